@@ -1,0 +1,316 @@
+"""The bound K on log p(x_0), term by term (Sohl-Dickstein et al. 2015, Equation 14).
+
+    K = prior + sum_{t = 2..T} -KL(q(x_{t-1} | x_t, x_0) || p(x_{t-1} | x_t)) + last
+
+By convention:
+
+- "discretised": prior = -KL(q(x_T | x_0) || pi), last = E log P(x_0 | x_1), the probability of the exact
+  8-bit or binary value (Ho, Jain and Abbeel 2020, Section 3.3);
+- "density": the same with the model's own Gaussian last step, a log-density in data units;
+- "paper": prior = H_q(x_T | x_0) - H_p(x_T), last = -H_q(x_1 | x_0): the last step is fixed,
+  p(x_0 | x_1) = T_pi(x_0 | x_1; beta_1); in model units.
+
+Every figure is in nats. A term is estimated with one draw of x_t, so terms need no order.
+"""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import final
+
+import torch
+from torch import Tensor
+from torch.special import log_ndtr
+
+from diffusion.distributions import Normal
+from diffusion.model import DiffusionModel
+from diffusion.noise import CounterNoise, Noise, Stream, counter_noise
+from diffusion.prediction import Prediction
+from diffusion.space import Convention, DataSpace
+
+_FAR = 1e3  # standard deviations; stands for infinity where a gradient must stay finite
+_LAST_DRAWS = 8
+
+
+@final
+@dataclass(frozen=True)
+class Steps:
+    """Which terms of each datum's bound are evaluated.
+
+    Attributes:
+        t: int64 [N, n]: each row the last step's draws (t = 1) first, then ascending strata of 2..T.
+        draw: int64 [N, n]: the noise's step, distinct within a row.
+        weight: float64 [n]: the bound's estimate is the prior's part + sum of weight times term.
+        last: how many of the n are draws of the last step.
+    """
+
+    t: Tensor
+    draw: Tensor
+    weight: Tensor
+    last: int
+
+    @property
+    def count(self) -> int:
+        """Network evaluations a datum."""
+        return len(self.weight)
+
+
+@final
+@dataclass(frozen=True)
+class BoundResult:
+    """The bound of N data, nats, float64 [N] each; `bound` = `prior` + `steps` + `last`.
+
+    `standard_error` is that of the Monte Carlo estimate of one datum's bound, from the spread of the
+    last step's draws and from successive differences between strata (a little on the large side).
+    """
+
+    bound: Tensor
+    standard_error: Tensor
+    prior: Tensor
+    steps: Tensor
+    last: Tensor
+
+
+def choose_steps(
+    T: int, rows: Tensor, seed: int, convention: Convention, terms: int | None = None
+) -> Steps:
+    """All T steps, or an unbiased, stratified choice of `terms` of them for each datum.
+
+    The strata split 2..T evenly and one t is drawn in each. The last step, t = 1, is always there and
+    has several draws (up to 8), for one draw would hide its own error; "paper" needs none.
+
+    Args:
+        T: steps of the process.
+        rows: int64 [N], which data of the request: the noise's rows.
+        seed: of the request.
+        convention: of the bound.
+        terms: network evaluations a datum, at least 4; None for all steps.
+
+    Raises:
+        ValueError: too few terms.
+    """
+    least = min_terms(T, convention)
+    if terms is not None and terms < least:
+        raise ValueError(f"`terms` is at least {least} for this model, came {terms}")
+    last = 0 if convention == "paper" else _LAST_DRAWS
+    if terms is not None and terms < T - 1 + last:
+        last = min(last, max(2, terms // 4))
+        strata = terms - last
+    else:
+        strata = T - 1
+    edges = torch.arange(strata + 1, dtype=torch.float64) * (T - 1) / max(strata, 1)
+    edges = edges.round().long() + 2
+    size = edges.diff()
+    noise = counter_noise(seed, rows.cpu(), 0, Stream.TERM)
+    inside = (noise.uniform((strata,)).double() * size).long() if strata else torch.empty(0)
+    t = edges[:-1] + inside.long() if strata else torch.empty(len(rows), 0, dtype=torch.long)
+    ones = torch.ones(len(rows), last, dtype=torch.long)
+    # Draws of the last step are numbered past T, so that no two terms of a datum share noise.
+    draws = T + 1 + torch.arange(last).expand(len(rows), last)
+    weight = torch.cat((torch.full((last,), 1 / max(last, 1)), size)).double()
+    return Steps(torch.cat((ones, t), 1), torch.cat((draws, t), 1), weight, last)
+
+
+def min_terms(T: int, convention: Convention) -> int:
+    """The fewest terms that give an estimate and its error."""
+    return min(T - 1, 2) + (0 if convention == "paper" else 2)
+
+
+def term_noise(seed: Tensor, row: Tensor, draw: Tensor) -> CounterNoise:
+    """The noise of terms: of the forward draw x_t given x_0, int64 [B] each."""
+    return CounterNoise(seed, row, draw, Stream.TERM)
+
+
+def evaluate(
+    model: DiffusionModel, prediction: Prediction, x_0: Tensor, x_t: Tensor, t: Tensor,
+    convention: Convention,
+) -> Tensor:  # fmt: skip
+    """Terms of the bound from a network call already made, nats [B].
+
+    Args:
+        model: the model.
+        prediction: `model.predict(x_t, t)`.
+        x_0: [B, *event], model units.
+        x_t: [B, *event], drawn from q(x_t | x_0).
+        t: int64 [B]; at t = 1 the term is the last step's part.
+        convention: of the bound; "paper" has no network's part at t = 1, and gives its closed form.
+    """
+    last = t == 1
+    if not bool(last.any()):
+        return -model.process.posterior(x_0, x_t, t, t - 1).kl(prediction.kernel(t - 1))
+    if not bool(last.all()):
+        values = x_0.new_empty(len(t))
+        for rows in (last, ~last):
+            part = prediction.rows(rows)
+            found = evaluate(model, part, x_0[rows], x_t[rows], t[rows], convention)
+            values[rows] = found.to(values.dtype)
+        return values
+    if convention == "paper":
+        return -model.process.marginal(x_0, t).entropy()
+    kernel = prediction.kernel(t - 1)
+    if convention == "density":
+        return kernel.log_prob(x_0) + model.space.log_jacobian()
+    if isinstance(kernel, Normal):
+        return discretised_log_prob(kernel, x_0, model.space)
+    return kernel.log_prob(x_0)
+
+
+def terms(
+    model: DiffusionModel,
+    x_0: Tensor,
+    t: Tensor,
+    noise: Noise,
+    convention: Convention,
+    clip: bool = True,
+) -> Tensor:
+    """Terms of the bound, one for each row, nats [B]; differentiable in the model's parameters.
+
+    Args:
+        model: the model.
+        x_0: [B, *event], model units.
+        t: int64 [B], 1..T.
+        noise: of the forward draw.
+        convention: of the bound.
+        clip: as in `DiffusionModel.predict`; training leaves it out.
+    """
+    x_t = model.process.marginal(x_0, t).sample(noise)
+    return evaluate(model, model.predict(x_t, t, clip), x_0, x_t, t, convention)
+
+
+def prior_part(model: DiffusionModel, x_0: Tensor, convention: Convention) -> Tensor:
+    """The part that needs no network, nats float64 [N]."""
+    last = torch.full((len(x_0),), model.T, device=x_0.device)
+    marginal = model.process.marginal(x_0.double(), last)
+    prior = model.process.prior(model.event, len(x_0))
+    if convention == "paper":
+        return (marginal.entropy() - prior.entropy()).double()
+    # A union of two families: both are of the process's own, which the types cannot say.
+    return -marginal.kl(prior).double()  # type: ignore[arg-type]
+
+
+def null_log_prob(model: DiffusionModel, x_0: Tensor, convention: Convention) -> Tensor:
+    """L_null, the log-likelihood under pi alone in the same convention, nats float64 [N]."""
+    x_0 = x_0.double()
+    prior = model.process.prior(model.event, len(x_0))
+    if isinstance(prior, Normal):
+        if convention == "discretised":
+            return discretised_log_prob(Normal(prior.mean.double(), prior.var.double()), x_0, model.space)
+        jacobian = model.space.log_jacobian() if convention == "density" else 0.0
+        return prior.log_prob(x_0).double() + jacobian
+    return prior.log_prob(x_0).double()
+
+
+def discretised_log_prob(kernel: Normal, x_0: Tensor, space: DataSpace) -> Tensor:
+    """log of the kernel's mass in the bin of each level, the end bins open, nats [B].
+
+    Phi((x + h - mean) / std) - Phi((x - h - mean) / std), h half a level in model units
+    (Ho, Jain and Abbeel 2020, Equation 13).
+    """
+    if space.levels is None or space.bounds is None:
+        raise ValueError('convention "discretised" needs data with levels: use "density" or "paper"')
+    low, high = (bound.to(x_0.device) for bound in space.bounds)
+    half = (high - low) / (2 * (space.levels - 1))
+    x, mean = x_0.double(), kernel.mean.double()
+    std = kernel.var.double().sqrt()
+    below = torch.where(x <= low + half, -_FAR, (x - half - mean) / std).clamp(-_FAR, _FAR)
+    above = torch.where(x >= high - half, _FAR, (x + half - mean) / std).clamp(-_FAR, _FAR)
+    # In the upper tail the difference is taken from the other side, where it does not cancel.
+    flip = below + above > 0
+    lower = log_ndtr(torch.where(flip, -above, below))
+    upper = log_ndtr(torch.where(flip, -below, above))
+    mass = upper + torch.log(-torch.expm1((lower - upper).clamp(max=-1e-30)))
+    return mass.flatten(1).sum(1)
+
+
+def combine(steps: Steps, values: Tensor, prior: Tensor, closed_last: Tensor | None) -> BoundResult:
+    """The bound of each datum from its terms' values.
+
+    Args:
+        steps: which terms.
+        values: [N, n], nats, in the order of `steps`.
+        prior: [N], `prior_part`.
+        closed_last: [N], the last part where it needs no network ("paper"), else None.
+    """
+    values = values.double()
+    weighted = values[:, steps.last :] * steps.weight[steps.last :]
+    total = weighted.sum(1)
+    strata = weighted.shape[1]
+    variance = torch.zeros_like(prior)
+    if strata > 1:
+        variance = variance + weighted.diff(dim=1).square().sum(1) / 2 * strata / (strata - 1)
+    draws = values[:, : steps.last]
+    if steps.last > 1:
+        variance = variance + draws.var(1) / steps.last
+    last = closed_last if closed_last is not None else draws.mean(1)
+    return BoundResult(prior + total + last, variance.sqrt(), prior, total, last)
+
+
+def closed_last(model: DiffusionModel, x_0: Tensor, convention: Convention) -> Tensor | None:
+    """The last part where it needs no network: -H_q(x_1 | x_0) of "paper", float64 [N]; else None."""
+    if convention != "paper":
+        return None
+    one = torch.ones(len(x_0), dtype=torch.long, device=x_0.device)
+    return -model.process.marginal(x_0.double(), one).entropy()
+
+
+def check_convention(model: DiffusionModel, convention: Convention) -> None:
+    """Raise ValueError where a convention does not fit the data."""
+    kind, levels = model.space.kind, model.space.levels
+    if convention == "discretised" and levels is None and kind != "bits":
+        raise ValueError('real data have no discretised bound: use "density" or "paper"')
+    if convention == "density" and kind == "bits":
+        raise ValueError('bits have no density: use "discretised" or "paper"')
+
+
+@torch.inference_mode()
+def bound(
+    model: DiffusionModel,
+    x_0: Tensor,
+    *,
+    seed: int,
+    convention: Convention,
+    terms: int | None = None,
+    batch: int = 64,
+    progress: Callable[[int], None] | None = None,
+) -> BoundResult:
+    """The bound on log p(x_0) of N data.
+
+    Args:
+        model: the model.
+        x_0: [N, *event], model units.
+        seed: of the noise.
+        convention: of the bound.
+        terms: network evaluations a datum; None for all steps.
+        batch: rows a network call.
+        progress: called with the number of evaluations just made.
+    """
+    check_convention(model, convention)
+    rows = torch.arange(len(x_0))
+    steps = choose_steps(model.T, rows, seed, convention, terms)
+    values = torch.empty(len(x_0) * steps.count, dtype=torch.float64)
+    datum = rows.repeat_interleave(steps.count)
+    t, draw = steps.t.flatten(), steps.draw.flatten()
+    for start in range(0, len(values), batch):
+        part = slice(start, start + batch)
+        here, device = datum[part], x_0.device
+        noise = term_noise(
+            torch.full_like(here, seed).to(device), here.to(device), draw[part].to(device)
+        )
+        x, at = x_0[here.to(device)], t[part].to(device)
+        x_t = model.process.marginal(x, at).sample(noise)
+        found = evaluate(model, model.predict(x_t, at), x, x_t, at, convention)
+        values[part] = found.double().cpu()
+        if progress is not None:
+            progress(len(here))
+    last = closed_last(model, x_0, convention)
+    return combine(
+        steps,
+        values.view(len(x_0), steps.count),
+        prior_part(model, x_0, convention).cpu(),
+        None if last is None else last.cpu(),
+    )
+
+
+def bits(nats: Tensor | float) -> Tensor | float:
+    """Nats to bits."""
+    return nats / math.log(2)

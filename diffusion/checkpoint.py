@@ -1,0 +1,215 @@
+"""The artefact: one .safetensors file that holds weights and every fact needed to use them.
+
+Tensors are the model's state (`network.*`, `process.beta`); the header's metadata holds one JSON
+document under the key `noneq`. Nothing is ever unpickled.
+"""
+
+import json
+from pathlib import Path
+from typing import Any, Literal, Self
+
+import torch
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+
+from diffusion.model import DiffusionModel, outputs
+from diffusion.networks import NetworkConfig, build
+from diffusion.prediction import PredictionKind, VarianceKind
+from diffusion.process import ProcessConfig
+from diffusion.space import Convention, DataSpace
+
+FORMAT = 1
+KEY = "noneq"
+
+
+class ArtefactError(ValueError):
+    """A file is no artefact that this version can use; the message names the file and the fix."""
+
+
+class _Frozen(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Provenance(_Frozen):
+    """Where the weights came from.
+
+    Attributes:
+        data: the data set's name.
+        checksum: of the data, "algorithm:hex"; of generated data, of the generator's settings.
+        steps: of training; 0 for a closed form.
+        seed: of training.
+        commit: of the code that trained; "-dirty" where it had changes.
+        versions: of the libraries.
+        seconds: of training, wall time.
+        device: that trained.
+        config: the whole configuration, as it was.
+    """
+
+    data: str
+    checksum: str | None = None
+    steps: int = Field(0, ge=0)
+    seed: int = 0
+    commit: str | None = None
+    versions: dict[str, str] = Field(default_factory=dict)
+    seconds: float | None = None
+    device: str | None = None
+    config: dict[str, Any] = Field(default_factory=dict)
+
+
+class Evaluation(_Frozen):
+    """A measured bound on held-out data.
+
+    Attributes:
+        convention: of the bound.
+        split: of the data.
+        count: data evaluated.
+        terms: network evaluations a datum; None for all steps.
+        seed: of the noise.
+        bound: mean over data, nats.
+        standard_error: of that mean, over data and noise, nats.
+        bits: mean bound in bits a datum.
+        bits_per_dim: negative mean bound, bits an element.
+        null: mean L_null in the same convention, nats.
+        entropy: the data's own, nats, where it is known.
+        machine: that evaluated.
+    """
+
+    convention: Convention
+    split: str
+    count: int = Field(ge=1)
+    terms: int | None = None
+    seed: int = 0
+    bound: float
+    standard_error: float
+    bits: float
+    bits_per_dim: float
+    null: float
+    entropy: float | None = None
+    machine: str | None = None
+
+
+class Metadata(_Frozen):
+    """The JSON document of an artefact."""
+
+    format: Literal[1] = 1
+    name: str = Field(pattern=r"^[a-z0-9][a-z0-9._-]{0,63}$")
+    process: ProcessConfig
+    network: NetworkConfig
+    prediction: PredictionKind
+    variance: VarianceKind | None = None
+    space: DataSpace
+    training: Provenance
+    evaluation: tuple[Evaluation, ...] = ()
+
+    @model_validator(mode="after")
+    def _fits(self) -> Self:
+        wanted = outputs(self.process.build(), self.prediction, self.variance)
+        if self.network.outputs != wanted:
+            raise ValueError(
+                f"prediction {self.prediction!r} with variance {self.variance!r} needs a network with "
+                f"{wanted} outputs an element, this one has {self.network.outputs}"
+            )
+        return self
+
+    def build(self) -> DiffusionModel:
+        """The model that the document describes, with fresh weights."""
+        return DiffusionModel(
+            self.process.build(), build(self.network), self.space, self.prediction, self.variance
+        )
+
+
+def save(path: Path, model: DiffusionModel, metadata: Metadata) -> None:
+    """Write an artefact; the file appears whole or not at all."""
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(path.name + ".partial")
+    save_file(tensors, partial, {KEY: metadata.model_dump_json()})
+    partial.replace(path)
+
+
+def rewrite(path: Path, metadata: Metadata) -> None:
+    """Replace an artefact's document and keep its tensors."""
+    model, _ = load(path)
+    save(path, model, metadata)
+
+
+def read_metadata(path: Path) -> Metadata:
+    """The document of an artefact, checked, without its tensors.
+
+    Raises:
+        ArtefactError: not an artefact, or not one of this version.
+    """
+    try:
+        with safe_open(path, framework="pt") as file:
+            header = file.metadata() or {}
+    except FileNotFoundError:
+        raise ArtefactError(f"{path}: there is no such file") from None
+    except (SafetensorError, OSError) as error:
+        raise ArtefactError(
+            f"{path}: not a readable .safetensors file ({error}): copy it again or export it anew"
+        ) from error
+    if KEY not in header:
+        raise ArtefactError(
+            f"{path}: a .safetensors file, but no noneq artefact (no metadata under {KEY!r}): "
+            "export one with `python -m training export`"
+        )
+    try:
+        document = json.loads(header[KEY])
+    except json.JSONDecodeError as error:
+        raise ArtefactError(f"{path}: its metadata is no JSON ({error}): export it anew") from error
+    version = document.get("format") if isinstance(document, dict) else None
+    if version != FORMAT:
+        raise ArtefactError(
+            f"{path}: format {version!r}, this version reads format {FORMAT}: export it anew with the "
+            "version of noneq that serves it"
+        )
+    try:
+        return Metadata.model_validate(document)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"])
+        raise ArtefactError(
+            f"{path}: its metadata does not hold: {where}: {first['msg']}: export it anew"
+        ) from error
+
+
+def load(path: Path, device: str | torch.device = "cpu") -> tuple[DiffusionModel, Metadata]:
+    """The model, in evaluation mode, and its document.
+
+    Raises:
+        ArtefactError: not an artefact, not one of this version, or tensors that do not fit it.
+    """
+    metadata = read_metadata(path)
+    try:
+        model = metadata.build()
+    except ValueError as error:
+        raise ArtefactError(f"{path}: its parts do not fit: {error}") from error
+    wanted = model.state_dict()
+    with safe_open(path, framework="pt") as file:
+        found = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118, it is no dict
+    _check_tensors(path, wanted, found)
+    with torch.no_grad():
+        for name, tensor in wanted.items():
+            tensor.copy_(found[name])
+    model.process.refresh()
+    return model.to(device).eval().requires_grad_(False), metadata
+
+
+def _check_tensors(
+    path: Path, wanted: dict[str, torch.Tensor], found: dict[str, torch.Tensor]
+) -> None:
+    missing, foreign = sorted(wanted.keys() - found.keys()), sorted(found.keys() - wanted.keys())
+    if missing or foreign:
+        raise ArtefactError(
+            f"{path}: its tensors do not fit its network: missing {missing[:3] or 'none'}, "
+            f"unknown {foreign[:3] or 'none'}: export it anew"
+        )
+    for name, tensor in wanted.items():
+        if tensor.shape != found[name].shape:
+            raise ArtefactError(
+                f"{path}: tensor {name} has shape {list(found[name].shape)}, its network needs "
+                f"{list(tensor.shape)}: export it anew"
+            )
+        if not bool(torch.isfinite(found[name]).all()):
+            raise ArtefactError(f"{path}: tensor {name} holds NaN or infinity: export it anew")

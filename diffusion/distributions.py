@@ -1,0 +1,140 @@
+"""Distributions over rows: independent elements, one row a datum.
+
+    log_prob(x) = sum over elements,    KL(q || p) = E_q[log q - log p],
+    q(x) r(x) = Z * (q multiplied by r)(x)
+
+Every figure is in nats and summed over a row's elements: [B]. Products have closed forms, kernel and
+normaliser both (Sohl-Dickstein et al. 2015, Section 2.5).
+"""
+
+import math
+from dataclasses import dataclass
+from typing import Self, final
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from diffusion.noise import Noise
+
+_LOG_2PI = math.log(2.0 * math.pi)
+
+
+def _sum(x: Tensor) -> Tensor:
+    """Sum over everything but the rows."""
+    return x.flatten(1).sum(1)
+
+
+@final
+@dataclass(frozen=True)
+class Normal:
+    """N(mean, var) elementwise.
+
+    Args:
+        mean: [B, *event].
+        var: broadcastable to `mean`. As a factor of `multiply`, 0 means known exactly and infinity
+            not known at all.
+    """
+
+    mean: Tensor
+    var: Tensor
+
+    def sample(self, noise: Noise) -> Tensor:
+        """mean + sqrt(var) n, [B, *event]; where var is 0 the mean comes back bit for bit."""
+        return self.mean + self.var.sqrt() * noise.normal(self.mean.shape[1:]).to(self.mean)
+
+    def log_prob(self, x: Tensor) -> Tensor:
+        """log N(x; mean, var), nats [B]."""
+        return -0.5 * _sum((x - self.mean).square() / self.var + self._log_var() + _LOG_2PI)
+
+    def kl(self, other: Self) -> Tensor:
+        """KL(self || other), nats [B]."""
+        ratio = (self.var / other.var).expand_as(self.mean)
+        shift = (self.mean - other.mean).square() / other.var
+        return 0.5 * _sum(ratio - 1.0 - ratio.log() + shift)
+
+    def entropy(self) -> Tensor:
+        """(1/2) log(2 pi e var), nats [B]."""
+        return 0.5 * _sum(self._log_var() + (_LOG_2PI + 1.0))
+
+    def multiply(self, other: Self) -> tuple[Self, Tensor]:
+        """The normalised product with `other` and log Z = log N(mean; other.mean, var + other.var).
+
+        Elements where either variance is infinite are not constrained: they keep the other's
+        parameters and add nothing to log Z. Where `other.var` is 0 the product is `other.mean` bit
+        for bit.
+
+        Returns:
+            The product, and log Z in nats [B].
+        """
+        mean, var = torch.broadcast_tensors(self.mean, self.var)
+        other_mean, other_var = torch.broadcast_tensors(other.mean, other.var)
+        total = var + other_var
+        free = torch.isinf(other_var)
+        exact = other_var == 0
+        gain = torch.where(free, 0.0, torch.where(exact, 1.0, var / total.clamp_min(1e-38)))
+        product_mean = torch.where(exact, other_mean, mean + gain * (other_mean - mean))
+        product = type(self)(product_mean, var * (1.0 - gain))
+        log_z = (other_mean - mean).square() / total + total.log() + _LOG_2PI
+        return product, -0.5 * _sum(torch.where(free, 0.0, log_z))
+
+    def _log_var(self) -> Tensor:
+        return self.var.log().expand_as(self.mean)
+
+
+@final
+@dataclass(frozen=True)
+class Bernoulli:
+    """B(sigmoid(logits)) elementwise, over 0 and 1.
+
+    Args:
+        logits: [B, *event]; -inf and inf are certain zeros and ones.
+    """
+
+    logits: Tensor
+
+    @classmethod
+    def of(cls, probability: Tensor) -> Self:
+        """From the probability of a one, [B, *event]."""
+        return cls(torch.logit(probability))
+
+    @property
+    def mean(self) -> Tensor:
+        """The probability of a one, [B, *event]."""
+        return self.logits.sigmoid()
+
+    def sample(self, noise: Noise) -> Tensor:
+        """1 where a uniform draw falls under the mean, [B, *event]."""
+        return (noise.uniform(self.logits.shape[1:]).to(self.mean) < self.mean).to(self.mean)
+
+    def log_prob(self, x: Tensor) -> Tensor:
+        """log B(x), nats [B]; -inf where x is impossible."""
+        return _sum(torch.where(x > 0.5, F.logsigmoid(self.logits), F.logsigmoid(-self.logits)))
+
+    def kl(self, other: Self) -> Tensor:
+        """KL(self || other), nats [B]."""
+        return _sum(self._expect(self._log(1) - other._log(1), self._log(0) - other._log(0)))
+
+    def entropy(self) -> Tensor:
+        """-E log B, nats [B]."""
+        return -_sum(self._expect(self._log(1), self._log(0)))
+
+    def multiply(self, other: Self) -> tuple[Self, Tensor]:
+        """The normalised product with `other` and log Z = log sum_x self(x) other(x).
+
+        Returns:
+            The product, and log Z in nats [B]; -inf where the two exclude each other.
+        """
+        log_z = torch.logaddexp(self._log(1) + other._log(1), self._log(0) + other._log(0))
+        return type(self)(self.logits + other.logits), _sum(log_z)
+
+    def _log(self, x: int) -> Tensor:
+        return F.logsigmoid(self.logits if x else -self.logits)
+
+    def _expect(self, one: Tensor, zero: Tensor) -> Tensor:
+        """E of a function that is `one` at 1 and `zero` at 0; an impossible value adds nothing."""
+        p = self.mean
+        return torch.where(p > 0, p * one, 0.0) + torch.where(p < 1, (1.0 - p) * zero, 0.0)
+
+
+Distribution = Normal | Bernoulli

@@ -1,0 +1,210 @@
+"""Dense networks, for vectors and bits.
+
+MLP, with e = act(time(embedding(time))) and `depth` activations:
+
+    h_1 = first(x_t) + e_1,   h_i = h_{i-1} + layer_i(act(h_{i-1})) + e_i,   readout(act(h_depth))
+
+RBF, the paper's normalised radial basis functions (Sohl-Dickstein et al. 2015, appendix D.1.1):
+
+    phi_j(x) = exp(-|x - c_j|^2 / (2 w_j^2)) / sum_k exp(-|x - c_k|^2 / (2 w_k^2)),   W_t phi + b_t
+
+A readout per step gives each t a linear layer of its own, as in both of the paper's small models.
+"""
+
+from typing import Literal, Self
+
+import torch
+from pydantic import BaseModel, ConfigDict, Field, PositiveInt, model_validator
+from torch import Tensor, nn
+
+from diffusion.networks.embedding import Clock, as_steps, sinusoidal
+
+_ACTIVATIONS = {"silu": nn.SiLU, "sigmoid": nn.Sigmoid, "tanh": nn.Tanh}
+
+
+class MLPConfig(BaseModel):
+    """What an `MLP` is built from.
+
+    The paper's heartbeat network is `features=20, width=50, depth=3, activation="sigmoid",
+    residual=False, embedding=0, readout_steps=2000`.
+
+    Attributes:
+        features: D, the elements of a vector.
+        outputs: 1 (mean part or logits) or 2 (mean and variance part), each of D elements.
+        width: units of a hidden layer.
+        depth: hidden layers.
+        activation: their non-linearity.
+        residual: add each layer's output to its input.
+        embedding: width of the sinusoidal embedding of time; 0 for none.
+        readout_steps: T for a last layer of its own at each of T steps; None for one for all.
+        zero_out: start from a network that returns zero.
+        clock: what `time` is: "step" (t - 1) or "log_snr".
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    kind: Literal["mlp"] = "mlp"
+    features: PositiveInt
+    outputs: Literal[1, 2] = 1
+    width: PositiveInt = 128
+    depth: PositiveInt = 3
+    activation: Literal["silu", "sigmoid", "tanh"] = "silu"
+    residual: bool = True
+    embedding: int = Field(default=64, ge=0)
+    readout_steps: PositiveInt | None = None
+    zero_out: bool = True
+    clock: Clock = "step"
+
+    @model_validator(mode="after")
+    def _knows_time(self) -> Self:
+        if self.readout_steps is None and self.embedding < 2:
+            raise ValueError(
+                f"with embedding {self.embedding} and no readout_steps the network cannot know the "
+                "time: write an embedding of 2 or more, or readout_steps = T"
+            )
+        if self.readout_steps is not None and self.clock != "step":
+            raise ValueError(
+                f"a readout per step counts steps, came clock {self.clock!r}: write clock = 'step'"
+            )
+        return self
+
+
+class RBFConfig(BaseModel):
+    """What an `RBF` is built from; the paper's swiss roll network has 16 units.
+
+    Attributes:
+        features: D, the elements of a vector.
+        outputs: 1 (mean part or logits) or 2 (mean and variance part), each of D elements.
+        units: basis functions.
+        T: steps, each with a readout of its own.
+        zero_out: start from a network that returns zero.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    kind: Literal["rbf"] = "rbf"
+    features: PositiveInt
+    outputs: Literal[1, 2] = 1
+    units: PositiveInt = 16
+    T: PositiveInt
+    zero_out: bool = True
+
+
+class StepReadout(nn.Module):
+    """W_t h + b_t, a linear layer for each of T steps."""
+
+    def __init__(self, T: int, c_in: int, c_out: int) -> None:
+        super().__init__()
+        self.T = T
+        bound = c_in**-0.5  # that of nn.Linear
+        self.weight = nn.Parameter(torch.empty(T, c_out, c_in).uniform_(-bound, bound))
+        self.bias = nn.Parameter(torch.empty(T, c_out).uniform_(-bound, bound))
+
+    def forward(self, h: Tensor, time: Tensor) -> Tensor:
+        """h [B, c_in] and time [B], t - 1 in 0..T - 1 -> [B, c_out]."""
+        step = time.round().long()
+        return torch.einsum("boi,bi->bo", self.weight[step], h) + self.bias[step]
+
+
+class MLP(nn.Module):
+    """A multi-layer perceptron that knows the time; the module's docstring has its equations."""
+
+    def __init__(self, config: MLPConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.clock: Clock = config.clock
+        width, c_out = config.width, config.outputs * config.features
+        self.act = _ACTIVATIONS[config.activation]()
+        self.first = nn.Linear(config.features, width)
+        self.layers = nn.ModuleList(nn.Linear(width, width) for _ in range(config.depth - 1))
+        timed = config.embedding > 0
+        self.time = nn.Linear(config.embedding, width) if timed else None
+        self.shifts = nn.ModuleList(
+            nn.Linear(width, width, bias=False) for _ in range(config.depth) if timed
+        )
+        self.readout: nn.Module = (
+            nn.Linear(width, c_out)
+            if config.readout_steps is None
+            else StepReadout(config.readout_steps, width, c_out)
+        )
+        if config.zero_out:
+            _zero(self.readout)
+
+    def forward(self, x_t: Tensor, time: Tensor) -> Tensor:
+        """Return the network's output for each row at its own time.
+
+        Args:
+            x_t: [B, D] in model units.
+            time: [B], t - 1 or log-SNR according to `clock`.
+
+        Returns:
+            [B, outputs * D].
+
+        Raises:
+            ValueError: `x_t` is not [B, D] with the configured D.
+        """
+        _check(x_t, self.config.features)
+        h = self.first(x_t)
+        e = None
+        if self.time is not None:
+            embedding = sinusoidal(as_steps(time, self.clock), self.config.embedding)
+            e = self.act(self.time(embedding.to(h.dtype)))
+            h = h + self.shifts[0](e)
+        for i, layer in enumerate(self.layers, 1):
+            y = layer(self.act(h))
+            y = y if e is None else y + self.shifts[i](e)
+            h = h + y if self.config.residual else y
+        h = self.act(h)
+        out: Tensor
+        out = self.readout(h, time) if isinstance(self.readout, StepReadout) else self.readout(h)
+        return out
+
+
+class RBF(nn.Module):
+    """Normalised radial basis functions with a readout per step (the paper's swiss roll network).
+
+    Centres and widths are learned; the data are of about unit variance, and so start the centres.
+    """
+
+    clock: Clock = "step"
+
+    def __init__(self, config: RBFConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.centres = nn.Parameter(torch.randn(config.units, config.features))
+        self.log_widths = nn.Parameter(torch.zeros(config.units))
+        self.readout = StepReadout(config.T, config.units, config.outputs * config.features)
+        if config.zero_out:
+            _zero(self.readout)
+
+    def basis(self, x: Tensor) -> Tensor:
+        """phi(x) for x [B, D]: positive, sums to one over the units, [B, units]."""
+        squares = (x[:, None] - self.centres).square().sum(-1)
+        return (-0.5 * squares * (-2.0 * self.log_widths).exp()).softmax(-1)
+
+    def forward(self, x_t: Tensor, time: Tensor) -> Tensor:
+        """Return W_t phi(x_t) + b_t.
+
+        Args:
+            x_t: [B, D] in model units.
+            time: [B], t - 1 in 0..T - 1.
+
+        Returns:
+            [B, outputs * D].
+
+        Raises:
+            ValueError: `x_t` is not [B, D] with the configured D.
+        """
+        _check(x_t, self.config.features)
+        out: Tensor = self.readout(self.basis(x_t), time)
+        return out
+
+
+def _check(x_t: Tensor, features: int) -> None:
+    if x_t.ndim != 2 or x_t.shape[1] != features:
+        raise ValueError(f"x_t has shape {tuple(x_t.shape)}; this network takes [rows, {features}]")
+
+
+def _zero(module: nn.Module) -> None:
+    for parameter in module.parameters():
+        nn.init.zeros_(parameter)

@@ -1,0 +1,265 @@
+"""The U-Net of DDPM, for images.
+
+    h = conv_in(x_t);  e = time_out(silu(time_in(embedding(time))))
+    down:  h = attn(res(h, e)), kept as a skip, `blocks` times a level; halve between levels
+    mid:   h = res(attn(res(h, e)), e)
+    up:    h = attn(res([h, skip], e)), `blocks + 1` times a level; double between levels
+    out:   conv_out(silu(norm_out(h)))
+
+The architecture of Ho, Jain and Abbeel (2020), appendix B, in the form of diffusers' `UNet2DModel`,
+layer by layer: `diffusers_key` names the diffusers parameter each of ours corresponds to.
+"""
+
+from collections.abc import Sequence
+from typing import Literal, Self
+
+import torch
+from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, model_validator
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from diffusion.networks.blocks import Attention, Downsample, Residual, Shared, Upsample
+from diffusion.networks.embedding import Clock, as_steps, sinusoidal, with_fourier
+
+
+class UNetConfig(BaseModel):
+    """What a `UNet` is built from.
+
+    Attributes:
+        in_channels: channels C of an image.
+        outputs: 1 (mean part) or 2 (mean and variance part), each of C channels.
+        channels: width of each level, from the full resolution down.
+        blocks: residual blocks a level on the way down (one more on the way up).
+        attention: which levels have self-attention, one boolean a level; empty for none.
+        mid_attention: self-attention between the two residual blocks of the lowest level.
+        head_dim: channels of an attention head; None for a single head, as in DDPM.
+        dropout: inside the residual blocks, when training.
+        norm_groups, norm_eps: of every GroupNorm.
+        patch: side of the squares of pixels that are folded into channels first and unfolded last
+            (1: none, as in diffusers). The network then works at 1/patch of the resolution, which on
+            a CPU buys width for pixels; height and width are multiples of it.
+        fourier: append sin and cos of 2^k pi x_t for each k to the input (VDM, Kingma et al. 2021,
+            appendix C), so that the last bits of 8-bit data can be told apart.
+        downsample_padding: 1, or 0 for DDPM's own asymmetric padding (right and bottom).
+        flip_sin_to_cos, freq_shift: the time embedding, see `embedding.sinusoidal`.
+        zero_out: start from a network that returns zero.
+        clock: what `time` is: "step" (t - 1) or "log_snr".
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    kind: Literal["unet"] = "unet"
+    in_channels: PositiveInt = 1
+    outputs: Literal[1, 2] = 1
+    channels: tuple[PositiveInt, ...] = Field(default=(32, 64), min_length=1)
+    blocks: PositiveInt = 2
+    attention: tuple[bool, ...] = ()
+    mid_attention: bool = False
+    head_dim: PositiveInt | None = None
+    dropout: float = Field(default=0.0, ge=0.0, lt=1.0)
+    norm_groups: PositiveInt = 8
+    norm_eps: PositiveFloat = 1e-5
+    patch: PositiveInt = 1
+    fourier: tuple[int, ...] = ()
+    downsample_padding: Literal[0, 1] = 1
+    flip_sin_to_cos: bool = True
+    freq_shift: float = 0.0
+    zero_out: bool = True
+    clock: Clock = "step"
+
+    @model_validator(mode="after")
+    def _fits(self) -> Self:
+        if self.attention and len(self.attention) != len(self.channels):
+            raise ValueError(
+                f"attention has {len(self.attention)} entries for {len(self.channels)} levels; "
+                "write one boolean for each entry of channels, or () for none"
+            )
+        attended = [c for c, a in zip(self.channels, self.attention, strict=False) if a]
+        attended += [self.channels[-1]] if self.mid_attention else []
+        for name, width, parts in [
+            *(("norm_groups", c, self.norm_groups) for c in self.channels),
+            *(("head_dim", c, self.head_dim or c) for c in attended),
+        ]:
+            if width % parts:
+                raise ValueError(
+                    f"channels {width} cannot be divided by {name} {parts}; "
+                    f"write multiples of it, or another {name}"
+                )
+        return self
+
+
+class Blocks(nn.Module):
+    """Residual blocks, the first `attended` of them followed by attention, then `resample`."""
+
+    def __init__(
+        self,
+        shared: Shared,
+        c_in: Sequence[int],
+        c_out: int,
+        attended: int,
+        resample: nn.Module | None = None,
+    ) -> None:
+        super().__init__()
+        self.res = nn.ModuleList(Residual(shared, c, c_out) for c in c_in)
+        self.attn = nn.ModuleList(Attention(shared, c_out) for _ in range(attended))
+        self.resample = resample
+
+    def block(self, i: int, h: Tensor, e: Tensor) -> Tensor:
+        """h through residual block i, and its attention if it has one."""
+        h = self.res[i](h, e)
+        return self.attn[i](h) if i < len(self.attn) else h
+
+
+class Down(Blocks):
+    """One level on the way down."""
+
+    def forward(self, h: Tensor, e: Tensor) -> list[Tensor]:
+        """h -> the level's skips, of which the last leads on."""
+        skips: list[Tensor] = []
+        for i in range(len(self.res)):
+            h = self.block(i, h, e)
+            skips.append(h)
+        return skips if self.resample is None else [*skips, self.resample(h)]
+
+
+class Mid(Blocks):
+    """The bottom."""
+
+    def forward(self, h: Tensor, e: Tensor) -> Tensor:
+        """h -> the same shape."""
+        for i in range(len(self.res)):
+            h = self.block(i, h, e)
+        return h
+
+
+class Up(Blocks):
+    """One level on the way up."""
+
+    def forward(self, h: Tensor, e: Tensor, skips: list[Tensor]) -> Tensor:
+        """h -> the next level's size; each block takes a skip off the end of `skips`."""
+        for i in range(len(self.res)):
+            h = self.block(i, torch.cat([h, skips.pop()], dim=1), e)
+        return h if self.resample is None else self.resample(h, skips[-1].shape[-2:])
+
+
+class UNet(nn.Module):
+    """The U-Net of DDPM (Ho et al. 2020, appendix B); the module's docstring has its equations."""
+
+    def __init__(self, config: UNetConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.clock: Clock = config.clock
+        widths, blocks = config.channels, config.blocks
+        attention = config.attention or (False,) * len(widths)
+
+        c_time = 4 * widths[0]
+        c_pixels = config.in_channels * config.patch**2
+        c_image = c_pixels * (1 + 2 * len(config.fourier))
+        self.conv_in = nn.Conv2d(c_image, widths[0], 3, padding=1)
+        self.time_in = nn.Linear(widths[0], c_time)
+        self.time_out = nn.Linear(c_time, c_time)
+
+        shared = Shared(
+            c_time, config.norm_groups, config.norm_eps, config.dropout, config.head_dim
+        )
+        self.down, width, skips = nn.ModuleList(), widths[0], [widths[0]]
+        for i, c in enumerate(widths):
+            half = Downsample(c, config.downsample_padding) if i < len(widths) - 1 else None
+            c_in = [width] + [c] * (blocks - 1)
+            self.down.append(Down(shared, c_in, c, blocks * attention[i], half))
+            skips += [c] * (blocks + (half is not None))
+            width = c
+
+        self.mid = Mid(shared, [width] * 2, width, int(config.mid_attention))
+
+        self.up = nn.ModuleList()
+        for i, c in reversed(list(enumerate(widths))):
+            double = Upsample(c) if i > 0 else None
+            c_in = [own + skips.pop() for own in [width] + [c] * blocks]
+            self.up.append(Up(shared, c_in, c, (blocks + 1) * attention[i], double))
+            width = c
+
+        self.norm_out = shared.norm(width)
+        self.conv_out = nn.Conv2d(width, config.outputs * c_pixels, 3, padding=1)
+        if config.zero_out:
+            for parameter in self.conv_out.parameters():
+                nn.init.zeros_(parameter)
+
+    def forward(self, x_t: Tensor, time: Tensor) -> Tensor:
+        """Return the network's output for each row at its own time.
+
+        Args:
+            x_t: [B, C, H, W] in model units; H and W multiples of `patch`.
+            time: [B], t - 1 or log-SNR according to `clock`.
+
+        Returns:
+            [B, outputs * C, H, W].
+
+        Raises:
+            ValueError: `x_t` is not [B, C, H, W] with the configured C and patch.
+        """
+        config = self.config
+        if x_t.ndim != 4 or x_t.shape[1] != config.in_channels:
+            raise ValueError(
+                f"x_t has shape {tuple(x_t.shape)}; this UNet takes "
+                f"[rows, {config.in_channels}, height, width]"
+            )
+        if x_t.shape[2] % config.patch or x_t.shape[3] % config.patch:
+            raise ValueError(
+                f"x_t has shape {tuple(x_t.shape)}; with patch {config.patch} height and width are "
+                f"multiples of {config.patch}"
+            )
+        dtype = self.conv_in.weight.dtype
+        steps, order = as_steps(time, self.clock), config.flip_sin_to_cos
+        e = sinusoidal(
+            steps, config.channels[0], flip_sin_to_cos=order, freq_shift=config.freq_shift
+        )
+        e = self.time_out(F.silu(self.time_in(e.to(dtype))))
+        e = F.silu(e)  # every residual block starts with it: done once here
+
+        pixels = F.pixel_unshuffle(x_t, config.patch)
+        h = self.conv_in(with_fourier(pixels, config.fourier).to(dtype))
+        skips = [h]
+        for down in self.down:
+            skips += down(skips[-1], e)
+        h = self.mid(skips[-1], e)
+        for up in self.up:
+            h = up(h, e, skips)
+        return F.pixel_shuffle(self.conv_out(F.silu(self.norm_out(h))), config.patch)
+
+
+#: One part of a parameter's dotted name -> diffusers' part; parts not listed are the same in both.
+_DIFFUSERS = {
+    "time_in": "time_embedding.linear_1",
+    "time_out": "time_embedding.linear_2",
+    "norm_out": "conv_norm_out",
+    "down": "down_blocks",
+    "mid": "mid_block",
+    "up": "up_blocks",
+    "res": "resnets",
+    "time": "time_emb_proj",
+    "shortcut": "conv_shortcut",
+    "attn": "attentions",
+    "norm": "group_norm",
+    "q": "to_q",
+    "k": "to_k",
+    "v": "to_v",
+    "out": "to_out.0",
+}
+
+
+def diffusers_key(name: str) -> str:
+    """Name the same parameter in diffusers' `UNet2DModel`.
+
+    Shapes are equal too: `{name: theirs[diffusers_key(name)] for name in ours}` converts a state
+    dict. Old checkpoints write query, key, value, proj_attn for to_q, to_k, to_v, to_out.0.
+
+    Args:
+        name: a key of `UNet.state_dict()`, such as "down.0.res.1.conv1.weight".
+
+    Returns:
+        diffusers' key, such as "down_blocks.0.resnets.1.conv1.weight".
+    """
+    parts = name.split(".")
+    resample = {"resample": f"{parts[0]}samplers.0"}  # downsamplers.0, upsamplers.0
+    return ".".join((_DIFFUSERS | resample).get(part, part) for part in parts)

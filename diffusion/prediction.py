@@ -1,0 +1,220 @@
+"""What a network's output means: an estimate of x_0 given x_t, and the kernel p(x_s | x_t) it implies.
+
+    mean = c_0(t, s) x_0hat + c_t(t, s) x_t,     x_0hat from eps, x_0, v or the paper's own mean
+
+Every choice is read here and nowhere else, and each becomes an estimate of x_0, so every sampler and
+every stride s < t serves every model.
+"""
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass, replace
+from typing import Literal, final
+
+import torch
+from torch import Tensor
+from typing_extensions import override
+
+from diffusion.distributions import Bernoulli, Distribution, Normal
+from diffusion.process import BinomialProcess, GaussianProcess, per_row
+
+PredictionKind = Literal["eps", "x_0", "v", "perturbation"]
+VarianceKind = Literal["lower", "upper", "interpolated", "moment"]
+
+
+class Prediction(ABC):
+    """What one network call says of B rows.
+
+    Attributes:
+        x_0: the estimate of x_0, model units [B, *event]; for bits the probability of a one.
+    """
+
+    x_0: Tensor
+
+    @abstractmethod
+    def kernel(self, s: Tensor) -> Distribution:
+        """p(x_s | x_t), s < t, int64 [B]."""
+
+    @abstractmethod
+    def rows(self, index: slice | Tensor) -> "Prediction":
+        """The same for some of the rows."""
+
+
+@final
+@dataclass(frozen=True)
+class GaussianPrediction(Prediction):
+    """x_0hat and the variance of the reverse kernel, elementwise.
+
+    Variances of p(x_s | x_t), with r = alpha_bar_t / alpha_bar_s and the posterior's own variance v:
+
+    - "lower": v, beta tilde (Ho, Jain and Abbeel 2020);
+    - "upper": 1 - r, beta;
+    - "interpolated": exp(f log(1 - r) + (1 - f) log v), the network's f (Nichol and Dhariwal 2021, 15);
+    - "moment": v + c_0^2 Var(x_0 | x_t), Var(x_0 | x_t) = (1 - alpha_bar_t) e^z with the network's z:
+      the moment match, exact as far as a Gaussian kernel goes;
+    - with `own`: the paper's Sigma at s = t - 1 (2015, Equation 65), its moment match elsewhere.
+
+    At s = 0, where v is 0, "lower" and "upper" keep the step before's posterior variance, so that the
+    last step stays a distribution.
+    """
+
+    process: GaussianProcess
+    x_t: Tensor
+    t: Tensor
+    x_0: Tensor
+    variance: VarianceKind | None
+    extra: Tensor | None = None
+    own: Tensor | None = None
+
+    def clipped(self, low: Tensor, high: Tensor) -> "GaussianPrediction":
+        """The same with x_0hat kept between two values in model units."""
+        return replace(self, x_0=self.x_0.clamp(low, high))
+
+    @override
+    def kernel(self, s: Tensor) -> Normal:
+        of_x_0, of_x_t, _ = self.process.posterior_coefficients(self.t, s)
+        mean = per_row(of_x_0, self.x_t) * self.x_0 + per_row(of_x_t, self.x_t) * self.x_t
+        return Normal(mean, self._var(s))
+
+    @override
+    def rows(self, index: slice | Tensor) -> "GaussianPrediction":
+        return replace(
+            self,
+            x_t=self.x_t[index],
+            t=self.t[index],
+            x_0=self.x_0[index],
+            extra=None if self.extra is None else self.extra[index],
+            own=None if self.own is None else self.own[index],
+        )
+
+    def _var(self, s: Tensor) -> Tensor:
+        of_x_0, _, posterior = self.process.posterior_coefficients(self.t, s)
+        lower = torch.where(s == 0, self._last(), posterior)
+        upper = 1 - self.process.rate(self.t, s)
+        if self.own is not None:
+            before = self.t - 1
+            own_of_x_0, _, own_posterior = self.process.posterior_coefficients(self.t, before)
+            var_x_0 = (self.own - per_row(own_posterior, self.own)).clamp_min(0)
+            scale = per_row((of_x_0 / own_of_x_0).square(), self.own)
+            match = per_row(posterior, self.own) + scale * var_x_0
+            return torch.where(per_row(s == before, self.own).bool(), self.own, match)
+        if self.variance == "lower":
+            return per_row(lower, self.x_t)
+        if self.variance == "upper":
+            return per_row(torch.where(s == 0, lower, upper), self.x_t)
+        assert self.extra is not None  # DiffusionModel asks the network for it
+        if self.variance == "interpolated":
+            f = (self.extra + 1) / 2
+            log_upper, log_lower = per_row(upper.log(), f), per_row(lower.log(), f)
+            return (f * log_upper + (1 - f) * log_lower).exp()
+        scale = of_x_0.square() * (1 - self.process.alpha_bar[self.t])
+        return per_row(posterior, self.x_t) + per_row(scale, self.x_t) * self.extra.exp()
+
+    def _last(self) -> Tensor:
+        """The posterior's variance one equal stride earlier, 2t -> t, for rows that step to 0."""
+        earlier = (2 * self.t).clamp(max=self.process.T)
+        _, _, var = self.process.posterior_coefficients(earlier, self.t)
+        return torch.where(earlier > self.t, var, 1 - self.process.alpha_bar[self.t])
+
+
+@final
+@dataclass(frozen=True)
+class BinomialPrediction(Prediction):
+    """P(x_0 = 1 | x_t) mixed through q(x_s | x_t, x_0); the paper's own f_b at s = t - 1.
+
+    Attributes:
+        logits: of P(x_0 = 1 | x_t), [B, *event].
+        own: the paper's kernel p(x_{t-1} | x_t) where the network gives that, else None.
+    """
+
+    process: BinomialProcess
+    x_t: Tensor
+    t: Tensor
+    logits: Tensor
+    own: Bernoulli | None = None
+
+    @property
+    def x_0(self) -> Tensor:  # type: ignore[override]
+        """P(x_0 = 1 | x_t), [B, *event]."""
+        return self.logits.sigmoid()
+
+    @override
+    def kernel(self, s: Tensor) -> Bernoulli:
+        mixed = self.process.mix(self.logits, self.x_t, self.t, s)
+        if self.own is None:
+            return mixed
+        adjacent = per_row(s == self.t - 1, self.x_t).bool()
+        return Bernoulli(torch.where(adjacent, self.own.logits, mixed.logits))
+
+    @override
+    def rows(self, index: slice | Tensor) -> "BinomialPrediction":
+        own = None if self.own is None else Bernoulli(self.own.logits[index])
+        return replace(
+            self, x_t=self.x_t[index], t=self.t[index], logits=self.logits[index], own=own
+        )
+
+
+def read_gaussian(
+    process: GaussianProcess,
+    kind: PredictionKind,
+    variance: VarianceKind | None,
+    output: Tensor,
+    x_t: Tensor,
+    t: Tensor,
+) -> GaussianPrediction:
+    """A Gaussian network's output as a prediction.
+
+    - "eps": x_0hat = (x_t - sqrt(1 - alpha_bar) eps) / sqrt(alpha_bar);
+    - "v": x_0hat = sqrt(alpha_bar) x_t - sqrt(1 - alpha_bar) v (Salimans and Ho 2022);
+    - "perturbation": Sigma = sigmoid(z_Sigma + logit beta_t), mean = (x_t - z)(1 - Sigma) + z
+      (Sohl-Dickstein et al. 2015, Equation 65), and the x_0 whose posterior has that mean.
+
+    Args:
+        process: the forward process.
+        kind: what the network predicts.
+        variance: which variance the reverse kernel has; None with "perturbation", which has its own.
+        output: [B, outputs * event[0], ...].
+        x_t: [B, *event].
+        t: int64 [B].
+    """
+    parts = output.to(x_t.dtype).split(x_t.shape[1], dim=1)
+    first, extra = parts[0], parts[1] if len(parts) > 1 else None
+    signal = per_row(process.alpha_bar[t].sqrt(), x_t)
+    noise = per_row((1 - process.alpha_bar[t]).sqrt(), x_t)
+    if kind == "x_0":
+        x_0 = first
+    elif kind == "eps":
+        x_0 = (x_t - noise * first) / signal
+    elif kind == "v":
+        x_0 = signal * x_t - noise * first
+    else:
+        assert extra is not None  # DiffusionModel asks the network for it
+        own = (extra + per_row(torch.logit(process.beta[t]), x_t)).sigmoid()
+        mean = (x_t - first) * (1 - own) + first
+        of_x_0, of_x_t, _ = process.posterior_coefficients(t, t - 1)
+        x_0 = (mean - per_row(of_x_t, x_t) * x_t) / per_row(of_x_0, x_t)
+        return GaussianPrediction(process, x_t, t, x_0, variance, own=own)
+    return GaussianPrediction(process, x_t, t, x_0, variance, extra)
+
+
+def read_binomial(
+    process: BinomialProcess, kind: PredictionKind, output: Tensor, x_t: Tensor, t: Tensor
+) -> BinomialPrediction:
+    """A binomial network's output as a prediction.
+
+    - "x_0": the logits of P(x_0 = 1 | x_t);
+    - "perturbation": f_b, logits of p(x_{t-1} | x_t) beside those of the forward kernel's
+      x_t (1 - beta_t) + rho beta_t (Sohl-Dickstein et al. 2015, Table App.1).
+
+    Args:
+        process: the forward process.
+        kind: what the network predicts.
+        output: [B, *event].
+        x_t: bits [B, *event].
+        t: int64 [B].
+    """
+    output = output.to(x_t.dtype)
+    if kind == "x_0":
+        return BinomialPrediction(process, x_t, t, output)
+    own = Bernoulli(output + process.forward_kernel(x_t, t).logits)
+    x_0 = process.unmix(own, x_t, t, t - 1)
+    return BinomialPrediction(process, x_t, t, torch.logit(x_0, eps=1e-6), own)

@@ -1,0 +1,221 @@
+"""Processes: the forward trajectory q, fixed, and the family of its reverse kernel.
+
+    q(x_t | x_0) has signal alpha_bar_t,   q(x_s | x_t, x_0) is proportional to q(x_t | x_s) q(x_s | x_0)
+
+`t` and `s` are int64 [B], one entry a row, s < t: any stride is served; s = t - 1 is the paper's
+(Sohl-Dickstein et al. 2015, Table App.1). Coefficients are worked out in float64 and cast once.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from typing import Annotated, Literal, final
+
+import torch
+import torch.nn.functional as F
+from pydantic import BaseModel, ConfigDict, Field
+from torch import Tensor, nn
+from typing_extensions import override
+
+from diffusion.distributions import Bernoulli, Distribution, Normal
+from diffusion.schedule import InverseTimeSchedule, LogSnrSchedule, Schedule, alpha_bar, check_beta
+
+
+class _ProcessConfig(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+    T: int = Field(ge=1, le=100_000)
+
+
+class GaussianConfig(_ProcessConfig):
+    """A Gaussian process of T steps under a schedule."""
+
+    kind: Literal["gaussian"] = "gaussian"
+    schedule: Schedule = LogSnrSchedule()
+
+    def build(self) -> "GaussianProcess":
+        """The process, with the schedule's table."""
+        return GaussianProcess(self.schedule.beta(self.T))
+
+
+class BinomialConfig(_ProcessConfig):
+    """A binomial process of T steps: bits decay to ones with probability `base_rate`."""
+
+    kind: Literal["binomial"] = "binomial"
+    schedule: Schedule = InverseTimeSchedule()
+    base_rate: float = Field(0.5, gt=0, lt=1)
+
+    def build(self) -> "BinomialProcess":
+        """The process, with the schedule's table."""
+        return BinomialProcess(self.schedule.beta(self.T), self.base_rate)
+
+
+ProcessConfig = Annotated[GaussianConfig | BinomialConfig, Field(discriminator="kind")]
+
+
+class Process(nn.Module, ABC):
+    """The forward process q of T steps.
+
+    Args:
+        beta: float64 [T + 1], beta[0] = 0.
+    """
+
+    beta: Tensor
+    alpha_bar: Tensor
+
+    def __init__(self, beta: Tensor) -> None:
+        super().__init__()
+        check_beta(beta)
+        self.register_buffer("beta", beta.double())
+        self.register_buffer("alpha_bar", alpha_bar(beta), persistent=False)
+
+    def refresh(self) -> None:
+        """Work alpha_bar out again after `beta` was loaded."""
+        check_beta(self.beta)
+        self.alpha_bar.copy_(alpha_bar(self.beta))
+
+    @property
+    def T(self) -> int:
+        """The number of steps."""
+        return len(self.beta) - 1
+
+    def log_snr(self, t: Tensor) -> Tensor:
+        """log(alpha_bar_t / (1 - alpha_bar_t)), float64 [B]; infinite at the ends of the signal."""
+        return torch.logit(self.alpha_bar[t])
+
+    def rate(self, t: Tensor, s: Tensor) -> Tensor:
+        """The signal kept from s to t, alpha_bar_t / alpha_bar_s, float64 [B]."""
+        return self.alpha_bar[t] / self.alpha_bar[s]
+
+    @abstractmethod
+    def prior(self, event: Sequence[int], rows: int) -> Distribution:
+        """pi(x_T), rows of shape [rows, *event]."""
+
+    @abstractmethod
+    def marginal(self, x_0: Tensor, t: Tensor) -> Distribution:
+        """q(x_t | x_0)."""
+
+    @abstractmethod
+    def forward_kernel(self, x_s: Tensor, t: Tensor, s: Tensor | None = None) -> Distribution:
+        """q(x_t | x_s); s = t - 1 where it is not given."""
+
+    @abstractmethod
+    def posterior(self, x_0: Tensor, x_t: Tensor, t: Tensor, s: Tensor) -> Distribution:
+        """q(x_s | x_t, x_0), s < t; at s = 0 it is x_0 for certain."""
+
+
+def per_row(values: Tensor, like: Tensor) -> Tensor:
+    """Values [B] shaped to broadcast over the rows of `like` [B, *event], in its type."""
+    return values.to(like.dtype).view(-1, *[1] * (like.ndim - 1))
+
+
+@final
+class GaussianProcess(Process):
+    """q(x_t | x_{t-1}) = N(sqrt(1 - beta_t) x_{t-1}, beta_t), pi = N(0, 1)."""
+
+    @override
+    def prior(self, event: Sequence[int], rows: int) -> Normal:
+        mean = torch.zeros(rows, *event, device=self.beta.device)
+        return Normal(mean, torch.ones_like(mean))
+
+    @override
+    def marginal(self, x_0: Tensor, t: Tensor) -> Normal:
+        """N(sqrt(alpha_bar_t) x_0, 1 - alpha_bar_t)."""
+        signal = self.alpha_bar[t]
+        return Normal(per_row(signal.sqrt(), x_0) * x_0, per_row(1 - signal, x_0))
+
+    @override
+    def forward_kernel(self, x_s: Tensor, t: Tensor, s: Tensor | None = None) -> Normal:
+        """N(sqrt(alpha_bar_t / alpha_bar_s) x_s, 1 - alpha_bar_t / alpha_bar_s)."""
+        rate = self.rate(t, t - 1 if s is None else s)
+        return Normal(per_row(rate.sqrt(), x_s) * x_s, per_row(1 - rate, x_s))
+
+    @override
+    def posterior(self, x_0: Tensor, x_t: Tensor, t: Tensor, s: Tensor) -> Normal:
+        """N(c_0 x_0 + c_t x_t, var), of `posterior_coefficients`."""
+        of_x_0, of_x_t, var = self.posterior_coefficients(t, s)
+        mean = per_row(of_x_0, x_t) * x_0 + per_row(of_x_t, x_t) * x_t
+        return Normal(mean, per_row(var, x_t))
+
+    def posterior_coefficients(self, t: Tensor, s: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """c_0, c_t and the variance of q(x_s | x_t, x_0), float64 [B] each.
+
+        With r = alpha_bar_t / alpha_bar_s: c_0 = sqrt(alpha_bar_s) (1 - r) / (1 - alpha_bar_t),
+        c_t = sqrt(r) (1 - alpha_bar_s) / (1 - alpha_bar_t), var = (1 - r) (1 - alpha_bar_s) /
+        (1 - alpha_bar_t) (Ho, Jain and Abbeel 2020, Equation 7, at any stride).
+        """
+        at_t, at_s, rate = self.alpha_bar[t], self.alpha_bar[s], self.rate(t, s)
+        of_x_0 = at_s.sqrt() * (1 - rate) / (1 - at_t)
+        of_x_t = rate.sqrt() * (1 - at_s) / (1 - at_t)
+        return of_x_0, of_x_t, (1 - rate) * (1 - at_s) / (1 - at_t)
+
+
+@final
+class BinomialProcess(Process):
+    """q(x_t | x_{t-1}) = B(x_{t-1} (1 - beta_t) + rho beta_t), pi = B(rho).
+
+    Args:
+        beta: float64 [T + 1].
+        base_rate: rho, the probability of a one once all signal is gone.
+    """
+
+    def __init__(self, beta: Tensor, base_rate: float = 0.5) -> None:
+        super().__init__(beta)
+        if not 0 < base_rate < 1:
+            raise ValueError(f"base_rate is a probability above 0 and below 1, came {base_rate}")
+        self.base_rate = base_rate
+
+    @override
+    def prior(self, event: Sequence[int], rows: int) -> Bernoulli:
+        shape = (rows, *event)
+        return Bernoulli.of(torch.full(shape, self.base_rate, device=self.beta.device))
+
+    @override
+    def marginal(self, x_0: Tensor, t: Tensor) -> Bernoulli:
+        """B(x_0 alpha_bar_t + rho (1 - alpha_bar_t))."""
+        return self._decay(x_0, self.alpha_bar[t])
+
+    @override
+    def forward_kernel(self, x_s: Tensor, t: Tensor, s: Tensor | None = None) -> Bernoulli:
+        """B(x_s r + rho (1 - r)), r = alpha_bar_t / alpha_bar_s."""
+        return self._decay(x_s, self.rate(t, t - 1 if s is None else s))
+
+    @override
+    def posterior(self, x_0: Tensor, x_t: Tensor, t: Tensor, s: Tensor) -> Bernoulli:
+        """Bayes in logits: logit q(x_s = 1 | x_0) + log q(x_t | x_s = 1) / q(x_t | x_s = 0)."""
+        before = self._decay(x_0, self.alpha_bar[s]).logits
+        return Bernoulli(before + self._likelihood_ratio(x_t, self.rate(t, s)))
+
+    def mix(self, logits: Tensor, x_t: Tensor, t: Tensor, s: Tensor) -> Bernoulli:
+        """sum over x_0 of P(x_0 | x_t) q(x_s | x_t, x_0), exactly, at any stride.
+
+        Args:
+            logits: of P(x_0 = 1 | x_t), [B, *event].
+            x_t: bits [B, *event].
+            t: int64 [B].
+            s: int64 [B], s < t.
+        """
+        of_one, of_zero = F.logsigmoid(logits), F.logsigmoid(-logits)
+        ones = self.posterior(torch.ones_like(x_t), x_t, t, s).logits
+        zeros = self.posterior(torch.zeros_like(x_t), x_t, t, s).logits
+        up = torch.logaddexp(of_one + F.logsigmoid(ones), of_zero + F.logsigmoid(zeros))
+        down = torch.logaddexp(of_one + F.logsigmoid(-ones), of_zero + F.logsigmoid(-zeros))
+        return Bernoulli(up - down)
+
+    def unmix(self, kernel: Bernoulli, x_t: Tensor, t: Tensor, s: Tensor) -> Tensor:
+        """The P(x_0 = 1 | x_t) whose `mix` is `kernel`, clamped to probabilities, [B, *event]."""
+        ones = self.posterior(torch.ones_like(x_t), x_t, t, s).mean
+        zeros = self.posterior(torch.zeros_like(x_t), x_t, t, s).mean
+        return ((kernel.mean - zeros) / (ones - zeros)).clamp(0, 1)
+
+    def _decay(self, x: Tensor, rate: Tensor) -> Bernoulli:
+        """B(x rate + rho (1 - rate)) for bits x, from two logits a row worked out in float64."""
+        lost = self.base_rate * (1 - rate)
+        of_one = torch.log(rate + lost) - torch.log((1 - self.base_rate) * (1 - rate))
+        of_zero = torch.log(lost) - torch.log1p(-lost)
+        return Bernoulli(torch.where(x > 0.5, per_row(of_one, x), per_row(of_zero, x)))
+
+    def _likelihood_ratio(self, x_t: Tensor, rate: Tensor) -> Tensor:
+        """log q(x_t | x_s = 1) - log q(x_t | x_s = 0), [B, *event]; rate in [0, 1)."""
+        lost = self.base_rate * (1 - rate)
+        of_one = torch.log(rate + lost) - torch.log(lost)
+        of_zero = torch.log((1 - self.base_rate) * (1 - rate)) - torch.log1p(-lost)
+        return torch.where(x_t > 0.5, per_row(of_one, x_t), per_row(of_zero, x_t))

@@ -1,0 +1,127 @@
+"""Schedules: tables of beta_t, t = 0..T, in float64, with beta_0 = 0.
+
+    alpha_bar_t = prod_{k <= t} (1 - beta_k),    SNR_t = alpha_bar_t / (1 - alpha_bar_t)
+
+A schedule is a frozen configuration that makes its table; a learned table is a tensor of the artefact.
+"""
+
+import math
+from typing import Annotated, Literal
+
+import torch
+from pydantic import BaseModel, ConfigDict, Field
+from torch import Tensor
+
+
+class _Schedule(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class LinearSchedule(_Schedule):
+    """beta from `first` to `last` in equal steps (Ho, Jain and Abbeel 2020)."""
+
+    kind: Literal["linear"] = "linear"
+    first: float = Field(1e-4, gt=0, lt=1)
+    last: float = Field(0.02, gt=0, lt=1)
+
+    def beta(self, T: int) -> Tensor:  # noqa: D102
+        return _from_beta(torch.linspace(self.first, self.last, T, dtype=torch.float64))
+
+
+class CosineSchedule(_Schedule):
+    """alpha_bar = cos^2(((t / T + offset) / (1 + offset)) pi / 2) (Nichol and Dhariwal 2021, 17)."""
+
+    kind: Literal["cosine"] = "cosine"
+    offset: float = Field(0.008, ge=0)
+    max_beta: float = Field(0.999, gt=0, lt=1)
+
+    def beta(self, T: int) -> Tensor:  # noqa: D102
+        u = torch.arange(T + 1, dtype=torch.float64) / T
+        alpha_bar = ((u + self.offset) / (1 + self.offset) * (math.pi / 2)).cos().square()
+        return _from_beta((1 - alpha_bar[1:] / alpha_bar[:-1]).clamp(max=self.max_beta))
+
+
+class GeometricSchedule(_Schedule):
+    """beta from `first` to `last` in equal ratios."""
+
+    kind: Literal["geometric"] = "geometric"
+    first: float = Field(1e-4, gt=0, lt=1)
+    last: float = Field(0.5, gt=0, lt=1)
+
+    def beta(self, T: int) -> Tensor:  # noqa: D102
+        ends = (math.log(self.first), math.log(self.last))
+        return _from_beta(torch.linspace(*ends, T, dtype=torch.float64).exp())
+
+
+class InverseTimeSchedule(_Schedule):
+    """beta_t = 1 / (T - t + 1): alpha_bar_t = 1 - t / T (Sohl-Dickstein et al. 2015, Section 2.4.1)."""
+
+    kind: Literal["inverse-time"] = "inverse-time"
+
+    def beta(self, T: int) -> Tensor:  # noqa: D102
+        return _from_beta(1.0 / torch.arange(T, 0, -1, dtype=torch.float64))
+
+
+class LogSnrSchedule(_Schedule):
+    """log SNR from `first` at t = 1 to `last` at t = T in equal steps (Kingma et al. 2021)."""
+
+    kind: Literal["linear-log-snr"] = "linear-log-snr"
+    first: float = 13.3
+    last: float = -5.0
+
+    def beta(self, T: int) -> Tensor:  # noqa: D102
+        return _from_log_snr(torch.linspace(self.first, self.last, T, dtype=torch.float64))
+
+
+class TableSchedule(_Schedule):
+    """A table of its own, kept among the artefact's tensors as `process.beta`: learned, or converted."""
+
+    kind: Literal["table"] = "table"
+
+    def beta(self, T: int) -> Tensor:
+        """A placeholder of the right shape: the artefact's tensors fill it."""
+        return InverseTimeSchedule().beta(T)
+
+
+Schedule = Annotated[
+    LinearSchedule
+    | CosineSchedule
+    | GeometricSchedule
+    | InverseTimeSchedule
+    | LogSnrSchedule
+    | TableSchedule,
+    Field(discriminator="kind"),
+]
+
+
+def alpha_bar(beta: Tensor) -> Tensor:
+    """alpha_bar_t = prod_{k <= t} (1 - beta_k), float64 [T + 1]."""
+    return (1.0 - beta.double()).cumprod(0)
+
+
+def check_beta(beta: Tensor) -> None:
+    """Raise ValueError unless `beta` is a table: beta_0 = 0, then values in (0, 1], 1 only at t = T."""
+    inner = beta[1:]
+    if beta.ndim != 1 or len(beta) < 2 or beta[0] != 0:
+        raise ValueError(
+            f"beta must be a table [T + 1] with beta[0] = 0 and T >= 1, came shape {tuple(beta.shape)}"
+        )
+    if not bool(((inner > 0) & (inner <= 1)).all()) or bool((inner[:-1] == 1).any()):
+        raise ValueError(
+            "beta[1..T] must lie above 0 and below 1 (1 is allowed at t = T alone): came values "
+            f"from {inner.min().item():.3g} to {inner.max().item():.3g}"
+        )
+
+
+def _from_beta(beta: Tensor) -> Tensor:
+    return torch.cat((beta.new_zeros(1), beta))
+
+
+def _from_log_snr(log_snr: Tensor) -> Tensor:
+    """beta from log SNR at t = 1..T, without the cancellation of 1 - alpha_bar_t / alpha_bar_{t-1}.
+
+    beta_t = 1 - alpha_bar_t / alpha_bar_s = -expm1(logsigmoid(l_t) - logsigmoid(l_s)), l_0 = infinity.
+    """
+    log_alpha_bar = torch.nn.functional.logsigmoid(log_snr)
+    before = torch.cat((log_alpha_bar.new_zeros(1), log_alpha_bar[:-1]))
+    return _from_beta(-torch.expm1(log_alpha_bar - before))

@@ -1,0 +1,126 @@
+"""The data space: what a datum is, and the affine map between data units and model units.
+
+    z = (x - shift) / scale,    log p(x) = log p(z) - sum over elements of log scale
+"""
+
+import math
+from typing import Literal, Self
+
+import torch
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+from torch import Tensor
+
+Convention = Literal["discretised", "density", "paper"]
+
+
+class DataSpace(BaseModel):
+    """What a datum is.
+
+    Attributes:
+        kind: "image" ([channels, height, width]), "vector" ([D]) or "bits" ([D] or an image of bits).
+        shape: the event's shape.
+        shift: subtracted from data; one number, or one for each element of the first axis.
+        scale: then divided by; likewise, above 0.
+        levels: the number of values, 0..levels - 1, where data are integers (256 for 8-bit images).
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+    kind: Literal["image", "vector", "bits"]
+    shape: tuple[int, ...] = Field(min_length=1, max_length=3)
+    shift: float | tuple[float, ...] = 0.0
+    scale: float | tuple[float, ...] = 1.0
+    levels: int | None = Field(None, ge=2, le=65536)
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if any(n < 1 for n in self.shape):
+            raise ValueError(f"every side of `shape` is at least 1, came {list(self.shape)}")
+        if self.kind == "image" and len(self.shape) != 3:
+            raise ValueError(
+                f"an image's `shape` is [channels, height, width], came {list(self.shape)}"
+            )
+        for name in ("shift", "scale"):
+            value = getattr(self, name)
+            if isinstance(value, tuple) and len(value) != self.shape[0]:
+                raise ValueError(
+                    f"`{name}` is one number or {self.shape[0]} of them (the first axis of `shape`), "
+                    f"came {len(value)}"
+                )
+        scales = self.scale if isinstance(self.scale, tuple) else (self.scale,)
+        if min(scales) <= 0:
+            raise ValueError(f"`scale` is above 0, came {self.scale}")
+        if self.kind == "bits" and (self.shift, self.scale, self.levels) != (0.0, 1.0, None):
+            raise ValueError("bits are 0 and 1 in every unit: leave `shift`, `scale`, `levels` out")
+        return self
+
+    @property
+    def dims(self) -> int:
+        """The number of elements of a datum."""
+        return math.prod(self.shape)
+
+    @property
+    def default_convention(self) -> Convention:
+        """Which convention of the bound is this data's own."""
+        return "density" if self.levels is None and self.kind != "bits" else "discretised"
+
+    @property
+    def bounds(self) -> tuple[Tensor, Tensor] | None:
+        """The least and greatest value in model units where data are levels, else None."""
+        if self.levels is None:
+            return None
+        ends = torch.tensor([0.0, self.levels - 1.0], dtype=torch.float64)
+        low, high = ((ends[:, *[None] * len(self.shape)] - self._shift()) / self._scale()).unbind(0)
+        return low, high
+
+    def to_model(self, x: Tensor) -> Tensor:
+        """Data units [N, *shape] to model units, float32."""
+        return ((x.double() - self._shift(x)) / self._scale(x)).float()
+
+    def to_data(self, z: Tensor) -> Tensor:
+        """Model units [N, *shape] to data units, float32; levels are rounded and kept in range."""
+        x = z.double() * self._scale(z) + self._shift(z)
+        if self.levels is not None:
+            x = x.round().clamp(0, self.levels - 1)
+        return x.float()
+
+    def log_jacobian(self) -> float:
+        """log |dz / dx|: what a log-density in model units gains in data units, nats."""
+        per_element = torch.broadcast_to(self._scale(), self.shape).log().sum()
+        return -float(per_element)
+
+    def check(self, x: Tensor) -> None:
+        """Raise ValueError unless `x` [N, *shape] is data: finite, in range, of the right shape."""
+        if tuple(x.shape[1:]) != self.shape:
+            raise ValueError(
+                f"a datum has shape {list(self.shape)}, came {list(x.shape[1:])}: "
+                f"send arrays of shape {list(self.shape)}"
+            )
+        if not bool(torch.isfinite(x).all()):
+            raise ValueError("data are finite numbers, came NaN or infinity: remove or replace them")
+        if self.kind == "bits" and not bool(((x == 0) | (x == 1)).all()):
+            raise ValueError(f"bits are 0 or 1, came {_odd(x, (x != 0) & (x != 1))}")
+        if self.levels is not None:
+            wrong = (x < 0) | (x > self.levels - 1) | (x != x.round())
+            if bool(wrong.any()):
+                raise ValueError(
+                    f"values are integers from 0 to {self.levels - 1}, came {_odd(x, wrong)}: "
+                    f"scale to 0..{self.levels - 1} and round"
+                )
+
+    def _shift(self, like: Tensor | None = None) -> Tensor:
+        return self._column(self.shift, like)
+
+    def _scale(self, like: Tensor | None = None) -> Tensor:
+        return self._column(self.scale, like)
+
+    def _column(self, value: float | tuple[float, ...], like: Tensor | None) -> Tensor:
+        """A setting as float64 that broadcasts over [*shape] from the first axis."""
+        column = torch.tensor(value, dtype=torch.float64).reshape(-1, *[1] * (len(self.shape) - 1))
+        return column if like is None else column.to(like.device)
+
+
+def _odd(x: Tensor, wrong: Tensor) -> str:
+    """The first few offending values, in words."""
+    values = x[wrong][:3].tolist()
+    more = int(wrong.sum()) - len(values)
+    return ", ".join(f"{v:g}" for v in values) + (f" and {more} more" if more > 0 else "")

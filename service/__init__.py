@@ -1,0 +1,1 @@
+"""Online: diffusion models as probability distributions, behind an HTTP API."""

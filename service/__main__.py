@@ -1,0 +1,49 @@
+"""`python -m service`: the server, by the operator's flags and environment."""
+
+import logging
+import math
+import signal
+import sys
+from collections.abc import Sequence
+
+import uvicorn
+
+from service.app import create_app
+from service.settings import Settings
+
+
+def main() -> None:
+    """Serve until SIGTERM or SIGINT, then finish what was accepted."""
+    settings = Settings.from_command_line()
+    logging.basicConfig(
+        level=settings.log_level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s"
+    )
+    if settings.log_level != "debug":  # its own account of starting would drown the one line below
+        logging.getLogger("uvicorn.error").setLevel(max(logging.WARNING, logging.root.level))
+    # uvicorn raises the signal again once it has drained; that is a clean end, not a failure.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
+    url = ""
+
+    def announce(models: Sequence[str]) -> None:
+        print(f"noneq is ready on {url} with {', '.join(models)}; see {url}/docs", flush=True)
+
+    config = uvicorn.Config(
+        create_app(settings, announce),
+        host=settings.host,
+        port=settings.port,
+        log_config=None,
+        timeout_graceful_shutdown=math.ceil(settings.drain_seconds),
+        server_header=False,
+        lifespan="on",
+    )
+    socket = config.bind_socket()
+    host = "localhost" if settings.host in ("", "0.0.0.0", "::") else settings.host
+    url = f"http://{f'[{host}]' if ':' in host else host}:{socket.getsockname()[1]}"
+    try:
+        uvicorn.Server(config).run(sockets=[socket])
+    except KeyboardInterrupt:
+        sys.exit(130)
+
+
+if __name__ == "__main__":
+    main()

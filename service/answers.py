@@ -1,0 +1,166 @@
+"""What is answered, as pydantic models; /docs shows them.
+
+Array fields hold numpy arrays until they are written; `bound` = `prior` + `steps` + `last`.
+"""
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, WithJsonSchema
+
+from diffusion.sampling import Ancestral, Sampler
+from diffusion.space import Convention
+
+ArrayOut = Annotated[Any, WithJsonSchema({"type": "array", "items": {}})]
+
+
+class _Answer(BaseModel):
+    model: str = Field(description="Which model answered.")
+    seed: int = Field(description="With the same request it gives the same answer.")
+
+
+class SampleAnswer(_Answer):
+    """Samples of p(x_0)."""
+
+    sampler: Sampler
+    shape: list[int] = Field(description="Of one sample.")
+    samples: ArrayOut = Field(description="[num_samples, *shape], data units.")
+    network_evaluations: int = Field(description="Rows put through the network.")
+
+
+class Parts(BaseModel):
+    """bound = prior + steps + last, nats."""
+
+    prior: float | None = Field(description="What needs no network, at t = T.")
+    steps: float | None = Field(description="The terms of t = 2..T.")
+    last: float | None = Field(description="The step to x_0.")
+
+
+class Term(BaseModel):
+    """One evaluated piece of the bound."""
+
+    t: int
+    weight: float = Field(
+        description="In the bound: the closed parts plus the sum of weight * value."
+    )
+    value: float | None = Field(description="Nats; at t = 1 a draw of the last step's part.")
+
+
+class Loglik(BaseModel):
+    """The bound of one datum. Null stands for minus infinity: the model excludes the datum."""
+
+    bound: float | None = Field(description="Nats; at most log p(x_0), but for its standard error.")
+    standard_error: float | None = Field(description="Of this estimate, nats.")
+    bits: float | None = Field(description="The bound in bits.")
+    bits_per_dim: float | None = Field(
+        description="-bits an element of the datum: lower is better."
+    )
+    relative_to_prior: float | None = Field(description="K - L_null, nats: gained over pi.")
+    parts: Parts
+    per_step: list[Term] | None = Field(None, description="Where it was asked for.")
+
+
+class LoglikAnswer(_Answer):
+    """Bounds on log p(x_0)."""
+
+    estimator: Literal["bound"]
+    convention: Convention
+    terms: int = Field(description="Network evaluations made for each datum.")
+    results: list[Loglik]
+    network_evaluations: int
+
+
+class Diagnostics(BaseModel):
+    """How far the samples can be trusted as posterior samples."""
+
+    particles: int
+    ess: float = Field(description="Effective sample size of the particles.")
+    log_evidence: float | None = Field(None, description="log Z, nats, where the method gives it.")
+    log_evidence_error: float | None = None
+    ancestors: int = Field(description="Particles whose line survived.")
+    start: int | None = Field(
+        None, description="The step of a matched start, its noise nearest to the observation's."
+    )
+    start_noise: float | None = Field(
+        None, description="That step's noise: a deviation in data units, or a flip probability."
+    )
+
+
+class Posterior(BaseModel):
+    """Samples for one datum observed."""
+
+    samples: ArrayOut = Field(description="[num_samples, *shape], data units.")
+    mean: ArrayOut = Field(description="Over the samples, [*shape].")
+    std: ArrayOut | None = Field(description="Over the samples, [*shape]; null where there is one.")
+    diagnostics: Diagnostics
+
+
+class PosteriorAnswer(_Answer):
+    """Samples of p(x_0) r(x_0)."""
+
+    method: Literal["product", "matched"] = Field(description="The method that was used.")
+    biased: bool = Field(description="Whether the method misses the posterior even with all steps.")
+    sampler: Ancestral
+    shape: list[int]
+    results: list[Posterior]
+    network_evaluations: int
+
+
+class ModelSummary(BaseModel):
+    """A served model at a glance."""
+
+    name: str
+    kind: str = Field(description="image, vector or bits.")
+    shape: list[int]
+    process: str
+    steps: int = Field(description="T.")
+    network: str
+    parameters: int
+
+
+class RefusedFile(BaseModel):
+    """A file of the models folder that is not served."""
+
+    file: str
+    reason: str
+    fix: str
+
+
+class ModelsAnswer(BaseModel):
+    """What is served."""
+
+    models: list[ModelSummary]
+    default: str | None = Field(description="Serves requests that name none.")
+    refused: list[RefusedFile]
+
+
+class ModelAnswer(ModelSummary):
+    """Everything an artefact says of its model, and its card."""
+
+    default_convention: Convention
+    artefact: dict[str, Any] = Field(
+        description="The artefact's document: process, network, space, training."
+    )
+    evaluation: list[dict[str, Any]] = Field(description="Measured bounds, with split and error.")
+    card: str | None = Field(description="The model's card, Markdown.")
+
+
+class Health(BaseModel):
+    """Alive, or ready."""
+
+    status: str
+    models: list[str] | None = None
+
+
+class ProblemDocument(BaseModel):
+    """RFC 9457: what came, what was expected, how to mend it."""
+
+    model_config = ConfigDict(extra="allow")
+
+    type: str
+    title: str
+    status: int
+    detail: str
+    expected: Any | None = None
+    received: Any | None = None
+    fix: str | None = None
+    request_id: str | None = None

@@ -1,0 +1,130 @@
+"""The app: create_app(settings) joins routes, middleware and backend; nothing else is global."""
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any
+
+from anyio import to_thread
+from fastapi import FastAPI, Request, Response
+from fastapi.exceptions import RequestValidationError
+from starlette.exceptions import HTTPException
+
+from service import openapi
+from service.backend import Backend
+from service.metrics import Metrics
+from service.middleware import ApiKeys, BodyLimit, RequestContext, problem_response
+from service.problems import (
+    InternalError,
+    InvalidRequest,
+    MalformedBody,
+    MethodNotAllowed,
+    Problem,
+    UnknownRoute,
+)
+from service.routes import router
+from service.settings import Settings
+
+
+class NoneqApp(FastAPI):
+    """FastAPI whose OpenAPI document knows the bodies that the routes read themselves."""
+
+    def openapi(self) -> dict[str, Any]:
+        """The document, made once."""
+        if not self.openapi_schema:
+            self.openapi_schema = dict(openapi.document(self))
+        return self.openapi_schema
+
+
+def create_app(
+    settings: Settings, announce: Callable[[Sequence[str]], None] | None = None
+) -> FastAPI:
+    """The service, not yet started.
+
+    Its lifespan loads and warms the models beside the server, so that /health/live answers from the
+    first moment and /health/ready once requests do; at the end it drains the engine.
+
+    Args:
+        settings: of the operator.
+        announce: called once, in a worker thread, with the models' names when it is ready.
+    """
+    metrics = Metrics()
+    backend = Backend(settings, metrics)
+
+    @asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        opening = asyncio.create_task(to_thread.run_sync(backend.open, announce))
+        try:
+            yield
+        finally:
+            await opening
+            await to_thread.run_sync(backend.close)
+
+    app = NoneqApp(
+        title="noneq",
+        version=_version(),
+        description=openapi.DESCRIPTION,
+        lifespan=lifespan,
+        redoc_url=None,
+    )
+    app.state.backend = backend
+    app.include_router(router)
+    app.add_exception_handler(Problem, _on_problem)
+    app.add_exception_handler(HTTPException, _on_http_exception)
+    app.add_exception_handler(RequestValidationError, _on_validation_error)
+    # The last added is the outermost.
+    app.add_middleware(BodyLimit, limit=settings.max_body_bytes)
+    app.add_middleware(ApiKeys, keys=settings.accepted_keys)
+    app.add_middleware(RequestContext, metrics=metrics)
+    return app
+
+
+async def _on_problem(request: Request, error: Exception) -> Response:
+    assert isinstance(error, Problem)
+    return problem_response(error, request.scope)
+
+
+async def _on_http_exception(request: Request, error: Exception) -> Response:
+    """What the framework itself refuses: paths, methods, bodies."""
+    assert isinstance(error, HTTPException)
+    return problem_response(_as_problem(request, error), request.scope)
+
+
+def _as_problem(request: Request, error: HTTPException) -> Problem:
+    came = f"{request.method} {request.url.path}"[:200]
+    if error.status_code == 404:
+        paths = sorted(request.app.openapi()["paths"])
+        return UnknownRoute(
+            "There is no such path.",
+            received=came,
+            expected=paths,
+            fix="/docs shows every route with examples.",
+        )
+    if error.status_code == 405:
+        allow = (error.headers or {}).get("Allow", "")
+        return MethodNotAllowed(
+            "The path exists, under another method.",
+            allow=allow,
+            received=came,
+            expected=allow,
+            fix="/docs shows every route with examples.",
+        )
+    if error.status_code < 500:
+        return MalformedBody(str(error.detail), received=came, fix="/docs shows every route.")
+    return InternalError(str(error.detail), received=came)
+
+
+async def _on_validation_error(request: Request, error: Exception) -> Response:
+    assert isinstance(error, RequestValidationError)
+    first = error.errors()[0]
+    place = ".".join(str(part) for part in first["loc"])
+    problem = InvalidRequest(f"{place}: {first['msg']}", location=place, fix="See /docs.")
+    return problem_response(problem, request.scope)
+
+
+def _version() -> str:
+    try:
+        return version("noneq")
+    except PackageNotFoundError:  # run from a checkout that was not installed
+        return "0"

@@ -1,0 +1,182 @@
+"""Bodies: a request is JSON or safetensors, an answer what `Accept` asks for.
+
+A binary body is a safetensors file: tensors, and every other field as one JSON object in its
+metadata, under "request" on the way in and "answer" on the way out. Nothing is ever unpickled.
+"""
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import orjson
+import safetensors.torch
+from safetensors import SafetensorError
+from torch import Tensor
+
+from service.problems import InvalidRequest, MalformedBody, NotAcceptable, UnsupportedMediaType
+
+JSON = "application/json"
+PNG = "image/png"
+BINARY = "application/octet-stream"
+
+REQUEST_KEY = "request"
+ANSWER_KEY = "answer"
+TENSORS = ("data", "observed", "known")
+
+_BINARY_FORM = (
+    "a safetensors file with tensors named data, observed or known, and the other fields as one "
+    f'JSON object in its metadata under the key "{REQUEST_KEY}"'
+)
+
+
+@dataclass(frozen=True)
+class Body:
+    """A request before it is checked: its fields, and the tensors of a binary one."""
+
+    fields: dict[str, Any]
+    tensors: dict[str, Tensor] = field(default_factory=dict)
+
+
+def negotiate(accept: str | None, offers: Sequence[str]) -> str:
+    """The offer that an `Accept` header likes best (RFC 9110, 12.5.1); of equals the first.
+
+    Raises:
+        NotAcceptable: none of them; the problem lists what can be had.
+    """
+    if not accept or not accept.strip():
+        return offers[0]
+    ranges = [_media_range(item) for item in accept.split(",")]
+    best, best_quality = offers[0], 0.0
+    for offer in offers:
+        fits = [
+            (name == offer, name != "*/*", quality)
+            for name, quality in ranges
+            if name in (offer, offer.split("/")[0] + "/*", "*/*")
+        ]
+        quality = max(fits)[2] if fits else 0.0  # the most specific range decides
+        if quality > best_quality:
+            best, best_quality = offer, quality
+    if best_quality == 0.0:
+        raise NotAcceptable(
+            "The Accept header names no form that this route answers in.",
+            received=accept[:200],
+            expected=list(offers),
+            fix=f"Send one of these in Accept, or leave it out for {offers[0]}.",
+        )
+    return best
+
+
+def _media_range(item: str) -> tuple[str, float]:
+    name, *parameters = (part.strip() for part in item.lower().split(";"))
+    quality = 1.0
+    for parameter in parameters:
+        key, _, value = parameter.partition("=")
+        if key.strip() == "q":
+            try:
+                quality = float(value)
+            except ValueError:
+                quality = 0.0
+    return name, min(1.0, max(0.0, quality)) if math.isfinite(quality) else 0.0
+
+
+def decode_body(content_type: str | None, raw: bytes) -> Body:
+    """A JSON object, or a safetensors file whose metadata holds the other fields.
+
+    Raises:
+        UnsupportedMediaType: neither of them.
+        MalformedBody: no JSON, no object, no safetensors.
+        InvalidRequest: NaN or an infinity where JSON has none; unknown tensors.
+    """
+    kind = (content_type or JSON).split(";")[0].strip().lower()
+    if kind == BINARY:
+        return _decode_binary(raw)
+    # `curl -d` calls its body a form when nobody tells it otherwise: a brace says what it is.
+    form = kind == "application/x-www-form-urlencoded" and raw.lstrip()[:1] in (b"{", b"")
+    if kind in (JSON, "text/json", "text/plain") or kind.endswith("+json") or form:
+        return Body(_json_object(raw, "The body"))
+    raise UnsupportedMediaType(
+        "The body's content type is none that this route reads.",
+        received=kind[:100],
+        expected=[JSON, BINARY],
+        fix=f"Send JSON with 'Content-Type: {JSON}', or {_BINARY_FORM}.",
+    )
+
+
+def _json_object(raw: bytes | str, what: str) -> dict[str, Any]:
+    fix = 'Send a JSON object such as {"num_samples": 4}; {} asks for the defaults.'
+    if not raw.strip():
+        raise MalformedBody(f"{what} is empty.", expected="a JSON object", fix=fix)
+    try:
+        fields = orjson.loads(raw)
+    except orjson.JSONDecodeError as error:
+        text = raw.decode("utf-8", "replace") if isinstance(raw, bytes) else raw
+        near = text[error.pos : error.pos + 16]
+        where = f"line {error.lineno}, column {error.colno}"
+        no_number = near.lstrip("-").startswith(("NaN", "Infinity", "nan", "inf"))
+        if no_number or "infinity" in error.msg:
+            raise InvalidRequest(
+                f"{what} holds NaN or an infinity ({where}), which JSON does not have.",
+                received=near,
+                expected="finite numbers",
+                fix="Remove or replace such values; mark what was not observed in `known`.",
+            ) from None
+        raise MalformedBody(
+            f"{what} is no JSON: {error.msg.split(':')[0]} ({where}).",
+            received=near,
+            expected="a JSON object",
+            fix=fix,
+        ) from None
+    if not isinstance(fields, dict):
+        raise MalformedBody(
+            f"{what} is JSON, but a {json_kind(fields)}.", expected="a JSON object", fix=fix
+        )
+    return fields
+
+
+def _decode_binary(raw: bytes) -> Body:
+    try:
+        tensors = safetensors.torch.load(raw)
+        # load() checked the file, so its header is whole: eight bytes of length, then JSON.
+        header = json.loads(raw[8 : 8 + int.from_bytes(raw[:8], "little")])
+    except (SafetensorError, ValueError, KeyError, TypeError, RuntimeError) as error:
+        raise MalformedBody(
+            f"The body is no safetensors file: {error}.",
+            expected=_BINARY_FORM,
+            fix=f"Write it with safetensors' own save(), or send JSON with 'Content-Type: {JSON}'.",
+        ) from None
+    unknown = sorted(set(tensors) - set(TENSORS))
+    if unknown:
+        raise InvalidRequest(
+            f"The body holds tensors of other names: {', '.join(unknown)[:200]}.",
+            expected=_BINARY_FORM,
+            fix="Rename or remove them.",
+        )
+    metadata = header.get("__metadata__") or {}
+    fields = {}
+    if REQUEST_KEY in metadata:
+        fields = _json_object(metadata[REQUEST_KEY], f'The metadata field "{REQUEST_KEY}"')
+    both = sorted(set(fields) & set(tensors))
+    if both:
+        raise InvalidRequest(
+            f"{', '.join(both)} came twice, as a tensor and as a field.", fix="Send one of the two."
+        )
+    return Body(fields, tensors)
+
+
+def to_json(answer: Mapping[str, Any]) -> bytes:
+    """JSON with NaN and infinities as null; float32 arrays at float32's own precision."""
+    return orjson.dumps(answer, option=orjson.OPT_SERIALIZE_NUMPY)
+
+
+def to_binary(answer: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> bytes:
+    """A safetensors file: tensors as they are; the other fields as JSON under "answer"."""
+    exact = {name: x.detach().cpu().contiguous() for name, x in tensors.items()}
+    return safetensors.torch.save(exact, metadata={ANSWER_KEY: to_json(answer).decode()})
+
+
+def json_kind(value: object) -> str:
+    """JSON's own word for what a value is."""
+    names = {dict: "object", list: "array", str: "string", bool: "boolean", type(None): "null"}
+    return names.get(type(value), "number")

@@ -1,0 +1,294 @@
+"""The engine: one thread that owns the device and loops admit, schedule, advance, retire.
+
+Jobs come from any thread by `submit`; answers leave by futures, resolved on the engine's thread.
+What fails fails alone: a row that is not finite ends its job, an exception in a tick ends the jobs
+that raise it by themselves, out of memory halves the tick. Only what poisons the device, or the
+thread itself, ends the engine, and every job with it: nobody hangs.
+"""
+
+import logging
+import threading
+import time
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, final, overload
+
+import torch
+
+from diffusion.model import DiffusionModel
+from service.engine.faults import Attempt, describe, fatal, out_of_memory, problem_of
+from service.engine.intake import Intake, Record
+from service.engine.jobs import ChainJob, ChainResult, Job, TermJob, TermResult, Ticket, Timing
+from service.engine.runner import Runner, rehearse
+from service.engine.scheduler import Entry, Scheduler, Tick, Work
+from service.metrics import Metrics
+from service.problems import NotReady, NumericalFailure, Problem, TooExpensive, UnknownModel
+from service.settings import Settings
+
+_log = logging.getLogger(__name__)
+
+
+@final
+class Engine:
+    """Chains and terms of any jobs, in the same network calls.
+
+    Args:
+        models: by name, each in eval mode on its device.
+        settings: batch size, slots, limits.
+        metrics: where it counts; its own where none is given.
+    """
+
+    def __init__(
+        self,
+        models: Mapping[str, DiffusionModel],
+        settings: Settings,
+        metrics: Metrics | None = None,
+    ) -> None:
+        self._settings = settings
+        self._metrics = metrics or Metrics()
+        batch_size, slots = settings.batch_size, settings.slots
+        self._runners = {name: Runner(model, slots) for name, model in models.items()}
+        self._scheduler = Scheduler(models, batch_size, slots, settings.term_share)
+        self._intake = Intake(models, settings.max_queue_cost)
+        self._records: dict[int, Record] = {}  # the engine thread's own: admitted, not ended
+        self._refused: dict[str, str] = {}
+        self._thread = threading.Thread(target=self._main, name="noneq-engine", daemon=True)
+        self._starting = threading.Lock()
+        self._started = False
+        self._warm = threading.Event()
+
+    @property
+    def alive(self) -> bool:
+        """Whether the engine's thread runs."""
+        return self._started and not self._intake.closed
+
+    @property
+    def ready(self) -> bool:
+        """Whether it is warm and takes new jobs."""
+        return self.alive and self._warm.is_set() and not self._intake.draining
+
+    @property
+    def refused(self) -> Mapping[str, str]:
+        """Models that failed their first network call, and why; complete once warm."""
+        return dict(self._refused)
+
+    @property
+    def owed(self) -> int:
+        """Network evaluations accepted and not yet done."""
+        return self._intake.owed
+
+    def start(self) -> None:
+        """Start the thread, which warms the models and then serves. Once; again it does nothing."""
+        with self._starting:
+            if not self._started:
+                self._thread.start()
+                self._started = True
+
+    def warm(self) -> None:
+        """Wait until every model has been run at the batch size; starts the thread if need be.
+
+        Raises:
+            EngineDead: the thread ended instead.
+        """
+        self.start()
+        self._warm.wait()
+        if not self.alive:
+            raise self._intake.obituary()
+
+    @overload
+    def submit(self, job: ChainJob) -> Ticket[ChainResult]: ...
+    @overload
+    def submit(self, job: TermJob) -> Ticket[TermResult]: ...
+    def submit(self, job: Job) -> Ticket[Any]:
+        """Accept a job; from here on it will end, one way or another. From any thread.
+
+        Raises:
+            UnknownModel: no such model, or one that failed its warm-up.
+            ValueError: the job's parts do not fit its model (a mistake of the caller's code).
+            TooExpensive: it costs more than one request may.
+            NotReady: the engine has not been started.
+            QueueFull: it fits when some of the accepted work is done; `retry_after` says when.
+            Draining: the engine is stopping.
+            EngineDead: the engine's thread has ended by an error.
+        """
+        served = self._runners.keys() - self._refused
+        if job.model not in served:
+            why = self._refused.get(job.model, "is not served")
+            raise UnknownModel(f"The model {why}.", received=job.model, expected=sorted(served))
+        job.check(self._runners[job.model].model)
+        most = self._settings.max_request_cost
+        if job.cost > most:
+            raise TooExpensive(
+                f"{job.rows} rows by {job.units} network evaluations each are {job.cost}.",
+                expected=f"at most {most} network evaluations",
+                received=job.cost,
+                fix="Ask for fewer rows, steps or terms, or part it into several requests.",
+            )
+        if not self._started:
+            raise NotReady("The engine has not been started.")
+        return self._intake.accept(job)
+
+    def drain(self, timeout: float | None = None) -> bool:
+        """Refuse new jobs, finish the accepted ones, stop; after `timeout` seconds, stop anyway.
+
+        Args:
+            timeout: seconds; `settings.drain_seconds` where it is not given.
+
+        Returns:
+            Whether everything accepted was finished.
+        """
+        finished = self._intake.drain(self._settings.drain_seconds if timeout is None else timeout)
+        self.stop()
+        return finished
+
+    def stop(self, timeout: float = 30.0) -> None:
+        """End the thread after its tick (waiting that long for it); what is unfinished fails."""
+        self._intake.stop()
+        if self._thread.is_alive() and self._thread is not threading.current_thread():
+            self._thread.join(timeout)
+
+    # From here on: the engine's thread.
+
+    def _main(self) -> None:
+        error: BaseException | None = None
+        try:
+            if self._settings.threads:
+                torch.set_num_threads(self._settings.threads)
+            with torch.inference_mode():
+                for name in self._runners:
+                    self._rehearse(name)
+                self._warm.set()
+                while self._admit():
+                    tick = self._scheduler.next()
+                    if tick is not None:
+                        self._perform(tick)
+        except BaseException as caught:  # whatever it is, those who wait must be told
+            _log.critical("the engine's thread has ended", exc_info=caught)
+            error = caught
+        self._intake.close(error)
+        self._warm.set()
+
+    def _rehearse(self, name: str) -> None:
+        """Run a model at the batch size, or what memory holds of it; refuse it if it fails."""
+        rows = self._settings.batch_size
+        while True:
+            try:
+                rehearse(self._runners[name], rows)  # allocators and kernels settle
+                begun = time.monotonic()
+                rehearse(self._runners[name], rows)
+                self._intake.measure(name, rows, time.monotonic() - begun)
+                return
+            except Exception as error:
+                if fatal(error):
+                    raise
+                if not out_of_memory(error) or rows == 1:
+                    _log.exception("model %s failed its first network call", name)
+                    self._refused[name] = f"failed its first network call ({describe(error)})"
+                    return
+            rows //= 2
+            self._scheduler.limit(name, rows)
+            _log.warning("model %s: out of memory; trying %d rows a tick", name, rows)
+
+    def _admit(self) -> bool:
+        """Take in what came, drop what was cancelled; sleep while there is nothing to do.
+
+        Returns:
+            False when it is time to stop.
+        """
+        taken = self._intake.take(wait=len(self._scheduler) == 0)
+        if taken is None:
+            return False
+        new, cancelled = taken
+        for record in new:
+            job = record.job
+            parallel = isinstance(job, TermJob)
+            self._records[record.key] = record
+            self._scheduler.add(Work(record.key, job.model, job.rows, job.units, parallel))
+            try:
+                self._runners[job.model].open(record.key, job)
+            except Exception as error:
+                if fatal(error):
+                    raise
+                self._end(record.key, problem_of(error))
+        for key in cancelled:
+            self._end(key, None)
+        self._metrics.rows(self._scheduler.rows_running, self._scheduler.rows_waiting)
+        return True
+
+    def _perform(self, tick: Tick) -> None:
+        """One tick: advance its rows, hand out what is finished."""
+        begun = time.monotonic()
+        share = Counter(entry.key for entry in (*tick.chains, *tick.terms))
+        for record in self._live(share):
+            if record.started is None:
+                record.started = begun
+                self._metrics.queue_seconds.observe(begun - record.accepted)
+        runner = self._runners[tick.model]
+        attempt = Attempt(
+            runner.run,
+            live=self._records.__contains__,
+            fail=self._end,
+            shrink=lambda rows: self._scheduler.limit(tick.model, rows),
+        )
+        attempt(tick.chains, tick.terms)
+        ends = [entry for entry in tick.ends if entry.key in self._records]
+        self._collect(runner, tick, ends)
+        seconds = time.monotonic() - begun
+        self._scheduler.retire(tick, seconds)
+        self._intake.settle(tick.model, len(tick))
+        self._intake.measure(tick.model, len(tick), seconds)
+        self._metrics.tick(tick.model, len(tick), self._settings.batch_size)
+        self._metrics.rows(self._scheduler.rows_running, self._scheduler.rows_waiting)
+        for record in self._live(share):
+            record.ticket.done += share[record.key]
+        ended = Counter(entry.key for entry in ends)
+        for record in self._live(ended):
+            record.rows_left -= ended[record.key]
+            if record.rows_left == 0:
+                self._end(record.key, self._answer(record))
+
+    def _collect(self, runner: Runner, tick: Tick, ends: Sequence[Entry]) -> None:
+        """Copy finished rows off their slots; end the jobs that left the finite numbers."""
+        # Looking at the chains' flags waits for the device: on an accelerator that is done only
+        # where results are waited for anyway.
+        look = bool(ends) or runner.model.device.type == "cpu"
+        chains = [entry for entry in tick.chains if look and entry.key in self._records]
+        try:
+            runner.collect(ends)
+            broken = runner.broken(chains, ends)
+        except Exception as error:
+            if fatal(error):
+                raise
+            _log.exception("the results of a tick could not be read")
+            for key in {entry.key for entry in (*tick.chains, *tick.terms)}:
+                self._end(key, problem_of(error))
+            return
+        for key, what in broken.items():
+            fix = "Try another seed or sampler; where that does not help, the model is at fault."
+            self._end(key, NumericalFailure(f"{what}.", fix=fix))
+
+    def _answer(self, record: Record) -> Timing | Problem:
+        """The answer of a job whose rows are all done."""
+        assert record.started is not None  # its rows were in ticks
+        queue, compute = record.started - record.accepted, time.monotonic() - record.started
+        try:
+            answer = self._runners[record.job.model].result(record.key, queue, compute)
+        except Exception as error:
+            if fatal(error):
+                raise
+            _log.exception("an answer could not be put together")
+            return problem_of(error)
+        self._metrics.compute_seconds.observe(compute)
+        return answer
+
+    def _end(self, key: int, outcome: Timing | Problem | None) -> None:
+        """The job is over (None: cancelled): free what it holds, then tell whoever waits."""
+        record = self._records.pop(key, None)
+        if record is None:
+            return
+        left = self._scheduler.remove(key)
+        self._runners[record.job.model].close(key)
+        self._intake.end(record, left, outcome)
+
+    def _live(self, keys: Iterable[int]) -> list[Record]:
+        return [self._records[key] for key in keys if key in self._records]

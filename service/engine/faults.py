@@ -1,0 +1,107 @@
+"""What goes wrong in a tick, kept to whom it concerns: fail the fewest jobs, retry the rest.
+
+- out of memory: the tick is halved, and both halves tried, down to one row;
+- another exception: the tick is tried again job by job, and jobs that raise it by themselves fail;
+- an error that poisons the device is nobody's in particular: it passes through and ends the engine.
+"""
+
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import final
+
+import torch
+
+from service.engine.scheduler import Entry
+from service.problems import InternalError, OutOfMemory, Problem
+
+_log = logging.getLogger(__name__)
+
+
+def fatal(error: BaseException) -> bool:
+    """Whether the device is of no further use (a fault in a kernel, a device lost)."""
+    return isinstance(error, torch.AcceleratorError) and not out_of_memory(error)
+
+
+def out_of_memory(error: BaseException) -> bool:
+    """Whether memory ran out, on an accelerator or the host."""
+    if isinstance(error, torch.OutOfMemoryError | MemoryError):
+        return True
+    # The host's allocator has no exception type of its own.
+    return isinstance(error, RuntimeError) and "DefaultCPUAllocator" in str(error)
+
+
+def describe(error: BaseException) -> str:
+    """An exception in a line."""
+    text = str(error).strip().partition("\n")[0][:200]
+    return f"{type(error).__name__}: {text}" if text else type(error).__name__
+
+
+def problem_of(error: Exception) -> Problem:
+    """The problem that a caller is told of."""
+    if isinstance(error, Problem):
+        return error
+    if out_of_memory(error):
+        return OutOfMemory(
+            "The device's memory does not hold one row of this request beside the models.",
+            fix="Try again later; the operator may serve fewer models or lower NONEQ_SLOTS.",
+        )
+    return InternalError(
+        f"The computation of this request failed: {describe(error)}",
+        fix="Report it with the answer's x-request-id; the service's log has the rest.",
+    )
+
+
+@final
+@dataclass(frozen=True)
+class Attempt:
+    """How to run entries, and whom to tell.
+
+    Args:
+        run: the tick; may be called again with fewer entries after it has raised.
+        live: whether a job is still wanted.
+        fail: a job has failed.
+        shrink: memory ran out; so many rows are to be tried from now on.
+    """
+
+    run: Callable[[Sequence[Entry], Sequence[Entry]], None]
+    live: Callable[[int], bool]
+    fail: Callable[[int, Problem], None]
+    shrink: Callable[[int], None]
+
+    def __call__(self, chains: Sequence[Entry], terms: Sequence[Entry]) -> None:
+        """Run these entries, whole or in parts; afterwards each has run or its job has failed."""
+        chains = [entry for entry in chains if self.live(entry.key)]
+        terms = [entry for entry in terms if self.live(entry.key)]
+        rows, keys = len(chains) + len(terms), {entry.key for entry in (*chains, *terms)}
+        if not rows:
+            return
+        problem = self._try(chains, terms)
+        # Out of the `except` block, where the traceback would keep the failed tick's tensors alive.
+        if problem is None:
+            return
+        if isinstance(problem, OutOfMemory) and rows > 1:
+            half = rows // 2
+            _log.warning("out of memory at %d rows; trying %d", rows, half)
+            if torch.cuda.is_initialized():
+                torch.cuda.empty_cache()
+            self.shrink(half)
+            cut = max(0, half - len(chains))
+            self(chains[:half], terms[:cut])
+            self(chains[half:], terms[cut:])
+        elif len(keys) > 1:
+            for key in sorted(keys):
+                self([e for e in chains if e.key == key], [e for e in terms if e.key == key])
+        else:
+            self.fail(keys.pop(), problem)
+
+    def _try(self, chains: Sequence[Entry], terms: Sequence[Entry]) -> Problem | None:
+        try:
+            self.run(chains, terms)
+        except Exception as error:
+            if fatal(error):
+                raise
+            if not out_of_memory(error):
+                _log.exception("a tick of %d rows failed", len(chains) + len(terms))
+            return problem_of(error)
+        return None

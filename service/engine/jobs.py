@@ -1,0 +1,188 @@
+"""What the engine is asked, and what it answers: cost = rows * network evaluations a row.
+
+Two kinds of work and no more: chains, whose steps follow each other, and terms of bounds, which are
+independent. Every route is one of the two; the engine does not know which route a job came from.
+"""
+
+from collections.abc import Callable
+from concurrent.futures import Future
+from dataclasses import dataclass
+from typing import Generic, TypeVar, final
+
+from torch import Tensor
+
+from diffusion.bound import BoundResult, Steps
+from diffusion.model import DiffusionModel
+from diffusion.posterior import Observation
+from diffusion.sampling import Plan
+from diffusion.space import Convention
+
+
+@final
+@dataclass(frozen=True)
+class ChainJob:
+    """Draw `rows` times from p(x_0) r(x_0).
+
+    Row i of the answer is row i of `diffusion.sampling.sample` with the same seed, plan, start and
+    observation, whatever else the engine does.
+
+    Args:
+        model: name of the model.
+        rows: how many chains.
+        seed: of the noise, 0..2^63 - 1.
+        plan: the steps of each chain.
+        start: x_t [rows, *event] at the plan's first t, model units; None draws x_T.
+        observation: what was seen, [rows, *event]; None where nothing was.
+    """
+
+    model: str
+    rows: int
+    seed: int
+    plan: Plan
+    start: Tensor | None = None
+    observation: Observation | None = None
+
+    def check(self, model: DiffusionModel) -> None:
+        """Raise ValueError where a part does not fit the model or the others."""
+        shape = (self.rows, *model.event)
+        if self.start is not None and tuple(self.start.shape) != shape:
+            raise ValueError(f"`start` has shape {list(shape)}, came {list(self.start.shape)}")
+        if self.observation is not None:
+            seen = tuple(self.observation.factor.mean.shape)
+            if seen != shape:
+                raise ValueError(f"`observation` has shape {list(shape)}, came {list(seen)}")
+        if self.rows < 1 or self.units < 1:
+            raise ValueError(f"at least one row of one step, came {self.rows} rows of {self.units}")
+
+    @property
+    def units(self) -> int:
+        """Network evaluations a row."""
+        return len(self.plan)
+
+    @property
+    def cost(self) -> int:
+        """Rows times network evaluations."""
+        return self.rows * self.units
+
+
+@final
+@dataclass(frozen=True)
+class TermJob:
+    """Bound log p(x_0) of N data.
+
+    The answer is that of `diffusion.bound.bound` with the same seed, convention and `terms`.
+
+    Args:
+        model: name of the model.
+        x_0: [N, *event], model units.
+        seed: of the noise, 0..2^63 - 1.
+        steps: which terms, `diffusion.bound.choose_steps(T, arange(N), seed, convention, terms)`.
+        convention: of the bound.
+    """
+
+    model: str
+    x_0: Tensor
+    seed: int
+    steps: Steps
+    convention: Convention
+
+    def check(self, model: DiffusionModel) -> None:
+        """Raise ValueError where a part does not fit the model or the others."""
+        shape = (self.rows, *model.event)
+        if tuple(self.x_0.shape) != shape:
+            raise ValueError(f"`x_0` has shape {list(shape)}, came {list(self.x_0.shape)}")
+        if tuple(self.steps.t.shape) != (self.rows, self.units):
+            wanted = [self.rows, self.units]
+            raise ValueError(f"`steps.t` has shape {wanted}, came {list(self.steps.t.shape)}")
+        if self.rows < 1 or self.units < 1:
+            raise ValueError(f"at least one datum with one term, came {self.rows} by {self.units}")
+
+    @property
+    def rows(self) -> int:
+        """How many data."""
+        return len(self.x_0)
+
+    @property
+    def units(self) -> int:
+        """Network evaluations a datum."""
+        return self.steps.count
+
+    @property
+    def cost(self) -> int:
+        """Data times network evaluations."""
+        return self.rows * self.units
+
+
+Job = ChainJob | TermJob
+
+
+@dataclass(frozen=True, kw_only=True)
+class Timing:
+    """What a job took.
+
+    Attributes:
+        queue_seconds: from acceptance to the first network call with a row of it.
+        compute_seconds: from there to the result.
+        network_evaluations: rows put through the network for it.
+    """
+
+    queue_seconds: float
+    compute_seconds: float
+    network_evaluations: int
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class ChainResult(Timing):
+    """`samples`: x_0 of each chain, model units, float32 [rows, *event] on the CPU."""
+
+    samples: Tensor
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class TermResult(Timing):
+    """The bound of each datum, and the terms it was put together from.
+
+    Attributes:
+        bound: float64 [N] each, on the CPU.
+        steps: as asked.
+        values: float64 [N, n] nats, the terms in the order of `steps`. A term of minus infinity is
+            an answer: the model holds the datum to be impossible.
+    """
+
+    bound: BoundResult
+    steps: Steps
+    values: Tensor
+
+
+Result_co = TypeVar("Result_co", bound=Timing, covariant=True)
+
+
+@final
+class Ticket(Generic[Result_co]):
+    """An accepted job.
+
+    Attributes:
+        cost: its network evaluations.
+        done: those made so far.
+        future: its result, or the `service.problems.Problem` that ended it. Cancelling the future
+            (also through `asyncio.wrap_future`) is cancelling the job.
+    """
+
+    def __init__(self, cost: int, future: "Future[Result_co]") -> None:
+        self.cost = cost
+        self.done = 0
+        self.future = future
+
+    def cancel(self) -> bool:
+        """Give the job up: its rows leave at the next tick. False when it has already ended."""
+        return self.future.cancel()
+
+    def result(self, timeout: float | None = None) -> Result_co:
+        """Wait for the result; raises the problem that ended the job."""
+        return self.future.result(timeout)
+
+    def on_cancel(self, act: Callable[[], None]) -> None:
+        """Call `act` (in the canceller's thread) should the job be cancelled."""
+        self.future.add_done_callback(lambda future: act() if future.cancelled() else None)

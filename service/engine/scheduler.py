@@ -1,0 +1,288 @@
+"""Which rows share the next network call: share(job) = min(what it can use, batch_size / jobs).
+
+Every job is so many rows of so many units of work, a unit being one network evaluation. There are
+two kinds of row: of a *chain* the units are steps and follow each other, one a tick at most; of a
+*datum* they are terms of a bound, independent of each other, any number a tick. A row holds a slot
+from its first unit to its last. A *tick* is of one model.
+
+The policy, all of it:
+
+- Jobs of a kind take turns, a row a turn, until the tick is full, so each has an equal share of it
+  and whoever cannot use all of its share leaves it to the others. A job of r rows by n steps among
+  J jobs is done in about n ceil(r J / batch_size) ticks, however long the others are.
+- A job advances its oldest rows first and starts a new row only where its share exceeds the rows
+  it has running, so slots are held by rows that move.
+- Chains go first and terms fill the batch. While chains alone could fill it, `term_share` of it is
+  kept for terms.
+- Models take turns in proportion: each tick's seconds, divided by how many batches the model's jobs
+  could fill, advance the model's clock, and the earliest clock goes next. So tiny models are not
+  held up by the long ticks of large ones.
+
+Pure Python: no tensors, no time, no threads. The caller says how long a tick took.
+"""
+
+from collections import deque
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+
+@dataclass(frozen=True)
+class Work:
+    """What the scheduler knows of a job.
+
+    Args:
+        key: names the job; unique among those not finished.
+        model: whose network it needs.
+        rows: how many chains, or data.
+        units: network evaluations of each row.
+        parallel: whether a row's units are independent (a datum's terms) or in sequence (a chain).
+    """
+
+    key: int
+    model: str
+    rows: int
+    units: int
+    parallel: bool
+
+    def __post_init__(self) -> None:
+        if self.rows < 1 or self.units < 1:
+            raise ValueError(
+                f"a job has at least one row of one unit, came {self.rows} rows of {self.units}"
+            )
+
+
+class Entry(NamedTuple):
+    """One row of a tick: unit `unit` of row `row` of job `key`, whose state is in `slot`."""
+
+    key: int
+    row: int
+    slot: int
+    unit: int
+
+
+@dataclass(frozen=True)
+class Tick:
+    """The rows of one network call.
+
+    An entry with unit 0 is of a row that was just given its slot; `ends` are the entries after
+    which a row is finished, and its slot to be read before the next tick.
+    """
+
+    model: str
+    chains: list[Entry]
+    terms: list[Entry]
+    ends: list[Entry]
+
+    def __len__(self) -> int:
+        return len(self.chains) + len(self.terms)
+
+
+@dataclass(slots=True)
+class _Row:
+    row: int
+    slot: int
+    unit: int = 0
+
+
+@dataclass(slots=True)
+class _Progress:
+    """A job on its way: `running` rows hold slots, oldest first; rows from `waiting` on do not."""
+
+    work: Work
+    running: list[_Row] = field(default_factory=list)
+    waiting: int = 0
+    tick: int = -1
+    taken: int = 0
+
+    @property
+    def remaining(self) -> int:
+        rows = self.work.rows - self.waiting
+        return rows * self.work.units + sum(self.work.units - row.unit for row in self.running)
+
+    def usable(self, most: int) -> int:
+        """How many rows of a tick it could use, up to `most`."""
+        if self.work.parallel:
+            return min(most, self.remaining)
+        return min(most, len(self.running) + self.work.rows - self.waiting)
+
+
+class _Lane:
+    """The jobs of one model and kind in rotation, and the slots their rows hold."""
+
+    def __init__(self, slots: int) -> None:
+        self.slots = slots
+        self.free = list(range(slots - 1, -1, -1))
+        self.rotation: deque[_Progress] = deque()
+
+    def take(self, room: int, tick: int) -> list[Entry]:
+        """Up to `room` entries, a row a turn; the rotation goes on where it stopped."""
+        entries: list[Entry] = []
+        blocked: list[_Progress] = []
+        satisfied: list[_Progress] = []
+        while len(entries) < room and self.rotation:
+            job = self.rotation.popleft()
+            if job.tick != tick:
+                job.tick, job.taken = tick, 0
+            row = self._next_row(job)
+            if row is not None:
+                entries.append(Entry(job.work.key, row.row, row.slot, row.unit))
+                row.unit += 1
+                job.taken += 1
+                self.rotation.append(job)
+            elif job.taken:
+                satisfied.append(job)
+            else:
+                blocked.append(job)
+        # Who got nothing for want of a slot is the first to be asked again.
+        self.rotation.extendleft(reversed(blocked))
+        self.rotation.extend(satisfied)
+        return entries
+
+    def _next_row(self, job: _Progress) -> _Row | None:
+        """The job's oldest row with a unit that may run in this tick; None where there is none."""
+        work, running = job.work, job.running
+        if work.parallel:
+            if running and running[-1].unit < work.units:
+                return running[-1]
+        elif job.taken < len(running):
+            return running[job.taken]
+        if job.waiting == work.rows or not self.free:
+            return None
+        row = _Row(job.waiting, self.free.pop())
+        running.append(row)
+        job.waiting += 1
+        return row
+
+    def settle(self, job: _Progress) -> None:
+        """Free the slots of rows whose last unit is done."""
+        self.free.extend(row.slot for row in job.running if row.unit == job.work.units)
+        job.running = [row for row in job.running if row.unit < job.work.units]
+
+    def drop(self, job: _Progress) -> None:
+        """Take the job out, whatever it was doing."""
+        self.free.extend(row.slot for row in job.running)
+        self.rotation.remove(job)
+
+
+class _Model:
+    """The two lanes of a model, and its clock of seconds used per batch asked for."""
+
+    def __init__(self, slots: int, capacity: int) -> None:
+        self.chains, self.terms = _Lane(slots), _Lane(slots)
+        self.capacity = capacity
+        self.clock = 0.0
+        self.term_credit = 0.0
+
+    @property
+    def active(self) -> bool:
+        return bool(self.chains.rotation or self.terms.rotation)
+
+    def lane(self, work: Work) -> _Lane:
+        return self.terms if work.parallel else self.chains
+
+    def demand(self) -> float:
+        """How many batches its jobs could fill now, at least one: a tick is never less."""
+        jobs = (*self.chains.rotation, *self.terms.rotation)
+        return max(1.0, sum(job.usable(self.capacity) for job in jobs) / self.capacity)
+
+
+class Scheduler:
+    """Jobs in, ticks out.
+
+    Args:
+        models: names of the models.
+        batch_size: most rows of a tick.
+        slots: most chains, and most data, of one model that hold a slot at once.
+        term_share: share of a batch kept for terms while chains could fill it.
+    """
+
+    def __init__(
+        self, models: Iterable[str], batch_size: int, slots: int, term_share: float = 0.125
+    ) -> None:
+        self._models = {name: _Model(slots, batch_size) for name in models}
+        self._jobs: dict[int, _Progress] = {}
+        self._term_share = term_share
+        self._now = 0.0
+        self._tick = 0
+
+    def __len__(self) -> int:
+        """How many jobs are not finished."""
+        return len(self._jobs)
+
+    @property
+    def rows_running(self) -> int:
+        """Rows that hold a slot."""
+        return sum(len(job.running) for job in self._jobs.values())
+
+    @property
+    def rows_waiting(self) -> int:
+        """Rows that have not started."""
+        return sum(job.work.rows - job.waiting for job in self._jobs.values())
+
+    def add(self, work: Work) -> None:
+        """Take in a job, behind those that came before."""
+        model = self._models[work.model]
+        if not model.active:
+            # Time spent idle earns nothing: it joins the others where they are now.
+            model.clock = max(model.clock, self._now)
+        job = self._jobs[work.key] = _Progress(work)
+        model.lane(work).rotation.append(job)
+
+    def remove(self, key: int) -> int:
+        """Drop a job (finished or not, known or not) and free its slots.
+
+        Returns:
+            The units it had left.
+        """
+        job = self._jobs.pop(key, None)
+        if job is None:
+            return 0
+        self._models[job.work.model].lane(job.work).drop(job)
+        return job.remaining
+
+    def next(self) -> Tick | None:
+        """The rows of the next tick, or None when nothing is left to do. Call `retire` after it."""
+        name = min(
+            (name for name, model in self._models.items() if model.active),
+            key=lambda name: self._models[name].clock,
+            default=None,
+        )
+        if name is None:
+            return None
+        model = self._models[name]
+        self._now = model.clock
+        self._tick += 1
+        chains, terms = self._fill(model)
+        units = {key: self._jobs[key].work.units for key in {e.key for e in (*chains, *terms)}}
+        ends = [entry for entry in (*chains, *terms) if entry.unit + 1 == units[entry.key]]
+        return Tick(name, chains, terms, ends)
+
+    def retire(self, tick: Tick, seconds: float = 1.0) -> None:
+        """The tick is done, in so many seconds: slots of rows that ended are free again."""
+        model = self._models[tick.model]
+        model.clock += seconds / model.demand()
+        for key in {entry.key for entry in tick.ends}:
+            job = self._jobs.get(key)
+            if job is None:  # removed while the tick ran
+                continue
+            model.lane(job.work).settle(job)
+            if not job.running and job.waiting == job.work.rows:
+                self.remove(key)
+
+    def limit(self, model: str, rows: int) -> None:
+        """From now on a tick of `model` has at most `rows` rows."""
+        self._models[model].capacity = max(1, rows)
+
+    def _fill(self, model: _Model) -> tuple[list[Entry], list[Entry]]:
+        room = model.capacity
+        kept = 0
+        if model.chains.rotation and model.terms.rotation:
+            # A share below one row adds up over ticks, so it holds for batches of any size.
+            model.term_credit += self._term_share * room
+            kept = int(model.term_credit)
+            model.term_credit -= kept
+        chains = model.chains.take(room - kept, self._tick)
+        terms = model.terms.take(room - len(chains), self._tick)
+        chains += model.chains.take(room - len(chains) - len(terms), self._tick)
+        return chains, terms

@@ -1,0 +1,99 @@
+"""The state of rows between ticks, on the device: row i of a tick is state[slot_i].
+
+A slot is a place in preallocated tensors. Which row has which slot is the scheduler's business;
+what a state means is the runner's. Positions in a batch mean nothing.
+"""
+
+from typing import final
+
+import torch
+from torch import Tensor
+
+from diffusion.distributions import Distribution, Normal
+from diffusion.model import DiffusionModel
+from diffusion.posterior import Observation
+
+
+@final
+class ChainSlots:
+    """State of `count` chains.
+
+    Attributes:
+        x: x_t, [count, *event].
+        previous: x_0hat of the step before, [count, *event].
+        finite: whether all of the chain so far was finite, [count].
+    """
+
+    def __init__(self, model: DiffusionModel, count: int) -> None:
+        self._model = model
+        self._count = count
+        self.x = torch.zeros(count, *model.event, device=model.device)
+        self.previous = torch.zeros_like(self.x)
+        self.finite = torch.ones(count, dtype=torch.bool, device=model.device)
+        self._observed: Observation | None = None  # allocated when a first job has one
+
+    def write(self, slots: Tensor, x: Tensor, seen: Observation | None) -> None:
+        """The state of new chains: x_T (or where else they start) and what was seen of them."""
+        self.x[slots] = x
+        self.previous[slots] = 0.0
+        self.finite[slots] = True
+        if seen is None and self._observed is None:
+            return
+        if seen is None:
+            seen = self.nothing(len(slots))
+        if self._observed is None:
+            self._observed = self.nothing(self._count)
+        for place, value in zip(_parts(self._observed), _parts(seen), strict=True):
+            place[slots] = value
+
+    def observation(self, slots: Tensor) -> Observation:
+        """What was seen of these chains, [B, *event]; r = 1 where nothing was."""
+        if self._observed is None:
+            return self.nothing(len(slots))
+        return rows_of(self._observed, slots)
+
+    def nothing(self, rows: int) -> Observation:
+        """r = 1."""
+        return Observation.nothing(self._model.process, self._model.event, rows)
+
+
+@final
+class DatumSlots:
+    """State of `count` data whose bounds are being evaluated.
+
+    Attributes:
+        x_0: [count, *event], model units.
+        values: nats [count, units], each term where it has been evaluated.
+    """
+
+    def __init__(self, model: DiffusionModel, count: int) -> None:
+        self.x_0 = torch.zeros(count, *model.event, device=model.device)
+        self.values = torch.zeros(count, model.T, device=model.device)
+
+    def reserve(self, units: int) -> None:
+        """Make room for `units` terms a datum."""
+        lacking = units - self.values.shape[1]
+        if lacking > 0:
+            self.values = torch.nn.functional.pad(self.values, (0, lacking))
+
+
+def rows_of(observation: Observation, index: Tensor) -> Observation:
+    """Some rows of an observation."""
+    factor = observation.factor
+    if isinstance(factor, Normal):
+        var = factor.var.expand_as(factor.mean)
+        return Observation(Normal(factor.mean[index], var[index]))
+    return Observation(type(factor)(factor.logits[index]))
+
+
+def to_device(observation: Observation, device: torch.device) -> Observation:
+    """The same on another device."""
+    factor: Distribution = observation.factor
+    if isinstance(factor, Normal):
+        return Observation(Normal(factor.mean.to(device), factor.var.to(device)))
+    return Observation(type(factor)(factor.logits.to(device)))
+
+
+def _parts(observation: Observation) -> tuple[Tensor, ...]:
+    factor = observation.factor
+    return (factor.mean, factor.var) if isinstance(factor, Normal) else (factor.logits,)

@@ -1,0 +1,80 @@
+"""What an operator watches, as Prometheus metrics in a registry of the app's own.
+
+fill of a tick = its rows / batch_size;    a request's life = queue_seconds + compute_seconds
+
+One `Metrics` per app, passed to whoever measures. Nothing is registered globally, so two apps in
+one process (tests) do not meet.
+"""
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client.exposition import CONTENT_TYPE_LATEST
+
+CONTENT_TYPE = CONTENT_TYPE_LATEST
+
+_SECONDS = (0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0, 300.0, 1000.0)
+_FILL = (0.0625, 0.125, 0.25, 0.375, 0.5, 0.625, 0.75, 0.875, 1.0)
+
+
+class Metrics:
+    """The app's metrics; every name begins with `noneq_`.
+
+    `requests` is counted by the routes (outcome: "ok", or a problem's slug), everything else by the
+    engine.
+    """
+
+    def __init__(self) -> None:
+        self.registry = registry = CollectorRegistry()
+        self.requests = Counter(
+            "noneq_requests_total",
+            "Requests answered.",
+            ("route", "outcome"),
+            registry=registry,
+        )
+        self.rows_running = Gauge(
+            "noneq_rows_running", "Rows (chains, data) that hold a slot.", registry=registry
+        )
+        self.rows_waiting = Gauge(
+            "noneq_rows_waiting", "Accepted rows without a slot yet.", registry=registry
+        )
+        self.queue_seconds = Histogram(
+            "noneq_queue_seconds",
+            "From acceptance to the first network call of a request.",
+            buckets=_SECONDS,
+            registry=registry,
+        )
+        self.compute_seconds = Histogram(
+            "noneq_compute_seconds",
+            "From the first network call of a request to its result.",
+            buckets=_SECONDS,
+            registry=registry,
+        )
+        self.batch_fill = Histogram(
+            "noneq_batch_fill",
+            "Rows of a tick over the batch size.",
+            buckets=_FILL,
+            registry=registry,
+        )
+        self.network_evaluations = Counter(
+            "noneq_network_evaluations_total",
+            "Rows put through a network.",
+            ("model",),
+            registry=registry,
+        )
+        self.ticks = Counter(
+            "noneq_ticks_total", "Network calls made.", ("model",), registry=registry
+        )
+
+    def rows(self, running: int, waiting: int) -> None:
+        """Set how many rows there are now."""
+        self.rows_running.set(running)
+        self.rows_waiting.set(waiting)
+
+    def tick(self, model: str, rows: int, batch_size: int) -> None:
+        """Count a tick of so many rows."""
+        self.ticks.labels(model).inc()
+        self.network_evaluations.labels(model).inc(rows)
+        self.batch_fill.observe(rows / batch_size)
+
+    def render(self) -> bytes:
+        """The text exposition; its content type is `CONTENT_TYPE`."""
+        return generate_latest(self.registry)

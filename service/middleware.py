@@ -1,0 +1,156 @@
+"""What surrounds every request: its id and timings, the key it needs, the size it may have.
+
+Plain ASGI: nothing is buffered, and a client's leaving reaches the routes as it is.
+"""
+
+import hashlib
+import hmac
+import logging
+import re
+import uuid
+from collections.abc import Iterable
+from typing import Any
+
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.responses import Response
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from service.encoding import to_json
+from service.metrics import Metrics
+from service.problems import MEDIA_TYPE, BodyTooLarge, InternalError, Problem, Unauthorized
+
+_log = logging.getLogger(__name__)
+
+_SANE_ID = re.compile(r"[A-Za-z0-9._~:/+=-]{1,128}")
+_OPEN = ("/", "/docs", "/openapi.json")
+_OPEN_BELOW = ("/health/", "/docs/")
+
+
+def problem_response(problem: Problem, scope: Scope) -> Response:
+    """A problem as its response; it also settles the request's outcome for the metrics."""
+    state = scope.setdefault("state", {})
+    state["outcome"] = problem.slug
+    document = {**problem.to_document(), "request_id": state.get("request_id")}
+    headers = dict(problem.headers)
+    return Response(to_json(document), problem.status, headers, media_type=MEDIA_TYPE)
+
+
+class RequestContext:
+    """Outermost: request id, timing headers, the count of outcomes, and the last net for errors.
+
+    Routes leave `queue_seconds` and `compute_seconds` in the request's state; what asks nothing of
+    the engine has 0.
+    """
+
+    def __init__(self, app: ASGIApp, metrics: Metrics) -> None:
+        self.app, self.metrics = app, metrics
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve one request."""
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        state: dict[str, Any] = scope.setdefault("state", {})
+        given = Headers(scope=scope).get("x-request-id", "")
+        state["request_id"] = given if _SANE_ID.fullmatch(given) else uuid.uuid4().hex
+        started = False
+
+        async def send_with_headers(message: Message) -> None:
+            nonlocal started
+            if message["type"] == "http.response.start":
+                started = True
+                headers = MutableHeaders(scope=message)
+                headers["x-request-id"] = state["request_id"]
+                headers["x-queue-time"] = f"{state.get('queue_seconds', 0.0):.6f}"
+                headers["x-compute-time"] = f"{state.get('compute_seconds', 0.0):.6f}"
+            await send(message)
+
+        try:
+            await self.app(scope, receive, send_with_headers)
+        except Exception:
+            _log.exception("request %s failed", state["request_id"])
+            state["outcome"] = InternalError.slug
+            if started:
+                raise
+            problem = InternalError(
+                "The service failed in a way it did not foresee.",
+                fix="Try again; if it persists, tell the operator the request_id.",
+            )
+            await problem_response(problem, scope)(scope, receive, send_with_headers)
+        finally:
+            path = getattr(scope.get("route"), "path", "other")
+            self.metrics.requests.labels(path, state.get("outcome", "ok")).inc()
+
+
+class ApiKeys:
+    """Refuses requests without an accepted key, where keys are set; health and docs stay open."""
+
+    def __init__(self, app: ASGIApp, keys: Iterable[str]) -> None:
+        self.app = app
+        self.digests = [_digest(key) for key in keys]
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve one request."""
+        if scope["type"] != "http" or not self.digests or self._open(scope["path"]):
+            await self.app(scope, receive, send)
+            return
+        headers = Headers(scope=scope)
+        scheme, _, token = headers.get("authorization", "").partition(" ")
+        given = token.strip() if scheme.lower() == "bearer" else headers.get("x-api-key", "")
+        digest = _digest(given)
+        # Every key is compared, in constant time, so that timing tells nothing of any.
+        accepted = [hmac.compare_digest(digest, known) for known in self.digests]
+        if any(accepted):
+            await self.app(scope, receive, send)
+            return
+        problem = Unauthorized(
+            "The API key is not accepted." if given else "The request carries no API key.",
+            expected="'Authorization: Bearer KEY' or 'X-API-Key: KEY'",
+            fix="Ask the operator for a key.",
+        )
+        await problem_response(problem, scope)(scope, receive, send)
+
+    @staticmethod
+    def _open(path: str) -> bool:
+        return path in _OPEN or path.startswith(_OPEN_BELOW)
+
+
+class BodyLimit:
+    """Refuses bodies beyond `limit` bytes, by what they declare or else as they arrive."""
+
+    def __init__(self, app: ASGIApp, limit: int) -> None:
+        self.app, self.limit = app, limit
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve one request."""
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        declared = Headers(scope=scope).get("content-length", "")
+        if declared.isdecimal() and (len(declared) > 18 or int(declared) > self.limit):
+            await problem_response(self._problem(declared[:18]), scope)(scope, receive, send)
+            return
+        seen = 0
+
+        async def counted() -> Message:
+            nonlocal seen
+            message = await receive()
+            if message["type"] == "http.request":
+                seen += len(message.get("body", b""))
+                if seen > self.limit:
+                    raise self._problem(f"{seen} or more")
+            return message
+
+        await self.app(scope, counted, send)
+
+    def _problem(self, size: str) -> BodyTooLarge:
+        return BodyTooLarge(
+            f"The body is larger than {self.limit} bytes.",
+            received=f"{size} bytes",
+            expected=f"at most {self.limit} bytes",
+            fix="Send fewer data a request, or as safetensors, which is smaller than JSON.",
+        )
+
+
+def _digest(key: str) -> bytes:
+    return hashlib.sha256(key.encode()).digest()

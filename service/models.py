@@ -1,0 +1,132 @@
+"""The models folder: NAME/model.safetensors, each served under its folder's name.
+
+A corrupt or foreign artefact is set aside with the reason and the fix; the others are served.
+"""
+
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from diffusion.checkpoint import ArtefactError, Metadata, load
+from diffusion.model import DiffusionModel
+from service.problems import InvalidRequest, UnknownModel
+
+_log = logging.getLogger(__name__)
+
+FILE = "model.safetensors"
+CARD = "README.md"
+_LONGEST_CARD = 1_000_000  # bytes; a card is text for people
+
+
+@dataclass(frozen=True)
+class Served:
+    """A model that answers: its network and everything its artefact says of it."""
+
+    name: str
+    model: DiffusionModel
+    metadata: Metadata
+    card: str | None = None
+
+
+@dataclass(frozen=True)
+class Refused:
+    """A file that is not served, and why."""
+
+    file: str
+    reason: str
+    fix: str
+
+
+@dataclass(frozen=True)
+class Catalogue:
+    """What a folder held.
+
+    Attributes:
+        served: by name, in alphabetical order.
+        refused: the files that were set aside.
+        default: which model serves a request that names none; None where that is not settled.
+    """
+
+    served: Mapping[str, Served] = field(default_factory=dict)
+    refused: tuple[Refused, ...] = ()
+    default: str | None = None
+
+    def find(self, name: str | None) -> Served:
+        """The model of that name; without a name the default, or the only one there is.
+
+        Raises:
+            UnknownModel: no model of that name.
+            InvalidRequest: no name, and more than one model without a default.
+        """
+        names = list(self.served)
+        chosen = name if name is not None else self.default
+        if chosen is None:
+            raise InvalidRequest(
+                f"The request names no model, and {len(names)} are served without a default.",
+                location="model",
+                expected=names,
+                fix="Name one in `model`; the operator may set NONEQ_DEFAULT_MODEL.",
+            )
+        if chosen not in self.served:
+            aside = [refused.file for refused in self.refused if _folder(refused.file) == chosen]
+            raise UnknownModel(
+                f"No model of that name is served{', for its file was refused' if aside else ''}.",
+                received=chosen[:200],
+                expected=names,
+                fix="GET /models lists the models, and the files that were refused with reasons.",
+            )
+        return self.served[chosen]
+
+
+def load_folder(folder: Path, device: str, default: str | None = None) -> Catalogue:
+    """Load every `*/model.safetensors` of a folder; a missing folder is an empty one."""
+    served: dict[str, Served] = {}
+    refused: list[Refused] = []
+    files = sorted(folder.glob(f"*/{FILE}"))
+    if not files:
+        _log.warning("no %s/*/%s: nothing to serve", folder, FILE)
+    for path in files:
+        try:
+            model, metadata = load(path, device)
+        except (ArtefactError, OSError) as error:
+            refused.append(_refuse(path, folder, error))
+            continue
+        except Exception as error:  # a hostile file must not keep the others from being served
+            _log.exception("loading %s failed", path)
+            refused.append(_refuse(path, folder, error))
+            continue
+        served[path.parent.name] = Served(path.parent.name, model, metadata, _card(path.parent))
+    if default is not None and default not in served:
+        _log.error(
+            "NONEQ_DEFAULT_MODEL=%s is not among the served models (%s): requests have to name one",
+            default,
+            ", ".join(served) or "none",
+        )
+        default = None
+    if default is None and len(served) == 1:
+        default = next(iter(served))
+    return Catalogue(served, tuple(refused), default)
+
+
+def _refuse(path: Path, folder: Path, error: Exception) -> Refused:
+    file = path.relative_to(folder).as_posix()
+    _log.error("refused %s: %s", file, error)
+    # An ArtefactError reads "path: reason: fix"; the path in it is the server's own affair.
+    text = str(error).replace(f"{path}: ", "").replace(str(path), file) or type(error).__name__
+    reason, separator, fix = text.rpartition(": ")
+    if not separator or not isinstance(error, ArtefactError):
+        reason, fix = text, "Export the artefact anew with `python -m training export`."
+    return Refused(file, reason, fix)
+
+
+def _card(folder: Path) -> str | None:
+    try:
+        with (folder / CARD).open("rb") as file:
+            return file.read(_LONGEST_CARD).decode("utf-8", "replace")
+    except OSError:
+        return None
+
+
+def _folder(file: str) -> str:
+    return file.partition("/")[0]

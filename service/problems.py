@@ -1,0 +1,218 @@
+"""The closed set of errors a caller can meet, each mapped to its HTTP status once (RFC 9457).
+
+A problem says what came (`received`), what was expected (`expected`) and how to mend it (`fix`).
+Everything that can go wrong on purpose is one of the classes below; whatever else escapes is an
+`InternalError`. Nothing here knows a web framework: a problem is an exception with a status, a
+document and headers.
+"""
+
+import math
+from typing import ClassVar
+
+from typing_extensions import override
+
+MEDIA_TYPE = "application/problem+json"
+
+
+class Problem(Exception):
+    """A failure as the caller shall read it. Abstract: raise one of the subclasses.
+
+    Args:
+        detail: what came and why it cannot be done, about this occurrence.
+        fields: further members of the document, where they help; None leaves one out:
+            expected: what would have been accepted.
+            received: what was given, short enough to print.
+            fix: what to send or do instead.
+            Any other (`location`, `index`, ...) is an extension member.
+    """
+
+    status: ClassVar[int]
+    title: ClassVar[str]
+    slug: ClassVar[str]
+
+    def __init__(self, detail: str, **fields: object) -> None:
+        super().__init__(detail)
+        self.detail = detail
+        self.fields = {name: value for name, value in fields.items() if value is not None}
+
+    @property
+    def type(self) -> str:
+        """The problem's type, a URI that never changes: compare it, not the title."""
+        return f"urn:noneq:problem:{self.slug}"
+
+    @property
+    def headers(self) -> dict[str, str]:
+        """Response headers that belong to the problem, lower case."""
+        return {}
+
+    def to_document(self) -> dict[str, object]:
+        """The RFC 9457 document: type, title, status, detail, and the members that apply."""
+        return {
+            "type": self.type,
+            "title": self.title,
+            "status": self.status,
+            "detail": self.detail,
+            **self.fields,
+        }
+
+
+class MalformedBody(Problem):
+    """The body is not what its content type says (no JSON, no safetensors)."""
+
+    status = 400
+    title = "The body cannot be read"
+    slug = "malformed-body"
+
+
+class Unauthorized(Problem):
+    """The request carries no accepted API key."""
+
+    status = 401
+    title = "An API key is needed"
+    slug = "unauthorized"
+
+    @property
+    @override
+    def headers(self) -> dict[str, str]:
+        return {"www-authenticate": "Bearer"}
+
+
+class UnknownRoute(Problem):
+    """No such path."""
+
+    status = 404
+    title = "No such route"
+    slug = "unknown-route"
+
+
+class UnknownModel(Problem):
+    """No model of that name is served."""
+
+    status = 404
+    title = "No such model"
+    slug = "unknown-model"
+
+
+class MethodNotAllowed(Problem):
+    """The path exists, under another method; `allow` lists those."""
+
+    status = 405
+    title = "Method not allowed"
+    slug = "method-not-allowed"
+
+    def __init__(self, detail: str, *, allow: str, **fields: object) -> None:
+        super().__init__(detail, **fields)
+        self.allow = allow
+
+    @property
+    @override
+    def headers(self) -> dict[str, str]:
+        return {"allow": self.allow}
+
+
+class NotAcceptable(Problem):
+    """The answer has no form that `Accept` takes."""
+
+    status = 406
+    title = "No acceptable form of the answer"
+    slug = "not-acceptable"
+
+
+class BodyTooLarge(Problem):
+    """The body exceeds `max_body_bytes`."""
+
+    status = 413
+    title = "The body is too large"
+    slug = "body-too-large"
+
+
+class UnsupportedMediaType(Problem):
+    """The body's content type is none that the route reads."""
+
+    status = 415
+    title = "Unsupported content type"
+    slug = "unsupported-media-type"
+
+
+class InvalidRequest(Problem):
+    """The request was read and asks for something that has no meaning here."""
+
+    status = 422
+    title = "Invalid request"
+    slug = "invalid-request"
+
+
+class TooExpensive(Problem):
+    """The request needs more network evaluations than one request may."""
+
+    status = 422
+    title = "The request is too expensive"
+    slug = "too-expensive"
+
+
+class InternalError(Problem):
+    """A fault of the service; the log has it."""
+
+    status = 500
+    title = "Internal error"
+    slug = "internal-error"
+
+
+class NumericalFailure(Problem):
+    """A row of the request became NaN or infinite."""
+
+    status = 500
+    title = "The computation left the finite numbers"
+    slug = "numerical-failure"
+
+
+class OutOfMemory(Problem):
+    """The device's memory does not hold even one row of the request."""
+
+    status = 500
+    title = "Out of device memory"
+    slug = "out-of-memory"
+
+
+class EngineDead(Problem):
+    """The engine's thread has ended by an error; only a restart helps."""
+
+    status = 500
+    title = "The engine has stopped"
+    slug = "engine-dead"
+
+
+class Unavailable(Problem):
+    """Not now, but later. Abstract: `retry_after` is in seconds, rounded up to a whole one."""
+
+    status = 503
+
+    def __init__(self, detail: str, *, retry_after: float = 1.0, **fields: object) -> None:
+        self.retry_after = max(1, math.ceil(retry_after))
+        super().__init__(detail, retry_after=self.retry_after, **fields)
+
+    @property
+    @override
+    def headers(self) -> dict[str, str]:
+        return {"retry-after": str(self.retry_after)}
+
+
+class QueueFull(Unavailable):
+    """The accepted work has reached `max_queue_cost`."""
+
+    title = "The queue is full"
+    slug = "queue-full"
+
+
+class NotReady(Unavailable):
+    """The service is starting."""
+
+    title = "The service is starting"
+    slug = "not-ready"
+
+
+class Draining(Unavailable):
+    """The service is stopping; it finishes what it accepted and takes nothing new."""
+
+    title = "The service is stopping"
+    slug = "draining"

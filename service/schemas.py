@@ -1,0 +1,178 @@
+"""What may be asked, as pydantic models; /docs shows them.
+
+Arrays stay nested lists here, unread: which shapes and values fit, the model says (arrays.py).
+"""
+
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, WithJsonSchema
+from torch import Tensor
+
+from diffusion.sampling import Ancestral, Sampler
+from diffusion.space import Convention
+
+MAX_SEED = 2**63 - 1
+
+_ARRAY = {"description": "Nested lists of numbers, or a base64 PNG where an image is wanted."}
+
+
+def _is_list(value: object) -> object:
+    if isinstance(value, Tensor):
+        if value.ndim and len(value):
+            return value
+    elif isinstance(value, list) and value:
+        return value
+    raise ValueError("a list of at least one array or base64 PNG is expected")
+
+
+def _is_mask(value: object) -> object:
+    if value is None or isinstance(value, Tensor | str) or (isinstance(value, list) and value):
+        return value
+    raise ValueError("an array, a base64 PNG, or a list of these is expected")
+
+
+DataIn = Annotated[
+    Any,
+    AfterValidator(_is_list),
+    WithJsonSchema({"type": "array", "minItems": 1, "items": _ARRAY}),
+]
+MaskIn = Annotated[
+    Any,
+    AfterValidator(_is_mask),
+    WithJsonSchema(
+        {"anyOf": [{"type": "array", "items": {}}, {"type": "string"}, {"type": "null"}]}
+    ),
+]
+
+
+class _Request(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+    model: str | None = Field(
+        None, description="Which model; may be left out where one is served or a default is set."
+    )
+    seed: int | None = Field(
+        None, ge=0, le=MAX_SEED, description="Of the noise; where absent one is drawn and answered."
+    )
+
+
+class SampleRequest(_Request):
+    """Draw from p(x_0)."""
+
+    model_config = ConfigDict(
+        json_schema_extra={
+            "examples": [
+                {"model": "mnist", "num_samples": 16, "seed": 7, "sampler": {"name": "ancestral"}},
+                {"num_samples": 4, "sampler": {"name": "ddim", "steps": 50, "eta": 0}},
+                {"num_samples": 4, "sampler": {"name": "dpmpp_2m", "steps": 20}},
+            ]
+        }
+    )
+
+    num_samples: int = Field(1, ge=1, description="How many.")
+    sampler: Sampler = Field(
+        Ancestral(),
+        description="Which steps: `ancestral` (all, or `steps` of them), `ddim` or `dpmpp_2m` "
+        "(real data only).",
+    )
+
+
+class LoglikRequest(_Request):
+    """A lower bound on log p(x_0) for each datum."""
+
+    model_config = ConfigDict(
+        json_schema_extra={
+            "examples": [
+                {"model": "gaussian-mixture", "data": [[0.5, -1.0], [9.0, 9.0]], "seed": 7},
+                {"model": "mnist", "data": ["<base64 PNG>"], "terms": 64},
+            ]
+        }
+    )
+
+    data: DataIn = Field(description="The data, in data units; PNGs in base64 for images.")
+    estimator: Literal["bound"] = Field("bound", description="The variational bound K.")
+    convention: Convention | None = Field(
+        None,
+        description="`discretised` (default for images and bits): log-probability of the exact "
+        "value; `density` (default for vectors): log-density in data units with the model's own "
+        "last step; `paper`: Equation 14 of Sohl-Dickstein et al. 2015 with its fixed last step, "
+        "model units.",
+    )
+    terms: int | None = Field(
+        None, ge=1, description="Network evaluations a datum: n of the T steps, drawn without bias."
+    )
+    per_step: bool = Field(False, description="Also answer every term that was evaluated.")
+
+
+class _PosteriorRequest(_Request):
+    observed: DataIn = Field(
+        description="What was seen, in data units: arrays or PNGs. A PNG's transparent pixels were "
+        "not seen (/inpaint)."
+    )
+    flip_probability: float | None = Field(
+        None, ge=0, lt=0.5, description="Bits: each one seen was flipped with this probability."
+    )
+    num_samples: int = Field(1, ge=1, description="Samples for each datum observed.")
+    method: Literal["auto", "product", "twisted", "resample"] = Field(
+        "auto",
+        description="`product`: the 2015 paper's kernels times r, biased. `auto`: the matched "
+        "start where everything was seen with noise, else `product`.",
+    )
+    particles: int | None = Field(None, ge=1, description="One, for the methods of this version.")
+    sampler: Ancestral = Field(
+        Ancestral(), description="The chain's steps; a posterior needs the model's own kernel."
+    )
+
+
+class InpaintRequest(_PosteriorRequest):
+    """Draw from p(x_0) r(x_0), r what was observed, exactly or with noise."""
+
+    model_config = ConfigDict(
+        json_schema_extra={
+            "examples": [
+                {
+                    "model": "gaussian-mixture",
+                    "observed": [[0.5, 0.0]],
+                    "known": [1, 0],
+                    "num_samples": 4,
+                    "seed": 7,
+                },
+                {"model": "mnist", "observed": ["<PNG with transparency>"], "num_samples": 4},
+            ]
+        }
+    )
+
+    known: MaskIn = Field(
+        None,
+        description="One mask for all, or one each: 1 or white where a value was observed. A mask "
+        "of pixels [H, W] holds for all channels. Not needed with transparent PNGs.",
+    )
+    noise_std: float | None = Field(
+        None,
+        ge=0,
+        allow_inf_nan=False,
+        description="Reals: the observation's noise, data units; 0 or absent: seen exactly.",
+    )
+
+
+class DenoiseRequest(_PosteriorRequest):
+    """Draw from p(x_0) r(x_0) with everything observed, with independent noise."""
+
+    model_config = ConfigDict(
+        json_schema_extra={
+            "examples": [
+                {
+                    "model": "gaussian-mixture",
+                    "observed": [[0.5, -1.0]],
+                    "noise_std": 0.5,
+                    "num_samples": 8,
+                    "seed": 7,
+                },
+                {"model": "bit-patterns", "observed": [[1, 0, 0, 0]], "flip_probability": 0.1},
+            ]
+        }
+    )
+
+    noise_std: float | None = Field(
+        None, gt=0, allow_inf_nan=False, description="Reals: the noise's deviation, data units."
+    )

@@ -1,0 +1,142 @@
+"""The service's settings: environment variables `NONEQ_*`, and flags of `python -m service`.
+
+The one place that reads the environment. `Settings.from_command_line()` reads flags first, then the
+environment, then the defaults below; `Settings(...)` in a test takes values as they are.
+
+Work is counted in network evaluations: a request of 16 samples by 1000 steps costs 16 000.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Literal, Self
+
+from pydantic import Field, SecretStr, field_validator, model_validator
+from pydantic_settings import BaseSettings, CliApp, SettingsConfigDict
+
+LogLevel = Literal["debug", "info", "warning", "error", "critical"]
+
+
+class Settings(BaseSettings):
+    """Everything an operator may choose. Frozen; the descriptions are the flags' help."""
+
+    model_config = SettingsConfigDict(
+        env_prefix="NONEQ_",
+        env_ignore_empty=True,
+        frozen=True,
+        extra="forbid",
+        cli_prog_name="python -m service",
+        cli_kebab_case=True,
+        cli_hide_none_type=True,
+        cli_implicit_flags=True,
+        protected_namespaces=(),
+    )
+
+    host: str = Field("127.0.0.1", description="Address to listen on; 0.0.0.0 for every interface.")
+    port: int = Field(8000, ge=0, le=65535, description="Port to listen on; 0 for any free one.")
+    models: Path = Field(
+        Path("models"), description="Folder of artefacts, each NAME/model.safetensors."
+    )
+    default_model: str | None = Field(
+        None, description="Model for requests that name none; not needed where one is served."
+    )
+    device: str = Field(
+        "auto",
+        pattern=r"^(auto|cpu|cuda(:\d+)?)$",
+        description="cpu, cuda, cuda:N, or auto: CUDA where there is one.",
+    )
+    threads: int = Field(
+        0, ge=0, le=1024, description="CPU threads of one network call; 0 for PyTorch's choice."
+    )
+    api_keys: SecretStr = Field(
+        SecretStr(""), description="Accepted API keys, separated by commas; empty: open to all."
+    )
+
+    max_body_bytes: int = Field(
+        32 * 2**20, ge=1024, description="Largest request body, in bytes; beyond it 413."
+    )
+    max_samples: int = Field(
+        4096, ge=1, description="Most samples a request may ask for, all its data together."
+    )
+    max_data: int = Field(
+        4096, ge=1, description="Most data (images, vectors, bit strings) a request may carry."
+    )
+    max_request_cost: int = Field(
+        2_000_000, ge=1, description="Most network evaluations one request may need; beyond it 422."
+    )
+    max_queue_cost: int = Field(
+        8_000_000,
+        ge=1,
+        description="Most network evaluations accepted and not yet done; beyond it 503.",
+    )
+
+    batch_size: int = Field(
+        32, ge=1, le=65536, description="Most rows of one network call. On CPU 24 to 32 is best."
+    )
+    slots: int = Field(
+        512,
+        ge=1,
+        description="Most chains, and most data, of one model held on the device at once; "
+        "at least batch_size.",
+    )
+    term_share: float = Field(
+        0.125,
+        gt=0,
+        lt=1,
+        description="Share of a batch kept for likelihood terms while chains could fill it.",
+    )
+
+    drain_seconds: float = Field(
+        60.0, ge=0, description="On SIGTERM, the longest wait for accepted work to finish."
+    )
+    log_level: LogLevel = Field("info", description="Least severe message that is logged.")
+
+    @field_validator("log_level", mode="before")
+    @classmethod
+    def _lower(cls, value: object) -> object:
+        return value.lower() if isinstance(value, str) else value
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        if self.slots < self.batch_size:
+            raise ValueError(
+                f"slots={self.slots} cannot fill a batch of {self.batch_size} rows: "
+                f"set NONEQ_SLOTS to at least {self.batch_size}, or NONEQ_BATCH_SIZE lower"
+            )
+        if self.max_request_cost > self.max_queue_cost:
+            raise ValueError(
+                f"max_request_cost={self.max_request_cost} exceeds max_queue_cost="
+                f"{self.max_queue_cost}, so such a request could never be queued: "
+                f"set NONEQ_MAX_QUEUE_COST to at least {self.max_request_cost}"
+            )
+        return self
+
+    @classmethod
+    def from_command_line(cls, arguments: Sequence[str] | None = None) -> "Settings":
+        """Settings of flags, then environment; `None` reads `sys.argv`. `--help` lists them all."""
+        return CliApp.run(cls, cli_args=None if arguments is None else list(arguments))
+
+    @property
+    def accepted_keys(self) -> frozenset[str]:
+        """The API keys, parted; empty when the service is open to all."""
+        parts = self.api_keys.get_secret_value().split(",")
+        return frozenset(key for part in parts if (key := part.strip()))
+
+    def resolve_device(self) -> str:
+        """`device`, with "auto" resolved.
+
+        Raises:
+            ValueError: a CUDA device was asked for and PyTorch sees none.
+        """
+        import torch  # here, so that reading settings (or their --help) costs no torch import
+
+        if self.device == "auto":
+            return "cuda" if torch.cuda.is_available() else "cpu"
+        if self.device.startswith("cuda"):
+            index = int(self.device.partition(":")[2] or 0)
+            count = torch.cuda.device_count()
+            if index >= count:
+                raise ValueError(
+                    f"NONEQ_DEVICE={self.device}, but PyTorch sees {count} CUDA devices: "
+                    "use cpu or auto, or install a CUDA build of PyTorch and its driver"
+                )
+        return self.device

@@ -1,0 +1,117 @@
+"""What every kind of work shares: its forms of answer, and the limits checked before it begins.
+
+cost = rows * network evaluations a row, held against the settings before any network is called.
+"""
+
+import secrets
+from abc import ABC, abstractmethod
+from typing import Any, Generic, TypeVar
+
+from pydantic import BaseModel
+from torch import Tensor
+
+from diffusion.sampling import DDIM, Ancestral, DPMSolver, Plan
+from service.arrays import refusal
+from service.encoding import BINARY, JSON, PNG, to_binary, to_json
+from service.engine.jobs import ChainJob, TermJob
+from service.models import Served
+from service.problems import InvalidRequest, TooExpensive
+from service.settings import Settings
+from service.sheets import Strip, check_sheet, contact_sheet
+
+Result = TypeVar("Result")
+AnySampler = TypeVar("AnySampler", Ancestral, DDIM, DPMSolver, Ancestral | DDIM | DPMSolver)
+
+
+class Work(ABC, Generic[Result]):
+    """One request, ready to run.
+
+    Attributes:
+        served: the model that answers.
+        job: what the engine does.
+        offers: the forms of its answer, the default first.
+    """
+
+    offers: tuple[str, ...] = (JSON, PNG, BINARY)
+    served: Served
+    job: ChainJob | TermJob
+
+    def check(self, form: str) -> None:
+        """Raise InvalidRequest where the answer does not go into `form`."""
+        if form == PNG:
+            check_sheet(self.served.model.space, *self.layout)
+
+    def render(self, result: Result, form: str) -> bytes:
+        """The answer in one of `offers`."""
+        if form == PNG:
+            return contact_sheet(self.served.model.space, self.strips(result))
+        if form == BINARY:
+            answer = self.answer(result).model_dump(exclude=self.arrays)
+            return to_binary(answer, self.tensors(result))
+        return to_json(self.answer(result).model_dump())
+
+    @property
+    @abstractmethod
+    def arrays(self) -> dict[str, Any]:
+        """Which fields of the answer a binary one holds as tensors (pydantic's `exclude`)."""
+
+    @abstractmethod
+    def answer(self, result: Result) -> BaseModel:
+        """The answer as documented, with arrays for lists."""
+
+    @abstractmethod
+    def tensors(self, result: Result) -> dict[str, Tensor]:
+        """The arrays of a binary answer."""
+
+    @property
+    def layout(self) -> tuple[int, int]:
+        """How many strips a contact sheet has, and samples a strip."""
+        raise NotImplementedError(f"{type(self).__name__} offers no picture")
+
+    def strips(self, result: Result) -> list[Strip]:
+        """What a contact sheet shows."""
+        raise NotImplementedError(f"{type(self).__name__} offers no picture")
+
+
+def settle_seed(seed: int | None) -> int:
+    """The caller's, or a fresh one that every JSON reader holds exactly."""
+    return secrets.randbelow(2**32) if seed is None else seed
+
+
+def check_rows(count: int, location: str, limit: int, setting: str) -> None:
+    """Raise InvalidRequest beyond a limit of the settings."""
+    if count > limit:
+        raise InvalidRequest(
+            f"{location} asks for more than one request may.",
+            location=location,
+            received=count,
+            expected=f"at most {limit}",
+            fix=f"Split it into several requests; the operator sets the limit ({setting}).",
+        )
+
+
+def check_cost(cost: int, settings: Settings) -> None:
+    """Raise TooExpensive beyond `max_request_cost`."""
+    if cost > settings.max_request_cost:
+        raise TooExpensive(
+            "The request needs more network evaluations than one request may.",
+            received=cost,
+            expected=f"at most {settings.max_request_cost}",
+            fix="Ask for fewer samples or data, for fewer steps (`sampler.steps`) or `terms`, or "
+            "split it; the operator sets the limit (NONEQ_MAX_REQUEST_COST).",
+        )
+
+
+def make_plan(
+    sampler: Ancestral | DDIM | DPMSolver, served: Served, start: int | None = None
+) -> Plan:
+    """The sampler's steps on this model; InvalidRequest where it has none such."""
+    try:
+        return sampler.plan(served.model.process, start)
+    except ValueError as error:
+        raise refusal(error, "sampler", sampler.model_dump()) from None
+
+
+def stated(sampler: AnySampler, served: Served) -> AnySampler:
+    """The sampler with its number of steps written out."""
+    return sampler if sampler.steps else sampler.model_copy(update={"steps": served.model.T})

@@ -1,0 +1,128 @@
+"""/loglik: the bound K on log p(x_0), from its terms."""
+
+import math
+from dataclasses import dataclass
+from typing import Any, final
+
+import torch
+from torch import Tensor
+from typing_extensions import override
+
+from diffusion.bound import check_convention, choose_steps, null_log_prob
+from service.answers import Loglik, LoglikAnswer, Parts, Term
+from service.arrays import check_values, read_events, refusal
+from service.encoding import BINARY, JSON
+from service.engine.jobs import TermJob, TermResult
+from service.models import Served
+from service.problems import InvalidRequest
+from service.schemas import LoglikRequest
+from service.settings import Settings
+from service.work.base import Work, check_cost, check_rows, settle_seed
+
+
+@final
+@dataclass(frozen=True)
+class LoglikWork(Work[TermResult]):
+    """Bounds on log p(x_0)."""
+
+    served: Served
+    job: TermJob
+    request: LoglikRequest
+    offers = (JSON, BINARY)
+
+    @classmethod
+    def prepare(cls, request: LoglikRequest, served: Served, settings: Settings) -> "LoglikWork":
+        """The work, or the problem that forbids it."""
+        model, space = served.model, served.model.space
+        count = len(request.data)
+        check_rows(count, "data", settings.max_data, "NONEQ_MAX_DATA")
+        check_cost(count * min(request.terms or model.T - 1, model.T - 1), settings)
+        events = read_events(request.data, space, "data")
+        if events.opaque is not None:
+            raise InvalidRequest(
+                "A PNG in data has transparent pixels, and a likelihood needs every pixel.",
+                location="data",
+                fix="Send opaque PNGs; /inpaint draws what was not seen.",
+            )
+        check_values(events.values, space, "data")
+        convention = request.convention or space.default_convention
+        seed = settle_seed(request.seed)
+        try:
+            check_convention(model, convention)
+        except ValueError as error:
+            raise refusal(error, "convention", convention) from None
+        try:
+            steps = choose_steps(model.T, torch.arange(count), seed, convention, request.terms)
+        except ValueError as error:
+            raise refusal(error, "terms", request.terms) from None
+        job = TermJob(served.name, space.to_model(events.values), seed, steps, convention)
+        check_cost(job.cost, settings)
+        return cls(served, job, request)
+
+    @property
+    @override
+    def arrays(self) -> dict[str, Any]:
+        return {"results": True}
+
+    @override
+    def answer(self, result: TermResult) -> LoglikAnswer:
+        columns = {name: x.tolist() for name, x in self.tensors(result).items()}
+        per_bit = math.log(2)
+        dims = self.served.model.space.dims
+        results = [
+            Loglik(
+                bound=_finite(bound),
+                standard_error=_finite(columns["standard_error"][i]),
+                bits=_finite(bound / per_bit),
+                bits_per_dim=_finite(-bound / per_bit / dims),
+                relative_to_prior=_finite(columns["relative_to_prior"][i]),
+                parts=Parts(
+                    prior=_finite(columns["prior"][i]),
+                    steps=_finite(columns["steps"][i]),
+                    last=_finite(columns["last"][i]),
+                ),
+                per_step=self._terms(columns, i) if self.request.per_step else None,
+            )
+            for i, bound in enumerate(columns["bound"])
+        ]
+        return LoglikAnswer(
+            model=self.served.name,
+            seed=self.job.seed,
+            estimator=self.request.estimator,
+            convention=self.job.convention,
+            terms=self.job.units,
+            results=results,
+            network_evaluations=result.network_evaluations,
+        )
+
+    @override
+    def tensors(self, result: TermResult) -> dict[str, Tensor]:
+        model, bound = self.served.model, result.bound
+        null = null_log_prob(model, self.job.x_0.to(model.device), self.job.convention).cpu()
+        found = {
+            "bound": bound.bound,
+            "standard_error": bound.standard_error,
+            "relative_to_prior": bound.bound - null,
+            "prior": bound.prior,
+            "steps": bound.steps,
+            "last": bound.last,
+        }
+        if self.request.per_step:
+            steps = result.steps
+            found |= {"term_t": steps.t, "term_weight": steps.weight, "term_value": result.values}
+        return found
+
+    @staticmethod
+    def _terms(columns: dict[str, list[Any]], datum: int) -> list[Term]:
+        found = zip(
+            columns["term_t"][datum],
+            columns["term_weight"],
+            columns["term_value"][datum],
+            strict=True,
+        )
+        return [Term(t=t, weight=weight, value=_finite(value)) for t, weight, value in found]
+
+
+def _finite(value: float) -> float | None:
+    """JSON has no infinity: the bound of a datum that the model excludes is null."""
+    return value if math.isfinite(value) else None

@@ -1,0 +1,198 @@
+"""The U-Net: diffusers' architecture, parameter by parameter; sizes, clocks and rows."""
+
+from itertools import pairwise
+
+import pytest
+import torch
+from pydantic import ValidationError
+from torch import Tensor, nn
+
+from diffusion.networks import UNet, UNetConfig
+from diffusion.networks.embedding import as_steps, sinusoidal, with_fourier
+from diffusion.networks.unet import diffusers_key
+
+SMALL = {"channels": (8, 16), "blocks": 1, "norm_groups": 4, "zero_out": False}
+
+
+def small(**changes: object) -> UNet:
+    torch.manual_seed(0)
+    return UNet(UNetConfig.model_validate(SMALL | changes)).eval()
+
+
+def images(rows: int = 3, channels: int = 1, height: int = 8, width: int = 8) -> Tensor:
+    generator = torch.Generator().manual_seed(1)
+    return torch.randn(rows, channels, height, width, generator=generator)
+
+
+CIFAR10 = {  # google/ddpm-cifar10-32, narrower
+    "block_out_channels": (16, 32, 32),
+    "down_block_types": ("DownBlock2D", "AttnDownBlock2D", "DownBlock2D"),
+    "up_block_types": ("UpBlock2D", "AttnUpBlock2D", "UpBlock2D"),
+    "layers_per_block": 2,
+    "attention_head_dim": None,
+    "downsample_padding": 0,
+    "flip_sin_to_cos": False,
+    "freq_shift": 1,
+    "norm_eps": 1e-6,
+    "norm_num_groups": 8,
+}
+OURS_CIFAR10 = {
+    "in_channels": 3,
+    "channels": (16, 32, 32),
+    "blocks": 2,
+    "attention": (False, True, False),
+    "mid_attention": True,
+    "downsample_padding": 0,
+    "flip_sin_to_cos": False,
+    "freq_shift": 1,
+    "norm_eps": 1e-6,
+}
+HEADS = {
+    "block_out_channels": (16, 32),
+    "down_block_types": ("AttnDownBlock2D", "AttnDownBlock2D"),
+    "up_block_types": ("AttnUpBlock2D", "AttnUpBlock2D"),
+    "layers_per_block": 1,
+    "attention_head_dim": 8,
+    "norm_num_groups": 4,
+}
+OURS_HEADS = {
+    "in_channels": 3,
+    "channels": (16, 32),
+    "blocks": 1,
+    "attention": (True, True),
+    "mid_attention": True,
+    "head_dim": 8,
+    "norm_groups": 4,
+}
+PLAIN = {
+    "block_out_channels": (16, 32),
+    "down_block_types": ("DownBlock2D", "DownBlock2D"),
+    "up_block_types": ("UpBlock2D", "UpBlock2D"),
+    "layers_per_block": 2,
+    "norm_num_groups": 8,
+    "add_attention": False,
+}
+OURS_PLAIN = {"in_channels": 3, "channels": (16, 32), "blocks": 2}
+
+
+@pytest.mark.parametrize(
+    ("theirs", "ours"),
+    [(CIFAR10, OURS_CIFAR10), (HEADS, OURS_HEADS), (PLAIN, OURS_PLAIN)],
+    ids=["cifar10", "heads", "plain"],
+)
+@pytest.mark.filterwarnings("ignore")  # of the peer's imports, not ours
+def test_holds_the_weights_of_diffusers(theirs: dict[str, object], ours: dict[str, object]) -> None:
+    diffusers = pytest.importorskip("diffusers")
+    torch.manual_seed(0)
+    peer = diffusers.UNet2DModel(sample_size=16, in_channels=3, out_channels=3, **theirs).eval()
+    for parameter in peer.parameters():  # biases and norms start at 0 and 1: tell them apart too
+        nn.init.normal_(parameter, std=0.1)
+    unet = UNet(UNetConfig.model_validate(ours)).eval()
+    weights = peer.state_dict()
+    assert sorted(map(diffusers_key, unet.state_dict())) == sorted(weights)
+    unet.load_state_dict({name: weights[diffusers_key(name)] for name in unet.state_dict()})
+    x_t, time = images(4, 3, 16, 16), torch.tensor([0.0, 3.0, 500.0, 999.0])
+    with torch.no_grad():
+        wanted, found = peer(x_t, time).sample, unet(x_t, time)
+    assert wanted.std() > 1e-3
+    assert (found - wanted).abs().max() < 1e-5 * max(1.0, float(wanted.abs().max()))
+
+
+@pytest.mark.parametrize("padding", [0, 1])
+@pytest.mark.parametrize(("height", "width"), [(28, 28), (7, 9), (5, 6)])
+def test_any_size(height: int, width: int, padding: int) -> None:
+    unet = small(channels=(8, 8, 8), downsample_padding=padding, outputs=2, in_channels=2)
+    assert unet(images(2, 2, height, width), torch.zeros(2)).shape == (2, 4, height, width)
+
+
+def test_a_row_alone_equals_the_row_in_a_batch() -> None:
+    unet = small(attention=(False, True), mid_attention=True, fourier=(1, 2))
+    x_t, time = images(5), torch.tensor([0.0, 1.0, 10.0, 100.0, 999.0])
+    with torch.no_grad():
+        together = unet(x_t, time)
+        alone = torch.cat([unet(x_t[i : i + 1], time[i : i + 1]) for i in range(5)])
+    torch.testing.assert_close(alone, together, rtol=1e-4, atol=1e-5)
+
+
+def test_time_matters() -> None:
+    unet = small()
+    out = unet(images(1).expand(3, -1, -1, -1), torch.tensor([0.0, 1.0, 999.0]))
+    assert (out[0] - out[1]).abs().max() > 1e-6
+    assert (out[1] - out[2]).abs().max() > 1e-6
+
+
+def test_starts_from_zero() -> None:
+    assert not small(zero_out=True)(images(), torch.zeros(3)).any()
+
+
+def test_memory_format_changes_nothing() -> None:
+    unet = small(attention=(True, False), mid_attention=True)
+    x_t, time = images(), torch.arange(3.0)
+    with torch.no_grad():
+        wanted = unet(x_t, time)
+        found = unet.to(memory_format=torch.channels_last)(  # type: ignore[call-overload]
+            x_t.contiguous(memory_format=torch.channels_last), time
+        )
+    torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-5)
+
+
+def test_the_clocks_ends_are_finite() -> None:
+    unet = small(clock="log_snr")
+    time = torch.tensor([torch.inf, 0.0, -torch.inf])
+    assert unet.clock == "log_snr"
+    assert unet(images(), time).isfinite().all()
+    steps = as_steps(torch.linspace(-20, 20, 9), "log_snr")
+    assert all(a > b for a, b in pairwise(steps.tolist()))  # more signal, earlier
+    assert steps[0] == 1000
+    assert steps[-1] == 0
+
+
+def test_every_parameter_is_trained() -> None:
+    unet = small(attention=(True, False), mid_attention=True, fourier=(0,)).train()
+    unet(images(), torch.arange(3.0)).square().sum().backward()
+    assert [n for n, p in unet.named_parameters() if p.grad is None or not p.grad.any()] == []
+
+
+def test_fourier_features() -> None:
+    x_t = images(1, 2, 3, 3)
+    found = with_fourier(x_t, (5, 7))
+    assert found.shape == (1, 10, 3, 3)
+    torch.testing.assert_close(found[:, :2], x_t)
+    for i, k in enumerate((5, 7)):
+        sin, cos = found[:, 2 + 4 * i : 4 + 4 * i], found[:, 4 + 4 * i : 6 + 4 * i]
+        torch.testing.assert_close(sin.square() + cos.square(), torch.ones_like(sin))
+        # Period 2 / 2^k: a step of 2 / 256 turns the k-th pair by 2 pi 2^k / 256.
+        turned = with_fourier(x_t + 2.0 / 2**k, (5, 7))[:, 2 + 4 * i : 6 + 4 * i]
+        torch.testing.assert_close(turned, torch.cat([sin, cos], 1), atol=2e-3, rtol=0)
+    assert with_fourier(x_t, ()) is not None
+
+
+@pytest.mark.parametrize("dim", [8, 9])
+def test_embedding_turns_evenly(dim: int) -> None:
+    """<e(u), e(u + d)> depends on d alone: angles add."""
+    u = torch.arange(6.0)
+    e, later = sinusoidal(u, dim), sinusoidal(u + 3, dim)
+    assert e.shape == (6, dim)
+    products = (e * later).sum(-1)
+    torch.testing.assert_close(products, products[:1].expand(6))
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"attention": (True,)}, "one boolean for each"),
+        ({"norm_groups": 3}, "norm_groups 3"),
+        ({"mid_attention": True, "head_dim": 5}, "head_dim 5"),
+        ({"attention": (True, False), "head_dim": 16}, "head_dim 16"),
+        ({"heads": 2}, "Extra inputs"),
+        ({"outputs": 3}, "outputs"),
+    ],
+)
+def test_bad_configurations_teach(changes: dict[str, object], reason: str) -> None:
+    with pytest.raises(ValidationError, match=reason):
+        UNetConfig.model_validate(SMALL | changes)
+
+
+def test_a_wrong_shape_teaches() -> None:
+    with pytest.raises(ValueError, match=r"takes \[rows, 1, height, width\]"):
+        small()(images(2, 3), torch.zeros(2))

@@ -1,0 +1,387 @@
+"""The engine's answers: those of the offline loops, whoever else is in the batch."""
+
+import asyncio
+import threading
+from concurrent.futures import CancelledError
+from typing import Any
+
+import pytest
+import torch
+from prometheus_client.parser import text_string_to_metric_families
+from torch.testing import assert_close
+
+from diffusion.bound import bound, choose_steps
+from diffusion.model import DiffusionModel
+from diffusion.posterior import Observation
+from diffusion.sampling import DDIM, Ancestral, DPMSolver, sample
+from service.engine import ChainJob, TermJob
+from service.metrics import Metrics
+from service.problems import (
+    Draining,
+    NotReady,
+    NumericalFailure,
+    QueueFull,
+    TooExpensive,
+    UnknownModel,
+)
+
+SAMPLERS = [Ancestral(), Ancestral(steps=5), DDIM(steps=6, eta=0.5), DPMSolver(steps=7)]
+
+
+def chains(model: DiffusionModel, rows: int, seed: int = 7, **others: Any) -> ChainJob:
+    sampler = others.pop("sampler", Ancestral())
+    first = others.pop("first", None)
+    plan = sampler.plan(model.process, first)
+    return ChainJob(others.pop("name", "g"), rows, seed, plan, **others)
+
+
+def terms(
+    model: DiffusionModel, x_0: torch.Tensor, seed: int = 7, count: int | None = None, **others: Any
+) -> TermJob:
+    convention = others.get("convention", model.space.default_convention)
+    steps = choose_steps(model.T, torch.arange(len(x_0)), seed, convention, count)
+    return TermJob(others.get("name", "g"), x_0, seed, steps, convention)
+
+
+def company(model: DiffusionModel) -> list[ChainJob | TermJob]:
+    """Jobs of every kind to stand beside."""
+    x_0 = torch.linspace(-1, 1, 6).view(3, 2)
+    known = torch.tensor([[True, False]]).expand(9, 2)
+    seen = Observation.of_reals(torch.full((9, 2), 0.3), known)
+    return [
+        chains(model, 20, seed=1),
+        chains(model, 9, seed=2, observation=seen),
+        chains(model, 5, seed=3, sampler=DPMSolver(steps=4)),
+        terms(model, x_0, seed=4),
+        terms(model, x_0, seed=5, convention="paper"),
+    ]
+
+
+@pytest.mark.parametrize("sampler", SAMPLERS, ids=lambda s: f"{s.name}-{s.steps}")
+@pytest.mark.parametrize("beside", [False, True], ids=["alone", "beside others"])
+def test_samples_are_those_of_the_offline_loop(
+    gaussian: DiffusionModel, make_engine: Any, sampler: Any, beside: bool
+) -> None:
+    engine = make_engine(g=gaussian)
+    others = [engine.submit(job) for job in company(gaussian)] if beside else []
+    ticket = engine.submit(chains(gaussian, 11, sampler=sampler))
+    result = ticket.result(30)
+    expected = sample(gaussian, 11, seed=7, sampler=sampler)
+    assert_close(result.samples, expected, rtol=1e-4, atol=1e-5)
+    assert result.network_evaluations == ticket.cost == ticket.done
+    for other in others:
+        other.result(30)
+
+
+@pytest.mark.parametrize("beside", [False, True], ids=["alone", "beside others"])
+def test_observed_samples_are_those_of_the_offline_loop(
+    gaussian: DiffusionModel, make_engine: Any, beside: bool
+) -> None:
+    engine = make_engine(g=gaussian)
+    known = torch.tensor([[True, False], [False, True], [True, True], [False, False]])
+    y = torch.tensor([[0.1, 0.0], [0.0, -0.2], [0.7, -0.7], [0.0, 0.0]])
+    seen = Observation.of_reals(y, known)
+    others = [engine.submit(job) for job in company(gaussian)] if beside else []
+    result = engine.submit(chains(gaussian, 4, observation=seen)).result(30)
+    expected = sample(gaussian, 4, seed=7, observation=seen)
+    assert_close(result.samples, expected, rtol=1e-4, atol=1e-5)
+    assert torch.equal(result.samples[known], y[known])
+    # A slot that held an observation forgets it with its next chain.
+    again = engine.submit(chains(gaussian, 32)).result(30)
+    assert_close(again.samples, sample(gaussian, 32, seed=7), rtol=1e-4, atol=1e-5)
+    for other in others:
+        other.result(30)
+
+
+def test_a_chain_goes_on_from_where_it_is_told(gaussian: DiffusionModel, make_engine: Any) -> None:
+    engine = make_engine(g=gaussian)
+    start = torch.linspace(-1, 1, 12).view(6, 2)
+    result = engine.submit(chains(gaussian, 6, first=9, start=start)).result(30)
+    expected = sample(gaussian, 6, seed=7, start=(9, start))
+    assert_close(result.samples, expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("convention", ["density", "paper"])
+@pytest.mark.parametrize("count", [None, 6])
+@pytest.mark.parametrize("beside", [False, True], ids=["alone", "beside others"])
+def test_bounds_are_those_of_the_offline_loop(
+    gaussian: DiffusionModel, make_engine: Any, convention: Any, count: int | None, beside: bool
+) -> None:
+    engine = make_engine(g=gaussian)
+    others = [engine.submit(job) for job in company(gaussian)] if beside else []
+    x_0 = torch.linspace(-1.5, 1.2, 10).view(5, 2)
+    ticket = engine.submit(terms(gaussian, x_0, count=count, convention=convention))
+    result = ticket.result(30)
+    expected = bound(gaussian, x_0, seed=7, convention=convention, terms=count)
+    for name in ("bound", "standard_error", "prior", "steps", "last"):
+        ours, theirs = getattr(result.bound, name), getattr(expected, name)
+        assert_close(ours, theirs, rtol=1e-4, atol=1e-5, msg=name)
+    assert result.values.shape == result.steps.t.shape
+    for other in others:
+        other.result(30)
+
+
+def test_levels_are_scored_by_the_discretised_convention(
+    pixels: DiffusionModel, make_engine: Any
+) -> None:
+    engine = make_engine(g=pixels)
+    x_0 = pixels.space.to_model(torch.tensor([[0.0, 255.0], [180.0, 70.0], [64.0, 160.0]]))
+    other = engine.submit(terms(pixels, x_0, convention="density"))
+    result = engine.submit(terms(pixels, x_0)).result(30)
+    expected = bound(pixels, x_0, seed=7, convention="discretised")
+    assert_close(result.bound.bound, expected.bound, rtol=1e-4, atol=1e-5)
+    samples = engine.submit(chains(pixels, 9)).result(30).samples
+    assert_close(samples, sample(pixels, 9, seed=7), rtol=1e-4, atol=1e-5)
+    other.result(30)
+
+
+def test_bits_beside_reals(
+    bits: DiffusionModel, gaussian: DiffusionModel, make_engine: Any
+) -> None:
+    engine = make_engine(b=bits, g=gaussian)
+    others = [engine.submit(job) for job in company(gaussian)]
+    y = torch.tensor([[1.0, 0, 0, 0]]).expand(9, 4)
+    known = torch.tensor([[True, True, False, False]]).expand(9, 4)
+    seen = Observation.of_bits(y, known)
+    x_0 = torch.tensor([[1.0, 0, 0, 1], [0, 1, 1, 0]])
+    drawn = engine.submit(chains(bits, 9, name="b"))
+    observed = engine.submit(chains(bits, 9, name="b", observation=seen))
+    scored = engine.submit(terms(bits, x_0, name="b"))
+    assert torch.equal(drawn.result(30).samples, sample(bits, 9, seed=7))
+    assert torch.equal(observed.result(30).samples, sample(bits, 9, seed=7, observation=seen))
+    expected = bound(bits, x_0, seed=7, convention="discretised")
+    assert_close(scored.result(30).bound.bound, expected.bound, rtol=1e-4, atol=1e-5)
+    for other in others:
+        other.result(30)
+
+
+def test_more_rows_than_slots(gaussian: DiffusionModel, make_engine: Any) -> None:
+    engine = make_engine(g=gaussian, batch_size=4, slots=4)
+    tickets = [engine.submit(chains(gaussian, 30, seed)) for seed in (1, 2)]
+    for seed, ticket in zip((1, 2), tickets, strict=True):
+        expected = sample(gaussian, 30, seed=seed)
+        assert_close(ticket.result(30).samples, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_answers_are_ordinary_tensors(gaussian: DiffusionModel, make_engine: Any) -> None:
+    engine = make_engine(g=gaussian)
+    samples = engine.submit(chains(gaussian, 2)).result(30).samples
+    result = engine.submit(terms(gaussian, torch.zeros(1, 2))).result(30)
+    for tensor in (samples, result.values, result.bound.bound):
+        assert not tensor.is_inference()
+        assert tensor.device.type == "cpu"
+        tensor += 1
+
+
+def test_chains_and_terms_share_a_network_call(
+    faulty: DiffusionModel, mischief: Any, make_engine: Any
+) -> None:
+    engine = make_engine(g=faulty)
+    mischief.gate.clear()
+    mischief.entered.clear()
+    blocker = engine.submit(chains(faulty, 1, sampler=Ancestral(steps=1)))
+    assert mischief.entered.wait(30)
+    mischief.sizes.clear()
+    both = engine.submit(chains(faulty, 3)), engine.submit(terms(faulty, torch.zeros(2, 2)))
+    mischief.gate.set()
+    for ticket in (blocker, *both):
+        ticket.result(30)
+    needed = sum(ticket.cost for ticket in both)
+    assert mischief.sizes[1] == 8
+    assert len(mischief.sizes) - 1 <= max(-(-needed // 8), both[0].cost // 3) + 1
+
+
+def test_a_short_job_overtakes_a_long_one(gaussian: DiffusionModel, make_engine: Any) -> None:
+    engine = make_engine(g=gaussian)
+    long = engine.submit(chains(gaussian, 300))
+    short = engine.submit(chains(gaussian, 1, sampler=DDIM(steps=4)))
+    short.result(30)
+    assert not long.future.done()
+    assert long.done < long.cost / 4
+    long.cancel()
+
+
+@pytest.mark.parametrize("through", ["ticket", "asyncio"])
+def test_cancelling_frees_the_rows_and_the_queue(
+    faulty: DiffusionModel, mischief: Any, make_engine: Any, through: str
+) -> None:
+    metrics = Metrics()
+    engine = make_engine(metrics, g=faulty)
+    mischief.gate.clear()
+    mischief.entered.clear()
+    ticket = engine.submit(chains(faulty, 20))
+    assert mischief.entered.wait(30)
+    if through == "ticket":
+        assert ticket.cancel()
+    else:
+
+        async def leave() -> None:
+            asyncio.get_running_loop().call_later(0.01, waiting.cancel)
+            await waiting
+
+        async def main() -> None:
+            nonlocal waiting
+            waiting = asyncio.wrap_future(ticket.future)
+            with pytest.raises(asyncio.CancelledError):
+                await leave()
+
+        waiting: asyncio.Future[Any]
+        asyncio.run(main())
+    mischief.sizes.clear()
+    mischief.gate.set()
+    with pytest.raises(CancelledError):
+        ticket.result(30)
+    engine.submit(chains(faulty, 1, sampler=Ancestral(steps=1))).result(30)
+    assert mischief.sizes == [8, 1]  # the tick that was under way, and the next job's
+    assert engine.owed == 0
+    assert metrics.registry.get_sample_value("noneq_rows_running") == 0
+    assert metrics.registry.get_sample_value("noneq_rows_waiting") == 0
+    assert not ticket.cancel() or ticket.future.cancelled()
+
+
+def test_a_full_queue_says_when_to_come_back(
+    faulty: DiffusionModel, mischief: Any, make_engine: Any
+) -> None:
+    engine = make_engine(g=faulty, max_queue_cost=100, max_request_cost=90)
+    mischief.gate.clear()
+    first = engine.submit(chains(faulty, 5))
+    with pytest.raises(QueueFull) as caught:
+        engine.submit(chains(faulty, 2))
+    assert caught.value.retry_after >= 1
+    assert caught.value.headers["retry-after"] == str(caught.value.retry_after)
+    fits = engine.submit(chains(faulty, 1))
+    mischief.gate.set()
+    first.result(30), fits.result(30)
+    assert engine.owed == 0
+    engine.submit(chains(faulty, 2)).result(30)
+
+
+def test_too_dear_a_request_is_refused_at_once(gaussian: DiffusionModel, make_engine: Any) -> None:
+    engine = make_engine(g=gaussian, max_request_cost=100)
+    with pytest.raises(TooExpensive) as caught:
+        engine.submit(chains(gaussian, 1000))
+    assert caught.value.fields["received"] == 16_000
+    assert engine.owed == 0
+
+
+def test_an_unknown_model(gaussian: DiffusionModel, make_engine: Any) -> None:
+    engine = make_engine(g=gaussian)
+    with pytest.raises(UnknownModel) as caught:
+        engine.submit(chains(gaussian, 1, name="h"))
+    assert caught.value.fields["expected"] == ["g"]
+
+
+def test_parts_that_do_not_fit(gaussian: DiffusionModel, make_engine: Any) -> None:
+    engine = make_engine(g=gaussian)
+    with pytest.raises(ValueError, match="`start` has shape"):
+        engine.submit(chains(gaussian, 3, start=torch.zeros(2, 2)))
+    with pytest.raises(ValueError, match="`x_0` has shape"):
+        engine.submit(terms(gaussian, torch.zeros(2, 3)))
+    seen = Observation.nothing(gaussian.process, (2,), 4)
+    with pytest.raises(ValueError, match="`observation` has shape"):
+        engine.submit(chains(gaussian, 3, observation=seen))
+
+
+def test_draining_finishes_what_was_accepted(gaussian: DiffusionModel, make_engine: Any) -> None:
+    engine = make_engine(g=gaussian)
+    assert engine.ready
+    tickets = [engine.submit(chains(gaussian, 10, seed)) for seed in range(3)]
+    drained: list[bool] = []
+    waiter = threading.Thread(target=lambda: drained.append(engine.drain(30)))
+    waiter.start()
+    while engine.ready:
+        pass
+    with pytest.raises(Draining):
+        engine.submit(chains(gaussian, 1))
+    waiter.join(30)
+    assert drained == [True]
+    assert all(ticket.future.done() and ticket.future.exception() is None for ticket in tickets)
+    assert not engine.alive
+    assert not engine.ready
+
+
+def test_draining_gives_up_in_the_end(
+    faulty: DiffusionModel, mischief: Any, make_engine: Any
+) -> None:
+    engine = make_engine(g=faulty)
+    mischief.gate.clear()
+    ticket = engine.submit(chains(faulty, 10))
+    threading.Timer(0.2, mischief.gate.set).start()
+    assert not engine.drain(0.01)
+    with pytest.raises(Draining):
+        ticket.result(30)
+
+
+def test_an_engine_that_was_not_started(gaussian: DiffusionModel) -> None:
+    from service.engine import Engine
+    from service.settings import Settings
+
+    engine = Engine({"g": gaussian}, Settings(batch_size=4, slots=4))
+    assert not engine.alive
+    with pytest.raises(NotReady):
+        engine.submit(chains(gaussian, 1))
+    engine.stop()
+
+
+def test_many_threads_submit_and_cancel(gaussian: DiffusionModel, make_engine: Any) -> None:
+    engine = make_engine(g=gaussian)
+    expected = sample(gaussian, 3, seed=5)
+    wrong: list[object] = []
+
+    def client(number: int) -> None:
+        for turn in range(4):
+            ticket = engine.submit(chains(gaussian, 3, seed=5))
+            if (number + turn) % 3 == 0:
+                ticket.cancel()
+                continue
+            samples = ticket.result(60).samples
+            if not torch.allclose(samples, expected, rtol=1e-4, atol=1e-5):
+                wrong.append(samples)
+
+    clients = [threading.Thread(target=client, args=(number,)) for number in range(6)]
+    for thread in clients:
+        thread.start()
+    for thread in clients:
+        thread.join(60)
+    assert not wrong
+    assert engine.drain(30)
+    assert engine.owed == 0
+
+
+def test_metrics_count_what_was_done(gaussian: DiffusionModel, make_engine: Any) -> None:
+    metrics = Metrics()
+    engine = make_engine(metrics, g=gaussian)
+    engine.submit(chains(gaussian, 6)).result(30)
+    engine.submit(terms(gaussian, torch.zeros(2, 2), count=6)).result(30)
+    engine.drain(30)
+    families = {f.name: f for f in text_string_to_metric_families(metrics.render().decode())}
+    assert {
+        "noneq_requests",
+        "noneq_rows_running",
+        "noneq_rows_waiting",
+        "noneq_queue_seconds",
+        "noneq_compute_seconds",
+        "noneq_batch_fill",
+        "noneq_network_evaluations",
+        "noneq_ticks",
+    } <= set(families)
+    value = metrics.registry.get_sample_value
+    assert value("noneq_network_evaluations_total", {"model": "g"}) == 6 * 16 + 2 * 6
+    assert value("noneq_compute_seconds_count") == value("noneq_queue_seconds_count") == 2
+    assert value("noneq_rows_running") == 0
+    assert value("noneq_ticks_total", {"model": "g"}) == value("noneq_batch_fill_count")
+
+
+def test_a_seed_of_63_bits(gaussian: DiffusionModel, make_engine: Any) -> None:
+    engine = make_engine(g=gaussian)
+    seed = 2**63 - 1
+    result = engine.submit(chains(gaussian, 3, seed=seed)).result(30)
+    assert_close(result.samples, sample(gaussian, 3, seed=seed), rtol=1e-4, atol=1e-5)
+
+
+def test_a_start_that_is_not_finite(gaussian: DiffusionModel, make_engine: Any) -> None:
+    engine = make_engine(g=gaussian)
+    start = torch.zeros(3, 2)
+    start[1, 0] = torch.nan
+    with pytest.raises(NumericalFailure, match="sample 1"):
+        engine.submit(chains(gaussian, 3, first=9, start=start)).result(30)

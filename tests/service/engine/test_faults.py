@@ -1,0 +1,195 @@
+"""Each fault, injected: it fails alone, nothing else is lost, and nobody hangs."""
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch.testing import assert_close
+
+from diffusion.bound import bound, choose_steps
+from diffusion.model import DiffusionModel
+from diffusion.sampling import Ancestral, sample
+from service.engine import ChainJob, Engine, TermJob
+from service.engine.faults import describe, fatal, out_of_memory, problem_of
+from service.problems import (
+    EngineDead,
+    InternalError,
+    NumericalFailure,
+    OutOfMemory,
+    UnknownModel,
+)
+
+
+def healthy(model: DiffusionModel, rows: int = 6, seed: int = 7) -> ChainJob:
+    return ChainJob("g", rows, seed, Ancestral().plan(model.process))
+
+
+def marked(model: DiffusionModel, rows: int = 3) -> ChainJob:
+    """Chains whose first row carries the mark that the network's mischief answers to."""
+    start = torch.zeros(rows, 2)
+    start[0, 0] = 1000.0
+    return ChainJob("g", rows, 1, Ancestral().plan(model.process, 9), start=start)
+
+
+def scored(model: DiffusionModel, x_0: Tensor, seed: int = 3) -> TermJob:
+    steps = choose_steps(model.T, torch.arange(len(x_0)), seed, "density")
+    return TermJob("g", x_0, seed, steps, "density")
+
+
+def raising(error: BaseException) -> Any:
+    def act(_out: Tensor, _marked: Tensor) -> Tensor:
+        raise error
+
+    return act
+
+
+def spoiling(value: float) -> Any:
+    return lambda out, rows: out.masked_fill(rows[:, None], value)
+
+
+def among_others(
+    engine: Engine, model: DiffusionModel, mischief: Any, job: ChainJob | TermJob
+) -> Any:
+    """The job's ticket, once the healthy jobs in its ticks have given the right answers."""
+    mischief.gate.clear()
+    x_0 = torch.linspace(-1, 1, 6).view(3, 2)
+    before = engine.submit(healthy(model))
+    bad = engine.submit(job)
+    after = engine.submit(healthy(model, seed=8)), engine.submit(scored(model, x_0))
+    mischief.gate.set()
+    close = {"rtol": 1e-4, "atol": 1e-5}
+    assert_close(before.result(30).samples, sample(model, 6, seed=7), **close)
+    assert_close(after[0].result(30).samples, sample(model, 6, seed=8), **close)
+    expected = bound(model, x_0, seed=3, convention="density")
+    assert_close(after[1].result(30).bound.bound, expected.bound, **close)
+    assert engine.alive
+    return bad
+
+
+@pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf])
+def test_a_row_that_is_not_finite_fails_its_request_only(
+    faulty: DiffusionModel, mischief: Any, make_engine: Any, value: float
+) -> None:
+    engine = make_engine(g=faulty)
+    mischief.on_marked = spoiling(value)
+    bad = among_others(engine, faulty, mischief, marked(faulty))
+    with pytest.raises(NumericalFailure, match="sample 0 became NaN"):
+        bad.result(30)
+    assert bad.done < bad.cost  # it did not run to its end
+    assert engine.drain(30)
+    assert engine.owed == 0
+
+
+def test_a_term_that_is_not_finite_fails_its_request_only(
+    faulty: DiffusionModel, mischief: Any, make_engine: Any
+) -> None:
+    engine = make_engine(g=faulty)
+    mischief.on_marked = spoiling(torch.nan)
+    x_0 = torch.tensor([[0.0, 0.0], [1000.0, 0.0]])
+    bad = among_others(engine, faulty, mischief, scored(faulty, x_0))
+    with pytest.raises(NumericalFailure, match="datum 1"):
+        bad.result(30)
+    assert engine.drain(30)
+
+
+def test_bits_of_a_network_that_is_not_finite(bits: DiffusionModel, make_engine: Any) -> None:
+    engine = make_engine(g=bits)
+    bits.network.weights.fill_(torch.nan)
+    with pytest.raises(NumericalFailure):
+        engine.submit(healthy(bits)).result(30)
+
+
+def test_an_exception_fails_the_request_that_raises_it(
+    faulty: DiffusionModel, mischief: Any, make_engine: Any
+) -> None:
+    engine = make_engine(g=faulty)
+    mischief.on_marked = raising(RuntimeError("a broken kernel"))
+    bad = among_others(engine, faulty, mischief, marked(faulty))
+    with pytest.raises(InternalError, match="a broken kernel"):
+        bad.result(30)
+    assert engine.drain(30)
+    assert engine.owed == 0
+
+
+def test_out_of_memory_halves_the_tick_and_loses_nothing(
+    faulty: DiffusionModel, mischief: Any, make_engine: Any
+) -> None:
+    engine = make_engine(g=faulty)
+    mischief.most_rows = 3
+    mischief.sizes.clear()
+    result = engine.submit(healthy(faulty, rows=20)).result(30)
+    assert [size for size in mischief.sizes if size > 3] == [8, 4, 4]  # and never tried again
+    mischief.most_rows = None
+    assert_close(result.samples, sample(faulty, 20, seed=7), rtol=1e-4, atol=1e-5)
+    assert engine.alive
+
+
+def test_out_of_memory_at_one_row_fails_that_request(
+    faulty: DiffusionModel, mischief: Any, make_engine: Any
+) -> None:
+    engine = make_engine(g=faulty)
+    mischief.on_marked = raising(torch.OutOfMemoryError("no room"))
+    bad = among_others(engine, faulty, mischief, marked(faulty))
+    with pytest.raises(OutOfMemory):
+        bad.result(30)
+    assert engine.drain(30)
+
+
+def test_out_of_memory_at_warm_up_finds_a_batch_that_fits(
+    faulty: DiffusionModel, mischief: Any, make_engine: Any
+) -> None:
+    mischief.most_rows = 3
+    engine = make_engine(g=faulty)
+    assert not engine.refused
+    mischief.sizes.clear()
+    engine.submit(healthy(faulty)).result(30)
+    assert max(mischief.sizes) == 2
+
+
+def test_a_model_that_fails_its_warm_up_is_refused_and_others_served(
+    faulty: DiffusionModel, gaussian: DiffusionModel, mischief: Any, make_engine: Any
+) -> None:
+    mischief.most_rows = 0
+    engine = make_engine(bad=faulty, g=gaussian)
+    assert list(engine.refused) == ["bad"]
+    assert engine.ready
+    engine.submit(healthy(gaussian)).result(30)
+    job = ChainJob("bad", 1, 0, Ancestral().plan(faulty.process))
+    with pytest.raises(UnknownModel, match="failed its first network call"):
+        engine.submit(job)
+
+
+@pytest.mark.parametrize("error", [SystemExit("gone"), torch.AcceleratorError("device lost")])
+def test_when_the_thread_dies_everything_pending_fails(
+    faulty: DiffusionModel, mischief: Any, make_engine: Any, error: BaseException
+) -> None:
+    engine = make_engine(g=faulty)
+    mischief.on_marked = raising(error)
+    mischief.gate.clear()
+    tickets = [engine.submit(job) for job in (healthy(faulty), marked(faulty), healthy(faulty))]
+    cancelled = engine.submit(healthy(faulty))
+    cancelled.cancel()
+    mischief.gate.set()
+    for ticket in tickets:
+        with pytest.raises(EngineDead, match="gone|device lost"):
+            ticket.result(30)
+    assert not engine.alive
+    assert not engine.ready
+    with pytest.raises(EngineDead):
+        engine.submit(healthy(faulty))
+    with pytest.raises(EngineDead):
+        engine.warm()
+    assert not engine.drain(1)
+
+
+def test_what_an_exception_is_called() -> None:
+    assert describe(ValueError("one\ntwo")) == "ValueError: one"
+    assert describe(KeyboardInterrupt()) == "KeyboardInterrupt"
+    assert fatal(torch.AcceleratorError("x"))
+    assert not fatal(RuntimeError("x"))
+    assert out_of_memory(MemoryError())
+    assert out_of_memory(RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory"))
+    assert isinstance(problem_of(MemoryError()), OutOfMemory)
+    problem = EngineDead("gone")
+    assert problem_of(problem) is problem

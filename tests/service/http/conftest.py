@@ -1,0 +1,177 @@
+"""A served folder of tiny models: a Gaussian mixture, bit patterns, untrained images."""
+
+import asyncio
+import base64
+import struct
+import zlib
+from collections.abc import AsyncIterator, Callable
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from io import BytesIO
+from pathlib import Path
+
+import httpx
+import numpy as np
+import pytest
+import torch
+from numpy.typing import ArrayLike
+from PIL import Image
+from safetensors.torch import save_file
+
+from diffusion.checkpoint import Metadata, Provenance, save
+from diffusion.model import DiffusionModel
+from diffusion.networks import BitPatterns, GaussianMixture, UNetConfig, build
+from diffusion.process import BinomialConfig, GaussianConfig
+from diffusion.schedule import LogSnrSchedule
+from diffusion.space import DataSpace
+from service.app import create_app
+from service.settings import Settings
+
+SHIFT, SCALE = (1.0, -2.0), 2.0  # of the Gaussian mixture: data units are not its model units
+PROVENANCE = Provenance(data="closed form")
+
+
+def gaussian_mixture() -> tuple[DiffusionModel, Metadata]:
+    means = torch.tensor([[-1.0, -0.6], [0.9, -0.2], [0.1, 1.1]], dtype=torch.float64)
+    covariances = torch.tensor(
+        [[[0.10, 0.04], [0.04, 0.08]], [[0.06, -0.03], [-0.03, 0.12]], [[0.15, 0.0], [0.0, 0.05]]],
+        dtype=torch.float64,
+    )
+    weights = torch.tensor([0.5, 0.3, 0.2], dtype=torch.float64)
+    network = GaussianMixture.from_values(weights, means, covariances)
+    process = GaussianConfig(T=100, schedule=LogSnrSchedule(first=8.0, last=-8.0))
+    space = DataSpace(kind="vector", shape=(2,), shift=SHIFT, scale=SCALE)
+    model = DiffusionModel(process.build(), network, space, "x_0", "moment")
+    metadata = Metadata(
+        name="gaussian-mixture",
+        process=process,
+        network=network.config,
+        prediction="x_0",
+        variance="moment",
+        space=space,
+        training=PROVENANCE,
+    )
+    return model, metadata
+
+
+PATTERNS = torch.tensor([[1, 0, 0, 0], [0, 1, 0, 1], [1, 1, 1, 0], [0, 0, 1, 1]])
+WEIGHTS = torch.tensor([0.4, 0.3, 0.2, 0.1], dtype=torch.float64)
+
+
+def bit_patterns() -> tuple[DiffusionModel, Metadata]:
+    network = BitPatterns.from_values(WEIGHTS, PATTERNS.double())
+    process = BinomialConfig(T=200)
+    space = DataSpace(kind="bits", shape=(4,))
+    model = DiffusionModel(process.build(), network, space, "x_0", None)
+    metadata = Metadata(
+        name="bit-patterns",
+        process=process,
+        network=network.config,
+        prediction="x_0",
+        space=space,
+        training=PROVENANCE,
+    )
+    return model, metadata
+
+
+def grey_images() -> tuple[DiffusionModel, Metadata]:
+    torch.manual_seed(3)
+    config = UNetConfig(
+        in_channels=1, outputs=1, channels=(8,), blocks=1, attention=(False,), norm_groups=4
+    )
+    process = GaussianConfig(T=8, schedule=LogSnrSchedule(first=8.0, last=-6.0))
+    space = DataSpace(kind="image", shape=(1, 6, 8), shift=127.5, scale=127.5, levels=256)
+    model = DiffusionModel(process.build(), build(config), space, "v", "lower")
+    metadata = Metadata(
+        name="grey",
+        process=process,
+        network=config,
+        prediction="v",
+        variance="lower",
+        space=space,
+        training=PROVENANCE,
+    )
+    return model, metadata
+
+
+@pytest.fixture(scope="session")
+def anyio_backend() -> str:
+    return "asyncio"
+
+
+@pytest.fixture(scope="session")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Three good models, a card, a corrupt file and a foreign one."""
+    found = tmp_path_factory.mktemp("models")
+    for make in (gaussian_mixture, bit_patterns, grey_images):
+        model, metadata = make()
+        save(found / metadata.name / "model.safetensors", model, metadata)
+    (found / "gaussian-mixture" / "README.md").write_text("# A mixture\n", encoding="utf-8")
+    whole = (found / "grey" / "model.safetensors").read_bytes()
+    (found / "torn").mkdir()
+    (found / "torn" / "model.safetensors").write_bytes(whole[: len(whole) // 2])
+    (found / "foreign").mkdir()
+    save_file({"weight": torch.zeros(2)}, found / "foreign" / "model.safetensors")
+    (found / "empty").mkdir()
+    return found
+
+
+@asynccontextmanager
+async def serving(settings: Settings, ready: bool = True) -> AsyncIterator[httpx.AsyncClient]:
+    """A client of the app in this process, after its lifespan's start and before its end."""
+    app = create_app(settings)
+    async with app.router.lifespan_context(app):
+        transport = httpx.ASGITransport(app, raise_app_exceptions=False)
+        async with httpx.AsyncClient(transport=transport, base_url="http://noneq") as client:
+            while ready and (await client.get("/health/ready")).status_code == 503:
+                await asyncio.sleep(0.02)
+            yield client
+
+
+@pytest.fixture(scope="module")
+async def client(folder: Path) -> AsyncIterator[httpx.AsyncClient]:
+    async with serving(Settings(models=folder, device="cpu", batch_size=256, slots=4096)) as found:
+        yield found
+
+
+@pytest.fixture(scope="session")
+def serve() -> Callable[..., AbstractAsyncContextManager[httpx.AsyncClient]]:
+    """For tests with settings of their own."""
+    return serving
+
+
+@pytest.fixture(scope="session")
+def png() -> Callable[..., str]:
+    """A base64 PNG of an array [H, W] or [H, W, channels]."""
+
+    def encode(pixels: ArrayLike) -> str:
+        out = BytesIO()
+        Image.fromarray(np.asarray(pixels, dtype=np.uint8)).save(out, format="PNG")
+        return base64.b64encode(out.getvalue()).decode()
+
+    return encode
+
+
+@pytest.fixture(scope="session")
+def bomb() -> str:
+    """A small PNG whose header promises, and whose stream would unfold to, gigabytes."""
+
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        check = struct.pack(">I", zlib.crc32(kind + data))
+        return struct.pack(">I", len(data)) + kind + data + check
+
+    header = struct.pack(">IIBBBBB", 60_000, 60_000, 8, 2, 0, 0, 0)
+    body = zlib.compress(bytes(10_000_000), 9)
+    chunks = chunk(b"IHDR", header) + chunk(b"IDAT", body) + chunk(b"IEND", b"")
+    return base64.b64encode(b"\x89PNG\r\n\x1a\n" + chunks).decode()
+
+
+@pytest.fixture(scope="session")
+def mixture() -> DiffusionModel:
+    """The Gaussian mixture that is served, in this process: what the answers are held against."""
+    return gaussian_mixture()[0]
+
+
+@pytest.fixture(scope="session")
+def patterns() -> DiffusionModel:
+    """The bit patterns that are served."""
+    return bit_patterns()[0]

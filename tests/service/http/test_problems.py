@@ -1,0 +1,364 @@
+"""Every mistake gets a problem document that says what came, what was expected, how to mend it."""
+
+import base64
+import json
+import time
+from collections.abc import AsyncIterator, Callable
+from contextlib import AbstractAsyncContextManager
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+
+import httpx
+import numpy as np
+import pytest
+import torch
+from numpy.typing import ArrayLike
+from PIL import Image
+from pydantic import SecretStr
+from safetensors.torch import save
+
+from service.settings import Settings
+
+pytestmark = pytest.mark.anyio
+
+MIXTURE: dict[str, Any] = {"model": "gaussian-mixture"}
+GREY: dict[str, Any] = {"model": "grey"}
+BITS: dict[str, Any] = {"model": "bit-patterns"}
+IMAGE = [[7] * 8] * 6
+
+
+def png(pixels: ArrayLike, format: str = "PNG") -> str:
+    out = BytesIO()
+    array = np.asarray(pixels)
+    Image.fromarray(array if array.dtype == np.uint16 else array.astype(np.uint8)).save(out, format)
+    return base64.b64encode(out.getvalue()).decode()
+
+
+def assert_problem(response: httpx.Response, status: int, slug: str) -> dict[str, Any]:
+    assert response.status_code == status, response.text
+    assert response.headers["content-type"] == "application/problem+json"
+    document: dict[str, Any] = response.json()
+    assert document["type"] == f"urn:noneq:problem:{slug}"
+    assert document["status"] == status
+    assert document["title"]
+    assert document["detail"]
+    assert document["request_id"] == response.headers["x-request-id"]
+    assert {"x-queue-time", "x-compute-time"} <= set(response.headers)
+    return document
+
+
+INVALID: list[tuple[str, dict[str, Any], str]] = [
+    # the request's own fields
+    ("/sample", MIXTURE | {"num_samples": 10**9}, "num_samples"),
+    ("/sample", MIXTURE | {"num_samples": 0}, "num_samples"),
+    ("/sample", MIXTURE | {"num_samples": "3"}, "num_samples"),
+    ("/sample", MIXTURE | {"num_samples": 2.5}, "num_samples"),
+    ("/sample", MIXTURE | {"seed": -1}, "seed"),
+    ("/sample", MIXTURE | {"seed": 2**63}, "seed"),
+    ("/sample", MIXTURE | {"num_sample": 3}, "num_sample"),
+    ("/sample", MIXTURE | {"sampler": {"name": "euler"}}, "sampler"),
+    ("/sample", MIXTURE | {"sampler": {"name": "ancestral", "steps": 101}}, "sampler"),
+    ("/sample", MIXTURE | {"sampler": {"name": "ddim", "eta": 2}}, "sampler.ddim.eta"),
+    ("/sample", BITS | {"sampler": {"name": "ddim", "steps": 5}}, "sampler"),
+    ("/sample", {"num_samples": 1}, "model"),
+    ("/sample", {"model": 3}, "model"),
+    # data
+    ("/loglik", MIXTURE, "data"),
+    ("/loglik", MIXTURE | {"data": []}, "data"),
+    ("/loglik", MIXTURE | {"data": "x"}, "data"),
+    ("/loglik", MIXTURE | {"data": [1.0, 2.0]}, "data"),
+    ("/loglik", MIXTURE | {"data": [[1.0, 2.0, 3.0]]}, "data"),
+    ("/loglik", MIXTURE | {"data": [[1.0, 2.0], [3.0]]}, "data"),
+    ("/loglik", MIXTURE | {"data": [[1.0, None]]}, "data"),
+    ("/loglik", MIXTURE | {"data": [[1.0, {}]]}, "data"),
+    ("/loglik", MIXTURE | {"data": [[1.0, 1e300]]}, "data"),
+    ("/loglik", MIXTURE | {"data": ["aGVsbG8="]}, "data[0]"),
+    ("/loglik", GREY | {"data": [[[256] * 8] * 6]}, "data"),
+    ("/loglik", GREY | {"data": [[[-1] * 8] * 6]}, "data"),
+    ("/loglik", GREY | {"data": [[[0.5] * 8] * 6]}, "data"),
+    ("/loglik", GREY | {"data": IMAGE}, "data"),
+    ("/loglik", BITS | {"data": [[0, 1, 2, 0]]}, "data"),
+    ("/loglik", MIXTURE | {"data": [[0, 0]], "terms": 2}, "terms"),
+    ("/loglik", MIXTURE | {"data": [[0, 0]], "convention": "discretised"}, "convention"),
+    ("/loglik", BITS | {"data": [[0, 0, 0, 1]], "convention": "density"}, "convention"),
+    ("/loglik", MIXTURE | {"data": [[0, 0]], "estimator": "parzen"}, "estimator"),
+    # PNGs
+    ("/loglik", GREY | {"data": ["no base64 at all"]}, "data[0]"),
+    ("/loglik", GREY | {"data": ["aGVsbG8="]}, "data[0]"),
+    ("/loglik", GREY | {"data": ["data:image/jpeg;base64,aGVsbG8="]}, "data[0]"),
+    ("/loglik", GREY | {"data": [IMAGE, png(np.zeros((8, 6)))]}, "data[1]"),
+    ("/loglik", GREY | {"data": [png(np.zeros((6, 8)), "BMP")]}, "data[0]"),
+    ("/loglik", GREY | {"data": [png(np.zeros((6, 8), dtype=np.uint16))]}, "data[0]"),
+    ("/loglik", GREY | {"data": [png(np.arange(144).reshape(6, 8, 3))]}, "data[0]"),
+    ("/loglik", GREY | {"data": [png(np.zeros((6, 8)))[:60]]}, "data[0]"),
+    ("/loglik", GREY | {"data": [png(np.zeros((6, 8, 2)))]}, "data"),
+    # what was observed
+    ("/inpaint", MIXTURE | {"observed": [[0, 0]]}, "known"),
+    ("/inpaint", MIXTURE | {"observed": [[0, 0]], "known": [0, 0]}, "known"),
+    ("/inpaint", MIXTURE | {"observed": [[0, 0]] * 2, "known": [[0, 1], [0, 0]]}, "known"),
+    ("/inpaint", MIXTURE | {"observed": [[0, 0]], "known": [0, 0.5]}, "known"),
+    ("/inpaint", MIXTURE | {"observed": [[0, 0]], "known": [1]}, "known"),
+    ("/inpaint", MIXTURE | {"observed": [[0, 0]], "known": [[0, 1]] * 2}, "known"),
+    ("/inpaint", MIXTURE | {"observed": [[0, 0]], "known": 1}, "known"),
+    ("/inpaint", GREY | {"observed": [IMAGE], "known": png(np.full((6, 8), 128))}, "known"),
+    ("/inpaint", GREY | {"observed": [IMAGE], "known": png(np.zeros((6, 8)))}, "known"),
+    ("/inpaint", GREY | {"observed": [png(np.zeros((6, 8, 2)))]}, "known"),
+    ("/inpaint", GREY | {"observed": [[[0.5] * 8] * 6], "known": [[1] * 8] * 6}, "observed"),
+    ("/inpaint", MIXTURE | {"observed": [[0, 0]], "known": [1, 0], "noise_std": -1}, "noise_std"),
+    (
+        "/inpaint",
+        MIXTURE | {"observed": [[0, 0]], "known": [1, 0], "flip_probability": 0.1},
+        "flip_probability",
+    ),
+    ("/inpaint", MIXTURE | {"observed": [[0, 0]], "known": [1, 0], "method": "twisted"}, "method"),
+    ("/inpaint", MIXTURE | {"observed": [[0, 0]], "known": [1, 0], "method": "resample"}, "method"),
+    ("/inpaint", MIXTURE | {"observed": [[0, 0]], "known": [1, 0], "method": "magic"}, "method"),
+    ("/inpaint", MIXTURE | {"observed": [[0, 0]], "known": [1, 0], "particles": 8}, "particles"),
+    (
+        "/inpaint",
+        MIXTURE | {"observed": [[0, 0]], "known": [1, 0], "num_samples": 10**9},
+        "num_samples",
+    ),
+    (
+        "/inpaint",
+        MIXTURE | {"observed": [[0, 0]], "known": [1, 0], "sampler": {"name": "ddim"}},
+        "sampler.name",
+    ),
+    ("/denoise", MIXTURE | {"observed": [[0, 0]]}, "noise_std"),
+    ("/denoise", MIXTURE | {"observed": [[0, 0]], "noise_std": 0}, "noise_std"),
+    ("/denoise", MIXTURE | {"observed": [[0, 0]], "noise_std": 1, "known": [1, 0]}, "known"),
+    ("/denoise", BITS | {"observed": [[0, 0, 0, 0]], "noise_std": 0.1}, "noise_std"),
+    ("/denoise", BITS | {"observed": [[0, 0, 0, 0]]}, "flip_probability"),
+    ("/denoise", BITS | {"observed": [[0] * 4], "flip_probability": 0.5}, "flip_probability"),
+    ("/denoise", GREY | {"observed": [png(np.zeros((6, 8, 2)))], "noise_std": 1}, "observed"),
+]
+
+
+@pytest.mark.parametrize(("path", "asked", "location"), INVALID)
+async def test_a_bad_request_is_told_where_it_is_bad(
+    client: httpx.AsyncClient, path: str, asked: dict[str, Any], location: str
+) -> None:
+    document = assert_problem(await client.post(path, json=asked), 422, "invalid-request")
+    assert document["location"] == location
+    assert {"expected", "fix", "errors"} & set(document) or "came" in document["detail"]
+
+
+async def test_too_many_samples_are_told_the_limit(client: httpx.AsyncClient) -> None:
+    asked = MIXTURE | {"num_samples": 10**9}
+    begun = time.monotonic()
+    document = assert_problem(await client.post("/sample", json=asked), 422, "invalid-request")
+    assert time.monotonic() - begun < 1
+    assert document["received"] == 10**9
+    assert document["expected"] == "at most 4096"
+
+
+async def test_an_unknown_model_is_told_the_known_ones(client: httpx.AsyncClient) -> None:
+    for response in (
+        await client.post("/sample", json={"model": "imagenet"}),
+        await client.get("/models/imagenet"),
+    ):
+        document = assert_problem(response, 404, "unknown-model")
+        assert document["received"] == "imagenet"
+        assert document["expected"] == ["bit-patterns", "gaussian-mixture", "grey"]
+
+
+async def test_every_fault_of_a_request_is_listed(client: httpx.AsyncClient) -> None:
+    asked = {"seed": -1, "num_sample": 2, "num_samples": "many"}
+    document = assert_problem(await client.post("/sample", json=asked), 422, "invalid-request")
+    faults = {fault["location"]: fault for fault in document["errors"]}
+    assert set(faults) == {"seed", "num_sample", "num_samples"}
+    assert faults["num_sample"]["expected"] == "did you mean num_samples?"
+    assert faults["num_samples"]["received"] == "many"
+
+
+@pytest.mark.parametrize(
+    ("body", "status", "slug"),
+    [
+        (b"", 400, "malformed-body"),
+        (b"hello", 400, "malformed-body"),
+        (b"[1, 2]", 400, "malformed-body"),
+        (b'{"model": "grey"', 400, "malformed-body"),
+        (b"\xff\xfe", 400, "malformed-body"),
+        (b"[" * 100_000, 400, "malformed-body"),
+        (b'{"model": "gaussian-mixture", "data": [[NaN, 0]]}', 422, "invalid-request"),
+        (b'{"model": "gaussian-mixture", "data": [[-Infinity, 0]]}', 422, "invalid-request"),
+        (b'{"model": "gaussian-mixture", "data": [[1e999, 0]]}', 422, "invalid-request"),
+    ],
+)
+async def test_a_body_that_is_no_json(
+    client: httpx.AsyncClient, body: bytes, status: int, slug: str
+) -> None:
+    headers = {"content-type": "application/json"}
+    document = assert_problem(
+        await client.post("/loglik", content=body, headers=headers), status, slug
+    )
+    assert document["fix"]
+
+
+@pytest.mark.parametrize(
+    ("body", "status", "slug"),
+    [
+        (b"", 400, "malformed-body"),
+        (b"no tensors", 400, "malformed-body"),
+        (b"\xff" * 64, 400, "malformed-body"),
+        (save({"data": torch.zeros(1, 2)})[:-4], 400, "malformed-body"),
+        (save({"weights": torch.zeros(1, 2)}), 422, "invalid-request"),
+        (save({"data": torch.zeros(1, 2)}, {"request": "no json"}), 400, "malformed-body"),
+        (save({"data": torch.full((1, 2), torch.nan)}, {"request": json.dumps(MIXTURE)}), 422,
+         "invalid-request"),
+        (save({"data": torch.zeros(1, 3)}, {"request": json.dumps(MIXTURE)}), 422,
+         "invalid-request"),
+        (save({"data": torch.zeros(1, 2, dtype=torch.complex64)},
+              {"request": json.dumps(MIXTURE)}), 422, "invalid-request"),
+        (save({"data": torch.zeros(1, 2)}, {"request": json.dumps(MIXTURE | {"data": [[0, 0]]})}),
+         422, "invalid-request"),
+        (save({"data": torch.tensor(0.0)}, {"request": json.dumps(MIXTURE)}), 422,
+         "invalid-request"),
+    ],
+)  # fmt: skip
+async def test_a_body_that_is_no_safetensors(
+    client: httpx.AsyncClient, body: bytes, status: int, slug: str
+) -> None:
+    headers = {"content-type": "application/octet-stream"}
+    assert_problem(await client.post("/loglik", content=body, headers=headers), status, slug)
+
+
+async def test_another_content_type_is_told_the_known_ones(client: httpx.AsyncClient) -> None:
+    headers = {"content-type": "application/x-python-pickle"}
+    response = await client.post("/loglik", content=b"\x80\x04.", headers=headers)
+    document = assert_problem(response, 415, "unsupported-media-type")
+    assert document["expected"] == ["application/json", "application/octet-stream"]
+
+
+async def test_a_png_bomb_is_refused_by_its_header(client: httpx.AsyncClient, bomb: str) -> None:
+    begun = time.monotonic()
+    for path, asked in (
+        ("/loglik", GREY | {"data": [bomb]}),
+        ("/inpaint", GREY | {"observed": [IMAGE], "known": bomb}),
+    ):
+        document = assert_problem(await client.post(path, json=asked), 422, "invalid-request")
+        assert "60000 x 60000" in document["received"]
+        assert "8 x 6" in document["expected"]
+    assert time.monotonic() - begun < 2
+
+
+@pytest.mark.parametrize(
+    ("path", "accept", "expected"),
+    [
+        ("/sample", "text/html", ["application/json", "image/png", "application/octet-stream"]),
+        ("/sample", "text/event-stream", None),
+        ("/loglik", "image/png", ["application/json", "application/octet-stream"]),
+        ("/sample", "application/json;q=0", None),
+    ],
+)  # fmt: skip
+async def test_an_unacceptable_form_is_told_what_can_be_had(
+    client: httpx.AsyncClient, path: str, accept: str, expected: list[str] | None
+) -> None:
+    response = await client.post(path, json=MIXTURE, headers={"accept": accept})
+    document = assert_problem(response, 406, "not-acceptable")
+    assert expected is None or document["expected"] == expected
+
+
+async def test_unknown_paths_and_methods(client: httpx.AsyncClient) -> None:
+    document = assert_problem(await client.post("/samples", json={}), 404, "unknown-route")
+    assert "/sample" in document["expected"]
+    response = await client.get("/sample")
+    assert_problem(response, 405, "method-not-allowed")
+    assert response.headers["allow"] == "POST"
+
+
+@pytest.fixture(scope="module")
+async def strict(
+    folder: Path, serve: Callable[..., AbstractAsyncContextManager[httpx.AsyncClient]]
+) -> AsyncIterator[httpx.AsyncClient]:
+    settings = Settings(
+        models=folder,
+        device="cpu",
+        max_body_bytes=2000,
+        max_request_cost=1000,
+        max_samples=20,
+        max_data=3,
+        api_keys=SecretStr("alpha, beta"),
+        default_model="grey",
+    )
+    async with serve(settings) as found:
+        found.headers["x-api-key"] = "beta"
+        yield found
+
+
+async def test_without_a_key_only_health_and_docs_answer(strict: httpx.AsyncClient) -> None:
+    for headers in (
+        {"x-api-key": ""},
+        {"x-api-key": "gamma"},
+        {"x-api-key": "", "authorization": "Bearer gamma"},
+        {"x-api-key": "", "authorization": "Basic beta"},
+    ):
+        for path in ("/models", "/metrics"):
+            response = await strict.get(path, headers=headers)
+            document = assert_problem(response, 401, "unauthorized")
+            assert "alpha" not in json.dumps(document)
+            assert response.headers["www-authenticate"] == "Bearer"
+        for path in ("/health/live", "/health/ready", "/docs", "/openapi.json"):
+            assert (await strict.get(path, headers=headers)).status_code == 200
+    bearer = {"x-api-key": "", "authorization": "Bearer alpha"}
+    assert (await strict.get("/models", headers=bearer)).status_code == 200
+    assert (await strict.get("/models")).status_code == 200
+
+
+async def test_an_oversized_body_is_refused_as_it_arrives(strict: httpx.AsyncClient) -> None:
+    async def pieces() -> AsyncIterator[bytes]:
+        for _ in range(100):
+            yield b" " * 100
+
+    declared = await strict.post("/sample", content=b" " * 2001)
+    undeclared = await strict.post("/sample", content=pieces())
+    assert "content-length" not in undeclared.request.headers
+    for response in (declared, undeclared):
+        document = assert_problem(response, 413, "body-too-large")
+        assert document["expected"] == "at most 2000 bytes"
+    just_fits = json.dumps({"sampler": {"name": "ddim", "steps": 1}}).ljust(2000).encode()
+    assert (await strict.post("/sample", content=just_fits)).status_code == 200
+
+
+@pytest.mark.parametrize(
+    ("path", "asked"),
+    [
+        ("/sample", {"model": "gaussian-mixture", "num_samples": 11}),
+        ("/loglik", {"model": "gaussian-mixture", "data": [[0, 0]] * 3, "terms": 400}),
+        ("/inpaint", MIXTURE | {"observed": [[0, 0]], "known": [1, 0], "num_samples": 11}),
+        ("/denoise", MIXTURE | {"observed": [[0, 0]] * 2, "noise_std": 1e6, "num_samples": 10}),
+    ],
+)
+async def test_too_much_work_is_refused_before_any(
+    strict: httpx.AsyncClient, path: str, asked: dict[str, Any]
+) -> None:
+    if path == "/loglik":
+        assert (await strict.post(path, json=asked)).status_code == 200  # 107 terms are all
+        return
+    document = assert_problem(await strict.post(path, json=asked), 422, "too-expensive")
+    assert document["received"] > 1000
+    assert document["expected"] == "at most 1000"
+
+
+async def test_limits_of_data_and_of_all_their_samples(strict: httpx.AsyncClient) -> None:
+    many = MIXTURE | {"data": [[0, 0]] * 4}
+    document = assert_problem(await strict.post("/loglik", json=many), 422, "invalid-request")
+    assert (document["received"], document["expected"]) == (4, "at most 3")
+    asked = MIXTURE | {"observed": [[0, 0]] * 3, "known": [1, 0], "num_samples": 7}
+    document = assert_problem(await strict.post("/inpaint", json=asked), 422, "invalid-request")
+    assert (document["received"], document["expected"]) == (21, "at most 20")
+
+
+async def test_an_unforeseen_failure_tells_no_secrets(
+    client: httpx.AsyncClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> None:
+        raise RuntimeError("/secret/path")
+
+    monkeypatch.setattr("service.work.sample.make_plan", fail)
+    response = await client.post("/sample", json=MIXTURE)
+    assert "secret" not in response.text
+    assert_problem(response, 500, "internal-error")
+    monkeypatch.undo()
+    assert (await client.post("/sample", json=MIXTURE)).status_code == 200

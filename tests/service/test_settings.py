@@ -1,0 +1,76 @@
+"""Where settings come from, and what is refused."""
+
+from pathlib import Path
+
+import pytest
+from pydantic import ValidationError
+
+from service.settings import Settings
+
+
+def test_defaults() -> None:
+    settings = Settings()
+    assert settings.port == 8000
+    assert settings.batch_size == 32
+    assert settings.models == Path("models")
+    assert settings.accepted_keys == frozenset()
+
+
+def test_the_environment_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("NONEQ_PORT", "9000")
+    monkeypatch.setenv("NONEQ_API_KEYS", " one,two ,, ")
+    monkeypatch.setenv("NONEQ_DEFAULT_MODEL", "")
+    monkeypatch.setenv("NONEQ_LOG_LEVEL", "DEBUG")
+    settings = Settings()
+    assert settings.port == 9000
+    assert settings.accepted_keys == {"one", "two"}
+    assert settings.default_model is None
+    assert settings.log_level == "debug"
+
+
+def test_flags_win_over_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("NONEQ_PORT", "9000")
+    monkeypatch.setenv("NONEQ_BATCH_SIZE", "16")
+    settings = Settings.from_command_line(["--port", "9001", "--models", "elsewhere"])
+    assert (settings.port, settings.batch_size) == (9001, 16)
+    assert settings.models == Path("elsewhere")
+
+
+def test_help_names_every_setting(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        Settings.from_command_line(["--help"])
+    text = capsys.readouterr().out
+    for name in Settings.model_fields:
+        assert f"--{name.replace('_', '-')}" in text
+
+
+def test_keys_do_not_show() -> None:
+    assert "hush" not in repr(Settings(api_keys="hush"))  # type: ignore[arg-type]
+
+
+def test_settings_do_not_change() -> None:
+    with pytest.raises(ValidationError):
+        Settings().port = 1  # type: ignore[misc]
+
+
+@pytest.mark.parametrize(
+    ("given", "says"),
+    [
+        ({"batch_size": 64, "slots": 32}, "NONEQ_SLOTS to at least 64"),
+        ({"max_request_cost": 10, "max_queue_cost": 5}, "NONEQ_MAX_QUEUE_COST to at least 10"),
+        ({"device": "tpu"}, "device"),
+        ({"port": 70_000}, "port"),
+        ({"term_share": 0}, "term_share"),
+        ({"bach_size": 3}, "bach_size"),
+    ],
+)
+def test_what_cannot_be_is_refused(given: dict[str, object], says: str) -> None:
+    with pytest.raises(ValidationError, match=says):
+        Settings(**given)  # type: ignore[arg-type]
+
+
+def test_devices() -> None:
+    assert Settings(device="cpu").resolve_device() == "cpu"
+    assert Settings(device="auto").resolve_device() in ("cpu", "cuda")
+    with pytest.raises(ValueError, match="PyTorch sees"):
+        Settings(device="cuda:999").resolve_device()

@@ -1,0 +1,72 @@
+"""The model card: an artefact's facts, for people."""
+
+import json
+from typing import Any
+
+from diffusion.checkpoint import Metadata
+from training.evaluate import table
+
+CONVENTIONS = {
+    "discretised": "the log-probability of the exact 8-bit or binary value",
+    "density": "the log-density in data units, with the model's own last step",
+    "paper": "Equation 14 of Sohl-Dickstein et al. 2015, with its fixed last step, in model units",
+}
+
+
+def card(metadata: Metadata, title: str, parameters: int) -> str:
+    """The card as Markdown."""
+    m, training = metadata, metadata.training
+    space = f"{m.space.kind}, shape {list(m.space.shape)}"
+    if m.space.levels:
+        space += f", {m.space.levels} levels"
+    facts = [
+        ("data", space),
+        ("process", f"{m.process.kind}, T = {m.process.T}, {_settings(m.process.schedule)}"),
+        ("network", f"{_settings(m.network)}"),
+        ("weights", f"{parameters:,}" if parameters else "none: closed form"),
+        ("prediction", m.prediction),
+        ("variance", m.variance or "none (bits)"),
+        ("trained on", f"{training.data} ({training.checksum})"),
+    ]
+    if m.process.kind == "binomial":
+        facts.insert(2, ("base rate", str(m.process.base_rate)))
+    if training.steps:
+        batch = training.config.get("batch")
+        minutes = (training.seconds or 0.0) / 60
+        facts += [
+            ("training", f"{training.steps:,} steps of {batch} rows, {minutes:.0f} minutes"),
+            ("on", training.device or "unknown"),
+            ("seed", str(training.seed)),
+        ]
+    facts += [
+        ("code", training.commit or "uncommitted"),
+        ("libraries", ", ".join(f"{k} {v}" for k, v in sorted(training.versions.items()))),
+    ]
+    lines = [f"# {m.name}: {title}", "", "![samples](samples.png)", "", "| | |", "|---|---|"]
+    lines += [f"| {key} | {value} |" for key, value in facts]
+    lines += ["", "## Evaluation", ""]
+    if m.evaluation:
+        lines += [table(m.evaluation), ""]
+        for name in dict.fromkeys(e.convention for e in m.evaluation):
+            lines.append(f"- `{name}`: {CONVENTIONS[name]}.")
+        lines += [
+            "",
+            "K is a lower bound on the mean log-likelihood, so higher is better (bits/dim: lower). No",
+            "row of the split was used in fitting or in choosing. The standard error is over data and",
+            "noise. `minus entropy` is what a perfect model would reach, where it is known.",
+        ]
+    else:
+        lines.append("Not evaluated yet: `python -m training evaluate " + m.name + " --write`.")
+    lines += ["", "## To remake it", "", "```", *_commands(m), "```", ""]
+    return "\n".join(lines)
+
+
+def _commands(metadata: Metadata) -> list[str]:
+    export = f"python -m training export {metadata.name}"
+    return [f"python -m training fit {metadata.name}", export] if metadata.training.steps else [export]
+
+
+def _settings(config: Any) -> str:  # noqa: ANN401  (any frozen configuration)
+    keys = config.model_dump(mode="json")
+    kind = keys.pop("kind")
+    return " ".join([str(kind), *(f"{k}={json.dumps(v)}" for k, v in keys.items())])

@@ -1,0 +1,139 @@
+"""One small declared configuration a model: `training/configs/NAME.toml`, frozen once read.
+
+What is written there decides the weights; where and how fast they are computed (device, threads,
+compilation) does not belong to it and is said on the command line.
+"""
+
+import tomllib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from diffusion.space import Convention
+from diffusion.networks import NetworkConfig
+from diffusion.process import ProcessConfig
+from training.data import DataConfig
+
+FOLDER = Path(__file__).parent / "configs"
+
+
+class ConfigError(ValueError):
+    """A configuration that is missing or wrong; the message names the file and the fix."""
+
+
+class Frozen(BaseModel):
+    """Frozen, and an unknown key is an error."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class ObjectiveConfig(Frozen):
+    """loss = bound * (-K / dims) + simple * (mean square of eps - eps_hat; bits: cross-entropy of x_0).
+
+    `convention` is the last step's (the terms t >= 2 do not know it); None is the data's own.
+    `steps`: t drawn one by one ("uniform"), spread evenly over the batch ("stratified", Kingma et al.
+    2021), or spread evenly under p(t) proportional to sqrt(E[term_t^2]) ("importance", Nichol and
+    Dhariwal 2021, Section 3.3).
+    """
+
+    bound: float = Field(default=1.0, ge=0)
+    simple: float = Field(default=0.0, ge=0)
+    convention: Convention | None = None
+    steps: Literal["uniform", "stratified", "importance"] = "stratified"
+
+    @model_validator(mode="after")
+    def _some_weight(self) -> "ObjectiveConfig":
+        if self.bound == 0 and self.simple == 0:
+            raise ValueError("objective: bound and simple are both 0; give one of them a weight")
+        return self
+
+
+class OptimiserConfig(Frozen):
+    """AdamW (Loshchilov and Hutter 2019): linear warm-up, then cosine decay to `final` times `lr`."""
+
+    lr: float = Field(default=1e-3, gt=0)
+    betas: tuple[float, float] = (0.9, 0.99)
+    weight_decay: float = Field(default=0.0, ge=0)
+    warmup: int = Field(default=100, ge=0)
+    final: float = Field(default=0.0, ge=0, le=1)
+    clip: float | None = Field(default=1.0, gt=0)
+
+
+class AverageConfig(Frozen):
+    """Exponential moving average of the weights, decay min(`decay`, (1 + n) / (10 + n)) at update n."""
+
+    decay: float = Field(default=0.999, ge=0, lt=1)
+
+
+class WatchConfig(Frozen):
+    """What is looked at while fitting: `data` rows of valid at `terms` steps each, `every` so many."""
+
+    every: int = Field(default=500, gt=0)
+    data: int = Field(default=256, gt=0)
+    terms: int = Field(default=16, gt=0)
+    samples: int = Field(default=64, gt=0)
+    sampler_steps: int = Field(default=50, gt=0)
+
+
+class EvaluationConfig(Frozen):
+    """The held-out bound that the card reports: `terms` steps of T a datum, None for all of them."""
+
+    conventions: tuple[Convention, ...] = ()
+    data: int | None = Field(default=None, gt=0)
+    terms: int | None = Field(default=None, gt=0)
+    seed: int = Field(default=1, ge=0)
+
+
+class FitConfig(Frozen):
+    """Everything that decides the weights of one model.
+
+    `steps` optimiser steps of `batch` rows, the whole batch over all ranks.
+    """
+
+    name: str
+    title: str
+    data: DataConfig
+    process: ProcessConfig
+    network: NetworkConfig
+    prediction: Literal["eps", "x_0", "v", "perturbation"]
+    variance: Literal["lower", "upper", "interpolated", "moment"] | None = None
+    objective: ObjectiveConfig = ObjectiveConfig()
+    optimiser: OptimiserConfig = OptimiserConfig()
+    average: AverageConfig = AverageConfig()
+    batch: int = Field(gt=0)
+    steps: int = Field(gt=0)
+    seed: int = Field(default=0, ge=0)
+    precision: Literal["float32", "bfloat16"] = "float32"
+    watch: WatchConfig = WatchConfig()
+    evaluation: EvaluationConfig = EvaluationConfig()
+
+
+def read(name: str, overrides: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """The keys of one configuration, by the name of a file in training/configs or by a path."""
+    path = Path(name) if name.endswith(".toml") else FOLDER / f"{name}.toml"
+    if not path.is_file():
+        known = ", ".join(sorted(file.stem for file in FOLDER.glob("*.toml")))
+        raise ConfigError(f"no configuration {path}; give one of {known}, or the path of a .toml file")
+    try:
+        keys = tomllib.loads(path.read_text())
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigError(f"{path} is no TOML: {error}") from error
+    return {"name": path.stem, **keys, **(overrides or {})}
+
+
+def load(name: str, overrides: Mapping[str, Any] | None = None) -> FitConfig:
+    """The configuration of a fit.
+
+    Args:
+        name: `mnist` for training/configs/mnist.toml, or the path of a .toml file.
+        overrides: top-level keys that replace the file's.
+
+    Raises:
+        ConfigError: no such file, no TOML, or keys and values that do not fit.
+    """
+    try:
+        return FitConfig.model_validate(read(name, overrides))
+    except ValidationError as error:
+        raise ConfigError(f"configuration {name}: {error}") from error

@@ -1,0 +1,44 @@
+"""Data sets by kind: `load(config)` gives the Dataset that a configuration describes."""
+
+from typing import Annotated
+
+from pydantic import Field
+
+from training.data import heartbeat, mnist, swissroll
+from training.data.dataset import SPLITS, DataError, Dataset, Split
+from training.data.heartbeat import HeartbeatConfig
+from training.data.mnist import MnistConfig
+from training.data.swissroll import SwissRollConfig
+
+DataConfig = Annotated[
+    SwissRollConfig | HeartbeatConfig | MnistConfig,
+    Field(discriminator="kind"),
+]
+
+
+def load(config: SwissRollConfig | HeartbeatConfig | MnistConfig) -> Dataset:
+    """The data set that `config` describes, its three splits in data units.
+
+    Raises:
+        DataError: files that cannot be found, downloaded or believed.
+    """
+    match config:
+        case SwissRollConfig():
+            return swissroll.load(config)
+        case HeartbeatConfig():
+            return heartbeat.load(config)
+        case MnistConfig():
+            return mnist.load(config)
+
+
+__all__ = [
+    "SPLITS",
+    "DataConfig",
+    "DataError",
+    "Dataset",
+    "HeartbeatConfig",
+    "MnistConfig",
+    "Split",
+    "SwissRollConfig",
+    "load",
+]

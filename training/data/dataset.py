@@ -1,0 +1,72 @@
+"""What every data set gives: three disjoint splits of rows in data units, and a checksum.
+
+    x_0 ~ q(x_0),        tensors of shape [rows, *event]
+
+A row is one datum. `train` is what a model is fitted to, `valid` is what is looked at while fitting,
+`test` is what is reported. No row of one split is in another one.
+"""
+
+import hashlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from diffusion.space import DataSpace
+
+Split = Literal["train", "valid", "test"]
+SPLITS: tuple[Split, ...] = ("train", "valid", "test")
+
+
+class DataError(ValueError):
+    """Data that cannot be had or are not what they should be; the message says how to mend it."""
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """One data set, whole and in memory.
+
+    Args:
+        name: the `kind` of its configuration.
+        space: kind, shape, and the affine map to model units.
+        train, valid, test: rows in data units, [rows, *space.shape]; 8-bit images stay `uint8`.
+        checksum: sha256 of the rows (generated data) or of the files they came from.
+        entropy: (nats, standard error) of the data's own entropy per datum, where it is known.
+        log_density: exact log-density (or log-probability) in nats of rows in data units, where known.
+    """
+
+    name: str
+    space: DataSpace
+    train: Tensor
+    valid: Tensor
+    test: Tensor
+    checksum: str
+    entropy: tuple[float, float] | None = None
+    log_density: Callable[[Tensor], Tensor] | None = None
+
+    def split(self, name: Split) -> Tensor:
+        """Rows of one split, [rows, *event], in data units."""
+        if name not in SPLITS:
+            raise DataError(f"no split named {name!r}; the splits are {', '.join(SPLITS)}")
+        rows: Tensor = getattr(self, name)
+        return rows
+
+
+def generator(seed: int, split: Split) -> torch.Generator:
+    """A stream of random numbers for one split; streams of different splits never meet.
+
+    The seed of each stream is the first 8 bytes of sha256("seed/split"), so it does not depend on how
+    many rows the other splits drew.
+    """
+    digest = hashlib.sha256(f"{seed}/{split}".encode()).digest()
+    return torch.Generator().manual_seed(int.from_bytes(digest[:8], "big") >> 1)
+
+
+def checksum(*tensors: Tensor) -> str:
+    """sha256 over the bytes of tensors, in order, as `sha256:...`."""
+    digest = hashlib.sha256()
+    for tensor in tensors:
+        digest.update(tensor.contiguous().numpy().tobytes())
+    return f"sha256:{digest.hexdigest()}"

@@ -1,0 +1,113 @@
+"""Files that data sets come in: found in a folder, or downloaded, and checked either way.
+
+The environment variable NONEQ_DATA names a folder with one subfolder a data set (`mnist/`, ...). Where
+it is unset, files are downloaded into the cache folder `~/.cache/noneq`.
+A file is used only if its md5 is the published one.
+"""
+
+import hashlib
+import http.client
+import os
+import time
+import urllib.error
+import urllib.request
+from dataclasses import dataclass
+from pathlib import Path
+
+from tqdm import tqdm
+
+from training.data.dataset import DataError
+
+VARIABLE = "NONEQ_DATA"
+ATTEMPTS = 3
+BLOCK = 1 << 16
+TIMEOUT_SECONDS = 30.0
+
+
+@dataclass(frozen=True)
+class RemoteFile:
+    """A published file: its name, the md5 of its bytes, and the folders on the web that hold it."""
+
+    name: str
+    md5: str
+    hosts: tuple[str, ...]
+
+
+def fetch(dataset: str, file: RemoteFile) -> Path:
+    """Path of a checked copy of `file`, downloaded if NONEQ_DATA is unset and there is none yet.
+
+    Raises:
+        DataError: the folder lacks the file, its bytes are wrong, or it cannot be downloaded.
+    """
+    folder = os.environ.get(VARIABLE)
+    if folder:
+        path = Path(folder).expanduser() / dataset / file.name
+        if not path.is_file():
+            raise DataError(
+                f"{path} does not exist: {VARIABLE}={folder} should hold {dataset}/{file.name}; "
+                f"put the file there, or unset {VARIABLE} to download it"
+            )
+        found = md5(path)
+        if found != file.md5:
+            raise DataError(
+                f"{path} is corrupt: its md5 is {found}, expected {file.md5}; replace the file, "
+                f"or unset {VARIABLE} to download it"
+            )
+        return path
+    path = cache_folder() / dataset / file.name
+    if path.is_file() and md5(path) == file.md5:
+        return path
+    download(file, path)
+    return path
+
+
+def cache_folder() -> Path:
+    """Where downloads are kept."""
+    return Path.home() / ".cache" / "noneq"
+
+
+def md5(path: Path) -> str:
+    """md5 of a file's bytes, in hexadecimal: as published, against accidents and not against malice."""
+    with path.open("rb") as handle:
+        return hashlib.file_digest(
+            handle, lambda: hashlib.md5(usedforsecurity=False)
+        ).hexdigest()
+
+
+def download(file: RemoteFile, path: Path) -> None:
+    """Download `file` to `path`, whole and checked or not at all; each host is tried ATTEMPTS times."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f"{path.name}.{os.getpid()}.part")
+    troubles: list[str] = []
+    try:
+        for attempt in range(ATTEMPTS):
+            if attempt:
+                time.sleep(2.0**attempt)
+            for host in file.hosts:
+                url = f"{host}/{file.name}"
+                try:
+                    _stream(url, partial)
+                except (urllib.error.URLError, http.client.HTTPException, OSError) as error:
+                    troubles.append(f"{url}: {error}")
+                    continue
+                found = md5(partial)
+                if found == file.md5:
+                    partial.replace(path)
+                    return
+                troubles.append(f"{url}: md5 {found}, expected {file.md5}")
+    finally:
+        partial.unlink(missing_ok=True)
+    raise DataError(
+        f"could not download {file.name} after {ATTEMPTS} attempts at each of {len(file.hosts)} hosts. "
+        f"Without internet, put it into a folder {path.parent.name}/ and set {VARIABLE} to the folder "
+        "above it. What happened:\n  " + "\n  ".join(troubles)
+    )
+
+
+def _stream(url: str, path: Path) -> None:
+    with urllib.request.urlopen(url, timeout=TIMEOUT_SECONDS) as answer, path.open("wb") as out:
+        total = int(answer.headers.get("Content-Length", 0)) or None
+        with tqdm(total=total, unit="B", unit_scale=True, desc=path.name.split(".")[0]) as bar:
+            while block := answer.read(BLOCK):
+                out.write(block)
+                bar.update(len(block))

@@ -1,0 +1,293 @@
+"""The fit: descend -K (or what the objective says) by AdamW, and keep the averaged weights.
+
+    w_{n+1} = AdamW(w_n, grad loss(w_n; batch_n, t_n, noise_n)),   all three pure functions of (seed, n)
+
+so a fit that is killed and resumed ends, on the same machine and with the same number of threads, with
+the same weights as one that was not. SIGINT and SIGTERM end it after the step in hand, with a checkpoint.
+"""
+
+import copy
+import math
+import signal
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from diffusion.bound import prior_part
+from diffusion.model import DiffusionModel
+from diffusion.networks import build
+from diffusion.noise import Stream, counter_noise
+from training import data, state
+from training.average import Average
+from training.batches import Batches, stream_seed
+from training.config import FitConfig
+from training.objective import Objective
+from training.parallel import Ranks
+from training.provenance import commit, versions
+from training.steps import Steps
+from training.watch import Watch
+
+
+class FitError(RuntimeError):
+    """A fit that cannot go on; the message says why and what to change."""
+
+
+@dataclass(frozen=True)
+class RunOptions:
+    """How a fit is run; none of it is meant to change the weights beyond rounding.
+
+    Args:
+        out: the run folder.
+        restart: ignore a checkpoint that is there.
+        compile: torch.compile the network.
+        save_every: steps between checkpoints.
+        stop_at: end (with a checkpoint) after this step; None for the configuration's last.
+    """
+
+    out: Path
+    restart: bool = False
+    compile: bool = False
+    save_every: int = 500
+    stop_at: int | None = None
+
+
+def learning_rate(config: FitConfig, step: int) -> float:
+    """lr of optimiser step `step` (0, 1, ...): linear warm-up, then half a cosine down to `final`."""
+    optimiser = config.optimiser
+    if step < optimiser.warmup:
+        return optimiser.lr * (step + 1) / optimiser.warmup
+    done = (step - optimiser.warmup) / max(1, config.steps - optimiser.warmup)
+    cosine = 0.5 * (1.0 + math.cos(math.pi * done))
+    return optimiser.lr * (optimiser.final + (1.0 - optimiser.final) * cosine)
+
+
+def build_model(config: FitConfig, dataset: data.Dataset, seed: int | None = None) -> DiffusionModel:
+    """The model of a configuration, with fresh weights drawn from `seed` (default: the fit's own)."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(stream_seed(config.seed if seed is None else seed, "weights", 0))
+        network = build(config.network)
+    return DiffusionModel(
+        config.process.build(), network, dataset.space, config.prediction, config.variance
+    )
+
+
+class Fit:
+    """One fit, from the configuration or from the run folder's checkpoint.
+
+    Args:
+        config: what is fitted.
+        options: how it is run.
+        ranks: this process's place.
+        dataset: loaded data; read as the configuration says if left out.
+    """
+
+    def __init__(
+        self,
+        config: FitConfig,
+        options: RunOptions,
+        ranks: Ranks,
+        dataset: data.Dataset | None = None,
+    ) -> None:
+        ranks.check(config.batch)
+        self.config, self.options, self.ranks = config, options, ranks
+        self.dataset = data.load(config.data) if dataset is None else dataset
+        self.space = self.dataset.space
+        self.rows = self.dataset.train.to(ranks.device)
+        self.model = build_model(config, self.dataset).to(ranks.device)
+        if self.space.kind == "image":
+            self.model.network.to(memory_format=torch.channels_last)
+        self.network: nn.Module = self.model.network
+        self.averaged = copy.deepcopy(self.model).eval()
+        self.average = Average(self.network, self.averaged.network, config.average.decay)
+        self.names = {p: name for name, p in self.network.named_parameters()}
+        settings = config.optimiser
+        self.optimiser = torch.optim.AdamW(
+            self.network.parameters(),
+            lr=settings.lr,
+            betas=settings.betas,
+            weight_decay=settings.weight_decay,
+            fused=True,
+        )
+        convention = config.objective.convention or self.space.default_convention
+        self.objective = Objective(config.objective.bound, config.objective.simple, convention)
+        self.steps = Steps(self.model.T, config.objective.steps, config.seed)
+        self.batches = Batches(len(self.rows), config.batch, config.seed)
+        self.step, self.seconds, self.commit = 0, 0.0, commit()
+        if not options.restart and state.checkpoint_path(options.out).exists():
+            self._resume()
+        if options.compile:
+            self.model.network = torch.compile(self.network)  # type: ignore[assignment]
+
+    def run(self) -> bool:
+        """Fit to the end. False if a signal (or `stop_at`) ended it early; the checkpoint is written."""
+        last = min(self.config.steps, self.options.stop_at or self.config.steps)
+        every = self.config.watch.every
+        with signals() as caught, self._watch(last) as watch:
+            while self.step < last:
+                began = time.monotonic()
+                nats, scalars = self._advance()
+                self.step += 1
+                self.seconds += time.monotonic() - began
+                if watch is not None:
+                    watch.step(self.step, nats, scalars)
+                    if self.step % every == 0 or self.step == last:
+                        watch.look(self.step)
+                stop = self.ranks.any(bool(caught))
+                if stop or self.step % self.options.save_every == 0 or self.step == last:
+                    self.save()
+                if stop:
+                    break
+        return self.step >= self.config.steps
+
+    def save(self) -> None:
+        """Write the checkpoint."""
+        if not self.ranks.first:
+            return
+        tensors = {
+            **state.named("network", self.network.state_dict()),
+            **state.named("average", self.averaged.network.state_dict()),
+            **state.named("optimiser", state.optimiser_tensors(self.optimiser, self.names)),
+            "steps.history": self.steps.history,
+            "steps.seen": self.steps.seen,
+        }
+        document = state.State(
+            step=self.step,
+            seconds=self.seconds,
+            checksum=self.dataset.checksum,
+            device=device_name(self.ranks),
+            commit=self.commit,
+            versions=versions(),
+            config=self.config.model_dump(mode="json"),
+        )
+        state.save(self.options.out, document, tensors)
+
+    def _advance(self) -> tuple[float, dict[str, float]]:
+        """One optimiser step: the batch's mean estimate of K in nats, and scalars to plot."""
+        config, ranks, step = self.config, self.ranks, self.step
+        index = ranks.share(self.batches.at(step)).to(ranks.device)
+        all_t, all_weight = self.steps.draw(step, config.batch)
+        t, weight = ranks.share(all_t).to(ranks.device), ranks.share(all_weight).to(ranks.device)
+        place = ranks.share(torch.arange(config.batch)).to(ranks.device)
+        noise = counter_noise(config.seed, place, step, Stream.TRAINING)
+        x_0 = self.space.to_model(self.rows[index])
+        # Dropout is the one thing that draws from torch's own generator.
+        torch.manual_seed(stream_seed(config.seed, f"dropout {ranks.rank}", step))
+        rate = learning_rate(config, step)
+        for group in self.optimiser.param_groups:
+            group["lr"] = rate
+        self.model.train()
+        with self._precision():
+            loss = self.objective(self.model, x_0, t, weight, noise)
+        self.optimiser.zero_grad(set_to_none=True)
+        loss.value.backward()  # type: ignore[no-untyped-call]
+        parameters = list(self.names)
+        ranks.mean_gradients(parameters)
+        norm = nn.utils.clip_grad_norm_(parameters, config.optimiser.clip or math.inf)
+        if not math.isfinite(float(norm)):
+            raise FitError(
+                f"the gradient of step {step} is not finite; lower optimiser.lr "
+                f"({config.optimiser.lr}) or resume from the last checkpoint with float32"
+            )
+        self.optimiser.step()
+        self.average.update(step)
+        terms = ranks.gather(loss.terms.float()).cpu()
+        self.steps.record(all_t, terms)
+        prior = float(prior_part(self.model, x_0, self.objective.convention).mean())
+        nats = prior + self.model.T * float((all_weight * terms).mean())
+        return nats, {"train/gradient norm": float(norm), "train/lr": rate}
+
+    def _precision(self) -> Any:  # noqa: ANN401  (a context manager of two unrelated types)
+        if self.config.precision == "bfloat16":
+            return torch.autocast(self.ranks.device.type, dtype=torch.bfloat16)
+        return nullcontext()
+
+    def _watch(self, last: int) -> Any:  # noqa: ANN401
+        if not self.ranks.first:
+            return nullcontext(None)
+        held_out = self.dataset.valid[: self.config.watch.data].to(self.ranks.device)
+        return Watch(
+            self.averaged,
+            self.space.to_model(held_out),
+            self.objective.convention,
+            self.config.watch,
+            self.options.out,
+            self.step,
+            last,
+        )
+
+    def _resume(self) -> None:
+        out = self.options.out
+        found = state.read_state(out)
+        check_same(found.config, self.config.model_dump(mode="json"), out)
+        if found.checksum != self.dataset.checksum:
+            raise state.CheckpointError(
+                f"{out} was fitted to data with checksum {found.checksum}, these have "
+                f"{self.dataset.checksum}; start with --restart or another --out"
+            )
+        tensors = state.read_tensors(out)
+        self.network.load_state_dict(state.under("network", tensors))
+        self.averaged.network.load_state_dict(state.under("average", tensors))
+        state.load_optimiser(self.optimiser, self.names, state.under("optimiser", tensors))
+        self.steps.history = tensors["steps.history"]
+        self.steps.seen = tensors["steps.seen"]
+        self.step, self.seconds = found.step, found.seconds
+
+
+def check_same(was: dict[str, Any], now: dict[str, Any], out: Path) -> None:
+    """Raise CheckpointError if a checkpoint's configuration decides other weights than this one."""
+    free = {"title", "watch", "evaluation"}
+    changed = sorted(
+        key for key in (was.keys() | now.keys()) - free if was.get(key) != now.get(key)
+    )
+    if changed:
+        what = "; ".join(f"{key}: {was.get(key)} there, {now.get(key)} here" for key in changed)
+        raise state.CheckpointError(
+            f"{out} holds a fit of another configuration ({what}); start with --restart or "
+            "another --out"
+        )
+
+
+def device_name(ranks: Ranks) -> str:
+    """The devices in words."""
+    if ranks.device.type == "cuda":
+        name = str(torch.cuda.get_device_name(ranks.device))
+    else:
+        name = f"{ranks.device.type}, {torch.get_num_threads()} threads"
+    return name if ranks.world == 1 else f"{ranks.world} x {name}"
+
+
+@contextmanager
+def signals() -> Iterator[list[int]]:
+    """Collects SIGINT and SIGTERM in a list instead of dying; a second one gets its usual way."""
+    caught: list[int] = []
+    before: dict[int, Any] = {}
+
+    def restore() -> None:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+    def catch(number: int, frame: FrameType | None) -> None:
+        caught.append(number)
+        restore()
+
+    try:
+        for number in (signal.SIGINT, signal.SIGTERM):
+            before[number] = signal.signal(number, catch)
+    except ValueError:  # not the main thread: whoever owns it owns the signals
+        before.clear()
+    try:
+        yield caught
+    finally:
+        restore()
+
+
+def averaged_tensors(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The averaged network's state in a checkpoint's tensors."""
+    return state.under("average", tensors)

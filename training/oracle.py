@@ -1,0 +1,130 @@
+"""Oracles: models with nothing to fit, whose values stand in their configuration.
+
+    values  ->  network in closed form  ->  artefact
+
+so that the exact likelihood, posterior and evidence are at hand beside the served ones.
+"""
+
+from typing import Annotated, Literal
+
+import torch
+from pydantic import Field, ValidationError
+from torch import Tensor
+
+from diffusion.model import DiffusionModel
+from diffusion.networks.mixture import BitPatterns, GaussianMixture
+from diffusion.noise import Stream, counter_noise
+from diffusion.process import BinomialProcess, ProcessConfig
+from diffusion.space import DataSpace
+from training.config import ConfigError, EvaluationConfig, Frozen, read
+from training.data.dataset import Dataset, checksum
+
+
+class GaussianMixtureValues(Frozen):
+    """sum_k weights_k N(means_k, covariances_k), in model units."""
+
+    kind: Literal["gaussian-mixture"]
+    weights: tuple[float, ...]
+    means: tuple[tuple[float, ...], ...]
+    covariances: tuple[tuple[tuple[float, ...], ...], ...]
+
+
+class BitPatternsValues(Frozen):
+    """The patterns, as strings of 0 and 1, and their probabilities."""
+
+    kind: Literal["bit-patterns"]
+    weights: tuple[float, ...]
+    patterns: tuple[str, ...]
+
+
+class OracleConfig(Frozen):
+    """An oracle, its process and its units."""
+
+    name: str
+    title: str
+    process: ProcessConfig
+    values: Annotated[GaussianMixtureValues | BitPatternsValues, Field(discriminator="kind")]
+    shift: tuple[float, ...] = ()
+    scale: tuple[float, ...] = ()
+    rows: int = Field(default=10_000, gt=0)
+    seed: int = Field(default=0, ge=0)
+    evaluation: EvaluationConfig = EvaluationConfig()
+
+
+def is_oracle(name: str) -> bool:
+    """Whether a configuration describes an oracle: it has `values` and no `data`."""
+    return "values" in read(name)
+
+
+def load(name: str) -> OracleConfig:
+    """The configuration of an oracle.
+
+    Raises:
+        ConfigError: no such file, no TOML, or keys and values that do not fit.
+    """
+    try:
+        return OracleConfig.model_validate(read(name))
+    except ValidationError as error:
+        raise ConfigError(f"configuration {name}: {error}") from error
+
+
+def build(config: OracleConfig) -> DiffusionModel:
+    """The model that an oracle's configuration describes.
+
+    Raises:
+        ConfigError: values that do not fit each other or the process.
+    """
+    process = config.process.build()
+    try:
+        weights = torch.tensor(config.values.weights, dtype=torch.float64)
+        if isinstance(config.values, GaussianMixtureValues):
+            means = torch.tensor(config.values.means, dtype=torch.float64)
+            covariances = torch.tensor(config.values.covariances, dtype=torch.float64)
+            mixture = GaussianMixture.from_values(weights, means, covariances)
+            space = DataSpace(
+                kind="vector",
+                shape=(means.shape[1],),
+                shift=config.shift or 0.0,
+                scale=config.scale or 1.0,
+            )
+            return DiffusionModel(process, mixture, space, "x_0", "moment")
+        if not isinstance(process, BinomialProcess):
+            raise ValueError("bit patterns need a process of kind 'binomial'")
+        rows = [[float(bit) for bit in pattern] for pattern in config.values.patterns]
+        patterns = torch.tensor(rows, dtype=torch.float64)
+        bits = BitPatterns.from_values(weights, patterns, process.base_rate)
+        space = DataSpace(kind="bits", shape=(patterns.shape[1],))
+        return DiffusionModel(process, bits, space, "x_0", None)
+    except ValueError as error:
+        raise ConfigError(f"configuration {config.name}: {error}") from error
+
+
+def dataset(config: OracleConfig, model: DiffusionModel) -> Dataset:
+    """Exact draws from the oracle itself: three disjoint splits, with exact density and entropy."""
+    mixture, space = model.network, model.space
+    assert isinstance(mixture, GaussianMixture | BitPatterns)  # `build` makes no other
+
+    def rows(first: int, count: int) -> Tensor:
+        place = torch.arange(first, first + count)
+        return space.to_data(mixture.sample(counter_noise(config.seed, place, 0, Stream.DATA)))
+
+    def log_density(x: Tensor) -> Tensor:
+        nats: Tensor = mixture.log_prob(space.to_model(x))
+        return nats if space.kind == "bits" else nats + space.log_jacobian()
+
+    test = rows(0, config.rows)
+    if isinstance(mixture, BitPatterns):
+        entropy = (-float((mixture.weights * mixture.weights.log()).sum()), 0.0)
+    else:
+        values = -log_density(rows(3 * config.rows, 100_000))
+        entropy = (float(values.mean()), float(values.std()) / len(values) ** 0.5)
+    return Dataset(
+        name=config.name,
+        space=space,
+        train=rows(config.rows, config.rows),
+        valid=rows(2 * config.rows, config.rows),
+        test=test,
+        checksum=checksum(*(buffer.detach() for buffer in mixture.buffers())),
+        entropy=entropy,
+        log_density=log_density,
+    )

@@ -1,0 +1,35 @@
+"""Where weights came from: the commit of the code and the versions of the libraries."""
+
+import platform
+import subprocess
+from importlib import metadata
+from pathlib import Path
+
+LIBRARIES = ("torch", "numpy", "safetensors", "pydantic")
+
+
+def commit() -> str | None:
+    """The checked-out commit of the code, "-dirty" where tracked files have changes; None outside git."""
+    folder = Path(__file__).parent
+
+    def git(*words: str) -> str | None:
+        try:
+            done = subprocess.run(
+                ["git", *words], cwd=folder, capture_output=True, text=True, check=False
+            )
+        except FileNotFoundError:
+            return None
+        return done.stdout.strip() if done.returncode == 0 else None
+
+    head = git("rev-parse", "HEAD")
+    if head is None:
+        return None
+    return head + ("-dirty" if git("status", "--porcelain", "--untracked-files=no") else "")
+
+
+def versions() -> dict[str, str]:
+    """Python's and the libraries' versions."""
+    found = {"python": platform.python_version()}
+    for library in LIBRARIES:
+        found[library] = metadata.version(library)
+    return found

@@ -1,0 +1,1 @@
+"""The probability model: processes, networks, bounds, posteriors, samplers and the artefact."""

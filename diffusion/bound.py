@@ -4,8 +4,8 @@
 
 By convention:
 
-- "discretised": prior = -KL(q(x_T | x_0) || pi), last = E log P(x_0 | x_1), the probability of the exact
-  8-bit or binary value (Ho, Jain and Abbeel 2020, Section 3.3);
+- "discretised": prior = -KL(q(x_T | x_0) || pi), last = E log P(x_0 | x_1), the probability of the
+  exact 8-bit or binary value (Ho, Jain and Abbeel 2020, Section 3.3);
 - "density": the same with the model's own Gaussian last step, a log-density in data units;
 - "paper": prior = H_q(x_T | x_0) - H_p(x_T), last = -H_q(x_1 | x_0): the last step is fixed,
   p(x_0 | x_1) = T_pi(x_0 | x_1; beta_1); in model units.
@@ -38,7 +38,8 @@ class Steps:
     """Which terms of each datum's bound are evaluated.
 
     Attributes:
-        t: int64 [N, n]: each row the last step's draws (t = 1) first, then ascending strata of 2..T.
+        t: int64 [N, n]: each row the last step's draws (t = 1) first, then ascending strata of
+            2..T.
         draw: int64 [N, n]: the noise's step, distinct within a row.
         weight: float64 [n]: the bound's estimate is the prior's part + sum of weight times term.
         last: how many of the n are draws of the last step.
@@ -60,8 +61,9 @@ class Steps:
 class BoundResult:
     """The bound of N data, nats, float64 [N] each; `bound` = `prior` + `steps` + `last`.
 
-    `standard_error` is that of the Monte Carlo estimate of one datum's bound, from the spread of the
-    last step's draws and from successive differences between strata (a little on the large side).
+    `standard_error` is that of the Monte Carlo estimate of one datum's bound, from the spread of
+    the last step's draws and from successive differences between strata (a little on the large
+    side).
     """
 
     bound: Tensor
@@ -76,8 +78,8 @@ def choose_steps(
 ) -> Steps:
     """All T steps, or an unbiased, stratified choice of `terms` of them for each datum.
 
-    The strata split 2..T evenly and one t is drawn in each. The last step, t = 1, is always there and
-    has several draws (up to 8), for one draw would hide its own error; "paper" needs none.
+    The strata split 2..T evenly and one t is drawn in each. The last step, t = 1, is always there
+    and has several draws (up to 8), for one draw would hide its own error; "paper" needs none.
 
     Args:
         T: steps of the process.
@@ -122,9 +124,13 @@ def term_noise(seed: Tensor, row: Tensor, draw: Tensor) -> CounterNoise:
 
 
 def evaluate(
-    model: DiffusionModel, prediction: Prediction, x_0: Tensor, x_t: Tensor, t: Tensor,
+    model: DiffusionModel,
+    prediction: Prediction,
+    x_0: Tensor,
+    x_t: Tensor,
+    t: Tensor,
     convention: Convention,
-) -> Tensor:  # fmt: skip
+) -> Tensor:
     """Terms of the bound from a network call already made, nats [B].
 
     Args:
@@ -184,8 +190,7 @@ def prior_part(model: DiffusionModel, x_0: Tensor, convention: Convention) -> Te
     prior = model.process.prior(model.event, len(x_0))
     if convention == "paper":
         return (marginal.entropy() - prior.entropy()).double()
-    # A union of two families: both are of the process's own, which the types cannot say.
-    return -marginal.kl(prior).double()  # type: ignore[arg-type]
+    return -marginal.kl(prior).double()
 
 
 def null_log_prob(model: DiffusionModel, x_0: Tensor, convention: Convention) -> Tensor:
@@ -194,7 +199,9 @@ def null_log_prob(model: DiffusionModel, x_0: Tensor, convention: Convention) ->
     prior = model.process.prior(model.event, len(x_0))
     if isinstance(prior, Normal):
         if convention == "discretised":
-            return discretised_log_prob(Normal(prior.mean.double(), prior.var.double()), x_0, model.space)
+            return discretised_log_prob(
+                Normal(prior.mean.double(), prior.var.double()), x_0, model.space
+            )
         jacobian = model.space.log_jacobian() if convention == "density" else 0.0
         return prior.log_prob(x_0).double() + jacobian
     return prior.log_prob(x_0).double()
@@ -207,7 +214,9 @@ def discretised_log_prob(kernel: Normal, x_0: Tensor, space: DataSpace) -> Tenso
     (Ho, Jain and Abbeel 2020, Equation 13).
     """
     if space.levels is None or space.bounds is None:
-        raise ValueError('convention "discretised" needs data with levels: use "density" or "paper"')
+        raise ValueError(
+            'convention "discretised" needs data with levels: use "density" or "paper"'
+        )
     low, high = (bound.to(x_0.device) for bound in space.bounds)
     half = (high - low) / (2 * (space.levels - 1))
     x, mean = x_0.double(), kernel.mean.double()
@@ -219,7 +228,8 @@ def discretised_log_prob(kernel: Normal, x_0: Tensor, space: DataSpace) -> Tenso
     lower = log_ndtr(torch.where(flip, -above, below))
     upper = log_ndtr(torch.where(flip, -below, above))
     mass = upper + torch.log(-torch.expm1((lower - upper).clamp(max=-1e-30)))
-    return mass.flatten(1).sum(1)
+    total: Tensor = mass.flatten(1).sum(1)
+    return total
 
 
 def combine(steps: Steps, values: Tensor, prior: Tensor, closed_last: Tensor | None) -> BoundResult:
@@ -246,7 +256,7 @@ def combine(steps: Steps, values: Tensor, prior: Tensor, closed_last: Tensor | N
 
 
 def closed_last(model: DiffusionModel, x_0: Tensor, convention: Convention) -> Tensor | None:
-    """The last part where it needs no network: -H_q(x_1 | x_0) of "paper", float64 [N]; else None."""
+    """The last part of "paper", -H_q(x_1 | x_0), which needs no network, float64 [N]; else None."""
     if convention != "paper":
         return None
     one = torch.ones(len(x_0), dtype=torch.long, device=x_0.device)

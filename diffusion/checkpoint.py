@@ -14,9 +14,9 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from diffusion.model import DiffusionModel, outputs
-from diffusion.networks import NetworkConfig, build
+from diffusion.networks import BitPatternsConfig, NetworkConfig, build
 from diffusion.prediction import PredictionKind, VarianceKind
-from diffusion.process import ProcessConfig
+from diffusion.process import BinomialConfig, ProcessConfig
 from diffusion.space import Convention, DataSpace
 
 FORMAT = 1
@@ -107,8 +107,17 @@ class Metadata(_Frozen):
         wanted = outputs(self.process.build(), self.prediction, self.variance)
         if self.network.outputs != wanted:
             raise ValueError(
-                f"prediction {self.prediction!r} with variance {self.variance!r} needs a network with "
-                f"{wanted} outputs an element, this one has {self.network.outputs}"
+                f"prediction {self.prediction!r} with variance {self.variance!r} needs a network "
+                f"with {wanted} outputs an element, this one has {self.network.outputs}"
+            )
+        if isinstance(self.network, BitPatternsConfig) and not (
+            isinstance(self.process, BinomialConfig)
+            and self.process.base_rate == self.network.base_rate
+        ):
+            raise ValueError(
+                "bit patterns need a binomial process of their own base rate "
+                f"{self.network.base_rate:g}, the process is {self.process.kind} with "
+                f"{getattr(self.process, 'base_rate', 'none')}"
             )
         return self
 
@@ -121,7 +130,9 @@ class Metadata(_Frozen):
 
 def save(path: Path, model: DiffusionModel, metadata: Metadata) -> None:
     """Write an artefact; the file appears whole or not at all."""
-    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
+    tensors = {
+        name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()
+    }
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(path.name + ".partial")
     save_file(tensors, partial, {KEY: metadata.model_dump_json()})
@@ -161,8 +172,8 @@ def read_metadata(path: Path) -> Metadata:
     version = document.get("format") if isinstance(document, dict) else None
     if version != FORMAT:
         raise ArtefactError(
-            f"{path}: format {version!r}, this version reads format {FORMAT}: export it anew with the "
-            "version of noneq that serves it"
+            f"{path}: format {version!r}, this version reads format {FORMAT}: export it anew "
+            "with the version of noneq that serves it"
         )
     try:
         return Metadata.model_validate(document)

@@ -3,17 +3,19 @@
     log_prob(x) = sum over elements,    KL(q || p) = E_q[log q - log p],
     q(x) r(x) = Z * (q multiplied by r)(x)
 
-Every figure is in nats and summed over a row's elements: [B]. Products have closed forms, kernel and
-normaliser both (Sohl-Dickstein et al. 2015, Section 2.5).
+Every figure is in nats and summed over a row's elements: [B]. Products have closed forms, kernel
+and normaliser both (Sohl-Dickstein et al. 2015, Section 2.5).
 """
 
 import math
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import Self, final
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from typing_extensions import override
 
 from diffusion.noise import Noise
 
@@ -25,9 +27,33 @@ def _sum(x: Tensor) -> Tensor:
     return x.flatten(1).sum(1)
 
 
+class Distribution(ABC):
+    """One family over rows [B, *event]; `other` is always of the same family."""
+
+    @abstractmethod
+    def sample(self, noise: Noise) -> Tensor:
+        """One draw a row, [B, *event]."""
+
+    @abstractmethod
+    def log_prob(self, x: Tensor) -> Tensor:
+        """log p(x), nats [B]."""
+
+    @abstractmethod
+    def kl(self, other: Self) -> Tensor:
+        """KL(self || other), nats [B]."""
+
+    @abstractmethod
+    def entropy(self) -> Tensor:
+        """-E log p, nats [B]."""
+
+    @abstractmethod
+    def multiply(self, other: Self) -> tuple[Self, Tensor]:
+        """The normalised product with `other`, and log Z in nats [B]."""
+
+
 @final
 @dataclass(frozen=True)
-class Normal:
+class Normal(Distribution):
     """N(mean, var) elementwise.
 
     Args:
@@ -39,24 +65,29 @@ class Normal:
     mean: Tensor
     var: Tensor
 
+    @override
     def sample(self, noise: Noise) -> Tensor:
         """mean + sqrt(var) n, [B, *event]; where var is 0 the mean comes back bit for bit."""
         return self.mean + self.var.sqrt() * noise.normal(self.mean.shape[1:]).to(self.mean)
 
+    @override
     def log_prob(self, x: Tensor) -> Tensor:
         """log N(x; mean, var), nats [B]."""
         return -0.5 * _sum((x - self.mean).square() / self.var + self._log_var() + _LOG_2PI)
 
+    @override
     def kl(self, other: Self) -> Tensor:
         """KL(self || other), nats [B]."""
         ratio = (self.var / other.var).expand_as(self.mean)
         shift = (self.mean - other.mean).square() / other.var
         return 0.5 * _sum(ratio - 1.0 - ratio.log() + shift)
 
+    @override
     def entropy(self) -> Tensor:
         """(1/2) log(2 pi e var), nats [B]."""
         return 0.5 * _sum(self._log_var() + (_LOG_2PI + 1.0))
 
+    @override
     def multiply(self, other: Self) -> tuple[Self, Tensor]:
         """The normalised product with `other` and log Z = log N(mean; other.mean, var + other.var).
 
@@ -84,7 +115,7 @@ class Normal:
 
 @final
 @dataclass(frozen=True)
-class Bernoulli:
+class Bernoulli(Distribution):
     """B(sigmoid(logits)) elementwise, over 0 and 1.
 
     Args:
@@ -103,22 +134,27 @@ class Bernoulli:
         """The probability of a one, [B, *event]."""
         return self.logits.sigmoid()
 
+    @override
     def sample(self, noise: Noise) -> Tensor:
         """1 where a uniform draw falls under the mean, [B, *event]."""
         return (noise.uniform(self.logits.shape[1:]).to(self.mean) < self.mean).to(self.mean)
 
+    @override
     def log_prob(self, x: Tensor) -> Tensor:
         """log B(x), nats [B]; -inf where x is impossible."""
         return _sum(torch.where(x > 0.5, F.logsigmoid(self.logits), F.logsigmoid(-self.logits)))
 
+    @override
     def kl(self, other: Self) -> Tensor:
         """KL(self || other), nats [B]."""
         return _sum(self._expect(self._log(1) - other._log(1), self._log(0) - other._log(0)))
 
+    @override
     def entropy(self) -> Tensor:
         """-E log B, nats [B]."""
         return -_sum(self._expect(self._log(1), self._log(0)))
 
+    @override
     def multiply(self, other: Self) -> tuple[Self, Tensor]:
         """The normalised product with `other` and log Z = log sum_x self(x) other(x).
 
@@ -135,6 +171,3 @@ class Bernoulli:
         """E of a function that is `one` at 1 and `zero` at 0; an impossible value adds nothing."""
         p = self.mean
         return torch.where(p > 0, p * one, 0.0) + torch.where(p < 1, (1.0 - p) * zero, 0.0)
-
-
-Distribution = Normal | Bernoulli

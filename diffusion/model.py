@@ -23,7 +23,8 @@ class DiffusionModel(nn.Module):
 
     Args:
         process: the forward process.
-        network: [B, *event] and time [B] to [B, outputs * event[0], ...]; its `clock` says which time.
+        network: [B, *event] and time [B] to [B, outputs * event[0], ...]; its `clock` says which
+            time.
         space: what a datum is.
         prediction: what the network predicts.
         variance: the reverse kernel's variance; None for bits, and with "perturbation".
@@ -31,6 +32,9 @@ class DiffusionModel(nn.Module):
     Raises:
         ValueError: the parts do not fit each other.
     """
+
+    _low: Tensor | None
+    _high: Tensor | None
 
     def __init__(
         self,
@@ -77,9 +81,8 @@ class DiffusionModel(nn.Module):
             return read_binomial(self.process, self.prediction, output, x_t, t)
         assert isinstance(self.process, GaussianProcess)
         found = read_gaussian(self.process, self.prediction, self.variance, output, x_t, t)
-        if not clip or self._low is None:
+        if not clip or self._low is None or self._high is None:
             return found
-        assert self._high is not None
         return found.clipped(self._low, self._high)
 
     def reverse_kernel(self, x_t: Tensor, t: Tensor, s: Tensor) -> Distribution:
@@ -88,7 +91,8 @@ class DiffusionModel(nn.Module):
 
     def _time(self, t: Tensor) -> Tensor:
         """The network's clock: t - 1 ("step"), or log SNR ("log_snr"), float32 [B]."""
-        return self.process.log_snr(t).float() if self.network.clock == "log_snr" else (t - 1).float()
+        snr = self.network.clock == "log_snr"
+        return self.process.log_snr(t).float() if snr else (t - 1).float()
 
 
 def outputs(process: Process, prediction: PredictionKind, variance: VarianceKind | None) -> int:

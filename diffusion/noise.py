@@ -1,8 +1,8 @@
-"""Noise as a pure function: noise = Philox4x32-10(counter = (block, step, row, stream), key = seed).
+"""Noise as a pure function: Philox4x32-10(counter = (block, step, row, stream), key = seed).
 
 Nothing is drawn from a shared generator. The same (seed, row, step, element) gives the same number
-whatever else is in the batch and on whatever device, so a request gives the same answer alone and in
-company, and a training run killed and resumed sees the same noise as one that was not.
+whatever else is in the batch and on whatever device, so a request gives the same answer alone and
+in company, and a training run killed and resumed sees the same noise as one that was not.
 
 Source: Salmon, Moraes, Dror and Shaw, "Parallel random numbers: as easy as 1, 2, 3" (SC 2011).
 """

@@ -2,9 +2,10 @@
 
     p~(x_s | x_t) = p(x_s | x_t) r(x_s) / Z~_t(x_t)
 
-`method="product"` keeps r the same at every step: the paper's, and biased, for r says of x_s what was
-seen of x_0. Where everything was seen with independent noise, no guidance is needed: the chain starts
-at the step whose noise is the observation's (`matched_start`), exact up to the model and the steps.
+`method="product"` keeps r the same at every step: the paper's, and biased, for r says of x_s what
+was seen of x_0. Where everything was seen with independent noise, no guidance is needed: the chain
+starts at the step whose noise is the observation's (`matched_start`), exact up to the model and the
+steps.
 """
 
 import math
@@ -61,8 +62,7 @@ class Observation:
 
 def restrict(kernel: Distribution, factor: Distribution) -> Distribution:
     """`kernel.multiply(factor)` without its normaliser; both of the process's own family."""
-    # A union of two families: both are of the process's own, which the types cannot say.
-    return kernel.multiply(factor)[0]  # type: ignore[arg-type]
+    return kernel.multiply(factor)[0]
 
 
 @final
@@ -94,14 +94,16 @@ def matched_start(model: DiffusionModel, y: Tensor, noise: float) -> MatchedStar
         noise: a standard deviation in model units, or a flip probability below 1/2; above 0.
 
     Raises:
-        ValueError: bits with a base rate other than 1/2, whose process flips zeros and ones unequally.
+        ValueError: bits with a base rate other than 1/2, whose process flips zeros and ones
+            unequally.
     """
     alpha_bar = model.process.alpha_bar[1:]
     if isinstance(model.process, BinomialProcess):
         if model.process.base_rate != 0.5:
             raise ValueError(
                 "a matched start for flipped bits needs base rate 1/2, this process has "
-                f"{model.process.base_rate:g} and flips zeros and ones unequally: use method 'product'"
+                f"{model.process.base_rate:g} and flips zeros and ones unequally: "
+                "use method 'product'"
             )
         t = int((alpha_bar - (1 - 2 * noise)).abs().argmin()) + 1
         return MatchedStart(t, y, float(1 - alpha_bar[t - 1]) / 2)

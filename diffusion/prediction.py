@@ -1,9 +1,9 @@
-"""What a network's output means: an estimate of x_0 given x_t, and the kernel p(x_s | x_t) it implies.
+"""What a network's output means: an estimate of x_0 given x_t, and the kernel p(x_s | x_t) of it.
 
     mean = c_0(t, s) x_0hat + c_t(t, s) x_t,     x_0hat from eps, x_0, v or the paper's own mean
 
-Every choice is read here and nowhere else, and each becomes an estimate of x_0, so every sampler and
-every stride s < t serves every model.
+Every choice is read here and nowhere else, and each becomes an estimate of x_0, so every sampler
+and every stride s < t serves every model.
 """
 
 from abc import ABC, abstractmethod
@@ -44,17 +44,19 @@ class Prediction(ABC):
 class GaussianPrediction(Prediction):
     """x_0hat and the variance of the reverse kernel, elementwise.
 
-    Variances of p(x_s | x_t), with r = alpha_bar_t / alpha_bar_s and the posterior's own variance v:
+    Variances of p(x_s | x_t), with r = alpha_bar_t / alpha_bar_s and the posterior's own variance
+    v:
 
     - "lower": v, beta tilde (Ho, Jain and Abbeel 2020);
     - "upper": 1 - r, beta;
-    - "interpolated": exp(f log(1 - r) + (1 - f) log v), the network's f (Nichol and Dhariwal 2021, 15);
-    - "moment": v + c_0^2 Var(x_0 | x_t), Var(x_0 | x_t) = (1 - alpha_bar_t) e^z with the network's z:
-      the moment match, exact as far as a Gaussian kernel goes;
+    - "interpolated": exp(f log(1 - r) + (1 - f) log v), the network's f (Nichol and Dhariwal 2021,
+      15);
+    - "moment": v + c_0^2 Var(x_0 | x_t), Var(x_0 | x_t) = (1 - alpha_bar_t) e^z with the network's
+      z: the moment match, exact as far as a Gaussian kernel goes;
     - with `own`: the paper's Sigma at s = t - 1 (2015, Equation 65), its moment match elsewhere.
 
-    At s = 0, where v is 0, "lower" and "upper" keep the step before's posterior variance, so that the
-    last step stays a distribution.
+    At s = 0, where v is 0, "lower" and "upper" keep the step before's posterior variance, so that
+    the last step stays a distribution.
     """
 
     process: GaussianProcess
@@ -171,7 +173,8 @@ def read_gaussian(
     Args:
         process: the forward process.
         kind: what the network predicts.
-        variance: which variance the reverse kernel has; None with "perturbation", which has its own.
+        variance: which variance the reverse kernel has; None with "perturbation", which has its
+            own.
         output: [B, outputs * event[0], ...].
         x_t: [B, *event].
         t: int64 [B].

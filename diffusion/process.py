@@ -1,6 +1,7 @@
 """Processes: the forward trajectory q, fixed, and the family of its reverse kernel.
 
-    q(x_t | x_0) has signal alpha_bar_t,   q(x_s | x_t, x_0) is proportional to q(x_t | x_s) q(x_s | x_0)
+    q(x_t | x_0) has signal alpha_bar_t,   q(x_s | x_t, x_0) is proportional to q(x_t | x_s) q(x_s |
+    x_0)
 
 `t` and `s` are int64 [B], one entry a row, s < t: any stride is served; s = t - 1 is the paper's
 (Sohl-Dickstein et al. 2015, Table App.1). Coefficients are worked out in float64 and cast once.

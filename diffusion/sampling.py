@@ -2,8 +2,9 @@
 
     x_s = a x_t + b x_0hat + c x_0hat_previous + d n
 
-holds for DDIM and DPM-Solver++(2M); an ancestral step draws from the model's own reverse kernel. Both
-are a kernel over x_s, so both can be multiplied by an observation, and one update serves any rows.
+holds for DDIM and DPM-Solver++(2M); an ancestral step draws from the model's own reverse kernel.
+Both are a kernel over x_s, so both can be multiplied by an observation, and one update serves any
+rows.
 """
 
 from abc import ABC, abstractmethod
@@ -72,7 +73,8 @@ class Ancestral(_Sampler):
     """x_s ~ p(x_s | x_t), the model's own kernel, at any number of steps.
 
     Attributes:
-        steps: of a whole chain, T where it is not given; a chain that starts at t < T takes its share.
+        steps: of a whole chain, T where it is not given; a chain that starts at t < T takes its
+            share.
     """
 
     name: Literal["ancestral"] = "ancestral"
@@ -92,7 +94,8 @@ class DDIM(_Sampler):
     """Song, Meng and Ermon 2021, Equation 12: eta = 0 draws no noise, eta = 1 is ancestral's lower.
 
     d = eta sqrt((1 - alpha_bar_s) / (1 - alpha_bar_t) (1 - alpha_bar_t / alpha_bar_s)),
-    a = sqrt((1 - alpha_bar_s - d^2) / (1 - alpha_bar_t)), b = sqrt(alpha_bar_s) - a sqrt(alpha_bar_t).
+    a = sqrt((1 - alpha_bar_s - d^2) / (1 - alpha_bar_t)), b = sqrt(alpha_bar_s) - a
+    sqrt(alpha_bar_t).
     """
 
     name: Literal["ddim"] = "ddim"
@@ -117,7 +120,8 @@ class DPMSolver(_Sampler):
     """DPM-Solver++(2M), Lu et al. 2022, Algorithm 2, first order at both ends.
 
     With lambda = log(sqrt(alpha_bar) / sigma), h = lambda_s - lambda_t and r = h_previous / h:
-    x_s = (sigma_s / sigma_t) x_t + sqrt(alpha_bar_s) (1 - e^-h) ((1 + 1/2r) x_0hat - (1/2r) previous).
+    x_s = (sigma_s / sigma_t) x_t + sqrt(alpha_bar_s) (1 - e^-h) ((1 + 1/2r) x_0hat - (1/2r)
+    previous).
     """
 
     name: Literal["dpmpp_2m"] = "dpmpp_2m"
@@ -152,7 +156,7 @@ def _share(steps: int, T: int, start: int) -> int:
 
 
 def _spaced(start: int, count: int) -> Tensor:
-    """`count` distinct steps from `start` down, evenly spaced, the last one's stride ending at 0."""
+    """`count` distinct steps from `start` down, evenly spaced, the last stride ending at 0."""
     return (start * torch.arange(count, 0, -1, dtype=torch.float64) / count).ceil().long()
 
 
@@ -280,4 +284,3 @@ def sample(
         if progress is not None:
             progress(number + 1, x_0)
     return x
-

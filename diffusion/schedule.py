@@ -2,7 +2,8 @@
 
     alpha_bar_t = prod_{k <= t} (1 - beta_k),    SNR_t = alpha_bar_t / (1 - alpha_bar_t)
 
-A schedule is a frozen configuration that makes its table; a learned table is a tensor of the artefact.
+A schedule is a frozen configuration that makes its table; a learned table is a tensor of the
+artefact.
 """
 
 import math
@@ -29,7 +30,7 @@ class LinearSchedule(_Schedule):
 
 
 class CosineSchedule(_Schedule):
-    """alpha_bar = cos^2(((t / T + offset) / (1 + offset)) pi / 2) (Nichol and Dhariwal 2021, 17)."""
+    """alpha_bar = cos^2((t / T + offset) / (1 + offset) pi / 2) (Nichol and Dhariwal 2021, 17)."""
 
     kind: Literal["cosine"] = "cosine"
     offset: float = Field(0.008, ge=0)
@@ -54,7 +55,7 @@ class GeometricSchedule(_Schedule):
 
 
 class InverseTimeSchedule(_Schedule):
-    """beta_t = 1 / (T - t + 1): alpha_bar_t = 1 - t / T (Sohl-Dickstein et al. 2015, Section 2.4.1)."""
+    """beta_t = 1 / (T - t + 1), alpha_bar_t = 1 - t / T (Sohl-Dickstein et al. 2015, 2.4.1)."""
 
     kind: Literal["inverse-time"] = "inverse-time"
 
@@ -74,7 +75,7 @@ class LogSnrSchedule(_Schedule):
 
 
 class TableSchedule(_Schedule):
-    """A table of its own, kept among the artefact's tensors as `process.beta`: learned, or converted."""
+    """A table of its own, the artefact's tensor `process.beta`: learned, or converted."""
 
     kind: Literal["table"] = "table"
 
@@ -100,11 +101,12 @@ def alpha_bar(beta: Tensor) -> Tensor:
 
 
 def check_beta(beta: Tensor) -> None:
-    """Raise ValueError unless `beta` is a table: beta_0 = 0, then values in (0, 1], 1 only at t = T."""
+    """Raise ValueError unless `beta` is a table: beta_0 = 0, then (0, 1], 1 only at t = T."""
     inner = beta[1:]
     if beta.ndim != 1 or len(beta) < 2 or beta[0] != 0:
         raise ValueError(
-            f"beta must be a table [T + 1] with beta[0] = 0 and T >= 1, came shape {tuple(beta.shape)}"
+            "beta must be a table [T + 1] with beta[0] = 0 and T >= 1, came shape "
+            f"{tuple(beta.shape)}"
         )
     if not bool(((inner > 0) & (inner <= 1)).all()) or bool((inner[:-1] == 1).any()):
         raise ValueError(
@@ -120,7 +122,8 @@ def _from_beta(beta: Tensor) -> Tensor:
 def _from_log_snr(log_snr: Tensor) -> Tensor:
     """beta from log SNR at t = 1..T, without the cancellation of 1 - alpha_bar_t / alpha_bar_{t-1}.
 
-    beta_t = 1 - alpha_bar_t / alpha_bar_s = -expm1(logsigmoid(l_t) - logsigmoid(l_s)), l_0 = infinity.
+    beta_t = 1 - alpha_bar_t / alpha_bar_s = -expm1(logsigmoid(l_t) - logsigmoid(l_s)), l_0 =
+    infinity.
     """
     log_alpha_bar = torch.nn.functional.logsigmoid(log_snr)
     before = torch.cat((log_alpha_bar.new_zeros(1), log_alpha_bar[:-1]))

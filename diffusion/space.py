@@ -1,6 +1,6 @@
 """The data space: what a datum is, and the affine map between data units and model units.
 
-    z = (x - shift) / scale,    log p(x) = log p(z) - sum over elements of log scale
+z = (x - shift) / scale,    log p(x) = log p(z) - sum over elements of log scale
 """
 
 import math
@@ -17,7 +17,8 @@ class DataSpace(BaseModel):
     """What a datum is.
 
     Attributes:
-        kind: "image" ([channels, height, width]), "vector" ([D]) or "bits" ([D] or an image of bits).
+        kind: "image" ([channels, height, width]), "vector" ([D]) or "bits" ([D] or an image of
+            bits).
         shape: the event's shape.
         shift: subtracted from data; one number, or one for each element of the first axis.
         scale: then divided by; likewise, above 0.
@@ -43,8 +44,8 @@ class DataSpace(BaseModel):
             value = getattr(self, name)
             if isinstance(value, tuple) and len(value) != self.shape[0]:
                 raise ValueError(
-                    f"`{name}` is one number or {self.shape[0]} of them (the first axis of `shape`), "
-                    f"came {len(value)}"
+                    f"`{name}` is one number or {self.shape[0]} of them (the first axis of "
+                    f"`shape`), came {len(value)}"
                 )
         scales = self.scale if isinstance(self.scale, tuple) else (self.scale,)
         if min(scales) <= 0:
@@ -96,7 +97,9 @@ class DataSpace(BaseModel):
                 f"send arrays of shape {list(self.shape)}"
             )
         if not bool(torch.isfinite(x).all()):
-            raise ValueError("data are finite numbers, came NaN or infinity: remove or replace them")
+            raise ValueError(
+                "data are finite numbers, came NaN or infinity: remove or replace them"
+            )
         if self.kind == "bits" and not bool(((x == 0) | (x == 1)).all()):
             raise ValueError(f"bits are 0 or 1, came {_odd(x, (x != 0) & (x != 1))}")
         if self.levels is not None:

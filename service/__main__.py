@@ -7,6 +7,7 @@ import sys
 from collections.abc import Sequence
 
 import uvicorn
+from pydantic import ValidationError
 
 from service.app import create_app
 from service.settings import Settings
@@ -14,7 +15,7 @@ from service.settings import Settings
 
 def main() -> None:
     """Serve until SIGTERM or SIGINT, then finish what was accepted."""
-    settings = Settings.from_command_line()
+    settings = _settings()
     logging.basicConfig(
         level=settings.log_level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s"
     )
@@ -43,6 +44,22 @@ def main() -> None:
         uvicorn.Server(config).run(sockets=[socket])
     except KeyboardInterrupt:
         sys.exit(130)
+
+
+def _settings() -> Settings:
+    """The operator's settings; a mistake in them ends the process with a line for each."""
+    try:
+        settings = Settings.from_command_line()
+        settings.resolve_device()
+    except ValidationError as error:
+        for fault in error.errors(include_url=False):
+            name = "_".join(["NONEQ", *map(str, fault["loc"])]).upper()
+            print(f"{name}: {fault['msg']}, came {fault['input']!r}", file=sys.stderr)
+        sys.exit(2)
+    except ValueError as error:
+        print(error, file=sys.stderr)
+        sys.exit(2)
+    return settings
 
 
 if __name__ == "__main__":

@@ -18,6 +18,8 @@ from service.encoding import json_kind
 from service.png import decode_mask, decode_png
 from service.problems import InvalidRequest
 
+_NUMBERS = {int, float, bool}
+
 
 @dataclass(frozen=True)
 class Events:
@@ -110,7 +112,8 @@ def plain(x: Tensor, space: DataSpace) -> NDArray[Any]:
     """Values for JSON: whole numbers where all are (bits, 8-bit images), float32 elsewhere."""
     array = x.detach().to("cpu", torch.float32).numpy()
     if space.kind == "bits" or space.levels is not None:
-        whole = array.astype(np.uint16)
+        with np.errstate(invalid="ignore"):  # what does not fit is not equal below
+            whole = array.astype(np.uint16)
         if bool((whole == array).all()):
             return np.ascontiguousarray(whole)
     return np.ascontiguousarray(array)
@@ -157,22 +160,24 @@ def _fit_mask(array: Tensor, shape: tuple[int, ...], name: str) -> Tensor:
 
 
 def _numbers(value: Sequence[Any], name: str) -> Tensor:
+    # Looked for first: numpy would give every number the room of the longest string.
+    other = _other(value)
+    if other is not None:
+        raise InvalidRequest(
+            f"{name} holds something other than numbers.",
+            location=name,
+            received=other,
+            expected="finite numbers",
+            fix="What was not observed is marked in `known`, not left out.",
+        )
     try:
-        array = np.asarray(value)
-    except (ValueError, OverflowError):
+        array = np.asarray(value, dtype=np.float64)
+    except (ValueError, TypeError):
         raise InvalidRequest(
             f"{name} is ragged: its lists have unequal lengths or depths.",
             location=name,
             fix="Send full arrays.",
         ) from None
-    if array.dtype.kind not in "biuf":
-        raise InvalidRequest(
-            f"{name} holds something other than numbers.",
-            location=name,
-            received=_first_other(value),
-            expected="finite numbers",
-            fix="What was not observed is marked in `known`, not left out.",
-        )
     with np.errstate(over="ignore"):  # beyond float32 becomes infinite, which the check refuses
         return torch.from_numpy(array.astype(np.float32))
 
@@ -183,8 +188,14 @@ def _real(value: Tensor, name: str) -> Tensor:
     return value.to(torch.float32)
 
 
-def _first_other(value: object) -> str:
-    """In words, the first thing in nested lists that is no number."""
-    while isinstance(value, list):
-        value = next((v for v in value if not isinstance(v, int | float)), 0)
-    return json_kind(value)
+def _other(value: object) -> str | None:
+    """In JSON's words, something in nested lists that is no number; None where all are."""
+    waiting = [value]
+    while waiting:
+        item = waiting.pop()
+        if isinstance(item, list):
+            if not set(map(type, item)) <= _NUMBERS:
+                waiting.extend(part for part in item if type(part) not in _NUMBERS)
+        elif type(item) not in _NUMBERS:
+            return json_kind(item)
+    return None

@@ -177,9 +177,10 @@ async def _finished(request: Request, ticket: Ticket[Any]) -> bool:
     left = asyncio.ensure_future(_leaving(request))
     try:
         await asyncio.wait({done, left}, return_when=asyncio.FIRST_COMPLETED)
-        if done.done():
+        if done.done() and not done.cancelled():
             done.exception()  # seen; the caller asks the ticket itself
-        return done.done()
+            return True
+        return False
     finally:
         left.cancel()
         ticket.cancel()  # of no effect where it has ended

@@ -36,8 +36,8 @@ class UNetConfig(BaseModel):
         dropout: inside the residual blocks, when training.
         norm_groups, norm_eps: of every GroupNorm.
         patch: side of the squares of pixels that are folded into channels first and unfolded last
-            (1: none, as in diffusers). The network then works at 1/patch of the resolution, which on
-            a CPU buys width for pixels; height and width are multiples of it.
+            (1: none, as in diffusers). The network then works at 1/patch of the resolution, which
+            on a CPU buys width for pixels; height and width are multiples of it.
         fourier: append sin and cos of 2^k pi x_t for each k to the input (VDM, Kingma et al. 2021,
             appendix C), so that the last bits of 8-bit data can be told apart.
         downsample_padding: 1, or 0 for DDPM's own asymmetric padding (right and bottom).

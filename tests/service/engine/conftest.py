@@ -1,9 +1,8 @@
-"""Oracles small enough for a tick in about a millisecond, and a network that misbehaves on demand."""
+"""Oracles small enough for a tick of a millisecond, and a network that misbehaves on demand."""
 
 import threading
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
-from typing import Any
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -26,26 +25,21 @@ def mixture() -> GaussianMixture:
     return GaussianMixture.from_values(torch.tensor([0.3, 0.7]), means, covariances)
 
 
-@dataclass
-class Mischief:
-    """What a network does to its rows. A row is marked by a first element above 50."""
-
-    gate: threading.Event = field(default_factory=threading.Event)
-    entered: threading.Event = field(default_factory=threading.Event)
-    on_marked: Callable[[Tensor, Tensor], Tensor] | None = None
-    most_rows: int | None = None
-    sizes: list[int] = field(default_factory=list)
-
-
 class Mischievous(nn.Module):
-    """The mixture, behind a gate, with faults."""
+    """The mixture, behind a gate, with faults. A row is marked by a first element above 50."""
 
     clock = "log_snr"
 
     def __init__(self) -> None:
         super().__init__()
         self.inner = mixture()
-        self.mischief = Mischief()
+        self.mischief = SimpleNamespace(
+            gate=threading.Event(),  # closed while cleared
+            entered=threading.Event(),  # set when a call is at the gate
+            on_marked=None,  # (output, marked rows) -> output, where there are any
+            most_rows=None,  # beyond it memory runs out
+            sizes=[],  # rows of each call
+        )
         self.mischief.gate.set()
 
     def forward(self, x_t: Tensor, time: Tensor) -> Tensor:
@@ -56,9 +50,10 @@ class Mischievous(nn.Module):
         if mischief.most_rows is not None and len(x_t) > mischief.most_rows:
             raise torch.OutOfMemoryError("no room")
         marked = x_t[:, 0] > 50
-        out = self.inner(x_t.where(~marked[:, None], torch.zeros_like(x_t)), time)
+        out: Tensor = self.inner(x_t.where(~marked[:, None], torch.zeros_like(x_t)), time)
         if mischief.on_marked is not None and bool(marked.any()):
-            return mischief.on_marked(out, marked)
+            spoilt: Tensor = mischief.on_marked(out, marked)
+            return spoilt
         return out
 
 
@@ -91,27 +86,25 @@ def faulty() -> DiffusionModel:
 
 
 @pytest.fixture
-def mischief(faulty: DiffusionModel) -> Iterator[Mischief]:
+def mischief(faulty: DiffusionModel) -> Iterator[SimpleNamespace]:
     network = faulty.network
     assert isinstance(network, Mischievous)
     yield network.mischief
     network.mischief.gate.set()  # let a waiting engine go
 
 
-MakeEngine = Callable[..., Engine]
-
-
 @pytest.fixture
-def make_engine() -> Iterator[MakeEngine]:
-    """Engines that are warm, and stopped when the test is over."""
+def make_engine() -> Iterator[Callable[..., Engine]]:
+    """Engines of some models, by keyword: warm, and stopped when the test is over."""
     made: list[Engine] = []
 
-    def make(metrics: Metrics | None = None, **models_and_settings: Any) -> Engine:
-        given = models_and_settings
-        models = {k: v for k, v in given.items() if isinstance(v, DiffusionModel)}
-        limits = {"batch_size": 8, "slots": 32, "threads": 1}
-        limits |= {k: v for k, v in given.items() if k not in models}
-        engine = Engine(models, Settings(**limits), metrics)
+    def make(
+        metrics: Metrics | None = None,
+        limits: dict[str, int] | None = None,
+        **models: DiffusionModel,
+    ) -> Engine:
+        given = {"batch_size": 8, "slots": 32, "threads": 1} | (limits or {})
+        engine = Engine(models, Settings.model_validate(given), metrics)
         made.append(engine)
         engine.warm()
         return engine

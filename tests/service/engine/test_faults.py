@@ -1,5 +1,8 @@
 """Each fault, injected: it fails alone, nothing else is lost, and nobody hangs."""
 
+from collections.abc import Callable
+from functools import partial
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -9,8 +12,9 @@ from torch.testing import assert_close
 
 from diffusion.bound import bound, choose_steps
 from diffusion.model import DiffusionModel
+from diffusion.networks import BitPatterns
 from diffusion.sampling import Ancestral, sample
-from service.engine import ChainJob, Engine, TermJob
+from service.engine import ChainJob, Engine, TermJob, Ticket
 from service.engine.faults import describe, fatal, out_of_memory, problem_of
 from service.problems import (
     EngineDead,
@@ -37,20 +41,20 @@ def scored(model: DiffusionModel, x_0: Tensor, seed: int = 3) -> TermJob:
     return TermJob("g", x_0, seed, steps, "density")
 
 
-def raising(error: BaseException) -> Any:
+def raising(error: BaseException) -> Callable[[Tensor, Tensor], Tensor]:
     def act(_out: Tensor, _marked: Tensor) -> Tensor:
         raise error
 
     return act
 
 
-def spoiling(value: float) -> Any:
+def spoiling(value: float) -> Callable[[Tensor, Tensor], Tensor]:
     return lambda out, rows: out.masked_fill(rows[:, None], value)
 
 
 def among_others(
-    engine: Engine, model: DiffusionModel, mischief: Any, job: ChainJob | TermJob
-) -> Any:
+    engine: Engine, model: DiffusionModel, mischief: SimpleNamespace, job: ChainJob | TermJob
+) -> Ticket[Any]:
     """The job's ticket, once the healthy jobs in its ticks have given the right answers."""
     mischief.gate.clear()
     x_0 = torch.linspace(-1, 1, 6).view(3, 2)
@@ -58,18 +62,21 @@ def among_others(
     bad = engine.submit(job)
     after = engine.submit(healthy(model, seed=8)), engine.submit(scored(model, x_0))
     mischief.gate.set()
-    close = {"rtol": 1e-4, "atol": 1e-5}
-    assert_close(before.result(30).samples, sample(model, 6, seed=7), **close)
-    assert_close(after[0].result(30).samples, sample(model, 6, seed=8), **close)
+    close = partial(assert_close, rtol=1e-4, atol=1e-5)
+    close(before.result(30).samples, sample(model, 6, seed=7))
+    close(after[0].result(30).samples, sample(model, 6, seed=8))
     expected = bound(model, x_0, seed=3, convention="density")
-    assert_close(after[1].result(30).bound.bound, expected.bound, **close)
+    close(after[1].result(30).bound.bound, expected.bound)
     assert engine.alive
     return bad
 
 
 @pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf])
 def test_a_row_that_is_not_finite_fails_its_request_only(
-    faulty: DiffusionModel, mischief: Any, make_engine: Any, value: float
+    faulty: DiffusionModel,
+    mischief: SimpleNamespace,
+    make_engine: Callable[..., Engine],
+    value: float,
 ) -> None:
     engine = make_engine(g=faulty)
     mischief.on_marked = spoiling(value)
@@ -82,7 +89,7 @@ def test_a_row_that_is_not_finite_fails_its_request_only(
 
 
 def test_a_term_that_is_not_finite_fails_its_request_only(
-    faulty: DiffusionModel, mischief: Any, make_engine: Any
+    faulty: DiffusionModel, mischief: SimpleNamespace, make_engine: Callable[..., Engine]
 ) -> None:
     engine = make_engine(g=faulty)
     mischief.on_marked = spoiling(torch.nan)
@@ -93,15 +100,18 @@ def test_a_term_that_is_not_finite_fails_its_request_only(
     assert engine.drain(30)
 
 
-def test_bits_of_a_network_that_is_not_finite(bits: DiffusionModel, make_engine: Any) -> None:
+def test_bits_of_a_network_that_is_not_finite(
+    bits: DiffusionModel, make_engine: Callable[..., Engine]
+) -> None:
     engine = make_engine(g=bits)
+    assert isinstance(bits.network, BitPatterns)
     bits.network.weights.fill_(torch.nan)
     with pytest.raises(NumericalFailure):
         engine.submit(healthy(bits)).result(30)
 
 
 def test_an_exception_fails_the_request_that_raises_it(
-    faulty: DiffusionModel, mischief: Any, make_engine: Any
+    faulty: DiffusionModel, mischief: SimpleNamespace, make_engine: Callable[..., Engine]
 ) -> None:
     engine = make_engine(g=faulty)
     mischief.on_marked = raising(RuntimeError("a broken kernel"))
@@ -113,7 +123,7 @@ def test_an_exception_fails_the_request_that_raises_it(
 
 
 def test_out_of_memory_halves_the_tick_and_loses_nothing(
-    faulty: DiffusionModel, mischief: Any, make_engine: Any
+    faulty: DiffusionModel, mischief: SimpleNamespace, make_engine: Callable[..., Engine]
 ) -> None:
     engine = make_engine(g=faulty)
     mischief.most_rows = 3
@@ -126,7 +136,7 @@ def test_out_of_memory_halves_the_tick_and_loses_nothing(
 
 
 def test_out_of_memory_at_one_row_fails_that_request(
-    faulty: DiffusionModel, mischief: Any, make_engine: Any
+    faulty: DiffusionModel, mischief: SimpleNamespace, make_engine: Callable[..., Engine]
 ) -> None:
     engine = make_engine(g=faulty)
     mischief.on_marked = raising(torch.OutOfMemoryError("no room"))
@@ -137,7 +147,7 @@ def test_out_of_memory_at_one_row_fails_that_request(
 
 
 def test_out_of_memory_at_warm_up_finds_a_batch_that_fits(
-    faulty: DiffusionModel, mischief: Any, make_engine: Any
+    faulty: DiffusionModel, mischief: SimpleNamespace, make_engine: Callable[..., Engine]
 ) -> None:
     mischief.most_rows = 3
     engine = make_engine(g=faulty)
@@ -148,7 +158,10 @@ def test_out_of_memory_at_warm_up_finds_a_batch_that_fits(
 
 
 def test_a_model_that_fails_its_warm_up_is_refused_and_others_served(
-    faulty: DiffusionModel, gaussian: DiffusionModel, mischief: Any, make_engine: Any
+    faulty: DiffusionModel,
+    gaussian: DiffusionModel,
+    mischief: SimpleNamespace,
+    make_engine: Callable[..., Engine],
 ) -> None:
     mischief.most_rows = 0
     engine = make_engine(bad=faulty, g=gaussian)
@@ -162,7 +175,10 @@ def test_a_model_that_fails_its_warm_up_is_refused_and_others_served(
 
 @pytest.mark.parametrize("error", [SystemExit("gone"), torch.AcceleratorError("device lost")])
 def test_when_the_thread_dies_everything_pending_fails(
-    faulty: DiffusionModel, mischief: Any, make_engine: Any, error: BaseException
+    faulty: DiffusionModel,
+    mischief: SimpleNamespace,
+    make_engine: Callable[..., Engine],
+    error: BaseException,
 ) -> None:
     engine = make_engine(g=faulty)
     mischief.on_marked = raising(error)
@@ -172,7 +188,7 @@ def test_when_the_thread_dies_everything_pending_fails(
     cancelled.cancel()
     mischief.gate.set()
     for ticket in tickets:
-        with pytest.raises(EngineDead, match="gone|device lost"):
+        with pytest.raises(EngineDead, match=r"gone|device lost"):
             ticket.result(30)
     assert not engine.alive
     assert not engine.ready

@@ -72,6 +72,8 @@ INVALID: list[tuple[str, dict[str, Any], str]] = [
     ("/loglik", MIXTURE | {"data": [[1.0, 2.0], [3.0]]}, "data"),
     ("/loglik", MIXTURE | {"data": [[1.0, None]]}, "data"),
     ("/loglik", MIXTURE | {"data": [[1.0, {}]]}, "data"),
+    ("/loglik", MIXTURE | {"data": [[1.0, "2"]]}, "data"),
+    ("/loglik", MIXTURE | {"data": [[1.0] * 1000 + ["long" * 100_000]]}, "data"),
     ("/loglik", MIXTURE | {"data": [[1.0, 1e300]]}, "data"),
     ("/loglik", MIXTURE | {"data": ["aGVsbG8="]}, "data[0]"),
     ("/loglik", GREY | {"data": [[[256] * 8] * 6]}, "data"),

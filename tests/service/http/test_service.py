@@ -1,0 +1,279 @@
+"""The service around the questions: what is served, who may ask, and how it begins and ends."""
+
+import asyncio
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, MutableMapping
+from contextlib import AbstractAsyncContextManager
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from service.__main__ import main
+from service.app import create_app
+from service.settings import Settings
+
+Serve = Callable[..., AbstractAsyncContextManager[httpx.AsyncClient]]
+
+
+@pytest.mark.anyio
+async def test_models_are_listed_with_those_refused_and_why(client: httpx.AsyncClient) -> None:
+    answer = (await client.get("/models")).json()
+    assert [model["name"] for model in answer["models"]] == [
+        "bit-patterns",
+        "gaussian-mixture",
+        "grey",
+    ]
+    assert answer["models"][1] | {"parameters": 0} == {
+        "name": "gaussian-mixture",
+        "kind": "vector",
+        "shape": [2],
+        "process": "gaussian",
+        "steps": 100,
+        "network": "gaussian-mixture",
+        "parameters": 0,
+    }
+    assert answer["default"] is None
+    refused = {entry["file"]: entry for entry in answer["refused"]}
+    assert set(refused) == {"foreign/model.safetensors", "torn/model.safetensors"}
+    assert "no noneq artefact" in refused["foreign/model.safetensors"]["reason"]
+    assert "export" in refused["foreign/model.safetensors"]["fix"]
+    assert refused["torn/model.safetensors"]["fix"]
+    response = await client.post("/sample", json={"model": "torn"})
+    assert response.status_code == 404
+    assert "refused" in response.json()["detail"]
+
+
+@pytest.mark.anyio
+async def test_a_model_shows_its_artefact_and_card(client: httpx.AsyncClient) -> None:
+    answer = (await client.get("/models/gaussian-mixture")).json()
+    assert answer["card"] == "# A mixture\n"
+    assert answer["default_convention"] == "density"
+    assert answer["artefact"]["process"]["T"] == 100
+    assert answer["evaluation"] == []
+    assert (await client.get("/models/grey")).json()["card"] is None
+
+
+@pytest.mark.anyio
+async def test_health_metrics_and_documentation(client: httpx.AsyncClient) -> None:
+    assert (await client.get("/health/live")).json()["status"] == "live"
+    ready = (await client.get("/health/ready")).json()
+    assert ready["models"] == ["bit-patterns", "gaussian-mixture", "grey"]
+    await client.post("/sample", json={"model": "grey"})
+    await client.post("/sample", json={"model": "nobody"})
+    exposition = (await client.get("/metrics")).text
+    assert re.search(r'noneq_requests_total{outcome="ok",route="/sample"} [1-9]', exposition)
+    assert 'outcome="unknown-model",route="/sample"' in exposition
+    assert (await client.get("/docs")).status_code == 200
+    assert (await client.get("/")).headers["location"] == "/docs"
+
+
+@pytest.mark.anyio
+async def test_openapi_documents_every_question(client: httpx.AsyncClient) -> None:
+    document = (await client.get("/openapi.json")).json()
+    schemas = document["components"]["schemas"]
+    for name in ("Sample", "Loglik", "Inpaint", "Denoise"):
+        operation = document["paths"][f"/{name.lower()}"]["post"]
+        content = operation["requestBody"]["content"]
+        assert set(content) == {"application/json", "application/octet-stream"}
+        assert content["application/json"]["schema"]["$ref"].endswith(f"/{name}Request")
+        assert schemas[f"{name}Request"]["examples"]
+        assert "application/json" in operation["responses"]["200"]["content"]
+        assert "application/problem+json" in operation["responses"]["422"]["content"]
+    references = set(re.findall(r'"#/components/schemas/(\w+)"', json.dumps(document)))
+    assert references <= set(schemas)
+
+
+@pytest.mark.anyio
+async def test_the_examples_of_the_documentation_work(client: httpx.AsyncClient) -> None:
+    schemas = (await client.get("/openapi.json")).json()["components"]["schemas"]
+    tried = 0
+    for name in ("Sample", "Loglik", "Inpaint", "Denoise"):
+        for example in schemas[f"{name}Request"]["examples"]:
+            if example.get("model") in ("gaussian-mixture", "bit-patterns"):
+                response = await client.post(f"/{name.lower()}", json=example)
+                assert response.status_code == 200, response.text
+                tried += 1
+    assert tried >= 4
+
+
+@pytest.mark.anyio
+async def test_request_ids_are_echoed_when_sane(client: httpx.AsyncClient) -> None:
+    sane = await client.get("/models", headers={"x-request-id": "trace-1.a"})
+    assert sane.headers["x-request-id"] == "trace-1.a"
+    for mad in ("", "a b", "x" * 129, "<script>"):
+        response = await client.get("/models", headers={"x-request-id": mad})
+        assert re.fullmatch(r"[0-9a-f]{32}", response.headers["x-request-id"])
+
+
+@pytest.mark.anyio
+async def test_answers_carry_their_timings(client: httpx.AsyncClient) -> None:
+    response = await client.post("/sample", json={"model": "grey"})
+    assert float(response.headers["x-compute-time"]) > 0
+    assert float(response.headers["x-queue-time"]) >= 0
+
+
+@pytest.mark.anyio
+async def test_one_model_needs_no_name(folder: Path, tmp_path: Path, serve: Serve) -> None:
+    (tmp_path / "only").symlink_to(folder / "grey")
+    async with serve(Settings(models=tmp_path, device="cpu")) as client:
+        assert (await client.post("/sample", json={})).json()["model"] == "only"
+    chosen = Settings(models=folder, device="cpu", default_model="bit-patterns")
+    async with serve(chosen) as client:
+        assert (await client.post("/sample", json={})).json()["model"] == "bit-patterns"
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("name", ["", "absent"])
+async def test_without_models_it_starts_and_says_what_to_do(
+    tmp_path: Path, serve: Serve, name: str
+) -> None:
+    async with serve(Settings(models=tmp_path / name, device="cpu"), ready=False) as client:
+        assert (await client.get("/health/live")).status_code == 200
+        while "loaded" in (response := await client.get("/health/ready")).json()["detail"]:
+            await asyncio.sleep(0.01)
+        assert response.status_code == 503
+        assert "NONEQ_MODELS" in response.json()["expected"]
+        assert "retry-after" in response.headers
+        assert (await client.post("/sample", json={})).status_code == 503
+        assert (await client.get("/models")).json()["models"] == []
+
+
+@pytest.mark.anyio
+async def test_a_full_queue_says_when_to_come_back(folder: Path, serve: Serve) -> None:
+    settings = Settings(models=folder, device="cpu", max_queue_cost=1000, max_request_cost=1000)
+    asked = {"model": "gaussian-mixture", "num_samples": 9}
+    async with serve(settings) as client:
+        responses = await asyncio.gather(*(client.post("/sample", json=asked) for _ in range(3)))
+    accepted = [response for response in responses if response.status_code == 200]
+    refused = [response for response in responses if response.status_code == 503]
+    assert accepted
+    assert refused
+    for response in refused:
+        assert response.json()["type"].endswith("queue-full")
+        assert int(response.headers["retry-after"]) >= 1
+
+
+@pytest.mark.anyio
+async def test_a_client_that_leaves_frees_its_rows(folder: Path) -> None:
+    app = create_app(Settings(models=folder, device="cpu"))
+    body = json.dumps({"model": "gaussian-mixture", "num_samples": 4000}).encode()
+    scope = {
+        "type": "http",
+        "asgi": {"version": "3.0"},
+        "http_version": "1.1",
+        "method": "POST",
+        "scheme": "http",
+        "path": "/sample",
+        "raw_path": b"/sample",
+        "query_string": b"",
+        "headers": [(b"content-type", b"application/json")],
+        "server": ("noneq", 80),
+        "client": ("caller", 1),
+    }
+    async with app.router.lifespan_context(app):
+        backend = app.state.backend
+        while backend.state() is not None:
+            await asyncio.sleep(0.01)
+        messages: list[dict[str, Any]] = [{"type": "http.request", "body": body}]
+        sent: list[MutableMapping[str, Any]] = []
+
+        async def receive() -> dict[str, Any]:
+            if messages:
+                return messages.pop()
+            while backend.engine.owed == 0:  # until the job has been accepted
+                await asyncio.sleep(0.005)
+            return {"type": "http.disconnect"}
+
+        async def send(message: MutableMapping[str, Any]) -> None:
+            sent.append(message)
+
+        await asyncio.wait_for(app(scope, receive, send), 10)
+        assert sent[0]["status"] == 499
+        for _ in range(200):
+            if backend.engine.owed == 0:
+                break
+            await asyncio.sleep(0.02)
+        assert backend.engine.owed == 0
+        assert 'outcome="client-left"' in backend.metrics.render().decode()
+
+
+@pytest.mark.anyio
+async def test_a_dead_engine_asks_for_a_restart(folder: Path, serve: Serve) -> None:
+    async with serve(Settings(models=folder, device="cpu")) as client:
+        transport = client._transport
+        assert isinstance(transport, httpx.ASGITransport)
+        transport.app.state.backend.engine.stop()  # type: ignore[attr-defined]
+        for path in ("/health/live", "/health/ready"):
+            response = await client.get(path)
+            assert response.json()["type"].endswith("engine-dead")
+
+
+def test_the_command_serves_and_ends_on_sigterm_without_losing_a_request(folder: Path) -> None:
+    environment = {
+        **os.environ,
+        "NONEQ_MODELS": str(folder),
+        "NONEQ_PORT": "0",
+        "NONEQ_DEVICE": "cpu",
+        "PYTHONWARNINGS": "error",
+    }
+    command = [sys.executable, "-m", "service", "--batch-size", "8"]
+    with subprocess.Popen(
+        command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+    ) as process:
+        try:
+            assert process.stdout is not None
+            line = process.stdout.readline()
+            found = re.search(r"http://127\.0\.0\.1:\d+", line)
+            assert found is not None, line
+            assert "bit-patterns, gaussian-mixture, grey" in line
+            answers: list[httpx.Response] = []
+
+            def ask() -> None:
+                asked = {"model": "gaussian-mixture", "num_samples": 40}
+                answers.append(httpx.post(f"{found[0]}/sample", json=asked, timeout=60))
+
+            caller = threading.Thread(target=ask)
+            caller.start()
+            for _ in range(1000):
+                exposition = httpx.get(f"{found[0]}/metrics").text
+                if not re.search(r"^noneq_rows_running 0", exposition, re.M):
+                    break
+            process.send_signal(signal.SIGTERM)
+            caller.join(60)
+            assert [answer.status_code for answer in answers] == [200]
+            assert len(answers[0].json()["samples"]) == 40
+            assert process.wait(30) == 0
+        finally:
+            process.kill()
+
+
+@pytest.mark.parametrize(
+    ("variable", "value", "told"),
+    [
+        ("NONEQ_PORT", "http", "NONEQ_PORT"),
+        ("NONEQ_DEVICE", "tpu", "NONEQ_DEVICE"),
+        ("NONEQ_BATCH_SIZE", "0", "NONEQ_BATCH_SIZE"),
+        ("NONEQ_DEVICE", "cuda:99", "CUDA"),
+    ],
+)
+def test_a_mistaken_setting_ends_the_command_with_a_line(
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    variable: str,
+    value: str,
+    told: str,
+) -> None:
+    monkeypatch.setenv(variable, value)
+    monkeypatch.setattr(sys, "argv", ["service"])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert ended.value.code == 2
+    assert told in capsys.readouterr().err

@@ -109,7 +109,8 @@ def choose_steps(
     ones = torch.ones(len(rows), last, dtype=torch.long)
     # Draws of the last step are numbered past T, so that no two terms of a datum share noise.
     draws = T + 1 + torch.arange(last).expand(len(rows), last)
-    weight = torch.cat((torch.full((last,), 1 / max(last, 1)), size)).double()
+    each = torch.full((last,), 1 / max(last, 1), dtype=torch.float64)
+    weight = torch.cat((each, size.double()))
     return Steps(torch.cat((ones, t), 1), torch.cat((draws, t), 1), weight, last)
 
 

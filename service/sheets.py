@@ -201,13 +201,22 @@ class _Frame:
     def _axes(self) -> None:
         line, ink, end = (120, 120, 120), (60, 60, 60), _CANVAS - _MARGIN
         self.draw.rectangle((_MARGIN, _MARGIN, end, end), outline=line)
-        for i in range(5):
-            at = _MARGIN + i / 4 * (end - _MARGIN)
-            x, y = self.corner + np.array([i / 4, 1 - i / 4]) * self.span
-            self.draw.line((at, end, at, end + 5), fill=line)
-            self.draw.line((_MARGIN - 5, at, _MARGIN, at), fill=line)
-            self.draw.text((at - 14, end + 10), f"{x:.3g}", fill=ink)
-            self.draw.text((4, at - 6), f"{y:.3g}", fill=ink)
+        for tick in _ticks(self.corner[0], self.span[0]):
+            x, _ = self.place(tick, self.corner[1])
+            self.draw.line((x, end, x, end + 5), fill=line)
+            self.draw.text((x, end + 10), f"{tick:.4g}", fill=ink, anchor="ma")
+        for tick in _ticks(self.corner[1], self.span[1]):
+            _, y = self.place(self.corner[0], tick)
+            self.draw.line((_MARGIN - 5, y, _MARGIN, y), fill=line)
+            self.draw.text((_MARGIN - 8, y), f"{tick:.4g}", fill=ink, anchor="rm")
+
+
+def _ticks(start: float, span: float) -> list[float]:
+    """Round numbers, 3 to 7 of them, within [start, start + span]."""
+    power = 10.0 ** math.floor(math.log10(span / 4))
+    step = next(m * power for m in (1, 2, 5, 10) if span / (m * power) <= 6)
+    first, last = math.ceil(start / step), math.floor((start + span) / step)
+    return [i * step for i in range(first, last + 1)]
 
 
 def _scatter(strips: Sequence[Strip]) -> Image.Image:

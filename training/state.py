@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
@@ -35,8 +35,8 @@ class State(BaseModel):
     seconds: float
     checksum: str
     device: str
-    commit: str | None
-    versions: dict[str, str]
+    commit: str | None = None
+    versions: dict[str, str] = Field(default_factory=dict)
     config: dict[str, Any]
 
 

@@ -12,6 +12,7 @@ from typing import Generic, TypeVar, final
 from torch import Tensor
 
 from diffusion.bound import BoundResult, Steps
+from diffusion.distributions import Bernoulli, Normal
 from diffusion.model import DiffusionModel
 from diffusion.posterior import Observation
 from diffusion.sampling import Plan
@@ -48,7 +49,7 @@ class ChainJob:
         if self.start is not None and tuple(self.start.shape) != shape:
             raise ValueError(f"`start` has shape {list(shape)}, came {list(self.start.shape)}")
         if self.observation is not None:
-            seen = tuple(self.observation.factor.mean.shape)
+            seen = tuple(parts_of(self.observation)[0].shape)
             if seen != shape:
                 raise ValueError(f"`observation` has shape {list(shape)}, came {list(seen)}")
         if self.rows < 1 or self.units < 1:
@@ -114,6 +115,15 @@ class TermJob:
 
 
 Job = ChainJob | TermJob
+
+
+def parts_of(observation: Observation) -> tuple[Tensor, ...]:
+    """An observation's tensors, [N, *event] each: mean and variance, or logits."""
+    factor = observation.factor
+    if isinstance(factor, Normal):
+        return factor.mean, factor.var.expand_as(factor.mean)
+    assert isinstance(factor, Bernoulli)  # there are two families
+    return (factor.logits,)
 
 
 @dataclass(frozen=True, kw_only=True)

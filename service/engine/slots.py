@@ -4,14 +4,16 @@ A slot is a place in preallocated tensors. Which row has which slot is the sched
 what a state means is the runner's. Positions in a batch mean nothing.
 """
 
+from collections.abc import Callable
 from typing import final
 
 import torch
 from torch import Tensor
 
-from diffusion.distributions import Distribution, Normal
+from diffusion.distributions import Bernoulli, Normal
 from diffusion.model import DiffusionModel
 from diffusion.posterior import Observation
+from service.engine.jobs import parts_of
 
 
 @final
@@ -43,7 +45,7 @@ class ChainSlots:
             seen = self.nothing(len(slots))
         if self._observed is None:
             self._observed = self.nothing(self._count)
-        for place, value in zip(_parts(self._observed), _parts(seen), strict=True):
+        for place, value in zip(parts_of(self._observed), parts_of(seen), strict=True):
             place[slots] = value
 
     def observation(self, slots: Tensor) -> Observation:
@@ -79,21 +81,15 @@ class DatumSlots:
 
 def rows_of(observation: Observation, index: Tensor) -> Observation:
     """Some rows of an observation."""
-    factor = observation.factor
-    if isinstance(factor, Normal):
-        var = factor.var.expand_as(factor.mean)
-        return Observation(Normal(factor.mean[index], var[index]))
-    return Observation(type(factor)(factor.logits[index]))
+    return _each(observation, lambda part: part[index])
 
 
 def to_device(observation: Observation, device: torch.device) -> Observation:
     """The same on another device."""
-    factor: Distribution = observation.factor
-    if isinstance(factor, Normal):
-        return Observation(Normal(factor.mean.to(device), factor.var.to(device)))
-    return Observation(type(factor)(factor.logits.to(device)))
+    return _each(observation, lambda part: part.to(device))
 
 
-def _parts(observation: Observation) -> tuple[Tensor, ...]:
-    factor = observation.factor
-    return (factor.mean, factor.var) if isinstance(factor, Normal) else (factor.logits,)
+def _each(observation: Observation, act: Callable[[Tensor], Tensor]) -> Observation:
+    parts = [act(part) for part in parts_of(observation)]
+    family = Normal if isinstance(observation.factor, Normal) else Bernoulli
+    return Observation(family(*parts))

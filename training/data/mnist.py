@@ -74,7 +74,9 @@ def load(config: MnistConfig) -> Dataset:
     return Dataset(
         name=config.kind,
         space=DataSpace(
-            kind="image", shape=(1, SIDE, SIDE), shift=127.5, scale=127.5, levels=256
+            # With a scale of 128 the period of sin(2^8 pi x) is one grey level exactly, so that a
+            # network that is given it (UNetConfig.fourier) reads off how far x is from a level.
+            kind="image", shape=(1, SIDE, SIDE), shift=127.5, scale=128.0, levels=256
         ),
         train=images[:cut],
         valid=images[cut:],

@@ -45,7 +45,7 @@ class Mischievous(nn.Module):
     def forward(self, x_t: Tensor, time: Tensor) -> Tensor:
         mischief = self.mischief
         mischief.entered.set()
-        assert mischief.gate.wait(30)
+        assert mischief.gate.wait(120)
         mischief.sizes.append(len(x_t))
         if mischief.most_rows is not None and len(x_t) > mischief.most_rows:
             raise torch.OutOfMemoryError("no room")

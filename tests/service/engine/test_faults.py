@@ -63,10 +63,10 @@ def among_others(
     after = engine.submit(healthy(model, seed=8)), engine.submit(scored(model, x_0))
     mischief.gate.set()
     close = partial(assert_close, rtol=1e-4, atol=1e-5)
-    close(before.result(30).samples, sample(model, 6, seed=7))
-    close(after[0].result(30).samples, sample(model, 6, seed=8))
+    close(before.result(120).samples, sample(model, 6, seed=7))
+    close(after[0].result(120).samples, sample(model, 6, seed=8))
     expected = bound(model, x_0, seed=3, convention="density")
-    close(after[1].result(30).bound.bound, expected.bound)
+    close(after[1].result(120).bound.bound, expected.bound)
     assert engine.alive
     return bad
 
@@ -82,9 +82,9 @@ def test_a_row_that_is_not_finite_fails_its_request_only(
     mischief.on_marked = spoiling(value)
     bad = among_others(engine, faulty, mischief, marked(faulty))
     with pytest.raises(NumericalFailure, match="sample 0 became NaN"):
-        bad.result(30)
+        bad.result(120)
     assert bad.done < bad.cost  # it did not run to its end
-    assert engine.drain(30)
+    assert engine.drain(120)
     assert engine.owed == 0
 
 
@@ -96,8 +96,8 @@ def test_a_term_that_is_not_finite_fails_its_request_only(
     x_0 = torch.tensor([[0.0, 0.0], [1000.0, 0.0]])
     bad = among_others(engine, faulty, mischief, scored(faulty, x_0))
     with pytest.raises(NumericalFailure, match="datum 1"):
-        bad.result(30)
-    assert engine.drain(30)
+        bad.result(120)
+    assert engine.drain(120)
 
 
 def test_bits_of_a_network_that_is_not_finite(
@@ -107,7 +107,7 @@ def test_bits_of_a_network_that_is_not_finite(
     assert isinstance(bits.network, BitPatterns)
     bits.network.weights.fill_(torch.nan)
     with pytest.raises(NumericalFailure):
-        engine.submit(healthy(bits)).result(30)
+        engine.submit(healthy(bits)).result(120)
 
 
 def test_an_exception_fails_the_request_that_raises_it(
@@ -117,8 +117,8 @@ def test_an_exception_fails_the_request_that_raises_it(
     mischief.on_marked = raising(RuntimeError("a broken kernel"))
     bad = among_others(engine, faulty, mischief, marked(faulty))
     with pytest.raises(InternalError, match="a broken kernel"):
-        bad.result(30)
-    assert engine.drain(30)
+        bad.result(120)
+    assert engine.drain(120)
     assert engine.owed == 0
 
 
@@ -128,7 +128,7 @@ def test_out_of_memory_halves_the_tick_and_loses_nothing(
     engine = make_engine(g=faulty)
     mischief.most_rows = 3
     mischief.sizes.clear()
-    result = engine.submit(healthy(faulty, rows=20)).result(30)
+    result = engine.submit(healthy(faulty, rows=20)).result(120)
     assert [size for size in mischief.sizes if size > 3] == [8, 4, 4]  # and never tried again
     mischief.most_rows = None
     assert_close(result.samples, sample(faulty, 20, seed=7), rtol=1e-4, atol=1e-5)
@@ -142,8 +142,8 @@ def test_out_of_memory_at_one_row_fails_that_request(
     mischief.on_marked = raising(torch.OutOfMemoryError("no room"))
     bad = among_others(engine, faulty, mischief, marked(faulty))
     with pytest.raises(OutOfMemory):
-        bad.result(30)
-    assert engine.drain(30)
+        bad.result(120)
+    assert engine.drain(120)
 
 
 def test_out_of_memory_at_warm_up_finds_a_batch_that_fits(
@@ -153,7 +153,7 @@ def test_out_of_memory_at_warm_up_finds_a_batch_that_fits(
     engine = make_engine(g=faulty)
     assert not engine.refused
     mischief.sizes.clear()
-    engine.submit(healthy(faulty)).result(30)
+    engine.submit(healthy(faulty)).result(120)
     assert max(mischief.sizes) == 2
 
 
@@ -167,7 +167,7 @@ def test_a_model_that_fails_its_warm_up_is_refused_and_others_served(
     engine = make_engine(bad=faulty, g=gaussian)
     assert list(engine.refused) == ["bad"]
     assert engine.ready
-    engine.submit(healthy(gaussian)).result(30)
+    engine.submit(healthy(gaussian)).result(120)
     job = ChainJob("bad", 1, 0, Ancestral().plan(faulty.process))
     with pytest.raises(UnknownModel, match="failed its first network call"):
         engine.submit(job)
@@ -189,7 +189,7 @@ def test_when_the_thread_dies_everything_pending_fails(
     mischief.gate.set()
     for ticket in tickets:
         with pytest.raises(EngineDead, match=r"gone|device lost"):
-            ticket.result(30)
+            ticket.result(120)
     assert not engine.alive
     assert not engine.ready
     with pytest.raises(EngineDead):

@@ -66,7 +66,7 @@ async def test_samples_have_the_mixtures_mean_and_covariance(
 ) -> None:
     network = mixture.network
     assert isinstance(network, GaussianMixture)
-    samples = await draw(client, "/sample", model="gaussian-mixture", num_samples=2000, seed=11)
+    samples = await draw(client, "/sample", model="gaussian-mixture", num_samples=1200, seed=11)
     assert_moments(samples, *data_moments(mixture, network.mean(), network.covariance()))
 
 
@@ -148,7 +148,7 @@ async def test_samples_of_bits_have_the_patterns_probabilities(
 ) -> None:
     network = patterns.network
     assert isinstance(network, BitPatterns)
-    n = 1500
+    n = 800
     samples = await draw(client, "/sample", model="bit-patterns", num_samples=n, seed=17)
     exact = network.log_prob(torch.tensor(EVERY_BITS)).exp()
     for bits, p in zip(EVERY_BITS, exact.tolist(), strict=True):
@@ -183,7 +183,7 @@ async def test_denoised_bits_have_the_exact_posterior(
     assert isinstance(network, BitPatterns)
     y = torch.tensor([1, 1, 0, 0])
     flip = float(1 - patterns.process.alpha_bar[60]) / 2
-    n = 1500
+    n = 800
     samples = await draw(
         client,
         "/denoise",

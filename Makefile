@@ -52,6 +52,10 @@ format: $(DEV) ## mend what can be mended: lint and format
 	$(VENV)/bin/ruff check --fix
 	$(VENV)/bin/ruff format
 
+.PHONY: figures
+figures: $(DEV) ## draw the documentation's pictures anew from the models
+	$(RUN) -m training figures $(ARGS)
+
 .PHONY: install
 install: $(DEV) ## the virtual environment with everything in it
 

@@ -136,6 +136,7 @@ def save(path: Path, model: DiffusionModel, metadata: Metadata) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(path.name + ".partial")
     save_file(tensors, partial, {KEY: metadata.model_dump_json()})
+    partial.chmod(0o644)  # the server may be another user; save_file writes for the owner alone
     partial.replace(path)
 
 
@@ -152,10 +153,14 @@ def read_metadata(path: Path) -> Metadata:
         ArtefactError: not an artefact, or not one of this version.
     """
     try:
+        with path.open("rb"):  # safe_open calls a file that may not be read one that is not there
+            pass
         with safe_open(path, framework="pt") as file:
             header = file.metadata() or {}
     except FileNotFoundError:
-        raise ArtefactError(f"{path}: there is no such file") from None
+        raise ArtefactError(f"{path}: there is no such file: check its name") from None
+    except PermissionError:
+        raise ArtefactError(f"{path}: it may not be read: give it mode 644") from None
     except (SafetensorError, OSError) as error:
         raise ArtefactError(
             f"{path}: not a readable .safetensors file ({error}): copy it again or export it anew"

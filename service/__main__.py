@@ -8,9 +8,19 @@ from collections.abc import Sequence
 
 import uvicorn
 from pydantic import ValidationError
+from typing_extensions import override
 
 from service.app import create_app
 from service.settings import Settings
+
+
+class _NoProbes(logging.Filter):
+    """Leaves the probes of /health/ out of the access log: one comes every few seconds."""
+
+    @override
+    def filter(self, record: logging.LogRecord) -> bool:
+        words = record.args if isinstance(record.args, tuple) else ()
+        return not (len(words) > 2 and str(words[2]).startswith("/health/"))
 
 
 def main() -> None:
@@ -21,6 +31,7 @@ def main() -> None:
     )
     if settings.log_level != "debug":  # its own account of starting would drown the one line below
         logging.getLogger("uvicorn.error").setLevel(max(logging.WARNING, logging.root.level))
+    logging.getLogger("uvicorn.access").addFilter(_NoProbes())
     # uvicorn raises the signal again once it has drained; that is a clean end, not a failure.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     url = ""

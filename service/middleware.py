@@ -138,7 +138,7 @@ class BodyLimit:
             if message["type"] == "http.request":
                 seen += len(message.get("body", b""))
                 if seen > self.limit:
-                    raise self._problem(f"{seen} or more")
+                    raise self._problem(f"at least {seen}")
             return message
 
         await self.app(scope, counted, send)

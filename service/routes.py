@@ -194,7 +194,7 @@ async def _leaving(request: Request) -> None:
 
 def _client_left(request: Request) -> Response:
     request.state.outcome = "client-left"
-    return Response(status_code=499)  # nobody reads it; the access log does
+    return Response(status_code=499)  # nobody reads it; the metrics count it
 
 
 # ------------------------------------------------------------------------------------------ models

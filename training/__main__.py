@@ -1,10 +1,10 @@
 """Training, offline: fit a model, measure it, export it for serving, look at it.
 
-    python -m training fit swissroll            fit training/configs/swissroll.toml into runs/swissroll
-    python -m training export swissroll         write models/swissroll from it: artefact, card, samples
-    python -m training evaluate swissroll       measure an exported artefact
-    python -m training inspect swissroll        print an exported artefact's facts
-    python -m training figures                  remake the documentation's pictures
+    python -m training fit swissroll          into runs/swissroll, as training/configs says
+    python -m training export swissroll       into models/swissroll: artefact, card, samples
+    python -m training evaluate swissroll     measure an exported artefact
+    python -m training inspect swissroll      print an exported artefact's facts
+    python -m training figures                remake the documentation's pictures
 
 Several processes: torchrun --nproc-per-node 2 -m training fit mnist
 """
@@ -17,9 +17,9 @@ from pathlib import Path
 
 import torch
 
-from diffusion.checkpoint import ArtefactError, load, read_metadata, rewrite
+from diffusion.checkpoint import ArtefactError, load, rewrite
 from training import config as configs
-from training import data, export, figures, inspect, oracle, state
+from training import data, export, inspect, oracle, state
 from training.evaluate import evaluate, table
 from training.fit import Fit, FitError, RunOptions
 from training.parallel import pick_device, ranks
@@ -101,6 +101,7 @@ def do_evaluate(arguments: argparse.Namespace) -> int:
         measured = {(e.convention, e.split) for e in found}
         kept = [e for e in metadata.evaluation if (e.convention, e.split) not in measured]
         rewrite(path, metadata.model_copy(update={"evaluation": (*kept, *found)}))
+        path.chmod(0o644)
         export.write_companions(path, title)
     return 0
 
@@ -114,6 +115,8 @@ def do_inspect(arguments: argparse.Namespace) -> int:
 
 def do_figures(arguments: argparse.Namespace) -> int:
     """Remake the pictures."""
+    from training import figures  # matplotlib takes a second to import, and nothing else needs it
+
     made = figures.make(arguments.models, arguments.folder)
     if not made:
         raise ValueError(f"{arguments.models} has none of swissroll, mnist and heartbeat to draw")

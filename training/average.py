@@ -1,4 +1,6 @@
-"""Exponential moving average of weights: m <- m + (1 - d_n)(w - m), d_n = min(decay, (1 + n) / (10 + n)).
+"""Exponential moving average of weights,
+
+    m <- m + (1 - d_n)(w - m),    d_n = min(decay, (1 + n) / (10 + n))
 
 The warm-up forgets the first, random weights quickly, so that the average is of use from early on.
 """
@@ -21,8 +23,8 @@ class Average:
     def __init__(self, source: nn.Module, target: nn.Module, decay: float) -> None:
         self.decay = decay
         self.source, self.target = source, target
-        self._weights = list(source.parameters())
-        self._means = list(target.parameters())
+        self._weights: list[Tensor] = list(source.parameters())
+        self._means: list[Tensor] = list(target.parameters())
         target.requires_grad_(False)
 
     @torch.no_grad()

@@ -1,6 +1,9 @@
-"""Which rows a step sees: position p = step * batch + i, epoch p // n, row order(seed, epoch)[p mod n].
+"""Which rows a step sees:
 
-A pure function of (seed, step), so a fit killed and resumed sees the same batches as one that was not.
+    p = step * batch + i,    row = order(seed, epoch = p // n)[p mod n]
+
+A pure function of (seed, step), so a fit killed and resumed sees the same batches as one that was
+not.
 """
 
 import hashlib
@@ -31,7 +34,7 @@ class Batches:
         return self._order
 
     def at(self, step: int) -> Tensor:
-        """Row numbers of the batch of `step`, int64 [batch]; a batch may reach across an epoch's end."""
+        """Row numbers of the batch of `step`, int64 [batch]; it may reach across an epoch's end."""
         position, parts, wanted = step * self.batch, [], self.batch
         while wanted:
             epoch, start = divmod(position, self.rows)

@@ -51,9 +51,9 @@ def card(metadata: Metadata, title: str, parameters: int) -> str:
             lines.append(f"- `{name}`: {CONVENTIONS[name]}.")
         lines += [
             "",
-            "K is a lower bound on the mean log-likelihood, so higher is better (bits/dim: lower). No",
-            "row of the split was used in fitting or in choosing. The standard error is over data and",
-            "noise. `minus entropy` is what a perfect model would reach, where it is known.",
+            "K is a lower bound on the mean log-likelihood: higher is better (bits/dim: lower).",
+            "The standard error is over data and noise. No row of `test` was fitted to. `minus",
+            "entropy` is what a perfect model would reach, where it is known.",
         ]
     else:
         lines.append("Not evaluated yet: `python -m training evaluate " + m.name + " --write`.")
@@ -63,7 +63,9 @@ def card(metadata: Metadata, title: str, parameters: int) -> str:
 
 def _commands(metadata: Metadata) -> list[str]:
     export = f"python -m training export {metadata.name}"
-    return [f"python -m training fit {metadata.name}", export] if metadata.training.steps else [export]
+    return (
+        [f"python -m training fit {metadata.name}", export] if metadata.training.steps else [export]
+    )
 
 
 def _settings(config: Any) -> str:  # noqa: ANN401  (any frozen configuration)

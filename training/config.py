@@ -11,9 +11,9 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from diffusion.space import Convention
 from diffusion.networks import NetworkConfig
 from diffusion.process import ProcessConfig
+from diffusion.space import Convention
 from training.data import DataConfig
 
 FOLDER = Path(__file__).parent / "configs"
@@ -30,12 +30,12 @@ class Frozen(BaseModel):
 
 
 class ObjectiveConfig(Frozen):
-    """loss = bound * (-K / dims) + simple * (mean square of eps - eps_hat; bits: cross-entropy of x_0).
+    """loss = bound * (-K / dims) + simple * (square error of eps_hat; bits: cross-entropy of x_0).
 
     `convention` is the last step's (the terms t >= 2 do not know it); None is the data's own.
-    `steps`: t drawn one by one ("uniform"), spread evenly over the batch ("stratified", Kingma et al.
-    2021), or spread evenly under p(t) proportional to sqrt(E[term_t^2]) ("importance", Nichol and
-    Dhariwal 2021, Section 3.3).
+    `steps`: t drawn one by one ("uniform"), spread evenly over the batch ("stratified", Kingma et
+    al. 2021), or spread evenly under p(t) proportional to sqrt(E[term_t^2]) ("importance", Nichol
+    and Dhariwal 2021, Section 3.3).
     """
 
     bound: float = Field(default=1.0, ge=0)
@@ -51,7 +51,7 @@ class ObjectiveConfig(Frozen):
 
 
 class OptimiserConfig(Frozen):
-    """AdamW (Loshchilov and Hutter 2019): linear warm-up, then cosine decay to `final` times `lr`."""
+    """AdamW (Loshchilov and Hutter 2019): linear warm-up, then cosine decay to `final` * `lr`."""
 
     lr: float = Field(default=1e-3, gt=0)
     betas: tuple[float, float] = (0.9, 0.99)
@@ -62,13 +62,13 @@ class OptimiserConfig(Frozen):
 
 
 class AverageConfig(Frozen):
-    """Exponential moving average of the weights, decay min(`decay`, (1 + n) / (10 + n)) at update n."""
+    """Moving average of the weights, of decay min(`decay`, (1 + n) / (10 + n)) at update n."""
 
     decay: float = Field(default=0.999, ge=0, lt=1)
 
 
 class WatchConfig(Frozen):
-    """What is looked at while fitting: `data` rows of valid at `terms` steps each, `every` so many."""
+    """What is looked at, `every` so many steps: `data` rows of valid at `terms` steps each."""
 
     every: int = Field(default=500, gt=0)
     data: int = Field(default=256, gt=0)
@@ -78,7 +78,7 @@ class WatchConfig(Frozen):
 
 
 class EvaluationConfig(Frozen):
-    """The held-out bound that the card reports: `terms` steps of T a datum, None for all of them."""
+    """The held-out bound that the card reports: `terms` steps a datum, None for all of them."""
 
     conventions: tuple[Convention, ...] = ()
     data: int | None = Field(default=None, gt=0)
@@ -115,7 +115,9 @@ def read(name: str, overrides: Mapping[str, Any] | None = None) -> dict[str, Any
     path = Path(name) if name.endswith(".toml") else FOLDER / f"{name}.toml"
     if not path.is_file():
         known = ", ".join(sorted(file.stem for file in FOLDER.glob("*.toml")))
-        raise ConfigError(f"no configuration {path}; give one of {known}, or the path of a .toml file")
+        raise ConfigError(
+            f"no configuration {path}; give one of {known}, or the path of a .toml file"
+        )
     try:
         keys = tomllib.loads(path.read_text())
     except tomllib.TOMLDecodeError as error:

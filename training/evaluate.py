@@ -13,7 +13,6 @@ from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from diffusion.bound import (
     bound,
@@ -27,6 +26,7 @@ from diffusion.checkpoint import Evaluation
 from diffusion.model import DiffusionModel
 from diffusion.space import Convention
 from training.data import Dataset, Split
+from training.progress import progress_bar
 
 
 def evaluate(
@@ -71,9 +71,8 @@ def evaluate(
         else:
             place = torch.zeros(1, dtype=torch.int64)
             each = choose_steps(model.T, place, seed, convention, terms).count
-            with tqdm(
-                total=each * len(x_0), unit="term", unit_scale=True, desc=convention, disable=quiet
-            ) as bar:
+            work = each * len(x_0)
+            with progress_bar(work, "term", convention, unit_scale=True, disable=quiet) as bar:
                 result = bound(
                     model,
                     x_0,
@@ -81,7 +80,7 @@ def evaluate(
                     convention=convention,
                     terms=terms,
                     batch=batch,
-                    progress=_advance(bar),
+                    progress=_advance(bar.update),
                 )
             values, steps = result.bound, result.steps
         mean = float(values.mean())
@@ -109,9 +108,11 @@ def evaluate(
     return found
 
 
-def _advance(bar: "tqdm[None]") -> Callable[[int], None]:
+def _advance(update: Callable[[int], object]) -> Callable[[int], None]:
+    """A bar's `update`, as `bound` calls it."""
+
     def advance(rows: int) -> None:
-        bar.update(rows)
+        update(rows)
 
     return advance
 

@@ -1,27 +1,31 @@
 """Export: from a fit's checkpoint, or an oracle's configuration, to a folder that can be served.
 
-    models/NAME/model.safetensors   the artefact: averaged weights and every fact
-    models/NAME/README.md           the card: the facts for people
-    models/NAME/samples.png         a sheet of its samples
+models/NAME/model.safetensors   the artefact: averaged weights and every fact
+models/NAME/README.md           the card: the facts for people
+models/NAME/samples.png         a sheet of its samples
 """
 
 from pathlib import Path
+from typing import Any
 
 import torch
 from PIL import Image
+from tqdm import tqdm
 
 from diffusion.checkpoint import Evaluation, Metadata, Provenance, load, read_metadata, save
 from diffusion.model import DiffusionModel
-from diffusion.sampling import Ancestral, sample
+from diffusion.networks.mixture import BitPatterns, GaussianMixture
+from diffusion.sampling import sample
 from training import config as configs
 from training import data, oracle, state
 from training.card import card
 from training.evaluate import evaluate
 from training.fit import averaged_tensors, build_model
+from training.progress import progress_bar
 from training.provenance import commit, versions
 from training.sheet import sheet
 
-SHEET_ROWS = {"image": 100, "vector": 4096, "bits": 40}
+SHEET_ROWS = {"image": 64, "vector": 4096, "bits": 40}
 
 
 def artefact_path(models: Path, name: str) -> Path:
@@ -29,7 +33,9 @@ def artefact_path(models: Path, name: str) -> Path:
     return models / name / "model.safetensors"
 
 
-def from_checkpoint(out: Path, device: torch.device) -> tuple[DiffusionModel, Metadata, data.Dataset]:
+def from_checkpoint(
+    out: Path, device: torch.device
+) -> tuple[DiffusionModel, Metadata, data.Dataset]:
     """The averaged model of a run folder, its document, and its data.
 
     Raises:
@@ -72,6 +78,7 @@ def from_oracle(name: str, device: torch.device) -> tuple[DiffusionModel, Metada
     """The model of an oracle's configuration, its document, and exact draws from it."""
     config = oracle.load(name)
     model = oracle.build(config)
+    assert isinstance(model.network, GaussianMixture | BitPatterns)  # `oracle.build` makes no other
     dataset = oracle.dataset(config, model)
     training = Provenance(
         data="exact draws of its own",
@@ -137,7 +144,8 @@ def export(
     metadata = metadata.model_copy(update={"evaluation": tuple(evaluations)})
     path = artefact_path(models, metadata.name)
     save(path, model, metadata)
-    write_companions(path, title, quiet=quiet, model=model)
+    path.chmod(0o644)  # safetensors writes for the owner alone; a server runs as another user
+    write_companions(path, title, model=model, quiet=quiet)
     return path
 
 
@@ -149,10 +157,15 @@ def write_companions(
     if model is None:
         model, _ = load(path)
     rows = SHEET_ROWS[model.space.kind]
-    drawn = sample(model, rows, seed=0, sampler=Ancestral())
+    with progress_bar(model.T, "step", "samples", disable=quiet) as bar:
+        drawn = sample(model, rows, seed=0, progress=lambda done, _: _move(bar, done))
     picture = sheet(model.space, model.space.to_data(drawn.cpu()))
     Image.fromarray(picture).save(path.with_name("samples.png"), optimize=True)
     path.with_name("README.md").write_text(card(metadata, title, parameters(model)))
+
+
+def _move(bar: "tqdm[Any]", done: int) -> None:
+    bar.update(done - bar.n)
 
 
 def parameters(model: DiffusionModel) -> int:

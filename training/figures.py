@@ -1,7 +1,7 @@
 """The pictures of the documentation, each made from shipped artefacts.
 
-`swissroll.png` is Figure 1 of Sohl-Dickstein et al. 2015: the forward process q(x_t) at t = 0, T/2, T, the
-reverse process p(x_t) at the same steps, and the drift E_p[x_{t-1} | x_t] - x_t.
+`swissroll.png` is Figure 1 of Sohl-Dickstein et al. 2015: the forward process q(x_t) at t = 0, T/2,
+T, the reverse process p(x_t) at the same steps, and the drift E_p[x_{t-1} | x_t] - x_t.
 """
 
 from pathlib import Path
@@ -13,6 +13,7 @@ from PIL import Image
 from torch import Tensor
 
 from diffusion.checkpoint import load
+from diffusion.distributions import Normal
 from diffusion.model import DiffusionModel
 from diffusion.noise import Stream, counter_noise
 from diffusion.posterior import Observation
@@ -61,8 +62,9 @@ def drift(model: DiffusionModel, t: int) -> tuple[Tensor, Tensor]:
     grid = torch.cartesian_prod(axis, axis)
     at = torch.full((len(grid),), max(t, 1))
     with torch.inference_mode():
-        mean = model.reverse_kernel(grid, at, at - 1).mean
-    return grid, mean - grid
+        kernel = model.reverse_kernel(grid, at, at - 1)
+    assert isinstance(kernel, Normal)  # the figure is of a Gaussian process
+    return grid, kernel.mean - grid
 
 
 def swissroll(model: DiffusionModel, x_0: Tensor, path: Path, seed: int = 0) -> None:

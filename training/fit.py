@@ -1,9 +1,11 @@
 """The fit: descend -K (or what the objective says) by AdamW, and keep the averaged weights.
 
-    w_{n+1} = AdamW(w_n, grad loss(w_n; batch_n, t_n, noise_n)),   all three pure functions of (seed, n)
+    w_{n+1} = AdamW(w_n, grad loss(w_n; batch_n, t_n, noise_n)),   all three pure functions of
+    (seed, n)
 
-so a fit that is killed and resumed ends, on the same machine and with the same number of threads, with
-the same weights as one that was not. SIGINT and SIGTERM end it after the step in hand, with a checkpoint.
+so a fit that is killed and resumed ends, on the same machine and with the same number of threads,
+with the same weights as one that was not. SIGINT and SIGTERM end it after the step in hand, with a
+checkpoint.
 """
 
 import copy
@@ -59,7 +61,7 @@ class RunOptions:
 
 
 def learning_rate(config: FitConfig, step: int) -> float:
-    """lr of optimiser step `step` (0, 1, ...): linear warm-up, then half a cosine down to `final`."""
+    """lr of optimiser step `step` (0, 1, ...): linear warm-up, then half a cosine down."""
     optimiser = config.optimiser
     if step < optimiser.warmup:
         return optimiser.lr * (step + 1) / optimiser.warmup
@@ -68,8 +70,10 @@ def learning_rate(config: FitConfig, step: int) -> float:
     return optimiser.lr * (optimiser.final + (1.0 - optimiser.final) * cosine)
 
 
-def build_model(config: FitConfig, dataset: data.Dataset, seed: int | None = None) -> DiffusionModel:
-    """The model of a configuration, with fresh weights drawn from `seed` (default: the fit's own)."""
+def build_model(
+    config: FitConfig, dataset: data.Dataset, seed: int | None = None
+) -> DiffusionModel:
+    """The model of a configuration, with fresh weights drawn from the seed (default: its own)."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(stream_seed(config.seed if seed is None else seed, "weights", 0))
         network = build(config.network)
@@ -102,11 +106,13 @@ class Fit:
         self.rows = self.dataset.train.to(ranks.device)
         self.model = build_model(config, self.dataset).to(ranks.device)
         if self.space.kind == "image":
-            self.model.network.to(memory_format=torch.channels_last)
+            # torch.nn.Module.to takes it; its type stubs do not.
+            self.model.network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.network: nn.Module = self.model.network
         self.averaged = copy.deepcopy(self.model).eval()
         self.average = Average(self.network, self.averaged.network, config.average.decay)
-        self.names = {p: name for name, p in self.network.named_parameters()}
+        self.parameters = list(self.network.parameters())
+        self.names: dict[Tensor, str] = {p: name for name, p in self.network.named_parameters()}
         settings = config.optimiser
         self.optimiser = torch.optim.AdamW(
             self.network.parameters(),
@@ -126,7 +132,7 @@ class Fit:
             self.model.network = torch.compile(self.network)  # type: ignore[assignment]
 
     def run(self) -> bool:
-        """Fit to the end. False if a signal (or `stop_at`) ended it early; the checkpoint is written."""
+        """Fit to the end and save; False if a signal or `stop_at` ended it earlier."""
         last = min(self.config.steps, self.options.stop_at or self.config.steps)
         every = self.config.watch.every
         with signals() as caught, self._watch(last) as watch:
@@ -186,10 +192,9 @@ class Fit:
         with self._precision():
             loss = self.objective(self.model, x_0, t, weight, noise)
         self.optimiser.zero_grad(set_to_none=True)
-        loss.value.backward()  # type: ignore[no-untyped-call]
-        parameters = list(self.names)
-        ranks.mean_gradients(parameters)
-        norm = nn.utils.clip_grad_norm_(parameters, config.optimiser.clip or math.inf)
+        loss.value.backward()
+        ranks.mean_gradients(self.parameters)
+        norm = nn.utils.clip_grad_norm_(self.parameters, config.optimiser.clip or math.inf)
         if not math.isfinite(float(norm)):
             raise FitError(
                 f"the gradient of step {step} is not finite; lower optimiser.lr "
@@ -273,7 +278,7 @@ def signals() -> Iterator[list[int]]:
         for number, handler in before.items():
             signal.signal(number, handler)
 
-    def catch(number: int, frame: FrameType | None) -> None:
+    def catch(number: int, _frame: FrameType | None) -> None:
         caught.append(number)
         restore()
 

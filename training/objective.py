@@ -2,9 +2,9 @@
 
     loss = mean over rows of w_t (bound * -T term_t / dims + simple * error_t)
 
-With "bound" alone this is -K / dims without the prior's part, which no weight changes. error_t is the mean
-square of eps - eps_hat = sqrt(SNR_t) (x_0hat - x_0) over elements (Ho, Jain and Abbeel 2020, Equation
-14), and for bits the cross-entropy of x_0.
+With "bound" alone this is -K / dims without the prior's part, which no weight changes. error_t is
+the mean square of eps - eps_hat = sqrt(SNR_t) (x_0hat - x_0) over elements (Ho, Jain and Abbeel
+2020, Equation 14), and for bits the cross-entropy of x_0.
 """
 
 from dataclasses import dataclass
@@ -23,7 +23,7 @@ from diffusion.space import Convention
 
 @dataclass(frozen=True)
 class Loss:
-    """Of one rank's rows: the scalar to descend, and each row's term of the bound (nats, detached)."""
+    """Of one rank's rows: the scalar to descend, and each row's term (nats, no gradient)."""
 
     value: Tensor
     terms: Tensor

@@ -1,4 +1,4 @@
-"""Data parallel over the ranks that torchrun starts: each takes rows rank, rank + world, ... of a batch.
+"""Data parallel over torchrun's ranks: each takes rows rank, rank + world, ... of a batch.
 
     gradient = (1 / world) sum over ranks of the gradient of the rank's own mean loss
 

@@ -9,8 +9,8 @@ LIBRARIES = ("torch", "numpy", "safetensors", "pydantic")
 
 
 def commit() -> str | None:
-    """The checked-out commit of the code, "-dirty" where tracked files have changes; None outside git."""
-    folder = Path(__file__).parent
+    """The code's commit, "-dirty" where what trains has changes; None outside git."""
+    folder = Path(__file__).parents[1]
 
     def git(*words: str) -> str | None:
         try:
@@ -24,7 +24,7 @@ def commit() -> str | None:
     head = git("rev-parse", "HEAD")
     if head is None:
         return None
-    return head + ("-dirty" if git("status", "--porcelain", "--untracked-files=no") else "")
+    return head + ("-dirty" if git("status", "--porcelain", "diffusion", "training") else "")
 
 
 def versions() -> dict[str, str]:

@@ -1,4 +1,4 @@
-"""A sheet of samples as a picture, uint8 [height, width, 3]: digits in a grid, points in a plane, bits in rows."""
+"""A sheet of samples, uint8 [height, width, 3]: images in a grid, points, rows of bits."""
 
 import math
 
@@ -26,7 +26,7 @@ def sheet(space: DataSpace, rows: Tensor, columns: int | None = None) -> Picture
         return _images(rows, columns or math.ceil(math.sqrt(len(rows))))
     if space.kind == "bits":
         return _bits(rows.flatten(1))
-    return _points(rows.flatten(1))
+    return _points(space.to_model(rows).flatten(1))
 
 
 def _images(rows: Tensor, columns: int) -> Picture:
@@ -54,7 +54,7 @@ def _bits(rows: Tensor, side: int = 10) -> Picture:
 
 
 def _points(rows: Tensor, side: int = 512) -> Picture:
-    """The first two coordinates, 3 standard deviations each way."""
+    """The first two coordinates in model units, 3 each way."""
     places = ((rows[:, :2] / 6.0 + 0.5) * (side - 1)).round().long()
     inside = ((places >= 1) & (places < side - 1)).all(dim=1)
     picture = np.full((side, side, 3), 255, dtype=np.uint8)

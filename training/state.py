@@ -1,9 +1,9 @@
 """The checkpoint of a fit: one .safetensors file, everything that the next step depends on.
 
-Tensors: `network.*` (weights and buffers), `average.*` (the same, averaged), `optimiser.FIELD.*`, and
-those of the t sampler. The header's metadata holds a JSON document: step, seconds, configuration,
-checksum of the data. One file, replaced as a whole, so a kill at any moment leaves a whole one.
-`state.json` beside it repeats the document for people to read.
+Tensors: `network.*` (weights and buffers), `average.*` (the same, averaged), `optimiser.FIELD.*`,
+    and those of the t sampler. The header's metadata holds a JSON document: step, seconds,
+    configuration, checksum of the data. One file, replaced as a whole, so a kill at any moment
+    leaves a whole one. `state.json` beside it repeats the document for people to read.
 """
 
 import json
@@ -103,7 +103,7 @@ def named(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def optimiser_tensors(
-    optimiser: torch.optim.Optimizer, names: dict[torch.nn.Parameter, str]
+    optimiser: torch.optim.Optimizer, names: dict[Tensor, str]
 ) -> dict[str, Tensor]:
     """The optimiser's state as tensors, FIELD.NAME of the parameter."""
     return {
@@ -115,7 +115,7 @@ def optimiser_tensors(
 
 def load_optimiser(
     optimiser: torch.optim.Optimizer,
-    names: dict[torch.nn.Parameter, str],
+    names: dict[Tensor, str],
     tensors: dict[str, Tensor],
 ) -> None:
     """Put the state back; `step` counters stay where the optimiser wants them."""

@@ -2,10 +2,10 @@
 
     sum_t term_t = T E_{t ~ p}[w_t term_t],    w_t = 1 / (T p_t)
 
-"uniform" draws each row's t on its own. "stratified" spreads one uniform draw evenly over the batch,
-u_i = (u + i / B) mod 1, which takes most of the noise of t out of the loss (Kingma et al. 2021, Appendix
-I.1). "importance" does the same through the inverse distribution function of
-p_t proportional to sqrt(E[term_t^2]) (Nichol and Dhariwal 2021, Equation 18).
+"uniform" draws each row's t on its own. "stratified" spreads one uniform draw over the batch,
+u_i = (u + i / B) mod 1, which takes most of the noise of t out of the loss (Kingma et al. 2021,
+Appendix I.1). "importance" does the same through the inverse distribution function of p_t
+proportional to sqrt(E[term_t^2]) (Nichol and Dhariwal 2021, Equation 18).
 """
 
 import torch
@@ -20,7 +20,7 @@ UNIFORM_SHARE = 1e-3
 
 
 class Steps:
-    """Draws t for whole batches; a pure function of (seed, step) and, for importance, of the history.
+    """Draws t for whole batches: a function of (seed, step) and, for importance, of the history.
 
     Args:
         T: steps of the process.

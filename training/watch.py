@@ -1,6 +1,7 @@
 """What a fit shows of itself: a progress bar, TensorBoard scalars, and sheets of samples.
 
-    held-out estimate = mean over a few rows of `valid` of K, a few stratified terms each, fixed seed
+    held-out estimate = mean over a few rows of `valid` of K, a few stratified terms each, fixed
+    seed
 
 The same rows and noise each time, so the curve shows the model and not the draw.
 """
@@ -13,13 +14,13 @@ from typing import Self
 import torch
 from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
-from tqdm import tqdm
 
 from diffusion.bound import bound, min_terms
 from diffusion.model import DiffusionModel
 from diffusion.sampling import Ancestral, sample
 from diffusion.space import Convention, DataSpace
 from training.config import WatchConfig
+from training.progress import progress_bar
 from training.sheet import sheet
 
 
@@ -58,10 +59,8 @@ class Watch:
     ) -> None:
         self.model, self.held_out, self.convention = model, held_out, convention
         self.config, self.space = config, model.space
-        self.writer = SummaryWriter(str(out / "tensorboard"), purge_step=first)  # type: ignore[no-untyped-call]
-        self.bar = tqdm(
-            total=last, initial=first, unit="step", desc=out.name, dynamic_ncols=True, mininterval=1.0
-        )
+        self.writer = SummaryWriter(str(out / "tensorboard"), purge_step=first)
+        self.bar = progress_bar(last, "step", out.name, initial=first)
         self._smooth: float | None = None
         self._held: str = ""
 
@@ -75,14 +74,16 @@ class Watch:
         trace: TracebackType | None,
     ) -> None:
         self.bar.close()
-        self.writer.close()  # type: ignore[no-untyped-call]
+        self.writer.close()
 
     def step(self, step: int, nats: float, scalars: dict[str, float]) -> None:
         """After a step: its batch's mean bound estimate in nats, and what else is to be plotted."""
         value = shown(self.space, nats)
         self._smooth = value if self._smooth is None else 0.98 * self._smooth + 0.02 * value
         self.bar.update(1)
-        self.bar.set_postfix_str(f"loss {self._smooth:.4g} {unit(self.space)}{self._held}")
+        self.bar.set_postfix_str(
+            f"loss {self._smooth:.4g} {unit(self.space)}{self._held}", refresh=False
+        )
         self._scalars(step, {f"train/{unit(self.space)}": value, **scalars})
 
     def look(self, step: int) -> float:
@@ -95,14 +96,12 @@ class Watch:
         self._held = f", held-out {shown(self.space, nats):.4g}"
         self._scalars(step, {f"valid/{unit(self.space)}": shown(self.space, nats)})
         steps = min(self.config.sampler_steps, self.model.T)
-        drawn = sample(
-            self.model, self.config.samples, seed=0, sampler=Ancestral(steps=steps)
-        )
+        drawn = sample(self.model, self.config.samples, seed=0, sampler=Ancestral(steps=steps))
         picture = torch.from_numpy(sheet(self.space, self.space.to_data(drawn.cpu())))
-        self.writer.add_image("samples", picture, step, dataformats="HWC")  # type: ignore[no-untyped-call]
-        self.writer.flush()  # type: ignore[no-untyped-call]
+        self.writer.add_image("samples", picture, step, dataformats="HWC")
+        self.writer.flush()
         return nats
 
     def _scalars(self, step: int, scalars: dict[str, float]) -> None:
         for name, value in scalars.items():
-            self.writer.add_scalar(name, value, step)  # type: ignore[no-untyped-call]
+            self.writer.add_scalar(name, value, step)

@@ -240,7 +240,8 @@ class UNet(nn.Module):
         config = self.config
         features = image.unflatten(1, (-1, 1, config.in_channels))[:, 1:]  # [B, K, 1, C, H, W]
         weights = out.unflatten(1, (-1, config.outputs, config.in_channels))
-        return (weights[:, 0] + (weights[:, 1:] * features).sum(1)).flatten(1, 2)
+        weighed: Tensor = (weights[:, 0] + (weights[:, 1:] * features).sum(1)).flatten(1, 2)
+        return weighed
 
 
 #: One part of a parameter's dotted name -> diffusers' part; parts not listed are the same in both.

@@ -9,7 +9,7 @@ from diffusion.networks import BitPatterns, GaussianMixture
 @pytest.fixture
 def line() -> GaussianMixture:
     """One Gaussian with a diagonal covariance, for which a moment-matched kernel is exact."""
-    variances = torch.tensor([0.5, 0.04, 1.7], dtype=torch.float64)
+    variances = torch.tensor([0.5, 0.04, 0.9], dtype=torch.float64)
     means = torch.tensor([[0.3, -0.8, 1.1]], dtype=torch.float64)
     return GaussianMixture.from_values(torch.ones(1), means, variances.diag()[None])
 

@@ -49,7 +49,9 @@ def test_normal_density_entropy_and_kl_by_quadrature() -> None:
     density = log_p.exp()
     assert float(density.sum()) * CELL == pytest.approx(1, abs=1e-9)
     assert float(p.entropy()) == pytest.approx(-float((density * log_p).sum()) * CELL, abs=1e-9)
-    assert float(p.kl(q)) == pytest.approx(float((density * (log_p - log_q)).sum()) * CELL, abs=1e-9)
+    assert float(p.kl(q)) == pytest.approx(
+        float((density * (log_p - log_q)).sum()) * CELL, abs=1e-9
+    )
 
 
 def test_normal_figures_are_torchs_summed_over_a_row() -> None:

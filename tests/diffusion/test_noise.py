@@ -4,7 +4,7 @@ import random
 
 import pytest
 import torch
-from scipy import stats
+from scipy import stats  # type: ignore[import-untyped]
 from torch import Tensor
 
 from diffusion.noise import MAX_SEED, CounterNoise, Stream, counter_noise, philox

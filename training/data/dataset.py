@@ -2,8 +2,8 @@
 
     x_0 ~ q(x_0),        tensors of shape [rows, *event]
 
-A row is one datum. `train` is what a model is fitted to, `valid` is what is looked at while fitting,
-`test` is what is reported. No row of one split is in another one.
+A row is one datum. `train` is what a model is fitted to, `valid` is what is looked at while
+fitting, `test` is what is reported. No row of one split is in another one.
 """
 
 import hashlib
@@ -34,7 +34,8 @@ class Dataset:
         train, valid, test: rows in data units, [rows, *space.shape]; 8-bit images stay `uint8`.
         checksum: sha256 of the rows (generated data) or of the files they came from.
         entropy: (nats, standard error) of the data's own entropy per datum, where it is known.
-        log_density: exact log-density (or log-probability) in nats of rows in data units, where known.
+        log_density: exact log-density (or log-probability) in nats of rows in data units, where
+            known.
     """
 
     name: str
@@ -57,8 +58,8 @@ class Dataset:
 def generator(seed: int, split: Split) -> torch.Generator:
     """A stream of random numbers for one split; streams of different splits never meet.
 
-    The seed of each stream is the first 8 bytes of sha256("seed/split"), so it does not depend on how
-    many rows the other splits drew.
+    The seed of each stream is the first 8 bytes of sha256("seed/split"), so it does not depend on
+    how many rows the other splits drew.
     """
     digest = hashlib.sha256(f"{seed}/{split}".encode()).digest()
     return torch.Generator().manual_seed(int.from_bytes(digest[:8], "big") >> 1)

@@ -1,8 +1,8 @@
 """Files that data sets come in: found in a folder, or downloaded, and checked either way.
 
-The environment variable NONEQ_DATA names a folder with one subfolder a data set (`mnist/`, ...). Where
-it is unset, files are downloaded into the cache folder `~/.cache/noneq`.
-A file is used only if its md5 is the published one.
+The environment variable NONEQ_DATA names a folder with one subfolder a data set (`mnist/`, ...).
+Where it is unset, files are downloaded into the cache folder `~/.cache/noneq`. A file is used only
+if its md5 is the published one.
 """
 
 import hashlib
@@ -67,15 +67,13 @@ def cache_folder() -> Path:
 
 
 def md5(path: Path) -> str:
-    """md5 of a file's bytes, in hexadecimal: as published, against accidents and not against malice."""
+    """md5 of a file's bytes, in hexadecimal: as published: against accidents, not malice."""
     with path.open("rb") as handle:
-        return hashlib.file_digest(
-            handle, lambda: hashlib.md5(usedforsecurity=False)
-        ).hexdigest()
+        return hashlib.file_digest(handle, lambda: hashlib.md5(usedforsecurity=False)).hexdigest()
 
 
 def download(file: RemoteFile, path: Path) -> None:
-    """Download `file` to `path`, whole and checked or not at all; each host is tried ATTEMPTS times."""
+    """Download `file` to `path`, whole and checked or not at all; each host has ATTEMPTS."""
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f"{path.name}.{os.getpid()}.part")
     troubles: list[str] = []
@@ -98,9 +96,9 @@ def download(file: RemoteFile, path: Path) -> None:
     finally:
         partial.unlink(missing_ok=True)
     raise DataError(
-        f"could not download {file.name} after {ATTEMPTS} attempts at each of {len(file.hosts)} hosts. "
-        f"Without internet, put it into a folder {path.parent.name}/ and set {VARIABLE} to the folder "
-        "above it. What happened:\n  " + "\n  ".join(troubles)
+        f"could not download {file.name} ({ATTEMPTS} attempts at {len(file.hosts)} hosts). "
+        f"Without internet, put it into a folder {path.parent.name}/ and set {VARIABLE} to the "
+        "folder above it. What happened:\n  " + "\n  ".join(troubles)
     )
 
 

@@ -2,8 +2,8 @@
 
     magic = 0, 0, 8 (unsigned byte), axes;   then one big-endian uint32 an axis;   then the bytes
 
-The first 55,000 images of the training file are fitted, its last 5,000 are `valid`, and the 10,000 images
-of the test file are `test`. Source: LeCun, Cortes and Burges, "The MNIST database".
+The first 55,000 images of the training file are fitted, its last 5,000 are `valid`, and the 10,000
+images of the test file are `test`. Source: LeCun, Cortes and Burges, "The MNIST database".
 """
 
 import gzip
@@ -50,7 +50,9 @@ def read_idx(path: Path) -> Tensor:
     try:
         content = gzip.decompress(path.read_bytes())
     except (OSError, EOFError) as error:
-        raise DataError(f"{path} is no whole gzip file ({error}); delete it and try again") from error
+        raise DataError(
+            f"{path} is no whole gzip file ({error}); delete it and try again"
+        ) from error
     if len(content) < 4 or content[:3] != b"\x00\x00\x08":
         raise DataError(
             f"{path} is no idx file of unsigned bytes: it starts with {content[:4]!r}, "
@@ -76,7 +78,11 @@ def load(config: MnistConfig) -> Dataset:
         space=DataSpace(
             # With a scale of 128 the period of sin(2^8 pi x) is one grey level exactly, so that a
             # network that is given it (UNetConfig.fourier) reads off how far x is from a level.
-            kind="image", shape=(1, SIDE, SIDE), shift=127.5, scale=128.0, levels=256
+            kind="image",
+            shape=(1, SIDE, SIDE),
+            shift=127.5,
+            scale=128.0,
+            levels=256,
         ),
         train=images[:cut],
         valid=images[cut:],
@@ -86,5 +92,5 @@ def load(config: MnistConfig) -> Dataset:
 
 
 def labels() -> tuple[Tensor, Tensor]:
-    """The digits' classes, uint8 [60000] and [10000]: for measures of quality, never for fitting."""
+    """The digits' classes, uint8 [60000] and [10000]: to measure quality, not to fit."""
     return read_idx(fetch("mnist", TRAIN_LABELS)), read_idx(fetch("mnist", TEST_LABELS))

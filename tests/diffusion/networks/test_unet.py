@@ -196,3 +196,41 @@ def test_bad_configurations_teach(changes: dict[str, object], reason: str) -> No
 def test_a_wrong_shape_teaches() -> None:
     with pytest.raises(ValueError, match=r"takes \[rows, 1, height, width\]"):
         small()(images(2, 3), torch.zeros(2))
+
+
+def test_patches_fold_pixels_into_channels() -> None:
+    config = {"channels": (8, 16), "zero_out": False, "clock": "log_snr"}
+    torch.manual_seed(0)
+    folded = UNet(UNetConfig(in_channels=1, patch=2, **config)).eval()
+    torch.manual_seed(0)
+    plain = UNet(UNetConfig(in_channels=4, **config)).eval()
+    x_t, time = torch.randn(3, 1, 12, 8), torch.tensor([-3.0, 0.0, 7.0])
+    wide = plain(nn.functional.pixel_unshuffle(x_t, 2), time)
+    torch.testing.assert_close(folded(x_t, time), nn.functional.pixel_shuffle(wide, 2))
+    with pytest.raises(ValueError, match="multiples of 2"):
+        folded(torch.randn(1, 1, 7, 8), time[:1])
+
+
+@pytest.mark.parametrize("patch", [1, 2])
+def test_gates_weigh_each_feature_at_its_own_pixel(patch: int) -> None:
+    fourier = (1, 3)
+    network = UNet(
+        UNetConfig(
+            in_channels=2, outputs=2, channels=(8,), patch=patch, fourier=fourier, gates=True
+        )
+    ).eval()
+    x_t, time = torch.randn(2, 2, 4, 6), torch.tensor([3.0, 500.0])
+    weights = torch.randn(5, 2, 2)  # [1 + K, outputs, C]: a constant weight for every feature
+    with torch.no_grad():
+        # Zero at first, the last convolution now gives its bias alone; pixel_shuffle reads the
+        # patch's pixels from neighbouring channels.
+        network.conv_out.bias.copy_(weights.flatten().repeat_interleave(patch**2))
+    features = with_fourier(x_t, fourier).unflatten(1, (5, 1, 2))
+    features[:, 0] = 1.0
+    expected = (weights[..., None, None] * features).sum(1).flatten(1, 2)
+    torch.testing.assert_close(network(x_t, time), expected)
+
+
+def test_gates_need_features() -> None:
+    with pytest.raises(ValidationError, match="name some"):
+        UNetConfig(gates=True)

@@ -237,8 +237,8 @@ def test_the_command_serves_and_ends_on_sigterm_without_losing_a_request(folder:
             answers: list[httpx.Response] = []
 
             def ask() -> None:
-                asked = {"model": "gaussian-mixture", "num_samples": 40}
-                answers.append(httpx.post(f"{found[0]}/sample", json=asked, timeout=60))
+                asked = {"model": "gaussian-mixture", "num_samples": 16}
+                answers.append(httpx.post(f"{found[0]}/sample", json=asked, timeout=200))
 
             caller = threading.Thread(target=ask)
             caller.start()
@@ -247,9 +247,9 @@ def test_the_command_serves_and_ends_on_sigterm_without_losing_a_request(folder:
                 if not re.search(r"^noneq_rows_running 0", exposition, re.M):
                     break
             process.send_signal(signal.SIGTERM)
-            caller.join(60)
+            caller.join(200)
             assert [answer.status_code for answer in answers] == [200]
-            assert len(answers[0].json()["samples"]) == 40
+            assert len(answers[0].json()["samples"]) == 16
             assert process.wait(30) == 0
         finally:
             process.kill()

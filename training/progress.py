@@ -1,0 +1,27 @@
+"""Progress bars: a moving one in a terminal, a line a minute in a log file."""
+
+import sys
+from typing import Any
+
+from tqdm import tqdm
+
+
+def progress_bar(total: int, unit: str, desc: str, **keys: Any) -> "tqdm[Any]":  # noqa: ANN401
+    """A bar of `total` units; `keys` as tqdm takes them.
+
+    Args:
+        total: units of work.
+        unit: what one is called.
+        desc: what is being done.
+        keys: further arguments of tqdm, `disable=True` for none.
+    """
+    interval = 1.0 if sys.stderr.isatty() else 60.0
+    return tqdm(
+        total=total,
+        unit=unit,
+        desc=desc,
+        dynamic_ncols=True,
+        mininterval=interval,
+        maxinterval=interval,
+        **keys,
+    )

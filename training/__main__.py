@@ -5,6 +5,7 @@
     python -m training evaluate swissroll     measure an exported artefact
     python -m training inspect swissroll      print an exported artefact's facts
     python -m training figures                remake the documentation's pictures
+    python -m training examples               remake the request bodies of README's commands
 
 Several processes: torchrun --nproc-per-node 2 -m training fit mnist
 """
@@ -19,7 +20,7 @@ import torch
 
 from diffusion.checkpoint import ArtefactError, load, rewrite
 from training import config as configs
-from training import data, export, inspect, oracle, state
+from training import data, examples, export, inspect, oracle, state
 from training.evaluate import evaluate, table
 from training.fit import Fit, FitError, RunOptions
 from training.parallel import pick_device, ranks
@@ -124,6 +125,12 @@ def do_figures(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def do_examples(arguments: argparse.Namespace) -> int:
+    """Remake the request bodies of README's commands."""
+    print("\n".join(str(path) for path in examples.make(arguments.folder)))
+    return 0
+
+
 def parser() -> argparse.ArgumentParser:
     """The command line."""
     top = argparse.ArgumentParser(
@@ -183,6 +190,9 @@ def parser() -> argparse.ArgumentParser:
 
     one = command("figures", do_figures, models)
     one.add_argument("--folder", type=Path, default=Path("docs/figures"))
+
+    one = command("examples", do_examples)
+    one.add_argument("--folder", type=Path, default=Path("examples"))
     return top
 
 

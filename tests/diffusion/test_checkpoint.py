@@ -44,7 +44,7 @@ from diffusion.schedule import CosineSchedule, LogSnrSchedule, TableSchedule
 from diffusion.space import DataSpace
 
 T = 12
-FIX = r"(export|copy|check)"
+FIX = r"(export|copy|check|give)"
 
 
 def described(
@@ -160,6 +160,7 @@ def test_an_artefact_survives_its_round_trip(metadata: Metadata, tmp_path: Path)
     assert not again.training
     assert not any(parameter.requires_grad for parameter in again.parameters())
     assert [p.name for p in path.parent.iterdir()] == ["model.safetensors"]
+    assert path.stat().st_mode & 0o777 == 0o644
     first = path.read_bytes()
     save(path, again, document)
     assert path.read_bytes() == first
@@ -338,34 +339,40 @@ def test_a_document_that_does_not_hold(
     assert says in refused(path)
 
 
-@pytest.mark.parametrize(
-    "change",
-    [
-        lambda d: d["space"].update(shape=[3], shift=0.0),  # the network takes 2
-        lambda d: d["space"].update(kind="image", shape=[2, 1, 1], shift=0.0),  # a dense network
-        lambda d: d["network"].update(embedding=0, readout_steps=T - 1),  # T readouts
-        lambda d: d["network"].update(width=10**17),  # more than any machine can address
-    ],
-)
-def test_parts_that_do_not_fit(change: Callable[[dict[str, Any]], None], tmp_path: Path) -> None:
-    """Seen when the artefact is loaded, not by the first request."""
+MISFITS: dict[str, tuple[Metadata, dict[str, object]]] = {
+    "features": (KINDS[0], {"space": DataSpace(kind="vector", shape=(3,))}),
+    "dense-for-images": (KINDS[0], {"space": DataSpace(kind="image", shape=(2, 1, 1))}),
+    "unet-for-vectors": (KINDS[5], {"space": DataSpace(kind="vector", shape=(1,))}),
+    "channels": (KINDS[5], {"space": DataSpace(kind="image", shape=(3, 4, 4))}),
+    "patches": (
+        KINDS[5],
+        {"network": KINDS[5].network.model_copy(update={"patch": 3, "channels": (16,)})},
+    ),
+    "readouts": (
+        KINDS[0],
+        {"network": MLPConfig(features=2, width=8, embedding=0, readout_steps=T - 1)},
+    ),
+    "rbf-readouts": (KINDS[1], {"network": RBFConfig(features=2, outputs=2, T=T - 1)}),
+    "base-rate": (
+        KINDS[4],
+        {"network": BitPatternsConfig(components=2, features=3, base_rate=0.5)},
+    ),
+    "mixture-as-v": (KINDS[2], {"prediction": "v"}),
+    "mixture-as-interpolated": (KINDS[2], {"variance": "interpolated"}),
+    "patterns-as-f_b": (KINDS[4], {"prediction": "perturbation"}),
+}
+
+
+@pytest.mark.parametrize("misfit", MISFITS)
+def test_parts_that_do_not_fit(misfit: str, tmp_path: Path) -> None:
+    """Whole and consistent files, refused when they are loaded and not by the first request."""
+    metadata, wrong = MISFITS[misfit]
+    refused(saved(tmp_path, metadata.model_copy(update=wrong)))
+
+
+def test_a_network_larger_than_any_machine(tmp_path: Path) -> None:
     path = saved(tmp_path)
-    document(path, change)
-    refused(path)
-
-
-@pytest.mark.parametrize(
-    ("metadata", "change"),
-    [
-        (KINDS[1], lambda d: d["network"].update(T=T - 1)),
-        (KINDS[4], lambda d: d["network"].update(base_rate=0.5)),
-    ],
-)
-def test_a_network_of_another_process(
-    metadata: Metadata, change: Callable[[dict[str, Any]], None], tmp_path: Path
-) -> None:
-    path = saved(tmp_path, metadata)
-    document(path, change)
+    document(path, lambda d: d["network"].update(width=10**17))
     refused(path)
 
 

@@ -25,7 +25,7 @@ from training.progress import progress_bar
 from training.provenance import commit, versions
 from training.sheet import sheet
 
-SHEET_ROWS = {"image": 64, "vector": 4096, "bits": 40}
+SHEET_ROWS = {"image": 64, "vector": 2000, "bits": 40}
 
 
 def artefact_path(models: Path, name: str) -> Path:

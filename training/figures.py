@@ -79,7 +79,12 @@ def swissroll(model: DiffusionModel, x_0: Tensor, path: Path, seed: int = 0) -> 
         for row, points in enumerate((forward(model, x_0, t, seed), reverse[t])):
             axes[row, column].scatter(*points.T.numpy(), s=1.0, color=COLOUR, linewidths=0)
         where, arrow = drift(model, t)
-        axes[2, column].quiver(*where.T.numpy(), *arrow.T.numpy(), color=COLOUR, angles="xy")
+        # Lengths run over four orders of magnitude: each panel shows them against its median.
+        length = arrow.norm(dim=1, keepdim=True)
+        arrow = arrow / (length + length.median())
+        axes[2, column].quiver(
+            *where.T.numpy(), *arrow.T.numpy(), color=COLOUR, angles="xy", scale=24
+        )
     for row, name in enumerate(("forward, q(x_t)", "reverse, p(x_t)", "drift, f_mu(x_t, t) - x_t")):
         axes[row, 0].set_ylabel(name)
     for axis in axes.flat:

@@ -51,12 +51,18 @@ class ObjectiveConfig(Frozen):
 
 
 class OptimiserConfig(Frozen):
-    """AdamW (Loshchilov and Hutter 2019): linear warm-up, then cosine decay to `final` * `lr`."""
+    """AdamW (Loshchilov and Hutter 2019): linear warm-up, then cosine decay to `final` * `lr`.
+
+    With several `cycles` the decay is repeated in equal parts of the fit, each from half the rate
+    of the one before (warm restarts, Loshchilov and Hutter 2017): a fit of more cycles goes on
+    where one of fewer ended.
+    """
 
     lr: float = Field(default=1e-3, gt=0)
     betas: tuple[float, float] = (0.9, 0.99)
     weight_decay: float = Field(default=0.0, ge=0)
     warmup: int = Field(default=100, ge=0)
+    cycles: int = Field(default=1, ge=1)
     final: float = Field(default=0.0, ge=0, le=1)
     clip: float | None = Field(default=1.0, gt=0)
 

@@ -61,13 +61,16 @@ class RunOptions:
 
 
 def learning_rate(config: FitConfig, step: int) -> float:
-    """lr of optimiser step `step` (0, 1, ...): linear warm-up, then half a cosine down."""
+    """lr of optimiser step `step` (0, 1, ...): linear warm-up, then half a cosine down a cycle."""
     optimiser = config.optimiser
     if step < optimiser.warmup:
         return optimiser.lr * (step + 1) / optimiser.warmup
-    done = (step - optimiser.warmup) / max(1, config.steps - optimiser.warmup)
+    length = math.ceil(config.steps / optimiser.cycles)
+    cycle = min(step // length, optimiser.cycles - 1)
+    begin = max(cycle * length, optimiser.warmup)
+    done = (step - begin) / max(1, (cycle + 1) * length - begin)
     cosine = 0.5 * (1.0 + math.cos(math.pi * done))
-    return optimiser.lr * (optimiser.final + (1.0 - optimiser.final) * cosine)
+    return optimiser.lr * 0.5**cycle * (optimiser.final + (1.0 - optimiser.final) * cosine)
 
 
 def build_model(

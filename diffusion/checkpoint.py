@@ -12,11 +12,13 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
+from torch import Tensor
 
 from diffusion.model import DiffusionModel, outputs
 from diffusion.networks import BitPatternsConfig, NetworkConfig, build
 from diffusion.prediction import PredictionKind, VarianceKind
 from diffusion.process import BinomialConfig, ProcessConfig
+from diffusion.schedule import check_beta
 from diffusion.space import Convention, DataSpace
 
 FORMAT = 1
@@ -28,7 +30,7 @@ class ArtefactError(ValueError):
 
 
 class _Frozen(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
 class Provenance(_Frozen):
@@ -110,6 +112,13 @@ class Metadata(_Frozen):
                 f"prediction {self.prediction!r} with variance {self.variance!r} needs a network "
                 f"with {wanted} outputs an element, this one has {self.network.outputs}"
             )
+        reads = self.network.reads
+        if reads is not None and reads != (self.prediction, self.variance):
+            raise ValueError(
+                f"a network of kind {self.network.kind!r} gives prediction {reads[0]!r} with "
+                f"variance {reads[1]!r}, came {self.prediction!r} with {self.variance!r}"
+            )
+        self.network.check(self.space.shape, self.process.T)
         if isinstance(self.network, BitPatternsConfig) and not (
             isinstance(self.process, BinomialConfig)
             and self.process.base_rate == self.network.base_rate
@@ -184,7 +193,7 @@ def read_metadata(path: Path) -> Metadata:
         return Metadata.model_validate(document)
     except ValidationError as error:
         first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"])
+        where = ".".join(str(part) for part in first["loc"]) or "as a whole"
         raise ArtefactError(
             f"{path}: its metadata does not hold: {where}: {first['msg']}: export it anew"
         ) from error
@@ -198,34 +207,58 @@ def load(path: Path, device: str | torch.device = "cpu") -> tuple[DiffusionModel
     """
     metadata = read_metadata(path)
     try:
+        with torch.device("meta"):  # shapes alone: a document may ask for more than there is
+            wanted = build(metadata.network).state_dict(prefix="network.")
+        process = metadata.process.build()
+        found = _read_tensors(path, wanted | process.state_dict(prefix="process."))
+        _check_table(path, metadata, process.beta, found["process.beta"])
         model = metadata.build()
-    except ValueError as error:
-        raise ArtefactError(f"{path}: its parts do not fit: {error}") from error
-    wanted = model.state_dict()
-    with safe_open(path, framework="pt") as file:
-        found = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118, it is no dict
-    _check_tensors(path, wanted, found)
+    except ArtefactError:
+        raise
+    except (ValueError, RuntimeError) as error:
+        raise ArtefactError(f"{path}: its parts do not fit: {error}: export it anew") from error
     with torch.no_grad():
-        for name, tensor in wanted.items():
+        for name, tensor in model.state_dict().items():
             tensor.copy_(found[name])
     model.process.refresh()
     return model.to(device).eval().requires_grad_(False), metadata
 
 
-def _check_tensors(
-    path: Path, wanted: dict[str, torch.Tensor], found: dict[str, torch.Tensor]
-) -> None:
-    missing, foreign = sorted(wanted.keys() - found.keys()), sorted(found.keys() - wanted.keys())
-    if missing or foreign:
-        raise ArtefactError(
-            f"{path}: its tensors do not fit its network: missing {missing[:3] or 'none'}, "
-            f"unknown {foreign[:3] or 'none'}: export it anew"
+def _read_tensors(path: Path, wanted: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The file's tensors, of the wanted names and shapes; none is read before all of them fit."""
+    with safe_open(path, framework="pt") as file:
+        shapes = {name: file.get_slice(name).get_shape() for name in file.keys()}  # noqa: SIM118, it is no dict
+        missing, foreign = (
+            sorted(wanted.keys() - shapes.keys()),
+            sorted(shapes.keys() - wanted.keys()),
         )
-    for name, tensor in wanted.items():
-        if tensor.shape != found[name].shape:
+        if missing or foreign:
             raise ArtefactError(
-                f"{path}: tensor {name} has shape {list(found[name].shape)}, its network needs "
-                f"{list(tensor.shape)}: export it anew"
+                f"{path}: its tensors do not fit its network: missing {missing[:3] or 'none'}, "
+                f"unknown {foreign[:3] or 'none'}: export it anew"
             )
-        if not bool(torch.isfinite(found[name]).all()):
+        for name, tensor in wanted.items():
+            if list(tensor.shape) != shapes[name]:
+                raise ArtefactError(
+                    f"{path}: tensor {name} has shape {shapes[name]}, its network needs "
+                    f"{list(tensor.shape)}: export it anew"
+                )
+        found = {name: file.get_tensor(name) for name in wanted}
+    for name, tensor in found.items():
+        if not bool(torch.isfinite(tensor).all()):
             raise ArtefactError(f"{path}: tensor {name} holds NaN or infinity: export it anew")
+    return found
+
+
+def _check_table(path: Path, metadata: Metadata, beta: Tensor, found: Tensor) -> None:
+    """A named schedule's table is its own; only a "table" may hold other values."""
+    try:
+        check_beta(found)
+    except ValueError as error:
+        raise ArtefactError(f"{path}: process.beta: {error}: export it anew") from error
+    kind = metadata.process.schedule.kind
+    if kind != "table" and not torch.allclose(found.double(), beta, rtol=1e-6, atol=0):
+        raise ArtefactError(
+            f"{path}: process.beta holds other values than its schedule {kind!r} gives: export it "
+            "anew, with schedule kind 'table' if the values were learned"
+        )

@@ -91,7 +91,7 @@ class Normal(Distribution):
     def multiply(self, other: Self) -> tuple[Self, Tensor]:
         """The normalised product with `other` and log Z = log N(mean; other.mean, var + other.var).
 
-        Elements where either variance is infinite are not constrained: they keep the other's
+        Elements where either variance is infinite are not constrained by it: they take the other's
         parameters and add nothing to log Z. Where `other.var` is 0 the product is `other.mean` bit
         for bit.
 
@@ -100,14 +100,17 @@ class Normal(Distribution):
         """
         mean, var = torch.broadcast_tensors(self.mean, self.var)
         other_mean, other_var = torch.broadcast_tensors(other.mean, other.var)
+        keeps = torch.isinf(other_var)
+        takes = (other_var == 0) | (torch.isinf(var) & ~keeps)
         total = var + other_var
-        free = torch.isinf(other_var)
-        exact = other_var == 0
-        gain = torch.where(free, 0.0, torch.where(exact, 1.0, var / total.clamp_min(1e-38)))
-        product_mean = torch.where(exact, other_mean, mean + gain * (other_mean - mean))
-        product = type(self)(product_mean, var * (1.0 - gain))
+        product_mean = mean + var / total * (other_mean - mean)
+        product_var = var * (other_var / total)  # in this order nothing cancels or underflows
+        product = type(self)(
+            torch.where(keeps, mean, torch.where(takes, other_mean, product_mean)),
+            torch.where(keeps, var, torch.where(takes, other_var, product_var)),
+        )
         log_z = (other_mean - mean).square() / total + total.log() + _LOG_2PI
-        return product, -0.5 * _sum(torch.where(free, 0.0, log_z))
+        return product, -0.5 * _sum(torch.where(torch.isinf(total), 0.0, log_z))
 
     def _log_var(self) -> Tensor:
         return self.var.log().expand_as(self.mean)

@@ -94,9 +94,11 @@ def matched_start(model: DiffusionModel, y: Tensor, noise: float) -> MatchedStar
         noise: a standard deviation in model units, or a flip probability below 1/2; above 0.
 
     Raises:
-        ValueError: bits with a base rate other than 1/2, whose process flips zeros and ones
-            unequally.
+        ValueError: no noise, flips no rarer than not, or bits with a base rate other than 1/2,
+            whose process flips zeros and ones unequally.
     """
+    if not 0 < noise < math.inf:
+        raise ValueError(f"a matched start needs noise above 0, came {noise:g}")
     alpha_bar = model.process.alpha_bar[1:]
     if isinstance(model.process, BinomialProcess):
         if model.process.base_rate != 0.5:
@@ -104,6 +106,11 @@ def matched_start(model: DiffusionModel, y: Tensor, noise: float) -> MatchedStar
                 "a matched start for flipped bits needs base rate 1/2, this process has "
                 f"{model.process.base_rate:g} and flips zeros and ones unequally: "
                 "use method 'product'"
+            )
+        if noise >= 0.5:
+            raise ValueError(
+                f"flips of probability 1/2 or more leave nothing to go by, came {noise:g}: "
+                "for more than 1/2 invert the bits"
             )
         t = int((alpha_bar - (1 - 2 * noise)).abs().argmin()) + 1
         return MatchedStart(t, y, float(1 - alpha_bar[t - 1]) / 2)

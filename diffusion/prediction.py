@@ -56,7 +56,7 @@ class GaussianPrediction(Prediction):
     - with `own`: the paper's Sigma at s = t - 1 (2015, Equation 65), its moment match elsewhere.
 
     At s = 0, where v is 0, "lower" and "upper" keep the step before's posterior variance, so that
-    the last step stays a distribution.
+    the last step stays a distribution; so does the match where Sigma leaves x_0 no variance.
     """
 
     process: GaussianProcess
@@ -98,6 +98,7 @@ class GaussianPrediction(Prediction):
             var_x_0 = (self.own - per_row(own_posterior, self.own)).clamp_min(0)
             scale = per_row((of_x_0 / own_of_x_0).square(), self.own)
             match = per_row(posterior, self.own) + scale * var_x_0
+            match = torch.where(var_x_0 > 0, match, per_row(lower, self.own))
             return torch.where(per_row(s == before, self.own).bool(), self.own, match)
         if self.variance == "lower":
             return per_row(lower, self.x_t)

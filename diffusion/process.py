@@ -8,8 +8,8 @@
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
-from typing import Annotated, Literal, final
+from collections.abc import Callable, Sequence
+from typing import Annotated, Literal, Self, final
 
 import torch
 import torch.nn.functional as F
@@ -22,7 +22,7 @@ from diffusion.schedule import InverseTimeSchedule, LogSnrSchedule, Schedule, al
 
 
 class _ProcessConfig(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
     T: int = Field(ge=1, le=100_000)
 
 
@@ -67,6 +67,12 @@ class Process(nn.Module, ABC):
         check_beta(beta)
         self.register_buffer("beta", beta.double())
         self.register_buffer("alpha_bar", alpha_bar(beta), persistent=False)
+
+    @override
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        # .float() and .bfloat16() come through here as .to(device) does: only the device is obeyed.
+        super()._apply(lambda x: x.to(fn(x).device), recurse)  # type: ignore[no-untyped-call]
+        return self
 
     def refresh(self) -> None:
         """Work alpha_bar out again after `beta` was loaded."""

@@ -267,11 +267,15 @@ def sample(
         observation: what was seen, [rows, *event]; nothing where it is not given.
         start: (t, x_t [rows, *event]) to go on from, in place of x_T.
         progress: called after each step with the number of steps made and x_0hat.
+
+    Raises:
+        ValueError: a sampler that the model or the observation cannot have.
     """
     device = model.device
     row = torch.arange(rows, device=device)
     seen = observation or Observation.nothing(model.process, model.event, rows)
     plan = (sampler or Ancestral()).plan(model.process, None if start is None else start[0])
+    _check_observation(plan, seen)
     if start is None:
         x = begin(model, counter_noise(seed, row, model.T + 1, Stream.CHAIN), seen, rows)
     else:
@@ -284,3 +288,15 @@ def sample(
         if progress is not None:
             progress(number + 1, x_0)
     return x
+
+
+def _check_observation(plan: Plan, observation: Observation) -> None:
+    """Raise ValueError where a factor would be ignored: a step that is a point cannot follow it."""
+    factor = observation.factor
+    if not isinstance(factor, Normal) or plan.ancestral or bool((plan.linear[:, 3] > 0).any()):
+        return
+    if bool((torch.isfinite(factor.var) & (factor.var > 0)).any()):
+        raise ValueError(
+            "steps without noise are points, which an observation with noise does not move: use "
+            "'ancestral', or 'ddim' with eta above 0"
+        )

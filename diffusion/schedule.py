@@ -106,7 +106,7 @@ def check_beta(beta: Tensor) -> None:
     if beta.ndim != 1 or len(beta) < 2 or beta[0] != 0:
         raise ValueError(
             "beta must be a table [T + 1] with beta[0] = 0 and T >= 1, came shape "
-            f"{tuple(beta.shape)}"
+            f"{tuple(beta.shape)}, beginning {beta.flatten()[:2].tolist()}"
         )
     if not bool(((inner > 0) & (inner <= 1)).all()) or bool((inner[:-1] == 1).any()):
         raise ValueError(

@@ -25,7 +25,7 @@ class DataSpace(BaseModel):
         levels: the number of values, 0..levels - 1, where data are integers (256 for 8-bit images).
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
     kind: Literal["image", "vector", "bits"]
     shape: tuple[int, ...] = Field(min_length=1, max_length=3)
     shift: float | tuple[float, ...] = 0.0

@@ -17,7 +17,6 @@ from torch import Tensor
 from diffusion.bound import (
     bound,
     check_convention,
-    choose_steps,
     closed_last,
     null_log_prob,
     prior_part,
@@ -25,6 +24,7 @@ from diffusion.bound import (
 from diffusion.checkpoint import Evaluation
 from diffusion.model import DiffusionModel
 from diffusion.space import Convention
+from diffusion.strata import choose_steps
 from training.data import Dataset, Split
 from training.progress import progress_bar
 

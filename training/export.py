@@ -14,7 +14,7 @@ from tqdm import tqdm
 
 from diffusion.checkpoint import Evaluation, Metadata, Provenance, load, read_metadata, save
 from diffusion.model import DiffusionModel
-from diffusion.networks.mixture import BitPatterns, GaussianMixture
+from diffusion.networks import BitPatterns, GaussianMixture
 from diffusion.sampling import sample
 from training import config as configs
 from training import data, oracle, state

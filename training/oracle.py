@@ -12,7 +12,7 @@ from pydantic import Field, ValidationError
 from torch import Tensor
 
 from diffusion.model import DiffusionModel
-from diffusion.networks.mixture import BitPatterns, GaussianMixture
+from diffusion.networks import BitPatterns, GaussianMixture
 from diffusion.noise import Stream, counter_noise
 from diffusion.process import BinomialProcess, ProcessConfig
 from diffusion.space import DataSpace

@@ -15,10 +15,11 @@ import torch
 from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 
-from diffusion.bound import bound, min_terms
+from diffusion.bound import bound
 from diffusion.model import DiffusionModel
 from diffusion.sampling import Ancestral, sample
 from diffusion.space import Convention, DataSpace
+from diffusion.strata import min_terms
 from training.config import WatchConfig
 from training.progress import progress_bar
 from training.sheet import sheet

@@ -9,13 +9,9 @@ from typing import Annotated
 
 from pydantic import Field
 
+from diffusion.networks.bit_patterns import BitPatterns, BitPatternsConfig
 from diffusion.networks.dense import MLP, RBF, MLPConfig, RBFConfig
-from diffusion.networks.mixture import (
-    BitPatterns,
-    BitPatternsConfig,
-    GaussianMixture,
-    GaussianMixtureConfig,
-)
+from diffusion.networks.gaussian_mixture import GaussianMixture, GaussianMixtureConfig
 from diffusion.networks.unet import UNet, UNetConfig
 
 #: A network's configuration, told apart by `kind`.

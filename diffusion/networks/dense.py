@@ -14,15 +14,17 @@ A readout per step gives each t a linear layer of its own, as in both of the pap
 from typing import Literal, Self
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field, PositiveInt, model_validator
+from pydantic import Field, PositiveInt, model_validator
 from torch import Tensor, nn
+from typing_extensions import override
 
+from diffusion.networks.config import NetworkSettings, check_vector
 from diffusion.networks.embedding import Clock, as_steps, sinusoidal
 
 _ACTIVATIONS = {"silu": nn.SiLU, "sigmoid": nn.Sigmoid, "tanh": nn.Tanh}
 
 
-class MLPConfig(BaseModel):
+class MLPConfig(NetworkSettings):
     """What an `MLP` is built from.
 
     The paper's heartbeat network is `features=20, width=50, depth=3, activation="sigmoid",
@@ -41,13 +43,11 @@ class MLPConfig(BaseModel):
         clock: what `time` is: "step" (t - 1) or "log_snr".
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
     kind: Literal["mlp"] = "mlp"
     features: PositiveInt
     outputs: Literal[1, 2] = 1
     width: PositiveInt = 128
-    depth: PositiveInt = 3
+    depth: int = Field(default=3, ge=1, le=100)
     activation: Literal["silu", "sigmoid", "tanh"] = "silu"
     residual: bool = True
     embedding: int = Field(default=64, ge=0)
@@ -68,8 +68,14 @@ class MLPConfig(BaseModel):
             )
         return self
 
+    @override
+    def check(self, event: tuple[int, ...], T: int) -> None:
+        check_vector(event, self.features)
+        if self.readout_steps not in (None, T):
+            raise ValueError(f"readout_steps is T = {T} or left out, came {self.readout_steps}")
 
-class RBFConfig(BaseModel):
+
+class RBFConfig(NetworkSettings):
     """What an `RBF` is built from; the paper's swiss roll network has 16 units.
 
     Attributes:
@@ -80,14 +86,20 @@ class RBFConfig(BaseModel):
         zero_out: start from a network that returns zero.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
     kind: Literal["rbf"] = "rbf"
     features: PositiveInt
     outputs: Literal[1, 2] = 1
     units: PositiveInt = 16
     T: PositiveInt
     zero_out: bool = True
+
+    @override
+    def check(self, event: tuple[int, ...], T: int) -> None:
+        check_vector(event, self.features)
+        if T != self.T:
+            raise ValueError(
+                f"the network has a readout for each of {self.T} steps, the process {T}"
+            )
 
 
 class StepReadout(nn.Module):

@@ -14,15 +14,17 @@ from collections.abc import Sequence
 from typing import Literal, Self
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, model_validator
+from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 from torch import Tensor, nn
 from torch.nn import functional as F
+from typing_extensions import override
 
 from diffusion.networks.blocks import Attention, Downsample, Residual, Shared, Upsample
+from diffusion.networks.config import NetworkSettings
 from diffusion.networks.embedding import Clock, as_steps, sinusoidal, with_fourier
 
 
-class UNetConfig(BaseModel):
+class UNetConfig(NetworkSettings):
     """What a `UNet` is built from.
 
     Attributes:
@@ -49,13 +51,11 @@ class UNetConfig(BaseModel):
         clock: what `time` is: "step" (t - 1) or "log_snr".
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
     kind: Literal["unet"] = "unet"
     in_channels: PositiveInt = 1
     outputs: Literal[1, 2] = 1
-    channels: tuple[PositiveInt, ...] = Field(default=(32, 64), min_length=1)
-    blocks: PositiveInt = 2
+    channels: tuple[PositiveInt, ...] = Field(default=(32, 64), min_length=1, max_length=16)
+    blocks: int = Field(default=2, ge=1, le=32)
     attention: tuple[bool, ...] = ()
     mid_attention: bool = False
     head_dim: PositiveInt | None = None
@@ -92,6 +92,23 @@ class UNetConfig(BaseModel):
                     f"write multiples of it, or another {name}"
                 )
         return self
+
+    @override
+    def check(self, event: tuple[int, ...], T: int) -> None:
+        self.check_image(event)
+
+    def check_image(self, event: tuple[int, ...]) -> None:
+        """Raise ValueError unless `event` is [C, H, W] with the configured C and patch."""
+        if len(event) != 3 or event[0] != self.in_channels:
+            raise ValueError(
+                f"data have shape {list(event)}; this U-Net takes images "
+                f"[{self.in_channels}, height, width]"
+            )
+        if event[1] % self.patch or event[2] % self.patch:
+            raise ValueError(
+                f"data have shape {list(event)}; with patch {self.patch} height and width are "
+                f"multiples of {self.patch}"
+            )
 
 
 class Blocks(nn.Module):
@@ -206,16 +223,7 @@ class UNet(nn.Module):
             ValueError: `x_t` is not [B, C, H, W] with the configured C and patch.
         """
         config = self.config
-        if x_t.ndim != 4 or x_t.shape[1] != config.in_channels:
-            raise ValueError(
-                f"x_t has shape {tuple(x_t.shape)}; this UNet takes "
-                f"[rows, {config.in_channels}, height, width]"
-            )
-        if x_t.shape[2] % config.patch or x_t.shape[3] % config.patch:
-            raise ValueError(
-                f"x_t has shape {tuple(x_t.shape)}; with patch {config.patch} height and width are "
-                f"multiples of {config.patch}"
-            )
+        config.check_image(tuple(x_t.shape[1:]))
         dtype = self.conv_in.weight.dtype
         steps, order = as_steps(time, self.clock), config.flip_sin_to_cos
         e = sinusoidal(

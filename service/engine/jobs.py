@@ -11,12 +11,13 @@ from typing import Generic, TypeVar, final
 
 from torch import Tensor
 
-from diffusion.bound import BoundResult, Steps
+from diffusion.bound import BoundResult
 from diffusion.distributions import Bernoulli, Normal
 from diffusion.model import DiffusionModel
 from diffusion.posterior import Observation
 from diffusion.sampling import Plan
 from diffusion.space import Convention
+from diffusion.strata import Steps
 
 
 @final

@@ -15,12 +15,13 @@ from typing import final
 import torch
 from torch import Tensor
 
-from diffusion.bound import choose_steps, closed_last, combine, evaluate, prior_part, term_noise
+from diffusion.bound import closed_last, combine, evaluate, prior_part
 from diffusion.model import DiffusionModel
 from diffusion.noise import CounterNoise
 from diffusion.prediction import Prediction
 from diffusion.sampling import Ancestral, Update, advance, begin
 from diffusion.space import Convention
+from diffusion.strata import choose_steps, term_noise
 from service.engine.jobs import ChainJob, ChainResult, Job, TermJob, TermResult
 from service.engine.scheduler import Entry
 from service.engine.slots import ChainSlots, DatumSlots, rows_of, to_device

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 from typing_extensions import override
 
-from diffusion.bound import check_convention, choose_steps, null_log_prob
+from diffusion.bound import check_convention, null_log_prob
+from diffusion.strata import choose_steps
 from service.answers import Loglik, LoglikAnswer, Parts, Term
 from service.arrays import check_values, read_events, refusal
 from service.encoding import BINARY, JSON

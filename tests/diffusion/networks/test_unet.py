@@ -194,7 +194,7 @@ def test_bad_configurations_teach(changes: dict[str, object], reason: str) -> No
 
 
 def test_a_wrong_shape_teaches() -> None:
-    with pytest.raises(ValueError, match=r"takes \[rows, 1, height, width\]"):
+    with pytest.raises(ValueError, match=r"takes images \[1, height, width\]"):
         small()(images(2, 3), torch.zeros(2))
 
 

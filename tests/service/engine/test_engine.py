@@ -13,11 +13,12 @@ from prometheus_client.parser import text_string_to_metric_families
 from torch import Tensor
 from torch.testing import assert_close
 
-from diffusion.bound import bound, choose_steps
+from diffusion.bound import bound
 from diffusion.model import DiffusionModel
 from diffusion.posterior import Observation
 from diffusion.sampling import DDIM, Ancestral, DPMSolver, sample
 from diffusion.space import Convention
+from diffusion.strata import choose_steps
 from service.engine import ChainJob, Engine, TermJob
 from service.metrics import Metrics
 from service.problems import (

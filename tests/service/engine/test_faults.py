@@ -10,10 +10,11 @@ import torch
 from torch import Tensor
 from torch.testing import assert_close
 
-from diffusion.bound import bound, choose_steps
+from diffusion.bound import bound
 from diffusion.model import DiffusionModel
 from diffusion.networks import BitPatterns
 from diffusion.sampling import Ancestral, sample
+from diffusion.strata import choose_steps
 from service.engine import ChainJob, Engine, TermJob, Ticket
 from service.engine.faults import describe, fatal, out_of_memory, problem_of
 from service.problems import (

@@ -1,0 +1,119 @@
+"""The oracle of bits, a mixture of patterns under the binomial process, with
+
+P(x_0 = 1 | x_t) = sum_k p(k | x_t) pattern_k
+"""
+
+from typing import ClassVar, Literal, Self, final
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from diffusion.networks.mixture import Mixture, MixtureConfig, check_components
+from diffusion.noise import Noise
+
+#: Stands for log 0: far below any log-probability, and 0 when multiplied by a count of 0.
+_LOG_ZERO = -1e6
+#: P(x_0 = 1 | x_t) is kept this many nats from certainty, so that logits are finite.
+_LOGIT_LIMIT = 30.0
+
+
+class BitPatternsConfig(MixtureConfig):
+    """What a `BitPatterns` is built from; `base_rate` is the process's rho."""
+
+    reads: ClassVar[tuple[str, str | None] | None] = ("x_0", None)
+    kind: Literal["bit-patterns"] = "bit-patterns"
+    base_rate: float = Field(default=0.5, gt=0.0, lt=1.0)
+
+    @property
+    def outputs(self) -> Literal[1]:
+        """Logits."""
+        return 1
+
+
+@final
+class BitPatterns(Mixture):
+    """sum_k w_k [x_0 = pattern_k], under P(x_t = 1 | x_0) = x_0 alpha_bar + rho (1 - alpha_bar)."""
+
+    patterns: Tensor
+
+    def __init__(self, config: BitPatternsConfig) -> None:
+        super().__init__(config.components)
+        self.config = config
+        empty = torch.zeros(config.components, config.features, dtype=torch.float64)
+        self.register_buffer("patterns", empty)
+
+    @classmethod
+    def from_values(cls, weights: Tensor, patterns: Tensor, base_rate: float = 0.5) -> Self:
+        """The mixture of given patterns.
+
+        Args:
+            weights: [K], positive, sum 1.
+            patterns: [K, D], zeros and ones.
+            base_rate: rho, the process's.
+
+        Raises:
+            ValueError: shapes that do not fit, weights off the simplex, values other than 0 and 1.
+        """
+        K, D = len(weights), patterns.shape[-1]
+        check_components(weights, patterns, (K, D))
+        if not bool(((patterns == 0) | (patterns == 1)).all()):
+            raise ValueError("a pattern holds a value other than 0 and 1: write bits")
+        mixture = cls(BitPatternsConfig(components=K, features=D, base_rate=base_rate))
+        mixture.weights.copy_(weights / weights.sum())
+        mixture.patterns.copy_(patterns)
+        return mixture
+
+    def forward(self, x_t: Tensor, time: Tensor) -> Tensor:
+        """Logits of P(x_0 = 1 | x_t), kept within +-30, [B, D] in the dtype of x_t.
+
+        An x_t that cannot be (alpha_bar = 1 and no such pattern) is taken for the nearest ones.
+
+        Args:
+            x_t: bits [B, D].
+            time: log-SNR, [B], infinite at alpha_bar = 0 and 1.
+        """
+        p = self.posterior_weights(x_t, time)
+        logits = (p @ self.patterns).log() - (p @ (1 - self.patterns)).log()
+        return logits.clamp(-_LOGIT_LIMIT, _LOGIT_LIMIT).to(x_t.dtype)
+
+    def probabilities(self, x_t: Tensor, log_snr: Tensor) -> Tensor:
+        """P(x_0 = 1 | x_t) without clamping, float64 [B, D]."""
+        return self.posterior_weights(x_t, log_snr) @ self.patterns
+
+    def posterior_weights(self, x_t: Tensor, log_snr: Tensor) -> Tensor:
+        """P(x_0 = pattern_k | x_t), float64 [B, K]."""
+        return self._log_joint(x_t, log_snr).softmax(1)
+
+    def marginal_log_prob(self, x_t: Tensor, log_snr: Tensor) -> Tensor:
+        """log q(x_t), nats, float64 [B]; -inf where x_t cannot be."""
+        found = self._log_joint(x_t, log_snr).logsumexp(1)
+        return found.where(found > _LOG_ZERO / 2, -torch.inf)
+
+    def log_prob(self, x_0: Tensor) -> Tensor:
+        """log p(x_0), nats, float64 [B]; -inf where x_0 is no pattern."""
+        return self.marginal_log_prob(
+            x_0, torch.full_like(x_0[:, 0], torch.inf, dtype=torch.float64)
+        )
+
+    def sample(self, noise: Noise) -> Tensor:
+        """Draws from p(x_0), one for each of the noise's rows, float32 [B, D]."""
+        return self.patterns[self.choose(noise.uniform((1,))[:, 0])].float()
+
+    def mean(self) -> Tensor:
+        """P(x_0 = 1), float64 [D]."""
+        return self.weights @ self.patterns
+
+    def _log_joint(self, x_t: Tensor, log_snr: Tensor) -> Tensor:
+        """log p(k) q(x_t | pattern_k), [B, K], from how often each pair of bits meets."""
+        x, log_snr, rho = x_t.double(), log_snr.double()[:, None], self.config.base_rate
+        signal, noise = log_snr.sigmoid(), (-log_snr).sigmoid()
+        log_joint = self.weights.log()
+        for bits, patterns, p in (
+            (x, self.patterns, signal + rho * noise),
+            (1 - x, self.patterns, (1 - rho) * noise),
+            (x, 1 - self.patterns, rho * noise),
+            (1 - x, 1 - self.patterns, signal + (1 - rho) * noise),
+        ):
+            log_joint = log_joint + (bits @ patterns.mT) * p.log().clamp_min(_LOG_ZERO)
+        return log_joint

@@ -1,0 +1,168 @@
+"""The oracle of real data, a mixture of Gaussians, with
+
+E[x_0 | x_t]   = sum_k p(k | x_t) E[x_0 | x_t, k]
+Cov[x_0 | x_t] = sum_k p(k | x_t) (Cov[x_0 | x_t, k] + (E_k - E)(E_k - E)^T)
+"""
+
+import math
+from typing import ClassVar, Literal, Self, final
+
+import torch
+from torch import Tensor
+
+from diffusion.networks.mixture import Mixture, MixtureConfig, check_components
+from diffusion.noise import Noise
+
+_LOG_2PI = math.log(2.0 * math.pi)
+
+
+class GaussianMixtureConfig(MixtureConfig):
+    """What a `GaussianMixture` is built from."""
+
+    reads: ClassVar[tuple[str, str | None] | None] = ("x_0", "moment")
+    kind: Literal["gaussian-mixture"] = "gaussian-mixture"
+
+    @property
+    def outputs(self) -> Literal[2]:
+        """Mean and variance part."""
+        return 2
+
+
+@final
+class GaussianMixture(Mixture):
+    """sum_k w_k N(x_0; mu_k, U_k diag(l_k) U_k^T), under x_t = sqrt(alpha_bar) x_0 + noise.
+
+    The covariances are kept as their eigenvectors `axes` [K, D, D] (columns) and eigenvalues
+    `variances` [K, D]: in each component's axes noise is added one coordinate at a time.
+    """
+
+    means: Tensor
+    variances: Tensor
+    axes: Tensor
+
+    def __init__(self, config: GaussianMixtureConfig) -> None:
+        super().__init__(config.components)
+        self.config = config
+        K, D = config.components, config.features
+        self.register_buffer("means", torch.zeros(K, D, dtype=torch.float64))
+        self.register_buffer("variances", torch.ones(K, D, dtype=torch.float64))
+        self.register_buffer("axes", torch.eye(D, dtype=torch.float64).repeat(K, 1, 1))
+
+    @classmethod
+    def from_values(cls, weights: Tensor, means: Tensor, covariances: Tensor) -> Self:
+        """The mixture of given components.
+
+        Args:
+            weights: [K], positive, sum 1.
+            means: [K, D].
+            covariances: [K, D, D], symmetric, positive definite.
+
+        Raises:
+            ValueError: shapes that do not fit, weights off the simplex, a covariance that is none.
+        """
+        K, D = len(weights), means.shape[-1]
+        check_components(weights, means, (K, D))
+        check_components(weights, covariances, (K, D, D))
+        variances, axes = torch.linalg.eigh(covariances.double())
+        if not torch.allclose(covariances, covariances.mT) or not bool((variances > 0).all()):
+            raise ValueError(
+                "covariances are symmetric with eigenvalues above 0, came a smallest one of "
+                f"{variances.min().item():.3g}: write (S + S^T) / 2 and add to the diagonal"
+            )
+        mixture = cls(GaussianMixtureConfig(components=K, features=D))
+        mixture.weights.copy_(weights / weights.sum())
+        mixture.means.copy_(means)
+        mixture.variances.copy_(variances)
+        mixture.axes.copy_(axes)
+        return mixture
+
+    @property
+    def covariances(self) -> Tensor:
+        """Covariance of each component, float64 [K, D, D]."""
+        return (self.axes * self.variances[:, None, :]) @ self.axes.mT
+
+    def forward(self, x_t: Tensor, time: Tensor) -> Tensor:
+        """E[x_0 | x_t] and log(Var(x_0 | x_t) / (1 - alpha_bar)), elementwise.
+
+        Args:
+            x_t: [B, D].
+            time: log-SNR, [B], infinite at alpha_bar = 0 and 1.
+
+        Returns:
+            [B, 2 D] in the dtype of x_t: the mean, then the log-ratio, which is finite everywhere.
+        """
+        signal, noise = time.double().sigmoid()[:, None], (-time.double()).sigmoid()[:, None]
+        log_joint, r, total = self._project(x_t, signal.sqrt(), noise)
+        p = log_joint.softmax(1)[:, :, None]  # [B, K, 1]
+        means = self._means(signal.sqrt(), r, total)
+        mean = (p * means).sum(1)
+        # Var(x_0 | x_t, k) / noise has no division by the noise, so it holds at noise 0 too:
+        within = torch.einsum("kij,bkj->bki", self.axes.square(), self.variances / total)
+        within = (p * within).sum(1)
+        # and between components E_k - E = -(noise / sqrt(signal)) (score_k - score) where there is
+        # much signal; it is taken as it stands where there is little.
+        scores = torch.einsum("kij,bkj->bki", self.axes, r / total)
+        spread_scores = (p * (scores - (p * scores).sum(1, keepdim=True)).square()).sum(1)
+        spread_means = (p * (means - mean[:, None]).square()).sum(1)
+        much = spread_scores * noise / signal.clamp_min(0.5)
+        between = torch.where(signal >= 0.5, much, spread_means / noise.clamp_min(0.5))
+        return torch.cat([mean, (within + between).log()], dim=1).to(x_t.dtype)
+
+    def log_prob(self, x_0: Tensor) -> Tensor:
+        """log p(x_0), nats, float64 [B]."""
+        return self.marginal_log_prob(x_0, torch.full_like(x_0[:, 0], torch.inf))
+
+    def marginal_log_prob(self, x_t: Tensor, log_snr: Tensor) -> Tensor:
+        """log q(x_t), nats, float64 [B]; log_snr [B]."""
+        log_snr = log_snr.double()[:, None]
+        return self._project(x_t, log_snr.sigmoid().sqrt(), (-log_snr).sigmoid())[0].logsumexp(1)
+
+    def sample(self, noise: Noise) -> Tensor:
+        """Draws from p(x_0), one for each of the noise's rows, float32 [B, D]."""
+        # One array, for two calls would read the same numbers; the last of it picks the component.
+        normal = noise.normal((self.config.features + 1,)).double()
+        k = self.choose(torch.special.ndtr(normal[:, -1]))
+        scaled = self.variances[k].sqrt() * normal[:, :-1]
+        return (self.means[k] + torch.einsum("bij,bj->bi", self.axes[k], scaled)).float()
+
+    def mean(self) -> Tensor:
+        """E[x_0], float64 [D]."""
+        return self.weights @ self.means
+
+    def covariance(self) -> Tensor:
+        """Cov[x_0], float64 [D, D]."""
+        off = self.means - self.mean()
+        spread = self.covariances + off[:, :, None] * off[:, None, :]
+        return torch.einsum("k,kij->ij", self.weights, spread)
+
+    def posterior_given_noisy(self, y: Tensor, sigma: float) -> tuple[Tensor, Tensor]:
+        """E and Cov of x_0 given y = x_0 + sigma n, with n standard normal.
+
+        y is [B, D] and sigma in model units; float64 [B, D] and [B, D, D] come back.
+        """
+        one = torch.ones(len(y), 1, dtype=torch.float64, device=y.device)
+        log_joint, r, total = self._project(y, one, sigma**2 * one)
+        p = log_joint.softmax(1)
+        means = self._means(one, r, total)
+        mean = torch.einsum("bk,bki->bi", p, means)
+        kept = self.variances * sigma**2 / total
+        within = torch.einsum("bk,kij,bkj,klj->bil", p, self.axes, kept, self.axes)
+        off = means - mean[:, None]
+        return mean, within + torch.einsum("bk,bki,bkj->bij", p, off, off)
+
+    def _project(self, x: Tensor, scale: Tensor, var: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """What each component says of x = scale x_0 + sqrt(var) n; scale and var [B, 1].
+
+        First log p(k) p(x | k) [B, K]; then, in the component's axes, x - scale mu_k and its
+        variance, [B, K, D] both.
+        """
+        off = x.double()[:, None] - scale[:, :, None] * self.means
+        r = torch.einsum("kij,bki->bkj", self.axes, off)
+        total = scale.square()[:, :, None] * self.variances + var[:, :, None]
+        log_normal = -0.5 * (r.square() / total + total.log() + _LOG_2PI).sum(2)
+        return self.weights.log() + log_normal, r, total
+
+    def _means(self, scale: Tensor, r: Tensor, total: Tensor) -> Tensor:
+        """E[x_0 | x, k] = mu_k + U (scale l / total) r, [B, K, D]."""
+        gain = scale[:, :, None] * self.variances / total
+        return self.means + torch.einsum("kij,bkj->bki", self.axes, gain * r)

@@ -4,7 +4,9 @@ import logging
 import math
 import signal
 import sys
-from collections.abc import Sequence
+import threading
+from collections.abc import Callable, Sequence
+from types import FrameType
 
 import uvicorn
 from pydantic import ValidationError
@@ -12,6 +14,8 @@ from typing_extensions import override
 
 from service.app import create_app
 from service.settings import Settings
+
+_LAST_WORDS = 5  # seconds past the drain, to send what it ended with
 
 
 class _NoProbes(logging.Filter):
@@ -21,6 +25,19 @@ class _NoProbes(logging.Filter):
     def filter(self, record: logging.LogRecord) -> bool:
         words = record.args if isinstance(record.args, tuple) else ()
         return not (len(words) > 2 and str(words[2]).startswith("/health/"))
+
+
+class _Server(uvicorn.Server):
+    """Begins to drain at the signal, not once the requests that wait for it have been answered."""
+
+    def __init__(self, config: uvicorn.Config, drain: Callable[[], None]) -> None:
+        super().__init__(config)
+        self._drain = drain
+
+    @override
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        threading.Thread(target=self._drain, name="noneq-drain", daemon=True).start()
+        super().handle_exit(sig, frame)
 
 
 def main() -> None:
@@ -39,12 +56,13 @@ def main() -> None:
     def announce(models: Sequence[str]) -> None:
         print(f"noneq is ready on {url} with {', '.join(models)}; see {url}/docs", flush=True)
 
+    app = create_app(settings, announce)
     config = uvicorn.Config(
-        create_app(settings, announce),
+        app,
         host=settings.host,
         port=settings.port,
         log_config=None,
-        timeout_graceful_shutdown=math.ceil(settings.drain_seconds),
+        timeout_graceful_shutdown=math.ceil(settings.drain_seconds) + _LAST_WORDS,
         server_header=False,
         lifespan="on",
     )
@@ -52,7 +70,7 @@ def main() -> None:
     host = "localhost" if settings.host in ("", "0.0.0.0", "::") else settings.host
     url = f"http://{f'[{host}]' if ':' in host else host}:{socket.getsockname()[1]}"
     try:
-        uvicorn.Server(config).run(sockets=[socket])
+        _Server(config, app.state.backend.close).run(sockets=[socket])
     except KeyboardInterrupt:
         sys.exit(130)
 

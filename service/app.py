@@ -13,6 +13,7 @@ from starlette.exceptions import HTTPException
 
 from service import openapi
 from service.backend import Backend
+from service.docs import add_docs
 from service.metrics import Metrics
 from service.middleware import ApiKeys, BodyLimit, RequestContext, problem_response
 from service.problems import (
@@ -66,10 +67,12 @@ def create_app(
         version=_version(),
         description=openapi.DESCRIPTION,
         lifespan=lifespan,
+        docs_url=None,
         redoc_url=None,
     )
     app.state.backend = backend
     app.include_router(router)
+    add_docs(app)
     app.add_exception_handler(Problem, _on_problem)
     app.add_exception_handler(HTTPException, _on_http_exception)
     app.add_exception_handler(RequestValidationError, _on_validation_error)

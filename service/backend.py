@@ -16,8 +16,6 @@ from service.settings import Settings
 
 _log = logging.getLogger(__name__)
 
-_DRAIN_REST = 5.0  # seconds; uvicorn has waited for the requests themselves before
-
 
 @final
 class Backend:
@@ -59,10 +57,13 @@ class Backend:
             announce(list(self.catalogue.served))
 
     def close(self) -> None:
-        """Take nothing new, finish what was accepted, and stop; blocks."""
+        """Take nothing new, finish what was accepted, and stop; blocks.
+
+        What `drain_seconds` do not finish ends in a problem that says so. Again it does nothing.
+        """
         self._closing = True
-        if self._engine is not None and not self._engine.drain(_DRAIN_REST):
-            _log.warning("stopped with work unfinished; nobody was waiting for it")
+        if self._engine is not None and not self._engine.drain():
+            _log.warning("stopped with work unfinished")
 
     @property
     def catalogue(self) -> Catalogue:

@@ -1,5 +1,6 @@
 """Where settings come from, and what is refused."""
 
+import re
 from pathlib import Path
 
 import pytest
@@ -74,3 +75,10 @@ def test_devices() -> None:
     assert Settings(device="auto").resolve_device() in ("cpu", "cuda")
     with pytest.raises(ValueError, match="PyTorch sees"):
         Settings(device="cuda:999").resolve_device()
+
+
+def test_compose_passes_every_setting_on() -> None:
+    """Those that the image fixes itself aside: where it listens, and the folder in the container."""
+    text = (Path(__file__).parents[2] / "docker-compose.yml").read_text()
+    passed = set(re.findall(r"^      NONEQ_([A-Z_]+): \$\{NONEQ_\1:-", text, re.M))
+    assert passed == {name.upper() for name in Settings.model_fields} - {"HOST", "PORT", "MODELS"}

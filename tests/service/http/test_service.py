@@ -8,8 +8,8 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, MutableMapping
-from contextlib import AbstractAsyncContextManager
+from collections.abc import Callable, Iterator, MutableMapping
+from contextlib import AbstractAsyncContextManager, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -71,7 +71,12 @@ async def test_health_metrics_and_documentation(client: httpx.AsyncClient) -> No
     exposition = (await client.get("/metrics")).text
     assert re.search(r'noneq_requests_total{outcome="ok",route="/sample"} [1-9]', exposition)
     assert 'outcome="unknown-model",route="/sample"' in exposition
-    assert (await client.get("/docs")).status_code == 200
+    page = await client.get("/docs")
+    assert page.status_code == 200
+    links = re.findall(r'(?:href|src)="([^"]+)"', page.text)
+    assert len(links) == 3
+    for link in links:  # all of it from here: /docs opens without a network
+        assert (await client.get(link)).status_code == 200, link
     assert (await client.get("/")).headers["location"] == "/docs"
 
 
@@ -216,7 +221,9 @@ async def test_a_dead_engine_asks_for_a_restart(folder: Path, serve: Serve) -> N
             assert response.json()["type"].endswith("engine-dead")
 
 
-def test_the_command_serves_and_ends_on_sigterm_without_losing_a_request(folder: Path) -> None:
+@contextmanager
+def running(folder: Path, *flags: str) -> Iterator[tuple[subprocess.Popen[str], str, str]]:
+    """The command itself, ready: the process, its URL and the line that said so."""
     environment = {
         **os.environ,
         "NONEQ_MODELS": str(folder),
@@ -224,7 +231,7 @@ def test_the_command_serves_and_ends_on_sigterm_without_losing_a_request(folder:
         "NONEQ_DEVICE": "cpu",
         "PYTHONWARNINGS": "error",
     }
-    command = [sys.executable, "-m", "service", "--batch-size", "8"]
+    command = [sys.executable, "-m", "service", "--batch-size", "8", *flags]
     with subprocess.Popen(
         command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
     ) as process:
@@ -233,26 +240,51 @@ def test_the_command_serves_and_ends_on_sigterm_without_losing_a_request(folder:
             line = process.stdout.readline()
             found = re.search(r"http://127\.0\.0\.1:\d+", line)
             assert found is not None, line
-            assert "bit-patterns, gaussian-mixture, grey" in line
-            answers: list[httpx.Response] = []
-
-            def ask() -> None:
-                asked = {"model": "gaussian-mixture", "num_samples": 16}
-                answers.append(httpx.post(f"{found[0]}/sample", json=asked, timeout=200))
-
-            caller = threading.Thread(target=ask)
-            caller.start()
-            for _ in range(1000):
-                exposition = httpx.get(f"{found[0]}/metrics").text
-                if not re.search(r"^noneq_rows_running 0", exposition, re.M):
-                    break
-            process.send_signal(signal.SIGTERM)
-            caller.join(200)
-            assert [answer.status_code for answer in answers] == [200]
-            assert len(answers[0].json()["samples"]) == 16
-            assert process.wait(30) == 0
+            yield process, found[0], line
         finally:
             process.kill()
+
+
+@contextmanager
+def asking(url: str, samples: int) -> Iterator[list[httpx.Response]]:
+    """A request for samples that the engine is at work on; its answer is there at the end."""
+    answers: list[httpx.Response] = []
+
+    def ask() -> None:
+        asked = {"model": "gaussian-mixture", "num_samples": samples}
+        answers.append(httpx.post(f"{url}/sample", json=asked, timeout=200))
+
+    caller = threading.Thread(target=ask)
+    caller.start()
+    for _ in range(1000):
+        if not re.search(r"^noneq_rows_running 0", httpx.get(f"{url}/metrics").text, re.M):
+            break
+    yield answers
+    caller.join(200)
+
+
+def test_the_command_serves_and_ends_on_sigterm_without_losing_a_request(folder: Path) -> None:
+    with running(folder) as (process, url, line):
+        assert "bit-patterns, gaussian-mixture, grey" in line
+        with asking(url, 16) as answers:
+            process.send_signal(signal.SIGTERM)
+        assert [answer.status_code for answer in answers] == [200]
+        assert len(answers[0].json()["samples"]) == 16
+        assert process.wait(30) == 0
+
+
+def test_what_the_drain_does_not_finish_is_told_so_and_nothing_new_is_taken(folder: Path) -> None:
+    with running(folder, "--drain-seconds", "1") as (process, url, _), httpx.Client() as open_line:
+        open_line.get(f"{url}/health/ready")
+        with asking(url, 512) as answers:
+            process.send_signal(signal.SIGTERM)
+            with suppress(httpx.TransportError):  # an idle connection may be closed at once
+                late = open_line.post(f"{url}/sample", json={"model": "gaussian-mixture"})
+                assert late.status_code == 503
+        assert [answer.status_code for answer in answers] == [503]
+        assert answers[0].json()["type"] == "urn:noneq:problem:draining"
+        assert int(answers[0].headers["retry-after"]) >= 1
+        assert process.wait(30) == 0
 
 
 @pytest.mark.parametrize(

@@ -78,7 +78,7 @@ def test_devices() -> None:
 
 
 def test_compose_passes_every_setting_on() -> None:
-    """Those that the image fixes itself aside: where it listens, and the folder in the container."""
+    """Except where it listens and the folder in the container, which the image fixes itself."""
     text = (Path(__file__).parents[2] / "docker-compose.yml").read_text()
     passed = set(re.findall(r"^      NONEQ_([A-Z_]+): \$\{NONEQ_\1:-", text, re.M))
     assert passed == {name.upper() for name in Settings.model_fields} - {"HOST", "PORT", "MODELS"}

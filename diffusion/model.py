@@ -1,20 +1,50 @@
 """The model: process, network and data space, and p(x_s | x_t), the reverse kernel they give."""
 
-from typing import final, get_args
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Self, final, get_args
 
 import torch
 from torch import Tensor, nn
+from typing_extensions import override
 
 from diffusion.distributions import Distribution
+from diffusion.networks import Network
 from diffusion.prediction import (
     Prediction,
     PredictionKind,
     VarianceKind,
+    affine,
     read_binomial,
     read_gaussian,
 )
 from diffusion.process import BinomialProcess, GaussianProcess, Process
 from diffusion.space import DataSpace
+
+
+@final
+@dataclass(frozen=True)
+class Times:
+    """What B steps say before any x_t is known.
+
+    Attributes:
+        t: int64 [B].
+        condition: what the network knows of them, [B, ...] each; the time itself of a network
+            that does not say (`networks.base.Network` does).
+        of_x_0: float32 [B, 2], `prediction.affine`; None where x_0hat is no such combination.
+    """
+
+    t: Tensor
+    condition: tuple[Tensor, ...]
+    of_x_0: Tensor | None
+
+    def rows(self, index: slice | Tensor, t: Tensor | None = None) -> "Times":
+        """Some of them."""
+        return Times(
+            self.t[index] if t is None else t,
+            tuple(part[index] for part in self.condition),
+            None if self.of_x_0 is None else self.of_x_0[index],
+        )
 
 
 @final
@@ -35,6 +65,7 @@ class DiffusionModel(nn.Module):
 
     _low: Tensor | None
     _high: Tensor | None
+    _table: Times | None
 
     def __init__(
         self,
@@ -51,6 +82,7 @@ class DiffusionModel(nn.Module):
         bounds = space.bounds
         self.register_buffer("_low", bounds[0].float() if bounds else None, persistent=False)
         self.register_buffer("_high", bounds[1].float() if bounds else None, persistent=False)
+        self._table = None
 
     @property
     def T(self) -> int:
@@ -67,23 +99,56 @@ class DiffusionModel(nn.Module):
         """Where the model lives."""
         return self.process.beta.device
 
-    def predict(self, x_t: Tensor, t: Tensor, clip: bool = True) -> Prediction:
+    def predict(self, x_t: Tensor, t: Tensor | Times, clip: bool = True) -> Prediction:
         """What the network says of x_t; the only place where it is called.
 
         Args:
             x_t: [B, *event], model units.
-            t: int64 [B], 1..T.
+            t: int64 [B], 1..T, or `times` of it.
             clip: keep x_0hat within the data's range where it has one. Training leaves it out, for
                 a clipped element has no gradient.
         """
-        output = self.network(x_t, self._time(t))
-        if isinstance(self.process, BinomialProcess):
-            return read_binomial(self.process, self.prediction, output, x_t, t)
-        assert isinstance(self.process, GaussianProcess)
-        found = read_gaussian(self.process, self.prediction, self.variance, output, x_t, t)
+        at = t if isinstance(t, Times) else self.times(t)
+        if isinstance(self.network, Network):
+            output = self.network.given(x_t, *at.condition)
+        else:
+            output = self.network(x_t, at.condition[0].expand(len(x_t)))
+        process, kind = self.process, self.prediction
+        if isinstance(process, BinomialProcess):
+            return read_binomial(process, kind, output, x_t, at.t)
+        assert isinstance(process, GaussianProcess)
+        found = read_gaussian(process, kind, self.variance, output, x_t, at.t, at.of_x_0)
         if not clip or self._low is None or self._high is None:
             return found
         return found.clipped(self._low, self._high)
+
+    def times(self, t: Tensor) -> Times:
+        """What the steps t, int64 [B], say before any x_t is known; from the table if there is one.
+
+        Of one t for all rows, B = 1, one call serves them all.
+        """
+        if self._table is not None:
+            return self._table.rows(t - 1, t)
+        time = self._time(t)
+        known = self.network.condition(time) if isinstance(self.network, Network) else (time,)
+        return Times(t, known, self._of_x_0(t))
+
+    def tabulate(self) -> None:
+        """Work out `times` for every t, once; until the model is moved or its weights change."""
+        self._table = None
+        with torch.no_grad():
+            self._table = self.times(torch.arange(1, self.T + 1, device=self.device))
+
+    @override
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        self._table = None
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        return self
+
+    def _of_x_0(self, t: Tensor) -> Tensor | None:
+        if not isinstance(self.process, GaussianProcess) or self.prediction == "perturbation":
+            return None
+        return affine(self.process, self.prediction, t).float()
 
     def reverse_kernel(self, x_t: Tensor, t: Tensor, s: Tensor) -> Distribution:
         """p(x_s | x_t), rows [B, *event]; s < t, int64 [B]."""

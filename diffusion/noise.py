@@ -120,6 +120,26 @@ class CounterNoise(Noise):
         return flat[:, : math.prod(event)].reshape(len(flat), *event)
 
 
+@final
+class DrawnNoise(Noise):
+    """What was drawn before, with other steps at once: [B, *event], of the one kind that is asked.
+
+    Args:
+        draws: normal or uniform, as the distribution that reads it will want.
+    """
+
+    def __init__(self, draws: Tensor) -> None:
+        self.draws = draws
+
+    @override
+    def normal(self, event: Sequence[int]) -> Tensor:
+        return self.draws
+
+    @override
+    def uniform(self, event: Sequence[int]) -> Tensor:
+        return self.draws
+
+
 def counter_noise(
     seed: int,
     rows: Tensor,

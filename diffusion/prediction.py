@@ -44,19 +44,8 @@ class Prediction(ABC):
 class GaussianPrediction(Prediction):
     """x_0hat and the variance of the reverse kernel, elementwise.
 
-    Variances of p(x_s | x_t), with r = alpha_bar_t / alpha_bar_s and the posterior's own variance
-    v:
-
-    - "lower": v, beta tilde (Ho, Jain and Abbeel 2020);
-    - "upper": 1 - r, beta;
-    - "interpolated": exp(f log(1 - r) + (1 - f) log v), the network's f (Nichol and Dhariwal 2021,
-      15);
-    - "moment": v + c_0^2 Var(x_0 | x_t), Var(x_0 | x_t) = (1 - alpha_bar_t) e^z with the network's
-      z: the moment match, exact as far as a Gaussian kernel goes;
-    - with `own`: the paper's Sigma at s = t - 1 (2015, Equation 65), its moment match elsewhere.
-
-    At s = 0, where v is 0, "lower" and "upper" keep the step before's posterior variance, so that
-    the last step stays a distribution; so does the match where Sigma leaves x_0 no variance.
+    The variance is that of `variance_terms`; with `own` the paper's Sigma at s = t - 1 (2015,
+    Equation 65) and its moment match elsewhere; where that leaves x_0 no variance, "lower".
     """
 
     process: GaussianProcess
@@ -89,10 +78,9 @@ class GaussianPrediction(Prediction):
         )
 
     def _var(self, s: Tensor) -> Tensor:
-        of_x_0, _, posterior = self.process.posterior_coefficients(self.t, s)
-        lower = torch.where(s == 0, self._last(), posterior)
-        upper = 1 - self.process.rate(self.t, s)
         if self.own is not None:
+            of_x_0, _, posterior = self.process.posterior_coefficients(self.t, s)
+            lower = torch.where(s == 0, _last(self.process, self.t), posterior)
             before = self.t - 1
             own_of_x_0, _, own_posterior = self.process.posterior_coefficients(self.t, before)
             var_x_0 = (self.own - per_row(own_posterior, self.own)).clamp_min(0)
@@ -100,23 +88,13 @@ class GaussianPrediction(Prediction):
             match = per_row(posterior, self.own) + scale * var_x_0
             match = torch.where(var_x_0 > 0, match, per_row(lower, self.own))
             return torch.where(per_row(s == before, self.own).bool(), self.own, match)
-        if self.variance == "lower":
-            return per_row(lower, self.x_t)
-        if self.variance == "upper":
-            return per_row(torch.where(s == 0, lower, upper), self.x_t)
-        assert self.extra is not None  # DiffusionModel asks the network for it
-        if self.variance == "interpolated":
-            f = (self.extra + 1) / 2
-            log_upper, log_lower = per_row(upper.log(), f), per_row(lower.log(), f)
-            return (f * log_upper + (1 - f) * log_lower).exp()
-        scale = of_x_0.square() * (1 - self.process.alpha_bar[self.t])
-        return per_row(posterior, self.x_t) + per_row(scale, self.x_t) * self.extra.exp()
+        assert self.variance is not None  # DiffusionModel sees to it
+        terms = variance_terms(self.process, self.variance, self.t, s)
+        return self.var_of(*(per_row(term, self.x_t) for term in terms.unbind(1)))
 
-    def _last(self) -> Tensor:
-        """The posterior's variance one equal stride earlier, 2t -> t, for rows that step to 0."""
-        earlier = (2 * self.t).clamp(max=self.process.T)
-        _, _, var = self.process.posterior_coefficients(earlier, self.t)
-        return torch.where(earlier > self.t, var, 1 - self.process.alpha_bar[self.t])
+    def var_of(self, v_0: Tensor, v_1: Tensor, w: Tensor) -> Tensor:
+        """v_0 + v_1 exp(w z), z the network's second output where it has one."""
+        return v_0 if self.extra is None else v_0 + v_1 * (w * self.extra).exp()
 
 
 @final
@@ -156,6 +134,57 @@ class BinomialPrediction(Prediction):
         )
 
 
+def affine(process: GaussianProcess, kind: PredictionKind, t: Tensor) -> Tensor:
+    """(p, q) of x_0hat = p x_t + q f, f the network's output, float64 [B, 2].
+
+    - "eps": x_0hat = (x_t - sqrt(1 - alpha_bar) eps) / sqrt(alpha_bar);
+    - "x_0": f itself;
+    - "v": x_0hat = sqrt(alpha_bar) x_t - sqrt(1 - alpha_bar) v (Salimans and Ho 2022).
+    """
+    signal, noise = process.alpha_bar[t].sqrt(), (1 - process.alpha_bar[t]).sqrt()
+    if kind == "eps":
+        return torch.stack((1 / signal, -noise / signal), 1)
+    if kind == "v":
+        return torch.stack((signal, -noise), 1)
+    return torch.stack((torch.zeros_like(signal), torch.ones_like(signal)), 1)
+
+
+def variance_terms(process: GaussianProcess, kind: VarianceKind, t: Tensor, s: Tensor) -> Tensor:
+    """(v_0, v_1, w) of the variance v_0 + v_1 exp(w z) of p(x_s | x_t), float64 [B, 3].
+
+    With r = alpha_bar_t / alpha_bar_s, the posterior's own variance v and the network's z:
+
+    - "lower": v, beta tilde (Ho, Jain and Abbeel 2020);
+    - "upper": 1 - r, beta;
+    - "interpolated": exp(f log(1 - r) + (1 - f) log v), f = (z + 1) / 2 (Nichol and Dhariwal 2021,
+      Equation 15);
+    - "moment": v + c_0^2 Var(x_0 | x_t), Var(x_0 | x_t) = (1 - alpha_bar_t) e^z: the moment match,
+      exact as far as a Gaussian kernel goes.
+
+    At s = 0, where v is 0, all but the last keep the step before's posterior variance, so that the
+    last step stays a distribution.
+    """
+    of_x_0, _, posterior = process.posterior_coefficients(t, s)
+    zero = torch.zeros_like(posterior)
+    if kind == "moment":
+        scale = of_x_0.square() * (1 - process.alpha_bar[t])
+        return torch.stack((posterior, scale, torch.ones_like(zero)), 1)
+    lower = torch.where(s == 0, _last(process, t), posterior)
+    upper = 1 - process.rate(t, s)
+    if kind == "interpolated":
+        width = (upper.log() - lower.log()) / 2
+        return torch.stack((zero, (upper * lower).sqrt(), width), 1)
+    var = lower if kind == "lower" else torch.where(s == 0, lower, upper)
+    return torch.stack((var, zero, zero), 1)
+
+
+def _last(process: GaussianProcess, t: Tensor) -> Tensor:
+    """The posterior's variance one equal stride earlier, 2t -> t, for rows that step to 0."""
+    earlier = (2 * t).clamp(max=process.T)
+    _, _, var = process.posterior_coefficients(earlier, t)
+    return torch.where(earlier > t, var, 1 - process.alpha_bar[t])
+
+
 def read_gaussian(
     process: GaussianProcess,
     kind: PredictionKind,
@@ -163,13 +192,13 @@ def read_gaussian(
     output: Tensor,
     x_t: Tensor,
     t: Tensor,
+    of_x_0: Tensor | None = None,
 ) -> GaussianPrediction:
     """A Gaussian network's output as a prediction.
 
-    - "eps": x_0hat = (x_t - sqrt(1 - alpha_bar) eps) / sqrt(alpha_bar);
-    - "v": x_0hat = sqrt(alpha_bar) x_t - sqrt(1 - alpha_bar) v (Salimans and Ho 2022);
-    - "perturbation": Sigma = sigmoid(z_Sigma + logit beta_t), mean = (x_t - z)(1 - Sigma) + z
-      (Sohl-Dickstein et al. 2015, Equation 65), and the x_0 whose posterior has that mean.
+    x_0hat is that of `affine`; for "perturbation" Sigma = sigmoid(z_Sigma + logit beta_t), mean =
+    (x_t - z)(1 - Sigma) + z (Sohl-Dickstein et al. 2015, Equation 65), and the x_0 whose posterior
+    has that mean.
 
     Args:
         process: the forward process.
@@ -178,25 +207,20 @@ def read_gaussian(
             own.
         output: [B, outputs * event[0], ...].
         x_t: [B, *event].
-        t: int64 [B].
+        t: int64 [B], or [1] for all rows.
+        of_x_0: [B, 2] or [1, 2], `affine` where it has been worked out.
     """
     parts = output.to(x_t.dtype).split(x_t.shape[1], dim=1)
     first, extra = parts[0], parts[1] if len(parts) > 1 else None
-    signal = per_row(process.alpha_bar[t].sqrt(), x_t)
-    noise = per_row((1 - process.alpha_bar[t]).sqrt(), x_t)
-    if kind == "x_0":
-        x_0 = first
-    elif kind == "eps":
-        x_0 = (x_t - noise * first) / signal
-    elif kind == "v":
-        x_0 = signal * x_t - noise * first
-    else:
+    if kind == "perturbation":
         assert extra is not None  # DiffusionModel asks the network for it
         own = (extra + per_row(torch.logit(process.beta[t]), x_t)).sigmoid()
         mean = (x_t - first) * (1 - own) + first
-        of_x_0, of_x_t, _ = process.posterior_coefficients(t, t - 1)
-        x_0 = (mean - per_row(of_x_t, x_t) * x_t) / per_row(of_x_0, x_t)
+        c_0, c_t, _ = process.posterior_coefficients(t, t - 1)
+        x_0 = (mean - per_row(c_t, x_t) * x_t) / per_row(c_0, x_t)
         return GaussianPrediction(process, x_t, t, x_0, variance, own=own)
+    p, q = (affine(process, kind, t) if of_x_0 is None else of_x_0).unbind(1)
+    x_0 = first if kind == "x_0" else per_row(p, x_t) * x_t + per_row(q, x_t) * first
     return GaussianPrediction(process, x_t, t, x_0, variance, extra)
 
 

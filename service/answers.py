@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, WithJsonSchema
 
-from diffusion.sampling import Ancestral, Sampler
+from diffusion.plan import Ancestral, Sampler
 from diffusion.space import Convention
 
 ArrayOut = Annotated[Any, WithJsonSchema({"type": "array", "items": {}})]

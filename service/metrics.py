@@ -69,10 +69,10 @@ class Metrics:
         self.rows_running.set(running)
         self.rows_waiting.set(waiting)
 
-    def tick(self, model: str, rows: int, batch_size: int) -> None:
-        """Count a tick of so many rows."""
+    def tick(self, model: str, rows: int, batch_size: int, length: int = 1) -> None:
+        """Count a tick of so many rows, by so many steps."""
         self.ticks.labels(model).inc()
-        self.network_evaluations.labels(model).inc(rows)
+        self.network_evaluations.labels(model).inc(rows * length)
         self.batch_fill.observe(rows / batch_size)
 
     def render(self) -> bytes:

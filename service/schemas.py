@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, WithJsonSchema
 from torch import Tensor
 
-from diffusion.sampling import Ancestral, Sampler
+from diffusion.plan import Ancestral, Sampler
 from diffusion.space import Convention
 
 MAX_SEED = 2**63 - 1

@@ -16,8 +16,8 @@ from diffusion.checkpoint import load
 from diffusion.distributions import Normal
 from diffusion.model import DiffusionModel
 from diffusion.noise import Stream, counter_noise
-from diffusion.posterior import Observation
-from diffusion.sampling import Ancestral, Update, begin, sample, step
+from diffusion.plan import Ancestral
+from diffusion.sampling import begin, sample, step
 from training import data
 from training.config import FitConfig
 from training.export import artefact_path
@@ -32,16 +32,14 @@ COLOUR = "#1f4b99"
 def trajectory(model: DiffusionModel, rows: int, seed: int, keep: set[int]) -> dict[int, Tensor]:
     """x_t of `rows` ancestral chains at each t of `keep`, model units."""
     row = torch.arange(rows)
-    nothing = Observation.nothing(model.process, model.event, rows)
-    plan = Ancestral().plan(model.process)
-    x = begin(model, counter_noise(seed, row, model.T + 1, Stream.CHAIN), nothing, rows)
+    plan = Ancestral().plan(model)
+    x = begin(model, counter_noise(seed, row, model.T + 1, Stream.CHAIN), None, rows)
     x_0 = torch.zeros_like(x)
     kept = {model.T: x} if model.T in keep else {}
     with torch.inference_mode():
         for number in range(len(plan)):
-            update = Update.of(plan, number, rows, x.device)
-            noise = counter_noise(seed, row, update.t, Stream.CHAIN)
-            x, x_0 = step(model, x, x_0, update, noise, nothing)
+            noise = counter_noise(seed, row, int(plan.t[number]), Stream.CHAIN)
+            x, x_0 = step(model, x, x_0, plan.at(number, x.device), noise)
             if int(plan.s[number]) in keep:
                 kept[int(plan.s[number])] = x
     return kept

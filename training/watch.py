@@ -17,7 +17,8 @@ from torch.utils.tensorboard import SummaryWriter
 
 from diffusion.bound import bound
 from diffusion.model import DiffusionModel
-from diffusion.sampling import Ancestral, sample
+from diffusion.plan import Ancestral
+from diffusion.sampling import sample
 from diffusion.space import Convention, DataSpace
 from diffusion.strata import min_terms
 from training.config import WatchConfig

@@ -9,6 +9,7 @@ from typing import Annotated
 
 from pydantic import Field
 
+from diffusion.networks.base import Network
 from diffusion.networks.bit_patterns import BitPatterns, BitPatternsConfig
 from diffusion.networks.dense import MLP, RBF, MLPConfig, RBFConfig
 from diffusion.networks.gaussian_mixture import GaussianMixture, GaussianMixtureConfig
@@ -19,7 +20,6 @@ NetworkConfig = Annotated[
     MLPConfig | RBFConfig | UNetConfig | GaussianMixtureConfig | BitPatternsConfig,
     Field(discriminator="kind"),
 ]
-Network = MLP | RBF | UNet | GaussianMixture | BitPatterns
 
 __all__ = [
     "MLP",

@@ -8,6 +8,7 @@ from typing import ClassVar, Literal, Self, final
 import torch
 from pydantic import Field
 from torch import Tensor
+from typing_extensions import override
 
 from diffusion.networks.mixture import Mixture, MixtureConfig, check_components
 from diffusion.noise import Noise
@@ -64,16 +65,17 @@ class BitPatterns(Mixture):
         mixture.patterns.copy_(patterns)
         return mixture
 
-    def forward(self, x_t: Tensor, time: Tensor) -> Tensor:
+    @override
+    def given(self, x_t: Tensor, *condition: Tensor) -> Tensor:
         """Logits of P(x_0 = 1 | x_t), kept within +-30, [B, D] in the dtype of x_t.
 
         An x_t that cannot be (alpha_bar = 1 and no such pattern) is taken for the nearest ones.
 
         Args:
             x_t: bits [B, D].
-            time: log-SNR, [B], infinite at alpha_bar = 0 and 1.
+            condition: log-SNR, [B], infinite at alpha_bar = 0 and 1.
         """
-        p = self.posterior_weights(x_t, time)
+        p = self.posterior_weights(x_t, condition[0])
         logits = (p @ self.patterns).log() - (p @ (1 - self.patterns)).log()
         return logits.clamp(-_LOGIT_LIMIT, _LOGIT_LIMIT).to(x_t.dtype)
 

@@ -16,9 +16,10 @@ from typing import Literal, Self
 import torch
 from pydantic import Field, PositiveInt, model_validator
 from torch import Tensor, nn
+from torch.nn import functional as F
 from typing_extensions import override
 
-from diffusion.networks.config import NetworkSettings, check_vector
+from diffusion.networks.base import Network, NetworkSettings, check_vector
 from diffusion.networks.embedding import Clock, as_steps, sinusoidal
 
 _ACTIVATIONS = {"silu": nn.SiLU, "sigmoid": nn.Sigmoid, "tanh": nn.Tanh}
@@ -115,10 +116,12 @@ class StepReadout(nn.Module):
     def forward(self, h: Tensor, time: Tensor) -> Tensor:
         """h [B, c_in] and time [B], t - 1 in 0..T - 1 -> [B, c_out]."""
         step = time.round().long()
+        if len(step) == 1:  # one for all rows
+            return F.linear(h, self.weight[step[0]], self.bias[step[0]])
         return torch.einsum("boi,bi->bo", self.weight[step], h) + self.bias[step]
 
 
-class MLP(nn.Module):
+class MLP(Network):
     """A multi-layer perceptron that knows the time; the module's docstring has its equations."""
 
     def __init__(self, config: MLPConfig) -> None:
@@ -142,29 +145,26 @@ class MLP(nn.Module):
         if config.zero_out:
             _zero(self.readout)
 
-    def forward(self, x_t: Tensor, time: Tensor) -> Tensor:
-        """Return the network's output for each row at its own time.
+    @override
+    def condition(self, time: Tensor) -> tuple[Tensor, ...]:
+        """The layers' e [B, depth, width], where there is an embedding; then the time as it is."""
+        if self.time is None:
+            return (time,)
+        embedding = sinusoidal(as_steps(time, self.clock), self.config.embedding)
+        e = self.act(self.time(embedding.to(self.time.weight.dtype)))
+        return torch.stack([shift(e) for shift in self.shifts], dim=1), time
 
-        Args:
-            x_t: [B, D] in model units.
-            time: [B], t - 1 or log-SNR according to `clock`.
-
-        Returns:
-            [B, outputs * D].
-
-        Raises:
-            ValueError: `x_t` is not [B, D] with the configured D.
-        """
+    @override
+    def given(self, x_t: Tensor, *condition: Tensor) -> Tensor:
+        """Return the output [B, outputs * D] for x_t [B, D]."""
         _check(x_t, self.config.features)
+        *shifts, time = condition
+        e = shifts[0].unbind(1) if shifts else None
         h = self.first(x_t)
-        e = None
-        if self.time is not None:
-            embedding = sinusoidal(as_steps(time, self.clock), self.config.embedding)
-            e = self.act(self.time(embedding.to(h.dtype)))
-            h = h + self.shifts[0](e)
+        h = h if e is None else h + e[0]
         for i, layer in enumerate(self.layers, 1):
             y = layer(self.act(h))
-            y = y if e is None else y + self.shifts[i](e)
+            y = y if e is None else y + e[i]
             h = h + y if self.config.residual else y
         h = self.act(h)
         out: Tensor
@@ -172,7 +172,7 @@ class MLP(nn.Module):
         return out
 
 
-class RBF(nn.Module):
+class RBF(Network):
     """Normalised radial basis functions with a readout per step (the paper's swiss roll network).
 
     Centres and widths are learned; the data are of about unit variance, and so start the centres.
@@ -194,21 +194,16 @@ class RBF(nn.Module):
         squares = (x[:, None] - self.centres).square().sum(-1)
         return (-0.5 * squares * (-2.0 * self.log_widths).exp()).softmax(-1)
 
-    def forward(self, x_t: Tensor, time: Tensor) -> Tensor:
-        """Return W_t phi(x_t) + b_t.
+    @override
+    def condition(self, time: Tensor) -> tuple[Tensor, ...]:
+        """The time as it is, t - 1 in 0..T - 1."""
+        return (time,)
 
-        Args:
-            x_t: [B, D] in model units.
-            time: [B], t - 1 in 0..T - 1.
-
-        Returns:
-            [B, outputs * D].
-
-        Raises:
-            ValueError: `x_t` is not [B, D] with the configured D.
-        """
+    @override
+    def given(self, x_t: Tensor, *condition: Tensor) -> Tensor:
+        """Return W_t phi(x_t) + b_t [B, outputs * D], for x_t [B, D]."""
         _check(x_t, self.config.features)
-        out: Tensor = self.readout(self.basis(x_t), time)
+        out: Tensor = self.readout(self.basis(x_t), condition[0])
         return out
 
 

@@ -9,6 +9,7 @@ from typing import ClassVar, Literal, Self, final
 
 import torch
 from torch import Tensor
+from typing_extensions import override
 
 from diffusion.networks.mixture import Mixture, MixtureConfig, check_components
 from diffusion.noise import Noise
@@ -81,17 +82,19 @@ class GaussianMixture(Mixture):
         """Covariance of each component, float64 [K, D, D]."""
         return (self.axes * self.variances[:, None, :]) @ self.axes.mT
 
-    def forward(self, x_t: Tensor, time: Tensor) -> Tensor:
+    @override
+    def given(self, x_t: Tensor, *condition: Tensor) -> Tensor:
         """E[x_0 | x_t] and log(Var(x_0 | x_t) / (1 - alpha_bar)), elementwise.
 
         Args:
             x_t: [B, D].
-            time: log-SNR, [B], infinite at alpha_bar = 0 and 1.
+            condition: log-SNR, [B], infinite at alpha_bar = 0 and 1.
 
         Returns:
             [B, 2 D] in the dtype of x_t: the mean, then the log-ratio, which is finite everywhere.
         """
-        signal, noise = time.double().sigmoid()[:, None], (-time.double()).sigmoid()[:, None]
+        time = condition[0].double()[:, None]
+        signal, noise = time.sigmoid(), (-time).sigmoid()
         log_joint, r, total = self._project(x_t, signal.sqrt(), noise)
         p = log_joint.softmax(1)[:, :, None]  # [B, K, 1]
         means = self._means(signal.sqrt(), r, total)

@@ -11,10 +11,10 @@ from typing import Self
 
 import torch
 from pydantic import Field
-from torch import Tensor, nn
+from torch import Tensor
 from typing_extensions import override
 
-from diffusion.networks.config import NetworkSettings, check_vector
+from diffusion.networks.base import Network, NetworkSettings, check_vector
 from diffusion.networks.embedding import Clock
 
 
@@ -29,7 +29,7 @@ class MixtureConfig(NetworkSettings):
         check_vector(event, self.features)
 
 
-class Mixture(nn.Module, ABC):
+class Mixture(Network, ABC):
     """sum_k weights_k p(x_0 | k), with buffers in float64 whatever the module is cast to."""
 
     clock: Clock = "log_snr"
@@ -39,6 +39,11 @@ class Mixture(nn.Module, ABC):
         super().__init__()
         uniform = torch.full((components,), 1.0 / components, dtype=torch.float64)
         self.register_buffer("weights", uniform)
+
+    @override
+    def condition(self, time: Tensor) -> tuple[Tensor, ...]:
+        """The log-SNR as it is."""
+        return (time,)
 
     @override
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:

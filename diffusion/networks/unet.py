@@ -19,8 +19,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from typing_extensions import override
 
+from diffusion.networks.base import Network, NetworkSettings
 from diffusion.networks.blocks import Attention, Downsample, Residual, Shared, Upsample
-from diffusion.networks.config import NetworkSettings
 from diffusion.networks.embedding import Clock, as_steps, sinusoidal, with_fourier
 
 
@@ -165,7 +165,7 @@ class Up(Blocks):
         return h if self.resample is None else self.resample(h, skips[-1].shape[-2:])
 
 
-class UNet(nn.Module):
+class UNet(Network):
     """The U-Net of DDPM (Ho et al. 2020, appendix B); the module's docstring has its equations."""
 
     def __init__(self, config: UNetConfig) -> None:
@@ -209,29 +209,27 @@ class UNet(nn.Module):
             for parameter in self.conv_out.parameters():
                 nn.init.zeros_(parameter)
 
-    def forward(self, x_t: Tensor, time: Tensor) -> Tensor:
-        """Return the network's output for each row at its own time.
-
-        Args:
-            x_t: [B, C, H, W] in model units; H and W multiples of `patch`.
-            time: [B], t - 1 or log-SNR according to `clock`.
-
-        Returns:
-            [B, outputs * C, H, W].
-
-        Raises:
-            ValueError: `x_t` is not [B, C, H, W] with the configured C and patch.
-        """
+    @override
+    def condition(self, time: Tensor) -> tuple[Tensor, ...]:
+        """silu(time_out(silu(time_in(embedding(time))))), [B, 4 channels[0]]."""
         config = self.config
-        config.check_image(tuple(x_t.shape[1:]))
-        dtype = self.conv_in.weight.dtype
         steps, order = as_steps(time, self.clock), config.flip_sin_to_cos
         e = sinusoidal(
             steps, config.channels[0], flip_sin_to_cos=order, freq_shift=config.freq_shift
         )
-        e = self.time_out(F.silu(self.time_in(e.to(dtype))))
-        e = F.silu(e)  # every residual block starts with it: done once here
+        e = self.time_out(F.silu(self.time_in(e.to(self.time_in.weight.dtype))))
+        return (F.silu(e),)  # every residual block starts with it: done once here
 
+    @override
+    def given(self, x_t: Tensor, *condition: Tensor) -> Tensor:
+        """Return the output [B, outputs * C, H, W] for x_t [B, C, H, W].
+
+        Raises:
+            ValueError: `x_t` has not the configured C and patch.
+        """
+        config, (e,) = self.config, condition
+        config.check_image(tuple(x_t.shape[1:]))
+        dtype = self.conv_in.weight.dtype
         image = with_fourier(x_t, config.fourier).to(dtype)
         h = self.conv_in(F.pixel_unshuffle(image, config.patch))
         skips = [h]

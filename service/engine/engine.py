@@ -225,7 +225,7 @@ class Engine:
                 self._metrics.queue_seconds.observe(begun - record.accepted)
         runner = self._runners[tick.model]
         attempt = Attempt(
-            runner.run,
+            lambda chains, terms: runner.run(chains, terms, tick.length),
             live=self._records.__contains__,
             fail=self._end,
             shrink=lambda rows: self._scheduler.limit(tick.model, rows),
@@ -235,12 +235,12 @@ class Engine:
         self._collect(runner, tick, ends)
         seconds = time.monotonic() - begun
         self._scheduler.retire(tick, seconds)
-        self._intake.settle(tick.model, len(tick))
-        self._intake.measure(tick.model, len(tick), seconds)
-        self._metrics.tick(tick.model, len(tick), self._settings.batch_size)
+        self._intake.settle(tick.model, tick.evaluations)
+        self._intake.measure(tick.model, tick.evaluations, seconds)
+        self._metrics.tick(tick.model, len(tick), self._settings.batch_size, tick.length)
         self._metrics.rows(self._scheduler.rows_running, self._scheduler.rows_waiting)
         for record in self._live(share):
-            record.ticket.done += share[record.key]
+            record.ticket.done += share[record.key] * tick.length
         ended = Counter(entry.key for entry in ends)
         for record in self._live(ended):
             record.rows_left -= ended[record.key]
@@ -255,7 +255,7 @@ class Engine:
         chains = [entry for entry in tick.chains if look and entry.key in self._records]
         try:
             runner.collect(ends)
-            broken = runner.broken(chains, ends)
+            broken = runner.broken(chains, ends, tick.length)
         except Exception as error:
             if fatal(error):
                 raise

@@ -14,8 +14,8 @@ from torch import Tensor
 from diffusion.bound import BoundResult
 from diffusion.distributions import Bernoulli, Normal
 from diffusion.model import DiffusionModel
+from diffusion.plan import Plan
 from diffusion.posterior import Observation
-from diffusion.sampling import Plan
 from diffusion.space import Convention
 from diffusion.strata import Steps
 

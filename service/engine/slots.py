@@ -48,11 +48,16 @@ class ChainSlots:
         for place, value in zip(parts_of(self._observed), parts_of(seen), strict=True):
             place[slots] = value
 
-    def observation(self, slots: Tensor) -> Observation:
+    def advance(self, slots: Tensor, x_s: Tensor, x_0: Tensor) -> None:
+        """The state of these chains after a step."""
+        self.x[slots] = x_s
+        self.previous[slots] = x_0
+        # Of bits a NaN probability draws a zero, so the estimate is looked at as well.
+        self.finite[slots] &= (x_s + x_0).flatten(1).isfinite().all(1)
+
+    def observation(self, slots: Tensor) -> Observation | None:
         """What was seen of these chains, [B, *event]; r = 1 where nothing was."""
-        if self._observed is None:
-            return self.nothing(len(slots))
-        return rows_of(self._observed, slots)
+        return None if self._observed is None else rows_of(self._observed, slots)
 
     def nothing(self, rows: int) -> Observation:
         """r = 1."""

@@ -10,7 +10,7 @@ from typing import Any, Generic, TypeVar
 from pydantic import BaseModel
 from torch import Tensor
 
-from diffusion.sampling import DDIM, Ancestral, DPMSolver, Plan
+from diffusion.plan import DDIM, Ancestral, DPMSolver, Plan
 from service.arrays import refusal
 from service.encoding import BINARY, JSON, PNG, to_binary, to_json
 from service.engine.jobs import ChainJob, TermJob
@@ -107,7 +107,7 @@ def make_plan(
 ) -> Plan:
     """The sampler's steps on this model; InvalidRequest where it has none such."""
     try:
-        return sampler.plan(served.model.process, start)
+        return sampler.plan(served.model, start)
     except ValueError as error:
         raise refusal(error, "sampler", sampler.model_dump()) from None
 

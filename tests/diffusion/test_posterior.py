@@ -11,9 +11,10 @@ from diffusion.distributions import Bernoulli, Normal
 from diffusion.model import DiffusionModel
 from diffusion.networks import BitPatterns, GaussianMixture
 from diffusion.noise import counter_noise
+from diffusion.plan import DDIM, Ancestral, DPMSolver
 from diffusion.posterior import Observation, matched_start, restrict
 from diffusion.process import BinomialProcess, GaussianProcess
-from diffusion.sampling import DDIM, Ancestral, DPMSolver, sample
+from diffusion.sampling import sample
 from diffusion.schedule import InverseTimeSchedule, LogSnrSchedule
 from diffusion.space import DataSpace
 

@@ -1,23 +1,23 @@
-"""Samplers: plans, orders of convergence, and samples that have the oracles' law."""
+"""Samplers: orders of convergence, and samples that have the oracles' law."""
 
 import itertools
 import math
 
 import pytest
 import torch
-from pydantic import ValidationError
 from torch import Tensor
 from torch.testing import assert_close
 
-from diffusion.distributions import Normal
+from diffusion import sampling
 from diffusion.model import DiffusionModel
 from diffusion.networks import BitPatterns, GaussianMixture
 from diffusion.noise import CounterNoise, counter_noise
+from diffusion.plan import DDIM, Ancestral, DPMSolver, Update
 from diffusion.posterior import Observation
 from diffusion.prediction import VarianceKind
 from diffusion.process import BinomialProcess, GaussianProcess
-from diffusion.sampling import DDIM, Ancestral, DPMSolver, Update, advance, sample, step
-from diffusion.schedule import InverseTimeSchedule, LinearSchedule, LogSnrSchedule
+from diffusion.sampling import advance, burst, sample, step
+from diffusion.schedule import InverseTimeSchedule, LogSnrSchedule
 from diffusion.space import DataSpace
 
 Any_ = Ancestral | DDIM | DPMSolver
@@ -36,100 +36,6 @@ def binomial(network: BitPatterns, T: int) -> DiffusionModel:
     process = BinomialProcess(InverseTimeSchedule().beta(T), network.config.base_rate)
     space = DataSpace(kind="bits", shape=(network.config.features,))
     return DiffusionModel(process, network, space, "x_0", None).eval()
-
-
-# ---- plans ----
-
-
-@pytest.mark.parametrize("T", [1, 2, 7, 40, 1000])
-def test_plans_are_distinct_descending_steps_that_end_at_zero(T: int) -> None:
-    process = GaussianProcess(LinearSchedule().beta(T))
-    for steps in {1, 2, 3, T // 3, T - 1, T} & set(range(1, T + 1)):
-        for start in {None, 1, 2, T // 2, T - 1, T} & {None, *range(1, T + 1)}:
-            for sampler in (Ancestral(steps=steps), DDIM(steps=steps), DPMSolver(steps=steps)):
-                plan = sampler.plan(process, start)
-                assert plan.t[0] == (start or T)
-                assert bool((plan.t.diff() < 0).all())
-                assert torch.equal(plan.s[:-1], plan.t[1:])
-                assert plan.s[-1] == 0
-                assert bool((plan.s < plan.t).all())
-                assert bool(torch.isfinite(plan.linear).all())
-                assert plan.ancestral == isinstance(sampler, Ancestral)
-                # A chain from the middle takes its share of the steps.
-                assert len(plan) == max(1, round(steps * (start or T) / T))
-
-
-def test_steps_are_evenly_spaced() -> None:
-    process = GaussianProcess(LinearSchedule().beta(1000))
-    for steps in (3, 7, 50, 999):
-        gaps = -torch.cat((DDIM(steps=steps).plan(process).t, torch.zeros(1).long())).diff()
-        assert gaps.max() - gaps.min() <= 1
-    assert DDIM(steps=4).plan(process).t.tolist() == [1000, 750, 500, 250]
-    assert Ancestral().plan(process).t.tolist() == list(range(1000, 0, -1))
-
-
-@pytest.mark.parametrize("sampler", [Ancestral(steps=41), DDIM(steps=50), DPMSolver(steps=41)])
-def test_more_steps_than_there_are_is_refused(sampler: Any_) -> None:
-    process = GaussianProcess(LinearSchedule().beta(40))
-    with pytest.raises(ValueError, match=r"has 40 steps, came \d+: ask for 40 or fewer"):
-        sampler.plan(process)
-
-
-@pytest.mark.parametrize("sampler", [DDIM(steps=5), DPMSolver(steps=5)])
-def test_bits_have_no_deterministic_sampler(sampler: Any_) -> None:
-    process = BinomialProcess(InverseTimeSchedule().beta(40))
-    with pytest.raises(ValueError, match=f"'{sampler.name}' is for real data: bits have"):
-        sampler.plan(process)
-
-
-@pytest.mark.parametrize(
-    ("kind", "settings"),
-    [(Ancestral, {"steps": 0}), (DDIM, {"eta": 1.5}), (DDIM, {"eta": -0.1}), (DPMSolver, {"n": 2})],
-)
-def test_settings_are_checked(kind: type[Any_], settings: dict[str, float]) -> None:
-    with pytest.raises(ValidationError):
-        kind.model_validate(settings)
-
-
-def test_ddim_with_eta_1_is_the_lower_kernel_at_every_stride(mixture: GaussianMixture) -> None:
-    model = gaussian(mixture, 12, "lower")
-    assert isinstance(model.process, GaussianProcess)
-    x_t = torch.randn(12, 2, dtype=torch.float64)
-    for steps in (12, 5, 2):
-        plan = DDIM(steps=steps, eta=1.0).plan(model.process)
-        inner = plan.s > 0  # at 0 DDIM takes x_0hat itself
-        t, s, x = plan.t[inner], plan.s[inner], x_t[: int(inner.sum())]
-        a, b, c, d = plan.linear[inner].unbind(1)
-        prediction = model.predict(x, t)
-        kernel = model.reverse_kernel(x, t, s)
-        assert isinstance(kernel, Normal)
-        assert_close(a[:, None] * x + b[:, None] * prediction.x_0, kernel.mean)
-        assert not c.any()
-        _, _, var = model.process.posterior_coefficients(t, s)
-        assert_close(d.square(), var)
-        assert plan.linear[-1].tolist() == [0.0, 1.0, 0.0, 0.0]
-
-
-def test_ddim_keeps_the_marginal_of_the_true_x_0() -> None:
-    """For any eta: given x_0, x_t ~ q(x_t | x_0) is taken to x_s ~ q(x_s | x_0)."""
-    process = GaussianProcess(LinearSchedule(first=0.01, last=0.5).beta(20))
-    for eta in (0.0, 0.3, 1.0):
-        plan = DDIM(steps=6, eta=eta).plan(process)
-        a, b, _, d = plan.linear.unbind(1)
-        at_t, at_s = process.alpha_bar[plan.t], process.alpha_bar[plan.s]
-        assert_close(a * at_t.sqrt() + b, at_s.sqrt())
-        if eta < 1:
-            assert_close(a.square() * (1 - at_t) + d.square(), 1 - at_s)
-
-
-def test_dpm_solver_begins_and_ends_as_ddim_and_sums_to_it() -> None:
-    """Where x_0hat does not change, the order does not matter: b + c = DDIM's b."""
-    process = GaussianProcess(LogSnrSchedule().beta(100))
-    second, first = DPMSolver(steps=9).plan(process), DDIM(steps=9).plan(process)
-    assert_close(second.linear[[0, -1]], first.linear[[0, -1]])
-    assert_close(second.linear[:, 0], first.linear[:, 0])
-    assert_close(second.linear[:, 1] + second.linear[:, 2], first.linear[:, 1])
-    assert bool((second.linear[1:-1, 2] < 0).all())
 
 
 # ---- orders of convergence ----
@@ -233,14 +139,12 @@ def test_bits_of_a_seed_and_rows_that_stand_alone(heartbeat: BitPatterns) -> Non
 @torch.no_grad()
 def test_one_update_serves_rows_of_any_plans(mixture: GaussianMixture) -> None:
     model = gaussian(mixture, 20)
-    plans = [sampler.plan(model.process) for sampler in SAMPLERS]
-    updates = [Update.of(plan, i % len(plan), 1, model.device) for i, plan in enumerate(plans * 3)]
-    together = Update(
-        *(
-            torch.cat([getattr(update, name) for update in updates])
-            for name in ("t", "s", "linear", "ancestral")
-        )
+    plans = [sampler.plan(model) for sampler in SAMPLERS]
+    updates = [plan.at(i % len(plan), model.device) for i, plan in enumerate(plans * 3)]
+    t, s, table = (
+        torch.cat([getattr(update, name) for update in updates]) for name in ("t", "s", "table")
     )
+    together = Update(t, s, table, torch.tensor([update.own for update in updates]))
     n = len(updates)
     x_t, previous, row = torch.randn(n, 2), torch.randn(n, 2), torch.arange(n)
     seeds = 10 * row
@@ -279,7 +183,7 @@ def test_a_chain_goes_on_from_where_it_was(mixture: GaussianMixture) -> None:
     """Noise is numbered by t: the second half alone is the second half of the whole."""
     model = gaussian(mixture, 20)
     states: list[Tensor] = []
-    plan = Ancestral().plan(model.process)
+    plan = Ancestral().plan(model)
     row = torch.arange(3)
     nothing = Observation.nothing(model.process, model.event, 3)
     x = previous = torch.randn(3, 2)
@@ -287,7 +191,29 @@ def test_a_chain_goes_on_from_where_it_was(mixture: GaussianMixture) -> None:
         for number in range(20):
             states.append(x)
             noise = counter_noise(5, row, int(plan.t[number]))
-            update = Update.of(plan, number, 3, model.device)
+            update = plan.at(number, model.device)
             x, previous = step(model, x, previous, update, noise, nothing)
     assert torch.equal(sample(model, 3, seed=5, start=(20, states[0])), x)
     assert torch.equal(sample(model, 3, seed=5, start=(8, states[12])), x)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("sampler", SAMPLERS)
+@pytest.mark.parametrize("tabulated", [False, True])
+def test_a_burst_is_its_steps_one_by_one(
+    sampler: Any_, tabulated: bool, mixture: GaussianMixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also with the noise drawn in several portions, and the times read from a table."""
+    model = gaussian(mixture, 20)
+    plan, row = sampler.plan(model), torch.arange(5)
+    first = x = x_0 = torch.randn(5, 2)
+    for number in range(len(plan)):
+        noise = counter_noise(3, row, int(plan.t[number]))
+        x, x_0 = step(model, x, x_0, plan.at(number, model.device), noise)
+    if tabulated:
+        model.tabulate()
+    monkeypatch.setattr(sampling, "_NUMBERS", 30)  # three steps at a time
+    whole = plan.whole(model.device)
+    y, y_0 = burst(model, first, first, whole, torch.full_like(row, 3), row)
+    assert_close(y, x, rtol=1e-5, atol=1e-6)
+    assert_close(y_0, x_0, rtol=1e-5, atol=1e-6)

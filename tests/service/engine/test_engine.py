@@ -15,8 +15,9 @@ from torch.testing import assert_close
 
 from diffusion.bound import bound
 from diffusion.model import DiffusionModel
+from diffusion.plan import DDIM, Ancestral, DPMSolver
 from diffusion.posterior import Observation
-from diffusion.sampling import DDIM, Ancestral, DPMSolver, sample
+from diffusion.sampling import sample
 from diffusion.space import Convention
 from diffusion.strata import choose_steps
 from service.engine import ChainJob, Engine, TermJob
@@ -45,7 +46,7 @@ def chains(
     start: Tensor | None = None,
     observation: Observation | None = None,
 ) -> ChainJob:
-    plan = (sampler or Ancestral()).plan(model.process, first)
+    plan = (sampler or Ancestral()).plan(model, first)
     return ChainJob(name, rows, seed, plan, start, observation)
 
 

@@ -13,7 +13,8 @@ from torch.testing import assert_close
 from diffusion.bound import bound
 from diffusion.model import DiffusionModel
 from diffusion.networks import BitPatterns
-from diffusion.sampling import Ancestral, sample
+from diffusion.plan import Ancestral
+from diffusion.sampling import sample
 from diffusion.strata import choose_steps
 from service.engine import ChainJob, Engine, TermJob, Ticket
 from service.engine.faults import describe, fatal, out_of_memory, problem_of
@@ -27,14 +28,14 @@ from service.problems import (
 
 
 def healthy(model: DiffusionModel, rows: int = 6, seed: int = 7) -> ChainJob:
-    return ChainJob("g", rows, seed, Ancestral().plan(model.process))
+    return ChainJob("g", rows, seed, Ancestral().plan(model))
 
 
 def marked(model: DiffusionModel, rows: int = 3) -> ChainJob:
     """Chains whose first row carries the mark that the network's mischief answers to."""
     start = torch.zeros(rows, 2)
     start[0, 0] = 1000.0
-    return ChainJob("g", rows, 1, Ancestral().plan(model.process, 9), start=start)
+    return ChainJob("g", rows, 1, Ancestral().plan(model, 9), start=start)
 
 
 def scored(model: DiffusionModel, x_0: Tensor, seed: int = 3) -> TermJob:
@@ -169,7 +170,7 @@ def test_a_model_that_fails_its_warm_up_is_refused_and_others_served(
     assert list(engine.refused) == ["bad"]
     assert engine.ready
     engine.submit(healthy(gaussian)).result(120)
-    job = ChainJob("bad", 1, 0, Ancestral().plan(faulty.process))
+    job = ChainJob("bad", 1, 0, Ancestral().plan(faulty))
     with pytest.raises(UnknownModel, match="failed its first network call"):
         engine.submit(job)
 

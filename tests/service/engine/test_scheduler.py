@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from service.engine.scheduler import Entry, Scheduler, Tick, Work
+from service.engine.scheduler import BURST_SECONDS, Entry, Scheduler, Tick, Work
 
 
 def chain(key: int, rows: int, units: int, model: str = "m") -> Work:
@@ -30,7 +30,7 @@ def run_until_done(scheduler: Scheduler, key: int, work: Work, limit: int = 10_0
         tick = scheduler.next()
         assert tick is not None
         scheduler.retire(tick)
-        left -= sum(entry.key == key for entry in entries(tick))
+        left -= tick.length * sum(entry.key == key for entry in entries(tick))
         if left == 0:
             return ticks
     raise AssertionError(f"job {key} has {left} units left after {limit} ticks")
@@ -83,17 +83,18 @@ def test_every_unit_once_in_order_within_its_own_slot(
             assert entry.key not in cancelled
             units = done[entry.key, entry.row]
             assert entry.unit == len(units)
-            units.append(entry.unit)
+            units.extend(range(entry.unit, entry.unit + tick.length))
             place = (tick.model, work.parallel, entry.slot)
             assert 0 <= entry.slot < slots
             assert holder.setdefault(place, (entry.key, entry.row)) == (entry.key, entry.row)
-            if entry.unit + 1 == work.units:
-                assert entry in tick.ends
+            assert len(units) <= work.units
+            assert (entry in tick.ends) == (len(units) == work.units)
         rows_of_chains = [(entry.key, entry.row) for entry in tick.chains]
         assert len(set(rows_of_chains)) == len(rows_of_chains)
         for entry in tick.ends:
             del holder[tick.model, known[entry.key].parallel, entry.slot]
-        scheduler.retire(tick, dice.random())
+        assert tick.length == 1 or not tick.terms
+        scheduler.retire(tick, dice.choice((1e-3, 0.01, 1.0)) * tick.length)
         assert scheduler.rows_running == len(holder)
     assert len(scheduler) == scheduler.rows_running == scheduler.rows_waiting == 0
     for work in known.values():
@@ -194,9 +195,60 @@ def test_models_share_the_time_not_the_ticks() -> None:
     while sum(spent.values()) < 20:
         tick = scheduler.next()
         assert tick is not None
-        scheduler.retire(tick, cost[tick.model])
-        spent[tick.model] += cost[tick.model]
+        scheduler.retire(tick, cost[tick.model] * tick.length)
+        spent[tick.model] += cost[tick.model] * tick.length
     assert spent["slow"] == pytest.approx(spent["quick"], abs=0.2)
+
+
+def test_a_lone_job_of_a_quick_model_advances_many_steps_a_tick() -> None:
+    """For about BURST_SECONDS, to its end and not past it; company ends the burst."""
+    scheduler = Scheduler("m", batch_size=4, slots=10)
+    scheduler.add(chain(0, rows=4, units=100))
+    lengths: list[int] = []
+    for _ in range(3):
+        tick = scheduler.next()
+        assert tick is not None
+        lengths.append(tick.length)
+        scheduler.retire(tick, BURST_SECONDS / 30 * tick.length)
+    assert lengths == [1, 31, 31]
+    scheduler.add(chain(1, rows=1, units=5))
+    tick = scheduler.next()
+    assert tick is not None
+    assert (tick.length, {entry.unit for entry in tick.chains}) == (1, {63, 0})
+    scheduler.retire(tick)
+    scheduler.remove(1)
+    tick = scheduler.next()  # that was a slow one
+    assert tick is not None
+    assert tick.length == 1
+    scheduler.retire(tick, BURST_SECONDS / 1000)
+    tick = scheduler.next()  # its rows are no longer in step: it ends with the first that does
+    assert tick is not None
+    assert tick.length == 100 - 65
+    assert [entry.unit for entry in tick.chains] == [65, 65, 65, 64]
+    assert len(tick.ends) == 3
+    scheduler.retire(tick)
+    tick = scheduler.next()
+    assert tick is not None
+    assert [entry.unit for entry in tick.ends] == [99]
+    scheduler.retire(tick)
+    assert scheduler.next() is None
+
+
+def test_where_others_wait_there_is_no_burst() -> None:
+    """More rows than a batch holds, of one job or of two, or terms to evaluate."""
+    for works in (
+        [chain(0, rows=5, units=100)],
+        [chain(0, rows=1, units=100), data(1, rows=1, units=1000)],
+        [chain(0, rows=3, units=100), chain(1, rows=2, units=100)],
+    ):
+        scheduler = Scheduler("m", batch_size=4, slots=10)
+        for work in works:
+            scheduler.add(work)
+        for _ in range(50):
+            tick = scheduler.next()
+            assert tick is not None
+            assert tick.length == 1
+            scheduler.retire(tick, 1e-6)
 
 
 def test_a_model_asked_for_more_gets_more() -> None:

@@ -1,0 +1,113 @@
+"""Batches: what the rows of a tick need beside their state, as columns on the device.
+
+Rows of one job share its plan, its seed and its convention, so the columns are looked up job by job
+and joined; entries come sorted by job. Which rows, in which slots, is the scheduler's choice.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import groupby
+
+import torch
+from torch import Tensor
+
+from diffusion.noise import CounterNoise
+from diffusion.plan import Update
+from diffusion.space import Convention
+from diffusion.strata import term_noise
+from service.engine.jobs import ChainJob, TermJob
+from service.engine.scheduler import Entry
+
+
+@dataclass(frozen=True)
+class ChainBatch:
+    """Rows of chains.
+
+    Attributes:
+        slots: int64 [B], where their state is.
+        seed: int64 [B].
+        row: int64 [B], which chain of its job.
+        update: their steps: one [B], or k in turn [k, B].
+        observed: whether something was seen of one of them.
+    """
+
+    slots: Tensor
+    seed: Tensor
+    row: Tensor
+    update: Update
+    observed: bool
+
+    @property
+    def noise(self) -> CounterNoise:
+        """Of one step."""
+        return CounterNoise(self.seed, self.row, self.update.t)
+
+
+@dataclass(frozen=True)
+class TermBatch:
+    """Terms of bounds.
+
+    Attributes:
+        slots: int64 [B], where the data are.
+        units: int64 [B], which of its job's terms.
+        t: int64 [B].
+        noise: of the forward draw.
+        conventions: one each.
+    """
+
+    slots: Tensor
+    units: Tensor
+    t: Tensor
+    noise: CounterNoise
+    conventions: list[Convention]
+
+
+def by_job(entries: Sequence[Entry]) -> list[tuple[int, list[Entry]]]:
+    """Each job's key and entries, of entries sorted by job."""
+    return [(key, list(group)) for key, group in groupby(entries, lambda entry: entry.key)]
+
+
+def gather_chains(
+    entries: Sequence[Entry], length: int, jobs: Mapping[int, ChainJob], device: torch.device
+) -> ChainBatch:
+    """The batch of some chains' next `length` steps."""
+    groups = by_job(entries)
+    rows: list[Tensor] = []
+    updates: list[Update] = []
+    own: list[bool] = []
+    for key, group in groups:
+        job, plan = jobs[key], jobs[key].plan
+        units = [entry.unit for entry in group]
+        rows.append(torch.tensor([(entry.slot, job.seed, entry.row) for entry in group]))
+        own += [plan.own] * len(group)
+        if len(groups) == 1 and length > 1 and len(set(units)) == 1:
+            # Rows in step share their coefficients and their times.
+            updates.append(plan.whole(device, slice(units[0], units[0] + length)))
+        else:
+            at = torch.arange(length)[:, None] + torch.tensor(units)
+            updates.append(Update(plan.t[at], plan.s[at], plan.table[at], plan.own))
+    slots, seed, row = torch.cat(rows).to(device).unbind(1)
+    t, s, table = (
+        torch.cat([getattr(update, name) for update in updates], 1).to(device)
+        for name in ("t", "s", "table")
+    )
+    alike = len(set(own)) == 1
+    update = Update(t, s, table, own[0] if alike else torch.tensor(own, device=device))
+    observed = any(jobs[key].observation is not None for key, _ in groups)
+    return ChainBatch(slots, seed, row, update if length > 1 else update.step(0), observed)
+
+
+def gather_terms(
+    entries: Sequence[Entry], jobs: Mapping[int, TermJob], device: torch.device
+) -> TermBatch:
+    """The batch of some terms."""
+    rows: list[Tensor] = []
+    conventions: list[Convention] = []
+    for key, group in by_job(entries):
+        job = jobs[key]
+        row, slot, unit = torch.tensor([entry[1:] for entry in group]).unbind(1)
+        steps = (job.steps.t[row, unit], job.steps.draw[row, unit])
+        rows.append(torch.stack((slot, torch.full_like(row, job.seed), row, *steps, unit), 1))
+        conventions += [job.convention] * len(group)
+    slots, seed, row, t, draw, units = torch.cat(rows).to(device).unbind(1)
+    return TermBatch(slots, units, t, term_noise(seed, row, draw), conventions)

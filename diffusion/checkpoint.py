@@ -221,9 +221,7 @@ def load(path: Path, device: str | torch.device = "cpu") -> tuple[DiffusionModel
         for name, tensor in model.state_dict().items():
             tensor.copy_(found[name])
     model.process.refresh()
-    model = model.to(device).eval().requires_grad_(False)
-    model.tabulate()
-    return model, metadata
+    return model.to(device).eval().requires_grad_(False), metadata
 
 
 def _read_tensors(path: Path, wanted: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -16,6 +16,10 @@ ArrayOut = Annotated[Any, WithJsonSchema({"type": "array", "items": {}})]
 class _Answer(BaseModel):
     model: str = Field(description="Which model answered.")
     seed: int = Field(description="With the same request it gives the same answer.")
+    exact: bool = Field(
+        description="Whether the same request gives the same bits, alone and under any load "
+        "(NONEQ_DETERMINISTIC, as tested when the model was loaded); else to float32 rounding."
+    )
 
 
 class SampleAnswer(_Answer):

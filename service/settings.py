@@ -72,6 +72,11 @@ class Settings(BaseSettings):
     batch_size: int = Field(
         32, ge=1, le=65536, description="Most rows of one network call. On CPU 24 to 32 is best."
     )
+    deterministic: bool = Field(
+        False,
+        description="Fill every network call up to batch_size rows, so that the same request gives "
+        "the same bits alone and under any load; answers say whether that holds.",
+    )
     slots: int = Field(
         512,
         ge=1,

@@ -68,9 +68,16 @@ def by_job(entries: Sequence[Entry]) -> list[tuple[int, list[Entry]]]:
 
 
 def gather_chains(
-    entries: Sequence[Entry], length: int, jobs: Mapping[int, ChainJob], device: torch.device
+    entries: Sequence[Entry],
+    length: int,
+    jobs: Mapping[int, ChainJob],
+    device: torch.device,
+    share: bool = True,
 ) -> ChainBatch:
-    """The batch of some chains' next `length` steps."""
+    """The batch of some chains' next `length` steps.
+
+    With `share`, rows in step share their coefficients and their times: B = 1 in the update.
+    """
     groups = by_job(entries)
     rows: list[Tensor] = []
     updates: list[Update] = []
@@ -80,8 +87,7 @@ def gather_chains(
         units = [entry.unit for entry in group]
         rows.append(torch.tensor([(entry.slot, job.seed, entry.row) for entry in group]))
         own += [plan.own] * len(group)
-        if len(groups) == 1 and length > 1 and len(set(units)) == 1:
-            # Rows in step share their coefficients and their times.
+        if share and len(groups) == 1 and length > 1 and len(set(units)) == 1:
             updates.append(plan.whole(device, slice(units[0], units[0] + length)))
         else:
             at = torch.arange(length)[:, None] + torch.tensor(units)

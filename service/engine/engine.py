@@ -19,7 +19,8 @@ from diffusion.model import DiffusionModel
 from service.engine.faults import Attempt, describe, fatal, out_of_memory, problem_of
 from service.engine.intake import Intake, Record
 from service.engine.jobs import ChainJob, ChainResult, Job, TermJob, TermResult, Ticket, Timing
-from service.engine.runner import Runner, rehearse
+from service.engine.rehearsal import exact, rehearse
+from service.engine.runner import Runner
 from service.engine.scheduler import Entry, Scheduler, Tick, Work
 from service.metrics import Metrics
 from service.problems import NotReady, NumericalFailure, Problem, TooExpensive, UnknownModel
@@ -170,13 +171,15 @@ class Engine:
 
     def _rehearse(self, name: str) -> None:
         """Run a model at the batch size, or what memory holds of it; refuse it if it fails."""
-        rows = self._settings.batch_size
+        rows, runner = self._settings.batch_size, self._runners[name]
         while True:
             try:
-                rehearse(self._runners[name], rows)  # allocators and kernels settle
+                runner.fill = rows if self._settings.deterministic else 0
+                rehearse(runner, rows)  # allocators and kernels settle
                 begun = time.monotonic()
-                rehearse(self._runners[name], rows)
+                rehearse(runner, rows)
                 self._intake.measure(name, rows, time.monotonic() - begun)
+                runner.exact = exact(runner)
                 return
             except Exception as error:
                 if fatal(error):
@@ -188,6 +191,12 @@ class Engine:
             rows //= 2
             self._scheduler.limit(name, rows)
             _log.warning("model %s: out of memory; trying %d rows a tick", name, rows)
+
+    def _shrink(self, name: str, rows: int) -> None:
+        """Memory ran out: from now on a tick has at most so many rows."""
+        self._scheduler.limit(name, rows)
+        runner = self._runners[name]
+        runner.fill, runner.exact = min(runner.fill, rows), False
 
     def _admit(self) -> bool:
         """Take in what came, drop what was cancelled; sleep while there is nothing to do.
@@ -228,7 +237,7 @@ class Engine:
             lambda chains, terms: runner.run(chains, terms, tick.length),
             live=self._records.__contains__,
             fail=self._end,
-            shrink=lambda rows: self._scheduler.limit(tick.model, rows),
+            shrink=lambda rows: self._shrink(tick.model, rows),
         )
         attempt(tick.chains, tick.terms)
         ends = [entry for entry in tick.ends if entry.key in self._records]

@@ -135,11 +135,13 @@ class Timing:
         queue_seconds: from acceptance to the first network call with a row of it.
         compute_seconds: from there to the result.
         network_evaluations: rows put through the network for it.
+        exact: whether the same job gives the same bits alone and in any company.
     """
 
     queue_seconds: float
     compute_seconds: float
     network_evaluations: int
+    exact: bool
 
 
 @final

@@ -16,10 +16,8 @@ from torch import Tensor
 from diffusion.bound import closed_last, combine, evaluate, prior_part
 from diffusion.model import DiffusionModel
 from diffusion.noise import Stream, counter_noise
-from diffusion.plan import Ancestral
 from diffusion.prediction import Prediction
 from diffusion.sampling import advance, begin, burst
-from diffusion.strata import choose_steps
 from service.engine.batches import TermBatch, by_job, gather_chains, gather_terms
 from service.engine.jobs import ChainJob, ChainResult, Job, TermJob, TermResult
 from service.engine.scheduler import Entry
@@ -33,14 +31,23 @@ class Runner:
     Args:
         model: the model, on its device.
         slots: most chains, and most data, held at once.
+
+    Attributes:
+        fill: rows that every call is filled up to, by repeating one; 0 for none. What a row
+            computes then no longer depends on how many others there are.
+        exact: whether that was tested to give a row the same bits in any company and place.
+        chains: their state.
+        data: theirs.
     """
 
     def __init__(self, model: DiffusionModel, slots: int) -> None:
         self.model = model
-        self._chain_slots = ChainSlots(model, slots)
-        self._datum_slots = DatumSlots(model, slots)
-        self._chains: dict[int, ChainJob] = {}
-        self._terms: dict[int, TermJob] = {}
+        model.tabulate()
+        self.fill, self.exact = 0, False
+        self.chains = ChainSlots(model, slots)
+        self.data = DatumSlots(model, slots)
+        self._chain_jobs: dict[int, ChainJob] = {}
+        self._term_jobs: dict[int, TermJob] = {}
         self._results: dict[int, Tensor] = {}  # samples, or values of terms, as they come
 
     def open(self, key: int, job: Job) -> None:
@@ -48,16 +55,16 @@ class Runner:
         # The caller gets these tensors, so they must not be inference tensors.
         with torch.inference_mode(False):
             if isinstance(job, TermJob):
-                self._terms[key] = job
+                self._term_jobs[key] = job
                 self._results[key] = torch.zeros(job.rows, job.units, dtype=torch.float64)
-                self._datum_slots.reserve(job.units)
+                self.data.reserve(job.units)
             else:
-                self._chains[key] = job
+                self._chain_jobs[key] = job
                 self._results[key] = torch.zeros(job.rows, *self.model.event)
 
     def close(self, key: int) -> None:
         """Forget the job."""
-        for held in (self._chains, self._terms, self._results):
+        for held in (self._chain_jobs, self._term_jobs, self._results):
             held.pop(key, None)
 
     def run(self, chains: Sequence[Entry], terms: Sequence[Entry], length: int = 1) -> None:
@@ -70,46 +77,46 @@ class Runner:
         """
         chains, terms = sorted(chains), sorted(terms)  # by job; places in a batch mean nothing
         self._admit(chains, terms)
-        device, state = self.model.device, self._chain_slots
+        device, state = self.model.device, self.chains
+        n, m = len(chains), len(terms)
         parts: list[tuple[Tensor, Tensor]] = []
         if chains:
-            rows = gather_chains(chains, length, self._chains, device)
+            rows = gather_chains(
+                self._filled(chains), length, self._chain_jobs, device, share=not self.fill
+            )
             x_t, previous = state.x[rows.slots], state.previous[rows.slots]
             seen = state.observation(rows.slots) if rows.observed else None
             if length > 1:
                 found = burst(self.model, x_t, previous, rows.update, rows.seed, rows.row, seen)
                 state.advance(rows.slots, *found)
                 return
-            parts.append((x_t, rows.update.t))
+            parts.append((x_t[:n], rows.update.t[:n]))
         if terms:
-            data = gather_terms(terms, self._terms, device)
-            x_0 = self._datum_slots.x_0[data.slots]
-            parts.append((self.model.process.marginal(x_0, data.t).sample(data.noise), data.t))
-        whole, t = (torch.cat(column) for column in zip(*parts, strict=True))
+            data = gather_terms(self._filled(terms), self._term_jobs, device)
+            x_0 = self.data.x_0[data.slots]
+            drawn = self.model.process.marginal(x_0, data.t).sample(data.noise)
+            parts.append((drawn[:m], data.t[:m]))
+        whole, t = (self._full(torch.cat(column)) for column in zip(*parts, strict=True))
         prediction = self.model.predict(whole, t)
-        cut = len(chains)
         if terms:
-            of_terms = prediction.rows(slice(cut, None))
-            values = self._evaluate(data, of_terms, x_0, whole[cut:])
+            of_terms = prediction.rows(self._places(n, m))
+            values = self._evaluate(data, of_terms, x_0, drawn)
         if chains:
-            of_chains = prediction.rows(slice(0, cut))
+            of_chains = prediction.rows(self._places(0, n))
             x_s = advance(of_chains, x_t, previous, rows.update, rows.noise, seen)
             state.advance(rows.slots, x_s, of_chains.x_0)
         if terms:
-            self._datum_slots.values[data.slots, data.units] = values
+            self.data.values[data.slots, data.units] = values
 
     def collect(self, ends: Sequence[Entry]) -> None:
         """Copy the results of finished rows off their slots."""
-        chains = [entry for entry in ends if entry.key in self._chains]
-        terms = [entry for entry in ends if entry.key in self._terms]
-        if chains:
-            x_0 = self._chain_slots.x[self._slots(chains)].cpu()
-            for entry, sample in zip(chains, x_0, strict=True):
-                self._results[entry.key][entry.row] = sample
-        if terms:
-            values = self._datum_slots.values[self._slots(terms)].cpu()
-            for entry, row in zip(terms, values, strict=True):
-                self._results[entry.key][entry.row] = row[: self._terms[entry.key].units]
+        for key, entries in by_job(sorted(ends)):
+            rows, slots = [entry.row for entry in entries], self._slots(entries)
+            if key in self._chain_jobs:
+                self._results[key][rows] = self.chains.x[slots].cpu()
+            else:
+                units = self._term_jobs[key].units
+                self._results[key][rows] = self.data.values[slots, :units].double().cpu()
 
     def broken(
         self, chains: Sequence[Entry], ends: Sequence[Entry], length: int = 1
@@ -123,13 +130,13 @@ class Runner:
         """
         found: dict[int, str] = {}
         if chains:
-            finite = self._chain_slots.finite[self._slots(chains)].tolist()
+            finite = self.chains.finite[self._slots(chains)].tolist()
             for entry, good in zip(chains, finite, strict=True):
                 if not good:
-                    t = int(self._chains[entry.key].plan.t[entry.unit + length - 1])
+                    t = int(self._chain_jobs[entry.key].plan.t[entry.unit + length - 1])
                     found[entry.key] = f"sample {entry.row} became NaN or infinite by step t = {t}"
         for entry in ends:
-            job = self._terms.get(entry.key)
+            job = self._term_jobs.get(entry.key)
             if job is not None:
                 values = self._results[entry.key][entry.row]
                 # Minus infinity is an answer: the model holds the datum to be impossible.
@@ -143,14 +150,15 @@ class Runner:
         self, key: int, queue_seconds: float, compute_seconds: float
     ) -> ChainResult | TermResult:
         """The answer of a job whose rows have all been collected."""
-        if key in self._chains:
+        if key in self._chain_jobs:
             return ChainResult(
                 samples=self._results[key],
                 queue_seconds=queue_seconds,
                 compute_seconds=compute_seconds,
-                network_evaluations=self._chains[key].cost,
+                network_evaluations=self._chain_jobs[key].cost,
+                exact=self.exact,
             )
-        job, values = self._terms[key], self._results[key]
+        job, values = self._term_jobs[key], self._results[key]
         with torch.inference_mode(False), torch.no_grad():
             x_0 = job.x_0.to(self.model.device)
             prior = prior_part(self.model, x_0, job.convention).cpu()
@@ -163,13 +171,14 @@ class Runner:
             queue_seconds=queue_seconds,
             compute_seconds=compute_seconds,
             network_evaluations=job.cost,
+            exact=self.exact,
         )
 
     def _admit(self, chains: Sequence[Entry], terms: Sequence[Entry]) -> None:
         """Write the state of rows at their first unit, job by job: jobs bring their own data."""
         device = self.model.device
         for key, entries in by_job([entry for entry in chains if entry.unit == 0]):
-            job = self._chains[key]
+            job = self._chain_jobs[key]
             rows = torch.tensor([entry.row for entry in entries])
             seen = None
             if job.observation is not None:
@@ -179,10 +188,10 @@ class Runner:
             else:
                 noise = counter_noise(job.seed, rows.to(device), self.model.T + 1, Stream.CHAIN)
                 x = begin(self.model, noise, seen, len(rows))
-            self._chain_slots.write(self._slots(entries), x, seen)
+            self.chains.write(self._slots(entries), x, seen)
         for key, entries in by_job([entry for entry in terms if entry.unit == 0]):
-            x_0 = self._terms[key].x_0[[entry.row for entry in entries]]
-            self._datum_slots.x_0[self._slots(entries)] = x_0.to(device)
+            x_0 = self._term_jobs[key].x_0[[entry.row for entry in entries]]
+            self.data.x_0[self._slots(entries)] = x_0.to(device)
 
     def _evaluate(
         self, batch: TermBatch, prediction: Prediction, x_0: Tensor, x_t: Tensor
@@ -199,18 +208,21 @@ class Runner:
     def _slots(self, entries: Sequence[Entry]) -> Tensor:
         return torch.tensor([entry.slot for entry in entries], device=self.model.device)
 
+    def _filled(self, entries: list[Entry]) -> list[Entry]:
+        """The entries, the last of them repeated up to `fill`."""
+        return [*entries, *entries[-1:] * (self.fill - len(entries))]
 
-def rehearse(runner: Runner, rows: int) -> None:
-    """A tick of `rows` rows that nobody asked for, with chains and a term in it."""
-    model = runner.model
-    plan = Ancestral(steps=1).plan(model)
-    convention = model.space.default_convention
-    steps = choose_steps(model.T, torch.arange(1), 0, convention)
-    x_0 = torch.zeros(1, *model.event)
-    runner.open(-1, ChainJob("", rows, 0, plan))
-    runner.open(-2, TermJob("", x_0, 0, steps, convention))
-    chains = [Entry(-1, row, row, 0) for row in range(max(1, rows - 1))]
-    runner.run(chains, [Entry(-2, 0, 0, 0)] if rows > 1 else [])
-    runner.collect(chains)  # waits for the device
-    runner.close(-1)
-    runner.close(-2)
+    def _full(self, rows: Tensor) -> Tensor:
+        """The rows, the last of them repeated up to `fill`."""
+        lacking = self.fill - len(rows)
+        return (
+            rows if lacking <= 0 else torch.cat((rows, rows[-1:].expand(lacking, *rows.shape[1:])))
+        )
+
+    def _places(self, first: int, count: int) -> slice | Tensor:
+        """Where in a batch `count` rows are, the last of them repeated up to `fill`."""
+        if self.fill <= count:
+            return slice(first, first + count)
+        last = first + count - 1
+        places = torch.arange(first, first + self.fill, device=self.model.device)
+        return places.clamp(max=last)

@@ -89,6 +89,7 @@ class LoglikWork(Work[TermResult]):
         return LoglikAnswer(
             model=self.served.name,
             seed=self.job.seed,
+            exact=result.exact,
             estimator=self.request.estimator,
             convention=self.job.convention,
             terms=self.job.units,

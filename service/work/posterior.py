@@ -87,6 +87,7 @@ class PosteriorWork(Work[ChainResult]):
         return PosteriorAnswer(
             model=self.served.name,
             seed=self.job.seed,
+            exact=result.exact,
             method=self.method,
             biased=self.matched is None,
             sampler=stated(self.request.sampler, self.served),

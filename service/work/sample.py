@@ -46,6 +46,7 @@ class SampleWork(Work[ChainResult]):
         return SampleAnswer(
             model=self.served.name,
             seed=self.job.seed,
+            exact=result.exact,
             sampler=stated(self.request.sampler, self.served),
             shape=list(space.shape),
             samples=plain(space.to_data(result.samples), space),

@@ -1,0 +1,1 @@
+"""Speed against peers, each module one command: `python -m benchmarks.small`."""

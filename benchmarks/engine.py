@@ -1,0 +1,100 @@
+"""The engine under a mixed load: its rows a second over the bare network's at the same batch size.
+
+    python -m benchmarks.engine [--model models/mnist] [--seconds 20] [--rounds 5]
+
+The load never lets the batch run empty: chains of 50 and 250 steps by two samplers, half-hidden
+data, and terms of bounds, coming and going.
+"""
+
+import argparse
+import itertools
+import statistics
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+
+from benchmarks.measure import machine
+from diffusion.checkpoint import load
+from diffusion.model import DiffusionModel
+from diffusion.plan import DDIM, Ancestral
+from diffusion.posterior import Observation
+from diffusion.strata import choose_steps
+from service.engine.engine import Engine
+from service.engine.jobs import ChainJob, Job, TermJob, Ticket
+from service.settings import Settings
+
+
+def load_of(model: DiffusionModel) -> Iterator[Job]:
+    """Jobs without end."""
+    convention = model.space.default_convention
+    x_0 = torch.zeros(2, *model.event)
+    known = torch.rand(4, *model.event) < 0.5
+    for seed in itertools.count():
+        yield ChainJob("m", 4, seed, DDIM(steps=50).plan(model))
+        yield ChainJob("m", 4, seed, Ancestral(steps=250).plan(model))
+        seen = Observation.of_reals(torch.zeros(4, *model.event), known)
+        yield ChainJob("m", 4, seed, Ancestral(steps=50).plan(model), observation=seen)
+        steps = choose_steps(model.T, torch.arange(2), seed, convention, 100)
+        yield TermJob("m", x_0, seed, steps, convention)
+
+
+def engine_rate(model: DiffusionModel, batch: int, window: float) -> float:
+    """Rows a second through the engine, kept full for `window` seconds."""
+    settings = Settings(batch_size=batch, max_queue_cost=10**9)
+    engine = Engine({"m": model}, settings)
+    engine.warm()
+    jobs = load_of(model)
+    tickets: list[Ticket[object]] = []
+
+    def done() -> int:
+        while sum(not ticket.future.done() for ticket in tickets) < 24:
+            tickets.append(engine.submit(next(jobs)))  # type: ignore[arg-type]
+        return sum(ticket.done for ticket in tickets)
+
+    done()
+    time.sleep(min(2.0, window / 4))
+    first, begun = done(), time.perf_counter()
+    while time.perf_counter() - begun < window:
+        time.sleep(0.05)
+        last, ended = done(), time.perf_counter()
+    engine.stop()
+    return (last - first) / (ended - begun)
+
+
+@torch.inference_mode()
+def network_rate(model: DiffusionModel, batch: int, window: float) -> float:
+    """Rows a second of nothing but the network."""
+    x, t = torch.randn(batch, *model.event), torch.randint(1, model.T + 1, (batch,))
+    time_ = model.process.log_snr(t).float() if model.network.clock == "log_snr" else t - 1.0
+    model.network(x, time_)
+    count, begun = 0, time.perf_counter()
+    while time.perf_counter() - begun < window:
+        model.network(x, time_)
+        count += batch
+    return count / (time.perf_counter() - begun)
+
+
+def main() -> None:
+    """Measure in turn and print the ratio."""
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--model", type=Path, default=Path("models/mnist"))
+    parser.add_argument("--batch", type=int, default=32)
+    parser.add_argument("--seconds", type=float, default=20.0)
+    parser.add_argument("--rounds", type=int, default=5)
+    asked = parser.parse_args()
+    print(machine())
+    model, _ = load(asked.model / "model.safetensors")
+    ratios = []
+    for _ in range(asked.rounds):
+        before = network_rate(model, asked.batch, asked.seconds / 2)
+        ours = engine_rate(model, asked.batch, asked.seconds)
+        after = network_rate(model, asked.batch, asked.seconds / 2)
+        ratios.append(2 * ours / (before + after))
+        print(f"engine {ours:.1f} rows/s, network {before:.1f} and {after:.1f}", flush=True)
+    print(f"engine over network: median {statistics.median(ratios):.3f}, all {sorted(ratios)}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,69 @@
+"""Bounds: data a second by the engine, over a plain loop over t.
+
+    python -m benchmarks.loglik [--model models/mnist] [--data 1 4 16] [--terms 100] [--rounds 5]
+
+The loop is that of improved-diffusion's `calc_bpd_loop`: for each t in turn, one network call on
+the data, one term of each. `--terms` n times n of it; the rest goes on alike.
+"""
+
+import argparse
+from functools import partial
+from pathlib import Path
+
+import torch
+
+from benchmarks.measure import compare, machine, table
+from diffusion.bound import terms
+from diffusion.checkpoint import load
+from diffusion.model import DiffusionModel
+from diffusion.noise import Stream, counter_noise
+from diffusion.strata import choose_steps
+from service.engine.engine import Engine
+from service.engine.jobs import TermJob
+from service.settings import Settings
+
+
+def by_engine(engine: Engine, job: TermJob) -> torch.Tensor:
+    """Through the engine's thread and back."""
+    return engine.submit(job).result().values
+
+
+@torch.inference_mode()
+def by_loop(model: DiffusionModel, x_0: torch.Tensor, count: int) -> None:
+    """One t after the other."""
+    row = torch.arange(len(x_0))
+    for t in range(count, 0, -1):
+        noise = counter_noise(0, row, t, Stream.TERM)
+        terms(model, x_0, torch.full_like(row, t), noise, model.space.default_convention)
+
+
+def main() -> None:
+    """Measure and print a table."""
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--model", type=Path, default=Path("models/mnist"))
+    parser.add_argument("--data", type=int, nargs="+", default=[1, 4, 16])
+    parser.add_argument("--terms", type=int, default=100)
+    parser.add_argument("--rounds", type=int, default=5)
+    asked = parser.parse_args()
+    print(machine())
+    model, _ = load(asked.model / "model.safetensors")
+    convention = model.space.default_convention
+    engine = Engine({"m": model}, Settings(max_queue_cost=10**9, max_request_cost=10**9))
+    engine.warm()
+    rows: list[list[str]] = []
+    for count in asked.data:
+        x_0 = torch.zeros(count, *model.event)
+        row = torch.arange(count)
+        steps = choose_steps(model.T, row, 0, convention, asked.terms)
+        ours = partial(by_engine, engine, TermJob("m", x_0, 0, steps, convention))
+        theirs = partial(by_loop, model, x_0, asked.terms)
+        found = compare(ours, theirs, asked.rounds)
+        rows.append([str(count), *found.cells(count * asked.terms / 1000)])
+        print(rows[-1], flush=True)
+    engine.stop()
+    head = ["data", "ours, ms a term", "plain loop, ms a term", "times as fast"]
+    print(table(head, rows))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,77 @@
+"""How things are timed: turn and turn about, medians, ratios within one run.
+
+Machines are noisy and other work comes and goes, so what is compared is run alternately in the same
+process, and what is reported is the median of the ratios of neighbours, with their quartiles.
+"""
+
+import platform
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+
+@dataclass(frozen=True)
+class Ratio:
+    """How many times faster one thing was than another, over `rounds` neighbouring pairs."""
+
+    ours: float
+    theirs: float
+    ratio: float
+    low: float
+    high: float
+    rounds: int
+
+    def cells(self, unit: float = 1.0) -> list[str]:
+        """Ours, theirs (both seconds over `unit`), and the ratio with its quartiles."""
+        return [
+            f"{self.ours / unit:.3g}",
+            f"{self.theirs / unit:.3g}",
+            f"{self.ratio:.2f} ({self.low:.2f} to {self.high:.2f})",
+        ]
+
+
+def seconds(act: Callable[[], object]) -> float:
+    """Wall time of one call."""
+    begun = time.perf_counter()
+    act()
+    return time.perf_counter() - begun
+
+
+def compare(ours: Callable[[], object], theirs: Callable[[], object], rounds: int) -> Ratio:
+    """Time both in turn, after one call of each that does not count."""
+    ours(), theirs()
+    pairs = [(seconds(ours), seconds(theirs)) for _ in range(rounds)]
+    ratios = sorted(b / a for a, b in pairs)
+    low, _, high = statistics.quantiles(ratios, n=4) if len(ratios) > 1 else ratios * 3
+    return Ratio(
+        statistics.median(a for a, _ in pairs),
+        statistics.median(b for _, b in pairs),
+        statistics.median(ratios),
+        low,
+        high,
+        rounds,
+    )
+
+
+def machine() -> str:
+    """What it ran on, in a line."""
+    name = platform.processor() or platform.machine()
+    info = Path("/proc/cpuinfo")
+    if info.exists():
+        lines = [line for line in info.read_text().splitlines() if line.startswith("model name")]
+        name = lines[0].partition(": ")[2] if lines else name
+    device = torch.cuda.get_device_name() if torch.cuda.is_available() else "no GPU"
+    return (
+        f"{name}, {torch.get_num_threads()} threads, {device}, torch {torch.__version__}, "
+        f"Python {platform.python_version()}"
+    )
+
+
+def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A Markdown table."""
+    lines = [head, ["---"] * len(head), *rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)

@@ -1,0 +1,86 @@
+"""Small networks: samples a second by the engine, over diffusers' own loop at the same network.
+
+    python -m benchmarks.small [--models models] [--sizes 1 16 256 4096] [--rounds 7]
+
+Small networks are bound by what surrounds them. diffusers has no binomial process: for `heartbeat`
+its loop runs the same network as a Gaussian one of as many steps, which is less work than bits are.
+"""
+
+import argparse
+from functools import partial
+from pathlib import Path
+
+import torch
+from diffusers import DDPMScheduler
+
+from benchmarks.measure import compare, machine, table
+from diffusion.checkpoint import load
+from diffusion.model import DiffusionModel
+from diffusion.plan import Ancestral
+from service.engine.engine import Engine
+from service.engine.jobs import ChainJob
+from service.settings import Settings
+
+PREDICTION = {"v": "v_prediction", "x_0": "sample", "eps": "epsilon"}
+
+
+def our_samples(engine: Engine, job: ChainJob) -> torch.Tensor:
+    """Through the engine's thread and back."""
+    return engine.submit(job).result().samples
+
+
+@torch.inference_mode()
+def their_samples(model: DiffusionModel, scheduler: DDPMScheduler, rows: int) -> torch.Tensor:
+    """diffusers' loop, as DDPMPipeline has it."""
+    x = torch.randn(rows, *model.event)
+    network, T = model.network, model.T
+    snr = model.process.log_snr(torch.arange(T + 1)).float()
+    for step in scheduler.timesteps:
+        time = snr[step + 1] if network.clock == "log_snr" else step.float()
+        x = scheduler.step(network(x, time.expand(rows)), step, x).prev_sample
+    return x
+
+
+def their_scheduler(model: DiffusionModel) -> DDPMScheduler:
+    """With the same betas, prediction and kind of variance."""
+    learned = model.variance in ("moment", "interpolated")
+    scheduler = DDPMScheduler(
+        num_train_timesteps=model.T,
+        trained_betas=model.process.beta[1:].clamp(max=0.999).tolist(),
+        prediction_type=PREDICTION[model.prediction],
+        variance_type="learned" if learned else "fixed_small",
+        clip_sample=False,
+    )
+    scheduler.set_timesteps(model.T)
+    return scheduler
+
+
+def main() -> None:
+    """Measure and print a table."""
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--models", type=Path, default=Path("models"))
+    parser.add_argument("--names", nargs="+", default=["swissroll", "heartbeat"])
+    parser.add_argument("--sizes", type=int, nargs="+", default=[1, 16, 256, 4096])
+    parser.add_argument("--rounds", type=int, default=7)
+    asked = parser.parse_args()
+    print(machine())
+    rows: list[list[str]] = []
+    for name in asked.names:
+        model, _ = load(asked.models / name / "model.safetensors")
+        plain, _ = load(asked.models / name / "model.safetensors")
+        scheduler, plan = their_scheduler(plain), Ancestral().plan(model)
+        engine = Engine({name: model}, Settings(max_request_cost=10**9, max_queue_cost=10**9))
+        engine.warm()
+        for size in asked.sizes:
+            ours = partial(our_samples, engine, ChainJob(name, size, 0, plan))
+            theirs = partial(their_samples, plain, scheduler, size)
+            found = compare(ours, theirs, asked.rounds)
+            rows.append([name, str(size), *found.cells(1e-6 * model.T)])
+            print(rows[-1], flush=True)
+        engine.stop()
+    head = ["model", "samples", "ours, us a step", "diffusers, us a step", "times as fast"]
+    print(table(head, rows))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,131 @@
+"""Rehearsals: ticks that nobody asked for, before the first that somebody did.
+
+They let allocators and kernels settle, tell how long a tick takes, and try the claim of the
+deterministic mode on this machine: that a row's bits depend on neither its company nor its place.
+"""
+
+from typing import final
+
+import torch
+from torch import Tensor
+
+from diffusion.distributions import Bernoulli, Normal
+from diffusion.plan import Ancestral
+from diffusion.prediction import Prediction
+from diffusion.strata import choose_steps
+from service.engine.jobs import ChainJob, TermJob
+from service.engine.runner import Runner
+from service.engine.scheduler import Entry
+
+_SHUFFLES = 16
+_OTHERS, _CHAIN, _TERM, _OTHER_TERMS = range(-4, 0)  # keys of jobs, in the order of a batch
+
+
+def rehearse(runner: Runner, rows: int) -> None:
+    """A tick of `rows` rows, with chains and a term in it."""
+    stage = _Stage(runner, rows)
+    stage.run(max(1, rows - 1), 0, own_chain=False, own_term=rows > 1)
+    runner.collect([Entry(_OTHERS, 0, 0, 0)])  # waits for the device
+    stage.clear()
+
+
+def exact(runner: Runner) -> bool:
+    """Whether rows get the same bits alone and among others, wherever they stand."""
+    return runner.fill > 0 and _places_do_not_matter(runner) and _company_does_not_matter(runner)
+
+
+def _places_do_not_matter(runner: Runner) -> bool:
+    """Random rows at random steps, in random other places, some of them several times."""
+    model, rows = runner.model, runner.fill
+    dice = torch.Generator().manual_seed(0)
+    x_t = torch.randn(rows, *model.event, generator=dice)
+    x_t = ((x_t > 0).float() if model.space.kind == "bits" else x_t).to(model.device)
+    t = torch.randint(1, model.T + 1, (rows,), generator=dice).to(model.device)
+    whole = _numbers(model.predict(x_t, t), t)
+    for _ in range(_SHUFFLES):
+        i = torch.randint(rows, (rows,), generator=dice).to(model.device)
+        found = _numbers(model.predict(x_t[i], t[i]), t[i])
+        if not all(torch.equal(a, b[i]) for a, b in zip(found, whole, strict=True)):
+            return False
+    return True
+
+
+def _numbers(prediction: Prediction, t: Tensor) -> list[Tensor]:
+    """Everything that a prediction says."""
+    kernel = prediction.kernel(t - 1)
+    if isinstance(kernel, Normal):
+        return [prediction.x_0, kernel.mean, kernel.var.expand_as(kernel.mean)]
+    assert isinstance(kernel, Bernoulli)  # there are two families
+    return [prediction.x_0, kernel.logits]
+
+
+def _company_does_not_matter(runner: Runner) -> bool:
+    """One chain and one term: alone, apart, beside chains and terms, and in a burst."""
+    fill, stage = runner.fill, _Stage(runner, runner.fill)
+    chains: list[Tensor] = []
+    terms: list[Tensor] = []
+    companies = [(0, 0), (fill // 2, fill - 2 - fill // 2), (fill - 2, 0), (0, fill - 2)]
+    for others, other_terms in companies if fill > 2 else []:
+        for unit in range(stage.steps):
+            stage.run(others, other_terms, unit=unit)
+        chains.append(runner.chains.x[0].clone())
+        terms.append(runner.data.values[0, stage.units].clone())
+    for unit in range(stage.steps):
+        stage.run(0, 0, unit=unit, own_term=False)
+        stage.run(0, 0, unit=unit, own_chain=False)
+    chains.append(runner.chains.x[0].clone())
+    terms.append(runner.data.values[0, stage.units].clone())
+    stage.run(0, 0, own_term=False, length=stage.steps)
+    chains.append(runner.chains.x[0].clone())
+    stage.clear()
+    return all(torch.equal(x, found[0]) for found in (chains, terms) for x in found)
+
+
+@final
+class _Stage:
+    """Jobs that are open for a rehearsal: one chain and one term of our own, in slot 0, and others.
+
+    Args:
+        runner: whose ticks are rehearsed.
+        rows: how many others there may be.
+    """
+
+    def __init__(self, runner: Runner, rows: int) -> None:
+        self._runner = runner
+        model = runner.model
+        plan = Ancestral(steps=min(3, model.T)).plan(model)
+        self.steps = len(plan)
+        convention = model.space.default_convention
+        steps = choose_steps(model.T, torch.arange(1), 0, convention)
+        x_0 = torch.zeros(1, *model.event)
+        runner.open(_OTHERS, ChainJob("", rows, 2, plan))
+        runner.open(_CHAIN, ChainJob("", 1, 1, plan))
+        runner.open(_TERM, TermJob("", x_0, 1, steps, convention))
+        runner.open(_OTHER_TERMS, TermJob("", x_0, 2, steps, convention))
+        # Terms of the last step come first and are worked out apart: take some of both kinds.
+        self.units = [0, steps.count // 2, steps.count - 1][: self.steps]
+
+    def run(
+        self,
+        others: int,
+        other_terms: int,
+        *,
+        unit: int = 0,
+        own_chain: bool = True,
+        own_term: bool = True,
+        length: int = 1,
+    ) -> None:
+        """One tick at the `unit`-th step."""
+        at = self.units[unit]
+        chains = [Entry(_OTHERS, row, own_chain + row, unit) for row in range(others)]
+        terms = [Entry(_OTHER_TERMS, 0, 1, (at + row) % 2) for row in range(other_terms)]
+        if own_chain:
+            chains.append(Entry(_CHAIN, 0, 0, unit))
+        if own_term:
+            terms.append(Entry(_TERM, 0, 0, at))
+        self._runner.run(chains, terms, length)
+
+    def clear(self) -> None:
+        """Close the jobs."""
+        for key in range(_OTHERS, 0):
+            self._runner.close(key)

@@ -1,0 +1,132 @@
+"""The deterministic mode: a request's bits depend on nothing but the request."""
+
+import random
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from diffusion.model import DiffusionModel
+from diffusion.networks import MLP, MLPConfig, UNet, UNetConfig
+from diffusion.plan import DDIM, Ancestral, DPMSolver, Sampler
+from diffusion.posterior import Observation
+from diffusion.process import BinomialConfig, GaussianConfig
+from diffusion.space import DataSpace
+from diffusion.strata import choose_steps
+from service.engine import ChainJob, Engine, TermJob
+from service.engine.jobs import ChainResult, Job, TermResult
+
+T = 12
+SAMPLERS: list[Sampler] = [Ancestral(), Ancestral(steps=5), DDIM(steps=4), DPMSolver(steps=6)]
+
+
+def unet() -> DiffusionModel:
+    config = UNetConfig(
+        channels=(8, 16), blocks=1, attention=(False, True), norm_groups=4, zero_out=False
+    )
+    space = DataSpace(kind="image", shape=(1, 8, 8), shift=127.5, scale=127.5, levels=256)
+    return DiffusionModel(GaussianConfig(T=T).build(), UNet(config), space, "v", "lower").eval()
+
+
+def vectors() -> DiffusionModel:
+    network = MLP(MLPConfig(features=3, outputs=2, width=32, zero_out=False))
+    space = DataSpace(kind="vector", shape=(3,))
+    return DiffusionModel(GaussianConfig(T=T).build(), network, space, "v", "moment").eval()
+
+
+def flags() -> DiffusionModel:
+    network = MLP(MLPConfig(features=5, width=32, zero_out=False))
+    space = DataSpace(kind="bits", shape=(5,))
+    return DiffusionModel(BinomialConfig(T=T).build(), network, space, "x_0", None).eval()
+
+
+class Elementwise(nn.Module):
+    """A network without products of matrices."""
+
+    clock = "step"
+
+    def forward(self, x_t: Tensor, time: Tensor) -> Tensor:
+        return (x_t + 0.01 * time[:, None]).tanh()
+
+
+def elementwise() -> DiffusionModel:
+    space = DataSpace(kind="vector", shape=(3,))
+    process = GaussianConfig(T=T).build()
+    return DiffusionModel(process, Elementwise(), space, "v", "lower").eval()
+
+
+def job(model: DiffusionModel, dice: random.Random) -> Job:
+    """A request of any kind."""
+    rows, seed, event = dice.randrange(1, 12), dice.randrange(100), model.event
+    bits = model.space.kind == "bits"
+    values = torch.full((rows, *event), 1.0 if bits else 0.25)
+    if dice.random() < 0.3:
+        convention = model.space.default_convention
+        count = dice.choice([None, 6])
+        steps = choose_steps(model.T, torch.arange(rows), seed, convention, count)
+        return TermJob("m", values, seed, steps, convention)
+    sampler = Ancestral() if bits else dice.choice(SAMPLERS)
+    seen = None
+    if dice.random() < 0.3:
+        known = torch.rand(rows, *event, generator=torch.Generator().manual_seed(seed)) < 0.5
+        of = Observation.of_bits if bits else Observation.of_reals
+        seen = of(values, known)
+    return ChainJob("m", rows, seed, sampler.plan(model), observation=seen)
+
+
+def answer(engine: Engine, job: Job) -> tuple[Tensor, bool]:
+    return read(engine.submit(job).result(120))
+
+
+def read(result: ChainResult | TermResult) -> tuple[Tensor, bool]:
+    found = result.bound.bound if isinstance(result, TermResult) else result.samples
+    return found, result.exact
+
+
+@pytest.mark.parametrize("make", [unet, vectors, flags, elementwise])
+def test_the_same_bits_alone_and_in_any_company(
+    make: Callable[[], DiffusionModel], make_engine: Callable[..., Engine]
+) -> None:
+    """Wherever the engine claims it: how a machine multiplies matrices is its own affair."""
+    torch.manual_seed(0)
+    model = make()
+    engine = make_engine(limits={"deterministic": True, "batch_size": 8}, m=model)
+    dice = random.Random(1)
+    asked = [job(model, dice) for _ in range(12)]
+    alone = [answer(engine, one) for one in asked]
+    claims = {exact for _, exact in alone}
+    assert len(claims) == 1
+    if claims == {False}:
+        assert make is not elementwise
+        pytest.skip("the rehearsal found that this machine's kernels look at a row's place")
+    for _ in range(3):
+        order = dice.sample(range(len(asked)), len(asked))
+        tickets = {i: engine.submit(asked[i]) for i in order}
+        for i, ticket in tickets.items():
+            found, exact = read(ticket.result(120))
+            assert exact
+            assert torch.equal(found, alone[i][0]), asked[i]
+
+
+def test_without_the_mode_nothing_is_claimed(make_engine: Callable[..., Engine]) -> None:
+    model = vectors()
+    engine = make_engine(m=model)
+    plan = Ancestral().plan(model)
+    assert not engine.submit(ChainJob("m", 1, 0, plan)).result(120).exact
+
+
+class Sociable(nn.Module):
+    """A network whose rows depend on their company, as batch normalisation's would."""
+
+    clock = "step"
+
+    def forward(self, x_t: Tensor, _: Tensor) -> Tensor:
+        return x_t - x_t.mean(0)
+
+
+def test_a_claim_that_does_not_hold_is_not_made(make_engine: Callable[..., Engine]) -> None:
+    space = DataSpace(kind="vector", shape=(2,))
+    model = DiffusionModel(GaussianConfig(T=T).build(), Sociable(), space, "eps", "lower").eval()
+    engine = make_engine(limits={"deterministic": True}, m=model)
+    assert not engine.submit(ChainJob("m", 3, 0, Ancestral().plan(model))).result(120).exact

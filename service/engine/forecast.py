@@ -10,7 +10,7 @@ more than his rows can use. So what lies before a job in the queue is not what i
 jobs count no more than its own length. The other kind counts with what `term_share` gives it.
 
 The time follows from the ticks' size: all jobs together fill E = min(M T, w + sum of
-min(w_i, r_i T)) rows of those T ticks, so T ticks of E / T rows each (`pace`), and beside them the
+min(w_i, r_i T)) rows of those T ticks, so T ticks of E / T rows each (`speed`), and beside them the
 other models' ticks, in the proportion of the scheduler's clocks.
 
 All of it is a bound from below, up to the roundings of a tick: those who come later, rows that wait
@@ -21,7 +21,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, final
 
-from service.engine.pace import Pace
+from service.engine.speed import Speed
 
 
 class Load(NamedTuple):
@@ -109,15 +109,15 @@ class Forecast:
 
     def __init__(self, models: Iterable[str], shares: Shares) -> None:
         self._shares = shares
-        self._paces = {name: Pace() for name in models}
+        self._speeds = {name: Speed() for name in models}
 
     def measure(self, model: str, rows: int, seconds: float) -> None:
         """A tick of so many rows took so many seconds."""
-        self._paces[model].measure(rows, seconds)
+        self._speeds[model].measure(rows, seconds)
 
     def doubt(self, model: str) -> None:
         """A job was refused while nothing ran: what is never let in could not be measured again."""
-        self._paces[model].doubt()
+        self._speeds[model].doubt()
 
     def seconds(self, model: str, job: Load, others: Mapping[str, Sequence[Load]]) -> float:
         """The least time until the job is done; 0 where its model's ticks were never measured.
@@ -129,12 +129,12 @@ class Forecast:
         """
         beside = others.get(model, ())
         span = self._shares.until_done(job, beside)
-        own = span.ticks * self._paces[model].seconds(span.rows)
+        own = span.ticks * self._speeds[model].seconds(span.rows)
         total, demand = own, self._shares.demand((job, *beside))
         for name, loads in others.items():
             if name != model and loads:
                 owed = sum(load.evaluations for load in loads)
                 room = self._shares.batch_size
-                needed = owed / room * self._paces[name].seconds(room)
+                needed = owed / room * self._speeds[name].seconds(room)
                 total += min(needed, own * self._shares.demand(loads) / demand)
         return total

@@ -175,11 +175,11 @@ class Intake:
             for record in records
         }
 
-    def measure(self, model: str, evaluations: int, seconds: float) -> None:
-        """A tick of so many evaluations took so many seconds."""
+    def measure(self, model: str, evaluations: int, seconds: float, calls: int = 1) -> None:
+        """So many evaluations, in so many network calls, took so many seconds."""
         with self._wake:
             self._ledger.measure(model, evaluations, seconds)
-            self._forecast.measure(model, evaluations, seconds)
+            self._forecast.measure(model, evaluations // calls, seconds / calls)
 
     def settle(self, model: str, evaluations: int) -> None:
         """So many of the accepted evaluations have been made."""

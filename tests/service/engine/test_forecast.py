@@ -7,8 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from service.engine.forecast import Forecast, Load, Shares
-from service.engine.pace import Pace
 from service.engine.scheduler import Scheduler, Work
+from service.engine.speed import Speed
 
 SHARE = 0.125
 
@@ -82,32 +82,32 @@ def test_the_other_kind_counts_with_its_share() -> None:
     assert shares.until_done(load(4, 10, True), [load(2, 1000)]).ticks == pytest.approx(40 / 30)
 
 
-def measured(pace: Pace, rows: int, seconds: float, ticks: int = 20) -> None:
+def measured(speed: Speed, rows: int, seconds: float, ticks: int = 20) -> None:
     for _ in range(ticks):
-        pace.measure(rows, seconds)
+        speed.measure(rows, seconds)
 
 
-def test_a_pace_bounds_the_sizes_that_were_not_measured() -> None:
-    pace = Pace()
-    assert pace.seconds(8) == 0.0
-    measured(pace, 32, 0.064)
-    assert pace.seconds(32) == pytest.approx(0.064)
-    assert pace.seconds(1) == pytest.approx(0.002)  # no more a row than in a full tick
-    assert pace.seconds(64) == pytest.approx(0.064)  # no less than a smaller tick
-    measured(pace, 1, 0.02)
-    assert pace.seconds(1) == pytest.approx(0.02)
-    assert pace.seconds(8) == pytest.approx(0.02)
-    assert pace.seconds(32) == pytest.approx(0.064)
-    measured(pace, 32, 0.032, ticks=400)
-    assert pace.seconds(32) == pytest.approx(0.032, rel=0.01)
+def test_a_speed_bounds_the_sizes_that_were_not_measured() -> None:
+    speed = Speed()
+    assert speed.seconds(8) == 0.0
+    measured(speed, 32, 0.064)
+    assert speed.seconds(32) == pytest.approx(0.064)
+    assert speed.seconds(1) == pytest.approx(0.002)  # no more a row than in a full tick
+    assert speed.seconds(64) == pytest.approx(0.064)  # no less than a smaller tick
+    measured(speed, 1, 0.02)
+    assert speed.seconds(1) == pytest.approx(0.02)
+    assert speed.seconds(8) == pytest.approx(0.02)
+    assert speed.seconds(32) == pytest.approx(0.064)
+    measured(speed, 32, 0.032, ticks=400)
+    assert speed.seconds(32) == pytest.approx(0.032, rel=0.01)
 
 
 def test_a_few_ticks_are_not_believed() -> None:
-    pace = Pace()
-    measured(pace, 8, 1.0, ticks=5)  # the first ones: caches are cold
-    assert pace.seconds(8) == 0.0
-    measured(pace, 8, 0.01, ticks=300)
-    assert pace.seconds(8) == pytest.approx(0.01, rel=0.1)
+    speed = Speed()
+    measured(speed, 8, 1.0, ticks=5)  # the first ones: caches are cold
+    assert speed.seconds(8) == 0.0
+    measured(speed, 8, 0.01, ticks=300)
+    assert speed.seconds(8) == pytest.approx(0.01, rel=0.1)
 
 
 def test_seconds_follow_the_ticks_and_the_other_models() -> None:

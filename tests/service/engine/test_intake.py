@@ -84,6 +84,15 @@ def test_a_measurement_that_keeps_everybody_out_is_doubted(gaussian: DiffusionMo
     raise AssertionError("nobody was let in to measure it anew")
 
 
+def test_a_tick_of_many_calls_tells_how_long_each_takes(gaussian: DiffusionModel) -> None:
+    door = intake()
+    for _ in range(20):
+        door.measure("g", 8 * 50, 50.0, calls=50)
+    with pytest.raises(DeadlineUnmeetable) as caught:
+        door.accept(chains(gaussian, 8), deadline=soon(5))
+    assert caught.value.fields["estimated_seconds"] <= 10
+
+
 def test_a_deadline_that_has_passed(gaussian: DiffusionModel) -> None:
     door = intake()
     with pytest.raises(DeadlineExceeded):

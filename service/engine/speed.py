@@ -9,9 +9,7 @@ from dataclasses import dataclass
 from typing import final
 
 _FORGET = 0.98  # of a tick's weight at the next of its size: about the last 50 count
-_ENOUGH = (
-    9.0  # ten ticks of a size, less what is forgotten: the first are slow, and one tells little
-)
+_ENOUGH = 9.0  # ten ticks of a size, less what is forgotten: the first are slow, one tells little
 _DOUBT = 0.5
 
 
@@ -23,7 +21,7 @@ class _Mean:
 
 
 @final
-class Pace:
+class Speed:
     """The ticks of one model. Sizes are told apart by powers of two."""
 
     def __init__(self) -> None:

@@ -3,18 +3,22 @@
 opening -> ready -> draining;    opening -> failed, where there is nothing to serve
 """
 
+import asyncio
 import logging
 import threading
 from collections.abc import Callable, Sequence
 from typing import final
 
 from service.engine.engine import Engine
+from service.memory import memory_used
 from service.metrics import Metrics
 from service.models import Catalogue, Refused, Served, load_folder
 from service.problems import Draining, EngineDead, NotReady, Problem
 from service.settings import Settings
 
 _log = logging.getLogger(__name__)
+
+_DECODERS = 4  # bodies decoded at once: more are no faster, and hold more memory
 
 
 @final
@@ -24,6 +28,9 @@ class Backend:
     Args:
         settings: the folder, the device, the limits.
         metrics: where the engine counts.
+
+    Attributes:
+        decoding: held by whoever decodes a body.
     """
 
     def __init__(self, settings: Settings, metrics: Metrics) -> None:
@@ -33,6 +40,7 @@ class Backend:
         self._opened = threading.Event()
         self._failure: str | None = None
         self._closing = False
+        self.decoding = asyncio.Semaphore(_DECODERS)
 
     def open(self, announce: Callable[[Sequence[str]], None] | None = None) -> None:
         """Load the folder, start the engine and warm it; blocks. `state` tells what went wrong.
@@ -45,6 +53,7 @@ class Backend:
             device = settings.resolve_device()
             catalogue = load_folder(settings.models, device, settings.default_model)
             self._catalogue = catalogue
+            self.metrics.watch_memory(device, lambda: memory_used(device))
             if catalogue.served:
                 models = {name: served.model for name, served in catalogue.served.items()}
                 self._engine = Engine(models, settings, self.metrics)

@@ -6,6 +6,8 @@ One `Metrics` per app, passed to whoever measures. Nothing is registered globall
 one process (tests) do not meet.
 """
 
+from collections.abc import Callable
+
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from prometheus_client.exposition import CONTENT_TYPE_LATEST
 
@@ -18,8 +20,8 @@ _FILL = (0.0625, 0.125, 0.25, 0.375, 0.5, 0.625, 0.75, 0.875, 1.0)
 class Metrics:
     """The app's metrics; every name begins with `noneq_`.
 
-    `requests` is counted by the routes (outcome: "ok", or a problem's slug), everything else by the
-    engine.
+    `requests` and `refused` are counted around the routes (outcome: "ok", or a problem's slug),
+    everything else by the engine. Gauges that are `watch`ed are read when asked for.
     """
 
     def __init__(self) -> None:
@@ -28,6 +30,12 @@ class Metrics:
             "noneq_requests_total",
             "Requests answered.",
             ("route", "outcome"),
+            registry=registry,
+        )
+        self.refused = Counter(
+            "noneq_refused_total",
+            "Requests refused for a limit or the load, by cause: the problem's slug.",
+            ("cause",),
             registry=registry,
         )
         self.rows_running = Gauge(
@@ -63,6 +71,32 @@ class Metrics:
         self.ticks = Counter(
             "noneq_ticks_total", "Network calls made.", ("model",), registry=registry
         )
+        self.padding_rows = Counter(
+            "noneq_padding_rows_total",
+            "Rows put through a network beside those asked for, to reach a warmed batch size.",
+            ("model",),
+            registry=registry,
+        )
+        self.queue_cost = Gauge(
+            "noneq_queue_cost", "Network evaluations accepted and not yet done.", registry=registry
+        )
+        self.queue_cost_limit = Gauge(
+            "noneq_queue_cost_limit", "Most of them; beyond it 503.", registry=registry
+        )
+        self.queue_bytes = Gauge(
+            "noneq_queue_bytes",
+            "Bytes of bodies being read and of accepted requests' data and answers.",
+            registry=registry,
+        )
+        self.queue_bytes_limit = Gauge(
+            "noneq_queue_bytes_limit", "Most of them; beyond it 503.", registry=registry
+        )
+        self.device_memory = Gauge(
+            "noneq_device_memory_bytes",
+            "Memory of the device that the service holds; of a CPU, the process's resident set.",
+            ("device",),
+            registry=registry,
+        )
 
     def rows(self, running: int, waiting: int) -> None:
         """Set how many rows there are now."""
@@ -74,6 +108,29 @@ class Metrics:
         self.ticks.labels(model).inc()
         self.network_evaluations.labels(model).inc(rows * length)
         self.batch_fill.observe(rows / batch_size)
+
+    def pad(self, model: str, rows: int) -> None:
+        """Count rows that were added to a tick and asked for by nobody."""
+        self.padding_rows.labels(model).inc(rows)
+
+    def serve(self, model: str) -> None:
+        """Show a model's counters from the start, at zero."""
+        for counter in (self.ticks, self.network_evaluations, self.padding_rows):
+            counter.labels(model)
+
+    def watch_queue(self, owed: Callable[[], int], limit: int) -> None:
+        """Ask `owed` for the queue's cost; its limit stays."""
+        self.queue_cost.set_function(owed)
+        self.queue_cost_limit.set(limit)
+
+    def watch_room(self, held: Callable[[], int], limit: int) -> None:
+        """Ask `held` for the bytes of requests in hand; their limit stays."""
+        self.queue_bytes.set_function(held)
+        self.queue_bytes_limit.set(limit)
+
+    def watch_memory(self, device: str, used: Callable[[], int]) -> None:
+        """Ask `used` for the device's bytes."""
+        self.device_memory.labels(device).set_function(used)
 
     def render(self) -> bytes:
         """The text exposition; its content type is `CONTENT_TYPE`."""

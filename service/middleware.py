@@ -29,7 +29,7 @@ _OPEN_BELOW = ("/health/", "/docs/")
 def problem_response(problem: Problem, scope: Scope) -> Response:
     """A problem as its response; it also settles the request's outcome for the metrics."""
     state = scope.setdefault("state", {})
-    state["outcome"] = problem.slug
+    state["outcome"], state["refused"] = problem.slug, problem.refusal
     document = {**problem.to_document(), "request_id": state.get("request_id")}
     headers = dict(problem.headers)
     return Response(to_json(document), problem.status, headers, media_type=MEDIA_TYPE)
@@ -79,7 +79,10 @@ class RequestContext:
             await problem_response(problem, scope)(scope, receive, send_with_headers)
         finally:
             path = getattr(scope.get("route"), "path", "other")
-            self.metrics.requests.labels(path, state.get("outcome", "ok")).inc()
+            outcome = state.get("outcome", "ok")
+            self.metrics.requests.labels(path, outcome).inc()
+            if state.get("refused", False):
+                self.metrics.refused.labels(outcome).inc()
 
 
 class ApiKeys:

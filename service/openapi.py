@@ -9,6 +9,7 @@ from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
 
 from service.answers import ProblemDocument
+from service.door import DEADLINE
 from service.encoding import BINARY, JSON, PNG
 from service.problems import MEDIA_TYPE
 from service.schemas import DenoiseRequest, InpaintRequest, LoglikRequest, SampleRequest
@@ -33,16 +34,31 @@ under `request`. Answers are what `Accept` asks for: JSON, a PNG contact sheet, 
 the other fields under `answer`. The same request with the same seed gets the same answer, whatever
 else is being served.
 
+The header `x-deadline` says how many seconds from now an answer is of use. A request that cannot be
+done by then is refused before anything is computed; one that is not done by then is dropped.
+
 Errors are RFC 9457 problem documents: what came, what was expected, how to mend it.
 """
+
+_DEADLINE = {
+    "name": DEADLINE,
+    "in": "header",
+    "required": False,
+    "description": "Seconds from now within which the answer is of use. Refused at once (503, with "
+    "`estimated_seconds`) where it cannot be met; dropped (504) when it passes.",
+    "schema": {"type": "number", "exclusiveMinimum": 0},
+    "example": 2.5,
+}
 
 _PROBLEMS = {
     400: "The body cannot be read.",
     404: "No such model.",
     406: "No acceptable form of the answer.",
+    408: "The body took too long to arrive.",
     413: "The body is too large.",
     422: "Invalid request; nothing was computed.",
-    503: "Queue full, starting or stopping; see Retry-After.",
+    503: "Queue full, no room, deadline unmeetable, starting or stopping; see Retry-After.",
+    504: "The deadline passed; what was waiting or running has been dropped.",
 }
 
 
@@ -52,7 +68,7 @@ def request_body(schema: type[BaseModel]) -> dict[str, Any]:
         JSON: {"schema": {"$ref": _REF.format(model=schema.__name__)}},
         BINARY: _BYTES,
     }
-    return {"requestBody": {"required": True, "content": content}}
+    return {"requestBody": {"required": True, "content": content}, "parameters": [_DEADLINE]}
 
 
 def responses(*forms: str) -> dict[int | str, dict[str, Any]]:

@@ -29,6 +29,7 @@ class Problem(Exception):
     status: ClassVar[int]
     title: ClassVar[str]
     slug: ClassVar[str]
+    refusal: ClassVar[bool] = False  # for a limit or the load, before anything was computed
 
     def __init__(self, detail: str, **fields: object) -> None:
         super().__init__(detail)
@@ -118,12 +119,22 @@ class NotAcceptable(Problem):
     slug = "not-acceptable"
 
 
+class BodyTimeout(Problem):
+    """The body did not arrive within `body_seconds`."""
+
+    status = 408
+    title = "The body took too long to arrive"
+    slug = "body-timeout"
+    refusal = True
+
+
 class BodyTooLarge(Problem):
     """The body exceeds `max_body_bytes`."""
 
     status = 413
     title = "The body is too large"
     slug = "body-too-large"
+    refusal = True
 
 
 class UnsupportedMediaType(Problem):
@@ -148,6 +159,7 @@ class TooExpensive(Problem):
     status = 422
     title = "The request is too expensive"
     slug = "too-expensive"
+    refusal = True
 
 
 class InternalError(Problem):
@@ -186,6 +198,7 @@ class Unavailable(Problem):
     """Not now, but later. Abstract: `retry_after` is in seconds, rounded up to a whole one."""
 
     status = 503
+    refusal = True
 
     def __init__(self, detail: str, *, retry_after: float = 1.0, **fields: object) -> None:
         self.retry_after = max(1, math.ceil(retry_after))
@@ -195,6 +208,13 @@ class Unavailable(Problem):
     @override
     def headers(self) -> dict[str, str]:
         return {"retry-after": str(self.retry_after)}
+
+
+class NoRoom(Unavailable):
+    """The requests in hand have reached `max_queue_bytes`."""
+
+    title = "No room for the request"
+    slug = "no-room"
 
 
 class QueueFull(Unavailable):
@@ -216,3 +236,45 @@ class Draining(Unavailable):
 
     title = "The service is stopping"
     slug = "draining"
+
+
+class DeadlineUnmeetable(Problem):
+    """The request would not be done by its deadline; nothing was computed.
+
+    503 and not 504: it is refused for the load, before anything was waited for (RFC 9110, 15.6.4).
+
+    Args:
+        detail: as of any problem.
+        estimated_seconds: the least time, from now, in which it would be done.
+        retry_after: when it might do, at the earliest, in seconds; None where waiting is no help.
+    """
+
+    status = 503
+    title = "The deadline cannot be met"
+    slug = "deadline-unmeetable"
+    refusal = True
+
+    def __init__(
+        self,
+        detail: str,
+        *,
+        estimated_seconds: float = 0.0,
+        retry_after: float | None = None,
+        **fields: object,
+    ) -> None:
+        self.retry_after = None if retry_after is None else max(1, math.ceil(retry_after))
+        rounded = float(f"{estimated_seconds:.3g}")
+        super().__init__(detail, estimated_seconds=rounded, retry_after=self.retry_after, **fields)
+
+    @property
+    @override
+    def headers(self) -> dict[str, str]:
+        return {} if self.retry_after is None else {"retry-after": str(self.retry_after)}
+
+
+class DeadlineExceeded(Problem):
+    """The deadline passed before the answer was there; what was waiting or running was dropped."""
+
+    status = 504
+    title = "The deadline has passed"
+    slug = "deadline-exceeded"

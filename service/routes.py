@@ -27,6 +27,7 @@ from service.answers import (
     SampleAnswer,
 )
 from service.backend import Backend
+from service.door import DEADLINE, body_of, find_deadline
 from service.encoding import BINARY, JSON, PNG, decode_body, json_kind, negotiate, to_json
 from service.engine.jobs import Ticket
 from service.metrics import CONTENT_TYPE
@@ -101,22 +102,10 @@ async def _serve(
     request: Request, schema: type[Asked], prepare: Prepare[Asked], offers: tuple[str, ...]
 ) -> Response:
     form = negotiate(", ".join(request.headers.getlist("accept")), offers)
-    backend = _backend(request)
-    backend.check()
     try:
-        raw = await request.body()
+        work, ticket = await _accept(request, schema, prepare, form)
     except ClientDisconnect:
         return _client_left(request)
-    content_type = request.headers.get("content-type")
-
-    def ready_work() -> Work[Any]:
-        asked = parse(schema, content_type, raw)
-        work = prepare(asked, backend.find(asked.model), backend.settings)
-        work.check(form)
-        return work
-
-    work = await to_thread.run_sync(ready_work)
-    ticket: Ticket[Any] = backend.engine.submit(work.job)
     if not await _finished(request, ticket):
         return _client_left(request)
     result = ticket.result()
@@ -124,6 +113,28 @@ async def _serve(
     request.state.compute_seconds = result.compute_seconds
     body = await to_thread.run_sync(work.render, result, form)
     return Response(body, media_type=form)
+
+
+async def _accept(
+    request: Request, schema: type[Asked], prepare: Prepare[Asked], form: str
+) -> tuple[Work[Any], Ticket[Any]]:
+    """Read, decode and submit. The body's bytes end with this call, whatever the job then takes."""
+    backend = _backend(request)
+    backend.check()
+    settings, content_type = backend.settings, request.headers.get("content-type")
+    deadline = find_deadline(request.headers.getlist(DEADLINE), settings.deadline_seconds)
+    async with body_of(request, backend.engine, settings) as raw:
+
+        def ready_work() -> Work[Any]:
+            asked = parse(schema, content_type, raw)
+            work = prepare(asked, backend.find(asked.model), settings)
+            work.check(form)
+            return work
+
+        # Decoded numbers are larger than their text, and rendering needs the threads as well.
+        async with backend.decoding:
+            work = await to_thread.run_sync(ready_work)
+        return work, backend.engine.submit(work.job, deadline)
 
 
 def parse(schema: type[Asked], content_type: str | None, raw: bytes) -> Asked:

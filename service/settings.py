@@ -68,6 +68,21 @@ class Settings(BaseSettings):
         ge=1,
         description="Most network evaluations accepted and not yet done; beyond it 503.",
     )
+    max_queue_bytes: int = Field(
+        2 * 2**30,
+        ge=2**20,
+        description="Most bytes of bodies being read, and of accepted requests' data and answers; "
+        "beyond it 503.",
+    )
+    body_seconds: float = Field(
+        60.0, gt=0, description="Longest wait for a request's body, in seconds; beyond it 408."
+    )
+    deadline_seconds: float = Field(
+        0.0,
+        ge=0,
+        description="Longest a request may take, in seconds; the header x-deadline may ask for "
+        "less. 0: no deadline but the header's.",
+    )
 
     batch_size: int = Field(
         32, ge=1, le=65536, description="Most rows of one network call. On CPU 24 to 32 is best."
@@ -81,7 +96,7 @@ class Settings(BaseSettings):
         512,
         ge=1,
         description="Most chains, and most data, of one model held on the device at once; "
-        "at least batch_size.",
+        "at least batch_size, better 16 times it: a quarter is kept for newcomers.",
     )
     term_share: float = Field(
         0.125,
@@ -106,6 +121,12 @@ class Settings(BaseSettings):
             raise ValueError(
                 f"slots={self.slots} cannot fill a batch of {self.batch_size} rows: "
                 f"set NONEQ_SLOTS to at least {self.batch_size}, or NONEQ_BATCH_SIZE lower"
+            )
+        if self.max_body_bytes > self.max_queue_bytes // 2:
+            raise ValueError(
+                f"max_body_bytes={self.max_body_bytes} exceeds half of max_queue_bytes="
+                f"{self.max_queue_bytes}, which has to hold a body and what is made of it: "
+                f"set NONEQ_MAX_QUEUE_BYTES to at least {2 * self.max_body_bytes}"
             )
         if self.max_request_cost > self.max_queue_cost:
             raise ValueError(

@@ -11,19 +11,22 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from typing import Any, final, overload
 
 import torch
 
 from diffusion.model import DiffusionModel
 from service.engine.faults import Attempt, describe, fatal, out_of_memory, problem_of
-from service.engine.intake import Intake, Record
+from service.engine.intake import Intake
 from service.engine.jobs import ChainJob, ChainResult, Job, TermJob, TermResult, Ticket, Timing
+from service.engine.limits import check_limits
+from service.engine.record import Record
 from service.engine.rehearsal import exact, rehearse
 from service.engine.runner import Runner
 from service.engine.scheduler import Entry, Scheduler, Tick, Work
 from service.metrics import Metrics
-from service.problems import NotReady, NumericalFailure, Problem, TooExpensive, UnknownModel
+from service.problems import NotReady, NumericalFailure, Problem, UnknownModel
 from service.settings import Settings
 
 _log = logging.getLogger(__name__)
@@ -50,7 +53,11 @@ class Engine:
         batch_size, slots = settings.batch_size, settings.slots
         self._runners = {name: Runner(model, slots) for name, model in models.items()}
         self._scheduler = Scheduler(models, batch_size, slots, settings.term_share)
-        self._intake = Intake(models, settings.max_queue_cost)
+        self._intake = Intake(models, settings)
+        self._metrics.watch_queue(lambda: self._intake.owed, settings.max_queue_cost)
+        for name in models:
+            self._metrics.serve(name)
+        self._metrics.watch_room(lambda: self._intake.held, settings.max_queue_bytes)
         self._records: dict[int, Record] = {}  # the engine thread's own: admitted, not ended
         self._refused: dict[str, str] = {}
         self._thread = threading.Thread(target=self._main, name="noneq-engine", daemon=True)
@@ -96,19 +103,34 @@ class Engine:
         if not self.alive:
             raise self._intake.obituary()
 
+    def reserve(self, size: int) -> AbstractContextManager[None]:
+        """Room for a body of so many bytes while it is read, decoded and submitted.
+
+        Entering raises QueueFull, NoRoom, Draining or EngineDead where nothing would come of it.
+        """
+        return self._intake.reserve(size)
+
     @overload
-    def submit(self, job: ChainJob) -> Ticket[ChainResult]: ...
+    def submit(self, job: ChainJob, deadline: float | None = None) -> Ticket[ChainResult]: ...
     @overload
-    def submit(self, job: TermJob) -> Ticket[TermResult]: ...
-    def submit(self, job: Job) -> Ticket[Any]:
+    def submit(self, job: TermJob, deadline: float | None = None) -> Ticket[TermResult]: ...
+    def submit(self, job: Job, deadline: float | None = None) -> Ticket[Any]:
         """Accept a job; from here on it will end, one way or another. From any thread.
+
+        Args:
+            job: what is asked.
+            deadline: when its answer is of no more use (`time.monotonic`); then it is dropped,
+                within a tick, and its ticket raises DeadlineExceeded.
 
         Raises:
             UnknownModel: no such model, or one that failed its warm-up.
             ValueError: the job's parts do not fit its model (a mistake of the caller's code).
-            TooExpensive: it costs more than one request may.
+            TooExpensive: it costs, or holds, more than one request may.
             NotReady: the engine has not been started.
-            QueueFull: it fits when some of the accepted work is done; `retry_after` says when.
+            QueueFull, NoRoom: it fits when some of the accepted work is done; `retry_after` says
+                when.
+            DeadlineUnmeetable: it would end past its deadline, which may come later or never do.
+            DeadlineExceeded: the deadline has passed.
             Draining: the engine is stopping.
             EngineDead: the engine's thread has ended by an error.
         """
@@ -116,18 +138,12 @@ class Engine:
         if job.model not in served:
             why = self._refused.get(job.model, "is not served")
             raise UnknownModel(f"The model {why}.", received=job.model, expected=sorted(served))
-        job.check(self._runners[job.model].model)
-        most = self._settings.max_request_cost
-        if job.cost > most:
-            raise TooExpensive(
-                f"{job.rows} rows by {job.units} network evaluations each are {job.cost}.",
-                expected=f"at most {most} network evaluations",
-                received=job.cost,
-                fix="Ask for fewer rows, steps or terms, or part it into several requests.",
-            )
+        model = self._runners[job.model].model
+        job.check(model)
+        size = check_limits(job, model, self._settings)
         if not self._started:
             raise NotReady("The engine has not been started.")
-        return self._intake.accept(job)
+        return self._intake.accept(job, size, deadline)
 
     def drain(self, timeout: float | None = None) -> bool:
         """Refuse new jobs, finish the accepted ones, stop; after `timeout` seconds, stop anyway.
@@ -221,6 +237,8 @@ class Engine:
                 self._end(record.key, problem_of(error))
         for key in cancelled:
             self._end(key, None)
+        for key, problem in self._intake.overdue().items():
+            self._end(key, problem)
         self._metrics.rows(self._scheduler.rows_running, self._scheduler.rows_waiting)
         return True
 
@@ -245,8 +263,9 @@ class Engine:
         seconds = time.monotonic() - begun
         self._scheduler.retire(tick, seconds)
         self._intake.settle(tick.model, tick.evaluations)
-        self._intake.measure(tick.model, tick.evaluations, seconds)
+        self._intake.measure(tick.model, tick.evaluations, seconds, tick.length)
         self._metrics.tick(tick.model, len(tick), self._settings.batch_size, tick.length)
+        self._metrics.pad(tick.model, max(0, runner.fill - len(tick)) * tick.length)
         self._metrics.rows(self._scheduler.rows_running, self._scheduler.rows_waiting)
         for record in self._live(share):
             record.ticket.done += share[record.key] * tick.length

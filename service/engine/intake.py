@@ -1,44 +1,40 @@
 """The door between threads: what was accepted and has not ended.
 
-    accepted = answered + failed + cancelled,    and nothing is accepted past `limit` evaluations
+    accepted = answered + failed + cancelled,    and nothing is accepted past the queue's bounds
 
-Any thread may come in by `accept`, cancel, or wait for the end; the engine's thread takes, settles
-and ends. Everything here is under one lock that nobody holds for longer than a few assignments.
+Any thread may come in by `reserve` and `accept`, cancel, or wait for the end; the engine's thread
+takes, settles and ends. Everything here is under one lock that nobody holds for longer than a few
+assignments, or, where a job has a deadline, one pass over those that are there.
 """
 
 import itertools
+import math
 import threading
 import time
-from collections.abc import Iterable
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass
+from contextlib import contextmanager
 from typing import Any, final
 
 from service.engine.faults import describe
-from service.engine.jobs import Job, Ticket, Timing
+from service.engine.forecast import Forecast, Load, Shares
+from service.engine.jobs import Job, TermJob, Ticket, Timing
 from service.engine.ledger import Ledger
-from service.problems import Draining, EngineDead, Problem, QueueFull
+from service.engine.record import Record
+from service.problems import (
+    DeadlineExceeded,
+    DeadlineUnmeetable,
+    Draining,
+    EngineDead,
+    NoRoom,
+    Problem,
+    QueueFull,
+)
+from service.settings import Settings
 
-
-@dataclass(eq=False)
-class Record:
-    """An accepted job that has not ended.
-
-    Attributes:
-        key: its name within the engine.
-        job: what was asked.
-        ticket: what its caller holds.
-        rows_left: rows whose result is outstanding.
-        accepted: when it came, monotonic seconds.
-        started: when a row of it was first in a tick; None until then.
-    """
-
-    key: int
-    job: Job
-    ticket: Ticket[Any]
-    rows_left: int
-    accepted: float
-    started: float | None = None
+_APIECE = 2**16  # bytes that a request holds beside its data: connection, plan, records
+_DOUBT = 1.25  # how far an estimate may be past a deadline before it is believed
 
 
 @final
@@ -47,14 +43,17 @@ class Intake:
 
     Args:
         models: names of the models.
-        limit: most network evaluations accepted and not yet done.
+        settings: the queue's bounds and the scheduler's shares.
     """
 
-    def __init__(self, models: Iterable[str], limit: int) -> None:
-        self._limit = limit
+    def __init__(self, models: Iterable[str], settings: Settings) -> None:
+        self._limit, self._room = settings.max_queue_cost, settings.max_queue_bytes
         self._keys = itertools.count()
         self._wake = threading.Condition()
-        self._ledger = Ledger(models, limit)
+        names = list(models)
+        self._ledger = Ledger(names, self._limit, self._room)
+        self._forecast = Forecast(names, Shares(settings.batch_size, settings.term_share))
+        self._first_deadline = math.inf  # no job's is earlier
         self._records: dict[int, Record] = {}
         self._new: list[Record] = []
         self._cancelled: list[int] = []
@@ -77,27 +76,64 @@ class Intake:
         with self._wake:
             return self._ledger.owed
 
-    def accept(self, job: Job) -> Ticket[Any]:
-        """Take a job in, or raise QueueFull, Draining or EngineDead."""
+    @property
+    def held(self) -> int:
+        """Bytes of bodies being read and of accepted jobs."""
         with self._wake:
-            if self._closed:
-                raise self.obituary()
-            if self._draining:
-                raise Draining("The service finishes what it accepted and takes nothing new.")
-            excess = self._ledger.excess(job.cost)
-            if excess:
-                raise QueueFull(
-                    f"{self._ledger.owed} network evaluations wait, this would add {job.cost}.",
-                    expected=f"at most {self._limit} waiting",
-                    retry_after=self._ledger.seconds_until(excess),
-                    fix="Send the same request again after `retry_after` seconds.",
-                )
+            return self._ledger.held
+
+    @contextmanager
+    def reserve(self, size: int) -> Iterator[None]:
+        """Room for a body of so many bytes, until it has been read and its job accepted.
+
+        Raises:
+            QueueFull, NoRoom, Draining, EngineDead: it need not be read, nothing would come of it.
+        """
+        size += _APIECE
+        with self._wake:
+            self._check_open()
+            # What the request costs is not known yet. Room comes for one like those that wait.
+            if self._ledger.excess(1):
+                usual = -(-self._ledger.owed // max(1, len(self._records)))
+                raise self._queue_full(usual, "nothing more is read.")
+            self._check_room(size)
+            self._ledger.hold(size)
+        try:
+            yield
+        finally:
+            with self._wake:
+                self._ledger.release(size)
+
+    def accept(self, job: Job, size: int = 0, deadline: float | None = None) -> Ticket[Any]:
+        """Take a job in.
+
+        Args:
+            job: what is asked.
+            size: bytes that it holds until its end.
+            deadline: when its answer is of no more use, monotonic seconds.
+
+        Raises:
+            QueueFull, NoRoom: it fits when some of the accepted work is done.
+            DeadlineUnmeetable, DeadlineExceeded: it would end, or it is, past its deadline.
+            Draining, EngineDead: nothing is taken any more.
+        """
+        size += _APIECE
+        with self._wake:
+            self._check_open()
+            if self._ledger.excess(job.cost):
+                raise self._queue_full(job.cost, f"this would add {job.cost}.")
+            self._check_room(size)
+            if deadline is not None:
+                self._check_deadline(job, deadline - time.monotonic())
             key = next(self._keys)
             ticket: Ticket[Any] = Ticket(job.cost, Future())
-            record = Record(key, job, ticket, job.rows, time.monotonic())
+            now, due = time.monotonic(), math.inf if deadline is None else deadline
+            record = Record(key, job, ticket, job.rows, now, size, due)
             self._ledger.accept(job.model, job.cost)
+            self._ledger.hold(size)
             self._records[key] = record
             self._new.append(record)
+            self._first_deadline = min(self._first_deadline, due)
             self._wake.notify_all()
         ticket.on_cancel(lambda: self._cancel(key))
         return ticket
@@ -117,10 +153,33 @@ class Intake:
             cancelled, self._cancelled = self._cancelled, []
             return new, cancelled
 
-    def measure(self, model: str, evaluations: int, seconds: float) -> None:
-        """So many evaluations took so many seconds."""
+    def overdue(self) -> dict[int, DeadlineExceeded]:
+        """The jobs whose deadline has passed, and what their callers are told."""
+        now = time.monotonic()
+        if now < self._first_deadline:
+            return {}
+        with self._wake:
+            # Those that the engine has not taken yet are its own business at the next tick.
+            taken = self._records.keys() - {record.key for record in self._new}
+            due = [key for key in taken if self._records[key].deadline <= now]
+            records = [self._records[key] for key in due]
+            later = (self._records[key].deadline for key in self._records.keys() - due)
+            self._first_deadline = min(later, default=math.inf)
+        fix = "Allow more time, or ask for fewer rows, steps or terms."
+        return {
+            record.key: DeadlineExceeded(
+                f"The deadline passed after {record.ticket.done} of {record.ticket.cost} network "
+                "evaluations.",
+                fix=fix,
+            )
+            for record in records
+        }
+
+    def measure(self, model: str, evaluations: int, seconds: float, calls: int = 1) -> None:
+        """So many evaluations, in so many network calls, took so many seconds."""
         with self._wake:
             self._ledger.measure(model, evaluations, seconds)
+            self._forecast.measure(model, evaluations // calls, seconds / calls)
 
     def settle(self, model: str, evaluations: int) -> None:
         """So many of the accepted evaluations have been made."""
@@ -132,6 +191,7 @@ class Intake:
         with self._wake:
             del self._records[record.key]
             self._ledger.settle(record.job.model, unspent)
+            self._ledger.release(record.size)
             self._wake.notify_all()
         _resolve(record.ticket.future, outcome)
 
@@ -166,6 +226,63 @@ class Intake:
             f"The engine ended by an error: {describe(self._error)}",
             fix="The service must be restarted; its log has the rest.",
         )
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise self.obituary()
+        if self._draining:
+            raise Draining("The service finishes what it accepted and takes nothing new.")
+
+    def _queue_full(self, cost: int, what: str) -> QueueFull:
+        return QueueFull(
+            f"{self._ledger.owed} network evaluations wait, {what}",
+            expected=f"at most {self._limit} waiting",
+            retry_after=self._ledger.seconds_until(self._ledger.excess(cost)),
+            fix="Send the same request again after `retry_after` seconds.",
+        )
+
+    def _check_room(self, size: int) -> None:
+        lacking = self._ledger.overflow(size)
+        if lacking:
+            raise NoRoom(
+                f"The requests in hand hold {self._ledger.held} bytes, this would add {size}.",
+                expected=f"at most {self._room} bytes",
+                retry_after=self._ledger.seconds_until_free(lacking),
+                fix="Send the same request again after `retry_after` seconds, or a smaller one.",
+            )
+
+    def _check_deadline(self, job: Job, seconds: float) -> None:
+        """Raise where the job cannot be done in so many seconds from now."""
+        if seconds <= 0:
+            raise DeadlineExceeded(
+                "The deadline passed before the request had been read.",
+                fix="Allow more time, or send less.",
+            )
+        load = Load(job.rows, job.cost, isinstance(job, TermJob))
+        others = self._loads()
+        needed = self._forecast.seconds(job.model, load, others)
+        if needed <= _DOUBT * seconds:
+            return
+        if not self._records:
+            self._forecast.doubt(job.model)
+        alone = self._forecast.seconds(job.model, load, {})
+        later = alone <= _DOUBT * seconds
+        raise DeadlineUnmeetable(
+            f"Among {len(self._records)} others this takes at least {needed:.3g} seconds, "
+            f"{alone:.3g} without them.",
+            received=f"{seconds:.3g} seconds left",
+            estimated_seconds=needed,
+            retry_after=needed - seconds if later else None,
+            fix="Send the same request again after `retry_after` seconds, or allow more time."
+            if later
+            else "Allow more time, or ask for fewer rows, steps or terms.",
+        )
+
+    def _loads(self) -> Mapping[str, Sequence[Load]]:
+        found = defaultdict(list)
+        for record in self._records.values():
+            found[record.job.model].append(record.left)
+        return found
 
     def _cancel(self, key: int) -> None:
         with self._wake:

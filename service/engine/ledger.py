@@ -1,8 +1,11 @@
 """Accepted work, and how long it takes: seconds = sum over models of evaluations_m / rate_m.
 
-The bound of the queue and `Retry-After` come from here. Not thread-safe: the engine holds its lock.
+The bounds of the queue, in evaluations and in bytes, and `Retry-After` come from here. Not
+thread-safe: the engine holds its lock.
 """
 
+import math
+import sys
 from collections.abc import Iterable
 from typing import final
 
@@ -17,10 +20,12 @@ class Ledger:
     Args:
         models: names of the models.
         limit: most network evaluations accepted and not yet done.
+        room: most bytes held at once, of bodies being read and of accepted jobs.
     """
 
-    def __init__(self, models: Iterable[str], limit: int) -> None:
-        self._limit = limit
+    def __init__(self, models: Iterable[str], limit: int, room: int = sys.maxsize) -> None:
+        self._limit, self._room = limit, room
+        self._held = 0
         self._owed = dict.fromkeys(models, 0)
         self._evaluations = dict.fromkeys(self._owed, 0.0)
         self._seconds = dict.fromkeys(self._owed, 0.0)
@@ -33,6 +38,23 @@ class Ledger:
     def excess(self, cost: int) -> int:
         """By how many evaluations a job of this cost would overrun the limit; 0 where it fits."""
         return max(0, self.owed + cost - self._limit)
+
+    @property
+    def held(self) -> int:
+        """Bytes of bodies being read and of accepted jobs."""
+        return self._held
+
+    def overflow(self, size: int) -> int:
+        """By how many bytes this would overrun the room; 0 where it fits."""
+        return max(0, self._held + size - self._room)
+
+    def hold(self, size: int) -> None:
+        """So many bytes are taken."""
+        self._held += size
+
+    def release(self, size: int) -> None:
+        """So many bytes are given back."""
+        self._held -= size
 
     def accept(self, model: str, cost: int) -> None:
         """A job has been accepted."""
@@ -54,6 +76,10 @@ class Ledger:
             return 0.0
         total = sum(count * self._seconds_each(model) for model, count in self._owed.items())
         return min(evaluations, owed) / owed * total
+
+    def seconds_until_free(self, size: int) -> float:
+        """How long until so many of the bytes held are free, where evaluations free them evenly."""
+        return self.seconds_until(math.ceil(self.owed * min(1.0, size / max(1, self._held))))
 
     def _seconds_each(self, model: str) -> float:
         evaluations = self._evaluations[model]

@@ -8,10 +8,17 @@ from its first unit to its last. A *tick* is of one model.
 The policy, all of it:
 
 - Jobs of a kind take turns, a row a turn, until the tick is full, so each has an equal share of it
-  and whoever cannot use all of its share leaves it to the others. A job of r rows by n steps among
-  J jobs is done in about n ceil(r J / batch_size) ticks, however long the others are.
+  and whoever cannot use all of its share leaves it to the others. A chain job of r rows by n steps
+  among J jobs, in ticks with room for M rows of their kind, is done in n (r J / M + 1) + 1 ticks,
+  however long the others are; of terms, whose order is free, in (r n + 1) J / M + 1.
 - A job advances its oldest rows first and starts a new row only where its share exceeds the rows
-  it has running, so slots are held by rows that move.
+  it has running, so slots are held by rows that move. The i-th oldest job never had more than an
+  i-th of the batch, so J jobs hold no more than the sum over i of ceil(M / i) slots.
+- A quarter of the slots is kept for first rows: a job that has a row gets no other out of it. So
+  while there are no more jobs of a kind than that quarter has slots, a newcomer finds one at once
+  and is in a tick within ceil(J / M) ticks, whatever runs. Beyond that, newcomers get the slots
+  that rows leave, in the order they came, before any job gets a further row: the first of them
+  within n ceil(slots / M) ticks, n the steps of the longest row.
 - Chains go first and terms fill the batch. While chains alone could fill it, `term_share` of it is
   kept for terms.
 - Chains that all fit into one tick advance several steps in it, for about `BURST_SECONDS`: small
@@ -123,8 +130,8 @@ class _Lane:
     """The jobs of one model and kind in rotation, and the slots their rows hold."""
 
     def __init__(self, slots: int) -> None:
-        self.slots = slots
         self.free = list(range(slots - 1, -1, -1))
+        self.kept = -(-slots // 4)
         self.rotation: deque[_Progress] = deque()
 
     def take(self, room: int, tick: int) -> list[Entry]:
@@ -159,7 +166,8 @@ class _Lane:
                 return running[-1]
         elif job.taken < len(running):
             return running[job.taken]
-        if job.waiting == work.rows or not self.free:
+        # A first row may have any slot; further rows leave a quarter of them to those who come.
+        if job.waiting == work.rows or len(self.free) <= (self.kept if running else 0):
             return None
         row = _Row(job.waiting, self.free.pop())
         running.append(row)

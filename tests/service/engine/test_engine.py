@@ -23,6 +23,7 @@ from diffusion.strata import choose_steps
 from service.engine import ChainJob, Engine, TermJob
 from service.metrics import Metrics
 from service.problems import (
+    DeadlineExceeded,
     Draining,
     NotReady,
     NumericalFailure,
@@ -284,6 +285,41 @@ def test_a_full_queue_says_when_to_come_back(
     first.result(120), fits.result(120)
     assert engine.owed == 0
     engine.submit(chains(faulty, 2)).result(120)
+
+
+def test_a_deadline_that_passes_frees_the_rows_of_running_and_waiting_jobs(
+    faulty: DiffusionModel, mischief: SimpleNamespace, make_engine: Callable[..., Engine]
+) -> None:
+    metrics = Metrics()
+    engine = make_engine(metrics, g=faulty)
+    mischief.gate.clear()
+    mischief.entered.clear()
+    deadline = time.monotonic() + 3
+    running = engine.submit(chains(faulty, 9, sampler=Ancestral(steps=2)), deadline)
+    assert mischief.entered.wait(120)
+    waiting = engine.submit(terms(faulty, torch.zeros(2, 2), count=6), deadline)
+    patient = engine.submit(chains(faulty, 1, sampler=Ancestral(steps=1)), deadline + 1000)
+    mischief.sizes.clear()
+    while time.monotonic() < deadline:
+        time.sleep(0.01)
+    mischief.gate.set()
+    for ticket in (running, waiting):
+        with pytest.raises(DeadlineExceeded, match=r"of \d+ network"):
+            ticket.result(120)
+    patient.result(120)
+    assert mischief.sizes == [8, 1]  # the tick that was under way, and who has time
+    assert engine.owed == 0
+    assert metrics.registry.get_sample_value("noneq_rows_running") == 0
+    assert metrics.registry.get_sample_value("noneq_rows_waiting") == 0
+    assert metrics.registry.get_sample_value("noneq_queue_bytes") == 0
+
+
+def test_what_can_be_done_in_time_is_done(
+    gaussian: DiffusionModel, make_engine: Callable[..., Engine]
+) -> None:
+    engine = make_engine(g=gaussian)
+    ticket = engine.submit(chains(gaussian, 5), time.monotonic() + 1000)
+    assert_close(ticket.result(120).samples, sample(gaussian, 5, seed=7), rtol=1e-4, atol=1e-5)
 
 
 def test_too_dear_a_request_is_refused_at_once(

@@ -292,16 +292,125 @@ def test_a_job_holds_no_more_slots_than_it_can_move() -> None:
         assert scheduler.rows_running <= 8
 
 
-def test_want_of_slots_delays_and_loses_nothing() -> None:
-    scheduler = Scheduler("m", batch_size=4, slots=4)
-    first, second = chain(0, rows=4, units=6), chain(1, rows=4, units=2)
-    scheduler.add(first)
-    tick = scheduler.next()
-    assert tick is not None
-    scheduler.retire(tick)
-    scheduler.add(second)
-    assert run_until_done(scheduler, 1, second) <= 5 + 2
-    assert len(scheduler) == 0
+def fill(scheduler: Scheduler, ticks: int) -> list[Tick]:
+    """Run so many ticks, as long as there is work."""
+    ran = []
+    for _ in range(ticks):
+        tick = scheduler.next()
+        if tick is None:
+            break
+        scheduler.retire(tick)
+        ran.append(tick)
+    return ran
+
+
+def ticks_until(scheduler: Scheduler, key: int, row: int = 0, unit: int = 0) -> int:
+    """Ticks until one in which this row makes this unit."""
+    for ticks in range(1, 100_000):
+        tick = scheduler.next()
+        assert tick is not None
+        scheduler.retire(tick)
+        if any((e.key, e.row, e.unit) == (key, row, unit) for e in entries(tick)):
+            return ticks
+    raise AssertionError(f"row {row} of job {key} never came to unit {unit}")
+
+
+@pytest.mark.parametrize("slots", [8, 12, 32])
+def test_a_large_job_does_not_lock_a_newcomer_out(slots: int) -> None:
+    scheduler = Scheduler("m", batch_size=8, slots=slots)
+    scheduler.add(chain(0, rows=600, units=1000))
+    fill(scheduler, 50)
+    scheduler.add(chain(1, rows=1, units=20))
+    assert ticks_until(scheduler, 1) == 1
+    assert ticks_until(scheduler, 1, unit=19) == 19
+
+
+JOBS = st.tuples(st.integers(1, 40), st.integers(1, 30), st.booleans(), st.integers(0, 3))
+
+
+@given(
+    jobs=st.lists(JOBS, max_size=40),
+    batch_size=st.integers(1, 9),
+    slots=st.integers(1, 60),
+    share=st.sampled_from([0.125, 0.5]),
+    rows=st.integers(1, 9),
+    parallel=st.booleans(),
+)
+def test_a_newcomer_is_served_at_once_while_its_kind_has_no_more_jobs_than_slots_kept(
+    jobs: list[tuple[int, int, bool, int]],
+    batch_size: int,
+    slots: int,
+    share: float,
+    rows: int,
+    parallel: bool,
+) -> None:
+    scheduler = Scheduler("m", batch_size, slots, share)
+    kinds: dict[int, bool] = {}
+    left: dict[int, int] = {}
+    for key, (count, units, kind, pause) in enumerate(jobs):
+        alive = [kinds[other] for other, units_left in left.items() if units_left]
+        if alive.count(kind) < -(-slots // 4) - 1:
+            kinds[key], left[key] = kind, count * units
+            scheduler.add(Work(key, "m", count, units, kind))
+        for tick in fill(scheduler, pause):
+            for entry in entries(tick):
+                left[entry.key] -= 1
+    scheduler.add(Work(999, "m", rows, 5, parallel))
+    alive = [kinds[other] for other, units_left in left.items() if units_left]
+    others, alone = alive.count(parallel), (not parallel) not in alive
+    room = batch_size if alone else batch_size * (share if parallel else 1 - share)
+    assert ticks_until(scheduler, 999) <= math.ceil((others + 1 + (not alone)) / room)
+
+
+@given(
+    longer=st.lists(st.tuples(st.integers(1, 9), st.integers(0, 3)), min_size=1, max_size=60),
+    batch_size=st.integers(1, 8),
+    slots=st.integers(1, 12),
+    units=st.integers(1, 20),
+)
+def test_without_a_slot_newcomers_come_in_order_and_within_bounded_ticks(
+    longer: list[tuple[int, int]], batch_size: int, slots: int, units: int
+) -> None:
+    scheduler = Scheduler("m", batch_size, slots)
+    for key, (rows, pause) in enumerate(longer):
+        scheduler.add(chain(key, rows, units))
+        fill(scheduler, pause)
+    begun: list[int] = []
+    quiet = 0
+    while (tick := scheduler.next()) is not None:
+        scheduler.retire(tick)
+        new = [entry.key for entry in tick.chains if (entry.row, entry.unit) == (0, 0)]
+        begun += new
+        quiet = 0 if new or tick.ends else quiet + 1
+        assert quiet <= units * math.ceil(slots / batch_size)
+    assert begun == sorted(begun)
+
+
+@given(
+    others=st.lists(st.tuples(st.integers(1, 60), st.integers(1, 200)), max_size=12),
+    batch_size=st.integers(1, 16),
+    rows=st.integers(1, 40),
+    units=st.integers(1, 30),
+    parallel=st.booleans(),
+    ticks=st.integers(0, 20),
+)
+def test_a_job_is_done_within_its_bound_however_long_the_others_are(
+    others: list[tuple[int, int]],
+    batch_size: int,
+    rows: int,
+    units: int,
+    parallel: bool,
+    ticks: int,
+) -> None:
+    scheduler = Scheduler("m", batch_size, slots=16 * batch_size + 64)
+    for key, (count, length) in enumerate(others):
+        scheduler.add(Work(key, "m", count, 10 * length, parallel))
+        fill(scheduler, ticks)
+    work = Work(99, "m", rows, units, parallel)
+    scheduler.add(work)
+    turns = (len(others) + 1) / batch_size
+    bound = (rows * units + 1) * turns if parallel else units * (rows * turns + 1)
+    assert run_until_done(scheduler, 99, work) <= bound + 1
 
 
 def test_removing_frees_slots_and_says_what_was_left() -> None:
@@ -309,12 +418,13 @@ def test_removing_frees_slots_and_says_what_was_left() -> None:
     scheduler.add(chain(0, rows=10, units=5))
     tick = scheduler.next()
     assert tick is not None
-    assert scheduler.remove(0) == 10 * 5 - 4
+    assert scheduler.remove(0) == 10 * 5 - 3  # one of the slots is a newcomer's
     scheduler.retire(tick)
     assert scheduler.rows_running == 0
     assert scheduler.next() is None
     assert scheduler.remove(0) == 0
-    scheduler.add(chain(1, rows=4, units=1))
+    for key in range(4):
+        scheduler.add(chain(key, rows=1, units=1))
     tick = scheduler.next()
     assert tick is not None
     assert sorted(entry.slot for entry in tick.chains) == [0, 1, 2, 3]

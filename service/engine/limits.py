@@ -1,0 +1,44 @@
+"""What one request may ask for, whatever else is there: its cost and its bytes."""
+
+import math
+
+from diffusion.model import DiffusionModel
+from service.engine.jobs import Job, TermJob, parts_of
+from service.problems import TooExpensive
+from service.settings import Settings
+
+
+def check_limits(job: Job, model: DiffusionModel, settings: Settings) -> int:
+    """The bytes that the job holds from acceptance to its end.
+
+    Raises:
+        TooExpensive: its cost, or its bytes, are more than one request may have.
+    """
+    most, room = settings.max_request_cost, settings.max_queue_bytes
+    if job.cost > most:
+        raise TooExpensive(
+            f"{job.rows} rows by {job.units} network evaluations each are {job.cost}.",
+            expected=f"at most {most} network evaluations",
+            received=job.cost,
+            fix="Ask for fewer rows, steps or terms, or part it into several requests.",
+        )
+    size = size_of(job, model)
+    if size > room:
+        raise TooExpensive(
+            "The request's data and answer would hold more memory than all requests may together.",
+            expected=f"at most {room} bytes",
+            received=size,
+            fix="Part it into several requests; the operator sets NONEQ_MAX_QUEUE_BYTES.",
+        )
+    return size
+
+
+def size_of(job: Job, model: DiffusionModel) -> int:
+    """Bytes of host memory that a job holds from acceptance to its end: what came, its answer."""
+    if isinstance(job, TermJob):
+        values = 8 * job.cost
+        return job.x_0.nbytes + job.steps.t.nbytes + job.steps.draw.nbytes + values
+    brought = [] if job.start is None else [job.start]
+    brought += [] if job.observation is None else parts_of(job.observation)
+    samples = 4 * job.rows * math.prod(model.event)
+    return sum(part.nbytes for part in brought) + samples

@@ -1,0 +1,172 @@
+"""The door: what is let in, what is refused and why, and what is dropped."""
+
+import time
+from contextlib import ExitStack
+
+import pytest
+
+from diffusion.model import DiffusionModel
+from diffusion.sampling import DDIM
+from service.engine import ChainJob
+from service.engine.intake import Intake
+from service.engine.limits import check_limits, size_of
+from service.problems import (
+    DeadlineExceeded,
+    DeadlineUnmeetable,
+    Draining,
+    NoRoom,
+    QueueFull,
+    TooExpensive,
+)
+from service.settings import Settings
+
+MIB = 2**20
+
+
+def intake(**settings: int) -> Intake:
+    given = {"batch_size": 8, "slots": 128, "max_body_bytes": MIB} | settings
+    return Intake("g", Settings.model_validate(given))
+
+
+def chains(model: DiffusionModel, rows: int, steps: int = 10) -> ChainJob:
+    return ChainJob("g", rows, 7, DDIM(steps=steps).plan(model.process))
+
+
+def measure(door: Intake, seconds: float) -> None:
+    for _ in range(20):
+        door.measure("g", 8, seconds)
+
+
+def soon(seconds: float) -> float:
+    return time.monotonic() + seconds
+
+
+def test_without_a_measurement_no_deadline_is_held_to_be_too_near(gaussian: DiffusionModel) -> None:
+    intake().accept(chains(gaussian, 8000), deadline=soon(100))
+
+
+def test_what_cannot_be_done_in_time_is_refused_with_the_time_it_takes(
+    gaussian: DiffusionModel,
+) -> None:
+    door = intake()
+    measure(door, 1.0)
+    door.accept(chains(gaussian, 8), deadline=soon(10))
+    with pytest.raises(DeadlineUnmeetable) as caught:  # 20 seconds beside the first
+        door.accept(chains(gaussian, 8), deadline=soon(11.5))
+    assert caught.value.fields["estimated_seconds"] == pytest.approx(20, rel=0.01)
+    assert caught.value.retry_after == 9
+    assert caught.value.headers == {"retry-after": "9"}
+    with pytest.raises(DeadlineUnmeetable) as caught:  # 50 alone: to wait is no help
+        door.accept(chains(gaussian, 40), deadline=soon(10))
+    assert caught.value.retry_after is None
+    assert caught.value.headers == {}
+    assert door.owed == 80
+    door.accept(chains(gaussian, 8), deadline=soon(20))
+
+
+def test_long_jobs_before_it_do_not_make_a_short_one_late(gaussian: DiffusionModel) -> None:
+    door = intake()
+    measure(door, 1.0)
+    for _ in range(3):
+        door.accept(chains(gaussian, 4000))
+    door.accept(chains(gaussian, 2), deadline=soon(10))
+
+
+def test_a_measurement_that_keeps_everybody_out_is_doubted(gaussian: DiffusionModel) -> None:
+    door = intake()
+    measure(door, 60.0)  # the machine was busy with something else just then
+    for _ in range(10):
+        try:
+            door.accept(chains(gaussian, 8), deadline=soon(10))
+        except DeadlineUnmeetable:
+            continue
+        return
+    raise AssertionError("nobody was let in to measure it anew")
+
+
+def test_a_tick_of_many_calls_tells_how_long_each_takes(gaussian: DiffusionModel) -> None:
+    door = intake()
+    for _ in range(20):
+        door.measure("g", 8 * 50, 50.0, calls=50)
+    with pytest.raises(DeadlineUnmeetable) as caught:
+        door.accept(chains(gaussian, 8), deadline=soon(5))
+    assert caught.value.fields["estimated_seconds"] <= 10
+
+
+def test_a_deadline_that_has_passed(gaussian: DiffusionModel) -> None:
+    door = intake()
+    with pytest.raises(DeadlineExceeded):
+        door.accept(chains(gaussian, 1), deadline=time.monotonic())
+    assert door.owed == door.held == 0
+
+
+def test_the_overdue_are_told_once_the_engine_has_them(gaussian: DiffusionModel) -> None:
+    door = intake()
+    first = door.accept(chains(gaussian, 1), deadline=soon(0.2))
+    door.accept(chains(gaussian, 1), deadline=soon(1000))
+    time.sleep(0.25)
+    assert door.overdue() == {}  # the engine does not know it yet
+    taken = door.take(wait=False)
+    assert taken is not None
+    assert list(door.overdue()) == [taken[0][0].key]
+    door.end(taken[0][0], 10, DeadlineExceeded("late"))
+    assert isinstance(first.future.exception(0), DeadlineExceeded)
+    assert door.overdue() == {}
+    assert door.owed == 10
+
+
+def test_a_full_queue_reads_nothing_more(gaussian: DiffusionModel) -> None:
+    door = intake(max_queue_cost=100, max_request_cost=100)
+    measure(door, 1.0)
+    door.accept(chains(gaussian, 9))
+    with door.reserve(1000):
+        door.accept(chains(gaussian, 1))
+    with pytest.raises(QueueFull) as caught, door.reserve(1000):
+        raise AssertionError("the body would be read")
+    # Room for one like those that wait, 50 evaluations, at 8 a second.
+    assert caught.value.retry_after == 7
+
+
+def test_bodies_and_jobs_share_the_room_and_give_it_back(gaussian: DiffusionModel) -> None:
+    door = intake(max_queue_bytes=4 * MIB)
+    with door.reserve(MIB), door.reserve(MIB):
+        assert 2 * MIB < door.held < 3 * MIB
+        door.accept(chains(gaussian, 1), size=MIB)
+        with pytest.raises(NoRoom) as caught, door.reserve(MIB):
+            raise AssertionError("the body would be read")
+        assert caught.value.retry_after >= 1
+        with pytest.raises(NoRoom):
+            door.accept(chains(gaussian, 1), size=MIB)
+        door.accept(chains(gaussian, 1), size=MIB // 2)
+    taken = door.take(wait=False)
+    assert taken is not None
+    for record in taken[0]:
+        door.end(record, 10, None)
+    assert door.owed == door.held == 0
+
+
+def test_any_number_of_small_bodies_takes_room_too() -> None:
+    door = intake(max_queue_bytes=2 * MIB)
+    with ExitStack() as stack:
+        while door.held < 2 * MIB:
+            stack.enter_context(door.reserve(0))
+        with pytest.raises(NoRoom):
+            stack.enter_context(door.reserve(0))
+    assert door.held == 0
+
+
+def test_a_draining_service_reads_nothing() -> None:
+    door = intake()
+    door.stop()
+    with pytest.raises(Draining), door.reserve(10):
+        raise AssertionError("the body would be read")
+
+
+def test_a_job_is_as_large_as_what_it_brings_and_what_it_answers(gaussian: DiffusionModel) -> None:
+    job = chains(gaussian, 100)
+    assert size_of(job, gaussian) == 100 * 2 * 4
+    given = {"max_queue_bytes": MIB, "max_body_bytes": 2048}
+    settings = Settings.model_validate(given)
+    assert check_limits(job, gaussian, settings) == 800
+    with pytest.raises(TooExpensive):
+        check_limits(chains(gaussian, 200_000), gaussian, settings)

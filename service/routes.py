@@ -2,7 +2,7 @@
 
 Bodies are read and answers written in worker threads, so that one caller's megabytes hold up
 nobody else; the engine's future is awaited beside the client's connection, so that a client who
-leaves frees his rows.
+leaves frees his rows. Whoever asks for a stream is told of the progress meanwhile (streams.py).
 """
 
 import asyncio
@@ -27,7 +27,7 @@ from service.answers import (
     SampleAnswer,
 )
 from service.backend import Backend
-from service.encoding import BINARY, JSON, PNG, decode_body, json_kind, negotiate, to_json
+from service.encoding import BINARY, EVENTS, JSON, PNG, decode_body, json_kind, negotiate, to_json
 from service.engine.jobs import Ticket
 from service.metrics import CONTENT_TYPE
 from service.models import Served
@@ -35,6 +35,7 @@ from service.openapi import problems, request_body, responses
 from service.problems import InvalidRequest
 from service.schemas import DenoiseRequest, InpaintRequest, LoglikRequest, SampleRequest
 from service.settings import Settings
+from service.streams import EventStream, leaving, previews_wanted
 from service.work.base import Work
 from service.work.loglik import LoglikWork
 from service.work.posterior import PosteriorWork
@@ -100,7 +101,9 @@ async def denoise(request: Request) -> Response:
 async def _serve(
     request: Request, schema: type[Asked], prepare: Prepare[Asked], offers: tuple[str, ...]
 ) -> Response:
-    form = negotiate(", ".join(request.headers.getlist("accept")), offers)
+    accept = ", ".join(request.headers.getlist("accept"))
+    form = negotiate(accept, offers)
+    previews = previews_wanted(accept, offers) if form == EVENTS else 0
     backend = _backend(request)
     backend.check()
     try:
@@ -117,6 +120,8 @@ async def _serve(
 
     work = await to_thread.run_sync(ready_work)
     ticket: Ticket[Any] = backend.engine.submit(work.job)
+    if form == EVENTS:
+        return EventStream(work, ticket, backend.engine, previews)
     if not await _finished(request, ticket):
         return _client_left(request)
     result = ticket.result()
@@ -174,7 +179,7 @@ def _short(value: object) -> object:
 async def _finished(request: Request, ticket: Ticket[Any]) -> bool:
     """Wait for the job; False when the client left first, and then the job is cancelled."""
     done = asyncio.wrap_future(ticket.future)
-    left = asyncio.ensure_future(_leaving(request))
+    left = asyncio.ensure_future(leaving(request.receive))
     try:
         await asyncio.wait({done, left}, return_when=asyncio.FIRST_COMPLETED)
         if done.done() and not done.cancelled():
@@ -184,12 +189,6 @@ async def _finished(request: Request, ticket: Ticket[Any]) -> bool:
     finally:
         left.cancel()
         ticket.cancel()  # of no effect where it has ended
-
-
-async def _leaving(request: Request) -> None:
-    """Return when the client closes the connection."""
-    while (await request.receive())["type"] != "http.disconnect":
-        pass
 
 
 def _client_left(request: Request) -> Response:

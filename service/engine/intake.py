@@ -12,11 +12,13 @@ import time
 from collections.abc import Iterable
 from concurrent.futures import Future
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, final
 
 from service.engine.faults import describe
 from service.engine.jobs import Job, Ticket, Timing
 from service.engine.ledger import Ledger
+from service.engine.peek import Peek, PeekRequest
 from service.problems import Draining, EngineDead, Problem, QueueFull
 
 
@@ -58,6 +60,7 @@ class Intake:
         self._records: dict[int, Record] = {}
         self._new: list[Record] = []
         self._cancelled: list[int] = []
+        self._peeks: list[PeekRequest] = []
         self._draining = self._stopping = self._closed = False
         self._error: BaseException | None = None
 
@@ -77,6 +80,12 @@ class Intake:
         with self._wake:
             return self._ledger.owed
 
+    @property
+    def seconds_owed(self) -> float:
+        """How long the accepted work takes, at the measured rates."""
+        with self._wake:
+            return self._ledger.seconds_until(self._ledger.owed)
+
     def accept(self, job: Job) -> Ticket[Any]:
         """Take a job in, or raise QueueFull, Draining or EngineDead."""
         with self._wake:
@@ -93,7 +102,7 @@ class Intake:
                     fix="Send the same request again after `retry_after` seconds.",
                 )
             key = next(self._keys)
-            ticket: Ticket[Any] = Ticket(job.cost, Future())
+            ticket: Ticket[Any] = Ticket(job.cost, Future(), partial(self._peek, key))
             record = Record(key, job, ticket, job.rows, time.monotonic())
             self._ledger.accept(job.model, job.cost)
             self._records[key] = record
@@ -110,12 +119,22 @@ class Intake:
         """
         with self._wake:
             if wait:
-                self._wake.wait_for(lambda: self._new or self._cancelled or self._stopping)
+                self._wake.wait_for(
+                    lambda: self._new or self._cancelled or self._peeks or self._stopping
+                )
             if self._stopping:
                 return None
             new, self._new = self._new, []
             cancelled, self._cancelled = self._cancelled, []
             return new, cancelled
+
+    def take_peeks(self) -> list[PeekRequest]:
+        """Who wants to look at a job; whoever is here must be answered."""
+        if not self._peeks:  # without the lock: what comes now is seen before the next tick
+            return []
+        with self._wake:
+            peeks, self._peeks = self._peeks, []
+            return peeks
 
     def measure(self, model: str, evaluations: int, seconds: float) -> None:
         """So many evaluations took so many seconds."""
@@ -133,7 +152,7 @@ class Intake:
             del self._records[record.key]
             self._ledger.settle(record.job.model, unspent)
             self._wake.notify_all()
-        _resolve(record.ticket.future, outcome)
+        resolve(record.ticket.future, outcome)
 
     def drain(self, timeout: float) -> bool:
         """Refuse new jobs and wait until the accepted ones have ended; whether they all did."""
@@ -154,9 +173,12 @@ class Intake:
             self._closed, self._error = True, error
             left = list(self._records.values())
             self._records.clear()
+            peeks, self._peeks = self._peeks, []
             self._wake.notify_all()
         for record in left:
-            _resolve(record.ticket.future, self.obituary())
+            resolve(record.ticket.future, self.obituary())
+        for peek in peeks:
+            resolve(peek.future, None)
 
     def obituary(self) -> Problem:
         """Why nothing more is done, once closed."""
@@ -167,13 +189,23 @@ class Intake:
             fix="The service must be restarted; its log has the rest.",
         )
 
+    def _peek(self, key: int, rows: int) -> "Future[Peek | None]":
+        peek = PeekRequest(key, rows, Future())
+        with self._wake:
+            if key in self._records:
+                self._peeks.append(peek)
+                self._wake.notify_all()
+                return peek.future
+        peek.future.set_result(None)
+        return peek.future
+
     def _cancel(self, key: int) -> None:
         with self._wake:
             self._cancelled.append(key)
             self._wake.notify_all()
 
 
-def _resolve(future: "Future[Any]", outcome: Timing | Problem | None) -> None:
+def resolve(future: "Future[Any]", outcome: Timing | Peek | Problem | None) -> None:
     """Set the outcome, unless the future has been cancelled in the meantime."""
     if not future.set_running_or_notify_cancel():
         return

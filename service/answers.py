@@ -109,6 +109,39 @@ class PosteriorAnswer(_Answer):
     network_evaluations: int
 
 
+class Progress(BaseModel):
+    """A `progress` event of a stream. The last has `step` = `total` and the final timings."""
+
+    state: Literal["waiting", "running", "done"] = Field(
+        description="waiting: none of its rows has been through the network."
+    )
+    step: int = Field(description="Network evaluations done, all rows together.")
+    total: int = Field(description="Network evaluations needed: `network_evaluations`.")
+    seconds_left: float | None = Field(
+        description="An estimate; null until there is one. Running, at the request's own pace of "
+        "the last seconds; waiting, the time of everything the service has accepted."
+    )
+    queue_seconds: float = Field(description="Waited until its first network call, so far.")
+    compute_seconds: float = Field(description="Since then, so far.")
+
+
+RowState = Literal["finished", "running", "waiting"]
+
+
+class Preview(BaseModel):
+    """A `preview` event of a stream: the request's first rows on their way.
+
+    Row i n + j of /inpaint and /denoise is sample j of datum i.
+    """
+
+    step: int = Field(description="Network evaluations done when it was taken.")
+    rows: list[RowState] = Field(description="How each row stands.")
+    estimates: list[Any] = Field(
+        description="Of each row, data units: finished, its sample; running, x_0hat, what the "
+        "network takes x_0 to be; waiting, null. Images are base64 PNGs, all else arrays."
+    )
+
+
 class ModelSummary(BaseModel):
     """A served model at a glance."""
 

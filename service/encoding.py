@@ -20,6 +20,7 @@ from service.problems import InvalidRequest, MalformedBody, NotAcceptable, Unsup
 JSON = "application/json"
 PNG = "image/png"
 BINARY = "application/octet-stream"
+EVENTS = "text/event-stream"
 
 REQUEST_KEY = "request"
 ANSWER_KEY = "answer"
@@ -66,6 +67,17 @@ def negotiate(accept: str | None, offers: Sequence[str]) -> str:
             fix=f"Send one of these in Accept, or leave it out for {offers[0]}.",
         )
     return best
+
+
+def media_parameter(accept: str, form: str, key: str) -> str | None:
+    """What an `Accept` header says of one of its forms by `form; key=value`; None for nothing."""
+    for item in accept.split(","):
+        name, *parameters = (part.strip() for part in item.lower().split(";"))
+        for parameter in parameters:
+            found, _, value = parameter.partition("=")
+            if name == form and found.strip() == key:
+                return value.strip().strip('"')
+    return None
 
 
 def _media_range(item: str) -> tuple[str, float]:

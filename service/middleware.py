@@ -15,7 +15,7 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from service.encoding import to_json
+from service.encoding import EVENTS, to_json
 from service.metrics import Metrics
 from service.problems import MEDIA_TYPE, BodyTooLarge, InternalError, Problem, Unauthorized
 
@@ -26,20 +26,32 @@ _OPEN = ("/", "/docs", "/openapi.json")
 _OPEN_BELOW = ("/health/", "/docs/")
 
 
-def problem_response(problem: Problem, scope: Scope) -> Response:
-    """A problem as its response; it also settles the request's outcome for the metrics."""
+def problem_document(problem: Problem, scope: Scope) -> dict[str, object]:
+    """A problem as its document; it also settles the request's outcome for the metrics."""
     state = scope.setdefault("state", {})
     state["outcome"], state["refused"] = problem.slug, problem.refusal
-    document = {**problem.to_document(), "request_id": state.get("request_id")}
-    headers = dict(problem.headers)
-    return Response(to_json(document), problem.status, headers, media_type=MEDIA_TYPE)
+    return {**problem.to_document(), "request_id": state.get("request_id")}
+
+
+def problem_response(problem: Problem, scope: Scope) -> Response:
+    """A problem as its response."""
+    body, headers = to_json(problem_document(problem, scope)), dict(problem.headers)
+    return Response(body, problem.status, headers, media_type=MEDIA_TYPE)
+
+
+def unforeseen() -> InternalError:
+    """What a caller is told of an exception that is no problem; the log has the rest."""
+    return InternalError(
+        "The service failed in a way it did not foresee.",
+        fix="Try again; if it persists, tell the operator the request_id.",
+    )
 
 
 class RequestContext:
     """Outermost: request id, timing headers, the count of outcomes, and the last net for errors.
 
     Routes leave `queue_seconds` and `compute_seconds` in the request's state; what asks nothing of
-    the engine has 0.
+    the engine has 0. A stream begins before there is any to tell: its last progress has them.
     """
 
     def __init__(self, app: ASGIApp, metrics: Metrics) -> None:
@@ -61,8 +73,9 @@ class RequestContext:
                 started = True
                 headers = MutableHeaders(scope=message)
                 headers["x-request-id"] = state["request_id"]
-                headers["x-queue-time"] = f"{state.get('queue_seconds', 0.0):.6f}"
-                headers["x-compute-time"] = f"{state.get('compute_seconds', 0.0):.6f}"
+                if not headers.get("content-type", "").startswith(EVENTS):
+                    headers["x-queue-time"] = f"{state.get('queue_seconds', 0.0):.6f}"
+                    headers["x-compute-time"] = f"{state.get('compute_seconds', 0.0):.6f}"
             await send(message)
 
         try:
@@ -72,11 +85,7 @@ class RequestContext:
             state["outcome"] = InternalError.slug
             if started:
                 raise
-            problem = InternalError(
-                "The service failed in a way it did not foresee.",
-                fix="Try again; if it persists, tell the operator the request_id.",
-            )
-            await problem_response(problem, scope)(scope, receive, send_with_headers)
+            await problem_response(unforeseen(), scope)(scope, receive, send_with_headers)
         finally:
             path = getattr(scope.get("route"), "path", "other")
             outcome = state.get("outcome", "ok")

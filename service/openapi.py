@@ -8,9 +8,9 @@ from fastapi.openapi.utils import get_openapi
 from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
 
-from service.answers import ProblemDocument
+from service.answers import Preview, ProblemDocument, Progress
 from service.door import DEADLINE
-from service.encoding import BINARY, JSON, PNG
+from service.encoding import BINARY, EVENTS, JSON, PNG
 from service.problems import MEDIA_TYPE
 from service.schemas import DenoiseRequest, InpaintRequest, LoglikRequest, SampleRequest
 
@@ -30,9 +30,9 @@ is, and condition them on what was observed.
 Values are in **data units**: images 0..255 as `[channels, height, width]` (or `[height, width]` for
 one channel), vectors in the units of their data set, bits 0/1. Wherever an image is wanted, a
 base64 PNG does too. Requests are JSON, or safetensors with the other fields as JSON in the metadata
-under `request`. Answers are what `Accept` asks for: JSON, a PNG contact sheet, or safetensors with
-the other fields under `answer`. The same request with the same seed gets the same answer, whatever
-else is being served.
+under `request`. Answers are what `Accept` asks for: JSON, a PNG contact sheet, safetensors with
+the other fields under `answer`, or a stream of progress that ends in the JSON answer. The same
+request with the same seed gets the same answer, whatever else is being served.
 
 The header `x-deadline` says how many seconds from now an answer is of use. A request that cannot be
 done by then is refused before anything is computed; one that is not done by then is dropped.
@@ -48,6 +48,23 @@ _DEADLINE = {
     "`estimated_seconds`) where it cannot be met; dropped (504) when it passes.",
     "schema": {"type": "number", "exclusiveMinimum": 0},
     "example": 2.5,
+}
+
+_STREAM = """
+
+A stream has `progress` events (schema Progress), about five a second while something changes, and
+ends in one `result`, whose data are the JSON answer, or one `error`, whose data are the problem
+document. What is refused at once is no stream but a problem with its own status. `; previews=N`
+behind the media type, where samples are drawn, adds `preview` events (schema Preview) of the first
+N rows. The last `progress` tells what the headers `x-queue-time` and `x-compute-time` tell
+elsewhere. Comments in between keep the connection open. `curl -N` shows events as they come.
+"""
+
+_EVENTS = {
+    "schema": {"type": "string"},
+    "example": 'event: progress\ndata: {"state":"running","step":480,"total":4000,'
+    '"seconds_left":5.1,"queue_seconds":0.004,"compute_seconds":0.7}\n\n'
+    'event: result\ndata: {"model":"mnist","seed":7}\n\n',
 }
 
 _PROBLEMS = {
@@ -75,10 +92,11 @@ def responses(*forms: str) -> dict[int | str, dict[str, Any]]:
     """A route's answers besides JSON, and its problems."""
     names = {PNG: "a contact sheet", BINARY: "safetensors"}
     told = ", ".join(f"`{form}` ({names[form]})" for form in forms)
+    streams = [EVENTS, f"{EVENTS}; previews=4"] if PNG in forms else [EVENTS]
     found: dict[int | str, dict[str, Any]] = {
         200: {
-            "description": f"The answer, as `{JSON}`" + (f", or {told}" if told else ""),
-            "content": dict.fromkeys(forms, _BYTES),
+            "description": f"The answer, as `{JSON}`, {told} or `{EVENTS}`. {_STREAM}",
+            "content": dict.fromkeys(forms, _BYTES) | dict.fromkeys(streams, _EVENTS),
         }
     }
     return found | problems(*_PROBLEMS)
@@ -99,7 +117,8 @@ def document(app: FastAPI, schemas: Sequence[type[BaseModel]] = REQUESTS) -> Map
         title=app.title, version=app.version, description=app.description, routes=app.routes
     )
     pairs: list[tuple[type[BaseModel], Any]] = [(schema, "validation") for schema in schemas]
-    pairs.append((ProblemDocument, "serialization"))
+    told: tuple[type[BaseModel], ...] = (ProblemDocument, Progress, Preview)
+    pairs.extend((schema, "serialization") for schema in told)
     _, definitions = models_json_schema(pairs, ref_template=_REF)
     components = found.setdefault("components", {}).setdefault("schemas", {})
     for name, schema in definitions.get("$defs", {}).items():

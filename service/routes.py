@@ -2,7 +2,7 @@
 
 Bodies are read and answers written in worker threads, so that one caller's megabytes hold up
 nobody else; the engine's future is awaited beside the client's connection, so that a client who
-leaves frees his rows.
+leaves frees his rows. Whoever asks for a stream is told of the progress meanwhile (streams.py).
 """
 
 import asyncio
@@ -28,7 +28,7 @@ from service.answers import (
 )
 from service.backend import Backend
 from service.door import DEADLINE, body_of, find_deadline
-from service.encoding import BINARY, JSON, PNG, decode_body, json_kind, negotiate, to_json
+from service.encoding import BINARY, EVENTS, JSON, PNG, decode_body, json_kind, negotiate, to_json
 from service.engine.jobs import Ticket
 from service.metrics import CONTENT_TYPE
 from service.models import Served
@@ -36,6 +36,7 @@ from service.openapi import problems, request_body, responses
 from service.problems import InvalidRequest
 from service.schemas import DenoiseRequest, InpaintRequest, LoglikRequest, SampleRequest
 from service.settings import Settings
+from service.streams import EventStream, leaving, previews_wanted
 from service.work.base import Work
 from service.work.loglik import LoglikWork
 from service.work.posterior import PosteriorWork
@@ -101,11 +102,15 @@ async def denoise(request: Request) -> Response:
 async def _serve(
     request: Request, schema: type[Asked], prepare: Prepare[Asked], offers: tuple[str, ...]
 ) -> Response:
-    form = negotiate(", ".join(request.headers.getlist("accept")), offers)
+    accept = ", ".join(request.headers.getlist("accept"))
+    form = negotiate(accept, offers)
+    previews = previews_wanted(accept, offers) if form == EVENTS else 0
     try:
         work, ticket = await _accept(request, schema, prepare, form)
     except ClientDisconnect:
         return _client_left(request)
+    if form == EVENTS:
+        return EventStream(work, ticket, _backend(request).engine, previews)
     if not await _finished(request, ticket):
         return _client_left(request)
     result = ticket.result()
@@ -185,7 +190,7 @@ def _short(value: object) -> object:
 async def _finished(request: Request, ticket: Ticket[Any]) -> bool:
     """Wait for the job; False when the client left first, and then the job is cancelled."""
     done = asyncio.wrap_future(ticket.future)
-    left = asyncio.ensure_future(_leaving(request))
+    left = asyncio.ensure_future(leaving(request.receive))
     try:
         await asyncio.wait({done, left}, return_when=asyncio.FIRST_COMPLETED)
         if done.done() and not done.cancelled():
@@ -195,12 +200,6 @@ async def _finished(request: Request, ticket: Ticket[Any]) -> bool:
     finally:
         left.cancel()
         ticket.cancel()  # of no effect where it has ended
-
-
-async def _leaving(request: Request) -> None:
-    """Return when the client closes the connection."""
-    while (await request.receive())["type"] != "http.disconnect":
-        pass
 
 
 def _client_left(request: Request) -> Response:

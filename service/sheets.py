@@ -73,6 +73,16 @@ def contact_sheet(space: DataSpace, strips: Sequence[Strip]) -> bytes:
     return out.getvalue()
 
 
+def image(x: Tensor, space: DataSpace) -> bytes | None:
+    """One datum [*event], data units, as its PNG; None where its space holds no images.
+
+    It may be an estimate: what is not finite is drawn as 0.
+    """
+    if _drawn_as(space) != "tiles":
+        return None
+    return contact_sheet(space, [Strip(x.nan_to_num(posinf=0.0, neginf=0.0)[None])])
+
+
 def _drawn_as(space: DataSpace) -> str:
     if space.kind == "vector":
         return "scatter"

@@ -18,9 +18,10 @@ import torch
 
 from diffusion.model import DiffusionModel
 from service.engine.faults import Attempt, describe, fatal, out_of_memory, problem_of
-from service.engine.intake import Intake
+from service.engine.intake import Intake, resolve
 from service.engine.jobs import ChainJob, ChainResult, Job, TermJob, TermResult, Ticket, Timing
 from service.engine.limits import check_limits
+from service.engine.peek import Peek, PeekRequest
 from service.engine.record import Record
 from service.engine.rehearsal import exact, rehearse
 from service.engine.runner import Runner
@@ -84,6 +85,11 @@ class Engine:
     def owed(self) -> int:
         """Network evaluations accepted and not yet done."""
         return self._intake.owed
+
+    @property
+    def seconds_owed(self) -> float:
+        """How long all of that takes, at the measured rates."""
+        return self._intake.seconds_owed
 
     def start(self) -> None:
         """Start the thread, which warms the models and then serves. Once; again it does nothing."""
@@ -239,8 +245,25 @@ class Engine:
             self._end(key, None)
         for key, problem in self._intake.overdue().items():
             self._end(key, problem)
+        for peek in self._intake.take_peeks():
+            resolve(peek.future, self._look(peek))
         self._metrics.rows(self._scheduler.rows_running, self._scheduler.rows_waiting)
         return True
+
+    def _look(self, peek: PeekRequest) -> Peek | None:
+        """How a job stands; None where there is nothing to see."""
+        record = self._records.get(peek.key)
+        if record is None:
+            return None
+        try:
+            started, slots = self._scheduler.held(peek.key)
+            runner, rows = self._runners[record.job.model], min(peek.rows, started)
+            return runner.peek(peek.key, rows, slots, record.ticket.done)
+        except Exception as error:  # a look must not harm what it looks at
+            if fatal(error):
+                raise
+            _log.warning("a preview failed: %s", describe(error))
+            return None
 
     def _perform(self, tick: Tick) -> None:
         """One tick: advance its rows, hand out what is finished."""
@@ -249,6 +272,7 @@ class Engine:
         for record in self._live(share):
             if record.started is None:
                 record.started = begun
+                record.ticket.queue_seconds = begun - record.accepted
                 self._metrics.queue_seconds.observe(begun - record.accepted)
         runner = self._runners[tick.model]
         attempt = Attempt(

@@ -15,12 +15,14 @@ from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import contextmanager
+from functools import partial
 from typing import Any, final
 
 from service.engine.faults import describe
 from service.engine.forecast import Forecast, Load, Shares
 from service.engine.jobs import Job, TermJob, Ticket, Timing
 from service.engine.ledger import Ledger
+from service.engine.peek import Peek, PeekRequest
 from service.engine.record import Record
 from service.problems import (
     DeadlineExceeded,
@@ -57,6 +59,7 @@ class Intake:
         self._records: dict[int, Record] = {}
         self._new: list[Record] = []
         self._cancelled: list[int] = []
+        self._peeks: list[PeekRequest] = []
         self._draining = self._stopping = self._closed = False
         self._error: BaseException | None = None
 
@@ -75,6 +78,12 @@ class Intake:
         """Network evaluations accepted and not yet done."""
         with self._wake:
             return self._ledger.owed
+
+    @property
+    def seconds_owed(self) -> float:
+        """How long the accepted work takes, at the measured rates."""
+        with self._wake:
+            return self._ledger.seconds_until(self._ledger.owed)
 
     @property
     def held(self) -> int:
@@ -126,7 +135,7 @@ class Intake:
             if deadline is not None:
                 self._check_deadline(job, deadline - time.monotonic())
             key = next(self._keys)
-            ticket: Ticket[Any] = Ticket(job.cost, Future())
+            ticket: Ticket[Any] = Ticket(job.cost, Future(), partial(self._peek, key))
             now, due = time.monotonic(), math.inf if deadline is None else deadline
             record = Record(key, job, ticket, job.rows, now, size, due)
             self._ledger.accept(job.model, job.cost)
@@ -146,7 +155,9 @@ class Intake:
         """
         with self._wake:
             if wait:
-                self._wake.wait_for(lambda: self._new or self._cancelled or self._stopping)
+                self._wake.wait_for(
+                    lambda: self._new or self._cancelled or self._peeks or self._stopping
+                )
             if self._stopping:
                 return None
             new, self._new = self._new, []
@@ -175,6 +186,14 @@ class Intake:
             for record in records
         }
 
+    def take_peeks(self) -> list[PeekRequest]:
+        """Who wants to look at a job; whoever is here must be answered."""
+        if not self._peeks:  # without the lock: what comes now is seen before the next tick
+            return []
+        with self._wake:
+            peeks, self._peeks = self._peeks, []
+            return peeks
+
     def measure(self, model: str, evaluations: int, seconds: float, calls: int = 1) -> None:
         """So many evaluations, in so many network calls, took so many seconds."""
         with self._wake:
@@ -193,7 +212,7 @@ class Intake:
             self._ledger.settle(record.job.model, unspent)
             self._ledger.release(record.size)
             self._wake.notify_all()
-        _resolve(record.ticket.future, outcome)
+        resolve(record.ticket.future, outcome)
 
     def drain(self, timeout: float) -> bool:
         """Refuse new jobs and wait until the accepted ones have ended; whether they all did."""
@@ -214,9 +233,12 @@ class Intake:
             self._closed, self._error = True, error
             left = list(self._records.values())
             self._records.clear()
+            peeks, self._peeks = self._peeks, []
             self._wake.notify_all()
         for record in left:
-            _resolve(record.ticket.future, self.obituary())
+            resolve(record.ticket.future, self.obituary())
+        for peek in peeks:
+            resolve(peek.future, None)
 
     def obituary(self) -> Problem:
         """Why nothing more is done, once closed."""
@@ -284,13 +306,23 @@ class Intake:
             found[record.job.model].append(record.left)
         return found
 
+    def _peek(self, key: int, rows: int) -> "Future[Peek | None]":
+        peek = PeekRequest(key, rows, Future())
+        with self._wake:
+            if key in self._records:
+                self._peeks.append(peek)
+                self._wake.notify_all()
+                return peek.future
+        peek.future.set_result(None)
+        return peek.future
+
     def _cancel(self, key: int) -> None:
         with self._wake:
             self._cancelled.append(key)
             self._wake.notify_all()
 
 
-def _resolve(future: "Future[Any]", outcome: Timing | Problem | None) -> None:
+def resolve(future: "Future[Any]", outcome: Timing | Peek | Problem | None) -> None:
     """Set the outcome, unless the future has been cancelled in the meantime."""
     if not future.set_running_or_notify_cancel():
         return

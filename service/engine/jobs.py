@@ -18,6 +18,7 @@ from diffusion.plan import Plan
 from diffusion.posterior import Observation
 from diffusion.space import Convention
 from diffusion.strata import Steps
+from service.engine.peek import Peek
 
 
 @final
@@ -179,14 +180,22 @@ class Ticket(Generic[Result_co]):
     Attributes:
         cost: its network evaluations.
         done: those made so far.
+        queue_seconds: from acceptance to the first network call with a row of it; None until then.
         future: its result, or the `service.problems.Problem` that ended it. Cancelling the future
             (also through `asyncio.wrap_future`) is cancelling the job.
     """
 
-    def __init__(self, cost: int, future: "Future[Result_co]") -> None:
+    def __init__(
+        self,
+        cost: int,
+        future: "Future[Result_co]",
+        peek: "Callable[[int], Future[Peek | None]]",
+    ) -> None:
         self.cost = cost
         self.done = 0
+        self.queue_seconds: float | None = None
         self.future = future
+        self._peek = peek
 
     def cancel(self) -> bool:
         """Give the job up: its rows leave at the next tick. False when it has already ended."""
@@ -195,6 +204,10 @@ class Ticket(Generic[Result_co]):
     def result(self, timeout: float | None = None) -> Result_co:
         """Wait for the result; raises the problem that ended the job."""
         return self.future.result(timeout)
+
+    def peek(self, rows: int) -> "Future[Peek | None]":
+        """Ask how its first `rows` rows stand; None is the answer of terms, and once it is over."""
+        return self._peek(rows)
 
     def on_cancel(self, act: Callable[[], None]) -> None:
         """Call `act` (in the canceller's thread) should the job be cancelled."""

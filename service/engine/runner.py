@@ -7,7 +7,7 @@ No policy: which rows, in which slots, is the scheduler's choice. Until everythi
 been computed nothing is written back, so one that failed can be tried again, whole or in parts.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import final
 
 import torch
@@ -20,6 +20,7 @@ from diffusion.prediction import Prediction
 from diffusion.sampling import advance, begin, burst
 from service.engine.batches import TermBatch, by_job, gather_chains, gather_terms
 from service.engine.jobs import ChainJob, ChainResult, Job, TermJob, TermResult
+from service.engine.peek import Peek
 from service.engine.scheduler import Entry
 from service.engine.slots import ChainSlots, DatumSlots, rows_of, to_device
 
@@ -173,6 +174,24 @@ class Runner:
             network_evaluations=job.cost,
             exact=self.exact,
         )
+
+    def peek(self, key: int, rows: int, slots: Mapping[int, int], done: int) -> Peek | None:
+        """The first `rows` rows of a job between ticks; None where it has no chains.
+
+        Args:
+            key: of the job.
+            rows: which have all started.
+            slots: by row, of those that have not ended.
+            done: network evaluations the job has had.
+        """
+        if key not in self._chain_jobs:
+            return None
+        finished = [row not in slots for row in range(rows)]
+        with torch.inference_mode(False), torch.no_grad():
+            index = [slots[row] for row, ended in enumerate(finished) if not ended]
+            at = torch.tensor(index, dtype=torch.int64, device=self.model.device)
+            estimates = self.chains.previous[at]
+            return Peek.of(done, finished, self._results[key][:rows].clone(), estimates)
 
     def _admit(self, chains: Sequence[Entry], terms: Sequence[Entry]) -> None:
         """Write the state of rows at their first unit, job by job: jobs bring their own data."""

@@ -262,6 +262,11 @@ class Scheduler:
         self._models[job.work.model].lane(job.work).drop(job)
         return job.remaining
 
+    def held(self, key: int) -> tuple[int, dict[int, int]]:
+        """How many rows of a job have started, and the slots, by row, of those yet to end."""
+        job = self._jobs[key]
+        return job.waiting, {row.row: row.slot for row in job.running}
+
     def next(self) -> Tick | None:
         """The rows of the next tick, or None when nothing is left to do. Call `retire` after it."""
         name = min(

@@ -3,6 +3,7 @@
 cost = rows * network evaluations a row, held against the settings before any network is called.
 """
 
+import base64
 import secrets
 from abc import ABC, abstractmethod
 from typing import Any, Generic, TypeVar
@@ -11,13 +12,15 @@ from pydantic import BaseModel
 from torch import Tensor
 
 from diffusion.plan import DDIM, Ancestral, DPMSolver, Plan
-from service.arrays import refusal
-from service.encoding import BINARY, JSON, PNG, to_binary, to_json
+from service.answers import Preview, RowState
+from service.arrays import plain, refusal
+from service.encoding import BINARY, EVENTS, JSON, PNG, to_binary, to_json
 from service.engine.jobs import ChainJob, TermJob
+from service.engine.peek import Peek
 from service.models import Served
 from service.problems import InvalidRequest, TooExpensive
 from service.settings import Settings
-from service.sheets import Strip, check_sheet, contact_sheet
+from service.sheets import Strip, check_sheet, contact_sheet, image
 
 Result = TypeVar("Result")
 AnySampler = TypeVar("AnySampler", Ancestral, DDIM, DPMSolver, Ancestral | DDIM | DPMSolver)
@@ -32,7 +35,7 @@ class Work(ABC, Generic[Result]):
         offers: the forms of its answer, the default first.
     """
 
-    offers: tuple[str, ...] = (JSON, PNG, BINARY)
+    offers: tuple[str, ...] = (JSON, PNG, BINARY, EVENTS)
     served: Served
     job: ChainJob | TermJob
 
@@ -71,6 +74,24 @@ class Work(ABC, Generic[Result]):
     def strips(self, result: Result) -> list[Strip]:
         """What a contact sheet shows."""
         raise NotImplementedError(f"{type(self).__name__} offers no picture")
+
+    def preview(self, peek: Peek, count: int) -> Preview:
+        """The first `count` rows of the job on their way; waits for the device."""
+        space = self.served.model.space
+        x_0 = self.estimates(peek.x_0())
+        drawn: list[Any] = list(plain(x_0, space))
+        for i, picture in enumerate(image(x, space) for x in x_0):
+            if picture is not None:
+                drawn[i] = base64.b64encode(picture).decode()
+        states: list[RowState] = ["finished" if ended else "running" for ended in peek.finished]
+        for _ in range(len(drawn), min(count, self.job.rows)):
+            states.append("waiting")
+            drawn.append(None)
+        return Preview(step=peek.done, rows=states, estimates=drawn)
+
+    def estimates(self, x_0: Tensor) -> Tensor:
+        """The job's first rows [k, *event] in data units, from model units."""
+        return self.served.model.space.to_data(x_0)
 
 
 def settle_seed(seed: int | None) -> int:

@@ -12,7 +12,7 @@ from diffusion.bound import check_convention, null_log_prob
 from diffusion.strata import choose_steps
 from service.answers import Loglik, LoglikAnswer, Parts, Term
 from service.arrays import check_values, read_events, refusal
-from service.encoding import BINARY, JSON
+from service.encoding import BINARY, EVENTS, JSON
 from service.engine.jobs import TermJob, TermResult
 from service.models import Served
 from service.problems import InvalidRequest
@@ -29,7 +29,7 @@ class LoglikWork(Work[TermResult]):
     served: Served
     job: TermJob
     request: LoglikRequest
-    offers = (JSON, BINARY)
+    offers = (JSON, BINARY, EVENTS)
 
     @classmethod
     def prepare(cls, request: LoglikRequest, served: Served, settings: Settings) -> "LoglikWork":

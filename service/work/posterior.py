@@ -121,12 +121,16 @@ class PosteriorWork(Work[ChainResult]):
 
     def _samples(self, result: ChainResult) -> Tensor:
         """[N, n, *event], data units; what was seen exactly is put back bit for bit."""
-        space = self.served.model.space
-        shape = (len(self.seen.values), self.request.num_samples, *space.shape)
-        samples = space.to_data(result.samples).reshape(shape)
+        shape = (len(self.seen.values), self.request.num_samples, *self.served.model.space.shape)
+        return self.estimates(result.samples).reshape(shape)
+
+    @override
+    def estimates(self, x_0: Tensor) -> Tensor:
+        x = super().estimates(x_0)
         if self.seen.noise > 0:
-            return samples
-        return torch.where(self.seen.known[:, None], self.seen.values[:, None], samples)
+            return x
+        datum = torch.arange(len(x)) // self.request.num_samples
+        return torch.where(self.seen.known[datum], self.seen.values[datum], x)
 
     def _diagnostics(self) -> Diagnostics:
         noise = None if self.matched is None else self.matched.noise

@@ -442,3 +442,21 @@ def test_a_limit_holds_from_the_next_tick() -> None:
 def test_work_is_at_least_one_unit() -> None:
     with pytest.raises(ValueError, match="at least one row"):
         chain(0, rows=0, units=3)
+
+
+def test_which_rows_have_begun_and_which_hold_slots() -> None:
+    scheduler = Scheduler("m", batch_size=2, slots=2)
+    scheduler.add(chain(0, rows=3, units=2))
+    assert scheduler.held(0) == (0, {})
+    begun = []
+    for _ in range(3):
+        tick = scheduler.next()
+        assert tick is not None
+        scheduler.retire(tick)
+        begun.append(scheduler.held(0))
+    assert begun[0][0] == 2
+    assert set(begun[0][1]) == {0, 1}
+    assert begun[1] == (2, {})
+    assert begun[2][0] == 3
+    assert set(begun[2][1]) == {2}
+    assert {*begun[0][1].values()} == {0, 1}

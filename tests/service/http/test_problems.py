@@ -26,6 +26,8 @@ MIXTURE: dict[str, Any] = {"model": "gaussian-mixture"}
 GREY: dict[str, Any] = {"model": "grey"}
 BITS: dict[str, Any] = {"model": "bit-patterns"}
 IMAGE = [[7] * 8] * 6
+UNSEEN = ("application/octet-stream", "text/event-stream")
+PREVIEWS = "text/event-stream; previews=N, N a whole number up to 64"
 
 
 def png(pixels: ArrayLike, format: str = "PNG") -> str:
@@ -248,14 +250,17 @@ async def test_a_png_bomb_is_refused_by_its_header(client: httpx.AsyncClient, bo
 @pytest.mark.parametrize(
     ("path", "accept", "expected"),
     [
-        ("/sample", "text/html", ["application/json", "image/png", "application/octet-stream"]),
-        ("/sample", "text/event-stream", None),
-        ("/loglik", "image/png", ["application/json", "application/octet-stream"]),
+        ("/sample", "text/html", ["application/json", "image/png", *UNSEEN]),
+        ("/loglik", "image/png", ["application/json", *UNSEEN]),
         ("/sample", "application/json;q=0", None),
+        ("/loglik", "text/event-stream; previews=1", "text/event-stream"),
+        ("/sample", "text/event-stream; previews=x", PREVIEWS),
+        ("/sample", "text/event-stream; previews=-1", PREVIEWS),
+        ("/sample", "text/event-stream; previews=65", PREVIEWS),
     ],
 )  # fmt: skip
 async def test_an_unacceptable_form_is_told_what_can_be_had(
-    client: httpx.AsyncClient, path: str, accept: str, expected: list[str] | None
+    client: httpx.AsyncClient, path: str, accept: str, expected: list[str] | str | None
 ) -> None:
     response = await client.post(path, json=MIXTURE, headers={"accept": accept})
     document = assert_problem(response, 406, "not-acceptable")

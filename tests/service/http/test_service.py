@@ -90,7 +90,9 @@ async def test_openapi_documents_every_question(client: httpx.AsyncClient) -> No
         assert set(content) == {"application/json", "application/octet-stream"}
         assert content["application/json"]["schema"]["$ref"].endswith(f"/{name}Request")
         assert schemas[f"{name}Request"]["examples"]
-        assert "application/json" in operation["responses"]["200"]["content"]
+        assert {"application/json", "text/event-stream"} <= set(
+            operation["responses"]["200"]["content"]
+        )
         assert "application/problem+json" in operation["responses"]["422"]["content"]
     references = set(re.findall(r'"#/components/schemas/(\w+)"', json.dumps(document)))
     assert references <= set(schemas)
@@ -270,6 +272,24 @@ def test_the_command_serves_and_ends_on_sigterm_without_losing_a_request(folder:
             process.send_signal(signal.SIGTERM)
         assert [answer.status_code for answer in answers] == [200]
         assert len(answers[0].json()["samples"]) == 16
+        assert process.wait(30) == 0
+
+
+def test_an_open_stream_ends_in_its_result_on_sigterm(folder: Path) -> None:
+    asked = {"model": "gaussian-mixture", "num_samples": 16, "seed": 7}
+    accept = {"accept": "text/event-stream"}
+    with (
+        running(folder, "--drain-seconds", "200") as (process, url, _),
+        httpx.stream("POST", f"{url}/sample", json=asked, headers=accept, timeout=200) as response,
+    ):
+        events = []
+        for line in response.iter_lines():
+            if not events:  # it came while the work is still to be done
+                process.send_signal(signal.SIGTERM)
+            events.append(line)
+        assert json.loads(events[1].removeprefix("data: "))["step"] < 1600
+        assert events[-3] == "event: result"
+        assert len(json.loads(events[-2].removeprefix("data: "))["samples"]) == 16
         assert process.wait(30) == 0
 
 

@@ -1,0 +1,199 @@
+"""A look at a job between two ticks: x_0hat as the offline loop has it, and nobody is harmed."""
+
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future
+from threading import Semaphore
+from types import SimpleNamespace
+
+import pytest
+import torch
+from torch import Tensor
+from torch.testing import assert_close
+
+from diffusion.model import DiffusionModel
+from diffusion.sampling import Ancestral, sample
+from diffusion.strata import choose_steps
+from service.engine import ChainJob, Engine, TermJob
+from service.engine.peek import Peek
+
+SAMPLER, SEED, ROWS = Ancestral(steps=4), 7, 6
+
+
+class Steps:
+    """In the place of the mischief's gate: one network call passes at a time."""
+
+    def __init__(self) -> None:
+        self.open = False
+        self.arrivals, self.permits = Semaphore(0), Semaphore(0)
+
+    def wait(self, timeout: float) -> bool:
+        self.arrivals.release()
+        return self.open or self.permits.acquire(timeout=timeout)
+
+    def arrive(self) -> None:
+        assert self.arrivals.acquire(timeout=60)
+
+    def set(self) -> None:
+        self.open = True
+        self.permits.release(100)
+
+
+@pytest.fixture
+def steps() -> Iterator[Steps]:
+    """Named last by a test, and so opened before its engine is stopped."""
+    found = Steps()
+    yield found
+    found.set()
+
+
+def chains(model: DiffusionModel, rows: int = ROWS) -> ChainJob:
+    return ChainJob("g", rows, SEED, SAMPLER.plan(model.process))
+
+
+def look(future: "Future[Peek | None]") -> tuple[int, list[bool], Tensor]:
+    peek = future.result(60)
+    assert peek is not None
+    return peek.done, peek.finished, peek.x_0()
+
+
+def test_a_look_after_each_tick(
+    faulty: DiffusionModel,
+    mischief: SimpleNamespace,
+    make_engine: Callable[..., Engine],
+    steps: Steps,
+) -> None:
+    hats: list[Tensor] = []
+    samples = sample(
+        faulty, ROWS, seed=SEED, sampler=SAMPLER, progress=lambda _, x_0: hats.append(x_0)
+    )
+    engine = make_engine(g=faulty, limits={"batch_size": 4, "slots": 4})
+    mischief.gate = steps
+    ticket = engine.submit(chains(faulty))
+    seen = []
+    for _ in range(7):
+        steps.arrive()
+        future = ticket.peek(100)
+        steps.permits.release()
+        seen.append(look(future))
+    late = ticket.peek(100)
+    steps.set()
+    assert late.result(60) is None
+    assert ticket.peek(100).result(60) is None  # and whoever asks when it is over
+    assert torch.equal(ticket.result(60).samples, engine.submit(chains(faulty)).result(60).samples)
+
+    close = {"rtol": 1e-4, "atol": 1e-5}
+    for tick, (done, finished, x_0) in enumerate(seen[:3]):  # four rows on their way, two not begun
+        assert (done, finished) == (4 * (tick + 1), [False] * 4)
+        assert_close(x_0, hats[tick][:4], **close)
+    done, finished, x_0 = seen[3]
+    assert (done, finished) == (16, [True] * 4)
+    assert_close(x_0, samples[:4], **close)
+    for tick, (done, finished, x_0) in enumerate(seen[4:]):
+        assert (done, finished) == (16 + 2 * (tick + 1), [True] * 4 + [False] * 2)
+        assert_close(x_0, torch.cat((samples[:4], hats[tick][4:])), **close)
+
+
+def test_a_look_at_the_first_rows_only_and_before_any_began(
+    faulty: DiffusionModel,
+    mischief: SimpleNamespace,
+    make_engine: Callable[..., Engine],
+    steps: Steps,
+) -> None:
+    engine = make_engine(g=faulty, limits={"batch_size": 4, "slots": 4})
+    mischief.gate = steps
+    first = engine.submit(chains(faulty, 4))
+    steps.arrive()
+    second = engine.submit(chains(faulty, 1))  # when every slot is taken
+    futures = first.peek(2), second.peek(2)
+    steps.permits.release()
+    assert look(futures[0])[1] == [False, False]
+    done, finished, x_0 = look(futures[1])  # no slot is free for it
+    assert (done, finished, x_0.shape) == (0, [], (0, 2))
+    steps.set()
+    for ticket in (first, second):
+        ticket.result(60)
+
+
+def test_terms_have_nothing_to_show(
+    faulty: DiffusionModel,
+    mischief: SimpleNamespace,
+    make_engine: Callable[..., Engine],
+    steps: Steps,
+) -> None:
+    engine = make_engine(g=faulty)
+    mischief.gate = steps
+    x_0 = torch.zeros(3, 2)
+    terms = choose_steps(faulty.T, torch.arange(3), SEED, "density")
+    ticket = engine.submit(TermJob("g", x_0, SEED, terms, "density"))
+    future = ticket.peek(3)
+    steps.set()
+    assert future.result(60) is None
+    ticket.result(60)
+
+
+def test_a_look_that_is_given_up_or_fails_harms_nobody(
+    faulty: DiffusionModel,
+    mischief: SimpleNamespace,
+    make_engine: Callable[..., Engine],
+    monkeypatch: pytest.MonkeyPatch,
+    steps: Steps,
+) -> None:
+    engine = make_engine(g=faulty)
+    mischief.gate = steps
+    ticket = engine.submit(chains(faulty))
+    steps.arrive()
+    assert ticket.peek(3).cancel()
+
+    def fail(*_: object) -> Peek:
+        raise torch.OutOfMemoryError("no room")
+
+    monkeypatch.setattr("service.engine.runner.Peek.of", fail)
+    future = ticket.peek(3)
+    steps.set()
+    assert future.result(60) is None
+    expected = sample(faulty, ROWS, seed=SEED, sampler=SAMPLER)
+    assert_close(ticket.result(60).samples, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_when_the_thread_dies_who_looks_is_told(
+    faulty: DiffusionModel,
+    mischief: SimpleNamespace,
+    make_engine: Callable[..., Engine],
+    steps: Steps,
+) -> None:
+    engine = make_engine(g=faulty)
+    mischief.gate = steps
+
+    def die(_out: Tensor, _marked: Tensor) -> Tensor:
+        raise SystemExit
+
+    mischief.on_marked = die
+    start = torch.full((1, 2), 1000.0)
+    ticket = engine.submit(ChainJob("g", 1, SEED, SAMPLER.plan(faulty.process), start=start))
+    steps.arrive()
+    future = ticket.peek(1)
+    steps.set()
+    assert future.result(60) is None
+    assert ticket.peek(1).result(60) is None
+
+
+def test_a_ticket_says_how_long_it_waited(
+    faulty: DiffusionModel,
+    mischief: SimpleNamespace,
+    make_engine: Callable[..., Engine],
+    steps: Steps,
+) -> None:
+    engine = make_engine(g=faulty, limits={"batch_size": 4, "slots": 4})
+    mischief.gate = steps
+    first = engine.submit(chains(faulty, 4))
+    steps.arrive()
+    second = engine.submit(chains(faulty, 1))
+    steps.permits.release()
+    steps.arrive()
+    assert first.queue_seconds is not None
+    assert second.queue_seconds is None
+    assert engine.seconds_owed > 0
+    steps.set()
+    assert second.result(60).queue_seconds == second.queue_seconds
+    first.result(60)
+    assert engine.seconds_owed == 0

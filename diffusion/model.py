@@ -109,10 +109,9 @@ class DiffusionModel(nn.Module):
                 a clipped element has no gradient.
         """
         at = t if isinstance(t, Times) else self.times(t)
-        if isinstance(self.network, Network):
-            output = self.network.given(x_t, *at.condition)
-        else:
-            output = self.network(x_t, at.condition[0].expand(len(x_t)))
+        ours = isinstance(self.network, Network)
+        time = at.condition if ours else at.condition[0].expand(len(x_t))
+        output = self.network(x_t, time)
         process, kind = self.process, self.prediction
         if isinstance(process, BinomialProcess):
             return read_binomial(process, kind, output, x_t, at.t)

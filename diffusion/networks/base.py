@@ -2,7 +2,7 @@
 
     forward(x_t, time) = given(x_t, *condition(time))
 
-The first part is the same for every row at the same step, so whoever makes many steps works it out
+The condition is the same for every row at the same step, so whoever makes many steps works it out
 once for all of them (`DiffusionModel.tabulate`).
 """
 
@@ -50,14 +50,14 @@ class Network(nn.Module, ABC):
         """The output for x_t [B, *event]; a condition has B rows, or one that holds for all."""
 
     @override
-    def forward(self, x_t: Tensor, time: Tensor) -> Tensor:
+    def forward(self, x_t: Tensor, time: Tensor | tuple[Tensor, ...]) -> Tensor:
         """The output for each row at its own time.
 
         Args:
             x_t: [B, *event] in model units.
-            time: [B], by `clock`.
+            time: [B], by `clock`; or what `condition` said of it.
         """
-        return self.given(x_t, *self.condition(time))
+        return self.given(x_t, *(time if isinstance(time, tuple) else self.condition(time)))
 
 
 def check_vector(event: tuple[int, ...], features: int) -> None:

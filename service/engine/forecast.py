@@ -111,9 +111,9 @@ class Forecast:
         self._shares = shares
         self._speeds = {name: Speed() for name in models}
 
-    def measure(self, model: str, rows: int, seconds: float) -> None:
-        """A tick of so many rows took so many seconds."""
-        self._speeds[model].measure(rows, seconds)
+    def measure(self, model: str, rows: int, seconds: float, calls: int = 1) -> None:
+        """A tick of so many rows took so many seconds; or each of several in a burst."""
+        self._speeds[model].measure(rows, seconds, calls)
 
     def doubt(self, model: str) -> None:
         """A job was refused while nothing ran: what is never let in could not be measured again."""

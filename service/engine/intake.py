@@ -198,7 +198,7 @@ class Intake:
         """So many evaluations, in so many network calls, took so many seconds."""
         with self._wake:
             self._ledger.measure(model, evaluations, seconds)
-            self._forecast.measure(model, evaluations // calls, seconds / calls)
+            self._forecast.measure(model, evaluations // calls, seconds / calls, calls)
 
     def settle(self, model: str, evaluations: int) -> None:
         """So many of the accepted evaluations have been made."""

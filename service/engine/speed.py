@@ -27,12 +27,14 @@ class Speed:
     def __init__(self) -> None:
         self._sizes: dict[int, _Mean] = {}
 
-    def measure(self, rows: int, seconds: float) -> None:
-        """A tick of so many rows took so many seconds."""
+    def measure(self, rows: int, seconds: float, calls: int = 1) -> None:
+        """A tick of so many rows took so many seconds; or each of several in a burst."""
         mean = self._sizes.setdefault(rows.bit_length(), _Mean())
-        mean.ticks = _FORGET * mean.ticks + 1
-        mean.rows = _FORGET * mean.rows + rows
-        mean.seconds = _FORGET * mean.seconds + seconds
+        kept = _FORGET**calls
+        weight = (1 - kept) / (1 - _FORGET)
+        mean.ticks = kept * mean.ticks + weight
+        mean.rows = kept * mean.rows + weight * rows
+        mean.seconds = kept * mean.seconds + weight * seconds
 
     def seconds(self, rows: float) -> float:
         """The least that a tick of so many rows takes; 0 where nothing has been measured."""

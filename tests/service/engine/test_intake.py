@@ -29,7 +29,7 @@ def intake(**settings: int) -> Intake:
 
 
 def chains(model: DiffusionModel, rows: int, steps: int = 10) -> ChainJob:
-    return ChainJob("g", rows, 7, DDIM(steps=steps).plan(model.process))
+    return ChainJob("g", rows, 7, DDIM(steps=steps).plan(model))
 
 
 def measure(door: Intake, seconds: float) -> None:

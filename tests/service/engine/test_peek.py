@@ -11,7 +11,8 @@ from torch import Tensor
 from torch.testing import assert_close
 
 from diffusion.model import DiffusionModel
-from diffusion.sampling import Ancestral, sample
+from diffusion.plan import Ancestral
+from diffusion.sampling import sample
 from diffusion.strata import choose_steps
 from service.engine import ChainJob, Engine, TermJob
 from service.engine.peek import Peek
@@ -38,6 +39,12 @@ class Steps:
         self.permits.release(100)
 
 
+@pytest.fixture(autouse=True)
+def a_step_a_tick(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each network call is a tick of its own, and can be watched."""
+    monkeypatch.setattr("service.engine.scheduler.BURST_SECONDS", 0.0)
+
+
 @pytest.fixture
 def steps() -> Iterator[Steps]:
     """Named last by a test, and so opened before its engine is stopped."""
@@ -47,7 +54,7 @@ def steps() -> Iterator[Steps]:
 
 
 def chains(model: DiffusionModel, rows: int = ROWS) -> ChainJob:
-    return ChainJob("g", rows, SEED, SAMPLER.plan(model.process))
+    return ChainJob("g", rows, SEED, SAMPLER.plan(model))
 
 
 def look(future: "Future[Peek | None]") -> tuple[int, list[bool], Tensor]:
@@ -66,7 +73,7 @@ def test_a_look_after_each_tick(
     samples = sample(
         faulty, ROWS, seed=SEED, sampler=SAMPLER, progress=lambda _, x_0: hats.append(x_0)
     )
-    engine = make_engine(g=faulty, limits={"batch_size": 4, "slots": 4})
+    engine = make_engine(g=faulty, limits={"batch_size": 4, "slots": 6})
     mischief.gate = steps
     ticket = engine.submit(chains(faulty))
     seen = []
@@ -99,7 +106,7 @@ def test_a_look_at_the_first_rows_only_and_before_any_began(
     make_engine: Callable[..., Engine],
     steps: Steps,
 ) -> None:
-    engine = make_engine(g=faulty, limits={"batch_size": 4, "slots": 4})
+    engine = make_engine(g=faulty, limits={"batch_size": 4, "slots": 6})
     mischief.gate = steps
     first = engine.submit(chains(faulty, 4))
     steps.arrive()
@@ -169,7 +176,7 @@ def test_when_the_thread_dies_who_looks_is_told(
 
     mischief.on_marked = die
     start = torch.full((1, 2), 1000.0)
-    ticket = engine.submit(ChainJob("g", 1, SEED, SAMPLER.plan(faulty.process), start=start))
+    ticket = engine.submit(ChainJob("g", 1, SEED, SAMPLER.plan(faulty), start=start))
     steps.arrive()
     future = ticket.peek(1)
     steps.set()
@@ -183,7 +190,7 @@ def test_a_ticket_says_how_long_it_waited(
     make_engine: Callable[..., Engine],
     steps: Steps,
 ) -> None:
-    engine = make_engine(g=faulty, limits={"batch_size": 4, "slots": 4})
+    engine = make_engine(g=faulty, limits={"batch_size": 4, "slots": 6})
     mischief.gate = steps
     first = engine.submit(chains(faulty, 4))
     steps.arrive()

@@ -445,7 +445,7 @@ def test_work_is_at_least_one_unit() -> None:
 
 
 def test_which_rows_have_begun_and_which_hold_slots() -> None:
-    scheduler = Scheduler("m", batch_size=2, slots=2)
+    scheduler = Scheduler("m", batch_size=2, slots=3)
     scheduler.add(chain(0, rows=3, units=2))
     assert scheduler.held(0) == (0, {})
     begun = []

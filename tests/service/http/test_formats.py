@@ -33,7 +33,10 @@ async def ask(client: httpx.AsyncClient, path: str, **fields: object) -> dict[st
 
 async def test_a_sample_is_answered_as_documented(client: httpx.AsyncClient) -> None:
     answer = await ask(client, "/sample", model="gaussian-mixture", num_samples=3, seed=7)
-    assert set(answer) == {"model", "seed", "sampler", "shape", "samples", "network_evaluations"}
+    assert set(answer) == {
+        "model", "seed", "exact", "sampler", "shape", "samples", "network_evaluations"
+    }  # fmt: skip
+    assert answer["exact"] is False
     assert answer["model"] == "gaussian-mixture"
     assert answer["seed"] == 7
     assert answer["sampler"] == {"name": "ancestral", "steps": 100}

@@ -20,7 +20,8 @@ from PIL import Image
 from torch import Tensor
 
 from diffusion.model import DiffusionModel
-from diffusion.sampling import Ancestral, sample
+from diffusion.plan import Ancestral
+from diffusion.sampling import sample
 from service import streams
 from service.app import create_app
 from service.settings import Settings
@@ -41,6 +42,12 @@ QUESTIONS: list[tuple[str, dict[str, Any]]] = [
 ]
 
 Event = tuple[str, Any]
+
+
+@pytest.fixture(autouse=True)
+def a_step_a_tick(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each network call is a tick of its own, and can be watched."""
+    monkeypatch.setattr("service.engine.scheduler.BURST_SECONDS", 0.0)
 
 
 def parse(text: str) -> list[Event]:
@@ -149,7 +156,7 @@ async def starting(settings: Settings) -> AsyncIterator[FastAPI]:
 
 @pytest.fixture(scope="module")
 async def app(folder: Path) -> AsyncIterator[FastAPI]:
-    async with starting(Settings(models=folder, device="cpu", batch_size=4, slots=4)) as found:
+    async with starting(Settings(models=folder, device="cpu", batch_size=4, slots=6)) as found:
         yield found
 
 
@@ -264,7 +271,7 @@ async def test_previews_are_the_estimates_of_each_step(
         while (found := await caller.next("preview", "result"))[0] == "preview":
             seen.append(found[1])
     samples = found[1]["samples"]
-    first, rest = 4 * 8, 2 * 8  # four slots: rows 0..3 are done before 4 and 5 begin
+    first, rest = 4 * 8, 2 * 8  # four rows a job: 0..3 are done before 4 and 5 begin
     ways = set()
     for preview in seen:
         step, rows, estimates = preview["step"], preview["rows"], preview["estimates"]
@@ -399,9 +406,8 @@ async def test_silence_is_broken_by_comments(app: FastAPI, monkeypatch: pytest.M
     with held(app) as gate:
         caller = Caller(app, MIXTURE | SHORT, "text/event-stream")
         names = [(await caller.event())[0] for _ in range(4)]
-        # The first tick may have begun in between, which is news once.
         assert names[0] == "progress"
-        assert names[2:] == ["", ""]
+        assert names.count("") >= 2  # the first tick may begin in between, which is news once
         gate.set()
         await caller.next("result")
 

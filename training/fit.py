@@ -62,7 +62,7 @@ class RunOptions:
 
 
 def learning_rate(config: FitConfig, step: int) -> float:
-    """lr of optimiser step `step` (0, 1, ...): linear warm-up, half a cosine down to each restart."""
+    """lr of optimiser step `step` (0, 1, ...): linear warm-up, half a cosine to each restart."""
     optimiser = config.optimiser
     if step < optimiser.warmup:
         return optimiser.lr * (step + 1) / optimiser.warmup

@@ -6,6 +6,7 @@ compilation) does not belong to it and is said on the command line.
 
 import tomllib
 from collections.abc import Mapping
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, Literal
 
@@ -53,18 +54,25 @@ class ObjectiveConfig(Frozen):
 class OptimiserConfig(Frozen):
     """AdamW (Loshchilov and Hutter 2019): linear warm-up, then cosine decay to `final` * `lr`.
 
-    With several `cycles` the decay is repeated in equal parts of the fit, each from half the rate
-    of the one before (warm restarts, Loshchilov and Hutter 2017): a fit of more cycles goes on
-    where one of fewer ended.
+    At each of the steps `restarts` the decay begins anew, from half the rate of the time before
+    (warm restarts, Loshchilov and Hutter 2017): a longer fit goes on where a shorter one ended.
     """
 
     lr: float = Field(default=1e-3, gt=0)
     betas: tuple[float, float] = (0.9, 0.99)
     weight_decay: float = Field(default=0.0, ge=0)
     warmup: int = Field(default=100, ge=0)
-    cycles: int = Field(default=1, ge=1)
+    restarts: tuple[int, ...] = ()
     final: float = Field(default=0.0, ge=0, le=1)
     clip: float | None = Field(default=1.0, gt=0)
+
+    @model_validator(mode="after")
+    def _ascend(self) -> "OptimiserConfig":
+        if any(a >= b for a, b in pairwise((self.warmup, *self.restarts))):
+            raise ValueError(
+                f"restarts are ascending steps past the warm-up, came {list(self.restarts)}"
+            )
+        return self
 
 
 class AverageConfig(Frozen):

@@ -9,7 +9,6 @@ from pathlib import Path
 import torch
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
-from PIL import Image
 from torch import Tensor
 
 from diffusion.checkpoint import load
@@ -17,11 +16,10 @@ from diffusion.distributions import Normal
 from diffusion.model import DiffusionModel
 from diffusion.noise import Stream, counter_noise
 from diffusion.plan import Ancestral
-from diffusion.sampling import begin, sample, step
+from diffusion.sampling import begin, step
 from training import data
 from training.config import FitConfig
 from training.export import artefact_path
-from training.sheet import sheet
 
 POINTS = 3000
 LIMIT = 2.5
@@ -92,14 +90,6 @@ def swissroll(model: DiffusionModel, x_0: Tensor, path: Path, seed: int = 0) -> 
     figure.savefig(path, dpi=110, metadata={"Software": None})
 
 
-def samples(model: DiffusionModel, path: Path, rows: int, columns: int, seed: int = 0) -> None:
-    """Write a sheet of samples drawn by all T steps."""
-    drawn = sample(model, rows, seed=seed, sampler=Ancestral())
-    path.parent.mkdir(parents=True, exist_ok=True)
-    picture = sheet(model.space, model.space.to_data(drawn), columns)
-    Image.fromarray(picture).save(path, optimize=True)
-
-
 def make(models: Path, folder: Path) -> list[Path]:
     """Write every picture whose model is there; returns their paths."""
     made: list[Path] = []
@@ -110,12 +100,4 @@ def make(models: Path, folder: Path) -> list[Path]:
         x_0 = model.space.to_model(data.load(config.data).test[:POINTS])
         made.append(folder / "swissroll.png")
         swissroll(model, x_0, made[-1])
-    digits = artefact_path(models, "mnist")
-    if digits.exists():
-        made.append(folder / "mnist.png")
-        samples(load(digits)[0], made[-1], rows=64, columns=16)
-    beats = artefact_path(models, "heartbeat")
-    if beats.exists():
-        made.append(folder / "heartbeat.png")
-        samples(load(beats)[0], made[-1], rows=20, columns=1)
     return made

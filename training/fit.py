@@ -12,6 +12,7 @@ import copy
 import math
 import signal
 import time
+from bisect import bisect_right
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
@@ -61,14 +62,14 @@ class RunOptions:
 
 
 def learning_rate(config: FitConfig, step: int) -> float:
-    """lr of optimiser step `step` (0, 1, ...): linear warm-up, then half a cosine down a cycle."""
+    """lr of optimiser step `step` (0, 1, ...): linear warm-up, half a cosine to each restart."""
     optimiser = config.optimiser
     if step < optimiser.warmup:
         return optimiser.lr * (step + 1) / optimiser.warmup
-    length = math.ceil(config.steps / optimiser.cycles)
-    cycle = min(step // length, optimiser.cycles - 1)
-    begin = max(cycle * length, optimiser.warmup)
-    done = (step - begin) / max(1, (cycle + 1) * length - begin)
+    ends = [*optimiser.restarts, config.steps]
+    cycle = min(bisect_right(ends, step), len(ends) - 1)
+    begin = ends[cycle - 1] if cycle else optimiser.warmup
+    done = (step - begin) / max(1, ends[cycle] - begin)
     cosine = 0.5 * (1.0 + math.cos(math.pi * done))
     return optimiser.lr * 0.5**cycle * (optimiser.final + (1.0 - optimiser.final) * cosine)
 

@@ -57,18 +57,20 @@ def test_learning_rate_warms_up_and_decays_to_its_end(small_file: Path) -> None:
     assert rates[-1] == pytest.approx(0.0, abs=1e-12)
 
 
-def test_a_fit_of_more_cycles_goes_on_where_one_of_fewer_ended(small_file: Path) -> None:
+def test_a_longer_fit_goes_on_where_a_shorter_one_ended(small_file: Path) -> None:
     one = config.load(str(small_file))
-    two = one.model_copy(
-        update={
-            "steps": 2 * one.steps,
-            "optimiser": one.optimiser.model_copy(update={"cycles": 2}),
-        }
-    )
+    again = one.optimiser.model_copy(update={"restarts": (one.steps,)})
+    two = one.model_copy(update={"steps": one.steps + 5, "optimiser": again})
     rates = [learning_rate(two, step) for step in range(two.steps + 1)]
     assert rates[: one.steps] == [learning_rate(one, step) for step in range(one.steps)]
     assert rates[one.steps] == pytest.approx(one.optimiser.lr / 2)
     assert rates[-1] == pytest.approx(0.0, abs=1e-12)
+
+
+@pytest.mark.parametrize("restarts", [(100,), (300, 200), (200, 200)])
+def test_restarts_ascend_past_the_warm_up(restarts: tuple[int, ...]) -> None:
+    with pytest.raises(ValueError, match="ascending"):
+        config.OptimiserConfig(warmup=100, restarts=restarts)
 
 
 def test_oracle_values_that_do_not_fit_are_an_error(tmp_path: Path) -> None:

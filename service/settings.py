@@ -85,7 +85,16 @@ class Settings(BaseSettings):
     )
 
     batch_size: int = Field(
-        32, ge=1, le=65536, description="Most rows of one network call. On CPU 24 to 32 is best."
+        0,
+        ge=0,
+        le=65536,
+        description="Most rows of one network call; 0: found by trying, for each model at start "
+        "(32 with deterministic).",
+    )
+    precision: Literal["float32", "bfloat16"] = Field(
+        "float32",
+        description="Of the network's weights in sampling; likelihoods are always float32. "
+        "bfloat16 is for GPUs, and CPUs with AVX-512 or AMX; on others it is slower.",
     )
     deterministic: bool = Field(
         False,
@@ -93,10 +102,11 @@ class Settings(BaseSettings):
         "the same bits alone and under any load; answers say whether that holds.",
     )
     slots: int = Field(
-        512,
-        ge=1,
+        0,
+        ge=0,
         description="Most chains, and most data, of one model held on the device at once; "
-        "at least batch_size, better 16 times it: a quarter is kept for newcomers.",
+        "at least batch_size, better 16 times it: a quarter is kept for newcomers. 0: that, as "
+        "far as memory goes.",
     )
     term_share: float = Field(
         0.125,
@@ -117,7 +127,7 @@ class Settings(BaseSettings):
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
-        if self.slots < self.batch_size:
+        if 0 < self.slots < self.batch_size:
             raise ValueError(
                 f"slots={self.slots} cannot fill a batch of {self.batch_size} rows: "
                 f"set NONEQ_SLOTS to at least {self.batch_size}, or NONEQ_BATCH_SIZE lower"

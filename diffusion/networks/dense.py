@@ -160,7 +160,7 @@ class MLP(Network):
         _check(x_t, self.config.features)
         *shifts, time = condition
         e = shifts[0].unbind(1) if shifts else None
-        h = self.first(x_t)
+        h = self.first(x_t.to(self.first.weight.dtype))
         h = h if e is None else h + e[0]
         for i, layer in enumerate(self.layers, 1):
             y = layer(self.act(h))
@@ -203,7 +203,7 @@ class RBF(Network):
     def given(self, x_t: Tensor, *condition: Tensor) -> Tensor:
         """Return W_t phi(x_t) + b_t [B, outputs * D], for x_t [B, D]."""
         _check(x_t, self.config.features)
-        out: Tensor = self.readout(self.basis(x_t), condition[0])
+        out: Tensor = self.readout(self.basis(x_t.to(self.centres.dtype)), condition[0])
         return out
 
 

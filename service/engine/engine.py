@@ -24,6 +24,7 @@ from service.engine.limits import check_limits
 from service.engine.peek import Peek, PeekRequest
 from service.engine.record import Record
 from service.engine.rehearsal import exact, rehearse
+from service.engine.room import Room, survey
 from service.engine.runner import Runner
 from service.engine.scheduler import Entry, Scheduler, Tick, Work
 from service.metrics import Metrics
@@ -51,9 +52,9 @@ class Engine:
     ) -> None:
         self._settings = settings
         self._metrics = metrics or Metrics()
-        batch_size, slots = settings.batch_size, settings.slots
-        self._runners = {name: Runner(model, slots) for name, model in models.items()}
-        self._scheduler = Scheduler(models, batch_size, slots, settings.term_share)
+        self._models = dict(models)
+        self._runners: dict[str, Runner] = {}  # by the engine's thread, as their room is found
+        self._scheduler = Scheduler(term_share=settings.term_share)
         self._intake = Intake(models, settings)
         self._metrics.watch_queue(lambda: self._intake.owed, settings.max_queue_cost)
         for name in models:
@@ -140,16 +141,18 @@ class Engine:
             Draining: the engine is stopping.
             EngineDead: the engine's thread has ended by an error.
         """
-        served = self._runners.keys() - self._refused
-        if job.model not in served:
-            why = self._refused.get(job.model, "is not served")
-            raise UnknownModel(f"The model {why}.", received=job.model, expected=sorted(served))
-        model = self._runners[job.model].model
+        if job.model not in self._models or job.model in self._refused:
+            raise self._unknown(job.model)
+        model = self._models[job.model]
         job.check(model)
         size = check_limits(job, model, self._settings)
         if not self._started:
             raise NotReady("The engine has not been started.")
         return self._intake.accept(job, size, deadline)
+
+    def _unknown(self, name: str) -> UnknownModel:
+        served, why = self._models.keys() - self._refused, self._refused.get(name, "is not served")
+        return UnknownModel(f"The model {why}.", received=name, expected=sorted(served))
 
     def drain(self, timeout: float | None = None) -> bool:
         """Refuse new jobs, finish the accepted ones, stop; after `timeout` seconds, stop anyway.
@@ -178,7 +181,7 @@ class Engine:
             if self._settings.threads:
                 torch.set_num_threads(self._settings.threads)
             with torch.inference_mode():
-                for name in self._runners:
+                for name in self._models:
                     self._rehearse(name)
                 self._warm.set()
                 while self._admit():
@@ -192,33 +195,45 @@ class Engine:
         self._warm.set()
 
     def _rehearse(self, name: str) -> None:
-        """Run a model at the batch size, or what memory holds of it; refuse it if it fails."""
-        rows, runner = self._settings.batch_size, self._runners[name]
+        """Find a model's room and run it there, or in what memory holds of it; refuse a failure."""
+        rows = self._settings.batch_size
         while True:
             try:
-                runner.fill = rows if self._settings.deterministic else 0
+                room = survey(self._models[name], rows, self._settings)
+                rows = room.batch
+                runner = Runner(self._models[name], room.slots, self._settings.precision)
+                runner.batch, runner.calls.fill = rows, rows if self._settings.deterministic else 0
                 rehearse(runner, rows)  # allocators and kernels settle
                 begun = time.monotonic()
                 rehearse(runner, rows)
-                self._intake.measure(name, rows, time.monotonic() - begun)
-                runner.exact = exact(runner)
+                self._serve(name, runner, room, time.monotonic() - begun)
                 return
             except Exception as error:
                 if fatal(error):
                     raise
-                if not out_of_memory(error) or rows == 1:
+                if not out_of_memory(error) or rows <= 1:
                     _log.exception("model %s failed its first network call", name)
                     self._refused[name] = f"failed its first network call ({describe(error)})"
                     return
             rows //= 2
-            self._scheduler.limit(name, rows)
             _log.warning("model %s: out of memory; trying %d rows a tick", name, rows)
+
+    def _serve(self, name: str, runner: Runner, room: Room, seconds: float) -> None:
+        """Its rehearsal went well, in so many seconds: jobs may come."""
+        runner.exact = exact(runner)
+        self._runners[name] = runner
+        self._scheduler.serve(name, room.batch, room.slots)
+        self._intake.limit(name, room.batch)
+        self._intake.measure(name, room.batch, seconds)
+        _log.info("model %s: %d rows a tick, %d held", name, room.batch, room.slots)
 
     def _shrink(self, name: str, rows: int) -> None:
         """Memory ran out: from now on a tick has at most so many rows."""
         self._scheduler.limit(name, rows)
+        self._intake.limit(name, rows)
         runner = self._runners[name]
-        runner.fill, runner.exact = min(runner.fill, rows), False
+        runner.batch, runner.exact = rows, False
+        runner.calls.fill = min(runner.calls.fill, rows)
 
     def _admit(self) -> bool:
         """Take in what came, drop what was cancelled; sleep while there is nothing to do.
@@ -231,16 +246,7 @@ class Engine:
             return False
         new, cancelled = taken
         for record in new:
-            job = record.job
-            parallel = isinstance(job, TermJob)
-            self._records[record.key] = record
-            self._scheduler.add(Work(record.key, job.model, job.rows, job.units, parallel))
-            try:
-                self._runners[job.model].open(record.key, job)
-            except Exception as error:
-                if fatal(error):
-                    raise
-                self._end(record.key, problem_of(error))
+            self._open(record)
         for key in cancelled:
             self._end(key, None)
         for key, problem in self._intake.overdue().items():
@@ -249,6 +255,22 @@ class Engine:
             resolve(peek.future, self._look(peek))
         self._metrics.rows(self._scheduler.rows_running, self._scheduler.rows_waiting)
         return True
+
+    def _open(self, record: Record) -> None:
+        """Make a job known to its model's runner and to the scheduler."""
+        job = record.job
+        if job.model in self._refused:  # it was accepted while the models were tried
+            self._intake.end(record, job.cost, self._unknown(job.model))
+            return
+        self._records[record.key] = record
+        parallel = isinstance(job, TermJob)
+        self._scheduler.add(Work(record.key, job.model, job.rows, job.units, parallel))
+        try:
+            self._runners[job.model].open(record.key, job)
+        except Exception as error:
+            if fatal(error):
+                raise
+            self._end(record.key, problem_of(error))
 
     def _look(self, peek: PeekRequest) -> Peek | None:
         """How a job stands; None where there is nothing to see."""
@@ -288,8 +310,8 @@ class Engine:
         self._scheduler.retire(tick, seconds)
         self._intake.settle(tick.model, tick.evaluations)
         self._intake.measure(tick.model, tick.evaluations, seconds, tick.length)
-        self._metrics.tick(tick.model, len(tick), self._settings.batch_size, tick.length)
-        self._metrics.pad(tick.model, max(0, runner.fill - len(tick)) * tick.length)
+        self._metrics.tick(tick.model, len(tick), runner.batch, tick.length)
+        self._metrics.pad(tick.model, max(0, runner.calls.fill - len(tick)) * tick.length)
         self._metrics.rows(self._scheduler.rows_running, self._scheduler.rows_waiting)
         for record in self._live(share):
             record.ticket.done += share[record.key] * tick.length

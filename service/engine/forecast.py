@@ -104,12 +104,19 @@ class Forecast:
 
     Args:
         models: their names.
-        shares: the policy within a model.
+        term_share: the scheduler's.
     """
 
-    def __init__(self, models: Iterable[str], shares: Shares) -> None:
-        self._shares = shares
+    def __init__(self, models: Iterable[str], term_share: float) -> None:
+        self._term_share = term_share
+        self._shares: dict[str, Shares] = {}
         self._speeds = {name: Speed() for name in models}
+        for name in self._speeds:
+            self.limit(name, 1)
+
+    def limit(self, model: str, rows: int) -> None:
+        """From now on a tick of `model` has at most so many rows."""
+        self._shares[model] = Shares(rows, self._term_share)
 
     def measure(self, model: str, rows: int, seconds: float, calls: int = 1) -> None:
         """A tick of so many rows took so many seconds; or each of several in a burst."""
@@ -128,13 +135,14 @@ class Forecast:
             others: the jobs that are there now, by model.
         """
         beside = others.get(model, ())
-        span = self._shares.until_done(job, beside)
+        shares = self._shares[model]
+        span = shares.until_done(job, beside)
         own = span.ticks * self._speeds[model].seconds(span.rows)
-        total, demand = own, self._shares.demand((job, *beside))
+        total, demand = own, shares.demand((job, *beside))
         for name, loads in others.items():
             if name != model and loads:
                 owed = sum(load.evaluations for load in loads)
-                room = self._shares.batch_size
+                room = self._shares[name].batch_size
                 needed = owed / room * self._speeds[name].seconds(room)
-                total += min(needed, own * self._shares.demand(loads) / demand)
+                total += min(needed, own * self._shares[name].demand(loads) / demand)
         return total

@@ -19,7 +19,7 @@ from functools import partial
 from typing import Any, final
 
 from service.engine.faults import describe
-from service.engine.forecast import Forecast, Load, Shares
+from service.engine.forecast import Forecast, Load
 from service.engine.jobs import Job, TermJob, Ticket, Timing
 from service.engine.ledger import Ledger
 from service.engine.peek import Peek, PeekRequest
@@ -54,7 +54,7 @@ class Intake:
         self._wake = threading.Condition()
         names = list(models)
         self._ledger = Ledger(names, self._limit, self._room)
-        self._forecast = Forecast(names, Shares(settings.batch_size, settings.term_share))
+        self._forecast = Forecast(names, settings.term_share)
         self._first_deadline = math.inf  # no job's is earlier
         self._records: dict[int, Record] = {}
         self._new: list[Record] = []
@@ -193,6 +193,11 @@ class Intake:
         with self._wake:
             peeks, self._peeks = self._peeks, []
             return peeks
+
+    def limit(self, model: str, rows: int) -> None:
+        """A tick of `model` has at most so many rows."""
+        with self._wake:
+            self._forecast.limit(model, rows)
 
     def measure(self, model: str, evaluations: int, seconds: float, calls: int = 1) -> None:
         """So many evaluations, in so many network calls, took so many seconds."""

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from diffusion.distributions import Bernoulli, Normal
+from diffusion.model import DiffusionModel
 from diffusion.plan import Ancestral
 from diffusion.prediction import Prediction
 from diffusion.strata import choose_steps
@@ -31,12 +32,16 @@ def rehearse(runner: Runner, rows: int) -> None:
 
 def exact(runner: Runner) -> bool:
     """Whether rows get the same bits alone and among others, wherever they stand."""
-    return runner.fill > 0 and _places_do_not_matter(runner) and _company_does_not_matter(runner)
+    calls = runner.calls
+    return (
+        calls.fill > 0
+        and all(_places_do_not_matter(m, calls.fill) for m in {calls.model, calls.sampling})
+        and _company_does_not_matter(runner)
+    )
 
 
-def _places_do_not_matter(runner: Runner) -> bool:
+def _places_do_not_matter(model: DiffusionModel, rows: int) -> bool:
     """Random rows at random steps, in random other places, some of them several times."""
-    model, rows = runner.model, runner.fill
     dice = torch.Generator().manual_seed(0)
     x_t = torch.randn(rows, *model.event, generator=dice)
     x_t = ((x_t > 0).float() if model.space.kind == "bits" else x_t).to(model.device)
@@ -61,7 +66,8 @@ def _numbers(prediction: Prediction, t: Tensor) -> list[Tensor]:
 
 def _company_does_not_matter(runner: Runner) -> bool:
     """One chain and one term: alone, apart, beside chains and terms, and in a burst."""
-    fill, stage = runner.fill, _Stage(runner, runner.fill)
+    fill = runner.calls.fill
+    stage = _Stage(runner, fill)
     chains: list[Tensor] = []
     terms: list[Tensor] = []
     companies = [(0, 0), (fill // 2, fill - 2 - fill // 2), (fill - 2, 0), (0, fill - 2)]

@@ -19,6 +19,7 @@ from diffusion.noise import Stream, counter_noise
 from diffusion.prediction import Prediction
 from diffusion.sampling import advance, begin, burst
 from service.engine.batches import TermBatch, by_job, gather_chains, gather_terms
+from service.engine.calls import Calls, Precision, Rows
 from service.engine.jobs import ChainJob, ChainResult, Job, TermJob, TermResult
 from service.engine.peek import Peek
 from service.engine.scheduler import Entry
@@ -32,19 +33,21 @@ class Runner:
     Args:
         model: the model, on its device.
         slots: most chains, and most data, held at once.
+        precision: of the network's weights in sampling; bounds are of the model as it is.
 
     Attributes:
-        fill: rows that every call is filled up to, by repeating one; 0 for none. What a row
-            computes then no longer depends on how many others there are.
-        exact: whether that was tested to give a row the same bits in any company and place.
+        batch: most rows of a tick.
+        calls: how the network is called, filled up or not.
+        exact: whether filling was tested to give a row the same bits in any company and place.
         chains: their state.
         data: theirs.
     """
 
-    def __init__(self, model: DiffusionModel, slots: int) -> None:
-        self.model = model
-        model.tabulate()
-        self.fill, self.exact = 0, False
+    def __init__(
+        self, model: DiffusionModel, slots: int, precision: Precision = "float32"
+    ) -> None:
+        self.model, self.calls = model, Calls(model, precision)
+        self.batch, self.exact = 1, False
         self.chains = ChainSlots(model, slots)
         self.data = DatumSlots(model, slots)
         self._chain_jobs: dict[int, ChainJob] = {}
@@ -80,33 +83,32 @@ class Runner:
         self._admit(chains, terms)
         device, state = self.model.device, self.chains
         n, m = len(chains), len(terms)
-        parts: list[tuple[Tensor, Tensor]] = []
+        of_chains: Rows | None = None
+        of_terms: Rows | None = None
         if chains:
             rows = gather_chains(
-                self._filled(chains), length, self._chain_jobs, device, share=not self.fill
+                self._filled(chains), length, self._chain_jobs, device, share=not self.calls.fill
             )
             x_t, previous = state.x[rows.slots], state.previous[rows.slots]
             seen = state.observation(rows.slots) if rows.observed else None
             if length > 1:
-                found = burst(self.model, x_t, previous, rows.update, rows.seed, rows.row, seen)
+                model = self.calls.sampling
+                found = burst(model, x_t, previous, rows.update, rows.seed, rows.row, seen)
                 state.advance(rows.slots, *found)
                 return
-            parts.append((x_t[:n], rows.update.t[:n]))
+            of_chains = x_t[:n], rows.update.t[:n]
         if terms:
             data = gather_terms(self._filled(terms), self._term_jobs, device)
             x_0 = self.data.x_0[data.slots]
             drawn = self.model.process.marginal(x_0, data.t).sample(data.noise)
-            parts.append((drawn[:m], data.t[:m]))
-        whole, t = (self._full(torch.cat(column)) for column in zip(*parts, strict=True))
-        prediction = self.model.predict(whole, t)
-        if terms:
-            of_terms = prediction.rows(self._places(n, m))
-            values = self._evaluate(data, of_terms, x_0, drawn)
-        if chains:
-            of_chains = prediction.rows(self._places(0, n))
-            x_s = advance(of_chains, x_t, previous, rows.update, rows.noise, seen)
-            state.advance(rows.slots, x_s, of_chains.x_0)
-        if terms:
+            of_terms = drawn[:m], data.t[:m]
+        chain, term = self.calls(of_chains, of_terms)
+        if term is not None:
+            values = self._evaluate(data, term, x_0, drawn)
+        if chain is not None:
+            x_s = advance(chain, x_t, previous, rows.update, rows.noise, seen)
+            state.advance(rows.slots, x_s, chain.x_0)
+        if term is not None:
             self.data.values[data.slots, data.units] = values
 
     def collect(self, ends: Sequence[Entry]) -> None:
@@ -229,19 +231,4 @@ class Runner:
 
     def _filled(self, entries: list[Entry]) -> list[Entry]:
         """The entries, the last of them repeated up to `fill`."""
-        return [*entries, *entries[-1:] * (self.fill - len(entries))]
-
-    def _full(self, rows: Tensor) -> Tensor:
-        """The rows, the last of them repeated up to `fill`."""
-        lacking = self.fill - len(rows)
-        return (
-            rows if lacking <= 0 else torch.cat((rows, rows[-1:].expand(lacking, *rows.shape[1:])))
-        )
-
-    def _places(self, first: int, count: int) -> slice | Tensor:
-        """Where in a batch `count` rows are, the last of them repeated up to `fill`."""
-        if self.fill <= count:
-            return slice(first, first + count)
-        last = first + count - 1
-        places = torch.arange(first, first + self.fill, device=self.model.device)
-        return places.clamp(max=last)
+        return [*entries, *entries[-1:] * (self.calls.fill - len(entries))]

@@ -219,7 +219,11 @@ class Scheduler:
     """
 
     def __init__(
-        self, models: Iterable[str], batch_size: int, slots: int, term_share: float = 0.125
+        self,
+        models: Iterable[str] = (),
+        batch_size: int = 1,
+        slots: int = 1,
+        term_share: float = 0.125,
     ) -> None:
         self._models = {name: _Model(slots, batch_size) for name in models}
         self._jobs: dict[int, _Progress] = {}
@@ -310,6 +314,10 @@ class Scheduler:
             model.lane(job.work).settle(job)
             if not job.running and job.waiting == job.work.rows:
                 self.remove(key)
+
+    def serve(self, model: str, batch_size: int, slots: int) -> None:
+        """Take in jobs of `model`, with this room of its own."""
+        self._models[model] = _Model(slots, batch_size)
 
     def limit(self, model: str, rows: int) -> None:
         """From now on a tick of `model` has at most `rows` rows."""

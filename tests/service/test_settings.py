@@ -12,7 +12,7 @@ from service.settings import Settings
 def test_defaults() -> None:
     settings = Settings()
     assert settings.port == 8000
-    assert settings.batch_size == 32
+    assert settings.batch_size == 0
     assert settings.models == Path("models")
     assert settings.accepted_keys == frozenset()
 

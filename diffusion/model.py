@@ -31,20 +31,31 @@ class Times:
         t: int64 [B].
         condition: what the network knows of them, [B, ...] each; the time itself of a network
             that does not say (`networks.base.Network` does).
-        of_x_0: float32 [B, 2], `prediction.affine`; None where x_0hat is no such combination.
+        of_x_0: float32 [B, 2], `prediction.affine`, or of one step its two numbers; None where
+            x_0hat is no such combination.
     """
 
     t: Tensor
     condition: tuple[Tensor, ...]
-    of_x_0: Tensor | None
+    of_x_0: Tensor | tuple[float, ...] | None
 
     def rows(self, index: slice | Tensor, t: Tensor | None = None) -> "Times":
         """Some of them."""
+        assert not isinstance(self.of_x_0, tuple)  # one step has no rows to choose from
         return Times(
             self.t[index] if t is None else t,
             tuple(part[index] for part in self.condition),
             None if self.of_x_0 is None else self.of_x_0[index],
         )
+
+    def each(self) -> "list[Times]":
+        """The steps one by one, each for any number of rows."""
+        known = zip(*(part.split(1) for part in self.condition), strict=True)
+        of = self.of_x_0
+        numbers = (
+            [tuple(row) for row in of.tolist()] if isinstance(of, Tensor) else [None] * len(self.t)
+        )
+        return [Times(*parts) for parts in zip(self.t.split(1), known, numbers, strict=True)]
 
 
 @final

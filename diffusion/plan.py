@@ -1,24 +1,27 @@
 """Samplers as plans: which steps, and how x_s follows from x_t at each.
 
-    x_s ~ N(a x_t + b x_0hat + c x_0hat_previous, v_0 + v_1 exp(w z))
+    x_s ~ N(a x_t + b x_0hat + c x_0hat_previous, v_0 + v_1 exp(w z)),    of reals
+    x_s ~ B(a + b x_t + (c + d x_t) x_0hat),                              of bits
 
-with z the network's second output, holds for ancestral steps, DDIM and DPM-Solver++(2M) alike, so
-one update serves any rows. Only where the network gives the kernel itself (bits, and the paper's
-perturbation) an ancestral step draws from that.
+with z the network's second output: ancestral steps, DDIM and DPM-Solver++(2M) alike, so one update
+serves any rows. Only where the network gives the kernel itself (the paper's perturbation) an
+ancestral step draws from that.
 """
 
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import Annotated, Literal, final
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
+from torch.nn import functional as F
 from typing_extensions import override
 
 from diffusion.model import DiffusionModel
 from diffusion.prediction import variance_terms
-from diffusion.process import GaussianProcess, Process
+from diffusion.process import BinomialProcess, GaussianProcess, Process, per_row
 
 
 @final
@@ -33,16 +36,30 @@ class Update:
         s: int64 [B], or [k, B].
         table: float64 [B, 6], or [k, B, 6].
         own: which rows draw from the network's own kernel, bool [B]; or of all rows alike.
+        numbers: the table of one step as Python's numbers, where B = 1.
     """
 
     t: Tensor
     s: Tensor
     table: Tensor
     own: Tensor | bool
+    numbers: tuple[float, ...] | None = None
 
     def step(self, i: int) -> "Update":
         """The i-th of k steps."""
         return Update(self.t[i], self.s[i], self.table[i], self.own)
+
+    def steps(self) -> list["Update"]:
+        """All k in turn; with numbers where B = 1, for a product with a number is the cheaper."""
+        found = [self.step(i) for i in range(len(self.t))]
+        if self.t.shape[1] > 1:
+            return found
+        rows = self.table[:, 0].tolist()
+        return [replace(step, numbers=tuple(row)) for step, row in zip(found, rows, strict=True)]
+
+    def columns(self, like: Tensor) -> Sequence[Tensor | float]:
+        """The table's columns for one step of the rows of `like` [B, *event]."""
+        return self.numbers or [per_row(column, like) for column in self.table.unbind(1)]
 
 
 @final
@@ -53,7 +70,7 @@ class Plan:
     Attributes:
         t: int64 [n], descending.
         s: int64 [n]: where each step ends; the last at 0.
-        table: float64 [n, 6]: a, b, c, v_0, v_1, w.
+        table: float64 [n, 6]: a, b, c, v_0, v_1, w; of bits a, b, c, d, 0, 0.
         own: whether the steps draw from the network's own kernel; `table` is then not used.
     """
 
@@ -115,14 +132,18 @@ class Ancestral(_Sampler):
 
     @override
     def _plan(self, model: DiffusionModel, t: Tensor, s: Tensor) -> Plan:
-        process = model.process
-        if model.variance is None or not isinstance(process, GaussianProcess):
+        process, at = model.process, (t.to(model.device), s.to(model.device))
+        if model.prediction == "perturbation":
             return Plan(t, s, torch.zeros(len(t), 6, dtype=torch.float64), own=True)
-        device = process.beta.device
-        b, a, _ = process.posterior_coefficients(t.to(device), s.to(device))
-        var = variance_terms(process, model.variance, t.to(device), s.to(device))
-        mean = torch.stack((a, b, torch.zeros_like(a)), 1)
-        return Plan(t, s, torch.cat((mean, var), 1).cpu(), own=False)
+        if isinstance(process, BinomialProcess):
+            table = F.pad(process.mixing(*at), (0, 2))
+        else:
+            assert isinstance(process, GaussianProcess)  # there are two
+            assert model.variance is not None  # DiffusionModel sees to it
+            b, a, _ = process.posterior_coefficients(*at)
+            mean = torch.stack((a, b, torch.zeros_like(a)), 1)
+            table = torch.cat((mean, variance_terms(process, model.variance, *at)), 1)
+        return Plan(t, s, table.cpu(), own=False)
 
 
 @final

@@ -90,9 +90,10 @@ class GaussianPrediction(Prediction):
             return torch.where(per_row(s == before, self.own).bool(), self.own, match)
         assert self.variance is not None  # DiffusionModel sees to it
         terms = variance_terms(self.process, self.variance, self.t, s)
-        return self.var_of(*(per_row(term, self.x_t) for term in terms.unbind(1)))
+        v_0, v_1, w = (per_row(term, self.x_t) for term in terms.unbind(1))
+        return torch.as_tensor(self.var_of(v_0, v_1, w))
 
-    def var_of(self, v_0: Tensor, v_1: Tensor, w: Tensor) -> Tensor:
+    def var_of(self, v_0: Tensor | float, v_1: Tensor | float, w: Tensor | float) -> Tensor | float:
         """v_0 + v_1 exp(w z), z the network's second output where it has one."""
         return v_0 if self.extra is None else v_0 + v_1 * (w * self.extra).exp()
 
@@ -192,7 +193,7 @@ def read_gaussian(
     output: Tensor,
     x_t: Tensor,
     t: Tensor,
-    of_x_0: Tensor | None = None,
+    of_x_0: Tensor | tuple[float, ...] | None = None,
 ) -> GaussianPrediction:
     """A Gaussian network's output as a prediction.
 
@@ -208,7 +209,7 @@ def read_gaussian(
         output: [B, outputs * event[0], ...].
         x_t: [B, *event].
         t: int64 [B], or [1] for all rows.
-        of_x_0: [B, 2] or [1, 2], `affine` where it has been worked out.
+        of_x_0: `affine` where it has been worked out, [B, 2], or two numbers for all rows.
     """
     parts = output.to(x_t.dtype).split(x_t.shape[1], dim=1)
     first, extra = parts[0], parts[1] if len(parts) > 1 else None
@@ -219,8 +220,11 @@ def read_gaussian(
         c_0, c_t, _ = process.posterior_coefficients(t, t - 1)
         x_0 = (mean - per_row(c_t, x_t) * x_t) / per_row(c_0, x_t)
         return GaussianPrediction(process, x_t, t, x_0, variance, own=own)
-    p, q = (affine(process, kind, t) if of_x_0 is None else of_x_0).unbind(1)
-    x_0 = first if kind == "x_0" else per_row(p, x_t) * x_t + per_row(q, x_t) * first
+    if kind == "x_0":
+        return GaussianPrediction(process, x_t, t, first, variance, extra)
+    of = affine(process, kind, t) if of_x_0 is None else of_x_0
+    p, q = of if isinstance(of, tuple) else (per_row(part, x_t) for part in of.unbind(1))
+    x_0 = p * x_t + q * first
     return GaussianPrediction(process, x_t, t, x_0, variance, extra)
 
 

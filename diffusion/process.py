@@ -207,6 +207,14 @@ class BinomialProcess(Process):
         down = torch.logaddexp(of_one + F.logsigmoid(-ones), of_zero + F.logsigmoid(-zeros))
         return Bernoulli(up - down)
 
+    def mixing(self, t: Tensor, s: Tensor) -> Tensor:
+        """(a, b, c, d) of `mix`'s mean a + b x_t + (c + d x_t) P(x_0 = 1 | x_t), float64 [B, 4]."""
+        none, one = (torch.full_like(t, bit, dtype=torch.float64) for bit in (0, 1))
+        at_00, at_01 = (self.posterior(x_0, none, t, s).mean for x_0 in (none, one))
+        at_10, at_11 = (self.posterior(x_0, one, t, s).mean for x_0 in (none, one))
+        slope = at_01 - at_00
+        return torch.stack((at_00, at_10 - at_00, slope, at_11 - at_10 - slope), 1)
+
     def unmix(self, kernel: Bernoulli, x_t: Tensor, t: Tensor, s: Tensor) -> Tensor:
         """The P(x_0 = 1 | x_t) whose `mix` is `kernel`, clamped to probabilities, [B, *event]."""
         ones = self.posterior(torch.ones_like(x_t), x_t, t, s).mean

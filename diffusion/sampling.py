@@ -1,6 +1,6 @@
-"""Sampling: x_s from x_t by a plan's table, for rows of any plans at any steps.
+"""Sampling: x_s from x_t by a plan's table (`diffusion.plan`), for rows of any plans at any steps.
 
-p~(x_s | x_t) proportional to N(x_s; a x_t + b x_0hat + c previous, v_0 + v_1 exp(w z)) r(x_s)
+p~(x_s | x_t) proportional to p(x_s | x_t) r(x_s), p the table's kernel or the network's own
 """
 
 from collections.abc import Callable
@@ -8,7 +8,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from diffusion.distributions import Distribution, Normal
+from diffusion.distributions import Bernoulli, Distribution, Normal
 from diffusion.model import DiffusionModel
 from diffusion.noise import CounterNoise, DrawnNoise, Noise, Stream, counter_noise
 from diffusion.plan import DDIM, Ancestral, DPMSolver, Plan, Update
@@ -37,6 +37,8 @@ def advance(
         noise: of this step.
         observation: what was seen, [B, *event]; None where nothing was, of any row.
     """
+    if update.own is False and not isinstance(prediction, GaussianPrediction):
+        return _draw_bits(prediction, x_t, update, noise, observation)
     kernel = _kernel(prediction, x_t, previous, update)
     return (kernel if observation is None else restrict(kernel, observation.factor)).sample(noise)
 
@@ -44,13 +46,35 @@ def advance(
 def _kernel(prediction: Prediction, x_t: Tensor, previous: Tensor, update: Update) -> Distribution:
     if update.own is True or not isinstance(prediction, GaussianPrediction):
         return prediction.kernel(update.s)
-    a, b, c, v_0, v_1, w = (per_row(column, x_t) for column in update.table.unbind(1))
-    mean = a * x_t + b * prediction.x_0 + c * previous
+    a, b, c, v_0, v_1, w = update.columns(x_t)
+    mean = a * x_t + b * prediction.x_0
+    if not (isinstance(c, float) and c == 0.0):
+        mean = mean + c * previous
     var = prediction.var_of(v_0, v_1, w)
+    var = var if isinstance(var, Tensor) else x_t.new_tensor(var)
     if update.own is False:
         return Normal(mean, var)
     own, kernel = per_row(update.own, x_t).bool(), prediction.kernel(update.s)
     return Normal(torch.where(own, kernel.mean, mean), torch.where(own, kernel.var, var))
+
+
+def _draw_bits(
+    prediction: Prediction,
+    x_t: Tensor,
+    update: Update,
+    noise: Noise,
+    observation: Observation | None,
+) -> Tensor:
+    """By the probability of a one: where nothing was seen, no logarithm is needed."""
+    a, b, c, d, _, _ = update.columns(x_t)
+    ones = a + b * x_t + (c + d * x_t) * prediction.x_0
+    if observation is not None:
+        seen = observation.factor
+        assert isinstance(seen, Bernoulli)  # of bits
+        restricted = restrict(prediction.kernel(update.s), seen)
+        assert isinstance(restricted, Bernoulli)
+        ones = torch.where(seen.logits == 0, ones, restricted.mean)
+    return (noise.uniform(x_t.shape[1:]).to(ones) < ones).to(x_t.dtype)
 
 
 def begin(
@@ -140,11 +164,11 @@ def burst(
         observation: what was seen, [B, *event].
         progress: called after each step with the number of steps made and x_0hat.
     """
-    count, rows = len(update.t), len(x_t)
-    times = model.times(update.t[:, 0]) if update.t.shape[1] == 1 else None
+    rows = len(x_t)
+    times = model.times(update.t[:, 0]).each() if update.t.shape[1] == 1 else None
     normal = isinstance(model.process, GaussianProcess)
     together = max(1, _NUMBERS // x_t.numel())
-    for i in range(count):
+    for i, here in enumerate(update.steps()):
         if i % together == 0:
             t = update.t[i : i + together]
             noise = CounterNoise(
@@ -152,12 +176,12 @@ def burst(
             )
             drawn = noise.normal(model.event) if normal else noise.uniform(model.event)
             draws = drawn.unflatten(0, (len(t), rows))
-        here = update.step(i)
-        prediction = model.predict(x_t, here.t if times is None else times.rows(slice(i, i + 1)))
+        prediction = model.predict(x_t, here.t if times is None else times[i])
         drawn_here = DrawnNoise(draws[i % together])
         x_t = advance(prediction, x_t, previous, here, drawn_here, observation)
         # A NaN probability draws a zero: without a Gaussian's arithmetic it is kept by hand.
-        previous = prediction.x_0 if normal else prediction.x_0 + 0.0 * previous
+        x_0 = prediction.x_0
+        previous = x_0 if normal else torch.add(x_0, previous, alpha=0.0)
         if progress is not None:
             progress(i + 1, previous)
     return x_t, previous

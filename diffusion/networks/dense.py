@@ -147,25 +147,25 @@ class MLP(Network):
 
     @override
     def condition(self, time: Tensor) -> tuple[Tensor, ...]:
-        """The layers' e [B, depth, width], where there is an embedding; then the time as it is."""
+        """The layers' biases and e, [B, depth, width], if there is an embedding; then the time."""
         if self.time is None:
             return (time,)
         embedding = sinusoidal(as_steps(time, self.clock), self.config.embedding)
         e = self.act(self.time(embedding.to(self.time.weight.dtype)))
-        return torch.stack([shift(e) for shift in self.shifts], dim=1), time
+        each = zip(self.shifts, (self.first, *self.layers), strict=True)
+        return torch.stack([shift(e) + layer.bias for shift, layer in each], dim=1), time
 
     @override
     def given(self, x_t: Tensor, *condition: Tensor) -> Tensor:
         """Return the output [B, outputs * D] for x_t [B, D]."""
         _check(x_t, self.config.features)
         *shifts, time = condition
-        e = shifts[0].unbind(1) if shifts else None
-        h = self.first(x_t.to(self.first.weight.dtype))
-        h = h if e is None else h + e[0]
-        for i, layer in enumerate(self.layers, 1):
-            y = layer(self.act(h))
-            y = y if e is None else y + e[i]
-            h = h + y if self.config.residual else y
+        layers = (self.first, *self.layers)
+        biases = shifts[0].unbind(1) if shifts else [layer.bias for layer in layers]
+        h = x_t.to(self.first.weight.dtype)
+        for i, (layer, bias) in enumerate(zip(layers, biases, strict=True)):
+            y = self.act(h) if i else h
+            h = torch.addmm(h + bias if i and self.config.residual else bias, y, layer.weight.t())
         h = self.act(h)
         out: Tensor
         out = self.readout(h, time) if isinstance(self.readout, StepReadout) else self.readout(h)

@@ -43,9 +43,7 @@ class Runner:
         data: theirs.
     """
 
-    def __init__(
-        self, model: DiffusionModel, slots: int, precision: Precision = "float32"
-    ) -> None:
+    def __init__(self, model: DiffusionModel, slots: int, precision: Precision = "float32") -> None:
         self.model, self.calls = model, Calls(model, precision)
         self.batch, self.exact = 1, False
         self.chains = ChainSlots(model, slots)

@@ -3,16 +3,15 @@
 import asyncio
 import json
 import re
-from collections.abc import Callable, MutableMapping
+from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager
 from pathlib import Path
-from typing import Any
 
 import httpx
 import pytest
 
-from service.app import create_app
 from service.settings import Settings
+from tests.service.http.caller import Caller, starting, until
 
 Serve = Callable[..., AbstractAsyncContextManager[httpx.AsyncClient]]
 
@@ -164,45 +163,14 @@ async def test_a_full_queue_says_when_to_come_back(folder: Path, serve: Serve) -
 
 @pytest.mark.anyio
 async def test_a_client_that_leaves_frees_its_rows(folder: Path) -> None:
-    app = create_app(Settings(models=folder, device="cpu"))
-    body = json.dumps({"model": "gaussian-mixture", "num_samples": 4000}).encode()
-    scope = {
-        "type": "http",
-        "asgi": {"version": "3.0"},
-        "http_version": "1.1",
-        "method": "POST",
-        "scheme": "http",
-        "path": "/sample",
-        "raw_path": b"/sample",
-        "query_string": b"",
-        "headers": [(b"content-type", b"application/json")],
-        "server": ("noneq", 80),
-        "client": ("caller", 1),
-    }
-    async with app.router.lifespan_context(app):
+    async with starting(Settings(models=folder, device="cpu")) as app:
         backend = app.state.backend
-        while backend.state() is not None:
-            await asyncio.sleep(0.01)
-        messages: list[dict[str, Any]] = [{"type": "http.request", "body": body}]
-        sent: list[MutableMapping[str, Any]] = []
-
-        async def receive() -> dict[str, Any]:
-            if messages:
-                return messages.pop()
-            while backend.engine.owed == 0:  # until the job has been accepted
-                await asyncio.sleep(0.005)
-            return {"type": "http.disconnect"}
-
-        async def send(message: MutableMapping[str, Any]) -> None:
-            sent.append(message)
-
-        await asyncio.wait_for(app(scope, receive, send), 10)
-        assert sent[0]["status"] == 499
-        for _ in range(200):
-            if backend.engine.owed == 0:
-                break
-            await asyncio.sleep(0.02)
-        assert backend.engine.owed == 0
+        asked = {"model": "gaussian-mixture", "num_samples": 4000}
+        caller = Caller(app, asked, "application/json")
+        await until(lambda: backend.engine.owed > 0)
+        await caller.leave()
+        assert (await caller.sent.get())["status"] == 499
+        await until(lambda: backend.engine.owed == 0)
         assert 'outcome="client-left"' in backend.metrics.render().decode()
 
 

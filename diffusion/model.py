@@ -51,11 +51,9 @@ class Times:
     def each(self) -> "list[Times]":
         """The steps one by one, each for any number of rows."""
         known = zip(*(part.split(1) for part in self.condition), strict=True)
-        of = self.of_x_0
-        numbers = (
-            [tuple(row) for row in of.tolist()] if isinstance(of, Tensor) else [None] * len(self.t)
-        )
-        return [Times(*parts) for parts in zip(self.t.split(1), known, numbers, strict=True)]
+        rows = self.of_x_0.tolist() if isinstance(self.of_x_0, Tensor) else [None] * len(self.t)
+        each = zip(self.t.split(1), known, rows, strict=True)
+        return [Times(t, condition, of and tuple(of)) for t, condition, of in each]
 
 
 @final

@@ -69,7 +69,10 @@ class Metrics:
             registry=registry,
         )
         self.ticks = Counter(
-            "noneq_ticks_total", "Network calls made.", ("model",), registry=registry
+            "noneq_ticks_total",
+            "Turns of the engine: a network call each, or several steps of the same chains.",
+            ("model",),
+            registry=registry,
         )
         self.padding_rows = Counter(
             "noneq_padding_rows_total",

@@ -128,7 +128,7 @@ async def _accept(
     backend.check()
     settings, content_type = backend.settings, request.headers.get("content-type")
     deadline = find_deadline(request.headers.getlist(DEADLINE), settings.deadline_seconds)
-    async with body_of(request, backend.engine, settings) as raw:
+    async with body_of(request, backend.engine, settings, deadline) as raw:
 
         def ready_work() -> Work[Any]:
             asked = parse(schema, content_type, raw)

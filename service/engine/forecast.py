@@ -123,7 +123,7 @@ class Forecast:
         self._speeds[model].measure(rows, seconds, calls)
 
     def doubt(self, model: str) -> None:
-        """A job was refused while nothing ran: what is never let in could not be measured again."""
+        """A job was refused and none of its model is there: so nothing would be measured again."""
         self._speeds[model].doubt()
 
     def seconds(self, model: str, job: Load, others: Mapping[str, Sequence[Load]]) -> float:

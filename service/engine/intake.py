@@ -11,32 +11,20 @@ import itertools
 import math
 import threading
 import time
-from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator
 from concurrent.futures import Future
 from contextlib import contextmanager
 from functools import partial
 from typing import Any, final
 
+from service.engine.admission import Admission
 from service.engine.faults import describe
-from service.engine.forecast import Forecast, Load
-from service.engine.jobs import Job, TermJob, Ticket, Timing
-from service.engine.ledger import Ledger
+from service.engine.jobs import Job, Ticket, Timing
+from service.engine.limits import APIECE
 from service.engine.peek import Peek, PeekRequest
 from service.engine.record import Record
-from service.problems import (
-    DeadlineExceeded,
-    DeadlineUnmeetable,
-    Draining,
-    EngineDead,
-    NoRoom,
-    Problem,
-    QueueFull,
-)
+from service.problems import DeadlineExceeded, Draining, EngineDead, Problem
 from service.settings import Settings
-
-_APIECE = 2**16  # bytes that a request holds beside its data: connection, plan, records
-_DOUBT = 1.25  # how far an estimate may be past a deadline before it is believed
 
 
 @final
@@ -49,12 +37,10 @@ class Intake:
     """
 
     def __init__(self, models: Iterable[str], settings: Settings) -> None:
-        self._limit, self._room = settings.max_queue_cost, settings.max_queue_bytes
         self._keys = itertools.count()
         self._wake = threading.Condition()
-        names = list(models)
-        self._ledger = Ledger(names, self._limit, self._room)
-        self._forecast = Forecast(names, settings.term_share)
+        self._admission = Admission(models, settings)
+        self._ledger = self._admission.ledger
         self._first_deadline = math.inf  # no job's is earlier
         self._records: dict[int, Record] = {}
         self._new: list[Record] = []
@@ -98,14 +84,10 @@ class Intake:
         Raises:
             QueueFull, NoRoom, Draining, EngineDead: it need not be read, nothing would come of it.
         """
-        size += _APIECE
+        size += APIECE
         with self._wake:
             self._check_open()
-            # What the request costs is not known yet. Room comes for one like those that wait.
-            if self._ledger.excess(1):
-                usual = -(-self._ledger.owed // max(1, len(self._records)))
-                raise self._queue_full(usual, "nothing more is read.")
-            self._check_room(size)
+            self._admission.check_body(size, self._records.values())
             self._ledger.hold(size)
         try:
             yield
@@ -126,14 +108,10 @@ class Intake:
             DeadlineUnmeetable, DeadlineExceeded: it would end, or it is, past its deadline.
             Draining, EngineDead: nothing is taken any more.
         """
-        size += _APIECE
+        size += APIECE
         with self._wake:
             self._check_open()
-            if self._ledger.excess(job.cost):
-                raise self._queue_full(job.cost, f"this would add {job.cost}.")
-            self._check_room(size)
-            if deadline is not None:
-                self._check_deadline(job, deadline - time.monotonic())
+            self._admission.check_job(job, size, deadline, self._records.values())
             key = next(self._keys)
             ticket: Ticket[Any] = Ticket(job.cost, Future(), partial(self._peek, key))
             now, due = time.monotonic(), math.inf if deadline is None else deadline
@@ -197,13 +175,12 @@ class Intake:
     def limit(self, model: str, rows: int) -> None:
         """A tick of `model` has at most so many rows."""
         with self._wake:
-            self._forecast.limit(model, rows)
+            self._admission.limit(model, rows)
 
     def measure(self, model: str, evaluations: int, seconds: float, calls: int = 1) -> None:
         """So many evaluations, in so many network calls, took so many seconds."""
         with self._wake:
-            self._ledger.measure(model, evaluations, seconds)
-            self._forecast.measure(model, evaluations // calls, seconds / calls, calls)
+            self._admission.measure(model, evaluations, seconds, calls)
 
     def settle(self, model: str, evaluations: int) -> None:
         """So many of the accepted evaluations have been made."""
@@ -259,57 +236,6 @@ class Intake:
             raise self.obituary()
         if self._draining:
             raise Draining("The service finishes what it accepted and takes nothing new.")
-
-    def _queue_full(self, cost: int, what: str) -> QueueFull:
-        return QueueFull(
-            f"{self._ledger.owed} network evaluations wait, {what}",
-            expected=f"at most {self._limit} waiting",
-            retry_after=self._ledger.seconds_until(self._ledger.excess(cost)),
-            fix="Send the same request again after `retry_after` seconds.",
-        )
-
-    def _check_room(self, size: int) -> None:
-        lacking = self._ledger.overflow(size)
-        if lacking:
-            raise NoRoom(
-                f"The requests in hand hold {self._ledger.held} bytes, this would add {size}.",
-                expected=f"at most {self._room} bytes",
-                retry_after=self._ledger.seconds_until_free(lacking),
-                fix="Send the same request again after `retry_after` seconds, or a smaller one.",
-            )
-
-    def _check_deadline(self, job: Job, seconds: float) -> None:
-        """Raise where the job cannot be done in so many seconds from now."""
-        if seconds <= 0:
-            raise DeadlineExceeded(
-                "The deadline passed before the request had been read.",
-                fix="Allow more time, or send less.",
-            )
-        load = Load(job.rows, job.cost, isinstance(job, TermJob))
-        others = self._loads()
-        needed = self._forecast.seconds(job.model, load, others)
-        if needed <= _DOUBT * seconds:
-            return
-        if not self._records:
-            self._forecast.doubt(job.model)
-        alone = self._forecast.seconds(job.model, load, {})
-        later = alone <= _DOUBT * seconds
-        raise DeadlineUnmeetable(
-            f"Among {len(self._records)} others this takes at least {needed:.3g} seconds, "
-            f"{alone:.3g} without them.",
-            received=f"{seconds:.3g} seconds left",
-            estimated_seconds=needed,
-            retry_after=needed - seconds if later else None,
-            fix="Send the same request again after `retry_after` seconds, or allow more time."
-            if later
-            else "Allow more time, or ask for fewer rows, steps or terms.",
-        )
-
-    def _loads(self) -> Mapping[str, Sequence[Load]]:
-        found = defaultdict(list)
-        for record in self._records.values():
-            found[record.job.model].append(record.left)
-        return found
 
     def _peek(self, key: int, rows: int) -> "Future[Peek | None]":
         peek = PeekRequest(key, rows, Future())

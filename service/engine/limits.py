@@ -7,6 +7,8 @@ from service.engine.jobs import Job, TermJob, parts_of
 from service.problems import TooExpensive
 from service.settings import Settings
 
+APIECE = 2**16  # bytes that a request holds beside its data: connection, plan, records
+
 
 def check_limits(job: Job, model: DiffusionModel, settings: Settings) -> int:
     """The bytes that the job holds from acceptance to its end.
@@ -14,7 +16,7 @@ def check_limits(job: Job, model: DiffusionModel, settings: Settings) -> int:
     Raises:
         TooExpensive: its cost, or its bytes, are more than one request may have.
     """
-    most, room = settings.max_request_cost, settings.max_queue_bytes
+    most = settings.max_request_cost
     if job.cost > most:
         raise TooExpensive(
             f"{job.rows} rows by {job.units} network evaluations each are {job.cost}.",
@@ -23,9 +25,11 @@ def check_limits(job: Job, model: DiffusionModel, settings: Settings) -> int:
             fix="Ask for fewer rows, steps or terms, or part it into several requests.",
         )
     size = size_of(job, model)
+    # Its body is still held when it is accepted: beside that it must fit, or it never would.
+    room = settings.max_queue_bytes - settings.max_body_bytes - 2 * APIECE
     if size > room:
         raise TooExpensive(
-            "The request's data and answer would hold more memory than all requests may together.",
+            "The request's data and answer would hold more memory than one request may.",
             expected=f"at most {room} bytes",
             received=size,
             fix="Part it into several requests; the operator sets NONEQ_MAX_QUEUE_BYTES.",

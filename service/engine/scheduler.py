@@ -21,9 +21,9 @@ The policy, all of it:
   within n ceil(slots / M) ticks, n the steps of the longest row.
 - Chains go first and terms fill the batch. While chains alone could fill it, `term_share` of it is
   kept for terms.
-- Chains that all fit into one tick advance several steps in it, for about `BURST_SECONDS`: small
-  networks take less time than a tick's bookkeeping, and whoever comes in the meantime waits no
-  longer than that.
+- Without terms beside them a tick's chains advance several steps in it, for about `BURST_SECONDS`:
+  small networks take less time than a tick's bookkeeping, and whoever waits has his turn no later
+  than that.
 - Models take turns in proportion: each tick's seconds, divided by how many batches the model's jobs
   could fill, advance the model's clock, and the earliest clock goes next. So tiny models are not
   held up by the long ticks of large ones.
@@ -79,7 +79,7 @@ class Tick:
 
     An entry with unit 0 is of a row that was just given its slot; `ends` are the entries after
     which a row is finished, and its slot to be read before the next tick. `length` is how many
-    units each entry advances: more than one only where there are chains alone, and no others wait.
+    units each entry advances: more than one only where there are chains alone.
     """
 
     model: str
@@ -291,14 +291,13 @@ class Scheduler:
 
     def _burst(self, model: _Model) -> int:
         """How many units the entries just chosen advance; their rows are moved on accordingly."""
-        jobs = model.chains.rotation
-        if model.terms.rotation or any(
-            job.waiting < job.work.rows or job.taken < len(job.running) for job in jobs
-        ):
+        if model.terms.rotation:
             return 1
-        left = min(job.work.units - row.unit for job in jobs for row in job.running)
+        taken = [job for job in model.chains.rotation if job.tick == self._tick]
+        rows = [(job, row) for job in taken for row in job.running[: job.taken]]
+        left = min(job.work.units - row.unit for job, row in rows)
         more = max(0, min(left, int(BURST_SECONDS / model.pace)))
-        for row in (row for job in jobs for row in job.running):
+        for _, row in rows:
             row.unit += more
         return 1 + more
 

@@ -1,7 +1,8 @@
 """How long a tick takes, by its rows: seconds(k) >= max over measured b of s_b min(1, k / b).
 
 For a tick of more rows takes no less time, and no more time a row. So the sizes that were measured
-bound those that were not from below, and what has not been measured is never held to be slow.
+bound those that were not from below, and what has not been measured is never held to be slow, nor
+what has not been measured for long: a size that was slow once would else be refused ever after.
 """
 
 import math
@@ -9,6 +10,7 @@ from dataclasses import dataclass
 from typing import final
 
 _FORGET = 0.98  # of a tick's weight at the next of its size: about the last 50 count
+_FADE = 0.999  # the same at the next of another size: after some 1700 it is no longer known
 _ENOUGH = 9.0  # ten ticks of a size, less what is forgotten: the first are slow, one tells little
 _DOUBT = 0.5
 
@@ -18,6 +20,11 @@ class _Mean:
     ticks: float = 0.0
     rows: float = 0.0
     seconds: float = 0.0
+
+    def keep(self, share: float) -> None:
+        self.ticks *= share
+        self.rows *= share
+        self.seconds *= share
 
 
 @final
@@ -29,12 +36,14 @@ class Speed:
 
     def measure(self, rows: int, seconds: float, calls: int = 1) -> None:
         """A tick of so many rows took so many seconds; or each of several in a burst."""
-        mean = self._sizes.setdefault(rows.bit_length(), _Mean())
-        kept = _FORGET**calls
-        weight = (1 - kept) / (1 - _FORGET)
-        mean.ticks = kept * mean.ticks + weight
-        mean.rows = kept * mean.rows + weight * rows
-        mean.seconds = kept * mean.seconds + weight * seconds
+        own = rows.bit_length()
+        mean = self._sizes.setdefault(own, _Mean())
+        for size, other in self._sizes.items():
+            other.keep((_FORGET if size == own else _FADE) ** calls)
+        weight = (1 - _FORGET**calls) / (1 - _FORGET)
+        mean.ticks += weight
+        mean.rows += weight * rows
+        mean.seconds += weight * seconds
 
     def seconds(self, rows: float) -> float:
         """The least that a tick of so many rows takes; 0 where nothing has been measured."""

@@ -110,6 +110,15 @@ def test_a_few_ticks_are_not_believed() -> None:
     assert speed.seconds(8) == pytest.approx(0.01, rel=0.1)
 
 
+def test_a_size_that_is_no_longer_measured_is_no_longer_known() -> None:
+    speed = Speed()
+    measured(speed, 32, 60.0, ticks=100)  # the machine was busy with something else just then
+    measured(speed, 1, 0.01, ticks=100)
+    assert speed.seconds(32) == pytest.approx(60.0)
+    measured(speed, 1, 0.01, ticks=2000)
+    assert speed.seconds(32) == pytest.approx(0.01)
+
+
 def test_seconds_follow_the_ticks_and_the_other_models() -> None:
     forecast = Forecast("ab", Shares(10, SHARE))
     job = load(10, 100)

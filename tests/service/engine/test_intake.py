@@ -25,16 +25,16 @@ MIB = 2**20
 
 def intake(**settings: int) -> Intake:
     given = {"batch_size": 8, "slots": 128, "max_body_bytes": MIB} | settings
-    return Intake("g", Settings.model_validate(given))
+    return Intake("gh", Settings.model_validate(given))
 
 
-def chains(model: DiffusionModel, rows: int, steps: int = 10) -> ChainJob:
-    return ChainJob("g", rows, 7, DDIM(steps=steps).plan(model))
+def chains(model: DiffusionModel, rows: int, steps: int = 10, name: str = "g") -> ChainJob:
+    return ChainJob(name, rows, 7, DDIM(steps=steps).plan(model))
 
 
-def measure(door: Intake, seconds: float) -> None:
-    for _ in range(20):
-        door.measure("g", 8, seconds)
+def measure(door: Intake, seconds: float, rows: int = 8, ticks: int = 20) -> None:
+    for _ in range(ticks):
+        door.measure("g", rows, seconds)
 
 
 def soon(seconds: float) -> float:
@@ -72,13 +72,22 @@ def test_long_jobs_before_it_do_not_make_a_short_one_late(gaussian: DiffusionMod
     door.accept(chains(gaussian, 2), deadline=soon(10))
 
 
-def test_a_measurement_that_keeps_everybody_out_is_doubted(gaussian: DiffusionModel) -> None:
+@pytest.mark.parametrize("company", [None, "another model", "another size"])
+def test_a_measurement_that_keeps_everybody_out_is_not_believed_for_ever(
+    gaussian: DiffusionModel, company: str | None
+) -> None:
     door = intake()
     measure(door, 60.0)  # the machine was busy with something else just then
+    if company == "another model":
+        door.accept(chains(gaussian, 8, name="h"))
+    if company == "another size":
+        door.accept(chains(gaussian, 1))
     for _ in range(10):
         try:
             door.accept(chains(gaussian, 8), deadline=soon(10))
         except DeadlineUnmeetable:
+            if company == "another size":
+                measure(door, 0.001, rows=1, ticks=500)
             continue
         return
     raise AssertionError("nobody was let in to measure it anew")
@@ -143,6 +152,25 @@ def test_bodies_and_jobs_share_the_room_and_give_it_back(gaussian: DiffusionMode
     for record in taken[0]:
         door.end(record, 10, None)
     assert door.owed == door.held == 0
+
+
+def test_whatever_the_limits_let_through_is_let_in_when_nobody_else_is_there(
+    gaussian: DiffusionModel,
+) -> None:
+    settings = Settings(max_queue_bytes=4 * MIB, max_body_bytes=MIB)
+
+    def fits(rows: int) -> bool:
+        try:
+            check_limits(chains(gaussian, rows, steps=1), gaussian, settings)
+        except TooExpensive:
+            return False
+        return True
+
+    largest = max(rows for rows in range(10_000, 1_000_000, 10_000) if fits(rows))
+    job = chains(gaussian, largest, steps=1)
+    door = Intake("g", settings)
+    with door.reserve(settings.max_body_bytes):
+        door.accept(job, check_limits(job, gaussian, settings))
 
 
 def test_any_number_of_small_bodies_takes_room_too() -> None:

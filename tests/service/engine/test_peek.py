@@ -193,14 +193,15 @@ def test_a_ticket_says_how_long_it_waited(
     engine = make_engine(g=faulty, limits={"batch_size": 4, "slots": 6})
     mischief.gate = steps
     first = engine.submit(chains(faulty, 4))
-    steps.arrive()
+    steps.arrive()  # the engine is in the first tick, and stays there
     second = engine.submit(chains(faulty, 1))
-    steps.permits.release()
-    steps.arrive()
     assert first.queue_seconds is not None
     assert second.queue_seconds is None
     assert engine.seconds_owed > 0
+    steps.permits.release()
+    steps.arrive()  # in the second, where a newcomer has its turn
+    assert second.queue_seconds is not None
+    told = first.queue_seconds, second.queue_seconds
     steps.set()
-    assert second.result(60).queue_seconds == second.queue_seconds
-    first.result(60)
+    assert (first.result(60).queue_seconds, second.result(60).queue_seconds) == told
     assert engine.seconds_owed == 0

@@ -13,6 +13,7 @@ import httpx
 import numpy as np
 import pytest
 import torch
+from fastapi import FastAPI
 from numpy.typing import ArrayLike
 from PIL import Image
 from safetensors.torch import save_file
@@ -23,8 +24,10 @@ from diffusion.networks import BitPatterns, GaussianMixture, UNetConfig, build
 from diffusion.process import BinomialConfig, GaussianConfig
 from diffusion.schedule import LogSnrSchedule
 from diffusion.space import DataSpace
+from service import streams
 from service.app import create_app
 from service.settings import Settings
+from tests.service.http.caller import starting
 
 SHIFT, SCALE = (1.0, -2.0), 2.0  # of the Gaussian mixture: data units are not its model units
 PROVENANCE = Provenance(data="closed form")
@@ -175,3 +178,21 @@ def mixture() -> DiffusionModel:
 def patterns() -> DiffusionModel:
     """The bit patterns that are served."""
     return bit_patterns()[0]
+
+
+@pytest.fixture
+def a_step_a_tick(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each network call is a tick of its own, and can be watched."""
+    monkeypatch.setattr("service.engine.scheduler.BURST_SECONDS", 0.0)
+
+
+@pytest.fixture(scope="module")
+async def app(folder: Path) -> AsyncIterator[FastAPI]:
+    async with starting(Settings(models=folder, device="cpu", batch_size=4, slots=6)) as found:
+        yield found
+
+
+@pytest.fixture
+def hasty(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Looks at the job all the time."""
+    monkeypatch.setattr(streams, "CADENCE", 0.002)

@@ -91,7 +91,7 @@ async def test_a_full_queue_reads_no_body(folder: Path, serve: Serve) -> None:
         yield json.dumps(MIXTURE).encode()
 
     async with serve(settings) as client:
-        ledger = app_of(client).state.backend.engine._intake._ledger
+        ledger = app_of(client).state.backend.engine._intake._admission.ledger
         ledger.accept("gaussian-mixture", 100)
         assert_problem(await client.post("/sample", content=pieces()), 503, "queue-full")
         assert not read
@@ -131,13 +131,28 @@ async def test_a_burst_of_large_bodies_is_read_as_far_as_there_is_room(
         assert (await client.post("/sample", content=body)).status_code == 200
 
 
-async def test_a_body_that_stops_halfway_keeps_nobody_out(folder: Path, serve: Serve) -> None:
+@pytest.mark.parametrize(
+    ("body_seconds", "headers", "status", "slug"),
+    [
+        (0.2, {}, 408, "body-timeout"),
+        (0.2, {"x-deadline": "1000"}, 408, "body-timeout"),
+        (1000.0, {"x-deadline": "0.2"}, 504, "deadline-exceeded"),
+    ],
+)
+async def test_a_body_that_stops_halfway_keeps_nobody_out(
+    folder: Path,
+    serve: Serve,
+    body_seconds: float,
+    headers: dict[str, str],
+    status: int,
+    slug: str,
+) -> None:
     settings = Settings(
         models=folder,
         device="cpu",
         max_body_bytes=MIB,
         max_queue_bytes=2 * MIB,
-        body_seconds=0.2,
+        body_seconds=body_seconds,
     )
 
     async def stopping() -> AsyncIterator[bytes]:
@@ -145,8 +160,9 @@ async def test_a_body_that_stops_halfway_keeps_nobody_out(folder: Path, serve: S
         await asyncio.Event().wait()
 
     async with serve(settings) as client:
-        late = await client.post("/sample", content=stopping())
-        assert_problem(late, 408, "body-timeout")
+        asked = client.post("/sample", content=stopping(), headers=headers)
+        late = await asyncio.wait_for(asked, 60)
+        assert_problem(late, status, slug)
         assert app_of(client).state.backend.engine._intake.held == 0
         assert (await client.post("/sample", json=MIXTURE)).status_code == 200
 

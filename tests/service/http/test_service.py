@@ -1,24 +1,17 @@
-"""The service around the questions: what is served, who may ask, and how it begins and ends."""
+"""The service around the questions: what is served, who may ask, and what is counted."""
 
 import asyncio
 import json
-import os
 import re
-import signal
-import subprocess
-import sys
-import threading
-from collections.abc import Callable, Iterator, MutableMapping
-from contextlib import AbstractAsyncContextManager, contextmanager, suppress
+from collections.abc import Callable
+from contextlib import AbstractAsyncContextManager
 from pathlib import Path
-from typing import Any
 
 import httpx
 import pytest
 
-from service.__main__ import main
-from service.app import create_app
 from service.settings import Settings
+from tests.service.http.caller import Caller, starting, until
 
 Serve = Callable[..., AbstractAsyncContextManager[httpx.AsyncClient]]
 
@@ -170,45 +163,14 @@ async def test_a_full_queue_says_when_to_come_back(folder: Path, serve: Serve) -
 
 @pytest.mark.anyio
 async def test_a_client_that_leaves_frees_its_rows(folder: Path) -> None:
-    app = create_app(Settings(models=folder, device="cpu"))
-    body = json.dumps({"model": "gaussian-mixture", "num_samples": 4000}).encode()
-    scope = {
-        "type": "http",
-        "asgi": {"version": "3.0"},
-        "http_version": "1.1",
-        "method": "POST",
-        "scheme": "http",
-        "path": "/sample",
-        "raw_path": b"/sample",
-        "query_string": b"",
-        "headers": [(b"content-type", b"application/json")],
-        "server": ("noneq", 80),
-        "client": ("caller", 1),
-    }
-    async with app.router.lifespan_context(app):
+    async with starting(Settings(models=folder, device="cpu")) as app:
         backend = app.state.backend
-        while backend.state() is not None:
-            await asyncio.sleep(0.01)
-        messages: list[dict[str, Any]] = [{"type": "http.request", "body": body}]
-        sent: list[MutableMapping[str, Any]] = []
-
-        async def receive() -> dict[str, Any]:
-            if messages:
-                return messages.pop()
-            while backend.engine.owed == 0:  # until the job has been accepted
-                await asyncio.sleep(0.005)
-            return {"type": "http.disconnect"}
-
-        async def send(message: MutableMapping[str, Any]) -> None:
-            sent.append(message)
-
-        await asyncio.wait_for(app(scope, receive, send), 10)
-        assert sent[0]["status"] == 499
-        for _ in range(200):
-            if backend.engine.owed == 0:
-                break
-            await asyncio.sleep(0.02)
-        assert backend.engine.owed == 0
+        asked = {"model": "gaussian-mixture", "num_samples": 4000}
+        caller = Caller(app, asked, "application/json")
+        await until(lambda: backend.engine.owed > 0)
+        await caller.leave()
+        assert (await caller.sent.get())["status"] == 499
+        await until(lambda: backend.engine.owed == 0)
         assert 'outcome="client-left"' in backend.metrics.render().decode()
 
 
@@ -221,111 +183,3 @@ async def test_a_dead_engine_asks_for_a_restart(folder: Path, serve: Serve) -> N
         for path in ("/health/live", "/health/ready"):
             response = await client.get(path)
             assert response.json()["type"].endswith("engine-dead")
-
-
-@contextmanager
-def running(folder: Path, *flags: str) -> Iterator[tuple[subprocess.Popen[str], str, str]]:
-    """The command itself, ready: the process, its URL and the line that said so."""
-    environment = {
-        **os.environ,
-        "NONEQ_MODELS": str(folder),
-        "NONEQ_PORT": "0",
-        "NONEQ_DEVICE": "cpu",
-        "PYTHONWARNINGS": "error",
-    }
-    command = [sys.executable, "-m", "service", "--batch-size", "8", *flags]
-    with subprocess.Popen(
-        command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
-    ) as process:
-        try:
-            assert process.stdout is not None
-            line = process.stdout.readline()
-            found = re.search(r"http://127\.0\.0\.1:\d+", line)
-            assert found is not None, line
-            yield process, found[0], line
-        finally:
-            process.kill()
-
-
-@contextmanager
-def asking(url: str, samples: int) -> Iterator[list[httpx.Response]]:
-    """A request for samples that the engine is at work on; its answer is there at the end."""
-    answers: list[httpx.Response] = []
-
-    def ask() -> None:
-        asked = {"model": "gaussian-mixture", "num_samples": samples}
-        answers.append(httpx.post(f"{url}/sample", json=asked, timeout=200))
-
-    caller = threading.Thread(target=ask)
-    caller.start()
-    for _ in range(1000):
-        if not re.search(r"^noneq_rows_running 0", httpx.get(f"{url}/metrics").text, re.M):
-            break
-    yield answers
-    caller.join(200)
-
-
-def test_the_command_serves_and_ends_on_sigterm_without_losing_a_request(folder: Path) -> None:
-    with running(folder) as (process, url, line):
-        assert "bit-patterns, gaussian-mixture, grey" in line
-        with asking(url, 16) as answers:
-            process.send_signal(signal.SIGTERM)
-        assert [answer.status_code for answer in answers] == [200]
-        assert len(answers[0].json()["samples"]) == 16
-        assert process.wait(30) == 0
-
-
-def test_an_open_stream_ends_in_its_result_on_sigterm(folder: Path) -> None:
-    asked = {"model": "gaussian-mixture", "num_samples": 16, "seed": 7}
-    accept = {"accept": "text/event-stream"}
-    with (
-        running(folder, "--drain-seconds", "200") as (process, url, _),
-        httpx.stream("POST", f"{url}/sample", json=asked, headers=accept, timeout=200) as response,
-    ):
-        events = []
-        for line in response.iter_lines():
-            if not events:  # it came while the work is still to be done
-                process.send_signal(signal.SIGTERM)
-            events.append(line)
-        assert json.loads(events[1].removeprefix("data: "))["step"] < 1600
-        assert events[-3] == "event: result"
-        assert len(json.loads(events[-2].removeprefix("data: "))["samples"]) == 16
-        assert process.wait(30) == 0
-
-
-def test_what_the_drain_does_not_finish_is_told_so_and_nothing_new_is_taken(folder: Path) -> None:
-    with running(folder, "--drain-seconds", "1") as (process, url, _), httpx.Client() as open_line:
-        open_line.get(f"{url}/health/ready")
-        with asking(url, 512) as answers:
-            process.send_signal(signal.SIGTERM)
-            with suppress(httpx.TransportError):  # an idle connection may be closed at once
-                late = open_line.post(f"{url}/sample", json={"model": "gaussian-mixture"})
-                assert late.status_code == 503
-        assert [answer.status_code for answer in answers] == [503]
-        assert answers[0].json()["type"] == "urn:noneq:problem:draining"
-        assert int(answers[0].headers["retry-after"]) >= 1
-        assert process.wait(30) == 0
-
-
-@pytest.mark.parametrize(
-    ("variable", "value", "told"),
-    [
-        ("NONEQ_PORT", "http", "NONEQ_PORT"),
-        ("NONEQ_DEVICE", "tpu", "NONEQ_DEVICE"),
-        ("NONEQ_BATCH_SIZE", "0", "NONEQ_BATCH_SIZE"),
-        ("NONEQ_DEVICE", "cuda:99", "CUDA"),
-    ],
-)
-def test_a_mistaken_setting_ends_the_command_with_a_line(
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-    variable: str,
-    value: str,
-    told: str,
-) -> None:
-    monkeypatch.setenv(variable, value)
-    monkeypatch.setattr(sys, "argv", ["service"])
-    with pytest.raises(SystemExit) as ended:
-        main()
-    assert ended.value.code == 2
-    assert told in capsys.readouterr().err

@@ -1,0 +1,125 @@
+"""Whether there is room and time for one more: in the queue, in memory, before its deadline.
+
+    owed + cost <= max_queue_cost,    held + size <= max_queue_bytes,    forecast <= deadline - now
+
+Not thread-safe: the intake holds its lock.
+"""
+
+import time
+from collections import defaultdict
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from typing import final
+
+from service.engine.forecast import Forecast, Load
+from service.engine.jobs import Job, TermJob
+from service.engine.ledger import Ledger
+from service.engine.record import Record
+from service.problems import DeadlineExceeded, DeadlineUnmeetable, NoRoom, QueueFull
+from service.settings import Settings
+
+_LENIENCE = 1.25  # how far an estimate may be past a deadline before it is believed
+
+
+@final
+class Admission:
+    """The limits that depend on what else is there, and the refusals that follow from them.
+
+    Args:
+        models: names of the models.
+        settings: the queue's bounds and the scheduler's shares.
+
+    Attributes:
+        ledger: what is accepted and held.
+    """
+
+    def __init__(self, models: Iterable[str], settings: Settings) -> None:
+        self._limit, self._room = settings.max_queue_cost, settings.max_queue_bytes
+        names = list(models)
+        self.ledger = Ledger(names, self._limit, self._room)
+        self._forecast = Forecast(names, settings.term_share)
+
+    def limit(self, model: str, rows: int) -> None:
+        """From now on a tick of `model` has at most so many rows."""
+        self._forecast.limit(model, rows)
+
+    def measure(self, model: str, evaluations: int, seconds: float, calls: int) -> None:
+        """So many evaluations, in so many network calls, took so many seconds."""
+        self.ledger.measure(model, evaluations, seconds)
+        self._forecast.measure(model, evaluations // calls, seconds / calls, calls)
+
+    def check_body(self, size: int, present: Collection[Record]) -> None:
+        """Raise QueueFull or NoRoom where a body of so many bytes need not be read."""
+        # What the request costs is not known yet. Room comes for one like those that wait.
+        if self.ledger.excess(1):
+            usual = -(-self.ledger.owed // max(1, len(present)))
+            raise self._queue_full(usual, "nothing more is read.")
+        self._check_room(size)
+
+    def check_job(
+        self, job: Job, size: int, deadline: float | None, present: Collection[Record]
+    ) -> None:
+        """Raise QueueFull, NoRoom, DeadlineUnmeetable or DeadlineExceeded.
+
+        Args:
+            job: what is asked.
+            size: bytes that it would hold.
+            deadline: when its answer is of no more use, monotonic seconds.
+            present: the jobs that have been accepted and have not ended.
+        """
+        if self.ledger.excess(job.cost):
+            raise self._queue_full(job.cost, f"this would add {job.cost}.")
+        self._check_room(size)
+        if deadline is not None:
+            self._check_deadline(job, deadline - time.monotonic(), present)
+
+    def _queue_full(self, cost: int, what: str) -> QueueFull:
+        return QueueFull(
+            f"{self.ledger.owed} network evaluations wait, {what}",
+            expected=f"at most {self._limit} waiting",
+            retry_after=self.ledger.seconds_until(self.ledger.excess(cost)),
+            fix="Send the same request again after `retry_after` seconds.",
+        )
+
+    def _check_room(self, size: int) -> None:
+        lacking = self.ledger.overflow(size)
+        if lacking:
+            raise NoRoom(
+                f"The requests in hand hold {self.ledger.held} bytes, this would add {size}.",
+                expected=f"at most {self._room} bytes",
+                retry_after=self.ledger.seconds_until_free(lacking),
+                fix="Send the same request again after `retry_after` seconds, or a smaller one.",
+            )
+
+    def _check_deadline(self, job: Job, seconds: float, present: Collection[Record]) -> None:
+        """Raise where the job cannot be done in so many seconds from now."""
+        if seconds <= 0:
+            raise DeadlineExceeded(
+                "The deadline passed before the request had been read.",
+                fix="Allow more time, or send less.",
+            )
+        load = Load(job.rows, job.cost, isinstance(job, TermJob))
+        others = _loads(present)
+        needed = self._forecast.seconds(job.model, load, others)
+        if needed <= _LENIENCE * seconds:
+            return
+        if job.model not in others:
+            self._forecast.doubt(job.model)
+        alone = self._forecast.seconds(job.model, load, {})
+        later = alone <= _LENIENCE * seconds
+        raise DeadlineUnmeetable(
+            f"Among {len(present)} others this takes at least {needed:.3g} seconds, "
+            f"{alone:.3g} without them.",
+            received=f"{seconds:.3g} seconds left",
+            estimated_seconds=needed,
+            retry_after=needed - seconds if later else None,
+            fix="Send the same request again after `retry_after` seconds, or allow more time."
+            if later
+            else "Allow more time, or ask for fewer rows, steps or terms.",
+        )
+
+
+def _loads(present: Iterable[Record]) -> Mapping[str, Sequence[Load]]:
+    found = defaultdict(list)
+    for record in present:
+        found[record.job.model].append(record.left)
+    return found

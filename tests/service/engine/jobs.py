@@ -1,0 +1,40 @@
+"""Jobs of both kinds, for any model."""
+
+import torch
+from torch import Tensor
+
+from diffusion.model import DiffusionModel
+from diffusion.plan import DDIM, Ancestral, DPMSolver
+from diffusion.posterior import Observation
+from diffusion.space import Convention
+from diffusion.strata import choose_steps
+from service.engine import ChainJob, TermJob
+
+
+def chains(
+    model: DiffusionModel,
+    rows: int,
+    seed: int = 7,
+    *,
+    name: str = "g",
+    sampler: Ancestral | DDIM | DPMSolver | None = None,
+    first: int | None = None,
+    start: Tensor | None = None,
+    observation: Observation | None = None,
+) -> ChainJob:
+    plan = (sampler or Ancestral()).plan(model, first)
+    return ChainJob(name, rows, seed, plan, start, observation)
+
+
+def terms(
+    model: DiffusionModel,
+    x_0: Tensor,
+    seed: int = 7,
+    *,
+    name: str = "g",
+    count: int | None = None,
+    convention: Convention | None = None,
+) -> TermJob:
+    convention = convention or model.space.default_convention
+    steps = choose_steps(model.T, torch.arange(len(x_0)), seed, convention, count)
+    return TermJob(name, x_0, seed, steps, convention)

@@ -1,0 +1,81 @@
+"""Who comes last finds a slot, whatever those hold who came before."""
+
+import math
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from service.engine.scheduler import Scheduler, Work
+from tests.service.engine.ticks import chain, entries, fill, ticks_until
+
+
+@pytest.mark.parametrize("slots", [8, 12, 32])
+def test_a_large_job_does_not_lock_a_newcomer_out(slots: int) -> None:
+    scheduler = Scheduler("m", batch_size=8, slots=slots)
+    scheduler.add(chain(0, rows=600, units=1000))
+    fill(scheduler, 50)
+    scheduler.add(chain(1, rows=1, units=20))
+    assert ticks_until(scheduler, 1) == 1
+    assert ticks_until(scheduler, 1, unit=19) == 19
+
+
+JOBS = st.tuples(st.integers(1, 40), st.integers(1, 30), st.booleans(), st.integers(0, 3))
+
+
+@given(
+    jobs=st.lists(JOBS, max_size=40),
+    batch_size=st.integers(1, 9),
+    slots=st.integers(1, 60),
+    share=st.sampled_from([0.125, 0.5]),
+    rows=st.integers(1, 9),
+    parallel=st.booleans(),
+)
+def test_a_newcomer_is_served_at_once_while_its_kind_has_no_more_jobs_than_slots_kept(
+    jobs: list[tuple[int, int, bool, int]],
+    batch_size: int,
+    slots: int,
+    share: float,
+    rows: int,
+    parallel: bool,
+) -> None:
+    scheduler = Scheduler("m", batch_size, slots, share)
+    kinds: dict[int, bool] = {}
+    left: dict[int, int] = {}
+    for key, (count, units, kind, pause) in enumerate(jobs):
+        alive = [kinds[other] for other, units_left in left.items() if units_left]
+        if alive.count(kind) < -(-slots // 4) - 1:
+            kinds[key], left[key] = kind, count * units
+            scheduler.add(Work(key, "m", count, units, kind))
+        for tick in fill(scheduler, pause):
+            for entry in entries(tick):
+                left[entry.key] -= 1
+    scheduler.add(Work(999, "m", rows, 5, parallel))
+    alive = [kinds[other] for other, units_left in left.items() if units_left]
+    others, alone = alive.count(parallel), (not parallel) not in alive
+    room = batch_size if alone else batch_size * (share if parallel else 1 - share)
+    assert ticks_until(scheduler, 999) <= math.ceil((others + 1 + (not alone)) / room)
+
+
+@given(
+    longer=st.lists(st.tuples(st.integers(1, 9), st.integers(0, 3)), min_size=1, max_size=60),
+    batch_size=st.integers(1, 8),
+    slots=st.integers(1, 12),
+    units=st.integers(1, 20),
+)
+def test_without_a_slot_newcomers_come_in_order_and_within_bounded_ticks(
+    longer: list[tuple[int, int]], batch_size: int, slots: int, units: int
+) -> None:
+    scheduler = Scheduler("m", batch_size, slots)
+    for key, (rows, pause) in enumerate(longer):
+        scheduler.add(chain(key, rows, units))
+        fill(scheduler, pause)
+    begun: list[int] = []
+    quiet = 0
+    while (tick := scheduler.next()) is not None:
+        scheduler.retire(tick)
+        new = [entry.key for entry in tick.chains if (entry.row, entry.unit) == (0, 0)]
+        begun += new
+        quiet = 0 if new or tick.ends else quiet + 1
+        assert quiet <= units * math.ceil(slots / batch_size)
+    assert begun == sorted(begun)

@@ -1,0 +1,145 @@
+"""`python -m service`: it begins with a line, and ends on SIGTERM without losing a request."""
+
+import json
+import signal
+import sys
+import threading
+import time
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from service.__main__ import main
+from tests.service.http.caller import parse
+from tests.service.http.command import asking, metrics, post, running
+
+
+def test_the_command_serves_and_ends_on_sigterm_without_losing_a_request(folder: Path) -> None:
+    with running(folder) as (process, url, line):
+        assert "bit-patterns, gaussian-mixture, grey" in line
+        with asking(url, 16) as answers:
+            process.send_signal(signal.SIGTERM)
+        assert [answer.status_code for answer in answers] == [200]
+        assert len(answers[0].json()["samples"]) == 16
+        assert process.wait(30) == 0
+
+
+def test_an_open_stream_ends_in_its_result_on_sigterm(folder: Path) -> None:
+    asked = {"model": "gaussian-mixture", "num_samples": 16, "seed": 7}
+    accept = {"accept": "text/event-stream"}
+    with (
+        running(folder, "--drain-seconds", "200") as (process, url, _),
+        httpx.stream("POST", f"{url}/sample", json=asked, headers=accept, timeout=200) as response,
+    ):
+        events = []
+        for line in response.iter_lines():
+            if not events:  # it came while the work is still to be done
+                process.send_signal(signal.SIGTERM)
+            events.append(line)
+        assert json.loads(events[1].removeprefix("data: "))["step"] < 1600
+        assert events[-3] == "event: result"
+        assert len(json.loads(events[-2].removeprefix("data: "))["samples"]) == 16
+        assert process.wait(30) == 0
+
+
+def test_open_streams_end_within_the_grace_period_of_sigterm(folder: Path) -> None:
+    """In their results where the drain has time for them, else in a problem that says so."""
+    ends: dict[int, tuple[str, Any]] = {}
+    begun = threading.Semaphore(0)
+
+    def listen(url: str, samples: int) -> None:
+        asked = {"model": "gaussian-mixture", "num_samples": samples}
+        accept = {"accept": "text/event-stream; previews=2"}
+        body = ""
+        with httpx.stream(
+            "POST", f"{url}/sample", json=asked, headers=accept, timeout=200
+        ) as response:
+            for text in response.iter_text():  # raises where the connection is cut off
+                if not body:
+                    begun.release()
+                body += text
+        ends[samples] = parse(body)[-1]
+
+    with running(folder, "--drain-seconds", "5") as (process, url, _):
+        listeners = [
+            threading.Thread(target=listen, args=(url, samples)) for samples in (1, 2, 3, 4000)
+        ]
+        for listener in listeners:
+            listener.start()
+        for _ in listeners:
+            assert begun.acquire(timeout=60)
+        process.send_signal(signal.SIGTERM)
+        for listener in listeners:
+            listener.join(60)
+        assert process.wait(30) == 0
+    for samples in (1, 2, 3):
+        name, data = ends[samples]
+        assert name == "result"
+        assert len(json.loads(data)["samples"]) == samples
+    name, data = ends[4000]
+    assert (name, json.loads(data)["type"]) == ("error", "urn:noneq:problem:draining")
+
+
+def test_clients_that_leave_leave_nothing_behind(folder: Path) -> None:
+    """Whatever they waited for: their own body's end, their turn, an answer, the next event."""
+    asked = {"model": "gaussian-mixture", "num_samples": 4000}
+    stream = "text/event-stream; previews=4"
+    with running(folder, "--slots", "8") as (_, url, _):
+        callers = [post(url, asked, "application/json", whole=False) for _ in range(2)]
+        # More than there are slots for.
+        callers += [post(url, asked, accept) for accept in ("application/json", stream) * 6]
+        found = metrics(url)
+        while found["noneq_queue_cost"] < 11 * 400_000 or found["noneq_rows_running"] < 8:
+            found = metrics(url)
+        assert found["noneq_rows_waiting"] > 0
+        for caller in callers:
+            caller.close()
+        gone = 'noneq_requests_total{outcome="client-left",route="/sample"}'
+        deadline = time.monotonic() + 60
+        while metrics(url).get(gone) != len(callers):
+            assert time.monotonic() < deadline
+        httpx.post(f"{url}/sample", json=asked | {"num_samples": 1}).raise_for_status()
+        found = metrics(url)
+        for name in ("queue_cost", "queue_bytes", "rows_running", "rows_waiting"):
+            assert found[f"noneq_{name}"] == 0, name
+
+
+def test_what_the_drain_does_not_finish_is_told_so_and_nothing_new_is_taken(folder: Path) -> None:
+    with running(folder, "--drain-seconds", "1") as (process, url, _), httpx.Client() as open_line:
+        open_line.get(f"{url}/health/ready")
+        with asking(url, 512) as answers:
+            process.send_signal(signal.SIGTERM)
+            with suppress(httpx.TransportError):  # an idle connection may be closed at once
+                late = open_line.post(f"{url}/sample", json={"model": "gaussian-mixture"})
+                assert late.status_code == 503
+        assert [answer.status_code for answer in answers] == [503]
+        assert answers[0].json()["type"] == "urn:noneq:problem:draining"
+        assert int(answers[0].headers["retry-after"]) >= 1
+        assert process.wait(30) == 0
+
+
+@pytest.mark.parametrize(
+    ("variable", "value", "told"),
+    [
+        ("NONEQ_PORT", "http", "NONEQ_PORT"),
+        ("NONEQ_DEVICE", "tpu", "NONEQ_DEVICE"),
+        ("NONEQ_BATCH_SIZE", "0", "NONEQ_BATCH_SIZE"),
+        ("NONEQ_DEVICE", "cuda:99", "CUDA"),
+    ],
+)
+def test_a_mistaken_setting_ends_the_command_with_a_line(
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    variable: str,
+    value: str,
+    told: str,
+) -> None:
+    monkeypatch.setenv(variable, value)
+    monkeypatch.setattr(sys, "argv", ["service"])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert ended.value.code == 2
+    assert told in capsys.readouterr().err

@@ -16,7 +16,7 @@ from diffusion.plan import Update
 from diffusion.space import Convention
 from diffusion.strata import term_noise
 from service.engine.jobs import ChainJob, TermJob
-from service.engine.scheduler import Entry
+from service.engine.lanes import Entry
 
 
 @dataclass(frozen=True)

@@ -17,16 +17,16 @@ from typing import Any, final, overload
 import torch
 
 from diffusion.model import DiffusionModel
-from service.engine.faults import Attempt, describe, fatal, out_of_memory, problem_of
+from service.engine.faults import Attempt, describe, fatal, problem_of
+from service.engine.fleet import Fleet
 from service.engine.intake import Intake, resolve
 from service.engine.jobs import ChainJob, ChainResult, Job, TermJob, TermResult, Ticket, Timing
+from service.engine.lanes import Entry, Work
 from service.engine.limits import check_limits
 from service.engine.peek import Peek, PeekRequest
 from service.engine.record import Record
-from service.engine.rehearsal import exact, rehearse
-from service.engine.room import Room, survey
 from service.engine.runner import Runner
-from service.engine.scheduler import Entry, Scheduler, Tick, Work
+from service.engine.scheduler import Scheduler, Tick
 from service.metrics import Metrics
 from service.problems import NotReady, NumericalFailure, Problem, UnknownModel
 from service.settings import Settings
@@ -52,16 +52,14 @@ class Engine:
     ) -> None:
         self._settings = settings
         self._metrics = metrics or Metrics()
-        self._models = dict(models)
-        self._runners: dict[str, Runner] = {}  # by the engine's thread, as their room is found
         self._scheduler = Scheduler(term_share=settings.term_share)
         self._intake = Intake(models, settings)
+        self._fleet = Fleet(models, settings, self._scheduler, self._intake)
         self._metrics.watch_queue(lambda: self._intake.owed, settings.max_queue_cost)
         for name in models:
             self._metrics.serve(name)
         self._metrics.watch_room(lambda: self._intake.held, settings.max_queue_bytes)
         self._records: dict[int, Record] = {}  # the engine thread's own: admitted, not ended
-        self._refused: dict[str, str] = {}
         self._thread = threading.Thread(target=self._main, name="noneq-engine", daemon=True)
         self._starting = threading.Lock()
         self._started = False
@@ -80,7 +78,7 @@ class Engine:
     @property
     def refused(self) -> Mapping[str, str]:
         """Models that failed their first network call, and why; complete once warm."""
-        return dict(self._refused)
+        return dict(self._fleet.refused)
 
     @property
     def owed(self) -> int:
@@ -141,9 +139,9 @@ class Engine:
             Draining: the engine is stopping.
             EngineDead: the engine's thread has ended by an error.
         """
-        if job.model not in self._models or job.model in self._refused:
+        if job.model not in self._fleet.served:
             raise self._unknown(job.model)
-        model = self._models[job.model]
+        model = self._fleet.models[job.model]
         job.check(model)
         size = check_limits(job, model, self._settings)
         if not self._started:
@@ -151,8 +149,8 @@ class Engine:
         return self._intake.accept(job, size, deadline)
 
     def _unknown(self, name: str) -> UnknownModel:
-        served, why = self._models.keys() - self._refused, self._refused.get(name, "is not served")
-        return UnknownModel(f"The model {why}.", received=name, expected=sorted(served))
+        why = self._fleet.refused.get(name, "is not served")
+        return UnknownModel(f"The model {why}.", received=name, expected=self._fleet.served)
 
     def drain(self, timeout: float | None = None) -> bool:
         """Refuse new jobs, finish the accepted ones, stop; after `timeout` seconds, stop anyway.
@@ -181,8 +179,7 @@ class Engine:
             if self._settings.threads:
                 torch.set_num_threads(self._settings.threads)
             with torch.inference_mode():
-                for name in self._models:
-                    self._rehearse(name)
+                self._fleet.prepare()
                 self._warm.set()
                 while self._admit():
                     tick = self._scheduler.next()
@@ -193,47 +190,6 @@ class Engine:
             error = caught
         self._intake.close(error)
         self._warm.set()
-
-    def _rehearse(self, name: str) -> None:
-        """Find a model's room and run it there, or in what memory holds of it; refuse a failure."""
-        rows = self._settings.batch_size
-        while True:
-            try:
-                room = survey(self._models[name], rows, self._settings)
-                rows = room.batch
-                runner = Runner(self._models[name], room.slots, self._settings.precision)
-                runner.batch, runner.calls.fill = rows, rows if self._settings.deterministic else 0
-                rehearse(runner, rows)  # allocators and kernels settle
-                begun = time.monotonic()
-                rehearse(runner, rows)
-                self._serve(name, runner, room, time.monotonic() - begun)
-                return
-            except Exception as error:
-                if fatal(error):
-                    raise
-                if not out_of_memory(error) or rows <= 1:
-                    _log.exception("model %s failed its first network call", name)
-                    self._refused[name] = f"failed its first network call ({describe(error)})"
-                    return
-            rows //= 2
-            _log.warning("model %s: out of memory; trying %d rows a tick", name, rows)
-
-    def _serve(self, name: str, runner: Runner, room: Room, seconds: float) -> None:
-        """Its rehearsal went well, in so many seconds: jobs may come."""
-        runner.exact = exact(runner)
-        self._runners[name] = runner
-        self._scheduler.serve(name, room.batch, room.slots)
-        self._intake.limit(name, room.batch)
-        self._intake.measure(name, room.batch, seconds)
-        _log.info("model %s: %d rows a tick, %d held", name, room.batch, room.slots)
-
-    def _shrink(self, name: str, rows: int) -> None:
-        """Memory ran out: from now on a tick has at most so many rows."""
-        self._scheduler.limit(name, rows)
-        self._intake.limit(name, rows)
-        runner = self._runners[name]
-        runner.batch, runner.exact = rows, False
-        runner.calls.fill = min(runner.calls.fill, rows)
 
     def _admit(self) -> bool:
         """Take in what came, drop what was cancelled; sleep while there is nothing to do.
@@ -259,14 +215,14 @@ class Engine:
     def _open(self, record: Record) -> None:
         """Make a job known to its model's runner and to the scheduler."""
         job = record.job
-        if job.model in self._refused:  # it was accepted while the models were tried
+        if job.model in self._fleet.refused:  # it was accepted while the models were tried
             self._intake.end(record, job.cost, self._unknown(job.model))
             return
         self._records[record.key] = record
         parallel = isinstance(job, TermJob)
         self._scheduler.add(Work(record.key, job.model, job.rows, job.units, parallel))
         try:
-            self._runners[job.model].open(record.key, job)
+            self._fleet[job.model].open(record.key, job)
         except Exception as error:
             if fatal(error):
                 raise
@@ -279,11 +235,9 @@ class Engine:
             return None
         try:
             started, slots = self._scheduler.held(peek.key)
-            runner, rows = self._runners[record.job.model], min(peek.rows, started)
+            runner, rows = self._fleet[record.job.model], min(peek.rows, started)
             return runner.peek(peek.key, rows, slots, record.ticket.done)
-        except Exception as error:  # a look must not harm what it looks at
-            if fatal(error):
-                raise
+        except Exception as error:  # a look must not harm what it looks at, nor who looks
             _log.warning("a preview failed: %s", describe(error))
             return None
 
@@ -296,14 +250,15 @@ class Engine:
                 record.started = begun
                 record.ticket.queue_seconds = begun - record.accepted
                 self._metrics.queue_seconds.observe(begun - record.accepted)
-        runner = self._runners[tick.model]
+        runner = self._fleet[tick.model]
         attempt = Attempt(
             lambda chains, terms: runner.run(chains, terms, tick.length),
             live=self._records.__contains__,
             fail=self._end,
-            shrink=lambda rows: self._shrink(tick.model, rows),
+            shrink=lambda rows: self._fleet.shrink(tick.model, rows),
         )
-        attempt(tick.chains, tick.terms)
+        ran = attempt(tick.chains, tick.terms)
+        self._fleet.grow(tick.model, ran, tick.length)
         ends = [entry for entry in tick.ends if entry.key in self._records]
         self._collect(runner, tick, ends)
         seconds = time.monotonic() - begun
@@ -346,7 +301,7 @@ class Engine:
         assert record.started is not None  # its rows were in ticks
         queue, compute = record.started - record.accepted, time.monotonic() - record.started
         try:
-            answer = self._runners[record.job.model].result(record.key, queue, compute)
+            answer = self._fleet[record.job.model].result(record.key, queue, compute)
         except Exception as error:
             if fatal(error):
                 raise
@@ -361,7 +316,7 @@ class Engine:
         if record is None:
             return
         left = self._scheduler.remove(key)
-        self._runners[record.job.model].close(key)
+        self._fleet[record.job.model].close(key)
         self._intake.end(record, left, outcome)
 
     def _live(self, keys: Iterable[int]) -> list[Record]:

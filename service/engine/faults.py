@@ -12,7 +12,7 @@ from typing import final
 
 import torch
 
-from service.engine.scheduler import Entry
+from service.engine.lanes import Entry
 from service.problems import InternalError, OutOfMemory, Problem
 
 _log = logging.getLogger(__name__)
@@ -61,7 +61,7 @@ class Attempt:
         run: the tick; may be called again with fewer entries after it has raised.
         live: whether a job is still wanted.
         fail: a job has failed.
-        shrink: memory ran out; so many rows are to be tried from now on.
+        shrink: memory ran out; at most so many rows run at once from now on.
     """
 
     run: Callable[[Sequence[Entry], Sequence[Entry]], None]
@@ -69,31 +69,40 @@ class Attempt:
     fail: Callable[[int, Problem], None]
     shrink: Callable[[int], None]
 
-    def __call__(self, chains: Sequence[Entry], terms: Sequence[Entry]) -> None:
-        """Run these entries, whole or in parts; afterwards each has run or its job has failed."""
+    def __call__(self, chains: Sequence[Entry], terms: Sequence[Entry]) -> int:
+        """Run these entries, whole or in parts; afterwards each has run or its job has failed.
+
+        Returns:
+            The most rows that ran at once.
+        """
         chains = [entry for entry in chains if self.live(entry.key)]
         terms = [entry for entry in terms if self.live(entry.key)]
         rows, keys = len(chains) + len(terms), {entry.key for entry in (*chains, *terms)}
         if not rows:
-            return
+            return 0
         problem = self._try(chains, terms)
         # Out of the `except` block, where the traceback would keep the failed tick's tensors alive.
         if problem is None:
-            return
+            return rows
         if isinstance(problem, OutOfMemory) and rows > 1:
             half = rows // 2
             _log.warning("out of memory at %d rows; trying %d", rows, half)
             if torch.cuda.is_initialized():
                 torch.cuda.empty_cache()
             self.shrink(half)
+            self.shrink(half)
             cut = max(0, half - len(chains))
-            self(chains[:half], terms[:cut])
-            self(chains[half:], terms[cut:])
-        elif len(keys) > 1:
-            for key in sorted(keys):
+            ran = max(self(chains[:half], terms[:cut]), self(chains[half:], terms[cut:]))
+            # A row that runs out of memory by itself says nothing of how many others may run.
+            self.shrink(ran or half)
+            return ran
+        if len(keys) > 1:
+            return max(
                 self([e for e in chains if e.key == key], [e for e in terms if e.key == key])
-        else:
-            self.fail(keys.pop(), problem)
+                for key in sorted(keys)
+            )
+        self.fail(keys.pop(), problem)
+        return 0
 
     def _try(self, chains: Sequence[Entry], terms: Sequence[Entry]) -> Problem | None:
         try:

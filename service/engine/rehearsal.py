@@ -15,8 +15,8 @@ from diffusion.plan import Ancestral
 from diffusion.prediction import Prediction
 from diffusion.strata import choose_steps
 from service.engine.jobs import ChainJob, TermJob
+from service.engine.lanes import Entry
 from service.engine.runner import Runner
-from service.engine.scheduler import Entry
 
 _SHUFFLES = 16
 _OTHERS, _CHAIN, _TERM, _OTHER_TERMS = range(-4, 0)  # keys of jobs, in the order of a batch

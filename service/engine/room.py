@@ -7,6 +7,7 @@ small network anywhere; only the machine knows.
 import math
 import time
 from dataclasses import dataclass
+from typing import final
 
 import torch
 
@@ -20,9 +21,12 @@ _SIZES = [2**i for i in range(13)]  # 1 to 4096
 _LONGEST = 0.25  # seconds of a tick: whoever comes waits for it
 _ENOUGH = 0.95  # of the best rate: what more rows bring beyond that is not worth their wait
 _TRIES = 3
-_FIXED = 32  # of the deterministic mode, where another size would be other bits
+FIXED = 32  # of the deterministic mode, where another size would be other bits
 _HELD = 2**28  # bytes of all slots of a kind
 _FEWEST, _BATCHES = 512, 16  # slots: so many, and so many batches
+
+
+_PATIENCE = 100  # full network calls that go well before more rows are tried
 
 
 @dataclass(frozen=True)
@@ -38,6 +42,36 @@ class Room:
     slots: int
 
 
+@final
+class Allowance:
+    """Most rows of a tick now: fewer once memory ran out, by and by as many as before.
+
+    Args:
+        most: rows while memory lasts.
+
+    Attributes:
+        rows: of a tick now.
+    """
+
+    def __init__(self, most: int) -> None:
+        self.rows = self._most = most
+        self._good = 0
+
+    def shrink(self, rows: int) -> None:
+        """Memory held so many and no more."""
+        self.rows, self._good = rows, 0
+
+    def grow(self, rows: int, calls: int) -> bool:
+        """So many network calls of so many rows went well; whether more rows may be tried."""
+        if self.rows == self._most or rows < self.rows:
+            return False
+        self._good += calls
+        if self._good < _PATIENCE:
+            return False
+        self.rows, self._good = min(2 * self.rows, self._most), 0
+        return True
+
+
 def survey(model: DiffusionModel, rows: int, settings: Settings) -> Room:
     """The room of a model: what the settings leave open is found by trying.
 
@@ -46,7 +80,7 @@ def survey(model: DiffusionModel, rows: int, settings: Settings) -> Room:
         rows: most rows of a tick; 0 where that is to be found.
         settings: of the service.
     """
-    batch = rows or (_FIXED if settings.deterministic else _best_batch(model))
+    batch = rows or (FIXED if settings.deterministic else _best_batch(model))
     return Room(batch, settings.slots or _slots(model, batch))
 
 

@@ -21,8 +21,8 @@ from diffusion.sampling import advance, begin, burst
 from service.engine.batches import TermBatch, by_job, gather_chains, gather_terms
 from service.engine.calls import Calls, Precision, Rows
 from service.engine.jobs import ChainJob, ChainResult, Job, TermJob, TermResult
+from service.engine.lanes import Entry
 from service.engine.peek import Peek
-from service.engine.scheduler import Entry
 from service.engine.slots import ChainSlots, DatumSlots, rows_of, to_device
 
 

@@ -31,46 +31,12 @@ The policy, all of it:
 Pure Python: no tensors, no time, no threads. The caller says how long a tick took.
 """
 
-from collections import deque
 from collections.abc import Iterable
-from dataclasses import dataclass, field
-from typing import NamedTuple
+from dataclasses import dataclass
+
+from service.engine.lanes import Entry, Lane, Progress, Work
 
 BURST_SECONDS = 0.02
-
-
-@dataclass(frozen=True)
-class Work:
-    """What the scheduler knows of a job.
-
-    Args:
-        key: names the job; unique among those not finished.
-        model: whose network it needs.
-        rows: how many chains, or data.
-        units: network evaluations of each row.
-        parallel: whether a row's units are independent (a datum's terms) or in sequence (a chain).
-    """
-
-    key: int
-    model: str
-    rows: int
-    units: int
-    parallel: bool
-
-    def __post_init__(self) -> None:
-        if self.rows < 1 or self.units < 1:
-            raise ValueError(
-                f"a job has at least one row of one unit, came {self.rows} rows of {self.units}"
-            )
-
-
-class Entry(NamedTuple):
-    """One row of a tick: unit `unit` of row `row` of job `key`, whose state is in `slot`."""
-
-    key: int
-    row: int
-    slot: int
-    unit: int
 
 
 @dataclass(frozen=True)
@@ -97,99 +63,11 @@ class Tick:
         return len(self) * self.length
 
 
-@dataclass(slots=True)
-class _Row:
-    row: int
-    slot: int
-    unit: int = 0
-
-
-@dataclass(slots=True)
-class _Progress:
-    """A job on its way: `running` rows hold slots, oldest first; rows from `waiting` on do not."""
-
-    work: Work
-    running: list[_Row] = field(default_factory=list)
-    waiting: int = 0
-    tick: int = -1
-    taken: int = 0
-
-    @property
-    def remaining(self) -> int:
-        rows = self.work.rows - self.waiting
-        return rows * self.work.units + sum(self.work.units - row.unit for row in self.running)
-
-    def usable(self, most: int) -> int:
-        """How many rows of a tick it could use, up to `most`."""
-        if self.work.parallel:
-            return min(most, self.remaining)
-        return min(most, len(self.running) + self.work.rows - self.waiting)
-
-
-class _Lane:
-    """The jobs of one model and kind in rotation, and the slots their rows hold."""
-
-    def __init__(self, slots: int) -> None:
-        self.free = list(range(slots - 1, -1, -1))
-        self.kept = -(-slots // 4)
-        self.rotation: deque[_Progress] = deque()
-
-    def take(self, room: int, tick: int) -> list[Entry]:
-        """Up to `room` entries, a row a turn; the rotation goes on where it stopped."""
-        entries: list[Entry] = []
-        blocked: list[_Progress] = []
-        satisfied: list[_Progress] = []
-        while len(entries) < room and self.rotation:
-            job = self.rotation.popleft()
-            if job.tick != tick:
-                job.tick, job.taken = tick, 0
-            row = self._next_row(job)
-            if row is not None:
-                entries.append(Entry(job.work.key, row.row, row.slot, row.unit))
-                row.unit += 1
-                job.taken += 1
-                self.rotation.append(job)
-            elif job.taken:
-                satisfied.append(job)
-            else:
-                blocked.append(job)
-        # Who got nothing for want of a slot is the first to be asked again.
-        self.rotation.extendleft(reversed(blocked))
-        self.rotation.extend(satisfied)
-        return entries
-
-    def _next_row(self, job: _Progress) -> _Row | None:
-        """The job's oldest row with a unit that may run in this tick; None where there is none."""
-        work, running = job.work, job.running
-        if work.parallel:
-            if running and running[-1].unit < work.units:
-                return running[-1]
-        elif job.taken < len(running):
-            return running[job.taken]
-        # A first row may have any slot; further rows leave a quarter of them to those who come.
-        if job.waiting == work.rows or len(self.free) <= (self.kept if running else 0):
-            return None
-        row = _Row(job.waiting, self.free.pop())
-        running.append(row)
-        job.waiting += 1
-        return row
-
-    def settle(self, job: _Progress) -> None:
-        """Free the slots of rows whose last unit is done."""
-        self.free.extend(row.slot for row in job.running if row.unit == job.work.units)
-        job.running = [row for row in job.running if row.unit < job.work.units]
-
-    def drop(self, job: _Progress) -> None:
-        """Take the job out, whatever it was doing."""
-        self.free.extend(row.slot for row in job.running)
-        self.rotation.remove(job)
-
-
 class _Model:
     """The two lanes of a model, and its clock of seconds used per batch asked for."""
 
     def __init__(self, slots: int, capacity: int) -> None:
-        self.chains, self.terms = _Lane(slots), _Lane(slots)
+        self.chains, self.terms = Lane(slots), Lane(slots)
         self.capacity = capacity
         self.clock = 0.0
         self.pace = float("inf")  # seconds of the latest tick, a unit
@@ -199,7 +77,7 @@ class _Model:
     def active(self) -> bool:
         return bool(self.chains.rotation or self.terms.rotation)
 
-    def lane(self, work: Work) -> _Lane:
+    def lane(self, work: Work) -> Lane:
         return self.terms if work.parallel else self.chains
 
     def demand(self) -> float:
@@ -226,7 +104,7 @@ class Scheduler:
         term_share: float = 0.125,
     ) -> None:
         self._models = {name: _Model(slots, batch_size) for name in models}
-        self._jobs: dict[int, _Progress] = {}
+        self._jobs: dict[int, Progress] = {}
         self._term_share = term_share
         self._now = 0.0
         self._tick = 0
@@ -251,7 +129,7 @@ class Scheduler:
         if not model.active:
             # Time spent idle earns nothing: it joins the others where they are now.
             model.clock = max(model.clock, self._now)
-        job = self._jobs[work.key] = _Progress(work)
+        job = self._jobs[work.key] = Progress(work)
         model.lane(work).rotation.append(job)
 
     def remove(self, key: int) -> int:

@@ -130,11 +130,36 @@ def test_out_of_memory_halves_the_tick_and_loses_nothing(
     engine = make_engine(g=faulty)
     mischief.most_rows = 3
     mischief.sizes.clear()
-    result = engine.submit(healthy(faulty, rows=20)).result(120)
+    result = engine.submit(healthy(faulty, rows=10)).result(120)
     assert [size for size in mischief.sizes if size > 3] == [8, 4, 4]  # and never tried again
     mischief.most_rows = None
-    assert_close(result.samples, sample(faulty, 20, seed=7), rtol=1e-4, atol=1e-5)
+    assert_close(result.samples, sample(faulty, 10, seed=7), rtol=1e-4, atol=1e-5)
     assert engine.alive
+
+
+def test_where_memory_lasts_again_ticks_grow_back(
+    faulty: DiffusionModel, mischief: SimpleNamespace, make_engine: Callable[..., Engine]
+) -> None:
+    engine = make_engine(g=faulty)  # 8 rows a tick
+    mischief.most_rows = 3
+    engine.submit(healthy(faulty, rows=8)).result(120)
+    mischief.most_rows = None
+    mischief.sizes.clear()
+    engine.submit(healthy(faulty, rows=8 * 16)).result(120)
+    assert mischief.sizes[0] == 2
+    assert mischief.sizes.index(2) < mischief.sizes.index(4) < mischief.sizes.index(8)
+
+
+def test_a_row_without_room_by_itself_leaves_the_others_their_company(
+    faulty: DiffusionModel, mischief: SimpleNamespace, make_engine: Callable[..., Engine]
+) -> None:
+    engine = make_engine(g=faulty)
+    mischief.on_marked = raising(torch.OutOfMemoryError("no room"))
+    with pytest.raises(OutOfMemory):
+        among_others(engine, faulty, mischief, marked(faulty)).result(120)
+    mischief.sizes.clear()
+    engine.submit(healthy(faulty, rows=8)).result(120)
+    assert max(mischief.sizes) >= 3
 
 
 def test_out_of_memory_at_one_row_fails_that_request(

@@ -7,7 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from service.engine.forecast import Forecast, Load, Shares
-from service.engine.scheduler import Scheduler, Work
+from service.engine.lanes import Work
+from service.engine.scheduler import Scheduler
 from service.engine.speed import Speed
 
 SHARE = 0.125

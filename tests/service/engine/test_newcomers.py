@@ -6,7 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from service.engine.scheduler import Scheduler, Work
+from service.engine.lanes import Work
+from service.engine.scheduler import Scheduler
 from tests.service.engine.ticks import chain, entries, fill, ticks_until
 
 

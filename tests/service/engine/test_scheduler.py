@@ -7,7 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from service.engine.scheduler import Scheduler, Work
+from service.engine.lanes import Work
+from service.engine.scheduler import Scheduler
 from tests.service.engine.ticks import chain, entries
 
 WORKS = st.lists(

@@ -1,6 +1,7 @@
 """Jobs for the scheduler, and its ticks run one after another."""
 
-from service.engine.scheduler import Entry, Scheduler, Tick, Work
+from service.engine.lanes import Entry, Work
+from service.engine.scheduler import Scheduler, Tick
 
 
 def chain(key: int, rows: int, units: int, model: str = "m") -> Work:

@@ -1,0 +1,125 @@
+"""The models on the device: each one's runner, its room, and what memory allows of that.
+
+A model is tried before it is served: one that fails is refused, with the reason, and the others are
+served without it.
+"""
+
+import logging
+import time
+from collections.abc import Iterator, Mapping
+from typing import final
+
+from diffusion.model import DiffusionModel
+from service.engine.faults import describe, fatal, out_of_memory
+from service.engine.intake import Intake
+from service.engine.rehearsal import exact, rehearse
+from service.engine.room import FIXED, Allowance, Room, survey
+from service.engine.runner import Runner
+from service.engine.scheduler import Scheduler
+from service.settings import Settings
+
+_log = logging.getLogger(__name__)
+
+
+@final
+class Fleet:
+    """Runners by name; the engine's thread owns it, others may read what is refused.
+
+    Args:
+        models: by name, each in eval mode on its device.
+        settings: batch size, slots, precision.
+        scheduler: told of each model's room.
+        intake: told of it too, and of how long a tick takes.
+
+    Attributes:
+        models: as given.
+        refused: those that failed their first network call, and why.
+    """
+
+    def __init__(
+        self,
+        models: Mapping[str, DiffusionModel],
+        settings: Settings,
+        scheduler: Scheduler,
+        intake: Intake,
+    ) -> None:
+        self.models = dict(models)
+        self.refused: dict[str, str] = {}
+        self._settings, self._scheduler, self._intake = settings, scheduler, intake
+        self._runners: dict[str, Runner] = {}
+        self._allowances: dict[str, Allowance] = {}
+
+    def __getitem__(self, name: str) -> Runner:
+        """The runner of a model that is served."""
+        return self._runners[name]
+
+    @property
+    def served(self) -> list[str]:
+        """Names of the models that are not refused."""
+        return sorted(self.models.keys() - self.refused)
+
+    def prepare(self) -> None:
+        """Try every model in turn."""
+        for name, model in self.models.items():
+            for rows in self._attempts():
+                try:
+                    self._serve(name, model, rows)
+                    break
+                except Exception as error:
+                    if fatal(error):
+                        raise
+                    if not out_of_memory(error) or rows == 1:
+                        _log.exception("model %s failed its first network call", name)
+                        self.refused[name] = f"failed its first network call ({describe(error)})"
+                        break
+                _log.warning("model %s: out of memory; trying fewer rows a tick", name)
+
+    def shrink(self, name: str, rows: int) -> None:
+        """Memory ran out: a tick has at most so many rows until it may grow again."""
+        self._allowances[name].shrink(rows)
+        self._allow(name)
+
+    def grow(self, name: str, rows: int, calls: int) -> None:
+        """So many network calls of so many rows went well: in time more rows are tried."""
+        if self._allowances[name].grow(rows, calls):
+            self._allow(name)
+
+    def _attempts(self) -> Iterator[int]:
+        """Rows a tick to be tried, 0 being what is found best; half as many, and half of that."""
+        rows = self._settings.batch_size
+        if rows == 0:
+            yield 0
+            rows = FIXED
+        while rows:
+            yield rows
+            rows //= 2
+
+    def _serve(self, name: str, model: DiffusionModel, rows: int) -> None:
+        """Find a model's room and run it there."""
+        room = survey(model, rows, self._settings)
+        runner = Runner(model, room.slots, self._settings.precision)
+        runner.batch = room.batch
+        runner.calls.fill = room.batch if self._settings.deterministic else 0
+        rehearse(runner, room.batch)  # allocators and kernels settle
+        begun = time.monotonic()
+        rehearse(runner, room.batch)
+        seconds = time.monotonic() - begun
+        runner.exact = exact(runner)
+        self._enter(name, runner, room, seconds)
+
+    def _enter(self, name: str, runner: Runner, room: Room, seconds: float) -> None:
+        """Its rehearsal went well, a tick in so many seconds: jobs may come."""
+        self._runners[name], self._allowances[name] = runner, Allowance(room.batch)
+        self._scheduler.serve(name, room.batch, room.slots)
+        self._intake.limit(name, room.batch)
+        self._intake.measure(name, room.batch, seconds)
+        _log.info("model %s: %d rows a tick, %d held", name, room.batch, room.slots)
+
+    def _allow(self, name: str) -> None:
+        """Tell whom it concerns how many rows a tick may have now."""
+        runner, rows = self._runners[name], self._allowances[name].rows
+        self._scheduler.limit(name, rows)
+        self._intake.limit(name, rows)
+        # Another number of rows is other bits, also for who comes when it is the old one again.
+        runner.batch, runner.exact = rows, False
+        runner.calls.fill = rows if self._settings.deterministic else 0

@@ -1,6 +1,6 @@
 """noneq beside its peers, over HTTP: throughput, latencies, refusals, losses.
 
-    python -m benchmarks.serving [--systems ...] [--loads ...] [--seconds 20] [--rounds 3]
+    python -m benchmarks.serving [--systems ...] [--loads ...] [--seconds 16] [--rounds 3]
 
 The same U-Net weights (network.py) behind diffusers' pipelines one request at a time
 (pipelines.py), LitServe with whole requests batched (batches.py; `litserve-lanes` with long
@@ -30,6 +30,7 @@ import asyncio
 import dataclasses
 import json
 import random
+import resource
 import tempfile
 from pathlib import Path
 from typing import Final
@@ -113,8 +114,8 @@ def arguments() -> argparse.Namespace:
         "--systems", nargs="+", choices=SYSTEMS, default=["diffusers", "litserve", "noneq"]
     )
     parser.add_argument("--loads", nargs="+", choices=[*CLOSED, *OPEN], default=[*CLOSED, *OPEN])
-    parser.add_argument("--seconds", type=float, default=20.0, help="of the measured window")
-    parser.add_argument("--grace", type=float, default=10.0, help="after an open load")
+    parser.add_argument("--seconds", type=float, default=16.0, help="of the measured window")
+    parser.add_argument("--grace", type=float, default=15.0, help="after an open load")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--threads", type=int, default=0, help="0: PyTorch's choice")
     parser.add_argument("--clients", type=int, default=16, help="of closed loads")
@@ -129,6 +130,9 @@ def arguments() -> argparse.Namespace:
 def main() -> None:
     """Measure everything and print the tables."""
     asked = arguments()
+    # A connection for each request that waits, here and (they inherit it) at the servers.
+    most = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
     print(machine())
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)

@@ -71,7 +71,8 @@ class Load:
             await asyncio.sleep(arrival - self._now())
             tasks.append(asyncio.create_task(self._send(next(self._requests), arrival)))
         await asyncio.sleep(seconds - self._now())
-        await asyncio.wait(tasks, timeout=grace)
+        if tasks:
+            await asyncio.wait(tasks, timeout=grace)
         return await self._end(tasks)
 
     async def _client(self) -> None:

@@ -17,7 +17,7 @@ class Latency:
     """Of the requests of one kind.
 
     Attributes:
-        count: that came in the window, or of closed loads were answered in it.
+        count: that came in the window, or of closed loads ended in it.
         refused: of these.
         p50, p99: of those that were not refused.
     """
@@ -54,12 +54,13 @@ def summarise(
 ) -> Result:
     """The outcomes in the window from `begin` to `end`.
 
-    A closed load's latencies are of what was answered in the window: what waits at its end was
-    stopped by the client. An open load's are of what came in it, and those without an answer count
+    A closed load's latencies are of what ended in the window: what waits at its end was stopped
+    by the client. An open load's are of what came in it, and those without an answer count
     with the time they had waited, from below: to leave them out would flatter the slow.
     """
-    answered = [o for o in outcomes if o.fate == "answered" and begin <= o.ended < end]
-    seen = answered if closed else [o for o in outcomes if begin <= o.begun < end]
+    ended = [o for o in outcomes if o.fate != "waiting" and begin <= o.ended < end]
+    answered = [o for o in ended if o.fate == "answered"]
+    seen = ended if closed else [o for o in outcomes if begin <= o.begun < end]
     kinds = {kind: [o for o in seen if o.request.kind == kind] for kind in KINDS}
     return Result(
         system,
@@ -129,6 +130,7 @@ def ratios(results: Sequence[Result], ours: str, theirs: str) -> str:
         ]
         # Where ours is only known from below nothing follows for the ratio.
         slower = [(long / short, bound) for (short, unsure), (long, bound) in tails if not unsure]
+        slower = [(times, bound) for times, bound in slower if not math.isnan(times)]
         if slower:
             parts.append(f"{kind} p99 {_times(slower)} times as short")
     return f"{ours} over {theirs}: {', '.join(parts)}"

@@ -12,6 +12,7 @@ import statistics
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -46,11 +47,11 @@ def engine_rate(model: DiffusionModel, batch: int, window: float) -> float:
     engine = Engine({"m": model}, settings)
     engine.warm()
     jobs = load_of(model)
-    tickets: list[Ticket[object]] = []
+    tickets: list[Ticket[Any]] = []
 
     def done() -> int:
         while sum(not ticket.future.done() for ticket in tickets) < 24:
-            tickets.append(engine.submit(next(jobs)))  # type: ignore[arg-type]
+            tickets.append(engine.submit(next(jobs)))
         return sum(ticket.done for ticket in tickets)
 
     done()

@@ -1,0 +1,53 @@
+"""The cheapest HTTP client: one request a connection, read to its end, and no more.
+
+The load generator has the servers' own cores to share.
+"""
+
+import asyncio
+from dataclasses import dataclass
+from typing import Any
+
+import orjson
+
+from benchmarks.server import HOST
+
+BINARY = "application/octet-stream"
+
+
+@dataclass(frozen=True)
+class Answer:
+    """A status and a body."""
+
+    status: int
+    body: bytes
+
+
+async def post(port: int, path: str, body: Any, accept: str = "*/*") -> Answer:  # noqa: ANN401, JSON
+    """POST `body` as JSON."""
+    raw = orjson.dumps(body)
+    head = f"content-type: application/json\r\ncontent-length: {len(raw)}\r\naccept: {accept}\r\n"
+    return await _ask(port, f"POST {path}", head, raw)
+
+
+async def get(port: int, path: str) -> Answer:
+    """GET."""
+    return await _ask(port, f"GET {path}", "", b"")
+
+
+async def _ask(port: int, line: str, head: str, body: bytes) -> Answer:
+    """Ask and read to the connection's end.
+
+    Raises:
+        OSError: there is no connection.
+        ConnectionError: it ended within the answer.
+    """
+    reader, writer = await asyncio.open_connection(HOST, port)
+    try:
+        start = f"{line} HTTP/1.1\r\nhost: {HOST}\r\nconnection: close\r\n{head}\r\n"
+        writer.write(start.encode() + body)
+        answer, _, found = (await reader.read(-1)).partition(b"\r\n\r\n")
+    finally:
+        writer.close()
+    if not answer.startswith(b"HTTP/1.1 "):
+        raise ConnectionError("the connection ended before an answer")
+    return Answer(int(answer[9:12]), found)

@@ -1,0 +1,70 @@
+"""What is asked: short and long draws, likelihoods, in a fixed order without end."""
+
+import itertools
+import random
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Final, Literal
+
+from benchmarks.serving.network import T
+
+Kind = Literal["short", "long", "likelihood"]
+KINDS: Final[tuple[Kind, ...]] = ("short", "long", "likelihood")
+
+SHORT_STEPS: Final = (20, 30, 40, 50)  # round numbers, as people choose: peers batch those alike
+UNIFORM_STEPS: Final = 50
+TERMS: Final = 100
+
+
+@dataclass(frozen=True)
+class Request:
+    """One sample or the bound of one datum.
+
+    Attributes:
+        kind: "short" is DDIM, "long" ancestral, "likelihood" a bound.
+        cost: network evaluations: steps, or terms.
+        seed: of the noise, and of the datum.
+    """
+
+    kind: Kind
+    cost: int
+    seed: int
+
+
+def uniform() -> Iterator[Request]:
+    """50 steps each."""
+    for seed in itertools.count():
+        yield Request("short", UNIFORM_STEPS, seed)
+
+
+def mixed() -> Iterator[Request]:
+    """Of every ten one of 1000 steps and nine of 20 to 50, in random order."""
+    chance = random.Random(0)
+    for block in itertools.count():
+        costs = [chance.choice(SHORT_STEPS) for _ in range(9)] + [T]
+        chance.shuffle(costs)
+        for place, cost in enumerate(costs):
+            yield Request("long" if cost == T else "short", cost, 10 * block + place)
+
+
+def likelihood() -> Iterator[Request]:
+    """Draws of 50 steps and bounds of 100 terms, turn and turn about."""
+    for seed in itertools.count():
+        yield (
+            Request("likelihood", TERMS, seed)
+            if seed % 2
+            else Request("short", UNIFORM_STEPS, seed)
+        )
+
+
+def mean_cost(order: Iterator[Request], count: int = 1000) -> float:
+    """Network evaluations of a request, on average over the first `count`."""
+    return sum(request.cost for request in itertools.islice(order, count)) / count
+
+
+def arrivals(rate: float) -> Iterator[float]:
+    """Seconds at which a Poisson process of `rate` a second comes, always the same ones."""
+    chance, now = random.Random(1), 0.0
+    while True:
+        now += chance.expovariate(rate)
+        yield now

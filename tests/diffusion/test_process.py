@@ -210,6 +210,8 @@ def test_mix_by_enumeration(schedule: Schedule, base_rate: float) -> None:
         kernel = process.mix(torch.logit(p), x_t, t, s)
         assert_close(kernel.mean, p * one + (1 - p) * zero)
         assert_close(process.unmix(kernel, x_t, t, s), p, rtol=1e-8, atol=1e-10)
+        a, b, c, d = process.mixing(t, s)[:, :, None].unbind(1)
+        assert_close(a + b * x_t + (c + d * x_t) * p, kernel.mean)
 
 
 def test_unmix_clamps_what_no_estimate_of_x_0_explains() -> None:

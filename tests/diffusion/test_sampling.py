@@ -9,11 +9,12 @@ from torch import Tensor
 from torch.testing import assert_close
 
 from diffusion import sampling
+from diffusion.distributions import Bernoulli
 from diffusion.model import DiffusionModel
 from diffusion.networks import BitPatterns, GaussianMixture
-from diffusion.noise import CounterNoise, counter_noise
+from diffusion.noise import CounterNoise, DrawnNoise, counter_noise
 from diffusion.plan import DDIM, Ancestral, DPMSolver, Update
-from diffusion.posterior import Observation
+from diffusion.posterior import Observation, restrict
 from diffusion.prediction import VarianceKind
 from diffusion.process import BinomialProcess, GaussianProcess
 from diffusion.sampling import advance, burst, sample, step
@@ -217,3 +218,41 @@ def test_a_burst_is_its_steps_one_by_one(
     y, y_0 = burst(model, first, first, whole, torch.full_like(row, 3), row)
     assert_close(y, x, rtol=1e-5, atol=1e-6)
     assert_close(y_0, x_0, rtol=1e-5, atol=1e-6)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("seen", [False, True])
+def test_bits_are_drawn_by_the_models_own_kernel(seen: bool, heartbeat: BitPatterns) -> None:
+    """At any stride and for any rows; with some of them seen, by its product with that."""
+    model = binomial(heartbeat, 40)
+    for steps in (40, 7, 1):
+        plan = Ancestral(steps=steps).plan(model)
+        assert not plan.own
+        x_t, u = (torch.rand(steps, 20) < 0.4).float(), torch.rand(steps, 20)
+        known = torch.rand(steps, 20) < 0.3
+        found = Observation.of_bits(1 - x_t, known, flip_probability=0.2) if seen else None
+        prediction = model.predict(x_t, plan.t)
+        update = Update(plan.t, plan.s, plan.table, plan.own)
+        x_s = advance(prediction, x_t, x_t, update, DrawnNoise(u), found)
+        kernel = prediction.kernel(plan.s)
+        wanted = kernel if found is None else restrict(kernel, found.factor)
+        assert isinstance(wanted, Bernoulli)
+        near = (u - wanted.mean).abs() < 1e-5
+        assert torch.equal(x_s[~near], (u < wanted.mean).float()[~near])
+        assert near.float().mean() < 0.01
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("tabulated", [False, True])
+def test_a_burst_of_bits_is_its_steps_one_by_one(tabulated: bool, heartbeat: BitPatterns) -> None:
+    model = binomial(heartbeat, 40)
+    plan, row = Ancestral().plan(model), torch.arange(50)
+    first = x = x_0 = (torch.rand(50, 20) < 0.2).float()
+    for number in range(len(plan)):
+        noise = counter_noise(3, row, int(plan.t[number]))
+        x, x_0 = step(model, x, x_0, plan.at(number, model.device), noise)
+    if tabulated:
+        model.tabulate()
+    y, y_0 = burst(model, first, first, plan.whole(model.device), torch.full_like(row, 3), row)
+    assert torch.equal(y, x)
+    assert_close(y_0, x_0, rtol=1e-4, atol=1e-6)

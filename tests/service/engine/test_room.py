@@ -1,0 +1,80 @@
+"""Room: what is asked for, or found by trying."""
+
+import math
+from collections.abc import Callable
+
+import pytest
+import torch
+
+from diffusion.model import DiffusionModel
+from service.engine import room
+from service.engine.room import Allowance, Room, survey
+from service.settings import Settings
+
+
+def slow_beyond(full: int) -> Callable[[DiffusionModel, int], float]:
+    """A machine that takes as long for `full` rows as for one, and for more in proportion."""
+
+    def seconds(_: DiffusionModel, rows: int) -> float:
+        return 0.001 * max(1.0, rows / full)
+
+    return seconds
+
+
+@pytest.mark.parametrize("full", [1, 4, 32, 4096])
+def test_the_fewest_rows_that_are_as_quick_as_any(
+    full: int, gaussian: DiffusionModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(room, "_seconds", slow_beyond(full))
+    found = survey(gaussian, 0, Settings())
+    assert found.batch == full
+    assert found.slots >= 2 * full
+
+
+def test_no_tick_is_tried_that_would_keep_others_waiting(
+    gaussian: DiffusionModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls: list[int] = []
+    monkeypatch.setattr(room, "_seconds", lambda _, rows: calls.append(rows) or 0.02 * rows)
+    survey(gaussian, 0, Settings())
+    assert calls == [1, 2, 4, 8]
+
+
+def test_memory_that_runs_out_ends_the_search(
+    gaussian: DiffusionModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def seconds(_: DiffusionModel, rows: int) -> float:
+        if rows > 16:
+            raise torch.OutOfMemoryError("no room")
+        return 0.001
+
+    monkeypatch.setattr(room, "_seconds", seconds)
+    assert survey(gaussian, 0, Settings()).batch == 16
+
+
+def test_what_is_asked_for_is_not_tried(
+    gaussian: DiffusionModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And deterministic answers do not hang on a measurement."""
+    monkeypatch.setattr(room, "_seconds", lambda *_: pytest.fail("it was tried"))
+    assert survey(gaussian, 5, Settings(slots=9)) == Room(5, 9)
+    assert survey(gaussian, 0, Settings(deterministic=True)).batch == 32
+
+
+def test_slots_stay_within_memory(gaussian: DiffusionModel, bits: DiffusionModel) -> None:
+    for model in (gaussian, bits):
+        for batch in (1, 32, 4096):
+            found = survey(model, batch, Settings())
+            held = found.slots * 4 * (4 * math.prod(model.event) + model.T)
+            assert found.slots == 2 * batch or held <= 2**28
+
+
+def test_an_allowance_shrinks_at_once_and_grows_by_and_by() -> None:
+    allowance = Allowance(32)
+    assert not allowance.grow(32, 10_000)
+    allowance.shrink(12)
+    assert not allowance.grow(11, 10_000)  # calls with fewer rows tell nothing
+    grown = [
+        rows for _ in range(1000) if allowance.grow(allowance.rows, 1) for rows in [allowance.rows]
+    ]
+    assert grown == [24, 32]

@@ -44,17 +44,27 @@ def philox(counter: Tensor, key: Tensor) -> Tensor:
     Returns:
         int64 [..., 4], each word in 0..2^32 - 1.
     """
-    c0, c1, c2, c3 = counter.unbind(-1)
-    k0, k1 = key.unbind(-1)
+    words = _rounds(counter.unbind(-1), key.unbind(-1))
+    return torch.stack(torch.broadcast_tensors(*words), dim=-1)
+
+
+def _rounds(counter: Sequence[Tensor], key: Sequence[Tensor]) -> list[Tensor]:
+    """`philox`, a tensor a word, of any shapes that broadcast: the first rounds stay small."""
+    (c0, c1, c2, c3), (k0, k1) = counter, key
+    full = torch.broadcast_shapes(*(word.shape for word in (*counter, *key)))
+
+    def mix(high: Tensor, c: Tensor, k: Tensor) -> Tensor:
+        # In place where that can be: new arrays cost as much as the arithmetic.
+        return high.bitwise_xor_(c).bitwise_xor_(k) if high.shape == full else high ^ (c ^ k)
+
     for _ in range(_ROUNDS):
         # A 64-bit product that wraps still holds the right bits: shift, then mask the sign away.
-        # In place: noise is a hundredth of a U-Net's time, and twice that with new arrays.
         p0, p1 = c0 * _MULTIPLIERS[0], c2 * _MULTIPLIERS[1]
-        c0 = (p1 >> 32).bitwise_and_(_LOW).bitwise_xor_(c1).bitwise_xor_(k0)
-        c2 = (p0 >> 32).bitwise_and_(_LOW).bitwise_xor_(c3).bitwise_xor_(k1)
+        c0 = mix((p1 >> 32).bitwise_and_(_LOW), c1, k0)
+        c2 = mix((p0 >> 32).bitwise_and_(_LOW), c3, k1)
         c1, c3 = p1.bitwise_and_(_LOW), p0.bitwise_and_(_LOW)
         k0, k1 = (k0 + _WEYL[0]) & _LOW, (k1 + _WEYL[1]) & _LOW
-    return torch.stack((c0, c1, c2, c3), dim=-1)
+    return [c0, c1, c2, c3]
 
 
 class Noise(ABC):
@@ -85,40 +95,35 @@ class CounterNoise(Noise):
     ) -> None:
         self.seed, self.row, self.step, self.stream = seed, row, step, stream
 
-    def _words(self, event: Sequence[int]) -> Tensor:
-        """Words [B, 4 * ceil(elements / 4)] for the elements of each row."""
+    def _words(self, event: Sequence[int]) -> list[Tensor]:
+        """Four words [B, ceil(elements / 4)] for every four elements of each row."""
         blocks = -(-math.prod(event) // 4)
-        shape = (len(self.seed), blocks)
-        block = torch.arange(blocks, device=self.seed.device).expand(shape)
-        counter = torch.stack(
-            (
-                block,
-                self.step[:, None].expand(shape),
-                self.row[:, None].expand(shape),
-                torch.full_like(block, int(self.stream)),
-            ),
-            dim=-1,
-        )
-        key = torch.stack((self.seed & _LOW, self.seed >> 32), dim=-1)
-        return philox(counter, key[:, None, :]).flatten(1)
+        block = torch.arange(blocks, device=self.seed.device)[None]
+        stream = torch.full_like(block[:, :1], int(self.stream))
+        counter = (block, self.step[:, None], self.row[:, None], stream)
+        return _rounds(counter, ((self.seed & _LOW)[:, None], (self.seed >> 32)[:, None]))
 
     @override
     def normal(self, event: Sequence[int]) -> Tensor:
-        words = self._words(event).unflatten(1, (-1, 2))
+        words = self._words(event)
         # Box-Muller; 32 bits under the logarithm put the tail's end at 6.7 standard deviations.
-        radius = words[..., 0].to(torch.float32).add_(0.5).mul_(2.0**-32).log_().mul_(-2.0).sqrt_()
-        angle = words[..., 1].to(torch.float32).mul_(2.0 * math.pi * 2.0**-32)
-        pairs = torch.stack((radius * angle.cos(), radius * angle.sin()), dim=-1)
-        return self._shape(pairs.flatten(1), event)
+        found: list[Tensor] = []
+        for first, second in (words[:2], words[2:]):
+            radius = first.to(torch.float32).add_(0.5).mul_(2.0**-32).log_().mul_(-2.0).sqrt_()
+            angle = second.to(torch.float32).mul_(2.0 * math.pi * 2.0**-32)
+            found += [radius * angle.cos(), angle.sin_().mul_(radius)]
+        return self._join(found, event)
 
     @override
     def uniform(self, event: Sequence[int]) -> Tensor:
         # 23 bits and a half: exact in float32, never 0 and never 1.
-        words = (self._words(event) >> 9).to(torch.float32).add_(0.5).mul_(2.0**-23)
-        return self._shape(words, event)
+        words = self._words(event)
+        found = [(word >> 9).to(torch.float32).add_(0.5).mul_(2.0**-23) for word in words]
+        return self._join(found, event)
 
     @staticmethod
-    def _shape(flat: Tensor, event: Sequence[int]) -> Tensor:
+    def _join(fours: list[Tensor], event: Sequence[int]) -> Tensor:
+        flat = torch.stack(fours, dim=-1).flatten(1)
         return flat[:, : math.prod(event)].reshape(len(flat), *event)
 
 

@@ -15,7 +15,7 @@ from service import openapi
 from service.backend import Backend
 from service.docs import add_docs
 from service.metrics import Metrics
-from service.middleware import ApiKeys, BodyLimit, RequestContext, problem_response
+from service.middleware import ApiKeys, RequestContext, problem_response
 from service.problems import (
     InternalError,
     InvalidRequest,
@@ -77,7 +77,6 @@ def create_app(
     app.add_exception_handler(HTTPException, _on_http_exception)
     app.add_exception_handler(RequestValidationError, _on_validation_error)
     # The last added is the outermost.
-    app.add_middleware(BodyLimit, limit=settings.max_body_bytes)
     app.add_middleware(ApiKeys, keys=settings.accepted_keys)
     app.add_middleware(RequestContext, metrics=metrics)
     return app

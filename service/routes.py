@@ -131,7 +131,7 @@ async def _accept(
     async with body_of(request, backend.engine, settings, deadline) as raw:
 
         def ready_work() -> Work[Any]:
-            asked = parse(schema, content_type, raw)
+            asked = parse(schema, content_type, raw, settings.max_json_bytes)
             work = prepare(asked, backend.find(asked.model), settings)
             work.check(form)
             return work
@@ -142,9 +142,9 @@ async def _accept(
         return work, backend.engine.submit(work.job, deadline)
 
 
-def parse(schema: type[Asked], content_type: str | None, raw: bytes) -> Asked:
+def parse(schema: type[Asked], content_type: str | None, raw: bytes, max_json_bytes: int) -> Asked:
     """The request that a body holds, checked against its schema."""
-    body = decode_body(content_type, raw)
+    body = decode_body(content_type, raw, max_json_bytes)
     try:
         return schema.model_validate({**body.fields, **body.tensors})
     except ValidationError as error:

@@ -105,6 +105,7 @@ def _as_problem(request: Request, error: HTTPException) -> Problem:
         )
     if error.status_code == 405:
         allow = (error.headers or {}).get("Allow", "")
+        allow = "GET, HEAD" if allow in ("GET", "HEAD") else allow  # two routes, see routes.py
         return MethodNotAllowed(
             "The path exists, under another method.",
             allow=allow,

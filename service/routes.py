@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 from anyio import to_thread
 from fastapi import APIRouter, Request, Response
 from fastapi.responses import RedirectResponse
+from fastapi.routing import APIRoute
 from pydantic import BaseModel, ValidationError
 from starlette.requests import ClientDisconnect
 
@@ -283,6 +284,15 @@ async def metrics(request: Request) -> Response:
 async def root() -> Response:
     """The documentation."""
     return RedirectResponse("/docs")
+
+
+# HEAD wherever GET is (RFC 9110, 9.3.2), for probes: FastAPI's own GET routes answer GET alone. The
+# server leaves the body out. As routes apart these are not in the document.
+for _route in list(router.routes):
+    if isinstance(_route, APIRoute) and "GET" in (_route.methods or ()):
+        router.add_api_route(
+            _route.path, _route.endpoint, methods=["HEAD"], include_in_schema=False
+        )
 
 
 def _backend(request: Request) -> Backend:

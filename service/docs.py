@@ -15,6 +15,7 @@ def add_docs(app: FastAPI) -> None:
     # Nothing of that package is imported: it is a folder of Swagger UI that pip keeps up to date.
     app.mount(_STATIC, StaticFiles(packages=[("fastapi_offline", "static")]), name="docs")
 
+    @app.head("/docs", include_in_schema=False)
     @app.get("/docs", include_in_schema=False)
     async def docs(request: Request) -> HTMLResponse:
         root = request.scope.get("root_path", "")

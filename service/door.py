@@ -1,7 +1,9 @@
-"""What is decided before a body is read: by when an answer is of use, and whether there is room.
+"""What is decided before a body is read: by when an answer is of use, its size, and its room.
 
-A body's bytes are reserved before the first of them is read. It has so long to arrive, and no
-longer than its deadline, for a caller who stops halfway would keep others out.
+JSON has a limit of its own, for while it is decoded nothing else runs, neither the event loop nor
+the engine; a safetensors file's tensors are taken as they are. A body's bytes are reserved before
+the first of them is read. It has so long to arrive, and no longer than its deadline, for a caller
+who stops halfway would keep others out.
 """
 
 import asyncio
@@ -13,8 +15,9 @@ from contextlib import asynccontextmanager
 
 from starlette.requests import Request
 
+from service.encoding import BINARY, media_type
 from service.engine.engine import Engine
-from service.problems import BodyTimeout, DeadlineExceeded, InvalidRequest
+from service.problems import BodyTimeout, BodyTooLarge, DeadlineExceeded, InvalidRequest
 from service.settings import Settings
 
 DEADLINE = "x-deadline"
@@ -54,22 +57,57 @@ async def body_of(
 
     Raises:
         QueueFull, NoRoom, Draining, EngineDead: nothing has been read.
+        BodyTooLarge: by what it declares, and nothing has been read, or else as it arrives.
         BodyTimeout, DeadlineExceeded: it did not arrive in time.
         starlette.requests.ClientDisconnect: the client left.
     """
+    limit = body_limit(request.headers.get("content-type"), settings)
     declared = request.headers.get("content-length", "")
-    # A body in pieces may become as long as any may.
-    size = int(declared) if declared.isdecimal() else settings.max_body_bytes
+    size = limit  # a body in pieces may become as long as any may
+    if declared.isdecimal():
+        size = int(declared[:18])  # Python reads no number of thousands of digits
+        if size > limit or len(declared) > 18:
+            raise _too_large(f"{size} bytes", limit, settings)
     with engine.reserve(size):
-        yield await _read(request, settings.body_seconds, deadline)
+        yield await _read(request, settings, limit, deadline)
 
 
-async def _read(request: Request, longest: float, deadline: float | None) -> bytes:
+def body_limit(content_type: str | None, settings: Settings) -> int:
+    """Most bytes that a body may have. Whatever is no safetensors file would be read as JSON."""
+    if media_type(content_type) == BINARY:
+        return settings.max_body_bytes
+    return min(settings.max_json_bytes, settings.max_body_bytes)
+
+
+def _too_large(received: str, limit: int, settings: Settings) -> BodyTooLarge:
+    most = settings.max_body_bytes
+    if limit == most:
+        return BodyTooLarge(
+            f"The body is larger than {limit} bytes.",
+            received=received,
+            expected=f"at most {limit} bytes",
+            fix="Send fewer data a request, or as safetensors, which is smaller than JSON.",
+        )
+    return BodyTooLarge(
+        f"The body is JSON of more than {limit} bytes.",
+        received=received,
+        expected=f"at most {limit} bytes of JSON, or {most} of safetensors",
+        fix=f"Send the data as safetensors with 'Content-Type: {BINARY}', or part the request.",
+    )
+
+
+async def _read(request: Request, settings: Settings, limit: int, deadline: float | None) -> bytes:
+    longest = settings.body_seconds
     left = math.inf if deadline is None else deadline - time.monotonic()
+    pieces, seen = [], 0
     # `request.body()` would keep the bytes as long as the request.
     try:
         async with asyncio.timeout(min(longest, left)):
-            return b"".join([piece async for piece in request.stream()])
+            async for piece in request.stream():
+                seen += len(piece)
+                if seen > limit:
+                    raise _too_large(f"at least {seen} bytes", limit, settings)
+                pieces.append(piece)
     except TimeoutError:
         if left < longest:
             raise DeadlineExceeded(
@@ -81,3 +119,4 @@ async def _read(request: Request, longest: float, deadline: float | None) -> byt
             expected=f"at most {longest:g} seconds",
             fix="Send it in smaller requests; the operator sets NONEQ_BODY_SECONDS.",
         ) from None
+    return b"".join(pieces)

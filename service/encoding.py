@@ -16,7 +16,13 @@ import safetensors.torch
 from safetensors import SafetensorError
 from torch import Tensor
 
-from service.problems import InvalidRequest, MalformedBody, NotAcceptable, UnsupportedMediaType
+from service.problems import (
+    BodyTooLarge,
+    InvalidRequest,
+    MalformedBody,
+    NotAcceptable,
+    UnsupportedMediaType,
+)
 
 JSON = "application/json"
 PNG = "image/png"
@@ -96,17 +102,28 @@ def _media_range(item: str) -> tuple[str, float]:
     return name, min(1.0, max(0.0, quality)) if math.isfinite(quality) else 0.0
 
 
-def decode_body(content_type: str | None, raw: bytes) -> Body:
+def media_type(content_type: str | None) -> str:
+    """What a body says it is, without parameters; JSON where it says nothing."""
+    return (content_type or JSON).split(";")[0].strip().lower()
+
+
+def decode_body(content_type: str | None, raw: bytes, max_json_bytes: int) -> Body:
     """A JSON object, or a safetensors file whose metadata holds the other fields.
 
+    Args:
+        content_type: as the header has it.
+        raw: the body; of JSON, no longer than `max_json_bytes`.
+        max_json_bytes: most JSON that is decoded.
+
     Raises:
+        BodyTooLarge: a safetensors file's header holds more JSON.
         UnsupportedMediaType: neither of them.
         MalformedBody: no JSON, no object, no safetensors.
         InvalidRequest: NaN or an infinity where JSON has none; unknown tensors.
     """
-    kind = (content_type or JSON).split(";")[0].strip().lower()
+    kind = media_type(content_type)
     if kind == BINARY:
-        return _decode_binary(raw)
+        return _decode_binary(raw, max_json_bytes)
     # `curl -d` calls its body a form when nobody tells it otherwise: a brace says what it is.
     form = kind == "application/x-www-form-urlencoded" and raw.lstrip()[:1] in (b"{", b"")
     if kind in (JSON, "text/json", "text/plain") or kind.endswith("+json") or form:
@@ -150,11 +167,18 @@ def _json_object(raw: bytes | str, what: str) -> dict[str, Any]:
     return fields
 
 
-def _decode_binary(raw: bytes) -> Body:
+def _decode_binary(raw: bytes, max_json_bytes: int) -> Body:
+    length = int.from_bytes(raw[:8], "little")  # of the header, which follows and is JSON
+    if max_json_bytes < length < len(raw):
+        raise BodyTooLarge(
+            "The header of the safetensors file is too large.",
+            received=f"{length} bytes",
+            expected=f"at most {max_json_bytes} bytes",
+            fix="Send data as tensors, not in the metadata.",
+        )
     try:
         tensors = safetensors.torch.load(raw)
-        # load() checked the file, so its header is whole: eight bytes of length, then JSON.
-        header = json.loads(raw[8 : 8 + int.from_bytes(raw[:8], "little")])
+        header = json.loads(raw[8 : 8 + length])
     except (SafetensorError, ValueError, KeyError, TypeError, RuntimeError) as error:
         raise MalformedBody(
             f"The body is no safetensors file: {error}.",

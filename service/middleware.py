@@ -1,4 +1,4 @@
-"""What surrounds every request: its id and timings, the key it needs, the size it may have.
+"""What surrounds every request: its id and timings, the key it needs.
 
 Plain ASGI: nothing is buffered, and a client's leaving reaches the routes as it is.
 """
@@ -17,7 +17,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from service.encoding import EVENTS, to_json
 from service.metrics import Metrics
-from service.problems import MEDIA_TYPE, BodyTooLarge, InternalError, Problem, Unauthorized
+from service.problems import MEDIA_TYPE, InternalError, Problem, Unauthorized
 
 _log = logging.getLogger(__name__)
 
@@ -125,43 +125,6 @@ class ApiKeys:
     @staticmethod
     def _open(path: str) -> bool:
         return path in _OPEN or path.startswith(_OPEN_BELOW)
-
-
-class BodyLimit:
-    """Refuses bodies beyond `limit` bytes, by what they declare or else as they arrive."""
-
-    def __init__(self, app: ASGIApp, limit: int) -> None:
-        self.app, self.limit = app, limit
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Serve one request."""
-        if scope["type"] != "http":
-            await self.app(scope, receive, send)
-            return
-        declared = Headers(scope=scope).get("content-length", "")
-        if declared.isdecimal() and (len(declared) > 18 or int(declared) > self.limit):
-            await problem_response(self._problem(declared[:18]), scope)(scope, receive, send)
-            return
-        seen = 0
-
-        async def counted() -> Message:
-            nonlocal seen
-            message = await receive()
-            if message["type"] == "http.request":
-                seen += len(message.get("body", b""))
-                if seen > self.limit:
-                    raise self._problem(f"at least {seen}")
-            return message
-
-        await self.app(scope, counted, send)
-
-    def _problem(self, size: str) -> BodyTooLarge:
-        return BodyTooLarge(
-            f"The body is larger than {self.limit} bytes.",
-            received=f"{size} bytes",
-            expected=f"at most {self.limit} bytes",
-            fix="Send fewer data a request, or as safetensors, which is smaller than JSON.",
-        )
 
 
 def _digest(key: str) -> bytes:

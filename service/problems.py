@@ -129,7 +129,7 @@ class BodyTimeout(Problem):
 
 
 class BodyTooLarge(Problem):
-    """The body exceeds `max_body_bytes`."""
+    """The body exceeds `max_body_bytes`, or its JSON `max_json_bytes`."""
 
     status = 413
     title = "The body is too large"

@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 from anyio import to_thread
 from fastapi import APIRouter, Request, Response
 from fastapi.responses import RedirectResponse
+from fastapi.routing import APIRoute
 from pydantic import BaseModel, ValidationError
 from starlette.requests import ClientDisconnect
 
@@ -131,7 +132,7 @@ async def _accept(
     async with body_of(request, backend.engine, settings, deadline) as raw:
 
         def ready_work() -> Work[Any]:
-            asked = parse(schema, content_type, raw)
+            asked = parse(schema, content_type, raw, settings.max_json_bytes)
             work = prepare(asked, backend.find(asked.model), settings)
             work.check(form)
             return work
@@ -142,9 +143,9 @@ async def _accept(
         return work, backend.engine.submit(work.job, deadline)
 
 
-def parse(schema: type[Asked], content_type: str | None, raw: bytes) -> Asked:
+def parse(schema: type[Asked], content_type: str | None, raw: bytes, max_json_bytes: int) -> Asked:
     """The request that a body holds, checked against its schema."""
-    body = decode_body(content_type, raw)
+    body = decode_body(content_type, raw, max_json_bytes)
     try:
         return schema.model_validate({**body.fields, **body.tensors})
     except ValidationError as error:
@@ -283,6 +284,15 @@ async def metrics(request: Request) -> Response:
 async def root() -> Response:
     """The documentation."""
     return RedirectResponse("/docs")
+
+
+# HEAD wherever GET is (RFC 9110, 9.3.2), for probes: FastAPI's own GET routes answer GET alone. The
+# server leaves the body out. As routes apart these are not in the document.
+for _route in list(router.routes):
+    if isinstance(_route, APIRoute) and "GET" in (_route.methods or ()):
+        router.add_api_route(
+            _route.path, _route.endpoint, methods=["HEAD"], include_in_schema=False
+        )
 
 
 def _backend(request: Request) -> Backend:

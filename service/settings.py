@@ -54,6 +54,12 @@ class Settings(BaseSettings):
     max_body_bytes: int = Field(
         32 * 2**20, ge=1024, description="Largest request body, in bytes; beyond it 413."
     )
+    max_json_bytes: int = Field(
+        4 * 2**20,
+        ge=1024,
+        description="Largest JSON body, or JSON within a safetensors body, in bytes; beyond it "
+        "413. While JSON is decoded nothing else runs.",
+    )
     max_samples: int = Field(
         4096, ge=1, description="Most samples a request may ask for, all its data together."
     )

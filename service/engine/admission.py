@@ -6,14 +6,14 @@ Not thread-safe: the intake holds its lock.
 """
 
 import time
-from collections import defaultdict
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Iterable
 from typing import final
 
-from service.engine.forecast import Forecast, Load
-from service.engine.jobs import Job, TermJob
+from service.engine.company import Company
+from service.engine.forecast import Forecast
+from service.engine.jobs import Job
 from service.engine.ledger import Ledger
-from service.engine.record import Record
+from service.engine.record import whole_of
 from service.problems import DeadlineExceeded, DeadlineUnmeetable, NoRoom, QueueFull
 from service.settings import Settings
 
@@ -30,12 +30,14 @@ class Admission:
 
     Attributes:
         ledger: what is accepted and held.
+        company: the jobs themselves.
     """
 
     def __init__(self, models: Iterable[str], settings: Settings) -> None:
         self._limit, self._room = settings.max_queue_cost, settings.max_queue_bytes
         names = list(models)
         self.ledger = Ledger(names, self._limit, self._room)
+        self.company = Company(names)
         self._forecast = Forecast(names, settings.term_share)
 
     def limit(self, model: str, rows: int) -> None:
@@ -47,30 +49,27 @@ class Admission:
         self.ledger.measure(model, evaluations, seconds)
         self._forecast.measure(model, evaluations // calls, seconds / calls, calls)
 
-    def check_body(self, size: int, present: Collection[Record]) -> None:
+    def check_body(self, size: int) -> None:
         """Raise QueueFull or NoRoom where a body of so many bytes need not be read."""
         # What the request costs is not known yet. Room comes for one like those that wait.
         if self.ledger.excess(1):
-            usual = -(-self.ledger.owed // max(1, len(present)))
+            usual = -(-self.ledger.owed // max(1, len(self.company)))
             raise self._queue_full(usual, "nothing more is read.")
         self._check_room(size)
 
-    def check_job(
-        self, job: Job, size: int, deadline: float | None, present: Collection[Record]
-    ) -> None:
+    def check_job(self, job: Job, size: int, deadline: float | None) -> None:
         """Raise QueueFull, NoRoom, DeadlineUnmeetable or DeadlineExceeded.
 
         Args:
             job: what is asked.
             size: bytes that it would hold.
             deadline: when its answer is of no more use, monotonic seconds.
-            present: the jobs that have been accepted and have not ended.
         """
         if self.ledger.excess(job.cost):
             raise self._queue_full(job.cost, f"this would add {job.cost}.")
         self._check_room(size)
         if deadline is not None:
-            self._check_deadline(job, deadline - time.monotonic(), present)
+            self._check_deadline(job, deadline - time.monotonic())
 
     def _queue_full(self, cost: int, what: str) -> QueueFull:
         return QueueFull(
@@ -90,15 +89,14 @@ class Admission:
                 fix="Send the same request again after `retry_after` seconds, or a smaller one.",
             )
 
-    def _check_deadline(self, job: Job, seconds: float, present: Collection[Record]) -> None:
+    def _check_deadline(self, job: Job, seconds: float) -> None:
         """Raise where the job cannot be done in so many seconds from now."""
         if seconds <= 0:
             raise DeadlineExceeded(
                 "The deadline passed before the request had been read.",
                 fix="Allow more time, or send less.",
             )
-        load = Load(job.rows, job.cost, isinstance(job, TermJob))
-        others = _loads(present)
+        load, others = whole_of(job), self.company.loads()
         needed = self._forecast.seconds(job.model, load, others)
         if needed <= _LENIENCE * seconds:
             return
@@ -107,7 +105,7 @@ class Admission:
         alone = self._forecast.seconds(job.model, load, {})
         later = alone <= _LENIENCE * seconds
         raise DeadlineUnmeetable(
-            f"Among {len(present)} others this takes at least {needed:.3g} seconds, "
+            f"Among {len(self.company)} others this takes at least {needed:.3g} seconds, "
             f"{alone:.3g} without them.",
             received=f"{seconds:.3g} seconds left",
             estimated_seconds=needed,
@@ -116,10 +114,3 @@ class Admission:
             if later
             else "Allow more time, or ask for fewer rows, steps or terms.",
         )
-
-
-def _loads(present: Iterable[Record]) -> Mapping[str, Sequence[Load]]:
-    found = defaultdict(list)
-    for record in present:
-        found[record.job.model].append(record.left)
-    return found

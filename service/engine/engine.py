@@ -247,7 +247,7 @@ class Engine:
         share = Counter(entry.key for entry in (*tick.chains, *tick.terms))
         for record in self._live(share):
             if record.started is None:
-                record.started = begun
+                self._intake.start(record, begun)
                 record.ticket.queue_seconds = begun - record.accepted
                 self._metrics.queue_seconds.observe(begun - record.accepted)
         runner = self._fleet[tick.model]

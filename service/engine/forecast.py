@@ -36,6 +36,9 @@ class Load(NamedTuple):
         return min(room, self.evaluations if self.parallel else self.rows)
 
 
+Loads = Sequence[tuple[Load, int]]  # each with how many jobs there are of it
+
+
 class Span(NamedTuple):
     """So many ticks, of so many rows each on average."""
 
@@ -56,27 +59,32 @@ class Shares:
     batch_size: int
     term_share: float
 
-    def until_done(self, job: Load, others: Sequence[Load]) -> Span:
+    def until_done(self, job: Load, others: Loads) -> Span:
         """The model's ticks until this job is done, `others` being those that are there now."""
         room, own = self.batch_size, job.evaluations
         rivals: list[tuple[float, float]] = [
-            (min(other.evaluations, own), room if other.parallel else other.usable(room))
-            for other in others
+            (n * min(other.evaluations, own), n * (room if other.parallel else other.usable(room)))
+            for other, n in others
             if other.parallel == job.parallel
         ]
-        apart = [other for other in others if other.parallel != job.parallel]
+        apart = [(other, n) for other, n in others if other.parallel != job.parallel]
         if apart:
-            share = self.term_share if apart[0].parallel else 1 - self.term_share
-            usable = sum(other.usable(room) for other in apart)
-            rivals.append((sum(other.evaluations for other in apart), min(usable, share * room)))
+            share = 1 - self.term_share if job.parallel else self.term_share
+            usable = sum(n * other.usable(room) for other, n in apart)
+            owed = sum(n * other.evaluations for other, n in apart)
+            rivals.append((owed, min(usable, share * room)))
         least = own / job.usable(room)
         ticks = max(1.0, least, _crossing(own, rivals, room))
-        taken = own + sum(min(other.evaluations, other.usable(room) * ticks) for other in others)
+        taken = own + sum(
+            n * min(other.evaluations, other.usable(room) * ticks) for other, n in others
+        )
         return Span(ticks, min(room, taken / ticks))
 
-    def demand(self, loads: Iterable[Load]) -> float:
+    def demand(self, loads: Loads) -> float:
         """How many ticks these jobs could fill now, at least one: the weight of its clock."""
-        return max(1.0, sum(load.usable(self.batch_size) for load in loads) / self.batch_size)
+        return max(
+            1.0, sum(n * load.usable(self.batch_size) for load, n in loads) / self.batch_size
+        )
 
 
 def _crossing(own: int, rivals: Iterable[tuple[float, float]], room: int) -> float:
@@ -126,7 +134,7 @@ class Forecast:
         """A job was refused and none of its model is there: so nothing would be measured again."""
         self._speeds[model].doubt()
 
-    def seconds(self, model: str, job: Load, others: Mapping[str, Sequence[Load]]) -> float:
+    def seconds(self, model: str, job: Load, others: Mapping[str, Loads]) -> float:
         """The least time until the job is done; 0 where its model's ticks were never measured.
 
         Args:
@@ -138,10 +146,10 @@ class Forecast:
         shares = self._shares[model]
         span = shares.until_done(job, beside)
         own = span.ticks * self._speeds[model].seconds(span.rows)
-        total, demand = own, shares.demand((job, *beside))
+        total, demand = own, shares.demand([(job, 1), *beside])
         for name, loads in others.items():
             if name != model and loads:
-                owed = sum(load.evaluations for load in loads)
+                owed = sum(n * load.evaluations for load, n in loads)
                 room = self._shares[name].batch_size
                 needed = owed / room * self._speeds[name].seconds(room)
                 total += min(needed, own * self._shares[name].demand(loads) / demand)

@@ -4,7 +4,7 @@
 
 Any thread may come in by `reserve` and `accept`, cancel, or wait for the end; the engine's thread
 takes, settles and ends. Everything here is under one lock that nobody holds for longer than a few
-assignments, or, where a job has a deadline, one pass over those that are there.
+assignments, or, where a job has a deadline, one pass over those that run and the kinds that wait.
 """
 
 import itertools
@@ -40,7 +40,7 @@ class Intake:
         self._keys = itertools.count()
         self._wake = threading.Condition()
         self._admission = Admission(models, settings)
-        self._ledger = self._admission.ledger
+        self._ledger, self._company = self._admission.ledger, self._admission.company
         self._first_deadline = math.inf  # no job's is earlier
         self._records: dict[int, Record] = {}
         self._new: list[Record] = []
@@ -87,7 +87,7 @@ class Intake:
         size += APIECE
         with self._wake:
             self._check_open()
-            self._admission.check_body(size, self._records.values())
+            self._admission.check_body(size)
             self._ledger.hold(size)
         try:
             yield
@@ -111,7 +111,7 @@ class Intake:
         size += APIECE
         with self._wake:
             self._check_open()
-            self._admission.check_job(job, size, deadline, self._records.values())
+            self._admission.check_job(job, size, deadline)
             key = next(self._keys)
             ticket: Ticket[Any] = Ticket(job.cost, Future(), partial(self._peek, key))
             now, due = time.monotonic(), math.inf if deadline is None else deadline
@@ -119,6 +119,7 @@ class Intake:
             self._ledger.accept(job.model, job.cost)
             self._ledger.hold(size)
             self._records[key] = record
+            self._company.add(record)
             self._new.append(record)
             self._first_deadline = min(self._first_deadline, due)
             self._wake.notify_all()
@@ -187,10 +188,17 @@ class Intake:
         with self._wake:
             self._ledger.settle(model, evaluations)
 
+    def start(self, record: Record, now: float) -> None:
+        """A job's first rows are in a tick, which began now, monotonic seconds."""
+        record.started = now
+        with self._wake:
+            self._company.start(record)
+
     def end(self, record: Record, unspent: int, outcome: Timing | Problem | None) -> None:
         """A job is over (None: cancelled), with so many evaluations that were not made."""
         with self._wake:
             del self._records[record.key]
+            self._company.remove(record)
             self._ledger.settle(record.job.model, unspent)
             self._ledger.release(record.size)
             self._wake.notify_all()

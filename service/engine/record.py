@@ -7,6 +7,11 @@ from service.engine.forecast import Load
 from service.engine.jobs import Job, TermJob, Ticket
 
 
+def whole_of(job: Job) -> Load:
+    """All of a job, none of which is done."""
+    return Load(job.rows, job.cost, isinstance(job, TermJob))
+
+
 @final
 @dataclass(eq=False)
 class Record:
@@ -36,5 +41,6 @@ class Record:
     def left(self) -> Load:
         """What is left of it. Read beside the engine's thread, so a tick late at worst."""
         ticket = self.ticket
-        parallel = isinstance(self.job, TermJob)
-        return Load(max(1, self.rows_left), max(1, ticket.cost - ticket.done), parallel)
+        whole = whole_of(self.job)
+        left = max(1, ticket.cost - ticket.done)
+        return whole._replace(rows=max(1, self.rows_left), evaluations=left)

@@ -9,7 +9,9 @@ from typing import Any
 
 import httpx
 import pytest
+import torch
 from fastapi import FastAPI
+from safetensors.torch import save
 
 from service.settings import Settings
 
@@ -165,6 +167,67 @@ async def test_a_body_that_stops_halfway_keeps_nobody_out(
         assert_problem(late, status, slug)
         assert app_of(client).state.backend.engine._intake.held == 0
         assert (await client.post("/sample", json=MIXTURE)).status_code == 200
+
+
+def chunked(body: bytes) -> AsyncIterator[bytes]:
+    async def pieces() -> AsyncIterator[bytes]:
+        for start in range(0, len(body), 1000):
+            yield body[start : start + 1000]
+
+    return pieces()
+
+
+@pytest.mark.parametrize("in_pieces", [False, True])
+async def test_json_has_a_limit_of_its_own_and_tensors_have_not(
+    folder: Path, serve: Serve, in_pieces: bool
+) -> None:
+    settings = Settings(models=folder, device="cpu", max_json_bytes=4096, max_body_bytes=MIB)
+    asked = MIXTURE | {"terms": 4, "data": [[0.0, 0.0]] * 900}
+    tensors = {"data": torch.zeros(900, 2)}
+    words = {"request": json.dumps(MIXTURE | {"terms": 4})}
+    binary = {"content-type": "application/octet-stream"}
+
+    def sent(body: bytes) -> bytes | AsyncIterator[bytes]:
+        return chunked(body) if in_pieces else body
+
+    async with serve(settings) as client:
+        body = json.dumps(asked).encode()
+        for headers in ({}, {"content-type": "application/json"}, {"content-type": "text/plain"}):
+            response = await client.post("/loglik", content=sent(body), headers=headers)
+            document = assert_problem(response, 413, "body-too-large")
+            assert document["expected"] == "at most 4096 bytes of JSON, or 1048576 of safetensors"
+            assert "application/octet-stream" in document["fix"]
+            came = int(document["received"].removeprefix("at least ").removesuffix(" bytes"))
+            assert 4096 < came <= len(body)
+            assert in_pieces or came == len(body)
+        file = save(tensors, words)
+        assert len(file) > 4096
+        response = await client.post("/loglik", content=sent(file), headers=binary)
+        assert response.status_code == 200
+        # JSON is no cheaper to decode where a safetensors file holds it.
+        file = save(tensors, {"request": body.decode()})
+        response = await client.post("/loglik", content=sent(file), headers=binary)
+        assert_problem(response, 413, "body-too-large")
+        assert app_of(client).state.backend.engine._intake.held == 0
+
+
+async def test_json_that_is_too_long_is_not_read(folder: Path, serve: Serve) -> None:
+    settings = Settings(models=folder, device="cpu", max_json_bytes=4096)
+    read = 0
+
+    async def pieces() -> AsyncIterator[bytes]:
+        nonlocal read
+        for _ in range(100):
+            read += 1000
+            yield b" " * 1000
+
+    async with serve(settings) as client:
+        declared = {"content-length": "100000"}
+        response = await client.post("/sample", content=pieces(), headers=declared)
+        assert_problem(response, 413, "body-too-large")
+        assert read == 0
+        assert_problem(await client.post("/sample", content=pieces()), 413, "body-too-large")
+        assert read == 5000
 
 
 async def test_a_body_that_is_no_request_gives_its_room_back(client: httpx.AsyncClient) -> None:

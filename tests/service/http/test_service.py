@@ -74,6 +74,36 @@ async def test_health_metrics_and_documentation(client: httpx.AsyncClient) -> No
 
 
 @pytest.mark.anyio
+@pytest.mark.parametrize(
+    "path",
+    ["/health/live", "/health/ready", "/metrics", "/models", "/models/grey", "/docs", "/"],
+)
+async def test_head_is_answered_as_get_is(client: httpx.AsyncClient, path: str) -> None:
+    head, get = await client.head(path), await client.get(path)
+    assert head.status_code == get.status_code
+    assert head.headers.get("content-type") == get.headers.get("content-type")
+    assert head.content == b""
+    refused = await client.post(path)
+    assert refused.status_code == 405
+    assert refused.headers["allow"] == "GET, HEAD"
+
+
+@pytest.mark.anyio
+async def test_a_probe_by_head_sees_that_the_service_is_not_ready(
+    tmp_path: Path, serve: Serve
+) -> None:
+    async with serve(Settings(models=tmp_path, device="cpu"), ready=False) as client:
+        assert (await client.head("/health/live")).status_code == 200
+        assert (await client.head("/health/ready")).status_code == 503
+
+
+@pytest.mark.anyio
+async def test_head_is_no_route_of_its_own_in_the_document(client: httpx.AsyncClient) -> None:
+    paths = (await client.get("/openapi.json")).json()["paths"]
+    assert {method for operations in paths.values() for method in operations} == {"get", "post"}
+
+
+@pytest.mark.anyio
 async def test_openapi_documents_every_question(client: httpx.AsyncClient) -> None:
     document = (await client.get("/openapi.json")).json()
     schemas = document["components"]["schemas"]

@@ -1,0 +1,69 @@
+"""The jobs that are there: what is left of all is what is left of each."""
+
+from collections import Counter
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from diffusion.model import DiffusionModel
+from diffusion.plan import DDIM
+from diffusion.process import GaussianConfig
+from diffusion.space import DataSpace
+from service.engine import ChainJob
+from service.engine.company import Company
+from service.engine.forecast import Load
+from service.engine.intake import Intake
+from service.engine.record import whole_of
+from service.settings import Settings
+from tests.service.engine.conftest import mixture
+
+SPACE = DataSpace(kind="vector", shape=(2,))
+MODEL = DiffusionModel(GaussianConfig(T=16).build(), mixture(), SPACE, "x_0", "moment")
+
+
+def job(model: str, rows: int) -> ChainJob:
+    return ChainJob(model, rows, 7, DDIM(steps=10).plan(MODEL))
+
+
+@given(
+    asked=st.lists(st.tuples(st.sampled_from("gh"), st.integers(1, 3)), max_size=8),
+    starts=st.sets(st.integers(0, 7)),
+    ends=st.sets(st.integers(0, 7)),
+)
+def test_it_holds_what_is_left_of_each(
+    asked: list[tuple[str, int]], starts: set[int], ends: set[int]
+) -> None:
+    door, company = Intake("gh", Settings()), Company("gh")
+    for model, rows in asked:
+        door.accept(job(model, rows))
+    taken = door.take(wait=False)
+    assert taken is not None
+    records = taken[0]
+    for record in records:
+        company.add(record)
+    for i, record in enumerate(records):
+        if i in starts:
+            company.start(record)
+            record.ticket.done = 5
+    left = [record for i, record in enumerate(records) if i not in ends]
+    for record in records:
+        if record not in left:
+            company.remove(record)
+    assert len(company) == len(left)
+    found: Counter[tuple[str, Load]] = Counter()
+    for model, loads in company.loads().items():
+        for load, number in loads:
+            found[model, load] += number
+    assert found == Counter((record.job.model, record.left) for record in left)
+
+
+def test_equal_jobs_that_wait_are_one_kind() -> None:
+    door = Intake("g", Settings())
+    for _ in range(100):
+        door.accept(job("g", 2))
+    taken = door.take(wait=False)
+    assert taken is not None
+    company = Company("g")
+    for record in taken[0]:
+        company.add(record)
+    assert company.loads() == {"g": [(whole_of(job("g", 2)), 100)]}

@@ -72,7 +72,8 @@ class Settings(BaseSettings):
     max_queue_cost: int = Field(
         8_000_000,
         ge=1,
-        description="Most network evaluations accepted and not yet done; beyond it 503.",
+        description="Network evaluations accepted and not yet done at which the queue is full and "
+        "answers 503. Below it the next request is let in, be it long or short.",
     )
     max_queue_bytes: int = Field(
         2 * 2**30,
@@ -143,12 +144,6 @@ class Settings(BaseSettings):
                 f"max_body_bytes={self.max_body_bytes} exceeds half of max_queue_bytes="
                 f"{self.max_queue_bytes}, which has to hold a body and what is made of it: "
                 f"set NONEQ_MAX_QUEUE_BYTES to at least {2 * self.max_body_bytes}"
-            )
-        if self.max_request_cost > self.max_queue_cost:
-            raise ValueError(
-                f"max_request_cost={self.max_request_cost} exceeds max_queue_cost="
-                f"{self.max_queue_cost}, so such a request could never be queued: "
-                f"set NONEQ_MAX_QUEUE_COST to at least {self.max_request_cost}"
             )
         return self
 

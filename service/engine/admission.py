@@ -1,6 +1,9 @@
 """Whether there is room and time for one more: in the queue, in memory, before its deadline.
 
-    owed + cost <= max_queue_cost,    held + size <= max_queue_bytes,    forecast <= deadline - now
+    owed < max_queue_cost,    held + size <= max_queue_bytes,    forecast <= deadline - now
+
+What a job costs does not count at the door: near a full queue the short ones would always fit, and
+the long ones never. So the last to be let in may go past the limit, by one job at the most.
 
 Not thread-safe: the intake holds its lock.
 """
@@ -51,10 +54,7 @@ class Admission:
 
     def check_body(self, size: int) -> None:
         """Raise QueueFull or NoRoom where a body of so many bytes need not be read."""
-        # What the request costs is not known yet. Room comes for one like those that wait.
-        if self.ledger.excess(1):
-            usual = -(-self.ledger.owed // max(1, len(self.company)))
-            raise self._queue_full(usual, "nothing more is read.")
+        self._check_queue()
         self._check_room(size)
 
     def check_job(self, job: Job, size: int, deadline: float | None) -> None:
@@ -65,17 +65,21 @@ class Admission:
             size: bytes that it would hold.
             deadline: when its answer is of no more use, monotonic seconds.
         """
-        if self.ledger.excess(job.cost):
-            raise self._queue_full(job.cost, f"this would add {job.cost}.")
+        self._check_queue()
         self._check_room(size)
         if deadline is not None:
             self._check_deadline(job, deadline - time.monotonic())
 
-    def _queue_full(self, cost: int, what: str) -> QueueFull:
-        return QueueFull(
-            f"{self.ledger.owed} network evaluations wait, {what}",
-            expected=f"at most {self._limit} waiting",
-            retry_after=self.ledger.seconds_until(self.ledger.excess(cost)),
+    def _check_queue(self) -> None:
+        owed = self.ledger.owed
+        if owed < self._limit:
+            return
+        # Whoever comes back then finds room for one like those that wait.
+        usual = -(-owed // max(1, len(self.company)))
+        raise QueueFull(
+            f"{owed} network evaluations wait.",
+            expected=f"fewer than {self._limit} waiting",
+            retry_after=self.ledger.seconds_until(self.ledger.excess(usual)),
             fix="Send the same request again after `retry_after` seconds.",
         )
 

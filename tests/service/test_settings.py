@@ -58,7 +58,6 @@ def test_settings_do_not_change() -> None:
     ("given", "says"),
     [
         ({"batch_size": 64, "slots": 32}, "NONEQ_SLOTS to at least 64"),
-        ({"max_request_cost": 10, "max_queue_cost": 5}, "NONEQ_MAX_QUEUE_COST to at least 10"),
         ({"max_body_bytes": 2**30 + 1}, "NONEQ_MAX_QUEUE_BYTES to at least 2147483650"),
         ({"deadline_seconds": -1}, "deadline_seconds"),
         ({"device": "tpu"}, "device"),

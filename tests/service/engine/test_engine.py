@@ -101,11 +101,11 @@ def test_a_full_queue_says_when_to_come_back(
     engine = make_engine(g=faulty, limits={"max_queue_cost": 100, "max_request_cost": 90})
     mischief.gate.clear()
     first = engine.submit(chains(faulty, 5))
+    fits = engine.submit(chains(faulty, 2))  # 80 evaluations waited, and it adds 32
     with pytest.raises(QueueFull) as caught:
-        engine.submit(chains(faulty, 2))
+        engine.submit(chains(faulty, 1))
     assert caught.value.retry_after >= 1
     assert caught.value.headers["retry-after"] == str(caught.value.retry_after)
-    fits = engine.submit(chains(faulty, 1))
     mischief.gate.set()
     first.result(120), fits.result(120)
     assert engine.owed == 0

@@ -136,6 +136,16 @@ def test_a_full_queue_reads_nothing_more(gaussian: DiffusionModel) -> None:
     assert caught.value.retry_after == 7
 
 
+def test_a_queue_takes_the_next_be_it_long_or_short(gaussian: DiffusionModel) -> None:
+    """Else short ones would fill whatever comes free, and a long one would never be let in."""
+    door = intake(max_queue_cost=100)
+    door.accept(chains(gaussian, 9, steps=11))
+    door.accept(chains(gaussian, 90))
+    for rows in (1, 90):
+        with pytest.raises(QueueFull):
+            door.accept(chains(gaussian, rows))
+
+
 def test_bodies_and_jobs_share_the_room_and_give_it_back(gaussian: DiffusionModel) -> None:
     door = intake(max_queue_bytes=4 * MIB)
     with door.reserve(MIB), door.reserve(MIB):

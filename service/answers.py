@@ -1,14 +1,26 @@
 """What is answered, as pydantic models; /docs shows them.
 
-Array fields hold numpy arrays until they are written; `bound` = `prior` + `steps` + `last`.
+Array fields hold numpy arrays until they are written, terms are columns;
+`bound` = `prior` + `steps` + `last`.
 """
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, WithJsonSchema
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    GetJsonSchemaHandler,
+    GetPydanticSchema,
+    TypeAdapter,
+    WithJsonSchema,
+)
+from pydantic.json_schema import JsonSchemaValue
+from pydantic_core.core_schema import is_instance_schema
 
 from diffusion.plan import Ancestral, Sampler
 from diffusion.space import Convention
+from service.columns import Columns
 
 ArrayOut = Annotated[Any, WithJsonSchema({"type": "array", "items": {}})]
 
@@ -49,6 +61,17 @@ class Term(BaseModel):
     value: float | None = Field(description="Nats; at t = 1 a draw of the last step's part.")
 
 
+def _written(_: object, handler: GetJsonSchemaHandler) -> JsonSchemaValue:
+    return handler(TypeAdapter(list[Term]).core_schema)
+
+
+# A list of Term, held as columns until it is written.
+Terms = Annotated[
+    Columns,
+    GetPydanticSchema(lambda *_: is_instance_schema(Columns), _written),
+]
+
+
 class Loglik(BaseModel):
     """The bound of one datum. Null stands for minus infinity: the model excludes the datum."""
 
@@ -60,7 +83,7 @@ class Loglik(BaseModel):
     )
     relative_to_prior: float | None = Field(description="K - L_null, nats: gained over pi.")
     parts: Parts
-    per_step: list[Term] | None = Field(None, description="Where it was asked for.")
+    per_step: Terms | None = Field(None, description="Where it was asked for.")
 
 
 class LoglikAnswer(_Answer):

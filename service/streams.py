@@ -167,7 +167,8 @@ class EventStream(Response):
             queue_seconds=round(result.queue_seconds, 6),
             compute_seconds=round(result.compute_seconds, 6),
         )
-        await say(event("progress", to_json(progress.model_dump())) + event("result", answer))
+        await say(event("progress", to_json(progress.model_dump())))
+        await say(event("result", answer))
 
     def _progress(self) -> Progress:
         ticket, now = self._ticket, time.monotonic()

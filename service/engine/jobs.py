@@ -81,6 +81,7 @@ class TermJob:
         seed: of the noise, 0..2^63 - 1.
         steps: which terms, `diffusion.bound.choose_steps(T, arange(N), seed, convention, terms)`.
         convention: of the bound.
+        answer_bytes: what its caller will write of the terms, for it counts too.
     """
 
     model: str
@@ -88,6 +89,7 @@ class TermJob:
     seed: int
     steps: Steps
     convention: Convention
+    answer_bytes: int = 0
 
     def check(self, model: DiffusionModel) -> None:
         """Raise ValueError where a part does not fit the model or the others."""

@@ -40,8 +40,8 @@ def check_limits(job: Job, model: DiffusionModel, settings: Settings) -> int:
 def size_of(job: Job, model: DiffusionModel) -> int:
     """Bytes of host memory that a job holds from acceptance to its end: what came, its answer."""
     if isinstance(job, TermJob):
-        values = 8 * job.cost
-        return job.x_0.nbytes + job.steps.t.nbytes + job.steps.draw.nbytes + values
+        answer = 8 * job.cost + job.answer_bytes
+        return job.x_0.nbytes + job.steps.t.nbytes + job.steps.draw.nbytes + answer
     brought = [] if job.start is None else [job.start]
     brought += [] if job.observation is None else parts_of(job.observation)
     samples = 4 * job.rows * math.prod(model.event)

@@ -10,8 +10,9 @@ from typing_extensions import override
 
 from diffusion.bound import check_convention, null_log_prob
 from diffusion.strata import choose_steps
-from service.answers import Loglik, LoglikAnswer, Parts, Term
+from service.answers import Loglik, LoglikAnswer, Parts
 from service.arrays import check_values, read_events, refusal
+from service.columns import Columns
 from service.encoding import BINARY, EVENTS, JSON
 from service.engine.jobs import TermJob, TermResult
 from service.models import Served
@@ -19,6 +20,8 @@ from service.problems import InvalidRequest
 from service.schemas import LoglikRequest
 from service.settings import Settings
 from service.work.base import Work, check_cost, check_rows, settle_seed
+
+TERM_BYTES = 80  # of a term as JSON, most often less
 
 
 @final
@@ -56,7 +59,9 @@ class LoglikWork(Work[TermResult]):
             steps = choose_steps(model.T, torch.arange(count), seed, convention, request.terms)
         except ValueError as error:
             raise refusal(error, "terms", request.terms) from None
-        job = TermJob(served.name, space.to_model(events.values), seed, steps, convention)
+        x_0 = space.to_model(events.values)
+        written = count * steps.count * TERM_BYTES if request.per_step else 0
+        job = TermJob(served.name, x_0, seed, steps, convention, written)
         check_cost(job.cost, settings)
         return cls(served, job, request)
 
@@ -67,7 +72,7 @@ class LoglikWork(Work[TermResult]):
 
     @override
     def answer(self, result: TermResult) -> LoglikAnswer:
-        columns = {name: x.tolist() for name, x in self.tensors(result).items()}
+        columns = {name: x.tolist() for name, x in self._bounds(result).items()}
         per_bit = math.log(2)
         dims = self.served.model.space.dims
         results = [
@@ -82,7 +87,7 @@ class LoglikWork(Work[TermResult]):
                     steps=_finite(columns["steps"][i]),
                     last=_finite(columns["last"][i]),
                 ),
-                per_step=self._terms(columns, i) if self.request.per_step else None,
+                per_step=self._terms(result, i) if self.request.per_step else None,
             )
             for i, bound in enumerate(columns["bound"])
         ]
@@ -99,9 +104,17 @@ class LoglikWork(Work[TermResult]):
 
     @override
     def tensors(self, result: TermResult) -> dict[str, Tensor]:
+        found = self._bounds(result)
+        if self.request.per_step:
+            steps = result.steps
+            found |= {"term_t": steps.t, "term_weight": steps.weight, "term_value": result.values}
+        return found
+
+    def _bounds(self, result: TermResult) -> dict[str, Tensor]:
+        """What there is one of for each datum."""
         model, bound = self.served.model, result.bound
         null = null_log_prob(model, self.job.x_0.to(model.device), self.job.convention).cpu()
-        found = {
+        return {
             "bound": bound.bound,
             "standard_error": bound.standard_error,
             "relative_to_prior": bound.bound - null,
@@ -109,20 +122,12 @@ class LoglikWork(Work[TermResult]):
             "steps": bound.steps,
             "last": bound.last,
         }
-        if self.request.per_step:
-            steps = result.steps
-            found |= {"term_t": steps.t, "term_weight": steps.weight, "term_value": result.values}
-        return found
 
     @staticmethod
-    def _terms(columns: dict[str, list[Any]], datum: int) -> list[Term]:
-        found = zip(
-            columns["term_t"][datum],
-            columns["term_weight"],
-            columns["term_value"][datum],
-            strict=True,
-        )
-        return [Term(t=t, weight=weight, value=_finite(value)) for t, weight, value in found]
+    def _terms(result: TermResult, datum: int) -> Columns:
+        steps = result.steps
+        columns = {"t": steps.t[datum], "weight": steps.weight, "value": result.values[datum]}
+        return Columns({name: x.numpy() for name, x in columns.items()})
 
 
 def _finite(value: float) -> float | None:

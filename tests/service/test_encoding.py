@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from service import encoding
+from service.columns import Columns
 from service.encoding import to_json
 
 NUMPY = orjson.OPT_SERIALIZE_NUMPY
@@ -30,6 +31,21 @@ VALUES = st.recursive(
 @given(answer=st.dictionaries(st.text(), VALUES, max_size=4))
 def test_it_is_what_orjson_writes_at_once(answer: dict[str, object]) -> None:
     assert to_json(answer) == orjson.dumps(answer, option=NUMPY)
+
+
+@given(
+    rows=st.lists(st.tuples(st.integers(0, 9), st.floats()), max_size=7), at_once=st.integers(1, 9)
+)
+def test_columns_are_written_as_the_objects_they_hold(
+    rows: list[tuple[int, float]], at_once: int
+) -> None:
+    t = np.array([t for t, _ in rows], dtype=np.int64)
+    value = np.array([value for _, value in rows], dtype=np.float64)
+    objects = [{"t": t, "value": value} for t, value in rows]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(encoding, "_OBJECTS", at_once)
+        found = to_json({"results": [{"per_step": Columns({"t": t, "value": value})}]})
+    assert found == orjson.dumps({"results": [{"per_step": objects}]})
 
 
 @pytest.mark.parametrize("where", ["samples", "results"])

@@ -2,8 +2,10 @@
 
 import time
 from contextlib import ExitStack
+from dataclasses import replace
 
 import pytest
+import torch
 
 from diffusion.model import DiffusionModel
 from diffusion.sampling import DDIM
@@ -19,6 +21,7 @@ from service.problems import (
     TooExpensive,
 )
 from service.settings import Settings
+from tests.service.engine.jobs import terms
 
 MIB = 2**20
 
@@ -208,3 +211,9 @@ def test_a_job_is_as_large_as_what_it_brings_and_what_it_answers(gaussian: Diffu
     assert check_limits(job, gaussian, settings) == 800
     with pytest.raises(TooExpensive):
         check_limits(chains(gaussian, 200_000), gaussian, settings)
+
+
+def test_terms_that_are_told_one_by_one_count_as_they_are_written(gaussian: DiffusionModel) -> None:
+    job = terms(gaussian, torch.zeros(3, 2), count=8)
+    told = replace(job, answer_bytes=1000)
+    assert size_of(told, gaussian) == size_of(job, gaussian) + 1000

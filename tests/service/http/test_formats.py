@@ -12,6 +12,8 @@ import torch
 from PIL import Image
 from safetensors.torch import load, save
 
+from service.work.loglik import TERM_BYTES
+
 pytestmark = pytest.mark.anyio
 
 GREY = np.arange(48, dtype=np.uint8).reshape(6, 8) * 5
@@ -158,6 +160,8 @@ async def test_a_likelihood_has_its_parts_units_and_terms(client: httpx.AsyncCli
     assert found["bound"] == pytest.approx(sum(found["parts"].values()))
     assert found["bits"] == pytest.approx(found["bound"] / np.log(2))
     assert found["bits_per_dim"] == pytest.approx(-found["bits"] / 48)
+    # No more text than the engine counts before it begins.
+    assert len(json.dumps(found["per_step"], separators=(",", ":"))) <= TERM_BYTES * answer["terms"]
     terms = sum(term["weight"] * term["value"] for term in found["per_step"])
     assert found["parts"]["steps"] + found["parts"]["last"] == pytest.approx(terms, rel=1e-5)
     fewer = await ask(client, "/loglik", model="grey", data=[GREY.tolist()], seed=3, terms=5)

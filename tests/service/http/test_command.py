@@ -126,7 +126,7 @@ def test_what_the_drain_does_not_finish_is_told_so_and_nothing_new_is_taken(fold
     [
         ("NONEQ_PORT", "http", "NONEQ_PORT"),
         ("NONEQ_DEVICE", "tpu", "NONEQ_DEVICE"),
-        ("NONEQ_BATCH_SIZE", "0", "NONEQ_BATCH_SIZE"),
+        ("NONEQ_BATCH_SIZE", "-1", "NONEQ_BATCH_SIZE"),
         ("NONEQ_DEVICE", "cuda:99", "CUDA"),
     ],
 )

@@ -8,9 +8,12 @@ data, and terms of bounds, coming and going.
 
 import argparse
 import itertools
+import queue
 import statistics
+import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +27,7 @@ from diffusion.posterior import Observation
 from diffusion.strata import choose_steps
 from service.engine.engine import Engine
 from service.engine.jobs import ChainJob, Job, TermJob, Ticket
+from service.memory import keep_freed_memory
 from service.settings import Settings
 
 
@@ -42,9 +46,20 @@ def load_of(model: DiffusionModel) -> Iterator[Job]:
 
 
 def engine_rate(model: DiffusionModel, batch: int, window: float) -> float:
-    """Rows a second through the engine, kept full for `window` seconds."""
+    """Rows a second through the engine, kept full for `window` seconds.
+
+    On this thread, as `python -m service` has it: the load comes from another.
+    """
+    lent: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
     settings = Settings(batch_size=batch, max_queue_cost=10**9)
-    engine = Engine({"m": model}, settings)
+    engine = Engine({"m": model}, settings, host=lent.put)
+    rate: Future[float] = Future()
+    threading.Thread(target=lambda: rate.set_result(_keep_full(engine, model, window))).start()
+    lent.get()()
+    return rate.result()
+
+
+def _keep_full(engine: Engine, model: DiffusionModel, window: float) -> float:
     engine.warm()
     jobs = load_of(model)
     tickets: list[Ticket[Any]] = []
@@ -86,6 +101,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     asked = parser.parse_args()
     print(machine())
+    keep_freed_memory()  # as the service does
     model, _ = load(asked.model / "model.safetensors")
     ratios = []
     for _ in range(asked.rounds):

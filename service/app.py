@@ -14,6 +14,7 @@ from starlette.exceptions import HTTPException
 from service import openapi
 from service.backend import Backend
 from service.docs import add_docs
+from service.engine.engine import Host
 from service.metrics import Metrics
 from service.middleware import ApiKeys, RequestContext, problem_response
 from service.problems import (
@@ -39,7 +40,9 @@ class NoneqApp(FastAPI):
 
 
 def create_app(
-    settings: Settings, announce: Callable[[Sequence[str]], None] | None = None
+    settings: Settings,
+    announce: Callable[[Sequence[str]], None] | None = None,
+    host: Host | None = None,
 ) -> FastAPI:
     """The service, not yet started.
 
@@ -49,9 +52,10 @@ def create_app(
     Args:
         settings: of the operator.
         announce: called once, in a worker thread, with the models' names when it is ready.
+        host: runs the engine; see `Engine`.
     """
     metrics = Metrics()
-    backend = Backend(settings, metrics)
+    backend = Backend(settings, metrics, host)
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:

@@ -9,7 +9,7 @@ import threading
 from collections.abc import Callable, Sequence
 from typing import final
 
-from service.engine.engine import Engine
+from service.engine.engine import Engine, Host
 from service.memory import memory_used
 from service.metrics import Metrics
 from service.models import Catalogue, Refused, Served, load_folder
@@ -28,13 +28,15 @@ class Backend:
     Args:
         settings: the folder, the device, the limits.
         metrics: where the engine counts.
+        host: runs the engine; see `Engine`.
 
     Attributes:
         decoding: held by whoever decodes a body.
     """
 
-    def __init__(self, settings: Settings, metrics: Metrics) -> None:
+    def __init__(self, settings: Settings, metrics: Metrics, host: Host | None = None) -> None:
         self.settings, self.metrics = settings, metrics
+        self._host = host
         self._catalogue = Catalogue()
         self._engine: Engine | None = None
         self._opened = threading.Event()
@@ -56,7 +58,7 @@ class Backend:
             self.metrics.watch_memory(device, lambda: memory_used(device))
             if catalogue.served:
                 models = {name: served.model for name, served in catalogue.served.items()}
-                self._engine = Engine(models, settings, self.metrics)
+                self._engine = Engine(models, settings, self.metrics, self._host)
                 self._engine.warm()
         except Exception as error:
             _log.exception("the service cannot start")

@@ -1,5 +1,6 @@
-"""How much of the device's memory the service holds."""
+"""How much of the device's memory the service holds, and how it holds it."""
 
+import ctypes
 import os
 import sys
 from pathlib import Path
@@ -7,6 +8,22 @@ from pathlib import Path
 import torch
 
 _STATM = Path("/proc/self/statm")
+
+
+_TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3  # of glibc's malloc.h
+_KEPT = 2**30
+
+
+def keep_freed_memory() -> None:
+    """Have malloc keep what is freed, where that is glibc's.
+
+    A network call frees what the next one takes again. By default large blocks go back to the
+    system in between, and every call begins with thousands of page faults: a tenth of its time.
+    """
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is not None:
+        mallopt(_TRIM_THRESHOLD, _KEPT)
+        mallopt(_MMAP_THRESHOLD, _KEPT)
 
 
 def memory_used(device: str) -> int:

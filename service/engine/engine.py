@@ -10,7 +10,7 @@ import logging
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import Any, final, overload
 
@@ -33,6 +33,12 @@ from service.settings import Settings
 
 _log = logging.getLogger(__name__)
 
+Host = Callable[[Callable[[], None]], object]
+
+
+def _own_thread(engine: Callable[[], None]) -> None:
+    threading.Thread(target=engine, name="noneq-engine", daemon=True).start()
+
 
 @final
 class Engine:
@@ -42,6 +48,8 @@ class Engine:
         models: by name, each in eval mode on its device.
         settings: batch size, slots, limits.
         metrics: where it counts; its own where none is given.
+        host: runs the engine, given as a function that returns when it has ended; a thread of its
+            own where none is given.
     """
 
     def __init__(
@@ -49,6 +57,7 @@ class Engine:
         models: Mapping[str, DiffusionModel],
         settings: Settings,
         metrics: Metrics | None = None,
+        host: Host | None = None,
     ) -> None:
         self._settings = settings
         self._metrics = metrics or Metrics()
@@ -60,7 +69,9 @@ class Engine:
             self._metrics.serve(name)
         self._metrics.watch_room(lambda: self._intake.held, settings.max_queue_bytes)
         self._records: dict[int, Record] = {}  # the engine thread's own: admitted, not ended
-        self._thread = threading.Thread(target=self._main, name="noneq-engine", daemon=True)
+        self._host = host or _own_thread
+        self._owner: threading.Thread | None = None
+        self._ended = threading.Event()
         self._starting = threading.Lock()
         self._started = False
         self._warm = threading.Event()
@@ -94,8 +105,8 @@ class Engine:
         """Start the thread, which warms the models and then serves. Once; again it does nothing."""
         with self._starting:
             if not self._started:
-                self._thread.start()
                 self._started = True
+                self._host(self._main)
 
     def warm(self) -> None:
         """Wait until every model has been run at the batch size; starts the thread if need be.
@@ -168,13 +179,14 @@ class Engine:
     def stop(self, timeout: float = 30.0) -> None:
         """End the thread after its tick (waiting that long for it); what is unfinished fails."""
         self._intake.stop()
-        if self._thread.is_alive() and self._thread is not threading.current_thread():
-            self._thread.join(timeout)
+        if self._started and self._owner is not threading.current_thread():
+            self._ended.wait(timeout)
 
     # From here on: the engine's thread.
 
     def _main(self) -> None:
         error: BaseException | None = None
+        self._owner = threading.current_thread()
         try:
             if self._settings.threads:
                 torch.set_num_threads(self._settings.threads)
@@ -190,6 +202,7 @@ class Engine:
             error = caught
         self._intake.close(error)
         self._warm.set()
+        self._ended.set()
 
     def _admit(self) -> bool:
         """Take in what came, drop what was cancelled; sleep while there is nothing to do.

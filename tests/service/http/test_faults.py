@@ -148,7 +148,8 @@ async def test_memory_that_holds_half_a_batch_loses_nothing(app: FastAPI) -> Non
             assert status == 200
             for ours, theirs in zip(answer["samples"], expected["samples"], strict=True):
                 assert ours == pytest.approx(theirs, rel=1e-4, abs=1e-4)
-        assert [size for size in sizes if size > 2] == [4]
+        # Once, and now and then whether there is room again.
+        assert 1 <= sum(size > 2 for size in sizes) <= 1 + len(sizes) // 100
         assert_left_nothing(app)
 
 

@@ -25,6 +25,7 @@ from diffusion.model import DiffusionModel
 from diffusion.plan import DDIM, Ancestral
 from diffusion.posterior import Observation
 from diffusion.strata import choose_steps
+from service.engine.calls import Calls
 from service.engine.engine import Engine
 from service.engine.jobs import ChainJob, Job, TermJob, Ticket
 from service.memory import keep_freed_memory
@@ -81,7 +82,8 @@ def _keep_full(engine: Engine, model: DiffusionModel, window: float) -> float:
 
 @torch.inference_mode()
 def network_rate(model: DiffusionModel, batch: int, window: float) -> float:
-    """Rows a second of nothing but the network."""
+    """Rows a second of nothing but the network, laid out as the engine has it."""
+    Calls(model)
     x, t = torch.randn(batch, *model.event), torch.randint(1, model.T + 1, (batch,))
     time_ = model.process.log_snr(t).float() if model.network.clock == "log_snr" else t - 1.0
     model.network(x, time_)

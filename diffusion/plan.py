@@ -11,6 +11,7 @@ ancestral step draws from that.
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Annotated, Literal, final
 
 import torch
@@ -82,6 +83,11 @@ class Plan:
     def __len__(self) -> int:
         """The number of steps, each one network evaluation a row."""
         return len(self.t)
+
+    @cached_property
+    def columns(self) -> Tensor:
+        """t, s and the table side by side, float64 [n, 8]: looked up at once."""
+        return torch.cat((self.t[:, None], self.s[:, None], self.table), 1)
 
     def at(self, step: int, device: torch.device) -> Update:
         """One step, for all rows."""

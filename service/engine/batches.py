@@ -79,26 +79,21 @@ def gather_chains(
     With `share`, rows in step share their coefficients and their times: B = 1 in the update.
     """
     groups = by_job(entries)
-    rows: list[Tensor] = []
-    updates: list[Update] = []
+    rows: list[tuple[int, int, int]] = []
+    parts: list[Tensor] = []
     own: list[bool] = []
+    steps = torch.arange(length)[:, None]
     for key, group in groups:
-        job, plan = jobs[key], jobs[key].plan
-        units = [entry.unit for entry in group]
-        rows.append(torch.tensor([(entry.slot, job.seed, entry.row) for entry in group]))
-        own += [plan.own] * len(group)
-        if share and len(groups) == 1 and length > 1 and len(set(units)) == 1:
-            updates.append(plan.whole(device, slice(units[0], units[0] + length)))
-        else:
-            at = torch.arange(length)[:, None] + torch.tensor(units)
-            updates.append(Update(plan.t[at], plan.s[at], plan.table[at], plan.own))
-    slots, seed, row = torch.cat(rows).to(device).unbind(1)
-    t, s, table = (
-        torch.cat([getattr(update, name) for update in updates], 1).to(device)
-        for name in ("t", "s", "table")
-    )
+        job, units = jobs[key], [entry.unit for entry in group]
+        rows += [(entry.slot, job.seed, entry.row) for entry in group]
+        own += [job.plan.own] * len(group)
+        alone = share and len(groups) == 1 and length > 1 and len(set(units)) == 1
+        parts.append(job.plan.columns[steps + torch.tensor(units[:1] if alone else units)])
+    slots, seed, row = torch.tensor(rows).to(device).unbind(1)
+    columns = torch.cat(parts, 1).to(device)
+    t, s = columns[..., :2].long().unbind(-1)
     alike = len(set(own)) == 1
-    update = Update(t, s, table, own[0] if alike else torch.tensor(own, device=device))
+    update = Update(t, s, columns[..., 2:], own[0] if alike else torch.tensor(own, device=device))
     observed = any(jobs[key].observation is not None for key, _ in groups)
     return ChainBatch(slots, seed, row, update if length > 1 else update.step(0), observed)
 

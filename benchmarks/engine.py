@@ -8,17 +8,15 @@ data, and terms of bounds, coming and going.
 
 import argparse
 import itertools
-import queue
 import statistics
-import threading
 import time
-from collections.abc import Callable, Iterator
-from concurrent.futures import Future
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from benchmarks.hosted import hosted
 from benchmarks.measure import machine
 from diffusion.checkpoint import load
 from diffusion.model import DiffusionModel
@@ -47,21 +45,12 @@ def load_of(model: DiffusionModel) -> Iterator[Job]:
 
 
 def engine_rate(model: DiffusionModel, batch: int, window: float) -> float:
-    """Rows a second through the engine, kept full for `window` seconds.
-
-    On this thread, as `python -m service` has it: the load comes from another.
-    """
-    lent: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
+    """Rows a second through the engine, kept full for `window` seconds."""
     settings = Settings(batch_size=batch, max_queue_cost=10**9)
-    engine = Engine({"m": model}, settings, host=lent.put)
-    rate: Future[float] = Future()
-    threading.Thread(target=lambda: rate.set_result(_keep_full(engine, model, window))).start()
-    lent.get()()
-    return rate.result()
+    return hosted({"m": model}, settings, lambda engine: _keep_full(engine, model, window))
 
 
 def _keep_full(engine: Engine, model: DiffusionModel, window: float) -> float:
-    engine.warm()
     jobs = load_of(model)
     tickets: list[Ticket[Any]] = []
 
@@ -76,7 +65,6 @@ def _keep_full(engine: Engine, model: DiffusionModel, window: float) -> float:
     while time.perf_counter() - begun < window:
         time.sleep(0.05)
         last, ended = done(), time.perf_counter()
-    engine.stop()
     return (last - first) / (ended - begun)
 
 

@@ -12,7 +12,8 @@ from pathlib import Path
 
 import torch
 
-from benchmarks.measure import compare, machine, table
+from benchmarks.hosted import hosted
+from benchmarks.measure import compare, machine, seconds, table
 from diffusion.bound import terms
 from diffusion.checkpoint import load
 from diffusion.model import DiffusionModel
@@ -20,12 +21,18 @@ from diffusion.noise import Stream, counter_noise
 from diffusion.strata import choose_steps
 from service.engine.engine import Engine
 from service.engine.jobs import TermJob
+from service.memory import keep_freed_memory
 from service.settings import Settings
 
 
-def by_engine(engine: Engine, job: TermJob) -> torch.Tensor:
-    """Through the engine's thread and back."""
-    return engine.submit(job).result().values
+def by_engine(model: DiffusionModel, job: TermJob) -> float:
+    """Seconds through the engine and back."""
+    limits = Settings(max_queue_cost=10**9, max_request_cost=10**9)
+
+    def ask(engine: Engine) -> float:
+        return seconds(lambda: engine.submit(job).result())
+
+    return hosted({job.model: model}, limits, ask)
 
 
 @torch.inference_mode()
@@ -46,21 +53,19 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     asked = parser.parse_args()
     print(machine())
+    keep_freed_memory()  # as the service does; it serves both
     model, _ = load(asked.model / "model.safetensors")
     convention = model.space.default_convention
-    engine = Engine({"m": model}, Settings(max_queue_cost=10**9, max_request_cost=10**9))
-    engine.warm()
     rows: list[list[str]] = []
     for count in asked.data:
         x_0 = torch.zeros(count, *model.event)
         row = torch.arange(count)
         steps = choose_steps(model.T, row, 0, convention, asked.terms)
-        ours = partial(by_engine, engine, TermJob("m", x_0, 0, steps, convention))
-        theirs = partial(by_loop, model, x_0, asked.terms)
+        ours = partial(by_engine, model, TermJob("m", x_0, 0, steps, convention))
+        theirs = partial(seconds, partial(by_loop, model, x_0, asked.terms))
         found = compare(ours, theirs, asked.rounds)
         rows.append([str(count), *found.cells(count * asked.terms / 1000)])
         print(rows[-1], flush=True)
-    engine.stop()
     head = ["data", "ours, ms a term", "plain loop, ms a term", "times as fast"]
     print(table(head, rows))
 

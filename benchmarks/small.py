@@ -13,20 +13,27 @@ from pathlib import Path
 import torch
 from diffusers import DDPMScheduler
 
-from benchmarks.measure import compare, machine, table
+from benchmarks.hosted import hosted
+from benchmarks.measure import compare, machine, seconds, table
 from diffusion.checkpoint import load
 from diffusion.model import DiffusionModel
 from diffusion.plan import Ancestral
 from service.engine.engine import Engine
 from service.engine.jobs import ChainJob
+from service.memory import keep_freed_memory
 from service.settings import Settings
 
 PREDICTION = {"v": "v_prediction", "x_0": "sample", "eps": "epsilon"}
 
 
-def our_samples(engine: Engine, job: ChainJob) -> torch.Tensor:
-    """Through the engine's thread and back."""
-    return engine.submit(job).result().samples
+def ours(model: DiffusionModel, job: ChainJob) -> float:
+    """Seconds through the engine and back."""
+    limits = Settings(max_request_cost=10**9, max_queue_cost=10**9)
+
+    def ask(engine: Engine) -> float:
+        return seconds(lambda: engine.submit(job).result())
+
+    return hosted({job.model: model}, limits, ask)
 
 
 @torch.inference_mode()
@@ -64,20 +71,20 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=7)
     asked = parser.parse_args()
     print(machine())
+    keep_freed_memory()  # as the service does; it serves both
     rows: list[list[str]] = []
     for name in asked.names:
         model, _ = load(asked.models / name / "model.safetensors")
         plain, _ = load(asked.models / name / "model.safetensors")
         scheduler, plan = their_scheduler(plain), Ancestral().plan(model)
-        engine = Engine({name: model}, Settings(max_request_cost=10**9, max_queue_cost=10**9))
-        engine.warm()
         for size in asked.sizes:
-            ours = partial(our_samples, engine, ChainJob(name, size, 0, plan))
-            theirs = partial(their_samples, plain, scheduler, size)
-            found = compare(ours, theirs, asked.rounds)
+            found = compare(
+                partial(ours, model, ChainJob(name, size, 0, plan)),
+                partial(seconds, partial(their_samples, plain, scheduler, size)),
+                asked.rounds,
+            )
             rows.append([name, str(size), *found.cells(1e-6 * model.T)])
             print(rows[-1], flush=True)
-        engine.stop()
     head = ["model", "samples", "ours, us a step", "diffusers, us a step", "times as fast"]
     print(table(head, rows))
 

@@ -14,6 +14,7 @@ import signal
 import sys
 import threading
 from collections.abc import Callable, Sequence
+from socket import socketpair
 from types import FrameType
 
 import uvicorn
@@ -90,13 +91,21 @@ def main() -> None:
                 os._exit(1)
 
     came: list[int] = []
-
-    def end(sig: int, frame: FrameType | None) -> None:
-        came.append(sig)
-        server.handle_exit(sig, frame)
-
+    # A handler in Python would wait for the network call that the main thread is in; the byte that
+    # comes with a signal does not.
+    bell, heard = socketpair()
+    bell.setblocking(False)
     for sig in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(sig, end)
+        signal.signal(sig, lambda *_: None)
+    signal.set_wakeup_fd(bell.fileno())
+
+    def heed() -> None:
+        while True:
+            for sig in heard.recv(16):
+                came.append(sig)
+                server.handle_exit(sig, None)
+
+    threading.Thread(target=heed, name="noneq-signals", daemon=True).start()
     threading.Thread(target=listen, name="noneq-server").start()
     while (engine := lent.get()) is not None:
         engine()

@@ -113,6 +113,8 @@ def test_what_the_drain_does_not_finish_is_told_so_and_nothing_new_is_taken(fold
         with asking(url, 512) as answers:
             process.send_signal(signal.SIGTERM)
             with suppress(httpx.TransportError):  # an idle connection may be closed at once
+                while open_line.get(f"{url}/health/ready").status_code == 200:
+                    pass
                 late = open_line.post(f"{url}/sample", json={"model": "gaussian-mixture"})
                 assert late.status_code == 503
         assert [answer.status_code for answer in answers] == [503]

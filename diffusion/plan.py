@@ -85,7 +85,7 @@ class Plan:
         return len(self.t)
 
     @cached_property
-    def columns(self) -> Tensor:
+    def joined(self) -> Tensor:
         """t, s and the table side by side, float64 [n, 8]: looked up at once."""
         return torch.cat((self.t[:, None], self.s[:, None], self.table), 1)
 

@@ -65,7 +65,7 @@ def _draw_bits(
     noise: Noise,
     observation: Observation | None,
 ) -> Tensor:
-    """By the probability of a one: where nothing was seen, no logarithm is needed."""
+    """x_s = 1 where u < a + b x_t + (c + d x_t) x_0hat, [B, *event]; by logits what was seen."""
     a, b, c, d, _, _ = update.columns(x_t)
     ones = a + b * x_t + (c + d * x_t) * prediction.x_0
     if observation is not None:

@@ -88,7 +88,7 @@ def gather_chains(
         rows += [(entry.slot, job.seed, entry.row) for entry in group]
         own += [job.plan.own] * len(group)
         alone = share and len(groups) == 1 and length > 1 and len(set(units)) == 1
-        parts.append(job.plan.columns[steps + torch.tensor(units[:1] if alone else units)])
+        parts.append(job.plan.joined[steps + torch.tensor(units[:1] if alone else units)])
     slots, seed, row = torch.tensor(rows).to(device).unbind(1)
     columns = torch.cat(parts, 1).to(device)
     t, s = columns[..., :2].long().unbind(-1)

@@ -45,7 +45,9 @@ def soon(seconds: float) -> float:
 
 
 def test_without_a_measurement_no_deadline_is_held_to_be_too_near(gaussian: DiffusionModel) -> None:
-    intake().accept(chains(gaussian, 8000), deadline=soon(100))
+    door = intake()
+    door.accept(chains(gaussian, 8000), deadline=soon(100))
+    assert door.owed == 80_000
 
 
 def test_what_cannot_be_done_in_time_is_refused_with_the_time_it_takes(
@@ -73,6 +75,7 @@ def test_long_jobs_before_it_do_not_make_a_short_one_late(gaussian: DiffusionMod
     for _ in range(3):
         door.accept(chains(gaussian, 4000))
     door.accept(chains(gaussian, 2), deadline=soon(10))
+    assert door.owed == 3 * 40_000 + 20
 
 
 @pytest.mark.parametrize("company", [None, "another model", "another size"])
@@ -184,6 +187,7 @@ def test_whatever_the_limits_let_through_is_let_in_when_nobody_else_is_there(
     door = Intake("g", settings)
     with door.reserve(settings.max_body_bytes):
         door.accept(job, check_limits(job, gaussian, settings))
+    assert door.owed == job.cost
 
 
 def test_any_number_of_small_bodies_takes_room_too() -> None:

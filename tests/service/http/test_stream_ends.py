@@ -47,6 +47,7 @@ async def test_a_client_that_leaves_while_a_preview_is_awaited(app: FastAPI) -> 
             pass
         await caller.leave()  # the second call is under way, and the preview waits for its end
     await until(lambda: backend.engine.owed == 0)
+    assert backend.engine.ready
 
 
 async def test_a_drain_lets_an_open_stream_finish(folder: Path) -> None:

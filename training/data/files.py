@@ -2,15 +2,19 @@
 
 The environment variable NONEQ_DATA names a folder with one subfolder a data set (`mnist/`, ...).
 Where it is unset, files are downloaded into the cache folder `~/.cache/noneq`. A file is used only
-if its md5 is the published one.
+if its md5 is the published one. A folder may hold a file compressed, with `.gz` or `.xz` after its
+name; the md5 is that of its bytes uncompressed.
 """
 
+import gzip
 import hashlib
 import http.client
+import lzma
 import os
 import time
 import urllib.error
 import urllib.request
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,6 +26,7 @@ VARIABLE = "NONEQ_DATA"
 ATTEMPTS = 3
 BLOCK = 1 << 16
 TIMEOUT_SECONDS = 30.0
+UNPACK: dict[str, Callable[[bytes], bytes]] = {".gz": gzip.decompress, ".xz": lzma.decompress}
 
 
 @dataclass(frozen=True)
@@ -59,6 +64,31 @@ def fetch(dataset: str, file: RemoteFile) -> Path:
         return path
     download(file, path)
     return path
+
+
+def read(dataset: str, file: RemoteFile) -> bytes:
+    """The checked bytes of `file`: from NONEQ_DATA, where it may be compressed, or as `fetch` does.
+
+    Raises:
+        DataError: as `fetch`, or a file that is no whole `.gz` or `.xz`.
+    """
+    folder = os.environ.get(VARIABLE)
+    for suffix, unpack in UNPACK.items():
+        path = Path(folder).expanduser() / dataset / (file.name + suffix) if folder else None
+        if path is None or not path.is_file():
+            continue
+        try:
+            content = unpack(path.read_bytes())
+        except (OSError, EOFError, lzma.LZMAError) as error:
+            raise DataError(f"{path} is no whole {suffix} file ({error}); replace it") from error
+        found = hashlib.md5(content, usedforsecurity=False).hexdigest()
+        if found != file.md5:
+            raise DataError(
+                f"{path} is corrupt: uncompressed its md5 is {found}, expected {file.md5}; replace "
+                f"the file, or unset {VARIABLE} to download it"
+            )
+        return content
+    return fetch(dataset, file).read_bytes()
 
 
 def cache_folder() -> Path:

@@ -1,0 +1,64 @@
+"""Binarised MNIST: bits, [1, 28, 28], one fixed draw of each pixel with its grey as probability.
+
+    x_0 ~ Bernoulli(grey / 255), drawn once: 50,000 digits to fit, 10,000 valid, 10,000 test
+
+Source: Larochelle's static binarisation (Salakhutdinov and Murray 2008; Larochelle and Murray
+2011), the files that published log-likelihoods of "binarised MNIST, static" are about.
+"""
+
+import hashlib
+from typing import Literal
+
+import torch
+from pydantic import BaseModel, ConfigDict
+from torch import Tensor
+
+from diffusion.space import DataSpace
+from training.data.dataset import DataError, Dataset
+from training.data.files import RemoteFile, read
+
+HOSTS = ("http://www.cs.toronto.edu/~larocheh/public/datasets/binarized_mnist",)
+TRAIN = RemoteFile("binarized_mnist_train.amat", "db28b1a6ae0fe70cbd3da91acf46e477", HOSTS)
+VALID = RemoteFile("binarized_mnist_valid.amat", "bf37822a04e94123630de6a7dfd9c9ef", HOSTS)
+TEST = RemoteFile("binarized_mnist_test.amat", "14e41ae11040adba6ab8cb291eda0dd8", HOSTS)
+
+SIDE = 28
+LINE = 2 * SIDE * SIDE  # a digit a line: 0 or 1, a space or the line's end after each
+
+
+class BinarizedMnistConfig(BaseModel):
+    """The published split; there is nothing to choose."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    kind: Literal["binarized-mnist"] = "binarized-mnist"
+
+
+def read_amat(content: bytes, name: str) -> Tensor:
+    """The digits of one file, float32 [rows, 1, 28, 28] of 0 and 1.
+
+    Raises:
+        DataError: the text is no lines of 784 digits 0 and 1 with a space between.
+    """
+    text = torch.frombuffer(bytearray(content), dtype=torch.uint8)
+    if not len(text) or len(text) % LINE:
+        raise DataError(f"{name} holds {len(text)} bytes, expected a multiple of {LINE}")
+    bits = text.view(-1, LINE)[:, ::2] - ord("0")
+    if bool((bits > 1).any()):
+        raise DataError(f"{name} holds other characters than 0 and 1 at the places of its pixels")
+    return bits.float().view(-1, 1, SIDE, SIDE)
+
+
+def load(config: BinarizedMnistConfig) -> Dataset:
+    """Read (and, if need be, download) the three files."""
+    files = (TRAIN, VALID, TEST)
+    train, valid, test = (read_amat(read("binarized_mnist", f), f.name) for f in files)
+    digest = hashlib.sha256(" ".join(file.md5 for file in files).encode())
+    return Dataset(
+        name=config.kind,
+        space=DataSpace(kind="bits", shape=(1, SIDE, SIDE)),
+        train=train,
+        valid=valid,
+        test=test,
+        checksum=f"sha256:{digest.hexdigest()}",
+    )

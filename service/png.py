@@ -1,4 +1,4 @@
-"""PNGs in: a base64 PNG as pixels 0..255, and where it is opaque.
+"""PNGs in: a base64 PNG as pixels 0..255, or bits in black and white, and where it is opaque.
 
 The size in the header is held against the model's before any pixel is decoded, so a small file that
 unfolds to gigabytes costs nothing; Pillow is asked for no other format.
@@ -32,19 +32,44 @@ def decode_png(
         place: where it came, for the problem.
 
     Returns:
-        Pixels [C, H, W], 0..255, and opaque [H, W] (alpha above 0).
+        Values [C, H, W] in data units, 0..255 or bits (white is 1), and opaque [H, W] (alpha above
+        0).
 
     Raises:
-        InvalidRequest: no image is wanted, or it is no PNG, of another size or depth, or damaged.
+        InvalidRequest: no image is wanted, or it is no PNG, of another size or depth, or damaged;
+            or bits are wanted and there are greys.
     """
-    if space.kind != "image" or space.shape[0] not in (1, 3):
+    if space.kind == "vector" or len(space.shape) != 3 or space.shape[0] not in (1, 3):
         raise InvalidRequest(
             f"{place} is text, and this model's data are no images a PNG can hold.",
             location=place,
             expected=f"numbers of shape {list(space.shape)}",
             fix="Send nested lists of numbers.",
         )
-    channels, height, width = space.shape
+    pixels, opaque = _pixels(text, space.shape, place)
+    if space.kind == "bits":
+        return _white(np.where(opaque, pixels, 0), place, "0", "1").astype(np.float32), opaque
+    return pixels, opaque
+
+
+def decode_mask(text: str, space: DataSpace, place: str) -> NDArray[np.bool_]:
+    """A PNG in black (unknown) and white (observed), [C, H, W]; one mask for all channels."""
+    if len(space.shape) != 3:
+        raise InvalidRequest(
+            f"{place} is text, and this model's data are no images a PNG can hold.",
+            location=place,
+            expected=f"zeros and ones of shape {list(space.shape)}",
+            fix="Send nested lists of numbers.",
+        )
+    pixels, _ = _pixels(text, (1, *space.shape[1:]), place)
+    return np.broadcast_to(_white(pixels, place, "unknown", "observed"), space.shape)
+
+
+def _pixels(
+    text: str, shape: tuple[int, ...], place: str
+) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
+    """Pixels [C, H, W], 0..255, and opaque [H, W], of the wanted shape."""
+    channels, height, width = shape
     raw = _png_bytes(text, place)
     found_width, found_height, depth = struct.unpack(">IIB", raw[16:25])
     if (found_width, found_height) != (width, height) or depth > 8:
@@ -75,22 +100,19 @@ def decode_png(
     return colours.astype(np.float32), opaque
 
 
-def decode_mask(text: str, space: DataSpace, place: str) -> NDArray[np.bool_]:
-    """A PNG in black (unknown) and white (observed), [C, H, W]; one mask for all channels."""
-    grey = space
-    if space.kind == "image" and space.shape[0] == 3:
-        grey = space.model_copy(update={"shape": (1, *space.shape[1:])})
-    pixels, _ = decode_png(text, grey, place)
+def _white(pixels: NDArray[np.float32], place: str, black: str, white: str) -> NDArray[np.bool_]:
+    """Where pixels are white; InvalidRequest, with what the two mean, where some are grey."""
     other = (pixels != 0) & (pixels != 255)
     if bool(other.any()):
         raise InvalidRequest(
             f"{place} is a PNG with greys.",
             location=place,
             received=f"grey {pixels[other][0]:g}",
-            expected="black (unknown, 0) and white (observed, 255)",
+            expected=f"black ({black}) and white ({white})",
             fix="Threshold it first.",
         )
-    return np.broadcast_to(pixels > 0, space.shape)
+    white_pixels: NDArray[np.bool_] = pixels > 0
+    return white_pixels
 
 
 def _png_bytes(text: str, place: str) -> bytes:

@@ -1,4 +1,7 @@
-"""A sheet of samples, uint8 [height, width, 3]: images in a grid, points, rows of bits."""
+"""A sheet of samples, uint8 [height, width, 3]: images in a grid, points, rows of bits.
+
+Bits that are the pixels of an image are drawn as one, ones white.
+"""
 
 import math
 
@@ -22,8 +25,9 @@ def sheet(space: DataSpace, rows: Tensor, columns: int | None = None) -> Picture
         rows: the data.
         columns: of a grid of images; the nearest to a square if left out.
     """
-    if space.kind == "image":
-        return _images(rows, columns or math.ceil(math.sqrt(len(rows))))
+    if len(space.shape) == 3:
+        top = 1 if space.kind == "bits" else 255
+        return _images(rows * (255 / top), columns or math.ceil(math.sqrt(len(rows))))
     if space.kind == "bits":
         return _bits(rows.flatten(1))
     return _points(space.to_model(rows).flatten(1))

@@ -40,9 +40,9 @@ def read_amat(content: bytes, name: str) -> Tensor:
     Raises:
         DataError: the text is no lines of 784 digits 0 and 1 with a space between.
     """
+    if not content or len(content) % LINE:
+        raise DataError(f"{name} holds {len(content)} bytes, expected a multiple of {LINE}")
     text = torch.frombuffer(bytearray(content), dtype=torch.uint8)
-    if not len(text) or len(text) % LINE:
-        raise DataError(f"{name} holds {len(text)} bytes, expected a multiple of {LINE}")
     bits = text.view(-1, LINE)[:, ::2] - ord("0")
     if bool((bits > 1).any()):
         raise DataError(f"{name} holds other characters than 0 and 1 at the places of its pixels")

@@ -8,9 +8,7 @@ from tiny images".
 """
 
 import hashlib
-import os
 import tarfile
-from pathlib import Path
 from typing import Literal
 
 import torch
@@ -19,7 +17,7 @@ from torch import Tensor
 
 from diffusion.space import DataSpace
 from training.data.dataset import DataError, Dataset
-from training.data.files import VARIABLE, RemoteFile, fetch, read
+from training.data.files import RemoteFile, data_folder, fetch, read
 
 ARCHIVE = RemoteFile(
     "cifar-10-binary.tar.gz",
@@ -54,8 +52,8 @@ def content(file: RemoteFile) -> bytes:
     Raises:
         DataError: neither is there, or its bytes are wrong.
     """
-    folder = os.environ.get(VARIABLE)
-    if folder and list((Path(folder).expanduser() / "cifar10").glob(f"{file.name}*")):
+    folder = data_folder("cifar10")
+    if folder is not None and any(folder.glob(f"{file.name}*")):
         return read("cifar10", file)
     path = fetch("cifar10", ARCHIVE)
     with tarfile.open(path) as archive:

@@ -44,13 +44,13 @@ def fetch(dataset: str, file: RemoteFile) -> Path:
     Raises:
         DataError: the folder lacks the file, its bytes are wrong, or it cannot be downloaded.
     """
-    folder = os.environ.get(VARIABLE)
-    if folder:
-        path = Path(folder).expanduser() / dataset / file.name
+    folder = data_folder(dataset)
+    if folder is not None:
+        path = folder / file.name
         if not path.is_file():
             raise DataError(
-                f"{path} does not exist: {VARIABLE}={folder} should hold {dataset}/{file.name}; "
-                f"put the file there, or unset {VARIABLE} to download it"
+                f"{path} does not exist: {VARIABLE}={folder.parent} should hold "
+                f"{dataset}/{file.name}; put the file there, or unset {VARIABLE} to download it"
             )
         found = md5(path)
         if found != file.md5:
@@ -72,9 +72,9 @@ def read(dataset: str, file: RemoteFile) -> bytes:
     Raises:
         DataError: as `fetch`, or a file that is no whole `.gz` or `.xz`.
     """
-    folder = os.environ.get(VARIABLE)
+    folder = data_folder(dataset)
     for suffix, unpack in UNPACK.items():
-        path = Path(folder).expanduser() / dataset / (file.name + suffix) if folder else None
+        path = None if folder is None else folder / (file.name + suffix)
         if path is None or not path.is_file():
             continue
         try:
@@ -89,6 +89,12 @@ def read(dataset: str, file: RemoteFile) -> bytes:
             )
         return content
     return fetch(dataset, file).read_bytes()
+
+
+def data_folder(dataset: str) -> Path | None:
+    """Where NONEQ_DATA says that this data set lies; None where it is unset."""
+    named = os.environ.get(VARIABLE)
+    return Path(named).expanduser() / dataset if named else None
 
 
 def cache_folder() -> Path:

@@ -32,6 +32,8 @@ class Stream(IntEnum):
     OBSERVATION = 2
     TRAINING = 3
     DATA = 4
+    RESAMPLING = 5
+    REPLACEMENT = 6
 
 
 def philox(counter: Tensor, key: Tensor) -> Tensor:

@@ -12,7 +12,7 @@ from diffusion.model import DiffusionModel
 from diffusion.networks import BitPatterns, GaussianMixture
 from diffusion.noise import counter_noise
 from diffusion.plan import DDIM, Ancestral, DPMSolver
-from diffusion.posterior import Observation, matched_start, restrict
+from diffusion.posterior import Observation, matched_start
 from diffusion.process import BinomialProcess, GaussianProcess
 from diffusion.sampling import sample
 from diffusion.schedule import InverseTimeSchedule, LogSnrSchedule
@@ -185,9 +185,9 @@ def test_bits_are_seen_through_flips(flips: float) -> None:
     assert_close(factor.mean, torch.tensor([[flips, 1 - flips, 0.5, 0.5]]))
 
 
-def test_restrict_is_the_product() -> None:
+def test_an_observation_multiplies_a_kernel() -> None:
     kernel, factor = Normal(reals(3), torch.ones(3, 2)), Normal(-reals(3), 2 * torch.ones(3, 2))
-    found = restrict(kernel, factor)
+    found, _ = Observation(factor).multiply(kernel)
     assert isinstance(found, Normal)
     assert_close(found.mean, kernel.multiply(factor)[0].mean)
     assert_close(found.var, torch.full((3, 2), 2 / 3))

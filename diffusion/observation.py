@@ -154,7 +154,7 @@ class Observation:
         if not isinstance(self.operator, Mask):
             return self.operator.matrix(x.shape[1:], x.device)[None], off, var
         known = self.known.flatten(1)
-        count = int(known.sum(1).max())
+        count = max(1, int(known.sum(1).max()))
         place = known.to(torch.int8).argsort(dim=1, descending=True, stable=True)[:, :count]
         real = known.gather(1, place)
         matrix = torch.zeros(*place.shape, known.shape[1], dtype=torch.float64, device=x.device)

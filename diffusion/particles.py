@@ -134,7 +134,9 @@ def run(
         proposal = here.proposal.rows(rows)
         x = proposal.sample(counter_noise(seed, row, t.expand(len(row))))
         if not last:
-            spent = here.log_r[rows].reshape(S, P) + proposal.log_ratio(x).reshape(S, P)
+            # Where r_t was 0 nothing weighs anything, and what has been paid does not matter.
+            paid = torch.where(torch.isneginf(here.log_r), 0.0, here.log_r)[rows]
+            spent = (paid + proposal.log_ratio(x)).reshape(S, P)
     count = observation.known.flatten(1).sum(1)
     steps = (len(plan) - 1) * twist.evaluations(model, count) + 1
     ancestors = origin.sort(1).values.diff(dim=1).ne(0).sum(1) + 1

@@ -89,7 +89,7 @@ def _of_reals(
     at = float(process.alpha_bar[s])
     ones = torch.ones_like(x[:1])
     gained = (1 - at) * operator.variance(ones)  # the chain's own noise in A x_s
-    left = 1 - at * factor.var / gained.clamp_min(1e-30) if at < 1 else 1 - factor.var.sign()
+    left = 1 - at * factor.var / gained.clamp_min(1e-30) if at < 1 else 1 - 2 * factor.var.sign()
     wanted = at**0.5 * factor.mean + ((1 - at) * left.clamp_min(0)).sqrt() * operator.forward(noise)
     change = torch.where(left >= 0, wanted - operator.forward(x), 0.0)
     if isinstance(operator, Mask):

@@ -13,7 +13,8 @@ import json
 import math
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -31,14 +32,14 @@ from diffusion.twist import Twist
 
 Row = dict[str, float | str]
 
-DIAGONAL = Twist(covariance="diagonal")
+DIAGONAL = "twisted, diagonal V, 8 particles"
 METHODS: dict[str, tuple[Method, Callable[[int, int], float]]] = {
     # name: (method, network evaluations of a step given the numbers seen and what bits are)
     "product, the 2015 paper's": (Product(), lambda _seen, _bits: 1),
     "resample, RePaint": (Resample(), lambda _seen, _bits: 10),
-    "twisted, diagonal V, 8 particles": (
-        Twisted(twist=DIAGONAL),
-        lambda _seen, bits: 8 if bits else 16,
+    DIAGONAL: (
+        Twisted(twist=Twist(covariance="diagonal")),
+        lambda _seen, _bits: 16,
     ),
     "twisted, full V, 8 particles": (
         Twisted(),
@@ -65,7 +66,7 @@ def sliced(a: Tensor, b: Tensor, directions: int = 2000) -> float:
     return float(apart.square().mean().sqrt())
 
 
-def mixtures(seen: int, count: int, samples: int, calls: int) -> list[Row]:
+def mixtures(seen: int, count: int, samples: int, calls: int, names: Sequence[str]) -> list[Row]:
     """Mean sliced Wasserstein distance over problems, with its standard error."""
     found: dict[str, list[float]] = {}
     evidence: dict[str, list[float]] = {}
@@ -75,7 +76,7 @@ def mixtures(seen: int, count: int, samples: int, calls: int) -> list[Row]:
         rows = torch.arange(2 * samples)
         exact, again = problem.posterior.sample(counter_noise(seed, rows, 0)).split(samples)
         found.setdefault("exact samples (floor)", []).append(problem.scale * sliced(exact, again))
-        for name in METHODS:
+        for name in names:
             answer = posterior(name, problem.model, problem.observation, samples, calls, False)
             distance = problem.scale * sliced(exact, answer.samples[0])
             found.setdefault(name, []).append(distance)
@@ -96,13 +97,14 @@ def mixtures(seen: int, count: int, samples: int, calls: int) -> list[Row]:
     ]
 
 
-def bit_rows(samples: int, calls: int) -> list[Row]:
+def bit_rows(samples: int, calls: int, names: Sequence[str]) -> list[Row]:
     """Total variation to the exact posterior."""
     cases = {f"heartbeat, phase {k}": problems.heartbeat(k) for k in (0, 4)}
     cases["Markov chain"] = problems.markov_chain()
-    names = [name for name in METHODS if "diagonal" not in name]
     rows: list[Row] = []
     for name in names:
+        if name == DIAGONAL:  # bits have no covariance
+            continue
         row: Row = {"method": name, **dict.fromkeys(cases, 0.0)}
         for case, problem in cases.items():
             answer = posterior(name, problem.model, problem.observation, samples, calls, True)
@@ -150,11 +152,15 @@ def correlated_rows(samples: int) -> list[Row]:
     return rows
 
 
+def _mixtures(seen: int, asked: argparse.Namespace) -> list[Row]:
+    return mixtures(seen, asked.problems, asked.samples, asked.calls, asked.methods)
+
+
 TABLES: dict[str, Callable[[argparse.Namespace], list[Row]]] = {
     "correlated": lambda asked: correlated_rows(5 * asked.samples),
-    "bits": lambda asked: bit_rows(3 * asked.samples, asked.calls),
-    "mixture, 1 seen": lambda asked: mixtures(1, asked.problems, asked.samples, asked.calls),
-    "mixture, 2 seen": lambda asked: mixtures(2, asked.problems, asked.samples, asked.calls),
+    "bits": lambda asked: bit_rows(3 * asked.samples, asked.calls, asked.methods),
+    "mixture, 1 seen": partial(_mixtures, 1),
+    "mixture, 2 seen": partial(_mixtures, 2),
 }
 
 
@@ -176,6 +182,7 @@ def main() -> None:
     parser.add_argument("--calls", type=int, default=1000)
     parser.add_argument("--json", type=Path)
     parser.add_argument("--only", nargs="+", default=list(TABLES), choices=list(TABLES))
+    parser.add_argument("--methods", nargs="+", default=list(METHODS), choices=list(METHODS))
     asked = parser.parse_args()
     begun = time.perf_counter()
     print(machine())
@@ -186,7 +193,8 @@ def main() -> None:
     if asked.json is not None:
         kept = json.loads(asked.json.read_text()) if asked.json.exists() else {}
         settings = {name: vars(asked)[name] for name in ("problems", "samples", "calls")}
-        asked.json.write_text(json.dumps({**kept, **settings, **results}, indent=1) + "\n")
+        told = {title: {**settings, "rows": rows} for title, rows in results.items()}
+        asked.json.write_text(json.dumps({**kept, **told}, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -4,19 +4,19 @@ from typing import Annotated
 
 from pydantic import Field
 
-from training.data import heartbeat, mnist, swissroll
+from training.data import dead_leaves, heartbeat, mnist, swissroll, textures
 from training.data.dataset import SPLITS, DataError, Dataset, Split
+from training.data.dead_leaves import DeadLeavesConfig
 from training.data.heartbeat import HeartbeatConfig
 from training.data.mnist import MnistConfig
 from training.data.swissroll import SwissRollConfig
+from training.data.textures import TexturesConfig
 
-DataConfig = Annotated[
-    SwissRollConfig | HeartbeatConfig | MnistConfig,
-    Field(discriminator="kind"),
-]
+AnyConfig = SwissRollConfig | HeartbeatConfig | DeadLeavesConfig | MnistConfig | TexturesConfig
+DataConfig = Annotated[AnyConfig, Field(discriminator="kind")]
 
 
-def load(config: SwissRollConfig | HeartbeatConfig | MnistConfig) -> Dataset:
+def load(config: AnyConfig) -> Dataset:
     """The data set that `config` describes, its three splits in data units.
 
     Raises:
@@ -27,8 +27,12 @@ def load(config: SwissRollConfig | HeartbeatConfig | MnistConfig) -> Dataset:
             return swissroll.load(config)
         case HeartbeatConfig():
             return heartbeat.load(config)
+        case DeadLeavesConfig():
+            return dead_leaves.load(config)
         case MnistConfig():
             return mnist.load(config)
+        case TexturesConfig():
+            return textures.load(config)
 
 
 __all__ = [
@@ -36,9 +40,11 @@ __all__ = [
     "DataConfig",
     "DataError",
     "Dataset",
+    "DeadLeavesConfig",
     "HeartbeatConfig",
     "MnistConfig",
     "Split",
     "SwissRollConfig",
+    "TexturesConfig",
     "load",
 ]

@@ -61,6 +61,23 @@ def fetch(dataset: str, file: RemoteFile) -> Path:
     return path
 
 
+def local_folder(name: str) -> Path:
+    """The folder `name` of one's own files, below the one that NONEQ_DATA names.
+
+    Raises:
+        DataError: the variable is unset, or there is no such folder.
+    """
+    root = os.environ.get(VARIABLE)
+    if not root:
+        raise DataError(
+            f"{name}/ holds your own files: set {VARIABLE} to the folder that it lies in"
+        )
+    folder = Path(root).expanduser() / name
+    if not folder.is_dir():
+        raise DataError(f"{folder} is no folder: {VARIABLE}={root} should hold {name}/")
+    return folder
+
+
 def cache_folder() -> Path:
     """Where downloads are kept."""
     return Path.home() / ".cache" / "noneq"

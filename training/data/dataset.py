@@ -55,14 +55,18 @@ class Dataset:
         return rows
 
 
-def generator(seed: int, split: Split) -> torch.Generator:
-    """A stream of random numbers for one split; streams of different splits never meet.
+def split_seed(seed: int, split: Split) -> int:
+    """The seed of one split: the first 63 bits of sha256("seed/split").
 
-    The seed of each stream is the first 8 bytes of sha256("seed/split"), so it does not depend on
-    how many rows the other splits drew.
+    Streams of different splits never meet, and none depends on how many rows the others drew.
     """
     digest = hashlib.sha256(f"{seed}/{split}".encode()).digest()
-    return torch.Generator().manual_seed(int.from_bytes(digest[:8], "big") >> 1)
+    return int.from_bytes(digest[:8], "big") >> 1
+
+
+def generator(seed: int, split: Split) -> torch.Generator:
+    """A stream of random numbers for one split."""
+    return torch.Generator().manual_seed(split_seed(seed, split))
 
 
 def checksum(*tensors: Tensor) -> str:

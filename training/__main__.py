@@ -4,6 +4,8 @@
     python -m training export swissroll       into models/swissroll: artefact, card, samples
     python -m training evaluate swissroll     measure an exported artefact
     python -m training inspect swissroll      print an exported artefact's facts
+    python -m training peer deadleaves        Gaussian mixtures of the same data, measured
+    python -m training parzen mnist           the Parzen-window score of an exported artefact
     python -m training figures                remake the documentation's pictures
     python -m training examples               remake the request bodies of README's commands
 
@@ -15,12 +17,16 @@ import json
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
+from pydantic import TypeAdapter
 
-from diffusion.checkpoint import ArtefactError, load, rewrite
+from diffusion.checkpoint import ArtefactError, Metadata, load, rewrite
+from diffusion.model import DiffusionModel
+from diffusion.plan import Sampler
 from training import config as configs
-from training import data, examples, export, inspect, oracle, state
+from training import data, examples, export, inspect, oracle, parzen, state
 from training.evaluate import evaluate, table
 from training.fit import Fit, FitError, RunOptions
 from training.parallel import pick_device, ranks
@@ -74,17 +80,21 @@ def do_export(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def data_of(model: DiffusionModel, metadata: Metadata) -> tuple[data.Dataset, str]:
+    """The data of an artefact, and its title."""
+    document = metadata.training.config
+    if metadata.training.steps:
+        config = configs.FitConfig.model_validate(document)
+        return data.load(config.data), config.title
+    oracle_config = oracle.OracleConfig.model_validate(document)
+    return oracle.dataset(oracle_config, model), oracle_config.title
+
+
 def do_evaluate(arguments: argparse.Namespace) -> int:
     """Measure an artefact; with --write, into its document and card."""
     path = inspect.find(arguments.name, arguments.models)
     model, metadata = load(path, pick_device(arguments.device))
-    document = metadata.training.config
-    if metadata.training.steps:
-        config = configs.FitConfig.model_validate(document)
-        dataset, title = data.load(config.data), config.title
-    else:
-        oracle_config = oracle.OracleConfig.model_validate(document)
-        dataset, title = oracle.dataset(oracle_config, model), oracle_config.title
+    dataset, title = data_of(model, metadata)
     found = evaluate(
         model,
         dataset,
@@ -112,6 +122,45 @@ def do_inspect(arguments: argparse.Namespace) -> int:
     path = inspect.find(arguments.name, arguments.models)
     print(inspect.as_json(path) if arguments.json else inspect.describe(path))
     return 0
+
+
+def do_parzen(arguments: argparse.Namespace) -> int:
+    """The Parzen-window score of an artefact, or with --data of the training data themselves."""
+    folder = arguments.out or Path("runs") / "parzen" / arguments.name
+    facts: dict[str, Any] = {"name": arguments.name}
+    if arguments.data:
+        dataset = data.load(configs.load(arguments.name).data)
+        drawn = dataset.train[: arguments.samples]
+        facts["samples"] = f"the first rows of train ({dataset.checksum})"
+    else:
+        path = inspect.find(arguments.name, arguments.models)
+        model, metadata = load(path, pick_device(arguments.device))
+        dataset, _ = data_of(model, metadata)
+        keys = {"name": arguments.sampler, "steps": arguments.steps}
+        sampler: Sampler = TypeAdapter(Sampler).validate_python(keys)
+        kept = parzen.run_folder(folder, path, sampler, arguments.seed)
+        drawn = parzen.samples(
+            model, arguments.samples, sampler=sampler, seed=arguments.seed, folder=kept
+        )
+        facts |= {"samples": str(kept), "sampler": sampler.model_dump(), "seed": arguments.seed}
+    centres, valid, test = (
+        parzen.to_unit(dataset.space, x) for x in (drawn, dataset.valid, dataset.test)
+    )
+    found = parzen.score(centres, valid, test)
+    out = folder / ("data.json" if arguments.data else f"{kept.name}.json")
+    write_json(out, facts | found.model_dump())
+    print(
+        f"{found.nats:.1f} ± {found.error:.1f} nats, {found.bits:.1f} ± {found.bits_error:.1f} "
+        f"bits on {found.data} test data; sigma {found.bandwidth:.3f}, {found.centres} centres"
+    )
+    return 0
+
+
+def write_json(path: Path, document: dict[str, Any]) -> None:
+    """Write what was measured, and say where."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(document, indent=2) + "\n")
+    print(f"written: {path}", file=sys.stderr)
 
 
 def do_figures(arguments: argparse.Namespace) -> int:
@@ -183,6 +232,15 @@ def parser() -> argparse.ArgumentParser:
     one.add_argument("--batch", type=int, default=512, help="rows a network call")
     one.add_argument("--write", action="store_true", help="into the artefact and its card")
     one.add_argument("--json", action="store_true")
+
+    one = command("parzen", do_parzen, device, models)
+    one.add_argument("name", help="of a model; with --data of a file in training/configs")
+    one.add_argument("--data", action="store_true", help="training data in the samples' place")
+    one.add_argument("--samples", type=int, default=10_000)
+    one.add_argument("--sampler", choices=("ancestral", "ddim", "dpmpp_2m"), default="dpmpp_2m")
+    one.add_argument("--steps", type=int, default=20, help="of the sampler")
+    one.add_argument("--seed", type=int, default=0)
+    one.add_argument("--out", type=Path, help="folder (default runs/parzen/NAME)")
 
     one = command("inspect", do_inspect, models)
     one.add_argument("name", help="of a model, or a path ending in .safetensors")

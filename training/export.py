@@ -6,11 +6,9 @@ models/NAME/samples.png         a sheet of its samples
 """
 
 from pathlib import Path
-from typing import Any
 
 import torch
 from PIL import Image
-from tqdm import tqdm
 
 from diffusion.checkpoint import Evaluation, Metadata, Provenance, load, read_metadata, save
 from diffusion.model import DiffusionModel
@@ -21,7 +19,7 @@ from training import data, oracle, state
 from training.card import card
 from training.evaluate import evaluate
 from training.fit import averaged_tensors, build_model
-from training.progress import progress_bar
+from training.progress import progress_bar, steps_made
 from training.provenance import commit, versions
 from training.sheet import sheet
 
@@ -158,14 +156,10 @@ def write_companions(
         model, _ = load(path)
     rows = SHEET_ROWS[model.space.kind]
     with progress_bar(model.T, "step", "samples", disable=quiet) as bar:
-        drawn = sample(model, rows, seed=0, progress=lambda done, _: _move(bar, done))
+        drawn = sample(model, rows, seed=0, progress=steps_made(bar))
     picture = sheet(model.space, model.space.to_data(drawn.cpu()))
     Image.fromarray(picture).save(path.with_name("samples.png"), optimize=True)
     path.with_name("README.md").write_text(card(metadata, title, parameters(model)))
-
-
-def _move(bar: "tqdm[Any]", done: int) -> None:
-    bar.update(done - bar.n)
 
 
 def parameters(model: DiffusionModel) -> int:

@@ -156,3 +156,16 @@ def measured(folder: Path, name: str) -> Any:  # noqa: ANN401  (what its command
     """A measurement that a command wrote, folder/NAME.json; None where there is none."""
     path = folder / f"{name}.json"
     return json.loads(path.read_text()) if path.exists() else None
+
+
+def write(models: Path, docs: Path) -> list[Path]:
+    """Write docs/results.md from what is there; returns the paths of what was written."""
+    path = docs / "results.md"
+    lines = [row_line for row in ROWS if (row_line := line(row, models)) is not None]
+    parts = [HEAD, "\n".join([*TABLE, *lines])]
+    parts += [text for text in (parzen(docs / "results"), peers(docs / "results", models)) if text]
+    parts += [f"## {title}\n\n![{title}](figures/{name}.png)\n\n{words}" for name, title, words in FIGURES
+              if (docs / "figures" / f"{name}.png").exists()]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("\n\n".join(parts) + "\n")
+    return [path]

@@ -36,6 +36,7 @@ from diffusion.space import DataSpace
 from training.data.dataset import Dataset, Split, checksum, split_seed
 
 LEAVES = 32  # drawn at once
+CODES = 512  # above 1 + grey; CODES (LEAVES + 1) fits into 16 bits
 IMAGES = 1024  # painted at once: a layer of them stays in the cache
 TAILS = 4.0  # standard deviations of noise that fit between the greys and the ends of 8 bits
 
@@ -131,18 +132,22 @@ def _cover(config: DeadLeavesConfig, seed: int, rows: Tensor) -> Tensor:
 def _paint(config: DeadLeavesConfig, seed: int, rows: Tensor, step: int) -> Tensor:
     """LEAVES leaves of each image: 1 + grey, 0 where there is none, int16 [N, side, side]."""
     side, (low, high) = config.side, config.greys
-    u = counter_noise(seed, rows, step, Stream.DATA).uniform((LEAVES, 4)).unbind(-1)
+    # Images lie innermost: the inner loops are then over many images, not over few columns.
+    drawn = counter_noise(seed, rows, step, Stream.DATA).uniform((LEAVES, 4))
+    u = drawn.permute(2, 1, 0).contiguous()  # [4, LEAVES, N]
     r = radii(u[0], side, config.r_min, config.r_max)
-    axis = torch.arange(side, dtype=u[0].dtype)
-    # From a leaf's centre to each pixel's, [N, LEAVES, side]; the window is [-1/2, side - 1/2]^2.
-    x, y = (axis - (v * (side + 2 * r) - r - 0.5)[..., None] for v in u[1:3])
-    half_chord = (r[..., None] ** 2 - y**2).clamp(min=0).sqrt()
+    axis = torch.arange(side, dtype=u.dtype)[:, None]
+    # From a leaf's centre to each pixel's, [LEAVES, side, N]; the window is [-1/2, side - 1/2]^2.
+    x, y = (axis - (v * (side + 2 * r) - r - 0.5)[:, None] for v in u[1:3])
+    half_chord = (r[:, None] ** 2 - y**2).clamp(min=0).sqrt()
     x, grey = x.abs(), (1 + low + (u[3] * (high - low + 1)).floor()).to(torch.int16)
-    layer = torch.zeros(len(rows), side, side, dtype=torch.int16)
-    for k in reversed(range(LEAVES)):
-        held = x[:, k, None, :] < half_chord[:, k, :, None]
-        torch.where(held, grey[:, k, None, None], layer, out=layer)
-    return layer
+    # The front leaf's code is the greatest: a maximum is many times as fast as torch.where here.
+    code = grey + CODES * torch.arange(LEAVES, 0, -1, dtype=torch.int16)[:, None]
+    layer = torch.zeros(side, side, len(rows), dtype=torch.int16)
+    for k in range(LEAVES):
+        held = (x[k] < half_chord[k, :, None]).to(torch.int16)
+        torch.maximum(layer, held.mul_(code[k]), out=layer)
+    return layer.remainder_(CODES).permute(2, 0, 1).contiguous()
 
 
 def load(config: DeadLeavesConfig) -> Dataset:

@@ -1,0 +1,141 @@
+"""Every experiment of the paper, from one command: fit what is not fitted, measure, write the page.
+
+    for each experiment without an artefact:  fit (or go on with a fit), export, evaluate
+    for each measurement without a file:      make it
+    docs/results.md, docs/figures/            from what is there
+
+What has been done is not done again: delete models/NAME or docs/results/NAME.json to have it made
+anew.
+"""
+
+import json
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from diffusion.checkpoint import load
+from diffusion.plan import DPMSolver
+from training import config as configs
+from training import data, parzen, peer, results
+from training.export import artefact_path, export
+from training.fit import Fit, RunOptions
+from training.parallel import ranks
+
+EXPERIMENTS = tuple(dict.fromkeys(row.model for row in results.ROWS))
+
+
+@dataclass(frozen=True)
+class Places:
+    """Where things are: the artefacts, the runs, and the documents."""
+
+    models: Path = Path("models")
+    runs: Path = Path("runs")
+    docs: Path = Path("docs")
+
+    @property
+    def measured(self) -> Path:
+        """The folder of measurements."""
+        return self.docs / "results"
+
+
+def make_model(name: str, places: Places, device: str, *, large: bool, compiled: bool) -> bool:
+    """Fit and export one experiment, unless its artefact is there; False if it was interrupted.
+
+    Args:
+        name: of the experiment.
+        places: where things are.
+        device: auto, cpu, cuda or cuda:N.
+        large: at a GPU's size, training/configs/gpu, where there is one.
+        compiled: torch.compile the network.
+    """
+    if artefact_path(places.models, name).exists():
+        return True
+    wide = large and (configs.FOLDER / "gpu" / f"{name}.toml").exists()
+    config, out = (f"gpu/{name}", places.runs / "gpu" / name) if wide else (name, places.runs / name)
+    with ranks(device) as place:
+        if not Fit(configs.load(config), RunOptions(out=out, compile=compiled), place).run():
+            return False
+        if place.first:
+            export(config, out=out, models=places.models, device=place.device)
+    return True
+
+
+def parzen_of_model(places: Places, device: torch.device) -> dict[str, Any]:
+    """Table 2: the Parzen score of 10,000 samples of `mnist`."""
+    path = artefact_path(places.models, "mnist")
+    model, metadata = load(path, device)
+    dataset = data.load(configs.FitConfig.model_validate(metadata.training.config).data)
+    sampler = DPMSolver(steps=20)
+    folder = parzen.run_folder(places.runs / "parzen" / "mnist", path, sampler, 0)
+    drawn = parzen.samples(model, 10_000, sampler=sampler, seed=0, folder=folder)
+    return _score(dataset, drawn) | {"sampler": sampler.model_dump(), "seed": 0}
+
+
+def parzen_of_data(_: Places, __: torch.device) -> dict[str, Any]:
+    """Table 2's last line: the score of 10,000 training images in the samples' place."""
+    dataset = data.load(configs.load("mnist").data)
+    return _score(dataset, dataset.train[:10_000])
+
+
+def peers(_: Places, __: torch.device) -> list[dict[str, Any]]:
+    """Gaussian mixtures of the dead leaves."""
+    dataset = data.load(configs.load("deadleaves").data)
+    return [found.model_dump() for found in peer.compare(dataset, peer.PeerConfig())]
+
+
+def _score(dataset: data.Dataset, drawn: torch.Tensor) -> dict[str, Any]:
+    held = (drawn, dataset.valid, dataset.test)
+    found = parzen.score(*(parzen.to_unit(dataset.space, x) for x in held))
+    return found.model_dump()
+
+
+MEASUREMENTS: dict[str, Callable[[Places, torch.device], Any]] = {
+    "parzen-mnist": parzen_of_model,
+    "parzen-data": parzen_of_data,
+    "peers-deadleaves": peers,
+}
+
+
+def measure(name: str, places: Places, device: torch.device) -> None:
+    """Make one measurement, unless its file is there."""
+    path = places.measured / f"{name}.json"
+    if path.exists():
+        return
+    found = MEASUREMENTS[name](places, device)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(found, indent=2) + "\n")
+    print(f"written: {path}", file=sys.stderr)
+
+
+def run(
+    names: Sequence[str], places: Places, device: str, *, large: bool = False, compiled: bool = False
+) -> list[Path] | None:
+    """All of it; the paths written, or None if a fit was interrupted.
+
+    Args:
+        names: which experiments are to be fitted where they have no artefact.
+        places: where things are.
+        device: auto, cpu, cuda or cuda:N.
+        large: at a GPU's size.
+        compiled: torch.compile the networks that are fitted.
+
+    Raises:
+        ValueError: no such experiment.
+    """
+    unknown = sorted(set(names) - set(EXPERIMENTS))
+    if unknown:
+        raise ValueError(
+            f"no experiment {', '.join(unknown)}; there are {', '.join(EXPERIMENTS)}"
+        )
+    for name in names:
+        if not make_model(name, places, device, large=large, compiled=compiled):
+            return None
+    with ranks(device) as place:
+        if place.first:
+            for name in MEASUREMENTS:
+                measure(name, places, place.device)
+    return results.write(places.models, places.docs)

@@ -6,6 +6,7 @@
     python -m training inspect swissroll      print an exported artefact's facts
     python -m training peer deadleaves        Gaussian mixtures of the same data, measured
     python -m training parzen mnist           the Parzen-window score of an exported artefact
+    python -m training paper                  the paper's experiments, all of them, into docs/
     python -m training figures                remake the documentation's pictures
     python -m training examples               remake the request bodies of README's commands
 
@@ -174,6 +175,22 @@ def do_figures(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def do_paper(arguments: argparse.Namespace) -> int:
+    """Fit, measure and draw what is not done yet of the paper's experiments; docs/results.md."""
+    from training import paper  # matplotlib takes a second to import
+
+    places = paper.Places(models=arguments.models, runs=arguments.runs, docs=arguments.docs)
+    names = arguments.names or paper.EXPERIMENTS
+    written = paper.run(
+        names, places, arguments.device, large=arguments.large, compiled=arguments.compile
+    )
+    if written is None:
+        print("interrupted and saved; the same command goes on", file=sys.stderr)
+        return INTERRUPTED
+    print("\n".join(str(path) for path in written))
+    return 0
+
+
 def do_examples(arguments: argparse.Namespace) -> int:
     """Remake the request bodies of README's commands."""
     print("\n".join(str(path) for path in examples.make(arguments.folder)))
@@ -248,6 +265,13 @@ def parser() -> argparse.ArgumentParser:
 
     one = command("figures", do_figures, models)
     one.add_argument("--folder", type=Path, default=Path("docs/figures"))
+
+    one = command("paper", do_paper, device, models)
+    one.add_argument("names", nargs="*", help="of experiments to fit (default all)")
+    one.add_argument("--large", action="store_true", help="at a GPU's size (training/configs/gpu)")
+    one.add_argument("--compile", action="store_true", help="torch.compile the networks")
+    one.add_argument("--runs", type=Path, default=Path("runs"), help="folder of run folders")
+    one.add_argument("--docs", type=Path, default=Path("docs"), help="where the page goes")
 
     one = command("examples", do_examples)
     one.add_argument("--folder", type=Path, default=Path("examples"))

@@ -7,6 +7,7 @@ every step. Rows are [N, *event] in data units unless they are said to be in mod
 
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -14,11 +15,16 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from torch import Tensor
 
+from diffusion.checkpoint import load
 from diffusion.model import DiffusionModel
 from diffusion.noise import Stream, counter_noise
 from diffusion.plan import Ancestral
 from diffusion.posterior import Observation, matched_start
 from diffusion.sampling import sample
+from training import data
+from training.config import FitConfig
+from training.export import artefact_path
+from training.progress import each_step, progress_bar
 from training.sheet import sheet
 
 Progress = Callable[[int, Tensor], None]
@@ -154,3 +160,62 @@ def inpainting(
         ("filled in", torch.where(known, rows, large.space.to_data(drawn))),
     ]
     draw(large, panels, path, 1)
+
+
+TEXTURE, HIDDEN = 96, 48  # sides of the picture of Figure 5 and of what is unseen of it, pixels
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A picture of the documentation: `model`'s artefact, the chains it draws, and how.
+
+    Attributes:
+        name: of the file.
+        model: whose artefact.
+        chains: how many chains, of T steps or fewer, are drawn one after another.
+        draw: from the model, its data's configuration, the path and the progress.
+    """
+
+    name: str
+    model: str
+    chains: int
+    draw: Callable[[DiffusionModel, FitConfig, Path, Progress], None]
+
+
+def _photographs(model: DiffusionModel, config: FitConfig, path: Path, progress: Progress) -> None:
+    rows = data.load(config.data).test[:25]
+    denoising(model, rows, path, noise=64.0, progress=progress)
+
+
+def _beside(model: DiffusionModel, config: FitConfig, path: Path, progress: Progress) -> None:
+    beside_data(model, data.load(config.data).test[:64], path, progress=progress)
+
+
+def _textures(model: DiffusionModel, config: FitConfig, path: Path, progress: Progress) -> None:
+    assert isinstance(config.data, data.TexturesConfig)  # it is that model's picture
+    larger = config.data.model_copy(update={"side": TEXTURE, "train": 1, "valid": 1, "test": 3})
+    inpainting(model, data.load(larger).test, path, hidden=HIDDEN, progress=progress)
+
+
+PICTURES = (
+    Picture("cifar10", "cifar10", 2, _photographs),
+    Picture("deadleaves", "deadleaves", 1, _beside),
+    Picture("textures", "textures", 1, _textures),
+    Picture("digits", "mnist", 1, _beside),
+    Picture("bits", "binarized-mnist", 1, _beside),
+)
+
+
+def make(models: Path, folder: Path) -> list[Path]:
+    """Draw every picture whose model is there; returns their paths."""
+    made: list[Path] = []
+    for picture in PICTURES:
+        artefact = artefact_path(models, picture.model)
+        if not artefact.exists():
+            continue
+        model, metadata = load(artefact)
+        config = FitConfig.model_validate(metadata.training.config)
+        made.append(folder / f"{picture.name}.png")
+        with progress_bar(picture.chains * model.T, "step", picture.name) as bar:
+            picture.draw(model, config, made[-1], each_step(bar))
+    return made

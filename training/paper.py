@@ -20,10 +20,10 @@ import torch
 from diffusion.checkpoint import load
 from diffusion.plan import DPMSolver
 from training import config as configs
-from training import data, parzen, peer, results
+from training import data, figures, page, parzen, peer, results
 from training.export import artefact_path, export
 from training.fit import Fit, RunOptions
-from training.parallel import ranks
+from training.parallel import Ranks, pick_device
 
 EXPERIMENTS = tuple(dict.fromkeys(row.model for row in results.ROWS))
 
@@ -55,12 +55,13 @@ def make_model(name: str, places: Places, device: str, *, large: bool, compiled:
     if artefact_path(places.models, name).exists():
         return True
     wide = large and (configs.FOLDER / "gpu" / f"{name}.toml").exists()
-    config, out = (f"gpu/{name}", places.runs / "gpu" / name) if wide else (name, places.runs / name)
-    with ranks(device) as place:
-        if not Fit(configs.load(config), RunOptions(out=out, compile=compiled), place).run():
-            return False
-        if place.first:
-            export(config, out=out, models=places.models, device=place.device)
+    config, out = (
+        (f"gpu/{name}", places.runs / "gpu" / name) if wide else (name, places.runs / name)
+    )
+    place = Ranks(0, 1, pick_device(device))
+    if not Fit(configs.load(config), RunOptions(out=out, compile=compiled), place).run():
+        return False
+    export(config, out=out, models=places.models, device=place.device)
     return True
 
 
@@ -89,14 +90,15 @@ def peers(_: Places, __: torch.device) -> list[dict[str, Any]]:
 
 def _score(dataset: data.Dataset, drawn: torch.Tensor) -> dict[str, Any]:
     held = (drawn, dataset.valid, dataset.test)
-    found = parzen.score(*(parzen.to_unit(dataset.space, x) for x in held))
-    return found.model_dump()
+    centres, valid, test = (parzen.to_unit(dataset.space, x) for x in held)
+    return parzen.score(centres, valid, test).model_dump()
 
 
-MEASUREMENTS: dict[str, Callable[[Places, torch.device], Any]] = {
-    "parzen-mnist": parzen_of_model,
-    "parzen-data": parzen_of_data,
-    "peers-deadleaves": peers,
+#: By the name of its file: the model that it stands beside, and how it is made.
+MEASUREMENTS: dict[str, tuple[str, Callable[[Places, torch.device], Any]]] = {
+    "parzen-mnist": ("mnist", parzen_of_model),
+    "parzen-data": ("mnist", parzen_of_data),
+    "peers-deadleaves": ("deadleaves", peers),
 }
 
 
@@ -105,19 +107,25 @@ def measure(name: str, places: Places, device: torch.device) -> None:
     path = places.measured / f"{name}.json"
     if path.exists():
         return
-    found = MEASUREMENTS[name](places, device)
+    found = MEASUREMENTS[name][1](places, device)
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(found, indent=2) + "\n")
     print(f"written: {path}", file=sys.stderr)
 
 
 def run(
-    names: Sequence[str], places: Places, device: str, *, large: bool = False, compiled: bool = False
+    names: Sequence[str],
+    places: Places,
+    device: str,
+    *,
+    large: bool = False,
+    compiled: bool = False,
 ) -> list[Path] | None:
     """All of it; the paths written, or None if a fit was interrupted.
 
     Args:
-        names: which experiments are to be fitted where they have no artefact.
+        names: which experiments are to be fitted where they have no artefact; the others' lines
+            are written where they have one.
         places: where things are.
         device: auto, cpu, cuda or cuda:N.
         large: at a GPU's size.
@@ -128,14 +136,13 @@ def run(
     """
     unknown = sorted(set(names) - set(EXPERIMENTS))
     if unknown:
-        raise ValueError(
-            f"no experiment {', '.join(unknown)}; there are {', '.join(EXPERIMENTS)}"
-        )
+        raise ValueError(f"no experiment {', '.join(unknown)}; there are {', '.join(EXPERIMENTS)}")
     for name in names:
         if not make_model(name, places, device, large=large, compiled=compiled):
             return None
-    with ranks(device) as place:
-        if place.first:
-            for name in MEASUREMENTS:
-                measure(name, places, place.device)
-    return results.write(places.models, places.docs)
+    there = pick_device(device)
+    for name, (model, _) in MEASUREMENTS.items():
+        if artefact_path(places.models, model).exists():
+            measure(name, places, there)
+    made = figures.make(places.models, places.docs / "figures")
+    return [*made, page.write(places.models, places.docs)]

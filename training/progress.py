@@ -36,3 +36,12 @@ def steps_made(bar: "tqdm[Any]", begun: int = 0, each: int = 1) -> Callable[[int
         bar.update(begun + each * steps - bar.n)
 
     return made
+
+
+def each_step(bar: "tqdm[Any]") -> Callable[[int, Tensor], None]:
+    """A bar as `sample` reports to it, for chains one after another: a unit a step."""
+
+    def made(_: int, __: Tensor) -> None:
+        bar.update(1)
+
+    return made

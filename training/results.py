@@ -1,21 +1,19 @@
-"""docs/results.md: every experiment of the paper, its number, ours, and the limit or best known.
+"""The paper's experiments: what of each artefact's evaluation is held beside which figure.
 
-A figure is read from a shipped artefact's evaluation, or from a measurement that one of `training`'s
-commands wrote; none is typed in but the paper's own and those of others.
+A figure of ours is read from a shipped artefact's evaluation; only the paper's own and those of
+others are typed in.
 """
 
 import json
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
+from functools import cache
 
-from diffusion.checkpoint import Evaluation, Metadata, read_metadata
+from diffusion.checkpoint import Evaluation, Metadata
 from diffusion.space import Convention
-from training import data
+from training import data, peer
 from training.config import FitConfig
-from training.export import artefact_path
 
 BIT = math.log(2)
 #: -log2 of the standard normal's density, on average over data of unit variance.
@@ -84,10 +82,19 @@ def unit_variance(m: Metadata, e: Evaluation) -> Value:
     channels (log2 deviation - bits/dim); the paper's "pixel" sums the channels.
     """
     per_dim, error = _per_dim(m, e)
-    rows = data.load(FitConfig.model_validate(m.training.config).data).train
-    channels = m.space.shape[0]
-    deviation = float(rows.double().std())
+    deviation, channels = deviation_of(m), m.space.shape[0]
     return channels * (math.log2(deviation) - per_dim), channels * error
+
+
+@cache
+def _deviation(config: str) -> float:
+    dataset = data.load(FitConfig.model_validate_json(config).data)
+    return peer.unit_scale(dataset)[1]
+
+
+def deviation_of(m: Metadata) -> float:
+    """The standard deviation of an artefact's training data, dequantised, in levels."""
+    return _deviation(json.dumps(m.training.config))
 
 
 def unit_variance_over_null(m: Metadata, e: Evaluation) -> Value:
@@ -126,46 +133,3 @@ ROWS = (
     Row(CIFAR, "cifar10", PIXEL_OVER_NULL, "11.5"),
     Row("Textures, T = 1000", "textures", BITS_PER_DIM),
 )
-
-
-def line(row: Row, models: Path) -> str | None:
-    """A row of the Markdown table; None where the artefact or its evaluation is not there."""
-    path = artefact_path(models, row.model)
-    if not path.exists():
-        return None
-    m = read_metadata(path)
-    found = [e for e in m.evaluation if e.convention == row.quantity.convention]
-    if not found:
-        return None
-    value, error = row.quantity.of(m, found[0])
-    digits = row.quantity.digits
-    rest = f"{found[0].count:,} of {found[0].split}, {found[0].terms or 'all'} terms a datum"
-    return (
-        f"| {row.experiment} | {row.quantity.words} ({row.quantity.convention}) | {row.paper} "
-        f"| **{value:.{digits}f}** ± {error:.{digits}f} | {row.limit} | {rest} | {_made(m)} |"
-    )
-
-
-def _made(m: Metadata) -> str:
-    training = m.training
-    minutes = (training.seconds or 0.0) / 60
-    return f"[`{m.name}`](../models/{m.name}/README.md), {minutes:.0f} min on {training.device}"
-
-
-def measured(folder: Path, name: str) -> Any:  # noqa: ANN401  (what its command wrote)
-    """A measurement that a command wrote, folder/NAME.json; None where there is none."""
-    path = folder / f"{name}.json"
-    return json.loads(path.read_text()) if path.exists() else None
-
-
-def write(models: Path, docs: Path) -> list[Path]:
-    """Write docs/results.md from what is there; returns the paths of what was written."""
-    path = docs / "results.md"
-    lines = [row_line for row in ROWS if (row_line := line(row, models)) is not None]
-    parts = [HEAD, "\n".join([*TABLE, *lines])]
-    parts += [text for text in (parzen(docs / "results"), peers(docs / "results", models)) if text]
-    parts += [f"## {title}\n\n![{title}](figures/{name}.png)\n\n{words}" for name, title, words in FIGURES
-              if (docs / "figures" / f"{name}.png").exists()]
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text("\n\n".join(parts) + "\n")
-    return [path]

@@ -35,11 +35,11 @@ _FAR = 1e3  # standard deviations; stands for infinity where a gradient must sta
 @final
 @dataclass(frozen=True)
 class BoundResult:
-    """The bound of N data, nats, float64 [N] each; `bound` = `prior` + `steps` + `last`.
+    """The bound of N data, nats, float64 [N] each; `bound` = `prior` + `steps` + `last` + `gain`.
 
     `standard_error` is that of the Monte Carlo estimate of one datum's bound, from the spread of
     the last step's draws and from successive differences between strata (a little on the large
-    side).
+    side). `gain` is what several trajectories add to their average (`trajectory.weigh`), else 0.
     """
 
     bound: Tensor
@@ -47,6 +47,7 @@ class BoundResult:
     prior: Tensor
     steps: Tensor
     last: Tensor
+    gain: Tensor
 
 
 def evaluate(
@@ -178,7 +179,8 @@ def combine(steps: Steps, values: Tensor, prior: Tensor, closed_last: Tensor | N
     if steps.last > 1:
         variance = variance + draws.var(1) / steps.last
     last = closed_last if closed_last is not None else draws.mean(1)
-    return BoundResult(prior + total + last, variance.sqrt(), prior, total, last)
+    error, gain = variance.sqrt(), torch.zeros_like(prior)
+    return BoundResult(prior + total + last, error, prior, total, last, gain)
 
 
 def closed_last(model: DiffusionModel, x_0: Tensor, convention: Convention) -> Tensor | None:

@@ -32,6 +32,7 @@ class Stream(IntEnum):
     OBSERVATION = 2
     TRAINING = 3
     DATA = 4
+    TRAJECTORY = 5
 
 
 def philox(counter: Tensor, key: Tensor) -> Tensor:

@@ -38,6 +38,10 @@ class Prediction(ABC):
     def rows(self, index: slice | Tensor) -> "Prediction":
         """The same for some of the rows."""
 
+    @abstractmethod
+    def at(self, x_t: Tensor) -> "Prediction":
+        """The same of x_t as it was before it was rounded for the network, [B, *event]."""
+
 
 @final
 @dataclass(frozen=True)
@@ -76,6 +80,10 @@ class GaussianPrediction(Prediction):
             extra=None if self.extra is None else self.extra[index],
             own=None if self.own is None else self.own[index],
         )
+
+    @override
+    def at(self, x_t: Tensor) -> "GaussianPrediction":
+        return replace(self, x_t=x_t)
 
     def _var(self, s: Tensor) -> Tensor:
         if self.own is not None:
@@ -133,6 +141,10 @@ class BinomialPrediction(Prediction):
         return replace(
             self, x_t=self.x_t[index], t=self.t[index], logits=self.logits[index], own=own
         )
+
+    @override
+    def at(self, x_t: Tensor) -> "BinomialPrediction":
+        return replace(self, x_t=x_t)
 
 
 def affine(process: GaussianProcess, kind: PredictionKind, t: Tensor) -> Tensor:

@@ -40,6 +40,15 @@ class Steps:
         """Network evaluations a datum."""
         return len(self.weight)
 
+    @property
+    def nbytes(self) -> int:
+        """Of host memory."""
+        return self.t.nbytes + self.draw.nbytes
+
+    def at(self, row: Tensor, unit: Tensor) -> tuple[Tensor, Tensor]:
+        """t and the noise's step of terms, int64 [B] each."""
+        return self.t[row, unit], self.draw[row, unit]
+
 
 def choose_steps(
     T: int, rows: Tensor, seed: int, convention: Convention, terms: int | None = None

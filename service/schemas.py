@@ -85,6 +85,7 @@ class LoglikRequest(_Request):
             "examples": [
                 {"model": "gaussian-mixture", "data": [[0.5, -1.0], [9.0, 9.0]], "seed": 7},
                 {"model": "mnist", "data": ["<base64 PNG>"], "terms": 64},
+                {"model": "bit-patterns", "data": [[1, 0, 0, 0]], "trajectories": 16},
             ]
         }
     )
@@ -101,7 +102,18 @@ class LoglikRequest(_Request):
     terms: int | None = Field(
         None, ge=1, description="Network evaluations a datum: n of the T steps, drawn without bias."
     )
-    per_step: bool = Field(False, description="Also answer every term that was evaluated.")
+    trajectories: int | None = Field(
+        None,
+        ge=2,
+        description="Take the log of the mean weight p(x_0..T) / q(x_1..T | x_0) of so many whole "
+        "forward trajectories (Equation 9 of Sohl-Dickstein et al. 2015; Burda et al. 2016): a "
+        "bound that tightens as they grow, at T network evaluations each. Not with `terms`.",
+    )
+    per_step: bool = Field(
+        False,
+        description="Also answer every term that was evaluated; of trajectories one after the "
+        "other, t = 1..T each.",
+    )
 
 
 class _PosteriorRequest(_Request):

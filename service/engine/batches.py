@@ -11,10 +11,10 @@ from itertools import groupby
 import torch
 from torch import Tensor
 
-from diffusion.noise import CounterNoise
+from diffusion.noise import CounterNoise, Stream
 from diffusion.plan import Update
 from diffusion.space import Convention
-from diffusion.strata import term_noise
+from diffusion.trajectory import Trajectories
 from service.engine.jobs import ChainJob, TermJob
 from service.engine.lanes import Entry
 
@@ -51,15 +51,44 @@ class TermBatch:
         slots: int64 [B], where the data are.
         units: int64 [B], which of its job's terms.
         t: int64 [B].
-        noise: of the forward draw.
-        conventions: one each.
+        groups: all of them, by kind.
     """
 
     slots: Tensor
     units: Tensor
     t: Tensor
+    groups: "list[TermGroup]"
+
+    def join(self, parts: Sequence[Tensor]) -> Tensor:
+        """What each group's rows have, in the batch's order, float32 [B, ...]."""
+        if len(parts) == 1:
+            return parts[0].float()
+        whole = parts[0].new_empty(len(self.t), *parts[0].shape[1:], dtype=torch.float32)
+        for group, part in zip(self.groups, parts, strict=True):
+            whole[group.index] = part.float()
+        return whole
+
+
+@dataclass(frozen=True)
+class TermGroup:
+    """Terms of one kind, which are worked out together.
+
+    Attributes:
+        index: which of the batch's rows.
+        t: int64 [G].
+        noise: of the forward draw, or of the trajectory.
+        convention: of the bound.
+    """
+
+    index: Tensor | slice
+    t: Tensor
     noise: CounterNoise
-    conventions: list[Convention]
+    convention: Convention
+
+    @property
+    def of_trajectories(self) -> bool:
+        """Whether they are steps of trajectories."""
+        return self.noise.stream == Stream.TRAJECTORY
 
 
 def by_job(entries: Sequence[Entry]) -> list[tuple[int, list[Entry]]]:
@@ -103,12 +132,19 @@ def gather_terms(
 ) -> TermBatch:
     """The batch of some terms."""
     rows: list[Tensor] = []
-    conventions: list[Convention] = []
+    kinds: list[tuple[Convention, Stream]] = []
     for key, group in by_job(entries):
         job = jobs[key]
         row, slot, unit = torch.tensor([entry[1:] for entry in group]).unbind(1)
-        steps = (job.steps.t[row, unit], job.steps.draw[row, unit])
-        rows.append(torch.stack((slot, torch.full_like(row, job.seed), row, *steps, unit), 1))
-        conventions += [job.convention] * len(group)
-    slots, seed, row, t, draw, units = torch.cat(rows).to(device).unbind(1)
-    return TermBatch(slots, units, t, term_noise(seed, row, draw), conventions)
+        datum, seed = row // job.each, torch.full_like(row, job.seed)
+        rows.append(torch.stack((slot, unit, seed, datum, *job.steps.at(row, unit)), 1))
+        stream = Stream.TRAJECTORY if isinstance(job.steps, Trajectories) else Stream.TERM
+        kinds += [(job.convention, stream)] * len(group)
+    slots, units, *columns = torch.cat(rows).to(device).unbind(1)
+    groups: list[TermGroup] = []
+    for convention, stream in dict.fromkeys(kinds):
+        these = [i for i, kind in enumerate(kinds) if kind == (convention, stream)]
+        i = slice(None) if len(these) == len(kinds) else torch.tensor(these, device=device)
+        seed, datum, t, draw = (column[i] for column in columns)
+        groups.append(TermGroup(i, t, CounterNoise(seed, datum, draw, stream), convention))
+    return TermBatch(slots, units, columns[2], groups)

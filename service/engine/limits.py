@@ -41,7 +41,7 @@ def size_of(job: Job, model: DiffusionModel) -> int:
     """Bytes of host memory that a job holds from acceptance to its end: what came, its answer."""
     if isinstance(job, TermJob):
         answer = 8 * job.cost + job.answer_bytes
-        return job.x_0.nbytes + job.steps.t.nbytes + job.steps.draw.nbytes + answer
+        return job.x_0.nbytes + job.steps.nbytes + answer
     brought = [] if job.start is None else [job.start]
     brought += [] if job.observation is None else parts_of(job.observation)
     samples = 4 * job.rows * math.prod(model.event)

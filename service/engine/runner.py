@@ -1,24 +1,28 @@
 """One tick of one model: a single network call on rows of any jobs, at any steps.
 
     prediction = network(chains' x_t and terms' x_t ~ q(x_t | x_0), joined)
-    chains: x_s by `diffusion.sampling.advance`;    terms: nats by `diffusion.bound.evaluate`
+    chains: x_s by `diffusion.sampling.advance`
+    terms: nats by `diffusion.bound.evaluate`, of trajectories by `diffusion.trajectory.evaluate`
 
 No policy: which rows, in which slots, is the scheduler's choice. Until everything of a tick has
 been computed nothing is written back, so one that failed can be tried again, whole or in parts.
 """
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import final
 
 import torch
 from torch import Tensor
 
+from diffusion import trajectory
 from diffusion.bound import closed_last, combine, evaluate, prior_part
 from diffusion.model import DiffusionModel
 from diffusion.noise import Stream, counter_noise
 from diffusion.prediction import Prediction
 from diffusion.sampling import advance, begin, burst
-from service.engine.batches import TermBatch, by_job, gather_chains, gather_terms
+from diffusion.trajectory import Trajectories
+from service.engine.batches import TermGroup, by_job, gather_chains, gather_terms
 from service.engine.calls import Calls, Precision, Rows
 from service.engine.jobs import ChainJob, ChainResult, Job, TermJob, TermResult
 from service.engine.lanes import Entry
@@ -91,18 +95,21 @@ class Runner:
             seen = state.observation(rows.slots) if rows.observed else None
             if length > 1:
                 model = self.calls.sampling
-                found = burst(model, x_t, previous, rows.update, rows.seed, rows.row, seen)
-                state.advance(rows.slots, *found)
+                ends = burst(model, x_t, previous, rows.update, rows.seed, rows.row, seen)
+                state.advance(rows.slots, *ends)
                 return
             of_chains = x_t[:n], rows.update.t[:n]
         if terms:
             data = gather_terms(self._filled(terms), self._term_jobs, device)
-            x_0 = self.data.x_0[data.slots]
-            drawn = self.model.process.marginal(x_0, data.t).sample(data.noise)
-            of_terms = drawn[:m], data.t[:m]
+            points = [self._points(data.slots[group.index], group) for group in data.groups]
+            of_terms = data.join([point.x_t for point in points])[:m], data.t[:m]
         chain, term = self.calls(of_chains, of_terms)
         if term is not None:
-            values = self._evaluate(data, term, x_0, drawn)
+            found = [
+                self._evaluate(group, term.rows(group.index), point)
+                for group, point in zip(data.groups, points, strict=True)
+            ]
+            values = data.join(found)
         if chain is not None:
             x_s = advance(chain, x_t, previous, rows.update, rows.noise, seen)
             state.advance(rows.slots, x_s, chain.x_0)
@@ -143,8 +150,11 @@ class Runner:
                 # Minus infinity is an answer: the model holds the datum to be impossible.
                 wrong = values.isnan() | values.isposinf()
                 if bool(wrong.any()):
-                    t = int(job.steps.t[entry.row][wrong][0])
-                    found[entry.key] = f"the bound of datum {entry.row} has no finite term t = {t}"
+                    step, _ = job.steps.at(torch.tensor(entry.row), wrong.nonzero()[0, 0])
+                    datum = entry.row // job.each
+                    found[entry.key] = (
+                        f"the bound of datum {datum} has no finite term t = {int(step)}"
+                    )
         return found
 
     def result(
@@ -162,12 +172,14 @@ class Runner:
         job, values = self._term_jobs[key], self._results[key]
         with torch.inference_mode(False), torch.no_grad():
             x_0 = job.x_0.to(self.model.device)
-            prior = prior_part(self.model, x_0, job.convention).cpu()
-            last = closed_last(self.model, x_0, job.convention)
-            found = combine(job.steps, values, prior, None if last is None else last.cpu())
+            if isinstance(job.steps, Trajectories):
+                found = trajectory.weigh(self.model, x_0, job.steps, job.seed, values)
+            else:
+                prior = prior_part(self.model, x_0, job.convention).cpu()
+                last = closed_last(self.model, x_0, job.convention)
+                found = combine(job.steps, values, prior, None if last is None else last.cpu())
         return TermResult(
             bound=found,
-            steps=job.steps,
             values=values,
             queue_seconds=queue_seconds,
             compute_seconds=compute_seconds,
@@ -209,20 +221,26 @@ class Runner:
                 x = begin(self.model, noise, seen, len(rows))
             self.chains.write(self._slots(entries), x, seen)
         for key, entries in by_job([entry for entry in terms if entry.unit == 0]):
-            x_0 = self._term_jobs[key].x_0[[entry.row for entry in entries]]
+            term_job = self._term_jobs[key]
+            x_0 = term_job.x_0[[entry.row // term_job.each for entry in entries]]
             self.data.x_0[self._slots(entries)] = x_0.to(device)
 
-    def _evaluate(
-        self, batch: TermBatch, prediction: Prediction, x_0: Tensor, x_t: Tensor
-    ) -> Tensor:
-        values = torch.zeros(len(batch.t), device=self.model.device)
-        for convention in set(batch.conventions):
-            these = [i for i, other in enumerate(batch.conventions) if other == convention]
-            i = slice(None) if len(these) == len(values) else torch.tensor(these, device=x_t.device)
-            part = prediction.rows(i)
-            found = evaluate(self.model, part, x_0[i], x_t[i], batch.t[i], convention)
-            values[i] = found.to(values.dtype)
-        return values
+    def _points(self, slots: Tensor, group: TermGroup) -> "_Points":
+        """Where the terms of a group are evaluated."""
+        x_0, process = self.data.x_0[slots], self.model.process
+        if group.of_trajectories:
+            before, x_t = trajectory.neighbours(process, x_0, group.t, group.noise)
+            return _Points(x_0, x_t, before)
+        return _Points(x_0, process.marginal(x_0, group.t).sample(group.noise))
+
+    def _evaluate(self, group: TermGroup, prediction: Prediction, points: "_Points") -> Tensor:
+        """The terms of a group, nats [G]."""
+        x_0, x_t, before = points.x_0, points.x_t, points.before
+        if before is None:
+            return evaluate(self.model, prediction, x_0, x_t, group.t, group.convention)
+        return trajectory.evaluate(
+            self.model, prediction, x_0, before, x_t, group.t, group.convention
+        )
 
     def _slots(self, entries: Sequence[Entry]) -> Tensor:
         return torch.tensor([entry.slot for entry in entries], device=self.model.device)
@@ -230,3 +248,12 @@ class Runner:
     def _filled(self, entries: list[Entry]) -> list[Entry]:
         """The entries, the last of them repeated up to `fill`."""
         return [*entries, *entries[-1:] * (self.calls.fill - len(entries))]
+
+
+@dataclass(frozen=True)
+class _Points:
+    """x_0 and x_t of terms, [G, *event]; of trajectories x_t in float64, and x_{t-1} too."""
+
+    x_0: Tensor
+    x_t: Tensor
+    before: Tensor | None = None

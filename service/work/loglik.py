@@ -1,7 +1,7 @@
 """/loglik: the bound K on log p(x_0), from its terms."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, final
 
 import torch
@@ -9,7 +9,9 @@ from torch import Tensor
 from typing_extensions import override
 
 from diffusion.bound import check_convention, null_log_prob
-from diffusion.strata import choose_steps
+from diffusion.space import Convention
+from diffusion.strata import Steps, choose_steps
+from diffusion.trajectory import Trajectories
 from service.answers import Loglik, LoglikAnswer, Parts
 from service.arrays import check_values, read_events, refusal
 from service.columns import Columns
@@ -40,7 +42,8 @@ class LoglikWork(Work[TermResult]):
         model, space = served.model, served.model.space
         count = len(request.data)
         check_rows(count, "data", settings.max_data, "NONEQ_MAX_DATA")
-        check_cost(count * min(request.terms or model.T - 1, model.T - 1), settings)
+        each = model.T * request.trajectories if request.trajectories else model.T - 1
+        check_cost(count * min(request.terms or each, each), settings)
         events = read_events(request.data, space, "data")
         if events.opaque is not None:
             raise InvalidRequest(
@@ -55,14 +58,12 @@ class LoglikWork(Work[TermResult]):
             check_convention(model, convention)
         except ValueError as error:
             raise refusal(error, "convention", convention) from None
-        try:
-            steps = choose_steps(model.T, torch.arange(count), seed, convention, request.terms)
-        except ValueError as error:
-            raise refusal(error, "terms", request.terms) from None
+        steps = _choose(request, model.T, torch.arange(count), seed, convention)
         x_0 = space.to_model(events.values)
-        written = count * steps.count * TERM_BYTES if request.per_step else 0
-        job = TermJob(served.name, x_0, seed, steps, convention, written)
+        job = TermJob(served.name, x_0, seed, steps, convention)
         check_cost(job.cost, settings)
+        if request.per_step:
+            job = replace(job, answer_bytes=job.cost * TERM_BYTES)
         return cls(served, job, request)
 
     @property
@@ -86,6 +87,7 @@ class LoglikWork(Work[TermResult]):
                     prior=_finite(columns["prior"][i]),
                     steps=_finite(columns["steps"][i]),
                     last=_finite(columns["last"][i]),
+                    gain=_finite(columns["gain"][i]),
                 ),
                 per_step=self._terms(result, i) if self.request.per_step else None,
             )
@@ -97,7 +99,8 @@ class LoglikWork(Work[TermResult]):
             exact=result.exact,
             estimator=self.request.estimator,
             convention=self.job.convention,
-            terms=self.job.units,
+            terms=self.job.units * self.job.each,
+            trajectories=self.request.trajectories,
             results=results,
             network_evaluations=result.network_evaluations,
         )
@@ -106,8 +109,8 @@ class LoglikWork(Work[TermResult]):
     def tensors(self, result: TermResult) -> dict[str, Tensor]:
         found = self._bounds(result)
         if self.request.per_step:
-            steps = result.steps
-            found |= {"term_t": steps.t, "term_weight": steps.weight, "term_value": result.values}
+            steps, values = self._steps(), result.values.view(len(self.job.x_0), -1)
+            found |= {"term_t": steps.t, "term_weight": steps.weight, "term_value": values}
         return found
 
     def _bounds(self, result: TermResult) -> dict[str, Tensor]:
@@ -121,13 +124,40 @@ class LoglikWork(Work[TermResult]):
             "prior": bound.prior,
             "steps": bound.steps,
             "last": bound.last,
+            "gain": bound.gain,
         }
 
-    @staticmethod
-    def _terms(result: TermResult, datum: int) -> Columns:
-        steps = result.steps
-        columns = {"t": steps.t[datum], "weight": steps.weight, "value": result.values[datum]}
+    def _steps(self) -> Steps:
+        """The terms of each datum as a table."""
+        steps = self.job.steps
+        return steps.steps(len(self.job.x_0)) if isinstance(steps, Trajectories) else steps
+
+    def _terms(self, result: TermResult, datum: int) -> Columns:
+        steps, values = self._steps(), result.values.view(len(self.job.x_0), -1)
+        columns = {"t": steps.t[datum], "weight": steps.weight, "value": values[datum]}
         return Columns({name: x.numpy() for name, x in columns.items()})
+
+
+def _choose(
+    request: LoglikRequest, T: int, rows: Tensor, seed: int, convention: Convention
+) -> Steps | Trajectories:
+    """Which terms are asked for, or the problem with that."""
+    if request.trajectories is None:
+        try:
+            return choose_steps(T, rows, seed, convention, request.terms)
+        except ValueError as error:
+            raise refusal(error, "terms", request.terms) from None
+    if request.terms is not None:
+        raise InvalidRequest(
+            "A trajectory's weight needs every step, so `terms` cannot go with `trajectories`.",
+            location="terms",
+            received=request.terms,
+            fix="Leave out `terms`, or `trajectories`.",
+        )
+    try:
+        return Trajectories(request.trajectories, T)
+    except ValueError as error:
+        raise refusal(error, "trajectories", request.trajectories) from None
 
 
 def _finite(value: float) -> float | None:

@@ -84,6 +84,8 @@ INVALID: list[tuple[str, dict[str, Any], str]] = [
     ("/loglik", GREY | {"data": IMAGE}, "data"),
     ("/loglik", BITS | {"data": [[0, 1, 2, 0]]}, "data"),
     ("/loglik", MIXTURE | {"data": [[0, 0]], "terms": 2}, "terms"),
+    ("/loglik", MIXTURE | {"data": [[0, 0]], "terms": 12, "trajectories": 2}, "terms"),
+    ("/loglik", MIXTURE | {"data": [[0, 0]], "trajectories": 1}, "trajectories"),
     ("/loglik", MIXTURE | {"data": [[0, 0]], "convention": "discretised"}, "convention"),
     ("/loglik", BITS | {"data": [[0, 0, 0, 1]], "convention": "density"}, "convention"),
     ("/loglik", MIXTURE | {"data": [[0, 0]], "estimator": "parzen"}, "estimator"),

@@ -82,7 +82,7 @@ def build_model(
         torch.manual_seed(stream_seed(config.seed if seed is None else seed, "weights", 0))
         network = build(config.network)
     return DiffusionModel(
-        config.process.build(), network, dataset.space, config.prediction, config.variance
+        config.process.build(), network, dataset.space, config.prediction, config.fitted_variance
     )
 
 

@@ -57,30 +57,35 @@ def evaluate(
     x_t: Tensor,
     t: Tensor,
     convention: Convention,
+    s: Tensor | None = None,
 ) -> Tensor:
     """Terms of the bound from a network call already made, nats [B].
+
+    -KL(q(x_s | x_t, x_0) || p(x_s | x_t)), and at s = 0 the last step's part.
 
     Args:
         model: the model.
         prediction: `model.predict(x_t, t)`.
         x_0: [B, *event], model units.
         x_t: [B, *event], drawn from q(x_t | x_0).
-        t: int64 [B]; at t = 1 the term is the last step's part.
-        convention: of the bound; "paper" has no network's part at t = 1, and gives its closed form.
+        t: int64 [B].
+        convention: of the bound; "paper" has no network's part at s = 0, and gives its closed form.
+        s: int64 [B], where the steps end; t - 1 where it is not given.
     """
-    last = t == 1
+    s = t - 1 if s is None else s
+    last = s == 0
     if not bool(last.any()):
-        return -model.process.posterior(x_0, x_t, t, t - 1).kl(prediction.kernel(t - 1))
+        return -model.process.posterior(x_0, x_t, t, s).kl(prediction.kernel(s))
     if not bool(last.all()):
         values = x_0.new_empty(len(t))
         for rows in (last, ~last):
             part = prediction.rows(rows)
-            found = evaluate(model, part, x_0[rows], x_t[rows], t[rows], convention)
+            found = evaluate(model, part, x_0[rows], x_t[rows], t[rows], convention, s[rows])
             values[rows] = found.to(values.dtype)
         return values
     if convention == "paper":
         return -model.process.marginal(x_0, t).entropy()
-    kernel = prediction.kernel(t - 1)
+    kernel = prediction.kernel(s)
     if convention == "density":
         return kernel.log_prob(x_0) + model.space.log_jacobian()
     if isinstance(kernel, Normal):

@@ -19,6 +19,7 @@ from diffusion.prediction import (
     read_gaussian,
 )
 from diffusion.process import BinomialProcess, GaussianProcess, Process
+from diffusion.profile import Profile
 from diffusion.space import DataSpace
 
 
@@ -67,6 +68,7 @@ class DiffusionModel(nn.Module):
         space: what a datum is.
         prediction: what the network predicts.
         variance: the reverse kernel's variance; None for bits, and with "perturbation".
+        profile: what was measured of the model, if anything was; "optimal" needs it.
 
     Raises:
         ValueError: the parts do not fit each other.
@@ -83,11 +85,17 @@ class DiffusionModel(nn.Module):
         space: DataSpace,
         prediction: PredictionKind,
         variance: VarianceKind | None,
+        profile: Profile | None = None,
     ) -> None:
         super().__init__()
         _check(process, space, prediction, variance)
         self.process, self.network, self.space = process, network, space
-        self.prediction, self.variance = prediction, variance
+        self.prediction, self.variance, self.profile = prediction, variance, profile
+        if variance == "optimal" and profile is None:
+            raise ValueError(
+                "variance 'optimal' is read from a profile, and there is none: measure one with "
+                "`python -m training profile`, or use 'lower'"
+            )
         bounds = space.bounds
         self.register_buffer("_low", bounds[0].float() if bounds else None, persistent=False)
         self.register_buffer("_high", bounds[1].float() if bounds else None, persistent=False)
@@ -121,11 +129,11 @@ class DiffusionModel(nn.Module):
         ours = isinstance(self.network, Network)
         time = at.condition if ours else at.condition[0].expand(len(x_t))
         output = self.network(x_t, time)
-        process, kind = self.process, self.prediction
+        process, kinds = self.process, (self.prediction, self.variance)
         if isinstance(process, BinomialProcess):
-            return read_binomial(process, kind, output, x_t, at.t)
+            return read_binomial(process, self.prediction, output, x_t, at.t)
         assert isinstance(process, GaussianProcess)
-        found = read_gaussian(process, kind, self.variance, output, x_t, at.t, at.of_x_0)
+        found = read_gaussian(process, *kinds, output, x_t, at.t, at.of_x_0, self.profile)
         if not clip or self._low is None or self._high is None:
             return found
         return found.clipped(self._low, self._high)

@@ -148,7 +148,8 @@ class Ancestral(_Sampler):
             assert model.variance is not None  # DiffusionModel sees to it
             b, a, _ = process.posterior_coefficients(*at)
             mean = torch.stack((a, b, torch.zeros_like(a)), 1)
-            table = torch.cat((mean, variance_terms(process, model.variance, *at)), 1)
+            variance = variance_terms(process, model.variance, *at, model.profile)
+            table = torch.cat((mean, variance), 1)
         return Plan(t, s, table.cpu(), own=False)
 
 

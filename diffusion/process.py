@@ -52,7 +52,17 @@ class BinomialConfig(_ProcessConfig):
 ProcessConfig = Annotated[GaussianConfig | BinomialConfig, Field(discriminator="kind")]
 
 
-class Process(nn.Module, ABC):
+class Tables(nn.Module):
+    """Tables of float64, which move to a device and are never cast."""
+
+    @override
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        # .float() and .bfloat16() come through here as .to(device) does: only the device is obeyed.
+        super()._apply(lambda x: x.to(fn(x).device), recurse)  # type: ignore[no-untyped-call]
+        return self
+
+
+class Process(Tables, ABC):
     """The forward process q of T steps.
 
     Args:
@@ -67,12 +77,6 @@ class Process(nn.Module, ABC):
         check_beta(beta)
         self.register_buffer("beta", beta.double())
         self.register_buffer("alpha_bar", alpha_bar(beta), persistent=False)
-
-    @override
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
-        # .float() and .bfloat16() come through here as .to(device) does: only the device is obeyed.
-        super()._apply(lambda x: x.to(fn(x).device), recurse)  # type: ignore[no-untyped-call]
-        return self
 
     def refresh(self) -> None:
         """Work alpha_bar out again after `beta` was loaded."""

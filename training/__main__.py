@@ -2,6 +2,7 @@
 
     python -m training fit swissroll          into runs/swissroll, as training/configs says
     python -m training export swissroll       into models/swissroll: artefact, card, samples
+    python -m training profile swissroll      measure its errors step by step, of training data
     python -m training evaluate swissroll     measure an exported artefact
     python -m training inspect swissroll      print an exported artefact's facts
     python -m training peer deadleaves        Gaussian mixtures of the same data, measured
@@ -23,9 +24,9 @@ from typing import Any
 import torch
 from pydantic import TypeAdapter
 
-from diffusion.checkpoint import ArtefactError, Metadata, load, rewrite
-from diffusion.model import DiffusionModel
+from diffusion.checkpoint import ArtefactError, load, rewrite, save
 from diffusion.plan import Sampler
+from diffusion.profile import ProfileConfig
 from training import config as configs
 from training import data, examples, export, inspect, oracle, parzen, state
 from training.evaluate import evaluate, table
@@ -81,21 +82,11 @@ def do_export(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def data_of(model: DiffusionModel, metadata: Metadata) -> tuple[data.Dataset, str]:
-    """The data of an artefact, and its title."""
-    document = metadata.training.config
-    if metadata.training.steps:
-        config = configs.FitConfig.model_validate(document)
-        return data.load(config.data), config.title
-    oracle_config = oracle.OracleConfig.model_validate(document)
-    return oracle.dataset(oracle_config, model), oracle_config.title
-
-
 def do_evaluate(arguments: argparse.Namespace) -> int:
     """Measure an artefact; with --write, into its document and card."""
     path = inspect.find(arguments.name, arguments.models)
     model, metadata = load(path, pick_device(arguments.device))
-    dataset, title = data_of(model, metadata)
+    config, dataset = export.source(model, metadata)
     found = evaluate(
         model,
         dataset,
@@ -113,8 +104,27 @@ def do_evaluate(arguments: argparse.Namespace) -> int:
         measured = {(e.convention, e.split) for e in found}
         kept = [e for e in metadata.evaluation if (e.convention, e.split) not in measured]
         rewrite(path, metadata.model_copy(update={"evaluation": (*kept, *found)}))
-        path.chmod(0o644)
-        export.write_companions(path, title)
+        export.write_card(path, config.title, model)
+    return 0
+
+
+def do_profile(arguments: argparse.Namespace) -> int:
+    """Measure an artefact's errors step by step; with --write, into it and its card."""
+    path = inspect.find(arguments.name, arguments.models)
+    model, metadata = load(path, pick_device(arguments.device))
+    config, dataset = export.source(model, metadata)
+    given = {"rows": arguments.rows, "points": arguments.points, "seed": arguments.seed}
+    keys = config.profile.model_dump() | {k: v for k, v in given.items() if v is not None}
+    profile = ProfileConfig.model_validate(keys)
+    variance = arguments.variance or metadata.variance
+    found, document = export.with_profile(model, metadata, dataset, profile, variance)
+    print(inspect.steps_table(found))
+    if arguments.write:
+        save(path, found, document)
+        if document.variance == metadata.variance:
+            export.write_card(path, config.title, found)
+        else:  # then samples are others too
+            export.write_companions(path, config.title, found)
     return 0
 
 
@@ -136,7 +146,7 @@ def do_parzen(arguments: argparse.Namespace) -> int:
     else:
         path = inspect.find(arguments.name, arguments.models)
         model, metadata = load(path, pick_device(arguments.device))
-        dataset, _ = data_of(model, metadata)
+        _, dataset = export.source(model, metadata)
         keys = {"name": arguments.sampler, "steps": arguments.steps}
         sampler: Sampler = TypeAdapter(Sampler).validate_python(keys)
         kept = parzen.run_folder(folder, path, sampler, arguments.seed)
@@ -258,6 +268,18 @@ def parser() -> argparse.ArgumentParser:
     one.add_argument("--steps", type=int, default=20, help="of the sampler")
     one.add_argument("--seed", type=int, default=0)
     one.add_argument("--out", type=Path, help="folder (default runs/parzen/NAME)")
+
+    one = command("profile", do_profile, device, models)
+    one.add_argument("name", help="of a model, or a path ending in .safetensors")
+    one.add_argument("--rows", type=int, help="at each step that is measured")
+    one.add_argument("--points", type=int, help="steps that are measured, the others interpolated")
+    one.add_argument("--seed", type=int, help="of the noise")
+    one.add_argument(
+        "--variance",
+        choices=("lower", "upper", "optimal"),
+        help="of the model from now on (default as it was; these three need no other network)",
+    )
+    one.add_argument("--write", action="store_true", help="into the artefact and its card")
 
     one = command("inspect", do_inspect, models)
     one.add_argument("name", help="of a model, or a path ending in .safetensors")

@@ -13,7 +13,9 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from diffusion.networks import NetworkConfig
+from diffusion.prediction import VarianceKind
 from diffusion.process import ProcessConfig
+from diffusion.profile import ProfileConfig
 from diffusion.space import Convention
 from training.data import DataConfig
 
@@ -101,9 +103,10 @@ class EvaluationConfig(Frozen):
 
 
 class FitConfig(Frozen):
-    """Everything that decides the weights of one model.
+    """Everything that decides the weights of one model, and how it is measured.
 
-    `steps` optimiser steps of `batch` rows, the whole batch over all ranks.
+    `steps` optimiser steps of `batch` rows, the whole batch over all ranks. With variance "optimal"
+    the fit's is "lower", and export reads the other from the profile it makes.
     """
 
     name: str
@@ -112,7 +115,7 @@ class FitConfig(Frozen):
     process: ProcessConfig
     network: NetworkConfig
     prediction: Literal["eps", "x_0", "v", "perturbation"]
-    variance: Literal["lower", "upper", "interpolated", "moment"] | None = None
+    variance: VarianceKind | None = None
     objective: ObjectiveConfig = ObjectiveConfig()
     optimiser: OptimiserConfig = OptimiserConfig()
     average: AverageConfig = AverageConfig()
@@ -122,6 +125,12 @@ class FitConfig(Frozen):
     precision: Literal["float32", "bfloat16"] = "float32"
     watch: WatchConfig = WatchConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
+    profile: ProfileConfig = ProfileConfig()
+
+    @property
+    def fitted_variance(self) -> VarianceKind | None:
+        """The variance while fitting."""
+        return "lower" if self.variance == "optimal" else self.variance
 
 
 def read(name: str, overrides: Mapping[str, Any] | None = None) -> dict[str, Any]:

@@ -9,7 +9,7 @@ before it: the two differ only in parts with closed forms.
 
 import math
 import platform
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -26,7 +26,7 @@ from diffusion.model import DiffusionModel
 from diffusion.space import Convention
 from diffusion.strata import choose_steps
 from training.data import Dataset, Split
-from training.progress import progress_bar
+from training.progress import progress_bar, rows_done
 
 
 def evaluate(
@@ -80,7 +80,7 @@ def evaluate(
                     convention=convention,
                     terms=terms,
                     batch=batch,
-                    progress=_advance(bar.update),
+                    progress=rows_done(bar),
                 )
             values, steps = result.bound, result.steps
         mean = float(values.mean())
@@ -106,15 +106,6 @@ def evaluate(
             )
         )
     return found
-
-
-def _advance(update: Callable[[int], object]) -> Callable[[int], None]:
-    """A bar's `update`, as `bound` calls it."""
-
-    def advance(rows: int) -> None:
-        update(rows)
-
-    return advance
 
 
 def table(evaluations: Sequence[Evaluation]) -> str:

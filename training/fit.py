@@ -82,7 +82,7 @@ def build_model(
         torch.manual_seed(stream_seed(config.seed if seed is None else seed, "weights", 0))
         network = build(config.network)
     return DiffusionModel(
-        config.process.build(), network, dataset.space, config.prediction, config.variance
+        config.process.build(), network, dataset.space, config.prediction, config.fitted_variance
     )
 
 
@@ -251,16 +251,21 @@ class Fit:
 
 def check_same(was: dict[str, Any], now: dict[str, Any], out: Path) -> None:
     """Raise CheckpointError if a checkpoint's configuration decides other weights than this one."""
-    free = {"title", "watch", "evaluation"}
-    changed = sorted(
-        key for key in (was.keys() | now.keys()) - free if was.get(key) != now.get(key)
-    )
+    was, now = _deciding(was), _deciding(now)
+    changed = sorted(key for key in was.keys() | now.keys() if was.get(key) != now.get(key))
     if changed:
         what = "; ".join(f"{key}: {was.get(key)} there, {now.get(key)} here" for key in changed)
         raise state.CheckpointError(
             f"{out} holds a fit of another configuration ({what}); start with --restart or "
             "another --out"
         )
+
+
+def _deciding(config: dict[str, Any]) -> dict[str, Any]:
+    """What of a configuration decides the weights; an optimal variance is fitted as "lower" is."""
+    free = {"title", "watch", "evaluation", "profile"}
+    fitted = {"optimal": "lower"}.get(config.get("variance") or "", config.get("variance"))
+    return {key: value for key, value in config.items() if key not in free} | {"variance": fitted}
 
 
 def device_name(ranks: Ranks) -> str:

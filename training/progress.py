@@ -45,3 +45,12 @@ def each_step(bar: "tqdm[Any]") -> Callable[[int, Tensor], None]:
         bar.update(1)
 
     return made
+
+
+def rows_done(bar: "tqdm[Any]") -> Callable[[int], None]:
+    """A bar as `bound` reports to it: by the rows just done."""
+
+    def made(rows: int) -> None:
+        bar.update(rows)
+
+    return made

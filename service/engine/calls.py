@@ -35,7 +35,7 @@ class Calls:
         self.model = self.sampling = model
         if precision == "bfloat16":
             network = deepcopy(model.network).to(torch.bfloat16)
-            kinds = model.space, model.prediction, model.variance
+            kinds = model.space, model.prediction, model.variance, model.profile
             self.sampling = DiffusionModel(model.process, network, *kinds).to(model.device).eval()
             self.sampling.tabulate()
         self.fill = 0

@@ -10,7 +10,7 @@ ancestral step draws from that.
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Annotated, Literal, final
 
@@ -52,11 +52,11 @@ class Update:
 
     def steps(self) -> list["Update"]:
         """All k in turn; with numbers where B = 1, for a product with a number is the cheaper."""
-        found = [self.step(i) for i in range(len(self.t))]
+        columns = zip(self.t.unbind(), self.s.unbind(), self.table.unbind(), strict=True)
         if self.t.shape[1] > 1:
-            return found
-        rows = self.table[:, 0].tolist()
-        return [replace(step, numbers=tuple(row)) for step, row in zip(found, rows, strict=True)]
+            return [Update(t, s, table, self.own) for t, s, table in columns]
+        rows = map(tuple, self.table[:, 0].tolist())
+        return [Update(*step, self.own, row) for step, row in zip(columns, rows, strict=True)]
 
     def columns(self, like: Tensor) -> Sequence[Tensor | float]:
         """The table's columns for one step of the rows of `like` [B, *event]."""

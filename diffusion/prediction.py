@@ -8,6 +8,7 @@ and every stride s < t serves every model.
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Literal, final
 
 import torch
@@ -15,7 +16,7 @@ from torch import Tensor
 from typing_extensions import override
 
 from diffusion.distributions import Bernoulli, Distribution, Normal
-from diffusion.process import BinomialProcess, GaussianProcess, per_row
+from diffusion.process import BinomialProcess, GaussianProcess, blend, per_row
 
 PredictionKind = Literal["eps", "x_0", "v", "perturbation"]
 VarianceKind = Literal["lower", "upper", "interpolated", "moment"]
@@ -114,7 +115,7 @@ class BinomialPrediction(Prediction):
     logits: Tensor
     own: Bernoulli | None = None
 
-    @property
+    @cached_property
     def x_0(self) -> Tensor:  # type: ignore[override]
         """P(x_0 = 1 | x_t), [B, *event]."""
         return self.logits.sigmoid()
@@ -224,7 +225,7 @@ def read_gaussian(
         return GaussianPrediction(process, x_t, t, first, variance, extra)
     of = affine(process, kind, t) if of_x_0 is None else of_x_0
     p, q = of if isinstance(of, tuple) else (per_row(part, x_t) for part in of.unbind(1))
-    x_0 = p * x_t + q * first
+    x_0 = blend(p, x_t, q, first)
     return GaussianPrediction(process, x_t, t, x_0, variance, extra)
 
 

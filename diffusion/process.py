@@ -114,6 +114,13 @@ def per_row(values: Tensor, like: Tensor) -> Tensor:
     return values.to(like.dtype).view(-1, *[1] * (like.ndim - 1))
 
 
+def blend(a: Tensor | float, x: Tensor, b: Tensor | float, y: Tensor) -> Tensor:
+    """a x + b y, in two operations; a and b numbers, or `per_row` of x."""
+    if isinstance(a, Tensor):
+        return torch.addcmul(b * y, a, x)
+    return torch.add(b * y, x, alpha=a)
+
+
 @final
 class GaussianProcess(Process):
     """q(x_t | x_{t-1}) = N(sqrt(1 - beta_t) x_{t-1}, beta_t), pi = N(0, 1)."""

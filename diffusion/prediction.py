@@ -7,6 +7,7 @@ and every stride s < t serves every model.
 """
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Literal, final
@@ -92,11 +93,11 @@ class GaussianPrediction(Prediction):
         assert self.variance is not None  # DiffusionModel sees to it
         terms = variance_terms(self.process, self.variance, self.t, s)
         v_0, v_1, w = (per_row(term, self.x_t) for term in terms.unbind(1))
-        return torch.as_tensor(self.var_of(v_0, v_1, w))
+        return self.var_of(v_0, v_1, w)
 
-    def var_of(self, v_0: Tensor | float, v_1: Tensor | float, w: Tensor | float) -> Tensor | float:
+    def var_of(self, v_0: Tensor, v_1: Tensor, w: Tensor) -> Tensor:
         """v_0 + v_1 exp(w z), z the network's second output where it has one."""
-        return v_0 if self.extra is None else v_0 + v_1 * (w * self.extra).exp()
+        return v_0 if self.extra is None else torch.addcmul(v_0, v_1, (w * self.extra).exp())
 
 
 @final
@@ -194,7 +195,7 @@ def read_gaussian(
     output: Tensor,
     x_t: Tensor,
     t: Tensor,
-    of_x_0: Tensor | tuple[float, ...] | None = None,
+    of_x_0: Tensor | Sequence[Tensor] | None = None,
 ) -> GaussianPrediction:
     """A Gaussian network's output as a prediction.
 
@@ -210,7 +211,7 @@ def read_gaussian(
         output: [B, outputs * event[0], ...].
         x_t: [B, *event].
         t: int64 [B], or [1] for all rows.
-        of_x_0: `affine` where it has been worked out, [B, 2], or two numbers for all rows.
+        of_x_0: `affine` where it has been worked out, [B, 2], or two numbers [] for all rows.
     """
     parts = output.to(x_t.dtype).split(x_t.shape[1], dim=1)
     first, extra = parts[0], parts[1] if len(parts) > 1 else None
@@ -224,7 +225,7 @@ def read_gaussian(
     if kind == "x_0":
         return GaussianPrediction(process, x_t, t, first, variance, extra)
     of = affine(process, kind, t) if of_x_0 is None else of_x_0
-    p, q = of if isinstance(of, tuple) else (per_row(part, x_t) for part in of.unbind(1))
+    p, q = (per_row(part, x_t) for part in of.unbind(1)) if isinstance(of, Tensor) else of
     x_0 = blend(p, x_t, q, first)
     return GaussianPrediction(process, x_t, t, x_0, variance, extra)
 

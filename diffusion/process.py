@@ -114,11 +114,9 @@ def per_row(values: Tensor, like: Tensor) -> Tensor:
     return values.to(like.dtype).view(-1, *[1] * (like.ndim - 1))
 
 
-def blend(a: Tensor | float, x: Tensor, b: Tensor | float, y: Tensor) -> Tensor:
-    """a x + b y, in two operations; a and b numbers, or `per_row` of x."""
-    if isinstance(a, Tensor):
-        return torch.addcmul(b * y, a, x)
-    return torch.add(b * y, x, alpha=a)
+def blend(a: Tensor, x: Tensor, b: Tensor, y: Tensor) -> Tensor:
+    """a x + b y in two operations; a and b `per_row` of x, or with no axes for all rows."""
+    return torch.addcmul(b * y, a, x)
 
 
 @final

@@ -47,11 +47,8 @@ def _kernel(prediction: Prediction, x_t: Tensor, previous: Tensor, update: Updat
     if update.own is True or not isinstance(prediction, GaussianPrediction):
         return prediction.kernel(update.s)
     a, b, c, v_0, v_1, w = update.columns(x_t)
-    mean = blend(a, x_t, b, prediction.x_0)
-    if not (isinstance(c, float) and c == 0.0):
-        mean = mean + c * previous
+    mean = torch.addcmul(blend(a, x_t, b, prediction.x_0), c, previous)
     var = prediction.var_of(v_0, v_1, w)
-    var = var if isinstance(var, Tensor) else x_t.new_tensor(var)
     if update.own is False:
         return Normal(mean, var)
     own, kernel = per_row(update.own, x_t).bool(), prediction.kernel(update.s)
@@ -168,7 +165,7 @@ def burst(
     times = model.times(update.t[:, 0]).each() if update.t.shape[1] == 1 else None
     normal = isinstance(model.process, GaussianProcess)
     together = max(1, _NUMBERS // x_t.numel())
-    for i, here in enumerate(update.steps()):
+    for i, here in enumerate(update.steps(x_t.dtype)):
         if i % together == 0:
             t = update.t[i : i + together]
             noise = CounterNoise(

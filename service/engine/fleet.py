@@ -110,7 +110,7 @@ class Fleet:
     def _enter(self, name: str, runner: Runner, room: Room, seconds: float) -> None:
         """Its rehearsal went well, a tick in so many seconds: jobs may come."""
         self._runners[name], self._allowances[name] = runner, Allowance(room.batch)
-        self._scheduler.serve(name, room.batch, room.slots)
+        self._scheduler.serve(name, room.batch, room.slots, seconds)
         self._intake.limit(name, room.batch)
         self._intake.measure(name, room.batch, seconds)
         _log.info("model %s: %d rows a tick, %d held", name, room.batch, room.slots)

@@ -17,6 +17,7 @@ from diffusion.space import Convention
 from diffusion.strata import term_noise
 from service.engine.jobs import ChainJob, TermJob
 from service.engine.lanes import Entry
+from service.engine.transfer import upload
 
 
 @dataclass(frozen=True)
@@ -89,11 +90,11 @@ def gather_chains(
         own += [job.plan.own] * len(group)
         alone = share and len(groups) == 1 and length > 1 and len(set(units)) == 1
         parts.append(job.plan.joined[steps + torch.tensor(units[:1] if alone else units)])
-    slots, seed, row = torch.tensor(rows).to(device).unbind(1)
-    columns = torch.cat(parts, 1).to(device)
+    slots, seed, row = upload(torch.tensor(rows), device).unbind(1)
+    columns = upload(torch.cat(parts, 1), device)
     t, s = columns[..., :2].long().unbind(-1)
     alike = len(set(own)) == 1
-    update = Update(t, s, columns[..., 2:], own[0] if alike else torch.tensor(own, device=device))
+    update = Update(t, s, columns[..., 2:], own[0] if alike else upload(torch.tensor(own), device))
     observed = any(jobs[key].observation is not None for key, _ in groups)
     return ChainBatch(slots, seed, row, update if length > 1 else update.step(0), observed)
 
@@ -110,5 +111,5 @@ def gather_terms(
         steps = (job.steps.t[row, unit], job.steps.draw[row, unit])
         rows.append(torch.stack((slot, torch.full_like(row, job.seed), row, *steps, unit), 1))
         conventions += [job.convention] * len(group)
-    slots, seed, row, t, draw, units = torch.cat(rows).to(device).unbind(1)
+    slots, seed, row, t, draw, units = upload(torch.cat(rows), device).unbind(1)
     return TermBatch(slots, units, t, term_noise(seed, row, draw), conventions)

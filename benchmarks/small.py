@@ -1,6 +1,6 @@
 """Small networks: samples a second by the engine, over diffusers' own loop at the same network.
 
-    python -m benchmarks.small [--models models] [--sizes 1 16 256 4096] [--rounds 7]
+    python -m benchmarks.small [--models models] [--sizes 1 16 256 4096] [--device cpu]
 
 Small networks are bound by what surrounds them. diffusers has no binomial process: for `heartbeat`
 its loop runs the same network as a Gaussian one of as many steps, which is less work than bits are.
@@ -39,9 +39,9 @@ def ours(model: DiffusionModel, job: ChainJob) -> float:
 @torch.inference_mode()
 def their_samples(model: DiffusionModel, scheduler: DDPMScheduler, rows: int) -> torch.Tensor:
     """diffusers' loop, as DDPMPipeline has it."""
-    x = torch.randn(rows, *model.event)
+    x = torch.randn(rows, *model.event, device=model.device)
     network, T = model.network, model.T
-    snr = model.process.log_snr(torch.arange(T + 1)).float()
+    snr = model.process.log_snr(torch.arange(T + 1, device=x.device)).float()
     for step in scheduler.timesteps:
         time = snr[step + 1] if network.clock == "log_snr" else step.float()
         x = scheduler.step(network(x, time.expand(rows)), step, x).prev_sample
@@ -58,7 +58,7 @@ def their_scheduler(model: DiffusionModel) -> DDPMScheduler:
         variance_type="learned" if learned else "fixed_small",
         clip_sample=False,
     )
-    scheduler.set_timesteps(model.T)
+    scheduler.set_timesteps(model.T, device=model.device)
     return scheduler
 
 
@@ -69,13 +69,15 @@ def main() -> None:
     parser.add_argument("--names", nargs="+", default=["swissroll", "heartbeat"])
     parser.add_argument("--sizes", type=int, nargs="+", default=[1, 16, 256, 4096])
     parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--device", default="cpu", help="cpu or cuda")
     asked = parser.parse_args()
     print(machine())
     keep_freed_memory()  # as the service does; it serves both
     rows: list[list[str]] = []
     for name in asked.names:
-        model, _ = load(asked.models / name / "model.safetensors")
-        plain, _ = load(asked.models / name / "model.safetensors")
+        path = asked.models / name / "model.safetensors"
+        model, _ = load(path, asked.device)
+        plain, _ = load(path, asked.device)
         scheduler, plan = their_scheduler(plain), Ancestral().plan(model)
         for size in asked.sizes:
             found = compare(

@@ -1,6 +1,6 @@
 """The model: process, network and data space, and p(x_s | x_t), the reverse kernel they give."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Self, final, get_args
 
@@ -32,17 +32,17 @@ class Times:
         t: int64 [B].
         condition: what the network knows of them, [B, ...] each; the time itself of a network
             that does not say (`networks.base.Network` does).
-        of_x_0: float32 [B, 2], `prediction.affine`, or of one step its two numbers; None where
-            x_0hat is no such combination.
+        of_x_0: float32 [B, 2], `prediction.affine`, or of one step its two numbers, []; None
+            where x_0hat is no such combination.
     """
 
     t: Tensor
     condition: tuple[Tensor, ...]
-    of_x_0: Tensor | tuple[float, ...] | None
+    of_x_0: Tensor | Sequence[Tensor] | None
 
     def rows(self, index: slice | Tensor, t: Tensor | None = None) -> "Times":
         """Some of them."""
-        assert not isinstance(self.of_x_0, tuple)  # one step has no rows to choose from
+        assert self.of_x_0 is None or isinstance(self.of_x_0, Tensor)  # one step has no rows
         return Times(
             self.t[index] if t is None else t,
             tuple(part[index] for part in self.condition),
@@ -52,9 +52,10 @@ class Times:
     def each(self) -> "list[Times]":
         """The steps one by one, each for any number of rows."""
         known = zip(*(part.split(1) for part in self.condition), strict=True)
-        rows = self.of_x_0.tolist() if isinstance(self.of_x_0, Tensor) else [None] * len(self.t)
-        each = zip(self.t.split(1), known, rows, strict=True)
-        return [Times(t, condition, of and tuple(of)) for t, condition, of in each]
+        flat = self.of_x_0.flatten().unbind() if isinstance(self.of_x_0, Tensor) else None
+        pairs = [flat and flat[i : i + 2] for i in range(0, 2 * len(self.t), 2)]
+        each = zip(self.t.split(1), known, pairs, strict=True)
+        return [Times(t, condition, pair) for t, condition, pair in each]
 
 
 @final

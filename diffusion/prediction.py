@@ -7,7 +7,9 @@ and every stride s < t serves every model.
 """
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Literal, final
 
 import torch
@@ -15,7 +17,7 @@ from torch import Tensor
 from typing_extensions import override
 
 from diffusion.distributions import Bernoulli, Distribution, Normal
-from diffusion.process import BinomialProcess, GaussianProcess, per_row
+from diffusion.process import BinomialProcess, GaussianProcess, blend, per_row
 from diffusion.profile import Profile
 
 PredictionKind = Literal["eps", "x_0", "v", "perturbation"]
@@ -101,11 +103,11 @@ class GaussianPrediction(Prediction):
         assert self.variance is not None  # DiffusionModel sees to it
         terms = variance_terms(self.process, self.variance, self.t, s, self.profile)
         v_0, v_1, w = (per_row(term, self.x_t) for term in terms.unbind(1))
-        return torch.as_tensor(self.var_of(v_0, v_1, w))
+        return self.var_of(v_0, v_1, w)
 
-    def var_of(self, v_0: Tensor | float, v_1: Tensor | float, w: Tensor | float) -> Tensor | float:
+    def var_of(self, v_0: Tensor, v_1: Tensor, w: Tensor) -> Tensor:
         """v_0 + v_1 exp(w z), z the network's second output where it has one."""
-        return v_0 if self.extra is None else v_0 + v_1 * (w * self.extra).exp()
+        return v_0 if self.extra is None else torch.addcmul(v_0, v_1, (w * self.extra).exp())
 
 
 @final
@@ -124,7 +126,7 @@ class BinomialPrediction(Prediction):
     logits: Tensor
     own: Bernoulli | None = None
 
-    @property
+    @cached_property
     def x_0(self) -> Tensor:  # type: ignore[override]
         """P(x_0 = 1 | x_t), [B, *event]."""
         return self.logits.sigmoid()
@@ -220,7 +222,7 @@ def read_gaussian(
     output: Tensor,
     x_t: Tensor,
     t: Tensor,
-    of_x_0: Tensor | tuple[float, ...] | None = None,
+    of_x_0: Tensor | Sequence[Tensor] | None = None,
     profile: Profile | None = None,
 ) -> GaussianPrediction:
     """A Gaussian network's output as a prediction.
@@ -237,7 +239,7 @@ def read_gaussian(
         output: [B, outputs * event[0], ...].
         x_t: [B, *event].
         t: int64 [B], or [1] for all rows.
-        of_x_0: `affine` where it has been worked out, [B, 2], or two numbers for all rows.
+        of_x_0: `affine` where it has been worked out, [B, 2], or two numbers [] for all rows.
         profile: of `variance_terms`.
     """
     parts = output.to(x_t.dtype).split(x_t.shape[1], dim=1)
@@ -252,8 +254,8 @@ def read_gaussian(
     if kind == "x_0":
         return GaussianPrediction(process, x_t, t, first, variance, extra, profile=profile)
     of = affine(process, kind, t) if of_x_0 is None else of_x_0
-    p, q = of if isinstance(of, tuple) else (per_row(part, x_t) for part in of.unbind(1))
-    x_0 = p * x_t + q * first
+    p, q = (per_row(part, x_t) for part in of.unbind(1)) if isinstance(of, Tensor) else of
+    x_0 = blend(p, x_t, q, first)
     return GaussianPrediction(process, x_t, t, x_0, variance, extra, profile=profile)
 
 

@@ -133,6 +133,11 @@ def per_row(values: Tensor, like: Tensor) -> Tensor:
     return values.to(like.dtype).view(-1, *[1] * (like.ndim - 1))
 
 
+def blend(a: Tensor, x: Tensor, b: Tensor, y: Tensor) -> Tensor:
+    """a x + b y in two operations; a and b `per_row` of x, or with no axes for all rows."""
+    return torch.addcmul(b * y, a, x)
+
+
 @final
 class GaussianProcess(Process):
     """q(x_t | x_{t-1}) = N(sqrt(1 - beta_t) x_{t-1}, beta_t), pi = N(0, 1)."""

@@ -17,6 +17,7 @@ from diffusion.space import Convention
 from diffusion.trajectory import Trajectories
 from service.engine.jobs import ChainJob, TermJob
 from service.engine.lanes import Entry
+from service.engine.transfer import upload
 
 
 @dataclass(frozen=True)
@@ -118,11 +119,11 @@ def gather_chains(
         own += [job.plan.own] * len(group)
         alone = share and len(groups) == 1 and length > 1 and len(set(units)) == 1
         parts.append(job.plan.joined[steps + torch.tensor(units[:1] if alone else units)])
-    slots, seed, row = torch.tensor(rows).to(device).unbind(1)
-    columns = torch.cat(parts, 1).to(device)
+    slots, seed, row = upload(torch.tensor(rows), device).unbind(1)
+    columns = upload(torch.cat(parts, 1), device)
     t, s = columns[..., :2].long().unbind(-1)
     alike = len(set(own)) == 1
-    update = Update(t, s, columns[..., 2:], own[0] if alike else torch.tensor(own, device=device))
+    update = Update(t, s, columns[..., 2:], own[0] if alike else upload(torch.tensor(own), device))
     observed = any(jobs[key].observation is not None for key, _ in groups)
     return ChainBatch(slots, seed, row, update if length > 1 else update.step(0), observed)
 
@@ -140,11 +141,11 @@ def gather_terms(
         rows.append(torch.stack((slot, unit, seed, datum, *job.steps.at(row, unit)), 1))
         stream = Stream.TRAJECTORY if isinstance(job.steps, Trajectories) else Stream.TERM
         kinds += [(job.convention, stream)] * len(group)
-    slots, units, *columns = torch.cat(rows).to(device).unbind(1)
+    slots, units, *columns = upload(torch.cat(rows), device).unbind(1)
     groups: list[TermGroup] = []
     for convention, stream in dict.fromkeys(kinds):
         these = [i for i, kind in enumerate(kinds) if kind == (convention, stream)]
-        i = slice(None) if len(these) == len(kinds) else torch.tensor(these, device=device)
+        i = slice(None) if len(these) == len(kinds) else upload(torch.tensor(these), device)
         seed, datum, t, draw = (column[i] for column in columns)
         groups.append(TermGroup(i, t, CounterNoise(seed, datum, draw, stream), convention))
     return TermBatch(slots, units, columns[2], groups)

@@ -22,12 +22,14 @@ from diffusion.noise import Stream, counter_noise
 from diffusion.prediction import Prediction
 from diffusion.sampling import advance, begin, burst
 from diffusion.trajectory import Trajectories
-from service.engine.batches import TermGroup, by_job, gather_chains, gather_terms
+from service.engine.batches import ChainBatch, TermGroup, by_job, gather_chains, gather_terms
 from service.engine.calls import Calls, Precision, Rows
+from service.engine.fixed import FixedTicks, Record, one_step
 from service.engine.jobs import ChainJob, ChainResult, Job, TermJob, TermResult
 from service.engine.lanes import Entry
 from service.engine.peek import Peek
 from service.engine.slots import ChainSlots, DatumSlots, rows_of, to_device
+from service.engine.transfer import Fence, upload
 
 
 @final
@@ -37,7 +39,8 @@ class Runner:
     Args:
         model: the model, on its device.
         slots: most chains, and most data, held at once.
-        precision: of the network's weights in sampling; bounds are of the model as it is.
+        precision: of sampling; bounds are of the model as it is.
+        compiled: whether the network goes through torch.compile.
 
     Attributes:
         batch: most rows of a tick.
@@ -47,14 +50,23 @@ class Runner:
         data: theirs.
     """
 
-    def __init__(self, model: DiffusionModel, slots: int, precision: Precision = "float32") -> None:
-        self.model, self.calls = model, Calls(model, precision)
+    def __init__(
+        self,
+        model: DiffusionModel,
+        slots: int,
+        precision: Precision = "float32",
+        *,
+        compiled: bool = False,
+    ) -> None:
+        self.model, self.calls = model, Calls(model, precision, compiled=compiled)
         self.batch, self.exact = 1, False
         self.chains = ChainSlots(model, slots)
         self.data = DatumSlots(model, slots)
         self._chain_jobs: dict[int, ChainJob] = {}
         self._term_jobs: dict[int, TermJob] = {}
         self._results: dict[int, Tensor] = {}  # samples, or values of terms, as they come
+        self._fixed: FixedTicks | None = None
+        self._fence = Fence(model.device)
 
     def open(self, key: int, job: Job) -> None:
         """Get ready for entries of this job."""
@@ -83,38 +95,56 @@ class Runner:
         """
         chains, terms = sorted(chains), sorted(terms)  # by job; places in a batch mean nothing
         self._admit(chains, terms)
-        device, state = self.model.device, self.chains
-        n, m = len(chains), len(terms)
-        of_chains: Rows | None = None
-        of_terms: Rows | None = None
+        rows = None
         if chains:
-            rows = gather_chains(
-                self._filled(chains), length, self._chain_jobs, device, share=not self.calls.fill
-            )
+            jobs, share = self._chain_jobs, not self.calls.fill
+            rows = gather_chains(self._filled(chains), length, jobs, self.model.device, share)
+        if terms:
+            self._run_terms(terms, rows, len(chains))
+        elif rows is not None:
+            self._run_chains(rows, length)
+        self._fence.wait()
+
+    def record(self, recorder: Record) -> None:
+        """Have ticks of chains alone recorded, at every size up to `batch`."""
+        self._fixed = FixedTicks(self.calls.sampling, self.chains, self.batch, recorder)
+
+    def _run_chains(self, rows: ChainBatch, length: int) -> None:
+        """Chains alone: recorded, where that could be done."""
+        model, state = self.calls.sampling, self.chains
+        fixed = self._fixed and self._fixed.find(len(rows.slots), rows.observed)
+        if fixed is not None:
+            fixed.run(rows)
+        elif length == 1:
+            one_step(model, state, rows)
+        else:
             x_t, previous = state.x[rows.slots], state.previous[rows.slots]
             seen = state.observation(rows.slots) if rows.observed else None
-            if length > 1:
-                model = self.calls.sampling
-                ends = burst(model, x_t, previous, rows.update, rows.seed, rows.row, seen)
-                state.advance(rows.slots, *ends)
-                return
+            found = burst(model, x_t, previous, rows.update, rows.seed, rows.row, seen)
+            state.advance(rows.slots, *found)
+
+    def _run_terms(self, terms: list[Entry], rows: ChainBatch | None, n: int) -> None:
+        """Terms, and with them one step of chains, n of them beside what fills up."""
+        state, m = self.chains, len(terms)
+        of_chains: Rows | None = None
+        if rows is not None:
+            x_t, previous = state.x[rows.slots], state.previous[rows.slots]
+            seen = state.observation(rows.slots) if rows.observed else None
             of_chains = x_t[:n], rows.update.t[:n]
-        if terms:
-            data = gather_terms(self._filled(terms), self._term_jobs, device)
-            points = [self._points(data.slots[group.index], group) for group in data.groups]
-            of_terms = data.join([point.x_t for point in points])[:m], data.t[:m]
-        chain, term = self.calls(of_chains, of_terms)
-        if term is not None:
-            found = [
-                self._evaluate(group, term.rows(group.index), point)
-                for group, point in zip(data.groups, points, strict=True)
-            ]
-            values = data.join(found)
-        if chain is not None:
+        data = gather_terms(self._filled(terms), self._term_jobs, self.model.device)
+        points = [self._points(data.slots[group.index], group) for group in data.groups]
+        drawn = data.join([point.x_t for point in points])
+        chain, term = self.calls(of_chains, (drawn[:m], data.t[:m]))
+        assert term is not None  # terms were asked for
+        found = [
+            self._evaluate(group, term.rows(group.index), point)
+            for group, point in zip(data.groups, points, strict=True)
+        ]
+        values = data.join(found)
+        if rows is not None and chain is not None:
             x_s = advance(chain, x_t, previous, rows.update, rows.noise, seen)
             state.advance(rows.slots, x_s, chain.x_0)
-        if term is not None:
-            self.data.values[data.slots, data.units] = values
+        self.data.values[data.slots, data.units] = values
 
     def collect(self, ends: Sequence[Entry]) -> None:
         """Copy the results of finished rows off their slots."""
@@ -215,15 +245,16 @@ class Runner:
             if job.observation is not None:
                 seen = to_device(rows_of(job.observation, rows), device)
             if job.start is not None:
-                x = job.start[rows].to(device)
+                x = upload(job.start[rows], device)
             else:
-                noise = counter_noise(job.seed, rows.to(device), self.model.T + 1, Stream.CHAIN)
+                row = upload(rows, device)
+                noise = counter_noise(job.seed, row, self.model.T + 1, Stream.CHAIN)
                 x = begin(self.model, noise, seen, len(rows))
             self.chains.write(self._slots(entries), x, seen)
         for key, entries in by_job([entry for entry in terms if entry.unit == 0]):
             term_job = self._term_jobs[key]
             x_0 = term_job.x_0[[entry.row // term_job.each for entry in entries]]
-            self.data.x_0[self._slots(entries)] = x_0.to(device)
+            self.data.x_0[self._slots(entries)] = upload(x_0, device)
 
     def _points(self, slots: Tensor, group: TermGroup) -> "_Points":
         """Where the terms of a group are evaluated."""
@@ -243,7 +274,7 @@ class Runner:
         )
 
     def _slots(self, entries: Sequence[Entry]) -> Tensor:
-        return torch.tensor([entry.slot for entry in entries], device=self.model.device)
+        return upload(torch.tensor([entry.slot for entry in entries]), self.model.device)
 
     def _filled(self, entries: list[Entry]) -> list[Entry]:
         """The entries, the last of them repeated up to `fill`."""

@@ -5,6 +5,7 @@
     python -m training evaluate swissroll     measure an exported artefact
     python -m training inspect swissroll      print an exported artefact's facts
     python -m training figures                remake the documentation's pictures
+    python -m training schedules              fit one network under every schedule, and compare
     python -m training examples               remake the request bodies of README's commands
 
 Several processes: torchrun --nproc-per-node 2 -m training fit mnist
@@ -19,8 +20,8 @@ from pathlib import Path
 import torch
 
 from diffusion.checkpoint import ArtefactError, load, rewrite
+from training import compare, data, examples, export, inspect, oracle, state
 from training import config as configs
-from training import data, examples, export, inspect, oracle, state
 from training.evaluate import evaluate, table
 from training.fit import Fit, FitError, RunOptions
 from training.parallel import pick_device, ranks
@@ -125,6 +126,14 @@ def do_figures(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def do_schedules(arguments: argparse.Namespace) -> int:
+    """Compare schedules, fixed and learned."""
+    with ranks(arguments.device) as place:
+        made = compare.make(arguments.name, arguments.folder, arguments.out, place)
+    print(made[-1].read_text())
+    return 0
+
+
 def do_examples(arguments: argparse.Namespace) -> int:
     """Remake the request bodies of README's commands."""
     print("\n".join(str(path) for path in examples.make(arguments.folder)))
@@ -190,6 +199,11 @@ def parser() -> argparse.ArgumentParser:
 
     one = command("figures", do_figures, models)
     one.add_argument("--folder", type=Path, default=Path("docs/figures"))
+
+    one = command("schedules", do_schedules, device)
+    one.add_argument("name", nargs="?", default="schedules", help="of the configuration")
+    one.add_argument("--folder", type=Path, default=Path("docs/measured"))
+    one.add_argument("--out", type=Path, default=Path("runs/schedules"), help="run folders")
 
     one = command("examples", do_examples)
     one.add_argument("--folder", type=Path, default=Path("examples"))

@@ -36,7 +36,6 @@ from training.signals import signals
 from training.steps import Steps
 from training.watch import Watch
 
-
 #: Rows of the training data among which basis functions are placed.
 PLACING = 2000
 

@@ -83,6 +83,11 @@ class Process(Tables, ABC):
         check_beta(self.beta)
         self.alpha_bar.copy_(alpha_bar(self.beta))
 
+    def take(self, beta: Tensor) -> None:
+        """Run under another table, float64 [T + 1]; gradients reach through it where it has any."""
+        check_beta(beta)
+        self.beta, self.alpha_bar = beta, alpha_bar(beta)
+
     @property
     def T(self) -> int:
         """The number of steps."""

@@ -9,6 +9,7 @@
     python -m training parzen mnist           the Parzen-window score of an exported artefact
     python -m training paper                  the paper's experiments, all of them, into docs/
     python -m training figures                remake the documentation's pictures
+    python -m training schedules              fit one network under every schedule, and compare
     python -m training examples               remake the request bodies of README's commands
 
 Several processes: torchrun --nproc-per-node 2 -m training fit mnist
@@ -27,8 +28,8 @@ from pydantic import TypeAdapter
 from diffusion.checkpoint import ArtefactError, load, rewrite, save
 from diffusion.plan import Sampler
 from diffusion.profile import ProfileConfig
+from training import compare, data, examples, export, inspect, oracle, parzen, state
 from training import config as configs
-from training import data, examples, export, inspect, oracle, parzen, state
 from training.evaluate import evaluate, table
 from training.fit import Fit, FitError, RunOptions
 from training.parallel import pick_device, ranks
@@ -201,6 +202,14 @@ def do_paper(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def do_schedules(arguments: argparse.Namespace) -> int:
+    """Compare schedules, fixed and learned."""
+    with ranks(arguments.device) as place:
+        made = compare.make(arguments.name, arguments.folder, arguments.out, place)
+    print(made[-1].read_text())
+    return 0
+
+
 def do_examples(arguments: argparse.Namespace) -> int:
     """Remake the request bodies of README's commands."""
     print("\n".join(str(path) for path in examples.make(arguments.folder)))
@@ -294,6 +303,11 @@ def parser() -> argparse.ArgumentParser:
     one.add_argument("--compile", action="store_true", help="torch.compile the networks")
     one.add_argument("--runs", type=Path, default=Path("runs"), help="folder of run folders")
     one.add_argument("--docs", type=Path, default=Path("docs"), help="where the page goes")
+
+    one = command("schedules", do_schedules, device)
+    one.add_argument("name", nargs="?", default="schedules", help="of the configuration")
+    one.add_argument("--folder", type=Path, default=Path("docs/results"))
+    one.add_argument("--out", type=Path, default=Path("runs/schedules"), help="run folders")
 
     one = command("examples", do_examples)
     one.add_argument("--folder", type=Path, default=Path("examples"))

@@ -77,6 +77,28 @@ class OptimiserConfig(Frozen):
         return self
 
 
+class ScheduleConfig(Frozen):
+    """A schedule learned with the network, from the process's own as its start.
+
+    `learn`: beta_2..T, beta_1 fixed ("beta", Sohl-Dickstein et al. 2015, Section 2.4.1), or a
+    falling table of log SNR ("log_snr", Kingma et al. 2021), its `ends` fixed or learned too.
+    `rate` is its learning rate as a multiple of the network's.
+    """
+
+    learn: Literal["beta", "log_snr"]
+    ends: Literal["fixed", "learned"] = "fixed"
+    rate: float = Field(default=1.0, gt=0)
+
+    @model_validator(mode="after")
+    def _fits(self) -> "ScheduleConfig":
+        if self.learn == "beta" and self.ends != "fixed":
+            raise ValueError(
+                "schedule: beta_1 is fixed where beta is learned: leave out ends = 'learned', or "
+                "write learn = 'log_snr'"
+            )
+        return self
+
+
 class AverageConfig(Frozen):
     """Moving average of the weights, of decay min(`decay`, (1 + n) / (10 + n)) at update n."""
 
@@ -116,6 +138,7 @@ class FitConfig(Frozen):
     network: NetworkConfig
     prediction: Literal["eps", "x_0", "v", "perturbation"]
     variance: VarianceKind | None = None
+    schedule: ScheduleConfig | None = None
     objective: ObjectiveConfig = ObjectiveConfig()
     optimiser: OptimiserConfig = OptimiserConfig()
     average: AverageConfig = AverageConfig()
@@ -131,6 +154,22 @@ class FitConfig(Frozen):
     def fitted_variance(self) -> VarianceKind | None:
         """The variance while fitting."""
         return "lower" if self.variance == "optimal" else self.variance
+
+    @model_validator(mode="after")
+    def _learns_what_can_be(self) -> "FitConfig":
+        if self.schedule is None:
+            return self
+        if self.process.kind != "gaussian":
+            raise ValueError(
+                "a schedule is learned through x_t, and bits have no gradient: leave out "
+                f"[schedule] with a process of kind {self.process.kind!r}"
+            )
+        if self.objective.simple:
+            raise ValueError(
+                "a schedule is learned on the bound: the simple error of a step can always be made "
+                f"small by the step, so write objective.simple = 0, not {self.objective.simple:g}"
+            )
+        return self
 
 
 def read(name: str, overrides: Mapping[str, Any] | None = None) -> dict[str, Any]:

@@ -16,6 +16,7 @@ from diffusion.networks import BitPatterns, GaussianMixture
 from diffusion.prediction import VarianceKind
 from diffusion.profile import ProfileConfig
 from diffusion.sampling import sample
+from diffusion.schedule import TableSchedule
 from training import config as configs
 from training import data, oracle, state
 from training.card import card
@@ -24,6 +25,7 @@ from training.fit import averaged_tensors, build_model
 from training.profile import measured_points, profiled
 from training.progress import progress_bar, rows_done, steps_made
 from training.provenance import commit, versions
+from training.schedule import averaged_table
 from training.sheet import sheet
 
 SHEET_ROWS = {"image": 64, "vector": 2000, "bits": 40}
@@ -51,7 +53,12 @@ def from_checkpoint(
             f"{dataset.checksum}; fit again"
         )
     model = build_model(config, dataset)
-    model.network.load_state_dict(averaged_tensors(state.read_tensors(out)))
+    tensors = state.read_tensors(out)
+    model.network.load_state_dict(averaged_tensors(tensors))
+    process, table = config.process, averaged_table(config, tensors)
+    if table is not None:
+        model.process.take(table)
+        process = process.model_copy(update={"schedule": TableSchedule()})
     training = Provenance(
         data=config.data.kind,
         checksum=document.checksum,
@@ -65,7 +72,7 @@ def from_checkpoint(
     )
     metadata = Metadata(
         name=config.name,
-        process=config.process,
+        process=process,
         network=config.network,
         prediction=config.prediction,
         variance=config.fitted_variance,

@@ -10,14 +10,11 @@ checkpoint.
 
 import copy
 import math
-import signal
 import time
 from bisect import bisect_right
-from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import torch
@@ -25,7 +22,7 @@ from torch import Tensor, nn
 
 from diffusion.bound import prior_part
 from diffusion.model import DiffusionModel
-from diffusion.networks import build
+from diffusion.networks import RBF, build
 from diffusion.noise import Stream, counter_noise
 from training import data, state
 from training.average import Average
@@ -34,8 +31,13 @@ from training.config import FitConfig
 from training.objective import Objective
 from training.parallel import Ranks
 from training.provenance import commit, versions
+from training.schedule import Learning
+from training.signals import signals
 from training.steps import Steps
 from training.watch import Watch
+
+#: Rows of the training data among which basis functions are placed.
+PLACING = 2000
 
 
 class FitError(RuntimeError):
@@ -81,6 +83,8 @@ def build_model(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(stream_seed(config.seed if seed is None else seed, "weights", 0))
         network = build(config.network)
+    if isinstance(network, RBF):
+        network.place(dataset.space.to_model(dataset.train[:PLACING]))
     return DiffusionModel(
         config.process.build(), network, dataset.space, config.prediction, config.fitted_variance
     )
@@ -115,11 +119,19 @@ class Fit:
         self.network: nn.Module = self.model.network
         self.averaged = copy.deepcopy(self.model).eval()
         self.average = Average(self.network, self.averaged.network, config.average.decay)
-        self.parameters = list(self.network.parameters())
         self.names: dict[Tensor, str] = {p: name for name, p in self.network.named_parameters()}
+        self.parameters = list(self.network.parameters())
+        groups: list[dict[str, Any]] = [{"params": self.parameters, "rate": 1.0}]
+        self.learning: Learning | None = None
+        if config.schedule is not None:
+            decay = config.average.decay
+            self.learning = Learning(config.schedule, decay, self.model, self.averaged)
+            learned = dict(self.learning.parameters())
+            self.names |= {p: name for name, p in learned.items()}
+            groups.append({"params": list(learned.values()), "rate": config.schedule.rate})
         settings = config.optimiser
         self.optimiser = torch.optim.AdamW(
-            self.network.parameters(),
+            groups,
             lr=settings.lr,
             betas=settings.betas,
             weight_decay=settings.weight_decay,
@@ -164,6 +176,7 @@ class Fit:
             **state.named("network", self.network.state_dict()),
             **state.named("average", self.averaged.network.state_dict()),
             **state.named("optimiser", state.optimiser_tensors(self.optimiser, self.names)),
+            **(self.learning.tensors() if self.learning else {}),
             "steps.history": self.steps.history,
             "steps.seen": self.steps.seen,
         }
@@ -191,14 +204,19 @@ class Fit:
         torch.manual_seed(stream_seed(config.seed, f"dropout {ranks.rank}", step))
         rate = learning_rate(config, step)
         for group in self.optimiser.param_groups:
-            group["lr"] = rate
+            group["lr"] = rate * group["rate"]
         self.model.train()
+        if self.learning:
+            self.learning.begin()
         with self._precision():
             loss = self.objective(self.model, x_0, t, weight, noise)
         self.optimiser.zero_grad(set_to_none=True)
         loss.value.backward()
-        ranks.mean_gradients(self.parameters)
-        norm = nn.utils.clip_grad_norm_(self.parameters, config.optimiser.clip or math.inf)
+        groups = [group["params"] for group in self.optimiser.param_groups]
+        ranks.mean_gradients([parameter for group in groups for parameter in group])
+        # The schedule's gradient is clipped apart: its size says nothing of the network's.
+        limit = config.optimiser.clip or math.inf
+        norm = max(nn.utils.clip_grad_norm_(group, limit) for group in groups)
         if not math.isfinite(float(norm)):
             raise FitError(
                 f"the gradient of step {step} is not finite; lower optimiser.lr "
@@ -206,9 +224,11 @@ class Fit:
             )
         self.optimiser.step()
         self.average.update(step)
+        if self.learning:
+            self.learning.update(step)
         terms = ranks.gather(loss.terms.float()).cpu()
         self.steps.record(all_t, terms)
-        prior = float(prior_part(self.model, x_0, self.objective.convention).mean())
+        prior = float(prior_part(self.model, x_0, self.objective.convention).detach().mean())
         nats = prior + self.model.T * float((all_weight * terms).mean())
         return nats, {"train/gradient norm": float(norm), "train/lr": rate}
 
@@ -244,6 +264,8 @@ class Fit:
         self.network.load_state_dict(state.under("network", tensors))
         self.averaged.network.load_state_dict(state.under("average", tensors))
         state.load_optimiser(self.optimiser, self.names, state.under("optimiser", tensors))
+        if self.learning:
+            self.learning.load(tensors)
         self.steps.history = tensors["steps.history"]
         self.steps.seen = tensors["steps.seen"]
         self.step, self.seconds = found.step, found.seconds
@@ -275,31 +297,6 @@ def device_name(ranks: Ranks) -> str:
     else:
         name = f"{ranks.device.type}, {torch.get_num_threads()} threads"
     return name if ranks.world == 1 else f"{ranks.world} x {name}"
-
-
-@contextmanager
-def signals() -> Iterator[list[int]]:
-    """Collects SIGINT and SIGTERM in a list instead of dying; a second one gets its usual way."""
-    caught: list[int] = []
-    before: dict[int, Any] = {}
-
-    def restore() -> None:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-
-    def catch(number: int, _frame: FrameType | None) -> None:
-        caught.append(number)
-        restore()
-
-    try:
-        for number in (signal.SIGINT, signal.SIGTERM):
-            before[number] = signal.signal(number, catch)
-    except ValueError:  # not the main thread: whoever owns it owns the signals
-        before.clear()
-    try:
-        yield caught
-    finally:
-        restore()
 
 
 def averaged_tensors(tensors: dict[str, Tensor]) -> dict[str, Tensor]:

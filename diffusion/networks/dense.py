@@ -182,7 +182,8 @@ class MLP(Network):
 class RBF(Network):
     """Normalised radial basis functions with a readout per step (the paper's swiss roll network).
 
-    Centres and widths are learned; the data are of about unit variance, and so start the centres.
+    Centres and widths are learned. They start as draws of unit variance, the data's, or where
+    `place` puts them.
     """
 
     clock: Clock = "step"
@@ -195,6 +196,29 @@ class RBF(Network):
         self.readout = StepReadout(config.T, config.units, config.outputs * config.features)
         if config.zero_out:
             _zero(self.readout)
+
+    @torch.no_grad()
+    def place(self, x_0: Tensor) -> None:
+        """Begin from the data: centres by k-means, widths half the way to the nearest other centre.
+
+        Units that begin elsewhere seldom find their way to thin data. The classical recipe (Moody
+        and Darken 1989), from the farthest of what is not yet near a centre (Gonzalez 1985).
+
+        Args:
+            x_0: data, [N, D], model units, N no fewer than the units.
+        """
+        centres = x_0[:1]
+        while len(centres) < len(self.centres):
+            far = torch.cdist(x_0, centres).amin(1).argmax()
+            centres = torch.cat((centres, x_0[far][None]))
+        for _ in range(20):
+            near = torch.cdist(x_0, centres).argmin(1)
+            member = near == torch.arange(len(centres), device=x_0.device)[:, None]
+            count = member.sum(1, keepdim=True)
+            centres = torch.where(count > 0, (member.to(x_0) @ x_0) / count, centres)
+        apart = torch.cdist(centres, centres).fill_diagonal_(torch.inf).amin(1)
+        self.centres.copy_(centres)
+        self.log_widths.copy_((apart / 2).log())
 
     def basis(self, x: Tensor) -> Tensor:
         """phi(x) for x [B, D]: positive, sums to one over the units, [B, units]."""

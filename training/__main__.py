@@ -22,12 +22,13 @@ from typing import Any
 import torch
 from pydantic import TypeAdapter
 
-from diffusion.checkpoint import ArtefactError, Metadata, load, rewrite
+from diffusion.checkpoint import ArtefactError, Metadata, load, read_metadata, rewrite
 from diffusion.model import DiffusionModel
 from diffusion.plan import Sampler
 from training import config as configs
-from training import data, examples, export, inspect, oracle, parzen, state
+from training import data, examples, export, inspect, oracle, parzen, peer, state
 from training.evaluate import evaluate, table
+from training.export import artefact_path
 from training.fit import Fit, FitError, RunOptions
 from training.parallel import pick_device, ranks
 
@@ -147,8 +148,10 @@ def do_parzen(arguments: argparse.Namespace) -> int:
         parzen.to_unit(dataset.space, x) for x in (drawn, dataset.valid, dataset.test)
     )
     found = parzen.score(centres, valid, test)
-    out = folder / ("data.json" if arguments.data else f"{kept.name}.json")
-    write_json(out, facts | found.model_dump())
+    write_json(
+        arguments.json or folder / ("data.json" if arguments.data else f"{kept.name}.json"),
+        facts | found.model_dump(),
+    )
     print(
         f"{found.nats:.1f} ± {found.error:.1f} nats, {found.bits:.1f} ± {found.bits_error:.1f} "
         f"bits on {found.data} test data; sigma {found.bandwidth:.3f}, {found.centres} centres"
@@ -156,7 +159,23 @@ def do_parzen(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def write_json(path: Path, document: dict[str, Any]) -> None:
+def do_peer(arguments: argparse.Namespace) -> int:
+    """Fit Gaussian mixtures to a data set of grey images, and measure them beside the artefact."""
+    keys = {k: v for k, v in vars(arguments).items() if k in peer.PeerConfig.model_fields}
+    config = peer.PeerConfig.model_validate({k: v for k, v in keys.items() if v is not None})
+    dataset = data.load(configs.load(arguments.name).data)
+    found = peer.compare(dataset, config, arguments.data)
+    path = artefact_path(arguments.models, arguments.name)
+    ours = peer.diffusion(read_metadata(path), dataset) if path.exists() else None
+    print(peer.table(found if ours is None else [*found, ours]))
+    write_json(
+        arguments.json or Path("runs") / "peer" / f"{arguments.name}.json",
+        [row.model_dump() for row in found],
+    )
+    return 0
+
+
+def write_json(path: Path, document: Any) -> None:  # noqa: ANN401  (what JSON can hold)
     """Write what was measured, and say where."""
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(document, indent=2) + "\n")
@@ -240,7 +259,25 @@ def parser() -> argparse.ArgumentParser:
     one.add_argument("--sampler", choices=("ancestral", "ddim", "dpmpp_2m"), default="dpmpp_2m")
     one.add_argument("--steps", type=int, default=20, help="of the sampler")
     one.add_argument("--seed", type=int, default=0)
-    one.add_argument("--out", type=Path, help="folder (default runs/parzen/NAME)")
+    one.add_argument("--out", type=Path, help="folder of the samples (default runs/parzen/NAME)")
+    one.add_argument("--json", type=Path, help="where the score is written (default in --out)")
+
+    one = command("peer", do_peer, models)
+    one.add_argument("name", help="of a file in training/configs, or a path ending in .toml")
+    one.add_argument("--data", type=int, default=2000, help="how many rows of test")
+    for size, words in (
+        ("components", "of each mixture"),
+        ("patches", "of train that a mixture is fitted to"),
+        ("iterations", "of expectation-maximisation, at most"),
+        ("tile", "side of a tile"),
+        ("above", "rows of neighbours above a pixel"),
+        ("beside", "columns of neighbours on either side"),
+        ("seed", "of patches, dequantisation and the first guess"),
+    ):
+        preset = peer.PeerConfig.model_fields[size].default
+        one.add_argument(f"--{size}", type=int, help=f"{words} (default {preset})")
+    one.add_argument("--json", type=Path, help="file to write (default runs/peer/NAME.json)")
+    one.add_argument("--threads", type=int, help="of the CPU")
 
     one = command("inspect", do_inspect, models)
     one.add_argument("name", help="of a model, or a path ending in .safetensors")

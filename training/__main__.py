@@ -277,7 +277,6 @@ def parser() -> argparse.ArgumentParser:
         preset = peer.PeerConfig.model_fields[size].default
         one.add_argument(f"--{size}", type=int, help=f"{words} (default {preset})")
     one.add_argument("--json", type=Path, help="file to write (default runs/peer/NAME.json)")
-    one.add_argument("--threads", type=int, help="of the CPU")
 
     one = command("inspect", do_inspect, models)
     one.add_argument("name", help="of a model, or a path ending in .safetensors")

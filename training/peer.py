@@ -103,12 +103,12 @@ def unit_scale(dataset: Dataset) -> tuple[float, float]:
     """(mean, s) of dequantised `train`, in levels.
 
     Raises:
-        DataError: other data than grey images of levels.
+        DataError: other data than images of levels.
     """
     space = dataset.space
-    if space.kind != "image" or space.shape[0] != 1 or space.levels is None:
+    if space.kind != "image" or space.levels is None:
         raise DataError(
-            f"the peer is for grey images of levels; {dataset.name} is {space.kind} of shape "
+            f"the units are of images of levels; {dataset.name} is {space.kind} of shape "
             f"{list(space.shape)}"
         )
     share = torch.bincount(dataset.train.flatten(), minlength=space.levels).double()
@@ -230,7 +230,9 @@ def compare(
         DataError: data that are no grey images of levels, or of sides that tiles do not fill.
     """
     mean, scale = unit_scale(dataset)
-    height, width = dataset.space.shape[1:]
+    channels, height, width = dataset.space.shape
+    if channels != 1:
+        raise DataError(f"the peer is for grey images; {dataset.name} has {channels} channels")
     if height % config.tile or width % config.tile:
         raise DataError(
             f"tiles of {config.tile} do not fill {height} x {width}; give another --tile"

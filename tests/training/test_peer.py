@@ -125,7 +125,11 @@ def test_a_mixture_learns_that_neighbours_agree() -> None:
 
 
 def test_other_data_are_refused() -> None:
-    with pytest.raises(DataError, match="grey images of levels"):
+    with pytest.raises(DataError, match="images of levels"):
         compare(load(HeartbeatConfig(train=9, valid=9, test=9)), PeerConfig())
+    colours = DataSpace(kind="image", shape=(3, 4, 4), levels=256)
+    rows = torch.zeros(9, 3, 4, 4, dtype=torch.uint8)
+    with pytest.raises(DataError, match="has 3 channels"):
+        compare(Dataset("some", colours, rows, rows, rows, "sha256:0"), PeerConfig())
     with pytest.raises(DataError, match="do not fill 4 x 4"):
         compare(images(torch.zeros(9, 4, 4, dtype=torch.uint8)), PeerConfig(tile=3))

@@ -127,31 +127,28 @@ def do_inspect(arguments: argparse.Namespace) -> int:
 
 def do_parzen(arguments: argparse.Namespace) -> int:
     """The Parzen-window score of an artefact, or with --data of the training data themselves."""
-    folder = arguments.out or Path("runs") / "parzen" / arguments.name
-    facts: dict[str, Any] = {"name": arguments.name}
+    facts: dict[str, Any]
     if arguments.data:
-        dataset = data.load(configs.load(arguments.name).data)
-        drawn = dataset.train[: arguments.samples]
-        facts["samples"] = f"the first rows of train ({dataset.checksum})"
+        config = configs.load(arguments.name)
+        dataset = data.load(config.data)
+        folder = arguments.out or Path("runs") / "parzen" / config.name
+        out, drawn = folder / "data.json", dataset.train[: arguments.samples]
+        facts = {"name": config.name, "samples": f"the first rows of train, {dataset.checksum}"}
     else:
         path = inspect.find(arguments.name, arguments.models)
         model, metadata = load(path, pick_device(arguments.device))
         dataset, _ = data_of(model, metadata)
         keys = {"name": arguments.sampler, "steps": arguments.steps}
         sampler: Sampler = TypeAdapter(Sampler).validate_python(keys)
-        kept = parzen.run_folder(folder, path, sampler, arguments.seed)
-        drawn = parzen.samples(
-            model, arguments.samples, sampler=sampler, seed=arguments.seed, folder=kept
-        )
-        facts |= {"samples": str(kept), "sampler": sampler.model_dump(), "seed": arguments.seed}
-    centres, valid, test = (
-        parzen.to_unit(dataset.space, x) for x in (drawn, dataset.valid, dataset.test)
-    )
-    found = parzen.score(centres, valid, test)
-    write_json(
-        arguments.json or folder / ("data.json" if arguments.data else f"{kept.name}.json"),
-        facts | found.model_dump(),
-    )
+        folder = arguments.out or Path("runs") / "parzen" / metadata.name
+        kept, seed = parzen.run_folder(folder, path, sampler, arguments.seed), arguments.seed
+        out = folder / f"{kept.name}.json"
+        drawn = parzen.samples(model, arguments.samples, sampler=sampler, seed=seed, folder=kept)
+        facts = {"name": metadata.name, "samples": str(kept), "seed": seed}
+        facts["sampler"] = sampler.model_dump()
+    rows = (drawn, dataset.valid, dataset.test)
+    found = parzen.score(*[parzen.to_unit(dataset.space, x) for x in rows])
+    write_json(out, facts | found.model_dump())
     print(
         f"{found.nats:.1f} ± {found.error:.1f} nats, {found.bits:.1f} ± {found.bits_error:.1f} "
         f"bits on {found.data} test data; sigma {found.bandwidth:.3f}, {found.centres} centres"
@@ -161,17 +158,16 @@ def do_parzen(arguments: argparse.Namespace) -> int:
 
 def do_peer(arguments: argparse.Namespace) -> int:
     """Fit Gaussian mixtures to a data set of grey images, and measure them beside the artefact."""
-    keys = {k: v for k, v in vars(arguments).items() if k in peer.PeerConfig.model_fields}
-    config = peer.PeerConfig.model_validate({k: v for k, v in keys.items() if v is not None})
-    dataset = data.load(configs.load(arguments.name).data)
-    found = peer.compare(dataset, config, arguments.data)
-    path = artefact_path(arguments.models, arguments.name)
-    ours = peer.diffusion(read_metadata(path), dataset) if path.exists() else None
-    print(peer.table(found if ours is None else [*found, ours]))
-    write_json(
-        arguments.json or Path("runs") / "peer" / f"{arguments.name}.json",
-        [row.model_dump() for row in found],
-    )
+    sizes = {size: getattr(arguments, size) for size in peer.PeerConfig.model_fields}
+    config = configs.load(arguments.name)
+    dataset = data.load(config.data)
+    found = peer.compare(dataset, peer.PeerConfig(**sizes), arguments.data)
+    path = artefact_path(arguments.models, config.name)
+    if path.exists() and (ours := peer.diffusion(read_metadata(path), dataset)):
+        found.append(ours)
+    print(peer.table(found))
+    out = Path("runs") / "peer" / f"{config.name}.json"
+    write_json(out, [row.model_dump() for row in found])
     return 0
 
 
@@ -260,23 +256,13 @@ def parser() -> argparse.ArgumentParser:
     one.add_argument("--steps", type=int, default=20, help="of the sampler")
     one.add_argument("--seed", type=int, default=0)
     one.add_argument("--out", type=Path, help="folder of the samples (default runs/parzen/NAME)")
-    one.add_argument("--json", type=Path, help="where the score is written (default in --out)")
 
     one = command("peer", do_peer, models)
     one.add_argument("name", help="of a file in training/configs, or a path ending in .toml")
     one.add_argument("--data", type=int, default=2000, help="how many rows of test")
-    for size, words in (
-        ("components", "of each mixture"),
-        ("patches", "of train that a mixture is fitted to"),
-        ("iterations", "of expectation-maximisation, at most"),
-        ("tile", "side of a tile"),
-        ("above", "rows of neighbours above a pixel"),
-        ("beside", "columns of neighbours on either side"),
-        ("seed", "of patches, dequantisation and the first guess"),
-    ):
-        preset = peer.PeerConfig.model_fields[size].default
-        one.add_argument(f"--{size}", type=int, help=f"{words} (default {preset})")
-    one.add_argument("--json", type=Path, help="file to write (default runs/peer/NAME.json)")
+    for size, field in peer.PeerConfig.model_fields.items():
+        about = f"{field.description} (default {field.default})"
+        one.add_argument(f"--{size}", type=int, default=field.default, help=about)
 
     one = command("inspect", do_inspect, models)
     one.add_argument("name", help="of a model, or a path ending in .safetensors")

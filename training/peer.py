@@ -41,17 +41,17 @@ FLOOR = 1e-6  # added to variances; dequantisation itself has 1e-5 or more
 
 
 class PeerConfig(BaseModel):
-    """Sizes of the two mixtures, and how they are fitted: EM on `patches` of train."""
+    """Sizes of the two mixtures, and how they are fitted."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    components: int = Field(default=64, gt=0)
-    tile: int = Field(default=8, gt=0)
-    above: int = Field(default=3, ge=0)
-    beside: int = Field(default=3, ge=0)
-    patches: int = Field(default=50_000, gt=0)
-    iterations: int = Field(default=60, gt=0)
-    seed: int = Field(default=0, ge=0)
+    components: int = Field(64, gt=0, description="of each mixture")
+    tile: int = Field(8, gt=0, description="side of a tile")
+    above: int = Field(3, ge=0, description="rows of neighbours above a pixel")
+    beside: int = Field(3, ge=0, description="columns of neighbours on either side")
+    patches: int = Field(50_000, gt=0, description="of train that a mixture is fitted to")
+    iterations: int = Field(60, gt=0, description="of expectation-maximisation, at most")
+    seed: int = Field(0, ge=0, description="of patches, dequantisation and the first guess")
 
 
 class Measured(BaseModel):
@@ -120,6 +120,7 @@ def unit_scale(dataset: Dataset) -> tuple[float, float]:
 
 def dequantised(x: Tensor, mean: float, scale: float, seed: int) -> Tensor:
     """z from levels, both [N, height, width]; float64."""
+    # Not Stream.DATA: data that were generated have used that, under the same seed.
     u = counter_noise(seed, torch.arange(len(x)), 0, Stream.TERM).uniform(x.shape[1:])
     return (x.double() + u - 0.5 - mean) / scale
 

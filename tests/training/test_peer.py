@@ -1,13 +1,17 @@
 """The peer's densities are densities, and its units are those of the paper."""
 
+import json
 import math
+from pathlib import Path
 
 import pytest
 import torch
 from torch import Tensor
 
+from diffusion.checkpoint import read_metadata
 from diffusion.networks import GaussianMixture
 from diffusion.space import DataSpace
+from training.__main__ import main
 from training.data import DataError, Dataset, HeartbeatConfig, load
 from training.peer import (
     L_NULL,
@@ -15,6 +19,7 @@ from training.peer import (
     causal_log_prob,
     compare,
     dequantised,
+    diffusion,
     marginal,
     measured,
     offsets,
@@ -133,3 +138,30 @@ def test_other_data_are_refused() -> None:
         compare(Dataset("some", colours, rows, rows, rows, "sha256:0"), PeerConfig())
     with pytest.raises(DataError, match="do not fill 4 x 4"):
         compare(images(torch.zeros(9, 4, 4, dtype=torch.uint8)), PeerConfig(tile=3))
+
+
+def test_the_command_writes_what_it_prints(
+    leaves_file: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("sklearn")
+    sizes = ["--components", "2", "--tile", "2", "--above", "1", "--beside", "1"]
+    words = ["peer", str(leaves_file), "--data", "50", "--patches", "500", *sizes]
+    assert main(words) == 0
+    found = json.loads(Path("runs/peer/leaves.json").read_text())
+    assert [row["data"] for row in found] == [50, 50]
+    printed = capsys.readouterr().out
+    for row in found:
+        assert f"| {row['K']:.3f} | {row['gain']:.3f} | {row['bits_per_dim']:.3f} |" in printed
+
+
+def test_a_diffusion_models_bound_is_put_into_the_same_units() -> None:
+    shipped = Path(__file__).parents[2] / "models" / "mnist" / "model.safetensors"
+    metadata = read_metadata(shipped)
+    x = torch.randint(0, 256, (50, 4, 4), dtype=torch.uint8)
+    found = diffusion(metadata, images(x))
+    assert found is not None
+    (e,) = (e for e in metadata.evaluation if e.convention == "discretised")
+    assert found.bits_per_dim == e.bits_per_dim
+    assert math.isclose(found.K, math.log2(unit_scale(images(x))[1]) - e.bits_per_dim)
+    assert math.isclose(found.error, e.standard_error / math.log(2) / 784)
+    assert diffusion(metadata.model_copy(update={"evaluation": ()}), images(x)) is None

@@ -25,12 +25,13 @@ from typing import Any
 import torch
 from pydantic import TypeAdapter
 
-from diffusion.checkpoint import ArtefactError, load, rewrite, save
+from diffusion.checkpoint import ArtefactError, load, read_metadata, rewrite, save
 from diffusion.plan import Sampler
 from diffusion.profile import ProfileConfig
-from training import compare, data, examples, export, inspect, oracle, parzen, state
+from training import compare, data, examples, export, inspect, oracle, parzen, peer, state
 from training import config as configs
 from training.evaluate import evaluate, table
+from training.export import artefact_path
 from training.fit import Fit, FitError, RunOptions
 from training.parallel import pick_device, ranks
 
@@ -138,28 +139,27 @@ def do_inspect(arguments: argparse.Namespace) -> int:
 
 def do_parzen(arguments: argparse.Namespace) -> int:
     """The Parzen-window score of an artefact, or with --data of the training data themselves."""
-    folder = arguments.out or Path("runs") / "parzen" / arguments.name
-    facts: dict[str, Any] = {"name": arguments.name}
+    facts: dict[str, Any]
     if arguments.data:
-        dataset = data.load(configs.load(arguments.name).data)
-        drawn = dataset.train[: arguments.samples]
-        facts["samples"] = f"the first rows of train ({dataset.checksum})"
+        config = configs.load(arguments.name)
+        dataset = data.load(config.data)
+        folder = arguments.out or Path("runs") / "parzen" / config.name
+        out, drawn = folder / "data.json", dataset.train[: arguments.samples]
+        facts = {"name": config.name, "samples": f"the first rows of train, {dataset.checksum}"}
     else:
         path = inspect.find(arguments.name, arguments.models)
         model, metadata = load(path, pick_device(arguments.device))
         _, dataset = export.source(model, metadata)
         keys = {"name": arguments.sampler, "steps": arguments.steps}
         sampler: Sampler = TypeAdapter(Sampler).validate_python(keys)
-        kept = parzen.run_folder(folder, path, sampler, arguments.seed)
-        drawn = parzen.samples(
-            model, arguments.samples, sampler=sampler, seed=arguments.seed, folder=kept
-        )
-        facts |= {"samples": str(kept), "sampler": sampler.model_dump(), "seed": arguments.seed}
-    centres, valid, test = (
-        parzen.to_unit(dataset.space, x) for x in (drawn, dataset.valid, dataset.test)
-    )
-    found = parzen.score(centres, valid, test)
-    out = folder / ("data.json" if arguments.data else f"{kept.name}.json")
+        folder = arguments.out or Path("runs") / "parzen" / metadata.name
+        kept, seed = parzen.run_folder(folder, path, sampler, arguments.seed), arguments.seed
+        out = folder / f"{kept.name}.json"
+        drawn = parzen.samples(model, arguments.samples, sampler=sampler, seed=seed, folder=kept)
+        facts = {"name": metadata.name, "samples": str(kept), "seed": seed}
+        facts["sampler"] = sampler.model_dump()
+    rows = (drawn, dataset.valid, dataset.test)
+    found = parzen.score(*[parzen.to_unit(dataset.space, x) for x in rows])
     write_json(out, facts | found.model_dump())
     print(
         f"{found.nats:.1f} ± {found.error:.1f} nats, {found.bits:.1f} ± {found.bits_error:.1f} "
@@ -168,7 +168,22 @@ def do_parzen(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def write_json(path: Path, document: dict[str, Any]) -> None:
+def do_peer(arguments: argparse.Namespace) -> int:
+    """Fit Gaussian mixtures to a data set of grey images, and measure them beside the artefact."""
+    sizes = {size: getattr(arguments, size) for size in peer.PeerConfig.model_fields}
+    config = configs.load(arguments.name)
+    dataset = data.load(config.data)
+    found = peer.compare(dataset, peer.PeerConfig(**sizes), arguments.data)
+    path = artefact_path(arguments.models, config.name)
+    if path.exists() and (ours := peer.diffusion(read_metadata(path), dataset)):
+        found.append(ours)
+    print(peer.table(found))
+    out = Path("runs") / "peer" / f"{config.name}.json"
+    write_json(out, [row.model_dump() for row in found])
+    return 0
+
+
+def write_json(path: Path, document: Any) -> None:  # noqa: ANN401  (what JSON can hold)
     """Write what was measured, and say where."""
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(document, indent=2) + "\n")
@@ -276,7 +291,14 @@ def parser() -> argparse.ArgumentParser:
     one.add_argument("--sampler", choices=("ancestral", "ddim", "dpmpp_2m"), default="dpmpp_2m")
     one.add_argument("--steps", type=int, default=20, help="of the sampler")
     one.add_argument("--seed", type=int, default=0)
-    one.add_argument("--out", type=Path, help="folder (default runs/parzen/NAME)")
+    one.add_argument("--out", type=Path, help="folder of the samples (default runs/parzen/NAME)")
+
+    one = command("peer", do_peer, models)
+    one.add_argument("name", help="of a file in training/configs, or a path ending in .toml")
+    one.add_argument("--data", type=int, default=2000, help="how many rows of test")
+    for size, field in peer.PeerConfig.model_fields.items():
+        about = f"{field.description} (default {field.default})"
+        one.add_argument(f"--{size}", type=int, default=field.default, help=about)
 
     one = command("profile", do_profile, device, models)
     one.add_argument("name", help="of a model, or a path ending in .safetensors")

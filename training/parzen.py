@@ -81,12 +81,17 @@ def to_unit(space: DataSpace, x: Tensor) -> Tensor:
     Raises:
         ValueError: data that have no greatest value.
     """
+    return x.flatten(1).double() / greatest(space)
+
+
+def greatest(space: DataSpace) -> int:
+    """The greatest value of an element: 1 of bits, 255 of 8-bit images."""
     if space.kind != "bits" and space.levels is None:
         raise ValueError(
             "the Parzen score is of data in [0, 1]: it needs bits or images with levels, not real "
             "vectors"
         )
-    return x.flatten(1).double() / ((space.levels or 2) - 1)
+    return (space.levels or 2) - 1
 
 
 def log_density(
@@ -125,6 +130,7 @@ def score(
     centres: Tensor,
     valid: Tensor,
     test: Tensor,
+    *,
     bandwidths: tuple[float, ...] = BANDWIDTHS,
     quiet: bool = False,
 ) -> ParzenScore:
@@ -168,7 +174,11 @@ def samples(
 
     A block is a function of (model, sampler, seed, its number), so that what is there already is
     read: a run that was cut off goes on, and more samples begin with those drawn before.
+
+    Raises:
+        ValueError: a model whose samples have no score.
     """
+    greatest(model.space)  # before the work, not after it
     folder.mkdir(parents=True, exist_ok=True)
     work = BLOCK * len(sampler.plan(model))
     blocks = []

@@ -28,6 +28,7 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
+from diffusion.checkpoint import Metadata
 from diffusion.networks import GaussianMixture
 from diffusion.noise import Stream, counter_noise
 from training.data import DataError, Dataset
@@ -40,17 +41,17 @@ FLOOR = 1e-6  # added to variances; dequantisation itself has 1e-5 or more
 
 
 class PeerConfig(BaseModel):
-    """Sizes of the two mixtures, and how they are fitted: EM on `patches` of train."""
+    """Sizes of the two mixtures, and how they are fitted."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    components: int = Field(default=64, gt=0)
-    tile: int = Field(default=8, gt=0)
-    above: int = Field(default=3, ge=0)
-    beside: int = Field(default=3, ge=0)
-    patches: int = Field(default=100_000, gt=0)
-    iterations: int = Field(default=100, gt=0)
-    seed: int = Field(default=0, ge=0)
+    components: int = Field(64, gt=0, description="of each mixture")
+    tile: int = Field(8, gt=0, description="side of a tile")
+    above: int = Field(3, ge=0, description="rows of neighbours above a pixel")
+    beside: int = Field(3, ge=0, description="columns of neighbours on either side")
+    patches: int = Field(50_000, gt=0, description="of train that a mixture is fitted to")
+    iterations: int = Field(60, gt=0, description="of expectation-maximisation, at most")
+    seed: int = Field(0, ge=0, description="of patches, dequantisation and the first guess")
 
 
 class Measured(BaseModel):
@@ -110,19 +111,23 @@ def unit_scale(dataset: Dataset) -> tuple[float, float]:
             f"the units are of images of levels; {dataset.name} is {space.kind} of shape "
             f"{list(space.shape)}"
         )
-    x = dataset.train.double()
-    return float(x.mean()), math.sqrt(float(x.var()) + 1 / 12)
+    share = torch.bincount(dataset.train.flatten(), minlength=space.levels).double()
+    share /= share.sum()
+    level = torch.arange(len(share), dtype=torch.float64)
+    mean = float(share @ level)
+    return mean, math.sqrt(float(share @ (level - mean) ** 2) + 1 / 12)
 
 
 def dequantised(x: Tensor, mean: float, scale: float, seed: int) -> Tensor:
-    """z [N, height, width] in float64 from levels [N, 1, height, width]."""
-    u = counter_noise(seed, torch.arange(len(x)), 0, Stream.TERM).uniform(x.shape[2:])
-    return (x[:, 0].double() + u - 0.5 - mean) / scale
+    """z from levels, both [N, height, width]; float64."""
+    # Not Stream.DATA: data that were generated have used that, under the same seed.
+    u = counter_noise(seed, torch.arange(len(x)), 0, Stream.TERM).uniform(x.shape[1:])
+    return (x.double() + u - 0.5 - mean) / scale
 
 
-def windows(z: Tensor, height: int, width: int, count: int, seed: int) -> Tensor:
-    """`count` windows at places drawn uniformly, [count, height, width]."""
-    every = z.unfold(1, height, 1).unfold(2, width, 1)
+def windows(x: Tensor, height: int, width: int, count: int, seed: int) -> Tensor:
+    """`count` windows of images [N, H, W], at places drawn uniformly, [count, height, width]."""
+    every = x.unfold(1, height, 1).unfold(2, width, 1)
     u = counter_noise(seed, torch.arange(count), 1, Stream.TERM).uniform((3,)).double()
     n, i, j = (u * torch.tensor(every.shape[:3])).long().unbind(1)
     return every[n, i, j]
@@ -233,12 +238,12 @@ def compare(
         raise DataError(
             f"tiles of {config.tile} do not fill {height} x {width}; give another --tile"
         )
-    train = dequantised(dataset.train, mean, scale, split_seed(config.seed, "train"))
-    test = dequantised(dataset.test[:count], mean, scale, split_seed(config.seed, "test"))
-    places = offsets(config.above, config.beside)
+    test = dequantised(dataset.test[:count, 0], mean, scale, split_seed(config.seed, "test"))
+    places, seed = offsets(config.above, config.beside), split_seed(config.seed, "train")
 
     def patches(rows: int, columns: int) -> Tensor:
-        return windows(train, rows, columns, config.patches, config.seed).flatten(1)
+        levels = windows(dataset.train[:, 0], rows, columns, config.patches, seed)
+        return dequantised(levels, mean, scale, seed).flatten(1)
 
     def one(name: str, mixture: GaussianMixture, nats: Callable[[Tensor], Tensor]) -> Measured:
         # 250 images at once: the mixture holds [rows, components, pixels] in float64.
@@ -263,6 +268,16 @@ def compare(
             lambda z: causal_log_prob(causal, z, places),
         ),
     ]
+
+
+def diffusion(metadata: Metadata, dataset: Dataset) -> Measured | None:
+    """A diffusion model's discretised bound in these units; None where it was not measured."""
+    found = [e for e in metadata.evaluation if e.convention == "discretised"]
+    if not found:
+        return None
+    e = found[0]
+    error = e.standard_error / math.log(2) / metadata.space.dims
+    return measured(metadata.name, e.bits_per_dim, error, unit_scale(dataset)[1], e.count)
 
 
 def table(rows: Sequence[Measured]) -> str:

@@ -1,14 +1,16 @@
 """The Parzen score against closed forms, and samples that are drawn once."""
 
+import json
 import math
 from pathlib import Path
 
 import pytest
 import torch
 
-from diffusion.plan import DPMSolver
+from diffusion.plan import Ancestral, DPMSolver
 from diffusion.space import DataSpace
 from training import oracle, parzen
+from training.__main__ import main
 from training.parzen import log_density, run_folder, samples, score, to_unit
 
 
@@ -61,7 +63,7 @@ def test_the_score_finds_the_deviation_of_the_data_about_their_centres() -> None
 
     grid = tuple(10 ** (-1 + i / 20) for i in range(21))
     valid, test = about(800), about(900)
-    found = score(torch.full((1, dims), 0.5), valid, test, grid, quiet=True)
+    found = score(torch.full((1, dims), 0.5), valid, test, bandwidths=grid, quiet=True)
     assert abs(math.log10(found.bandwidth / sigma)) <= 0.5 / 20 + 0.005
     entropy = 0.5 * dims * math.log(2 * math.pi * math.e * sigma**2)
     assert abs(found.nats + entropy) < 4 * found.error + 0.3  # the grid's step costs less than .3
@@ -72,7 +74,7 @@ def test_the_score_finds_the_deviation_of_the_data_about_their_centres() -> None
 def test_a_grid_that_ends_too_early_is_refused() -> None:
     x = torch.rand(20, 3)
     with pytest.raises(ValueError, match="wider"):
-        score(torch.rand(5, 3), x, x, (0.001, 0.002, 0.003), quiet=True)
+        score(torch.rand(5, 3), x, x, bandwidths=(0.001, 0.002, 0.003), quiet=True)
 
 
 def test_data_are_brought_to_the_unit_interval() -> None:
@@ -89,17 +91,17 @@ def test_samples_are_kept_and_a_run_cut_off_goes_on(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(parzen, "BLOCK", 8)
-    model = oracle.build(oracle.load("gaussian-mixture"))
+    model = oracle.build(oracle.load("bit-patterns"))
 
     def drawn(count: int, place: str, seed: int = 0) -> torch.Tensor:
         folder = tmp_path / place
         return samples(
-            model, count, sampler=DPMSolver(steps=3), seed=seed, folder=folder, quiet=True
+            model, count, sampler=Ancestral(steps=3), seed=seed, folder=folder, quiet=True
         )
 
     whole = drawn(20, "one")
     assert whole.shape == (20, *model.event)
-    assert len(torch.unique(whole, dim=0)) == 20
+    assert not torch.equal(whole[:8], whole[8:16])  # blocks are their own
     drawn(9, "two")
     (tmp_path / "two" / "00001.safetensors").unlink()  # as if it had been cut off there
     before = (tmp_path / "two" / "00000.safetensors").stat().st_mtime_ns
@@ -119,3 +121,27 @@ def test_samples_of_another_model_sampler_or_seed_are_kept_apart(tmp_path: Path)
         (one, DPMSolver(steps=3), 1),
     ]
     assert len({run_folder(tmp_path, *each) for each in asked}) == 4
+
+
+def test_the_command_scores_training_data(
+    leaves_file: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["parzen", str(leaves_file), "--data", "--samples", "50", "--out", "scores"]
+    assert main(words) == 0
+    found = json.loads(Path("scores/data.json").read_text())
+    assert (found["centres"], found["data"]) == (50, 80)
+    assert f"{found['bits']:.1f} ± {found['bits_error']:.1f} bits" in capsys.readouterr().out
+
+
+def test_the_command_draws_once_and_refuses_what_has_no_score(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shipped = Path(__file__).parents[2] / "models"
+    words = ["--models", str(shipped), "--samples", "40", "--steps", "2", "--out", str(tmp_path)]
+    assert main(["parzen", "gaussian-mixture", *words]) == 2
+    assert "real vectors" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())  # before anything was drawn
+    # Bits that are drawn as often as they occur: narrower is better without end.
+    assert main(["parzen", "bit-patterns", "--sampler", "ancestral", *words]) == 2
+    assert "wider one" in capsys.readouterr().err
+    assert [path.name for path in tmp_path.glob("ancestral-*/*")] == ["00000.safetensors"]

@@ -68,6 +68,9 @@ class Evaluation(_Frozen):
         split: of the data.
         count: data evaluated.
         terms: network evaluations a datum; None for all steps.
+        trajectories: whose weights were averaged (`trajectory.trajectory_bound`); None for the
+            ordinary bound.
+        gain: the part of the bound that exceeds the trajectories' average, nats.
         seed: of the noise.
         bound: mean over data, nats.
         standard_error: of that mean, over data and noise, nats.
@@ -82,6 +85,8 @@ class Evaluation(_Frozen):
     split: str
     count: int = Field(ge=1)
     terms: int | None = None
+    trajectories: int | None = None
+    gain: float | None = None
     seed: int = 0
     bound: float
     standard_error: float

@@ -96,6 +96,7 @@ def do_evaluate(arguments: argparse.Namespace) -> int:
         split=arguments.split,
         count=arguments.data,
         terms=arguments.terms,
+        trajectories=arguments.trajectories,
         seed=arguments.seed,
         batch=arguments.batch,
     )
@@ -103,8 +104,12 @@ def do_evaluate(arguments: argparse.Namespace) -> int:
     if arguments.json:
         print(json.dumps([e.model_dump(mode="json") for e in found], indent=2))
     if arguments.write:
-        measured = {(e.convention, e.split) for e in found}
-        kept = [e for e in metadata.evaluation if (e.convention, e.split) not in measured]
+        measured = {(e.convention, e.split, e.trajectories) for e in found}
+        kept = [
+            e
+            for e in metadata.evaluation
+            if (e.convention, e.split, e.trajectories) not in measured
+        ]
         rewrite(path, metadata.model_copy(update={"evaluation": (*kept, *found)}))
         export.write_card(path, config.title, model)
     return 0
@@ -273,6 +278,11 @@ def parser() -> argparse.ArgumentParser:
     one.add_argument("--split", choices=data.SPLITS, default="test")
     one.add_argument("--data", type=int, help="how many rows (default all)")
     one.add_argument("--terms", type=int, help="network evaluations a datum (default all steps)")
+    one.add_argument(
+        "--trajectories",
+        type=int,
+        help="bound by the mean weight of so many whole trajectories (2015, Equation 9)",
+    )
     one.add_argument(
         "--convention",
         action="append",

@@ -55,6 +55,11 @@ def card(metadata: Metadata, title: str, parameters: int) -> str:
             "The standard error is over data and noise. No row of `test` was fitted to. `minus",
             "entropy` is what a perfect model would reach, where it is known.",
         ]
+        if any(e.trajectories for e in m.evaluation):
+            lines += [
+                "Several trajectories are weighed together (Equation 9): a tighter bound, by their",
+                "`gain` over the mean of single ones, in bits.",
+            ]
     else:
         lines.append("Not evaluated yet: `python -m training evaluate " + m.name + " --write`.")
     lines += ["", "## To remake it", "", "```", *_commands(m), "```", ""]

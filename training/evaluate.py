@@ -10,6 +10,7 @@ before it: the two differ only in parts with closed forms.
 import math
 import platform
 from collections.abc import Sequence
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -25,6 +26,7 @@ from diffusion.checkpoint import Evaluation
 from diffusion.model import DiffusionModel
 from diffusion.space import Convention
 from diffusion.strata import choose_steps
+from diffusion.trajectory import Trajectories, trajectory_bound
 from training.data import Dataset, Split
 from training.progress import progress_bar, rows_done
 
@@ -37,6 +39,7 @@ def evaluate(
     split: Split = "test",
     count: int | None = None,
     terms: int | None = None,
+    trajectories: int | None = None,
     seed: int = 1,
     batch: int = 512,
     quiet: bool = False,
@@ -50,17 +53,22 @@ def evaluate(
         split: "test" unless a choice is being made.
         count: data; None for the whole split.
         terms: network evaluations a datum; None for all steps.
+        trajectories: bound by so many of them together, T evaluations each; None for the ordinary
+            bound.
         seed: of the noise.
         batch: rows a network call.
         quiet: draw no progress bar.
 
     Raises:
-        ValueError: a convention that the data do not have.
+        ValueError: a convention that the data do not have; terms of trajectories.
     """
+    if terms is not None and trajectories is not None:
+        raise ValueError("a trajectory's weight needs every step: leave out terms or trajectories")
     rows = dataset.split(split)[:count]
     x_0 = model.space.to_model(rows).to(model.device)
     found: list[Evaluation] = []
     steps: Tensor | None = None
+    gain = 0.0
     # "paper" last, so that it finds another convention's terms.
     for convention in sorted(conventions or (model.space.default_convention,), key="paper".__eq__):
         check_convention(model, convention)
@@ -69,20 +77,21 @@ def evaluate(
         if steps is not None and last is not None:
             values = prior + steps + last.cpu()
         else:
-            place = torch.zeros(1, dtype=torch.int64)
-            each = choose_steps(model.T, place, seed, convention, terms).count
+            if trajectories is None:
+                place = torch.zeros(1, dtype=torch.int64)
+                each = choose_steps(model.T, place, seed, convention, terms).count
+                run = partial(bound, terms=terms)
+            else:
+                each = trajectories * Trajectories(trajectories, model.T).count
+                run = partial(trajectory_bound, trajectories=trajectories)
             work = each * len(x_0)
             with progress_bar(work, "term", convention, unit_scale=True, disable=quiet) as bar:
-                result = bound(
-                    model,
-                    x_0,
-                    seed=seed,
-                    convention=convention,
-                    terms=terms,
-                    batch=batch,
-                    progress=rows_done(bar),
+                told = rows_done(bar)
+                result = run(
+                    model, x_0, seed=seed, convention=convention, batch=batch, progress=told
                 )
-            values, steps = result.bound, result.steps
+            values, gain = result.bound, float(result.gain.mean())
+            steps = result.steps if trajectories is None else None
         mean = float(values.mean())
         entropy = dataset.entropy
         if entropy is not None and convention == "paper":  # in model units, as this convention is
@@ -95,6 +104,8 @@ def evaluate(
                 split=split,
                 count=len(x_0),
                 terms=terms,
+                trajectories=trajectories,
+                gain=None if trajectories is None else gain,
                 seed=seed,
                 bound=mean,
                 standard_error=float(values.std()) / math.sqrt(len(values)),
@@ -119,8 +130,16 @@ def table(evaluations: Sequence[Evaluation]) -> str:
         bit = math.log(2)
         limit = "" if e.entropy is None else f"{-e.entropy / bit:.4f}"
         lines.append(
-            f"| {e.convention} | {e.split} | {e.count} | {e.terms or 'all'} | {e.bits:.4f} "
+            f"| {e.convention} | {e.split} | {e.count} | {_terms(e)} | {e.bits:.4f} "
             f"| {e.standard_error / bit:.4f} | {e.bits_per_dim:.4f} "
             f"| {(e.bound - e.null) / bit:.4f} | {limit} |"
         )
     return "\n".join(lines)
+
+
+def _terms(e: Evaluation) -> str:
+    """Which terms were evaluated, in words."""
+    if e.trajectories is None:
+        return str(e.terms or "all")
+    assert e.gain is not None  # `evaluate` sees to it
+    return f"all of {e.trajectories} trajectories (gain {e.gain / math.log(2):.4f})"

@@ -227,7 +227,17 @@ def test_the_command_line_from_fit_to_artefact(
     assert main(["evaluate", "small", "--models", models, "--split", "valid", "--write"]) == 0
     splits = [e.split for e in read_metadata(path).evaluation]
     assert splits == ["test", "test", "valid"]
+    several = ["evaluate", "small", "--models", models, "--data", "16", "--trajectories", "3"]
+    assert main([*several, "--write"]) == 0
+    *others, found = read_metadata(path).evaluation
+    assert [e.trajectories for e in others] == [None] * 3
+    assert (found.trajectories, found.terms) == (3, None)
+    assert found.gain is not None
+    assert found.gain > 0
+    assert "| all of 3 trajectories (gain" in path.with_name("README.md").read_text()
     capsys.readouterr()
+    assert main([*several, "--terms", "6"]) == 2
+    assert "leave out terms or trajectories" in capsys.readouterr().err
     assert main(["inspect", "small", "--models", models]) == 0
     assert "training.steps" in capsys.readouterr().out
 

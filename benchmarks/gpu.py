@@ -54,7 +54,8 @@ def run(arguments: list[str], seconds: float) -> dict[str, Any]:
         )
         status, said = str(done.returncode), done.stdout
     except subprocess.TimeoutExpired as late:
-        status, said = f"not done after {seconds:.0f} seconds", (late.stdout or b"").decode()
+        said = late.stdout.decode() if isinstance(late.stdout, bytes) else late.stdout or ""
+        status = f"not done after {seconds:.0f} seconds"
     return {
         "command": " ".join(["python", *command[1:]]),
         "status": status,

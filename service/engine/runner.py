@@ -7,7 +7,8 @@ No policy: which rows, in which slots, is the scheduler's choice. Until everythi
 been computed nothing is written back, so one that failed can be tried again, whole or in parts.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import final
 
 import torch
@@ -25,7 +26,34 @@ from service.engine.jobs import ChainJob, ChainResult, Job, TermJob, TermResult
 from service.engine.lanes import Entry
 from service.engine.peek import Peek
 from service.engine.slots import ChainSlots, DatumSlots, rows_of, to_device
-from service.engine.transfer import Fence, upload
+from service.engine.transfer import Departures, Fence, upload
+
+
+@final
+@dataclass(frozen=True)
+class Landing:
+    """What a tick's end brings.
+
+    Attributes:
+        chains: entries of its chains.
+        ends: keys and entries of the rows that it finished, by job.
+        length: steps that each chain made.
+        finite: whether each of the chains was finite, bool [len(chains)].
+        parts: the results of `ends`, in their order.
+        arrived: waits until `finite` and `parts` are there; None where they are.
+    """
+
+    chains: list[Entry]
+    ends: list[tuple[int, list[Entry]]]
+    length: int
+    finite: Tensor
+    parts: list[Tensor]
+    arrived: Callable[[], None] | None
+
+    def wait(self) -> None:
+        """Until all of it is on the host."""
+        if self.arrived is not None:
+            self.arrived()
 
 
 @final
@@ -62,7 +90,7 @@ class Runner:
         self._term_jobs: dict[int, TermJob] = {}
         self._results: dict[int, Tensor] = {}  # samples, or values of terms, as they come
         self._fixed: FixedTicks | None = None
-        self._fence = Fence(model.device)
+        self._fence, self._departures = Fence(model.device), Departures(model.device)
 
     def open(self, key: int, job: Job) -> None:
         """Get ready for entries of this job."""
@@ -138,42 +166,51 @@ class Runner:
             state.advance(rows.slots, x_s, chain.x_0)
         self.data.values[data.slots, data.units] = values
 
-    def collect(self, ends: Sequence[Entry]) -> None:
-        """Copy the results of finished rows off their slots."""
-        for key, entries in by_job(sorted(ends)):
-            rows, slots = [entry.row for entry in entries], self._slots(entries)
-            if key in self._chain_jobs:
-                self._results[key][rows] = self.chains.x[slots].cpu()
-            else:
-                units = self._term_jobs[key].units
-                self._results[key][rows] = self.data.values[slots, :units].double().cpu()
-
-    def broken(
-        self, chains: Sequence[Entry], ends: Sequence[Entry], length: int = 1
-    ) -> dict[int, str]:
-        """Jobs with a row that left the finite numbers, and what happened to it.
+    def collect(self, chains: Sequence[Entry], ends: Sequence[Entry], length: int = 1) -> Landing:
+        """Send the results of finished rows to the host, off their slots.
 
         Args:
-            chains: entries of chains, looked at on the device.
-            ends: entries of finished rows, collected; of these the terms are looked at.
+            chains: entries of chains, to be looked at whether they are finite.
+            ends: entries of finished rows.
             length: as `run` was given it.
         """
+        groups = by_job(sorted(ends))
+        leaving = [self.chains.finite[self._slots(chains)]]
+        for key, entries in groups:
+            slots = self._slots(entries)
+            if key in self._chain_jobs:
+                leaving.append(self.chains.x[slots])
+            else:
+                leaving.append(self.data.values[slots, : self._term_jobs[key].units])
+        (finite, *parts), wait = self._departures.send(leaving)
+        return Landing(list(chains), groups, length, finite, parts, wait)
+
+    def receive(self, landing: Landing) -> dict[int, str]:
+        """Take the results in, once they are there; it waits for them.
+
+        Returns:
+            Jobs with a row that left the finite numbers, and what happened to it.
+        """
+        landing.wait()
         found: dict[int, str] = {}
-        if chains:
-            finite = self.chains.finite[self._slots(chains)].tolist()
-            for entry, good in zip(chains, finite, strict=True):
-                if not good:
-                    t = int(self._chain_jobs[entry.key].plan.t[entry.unit + length - 1])
-                    found[entry.key] = f"sample {entry.row} became NaN or infinite by step t = {t}"
-        for entry in ends:
-            job = self._term_jobs.get(entry.key)
-            if job is not None:
-                values = self._results[entry.key][entry.row]
-                # Minus infinity is an answer: the model holds the datum to be impossible.
-                wrong = values.isnan() | values.isposinf()
-                if bool(wrong.any()):
-                    t = int(job.steps.t[entry.row][wrong][0])
-                    found[entry.key] = f"the bound of datum {entry.row} has no finite term t = {t}"
+        for entry, good in zip(landing.chains, landing.finite.tolist(), strict=True):
+            job = self._chain_jobs.get(entry.key)
+            if not good and job is not None:
+                t = int(job.plan.t[entry.unit + landing.length - 1])
+                found[entry.key] = f"sample {entry.row} became NaN or infinite by step t = {t}"
+        for (key, entries), part in zip(landing.ends, landing.parts, strict=True):
+            if key not in self._results:  # given up meanwhile
+                continue
+            values = part.to(self._results[key].dtype)
+            self._results[key][[entry.row for entry in entries]] = values
+            asked = self._term_jobs.get(key)
+            # Minus infinity is an answer: the model holds the datum to be impossible.
+            wrong = values.isnan() | values.isposinf()
+            if asked is not None and bool(wrong.any()):
+                i, unit = wrong.nonzero()[0].tolist()
+                row = entries[i].row
+                t = int(asked.steps.t[row, unit])
+                found[key] = f"the bound of datum {row} has no finite term t = {t}"
         return found
 
     def result(
@@ -255,7 +292,8 @@ class Runner:
         return values
 
     def _slots(self, entries: Sequence[Entry]) -> Tensor:
-        return upload(torch.tensor([entry.slot for entry in entries]), self.model.device)
+        slots = torch.tensor([entry.slot for entry in entries], dtype=torch.int64)
+        return upload(slots, self.model.device)
 
     def _filled(self, entries: list[Entry]) -> list[Entry]:
         """The entries, the last of them repeated up to `fill`."""

@@ -1,9 +1,11 @@
 """Between host and device, without the host waiting for a device that works.
 
-A copy from ordinary memory waits until everything queued before it is done; one from pinned memory
-does not. So that the host does not run ahead for ever, it waits for the tick before the last.
+A copy from or to ordinary memory waits until everything queued before it is done; one of pinned
+memory does not. Results leave on a stream of their own, beside the next tick. So that the host does
+not run ahead for ever, it waits for the tick before the last.
 """
 
+from collections.abc import Callable, Sequence
 from typing import final
 
 import torch
@@ -15,6 +17,38 @@ def upload(host: Tensor, device: torch.device) -> Tensor:
     if device.type != "cuda":
         return host.to(device)
     return host.pin_memory().to(device, non_blocking=True)
+
+
+@final
+class Departures:
+    """The way from the device to the host.
+
+    Args:
+        device: where the tensors are.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None
+
+    def send(self, tensors: Sequence[Tensor]) -> tuple[list[Tensor], Callable[[], None] | None]:
+        """The same on the host, and how to wait until they are there; None where they are.
+
+        Args:
+            tensors: which nobody writes to from here on.
+        """
+        stream = self._stream
+        if stream is None:
+            return list(tensors), None
+        stream.wait_stream(torch.cuda.current_stream(stream.device))
+        with torch.cuda.stream(stream):
+            found = []
+            for tensor in tensors:
+                host = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)
+                found.append(host.copy_(tensor, non_blocking=True))
+                tensor.record_stream(stream)  # its memory is taken until then
+            arrived = torch.cuda.Event()
+            arrived.record(stream)
+        return found, arrived.synchronize
 
 
 @final

@@ -54,8 +54,7 @@ def run(arguments: list[str], seconds: float) -> dict[str, Any]:
         )
         status, said = str(done.returncode), done.stdout
     except subprocess.TimeoutExpired as late:
-        said = late.stdout.decode() if isinstance(late.stdout, bytes) else late.stdout or ""
-        status = f"not done after {seconds:.0f} seconds"
+        status, said = f"not done after {seconds:.0f} seconds", (late.stdout or b"").decode()
     return {
         "command": " ".join(["python", *command[1:]]),
         "status": status,

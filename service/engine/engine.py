@@ -276,7 +276,7 @@ class Engine:
         )
         ran = attempt(tick.chains, tick.terms)
         self._fleet.grow(tick.model, ran, tick.length)
-        seconds = time.monotonic() - begun
+        seconds = runner.fence.seconds(tick.length, time.monotonic() - begun)
         self._scheduler.retire(tick, seconds)
         self._intake.settle(tick.model, tick.evaluations)
         self._intake.measure(tick.model, tick.evaluations, seconds, tick.length)

@@ -12,9 +12,10 @@ from typing import final
 
 from service.engine.faults import fatal, problem_of
 from service.engine.jobs import Timing
+from service.engine.landing import Landing
 from service.engine.lanes import Entry
 from service.engine.record import Record
-from service.engine.runner import Landing, Runner
+from service.engine.runner import Runner
 from service.engine.scheduler import Tick
 from service.metrics import Metrics
 from service.problems import NumericalFailure, Problem

@@ -7,8 +7,7 @@ No policy: which rows, in which slots, is the scheduler's choice. Until everythi
 been computed nothing is written back, so one that failed can be tried again, whole or in parts.
 """
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from typing import final
 
 import torch
@@ -23,37 +22,11 @@ from service.engine.batches import ChainBatch, TermBatch, by_job, gather_chains,
 from service.engine.calls import Calls, Precision, Rows
 from service.engine.fixed import FixedTicks, Record, one_step
 from service.engine.jobs import ChainJob, ChainResult, Job, TermJob, TermResult
+from service.engine.landing import Landing
 from service.engine.lanes import Entry
 from service.engine.peek import Peek
 from service.engine.slots import ChainSlots, DatumSlots, rows_of, to_device
 from service.engine.transfer import Departures, Fence, upload
-
-
-@final
-@dataclass(frozen=True)
-class Landing:
-    """What a tick's end brings.
-
-    Attributes:
-        chains: entries of its chains.
-        ends: keys and entries of the rows that it finished, by job.
-        length: steps that each chain made.
-        finite: whether each of the chains was finite, bool [len(chains)].
-        parts: the results of `ends`, in their order.
-        arrived: waits until `finite` and `parts` are there; None where they are.
-    """
-
-    chains: list[Entry]
-    ends: list[tuple[int, list[Entry]]]
-    length: int
-    finite: Tensor
-    parts: list[Tensor]
-    arrived: Callable[[], None] | None
-
-    def wait(self) -> None:
-        """Until all of it is on the host."""
-        if self.arrived is not None:
-            self.arrived()
 
 
 @final
@@ -72,6 +45,7 @@ class Runner:
         exact: whether filling was tested to give a row the same bits in any company and place.
         chains: their state.
         data: theirs.
+        fence: between one tick and the next.
     """
 
     def __init__(
@@ -90,7 +64,7 @@ class Runner:
         self._term_jobs: dict[int, TermJob] = {}
         self._results: dict[int, Tensor] = {}  # samples, or values of terms, as they come
         self._fixed: FixedTicks | None = None
-        self._fence, self._departures = Fence(model.device), Departures(model.device)
+        self.fence, self._departures = Fence(model.device), Departures(model.device)
 
     def open(self, key: int, job: Job) -> None:
         """Get ready for entries of this job."""
@@ -118,6 +92,7 @@ class Runner:
             length: steps of each chain; more than one where there are no terms.
         """
         chains, terms = sorted(chains), sorted(terms)  # by job; places in a batch mean nothing
+        begun = self.fence.begin()
         self._admit(chains, terms)
         rows = None
         if chains:
@@ -127,7 +102,7 @@ class Runner:
             self._run_terms(terms, rows, len(chains))
         elif rows is not None:
             self._run_chains(rows, length)
-        self._fence.wait()
+        self.fence.wait(begun, length)
 
     def record(self, recorder: Record) -> None:
         """Have ticks of chains alone recorded, at every size up to `batch`."""

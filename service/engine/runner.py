@@ -26,10 +26,11 @@ from service.engine.batches import ChainBatch, TermGroup, by_job, gather_chains,
 from service.engine.calls import Calls, Precision, Rows
 from service.engine.fixed import FixedTicks, Record, one_step
 from service.engine.jobs import ChainJob, ChainResult, Job, TermJob, TermResult
+from service.engine.landing import Landing
 from service.engine.lanes import Entry
 from service.engine.peek import Peek
 from service.engine.slots import ChainSlots, DatumSlots, rows_of, to_device
-from service.engine.transfer import Fence, upload
+from service.engine.transfer import Departures, Fence, upload
 
 
 @final
@@ -48,6 +49,7 @@ class Runner:
         exact: whether filling was tested to give a row the same bits in any company and place.
         chains: their state.
         data: theirs.
+        fence: between one tick and the next.
     """
 
     def __init__(
@@ -66,7 +68,7 @@ class Runner:
         self._term_jobs: dict[int, TermJob] = {}
         self._results: dict[int, Tensor] = {}  # samples, or values of terms, as they come
         self._fixed: FixedTicks | None = None
-        self._fence = Fence(model.device)
+        self.fence, self._departures = Fence(model.device), Departures(model.device)
 
     def open(self, key: int, job: Job) -> None:
         """Get ready for entries of this job."""
@@ -94,6 +96,7 @@ class Runner:
             length: steps of each chain; more than one where there are no terms.
         """
         chains, terms = sorted(chains), sorted(terms)  # by job; places in a batch mean nothing
+        begun = self.fence.begin()
         self._admit(chains, terms)
         rows = None
         if chains:
@@ -103,7 +106,7 @@ class Runner:
             self._run_terms(terms, rows, len(chains))
         elif rows is not None:
             self._run_chains(rows, length)
-        self._fence.wait()
+        self.fence.wait(begun, length)
 
     def record(self, recorder: Record) -> None:
         """Have ticks of chains alone recorded, at every size up to `batch`."""
@@ -146,45 +149,52 @@ class Runner:
             state.advance(rows.slots, x_s, chain.x_0)
         self.data.values[data.slots, data.units] = values
 
-    def collect(self, ends: Sequence[Entry]) -> None:
-        """Copy the results of finished rows off their slots."""
-        for key, entries in by_job(sorted(ends)):
-            rows, slots = [entry.row for entry in entries], self._slots(entries)
-            if key in self._chain_jobs:
-                self._results[key][rows] = self.chains.x[slots].cpu()
-            else:
-                units = self._term_jobs[key].units
-                self._results[key][rows] = self.data.values[slots, :units].double().cpu()
-
-    def broken(
-        self, chains: Sequence[Entry], ends: Sequence[Entry], length: int = 1
-    ) -> dict[int, str]:
-        """Jobs with a row that left the finite numbers, and what happened to it.
+    def collect(self, chains: Sequence[Entry], ends: Sequence[Entry], length: int = 1) -> Landing:
+        """Send the results of finished rows to the host, off their slots.
 
         Args:
-            chains: entries of chains, looked at on the device.
-            ends: entries of finished rows, collected; of these the terms are looked at.
+            chains: entries of chains, to be looked at whether they are finite.
+            ends: entries of finished rows.
             length: as `run` was given it.
         """
+        groups = by_job(sorted(ends))
+        leaving = [self.chains.finite[self._slots(chains)]]
+        for key, entries in groups:
+            slots = self._slots(entries)
+            if key in self._chain_jobs:
+                leaving.append(self.chains.x[slots])
+            else:
+                leaving.append(self.data.values[slots, : self._term_jobs[key].units])
+        (finite, *parts), wait = self._departures.send(leaving)
+        return Landing(list(chains), groups, length, finite, parts, wait)
+
+    def receive(self, landing: Landing) -> dict[int, str]:
+        """Take the results in, once they are there; it waits for them.
+
+        Returns:
+            Jobs with a row that left the finite numbers, and what happened to it.
+        """
+        landing.wait()
         found: dict[int, str] = {}
-        if chains:
-            finite = self.chains.finite[self._slots(chains)].tolist()
-            for entry, good in zip(chains, finite, strict=True):
-                if not good:
-                    t = int(self._chain_jobs[entry.key].plan.t[entry.unit + length - 1])
-                    found[entry.key] = f"sample {entry.row} became NaN or infinite by step t = {t}"
-        for entry in ends:
-            job = self._term_jobs.get(entry.key)
-            if job is not None:
-                values = self._results[entry.key][entry.row]
-                # Minus infinity is an answer: the model holds the datum to be impossible.
-                wrong = values.isnan() | values.isposinf()
-                if bool(wrong.any()):
-                    step, _ = job.steps.at(torch.tensor(entry.row), wrong.nonzero()[0, 0])
-                    datum = entry.row // job.each
-                    found[entry.key] = (
-                        f"the bound of datum {datum} has no finite term t = {int(step)}"
-                    )
+        for entry, good in zip(landing.chains, landing.finite.tolist(), strict=True):
+            job = self._chain_jobs.get(entry.key)
+            if not good and job is not None:
+                t = int(job.plan.t[entry.unit + landing.length - 1])
+                found[entry.key] = f"sample {entry.row} became NaN or infinite by step t = {t}"
+        for (key, entries), part in zip(landing.ends, landing.parts, strict=True):
+            if key not in self._results:  # given up meanwhile
+                continue
+            values = part.to(self._results[key].dtype)
+            self._results[key][[entry.row for entry in entries]] = values
+            asked = self._term_jobs.get(key)
+            # Minus infinity is an answer: the model holds the datum to be impossible.
+            wrong = values.isnan() | values.isposinf()
+            if asked is not None and bool(wrong.any()):
+                i, unit = wrong.nonzero()[0]
+                row = entries[int(i)].row
+                step, _ = asked.steps.at(torch.tensor(row), unit)
+                datum = row // asked.each
+                found[key] = f"the bound of datum {datum} has no finite term t = {int(step)}"
         return found
 
     def result(
@@ -274,7 +284,8 @@ class Runner:
         )
 
     def _slots(self, entries: Sequence[Entry]) -> Tensor:
-        return upload(torch.tensor([entry.slot for entry in entries]), self.model.device)
+        slots = torch.tensor([entry.slot for entry in entries], dtype=torch.int64)
+        return upload(slots, self.model.device)
 
     def _filled(self, entries: list[Entry]) -> list[Entry]:
         """The entries, the last of them repeated up to `fill`."""

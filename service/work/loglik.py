@@ -17,11 +17,12 @@ from service.arrays import check_values, read_events, refusal
 from service.columns import Columns
 from service.encoding import BINARY, EVENTS, JSON
 from service.engine.jobs import TermJob, TermResult
+from service.engine.limits import check_cost
 from service.models import Served
 from service.problems import InvalidRequest
 from service.schemas import LoglikRequest
 from service.settings import Settings
-from service.work.base import Work, check_cost, check_rows, settle_seed
+from service.work.base import Work, check_rows, settle_seed
 
 TERM_BYTES = 80  # of a term as JSON, most often less
 

@@ -1,6 +1,5 @@
 """A served folder of tiny models: a Gaussian mixture, bit patterns, untrained images."""
 
-import asyncio
 import base64
 import struct
 import zlib
@@ -25,9 +24,8 @@ from diffusion.process import BinomialConfig, GaussianConfig
 from diffusion.schedule import LogSnrSchedule
 from diffusion.space import DataSpace
 from service import streams
-from service.app import create_app
 from service.settings import Settings
-from tests.service.http.caller import starting
+from tests.service.http.caller import connect, starting
 
 SHIFT, SCALE = (1.0, -2.0), 2.0  # of the Gaussian mixture: data units are not its model units
 PROVENANCE = Provenance(data="closed form")
@@ -120,14 +118,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @asynccontextmanager
 async def serving(settings: Settings, ready: bool = True) -> AsyncIterator[httpx.AsyncClient]:
-    """A client of the app in this process, after its lifespan's start and before its end."""
-    app = create_app(settings)
-    async with app.router.lifespan_context(app):
-        transport = httpx.ASGITransport(app, raise_app_exceptions=False)
-        async with httpx.AsyncClient(transport=transport, base_url="http://noneq") as client:
-            while ready and (await client.get("/health/ready")).status_code == 503:
-                await asyncio.sleep(0.02)
-            yield client
+    """A client of the app in this process."""
+    async with starting(settings, ready) as app, connect(app) as client:
+        yield client
 
 
 @pytest.fixture(scope="module")

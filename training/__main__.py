@@ -3,6 +3,7 @@
     python -m training fit swissroll          into runs/swissroll, as training/configs says
     python -m training export swissroll       into models/swissroll: artefact, card, samples
     python -m training evaluate swissroll     measure an exported artefact
+    python -m training report swissroll       entropies of its reverse steps, plotted, into its card
     python -m training inspect swissroll      print an exported artefact's facts
     python -m training figures                remake the documentation's pictures
     python -m training examples               remake the request bodies of README's commands
@@ -18,9 +19,10 @@ from pathlib import Path
 
 import torch
 
-from diffusion.checkpoint import ArtefactError, load, rewrite
+from diffusion.checkpoint import ArtefactError, Metadata, load, rewrite
+from diffusion.model import DiffusionModel
 from training import config as configs
-from training import data, examples, export, inspect, oracle, state
+from training import data, examples, export, inspect, oracle, report, state
 from training.evaluate import evaluate, table
 from training.fit import Fit, FitError, RunOptions
 from training.parallel import pick_device, ranks
@@ -78,13 +80,7 @@ def do_evaluate(arguments: argparse.Namespace) -> int:
     """Measure an artefact; with --write, into its document and card."""
     path = inspect.find(arguments.name, arguments.models)
     model, metadata = load(path, pick_device(arguments.device))
-    document = metadata.training.config
-    if metadata.training.steps:
-        config = configs.FitConfig.model_validate(document)
-        dataset, title = data.load(config.data), config.title
-    else:
-        oracle_config = oracle.OracleConfig.model_validate(document)
-        dataset, title = oracle.dataset(oracle_config, model), oracle_config.title
+    dataset, title = _data_of(model, metadata)
     found = evaluate(
         model,
         dataset,
@@ -110,6 +106,26 @@ def do_evaluate(arguments: argparse.Namespace) -> int:
         path.chmod(0o644)
         export.write_companions(path, title)
     return 0
+
+
+def do_report(arguments: argparse.Namespace) -> int:
+    """Write the report of an artefact, and show it in its card."""
+    path = inspect.find(arguments.name, arguments.models)
+    model, metadata = load(path, pick_device(arguments.device))
+    dataset, title = _data_of(model, metadata)
+    print("\n".join(str(file) for file in report.write(path, model, dataset)))
+    export.write_card(path, title, model)
+    return 0
+
+
+def _data_of(model: DiffusionModel, metadata: Metadata) -> tuple[data.Dataset, str]:
+    """The data of an artefact, and its title."""
+    document = metadata.training.config
+    if metadata.training.steps:
+        config = configs.FitConfig.model_validate(document)
+        return data.load(config.data), config.title
+    oracle_config = oracle.OracleConfig.model_validate(document)
+    return oracle.dataset(oracle_config, model), oracle_config.title
 
 
 def do_inspect(arguments: argparse.Namespace) -> int:
@@ -193,6 +209,9 @@ def parser() -> argparse.ArgumentParser:
     one.add_argument("--batch", type=int, default=512, help="rows a network call")
     one.add_argument("--write", action="store_true", help="into the artefact and its card")
     one.add_argument("--json", action="store_true")
+
+    one = command("report", do_report, device, models)
+    one.add_argument("name", help="of a model, or a path ending in .safetensors")
 
     one = command("inspect", do_inspect, models)
     one.add_argument("name", help="of a model, or a path ending in .safetensors")

@@ -3,6 +3,7 @@
 models/NAME/model.safetensors   the artefact: averaged weights and every fact
 models/NAME/README.md           the card: the facts for people
 models/NAME/samples.png         a sheet of its samples
+models/NAME/entropy.png, .csv   its report
 """
 
 from pathlib import Path
@@ -17,7 +18,7 @@ from diffusion.model import DiffusionModel
 from diffusion.networks import BitPatterns, GaussianMixture
 from diffusion.sampling import sample
 from training import config as configs
-from training import data, oracle, state
+from training import data, oracle, report, state
 from training.card import card
 from training.evaluate import evaluate
 from training.fit import averaged_tensors, build_model
@@ -117,7 +118,7 @@ def export(
         out: the run folder; runs/NAME if None.
         models: the folder of models.
         device: to evaluate and to sample on.
-        measure: evaluate as the configuration says; otherwise the card has no table.
+        measure: evaluate as the configuration says, and report; otherwise the card has no table.
         quiet: draw no progress bar.
     """
     title: str
@@ -145,6 +146,9 @@ def export(
     path = artefact_path(models, metadata.name)
     save(path, model, metadata)
     path.chmod(0o644)  # safetensors writes for the owner alone; a server runs as another user
+    report.remove(path)  # that of the artefact before
+    if measure and model.T > 1:
+        report.write(path, model, dataset)
     write_companions(path, title, model=model, quiet=quiet)
     return path
 
@@ -153,7 +157,6 @@ def write_companions(
     path: Path, title: str, *, model: DiffusionModel | None = None, quiet: bool = False
 ) -> None:
     """Write the card and the sheet of samples beside an artefact."""
-    metadata = read_metadata(path)
     if model is None:
         model, _ = load(path)
     rows = SHEET_ROWS[model.space.kind]
@@ -161,7 +164,14 @@ def write_companions(
         drawn = sample(model, rows, seed=0, progress=lambda done, _: _move(bar, done))
     picture = sheet(model.space, model.space.to_data(drawn.cpu()))
     Image.fromarray(picture).save(path.with_name("samples.png"), optimize=True)
-    path.with_name("README.md").write_text(card(metadata, title, parameters(model)))
+    write_card(path, title, model)
+
+
+def write_card(path: Path, title: str, model: DiffusionModel) -> None:
+    """Write the card beside an artefact, of what is there."""
+    reported = all(file.exists() for file in report.files(path))
+    text = card(read_metadata(path), title, parameters(model), reported=reported)
+    path.with_name("README.md").write_text(text)
 
 
 def _move(bar: "tqdm[Any]", done: int) -> None:

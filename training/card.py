@@ -69,11 +69,11 @@ def card(metadata: Metadata, title: str, parameters: int, *, reported: bool = Fa
             "",
             "![entropy of each reverse step](entropy.png)",
             "",
-            "Bits an element, model units, for t = 2..T ([table](entropy.csv)). That of the exact",
-            "reverse step, H_q(x_{t-1} | x_t), lies between the bounds (Equation 24 of",
-            "Sohl-Dickstein et al. 2015): the lower is that of one who knows x_0 too, the upper that",
-            "of the forward step. The model's own is a mean over data of `test`; its band is one",
-            "standard error.",
+            "Bits an element, model units, for t = 2..T ([table](entropy.csv)). That of the",
+            "exact reverse step, H_q(x_{t-1} | x_t), lies between the bounds (Equation 24 of",
+            "Sohl-Dickstein et al. 2015): the lower is that of one who knows x_0 too, the",
+            "upper that of the forward step. The model's own is a mean over data of `test`;",
+            "its band is one standard error.",
         ]
     lines += ["", "## To remake it", "", "```", *_commands(m), "```", ""]
     return "\n".join(lines)

@@ -52,14 +52,19 @@ def step_bounds(process: Process, power: float, t: Tensor) -> tuple[Tensor, Tens
     return forward + before - after, forward + drift
 
 
-def kernel_entropy(model: DiffusionModel, x_0: Tensor, t: Tensor, noise: Noise) -> Tensor:
-    """The entropy of the model's own p(x_{t-1} | x_t), x_t ~ q(x_t | x_0), nats an element, [B].
+def excess_entropy(model: DiffusionModel, x_0: Tensor, t: Tensor, noise: Noise) -> Tensor:
+    """H(p(x_{t-1} | x_t)) - H(q(x_{t-1} | x_t, x_0)), x_t ~ q(x_t | x_0), nats an element, [B].
+
+    Its mean is what the model's own kernel has above the lower bound. Of bits the two rise and fall
+    together with x_t, so it is known from far fewer draws than the kernel's entropy alone.
 
     Args:
         model: the model.
         x_0: [B, *event], model units.
-        t: int64 [B], 1..T.
+        t: int64 [B], 2..T.
         noise: of the forward draw.
     """
     x_t = model.process.marginal(x_0, t).sample(noise)
-    return model.reverse_kernel(x_t, t, t - 1).entropy().double() / model.space.dims
+    own = model.reverse_kernel(x_t, t, t - 1).entropy().double()
+    x_0, x_t = x_0.double(), x_t.double()
+    return (own - model.process.posterior(x_0, x_t, t, t - 1).entropy()) / model.space.dims

@@ -11,8 +11,9 @@ bound; E K_S grows with S, to log p(x_0), and never exceeds it (Burda, Grosse an
 
     x_T ~ q(x_T | x_0),    x_m ~ q(x_m | x_u, x_l),    m = (l + u) // 2,    [l, u] = [0, T] at first
 
-with the noise of x_m numbered by m, so terms need no order. Every figure is in nats. Densities are
-taken in float64, where their differences, a millionth of them, keep ten digits.
+with the noise of x_m numbered by m, so terms need no order. Every figure is in nats. Points and
+densities are float64: a term is a small difference of large ones, which float32 gets wrong by
+thousandths of a nat at the least noise.
 """
 
 import math
@@ -209,7 +210,8 @@ def trajectory_bound(
     check_convention(model, convention)
     of = Trajectories(trajectories, model.T)
     values = torch.empty(len(x_0) * of.each * of.T, dtype=torch.float64)
-    for place in torch.arange(len(values), device=x_0.device).split(batch):
+    for start in range(0, len(values), batch):
+        place = torch.arange(start, min(start + batch, len(values)), device=x_0.device)
         t, noise = place % of.T + 1, of.noise(seed, place // of.T)
         x = x_0[noise.row]
         before, x_t = neighbours(model.process, x, t, noise)

@@ -4,6 +4,7 @@
     python -m training export swissroll       into models/swissroll: artefact, card, samples
     python -m training profile swissroll      measure its errors step by step, of training data
     python -m training evaluate swissroll     measure an exported artefact
+    python -m training report swissroll       entropies of its reverse steps, plotted, into its card
     python -m training inspect swissroll      print an exported artefact's facts
     python -m training peer deadleaves        Gaussian mixtures of the same data, measured
     python -m training parzen mnist           the Parzen-window score of an exported artefact
@@ -28,7 +29,7 @@ from pydantic import TypeAdapter
 from diffusion.checkpoint import ArtefactError, load, read_metadata, rewrite, save
 from diffusion.plan import Sampler
 from diffusion.profile import ProfileConfig
-from training import compare, data, examples, export, inspect, oracle, parzen, peer, state
+from training import compare, data, examples, export, inspect, oracle, parzen, peer, report, state
 from training import config as configs
 from training.evaluate import evaluate, table
 from training.export import artefact_path
@@ -132,6 +133,16 @@ def do_profile(arguments: argparse.Namespace) -> int:
             export.write_card(path, config.title, found)
         else:  # then samples are others too
             export.write_companions(path, config.title, found)
+    return 0
+
+
+def do_report(arguments: argparse.Namespace) -> int:
+    """Write the report of an artefact, and show it in its card."""
+    path = inspect.find(arguments.name, arguments.models)
+    model, metadata = load(path, pick_device(arguments.device))
+    config, dataset = export.source(model, metadata)
+    print("\n".join(str(file) for file in report.write(path, model, dataset)))
+    export.write_card(path, config.title, model)
     return 0
 
 
@@ -321,6 +332,9 @@ def parser() -> argparse.ArgumentParser:
         help="of the model from now on (default as it was; these three need no other network)",
     )
     one.add_argument("--write", action="store_true", help="into the artefact and its card")
+
+    one = command("report", do_report, device, models)
+    one.add_argument("name", help="of a model, or a path ending in .safetensors")
 
     one = command("inspect", do_inspect, models)
     one.add_argument("name", help="of a model, or a path ending in .safetensors")

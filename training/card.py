@@ -13,8 +13,8 @@ CONVENTIONS = {
 }
 
 
-def card(metadata: Metadata, title: str, parameters: int) -> str:
-    """The card as Markdown."""
+def card(metadata: Metadata, title: str, parameters: int, *, reported: bool = False) -> str:
+    """The card as Markdown; `reported` where the files of `report` are beside it."""
     m, training = metadata, metadata.training
     space = f"{m.space.kind}, shape {list(m.space.shape)}"
     if m.space.levels:
@@ -62,6 +62,19 @@ def card(metadata: Metadata, title: str, parameters: int) -> str:
             ]
     else:
         lines.append("Not evaluated yet: `python -m training evaluate " + m.name + " --write`.")
+    if reported:
+        lines += [
+            "",
+            "## Entropy of each reverse step",
+            "",
+            "![entropy of each reverse step](entropy.png)",
+            "",
+            "Bits an element, model units, for t = 2..T ([table](entropy.csv)). That of the",
+            "exact reverse step, H_q(x_{t-1} | x_t), lies between the bounds (Equation 24 of",
+            "Sohl-Dickstein et al. 2015): the lower is that of one who knows x_0 too, the",
+            "upper that of the forward step. The model's own is a mean over data of `test`;",
+            "its band is one standard error.",
+        ]
     lines += ["", "## To remake it", "", "```", *_commands(m), "```", ""]
     return "\n".join(lines)
 

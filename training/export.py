@@ -3,6 +3,7 @@
 models/NAME/model.safetensors   the artefact: averaged weights and every fact
 models/NAME/README.md           the card: the facts for people
 models/NAME/samples.png         a sheet of its samples
+models/NAME/entropy.png, .csv   its report
 """
 
 from pathlib import Path
@@ -18,7 +19,7 @@ from diffusion.profile import ProfileConfig
 from diffusion.sampling import sample
 from diffusion.schedule import TableSchedule
 from training import config as configs
-from training import data, oracle, state
+from training import data, oracle, report, state
 from training.card import card
 from training.evaluate import evaluate
 from training.fit import averaged_tensors, build_model
@@ -137,8 +138,8 @@ def export(
         out: the run folder; runs/NAME if None.
         models: the folder of models.
         device: to evaluate and to sample on.
-        measure: profile and evaluate as the configuration says; otherwise the card has no table,
-            and there is a profile only where the variance is read from it.
+        measure: profile, evaluate as the configuration says, and report; otherwise the card has no
+            table, and there is a profile only where the variance is read from it.
         quiet: draw no progress bar.
     """
     config: configs.FitConfig | oracle.OracleConfig
@@ -171,6 +172,9 @@ def export(
     path = artefact_path(models, metadata.name)
     save(path, model, metadata)
     path.chmod(0o644)  # safetensors writes for the owner alone; a server runs as another user
+    report.remove(path)  # that of the artefact before
+    if measure and model.T > 1:
+        report.write(path, model, dataset)
     write_companions(path, config.title, model, quiet=quiet)
     return path
 
@@ -203,17 +207,19 @@ def with_profile(
 
 def write_companions(path: Path, title: str, model: DiffusionModel, *, quiet: bool = False) -> None:
     """Write the card and the sheet of samples beside an artefact."""
-    write_card(path, title, model)
     rows = SHEET_ROWS[model.space.kind]
     with progress_bar(model.T, "step", "samples", disable=quiet) as bar:
         drawn = sample(model, rows, seed=0, progress=steps_made(bar))
     picture = sheet(model.space, model.space.to_data(drawn.cpu()))
     Image.fromarray(picture).save(path.with_name("samples.png"), optimize=True)
+    write_card(path, title, model)
 
 
 def write_card(path: Path, title: str, model: DiffusionModel) -> None:
-    """Write the card beside an artefact."""
-    path.with_name("README.md").write_text(card(read_metadata(path), title, parameters(model)))
+    """Write the card beside an artefact, of what is there."""
+    reported = all(file.exists() for file in report.files(path))
+    text = card(read_metadata(path), title, parameters(model), reported=reported)
+    path.with_name("README.md").write_text(text)
 
 
 def parameters(model: DiffusionModel) -> int:

@@ -223,6 +223,8 @@ def test_the_command_line_from_fit_to_artefact(
     assert (path.stat().st_mode & 0o777) == 0o644
     assert "| paper | test | 32 |" in path.with_name("README.md").read_text()
     assert path.with_name("samples.png").read_bytes()[:4] == b"\x89PNG"
+    assert path.with_name("entropy.png").read_bytes()[:4] == b"\x89PNG"
+    assert "![entropy of each reverse step]" in path.with_name("README.md").read_text()
 
     assert main(["evaluate", "small", "--models", models, "--split", "valid", "--write"]) == 0
     splits = [e.split for e in read_metadata(path).evaluation]

@@ -58,7 +58,7 @@ class Term(BaseModel):
     weight: float = Field(
         description="In the bound: the closed parts plus the sum of weight * value."
     )
-    value: float | None = Field(description="Nats; at t = 1 a draw of the last step's part.")
+    value: float | None = Field(description="Nats; at the least t a draw of the last step's part.")
 
 
 def _written(_: object, handler: GetJsonSchemaHandler) -> JsonSchemaValue:
@@ -92,6 +92,7 @@ class LoglikAnswer(_Answer):
     estimator: Literal["bound"]
     convention: Convention
     terms: int = Field(description="Network evaluations made for each datum.")
+    steps: int = Field(description="Of the chain whose bound it is.")
     results: list[Loglik]
     network_evaluations: int
 

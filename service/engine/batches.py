@@ -51,6 +51,7 @@ class TermBatch:
         slots: int64 [B], where the data are.
         units: int64 [B], which of its job's terms.
         t: int64 [B].
+        s: int64 [B].
         noise: of the forward draw.
         conventions: one each.
     """
@@ -58,6 +59,7 @@ class TermBatch:
     slots: Tensor
     units: Tensor
     t: Tensor
+    s: Tensor
     noise: CounterNoise
     conventions: list[Convention]
 
@@ -107,8 +109,8 @@ def gather_terms(
     for key, group in by_job(entries):
         job = jobs[key]
         row, slot, unit = torch.tensor([entry[1:] for entry in group]).unbind(1)
-        steps = (job.steps.t[row, unit], job.steps.draw[row, unit])
+        steps = [of[row, unit] for of in (job.steps.t, job.steps.s, job.steps.draw)]
         rows.append(torch.stack((slot, torch.full_like(row, job.seed), row, *steps, unit), 1))
         conventions += [job.convention] * len(group)
-    slots, seed, row, t, draw, units = torch.cat(rows).to(device).unbind(1)
-    return TermBatch(slots, units, t, term_noise(seed, row, draw), conventions)
+    slots, seed, row, t, s, draw, units = torch.cat(rows).to(device).unbind(1)
+    return TermBatch(slots, units, t, s, term_noise(seed, row, draw), conventions)

@@ -41,7 +41,8 @@ def size_of(job: Job, model: DiffusionModel) -> int:
     """Bytes of host memory that a job holds from acceptance to its end: what came, its answer."""
     if isinstance(job, TermJob):
         answer = 8 * job.cost + job.answer_bytes
-        return job.x_0.nbytes + job.steps.t.nbytes + job.steps.draw.nbytes + answer
+        chosen = job.steps.t, job.steps.s, job.steps.draw
+        return job.x_0.nbytes + sum(x.nbytes for x in chosen) + answer
     brought = [] if job.start is None else [job.start]
     brought += [] if job.observation is None else parts_of(job.observation)
     samples = 4 * job.rows * math.prod(model.event)

@@ -163,7 +163,7 @@ class Runner:
         with torch.inference_mode(False), torch.no_grad():
             x_0 = job.x_0.to(self.model.device)
             prior = prior_part(self.model, x_0, job.convention).cpu()
-            last = closed_last(self.model, x_0, job.convention)
+            last = closed_last(self.model, x_0, job.convention, job.steps.end)
             found = combine(job.steps, values, prior, None if last is None else last.cpu())
         return TermResult(
             bound=found,
@@ -220,7 +220,8 @@ class Runner:
             these = [i for i, other in enumerate(batch.conventions) if other == convention]
             i = slice(None) if len(these) == len(values) else torch.tensor(these, device=x_t.device)
             part = prediction.rows(i)
-            found = evaluate(self.model, part, x_0[i], x_t[i], batch.t[i], convention)
+            t, s = batch.t[i], batch.s[i]
+            found = evaluate(self.model, part, x_0[i], x_t[i], t, convention, s)
             values[i] = found.to(values.dtype)
         return values
 

@@ -9,7 +9,9 @@ from torch import Tensor
 from typing_extensions import override
 
 from diffusion.bound import check_convention, null_log_prob
-from diffusion.strata import choose_steps
+from diffusion.choice import Choice
+from diffusion.space import Convention
+from diffusion.strata import Steps
 from service.answers import Loglik, LoglikAnswer, Parts
 from service.arrays import check_values, read_events, refusal
 from service.columns import Columns
@@ -37,10 +39,12 @@ class LoglikWork(Work[TermResult]):
     @classmethod
     def prepare(cls, request: LoglikRequest, served: Served, settings: Settings) -> "LoglikWork":
         """The work, or the problem that forbids it."""
-        model, space = served.model, served.model.space
-        count = len(request.data)
+        space, count = served.model.space, len(request.data)
         check_rows(count, "data", settings.max_data, "NONEQ_MAX_DATA")
-        check_cost(count * min(request.terms or model.T - 1, model.T - 1), settings)
+        convention = request.convention or space.default_convention
+        seed = settle_seed(request.seed)
+        # Of one datum first: what they all cost is known before much is made of it.
+        check_cost(count * _settle(request, served, 1, seed, convention).count, settings)
         events = read_events(request.data, space, "data")
         if events.opaque is not None:
             raise InvalidRequest(
@@ -49,16 +53,7 @@ class LoglikWork(Work[TermResult]):
                 fix="Send opaque PNGs; /inpaint draws what was not seen.",
             )
         check_values(events.values, space, "data")
-        convention = request.convention or space.default_convention
-        seed = settle_seed(request.seed)
-        try:
-            check_convention(model, convention)
-        except ValueError as error:
-            raise refusal(error, "convention", convention) from None
-        try:
-            steps = choose_steps(model.T, torch.arange(count), seed, convention, request.terms)
-        except ValueError as error:
-            raise refusal(error, "terms", request.terms) from None
+        steps = _settle(request, served, count, seed, convention)
         x_0 = space.to_model(events.values)
         written = count * steps.count * TERM_BYTES if request.per_step else 0
         job = TermJob(served.name, x_0, seed, steps, convention, written)
@@ -98,6 +93,7 @@ class LoglikWork(Work[TermResult]):
             estimator=self.request.estimator,
             convention=self.job.convention,
             terms=self.job.units,
+            steps=self.request.steps or self.served.model.T,
             results=results,
             network_evaluations=result.network_evaluations,
         )
@@ -128,6 +124,24 @@ class LoglikWork(Work[TermResult]):
         steps = result.steps
         columns = {"t": steps.t[datum], "weight": steps.weight, "value": result.values[datum]}
         return Columns({name: x.numpy() for name, x in columns.items()})
+
+
+def _settle(
+    request: LoglikRequest, served: Served, count: int, seed: int, convention: Convention
+) -> Steps:
+    """The terms of the first `count` data, or the problem that forbids them."""
+    model = served.model
+    try:
+        check_convention(model, convention)
+    except ValueError as error:
+        raise refusal(error, "convention", convention) from None
+    asked = request.model_dump(include=set(Choice.model_fields))
+    try:
+        return Choice(**asked).settle(model, torch.arange(count), seed, convention)
+    except ValueError as error:
+        said = [name for name in ("steps", "target_error", "terms") if asked[name] is not None]
+        location = said[0] if said else "strata"
+        raise refusal(error, location, asked[location]) from None
 
 
 def _finite(value: float) -> float | None:

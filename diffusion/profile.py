@@ -57,6 +57,7 @@ class Profile(Tables):
             convention.
         spread: float64 [T + 1], nats; of the noise alone, for one datum; spread[0] = 0.
         paths: int32, `paths.pack` of the best path of each number of steps up to `longest`.
+        strata: int32, likewise, the best division of 2..T into each number of strata.
         costs: float64 [longest], nats: the expected bound on a path is the prior's part less that.
     """
 
@@ -65,6 +66,7 @@ class Profile(Tables):
     mean: Tensor
     spread: Tensor
     paths: Tensor
+    strata: Tensor
     costs: Tensor
 
     def __init__(self, T: int, longest: int) -> None:
@@ -72,8 +74,18 @@ class Profile(Tables):
         self.T, self.longest = T, longest
         for name in ("error", "last", "mean", "spread"):
             self.register_buffer(name, torch.zeros(T + 1, dtype=torch.float64))
-        self.register_buffer("paths", torch.zeros(longest * (longest + 1) // 2, dtype=torch.int32))
+        for name, most in (("paths", longest), ("strata", self.longest_strata)):
+            self.register_buffer(name, torch.zeros(most * (most + 1) // 2, dtype=torch.int32))
         self.register_buffer("costs", torch.zeros(longest, dtype=torch.float64))
+
+    @property
+    def longest_strata(self) -> int:
+        """Most strata of the divisions that are kept."""
+        return min(self.longest, self.T - 1)
+
+    def edges(self, count: int) -> Tensor:
+        """The best `count` strata of 2..T, as in `strata.Strata`, int64 [count + 1], on the CPU."""
+        return unpack(self.strata.cpu(), count) + 1
 
     def path(self, steps: int) -> Tensor:
         """The best 0 = t_0 < ... < t_N = T of N = `steps`, int64 [N + 1], on the CPU.
@@ -96,7 +108,11 @@ class Profile(Tables):
             raise ValueError("a profile's errors and variances are above 0")
         if bool((self.spread < 0).any()):
             raise ValueError("a profile's spreads are not below 0")
-        for steps in range(1, self.longest + 1):
-            path = unpack(self.paths, steps)
-            if int(path[-1]) != self.T or bool((path.diff() < 1).any()):
-                raise ValueError(f"a profile's path of {steps} steps ascends from 0 to T")
+        for packed, last, longest in (
+            (self.paths, self.T, self.longest),
+            (self.strata, self.T - 1, self.longest_strata),
+        ):
+            for steps in range(1, longest + 1):
+                path = unpack(packed, steps)
+                if int(path[-1]) != last or bool((path.diff() < 1).any()):
+                    raise ValueError(f"a profile's path of {steps} steps ascends from 0 to {last}")

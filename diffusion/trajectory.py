@@ -73,9 +73,9 @@ class Trajectories:
         """Of host memory: none, for nothing here is a table."""
         return 0
 
-    def at(self, row: Tensor, unit: Tensor) -> tuple[Tensor, Tensor]:
-        """t and the number of the trajectory's first draw, int64 [B] each."""
-        return unit + 1, row % self.each * (self.T + 1)
+    def at(self, row: Tensor, unit: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """t, s = t - 1 and the number of the trajectory's first draw, int64 [B] each."""
+        return unit + 1, unit, row % self.each * (self.T + 1)
 
     def noise(self, seed: int, row: Tensor) -> CounterNoise:
         """The noise of rows' trajectories, int64 [B]."""
@@ -85,9 +85,10 @@ class Trajectories:
     def steps(self, data: int) -> Steps:
         """All terms of N data as a table: weights make their sum the trajectories' average."""
         unit = torch.arange(self.each * self.T)
-        t, draw = self.at(unit // self.T, unit % self.T)
+        t, s, first = self.at(unit // self.T, unit % self.T)
         weight = torch.full((len(unit),), 1 / self.each, dtype=torch.float64)
-        return Steps(t.expand(data, -1), (draw + t).expand(data, -1), weight, 0)
+        t, s, draw = (x.expand(data, -1) for x in (t, s, first + t))
+        return Steps(t, s, draw, weight, 0, 1)
 
 
 def neighbours(

@@ -63,7 +63,7 @@ class Term(BaseModel):
         description="In the bound: the closed parts plus the sum of weight * value; of "
         "trajectories, plus what they gain."
     )
-    value: float | None = Field(description="Nats; at t = 1 a draw of the last step's part.")
+    value: float | None = Field(description="Nats; at the least t a draw of the last step's part.")
 
 
 def _written(_: object, handler: GetJsonSchemaHandler) -> JsonSchemaValue:
@@ -100,6 +100,7 @@ class LoglikAnswer(_Answer):
     convention: Convention
     terms: int = Field(description="Network evaluations made for each datum.")
     trajectories: int | None = Field(None, description="As asked.")
+    steps: int = Field(description="Of the chain whose bound it is.")
     results: list[Loglik]
     network_evaluations: int
 

@@ -78,6 +78,8 @@ def profiled(
         table = _between(points, torch.stack(values), model.T, name in ("error", "last"))
         getattr(profile, name)[1:] = table.to(model.device)
     _find_paths(found, points, costs)
+    if model.T > 1:
+        profile.strata.copy_(pack(shortest(_strata_costs(profile), profile.longest_strata)[0]))
     return found
 
 
@@ -173,6 +175,18 @@ def _between(points: Tensor, values: Tensor, T: int, positive: bool) -> Tensor:
     if positive:
         return torch.from_numpy(np.interp(every, points.numpy(), values.log().numpy())).exp()
     return torch.from_numpy(np.interp(every, points.numpy(), values.numpy()))
+
+
+def _strata_costs(profile: Profile) -> Tensor:
+    """The variance of a stratum a < t <= b of 2..T, drawn once, at [b - 1, a - 1], [T, T].
+
+    (b - a) sum of (spread_t^2 + (mean_t - their mean)^2), as in `diffusion.strata`.
+    """
+    mean, spread = profile.mean.cpu()[1:], profile.spread.cpu()[1:]
+    first, second = mean.cumsum(0), (mean.square() + spread.square()).cumsum(0)
+    place = torch.arange(profile.T, dtype=torch.float64)
+    size, sums, squares = (x[:, None] - x for x in (place, first, second))
+    return size * squares - sums.square()
 
 
 def _find_paths(model: DiffusionModel, points: Tensor, costs: list[Tensor]) -> None:

@@ -77,12 +77,14 @@ class TermGroup:
     Attributes:
         index: which of the batch's rows.
         t: int64 [G].
+        s: int64 [G], where the steps end.
         noise: of the forward draw, or of the trajectory.
         convention: of the bound.
     """
 
     index: Tensor | slice
     t: Tensor
+    s: Tensor
     noise: CounterNoise
     convention: Convention
 
@@ -146,6 +148,6 @@ def gather_terms(
     for convention, stream in dict.fromkeys(kinds):
         these = [i for i, kind in enumerate(kinds) if kind == (convention, stream)]
         i = slice(None) if len(these) == len(kinds) else upload(torch.tensor(these), device)
-        seed, datum, t, draw = (column[i] for column in columns)
-        groups.append(TermGroup(i, t, CounterNoise(seed, datum, draw, stream), convention))
+        seed, datum, t, s, draw = (column[i] for column in columns)
+        groups.append(TermGroup(i, t, s, CounterNoise(seed, datum, draw, stream), convention))
     return TermBatch(slots, units, columns[2], groups)

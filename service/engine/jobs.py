@@ -74,15 +74,15 @@ class ChainJob:
 class TermJob:
     """Bound log p(x_0) of N data.
 
-    The answer is that of `diffusion.bound.bound` with the same seed, convention and `terms`; of
+    The answer is that of `diffusion.bound.bound` with the same seed, convention and choice; of
     trajectories, whose every one is a row, that of `diffusion.trajectory.trajectory_bound`.
 
     Args:
         model: name of the model.
         x_0: [N, *event], model units.
         seed: of the noise, 0..2^63 - 1.
-        steps: which terms, `diffusion.bound.choose_steps(T, arange(N), seed, convention, terms)`,
-            or `diffusion.trajectory.Trajectories(S, T)`.
+        steps: which terms, `Choice.settle(model, arange(N), seed, convention)`, or
+            `diffusion.trajectory.Trajectories(S, T)`.
         convention: of the bound.
         answer_bytes: what its caller will write of the terms, for it counts too.
     """

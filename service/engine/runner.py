@@ -192,7 +192,7 @@ class Runner:
             if asked is not None and bool(wrong.any()):
                 i, unit = wrong.nonzero()[0]
                 row = entries[int(i)].row
-                step, _ = asked.steps.at(torch.tensor(row), unit)
+                step, *_ = asked.steps.at(torch.tensor(row), unit)
                 datum = row // asked.each
                 found[key] = f"the bound of datum {datum} has no finite term t = {int(step)}"
         return found
@@ -216,7 +216,7 @@ class Runner:
                 found = trajectory.weigh(self.model, x_0, job.steps, job.seed, values)
             else:
                 prior = prior_part(self.model, x_0, job.convention).cpu()
-                last = closed_last(self.model, x_0, job.convention)
+                last = closed_last(self.model, x_0, job.convention, job.steps.end)
                 found = combine(job.steps, values, prior, None if last is None else last.cpu())
         return TermResult(
             bound=found,
@@ -276,12 +276,11 @@ class Runner:
 
     def _evaluate(self, group: TermGroup, prediction: Prediction, points: "_Points") -> Tensor:
         """The terms of a group, nats [G]."""
-        x_0, x_t, before = points.x_0, points.x_t, points.before
+        model, x_0, x_t, before = self.model, points.x_0, points.x_t, points.before
+        t, convention = group.t, group.convention
         if before is None:
-            return evaluate(self.model, prediction, x_0, x_t, group.t, group.convention)
-        return trajectory.evaluate(
-            self.model, prediction, x_0, before, x_t, group.t, group.convention
-        )
+            return evaluate(model, prediction, x_0, x_t, t, convention, group.s)
+        return trajectory.evaluate(model, prediction, x_0, before, x_t, t, convention)
 
     def _slots(self, entries: Sequence[Entry]) -> Tensor:
         slots = torch.tensor([entry.slot for entry in entries], dtype=torch.int64)

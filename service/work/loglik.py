@@ -9,8 +9,9 @@ from torch import Tensor
 from typing_extensions import override
 
 from diffusion.bound import check_convention, null_log_prob
+from diffusion.choice import Choice
 from diffusion.space import Convention
-from diffusion.strata import Steps, choose_steps
+from diffusion.strata import Steps
 from diffusion.trajectory import Trajectories
 from service.answers import Loglik, LoglikAnswer, Parts
 from service.arrays import check_values, read_events, refusal
@@ -40,11 +41,13 @@ class LoglikWork(Work[TermResult]):
     @classmethod
     def prepare(cls, request: LoglikRequest, served: Served, settings: Settings) -> "LoglikWork":
         """The work, or the problem that forbids it."""
-        model, space = served.model, served.model.space
-        count = len(request.data)
+        space, count = served.model.space, len(request.data)
         check_rows(count, "data", settings.max_data, "NONEQ_MAX_DATA")
-        each = model.T * request.trajectories if request.trajectories else model.T - 1
-        check_cost(count * min(request.terms or each, each), settings)
+        convention = request.convention or space.default_convention
+        seed = settle_seed(request.seed)
+        # Of one datum first: what they all cost is known before much is made of it.
+        one = _settle(request, served, 1, seed, convention)
+        check_cost(count * (request.trajectories or 1) * one.count, settings)
         events = read_events(request.data, space, "data")
         if events.opaque is not None:
             raise InvalidRequest(
@@ -53,13 +56,7 @@ class LoglikWork(Work[TermResult]):
                 fix="Send opaque PNGs; /inpaint draws what was not seen.",
             )
         check_values(events.values, space, "data")
-        convention = request.convention or space.default_convention
-        seed = settle_seed(request.seed)
-        try:
-            check_convention(model, convention)
-        except ValueError as error:
-            raise refusal(error, "convention", convention) from None
-        steps = _choose(request, model.T, torch.arange(count), seed, convention)
+        steps = _settle(request, served, count, seed, convention)
         x_0 = space.to_model(events.values)
         job = TermJob(served.name, x_0, seed, steps, convention)
         check_cost(job.cost, settings)
@@ -102,6 +99,7 @@ class LoglikWork(Work[TermResult]):
             convention=self.job.convention,
             terms=self.job.units * self.job.each,
             trajectories=self.request.trajectories,
+            steps=self.request.steps or self.served.model.T,
             results=results,
             network_evaluations=result.network_evaluations,
         )
@@ -139,21 +137,36 @@ class LoglikWork(Work[TermResult]):
         return Columns({name: x.numpy() for name, x in columns.items()})
 
 
-def _choose(
-    request: LoglikRequest, T: int, rows: Tensor, seed: int, convention: Convention
+def _settle(
+    request: LoglikRequest, served: Served, count: int, seed: int, convention: Convention
 ) -> Steps | Trajectories:
-    """Which terms are asked for, or the problem with that."""
-    if request.trajectories is None:
-        try:
-            return choose_steps(T, rows, seed, convention, request.terms)
-        except ValueError as error:
-            raise refusal(error, "terms", request.terms) from None
-    if request.terms is not None:
+    """The terms of the first `count` data, or the problem that forbids them."""
+    model = served.model
+    try:
+        check_convention(model, convention)
+    except ValueError as error:
+        raise refusal(error, "convention", convention) from None
+    asked = request.model_dump(include=set(Choice.model_fields))
+    said = [name for name in ("steps", "target_error", "terms") if asked[name] is not None]
+    if request.trajectories is not None:
+        return _whole(request, model.T, [*said, *(["strata"] * (request.strata != "even"))])
+    try:
+        return Choice(**asked).settle(model, torch.arange(count), seed, convention)
+    except ValueError as error:
+        location = said[0] if said else "strata"
+        raise refusal(error, location, asked[location]) from None
+
+
+def _whole(request: LoglikRequest, T: int, said: list[str]) -> Trajectories:
+    """Whole trajectories, with which no other choice of terms can go."""
+    assert request.trajectories is not None  # they are what is asked for
+    if said:
         raise InvalidRequest(
-            "A trajectory's weight needs every step, so `terms` cannot go with `trajectories`.",
-            location="terms",
-            received=request.terms,
-            fix="Leave out `terms`, or `trajectories`.",
+            f"A trajectory's weight needs every step, so `{said[0]}` cannot go with "
+            "`trajectories`.",
+            location=said[0],
+            received=getattr(request, said[0]),
+            fix=f"Leave out `{said[0]}`, or `trajectories`.",
         )
     try:
         return Trajectories(request.trajectories, T)

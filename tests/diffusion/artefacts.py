@@ -125,6 +125,7 @@ def fresh(metadata: Metadata) -> DiffusionModel:
             table[1:] = torch.linspace(0.01, 0.9, T)
         lengths = range(1, model.profile.longest + 1)
         model.profile.paths.copy_(pack([even(T, steps) for steps in lengths]))
+        model.profile.strata.copy_(pack([even(T - 1, steps) for steps in lengths]))
     for parameter in model.parameters():
         if not parameter.any():
             nn.init.normal_(parameter)

@@ -8,8 +8,9 @@ import torch
 from torch import Tensor
 from torch.testing import assert_close
 
-from diffusion.bound import prior_part
+from diffusion.bound import bound, prior_part
 from diffusion.checkpoint import load
+from diffusion.choice import Choice
 from diffusion.model import DiffusionModel
 from diffusion.networks import BitPatterns, GaussianMixture
 from diffusion.noise import Stream, counter_noise
@@ -17,6 +18,7 @@ from diffusion.process import BinomialProcess, GaussianProcess
 from diffusion.profile import ProfileConfig
 from diffusion.schedule import InverseTimeSchedule, LogSnrSchedule
 from diffusion.space import DataSpace
+from diffusion.strata import even_strata, important_strata, predicted_error
 from training.__main__ import main
 from training.profile import closed_costs, measured_points, profiled
 
@@ -156,3 +158,53 @@ def test_export_reads_the_optimal_variance_from_the_profile_it_makes(
     assert not torch.equal(changed.profile.error, model.profile.error)
     assert main([*again, "--variance", "lower", "--write"]) == 0
     assert load(path)[1].evaluation == ()  # they were measured with another variance
+
+
+def test_the_error_foretold_is_the_error_found() -> None:
+    """Two seeds' difference over 1,500 other data, even strata and by importance, within 4 standard
+    errors of its root mean square; by importance it is the smaller by more than 4."""
+    model, x_0 = oracle(60)
+    model = profiled(model, x_0, ProfileConfig(rows=4000, longest=40), "optimal")
+    assert model.profile is not None
+    observed, errors = [], []
+    for kind in ("even", "importance"):
+        choice = Choice(terms=12, strata=kind)  # type: ignore[arg-type]
+        one, two = (
+            bound(model, x_0[2500:], seed=seed, convention="density", choice=choice, batch=9000)
+            for seed in (1, 2)
+        )
+        square = (one.bound - two.bound).square() / 2
+        mean, error = float(square.mean()), float(square.std()) / 1500**0.5
+        if kind == "even":
+            predicted = predicted_error(model.profile, even_strata(60, "density", 12))
+        else:
+            predicted = predicted_error(
+                model.profile, important_strata(model.profile, "density", 12)
+            )
+        assert abs(mean - predicted**2) < 4 * error
+        # What each datum's own answer reports, from its 12 terms alone, is about as large.
+        reported = float(one.standard_error.square().mean())
+        assert 0.7 < reported / mean < 2
+        observed.append(mean)
+        errors.append(error)
+    assert observed[0] - observed[1] > 4 * math.hypot(*errors)
+
+
+def test_a_target_is_met() -> None:
+    """The observed error is the target, within 4 of its own standard errors."""
+    model, x_0 = oracle(60)
+    model = profiled(model, x_0, ProfileConfig(rows=4000, longest=40), "optimal")
+    assert model.profile is not None
+    target = predicted_error(model.profile, important_strata(model.profile, "density", 20))
+    choice = Choice(target_error=target, strata="importance")
+    one, two = (
+        bound(model, x_0[2500:], seed=seed, convention="density", choice=choice, batch=9000)
+        for seed in (1, 2)
+    )
+    square = (one.bound - two.bound).square() / 2
+    error = float(square.std()) / 1500**0.5
+    assert abs(float(square.mean()) - target**2) < 4 * error
+    even = Choice(target_error=target)
+    place = torch.arange(1)
+    counts = [each.settle(model, place, 0, "density").count for each in (choice, even)]
+    assert counts[0] == 20 < counts[1] < 60

@@ -20,7 +20,9 @@ from safetensors.torch import save_file
 from diffusion.checkpoint import Metadata, Provenance, save
 from diffusion.model import DiffusionModel
 from diffusion.networks import BitPatterns, GaussianMixture, UNetConfig, build
+from diffusion.paths import even, pack
 from diffusion.process import BinomialConfig, GaussianConfig
+from diffusion.profile import ProfileConfig
 from diffusion.schedule import LogSnrSchedule
 from diffusion.space import DataSpace
 from service import streams
@@ -41,7 +43,15 @@ def gaussian_mixture() -> tuple[DiffusionModel, Metadata]:
     network = GaussianMixture.from_values(weights, means, covariances)
     process = GaussianConfig(T=100, schedule=LogSnrSchedule(first=8.0, last=-8.0))
     space = DataSpace(kind="vector", shape=(2,), shift=SHIFT, scale=SCALE)
-    model = DiffusionModel(process.build(), network, space, "x_0", "moment")
+    profiled = ProfileConfig(longest=30)
+    profile = profiled.build(process.T)
+    t = torch.arange(1, process.T + 1)
+    profile.error[1:] = profile.last[1:] = t / process.T
+    profile.mean[1:], profile.spread[1:] = -2 / t, 2 / t
+    lengths = range(1, profile.longest + 1)
+    profile.paths.copy_(pack([process.T - even(process.T, n).flip(0) for n in lengths]))
+    profile.strata.copy_(pack([even(process.T - 1, n) for n in lengths]))
+    model = DiffusionModel(process.build(), network, space, "x_0", "moment", profile)
     metadata = Metadata(
         name="gaussian-mixture",
         process=process,
@@ -50,6 +60,7 @@ def gaussian_mixture() -> tuple[DiffusionModel, Metadata]:
         variance="moment",
         space=space,
         training=PROVENANCE,
+        profile=profiled,
     )
     return model, metadata
 

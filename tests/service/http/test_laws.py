@@ -14,13 +14,16 @@ import pytest
 import torch
 from safetensors.torch import load
 from torch import Tensor
+from torch.testing import assert_close
 
 from diffusion.bound import bound
+from diffusion.choice import Choice
 from diffusion.model import DiffusionModel
 from diffusion.networks import BitPatterns, GaussianMixture
 from diffusion.noise import counter_noise
 from diffusion.posterior import Observation
 from diffusion.sampling import sample
+from diffusion.space import Convention
 from diffusion.trajectory import trajectory_bound
 
 pytestmark = pytest.mark.anyio
@@ -128,6 +131,33 @@ async def test_fewer_terms_have_the_same_mean(
         [a["bound"] - b["bound"] for a, b in zip(whole["results"], part["results"], strict=True)]
     )
     assert abs(float(gap.mean())) < SIGMAS * float(gap.std()) / math.sqrt(len(gap))
+
+
+@pytest.mark.parametrize(
+    ("asked", "steps"),
+    [
+        ({"terms": 12, "strata": "importance"}, 100),
+        ({"target_error": 2.5, "strata": "importance", "convention": "paper"}, 100),
+        ({"steps": 7}, 7),
+        ({"steps": 40, "spacing": "even", "terms": 20}, 40),
+        ({"steps": 9, "convention": "paper"}, 9),
+    ],
+)
+async def test_every_choice_of_terms_is_the_offline_one(
+    asked: dict[str, Any], steps: int, client: httpx.AsyncClient, mixture: DiffusionModel
+) -> None:
+    data = [[1.0, -2.0], [4.0, 1.0]]
+    words = {"model": "gaussian-mixture", "data": data, "seed": 3}
+    answer = await ask(client, "/loglik", **words, **asked)
+    choice = Choice(**{key: value for key, value in asked.items() if key != "convention"})
+    convention: Convention = asked.get("convention", "density")
+    x_0 = mixture.space.to_model(torch.tensor(data))
+    found = bound(mixture, x_0, seed=3, convention=convention, choice=choice)
+    bounds = torch.tensor([result["bound"] for result in answer["results"]])
+    assert_close(bounds.double(), found.bound, rtol=1e-4, atol=1e-4)
+    assert answer["steps"] == steps
+    count = choice.settle(mixture, torch.arange(2), 3, convention).count
+    assert answer["network_evaluations"] == 2 * answer["terms"] == 2 * count
 
 
 async def test_relative_to_prior_is_what_the_prior_alone_lacks(

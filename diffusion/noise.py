@@ -54,7 +54,7 @@ def philox(counter: Tensor, key: Tensor) -> Tensor:
 def _rounds(counter: Sequence[Tensor], key: Sequence[Tensor]) -> list[Tensor]:
     """`philox`, a tensor a word, of any shapes that broadcast: the first rounds stay small."""
     (c0, c1, c2, c3), (k0, k1) = counter, key
-    full = torch.broadcast_shapes(*(word.shape for word in (*counter, *key)))
+    full = torch.broadcast_tensors(*counter, *key)[0].shape  # of shapes alone it is a slow one
     rounds = torch.arange(_ROUNDS, device=k0.device).view(-1, *[1] * k0.ndim)
     keys = ((k + weyl * rounds).bitwise_and_(_LOW) for k, weyl in zip(key, _WEYL, strict=True))
 

@@ -41,7 +41,7 @@ def test_it_begins_with_the_table_it_is_given(config: ScheduleConfig) -> None:
     for start in (START, LogSnrSchedule(first=14.0, last=-8.0).beta(300)):
         found = LearnedSchedule(config, start).beta()
         assert found.dtype == torch.float64
-        torch.testing.assert_close(found, start, rtol=1e-5, atol=0)
+        torch.testing.assert_close(found, start, rtol=1e-4, atol=0)
 
 
 @pytest.mark.parametrize("size", [1.0, 30.0, 1000.0])

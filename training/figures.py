@@ -1,8 +1,8 @@
 """The pictures of the documentation, each made from shipped artefacts.
 
 `figure1` and `figure2` are those of Sohl-Dickstein et al. 2015: a Swiss roll forwards, backwards,
-and the drift E_p[x_{t-1} | x_t] - x_t; and the heartbeat, from noise to data. They have no ground of
-their own and middle tones alone, for pages light and dark.
+and the drift E_p[x_{t-1} | x_t] - x_t; and the heartbeat, from noise to data. They have no ground
+of their own and middle tones alone, for pages light and dark.
 """
 
 import math

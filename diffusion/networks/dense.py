@@ -198,8 +198,17 @@ class RBF(Network):
         and Darken 1989), from the farthest of what is not yet near a centre (Gonzalez 1985).
 
         Args:
-            x_0: data, [N, D], model units, N no fewer than the units.
+            x_0: data, [N, D], model units.
+
+        Raises:
+            ValueError: fewer different data than units.
         """
+        different = len(x_0.unique(dim=0))
+        if different < len(self.centres):
+            raise ValueError(
+                f"{len(self.centres)} units are placed among as many different data or more, came "
+                f"{different}: fit more data, or fewer units"
+            )
         centres = x_0[:1]
         while len(centres) < len(self.centres):
             far = torch.cdist(x_0, centres).amin(1).argmax()

@@ -145,3 +145,5 @@ def test_centres_are_placed_among_the_data() -> None:
     torch.testing.assert_close(network.centres[order], means)
     apart = torch.tensor([1.0, 1.0, 1.0, 2.0**0.5])  # half of 2, 2, 2 and 2 sqrt 2
     torch.testing.assert_close(network.log_widths[order].exp(), apart, rtol=0.02, atol=0)
+    with pytest.raises(ValueError, match=r"4 units are placed .* came 3"):
+        network.place(corners[:3].repeat(5, 1))

@@ -186,7 +186,7 @@ def do_figures(arguments: argparse.Namespace) -> int:
 
     made = figures.make(arguments.models, arguments.folder)
     if not made:
-        raise ValueError(f"{arguments.models} has none of swissroll, mnist and heartbeat to draw")
+        raise ValueError(f"{arguments.models} has none of {', '.join(figures.DRAWN)} to draw")
     print("\n".join(str(path) for path in made))
     return 0
 

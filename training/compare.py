@@ -46,8 +46,16 @@ def overrides(base: configs.FitConfig, name: str) -> dict[str, Any]:
     return {"process": process, "schedule": learn}
 
 
-def measure(name: str, schedule: str, out: Path, ranks: Ranks) -> dict[str, Any]:
-    """Fit the configuration `name` under one schedule, and measure it; bits."""
+def measure(name: str, schedule: str, out: Path, ranks: Ranks, strata: int = 500) -> dict[str, Any]:
+    """Fit the configuration `name` under one schedule, and measure it; bits.
+
+    Args:
+        name: of the configuration, or its path.
+        schedule: a key of FIXED or LEARNED.
+        out: the folder of run folders.
+        ranks: this process's place.
+        strata: of the ideal's data.
+    """
     base = configs.load(name)
     config = configs.load(name, overrides(base, schedule))
     if not isinstance(config.data, SwissRollConfig):
@@ -63,7 +71,7 @@ def measure(name: str, schedule: str, out: Path, ranks: Ranks) -> dict[str, Any]
     )
     row: dict[str, Any] = {"schedule": schedule, "steps": config.steps, "seed": config.seed}
     for e in found:
-        best = ideal.swissroll(SwissRoll(config.data.noise), process, e.convention, rows=500)
+        best = ideal.swissroll(SwissRoll(config.data.noise), process, e.convention, rows=strata)
         row[e.convention] = {
             "bits": e.bits,
             "standard_error": e.standard_error / math.log(2),

@@ -30,6 +30,7 @@ from training.batches import Batches, stream_seed
 from training.config import FitConfig
 from training.objective import Objective
 from training.parallel import Ranks
+from training.projection import project
 from training.provenance import commit, versions
 from training.schedule import Learning
 from training.signals import signals
@@ -38,6 +39,8 @@ from training.watch import Watch
 
 #: Rows of the training data among which basis functions are placed.
 PLACING = 2000
+#: The outputs' meaning for which `project` knows the best readouts.
+PROJECTED = ("x_0", "moment")
 
 
 class FitError(RuntimeError):
@@ -83,11 +86,15 @@ def build_model(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(stream_seed(config.seed if seed is None else seed, "weights", 0))
         network = build(config.network)
-    if isinstance(network, RBF):
-        network.place(dataset.space.to_model(dataset.train[:PLACING]))
-    return DiffusionModel(
+    model = DiffusionModel(
         config.process.build(), network, dataset.space, config.prediction, config.fitted_variance
     )
+    if isinstance(network, RBF):
+        x_0 = dataset.space.to_model(dataset.train[:PLACING])
+        network.place(x_0)
+        if not network.config.zero_out and (config.prediction, config.variance) == PROJECTED:
+            project(model, x_0, config.seed)
+    return model
 
 
 class Fit:

@@ -45,9 +45,14 @@ FIGURES = (
     (
         "swissroll",
         "Swiss roll (Figure 1)",
-        "Forward, reverse, and the drift, from `models/swissroll`.",
+        "Forward, reverse, and the drift, from `models/swissroll`, an MLP.",
     ),
-    ("heartbeat", "Heartbeat (Figure 2)", "Sequences drawn from `models/heartbeat`."),
+    ("swissroll-paper", "The same, of the paper's network", "16 radial basis functions."),
+    (
+        "heartbeat-paper",
+        "Heartbeat (Figure 2)",
+        "Chains of `models/heartbeat-paper`, a row each, from t = T to 0.",
+    ),
     (
         "cifar10",
         "CIFAR-10 (Figure 3)",
@@ -60,6 +65,7 @@ FIGURES = (
         "The middle of a held-out texture, drawn given the rest by the paper's method.",
     ),
     ("digits", "MNIST", "Held-out digits and draws of `models/mnist`."),
+    ("bits", "Binarised MNIST", "Held-out digits and draws of `models/binarized-mnist`."),
 )
 
 

@@ -199,14 +199,23 @@ class RBF(Network):
 
     @torch.no_grad()
     def place(self, x_0: Tensor) -> None:
-        """Begin from the data: centres by k-means, widths half the way to the nearest other centre.
+        """Begin from the data: centres by k-means, widths two thirds of the way to the next.
 
         Units that begin elsewhere seldom find their way to thin data. The classical recipe (Moody
         and Darken 1989), from the farthest of what is not yet near a centre (Gonzalez 1985).
 
         Args:
-            x_0: data, [N, D], model units, N no fewer than the units.
+            x_0: data, [N, D], model units.
+
+        Raises:
+            ValueError: fewer different data than units.
         """
+        different = len(x_0.unique(dim=0))
+        if different < len(self.centres):
+            raise ValueError(
+                f"{len(self.centres)} units are placed among as many different data or more, came "
+                f"{different}: fit more data, or fewer units"
+            )
         centres = x_0[:1]
         while len(centres) < len(self.centres):
             far = torch.cdist(x_0, centres).amin(1).argmax()
@@ -218,7 +227,7 @@ class RBF(Network):
             centres = torch.where(count > 0, (member.to(x_0) @ x_0) / count, centres)
         apart = torch.cdist(centres, centres).fill_diagonal_(torch.inf).amin(1)
         self.centres.copy_(centres)
-        self.log_widths.copy_((apart / 2).log())
+        self.log_widths.copy_((apart * (2 / 3)).log())
 
     def basis(self, x: Tensor) -> Tensor:
         """phi(x) for x [B, D]: positive, sums to one over the units, [B, units]."""

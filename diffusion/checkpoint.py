@@ -14,6 +14,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from diffusion.choice import Spacing, StrataKind
 from diffusion.model import DiffusionModel, outputs
 from diffusion.networks import BitPatternsConfig, NetworkConfig, build
 from diffusion.prediction import PredictionKind, VarianceKind
@@ -68,6 +69,9 @@ class Evaluation(_Frozen):
         split: of the data.
         count: data evaluated.
         terms: network evaluations a datum; None for all steps.
+        steps: of the chain whose bound it is; None for all T.
+        spacing: of those steps.
+        strata: of which the terms were drawn.
         seed: of the noise.
         bound: mean over data, nats.
         standard_error: of that mean, over data and noise, nats.
@@ -82,6 +86,9 @@ class Evaluation(_Frozen):
     split: str
     count: int = Field(ge=1)
     terms: int | None = None
+    steps: int | None = None
+    spacing: Spacing | None = None
+    strata: StrataKind = "even"
     seed: int = 0
     bound: float
     standard_error: float
@@ -90,6 +97,11 @@ class Evaluation(_Frozen):
     null: float
     entropy: float | None = None
     machine: str | None = None
+
+    @property
+    def of(self) -> tuple[object, ...]:
+        """What was measured: of two evaluations of the same the later one holds."""
+        return self.convention, self.split, self.steps, self.spacing
 
 
 class Metadata(_Frozen):

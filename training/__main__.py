@@ -16,10 +16,12 @@ import json
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import get_args
 
 import torch
 
 from diffusion.checkpoint import ArtefactError, load, rewrite, save
+from diffusion.choice import Choice, Spacing, StrataKind
 from diffusion.profile import ProfileConfig
 from training import config as configs
 from training import data, examples, export, inspect, oracle, state
@@ -81,22 +83,26 @@ def do_evaluate(arguments: argparse.Namespace) -> int:
     path = inspect.find(arguments.name, arguments.models)
     model, metadata = load(path, pick_device(arguments.device))
     config, dataset = export.source(model, metadata)
-    found = evaluate(
-        model,
-        dataset,
-        arguments.convention or (),
-        split=arguments.split,
-        count=arguments.data,
-        terms=arguments.terms,
-        seed=arguments.seed,
-        batch=arguments.batch,
-    )
+    found = []
+    for steps in arguments.steps or (None,):
+        asked = {"terms": arguments.terms, "strata": arguments.strata, "steps": steps}
+        asked |= {"spacing": arguments.spacing, "target_error": arguments.target_error}
+        found += evaluate(
+            model,
+            dataset,
+            arguments.convention or (),
+            split=arguments.split,
+            count=arguments.data,
+            choice=Choice.model_validate(asked),
+            seed=arguments.seed,
+            batch=arguments.batch,
+        )
     print(table(found))
     if arguments.json:
         print(json.dumps([e.model_dump(mode="json") for e in found], indent=2))
     if arguments.write:
-        measured = {(e.convention, e.split) for e in found}
-        kept = [e for e in metadata.evaluation if (e.convention, e.split) not in measured]
+        measured = {e.of for e in found}
+        kept = [e for e in metadata.evaluation if e.of not in measured]
         rewrite(path, metadata.model_copy(update={"evaluation": (*kept, *found)}))
         export.write_card(path, config.title, model)
     return 0
@@ -188,6 +194,19 @@ def parser() -> argparse.ArgumentParser:
     one.add_argument("--split", choices=data.SPLITS, default="test")
     one.add_argument("--data", type=int, help="how many rows (default all)")
     one.add_argument("--terms", type=int, help="network evaluations a datum (default all steps)")
+    one.add_argument(
+        "--strata",
+        choices=get_args(StrataKind),
+        default="even",
+        help="that the terms are drawn from; by importance needs a profile, and leaves less error",
+    )
+    one.add_argument(
+        "--target-error", type=float, help="nats a datum: as many terms as leave it, by the profile"
+    )
+    one.add_argument(
+        "--steps", type=int, nargs="+", help="of shorter chains whose bounds are measured"
+    )
+    one.add_argument("--spacing", choices=get_args(Spacing), default="optimal", help="of the steps")
     one.add_argument(
         "--convention",
         action="append",

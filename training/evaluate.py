@@ -22,11 +22,13 @@ from diffusion.bound import (
     prior_part,
 )
 from diffusion.checkpoint import Evaluation
+from diffusion.choice import Choice
 from diffusion.model import DiffusionModel
 from diffusion.space import Convention
-from diffusion.strata import choose_steps
 from training.data import Dataset, Split
 from training.progress import progress_bar
+
+ALL_TERMS = Choice()
 
 
 def evaluate(
@@ -36,7 +38,7 @@ def evaluate(
     *,
     split: Split = "test",
     count: int | None = None,
-    terms: int | None = None,
+    choice: Choice = ALL_TERMS,
     seed: int = 1,
     batch: int = 512,
     quiet: bool = False,
@@ -49,7 +51,7 @@ def evaluate(
         conventions: which; the data's own if empty.
         split: "test" unless a choice is being made.
         count: data; None for the whole split.
-        terms: network evaluations a datum; None for all steps.
+        choice: which terms, of which chain.
         seed: of the noise.
         batch: rows a network call.
         quiet: draw no progress bar.
@@ -65,12 +67,12 @@ def evaluate(
     for convention in sorted(conventions or (model.space.default_convention,), key="paper".__eq__):
         check_convention(model, convention)
         prior = prior_part(model, x_0, convention).cpu()
-        last = closed_last(model, x_0, convention)
+        last = closed_last(model, x_0, convention, int(choice.path(model)[1]))
         if steps is not None and last is not None:
             values = prior + steps + last.cpu()
         else:
             place = torch.zeros(1, dtype=torch.int64)
-            each = choose_steps(model.T, place, seed, convention, terms).count
+            each = choice.settle(model, place, seed, convention).count
             work = each * len(x_0)
             with progress_bar(work, "term", convention, unit_scale=True, disable=quiet) as bar:
                 result = bound(
@@ -78,7 +80,7 @@ def evaluate(
                     x_0,
                     seed=seed,
                     convention=convention,
-                    terms=terms,
+                    choice=choice,
                     batch=batch,
                     progress=_advance(bar.update),
                 )
@@ -94,7 +96,10 @@ def evaluate(
                 convention=convention,
                 split=split,
                 count=len(x_0),
-                terms=terms,
+                terms=each if choice.target_error else choice.terms,
+                steps=choice.steps,
+                spacing=None if choice.steps is None else choice.spacing,
+                strata=choice.strata,
                 seed=seed,
                 bound=mean,
                 standard_error=float(values.std()) / math.sqrt(len(values)),
@@ -117,18 +122,44 @@ def _advance(update: Callable[[int], object]) -> Callable[[int], None]:
     return advance
 
 
+def _chain(evaluation: Evaluation) -> str:
+    """How many steps, and how they are spaced."""
+    return f"{evaluation.steps}, {evaluation.spacing}" if evaluation.steps else "all"
+
+
+def steps_table(evaluations: Sequence[Evaluation]) -> str:
+    """The bound as a function of the number of steps, as a Markdown table, in bits an element."""
+    columns = sorted({e.spacing for e in evaluations if e.spacing})
+    lines = ["| steps | data | " + " | ".join(f"{spacing} spacing" for spacing in columns) + " |"]
+    lines.append("|---|---|" + "---|" * len(columns))
+    for steps in sorted({e.steps for e in evaluations if e.steps}):
+        found = {e.spacing: e for e in evaluations if e.steps == steps}
+        cells = [_per_dim(found[s]) if s in found else "" for s in columns]
+        count = ", ".join(sorted({str(e.count) for e in found.values()}))
+        lines.append(f"| {steps} | {count} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def _per_dim(evaluation: Evaluation) -> str:
+    """Bits an element with the standard error."""
+    error = evaluation.standard_error * evaluation.bits_per_dim / -evaluation.bound
+    return f"{evaluation.bits_per_dim:.4f} ± {error:.4f}"
+
+
 def table(evaluations: Sequence[Evaluation]) -> str:
     """Evaluations as a Markdown table, in bits."""
     lines = [
-        "| convention | split | data | terms a datum | K (bits) | standard error | bits/dim "
-        "| K - L_null (bits) | minus entropy (bits) |",
-        "|---|---|---|---|---|---|---|---|---|",
+        "| convention | split | data | steps | terms a datum | K (bits) | standard error "
+        "| bits/dim | K - L_null (bits) | minus entropy (bits) |",
+        "|---|---|---|---|---|---|---|---|---|---|",
     ]
     for e in evaluations:
         bit = math.log(2)
         limit = "" if e.entropy is None else f"{-e.entropy / bit:.4f}"
         lines.append(
-            f"| {e.convention} | {e.split} | {e.count} | {e.terms or 'all'} | {e.bits:.4f} "
+            f"| {e.convention} | {e.split} | {e.count} | {_chain(e)} "
+            f"| {e.terms or 'all'}{', by importance' if e.strata == 'importance' else ''} "
+            f"| {e.bits:.4f} "
             f"| {e.standard_error / bit:.4f} | {e.bits_per_dim:.4f} "
             f"| {(e.bound - e.null) / bit:.4f} | {limit} |"
         )

@@ -251,7 +251,7 @@ class Fit:
 
 def check_same(was: dict[str, Any], now: dict[str, Any], out: Path) -> None:
     """Raise CheckpointError if a checkpoint's configuration decides other weights than this one."""
-    free = {"title", "watch", "evaluation"}
+    free = {"title", "watch", "evaluation", "profile"}
     changed = sorted(
         key for key in (was.keys() | now.keys()) - free if was.get(key) != now.get(key)
     )

@@ -14,6 +14,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from diffusion.choice import Spacing, StrataKind
 from diffusion.model import DiffusionModel, outputs
 from diffusion.networks import BitPatternsConfig, NetworkConfig, build
 from diffusion.prediction import PredictionKind, VarianceKind
@@ -71,6 +72,9 @@ class Evaluation(_Frozen):
         trajectories: whose weights were averaged (`trajectory.trajectory_bound`); None for the
             ordinary bound.
         gain: the part of the bound that exceeds the trajectories' average, nats.
+        steps: of the chain whose bound it is; None for all T.
+        spacing: of those steps.
+        strata: of which the terms were drawn.
         seed: of the noise.
         bound: mean over data, nats.
         standard_error: of that mean, over data and noise, nats.
@@ -87,6 +91,9 @@ class Evaluation(_Frozen):
     terms: int | None = None
     trajectories: int | None = None
     gain: float | None = None
+    steps: int | None = None
+    spacing: Spacing | None = None
+    strata: StrataKind = "even"
     seed: int = 0
     bound: float
     standard_error: float
@@ -95,6 +102,11 @@ class Evaluation(_Frozen):
     null: float
     entropy: float | None = None
     machine: str | None = None
+
+    @property
+    def of(self) -> tuple[object, ...]:
+        """What was measured: of two evaluations of the same the later one holds."""
+        return self.convention, self.split, self.steps, self.spacing, self.trajectories
 
 
 class Metadata(_Frozen):

@@ -20,10 +20,12 @@ import argparse
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import get_args
 
 import torch
 
 from diffusion.checkpoint import ArtefactError
+from diffusion.choice import Spacing, StrataKind
 from training import config as configs
 from training import data, peer, state
 from training.commands import (
@@ -99,6 +101,19 @@ def parser() -> argparse.ArgumentParser:
         type=int,
         help="bound by the mean weight of so many whole trajectories (2015, Equation 9)",
     )
+    one.add_argument(
+        "--strata",
+        choices=get_args(StrataKind),
+        default="even",
+        help="that the terms are drawn from; by importance needs a profile, and leaves less error",
+    )
+    one.add_argument(
+        "--target-error", type=float, help="nats a datum: as many terms as leave it, by the profile"
+    )
+    one.add_argument(
+        "--steps", type=int, nargs="+", help="of shorter chains whose bounds are measured"
+    )
+    one.add_argument("--spacing", choices=get_args(Spacing), default="optimal", help="of the steps")
     one.add_argument(
         "--convention",
         action="append",

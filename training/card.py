@@ -4,7 +4,7 @@ import json
 from typing import Any
 
 from diffusion.checkpoint import Metadata
-from training.evaluate import table
+from training.evaluate import steps_table, table
 
 CONVENTIONS = {
     "discretised": "the log-probability of the exact 8-bit or binary value",
@@ -46,7 +46,8 @@ def card(metadata: Metadata, title: str, parameters: int, *, reported: bool = Fa
     lines += [f"| {key} | {value} |" for key, value in facts]
     lines += ["", "## Evaluation", ""]
     if m.evaluation:
-        lines += [table(m.evaluation), ""]
+        whole = [e for e in m.evaluation if e.steps is None]
+        lines += [table(whole or m.evaluation), ""]
         for name in dict.fromkeys(e.convention for e in m.evaluation):
             lines.append(f"- `{name}`: {CONVENTIONS[name]}.")
         lines += [
@@ -62,6 +63,11 @@ def card(metadata: Metadata, title: str, parameters: int, *, reported: bool = Fa
             ]
     else:
         lines.append("Not evaluated yet: `python -m training evaluate " + m.name + " --write`.")
+    shorter = [e for e in m.evaluation if e.steps and e.convention == m.space.default_convention]
+    if shorter:
+        lines += ["", "## Chains of fewer steps", "", steps_table(shorter), ""]
+        lines += ["The bound of the chain that takes only so many of the T steps, in bits/dim: at"]
+        lines += ["as many network evaluations. `optimal` steps are the best by the profile."]
     if reported:
         lines += [
             "",

@@ -9,6 +9,7 @@ from typing import Any
 from pydantic import TypeAdapter
 
 from diffusion.checkpoint import load, read_metadata, rewrite, save
+from diffusion.choice import Choice
 from diffusion.plan import Sampler
 from diffusion.profile import ProfileConfig
 from training import compare, data, examples, export, inspect, oracle, parzen, peer, report
@@ -64,27 +65,27 @@ def do_evaluate(arguments: argparse.Namespace) -> int:
     path = inspect.find(arguments.name, arguments.models)
     model, metadata = load(path, pick_device(arguments.device))
     config, dataset = export.source(model, metadata)
-    found = evaluate(
-        model,
-        dataset,
-        arguments.convention or (),
-        split=arguments.split,
-        count=arguments.data,
-        terms=arguments.terms,
-        trajectories=arguments.trajectories,
-        seed=arguments.seed,
-        batch=arguments.batch,
-    )
+    found = []
+    for steps in arguments.steps or (None,):
+        asked = {"terms": arguments.terms, "strata": arguments.strata, "steps": steps}
+        asked |= {"spacing": arguments.spacing, "target_error": arguments.target_error}
+        found += evaluate(
+            model,
+            dataset,
+            arguments.convention or (),
+            split=arguments.split,
+            count=arguments.data,
+            choice=Choice.model_validate(asked),
+            trajectories=arguments.trajectories,
+            seed=arguments.seed,
+            batch=arguments.batch,
+        )
     print(table(found))
     if arguments.json:
         print(json.dumps([e.model_dump(mode="json") for e in found], indent=2))
     if arguments.write:
-        measured = {(e.convention, e.split, e.trajectories) for e in found}
-        kept = [
-            e
-            for e in metadata.evaluation
-            if (e.convention, e.split, e.trajectories) not in measured
-        ]
+        measured = {e.of for e in found}
+        kept = [e for e in metadata.evaluation if e.of not in measured]
         rewrite(path, metadata.model_copy(update={"evaluation": (*kept, *found)}))
         export.write_card(path, config.title, model)
     return 0

@@ -12,6 +12,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from diffusion.choice import Choice, StrataKind
 from diffusion.networks import NetworkConfig
 from diffusion.prediction import VarianceKind
 from diffusion.process import ProcessConfig
@@ -116,12 +117,21 @@ class WatchConfig(Frozen):
 
 
 class EvaluationConfig(Frozen):
-    """The held-out bound that the card reports: `terms` steps a datum, None for all of them."""
+    """The held-out bound that the card reports.
+
+    `terms` steps a datum, None for all of them, of even strata or by importance.
+    """
 
     conventions: tuple[Convention, ...] = ()
     data: int | None = Field(default=None, gt=0)
     terms: int | None = Field(default=None, gt=0)
+    strata: StrataKind = "even"
     seed: int = Field(default=1, ge=0)
+
+    @property
+    def choice(self) -> Choice:
+        """As `bound` takes it."""
+        return Choice(terms=self.terms, strata=self.strata)
 
 
 class FitConfig(Frozen):

@@ -23,12 +23,14 @@ from diffusion.bound import (
     prior_part,
 )
 from diffusion.checkpoint import Evaluation
+from diffusion.choice import Choice
 from diffusion.model import DiffusionModel
 from diffusion.space import Convention
-from diffusion.strata import choose_steps
 from diffusion.trajectory import Trajectories, trajectory_bound
 from training.data import Dataset, Split
 from training.progress import progress_bar, rows_done
+
+ALL_TERMS = Choice()
 
 
 def evaluate(
@@ -38,7 +40,7 @@ def evaluate(
     *,
     split: Split = "test",
     count: int | None = None,
-    terms: int | None = None,
+    choice: Choice = ALL_TERMS,
     trajectories: int | None = None,
     seed: int = 1,
     batch: int = 512,
@@ -52,7 +54,7 @@ def evaluate(
         conventions: which; the data's own if empty.
         split: "test" unless a choice is being made.
         count: data; None for the whole split.
-        terms: network evaluations a datum; None for all steps.
+        choice: which terms, of which chain.
         trajectories: bound by so many of them together, T evaluations each; None for the ordinary
             bound.
         seed: of the noise.
@@ -62,8 +64,11 @@ def evaluate(
     Raises:
         ValueError: a convention that the data do not have; terms of trajectories.
     """
-    if terms is not None and trajectories is not None:
-        raise ValueError("a trajectory's weight needs every step: leave out terms or trajectories")
+    if trajectories is not None and choice != ALL_TERMS:
+        raise ValueError(
+            "a trajectory's weight needs every step of the whole chain: leave out trajectories, or "
+            "what chooses terms and steps"
+        )
     rows = dataset.split(split)[:count]
     x_0 = model.space.to_model(rows).to(model.device)
     found: list[Evaluation] = []
@@ -73,14 +78,14 @@ def evaluate(
     for convention in sorted(conventions or (model.space.default_convention,), key="paper".__eq__):
         check_convention(model, convention)
         prior = prior_part(model, x_0, convention).cpu()
-        last = closed_last(model, x_0, convention)
+        last = closed_last(model, x_0, convention, int(choice.path(model)[1]))
         if steps is not None and last is not None:
             values = prior + steps + last.cpu()
         else:
             if trajectories is None:
                 place = torch.zeros(1, dtype=torch.int64)
-                each = choose_steps(model.T, place, seed, convention, terms).count
-                run = partial(bound, terms=terms)
+                each = choice.settle(model, place, seed, convention).count
+                run = partial(bound, choice=choice)
             else:
                 each = trajectories * Trajectories(trajectories, model.T).count
                 run = partial(trajectory_bound, trajectories=trajectories)
@@ -103,7 +108,10 @@ def evaluate(
                 convention=convention,
                 split=split,
                 count=len(x_0),
-                terms=terms,
+                terms=each if choice.target_error else choice.terms,
+                steps=choice.steps,
+                spacing=None if choice.steps is None else choice.spacing,
+                strata=choice.strata,
                 trajectories=trajectories,
                 gain=None if trajectories is None else gain,
                 seed=seed,
@@ -119,18 +127,42 @@ def evaluate(
     return found
 
 
+def _chain(evaluation: Evaluation) -> str:
+    """How many steps, and how they are spaced."""
+    return f"{evaluation.steps}, {evaluation.spacing}" if evaluation.steps else "all"
+
+
+def steps_table(evaluations: Sequence[Evaluation]) -> str:
+    """The bound as a function of the number of steps, as a Markdown table, in bits an element."""
+    columns = sorted({e.spacing for e in evaluations if e.spacing})
+    lines = ["| steps | data | " + " | ".join(f"{spacing} spacing" for spacing in columns) + " |"]
+    lines.append("|---|---|" + "---|" * len(columns))
+    for steps in sorted({e.steps for e in evaluations if e.steps}):
+        found = {e.spacing: e for e in evaluations if e.steps == steps}
+        cells = [_per_dim(found[s]) if s in found else "" for s in columns]
+        count = ", ".join(sorted({str(e.count) for e in found.values()}))
+        lines.append(f"| {steps} | {count} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def _per_dim(evaluation: Evaluation) -> str:
+    """Bits an element with the standard error."""
+    error = evaluation.standard_error * evaluation.bits_per_dim / -evaluation.bound
+    return f"{evaluation.bits_per_dim:.4f} ± {error:.4f}"
+
+
 def table(evaluations: Sequence[Evaluation]) -> str:
     """Evaluations as a Markdown table, in bits."""
     lines = [
-        "| convention | split | data | terms a datum | K (bits) | standard error | bits/dim "
-        "| K - L_null (bits) | minus entropy (bits) |",
-        "|---|---|---|---|---|---|---|---|---|",
+        "| convention | split | data | steps | terms a datum | K (bits) | standard error "
+        "| bits/dim | K - L_null (bits) | minus entropy (bits) |",
+        "|---|---|---|---|---|---|---|---|---|---|",
     ]
     for e in evaluations:
         bit = math.log(2)
         limit = "" if e.entropy is None else f"{-e.entropy / bit:.4f}"
         lines.append(
-            f"| {e.convention} | {e.split} | {e.count} | {_terms(e)} | {e.bits:.4f} "
+            f"| {e.convention} | {e.split} | {e.count} | {_chain(e)} | {_terms(e)} | {e.bits:.4f} "
             f"| {e.standard_error / bit:.4f} | {e.bits_per_dim:.4f} "
             f"| {(e.bound - e.null) / bit:.4f} | {limit} |"
         )
@@ -140,6 +172,6 @@ def table(evaluations: Sequence[Evaluation]) -> str:
 def _terms(e: Evaluation) -> str:
     """Which terms were evaluated, in words."""
     if e.trajectories is None:
-        return str(e.terms or "all")
+        return f"{e.terms or 'all'}{', by importance' if e.strata == 'importance' else ''}"
     assert e.gain is not None  # `evaluate` sees to it
     return f"all of {e.trajectories} trajectories (gain {e.gain / math.log(2):.4f})"

@@ -164,7 +164,7 @@ def export(
             dataset,
             plan.conventions,
             count=plan.data,
-            terms=plan.terms,
+            choice=plan.choice,
             seed=plan.seed,
             quiet=quiet,
         )

@@ -9,7 +9,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from diffusion.checkpoint import Metadata, read_metadata
+from diffusion.checkpoint import Evaluation, Metadata, read_metadata
+from diffusion.space import Convention
 from training.export import artefact_path
 from training.results import ROWS, Row, unit_variance, unit_variance_over_null
 
@@ -75,7 +76,7 @@ def line(row: Row, models: Path) -> str | None:
     if not path.exists():
         return None
     m = read_metadata(path)
-    found = [e for e in m.evaluation if e.convention == row.quantity.convention]
+    found = [e for e in m.evaluation if _of_all_steps(e, row.quantity.convention)]
     if not found:
         return None
     value, error = row.quantity.of(m, found[0])
@@ -85,6 +86,11 @@ def line(row: Row, models: Path) -> str | None:
         f"| {row.experiment} | {row.quantity.words} ({row.quantity.convention}) | {row.paper} "
         f"| **{value:.{digits}f}** ± {error:.{digits}f} | {row.limit} | {rest} | {_made(m)} |"
     )
+
+
+def _of_all_steps(e: Evaluation, convention: Convention) -> bool:
+    """Whether it is the ordinary bound of the whole chain."""
+    return e.convention == convention and e.steps is None and e.trajectories is None
 
 
 def _made(m: Metadata) -> str:
@@ -126,7 +132,7 @@ def peers_section(folder: Path, models: Path) -> str | None:
     if found is None or not path.exists():
         return None
     m = read_metadata(path)
-    e = next(e for e in m.evaluation if e.convention == "discretised")
+    e = next(e for e in m.evaluation if _of_all_steps(e, "discretised"))
     (k, error), (gain, _) = unit_variance(m, e), unit_variance_over_null(m, e)
     rows = [f"| `deadleaves`, diffusion | **{k:.3f}** ± {error:.3f} | **{gain:.3f}** |"]
     rows += [f"| {p['model']} | {p['K']:.3f} ± {p['error']:.3f} | {p['gain']:.3f} |" for p in found]

@@ -208,3 +208,50 @@ def test_a_target_is_met() -> None:
     place = torch.arange(1)
     counts = [each.settle(model, place, 0, "density").count for each in (choice, even)]
     assert counts[0] == 20 < counts[1] < 60
+
+
+@pytest.mark.parametrize("steps", [2, 5, 30])
+def test_the_best_paths_bound_is_the_one_foretold(steps: int) -> None:
+    """Prior's part less the path's cost, within 4 standard errors over the profile's own data; and
+    no lower than that of even steps, by the same measure."""
+    model, x_0 = oracle(60)
+    model = profiled(model, x_0, ProfileConfig(rows=4000, longest=30), "optimal")
+    assert model.profile is not None
+    rows = x_0[:2000]
+    foretold = prior_part(model, rows, "density") - model.profile.costs[steps - 1]
+    best, even = (
+        bound(
+            model,
+            rows,
+            seed=3,
+            convention="density",
+            choice=Choice(steps=steps, spacing=spacing),  # type: ignore[arg-type]
+            batch=9000,
+        ).bound
+        for spacing in ("optimal", "even")
+    )
+    # A datum's bound and what is foretold of all share the data: what differs is the noise.
+    error = float((best - best.mean()).std()) / 2000**0.5
+    assert abs(float(best.mean() - foretold.mean())) < 4 * error
+    gap = best - even
+    assert float(gap.mean()) > -4 * float(gap.std()) / 2000**0.5
+
+
+def test_the_command_measures_chains_of_fewer_steps(small_file: Path, tmp_path: Path) -> None:
+    out, models = str(tmp_path / "run"), str(tmp_path / "models")
+    assert main(["fit", str(small_file), "--out", out, "--device", "cpu"]) == 0
+    assert main(["export", str(small_file), "--out", out, "--models", models]) == 0
+    asked = ["evaluate", "small", "--models", models, "--write"]
+    for spacing in ("even", "optimal"):
+        assert main([*asked, "--steps", "2", "4", "--spacing", spacing]) == 0
+    assert main([*asked, "--steps", "4", "--seed", "9"]) == 0  # in place of the one before
+    assert main([*asked, "--terms", "6", "--strata", "importance"]) == 0
+    path = tmp_path / "models" / "small" / "model.safetensors"
+    found = {(e.steps, e.spacing): e for e in load(path)[1].evaluation if e.convention == "density"}
+    chains = [(2, "even"), (2, "optimal"), (4, "even"), (4, "optimal")]
+    assert sorted(key for key in found if key[0]) == chains
+    assert found[4, "optimal"].seed == 9
+    assert found[None, None].strata == "importance"
+    text = path.with_name("README.md").read_text()
+    assert "| steps | data | even spacing | optimal spacing |" in text
+    assert f"| 4 | 64 | {found[4, 'even'].bits_per_dim:.4f} ± " in text

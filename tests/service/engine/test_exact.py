@@ -65,9 +65,10 @@ def job(model: DiffusionModel, dice: random.Random) -> Job:
     if dice.random() < 0.3:
         convention = model.space.default_convention
         count = dice.choice([None, 6])
+        if dice.random() < 0.5:
+            return TermJob("m", values[:3], seed, Trajectories(2, model.T), convention)
         steps = choose_steps(model.T, torch.arange(rows), seed, convention, count)
-        whole = Trajectories(2, model.T)
-        return TermJob("m", values, seed, dice.choice([steps, whole]), convention)
+        return TermJob("m", values, seed, steps, convention)
     sampler = Ancestral() if bits else dice.choice(SAMPLERS)
     seen = None
     if dice.random() < 0.3:

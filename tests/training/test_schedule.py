@@ -149,7 +149,7 @@ def test_a_resumed_fit_is_the_unbroken_one_and_its_artefact_holds_the_table(
     assert torch.equal(found, bound(whole.averaged, x_0, seed=0, convention="density").bound)
 
 
-@pytest.mark.parametrize("config", [BETA, FIXED], ids=repr)
+@pytest.mark.parametrize("config", [BETA], ids=repr)
 def test_learning_raises_the_bound(config: ScheduleConfig) -> None:
     """Of a model that knows its data, from a schedule that spends its steps badly."""
     means = torch.tensor([[1.1, -0.6], [-0.9, 0.7]], dtype=torch.float64)

@@ -108,7 +108,7 @@ def evaluate(
                 convention=convention,
                 split=split,
                 count=len(x_0),
-                terms=each if choice.target_error else choice.terms,
+                terms=each if choice.terms or choice.target_error else None,
                 steps=choice.steps,
                 spacing=None if choice.steps is None else choice.spacing,
                 strata=choice.strata,

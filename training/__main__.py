@@ -129,8 +129,8 @@ def parser() -> argparse.ArgumentParser:
     one.add_argument("name", help="of a model; with --data of a file in training/configs")
     one.add_argument("--data", action="store_true", help="training data in the samples' place")
     one.add_argument("--samples", type=int, default=10_000)
-    one.add_argument("--sampler", choices=("ancestral", "ddim", "dpmpp_2m"), default="dpmpp_2m")
-    one.add_argument("--steps", type=int, default=20, help="of the sampler")
+    one.add_argument("--sampler", choices=("ancestral", "ddim", "dpmpp_2m"), default="ancestral")
+    one.add_argument("--steps", type=int, default=30, help="of the sampler")
     one.add_argument("--seed", type=int, default=0)
     one.add_argument("--out", type=Path, help="folder of the samples (default runs/parzen/NAME)")
 

@@ -144,7 +144,7 @@ def do_parzen(arguments: argparse.Namespace) -> int:
         keys = {"name": arguments.sampler, "steps": arguments.steps}
         sampler: Sampler = TypeAdapter(Sampler).validate_python(keys)
         folder = arguments.out or Path("runs") / "parzen" / metadata.name
-        kept, seed = parzen.run_folder(folder, path, sampler, arguments.seed), arguments.seed
+        kept, seed = parzen.run_folder(folder, model, sampler, arguments.seed), arguments.seed
         out = folder / f"{kept.name}.json"
         drawn = parzen.samples(model, arguments.samples, sampler=sampler, seed=seed, folder=kept)
         facts = {"name": metadata.name, "samples": str(kept), "seed": seed}

@@ -18,13 +18,14 @@ from typing import Any
 import torch
 
 from diffusion.checkpoint import load
-from diffusion.plan import DPMSolver
+from diffusion.plan import Ancestral
 from training import config as configs
 from training import data, figures, page, parzen, peer, results
 from training.export import artefact_path, export
 from training.fit import Fit, RunOptions
 from training.parallel import Ranks, pick_device
 
+PEER_DATA = 2000  # of test, the first ones: those that deadleaves.toml evaluates its model on
 EXPERIMENTS = tuple(dict.fromkeys(row.model for row in results.ROWS))
 
 
@@ -70,8 +71,9 @@ def parzen_of_model(places: Places, device: torch.device) -> dict[str, Any]:
     path = artefact_path(places.models, "mnist")
     model, metadata = load(path, device)
     dataset = data.load(configs.FitConfig.model_validate(metadata.training.config).data)
-    sampler = DPMSolver(steps=20)
-    folder = parzen.run_folder(places.runs / "parzen" / "mnist", path, sampler, 0)
+    # 500 draws by DPM-Solver++ in 20 or 40 steps score 50 bits less than 500 ancestral ones.
+    sampler = Ancestral(steps=30)
+    folder = parzen.run_folder(places.runs / "parzen" / "mnist", model, sampler, 0)
     drawn = parzen.samples(model, 10_000, sampler=sampler, seed=0, folder=folder)
     return _score(dataset, drawn) | {"sampler": sampler.model_dump(), "seed": 0}
 
@@ -85,7 +87,7 @@ def parzen_of_data(_: Places, __: torch.device) -> dict[str, Any]:
 def peers(_: Places, __: torch.device) -> list[dict[str, Any]]:
     """Gaussian mixtures of the dead leaves."""
     dataset = data.load(configs.load("deadleaves").data)
-    return [found.model_dump() for found in peer.compare(dataset, peer.PeerConfig())]
+    return [found.model_dump() for found in peer.compare(dataset, peer.PeerConfig(), PEER_DATA)]
 
 
 def _score(dataset: data.Dataset, drawn: torch.Tensor) -> dict[str, Any]:

@@ -28,6 +28,7 @@ from diffusion.plan import Sampler
 from diffusion.sampling import sample
 from diffusion.space import DataSpace
 from training.batches import stream_seed
+from training.data.dataset import checksum
 from training.progress import progress_bar, steps_made
 
 #: Every other one is Goodfellow et al.'s, np.logspace(-1, 0, 10).
@@ -155,9 +156,13 @@ def score(
     )
 
 
-def run_folder(folder: Path, artefact: Path, sampler: Sampler, seed: int) -> Path:
-    """Where the samples of this artefact by this sampler and seed are kept, and no others."""
-    asked = f"{hashlib.sha256(artefact.read_bytes()).hexdigest()} {sampler!r} {seed}"
+def run_folder(folder: Path, model: DiffusionModel, sampler: Sampler, seed: int) -> Path:
+    """Where the samples of this model by this sampler and seed are kept, and no others.
+
+    A model is its variance and its tensors: what was measured of it does not move its samples.
+    """
+    tensors = checksum(*(tensor.cpu() for tensor in model.state_dict().values()))
+    asked = f"{model.variance} {tensors} {sampler!r} {seed}"
     return folder / f"{sampler.name}-{hashlib.sha256(asked.encode()).hexdigest()[:12]}"
 
 

@@ -239,7 +239,7 @@ def test_the_command_line_from_fit_to_artefact(
     assert "| all of 3 trajectories (gain" in path.with_name("README.md").read_text()
     capsys.readouterr()
     assert main([*several, "--terms", "6"]) == 2
-    assert "leave out terms or trajectories" in capsys.readouterr().err
+    assert "leave out trajectories, or what" in capsys.readouterr().err
     assert main(["inspect", "small", "--models", models]) == 0
     assert "training.steps" in capsys.readouterr().out
 

@@ -132,7 +132,9 @@ def test_a_deadline_that_passes_frees_the_rows_of_running_and_waiting_jobs(
         with pytest.raises(DeadlineExceeded, match=r"of \d+ network"):
             ticket.result(120)
     patient.result(120)
-    assert mischief.sizes == [8, 1]  # the tick that was under way, and who has time
+    *under_way, last = mischief.sizes
+    assert set(under_way) == {8}  # the tick that was under way, perhaps a burst of both steps
+    assert last == 1  # and who has time
     assert engine.owed == 0
     assert metrics.registry.get_sample_value("noneq_rows_running") == 0
     assert metrics.registry.get_sample_value("noneq_rows_waiting") == 0

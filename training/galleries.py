@@ -54,6 +54,7 @@ def denoising(
     path: Path,
     *,
     noise: float,
+    steps: int | None = None,
     seed: int = 0,
     progress: Progress | None = None,
 ) -> None:
@@ -67,6 +68,7 @@ def denoising(
         rows: held-out data [N, C, H, W].
         path: of the picture.
         noise: standard deviation, data units.
+        steps: of each ancestral chain; None for all.
         seed: of every draw.
         progress: as in `sampling.sample`.
     """
@@ -76,8 +78,10 @@ def denoising(
     row = torch.arange(count)
     y = x_0 + deviation * counter_noise(seed, row, 0, Stream.DATA).normal(model.event)
     start = matched_start(model, y, deviation)
-    restored = sample(model, count, seed=seed, start=(start.t, start.x_t), progress=progress)
-    free = sample(model, count, seed=seed + 1, progress=progress)
+    sampler = Ancestral(steps=steps)
+    begun = (start.t, start.x_t)
+    restored = sample(model, count, seed=seed, sampler=sampler, start=begun, progress=progress)
+    free = sample(model, count, seed=seed + 1, sampler=sampler, progress=progress)
     panels = [
         ("held-out data", rows),
         (f"with noise of {noise:.0f} grey levels", space.to_data(y)),
@@ -92,12 +96,14 @@ def beside_data(
     rows: Tensor,
     path: Path,
     *,
+    steps: int | None = None,
     seed: int = 0,
     others: Sequence[Panel] = (),
     progress: Progress | None = None,
 ) -> None:
     """Figure 4: held-out data, as many draws of the model, and `others` of peers."""
-    drawn = sample(model, len(rows), seed=seed, progress=progress)
+    sampler = Ancestral(steps=steps)
+    drawn = sample(model, len(rows), seed=seed, sampler=sampler, progress=progress)
     panels = [
         ("held-out data", rows),
         ("drawn from the model", model.space.to_data(drawn)),
@@ -162,6 +168,7 @@ def inpainting(
     draw(large, panels, path, 1)
 
 
+STEPS = 250  # of the chains that are drawn here
 TEXTURE, HIDDEN = 96, 48  # sides of the picture of Figure 5 and of what is unseen of it, pixels
 
 
@@ -172,7 +179,7 @@ class Picture:
     Attributes:
         name: of the file.
         model: whose artefact.
-        chains: how many chains, of T steps or fewer, are drawn one after another.
+        chains: how many chains, of STEPS steps or fewer, are drawn one after another.
         draw: from the model, its data's configuration, the path and the progress.
     """
 
@@ -184,17 +191,17 @@ class Picture:
 
 def _photographs(model: DiffusionModel, config: FitConfig, path: Path, progress: Progress) -> None:
     rows = data.load(config.data).test[:25]
-    denoising(model, rows, path, noise=64.0, progress=progress)
+    denoising(model, rows, path, noise=64.0, steps=STEPS, progress=progress)
 
 
 def _beside(model: DiffusionModel, config: FitConfig, path: Path, progress: Progress) -> None:
-    beside_data(model, data.load(config.data).test[:64], path, progress=progress)
+    beside_data(model, data.load(config.data).test[:64], path, steps=STEPS, progress=progress)
 
 
 def _textures(model: DiffusionModel, config: FitConfig, path: Path, progress: Progress) -> None:
     assert isinstance(config.data, data.TexturesConfig)  # it is that model's picture
     larger = config.data.model_copy(update={"side": TEXTURE, "train": 1, "valid": 1, "test": 3})
-    inpainting(model, data.load(larger).test, path, hidden=HIDDEN, progress=progress)
+    inpainting(model, data.load(larger).test, path, hidden=HIDDEN, steps=STEPS, progress=progress)
 
 
 PICTURES = (
@@ -216,6 +223,6 @@ def make(models: Path, folder: Path) -> list[Path]:
         model, metadata = load(artefact)
         config = FitConfig.model_validate(metadata.training.config)
         made.append(folder / f"{picture.name}.png")
-        with progress_bar(picture.chains * model.T, "step", picture.name) as bar:
+        with progress_bar(picture.chains * STEPS, "step", picture.name) as bar:
             picture.draw(model, config, made[-1], each_step(bar))
     return made

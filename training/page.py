@@ -35,6 +35,10 @@ ABOUT_PEERS = """The same images in the same units, bits a pixel at unit varianc
 density is of dequantised levels, the diffusion model's is constant over each level's cell. The
 paper's 1.489 and 3.536 are of another generator's images.
 """
+ABOUT_SCHEDULES = """A Swiss roll under T = 40 steps, one network and one short fit of 500 steps for
+every table (`python -m training schedules`), beside what an ideal diagonal Gaussian kernel reaches
+under the same one. The networks are far from theirs, so this ranks fits and not yet schedules.
+"""
 TABLE_2 = (
     ("stacked contractive autoencoder", "174 ± 2.3"),
     ("deep belief network", "199 ± 2.9"),
@@ -138,6 +142,14 @@ def peers_section(folder: Path, models: Path) -> str | None:
     return _section("Dead leaves and its peers", "| model | K | K - L_null |", rows, ABOUT_PEERS)
 
 
+def schedules_section(folder: Path) -> str | None:
+    """Fixed and learned schedules, as `python -m training schedules` wrote them."""
+    path = folder / "schedules.md"
+    if not path.exists():
+        return None
+    return f"## Schedules, fixed and learned\n\n{ABOUT_SCHEDULES}\n{path.read_text()}"
+
+
 def figures_section(folder: Path) -> str | None:
     """The figures that are there."""
     found = [
@@ -162,6 +174,7 @@ def write(models: Path, docs: Path) -> Path:
         _section("The table", TABLE_HEAD, lines, ABOUT_TABLE),
         parzen_section(folder),
         peers_section(folder, models),
+        schedules_section(folder),
         figures_section(docs / "figures"),
     ]
     path = docs / "results.md"

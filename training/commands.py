@@ -149,8 +149,7 @@ def do_parzen(arguments: argparse.Namespace) -> int:
         drawn = parzen.samples(model, arguments.samples, sampler=sampler, seed=seed, folder=kept)
         facts = {"name": metadata.name, "samples": str(kept), "seed": seed}
         facts["sampler"] = sampler.model_dump()
-    rows = (drawn, dataset.valid, dataset.test)
-    found = parzen.score(*[parzen.to_unit(dataset.space, x) for x in rows])
+    found = parzen.of_samples(dataset, drawn)
     write_json(out, facts | found.model_dump())
     print(
         f"{found.nats:.1f} ± {found.error:.1f} nats, {found.bits:.1f} ± {found.bits_error:.1f} "

@@ -117,7 +117,8 @@ def enlarged(model: DiffusionModel, height: int, width: int) -> DiffusionModel:
     shape = (model.event[0], height, width)
     space = model.space.model_copy(update={"shape": shape})
     network = model.network
-    larger = DiffusionModel(model.process, network, space, model.prediction, model.variance)
+    kinds = model.prediction, model.variance, model.profile
+    larger = DiffusionModel(model.process, network, space, *kinds)
     return larger.to(model.device).eval()
 
 

@@ -28,7 +28,7 @@ from diffusion.plan import Sampler
 from diffusion.sampling import sample
 from diffusion.space import DataSpace
 from training.batches import stream_seed
-from training.data.dataset import checksum
+from training.data.dataset import Dataset, checksum
 from training.progress import progress_bar, steps_made
 
 #: Every other one is Goodfellow et al.'s, np.logspace(-1, 0, 10).
@@ -154,6 +154,13 @@ def score(
     return ParzenScore.of(
         values, centres=len(centres), bandwidth=bandwidths[best], valid=float(means[best])
     )
+
+
+def of_samples(dataset: Dataset, drawn: Tensor) -> ParzenScore:
+    """The score of rows [M, *shape] in data units, by a data set's `valid` and `test`."""
+    rows = (drawn, dataset.valid, dataset.test)
+    centres, valid, test = (to_unit(dataset.space, x) for x in rows)
+    return score(centres, valid, test)
 
 
 def run_folder(folder: Path, model: DiffusionModel, sampler: Sampler, seed: int) -> Path:

@@ -10,6 +10,7 @@ from torch import Tensor
 from diffusion.model import DiffusionModel
 from diffusion.networks import UNet, UNetConfig
 from diffusion.process import GaussianProcess
+from diffusion.profile import Profile
 from diffusion.schedule import LogSnrSchedule
 from diffusion.space import DataSpace
 from training import galleries
@@ -22,6 +23,15 @@ def model() -> DiffusionModel:
     space = DataSpace(kind="image", shape=(1, 8, 8), shift=127.5, scale=128.0, levels=256)
     process = GaussianProcess(LogSnrSchedule().beta(6))
     return DiffusionModel(process, UNet(config), space, "v", "lower").eval()
+
+
+def test_a_larger_model_has_the_variance_that_was_profiled(model: DiffusionModel) -> None:
+    kinds = model.space, model.prediction, "optimal", Profile(model.T, model.T)
+    profiled = DiffusionModel(model.process, model.network, *kinds)
+    larger = galleries.enlarged(profiled, 16, 12)
+    assert larger.event == (1, 16, 12)
+    assert larger.variance == "optimal"
+    assert larger.profile is profiled.profile
 
 
 @pytest.fixture

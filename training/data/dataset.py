@@ -20,6 +20,15 @@ Split = Literal["train", "valid", "test"]
 SPLITS: tuple[Split, ...] = ("train", "valid", "test")
 
 
+def eight_bit(shape: tuple[int, ...]) -> DataSpace:
+    """The space of 8-bit images [C, H, W]: model units are (level - 127.5) / 128.
+
+    With a scale of 128 the period of sin(2^8 pi x) is one grey level exactly, so that a network
+    that is given it (UNetConfig.fourier) reads off how far x is from a level.
+    """
+    return DataSpace(kind="image", shape=shape, shift=127.5, scale=128.0, levels=256)
+
+
 class DataError(ValueError):
     """Data that cannot be had or are not what they should be; the message says how to mend it."""
 

@@ -32,8 +32,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import Tensor
 
 from diffusion.noise import Stream, counter_noise
-from diffusion.space import DataSpace
-from training.data.dataset import Dataset, Split, checksum, split_seed
+from training.data.dataset import Dataset, Split, checksum, eight_bit, split_seed
 
 LEAVES = 32  # drawn at once
 CODES = 512  # above 1 + grey; CODES (LEAVES + 1) fits into 16 bits
@@ -160,14 +159,7 @@ def load(config: DeadLeavesConfig) -> Dataset:
     test = rows("test", config.test)
     return Dataset(
         name=config.kind,
-        space=DataSpace(
-            # As MNIST's: a period of sin(2^8 pi x) is one grey level (UNetConfig.fourier).
-            kind="image",
-            shape=(1, config.side, config.side),
-            shift=127.5,
-            scale=128.0,
-            levels=256,
-        ),
+        space=eight_bit((1, config.side, config.side)),
         train=train,
         valid=valid,
         test=test,

@@ -21,8 +21,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import Tensor
 
 from diffusion.noise import Stream, counter_noise
-from diffusion.space import DataSpace
-from training.data.dataset import DataError, Dataset, Split, split_seed
+from training.data.dataset import DataError, Dataset, Split, eight_bit, split_seed
 from training.data.files import local_folder
 
 SUFFIXES = {".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".pgm"}
@@ -141,13 +140,7 @@ def load(config: TexturesConfig) -> Dataset:
 
     return Dataset(
         name=config.kind,
-        space=DataSpace(
-            kind="image",
-            shape=(1, config.side, config.side),
-            shift=127.5,
-            scale=128.0,
-            levels=256,
-        ),
+        space=eight_bit((1, config.side, config.side)),
         train=rows("train", config.train),
         valid=rows("valid", config.valid),
         test=rows("test", config.test),

@@ -56,6 +56,10 @@ format: $(DEV) ## mend what can be mended: lint and format
 figures: $(DEV) ## draw the documentation's pictures anew from the models
 	$(RUN) -m training figures $(ARGS)
 
+.PHONY: paper
+paper: $(DEV) ## the paper's experiments: fit, measure and draw what is not done yet, into docs/
+	$(RUN) -m training paper $(ARGS)
+
 .PHONY: install
 install: $(DEV) ## the virtual environment with everything in it
 

@@ -1,6 +1,6 @@
 """Bounds: data a second by the engine, over a plain loop over t.
 
-    python -m benchmarks.loglik [--model models/mnist] [--data 1 4 16] [--terms 100] [--rounds 5]
+    python -m benchmarks.loglik [--model models/mnist] [--data 1 4 16] [--terms 100] [--device cpu]
 
 The loop is that of improved-diffusion's `calc_bpd_loop`: for each t in turn, one network call on
 the data, one term of each. `--terms` n times n of it; the rest goes on alike.
@@ -38,7 +38,7 @@ def by_engine(model: DiffusionModel, job: TermJob) -> float:
 @torch.inference_mode()
 def by_loop(model: DiffusionModel, x_0: torch.Tensor, count: int) -> None:
     """One t after the other."""
-    row = torch.arange(len(x_0))
+    row = torch.arange(len(x_0), device=x_0.device)
     for t in range(count, 0, -1):
         noise = counter_noise(0, row, t, Stream.TERM)
         terms(model, x_0, torch.full_like(row, t), noise, model.space.default_convention)
@@ -51,10 +51,11 @@ def main() -> None:
     parser.add_argument("--data", type=int, nargs="+", default=[1, 4, 16])
     parser.add_argument("--terms", type=int, default=100)
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--device", default="cpu", help="cpu or cuda")
     asked = parser.parse_args()
     print(machine())
     keep_freed_memory()  # as the service does; it serves both
-    model, _ = load(asked.model / "model.safetensors")
+    model, _ = load(asked.model / "model.safetensors", asked.device)
     convention = model.space.default_convention
     rows: list[list[str]] = []
     for count in asked.data:
@@ -62,7 +63,7 @@ def main() -> None:
         row = torch.arange(count)
         steps = choose_steps(model.T, row, 0, convention, asked.terms)
         ours = partial(by_engine, model, TermJob("m", x_0, 0, steps, convention))
-        theirs = partial(seconds, partial(by_loop, model, x_0, asked.terms))
+        theirs = partial(seconds, partial(by_loop, model, x_0.to(model.device), asked.terms))
         found = compare(ours, theirs, asked.rounds)
         rows.append([str(count), *found.cells(count * asked.terms / 1000)])
         print(rows[-1], flush=True)

@@ -1,12 +1,16 @@
 """Small networks: samples a second by the engine, over diffusers' own loop at the same network.
 
-    python -m benchmarks.small [--models models] [--sizes 1 16 256 4096] [--rounds 7]
+    python -m benchmarks.small [--models models] [--sizes 1 16 256 4096] [--device cpu]
 
 Small networks are bound by what surrounds them. diffusers has no binomial process: for `heartbeat`
 its loop runs the same network as a Gaussian one of as many steps, which is less work than bits are.
+`--alone` leaves the engine out (`diffusion.sampling.sample`) and counts the thread's CPU time: for
+machines on which others work.
 """
 
 import argparse
+import time
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
@@ -18,6 +22,8 @@ from benchmarks.measure import compare, machine, seconds, table
 from diffusion.checkpoint import load
 from diffusion.model import DiffusionModel
 from diffusion.plan import Ancestral
+from diffusion.sampling import sample
+from service.engine.calls import Calls
 from service.engine.engine import Engine
 from service.engine.jobs import ChainJob
 from service.memory import keep_freed_memory
@@ -36,12 +42,19 @@ def ours(model: DiffusionModel, job: ChainJob) -> float:
     return hosted({job.model: model}, limits, ask)
 
 
+def cpu_seconds(act: Callable[[], object]) -> float:
+    """Time that this thread computes during one call."""
+    begun = time.thread_time()
+    act()
+    return time.thread_time() - begun
+
+
 @torch.inference_mode()
 def their_samples(model: DiffusionModel, scheduler: DDPMScheduler, rows: int) -> torch.Tensor:
     """diffusers' loop, as DDPMPipeline has it."""
-    x = torch.randn(rows, *model.event)
+    x = torch.randn(rows, *model.event, device=model.device)
     network, T = model.network, model.T
-    snr = model.process.log_snr(torch.arange(T + 1)).float()
+    snr = model.process.log_snr(torch.arange(T + 1, device=x.device)).float()
     for step in scheduler.timesteps:
         time = snr[step + 1] if network.clock == "log_snr" else step.float()
         x = scheduler.step(network(x, time.expand(rows)), step, x).prev_sample
@@ -58,7 +71,7 @@ def their_scheduler(model: DiffusionModel) -> DDPMScheduler:
         variance_type="learned" if learned else "fixed_small",
         clip_sample=False,
     )
-    scheduler.set_timesteps(model.T)
+    scheduler.set_timesteps(model.T, device=model.device)
     return scheduler
 
 
@@ -69,20 +82,25 @@ def main() -> None:
     parser.add_argument("--names", nargs="+", default=["swissroll", "heartbeat"])
     parser.add_argument("--sizes", type=int, nargs="+", default=[1, 16, 256, 4096])
     parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--device", default="cpu", help="cpu or cuda")
+    parser.add_argument("--alone", action="store_true", help="without the engine, CPU time")
     asked = parser.parse_args()
+    clock = cpu_seconds if asked.alone else seconds
     print(machine())
     keep_freed_memory()  # as the service does; it serves both
     rows: list[list[str]] = []
     for name in asked.names:
-        model, _ = load(asked.models / name / "model.safetensors")
-        plain, _ = load(asked.models / name / "model.safetensors")
+        path = asked.models / name / "model.safetensors"
+        model, _ = load(path, asked.device)
+        plain, _ = load(path, asked.device)
         scheduler, plan = their_scheduler(plain), Ancestral().plan(model)
+        Calls(model)  # its weights laid out as the engine has them
         for size in asked.sizes:
-            found = compare(
-                partial(ours, model, ChainJob(name, size, 0, plan)),
-                partial(seconds, partial(their_samples, plain, scheduler, size)),
-                asked.rounds,
-            )
+            mine = partial(ours, model, ChainJob(name, size, 0, plan))
+            if asked.alone:
+                mine = partial(cpu_seconds, partial(sample, model, size, seed=0))
+            theirs = partial(clock, partial(their_samples, plain, scheduler, size))
+            found = compare(mine, theirs, asked.rounds)
             rows.append([name, str(size), *found.cells(1e-6 * model.T)])
             print(rows[-1], flush=True)
     head = ["model", "samples", "ours, us a step", "diffusers, us a step", "times as fast"]

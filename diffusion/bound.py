@@ -22,12 +22,13 @@ import torch
 from torch import Tensor
 from torch.special import log_ndtr
 
+from diffusion.choice import Choice
 from diffusion.distributions import Normal
 from diffusion.model import DiffusionModel
 from diffusion.noise import Noise
 from diffusion.prediction import Prediction
 from diffusion.space import Convention, DataSpace
-from diffusion.strata import Steps, choose_steps, term_noise
+from diffusion.strata import Steps, term_noise
 
 _FAR = 1e3  # standard deviations; stands for infinity where a gradient must stay finite
 
@@ -35,11 +36,12 @@ _FAR = 1e3  # standard deviations; stands for infinity where a gradient must sta
 @final
 @dataclass(frozen=True)
 class BoundResult:
-    """The bound of N data, nats, float64 [N] each; `bound` = `prior` + `steps` + `last`.
+    """The bound of N data, nats, float64 [N] each; `bound` = `prior` + `steps` + `last` + `gain`.
 
     `standard_error` is that of the Monte Carlo estimate of one datum's bound, from the spread of
-    the last step's draws and from successive differences between strata (a little on the large
-    side).
+    the last step's draws and from successive differences between strata, less the trend that a
+    profile tells (a little on the large side). `gain` is what several trajectories add to their
+    average (`trajectory.weigh`), else 0.
     """
 
     bound: Tensor
@@ -47,6 +49,7 @@ class BoundResult:
     prior: Tensor
     steps: Tensor
     last: Tensor
+    gain: Tensor
 
 
 def evaluate(
@@ -56,30 +59,35 @@ def evaluate(
     x_t: Tensor,
     t: Tensor,
     convention: Convention,
+    s: Tensor | None = None,
 ) -> Tensor:
     """Terms of the bound from a network call already made, nats [B].
+
+    -KL(q(x_s | x_t, x_0) || p(x_s | x_t)), and at s = 0 the last step's part.
 
     Args:
         model: the model.
         prediction: `model.predict(x_t, t)`.
         x_0: [B, *event], model units.
         x_t: [B, *event], drawn from q(x_t | x_0).
-        t: int64 [B]; at t = 1 the term is the last step's part.
-        convention: of the bound; "paper" has no network's part at t = 1, and gives its closed form.
+        t: int64 [B].
+        convention: of the bound; "paper" has no network's part at s = 0, and gives its closed form.
+        s: int64 [B], where the steps end; t - 1 where it is not given.
     """
-    last = t == 1
+    s = t - 1 if s is None else s
+    last = s == 0
     if not bool(last.any()):
-        return -model.process.posterior(x_0, x_t, t, t - 1).kl(prediction.kernel(t - 1))
+        return -model.process.posterior(x_0, x_t, t, s).kl(prediction.kernel(s))
     if not bool(last.all()):
         values = x_0.new_empty(len(t))
         for rows in (last, ~last):
             part = prediction.rows(rows)
-            found = evaluate(model, part, x_0[rows], x_t[rows], t[rows], convention)
+            found = evaluate(model, part, x_0[rows], x_t[rows], t[rows], convention, s[rows])
             values[rows] = found.to(values.dtype)
         return values
     if convention == "paper":
         return -model.process.marginal(x_0, t).entropy()
-    kernel = prediction.kernel(t - 1)
+    kernel = prediction.kernel(s)
     if convention == "density":
         return kernel.log_prob(x_0) + model.space.log_jacobian()
     if isinstance(kernel, Normal):
@@ -173,20 +181,29 @@ def combine(steps: Steps, values: Tensor, prior: Tensor, closed_last: Tensor | N
     strata = weighted.shape[1]
     variance = torch.zeros_like(prior)
     if strata > 1:
-        variance = variance + weighted.diff(dim=1).square().sum(1) / 2 * strata / (strata - 1)
+        rest = weighted
+        if steps.expected is not None:
+            rest = weighted - steps.expected * (total / steps.expected.sum())[:, None]
+        variance = variance + rest.diff(dim=1).square().sum(1) / 2 * strata / (strata - 1)
     draws = values[:, : steps.last]
     if steps.last > 1:
         variance = variance + draws.var(1) / steps.last
     last = closed_last if closed_last is not None else draws.mean(1)
-    return BoundResult(prior + total + last, variance.sqrt(), prior, total, last)
+    error, gain = variance.sqrt(), torch.zeros_like(prior)
+    return BoundResult(prior + total + last, error, prior, total, last, gain)
 
 
-def closed_last(model: DiffusionModel, x_0: Tensor, convention: Convention) -> Tensor | None:
-    """The last part of "paper", -H_q(x_1 | x_0), which needs no network, float64 [N]; else None."""
+def closed_last(
+    model: DiffusionModel, x_0: Tensor, convention: Convention, end: int = 1
+) -> Tensor | None:
+    """The last part of "paper", -H_q(x_1 | x_0), which needs no network, float64 [N]; else None.
+
+    `end` is where a chain that leaves steps out begins its last one, in place of 1.
+    """
     if convention != "paper":
         return None
-    one = torch.ones(len(x_0), dtype=torch.long, device=x_0.device)
-    return -model.process.marginal(x_0.double(), one).entropy()
+    t = torch.full((len(x_0),), end, device=x_0.device)
+    return -model.process.marginal(x_0.double(), t).entropy()
 
 
 def check_convention(model: DiffusionModel, convention: Convention) -> None:
@@ -206,6 +223,7 @@ def bound(
     seed: int,
     convention: Convention,
     terms: int | None = None,
+    choice: Choice | None = None,
     batch: int = 64,
     progress: Callable[[int], None] | None = None,
 ) -> BoundResult:
@@ -217,15 +235,16 @@ def bound(
         seed: of the noise.
         convention: of the bound.
         terms: network evaluations a datum; None for all steps.
+        choice: which terms, where more is said than their number.
         batch: rows a network call.
         progress: called with the number of evaluations just made.
     """
     check_convention(model, convention)
     rows = torch.arange(len(x_0))
-    steps = choose_steps(model.T, rows, seed, convention, terms)
+    steps = (choice or Choice(terms=terms)).settle(model, rows, seed, convention)
     values = torch.empty(len(x_0) * steps.count, dtype=torch.float64)
     datum = rows.repeat_interleave(steps.count)
-    t, draw = steps.t.flatten(), steps.draw.flatten()
+    t, s, draw = steps.t.flatten(), steps.s.flatten(), steps.draw.flatten()
     for start in range(0, len(values), batch):
         part = slice(start, start + batch)
         here, device = datum[part], x_0.device
@@ -234,11 +253,12 @@ def bound(
         )
         x, at = x_0[here.to(device)], t[part].to(device)
         x_t = model.process.marginal(x, at).sample(noise)
-        found = evaluate(model, model.predict(x_t, at), x, x_t, at, convention)
+        to = s[part].to(device)
+        found = evaluate(model, model.predict(x_t, at), x, x_t, at, convention, to)
         values[part] = found.double().cpu()
         if progress is not None:
             progress(len(here))
-    last = closed_last(model, x_0, convention)
+    last = closed_last(model, x_0, convention, steps.end)
     return combine(
         steps,
         values.view(len(x_0), steps.count),

@@ -1,7 +1,7 @@
 """The artefact: one .safetensors file that holds weights and every fact needed to use them.
 
-Tensors are the model's state (`network.*`, `process.beta`); the header's metadata holds one JSON
-document under the key `noneq`. Nothing is ever unpickled.
+Tensors are the model's state (`network.*`, `process.beta`, `profile.*` if one was made); the
+header's metadata holds one JSON document under the key `noneq`. Nothing is ever unpickled.
 """
 
 import json
@@ -14,10 +14,12 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from diffusion.choice import Spacing, StrataKind
 from diffusion.model import DiffusionModel, outputs
 from diffusion.networks import BitPatternsConfig, NetworkConfig, build
 from diffusion.prediction import PredictionKind, VarianceKind
 from diffusion.process import BinomialConfig, ProcessConfig
+from diffusion.profile import ProfileConfig
 from diffusion.schedule import check_beta
 from diffusion.space import Convention, DataSpace
 
@@ -67,6 +69,12 @@ class Evaluation(_Frozen):
         split: of the data.
         count: data evaluated.
         terms: network evaluations a datum; None for all steps.
+        trajectories: whose weights were averaged (`trajectory.trajectory_bound`); None for the
+            ordinary bound.
+        gain: the part of the bound that exceeds the trajectories' average, nats.
+        steps: of the chain whose bound it is; None for all T.
+        spacing: of those steps.
+        strata: of which the terms were drawn.
         seed: of the noise.
         bound: mean over data, nats.
         standard_error: of that mean, over data and noise, nats.
@@ -81,6 +89,11 @@ class Evaluation(_Frozen):
     split: str
     count: int = Field(ge=1)
     terms: int | None = None
+    trajectories: int | None = None
+    gain: float | None = None
+    steps: int | None = None
+    spacing: Spacing | None = None
+    strata: StrataKind = "even"
     seed: int = 0
     bound: float
     standard_error: float
@@ -89,6 +102,11 @@ class Evaluation(_Frozen):
     null: float
     entropy: float | None = None
     machine: str | None = None
+
+    @property
+    def of(self) -> tuple[object, ...]:
+        """What was measured: of two evaluations of the same the later one holds."""
+        return self.convention, self.split, self.steps, self.spacing, self.trajectories
 
 
 class Metadata(_Frozen):
@@ -103,6 +121,7 @@ class Metadata(_Frozen):
     space: DataSpace
     training: Provenance
     evaluation: tuple[Evaluation, ...] = ()
+    profile: ProfileConfig | None = None
 
     @model_validator(mode="after")
     def _fits(self) -> Self:
@@ -133,7 +152,12 @@ class Metadata(_Frozen):
     def build(self) -> DiffusionModel:
         """The model that the document describes, with fresh weights."""
         return DiffusionModel(
-            self.process.build(), build(self.network), self.space, self.prediction, self.variance
+            self.process.build(),
+            build(self.network),
+            self.space,
+            self.prediction,
+            self.variance,
+            None if self.profile is None else self.profile.build(self.process.T),
         )
 
 
@@ -210,7 +234,10 @@ def load(path: Path, device: str | torch.device = "cpu") -> tuple[DiffusionModel
         with torch.device("meta"):  # shapes alone: a document may ask for more than there is
             wanted = build(metadata.network).state_dict(prefix="network.")
         process = metadata.process.build()
-        found = _read_tensors(path, wanted | process.state_dict(prefix="process."))
+        wanted |= process.state_dict(prefix="process.")
+        if metadata.profile is not None:
+            wanted |= metadata.profile.build(process.T).state_dict(prefix="profile.")
+        found = _read_tensors(path, wanted)
         _check_table(path, metadata, process.beta, found["process.beta"])
         model = metadata.build()
     except ArtefactError:
@@ -221,6 +248,11 @@ def load(path: Path, device: str | torch.device = "cpu") -> tuple[DiffusionModel
         for name, tensor in model.state_dict().items():
             tensor.copy_(found[name])
     model.process.refresh()
+    if model.profile is not None:
+        try:
+            model.profile.check()
+        except ValueError as error:
+            raise ArtefactError(f"{path}: {error}: export it anew") from error
     return model.to(device).eval().requires_grad_(False), metadata
 
 

@@ -73,7 +73,8 @@ class Normal(Distribution):
     @override
     def sample(self, noise: Noise) -> Tensor:
         """mean + sqrt(var) n, [B, *event]; where var is 0 the mean comes back bit for bit."""
-        return self.mean + self.var.sqrt() * noise.normal(self.mean.shape[1:]).to(self.mean)
+        drawn = noise.normal(self.mean.shape[1:]).to(self.mean)
+        return torch.addcmul(self.mean, self.var.sqrt(), drawn)
 
     @override
     def log_prob(self, x: Tensor) -> Tensor:

@@ -1,6 +1,6 @@
 """The model: process, network and data space, and p(x_s | x_t), the reverse kernel they give."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Self, final, get_args
 
@@ -20,6 +20,7 @@ from diffusion.prediction import (
     read_gaussian,
 )
 from diffusion.process import BinomialProcess, GaussianProcess, Process
+from diffusion.profile import Profile
 from diffusion.space import DataSpace
 
 
@@ -32,17 +33,17 @@ class Times:
         t: int64 [B].
         condition: what the network knows of them, [B, ...] each; the time itself of a network
             that does not say (`networks.base.Network` does).
-        of_x_0: float32 [B, 2], `prediction.affine`, or of one step its two numbers; None where
-            x_0hat is no such combination.
+        of_x_0: float32 [B, 2], `prediction.affine`, or of one step its two numbers, []; None
+            where x_0hat is no such combination.
     """
 
     t: Tensor
     condition: tuple[Tensor, ...]
-    of_x_0: Tensor | tuple[float, ...] | None
+    of_x_0: Tensor | Sequence[Tensor] | None
 
     def rows(self, index: slice | Tensor, t: Tensor | None = None) -> "Times":
         """Some of them."""
-        assert not isinstance(self.of_x_0, tuple)  # one step has no rows to choose from
+        assert self.of_x_0 is None or isinstance(self.of_x_0, Tensor)  # one step has no rows
         return Times(
             self.t[index] if t is None else t,
             tuple(part[index] for part in self.condition),
@@ -52,9 +53,10 @@ class Times:
     def each(self) -> "list[Times]":
         """The steps one by one, each for any number of rows."""
         known = zip(*(part.split(1) for part in self.condition), strict=True)
-        rows = self.of_x_0.tolist() if isinstance(self.of_x_0, Tensor) else [None] * len(self.t)
-        each = zip(self.t.split(1), known, rows, strict=True)
-        return [Times(t, condition, of and tuple(of)) for t, condition, of in each]
+        flat = self.of_x_0.flatten().unbind() if isinstance(self.of_x_0, Tensor) else None
+        pairs = [flat and flat[i : i + 2] for i in range(0, 2 * len(self.t), 2)]
+        each = zip(self.t.split(1), known, pairs, strict=True)
+        return [Times(t, condition, pair) for t, condition, pair in each]
 
 
 @final
@@ -68,6 +70,7 @@ class DiffusionModel(nn.Module):
         space: what a datum is.
         prediction: what the network predicts.
         variance: the reverse kernel's variance; None for bits, and with "perturbation".
+        profile: what was measured of the model, if anything was; "optimal" needs it.
 
     Raises:
         ValueError: the parts do not fit each other.
@@ -84,11 +87,17 @@ class DiffusionModel(nn.Module):
         space: DataSpace,
         prediction: PredictionKind,
         variance: VarianceKind | None,
+        profile: Profile | None = None,
     ) -> None:
         super().__init__()
         _check(process, space, prediction, variance)
         self.process, self.network, self.space = process, network, space
-        self.prediction, self.variance = prediction, variance
+        self.prediction, self.variance, self.profile = prediction, variance, profile
+        if variance == "optimal" and profile is None:
+            raise ValueError(
+                "variance 'optimal' is read from a profile, and there is none: measure one with "
+                "`python -m training profile`, or use 'lower'"
+            )
         bounds = space.bounds
         self.register_buffer("_low", bounds[0].float() if bounds else None, persistent=False)
         self.register_buffer("_high", bounds[1].float() if bounds else None, persistent=False)
@@ -122,11 +131,11 @@ class DiffusionModel(nn.Module):
         ours = isinstance(self.network, Network)
         time = at.condition if ours else at.condition[0].expand(len(x_t))
         output = self.network(x_t, time)
-        process, kind = self.process, self.prediction
+        process, kinds = self.process, (self.prediction, self.variance)
         if isinstance(process, BinomialProcess):
-            return read_binomial(process, kind, output, x_t, at.t)
+            return read_binomial(process, self.prediction, output, x_t, at.t)
         assert isinstance(process, GaussianProcess)
-        found = read_gaussian(process, kind, self.variance, output, x_t, at.t, at.of_x_0)
+        found = read_gaussian(process, *kinds, output, x_t, at.t, at.of_x_0, self.profile)
         return self.clip(found) if clip else found
 
     def clip(self, prediction: Prediction) -> Prediction:

@@ -17,10 +17,12 @@ import torch
 from torch import Tensor
 from typing_extensions import override
 
-_MULTIPLIERS: Final = (0xD2511F53, 0xCD9E8D57)
+# Tensors, for an operation with one costs a good deal less than with a number.
+_MULTIPLIERS: Final = (torch.tensor(0xD2511F53), torch.tensor(0xCD9E8D57))
+_HALF: Final = torch.tensor(32)
+_LOW: Final = torch.tensor(0xFFFFFFFF)
 _WEYL: Final = (0x9E3779B9, 0xBB67AE85)
 _ROUNDS: Final = 10
-_LOW: Final = 0xFFFFFFFF
 MAX_SEED: Final = 2**63 - 1
 
 
@@ -32,8 +34,9 @@ class Stream(IntEnum):
     OBSERVATION = 2
     TRAINING = 3
     DATA = 4
-    RESAMPLING = 5
-    REPLACEMENT = 6
+    TRAJECTORY = 5
+    RESAMPLING = 6
+    REPLACEMENT = 7
 
 
 def philox(counter: Tensor, key: Tensor) -> Tensor:
@@ -53,20 +56,22 @@ def philox(counter: Tensor, key: Tensor) -> Tensor:
 def _rounds(counter: Sequence[Tensor], key: Sequence[Tensor]) -> list[Tensor]:
     """`philox`, a tensor a word, of any shapes that broadcast: the first rounds stay small."""
     (c0, c1, c2, c3), (k0, k1) = counter, key
-    full = torch.broadcast_shapes(*(word.shape for word in (*counter, *key)))
+    full = torch.broadcast_tensors(*counter, *key)[0].shape  # of shapes alone it is a slow one
+    rounds = torch.arange(_ROUNDS, device=k0.device).view(-1, *[1] * k0.ndim)
+    keys = ((k + weyl * rounds).bitwise_and_(_LOW) for k, weyl in zip(key, _WEYL, strict=True))
 
-    def mix(high: Tensor, c: Tensor, k: Tensor) -> Tensor:
+    def mix(product: Tensor, c: Tensor, k: Tensor) -> Tensor:
+        high = product >> _HALF
         # In place where that can be: new arrays cost as much as the arithmetic.
-        return high.bitwise_xor_(c).bitwise_xor_(k) if high.shape == full else high ^ (c ^ k)
+        mixed = high.bitwise_xor_(c).bitwise_xor_(k) if high.shape == full else high ^ (c ^ k)
+        return mixed.bitwise_and_(_LOW)
 
-    for _ in range(_ROUNDS):
-        # A 64-bit product that wraps still holds the right bits: shift, then mask the sign away.
+    for k0, k1 in zip(*(k.unbind() for k in keys), strict=True):
+        # A 64-bit product that wraps still holds the right bits. Its upper half may stay on the
+        # odd words, which are never multiplied: what they are mixed into is masked.
         p0, p1 = c0 * _MULTIPLIERS[0], c2 * _MULTIPLIERS[1]
-        c0 = mix((p1 >> 32).bitwise_and_(_LOW), c1, k0)
-        c2 = mix((p0 >> 32).bitwise_and_(_LOW), c3, k1)
-        c1, c3 = p1.bitwise_and_(_LOW), p0.bitwise_and_(_LOW)
-        k0, k1 = (k0 + _WEYL[0]) & _LOW, (k1 + _WEYL[1]) & _LOW
-    return [c0, c1, c2, c3]
+        c0, c1, c2, c3 = mix(p1, c1, k0), p1, mix(p0, c3, k1), p0
+    return [c0, c1 & _LOW, c2, c3 & _LOW]
 
 
 class Noise(ABC):
@@ -103,7 +108,7 @@ class CounterNoise(Noise):
         block = torch.arange(blocks, device=self.seed.device)[None]
         stream = torch.full_like(block[:, :1], int(self.stream))
         counter = (block, self.step[:, None], self.row[:, None], stream)
-        return _rounds(counter, ((self.seed & _LOW)[:, None], (self.seed >> 32)[:, None]))
+        return _rounds(counter, ((self.seed & _LOW)[:, None], (self.seed >> _HALF)[:, None]))
 
     @override
     def normal(self, event: Sequence[int]) -> Tensor:

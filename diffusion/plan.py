@@ -10,7 +10,7 @@ ancestral step draws from that.
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Annotated, Literal, final
 
@@ -37,30 +37,34 @@ class Update:
         s: int64 [B], or [k, B].
         table: float64 [B, 6], or [k, B, 6].
         own: which rows draw from the network's own kernel, bool [B]; or of all rows alike.
-        numbers: the table of one step as Python's numbers, where B = 1.
+        shared: the columns of one step's table where B = 1, a number each: float [].
     """
 
     t: Tensor
     s: Tensor
     table: Tensor
     own: Tensor | bool
-    numbers: tuple[float, ...] | None = None
+    shared: Sequence[Tensor] | None = None
 
     def step(self, i: int) -> "Update":
         """The i-th of k steps."""
         return Update(self.t[i], self.s[i], self.table[i], self.own)
 
-    def steps(self) -> list["Update"]:
-        """All k in turn; with numbers where B = 1, for a product with a number is the cheaper."""
-        found = [self.step(i) for i in range(len(self.t))]
+    def steps(self, dtype: torch.dtype) -> list["Update"]:
+        """All k in turn, for rows of that type."""
+        columns = zip(self.t.unbind(), self.s.unbind(), self.table.unbind(), strict=True)
         if self.t.shape[1] > 1:
-            return found
-        rows = self.table[:, 0].tolist()
-        return [replace(step, numbers=tuple(row)) for step, row in zip(found, rows, strict=True)]
+            return [Update(t, s, table, self.own) for t, s, table in columns]
+        # Tensors with no axes fit rows of any shape, and cost less than Python's numbers.
+        flat, width = self.table.to(dtype).flatten().unbind(), self.table.shape[2]
+        return [
+            Update(t, s, table, self.own, flat[width * i : width * (i + 1)])
+            for i, (t, s, table) in enumerate(columns)
+        ]
 
-    def columns(self, like: Tensor) -> Sequence[Tensor | float]:
+    def columns(self, like: Tensor) -> Sequence[Tensor]:
         """The table's columns for one step of the rows of `like` [B, *event]."""
-        return self.numbers or [per_row(column, like) for column in self.table.unbind(1)]
+        return self.shared or [per_row(column, like) for column in self.table.unbind(1)]
 
 
 @final
@@ -148,7 +152,8 @@ class Ancestral(_Sampler):
             assert model.variance is not None  # DiffusionModel sees to it
             b, a, _ = process.posterior_coefficients(*at)
             mean = torch.stack((a, b, torch.zeros_like(a)), 1)
-            table = torch.cat((mean, variance_terms(process, model.variance, *at)), 1)
+            variance = variance_terms(process, model.variance, *at, model.profile)
+            table = torch.cat((mean, variance), 1)
         return Plan(t, s, table.cpu(), own=False)
 
 

@@ -7,7 +7,9 @@ and every stride s < t serves every model.
 """
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Literal, final
 
 import torch
@@ -15,10 +17,11 @@ from torch import Tensor
 from typing_extensions import override
 
 from diffusion.distributions import Bernoulli, Distribution, Normal
-from diffusion.process import BinomialProcess, GaussianProcess, per_row
+from diffusion.process import BinomialProcess, GaussianProcess, blend, per_row
+from diffusion.profile import Profile
 
 PredictionKind = Literal["eps", "x_0", "v", "perturbation"]
-VarianceKind = Literal["lower", "upper", "interpolated", "moment"]
+VarianceKind = Literal["lower", "upper", "interpolated", "moment", "optimal"]
 
 
 class Prediction(ABC):
@@ -38,6 +41,10 @@ class Prediction(ABC):
     def rows(self, index: slice | Tensor) -> "Prediction":
         """The same for some of the rows."""
 
+    @abstractmethod
+    def at(self, x_t: Tensor) -> "Prediction":
+        """The same of x_t as it was before it was rounded for the network, [B, *event]."""
+
 
 @final
 @dataclass(frozen=True)
@@ -55,6 +62,7 @@ class GaussianPrediction(Prediction):
     variance: VarianceKind | None
     extra: Tensor | None = None
     own: Tensor | None = None
+    profile: Profile | None = None
 
     def clipped(self, low: Tensor, high: Tensor) -> "GaussianPrediction":
         """The same with x_0hat kept between two values in model units."""
@@ -77,6 +85,10 @@ class GaussianPrediction(Prediction):
             own=None if self.own is None else self.own[index],
         )
 
+    @override
+    def at(self, x_t: Tensor) -> "GaussianPrediction":
+        return replace(self, x_t=x_t)
+
     def _var(self, s: Tensor) -> Tensor:
         if self.own is not None:
             of_x_0, _, posterior = self.process.posterior_coefficients(self.t, s)
@@ -89,13 +101,13 @@ class GaussianPrediction(Prediction):
             match = torch.where(var_x_0 > 0, match, per_row(lower, self.own))
             return torch.where(per_row(s == before, self.own).bool(), self.own, match)
         assert self.variance is not None  # DiffusionModel sees to it
-        terms = variance_terms(self.process, self.variance, self.t, s)
+        terms = variance_terms(self.process, self.variance, self.t, s, self.profile)
         v_0, v_1, w = (per_row(term, self.x_t) for term in terms.unbind(1))
-        return torch.as_tensor(self.var_of(v_0, v_1, w))
+        return self.var_of(v_0, v_1, w)
 
-    def var_of(self, v_0: Tensor | float, v_1: Tensor | float, w: Tensor | float) -> Tensor | float:
+    def var_of(self, v_0: Tensor, v_1: Tensor, w: Tensor) -> Tensor:
         """v_0 + v_1 exp(w z), z the network's second output where it has one."""
-        return v_0 if self.extra is None else v_0 + v_1 * (w * self.extra).exp()
+        return v_0 if self.extra is None else torch.addcmul(v_0, v_1, (w * self.extra).exp())
 
 
 @final
@@ -114,7 +126,7 @@ class BinomialPrediction(Prediction):
     logits: Tensor
     own: Bernoulli | None = None
 
-    @property
+    @cached_property
     def x_0(self) -> Tensor:  # type: ignore[override]
         """P(x_0 = 1 | x_t), [B, *event]."""
         return self.logits.sigmoid()
@@ -134,6 +146,10 @@ class BinomialPrediction(Prediction):
             self, x_t=self.x_t[index], t=self.t[index], logits=self.logits[index], own=own
         )
 
+    @override
+    def at(self, x_t: Tensor) -> "BinomialPrediction":
+        return replace(self, x_t=x_t)
+
 
 def affine(process: GaussianProcess, kind: PredictionKind, t: Tensor) -> Tensor:
     """(p, q) of x_0hat = p x_t + q f, f the network's output, float64 [B, 2].
@@ -150,7 +166,13 @@ def affine(process: GaussianProcess, kind: PredictionKind, t: Tensor) -> Tensor:
     return torch.stack((torch.zeros_like(signal), torch.ones_like(signal)), 1)
 
 
-def variance_terms(process: GaussianProcess, kind: VarianceKind, t: Tensor, s: Tensor) -> Tensor:
+def variance_terms(
+    process: GaussianProcess,
+    kind: VarianceKind,
+    t: Tensor,
+    s: Tensor,
+    profile: Profile | None = None,
+) -> Tensor:
     """(v_0, v_1, w) of the variance v_0 + v_1 exp(w z) of p(x_s | x_t), float64 [B, 3].
 
     With r = alpha_bar_t / alpha_bar_s, the posterior's own variance v and the network's z:
@@ -160,9 +182,12 @@ def variance_terms(process: GaussianProcess, kind: VarianceKind, t: Tensor, s: T
     - "interpolated": exp(f log(1 - r) + (1 - f) log v), f = (z + 1) / 2 (Nichol and Dhariwal 2021,
       Equation 15);
     - "moment": v + c_0^2 Var(x_0 | x_t), Var(x_0 | x_t) = (1 - alpha_bar_t) e^z: the moment match,
-      exact as far as a Gaussian kernel goes.
+      exact as far as a Gaussian kernel goes;
+    - "optimal": v + c_0^2 e_t, e_t the profile's mean square error of x_0hat, and at s = 0 its
+      `last`: the one number for all elements that makes the expected bound greatest (Bao et al.
+      2022b, Theorem 3; of a perfect score that of Bao et al. 2022a).
 
-    At s = 0, where v is 0, all but the last keep the step before's posterior variance, so that the
+    At s = 0, where v is 0, the first three keep the step before's posterior variance, so that the
     last step stays a distribution.
     """
     of_x_0, _, posterior = process.posterior_coefficients(t, s)
@@ -170,6 +195,10 @@ def variance_terms(process: GaussianProcess, kind: VarianceKind, t: Tensor, s: T
     if kind == "moment":
         scale = of_x_0.square() * (1 - process.alpha_bar[t])
         return torch.stack((posterior, scale, torch.ones_like(zero)), 1)
+    if kind == "optimal":
+        assert profile is not None  # DiffusionModel sees to it
+        var = posterior + of_x_0.square() * profile.error[t]
+        return torch.stack((torch.where(s == 0, profile.last[t], var), zero, zero), 1)
     lower = torch.where(s == 0, _last(process, t), posterior)
     upper = 1 - process.rate(t, s)
     if kind == "interpolated":
@@ -193,7 +222,8 @@ def read_gaussian(
     output: Tensor,
     x_t: Tensor,
     t: Tensor,
-    of_x_0: Tensor | tuple[float, ...] | None = None,
+    of_x_0: Tensor | Sequence[Tensor] | None = None,
+    profile: Profile | None = None,
 ) -> GaussianPrediction:
     """A Gaussian network's output as a prediction.
 
@@ -209,7 +239,8 @@ def read_gaussian(
         output: [B, outputs * event[0], ...].
         x_t: [B, *event].
         t: int64 [B], or [1] for all rows.
-        of_x_0: `affine` where it has been worked out, [B, 2], or two numbers for all rows.
+        of_x_0: `affine` where it has been worked out, [B, 2], or two numbers [] for all rows.
+        profile: of `variance_terms`.
     """
     parts = output.to(x_t.dtype).split(x_t.shape[1], dim=1)
     first, extra = parts[0], parts[1] if len(parts) > 1 else None
@@ -221,11 +252,11 @@ def read_gaussian(
         x_0 = (mean - per_row(c_t, x_t) * x_t) / per_row(c_0, x_t)
         return GaussianPrediction(process, x_t, t, x_0, variance, own=own)
     if kind == "x_0":
-        return GaussianPrediction(process, x_t, t, first, variance, extra)
+        return GaussianPrediction(process, x_t, t, first, variance, extra, profile=profile)
     of = affine(process, kind, t) if of_x_0 is None else of_x_0
-    p, q = of if isinstance(of, tuple) else (per_row(part, x_t) for part in of.unbind(1))
-    x_0 = p * x_t + q * first
-    return GaussianPrediction(process, x_t, t, x_0, variance, extra)
+    p, q = (per_row(part, x_t) for part in of.unbind(1)) if isinstance(of, Tensor) else of
+    x_0 = blend(p, x_t, q, first)
+    return GaussianPrediction(process, x_t, t, x_0, variance, extra, profile=profile)
 
 
 def read_binomial(

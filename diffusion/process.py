@@ -52,7 +52,17 @@ class BinomialConfig(_ProcessConfig):
 ProcessConfig = Annotated[GaussianConfig | BinomialConfig, Field(discriminator="kind")]
 
 
-class Process(nn.Module, ABC):
+class Tables(nn.Module):
+    """Tables of float64, which move to a device and are never cast."""
+
+    @override
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        # .float() and .bfloat16() come through here as .to(device) does: only the device is obeyed.
+        super()._apply(lambda x: x.to(fn(x).device), recurse)  # type: ignore[no-untyped-call]
+        return self
+
+
+class Process(Tables, ABC):
     """The forward process q of T steps.
 
     Args:
@@ -68,16 +78,15 @@ class Process(nn.Module, ABC):
         self.register_buffer("beta", beta.double())
         self.register_buffer("alpha_bar", alpha_bar(beta), persistent=False)
 
-    @override
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
-        # .float() and .bfloat16() come through here as .to(device) does: only the device is obeyed.
-        super()._apply(lambda x: x.to(fn(x).device), recurse)  # type: ignore[no-untyped-call]
-        return self
-
     def refresh(self) -> None:
         """Work alpha_bar out again after `beta` was loaded."""
         check_beta(self.beta)
         self.alpha_bar.copy_(alpha_bar(self.beta))
+
+    def take(self, beta: Tensor) -> None:
+        """Run under another table, float64 [T + 1]; gradients reach through it where it has any."""
+        check_beta(beta)
+        self.beta, self.alpha_bar = beta, alpha_bar(beta)
 
     @property
     def T(self) -> int:
@@ -105,13 +114,33 @@ class Process(nn.Module, ABC):
         """q(x_t | x_s); s = t - 1 where it is not given."""
 
     @abstractmethod
+    def bridge(self, x_a: Tensor, x_t: Tensor, t: Tensor, s: Tensor, a: Tensor) -> Distribution:
+        """q(x_s | x_t, x_a), proportional to q(x_t | x_s) q(x_s | x_a), a <= s < t.
+
+        The process is Markov, so no other point outside a..t adds to it. At s = a it is x_a for
+        certain.
+
+        Args:
+            x_a: [B, *event].
+            x_t: [B, *event].
+            t: int64 [B].
+            s: int64 [B].
+            a: int64 [B].
+        """
+
+    @abstractmethod
     def posterior(self, x_0: Tensor, x_t: Tensor, t: Tensor, s: Tensor) -> Distribution:
-        """q(x_s | x_t, x_0), s < t; at s = 0 it is x_0 for certain."""
+        """q(x_s | x_t, x_0), s < t, the bridge from 0; at s = 0 it is x_0 for certain."""
 
 
 def per_row(values: Tensor, like: Tensor) -> Tensor:
     """Values [B] shaped to broadcast over the rows of `like` [B, *event], in its type."""
     return values.to(like.dtype).view(-1, *[1] * (like.ndim - 1))
+
+
+def blend(a: Tensor, x: Tensor, b: Tensor, y: Tensor) -> Tensor:
+    """a x + b y in two operations; a and b `per_row` of x, or with no axes for all rows."""
+    return torch.addcmul(b * y, a, x)
 
 
 @final
@@ -136,23 +165,37 @@ class GaussianProcess(Process):
         return Normal(per_row(rate.sqrt(), x_s) * x_s, per_row(1 - rate, x_s))
 
     @override
-    def posterior(self, x_0: Tensor, x_t: Tensor, t: Tensor, s: Tensor) -> Normal:
-        """N(c_0 x_0 + c_t x_t, var), of `posterior_coefficients`."""
-        of_x_0, of_x_t, var = self.posterior_coefficients(t, s)
-        mean = per_row(of_x_0, x_t) * x_0 + per_row(of_x_t, x_t) * x_t
+    def bridge(self, x_a: Tensor, x_t: Tensor, t: Tensor, s: Tensor, a: Tensor) -> Normal:
+        """N(c_a x_a + c_t x_t, var), of `bridge_coefficients`."""
+        of_x_a, of_x_t, var = self.bridge_coefficients(t, s, a)
+        mean = per_row(of_x_a, x_t) * x_a + per_row(of_x_t, x_t) * x_t
         return Normal(mean, per_row(var, x_t))
 
+    @override
+    def posterior(self, x_0: Tensor, x_t: Tensor, t: Tensor, s: Tensor) -> Normal:
+        """N(c_0 x_0 + c_t x_t, var), of `posterior_coefficients`."""
+        return self.bridge(x_0, x_t, t, s, torch.zeros_like(s))
+
     def posterior_coefficients(self, t: Tensor, s: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """c_0, c_t and the variance of q(x_s | x_t, x_0), float64 [B] each.
+        """c_0, c_t and the variance of q(x_s | x_t, x_0), float64 [B] each: the bridge from 0.
 
         With r = alpha_bar_t / alpha_bar_s: c_0 = sqrt(alpha_bar_s) (1 - r) / (1 - alpha_bar_t),
         c_t = sqrt(r) (1 - alpha_bar_s) / (1 - alpha_bar_t), var = (1 - r) (1 - alpha_bar_s) /
         (1 - alpha_bar_t) (Ho, Jain and Abbeel 2020, Equation 7, at any stride).
         """
-        at_t, at_s, rate = self.alpha_bar[t], self.alpha_bar[s], self.rate(t, s)
-        of_x_0 = at_s.sqrt() * (1 - rate) / (1 - at_t)
-        of_x_t = rate.sqrt() * (1 - at_s) / (1 - at_t)
-        return of_x_0, of_x_t, (1 - rate) * (1 - at_s) / (1 - at_t)
+        return self.bridge_coefficients(t, s, torch.zeros_like(s))
+
+    def bridge_coefficients(self, t: Tensor, s: Tensor, a: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """c_a, c_t and the variance of q(x_s | x_t, x_a), float64 [B] each.
+
+        With k_ts = alpha_bar_t / alpha_bar_s: c_a = sqrt(k_sa) (1 - k_ts) / (1 - k_ta), c_t =
+        sqrt(k_ts) (1 - k_sa) / (1 - k_ta), var = (1 - k_ts) (1 - k_sa) / (1 - k_ta): the Brownian
+        bridge of x / sqrt(alpha_bar) in the time (1 - alpha_bar) / alpha_bar.
+        """
+        after, before, whole = self.rate(t, s), self.rate(s, a), self.rate(t, a)
+        of_x_a = before.sqrt() * (1 - after) / (1 - whole)
+        of_x_t = after.sqrt() * (1 - before) / (1 - whole)
+        return of_x_a, of_x_t, (1 - after) * (1 - before) / (1 - whole)
 
 
 @final
@@ -186,10 +229,15 @@ class BinomialProcess(Process):
         return self._decay(x_s, self.rate(t, t - 1 if s is None else s))
 
     @override
-    def posterior(self, x_0: Tensor, x_t: Tensor, t: Tensor, s: Tensor) -> Bernoulli:
-        """Bayes in logits: logit q(x_s = 1 | x_0) + log q(x_t | x_s = 1) / q(x_t | x_s = 0)."""
-        before = self._decay(x_0, self.alpha_bar[s]).logits
+    def bridge(self, x_a: Tensor, x_t: Tensor, t: Tensor, s: Tensor, a: Tensor) -> Bernoulli:
+        """Bayes in logits: logit q(x_s = 1 | x_a) + log q(x_t | x_s = 1) / q(x_t | x_s = 0)."""
+        before = self._decay(x_a, self.rate(s, a)).logits
         return Bernoulli(before + self._likelihood_ratio(x_t, self.rate(t, s)))
+
+    @override
+    def posterior(self, x_0: Tensor, x_t: Tensor, t: Tensor, s: Tensor) -> Bernoulli:
+        """Of `bridge`, from 0."""
+        return self.bridge(x_0, x_t, t, s, torch.zeros_like(s))
 
     def mix(self, logits: Tensor, x_t: Tensor, t: Tensor, s: Tensor) -> Bernoulli:
         """sum over x_0 of P(x_0 | x_t) q(x_s | x_t, x_0), exactly, at any stride.

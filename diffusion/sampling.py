@@ -14,7 +14,7 @@ from diffusion.noise import CounterNoise, DrawnNoise, Noise, Stream, counter_noi
 from diffusion.observation import Observation
 from diffusion.plan import DDIM, Ancestral, DPMSolver, Plan, Update
 from diffusion.prediction import GaussianPrediction, Prediction
-from diffusion.process import GaussianProcess, per_row
+from diffusion.process import GaussianProcess, blend, per_row
 
 _NUMBERS = 2**18  # drawn at once: a few MB
 
@@ -47,11 +47,8 @@ def _kernel(prediction: Prediction, x_t: Tensor, previous: Tensor, update: Updat
     if update.own is True or not isinstance(prediction, GaussianPrediction):
         return prediction.kernel(update.s)
     a, b, c, v_0, v_1, w = update.columns(x_t)
-    mean = a * x_t + b * prediction.x_0
-    if not (isinstance(c, float) and c == 0.0):
-        mean = mean + c * previous
+    mean = torch.addcmul(blend(a, x_t, b, prediction.x_0), c, previous)
     var = prediction.var_of(v_0, v_1, w)
-    var = var if isinstance(var, Tensor) else x_t.new_tensor(var)
     if update.own is False:
         return Normal(mean, var)
     own, kernel = per_row(update.own, x_t).bool(), prediction.kernel(update.s)
@@ -67,7 +64,7 @@ def _draw_bits(
 ) -> Tensor:
     """x_s = 1 where u < a + b x_t + (c + d x_t) x_0hat, [B, *event]; by logits what was seen."""
     a, b, c, d, _, _ = update.columns(x_t)
-    ones = a + b * x_t + (c + d * x_t) * prediction.x_0
+    ones = torch.addcmul(b * x_t + a, d * x_t + c, prediction.x_0)
     if observation is not None:
         seen = observation.factor
         assert isinstance(seen, Bernoulli)  # of bits
@@ -168,14 +165,14 @@ def burst(
     times = model.times(update.t[:, 0]).each() if update.t.shape[1] == 1 else None
     normal = isinstance(model.process, GaussianProcess)
     together = max(1, _NUMBERS // x_t.numel())
-    for i, here in enumerate(update.steps()):
+    for i, here in enumerate(update.steps(x_t.dtype)):
         if i % together == 0:
             t = update.t[i : i + together]
             noise = CounterNoise(
                 seed.repeat(len(t)), row.repeat(len(t)), t.expand(-1, rows).flatten()
             )
             drawn = noise.normal(model.event) if normal else noise.uniform(model.event)
-            draws = drawn.unflatten(0, (len(t), rows))
+            draws = drawn.unflatten(0, (len(t), rows)).unbind()
         prediction = model.predict(x_t, here.t if times is None else times[i])
         drawn_here = DrawnNoise(draws[i % together])
         x_t = advance(prediction, x_t, previous, here, drawn_here, observation)

@@ -71,7 +71,7 @@ class LogSnrSchedule(_Schedule):
     last: float = -5.0
 
     def beta(self, T: int) -> Tensor:  # noqa: D102
-        return _from_log_snr(torch.linspace(self.first, self.last, T, dtype=torch.float64))
+        return from_log_snr(torch.linspace(self.first, self.last, T, dtype=torch.float64))
 
 
 class TableSchedule(_Schedule):
@@ -119,8 +119,10 @@ def _from_beta(beta: Tensor) -> Tensor:
     return torch.cat((beta.new_zeros(1), beta))
 
 
-def _from_log_snr(log_snr: Tensor) -> Tensor:
-    """beta from log SNR at t = 1..T, without the cancellation of 1 - alpha_bar_t / alpha_bar_{t-1}.
+def from_log_snr(log_snr: Tensor) -> Tensor:
+    """beta from log SNR at t = 1..T, float64 [T] to [T + 1]; differentiable.
+
+    Without the cancellation of 1 - alpha_bar_t / alpha_bar_{t-1}:
 
     beta_t = 1 - alpha_bar_t / alpha_bar_s = -expm1(logsigmoid(l_t) - logsigmoid(l_s)), l_0 =
     infinity.

@@ -1,7 +1,7 @@
 """What is answered, as pydantic models; /docs shows them.
 
 Array fields hold numpy arrays until they are written, terms are columns;
-`bound` = `prior` + `steps` + `last`.
+`bound` = `prior` + `steps` + `last` + `gain`.
 """
 
 from typing import Annotated, Any, Literal
@@ -44,11 +44,15 @@ class SampleAnswer(_Answer):
 
 
 class Parts(BaseModel):
-    """bound = prior + steps + last, nats."""
+    """bound = prior + steps + last + gain, nats."""
 
     prior: float | None = Field(description="What needs no network, at t = T.")
     steps: float | None = Field(description="The terms of t = 2..T.")
     last: float | None = Field(description="The step to x_0.")
+    gain: float | None = Field(
+        description="Of trajectories, what their mean weight tells beyond their mean log-weight, "
+        "whose parts the others are; else 0."
+    )
 
 
 class Term(BaseModel):
@@ -56,9 +60,10 @@ class Term(BaseModel):
 
     t: int
     weight: float = Field(
-        description="In the bound: the closed parts plus the sum of weight * value."
+        description="In the bound: the closed parts plus the sum of weight * value; of "
+        "trajectories, plus what they gain."
     )
-    value: float | None = Field(description="Nats; at t = 1 a draw of the last step's part.")
+    value: float | None = Field(description="Nats; at the least t a draw of the last step's part.")
 
 
 def _written(_: object, handler: GetJsonSchemaHandler) -> JsonSchemaValue:
@@ -76,7 +81,9 @@ class Loglik(BaseModel):
     """The bound of one datum. Null stands for minus infinity: the model excludes the datum."""
 
     bound: float | None = Field(description="Nats; at most log p(x_0), but for its standard error.")
-    standard_error: float | None = Field(description="Of this estimate, nats.")
+    standard_error: float | None = Field(
+        description="Of this estimate, nats; of trajectories the jackknife's over them."
+    )
     bits: float | None = Field(description="The bound in bits.")
     bits_per_dim: float | None = Field(
         description="-bits an element of the datum: lower is better."
@@ -92,6 +99,8 @@ class LoglikAnswer(_Answer):
     estimator: Literal["bound"]
     convention: Convention
     terms: int = Field(description="Network evaluations made for each datum.")
+    trajectories: int | None = Field(None, description="As asked.")
+    steps: int = Field(description="Of the chain whose bound it is.")
     results: list[Loglik]
     network_evaluations: int
 

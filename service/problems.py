@@ -154,7 +154,7 @@ class InvalidRequest(Problem):
 
 
 class TooExpensive(Problem):
-    """The request needs more network evaluations than one request may."""
+    """The request asks for more than one may: rows, network evaluations, or bytes held."""
 
     status = 422
     title = "The request is too expensive"

@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, WithJsonSchema
 from torch import Tensor
 
+from diffusion.choice import Spacing, StrataKind
 from diffusion.plan import Ancestral, Sampler
 from diffusion.space import Convention
 
@@ -85,6 +86,9 @@ class LoglikRequest(_Request):
             "examples": [
                 {"model": "gaussian-mixture", "data": [[0.5, -1.0], [9.0, 9.0]], "seed": 7},
                 {"model": "mnist", "data": ["<base64 PNG>"], "terms": 64},
+                {"model": "bit-patterns", "data": [[1, 0, 0, 0]], "trajectories": 16},
+                {"data": ["<base64 PNG>"], "strata": "importance", "target_error": 20},
+                {"data": ["<base64 PNG>"], "steps": 50},
             ]
         }
     )
@@ -101,7 +105,40 @@ class LoglikRequest(_Request):
     terms: int | None = Field(
         None, ge=1, description="Network evaluations a datum: n of the T steps, drawn without bias."
     )
-    per_step: bool = Field(False, description="Also answer every term that was evaluated.")
+    trajectories: int | None = Field(
+        None,
+        ge=2,
+        description="Take the log of the mean weight p(x_0..T) / q(x_1..T | x_0) of so many whole "
+        "forward trajectories (Equation 9 of Sohl-Dickstein et al. 2015; Burda et al. 2016): a "
+        "bound that tightens as they grow, at T network evaluations each. Not with another choice "
+        "of terms.",
+    )
+    strata: StrataKind = Field(
+        "even",
+        description="Of which the `terms` are drawn, one of each: of even width, or of even "
+        "`importance`, as the model's profile knows it: less error at the same cost.",
+    )
+    target_error: float | None = Field(
+        None,
+        gt=0,
+        allow_inf_nan=False,
+        description="Nats; in place of `terms`, as many as leave this standard error to a datum "
+        "like those the model was trained on, by its profile.",
+    )
+    steps: int | None = Field(
+        None,
+        ge=1,
+        description="The bound of the chain of n steps in place of T: another one, lower, at n "
+        "evaluations and a few more of its last step.",
+    )
+    spacing: Spacing = Field(
+        "optimal", description="Of those steps: the best by the model's profile, or `even`."
+    )
+    per_step: bool = Field(
+        False,
+        description="Also answer every term that was evaluated; of trajectories one after the "
+        "other, t = 1..T each.",
+    )
 
 
 class _PosteriorRequest(_Request):

@@ -98,10 +98,20 @@ class Settings(BaseSettings):
         description="Most rows of one network call; 0: found by trying, for each model at start "
         "(32 with deterministic).",
     )
-    precision: Literal["float32", "bfloat16"] = Field(
+    precision: Literal["float32", "tf32", "bfloat16"] = Field(
         "float32",
-        description="Of the network's weights in sampling; likelihoods are always float32. "
-        "bfloat16 is for GPUs, and CPUs with AVX-512 or AMX; on others it is slower.",
+        description="Of the network in sampling; likelihoods are always float32. tf32 is for "
+        "NVIDIA GPUs from Ampere on, and float32 elsewhere; bfloat16 for GPUs, and CPUs with "
+        "AVX-512 or AMX: on others it is slower.",
+    )
+    compile: bool = Field(
+        False,
+        description="Put networks through torch.compile: a longer start, and a C compiler is "
+        "needed where it is served.",
+    )
+    graphs: bool = Field(
+        True,
+        description="On a CUDA device, record the steps of samples as CUDA graphs at start.",
     )
     deterministic: bool = Field(
         False,

@@ -2,30 +2,48 @@
 
     python -m training fit swissroll          into runs/swissroll, as training/configs says
     python -m training export swissroll       into models/swissroll: artefact, card, samples
+    python -m training profile swissroll      measure its errors step by step, of training data
     python -m training evaluate swissroll     measure an exported artefact
+    python -m training report swissroll       entropies of its reverse steps, plotted, into its card
     python -m training inspect swissroll      print an exported artefact's facts
+    python -m training peer deadleaves        Gaussian mixtures of the same data, measured
+    python -m training parzen mnist           the Parzen-window score of an exported artefact
+    python -m training paper                  the paper's experiments, all of them, into docs/
     python -m training figures                remake the documentation's pictures
+    python -m training schedules              fit one network under every schedule, and compare
     python -m training examples               remake the request bodies of README's commands
 
 Several processes: torchrun --nproc-per-node 2 -m training fit mnist
 """
 
 import argparse
-import json
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import get_args
 
 import torch
 
-from diffusion.checkpoint import ArtefactError, load, rewrite
+from diffusion.checkpoint import ArtefactError
+from diffusion.choice import Spacing, StrataKind
 from training import config as configs
-from training import data, examples, export, inspect, oracle, state
-from training.evaluate import evaluate, table
-from training.fit import Fit, FitError, RunOptions
-from training.parallel import pick_device, ranks
+from training import data, peer, state
+from training.commands import (
+    do_evaluate,
+    do_examples,
+    do_export,
+    do_figures,
+    do_fit,
+    do_inspect,
+    do_paper,
+    do_parzen,
+    do_peer,
+    do_profile,
+    do_report,
+    do_schedules,
+)
+from training.fit import FitError
 
-INTERRUPTED = 130
 EXPECTED = (
     ArtefactError,
     configs.ConfigError,
@@ -34,101 +52,6 @@ EXPECTED = (
     FitError,
     ValueError,
 )
-
-
-def fit(arguments: argparse.Namespace) -> int:
-    """Fit, or go on with a fit; 130 if it was interrupted."""
-    if oracle.is_oracle(arguments.name):
-        raise configs.ConfigError(
-            f"{arguments.name} is an oracle, there is nothing to fit; "
-            f"write `python -m training export {arguments.name}`"
-        )
-    given = {"steps": arguments.steps, "seed": arguments.seed, "precision": arguments.precision}
-    config = configs.load(arguments.name, {k: v for k, v in given.items() if v is not None})
-    options = RunOptions(
-        out=arguments.out or Path("runs") / config.name,
-        restart=arguments.restart,
-        compile=arguments.compile,
-        save_every=arguments.save_every,
-        stop_at=arguments.stop_at,
-    )
-    with ranks(arguments.device) as place:
-        done = Fit(config, options, place).run()
-        if place.first:
-            again = "python -m training " + ("export" if done else "fit")
-            verb = "fitted" if done else "interrupted and saved; go on with"
-            print(f"{verb}: {options.out}  ({again} {arguments.name})", file=sys.stderr)
-    return 0 if done or arguments.stop_at else INTERRUPTED
-
-
-def do_export(arguments: argparse.Namespace) -> int:
-    """Export a fit or an oracle."""
-    path = export.export(
-        arguments.name,
-        out=arguments.out,
-        models=arguments.models,
-        device=pick_device(arguments.device),
-        measure=not arguments.no_evaluation,
-    )
-    print(inspect.describe(path))
-    return 0
-
-
-def do_evaluate(arguments: argparse.Namespace) -> int:
-    """Measure an artefact; with --write, into its document and card."""
-    path = inspect.find(arguments.name, arguments.models)
-    model, metadata = load(path, pick_device(arguments.device))
-    document = metadata.training.config
-    if metadata.training.steps:
-        config = configs.FitConfig.model_validate(document)
-        dataset, title = data.load(config.data), config.title
-    else:
-        oracle_config = oracle.OracleConfig.model_validate(document)
-        dataset, title = oracle.dataset(oracle_config, model), oracle_config.title
-    found = evaluate(
-        model,
-        dataset,
-        arguments.convention or (),
-        split=arguments.split,
-        count=arguments.data,
-        terms=arguments.terms,
-        seed=arguments.seed,
-        batch=arguments.batch,
-    )
-    print(table(found))
-    if arguments.json:
-        print(json.dumps([e.model_dump(mode="json") for e in found], indent=2))
-    if arguments.write:
-        measured = {(e.convention, e.split) for e in found}
-        kept = [e for e in metadata.evaluation if (e.convention, e.split) not in measured]
-        rewrite(path, metadata.model_copy(update={"evaluation": (*kept, *found)}))
-        path.chmod(0o644)
-        export.write_companions(path, title)
-    return 0
-
-
-def do_inspect(arguments: argparse.Namespace) -> int:
-    """Print an artefact's facts."""
-    path = inspect.find(arguments.name, arguments.models)
-    print(inspect.as_json(path) if arguments.json else inspect.describe(path))
-    return 0
-
-
-def do_figures(arguments: argparse.Namespace) -> int:
-    """Remake the pictures."""
-    from training import figures  # matplotlib takes a second to import, and nothing else needs it
-
-    made = figures.make(arguments.models, arguments.folder)
-    if not made:
-        raise ValueError(f"{arguments.models} has none of swissroll, mnist and heartbeat to draw")
-    print("\n".join(str(path) for path in made))
-    return 0
-
-
-def do_examples(arguments: argparse.Namespace) -> int:
-    """Remake the request bodies of README's commands."""
-    print("\n".join(str(path) for path in examples.make(arguments.folder)))
-    return 0
 
 
 def parser() -> argparse.ArgumentParser:
@@ -152,7 +75,7 @@ def parser() -> argparse.ArgumentParser:
         made.set_defaults(run=run)
         return made
 
-    one = command("fit", fit, device)
+    one = command("fit", do_fit, device)
     one.add_argument("name", help="of a file in training/configs, or a path ending in .toml")
     one.add_argument("--out", type=Path, help="run folder (default runs/NAME)")
     one.add_argument("--steps", type=int, help="in place of the configuration's")
@@ -174,6 +97,24 @@ def parser() -> argparse.ArgumentParser:
     one.add_argument("--data", type=int, help="how many rows (default all)")
     one.add_argument("--terms", type=int, help="network evaluations a datum (default all steps)")
     one.add_argument(
+        "--trajectories",
+        type=int,
+        help="bound by the mean weight of so many whole trajectories (2015, Equation 9)",
+    )
+    one.add_argument(
+        "--strata",
+        choices=get_args(StrataKind),
+        default="even",
+        help="that the terms are drawn from; by importance needs a profile, and leaves less error",
+    )
+    one.add_argument(
+        "--target-error", type=float, help="nats a datum: as many terms as leave it, by the profile"
+    )
+    one.add_argument(
+        "--steps", type=int, nargs="+", help="of shorter chains whose bounds are measured"
+    )
+    one.add_argument("--spacing", choices=get_args(Spacing), default="optimal", help="of the steps")
+    one.add_argument(
         "--convention",
         action="append",
         choices=("discretised", "density", "paper"),
@@ -184,12 +125,55 @@ def parser() -> argparse.ArgumentParser:
     one.add_argument("--write", action="store_true", help="into the artefact and its card")
     one.add_argument("--json", action="store_true")
 
+    one = command("parzen", do_parzen, device, models)
+    one.add_argument("name", help="of a model; with --data of a file in training/configs")
+    one.add_argument("--data", action="store_true", help="training data in the samples' place")
+    one.add_argument("--samples", type=int, default=10_000)
+    one.add_argument("--sampler", choices=("ancestral", "ddim", "dpmpp_2m"), default="ancestral")
+    one.add_argument("--steps", type=int, default=30, help="of the sampler")
+    one.add_argument("--seed", type=int, default=0)
+    one.add_argument("--out", type=Path, help="folder of the samples (default runs/parzen/NAME)")
+
+    one = command("peer", do_peer, models)
+    one.add_argument("name", help="of a file in training/configs, or a path ending in .toml")
+    one.add_argument("--data", type=int, default=2000, help="how many rows of test")
+    for size, field in peer.PeerConfig.model_fields.items():
+        about = f"{field.description} (default {field.default})"
+        one.add_argument(f"--{size}", type=int, default=field.default, help=about)
+
+    one = command("profile", do_profile, device, models)
+    one.add_argument("name", help="of a model, or a path ending in .safetensors")
+    one.add_argument("--rows", type=int, help="at each step that is measured")
+    one.add_argument("--points", type=int, help="steps that are measured, the others interpolated")
+    one.add_argument("--seed", type=int, help="of the noise")
+    one.add_argument(
+        "--variance",
+        choices=("lower", "upper", "optimal"),
+        help="of the model from now on (default as it was; these three need no other network)",
+    )
+    one.add_argument("--write", action="store_true", help="into the artefact and its card")
+
+    one = command("report", do_report, device, models)
+    one.add_argument("name", help="of a model, or a path ending in .safetensors")
+
     one = command("inspect", do_inspect, models)
     one.add_argument("name", help="of a model, or a path ending in .safetensors")
     one.add_argument("--json", action="store_true", help="the whole document")
 
     one = command("figures", do_figures, models)
     one.add_argument("--folder", type=Path, default=Path("docs/figures"))
+
+    one = command("paper", do_paper, device, models)
+    one.add_argument("names", nargs="*", help="of experiments to fit (default all)")
+    one.add_argument("--large", action="store_true", help="at a GPU's size (training/configs/gpu)")
+    one.add_argument("--compile", action="store_true", help="torch.compile the networks")
+    one.add_argument("--runs", type=Path, default=Path("runs"), help="folder of run folders")
+    one.add_argument("--docs", type=Path, default=Path("docs"), help="where the page goes")
+
+    one = command("schedules", do_schedules, device)
+    one.add_argument("name", nargs="?", default="schedules", help="of the configuration")
+    one.add_argument("--folder", type=Path, default=Path("docs/results"))
+    one.add_argument("--out", type=Path, default=Path("runs/schedules"), help="run folders")
 
     one = command("examples", do_examples)
     one.add_argument("--folder", type=Path, default=Path("examples"))

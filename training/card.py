@@ -4,7 +4,7 @@ import json
 from typing import Any
 
 from diffusion.checkpoint import Metadata
-from training.evaluate import table
+from training.evaluate import steps_table, table
 
 CONVENTIONS = {
     "discretised": "the log-probability of the exact 8-bit or binary value",
@@ -13,8 +13,8 @@ CONVENTIONS = {
 }
 
 
-def card(metadata: Metadata, title: str, parameters: int) -> str:
-    """The card as Markdown."""
+def card(metadata: Metadata, title: str, parameters: int, *, reported: bool = False) -> str:
+    """The card as Markdown; `reported` where the files of `report` are beside it."""
     m, training = metadata, metadata.training
     space = f"{m.space.kind}, shape {list(m.space.shape)}"
     if m.space.levels:
@@ -46,7 +46,8 @@ def card(metadata: Metadata, title: str, parameters: int) -> str:
     lines += [f"| {key} | {value} |" for key, value in facts]
     lines += ["", "## Evaluation", ""]
     if m.evaluation:
-        lines += [table(m.evaluation), ""]
+        whole = [e for e in m.evaluation if e.steps is None]
+        lines += [table(whole or m.evaluation), ""]
         for name in dict.fromkeys(e.convention for e in m.evaluation):
             lines.append(f"- `{name}`: {CONVENTIONS[name]}.")
         lines += [
@@ -55,8 +56,31 @@ def card(metadata: Metadata, title: str, parameters: int) -> str:
             "The standard error is over data and noise. No row of `test` was fitted to. `minus",
             "entropy` is what a perfect model would reach, where it is known.",
         ]
+        if any(e.trajectories for e in m.evaluation):
+            lines += [
+                "Several trajectories are weighed together (Equation 9): a tighter bound, by their",
+                "`gain` over the mean of single ones, in bits.",
+            ]
     else:
         lines.append("Not evaluated yet: `python -m training evaluate " + m.name + " --write`.")
+    shorter = [e for e in m.evaluation if e.steps and e.convention == m.space.default_convention]
+    if shorter:
+        lines += ["", "## Chains of fewer steps", "", steps_table(shorter), ""]
+        lines += ["The bound of the chain that takes only so many of the T steps, in bits/dim: at"]
+        lines += ["as many network evaluations. `optimal` steps are the best by the profile."]
+    if reported:
+        lines += [
+            "",
+            "## Entropy of each reverse step",
+            "",
+            "![entropy of each reverse step](entropy.png)",
+            "",
+            "Bits an element, model units, for t = 2..T ([table](entropy.csv)). That of the",
+            "exact reverse step, H_q(x_{t-1} | x_t), lies between the bounds (Equation 24 of",
+            "Sohl-Dickstein et al. 2015): the lower is that of one who knows x_0 too, the",
+            "upper that of the forward step. The model's own is a mean over data of `test`;",
+            "its band is one standard error.",
+        ]
     lines += ["", "## To remake it", "", "```", *_commands(m), "```", ""]
     return "\n".join(lines)
 

@@ -12,8 +12,11 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from diffusion.choice import Choice, StrataKind
 from diffusion.networks import NetworkConfig
+from diffusion.prediction import VarianceKind
 from diffusion.process import ProcessConfig
+from diffusion.profile import ProfileConfig
 from diffusion.space import Convention
 from training.data import DataConfig
 
@@ -75,6 +78,28 @@ class OptimiserConfig(Frozen):
         return self
 
 
+class ScheduleConfig(Frozen):
+    """A schedule learned with the network, from the process's own as its start.
+
+    `learn`: beta_2..T, beta_1 fixed ("beta", Sohl-Dickstein et al. 2015, Section 2.4.1), or a
+    falling table of log SNR ("log_snr", Kingma et al. 2021), its `ends` fixed or learned too.
+    `rate` is its learning rate as a multiple of the network's.
+    """
+
+    learn: Literal["beta", "log_snr"]
+    ends: Literal["fixed", "learned"] = "fixed"
+    rate: float = Field(default=1.0, gt=0)
+
+    @model_validator(mode="after")
+    def _fits(self) -> "ScheduleConfig":
+        if self.learn == "beta" and self.ends != "fixed":
+            raise ValueError(
+                "schedule: beta_1 is fixed where beta is learned: leave out ends = 'learned', or "
+                "write learn = 'log_snr'"
+            )
+        return self
+
+
 class AverageConfig(Frozen):
     """Moving average of the weights, of decay min(`decay`, (1 + n) / (10 + n)) at update n."""
 
@@ -92,18 +117,28 @@ class WatchConfig(Frozen):
 
 
 class EvaluationConfig(Frozen):
-    """The held-out bound that the card reports: `terms` steps a datum, None for all of them."""
+    """The held-out bound that the card reports.
+
+    `terms` steps a datum, None for all of them, of even strata or by importance.
+    """
 
     conventions: tuple[Convention, ...] = ()
     data: int | None = Field(default=None, gt=0)
     terms: int | None = Field(default=None, gt=0)
+    strata: StrataKind = "even"
     seed: int = Field(default=1, ge=0)
+
+    @property
+    def choice(self) -> Choice:
+        """As `bound` takes it."""
+        return Choice(terms=self.terms, strata=self.strata)
 
 
 class FitConfig(Frozen):
-    """Everything that decides the weights of one model.
+    """Everything that decides the weights of one model, and how it is measured.
 
-    `steps` optimiser steps of `batch` rows, the whole batch over all ranks.
+    `steps` optimiser steps of `batch` rows, the whole batch over all ranks. With variance "optimal"
+    the fit's is "lower", and export reads the other from the profile it makes.
     """
 
     name: str
@@ -112,7 +147,8 @@ class FitConfig(Frozen):
     process: ProcessConfig
     network: NetworkConfig
     prediction: Literal["eps", "x_0", "v", "perturbation"]
-    variance: Literal["lower", "upper", "interpolated", "moment"] | None = None
+    variance: VarianceKind | None = None
+    schedule: ScheduleConfig | None = None
     objective: ObjectiveConfig = ObjectiveConfig()
     optimiser: OptimiserConfig = OptimiserConfig()
     average: AverageConfig = AverageConfig()
@@ -122,6 +158,28 @@ class FitConfig(Frozen):
     precision: Literal["float32", "bfloat16"] = "float32"
     watch: WatchConfig = WatchConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
+    profile: ProfileConfig = ProfileConfig()
+
+    @property
+    def fitted_variance(self) -> VarianceKind | None:
+        """The variance while fitting."""
+        return "lower" if self.variance == "optimal" else self.variance
+
+    @model_validator(mode="after")
+    def _learns_what_can_be(self) -> "FitConfig":
+        if self.schedule is None:
+            return self
+        if self.process.kind != "gaussian":
+            raise ValueError(
+                "a schedule is learned through x_t, and bits have no gradient: leave out "
+                f"[schedule] with a process of kind {self.process.kind!r}"
+            )
+        if self.objective.simple:
+            raise ValueError(
+                "a schedule is learned on the bound: the simple error of a step can always be made "
+                f"small by the step, so write objective.simple = 0, not {self.objective.simple:g}"
+            )
+        return self
 
 
 def read(name: str, overrides: Mapping[str, Any] | None = None) -> dict[str, Any]:

@@ -9,7 +9,8 @@ before it: the two differ only in parts with closed forms.
 
 import math
 import platform
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -22,11 +23,14 @@ from diffusion.bound import (
     prior_part,
 )
 from diffusion.checkpoint import Evaluation
+from diffusion.choice import Choice
 from diffusion.model import DiffusionModel
 from diffusion.space import Convention
-from diffusion.strata import choose_steps
+from diffusion.trajectory import Trajectories, trajectory_bound
 from training.data import Dataset, Split
-from training.progress import progress_bar
+from training.progress import progress_bar, rows_done
+
+ALL_TERMS = Choice()
 
 
 def evaluate(
@@ -36,7 +40,8 @@ def evaluate(
     *,
     split: Split = "test",
     count: int | None = None,
-    terms: int | None = None,
+    choice: Choice = ALL_TERMS,
+    trajectories: int | None = None,
     seed: int = 1,
     batch: int = 512,
     quiet: bool = False,
@@ -49,40 +54,49 @@ def evaluate(
         conventions: which; the data's own if empty.
         split: "test" unless a choice is being made.
         count: data; None for the whole split.
-        terms: network evaluations a datum; None for all steps.
+        choice: which terms, of which chain.
+        trajectories: bound by so many of them together, T evaluations each; None for the ordinary
+            bound.
         seed: of the noise.
         batch: rows a network call.
         quiet: draw no progress bar.
 
     Raises:
-        ValueError: a convention that the data do not have.
+        ValueError: a convention that the data do not have; terms of trajectories.
     """
+    if trajectories is not None and choice != ALL_TERMS:
+        raise ValueError(
+            "a trajectory's weight needs every step of the whole chain: leave out trajectories, or "
+            "what chooses terms and steps"
+        )
     rows = dataset.split(split)[:count]
     x_0 = model.space.to_model(rows).to(model.device)
     found: list[Evaluation] = []
     steps: Tensor | None = None
+    gain = 0.0
     # "paper" last, so that it finds another convention's terms.
     for convention in sorted(conventions or (model.space.default_convention,), key="paper".__eq__):
         check_convention(model, convention)
         prior = prior_part(model, x_0, convention).cpu()
-        last = closed_last(model, x_0, convention)
+        last = closed_last(model, x_0, convention, int(choice.path(model)[1]))
         if steps is not None and last is not None:
             values = prior + steps + last.cpu()
         else:
-            place = torch.zeros(1, dtype=torch.int64)
-            each = choose_steps(model.T, place, seed, convention, terms).count
+            if trajectories is None:
+                place = torch.zeros(1, dtype=torch.int64)
+                each = choice.settle(model, place, seed, convention).count
+                run = partial(bound, choice=choice)
+            else:
+                each = trajectories * Trajectories(trajectories, model.T).count
+                run = partial(trajectory_bound, trajectories=trajectories)
             work = each * len(x_0)
             with progress_bar(work, "term", convention, unit_scale=True, disable=quiet) as bar:
-                result = bound(
-                    model,
-                    x_0,
-                    seed=seed,
-                    convention=convention,
-                    terms=terms,
-                    batch=batch,
-                    progress=_advance(bar.update),
+                told = rows_done(bar)
+                result = run(
+                    model, x_0, seed=seed, convention=convention, batch=batch, progress=told
                 )
-            values, steps = result.bound, result.steps
+            values, gain = result.bound, float(result.gain.mean())
+            steps = result.steps if trajectories is None else None
         mean = float(values.mean())
         entropy = dataset.entropy
         if entropy is not None and convention == "paper":  # in model units, as this convention is
@@ -94,7 +108,12 @@ def evaluate(
                 convention=convention,
                 split=split,
                 count=len(x_0),
-                terms=terms,
+                terms=each if choice.terms or choice.target_error else None,
+                steps=choice.steps,
+                spacing=None if choice.steps is None else choice.spacing,
+                strata=choice.strata,
+                trajectories=trajectories,
+                gain=None if trajectories is None else gain,
                 seed=seed,
                 bound=mean,
                 standard_error=float(values.std()) / math.sqrt(len(values)),
@@ -108,28 +127,51 @@ def evaluate(
     return found
 
 
-def _advance(update: Callable[[int], object]) -> Callable[[int], None]:
-    """A bar's `update`, as `bound` calls it."""
+def _chain(evaluation: Evaluation) -> str:
+    """How many steps, and how they are spaced."""
+    return f"{evaluation.steps}, {evaluation.spacing}" if evaluation.steps else "all"
 
-    def advance(rows: int) -> None:
-        update(rows)
 
-    return advance
+def steps_table(evaluations: Sequence[Evaluation]) -> str:
+    """The bound as a function of the number of steps, as a Markdown table, in bits an element."""
+    columns = sorted({e.spacing for e in evaluations if e.spacing})
+    lines = ["| steps | data | " + " | ".join(f"{spacing} spacing" for spacing in columns) + " |"]
+    lines.append("|---|---|" + "---|" * len(columns))
+    for steps in sorted({e.steps for e in evaluations if e.steps}):
+        found = {e.spacing: e for e in evaluations if e.steps == steps}
+        cells = [_per_dim(found[s]) if s in found else "" for s in columns]
+        count = ", ".join(sorted({str(e.count) for e in found.values()}))
+        lines.append(f"| {steps} | {count} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def _per_dim(evaluation: Evaluation) -> str:
+    """Bits an element with the standard error."""
+    error = evaluation.standard_error * evaluation.bits_per_dim / -evaluation.bound
+    return f"{evaluation.bits_per_dim:.4f} ± {error:.4f}"
 
 
 def table(evaluations: Sequence[Evaluation]) -> str:
     """Evaluations as a Markdown table, in bits."""
     lines = [
-        "| convention | split | data | terms a datum | K (bits) | standard error | bits/dim "
-        "| K - L_null (bits) | minus entropy (bits) |",
-        "|---|---|---|---|---|---|---|---|---|",
+        "| convention | split | data | steps | terms a datum | K (bits) | standard error "
+        "| bits/dim | K - L_null (bits) | minus entropy (bits) |",
+        "|---|---|---|---|---|---|---|---|---|---|",
     ]
     for e in evaluations:
         bit = math.log(2)
         limit = "" if e.entropy is None else f"{-e.entropy / bit:.4f}"
         lines.append(
-            f"| {e.convention} | {e.split} | {e.count} | {e.terms or 'all'} | {e.bits:.4f} "
+            f"| {e.convention} | {e.split} | {e.count} | {_chain(e)} | {_terms(e)} | {e.bits:.4f} "
             f"| {e.standard_error / bit:.4f} | {e.bits_per_dim:.4f} "
             f"| {(e.bound - e.null) / bit:.4f} | {limit} |"
         )
     return "\n".join(lines)
+
+
+def _terms(e: Evaluation) -> str:
+    """Which terms were evaluated, in words."""
+    if e.trajectories is None:
+        return f"{e.terms or 'all'}{', by importance' if e.strata == 'importance' else ''}"
+    assert e.gain is not None  # `evaluate` sees to it
+    return f"all of {e.trajectories} trajectories (gain {e.gain / math.log(2):.4f})"

@@ -3,26 +3,30 @@
 models/NAME/model.safetensors   the artefact: averaged weights and every fact
 models/NAME/README.md           the card: the facts for people
 models/NAME/samples.png         a sheet of its samples
+models/NAME/entropy.png, .csv   its report
 """
 
 from pathlib import Path
-from typing import Any
 
 import torch
 from PIL import Image
-from tqdm import tqdm
 
-from diffusion.checkpoint import Evaluation, Metadata, Provenance, load, read_metadata, save
+from diffusion.checkpoint import Evaluation, Metadata, Provenance, read_metadata, save
 from diffusion.model import DiffusionModel
 from diffusion.networks import BitPatterns, GaussianMixture
+from diffusion.prediction import VarianceKind
+from diffusion.profile import ProfileConfig
 from diffusion.sampling import sample
+from diffusion.schedule import TableSchedule
 from training import config as configs
-from training import data, oracle, state
+from training import data, oracle, report, state
 from training.card import card
 from training.evaluate import evaluate
 from training.fit import averaged_tensors, build_model
-from training.progress import progress_bar
+from training.profile import measured_points, profiled
+from training.progress import progress_bar, rows_done, steps_made
 from training.provenance import commit, versions
+from training.schedule import averaged_table
 from training.sheet import sheet
 
 SHEET_ROWS = {"image": 64, "vector": 2000, "bits": 40}
@@ -50,7 +54,12 @@ def from_checkpoint(
             f"{dataset.checksum}; fit again"
         )
     model = build_model(config, dataset)
-    model.network.load_state_dict(averaged_tensors(state.read_tensors(out)))
+    tensors = state.read_tensors(out)
+    model.network.load_state_dict(averaged_tensors(tensors))
+    process, table = config.process, averaged_table(config, tensors)
+    if table is not None:
+        model.process.take(table)
+        process = process.model_copy(update={"schedule": TableSchedule()})
     training = Provenance(
         data=config.data.kind,
         checksum=document.checksum,
@@ -64,10 +73,10 @@ def from_checkpoint(
     )
     metadata = Metadata(
         name=config.name,
-        process=config.process,
+        process=process,
         network=config.network,
         prediction=config.prediction,
-        variance=config.variance,
+        variance=config.fitted_variance,
         space=dataset.space,
         training=training,
     )
@@ -101,6 +110,18 @@ def from_oracle(name: str, device: torch.device) -> tuple[DiffusionModel, Metada
     return model.to(device).eval().requires_grad_(False), metadata, dataset
 
 
+def source(
+    model: DiffusionModel, metadata: Metadata
+) -> tuple[configs.FitConfig | oracle.OracleConfig, data.Dataset]:
+    """The configuration and the data that an artefact was made from."""
+    document = metadata.training.config
+    if not metadata.training.steps:
+        of_oracle = oracle.OracleConfig.model_validate(document)
+        return of_oracle, oracle.dataset(of_oracle, model)
+    config = configs.FitConfig.model_validate(document)
+    return config, data.load(config.data)
+
+
 def export(
     name: str,
     *,
@@ -117,19 +138,25 @@ def export(
         out: the run folder; runs/NAME if None.
         models: the folder of models.
         device: to evaluate and to sample on.
-        measure: evaluate as the configuration says; otherwise the card has no table.
+        measure: profile, evaluate as the configuration says, and report; otherwise the card has no
+            table, and there is a profile only where the variance is read from it.
         quiet: draw no progress bar.
     """
-    title: str
+    config: configs.FitConfig | oracle.OracleConfig
     if oracle.is_oracle(name):
-        oracle_config = oracle.load(name)
+        config = oracle.load(name)
         model, metadata, dataset = from_oracle(name, device)
-        title, plan = oracle_config.title, oracle_config.evaluation
+        variance = metadata.variance
     else:
         folder = out or Path("runs") / configs.load(name).name
         model, metadata, dataset = from_checkpoint(folder, device)
         config = configs.load(name)  # what is measured is today's wish, not the fit's
-        title, plan = config.title, config.evaluation
+        variance = config.variance if config.variance == "optimal" else metadata.variance
+    if measure or variance == "optimal":
+        model, metadata = with_profile(
+            model, metadata, dataset, config.profile, variance, quiet=quiet
+        )
+    plan = config.evaluation
     evaluations: list[Evaluation] = []
     if measure:
         evaluations = evaluate(
@@ -137,7 +164,7 @@ def export(
             dataset,
             plan.conventions,
             count=plan.data,
-            terms=plan.terms,
+            choice=plan.choice,
             seed=plan.seed,
             quiet=quiet,
         )
@@ -145,27 +172,54 @@ def export(
     path = artefact_path(models, metadata.name)
     save(path, model, metadata)
     path.chmod(0o644)  # safetensors writes for the owner alone; a server runs as another user
-    write_companions(path, title, model=model, quiet=quiet)
+    report.remove(path)  # that of the artefact before
+    if measure and model.T > 1:
+        report.write(path, model, dataset)
+    write_companions(path, config.title, model, quiet=quiet)
     return path
 
 
-def write_companions(
-    path: Path, title: str, *, model: DiffusionModel | None = None, quiet: bool = False
-) -> None:
+def with_profile(
+    model: DiffusionModel,
+    metadata: Metadata,
+    dataset: data.Dataset,
+    profile: ProfileConfig,
+    variance: VarianceKind | None,
+    *,
+    quiet: bool = False,
+) -> tuple[DiffusionModel, Metadata]:
+    """The model with its profile, of training data, and its document; a new variance, perhaps.
+
+    What was evaluated with another variance is left out.
+    """
+    x_0 = model.space.to_model(dataset.train[: profile.rows // 2])
+    work = len(measured_points(model.T, profile.points)) * 2 * len(x_0)
+    with progress_bar(work, "row", "profile", unit_scale=True, disable=quiet) as bar:
+        found = profiled(model, x_0, profile, variance, progress=rows_done(bar))
+    kept = metadata.evaluation if variance == metadata.variance else ()
+    assert found.profile is not None
+    made = profile.model_copy(update={"longest": found.profile.longest})
+    changes = {"profile": made, "variance": variance, "evaluation": kept}
+    # Copied by hand it would not be checked again.
+    document = metadata.model_dump() | changes
+    return found, Metadata.model_validate(document)
+
+
+def write_companions(path: Path, title: str, model: DiffusionModel, *, quiet: bool = False) -> None:
     """Write the card and the sheet of samples beside an artefact."""
-    metadata = read_metadata(path)
-    if model is None:
-        model, _ = load(path)
     rows = SHEET_ROWS[model.space.kind]
     with progress_bar(model.T, "step", "samples", disable=quiet) as bar:
-        drawn = sample(model, rows, seed=0, progress=lambda done, _: _move(bar, done))
+        drawn = sample(model, rows, seed=0, progress=steps_made(bar))
     picture = sheet(model.space, model.space.to_data(drawn.cpu()))
     Image.fromarray(picture).save(path.with_name("samples.png"), optimize=True)
-    path.with_name("README.md").write_text(card(metadata, title, parameters(model)))
+    write_card(path, title, model)
 
 
-def _move(bar: "tqdm[Any]", done: int) -> None:
-    bar.update(done - bar.n)
+def write_card(path: Path, title: str, model: DiffusionModel) -> None:
+    """Write the card beside an artefact, of what is there."""
+    reported = all(file.exists() for file in report.files(path))
+    text = card(read_metadata(path), title, parameters(model), reported=reported)
+    path.with_name("README.md").write_text(text)
 
 
 def parameters(model: DiffusionModel) -> int:

@@ -1,10 +1,13 @@
 """The pictures of the documentation, each made from shipped artefacts.
 
-`swissroll.png` is Figure 1 of Sohl-Dickstein et al. 2015: the forward process q(x_t) at t = 0, T/2,
-T, the reverse process p(x_t) at the same steps, and the drift E_p[x_{t-1} | x_t] - x_t.
+`figure1` and `figure2` are those of Sohl-Dickstein et al. 2015: a Swiss roll forwards, backwards,
+and the drift E_p[x_{t-1} | x_t] - x_t; and the heartbeat, from noise to data. They have no ground
+of their own and middle tones alone, for pages light and dark.
 """
 
+import math
 from pathlib import Path
+from typing import Any
 
 import torch
 from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -17,14 +20,17 @@ from diffusion.model import DiffusionModel
 from diffusion.noise import Stream, counter_noise
 from diffusion.plan import Ancestral
 from diffusion.sampling import begin, step
-from training import data
+from training import data, galleries
 from training.config import FitConfig
 from training.export import artefact_path
 
 POINTS = 3000
 LIMIT = 2.5
 GRID = 17
-COLOUR = "#1f4b99"
+SMALL = ("swissroll", "heartbeat-paper")
+DRAWN = (*SMALL, *(picture.model for picture in galleries.PICTURES))
+COLOUR = "#3b82d6"
+INK = "#7d8590"
 
 
 def trajectory(model: DiffusionModel, rows: int, seed: int, keep: set[int]) -> dict[int, Tensor]:
@@ -63,41 +69,80 @@ def drift(model: DiffusionModel, t: int) -> tuple[Tensor, Tensor]:
     return grid, kernel.mean - grid
 
 
-def swissroll(model: DiffusionModel, x_0: Tensor, path: Path, seed: int = 0) -> None:
+def figure1(model: DiffusionModel, x_0: Tensor, path: Path, seed: int = 0) -> None:
     """Write the figure of a two-dimensional model; x_0 [N, 2] are data, model units."""
-    times = (0, model.T // 2, model.T)
-    labels = ("t = 0", "t = T/2", "t = T")
+    times = (0, model.T // 2, 3 * model.T // 4, model.T)
     reverse = trajectory(model, len(x_0), seed, set(times))
-    figure = Figure(figsize=(9, 9), layout="constrained")
-    axes = figure.subplots(3, 3, sharex=True, sharey=True)
-    for column, (t, label) in enumerate(zip(times, labels, strict=True)):
-        axes[0, column].set_title(label)
-        for row, points in enumerate((forward(model, x_0, t, seed), reverse[t])):
-            axes[row, column].scatter(*points.T.numpy(), s=1.0, color=COLOUR, linewidths=0)
+    figure, axes = panels(3, len(times), 2.5, 2.5)
+    for column, t in enumerate(times):
+        points = (forward(model, x_0, t, seed), reverse[t])
+        noise = math.sqrt(1 - float(model.process.alpha_bar[t]))
+        title = f"t = {t}" + (f", noise {noise:.2g}" if t else "")
+        axes[0, column].set_title(title, color=INK, fontsize=10)
+        for row, here in enumerate(points):
+            axes[row, column].scatter(*here.T.numpy(), s=1.2, color=COLOUR, linewidths=0)
         where, arrow = drift(model, t)
-        # Lengths run over four orders of magnitude: each panel shows them against its median.
+        # Lengths run over four orders of magnitude: shown are their roots, up to the median's.
         length = arrow.norm(dim=1, keepdim=True)
-        arrow = arrow / (length + length.median())
+        arrow = arrow / length.clamp_min(1e-12) * (length / length.median()).clamp(max=1).sqrt()
+        axes[2, column].scatter(*points[0].T.numpy(), s=0.5, color=INK, alpha=0.25, linewidths=0)
         axes[2, column].quiver(
-            *where.T.numpy(), *arrow.T.numpy(), color=COLOUR, angles="xy", scale=24
+            *where.T.numpy(), *arrow.T.numpy(), color=COLOUR, angles="xy", scale=20, width=0.006
         )
     for row, name in enumerate(("forward, q(x_t)", "reverse, p(x_t)", "drift, f_mu(x_t, t) - x_t")):
-        axes[row, 0].set_ylabel(name)
+        axes[row, 0].set_ylabel(name, color=INK)
     for axis in axes.flat:
-        axis.set(xlim=(-LIMIT, LIMIT), ylim=(-LIMIT, LIMIT), aspect="equal", xticks=[], yticks=[])
+        axis.set(xlim=(-LIMIT, LIMIT), ylim=(-LIMIT, LIMIT), aspect="equal")
+    write(figure, path)
+
+
+def figure2(model: DiffusionModel, path: Path, seed: int = 0, rows: int = 30) -> None:
+    """Write the figure of a model of bits: `rows` chains, their ones filled in, from T to 0."""
+    times = (model.T, model.T // 2, model.T // 8, 0)
+    chains = trajectory(model, rows, seed, set(times))
+    figure, axes = panels(1, len(times), 2.5, 3.8)
+    red, green, blue = (int(COLOUR[i : i + 2], 16) / 255 for i in (1, 3, 5))
+    for column, t in enumerate(times):
+        bits = chains[t]
+        picture = torch.tensor([red, green, blue, 0.0]).repeat(*bits.shape, 1)
+        picture[..., 3] = bits
+        axes[0, column].imshow(picture.numpy(), aspect="auto", interpolation="nearest")
+        ones = float(bits.mean())
+        axes[0, column].set_title(f"t = {t}, {ones:.0%} ones", color=INK, fontsize=10)
+    axes[0, 0].set_ylabel("reverse, p(x_t)", color=INK)
+    write(figure, path)
+
+
+def panels(rows: int, columns: int, width: float, height: float) -> tuple[Figure, Any]:
+    """A figure of frames without ticks, inches each, and its axes [rows, columns]."""
+    figure = Figure(figsize=(columns * width, rows * height), layout="constrained")
+    axes = figure.subplots(rows, columns, squeeze=False)
+    for axis in axes.flat:
+        axis.set(xticks=[], yticks=[], facecolor="none")
+        for spine in axis.spines.values():
+            spine.set_color(INK)
+    return figure, axes
+
+
+def write(figure: Figure, path: Path) -> None:
+    """Write a figure without a ground."""
     FigureCanvasAgg(figure)
     path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=110, metadata={"Software": None})
+    figure.savefig(path, dpi=110, transparent=True, metadata={"Software": None})
 
 
 def make(models: Path, folder: Path) -> list[Path]:
     """Write every picture whose model is there; returns their paths."""
     made: list[Path] = []
-    roll = artefact_path(models, "swissroll")
-    if roll.exists():
-        model, metadata = load(roll)
-        config = FitConfig.model_validate(metadata.training.config)
-        x_0 = model.space.to_model(data.load(config.data).test[:POINTS])
-        made.append(folder / "swissroll.png")
-        swissroll(model, x_0, made[-1])
-    return made
+    for name in SMALL:
+        path = artefact_path(models, name)
+        if not path.exists():
+            continue
+        model, metadata = load(path)
+        made.append(folder / f"{name}.png")
+        if model.space.kind == "bits":
+            figure2(model, made[-1])
+        else:
+            config = FitConfig.model_validate(metadata.training.config)
+            figure1(model, model.space.to_model(data.load(config.data).test[:POINTS]), made[-1])
+    return [*made, *galleries.make(models, folder)]

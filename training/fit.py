@@ -10,14 +10,11 @@ checkpoint.
 
 import copy
 import math
-import signal
 import time
 from bisect import bisect_right
-from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import torch
@@ -25,7 +22,7 @@ from torch import Tensor, nn
 
 from diffusion.bound import prior_part
 from diffusion.model import DiffusionModel
-from diffusion.networks import build
+from diffusion.networks import RBF, build
 from diffusion.noise import Stream, counter_noise
 from training import data, state
 from training.average import Average
@@ -33,9 +30,17 @@ from training.batches import Batches, stream_seed
 from training.config import FitConfig
 from training.objective import Objective
 from training.parallel import Ranks
+from training.projection import project
 from training.provenance import commit, versions
+from training.schedule import Learning
+from training.signals import signals
 from training.steps import Steps
 from training.watch import Watch
+
+#: Rows of the training data among which basis functions are placed.
+PLACING = 2000
+#: The outputs' meaning for which `project` knows the best readouts.
+PROJECTED = ("x_0", "moment")
 
 
 class FitError(RuntimeError):
@@ -81,9 +86,15 @@ def build_model(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(stream_seed(config.seed if seed is None else seed, "weights", 0))
         network = build(config.network)
-    return DiffusionModel(
-        config.process.build(), network, dataset.space, config.prediction, config.variance
+    model = DiffusionModel(
+        config.process.build(), network, dataset.space, config.prediction, config.fitted_variance
     )
+    if isinstance(network, RBF):
+        x_0 = dataset.space.to_model(dataset.train[:PLACING])
+        network.place(x_0)
+        if not network.config.zero_out and (config.prediction, config.variance) == PROJECTED:
+            project(model, x_0, config.seed)
+    return model
 
 
 class Fit:
@@ -115,11 +126,19 @@ class Fit:
         self.network: nn.Module = self.model.network
         self.averaged = copy.deepcopy(self.model).eval()
         self.average = Average(self.network, self.averaged.network, config.average.decay)
-        self.parameters = list(self.network.parameters())
         self.names: dict[Tensor, str] = {p: name for name, p in self.network.named_parameters()}
+        self.parameters = list(self.network.parameters())
+        groups: list[dict[str, Any]] = [{"params": self.parameters, "rate": 1.0}]
+        self.learning: Learning | None = None
+        if config.schedule is not None:
+            decay = config.average.decay
+            self.learning = Learning(config.schedule, decay, self.model, self.averaged)
+            learned = dict(self.learning.parameters())
+            self.names |= {p: name for name, p in learned.items()}
+            groups.append({"params": list(learned.values()), "rate": config.schedule.rate})
         settings = config.optimiser
         self.optimiser = torch.optim.AdamW(
-            self.network.parameters(),
+            groups,
             lr=settings.lr,
             betas=settings.betas,
             weight_decay=settings.weight_decay,
@@ -164,6 +183,7 @@ class Fit:
             **state.named("network", self.network.state_dict()),
             **state.named("average", self.averaged.network.state_dict()),
             **state.named("optimiser", state.optimiser_tensors(self.optimiser, self.names)),
+            **(self.learning.tensors() if self.learning else {}),
             "steps.history": self.steps.history,
             "steps.seen": self.steps.seen,
         }
@@ -191,14 +211,19 @@ class Fit:
         torch.manual_seed(stream_seed(config.seed, f"dropout {ranks.rank}", step))
         rate = learning_rate(config, step)
         for group in self.optimiser.param_groups:
-            group["lr"] = rate
+            group["lr"] = rate * group["rate"]
         self.model.train()
+        if self.learning:
+            self.learning.begin()
         with self._precision():
             loss = self.objective(self.model, x_0, t, weight, noise)
         self.optimiser.zero_grad(set_to_none=True)
         loss.value.backward()
-        ranks.mean_gradients(self.parameters)
-        norm = nn.utils.clip_grad_norm_(self.parameters, config.optimiser.clip or math.inf)
+        groups = [group["params"] for group in self.optimiser.param_groups]
+        ranks.mean_gradients([parameter for group in groups for parameter in group])
+        # The schedule's gradient is clipped apart: its size says nothing of the network's.
+        limit = config.optimiser.clip or math.inf
+        norm = max(nn.utils.clip_grad_norm_(group, limit) for group in groups)
         if not math.isfinite(float(norm)):
             raise FitError(
                 f"the gradient of step {step} is not finite; lower optimiser.lr "
@@ -206,9 +231,11 @@ class Fit:
             )
         self.optimiser.step()
         self.average.update(step)
+        if self.learning:
+            self.learning.update(step)
         terms = ranks.gather(loss.terms.float()).cpu()
         self.steps.record(all_t, terms)
-        prior = float(prior_part(self.model, x_0, self.objective.convention).mean())
+        prior = float(prior_part(self.model, x_0, self.objective.convention).detach().mean())
         nats = prior + self.model.T * float((all_weight * terms).mean())
         return nats, {"train/gradient norm": float(norm), "train/lr": rate}
 
@@ -244,6 +271,8 @@ class Fit:
         self.network.load_state_dict(state.under("network", tensors))
         self.averaged.network.load_state_dict(state.under("average", tensors))
         state.load_optimiser(self.optimiser, self.names, state.under("optimiser", tensors))
+        if self.learning:
+            self.learning.load(tensors)
         self.steps.history = tensors["steps.history"]
         self.steps.seen = tensors["steps.seen"]
         self.step, self.seconds = found.step, found.seconds
@@ -251,16 +280,21 @@ class Fit:
 
 def check_same(was: dict[str, Any], now: dict[str, Any], out: Path) -> None:
     """Raise CheckpointError if a checkpoint's configuration decides other weights than this one."""
-    free = {"title", "watch", "evaluation"}
-    changed = sorted(
-        key for key in (was.keys() | now.keys()) - free if was.get(key) != now.get(key)
-    )
+    was, now = _deciding(was), _deciding(now)
+    changed = sorted(key for key in was.keys() | now.keys() if was.get(key) != now.get(key))
     if changed:
         what = "; ".join(f"{key}: {was.get(key)} there, {now.get(key)} here" for key in changed)
         raise state.CheckpointError(
             f"{out} holds a fit of another configuration ({what}); start with --restart or "
             "another --out"
         )
+
+
+def _deciding(config: dict[str, Any]) -> dict[str, Any]:
+    """What of a configuration decides the weights; an optimal variance is fitted as "lower" is."""
+    free = {"title", "watch", "evaluation", "profile"}
+    fitted = {"optimal": "lower"}.get(config.get("variance") or "", config.get("variance"))
+    return {key: value for key, value in config.items() if key not in free} | {"variance": fitted}
 
 
 def device_name(ranks: Ranks) -> str:
@@ -270,31 +304,6 @@ def device_name(ranks: Ranks) -> str:
     else:
         name = f"{ranks.device.type}, {torch.get_num_threads()} threads"
     return name if ranks.world == 1 else f"{ranks.world} x {name}"
-
-
-@contextmanager
-def signals() -> Iterator[list[int]]:
-    """Collects SIGINT and SIGTERM in a list instead of dying; a second one gets its usual way."""
-    caught: list[int] = []
-    before: dict[int, Any] = {}
-
-    def restore() -> None:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-
-    def catch(number: int, _frame: FrameType | None) -> None:
-        caught.append(number)
-        restore()
-
-    try:
-        for number in (signal.SIGINT, signal.SIGTERM):
-            before[number] = signal.signal(number, catch)
-    except ValueError:  # not the main thread: whoever owns it owns the signals
-        before.clear()
-    try:
-        yield caught
-    finally:
-        restore()
 
 
 def averaged_tensors(tensors: dict[str, Tensor]) -> dict[str, Tensor]:

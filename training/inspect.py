@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 from diffusion.checkpoint import Metadata, read_metadata
+from diffusion.model import DiffusionModel
 from training.evaluate import table
 from training.export import artefact_path
 
@@ -31,6 +32,22 @@ def describe(path: Path) -> str:
     width = max(len(key) for key in document)
     lines += [f"  {key:<{width}}  {_words(value)}" for key, value in document.items()]
     lines += ["", table(metadata.evaluation) if metadata.evaluation else "  not evaluated"]
+    return "\n".join(lines)
+
+
+def steps_table(model: DiffusionModel) -> str:
+    """What the profile says of some of the steps, as text."""
+    profile = model.profile
+    if profile is None:
+        return "not profiled"
+    T = model.T
+    lines = ["     t   sqrt(error)   sqrt(last)   mean term (nats)   spread (nats)"]
+    for t in sorted({1, 2, *(max(1, round(T * i / 10)) for i in range(11))}):
+        root, last = profile.error[t].sqrt(), profile.last[t].sqrt()
+        lines.append(
+            f"{t:6}   {root:11.4g}  {last:11.4g}   {profile.mean[t]:16.4f}   "
+            f"{profile.spread[t]:13.4f}"
+        )
     return "\n".join(lines)
 
 

@@ -2,7 +2,8 @@
 
     loss = mean over rows of w_t (bound * -T term_t / dims + simple * error_t)
 
-With "bound" alone this is -K / dims without the prior's part, which no weight changes. error_t is
+With "bound" alone this is -K / dims without the prior's part, which no weight changes; a schedule
+that is learned does, and has it added. error_t is
 the mean square of eps - eps_hat = sqrt(SNR_t) (x_0hat - x_0) over elements (Ho, Jain and Abbeel
 2020, Equation 14), and for bits the cross-entropy of x_0.
 """
@@ -13,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from diffusion.bound import evaluate
+from diffusion.bound import evaluate, prior_part
 from diffusion.model import DiffusionModel
 from diffusion.noise import Noise
 from diffusion.prediction import BinomialPrediction, Prediction
@@ -49,7 +50,11 @@ class Objective:
             each = each - self.bound * (model.T / model.space.dims) * terms
         if self.simple:
             each = each + self.simple * simple_error(model, prediction, x_0, t)
-        return Loss((weight * each).mean(), terms.detach())
+        value = (weight * each).mean()
+        if model.process.beta.requires_grad:
+            prior = prior_part(model, x_0, self.convention).mean()
+            value = value - self.bound * prior / model.space.dims
+        return Loss(value, terms.detach())
 
 
 def simple_error(model: DiffusionModel, prediction: Prediction, x_0: Tensor, t: Tensor) -> Tensor:

@@ -15,6 +15,7 @@ from diffusion.model import DiffusionModel
 from diffusion.networks import BitPatterns, GaussianMixture
 from diffusion.noise import Stream, counter_noise
 from diffusion.process import BinomialProcess, ProcessConfig
+from diffusion.profile import ProfileConfig
 from diffusion.space import DataSpace
 from training.config import ConfigError, EvaluationConfig, Frozen, read
 from training.data.dataset import Dataset, checksum
@@ -49,6 +50,7 @@ class OracleConfig(Frozen):
     rows: int = Field(default=10_000, gt=0)
     seed: int = Field(default=0, ge=0)
     evaluation: EvaluationConfig = EvaluationConfig()
+    profile: ProfileConfig = ProfileConfig()
 
 
 def is_oracle(name: str) -> bool:

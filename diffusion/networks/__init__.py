@@ -13,11 +13,17 @@ from diffusion.networks.base import Network
 from diffusion.networks.bit_patterns import BitPatterns, BitPatternsConfig
 from diffusion.networks.dense import MLP, RBF, MLPConfig, RBFConfig
 from diffusion.networks.gaussian_mixture import GaussianMixture, GaussianMixtureConfig
+from diffusion.networks.multiscale import Multiscale, MultiscaleConfig
 from diffusion.networks.unet import UNet, UNetConfig
 
 #: A network's configuration, told apart by `kind`.
 NetworkConfig = Annotated[
-    MLPConfig | RBFConfig | UNetConfig | GaussianMixtureConfig | BitPatternsConfig,
+    MLPConfig
+    | RBFConfig
+    | MultiscaleConfig
+    | UNetConfig
+    | GaussianMixtureConfig
+    | BitPatternsConfig,
     Field(discriminator="kind"),
 ]
 
@@ -29,6 +35,8 @@ __all__ = [
     "GaussianMixture",
     "GaussianMixtureConfig",
     "MLPConfig",
+    "Multiscale",
+    "MultiscaleConfig",
     "Network",
     "NetworkConfig",
     "RBFConfig",
@@ -42,13 +50,15 @@ def build(config: NetworkConfig) -> Network:
     """Build the network that a configuration describes, with fresh weights.
 
     Args:
-        config: one of the five configurations.
+        config: one of the six configurations.
     """
     match config:
         case MLPConfig():
             return MLP(config)
         case RBFConfig():
             return RBF(config)
+        case MultiscaleConfig():
+            return Multiscale(config)
         case UNetConfig():
             return UNet(config)
         case GaussianMixtureConfig():

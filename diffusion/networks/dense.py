@@ -11,6 +11,7 @@ RBF, the paper's normalised radial basis functions (Sohl-Dickstein et al. 2015, 
 A readout per step gives each t a linear layer of its own, as in both of the paper's small models.
 """
 
+from collections.abc import Callable
 from typing import Literal, Self
 
 import torch
@@ -22,7 +23,11 @@ from typing_extensions import override
 from diffusion.networks.base import Network, NetworkSettings, check_vector
 from diffusion.networks.embedding import Clock, as_steps, sinusoidal
 
-_ACTIVATIONS = {"silu": nn.SiLU, "sigmoid": nn.Sigmoid, "tanh": nn.Tanh}
+_ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "silu": F.silu,
+    "sigmoid": torch.sigmoid,
+    "tanh": torch.tanh,
+}
 
 
 class MLPConfig(NetworkSettings):
@@ -117,7 +122,7 @@ class StepReadout(nn.Module):
         """h [B, c_in] and time [B], t - 1 in 0..T - 1 -> [B, c_out]."""
         step = time.round().long()
         if len(step) == 1:  # one for all rows
-            return F.linear(h, self.weight[step[0]], self.bias[step[0]])
+            return F.linear(h, self.weight[step][0], self.bias[step][0])  # an accelerator goes on
         return torch.einsum("boi,bi->bo", self.weight[step], h) + self.bias[step]
 
 
@@ -129,7 +134,7 @@ class MLP(Network):
         self.config = config
         self.clock: Clock = config.clock
         width, c_out = config.width, config.outputs * config.features
-        self.act = _ACTIVATIONS[config.activation]()
+        self.act = _ACTIVATIONS[config.activation]
         self.first = nn.Linear(config.features, width)
         self.layers = nn.ModuleList(nn.Linear(width, width) for _ in range(config.depth - 1))
         timed = config.embedding > 0
@@ -137,7 +142,7 @@ class MLP(Network):
         self.shifts = nn.ModuleList(
             nn.Linear(width, width, bias=False) for _ in range(config.depth) if timed
         )
-        self.readout: nn.Module = (
+        self.readout = (
             nn.Linear(width, c_out)
             if config.readout_steps is None
             else StepReadout(config.readout_steps, width, c_out)
@@ -160,22 +165,25 @@ class MLP(Network):
         """Return the output [B, outputs * D] for x_t [B, D]."""
         _check(x_t, self.config.features)
         *shifts, time = condition
-        layers = (self.first, *self.layers)
+        # A small network's time is Python's: its parts are looked up once, and called without
+        # the ceremony of modules.
+        act, residual, layers = self.act, self.config.residual, (self.first, *self.layers)
         biases = shifts[0].unbind(1) if shifts else [layer.bias for layer in layers]
-        h = x_t.to(self.first.weight.dtype)
-        for i, (layer, bias) in enumerate(zip(layers, biases, strict=True)):
-            y = self.act(h) if i else h
-            h = torch.addmm(h + bias if i and self.config.residual else bias, y, layer.weight.t())
-        h = self.act(h)
-        out: Tensor
-        out = self.readout(h, time) if isinstance(self.readout, StepReadout) else self.readout(h)
-        return out
+        h = torch.addmm(biases[0], x_t.to(self.first.weight.dtype), layers[0].weight.t())
+        for layer, bias in zip(layers[1:], biases[1:], strict=True):
+            h = torch.addmm(h + bias if residual else bias, act(h), layer.weight.t())
+        readout, h = self.readout, act(h)
+        if isinstance(readout, StepReadout):
+            out: Tensor = readout(h, time)
+            return out
+        return F.linear(h, readout.weight, readout.bias)
 
 
 class RBF(Network):
     """Normalised radial basis functions with a readout per step (the paper's swiss roll network).
 
-    Centres and widths are learned; the data are of about unit variance, and so start the centres.
+    Centres and widths are learned. They start as draws of unit variance, the data's, or where
+    `place` puts them.
     """
 
     clock: Clock = "step"
@@ -188,6 +196,38 @@ class RBF(Network):
         self.readout = StepReadout(config.T, config.units, config.outputs * config.features)
         if config.zero_out:
             _zero(self.readout)
+
+    @torch.no_grad()
+    def place(self, x_0: Tensor) -> None:
+        """Begin from the data: centres by k-means, widths two thirds of the way to the next.
+
+        Units that begin elsewhere seldom find their way to thin data. The classical recipe (Moody
+        and Darken 1989), from the farthest of what is not yet near a centre (Gonzalez 1985).
+
+        Args:
+            x_0: data, [N, D], model units.
+
+        Raises:
+            ValueError: fewer different data than units.
+        """
+        different = len(x_0.unique(dim=0))
+        if different < len(self.centres):
+            raise ValueError(
+                f"{len(self.centres)} units are placed among as many different data or more, came "
+                f"{different}: fit more data, or fewer units"
+            )
+        centres = x_0[:1]
+        while len(centres) < len(self.centres):
+            far = torch.cdist(x_0, centres).amin(1).argmax()
+            centres = torch.cat((centres, x_0[far][None]))
+        for _ in range(20):
+            near = torch.cdist(x_0, centres).argmin(1)
+            member = near == torch.arange(len(centres), device=x_0.device)[:, None]
+            count = member.sum(1, keepdim=True)
+            centres = torch.where(count > 0, (member.to(x_0) @ x_0) / count, centres)
+        apart = torch.cdist(centres, centres).fill_diagonal_(torch.inf).amin(1)
+        self.centres.copy_(centres)
+        self.log_widths.copy_((apart * (2 / 3)).log())
 
     def basis(self, x: Tensor) -> Tensor:
         """phi(x) for x [B, D]: positive, sums to one over the units, [B, units]."""

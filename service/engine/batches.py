@@ -11,12 +11,13 @@ from itertools import groupby
 import torch
 from torch import Tensor
 
-from diffusion.noise import CounterNoise
+from diffusion.noise import CounterNoise, Stream
 from diffusion.plan import Update
 from diffusion.space import Convention
-from diffusion.strata import term_noise
+from diffusion.trajectory import Trajectories
 from service.engine.jobs import ChainJob, TermJob
 from service.engine.lanes import Entry
+from service.engine.transfer import upload
 
 
 @dataclass(frozen=True)
@@ -51,15 +52,46 @@ class TermBatch:
         slots: int64 [B], where the data are.
         units: int64 [B], which of its job's terms.
         t: int64 [B].
-        noise: of the forward draw.
-        conventions: one each.
+        groups: all of them, by kind.
     """
 
     slots: Tensor
     units: Tensor
     t: Tensor
+    groups: "list[TermGroup]"
+
+    def join(self, parts: Sequence[Tensor]) -> Tensor:
+        """What each group's rows have, in the batch's order, float32 [B, ...]."""
+        if len(parts) == 1:
+            return parts[0].float()
+        whole = parts[0].new_empty(len(self.t), *parts[0].shape[1:], dtype=torch.float32)
+        for group, part in zip(self.groups, parts, strict=True):
+            whole[group.index] = part.float()
+        return whole
+
+
+@dataclass(frozen=True)
+class TermGroup:
+    """Terms of one kind, which are worked out together.
+
+    Attributes:
+        index: which of the batch's rows.
+        t: int64 [G].
+        s: int64 [G], where the steps end.
+        noise: of the forward draw, or of the trajectory.
+        convention: of the bound.
+    """
+
+    index: Tensor | slice
+    t: Tensor
+    s: Tensor
     noise: CounterNoise
-    conventions: list[Convention]
+    convention: Convention
+
+    @property
+    def of_trajectories(self) -> bool:
+        """Whether they are steps of trajectories."""
+        return self.noise.stream == Stream.TRAJECTORY
 
 
 def by_job(entries: Sequence[Entry]) -> list[tuple[int, list[Entry]]]:
@@ -89,11 +121,11 @@ def gather_chains(
         own += [job.plan.own] * len(group)
         alone = share and len(groups) == 1 and length > 1 and len(set(units)) == 1
         parts.append(job.plan.joined[steps + torch.tensor(units[:1] if alone else units)])
-    slots, seed, row = torch.tensor(rows).to(device).unbind(1)
-    columns = torch.cat(parts, 1).to(device)
+    slots, seed, row = upload(torch.tensor(rows), device).unbind(1)
+    columns = upload(torch.cat(parts, 1), device)
     t, s = columns[..., :2].long().unbind(-1)
     alike = len(set(own)) == 1
-    update = Update(t, s, columns[..., 2:], own[0] if alike else torch.tensor(own, device=device))
+    update = Update(t, s, columns[..., 2:], own[0] if alike else upload(torch.tensor(own), device))
     observed = any(jobs[key].observation is not None for key, _ in groups)
     return ChainBatch(slots, seed, row, update if length > 1 else update.step(0), observed)
 
@@ -103,12 +135,19 @@ def gather_terms(
 ) -> TermBatch:
     """The batch of some terms."""
     rows: list[Tensor] = []
-    conventions: list[Convention] = []
+    kinds: list[tuple[Convention, Stream]] = []
     for key, group in by_job(entries):
         job = jobs[key]
         row, slot, unit = torch.tensor([entry[1:] for entry in group]).unbind(1)
-        steps = (job.steps.t[row, unit], job.steps.draw[row, unit])
-        rows.append(torch.stack((slot, torch.full_like(row, job.seed), row, *steps, unit), 1))
-        conventions += [job.convention] * len(group)
-    slots, seed, row, t, draw, units = torch.cat(rows).to(device).unbind(1)
-    return TermBatch(slots, units, t, term_noise(seed, row, draw), conventions)
+        datum, seed = row // job.each, torch.full_like(row, job.seed)
+        rows.append(torch.stack((slot, unit, seed, datum, *job.steps.at(row, unit)), 1))
+        stream = Stream.TRAJECTORY if isinstance(job.steps, Trajectories) else Stream.TERM
+        kinds += [(job.convention, stream)] * len(group)
+    slots, units, *columns = upload(torch.cat(rows), device).unbind(1)
+    groups: list[TermGroup] = []
+    for convention, stream in dict.fromkeys(kinds):
+        these = [i for i, kind in enumerate(kinds) if kind == (convention, stream)]
+        i = slice(None) if len(these) == len(kinds) else upload(torch.tensor(these), device)
+        seed, datum, t, s, draw = (column[i] for column in columns)
+        groups.append(TermGroup(i, t, s, CounterNoise(seed, datum, draw, stream), convention))
+    return TermBatch(slots, units, columns[2], groups)

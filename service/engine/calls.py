@@ -5,11 +5,13 @@ from typing import Literal, final
 
 import torch
 from torch import Tensor
+from typing_extensions import override
 
 from diffusion.model import DiffusionModel
+from diffusion.networks import Network
 from diffusion.prediction import Prediction
 
-Precision = Literal["float32", "bfloat16"]
+Precision = Literal["float32", "tf32", "bfloat16"]
 Rows = tuple[Tensor, Tensor]  # x_t [B, *event], model units, and t, int64 [B]
 
 
@@ -19,23 +21,35 @@ class Calls:
 
     Args:
         model: the model, on its device; its weights are laid out anew, their values stay.
-        precision: of the weights in sampling.
+        precision: of the weights ("bfloat16"), or of products on GPUs that have TensorFloat-32
+            ("tf32"), in sampling. Elsewhere products are of full float32.
+        compiled: whether the network goes through torch.compile.
 
     Attributes:
         model: what bounds are of.
-        sampling: what chains are of; the same, or a copy with weights of fewer bits.
+        sampling: what chains are of; the same, or one that computes with fewer bits.
         fill: rows that every call is filled up to, by repeating one; 0 for none. What a row
             computes then no longer depends on how many others there are.
     """
 
-    def __init__(self, model: DiffusionModel, precision: Precision = "float32") -> None:
+    def __init__(
+        self, model: DiffusionModel, precision: Precision = "float32", *, compiled: bool = False
+    ) -> None:
         # Convolutions are a sixth faster so, at any number of rows; other layers do not see it.
         model.network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        _allow_tf32(allow=False)  # convolutions have it otherwise
+        network = model.network
+        if precision == "bfloat16":
+            network = deepcopy(network).to(torch.bfloat16)
+        if compiled:
+            for each in {model.network, network}:
+                each.compile(dynamic=True)
+        if precision == "tf32" and isinstance(network, Network):
+            network = _TensorFloat(network)
         model.tabulate()
         self.model = self.sampling = model
-        if precision == "bfloat16":
-            network = deepcopy(model.network).to(torch.bfloat16)
-            kinds = model.space, model.prediction, model.variance
+        if network is not model.network:
+            kinds = model.space, model.prediction, model.variance, model.profile
             self.sampling = DiffusionModel(model.process, network, *kinds).to(model.device).eval()
             self.sampling.tabulate()
         self.fill = 0
@@ -70,3 +84,32 @@ class Calls:
             return slice(first, first + count)
         places = torch.arange(first, first + self.fill, device=self.model.device)
         return places.clamp(max=first + count - 1)
+
+
+class _TensorFloat(Network):
+    """A network whose products are of TensorFloat-32: ten bits, at a multiple of the speed."""
+
+    def __init__(self, inner: Network) -> None:
+        super().__init__()
+        self.inner, self.clock = inner, inner.clock
+
+    @override
+    def condition(self, time: Tensor) -> tuple[Tensor, ...]:
+        """As the network has it."""
+        return self.inner.condition(time)
+
+    @override
+    def given(self, x_t: Tensor, *condition: Tensor) -> Tensor:
+        """As the network has it, with fewer bits."""
+        _allow_tf32(allow=True)
+        try:
+            out: Tensor = self.inner(x_t, condition)
+            return out
+        finally:
+            _allow_tf32(allow=False)
+
+
+def _allow_tf32(*, allow: bool) -> None:
+    """Whether the process's GPU products may be of TensorFloat-32; CPUs do not heed it."""
+    torch.backends.cuda.matmul.allow_tf32 = allow
+    torch.backends.cudnn.allow_tf32 = allow

@@ -10,7 +10,7 @@ import logging
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager
 from typing import Any, final, overload
 
@@ -19,16 +19,16 @@ import torch
 from diffusion.model import DiffusionModel
 from service.engine.faults import Attempt, describe, fatal, problem_of
 from service.engine.fleet import Fleet
+from service.engine.handout import Handout
 from service.engine.intake import Intake, resolve
 from service.engine.jobs import ChainJob, ChainResult, Job, TermJob, TermResult, Ticket, Timing
-from service.engine.lanes import Entry, Work
+from service.engine.lanes import Work
 from service.engine.limits import check_limits
 from service.engine.peek import Peek, PeekRequest
 from service.engine.record import Record
-from service.engine.runner import Runner
 from service.engine.scheduler import Scheduler, Tick
 from service.metrics import Metrics
-from service.problems import NotReady, NumericalFailure, Problem, UnknownModel
+from service.problems import NotReady, Problem, UnknownModel
 from service.settings import Settings
 
 _log = logging.getLogger(__name__)
@@ -69,6 +69,7 @@ class Engine:
             self._metrics.serve(name)
         self._metrics.watch_room(lambda: self._intake.held, settings.max_queue_bytes)
         self._records: dict[int, Record] = {}  # the engine thread's own: admitted, not ended
+        self._handout = Handout(self._records, self._metrics, self._end)
         self._host = host or _own_thread
         self._owner: threading.Thread | None = None
         self._ended = threading.Event()
@@ -197,6 +198,8 @@ class Engine:
                     tick = self._scheduler.next()
                     if tick is not None:
                         self._perform(tick)
+                    if not len(self._scheduler):  # nothing that results could travel beside
+                        self._handout.flush()
         except BaseException as caught:  # whatever it is, those who wait must be told
             _log.critical("the engine's thread has ended", exc_info=caught)
             error = caught
@@ -243,6 +246,7 @@ class Engine:
 
     def _look(self, peek: PeekRequest) -> Peek | None:
         """How a job stands; None where there is nothing to see."""
+        self._handout.flush()  # rows that have left their slots are there then, or their job over
         record = self._records.get(peek.key)
         if record is None:
             return None
@@ -255,7 +259,7 @@ class Engine:
             return None
 
     def _perform(self, tick: Tick) -> None:
-        """One tick: advance its rows, hand out what is finished."""
+        """One tick: advance its rows, send what is finished on its way."""
         begun = time.monotonic()
         share = Counter(entry.key for entry in (*tick.chains, *tick.terms))
         for record in self._live(share):
@@ -272,56 +276,16 @@ class Engine:
         )
         ran = attempt(tick.chains, tick.terms)
         self._fleet.grow(tick.model, ran, tick.length)
-        ends = [entry for entry in tick.ends if entry.key in self._records]
-        self._collect(runner, tick, ends)
-        seconds = time.monotonic() - begun
+        seconds = runner.fence.seconds(tick.length, time.monotonic() - begun)
         self._scheduler.retire(tick, seconds)
         self._intake.settle(tick.model, tick.evaluations)
         self._intake.measure(tick.model, tick.evaluations, seconds, tick.length)
         self._metrics.tick(tick.model, len(tick), runner.batch, tick.length)
         self._metrics.pad(tick.model, max(0, runner.calls.fill - len(tick)) * tick.length)
-        self._metrics.rows(self._scheduler.rows_running, self._scheduler.rows_waiting)
         for record in self._live(share):
             record.ticket.done += share[record.key] * tick.length
-        ended = Counter(entry.key for entry in ends)
-        for record in self._live(ended):
-            record.rows_left -= ended[record.key]
-            if record.rows_left == 0:
-                self._end(record.key, self._answer(record))
-
-    def _collect(self, runner: Runner, tick: Tick, ends: Sequence[Entry]) -> None:
-        """Copy finished rows off their slots; end the jobs that left the finite numbers."""
-        # Looking at the chains' flags waits for the device: on an accelerator that is done only
-        # where results are waited for anyway.
-        look = bool(ends) or runner.model.device.type == "cpu"
-        chains = [entry for entry in tick.chains if look and entry.key in self._records]
-        try:
-            runner.collect(ends)
-            broken = runner.broken(chains, ends, tick.length)
-        except Exception as error:
-            if fatal(error):
-                raise
-            _log.exception("the results of a tick could not be read")
-            for key in {entry.key for entry in (*tick.chains, *tick.terms)}:
-                self._end(key, problem_of(error))
-            return
-        for key, what in broken.items():
-            fix = "Try another seed or sampler; where that does not help, the model is at fault."
-            self._end(key, NumericalFailure(f"{what}.", fix=fix))
-
-    def _answer(self, record: Record) -> Timing | Problem:
-        """The answer of a job whose rows are all done."""
-        assert record.started is not None  # its rows were in ticks
-        queue, compute = record.started - record.accepted, time.monotonic() - record.started
-        try:
-            answer = self._fleet[record.job.model].result(record.key, queue, compute)
-        except Exception as error:
-            if fatal(error):
-                raise
-            _log.exception("an answer could not be put together")
-            return problem_of(error)
-        self._metrics.compute_seconds.observe(compute)
-        return answer
+        self._metrics.rows(self._scheduler.rows_running, self._scheduler.rows_waiting)
+        self._handout.send(runner, tick)
 
     def _end(self, key: int, outcome: Timing | Problem | None) -> None:
         """The job is over (None: cancelled): free what it holds, then tell whoever waits."""

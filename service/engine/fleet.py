@@ -11,6 +11,7 @@ from typing import final
 
 from diffusion.model import DiffusionModel
 from service.engine.faults import describe, fatal, out_of_memory
+from service.engine.fixed import graph_recorder
 from service.engine.intake import Intake
 from service.engine.rehearsal import exact, rehearse
 from service.engine.room import FIXED, Allowance, Room, survey
@@ -97,10 +98,13 @@ class Fleet:
     def _serve(self, name: str, model: DiffusionModel, rows: int) -> None:
         """Find a model's room and run it there."""
         room = survey(model, rows, self._settings)
-        runner = Runner(model, room.slots, self._settings.precision)
+        settings = self._settings
+        runner = Runner(model, room.slots, settings.precision, compiled=settings.compile)
         runner.batch = room.batch
-        runner.calls.fill = room.batch if self._settings.deterministic else 0
+        runner.calls.fill = room.batch if settings.deterministic else 0
         rehearse(runner, room.batch)  # allocators and kernels settle
+        if settings.graphs and model.device.type == "cuda":
+            runner.record(graph_recorder(model.device))
         begun = time.monotonic()
         rehearse(runner, room.batch)
         seconds = time.monotonic() - begun
@@ -110,7 +114,7 @@ class Fleet:
     def _enter(self, name: str, runner: Runner, room: Room, seconds: float) -> None:
         """Its rehearsal went well, a tick in so many seconds: jobs may come."""
         self._runners[name], self._allowances[name] = runner, Allowance(room.batch)
-        self._scheduler.serve(name, room.batch, room.slots)
+        self._scheduler.serve(name, room.batch, room.slots, seconds)
         self._intake.limit(name, room.batch)
         self._intake.measure(name, room.batch, seconds)
         _log.info("model %s: %d rows a tick, %d held", name, room.batch, room.slots)

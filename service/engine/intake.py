@@ -7,6 +7,7 @@ takes, settles and ends. Everything here is under one lock that nobody holds for
 assignments, or, where a job has a deadline, one pass over those that run and the kinds that wait.
 """
 
+import heapq
 import itertools
 import math
 import threading
@@ -26,6 +27,8 @@ from service.engine.record import Record
 from service.problems import DeadlineExceeded, Draining, EngineDead, Problem
 from service.settings import Settings
 
+_STALE = 64  # deadlines of ended jobs that are kept beside as many as there are jobs
+
 
 @final
 class Intake:
@@ -41,7 +44,7 @@ class Intake:
         self._wake = threading.Condition()
         self._admission = Admission(models, settings)
         self._ledger, self._company = self._admission.ledger, self._admission.company
-        self._first_deadline = math.inf  # no job's is earlier
+        self._deadlines: list[tuple[float, int]] = []  # a heap; some are of jobs that have ended
         self._records: dict[int, Record] = {}
         self._new: list[Record] = []
         self._cancelled: list[int] = []
@@ -121,7 +124,8 @@ class Intake:
             self._records[key] = record
             self._company.add(record)
             self._new.append(record)
-            self._first_deadline = min(self._first_deadline, due)
+            if deadline is not None:
+                heapq.heappush(self._deadlines, (deadline, key))
             self._wake.notify_all()
         ticket.on_cancel(lambda: self._cancel(key))
         return ticket
@@ -145,16 +149,19 @@ class Intake:
 
     def overdue(self) -> dict[int, DeadlineExceeded]:
         """The jobs whose deadline has passed, and what their callers are told."""
-        now = time.monotonic()
-        if now < self._first_deadline:
-            return {}
+        now, records = time.monotonic(), []
         with self._wake:
             # Those that the engine has not taken yet are its own business at the next tick.
-            taken = self._records.keys() - {record.key for record in self._new}
-            due = [key for key in taken if self._records[key].deadline <= now]
-            records = [self._records[key] for key in due]
-            later = (self._records[key].deadline for key in self._records.keys() - due)
-            self._first_deadline = min(later, default=math.inf)
+            untaken = {record.key for record in self._new}
+            early: list[tuple[float, int]] = []
+            while self._deadlines and self._deadlines[0][0] <= now:
+                deadline, key = heapq.heappop(self._deadlines)
+                if key in untaken:
+                    early.append((deadline, key))
+                elif key in self._records:
+                    records.append(self._records[key])
+            for entry in early:
+                heapq.heappush(self._deadlines, entry)
         fix = "Allow more time, or ask for fewer rows, steps or terms."
         return {
             record.key: DeadlineExceeded(
@@ -201,6 +208,9 @@ class Intake:
             self._company.remove(record)
             self._ledger.settle(record.job.model, unspent)
             self._ledger.release(record.size)
+            if len(self._deadlines) > 2 * len(self._records) + _STALE:
+                self._deadlines = [entry for entry in self._deadlines if entry[1] in self._records]
+                heapq.heapify(self._deadlines)
             self._wake.notify_all()
         resolve(record.ticket.future, outcome)
 

@@ -18,6 +18,7 @@ from diffusion.plan import Plan
 from diffusion.posterior import Observation
 from diffusion.space import Convention
 from diffusion.strata import Steps
+from diffusion.trajectory import Trajectories
 from service.engine.peek import Peek
 
 
@@ -73,13 +74,15 @@ class ChainJob:
 class TermJob:
     """Bound log p(x_0) of N data.
 
-    The answer is that of `diffusion.bound.bound` with the same seed, convention and `terms`.
+    The answer is that of `diffusion.bound.bound` with the same seed, convention and choice; of
+    trajectories, whose every one is a row, that of `diffusion.trajectory.trajectory_bound`.
 
     Args:
         model: name of the model.
         x_0: [N, *event], model units.
         seed: of the noise, 0..2^63 - 1.
-        steps: which terms, `diffusion.bound.choose_steps(T, arange(N), seed, convention, terms)`.
+        steps: which terms, `Choice.settle(model, arange(N), seed, convention)`, or
+            `diffusion.trajectory.Trajectories(S, T)`.
         convention: of the bound.
         answer_bytes: what its caller will write of the terms, for it counts too.
     """
@@ -87,34 +90,42 @@ class TermJob:
     model: str
     x_0: Tensor
     seed: int
-    steps: Steps
+    steps: Steps | Trajectories
     convention: Convention
     answer_bytes: int = 0
 
     def check(self, model: DiffusionModel) -> None:
         """Raise ValueError where a part does not fit the model or the others."""
-        shape = (self.rows, *model.event)
+        shape = (len(self.x_0), *model.event)
         if tuple(self.x_0.shape) != shape:
             raise ValueError(f"`x_0` has shape {list(shape)}, came {list(self.x_0.shape)}")
-        if tuple(self.steps.t.shape) != (self.rows, self.units):
+        if isinstance(self.steps, Trajectories):
+            if self.steps.T != model.T:
+                raise ValueError(f"`steps.T` is the model's {model.T}, came {self.steps.T}")
+        elif tuple(self.steps.t.shape) != (self.rows, self.units):
             wanted = [self.rows, self.units]
             raise ValueError(f"`steps.t` has shape {wanted}, came {list(self.steps.t.shape)}")
         if self.rows < 1 or self.units < 1:
             raise ValueError(f"at least one datum with one term, came {self.rows} by {self.units}")
 
     @property
+    def each(self) -> int:
+        """Rows a datum: row i is of datum i // each."""
+        return self.steps.each if isinstance(self.steps, Trajectories) else 1
+
+    @property
     def rows(self) -> int:
-        """How many data."""
-        return len(self.x_0)
+        """How many data, or trajectories of them."""
+        return len(self.x_0) * self.each
 
     @property
     def units(self) -> int:
-        """Network evaluations a datum."""
+        """Network evaluations a row."""
         return self.steps.count
 
     @property
     def cost(self) -> int:
-        """Data times network evaluations."""
+        """Rows times network evaluations."""
         return self.rows * self.units
 
 
@@ -162,13 +173,11 @@ class TermResult(Timing):
 
     Attributes:
         bound: float64 [N] each, on the CPU.
-        steps: as asked.
-        values: float64 [N, n] nats, the terms in the order of `steps`. A term of minus infinity is
-            an answer: the model holds the datum to be impossible.
+        values: float64 [rows, units] nats, the terms in the order of the job's `steps`. A term of
+            minus infinity is an answer: the model holds the datum to be impossible.
     """
 
     bound: BoundResult
-    steps: Steps
     values: Tensor
 
 

@@ -10,20 +10,25 @@ from service.settings import Settings
 APIECE = 2**16  # bytes that a request holds beside its data: connection, plan, records
 
 
+def check_cost(cost: int, settings: Settings) -> None:
+    """Raise TooExpensive beyond `max_request_cost`."""
+    if cost > settings.max_request_cost:
+        raise TooExpensive(
+            "The request needs more network evaluations than one request may.",
+            received=cost,
+            expected=f"at most {settings.max_request_cost}",
+            fix="Ask for fewer samples or data, for fewer steps (`sampler.steps`) or `terms`, or "
+            "split it; the operator sets the limit (NONEQ_MAX_REQUEST_COST).",
+        )
+
+
 def check_limits(job: Job, model: DiffusionModel, settings: Settings) -> int:
     """The bytes that the job holds from acceptance to its end.
 
     Raises:
         TooExpensive: its cost, or its bytes, are more than one request may have.
     """
-    most = settings.max_request_cost
-    if job.cost > most:
-        raise TooExpensive(
-            f"{job.rows} rows by {job.units} network evaluations each are {job.cost}.",
-            expected=f"at most {most} network evaluations",
-            received=job.cost,
-            fix="Ask for fewer rows, steps or terms, or part it into several requests.",
-        )
+    check_cost(job.cost, settings)
     size = size_of(job, model)
     # Its body is still held when it is accepted: beside that it must fit, or it never would.
     room = settings.max_queue_bytes - settings.max_body_bytes - 2 * APIECE
@@ -41,7 +46,7 @@ def size_of(job: Job, model: DiffusionModel) -> int:
     """Bytes of host memory that a job holds from acceptance to its end: what came, its answer."""
     if isinstance(job, TermJob):
         answer = 8 * job.cost + job.answer_bytes
-        return job.x_0.nbytes + job.steps.t.nbytes + job.steps.draw.nbytes + answer
+        return job.x_0.nbytes + job.steps.nbytes + answer
     brought = [] if job.start is None else [job.start]
     brought += [] if job.observation is None else parts_of(job.observation)
     samples = 4 * job.rows * math.prod(model.event)

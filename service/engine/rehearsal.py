@@ -26,7 +26,7 @@ def rehearse(runner: Runner, rows: int) -> None:
     """A tick of `rows` rows, with chains and a term in it."""
     stage = _Stage(runner, rows)
     stage.run(max(1, rows - 1), 0, own_chain=False, own_term=rows > 1)
-    runner.collect([Entry(_OTHERS, 0, 0, 0)])  # waits for the device
+    runner.receive(runner.collect([], [Entry(_OTHERS, 0, 0, 0)]))  # waits for the device
     stage.clear()
 
 

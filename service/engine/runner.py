@@ -1,29 +1,36 @@
 """One tick of one model: a single network call on rows of any jobs, at any steps.
 
     prediction = network(chains' x_t and terms' x_t ~ q(x_t | x_0), joined)
-    chains: x_s by `diffusion.sampling.advance`;    terms: nats by `diffusion.bound.evaluate`
+    chains: x_s by `diffusion.sampling.advance`
+    terms: nats by `diffusion.bound.evaluate`, of trajectories by `diffusion.trajectory.evaluate`
 
 No policy: which rows, in which slots, is the scheduler's choice. Until everything of a tick has
 been computed nothing is written back, so one that failed can be tried again, whole or in parts.
 """
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import final
 
 import torch
 from torch import Tensor
 
+from diffusion import trajectory
 from diffusion.bound import closed_last, combine, evaluate, prior_part
 from diffusion.model import DiffusionModel
 from diffusion.noise import Stream, counter_noise
 from diffusion.prediction import Prediction
 from diffusion.sampling import advance, begin, burst
-from service.engine.batches import TermBatch, by_job, gather_chains, gather_terms
+from diffusion.trajectory import Trajectories
+from service.engine.batches import ChainBatch, TermGroup, by_job, gather_chains, gather_terms
 from service.engine.calls import Calls, Precision, Rows
+from service.engine.fixed import FixedTicks, Record, one_step
 from service.engine.jobs import ChainJob, ChainResult, Job, TermJob, TermResult
+from service.engine.landing import Landing
 from service.engine.lanes import Entry
 from service.engine.peek import Peek
 from service.engine.slots import ChainSlots, DatumSlots, rows_of, to_device
+from service.engine.transfer import Departures, Fence, upload
 
 
 @final
@@ -33,7 +40,8 @@ class Runner:
     Args:
         model: the model, on its device.
         slots: most chains, and most data, held at once.
-        precision: of the network's weights in sampling; bounds are of the model as it is.
+        precision: of sampling; bounds are of the model as it is.
+        compiled: whether the network goes through torch.compile.
 
     Attributes:
         batch: most rows of a tick.
@@ -41,16 +49,26 @@ class Runner:
         exact: whether filling was tested to give a row the same bits in any company and place.
         chains: their state.
         data: theirs.
+        fence: between one tick and the next.
     """
 
-    def __init__(self, model: DiffusionModel, slots: int, precision: Precision = "float32") -> None:
-        self.model, self.calls = model, Calls(model, precision)
+    def __init__(
+        self,
+        model: DiffusionModel,
+        slots: int,
+        precision: Precision = "float32",
+        *,
+        compiled: bool = False,
+    ) -> None:
+        self.model, self.calls = model, Calls(model, precision, compiled=compiled)
         self.batch, self.exact = 1, False
         self.chains = ChainSlots(model, slots)
         self.data = DatumSlots(model, slots)
         self._chain_jobs: dict[int, ChainJob] = {}
         self._term_jobs: dict[int, TermJob] = {}
         self._results: dict[int, Tensor] = {}  # samples, or values of terms, as they come
+        self._fixed: FixedTicks | None = None
+        self.fence, self._departures = Fence(model.device), Departures(model.device)
 
     def open(self, key: int, job: Job) -> None:
         """Get ready for entries of this job."""
@@ -78,73 +96,105 @@ class Runner:
             length: steps of each chain; more than one where there are no terms.
         """
         chains, terms = sorted(chains), sorted(terms)  # by job; places in a batch mean nothing
+        begun = self.fence.begin()
         self._admit(chains, terms)
-        device, state = self.model.device, self.chains
-        n, m = len(chains), len(terms)
-        of_chains: Rows | None = None
-        of_terms: Rows | None = None
+        rows = None
         if chains:
-            rows = gather_chains(
-                self._filled(chains), length, self._chain_jobs, device, share=not self.calls.fill
-            )
+            jobs, share = self._chain_jobs, not self.calls.fill
+            rows = gather_chains(self._filled(chains), length, jobs, self.model.device, share)
+        if terms:
+            self._run_terms(terms, rows, len(chains))
+        elif rows is not None:
+            self._run_chains(rows, length)
+        self.fence.wait(begun, length)
+
+    def record(self, recorder: Record) -> None:
+        """Have ticks of chains alone recorded, at every size up to `batch`."""
+        self._fixed = FixedTicks(self.calls.sampling, self.chains, self.batch, recorder)
+
+    def _run_chains(self, rows: ChainBatch, length: int) -> None:
+        """Chains alone: recorded, where that could be done."""
+        model, state = self.calls.sampling, self.chains
+        fixed = self._fixed and self._fixed.find(len(rows.slots), rows.observed)
+        if fixed is not None:
+            fixed.run(rows)
+        elif length == 1:
+            one_step(model, state, rows)
+        else:
             x_t, previous = state.x[rows.slots], state.previous[rows.slots]
             seen = state.observation(rows.slots) if rows.observed else None
-            if length > 1:
-                model = self.calls.sampling
-                found = burst(model, x_t, previous, rows.update, rows.seed, rows.row, seen)
-                state.advance(rows.slots, *found)
-                return
+            found = burst(model, x_t, previous, rows.update, rows.seed, rows.row, seen)
+            state.advance(rows.slots, *found)
+
+    def _run_terms(self, terms: list[Entry], rows: ChainBatch | None, n: int) -> None:
+        """Terms, and with them one step of chains, n of them beside what fills up."""
+        state, m = self.chains, len(terms)
+        of_chains: Rows | None = None
+        if rows is not None:
+            x_t, previous = state.x[rows.slots], state.previous[rows.slots]
+            seen = state.observation(rows.slots) if rows.observed else None
             of_chains = x_t[:n], rows.update.t[:n]
-        if terms:
-            data = gather_terms(self._filled(terms), self._term_jobs, device)
-            x_0 = self.data.x_0[data.slots]
-            drawn = self.model.process.marginal(x_0, data.t).sample(data.noise)
-            of_terms = drawn[:m], data.t[:m]
-        chain, term = self.calls(of_chains, of_terms)
-        if term is not None:
-            values = self._evaluate(data, term, x_0, drawn)
-        if chain is not None:
+        data = gather_terms(self._filled(terms), self._term_jobs, self.model.device)
+        points = [self._points(data.slots[group.index], group) for group in data.groups]
+        drawn = data.join([point.x_t for point in points])
+        chain, term = self.calls(of_chains, (drawn[:m], data.t[:m]))
+        assert term is not None  # terms were asked for
+        found = [
+            self._evaluate(group, term.rows(group.index), point)
+            for group, point in zip(data.groups, points, strict=True)
+        ]
+        values = data.join(found)
+        if rows is not None and chain is not None:
             x_s = advance(chain, x_t, previous, rows.update, rows.noise, seen)
             state.advance(rows.slots, x_s, chain.x_0)
-        if term is not None:
-            self.data.values[data.slots, data.units] = values
+        self.data.values[data.slots, data.units] = values
 
-    def collect(self, ends: Sequence[Entry]) -> None:
-        """Copy the results of finished rows off their slots."""
-        for key, entries in by_job(sorted(ends)):
-            rows, slots = [entry.row for entry in entries], self._slots(entries)
-            if key in self._chain_jobs:
-                self._results[key][rows] = self.chains.x[slots].cpu()
-            else:
-                units = self._term_jobs[key].units
-                self._results[key][rows] = self.data.values[slots, :units].double().cpu()
-
-    def broken(
-        self, chains: Sequence[Entry], ends: Sequence[Entry], length: int = 1
-    ) -> dict[int, str]:
-        """Jobs with a row that left the finite numbers, and what happened to it.
+    def collect(self, chains: Sequence[Entry], ends: Sequence[Entry], length: int = 1) -> Landing:
+        """Send the results of finished rows to the host, off their slots.
 
         Args:
-            chains: entries of chains, looked at on the device.
-            ends: entries of finished rows, collected; of these the terms are looked at.
+            chains: entries of chains, to be looked at whether they are finite.
+            ends: entries of finished rows.
             length: as `run` was given it.
         """
+        groups = by_job(sorted(ends))
+        leaving = [self.chains.finite[self._slots(chains)]]
+        for key, entries in groups:
+            slots = self._slots(entries)
+            if key in self._chain_jobs:
+                leaving.append(self.chains.x[slots])
+            else:
+                leaving.append(self.data.values[slots, : self._term_jobs[key].units])
+        (finite, *parts), wait = self._departures.send(leaving)
+        return Landing(list(chains), groups, length, finite, parts, wait)
+
+    def receive(self, landing: Landing) -> dict[int, str]:
+        """Take the results in, once they are there; it waits for them.
+
+        Returns:
+            Jobs with a row that left the finite numbers, and what happened to it.
+        """
+        landing.wait()
         found: dict[int, str] = {}
-        if chains:
-            finite = self.chains.finite[self._slots(chains)].tolist()
-            for entry, good in zip(chains, finite, strict=True):
-                if not good:
-                    t = int(self._chain_jobs[entry.key].plan.t[entry.unit + length - 1])
-                    found[entry.key] = f"sample {entry.row} became NaN or infinite by step t = {t}"
-        for entry in ends:
-            job = self._term_jobs.get(entry.key)
-            if job is not None:
-                values = self._results[entry.key][entry.row]
-                # Minus infinity is an answer: the model holds the datum to be impossible.
-                wrong = values.isnan() | values.isposinf()
-                if bool(wrong.any()):
-                    t = int(job.steps.t[entry.row][wrong][0])
-                    found[entry.key] = f"the bound of datum {entry.row} has no finite term t = {t}"
+        for entry, good in zip(landing.chains, landing.finite.tolist(), strict=True):
+            job = self._chain_jobs.get(entry.key)
+            if not good and job is not None:
+                t = int(job.plan.t[entry.unit + landing.length - 1])
+                found[entry.key] = f"sample {entry.row} became NaN or infinite by step t = {t}"
+        for (key, entries), part in zip(landing.ends, landing.parts, strict=True):
+            if key not in self._results:  # given up meanwhile
+                continue
+            values = part.to(self._results[key].dtype)
+            self._results[key][[entry.row for entry in entries]] = values
+            asked = self._term_jobs.get(key)
+            # Minus infinity is an answer: the model holds the datum to be impossible.
+            wrong = values.isnan() | values.isposinf()
+            if asked is not None and bool(wrong.any()):
+                i, unit = wrong.nonzero()[0]
+                row = entries[int(i)].row
+                step, *_ = asked.steps.at(torch.tensor(row), unit)
+                datum = row // asked.each
+                found[key] = f"the bound of datum {datum} has no finite term t = {int(step)}"
         return found
 
     def result(
@@ -162,12 +212,14 @@ class Runner:
         job, values = self._term_jobs[key], self._results[key]
         with torch.inference_mode(False), torch.no_grad():
             x_0 = job.x_0.to(self.model.device)
-            prior = prior_part(self.model, x_0, job.convention).cpu()
-            last = closed_last(self.model, x_0, job.convention)
-            found = combine(job.steps, values, prior, None if last is None else last.cpu())
+            if isinstance(job.steps, Trajectories):
+                found = trajectory.weigh(self.model, x_0, job.steps, job.seed, values)
+            else:
+                prior = prior_part(self.model, x_0, job.convention).cpu()
+                last = closed_last(self.model, x_0, job.convention, job.steps.end)
+                found = combine(job.steps, values, prior, None if last is None else last.cpu())
         return TermResult(
             bound=found,
-            steps=job.steps,
             values=values,
             queue_seconds=queue_seconds,
             compute_seconds=compute_seconds,
@@ -203,30 +255,46 @@ class Runner:
             if job.observation is not None:
                 seen = to_device(rows_of(job.observation, rows), device)
             if job.start is not None:
-                x = job.start[rows].to(device)
+                x = upload(job.start[rows], device)
             else:
-                noise = counter_noise(job.seed, rows.to(device), self.model.T + 1, Stream.CHAIN)
+                row = upload(rows, device)
+                noise = counter_noise(job.seed, row, self.model.T + 1, Stream.CHAIN)
                 x = begin(self.model, noise, seen, len(rows))
             self.chains.write(self._slots(entries), x, seen)
         for key, entries in by_job([entry for entry in terms if entry.unit == 0]):
-            x_0 = self._term_jobs[key].x_0[[entry.row for entry in entries]]
-            self.data.x_0[self._slots(entries)] = x_0.to(device)
+            term_job = self._term_jobs[key]
+            x_0 = term_job.x_0[[entry.row // term_job.each for entry in entries]]
+            self.data.x_0[self._slots(entries)] = upload(x_0, device)
 
-    def _evaluate(
-        self, batch: TermBatch, prediction: Prediction, x_0: Tensor, x_t: Tensor
-    ) -> Tensor:
-        values = torch.zeros(len(batch.t), device=self.model.device)
-        for convention in set(batch.conventions):
-            these = [i for i, other in enumerate(batch.conventions) if other == convention]
-            i = slice(None) if len(these) == len(values) else torch.tensor(these, device=x_t.device)
-            part = prediction.rows(i)
-            found = evaluate(self.model, part, x_0[i], x_t[i], batch.t[i], convention)
-            values[i] = found.to(values.dtype)
-        return values
+    def _points(self, slots: Tensor, group: TermGroup) -> "_Points":
+        """Where the terms of a group are evaluated."""
+        x_0, process = self.data.x_0[slots], self.model.process
+        if group.of_trajectories:
+            before, x_t = trajectory.neighbours(process, x_0, group.t, group.noise)
+            return _Points(x_0, x_t, before)
+        return _Points(x_0, process.marginal(x_0, group.t).sample(group.noise))
+
+    def _evaluate(self, group: TermGroup, prediction: Prediction, points: "_Points") -> Tensor:
+        """The terms of a group, nats [G]."""
+        model, x_0, x_t, before = self.model, points.x_0, points.x_t, points.before
+        t, convention = group.t, group.convention
+        if before is None:
+            return evaluate(model, prediction, x_0, x_t, t, convention, group.s)
+        return trajectory.evaluate(model, prediction, x_0, before, x_t, t, convention)
 
     def _slots(self, entries: Sequence[Entry]) -> Tensor:
-        return torch.tensor([entry.slot for entry in entries], device=self.model.device)
+        slots = torch.tensor([entry.slot for entry in entries], dtype=torch.int64)
+        return upload(slots, self.model.device)
 
     def _filled(self, entries: list[Entry]) -> list[Entry]:
         """The entries, the last of them repeated up to `fill`."""
         return [*entries, *entries[-1:] * (self.calls.fill - len(entries))]
+
+
+@dataclass(frozen=True)
+class _Points:
+    """x_0 and x_t of terms, [G, *event]; of trajectories x_t in float64, and x_{t-1} too."""
+
+    x_0: Tensor
+    x_t: Tensor
+    before: Tensor | None = None

@@ -31,7 +31,7 @@ The policy, all of it:
 Pure Python: no tensors, no time, no threads. The caller says how long a tick took.
 """
 
-from collections.abc import Iterable
+import math
 from dataclasses import dataclass
 
 from service.engine.lanes import Entry, Lane, Progress, Work
@@ -66,11 +66,11 @@ class Tick:
 class _Model:
     """The two lanes of a model, and its clock of seconds used per batch asked for."""
 
-    def __init__(self, slots: int, capacity: int) -> None:
+    def __init__(self, slots: int, capacity: int, pace: float) -> None:
         self.chains, self.terms = Lane(slots), Lane(slots)
         self.capacity = capacity
         self.clock = 0.0
-        self.pace = float("inf")  # seconds of the latest tick, a unit
+        self.pace, self.paced = pace, capacity  # seconds a unit of the latest tick, and its rows
         self.term_credit = 0.0
 
     @property
@@ -85,25 +85,20 @@ class _Model:
         jobs = (*self.chains.rotation, *self.terms.rotation)
         return max(1.0, sum(job.usable(self.capacity) for job in jobs) / self.capacity)
 
+    def seconds(self, rows: int) -> float:
+        """The most that a unit of so many rows takes, as far as the latest tick tells."""
+        return self.pace * max(1.0, rows / self.paced)
+
 
 class Scheduler:
     """Jobs in, ticks out.
 
     Args:
-        models: names of the models.
-        batch_size: most rows of a tick.
-        slots: most chains, and most data, of one model that hold a slot at once.
         term_share: share of a batch kept for terms while chains could fill it.
     """
 
-    def __init__(
-        self,
-        models: Iterable[str] = (),
-        batch_size: int = 1,
-        slots: int = 1,
-        term_share: float = 0.125,
-    ) -> None:
-        self._models = {name: _Model(slots, batch_size) for name in models}
+    def __init__(self, term_share: float = 0.125) -> None:
+        self._models: dict[str, _Model] = {}
         self._jobs: dict[int, Progress] = {}
         self._term_share = term_share
         self._now = 0.0
@@ -174,7 +169,7 @@ class Scheduler:
         taken = [job for job in model.chains.rotation if job.tick == self._tick]
         rows = [(job, row) for job in taken for row in job.running[: job.taken]]
         left = min(job.work.units - row.unit for job, row in rows)
-        more = max(0, min(left, int(BURST_SECONDS / model.pace)))
+        more = max(0, min(left, int(BURST_SECONDS / model.seconds(len(rows)))))
         for _, row in rows:
             row.unit += more
         return 1 + more
@@ -183,7 +178,7 @@ class Scheduler:
         """The tick is done, in so many seconds: slots of rows that ended are free again."""
         model = self._models[tick.model]
         model.clock += seconds / model.demand()
-        model.pace = max(seconds, 1e-9) / tick.length
+        model.pace, model.paced = max(seconds, 1e-9) / tick.length, len(tick)
         for key in {entry.key for entry in tick.ends}:
             job = self._jobs.get(key)
             if job is None:  # removed while the tick ran
@@ -192,9 +187,16 @@ class Scheduler:
             if not job.running and job.waiting == job.work.rows:
                 self.remove(key)
 
-    def serve(self, model: str, batch_size: int, slots: int) -> None:
-        """Take in jobs of `model`, with this room of its own."""
-        self._models[model] = _Model(slots, batch_size)
+    def serve(self, model: str, batch_size: int, slots: int, seconds: float = math.inf) -> None:
+        """Take in jobs of `model`, with this room of its own.
+
+        Args:
+            model: its name.
+            batch_size: most rows of a tick.
+            slots: most chains, and most data, that hold a slot at once.
+            seconds: what a tick takes, as far as is known: the first may be a burst then.
+        """
+        self._models[model] = _Model(slots, batch_size, seconds)
 
     def limit(self, model: str, rows: int) -> None:
         """From now on a tick of `model` has at most `rows` rows."""

@@ -14,24 +14,26 @@ from diffusion.distributions import Bernoulli, Normal
 from diffusion.model import DiffusionModel
 from diffusion.posterior import Observation
 from service.engine.jobs import parts_of
+from service.engine.transfer import upload
 
 
 @final
 class ChainSlots:
-    """State of `count` chains.
+    """State of `count` chains, and of one slot more that no chain gets.
 
     Attributes:
-        x: x_t, [count, *event].
-        previous: x_0hat of the step before, [count, *event].
-        finite: whether all of the chain so far was finite, [count].
+        spare: that slot; whatever is written to it harms nobody.
+        x: x_t, [count + 1, *event].
+        previous: x_0hat of the step before, [count + 1, *event].
+        finite: whether all of the chain so far was finite, [count + 1].
     """
 
     def __init__(self, model: DiffusionModel, count: int) -> None:
         self._model = model
-        self._count = count
-        self.x = torch.zeros(count, *model.event, device=model.device)
+        self.spare = count
+        self.x = torch.zeros(count + 1, *model.event, device=model.device)
         self.previous = torch.zeros_like(self.x)
-        self.finite = torch.ones(count, dtype=torch.bool, device=model.device)
+        self.finite = torch.ones(count + 1, dtype=torch.bool, device=model.device)
         self._observed: Observation | None = None  # allocated when a first job has one
 
     def write(self, slots: Tensor, x: Tensor, seen: Observation | None) -> None:
@@ -43,10 +45,14 @@ class ChainSlots:
             return
         if seen is None:
             seen = self.nothing(len(slots))
-        if self._observed is None:
-            self._observed = self.nothing(self._count)
-        for place, value in zip(parts_of(self._observed), parts_of(seen), strict=True):
+        for place, value in zip(parts_of(self.observe()), parts_of(seen), strict=True):
             place[slots] = value
+
+    def observe(self) -> Observation:
+        """What was seen of every slot; room is made for it when it is first asked for."""
+        if self._observed is None:
+            self._observed = self.nothing(self.spare + 1)
+        return self._observed
 
     def advance(self, slots: Tensor, x_s: Tensor, x_0: Tensor) -> None:
         """The state of these chains after a step."""
@@ -91,7 +97,7 @@ def rows_of(observation: Observation, index: Tensor) -> Observation:
 
 def to_device(observation: Observation, device: torch.device) -> Observation:
     """The same on another device."""
-    return _each(observation, lambda part: part.to(device))
+    return _each(observation, lambda part: upload(part, device))
 
 
 def _each(observation: Observation, act: Callable[[Tensor], Tensor]) -> Observation:

@@ -18,8 +18,7 @@ from service.encoding import BINARY, EVENTS, JSON, PNG, to_binary, to_json
 from service.engine.jobs import ChainJob, TermJob
 from service.engine.peek import Peek
 from service.models import Served
-from service.problems import InvalidRequest, TooExpensive
-from service.settings import Settings
+from service.problems import TooExpensive
 from service.sheets import Strip, check_sheet, contact_sheet, image
 
 Result = TypeVar("Result")
@@ -100,26 +99,14 @@ def settle_seed(seed: int | None) -> int:
 
 
 def check_rows(count: int, location: str, limit: int, setting: str) -> None:
-    """Raise InvalidRequest beyond a limit of the settings."""
+    """Raise TooExpensive beyond a limit of the settings."""
     if count > limit:
-        raise InvalidRequest(
+        raise TooExpensive(
             f"{location} asks for more than one request may.",
             location=location,
             received=count,
             expected=f"at most {limit}",
             fix=f"Split it into several requests; the operator sets the limit ({setting}).",
-        )
-
-
-def check_cost(cost: int, settings: Settings) -> None:
-    """Raise TooExpensive beyond `max_request_cost`."""
-    if cost > settings.max_request_cost:
-        raise TooExpensive(
-            "The request needs more network evaluations than one request may.",
-            received=cost,
-            expected=f"at most {settings.max_request_cost}",
-            fix="Ask for fewer samples or data, for fewer steps (`sampler.steps`) or `terms`, or "
-            "split it; the operator sets the limit (NONEQ_MAX_REQUEST_COST).",
         )
 
 

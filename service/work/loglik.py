@@ -1,7 +1,7 @@
 """/loglik: the bound K on log p(x_0), from its terms."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, final
 
 import torch
@@ -9,17 +9,21 @@ from torch import Tensor
 from typing_extensions import override
 
 from diffusion.bound import check_convention, null_log_prob
-from diffusion.strata import choose_steps
+from diffusion.choice import Choice
+from diffusion.space import Convention
+from diffusion.strata import Steps
+from diffusion.trajectory import Trajectories
 from service.answers import Loglik, LoglikAnswer, Parts
 from service.arrays import check_values, read_events, refusal
 from service.columns import Columns
 from service.encoding import BINARY, EVENTS, JSON
 from service.engine.jobs import TermJob, TermResult
+from service.engine.limits import check_cost
 from service.models import Served
 from service.problems import InvalidRequest
 from service.schemas import LoglikRequest
 from service.settings import Settings
-from service.work.base import Work, check_cost, check_rows, settle_seed
+from service.work.base import Work, check_rows, settle_seed
 
 TERM_BYTES = 80  # of a term as JSON, most often less
 
@@ -37,10 +41,13 @@ class LoglikWork(Work[TermResult]):
     @classmethod
     def prepare(cls, request: LoglikRequest, served: Served, settings: Settings) -> "LoglikWork":
         """The work, or the problem that forbids it."""
-        model, space = served.model, served.model.space
-        count = len(request.data)
+        space, count = served.model.space, len(request.data)
         check_rows(count, "data", settings.max_data, "NONEQ_MAX_DATA")
-        check_cost(count * min(request.terms or model.T - 1, model.T - 1), settings)
+        convention = request.convention or space.default_convention
+        seed = settle_seed(request.seed)
+        # Of one datum first: what they all cost is known before much is made of it.
+        one = _settle(request, served, 1, seed, convention)
+        check_cost(count * (request.trajectories or 1) * one.count, settings)
         events = read_events(request.data, space, "data")
         if events.opaque is not None:
             raise InvalidRequest(
@@ -49,20 +56,12 @@ class LoglikWork(Work[TermResult]):
                 fix="Send opaque PNGs; /inpaint draws what was not seen.",
             )
         check_values(events.values, space, "data")
-        convention = request.convention or space.default_convention
-        seed = settle_seed(request.seed)
-        try:
-            check_convention(model, convention)
-        except ValueError as error:
-            raise refusal(error, "convention", convention) from None
-        try:
-            steps = choose_steps(model.T, torch.arange(count), seed, convention, request.terms)
-        except ValueError as error:
-            raise refusal(error, "terms", request.terms) from None
+        steps = _settle(request, served, count, seed, convention)
         x_0 = space.to_model(events.values)
-        written = count * steps.count * TERM_BYTES if request.per_step else 0
-        job = TermJob(served.name, x_0, seed, steps, convention, written)
+        job = TermJob(served.name, x_0, seed, steps, convention)
         check_cost(job.cost, settings)
+        if request.per_step:
+            job = replace(job, answer_bytes=job.cost * TERM_BYTES)
         return cls(served, job, request)
 
     @property
@@ -86,6 +85,7 @@ class LoglikWork(Work[TermResult]):
                     prior=_finite(columns["prior"][i]),
                     steps=_finite(columns["steps"][i]),
                     last=_finite(columns["last"][i]),
+                    gain=_finite(columns["gain"][i]),
                 ),
                 per_step=self._terms(result, i) if self.request.per_step else None,
             )
@@ -97,7 +97,9 @@ class LoglikWork(Work[TermResult]):
             exact=result.exact,
             estimator=self.request.estimator,
             convention=self.job.convention,
-            terms=self.job.units,
+            terms=self.job.units * self.job.each,
+            trajectories=self.request.trajectories,
+            steps=self.request.steps or self.served.model.T,
             results=results,
             network_evaluations=result.network_evaluations,
         )
@@ -106,8 +108,8 @@ class LoglikWork(Work[TermResult]):
     def tensors(self, result: TermResult) -> dict[str, Tensor]:
         found = self._bounds(result)
         if self.request.per_step:
-            steps = result.steps
-            found |= {"term_t": steps.t, "term_weight": steps.weight, "term_value": result.values}
+            steps, values = self._steps(), result.values.view(len(self.job.x_0), -1)
+            found |= {"term_t": steps.t, "term_weight": steps.weight, "term_value": values}
         return found
 
     def _bounds(self, result: TermResult) -> dict[str, Tensor]:
@@ -121,13 +123,55 @@ class LoglikWork(Work[TermResult]):
             "prior": bound.prior,
             "steps": bound.steps,
             "last": bound.last,
+            "gain": bound.gain,
         }
 
-    @staticmethod
-    def _terms(result: TermResult, datum: int) -> Columns:
-        steps = result.steps
-        columns = {"t": steps.t[datum], "weight": steps.weight, "value": result.values[datum]}
+    def _steps(self) -> Steps:
+        """The terms of each datum as a table."""
+        steps = self.job.steps
+        return steps.steps(len(self.job.x_0)) if isinstance(steps, Trajectories) else steps
+
+    def _terms(self, result: TermResult, datum: int) -> Columns:
+        steps, values = self._steps(), result.values.view(len(self.job.x_0), -1)
+        columns = {"t": steps.t[datum], "weight": steps.weight, "value": values[datum]}
         return Columns({name: x.numpy() for name, x in columns.items()})
+
+
+def _settle(
+    request: LoglikRequest, served: Served, count: int, seed: int, convention: Convention
+) -> Steps | Trajectories:
+    """The terms of the first `count` data, or the problem that forbids them."""
+    model = served.model
+    try:
+        check_convention(model, convention)
+    except ValueError as error:
+        raise refusal(error, "convention", convention) from None
+    asked = request.model_dump(include=set(Choice.model_fields))
+    said = [name for name in ("steps", "target_error", "terms") if asked[name] is not None]
+    if request.trajectories is not None:
+        return _whole(request, model.T, [*said, *(["strata"] * (request.strata != "even"))])
+    try:
+        return Choice(**asked).settle(model, torch.arange(count), seed, convention)
+    except ValueError as error:
+        location = said[0] if said else "strata"
+        raise refusal(error, location, asked[location]) from None
+
+
+def _whole(request: LoglikRequest, T: int, said: list[str]) -> Trajectories:
+    """Whole trajectories, with which no other choice of terms can go."""
+    assert request.trajectories is not None  # they are what is asked for
+    if said:
+        raise InvalidRequest(
+            f"A trajectory's weight needs every step, so `{said[0]}` cannot go with "
+            "`trajectories`.",
+            location=said[0],
+            received=getattr(request, said[0]),
+            fix=f"Leave out `{said[0]}`, or `trajectories`.",
+        )
+    try:
+        return Trajectories(request.trajectories, T)
+    except ValueError as error:
+        raise refusal(error, "trajectories", request.trajectories) from None
 
 
 def _finite(value: float) -> float | None:

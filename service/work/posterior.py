@@ -18,12 +18,13 @@ from diffusion.process import BinomialProcess
 from service.answers import Diagnostics, Posterior, PosteriorAnswer
 from service.arrays import plain
 from service.engine.jobs import ChainJob, ChainResult
+from service.engine.limits import check_cost
 from service.models import Served
 from service.problems import InvalidRequest
 from service.schemas import DenoiseRequest, InpaintRequest
 from service.settings import Settings
 from service.sheets import Strip
-from service.work.base import Work, check_cost, check_rows, make_plan, settle_seed, stated
+from service.work.base import Work, check_rows, make_plan, settle_seed, stated
 from service.work.seen import Seen, read_seen
 
 METHODS = ("auto", "product")

@@ -9,11 +9,12 @@ from typing_extensions import override
 from service.answers import SampleAnswer
 from service.arrays import plain
 from service.engine.jobs import ChainJob, ChainResult
+from service.engine.limits import check_cost
 from service.models import Served
 from service.schemas import SampleRequest
 from service.settings import Settings
 from service.sheets import Strip
-from service.work.base import Work, check_cost, check_rows, make_plan, settle_seed, stated
+from service.work.base import Work, check_rows, make_plan, settle_seed, stated
 
 
 @final

@@ -27,8 +27,10 @@ from diffusion.networks import (
     RBFConfig,
     UNetConfig,
 )
+from diffusion.paths import even, pack
 from diffusion.prediction import PredictionKind, VarianceKind
 from diffusion.process import BinomialConfig, GaussianConfig, ProcessConfig
+from diffusion.profile import ProfileConfig
 from diffusion.schedule import CosineSchedule, LogSnrSchedule
 from diffusion.space import DataSpace
 
@@ -41,6 +43,7 @@ def described(
     space: DataSpace,
     prediction: PredictionKind,
     variance: VarianceKind | None,
+    profile: ProfileConfig | None = None,
 ) -> Metadata:
     return Metadata(
         name="some-model",
@@ -48,6 +51,7 @@ def described(
         network=network,
         prediction=prediction,
         variance=variance,
+        profile=profile,
         space=space,
         training=Provenance(
             data="roll", checksum="sha256:00", steps=7, seed=3, config={"batch": 64, "betas": [0.9]}
@@ -101,6 +105,7 @@ KINDS = [
         ),
         space=DataSpace(kind="image", shape=(1, 4, 4), shift=127.5, scale=127.5, levels=256),
     ),
+    small(variance="optimal", profile=ProfileConfig(longest=3)),
 ]
 
 
@@ -115,6 +120,12 @@ def fresh(metadata: Metadata) -> DiffusionModel:
     if isinstance(model.network, BitPatterns):
         patterns = torch.tensor([[1.0, 0, 1], [0, 1, 1]])
         model.network = BitPatterns.from_values(torch.tensor([0.3, 0.7]), patterns, 0.3)
+    if model.profile is not None:
+        for table in (model.profile.error, model.profile.last, model.profile.spread):
+            table[1:] = torch.linspace(0.01, 0.9, T)
+        lengths = range(1, model.profile.longest + 1)
+        model.profile.paths.copy_(pack([even(T, steps) for steps in lengths]))
+        model.profile.strata.copy_(pack([even(T - 1, steps) for steps in lengths]))
     for parameter in model.parameters():
         if not parameter.any():
             nn.init.normal_(parameter)

@@ -38,7 +38,9 @@ def answers(model: DiffusionModel) -> list[Tensor]:
     return [found.x_0, kernel.logits]
 
 
-@pytest.mark.parametrize("metadata", KINDS, ids=lambda m: f"{m.network.kind}-{m.process.kind}")
+@pytest.mark.parametrize(
+    "metadata", KINDS, ids=lambda m: f"{m.network.kind}-{m.process.kind}-{m.variance}"
+)
 def test_an_artefact_survives_its_round_trip(metadata: Metadata, tmp_path: Path) -> None:
     model, path = fresh(metadata), tmp_path / "some-model" / "model.safetensors"
     save(path, model, metadata)

@@ -300,3 +300,17 @@ def test_a_configuration_builds_its_process(document: dict[str, object]) -> None
 def test_a_base_rate_is_a_probability(base_rate: float) -> None:
     with pytest.raises(ValueError, match=f"came {base_rate}"):
         BinomialProcess(InverseTimeSchedule().beta(T), base_rate)
+
+
+def test_a_process_takes_another_table_and_lets_gradients_through() -> None:
+    """alpha_bar_2 = (1 - beta_1)(1 - beta_2), so its slope by beta_1 is -(1 - beta_2)."""
+    process = GaussianProcess(torch.tensor([0.0, 0.1, 0.2], dtype=torch.float64))
+    beta = torch.tensor([0.0, 0.3, 0.6], dtype=torch.float64, requires_grad=True)
+    process.take(beta)
+    torch.testing.assert_close(process.alpha_bar, (1 - beta).cumprod(0))
+    process.log_snr(torch.tensor([2])).sum().backward()
+    signal = 0.7 * 0.4
+    assert beta.grad is not None
+    assert float(beta.grad[1]) == pytest.approx(-0.4 / (signal * (1 - signal)))
+    with pytest.raises(ValueError, match="above 0 and below 1"):
+        process.take(torch.tensor([0.0, -0.3, 0.6], dtype=torch.float64))

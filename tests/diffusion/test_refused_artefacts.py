@@ -27,6 +27,7 @@ from diffusion.networks import (
     MLPConfig,
     RBFConfig,
 )
+from diffusion.profile import ProfileConfig
 from diffusion.space import DataSpace
 from tests.diffusion.artefacts import KINDS, T, document, fresh, saved, small, tensors
 
@@ -247,3 +248,38 @@ def test_what_cannot_be_read_back_is_not_written(tmp_path: Path) -> None:
 def test_a_name_is_one_that_a_url_can_hold(name: str) -> None:
     with pytest.raises(ValidationError, match="name"):
         Metadata.model_validate(small().model_dump() | {"name": name})
+
+
+def spoilt(path: Path, change: Callable[[dict[str, Tensor]], None]) -> None:
+    """The tensors of an artefact with a profile, rewritten."""
+    metadata = small(variance="optimal", profile=ProfileConfig(longest=3))
+    saved(path.parent, metadata)
+    found = load_file(path)
+    change(found)
+    save_file(found, path, {KEY: metadata.model_dump_json()})
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        (lambda x: x.pop("profile.error"), "missing ['profile.error']"),
+        (lambda x: x.update({"profile.last": x["profile.last"][1:]}), "profile.last has shape"),
+        (lambda x: x["profile.error"][3:5].zero_(), "errors and variances are above 0"),
+        (lambda x: x["profile.spread"][2:].neg_(), "spreads are not below 0"),
+        (lambda x: x["profile.paths"][3:].fill_(T), "path of 3 steps ascends"),
+        (lambda x: x["profile.strata"][3:].fill_(T), "path of 3 steps ascends"),
+        (lambda x: x["profile.mean"].fill_(math.nan), "NaN"),
+    ],
+)
+def test_a_profile_that_none_can_have_measured(
+    change: Callable[[dict[str, Tensor]], None], says: str, tmp_path: Path
+) -> None:
+    path = tmp_path / "model.safetensors"
+    spoilt(path, change)
+    assert says in refused(path)
+
+
+def test_an_optimal_variance_without_a_profile(tmp_path: Path) -> None:
+    path = saved(tmp_path, small(variance="optimal", profile=ProfileConfig(longest=3)))
+    document(path, lambda d: d.pop("profile"))
+    assert "profile" in refused(path)

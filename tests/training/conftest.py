@@ -65,3 +65,15 @@ def small_file(tmp_path: Path) -> Path:
 def small(small_file: Path) -> FitConfig:
     """The configuration, read."""
     return load(str(small_file))
+
+
+@pytest.fixture
+def leaves_file(small_file: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The same with a few dead leaves for data, and a folder of its own to write into."""
+    before, _, after = small_file.read_text().partition("[data]")
+    rest = after[after.index("[process]") :]
+    data = 'kind = "deadleaves"\nside = 4\ntrain = 400\nvalid = 60\ntest = 80\n'
+    path = small_file.with_name("leaves.toml")
+    path.write_text(f"{before}[data]\n{data}\n{rest}")
+    monkeypatch.chdir(path.parent)
+    return path

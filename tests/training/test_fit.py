@@ -223,11 +223,23 @@ def test_the_command_line_from_fit_to_artefact(
     assert (path.stat().st_mode & 0o777) == 0o644
     assert "| paper | test | 32 |" in path.with_name("README.md").read_text()
     assert path.with_name("samples.png").read_bytes()[:4] == b"\x89PNG"
+    assert path.with_name("entropy.png").read_bytes()[:4] == b"\x89PNG"
+    assert "![entropy of each reverse step]" in path.with_name("README.md").read_text()
 
     assert main(["evaluate", "small", "--models", models, "--split", "valid", "--write"]) == 0
     splits = [e.split for e in read_metadata(path).evaluation]
     assert splits == ["test", "test", "valid"]
+    several = ["evaluate", "small", "--models", models, "--data", "16", "--trajectories", "3"]
+    assert main([*several, "--write"]) == 0
+    *others, found = read_metadata(path).evaluation
+    assert [e.trajectories for e in others] == [None] * 3
+    assert (found.trajectories, found.terms) == (3, None)
+    assert found.gain is not None
+    assert found.gain > 0
+    assert "| all of 3 trajectories (gain" in path.with_name("README.md").read_text()
     capsys.readouterr()
+    assert main([*several, "--terms", "6"]) == 2
+    assert "leave out trajectories, or what" in capsys.readouterr().err
     assert main(["inspect", "small", "--models", models]) == 0
     assert "training.steps" in capsys.readouterr().out
 

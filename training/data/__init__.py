@@ -4,21 +4,37 @@ from typing import Annotated
 
 from pydantic import Field
 
-from training.data import binarized_mnist, cifar10, heartbeat, mnist, swissroll
+from training.data import (
+    binarized_mnist,
+    cifar10,
+    dead_leaves,
+    heartbeat,
+    mnist,
+    swissroll,
+    textures,
+)
 from training.data.binarized_mnist import BinarizedMnistConfig
 from training.data.cifar10 import Cifar10Config
 from training.data.dataset import SPLITS, DataError, Dataset, Split
+from training.data.dead_leaves import DeadLeavesConfig
 from training.data.heartbeat import HeartbeatConfig
 from training.data.mnist import MnistConfig
 from training.data.swissroll import SwissRollConfig
+from training.data.textures import TexturesConfig
 
-DataConfig = Annotated[
-    SwissRollConfig | HeartbeatConfig | MnistConfig | BinarizedMnistConfig | Cifar10Config,
-    Field(discriminator="kind"),
-]
+AnyConfig = (
+    SwissRollConfig
+    | HeartbeatConfig
+    | DeadLeavesConfig
+    | MnistConfig
+    | BinarizedMnistConfig
+    | Cifar10Config
+    | TexturesConfig
+)
+DataConfig = Annotated[AnyConfig, Field(discriminator="kind")]
 
 
-def load(config: DataConfig) -> Dataset:
+def load(config: AnyConfig) -> Dataset:
     """The data set that `config` describes, its three splits in data units.
 
     Raises:
@@ -29,12 +45,16 @@ def load(config: DataConfig) -> Dataset:
             return swissroll.load(config)
         case HeartbeatConfig():
             return heartbeat.load(config)
+        case DeadLeavesConfig():
+            return dead_leaves.load(config)
         case MnistConfig():
             return mnist.load(config)
         case BinarizedMnistConfig():
             return binarized_mnist.load(config)
         case Cifar10Config():
             return cifar10.load(config)
+        case TexturesConfig():
+            return textures.load(config)
 
 
 __all__ = [
@@ -44,9 +64,11 @@ __all__ = [
     "DataConfig",
     "DataError",
     "Dataset",
+    "DeadLeavesConfig",
     "HeartbeatConfig",
     "MnistConfig",
     "Split",
     "SwissRollConfig",
+    "TexturesConfig",
     "load",
 ]

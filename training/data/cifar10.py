@@ -15,8 +15,7 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
-from diffusion.space import DataSpace
-from training.data.dataset import DataError, Dataset
+from training.data.dataset import DataError, Dataset, eight_bit
 from training.data.files import RemoteFile, data_folder, fetch, read
 
 ARCHIVE = RemoteFile(
@@ -82,8 +81,7 @@ def load(config: Cifar10Config) -> Dataset:
     digest = hashlib.sha256(" ".join(file.md5 for file in (*TRAIN, TEST)).encode())
     return Dataset(
         name=config.kind,
-        # The scale of 128 is explained at training/data/mnist.py.
-        space=DataSpace(kind="image", shape=SHAPE, shift=127.5, scale=128.0, levels=256),
+        space=eight_bit(SHAPE),
         train=images[:cut],
         valid=images[cut:],
         test=test,

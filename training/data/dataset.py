@@ -20,6 +20,15 @@ Split = Literal["train", "valid", "test"]
 SPLITS: tuple[Split, ...] = ("train", "valid", "test")
 
 
+def eight_bit(shape: tuple[int, ...]) -> DataSpace:
+    """The space of 8-bit images [C, H, W]: model units are (level - 127.5) / 128.
+
+    With a scale of 128 the period of sin(2^8 pi x) is one grey level exactly, so that a network
+    that is given it (UNetConfig.fourier) reads off how far x is from a level.
+    """
+    return DataSpace(kind="image", shape=shape, shift=127.5, scale=128.0, levels=256)
+
+
 class DataError(ValueError):
     """Data that cannot be had or are not what they should be; the message says how to mend it."""
 
@@ -55,14 +64,18 @@ class Dataset:
         return rows
 
 
-def generator(seed: int, split: Split) -> torch.Generator:
-    """A stream of random numbers for one split; streams of different splits never meet.
+def split_seed(seed: int, split: Split) -> int:
+    """The seed of one split: the first 63 bits of sha256("seed/split").
 
-    The seed of each stream is the first 8 bytes of sha256("seed/split"), so it does not depend on
-    how many rows the other splits drew.
+    Streams of different splits never meet, and none depends on how many rows the others drew.
     """
     digest = hashlib.sha256(f"{seed}/{split}".encode()).digest()
-    return torch.Generator().manual_seed(int.from_bytes(digest[:8], "big") >> 1)
+    return int.from_bytes(digest[:8], "big") >> 1
+
+
+def generator(seed: int, split: Split) -> torch.Generator:
+    """A stream of random numbers for one split."""
+    return torch.Generator().manual_seed(split_seed(seed, split))
 
 
 def checksum(*tensors: Tensor) -> str:

@@ -97,6 +97,22 @@ def data_folder(dataset: str) -> Path | None:
     return Path(named).expanduser() / dataset if named else None
 
 
+def local_folder(name: str) -> Path:
+    """The folder `name` of one's own files, below the one that NONEQ_DATA names.
+
+    Raises:
+        DataError: the variable is unset, or there is no such folder.
+    """
+    folder = data_folder(name)
+    if folder is None:
+        raise DataError(
+            f"{name}/ holds your own files: set {VARIABLE} to the folder that it lies in"
+        )
+    if not folder.is_dir():
+        raise DataError(f"{folder} is no folder: {VARIABLE}={folder.parent} should hold {name}/")
+    return folder
+
+
 def cache_folder() -> Path:
     """Where downloads are kept."""
     return Path.home() / ".cache" / "noneq"

@@ -16,8 +16,7 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
-from diffusion.space import DataSpace
-from training.data.dataset import DataError, Dataset
+from training.data.dataset import DataError, Dataset, eight_bit
 from training.data.files import RemoteFile, fetch
 
 HOSTS = (
@@ -75,15 +74,7 @@ def load(config: MnistConfig) -> Dataset:
     digest = hashlib.sha256(f"{TRAIN_IMAGES.md5} {TEST_IMAGES.md5}".encode())
     return Dataset(
         name=config.kind,
-        space=DataSpace(
-            # With a scale of 128 the period of sin(2^8 pi x) is one grey level exactly, so that a
-            # network that is given it (UNetConfig.fourier) reads off how far x is from a level.
-            kind="image",
-            shape=(1, SIDE, SIDE),
-            shift=127.5,
-            scale=128.0,
-            levels=256,
-        ),
+        space=eight_bit((1, SIDE, SIDE)),
         train=images[:cut],
         valid=images[cut:],
         test=test,

@@ -67,14 +67,14 @@ class SwissRoll:
         phi = FIRST + (LAST - FIRST) * u
         return self.curve(phi) + self.noise * n, phi, n
 
-    def nodes(self) -> tuple[Tensor, Tensor]:
+    def nodes(self, width: float | None = None) -> tuple[Tensor, Tensor]:
         """Gauss-Legendre nodes and weights in phi: eight nodes to a panel of two noise widths.
 
         On such a panel the integrand is a Gaussian bump no narrower than the panel's half, where
         eight nodes are exact to about 1e-9 relative.
         """
         length = (LAST - FIRST) * float(self.speed(torch.tensor(LAST, dtype=torch.float64)))
-        panels = max(64, math.ceil(length / (2.0 * self.noise)))
+        panels = max(64, math.ceil(length / (2.0 * (self.noise if width is None else width))))
         points, weights = legendre(8)
         edges = torch.linspace(FIRST, LAST, panels + 1, dtype=torch.float64)
         half = (edges[1:] - edges[:-1]) / 2
@@ -82,26 +82,49 @@ class SwissRoll:
         phi = middle[:, None] + half[:, None] * points
         return phi.flatten(), (half[:, None] * weights).flatten()
 
-    def log_density(self, x: Tensor, rows_at_once: int = 1024) -> Tensor:
-        """log p(x) in nats, float64 [rows], by quadrature over phi; x is [rows, 2].
+    def posterior(self, y: Tensor, added: float, rows_at_once: int = 1024) -> tuple[Tensor, Tensor]:
+        """Mean [rows, 2] and covariance [rows, 2, 2] of x_0 given y = x_0 + added n, float64.
 
-        Where the noise is small against the distance of two windings, only what is near each
-        winding's point nearest to x is integrated over; the rest is below 1e-30 of it.
+        Given phi too, x_0 is N(c + g (y - c), g added^2), g = noise^2 / (noise^2 + added^2); phi
+        given y by quadrature.
         """
-        parts = []
-        for chunk in x.to(torch.float64).split(rows_at_once):
-            if self.noise < NARROW:
-                phi, weight = self._nodes_near(chunk)
-            else:
-                phi, weight = (nodes.expand(len(chunk), -1) for nodes in self.nodes())
-            # |x - c|^2 entry by entry: a matrix product would lose the digits that noise^2 needs.
-            square = (chunk[:, None, :] - self.curve(phi)).square().sum(-1)
-            exponent = -0.5 * square / self.noise**2 + torch.log(weight / (LAST - FIRST))
-            parts.append(exponent.logsumexp(1) - math.log(2.0 * math.pi * self.noise**2))
+        gain = self.noise**2 / (self.noise**2 + added**2)
+        means, covariances = [], []
+        for chunk in y.to(torch.float64).split(rows_at_once):
+            exponent, centre = self._joint(chunk, math.hypot(self.noise, added))
+            share = exponent.softmax(1)
+            mean = torch.einsum("bn,bni->bi", share, centre)
+            off = centre - mean[:, None]
+            spread = torch.einsum("bn,bni,bnj->bij", share, off, off)
+            own = gain * added**2 * torch.eye(2, dtype=torch.float64)
+            means.append(mean + gain * (chunk - mean))
+            covariances.append((1.0 - gain) ** 2 * spread + own)
+        return torch.cat(means), torch.cat(covariances)
+
+    def log_density(self, x: Tensor, rows_at_once: int = 1024) -> Tensor:
+        """log p(x) in nats, float64 [rows], by quadrature over phi; x is [rows, 2]."""
+        chunks = x.to(torch.float64).split(rows_at_once)
+        parts = [self._joint(chunk, self.noise)[0].logsumexp(1) for chunk in chunks]
         return torch.cat(parts)
 
-    def _nodes_near(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Nodes and weights [rows, n] within 12 noise widths of each winding's nearest point."""
+    def _joint(self, y: Tensor, width: float) -> tuple[Tensor, Tensor]:
+        """log(weight p(phi) N(y; c(phi), width^2)) and c(phi) at nodes in phi: [rows, n(, 2)].
+
+        Where the width is small against the distance of two windings, only what is near each
+        winding's point nearest to y is integrated over; the rest is below 1e-30 of it.
+        """
+        if width < NARROW:
+            phi, weight = self._nodes_near(y, width)
+        else:
+            phi, weight = (nodes.expand(len(y), -1) for nodes in self.nodes(width))
+        centre = self.curve(phi)
+        # |y - c|^2 entry by entry: a matrix product would lose the digits that width^2 needs.
+        square = (y[:, None, :] - centre).square().sum(-1)
+        exponent = -0.5 * square / width**2 + torch.log(weight / (LAST - FIRST))
+        return exponent - math.log(2.0 * math.pi * width**2), centre
+
+    def _nodes_near(self, x: Tensor, width: float) -> tuple[Tensor, Tensor]:
+        """Nodes and weights [rows, n] within 12 widths of each winding's nearest point."""
         centre = torch.tensor(MEAN, dtype=torch.float64)
         raw = x / self.scale + centre
         turns = 2.0 * math.pi * torch.arange(3, dtype=torch.float64)
@@ -116,8 +139,8 @@ class SwissRoll:
             off = x[:, None, :] - self.curve(phi)
             move = (off * along).sum(-1) / along.square().sum(-1)
             phi = (phi + move).clamp(start - 1.0, start + 1.0).clamp(FIRST, LAST)
-        width = 12.0 * self.noise / self.speed(phi)
-        low, high = (phi - width).clamp(min=FIRST), (phi + width).clamp(max=LAST)
+        reach = 12.0 * width / self.speed(phi)
+        low, high = (phi - reach).clamp(min=FIRST), (phi + reach).clamp(max=LAST)
         points, weights = legendre(64)
         half, middle = (high - low) / 2, (high + low) / 2
         nodes = middle[..., None] + half[..., None] * points

@@ -130,3 +130,20 @@ def test_bad_configurations_teach(arguments: dict[str, object], reason: str) -> 
 def test_a_wrong_shape_teaches(config: MLPConfig | RBFConfig) -> None:
     with pytest.raises(ValueError, match=r"takes \[rows, 3\]"):
         made(config)(torch.zeros(2, D + 1), torch.zeros(2))
+
+
+def test_centres_are_placed_among_the_data() -> None:
+    """One in the middle of each of four clusters, and wide in proportion to the way to the next."""
+    corners = torch.tensor([[1.0, 1.0, 0.0], [-1.0, 1.0, 0.0], [1.0, -1.0, 0.0], [-3.0, -1.0, 0.0]])
+    x_0 = (corners[:, None] + 0.01 * torch.randn(4, 50, 3)).flatten(0, 1)
+    network = made(RBFConfig(features=D, units=4, T=T))
+    assert isinstance(network, RBF)
+    network.place(x_0)
+    means = x_0.view(4, 50, 3).mean(1)
+    order = torch.cdist(means, network.centres).argmin(1)
+    assert sorted(order.tolist()) == [0, 1, 2, 3]
+    torch.testing.assert_close(network.centres[order], means)
+    apart = torch.tensor([2.0, 2.0, 2.0, 8.0**0.5])
+    torch.testing.assert_close(network.log_widths[order].exp(), apart * 2 / 3, rtol=0.02, atol=0)
+    with pytest.raises(ValueError, match=r"4 units are placed .* came 3"):
+        network.place(corners[:3].repeat(5, 1))

@@ -8,6 +8,7 @@ from diffusion.plan import DDIM, Ancestral, DPMSolver
 from diffusion.posterior import Observation
 from diffusion.space import Convention
 from diffusion.strata import choose_steps
+from diffusion.trajectory import Trajectories
 from service.engine import ChainJob, TermJob
 
 
@@ -38,3 +39,16 @@ def terms(
     convention = convention or model.space.default_convention
     steps = choose_steps(model.T, torch.arange(len(x_0)), seed, convention, count)
     return TermJob(name, x_0, seed, steps, convention)
+
+
+def trajectories(
+    model: DiffusionModel,
+    x_0: Tensor,
+    each: int = 3,
+    seed: int = 7,
+    *,
+    name: str = "g",
+    convention: Convention | None = None,
+) -> TermJob:
+    convention = convention or model.space.default_convention
+    return TermJob(name, x_0, seed, Trajectories(each, model.T), convention)

@@ -12,8 +12,9 @@ from diffusion.plan import DDIM, Ancestral, DPMSolver
 from diffusion.posterior import Observation
 from diffusion.sampling import sample
 from diffusion.space import Convention
+from diffusion.trajectory import trajectory_bound
 from service.engine import ChainJob, Engine, TermJob
-from tests.service.engine.jobs import chains, terms
+from tests.service.engine.jobs import chains, terms, trajectories
 
 SAMPLERS = [Ancestral(), Ancestral(steps=5), DDIM(steps=6, eta=0.5), DPMSolver(steps=7)]
 
@@ -29,6 +30,7 @@ def company(model: DiffusionModel) -> list[ChainJob | TermJob]:
         chains(model, 5, seed=3, sampler=DPMSolver(steps=4)),
         terms(model, x_0, seed=4),
         terms(model, x_0, seed=5, convention="paper"),
+        trajectories(model, x_0, seed=6),
     ]
 
 
@@ -84,13 +86,35 @@ def test_bounds_are_those_of_the_offline_loop(
     engine = make_engine(g=gaussian)
     others = [engine.submit(job) for job in company(gaussian)] if beside else []
     x_0 = torch.linspace(-1.5, 1.2, 10).view(5, 2)
-    ticket = engine.submit(terms(gaussian, x_0, count=count, convention=convention))
-    result = ticket.result(120)
+    job = terms(gaussian, x_0, count=count, convention=convention)
+    result = engine.submit(job).result(120)
     expected = bound(gaussian, x_0, seed=7, convention=convention, terms=count)
     for name in ("bound", "standard_error", "prior", "steps", "last"):
         ours, theirs = getattr(result.bound, name), getattr(expected, name)
         assert_close(ours, theirs, rtol=1e-4, atol=1e-5, msg=name)
-    assert result.values.shape == result.steps.t.shape
+    assert result.values.shape == (job.rows, job.units)
+    for other in others:
+        other.result(120)
+
+
+@pytest.mark.parametrize("convention", ["density", "paper"])
+@pytest.mark.parametrize("beside", [False, True], ids=["alone", "beside others"])
+def test_bounds_of_trajectories_are_those_of_the_offline_loop(
+    gaussian: DiffusionModel,
+    make_engine: Callable[..., Engine],
+    convention: Convention,
+    beside: bool,
+) -> None:
+    engine = make_engine(g=gaussian, limits={"batch_size": 16, "slots": 16})
+    others = [engine.submit(job) for job in company(gaussian)] if beside else []
+    x_0 = torch.linspace(-1.5, 1.2, 10).view(5, 2)
+    ticket = engine.submit(trajectories(gaussian, x_0, 4, convention=convention))
+    result = ticket.result(120)
+    expected = trajectory_bound(gaussian, x_0, seed=7, convention=convention, trajectories=4)
+    for name in ("bound", "standard_error", "prior", "steps", "last", "gain"):
+        ours, theirs = getattr(result.bound, name), getattr(expected, name)
+        assert_close(ours, theirs, rtol=1e-4, atol=1e-5, msg=name)
+    assert result.network_evaluations == ticket.cost == 5 * 4 * gaussian.T
     for other in others:
         other.result(120)
 
@@ -131,10 +155,13 @@ def test_bits_beside_reals(
     drawn = engine.submit(chains(bits, 9, name="b"))
     observed = engine.submit(chains(bits, 9, name="b", observation=seen))
     scored = engine.submit(terms(bits, x_0, name="b"))
+    weighed = engine.submit(trajectories(bits, x_0, name="b"))
     assert torch.equal(drawn.result(120).samples, sample(bits, 9, seed=7))
     assert torch.equal(observed.result(120).samples, sample(bits, 9, seed=7, observation=seen))
     expected = bound(bits, x_0, seed=7, convention="discretised")
     assert_close(scored.result(120).bound.bound, expected.bound, rtol=1e-4, atol=1e-5)
+    expected = trajectory_bound(bits, x_0, seed=7, convention="discretised", trajectories=3)
+    assert_close(weighed.result(120).bound.bound, expected.bound, rtol=1e-4, atol=1e-5)
     for other in others:
         other.result(120)
 

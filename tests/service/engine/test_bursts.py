@@ -4,12 +4,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from service.engine.scheduler import BURST_SECONDS, Scheduler
-from tests.service.engine.ticks import chain, data
+from tests.service.engine.ticks import chain, data, scheduler_of
 
 
 def test_a_lone_job_of_a_quick_model_advances_many_steps_a_tick() -> None:
     """For about BURST_SECONDS, to the first row's end and not past it."""
-    scheduler = Scheduler("m", batch_size=4, slots=10)
+    scheduler = scheduler_of("m", batch_size=4, slots=10)
     scheduler.add(chain(0, rows=4, units=100))
     lengths: list[int] = []
     for _ in range(3):
@@ -40,8 +40,23 @@ def test_a_lone_job_of_a_quick_model_advances_many_steps_a_tick() -> None:
     assert scheduler.next() is None
 
 
+def test_a_model_whose_pace_is_known_bursts_at_once() -> None:
+    """As long as that pace allows; of more rows than were timed, as if each took its share."""
+    scheduler = Scheduler()
+    scheduler.serve("m", batch_size=8, slots=32, seconds=BURST_SECONDS / 10.5)
+    scheduler.add(chain(0, rows=2, units=100))
+    tick = scheduler.next()
+    assert tick is not None
+    assert tick.length == 11
+    scheduler.retire(tick, BURST_SECONDS / 40.5 * tick.length)
+    scheduler.add(chain(1, rows=6, units=100))
+    tick = scheduler.next()
+    assert tick is not None
+    assert (len(tick), tick.length) == (8, 11)
+
+
 def test_beside_terms_there_is_no_burst() -> None:
-    scheduler = Scheduler("m", batch_size=4, slots=10)
+    scheduler = scheduler_of("m", batch_size=4, slots=10)
     for work in (chain(0, rows=1, units=100), data(1, rows=1, units=1000)):
         scheduler.add(work)
     for _ in range(50):
@@ -59,7 +74,7 @@ def test_a_burst_moves_only_rows_that_are_in_it(
     jobs: list[tuple[int, int]], batch_size: int
 ) -> None:
     """And each of them to its end, however many wait for a turn."""
-    scheduler = Scheduler("m", batch_size, slots=64)
+    scheduler = scheduler_of("m", batch_size, slots=64)
     for key, (rows, units) in enumerate(jobs):
         scheduler.add(chain(key, rows, units))
     done = {(key, row): 0 for key, (rows, _) in enumerate(jobs) for row in range(rows)}

@@ -1,7 +1,11 @@
 """Network calls: joined or apart, filled or not, the same answers."""
 
+from collections.abc import Callable
+from typing import ClassVar
+
 import pytest
 import torch
+from torch import Tensor, nn
 from torch.testing import assert_close
 
 from diffusion.model import DiffusionModel
@@ -9,7 +13,7 @@ from diffusion.networks import MLP, RBF, MLPConfig, RBFConfig, UNet, UNetConfig
 from diffusion.networks.base import Network
 from diffusion.process import GaussianConfig
 from diffusion.space import DataSpace
-from service.engine.calls import Calls, Rows
+from service.engine.calls import Calls, Precision, Rows
 
 T = 12
 
@@ -76,3 +80,56 @@ def test_fewer_bits_are_for_sampling_alone(network: Network) -> None:
     distance = (found[0].x_0 - chain.x_0).norm() / chain.x_0.norm()
     assert 0 < distance < 0.02
     assert all(p.dtype == torch.float32 for p in model.network.parameters())
+
+
+class Watched(MLP):
+    """Notes whether it may round its products."""
+
+    allowed: ClassVar[list[bool]] = []
+
+    def given(self, x_t: Tensor, *condition: Tensor) -> Tensor:
+        self.allowed.append(torch.backends.cuda.matmul.allow_tf32)
+        assert torch.backends.cudnn.allow_tf32 == self.allowed[-1]
+        return super().given(x_t, *condition)
+
+
+@torch.no_grad()
+def test_products_are_rounded_for_sampling_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With "tf32" while the network is called for chains, and put back; never for terms."""
+    monkeypatch.setattr(Watched, "allowed", [])
+    model = model_of(Watched(MLPConfig(features=3, width=32, zero_out=False)))
+    chains, terms = rows(model, 3), rows(model, 2)
+    wanted = [model.predict(*part).x_0 for part in (chains, terms)]
+    calls = Calls(model, "tf32")
+    Watched.allowed.clear()
+    for found, x_0 in zip(calls(chains, terms), wanted, strict=True):
+        assert found is not None
+        assert_close(found.x_0, x_0, rtol=1e-2, atol=1e-2)
+    assert Watched.allowed == [True, False]
+    assert not torch.backends.cuda.matmul.allow_tf32
+    assert not torch.backends.cudnn.allow_tf32
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("precision", ["float32", "bfloat16", "tf32"])
+def test_compiled_where_asked(precision: Precision, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Chains' network and terms', each once; answers stay."""
+    compiled: list[nn.Module] = []
+
+    def compile_(call: Callable[..., Tensor], **_: object) -> Callable[..., Tensor]:
+        def run(*given: Tensor | tuple[Tensor, ...]) -> Tensor:
+            compiled.append(call.__self__)  # type: ignore[attr-defined]
+            return call(*given)
+
+        return run
+
+    monkeypatch.setattr(torch, "compile", compile_)
+    model = model_of(MLP(MLPConfig(features=3, width=32, zero_out=False)))
+    chains, terms = rows(model, 3), rows(model, 2)
+    wanted = [found.x_0 for found in Calls(model, precision)(chains, terms) if found is not None]
+    assert not compiled
+    found = Calls(model, precision, compiled=True)(chains, terms)
+    assert len(compiled) == (1 if precision == "float32" else 2)
+    for prediction, x_0 in zip(found, wanted, strict=True):
+        assert prediction is not None
+        assert torch.equal(prediction.x_0, x_0)

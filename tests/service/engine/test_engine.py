@@ -89,7 +89,10 @@ def test_cancelling_frees_the_rows_and_the_queue(
     with pytest.raises(CancelledError):
         ticket.result(120)
     engine.submit(chains(faulty, 1, sampler=Ancestral(steps=1))).result(120)
-    assert mischief.sizes == [8, 1]  # the tick that was under way, and the next job's
+    *under_way, last = mischief.sizes
+    assert set(under_way) == {8}  # the tick that was under way, perhaps a burst: no row behind it
+    assert len(under_way) <= faulty.T
+    assert last == 1  # the next job's
     assert engine.owed == 0
     assert metrics.registry.get_sample_value("noneq_rows_running") == 0
     assert metrics.registry.get_sample_value("noneq_rows_waiting") == 0
@@ -132,7 +135,9 @@ def test_a_deadline_that_passes_frees_the_rows_of_running_and_waiting_jobs(
         with pytest.raises(DeadlineExceeded, match=r"of \d+ network"):
             ticket.result(120)
     patient.result(120)
-    assert mischief.sizes == [8, 1]  # the tick that was under way, and who has time
+    *under_way, last = mischief.sizes
+    assert set(under_way) == {8}  # the tick that was under way, perhaps a burst of both steps
+    assert last == 1  # and who has time
     assert engine.owed == 0
     assert metrics.registry.get_sample_value("noneq_rows_running") == 0
     assert metrics.registry.get_sample_value("noneq_rows_waiting") == 0

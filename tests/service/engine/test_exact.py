@@ -14,6 +14,7 @@ from diffusion.posterior import Observation
 from diffusion.process import BinomialConfig, GaussianConfig
 from diffusion.space import DataSpace
 from diffusion.strata import choose_steps
+from diffusion.trajectory import Trajectories
 from service.engine import ChainJob, Engine, TermJob
 from service.engine.jobs import ChainResult, Job, TermResult
 
@@ -64,6 +65,8 @@ def job(model: DiffusionModel, dice: random.Random) -> Job:
     if dice.random() < 0.3:
         convention = model.space.default_convention
         count = dice.choice([None, 6])
+        if dice.random() < 0.5:
+            return TermJob("m", values[:3], seed, Trajectories(2, model.T), convention)
         steps = choose_steps(model.T, torch.arange(rows), seed, convention, count)
         return TermJob("m", values, seed, steps, convention)
     sampler = Ancestral() if bits else dice.choice(SAMPLERS)

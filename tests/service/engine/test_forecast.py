@@ -8,15 +8,15 @@ from hypothesis import strategies as st
 
 from service.engine.forecast import Forecast, Load, Loads, Shares
 from service.engine.lanes import Work
-from service.engine.scheduler import Scheduler
 from service.engine.speed import Speed
+from tests.service.engine.ticks import scheduler_of
 
 SHARE = 0.125
 
 
 def ticks_taken(job: Load, others: list[Load], batch_size: int) -> int:
     """How many ticks the scheduler takes, all jobs there from the beginning."""
-    scheduler = Scheduler("m", batch_size, slots=32 * batch_size + 64, term_share=SHARE)
+    scheduler = scheduler_of("m", batch_size, slots=32 * batch_size + 64, term_share=SHARE)
     for key, load in enumerate([*others, job]):
         units = load.evaluations // load.rows
         scheduler.add(Work(key, "m", load.rows, units, load.parallel))

@@ -1,5 +1,6 @@
 """The door: what is let in, what is refused and why, and what is dropped."""
 
+import random
 import time
 from contextlib import ExitStack
 from dataclasses import replace
@@ -113,6 +114,24 @@ def test_a_deadline_that_has_passed(gaussian: DiffusionModel) -> None:
     with pytest.raises(DeadlineExceeded):
         door.accept(chains(gaussian, 1), deadline=time.monotonic())
     assert door.owed == door.held == 0
+
+
+def test_of_many_deadlines_those_that_passed_are_told(gaussian: DiffusionModel) -> None:
+    """In any order of arrival, each once; those of jobs that ended are not kept for ever."""
+    door, dice = intake(), random.Random(0)
+    late = [dice.random() < 0.3 for _ in range(500)]
+    for passes in late:
+        door.accept(chains(gaussian, 1), deadline=soon(0.5 if passes else 1000 + dice.random()))
+    taken = door.take(wait=False)
+    assert taken is not None
+    time.sleep(0.6)
+    found = door.overdue()
+    wanted = {record.key for record, passes in zip(taken[0], late, strict=True) if passes}
+    assert found.keys() == wanted
+    assert not door.overdue()
+    for record in taken[0]:
+        door.end(record, 10, found.get(record.key))
+    assert len(door._deadlines) < 100
 
 
 def test_the_overdue_are_told_once_the_engine_has_them(gaussian: DiffusionModel) -> None:

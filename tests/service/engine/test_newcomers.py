@@ -7,13 +7,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from service.engine.lanes import Work
-from service.engine.scheduler import Scheduler
-from tests.service.engine.ticks import chain, entries, fill, ticks_until
+from tests.service.engine.ticks import chain, entries, fill, scheduler_of, ticks_until
 
 
 @pytest.mark.parametrize("slots", [8, 12, 32])
 def test_a_large_job_does_not_lock_a_newcomer_out(slots: int) -> None:
-    scheduler = Scheduler("m", batch_size=8, slots=slots)
+    scheduler = scheduler_of("m", batch_size=8, slots=slots)
     scheduler.add(chain(0, rows=600, units=1000))
     fill(scheduler, 50)
     scheduler.add(chain(1, rows=1, units=20))
@@ -40,7 +39,7 @@ def test_a_newcomer_is_served_at_once_while_its_kind_has_no_more_jobs_than_slots
     rows: int,
     parallel: bool,
 ) -> None:
-    scheduler = Scheduler("m", batch_size, slots, share)
+    scheduler = scheduler_of("m", batch_size, slots, share)
     kinds: dict[int, bool] = {}
     left: dict[int, int] = {}
     for key, (count, units, kind, pause) in enumerate(jobs):
@@ -67,7 +66,7 @@ def test_a_newcomer_is_served_at_once_while_its_kind_has_no_more_jobs_than_slots
 def test_without_a_slot_newcomers_come_in_order_and_within_bounded_ticks(
     longer: list[tuple[int, int]], batch_size: int, slots: int, units: int
 ) -> None:
-    scheduler = Scheduler("m", batch_size, slots)
+    scheduler = scheduler_of("m", batch_size, slots)
     for key, (rows, pause) in enumerate(longer):
         scheduler.add(chain(key, rows, units))
         fill(scheduler, pause)

@@ -8,8 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from service.engine.lanes import Work
-from service.engine.scheduler import Scheduler
-from tests.service.engine.ticks import chain, entries
+from tests.service.engine.ticks import chain, entries, scheduler_of
 
 WORKS = st.lists(
     st.tuples(st.sampled_from("ab"), st.integers(1, 12), st.integers(1, 6), st.booleans()),
@@ -29,7 +28,7 @@ def test_every_unit_once_in_order_within_its_own_slot(
     works: list[tuple[str, int, int, bool]], batch_size: int, slots: int, share: float, seed: int
 ) -> None:
     dice = random.Random(seed)
-    scheduler = Scheduler("ab", batch_size, slots, share)
+    scheduler = scheduler_of("ab", batch_size, slots, share)
     waiting = [Work(key, *work) for key, work in enumerate(works)]
     known = {work.key: work for work in waiting}
     done: dict[tuple[int, int], list[int]] = defaultdict(list)
@@ -79,7 +78,7 @@ def test_every_unit_once_in_order_within_its_own_slot(
 
 
 def test_a_job_holds_no_more_slots_than_it_can_move() -> None:
-    scheduler = Scheduler("m", batch_size=8, slots=100)
+    scheduler = scheduler_of("m", batch_size=8, slots=100)
     scheduler.add(chain(0, rows=90, units=10))
     for _ in range(25):
         tick = scheduler.next()
@@ -89,7 +88,7 @@ def test_a_job_holds_no_more_slots_than_it_can_move() -> None:
 
 
 def test_removing_frees_slots_and_says_what_was_left() -> None:
-    scheduler = Scheduler("m", batch_size=4, slots=4)
+    scheduler = scheduler_of("m", batch_size=4, slots=4)
     scheduler.add(chain(0, rows=10, units=5))
     tick = scheduler.next()
     assert tick is not None
@@ -106,7 +105,7 @@ def test_removing_frees_slots_and_says_what_was_left() -> None:
 
 
 def test_a_limit_holds_from_the_next_tick() -> None:
-    scheduler = Scheduler("m", batch_size=8, slots=8)
+    scheduler = scheduler_of("m", batch_size=8, slots=8)
     scheduler.add(chain(0, rows=8, units=3))
     scheduler.limit("m", 3)
     tick = scheduler.next()
@@ -120,7 +119,7 @@ def test_work_is_at_least_one_unit() -> None:
 
 
 def test_which_rows_have_begun_and_which_hold_slots() -> None:
-    scheduler = Scheduler("m", batch_size=2, slots=3)
+    scheduler = scheduler_of("m", batch_size=2, slots=3)
     scheduler.add(chain(0, rows=3, units=2))
     assert scheduler.held(0) == (0, {})
     begun = []

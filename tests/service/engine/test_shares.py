@@ -7,12 +7,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from service.engine.lanes import Work
-from service.engine.scheduler import Scheduler
-from tests.service.engine.ticks import chain, data, fill, run_until_done
+from tests.service.engine.ticks import chain, data, fill, run_until_done, scheduler_of
 
 
 def test_jobs_share_a_full_batch_equally_and_leave_what_they_cannot_use() -> None:
-    scheduler = Scheduler("m", batch_size=12, slots=100)
+    scheduler = scheduler_of("m", batch_size=12, slots=100)
     for key, rows in enumerate([100, 2, 100]):
         scheduler.add(chain(key, rows, units=50))
     got = [0, 0, 0]
@@ -27,7 +26,7 @@ def test_jobs_share_a_full_batch_equally_and_leave_what_they_cannot_use() -> Non
 
 
 def test_many_jobs_take_turns() -> None:
-    scheduler = Scheduler("m", batch_size=4, slots=100)
+    scheduler = scheduler_of("m", batch_size=4, slots=100)
     for key in range(10):
         scheduler.add(chain(key, rows=3, units=1000))
     got = [0] * 10
@@ -46,7 +45,7 @@ def test_a_short_job_behind_long_ones_finishes_in_bounded_ticks(
     long_jobs: int, rows: int, units: int
 ) -> None:
     batch_size = 8
-    scheduler = Scheduler("m", batch_size, slots=64)
+    scheduler = scheduler_of("m", batch_size, slots=64)
     for key in range(long_jobs):
         scheduler.add(chain(key, rows=100, units=1000))
         for _ in range(3):  # they come one by one, and each takes what there is
@@ -76,7 +75,7 @@ def test_a_job_is_done_within_its_bound_however_long_the_others_are(
     parallel: bool,
     ticks: int,
 ) -> None:
-    scheduler = Scheduler("m", batch_size, slots=16 * batch_size + 64)
+    scheduler = scheduler_of("m", batch_size, slots=16 * batch_size + 64)
     for key, (count, length) in enumerate(others):
         scheduler.add(Work(key, "m", count, 10 * length, parallel))
         fill(scheduler, ticks)
@@ -88,7 +87,7 @@ def test_a_job_is_done_within_its_bound_however_long_the_others_are(
 
 
 def test_terms_fill_what_chains_leave() -> None:
-    scheduler = Scheduler("m", batch_size=8, slots=20)
+    scheduler = scheduler_of("m", batch_size=8, slots=20)
     scheduler.add(chain(0, rows=3, units=5))
     scheduler.add(data(1, rows=2, units=100))
     tick = scheduler.next()
@@ -98,7 +97,7 @@ def test_terms_fill_what_chains_leave() -> None:
 
 @pytest.mark.parametrize("batch_size", [1, 8, 32])
 def test_terms_keep_their_share_beside_saturating_chains(batch_size: int) -> None:
-    scheduler = Scheduler("m", batch_size, slots=100, term_share=0.125)
+    scheduler = scheduler_of("m", batch_size, slots=100, term_share=0.125)
     scheduler.add(chain(0, rows=100, units=1000))
     scheduler.add(data(1, rows=100, units=1000))
     terms = total = 0
@@ -113,7 +112,7 @@ def test_terms_keep_their_share_beside_saturating_chains(batch_size: int) -> Non
 
 
 def test_chains_take_a_share_that_terms_do_not_use() -> None:
-    scheduler = Scheduler("m", batch_size=8, slots=100, term_share=0.5)
+    scheduler = scheduler_of("m", batch_size=8, slots=100, term_share=0.5)
     scheduler.add(chain(0, rows=100, units=1000))
     scheduler.add(data(1, rows=1, units=2))
     tick = scheduler.next()
@@ -122,7 +121,7 @@ def test_chains_take_a_share_that_terms_do_not_use() -> None:
 
 
 def test_models_share_the_time_not_the_ticks() -> None:
-    scheduler = Scheduler(["slow", "quick"], batch_size=4, slots=10)
+    scheduler = scheduler_of(["slow", "quick"], batch_size=4, slots=10)
     scheduler.add(chain(0, rows=4, units=10_000, model="slow"))
     scheduler.add(chain(1, rows=4, units=10_000, model="quick"))
     spent = {"slow": 0.0, "quick": 0.0}
@@ -136,7 +135,7 @@ def test_models_share_the_time_not_the_ticks() -> None:
 
 
 def test_a_model_asked_for_more_gets_more() -> None:
-    scheduler = Scheduler("ab", batch_size=4, slots=100)
+    scheduler = scheduler_of("ab", batch_size=4, slots=100)
     for key in range(3):
         scheduler.add(chain(key, rows=4, units=1000, model="a"))
     scheduler.add(chain(3, rows=4, units=1000, model="b"))
@@ -150,7 +149,7 @@ def test_a_model_asked_for_more_gets_more() -> None:
 
 
 def test_an_idle_model_saves_no_time_up() -> None:
-    scheduler = Scheduler("ab", batch_size=4, slots=100)
+    scheduler = scheduler_of("ab", batch_size=4, slots=100)
     scheduler.add(chain(0, rows=4, units=1000, model="a"))
     for _ in range(500):
         tick = scheduler.next()

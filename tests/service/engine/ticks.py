@@ -1,7 +1,19 @@
 """Jobs for the scheduler, and its ticks run one after another."""
 
+from collections.abc import Iterable
+
 from service.engine.lanes import Entry, Work
 from service.engine.scheduler import Scheduler, Tick
+
+
+def scheduler_of(
+    models: Iterable[str], batch_size: int, slots: int, term_share: float = 0.125
+) -> Scheduler:
+    """One that serves these, each with so much room, and knows nothing of their pace."""
+    scheduler = Scheduler(term_share)
+    for name in models:
+        scheduler.serve(name, batch_size, slots)
+    return scheduler
 
 
 def chain(key: int, rows: int, units: int, model: str = "m") -> Work:

@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator, Callable, Iterator, MutableMapping
 from contextlib import asynccontextmanager, contextmanager
 from typing import Any
 
+import httpx
 import torch
 from fastapi import FastAPI
 
@@ -31,6 +32,19 @@ def parse(text: str) -> list[Event]:
         assert (name[:7], data[:6]) == ("event: ", "data: ")
         found.append((name[7:], data[6:]))
     return found
+
+
+def assert_problem(response: httpx.Response, status: int, slug: str) -> dict[str, Any]:
+    assert response.status_code == status, response.text
+    assert response.headers["content-type"] == "application/problem+json"
+    document: dict[str, Any] = response.json()
+    assert document["type"] == f"urn:noneq:problem:{slug}"
+    assert document["status"] == status
+    assert document["title"]
+    assert document["detail"]
+    assert document["request_id"] == response.headers["x-request-id"]
+    assert {"x-queue-time", "x-compute-time"} <= set(response.headers)
+    return document
 
 
 class Caller:
@@ -103,12 +117,18 @@ class Caller:
 
 
 @asynccontextmanager
-async def starting(settings: Settings) -> AsyncIterator[FastAPI]:
+async def starting(settings: Settings, ready: bool = True) -> AsyncIterator[FastAPI]:
+    """The app in this process, from its lifespan's start, or from readiness, to its end."""
     app = create_app(settings)
     async with app.router.lifespan_context(app):
-        while app.state.backend.state() is not None:
+        while ready and app.state.backend.state() is not None:
             await asyncio.sleep(0.01)
         yield app
+
+
+def connect(app: FastAPI) -> httpx.AsyncClient:
+    transport = httpx.ASGITransport(app, raise_app_exceptions=False)
+    return httpx.AsyncClient(transport=transport, base_url="http://noneq")
 
 
 def network(app: FastAPI, name: str = "gaussian-mixture") -> torch.nn.Module:

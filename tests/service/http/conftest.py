@@ -1,6 +1,5 @@
 """A served folder of tiny models: a Gaussian mixture, bit patterns, untrained images."""
 
-import asyncio
 import base64
 import struct
 import zlib
@@ -21,13 +20,14 @@ from safetensors.torch import save_file
 from diffusion.checkpoint import Metadata, Provenance, save
 from diffusion.model import DiffusionModel
 from diffusion.networks import BitPatterns, GaussianMixture, UNetConfig, build
+from diffusion.paths import even, pack
 from diffusion.process import BinomialConfig, GaussianConfig
+from diffusion.profile import ProfileConfig
 from diffusion.schedule import LogSnrSchedule
 from diffusion.space import DataSpace
 from service import streams
-from service.app import create_app
 from service.settings import Settings
-from tests.service.http.caller import starting
+from tests.service.http.caller import connect, starting
 
 SHIFT, SCALE = (1.0, -2.0), 2.0  # of the Gaussian mixture: data units are not its model units
 PROVENANCE = Provenance(data="closed form")
@@ -43,7 +43,15 @@ def gaussian_mixture() -> tuple[DiffusionModel, Metadata]:
     network = GaussianMixture.from_values(weights, means, covariances)
     process = GaussianConfig(T=100, schedule=LogSnrSchedule(first=8.0, last=-8.0))
     space = DataSpace(kind="vector", shape=(2,), shift=SHIFT, scale=SCALE)
-    model = DiffusionModel(process.build(), network, space, "x_0", "moment")
+    profiled = ProfileConfig(longest=30)
+    profile = profiled.build(process.T)
+    t = torch.arange(1, process.T + 1)
+    profile.error[1:] = profile.last[1:] = t / process.T
+    profile.mean[1:], profile.spread[1:] = -2 / t, 2 / t
+    lengths = range(1, profile.longest + 1)
+    profile.paths.copy_(pack([process.T - even(process.T, n).flip(0) for n in lengths]))
+    profile.strata.copy_(pack([even(process.T - 1, n) for n in lengths]))
+    model = DiffusionModel(process.build(), network, space, "x_0", "moment", profile)
     metadata = Metadata(
         name="gaussian-mixture",
         process=process,
@@ -52,6 +60,7 @@ def gaussian_mixture() -> tuple[DiffusionModel, Metadata]:
         variance="moment",
         space=space,
         training=PROVENANCE,
+        profile=profiled,
     )
     return model, metadata
 
@@ -120,14 +129,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @asynccontextmanager
 async def serving(settings: Settings, ready: bool = True) -> AsyncIterator[httpx.AsyncClient]:
-    """A client of the app in this process, after its lifespan's start and before its end."""
-    app = create_app(settings)
-    async with app.router.lifespan_context(app):
-        transport = httpx.ASGITransport(app, raise_app_exceptions=False)
-        async with httpx.AsyncClient(transport=transport, base_url="http://noneq") as client:
-            while ready and (await client.get("/health/ready")).status_code == 503:
-                await asyncio.sleep(0.02)
-            yield client
+    """A client of the app in this process."""
+    async with starting(settings, ready) as app, connect(app) as client:
+        yield client
 
 
 @pytest.fixture(scope="module")

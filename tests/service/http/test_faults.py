@@ -14,7 +14,7 @@ from fastapi import FastAPI
 from torch import Tensor
 
 from service.settings import Settings
-from tests.service.http.caller import MIXTURE, held, network, parse, starting, until
+from tests.service.http.caller import MIXTURE, connect, held, network, parse, starting, until
 
 pytestmark = [pytest.mark.anyio, pytest.mark.usefixtures("a_step_a_tick")]
 
@@ -87,10 +87,6 @@ async def all_at_once(
         async with asyncio.timeout(60):
             ends = await asyncio.gather(*waiting)
     return [ends[i : i + 2] for i in range(0, len(ends), 2)]
-
-
-def connect(app: FastAPI) -> httpx.AsyncClient:
-    return httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://noneq")
 
 
 def assert_left_nothing(app: FastAPI) -> None:

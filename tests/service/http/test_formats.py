@@ -164,6 +164,15 @@ async def test_a_likelihood_has_its_parts_units_and_terms(client: httpx.AsyncCli
     assert len(json.dumps(found["per_step"], separators=(",", ":"))) <= TERM_BYTES * answer["terms"]
     terms = sum(term["weight"] * term["value"] for term in found["per_step"])
     assert found["parts"]["steps"] + found["parts"]["last"] == pytest.approx(terms, rel=1e-5)
+    asked = {"model": "grey", "data": [GREY.tolist()], "seed": 3, "per_step": True}
+    several = await ask(client, "/loglik", trajectories=2, **asked)
+    found = several["results"][0]
+    assert several["terms"] == several["network_evaluations"] == len(found["per_step"])
+    assert [term["t"] for term in found["per_step"]] == [*range(1, several["terms"] // 2 + 1)] * 2
+    terms = sum(term["weight"] * term["value"] for term in found["per_step"])
+    parts = found["parts"]
+    assert parts["steps"] + parts["last"] == pytest.approx(terms, rel=1e-5)
+    assert found["bound"] == pytest.approx(sum(parts.values()))
     fewer = await ask(client, "/loglik", model="grey", data=[GREY.tolist()], seed=3, terms=5)
     assert fewer["terms"] == 5
     assert fewer["results"][0]["per_step"] is None

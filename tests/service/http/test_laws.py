@@ -14,13 +14,17 @@ import pytest
 import torch
 from safetensors.torch import load
 from torch import Tensor
+from torch.testing import assert_close
 
 from diffusion.bound import bound
+from diffusion.choice import Choice
 from diffusion.model import DiffusionModel
 from diffusion.networks import BitPatterns, GaussianMixture
 from diffusion.noise import counter_noise
 from diffusion.posterior import Observation
 from diffusion.sampling import sample
+from diffusion.space import Convention
+from diffusion.trajectory import trajectory_bound
 
 pytestmark = pytest.mark.anyio
 
@@ -89,6 +93,30 @@ async def test_the_bound_is_below_the_exact_log_density_and_near_it(
     assert 0.5 < float(gap.std()) / float(errors.square().mean().sqrt()) < 1.5
 
 
+@pytest.mark.parametrize("name", ["gaussian-mixture", "bit-patterns"])
+async def test_trajectories_bring_the_bound_to_the_exact_log_probability(
+    client: httpx.AsyncClient, mixture: DiffusionModel, patterns: DiffusionModel, name: str
+) -> None:
+    """Nearer than one alone, and past it by no more than noise."""
+    model, n, each = mixture if name == "gaussian-mixture" else patterns, 16, 6
+    network, space = model.network, model.space
+    assert isinstance(network, GaussianMixture | BitPatterns)
+    z = network.sample(counter_noise(1, torch.arange(n), 0))
+    exact = network.log_prob(z) + (0 if space.kind == "bits" else space.log_jacobian())
+    data = space.to_data(z).tolist()
+    answer = await ask(client, "/loglik", model=name, data=data, seed=3, trajectories=each)
+    assert answer["trajectories"] == each
+    assert answer["network_evaluations"] == n * answer["terms"] == n * each * model.T
+    for result in answer["results"]:
+        assert result["parts"]["gain"] > 0
+        assert result["bound"] == pytest.approx(sum(result["parts"].values()))
+    bounds = torch.tensor([result["bound"] for result in answer["results"]])
+    errors = torch.tensor([result["standard_error"] for result in answer["results"]])
+    error = float(errors.square().sum().sqrt()) / n
+    assert error < 0.1
+    assert -SIGMAS * error < float((exact - bounds).mean()) < 0.01 + SIGMAS * error
+
+
 async def test_fewer_terms_have_the_same_mean(
     client: httpx.AsyncClient, mixture: DiffusionModel
 ) -> None:
@@ -103,6 +131,33 @@ async def test_fewer_terms_have_the_same_mean(
         [a["bound"] - b["bound"] for a, b in zip(whole["results"], part["results"], strict=True)]
     )
     assert abs(float(gap.mean())) < SIGMAS * float(gap.std()) / math.sqrt(len(gap))
+
+
+@pytest.mark.parametrize(
+    ("asked", "steps"),
+    [
+        ({"terms": 12, "strata": "importance"}, 100),
+        ({"target_error": 2.5, "strata": "importance", "convention": "paper"}, 100),
+        ({"steps": 7}, 7),
+        ({"steps": 40, "spacing": "even", "terms": 20}, 40),
+        ({"steps": 9, "convention": "paper"}, 9),
+    ],
+)
+async def test_every_choice_of_terms_is_the_offline_one(
+    asked: dict[str, Any], steps: int, client: httpx.AsyncClient, mixture: DiffusionModel
+) -> None:
+    data = [[1.0, -2.0], [4.0, 1.0]]
+    words = {"model": "gaussian-mixture", "data": data, "seed": 3}
+    answer = await ask(client, "/loglik", **words, **asked)
+    choice = Choice(**{key: value for key, value in asked.items() if key != "convention"})
+    convention: Convention = asked.get("convention", "density")
+    x_0 = mixture.space.to_model(torch.tensor(data))
+    found = bound(mixture, x_0, seed=3, convention=convention, choice=choice)
+    bounds = torch.tensor([result["bound"] for result in answer["results"]])
+    assert_close(bounds.double(), found.bound, rtol=1e-4, atol=1e-4)
+    assert answer["steps"] == steps
+    count = choice.settle(mixture, torch.arange(2), 3, convention).count
+    assert answer["network_evaluations"] == 2 * answer["terms"] == 2 * count
 
 
 async def test_relative_to_prior_is_what_the_prior_alone_lacks(
@@ -232,6 +287,14 @@ async def test_the_served_answer_is_the_offline_one(
     expected = bound(mixture, mixture.space.to_model(data), seed=31, convention="density")
     found = [result["bound"] for result in answer["results"]]
     assert np.allclose(found, expected.bound.numpy(), rtol=1e-5)
+    asked = {"model": "gaussian-mixture", "data": data.tolist(), "seed": 31, "trajectories": 3}
+    answer = await ask(client, "/loglik", **asked)
+    several = trajectory_bound(
+        mixture, mixture.space.to_model(data), seed=31, convention="density", trajectories=3
+    )
+    for name in ("bound", "standard_error"):
+        found = [result[name] for result in answer["results"]]
+        assert np.allclose(found, getattr(several, name).numpy(), rtol=1e-4, atol=1e-5)
 
 
 async def test_an_answer_is_the_same_alone_and_beside_others(client: httpx.AsyncClient) -> None:
@@ -240,6 +303,8 @@ async def test_an_answer_is_the_same_alone_and_beside_others(client: httpx.Async
         ("/sample", {"model": "gaussian-mixture", "num_samples": 9, "seed": 2,
                      "sampler": {"name": "dpmpp_2m", "steps": 20}}),
         ("/loglik", {"model": "gaussian-mixture", "data": [[0, 0], [1, 1]], "seed": 3}),
+        ("/loglik", {"model": "gaussian-mixture", "data": [[0, 0], [1, 1]], "seed": 3,
+                     "trajectories": 2}),
         ("/inpaint", {"model": "gaussian-mixture", "observed": [[0, 0]], "known": [1, 0],
                       "num_samples": 4, "seed": 4}),
         ("/denoise", {"model": "gaussian-mixture", "observed": [[0, 0]], "noise_std": 0.7,

@@ -1,0 +1,118 @@
+"""The profile: what one pass over training data told of a model, step by step.
+
+    error_t  = E |x_0 - x_0hat(x_t)|^2 / d
+    last_t   = argmax over v of E log p(x_0 | x_t), a step to x_0 of variance v
+    mean_t   = E term_t,    spread_t^2 = E Var(term_t | x_0),    term_t of the bound, nats
+
+From it follow the best variance of the reverse kernel (`prediction.variance_terms`, "optimal"), the
+best path of N steps, and which terms of the bound to evaluate (`strata`).
+"""
+
+from typing import final
+
+import torch
+from pydantic import BaseModel, ConfigDict, Field
+from torch import Tensor
+
+from diffusion.paths import unpack
+from diffusion.process import Tables
+
+
+class ProfileConfig(BaseModel):
+    """How a profile is measured, and what a `Profile` is built from.
+
+    Attributes:
+        rows: at each step that is measured, half as many data with two draws of noise each.
+        points: how many of the T steps are measured, evenly spaced, the others interpolated; None
+            for all.
+        longest: most steps of the paths that are kept.
+        seed: of the noise.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+    rows: int = Field(400, ge=4, multiple_of=2)
+    points: int | None = Field(None, ge=2)
+    longest: int = Field(256, ge=1, le=1024)
+    seed: int = Field(0, ge=0)
+
+    def build(self, T: int) -> "Profile":
+        """A profile of T steps, its tables still empty."""
+        return Profile(T, min(self.longest, T))
+
+
+@final
+class Profile(Tables):
+    """The tables of a profile.
+
+    Args:
+        T: steps of the process.
+        longest: most steps of the paths that are kept.
+
+    Attributes:
+        error: float64 [T + 1], model units squared; error[0] = 0. For bits x_0hat is a probability.
+        last: float64 [T + 1], likewise; last[0] = 0. `error` itself where data are reals; greater
+            where they are levels, for a level's width of error costs next to nothing, and a few
+            errors are much greater than that.
+        mean: float64 [T + 1], nats; mean[0] = 0. At t = 1 the last step's, in the data's own
+            convention.
+        spread: float64 [T + 1], nats; of the noise alone, for one datum; spread[0] = 0.
+        paths: int32, `paths.pack` of the best path of each number of steps up to `longest`.
+        strata: int32, likewise, the best division of 2..T into each number of strata.
+        costs: float64 [longest], nats: the expected bound on a path is the prior's part less that.
+    """
+
+    error: Tensor
+    last: Tensor
+    mean: Tensor
+    spread: Tensor
+    paths: Tensor
+    strata: Tensor
+    costs: Tensor
+
+    def __init__(self, T: int, longest: int) -> None:
+        super().__init__()
+        self.T, self.longest = T, longest
+        for name in ("error", "last", "mean", "spread"):
+            self.register_buffer(name, torch.zeros(T + 1, dtype=torch.float64))
+        for name, most in (("paths", longest), ("strata", self.longest_strata)):
+            self.register_buffer(name, torch.zeros(most * (most + 1) // 2, dtype=torch.int32))
+        self.register_buffer("costs", torch.zeros(longest, dtype=torch.float64))
+
+    @property
+    def longest_strata(self) -> int:
+        """Most strata of the divisions that are kept."""
+        return min(self.longest, self.T - 1)
+
+    def edges(self, count: int) -> Tensor:
+        """The best `count` strata of 2..T, as in `strata.Strata`, int64 [count + 1], on the CPU."""
+        return unpack(self.strata.cpu(), count) + 1
+
+    def path(self, steps: int) -> Tensor:
+        """The best 0 = t_0 < ... < t_N = T of N = `steps`, int64 [N + 1], on the CPU.
+
+        Raises:
+            ValueError: a number of steps for which none is kept.
+        """
+        if steps == self.T:
+            return torch.arange(self.T + 1)
+        if not 1 <= steps <= self.longest:
+            raise ValueError(
+                f"the best paths of 1 to {self.longest} steps are known, and all {self.T} steps, "
+                f"came {steps}: ask for one of these, or for even spacing"
+            )
+        return unpack(self.paths.cpu(), steps)
+
+    def check(self) -> None:
+        """Raise ValueError where a table holds what no pass can have measured."""
+        if not bool((torch.stack((self.error, self.last))[:, 1:] > 0).all()):
+            raise ValueError("a profile's errors and variances are above 0")
+        if bool((self.spread < 0).any()):
+            raise ValueError("a profile's spreads are not below 0")
+        for packed, last, longest in (
+            (self.paths, self.T, self.longest),
+            (self.strata, self.T - 1, self.longest_strata),
+        ):
+            for steps in range(1, longest + 1):
+                path = unpack(packed, steps)
+                if int(path[-1]) != last or bool((path.diff() < 1).any()):
+                    raise ValueError(f"a profile's path of {steps} steps ascends from 0 to {last}")

@@ -1,0 +1,102 @@
+"""Results on their way out: sent when a tick ends, handed out when they are there.
+
+On a CPU they are there at once. From an accelerator they travel while the next tick runs, and one
+tick's are on their way at the most: whoever waits has his answer no more than a tick late.
+"""
+
+import logging
+import time
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from typing import final
+
+from service.engine.faults import fatal, problem_of
+from service.engine.jobs import Timing
+from service.engine.landing import Landing
+from service.engine.lanes import Entry
+from service.engine.record import Record
+from service.engine.runner import Runner
+from service.engine.scheduler import Tick
+from service.metrics import Metrics
+from service.problems import NumericalFailure, Problem
+
+_log = logging.getLogger(__name__)
+
+
+@final
+class Handout:
+    """Hands out the results of ticks, and the problems of jobs that left the finite numbers.
+
+    Args:
+        records: the jobs that have not ended.
+        metrics: where it counts.
+        end: ends a job with its answer, or its problem.
+    """
+
+    def __init__(
+        self,
+        records: Mapping[int, Record],
+        metrics: Metrics,
+        end: Callable[[int, Timing | Problem], None],
+    ) -> None:
+        self._records, self._metrics, self._end = records, metrics, end
+        self._due: tuple[Runner, Tick, Landing] | None = None
+
+    def send(self, runner: Runner, tick: Tick) -> None:
+        """A tick is done, or queued: send its results, and hand out those of the one before."""
+        try:
+            landing = runner.collect(self._live(tick.chains), self._live(tick.ends), tick.length)
+        except Exception as error:
+            self._fail(tick, error)
+            return
+        self.flush()
+        self._due = (runner, tick, landing)
+        if landing.arrived is None:
+            self.flush()
+
+    def flush(self) -> None:
+        """Hand out what is on its way; it waits for that."""
+        if self._due is None:
+            return
+        (runner, tick, landing), self._due = self._due, None
+        try:
+            broken = runner.receive(landing)
+        except Exception as error:
+            self._fail(tick, error)
+            return
+        fix = "Try another seed or sampler; where that does not help, the model is at fault."
+        for key, what in broken.items():
+            if key in self._records:
+                self._end(key, NumericalFailure(f"{what}.", fix=fix))
+        ended = Counter({key: len(entries) for key, entries in landing.ends})
+        for key in ended.keys() & self._records.keys():
+            record = self._records[key]
+            record.rows_left -= ended[key]
+            if record.rows_left == 0:
+                self._end(key, self._answer(runner, record))
+
+    def _answer(self, runner: Runner, record: Record) -> Timing | Problem:
+        """The answer of a job whose rows are all done."""
+        assert record.started is not None  # its rows were in ticks
+        queue, compute = record.started - record.accepted, time.monotonic() - record.started
+        try:
+            answer = runner.result(record.key, queue, compute)
+        except Exception as error:
+            if fatal(error):
+                raise
+            _log.exception("an answer could not be put together")
+            return problem_of(error)
+        self._metrics.compute_seconds.observe(compute)
+        return answer
+
+    def _fail(self, tick: Tick, error: Exception) -> None:
+        """The results of a tick could not be read: its jobs end by that."""
+        if fatal(error):
+            raise error
+        _log.error("the results of a tick could not be read", exc_info=error)
+        for key in {entry.key for entry in (*tick.chains, *tick.terms)}:
+            if key in self._records:
+                self._end(key, problem_of(error))
+
+    def _live(self, entries: Sequence[Entry]) -> list[Entry]:
+        return [entry for entry in entries if entry.key in self._records]

@@ -1,0 +1,36 @@
+"""What the end of a tick brings, on its way from the device to the host."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import final
+
+from torch import Tensor
+
+from service.engine.lanes import Entry
+
+
+@final
+@dataclass(frozen=True)
+class Landing:
+    """What a tick's end brings.
+
+    Attributes:
+        chains: entries of its chains.
+        ends: keys and entries of the rows that it finished, by job.
+        length: steps that each chain made.
+        finite: whether each of the chains was finite, bool [len(chains)].
+        parts: the results of `ends`, in their order.
+        arrived: waits until `finite` and `parts` are there; None where they are.
+    """
+
+    chains: list[Entry]
+    ends: list[tuple[int, list[Entry]]]
+    length: int
+    finite: Tensor
+    parts: list[Tensor]
+    arrived: Callable[[], None] | None
+
+    def wait(self) -> None:
+        """Until all of it is on the host."""
+        if self.arrived is not None:
+            self.arrived()

@@ -1,0 +1,221 @@
+"""What each command of `python -m training` does: its arguments in, an exit status out."""
+
+import argparse
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+from pydantic import TypeAdapter
+
+from diffusion.checkpoint import load, read_metadata, rewrite, save
+from diffusion.choice import Choice
+from diffusion.plan import Sampler
+from diffusion.profile import ProfileConfig
+from training import compare, data, examples, export, inspect, oracle, parzen, peer, report
+from training import config as configs
+from training.evaluate import evaluate, table
+from training.export import artefact_path
+from training.fit import Fit, RunOptions
+from training.parallel import pick_device, ranks
+
+INTERRUPTED = 130
+
+
+def do_fit(arguments: argparse.Namespace) -> int:
+    """Fit, or go on with a fit; 130 if it was interrupted."""
+    if oracle.is_oracle(arguments.name):
+        raise configs.ConfigError(
+            f"{arguments.name} is an oracle, there is nothing to fit; "
+            f"write `python -m training export {arguments.name}`"
+        )
+    given = {"steps": arguments.steps, "seed": arguments.seed, "precision": arguments.precision}
+    config = configs.load(arguments.name, {k: v for k, v in given.items() if v is not None})
+    options = RunOptions(
+        out=arguments.out or Path("runs") / config.name,
+        restart=arguments.restart,
+        compile=arguments.compile,
+        save_every=arguments.save_every,
+        stop_at=arguments.stop_at,
+    )
+    with ranks(arguments.device) as place:
+        done = Fit(config, options, place).run()
+        if place.first:
+            again = "python -m training " + ("export" if done else "fit")
+            verb = "fitted" if done else "interrupted and saved; go on with"
+            print(f"{verb}: {options.out}  ({again} {arguments.name})", file=sys.stderr)
+    return 0 if done or arguments.stop_at else INTERRUPTED
+
+
+def do_export(arguments: argparse.Namespace) -> int:
+    """Export a fit or an oracle."""
+    path = export.export(
+        arguments.name,
+        out=arguments.out,
+        models=arguments.models,
+        device=pick_device(arguments.device),
+        measure=not arguments.no_evaluation,
+    )
+    print(inspect.describe(path))
+    return 0
+
+
+def do_evaluate(arguments: argparse.Namespace) -> int:
+    """Measure an artefact; with --write, into its document and card."""
+    path = inspect.find(arguments.name, arguments.models)
+    model, metadata = load(path, pick_device(arguments.device))
+    config, dataset = export.source(model, metadata)
+    found = []
+    for steps in arguments.steps or (None,):
+        asked = {"terms": arguments.terms, "strata": arguments.strata, "steps": steps}
+        asked |= {"spacing": arguments.spacing, "target_error": arguments.target_error}
+        found += evaluate(
+            model,
+            dataset,
+            arguments.convention or (),
+            split=arguments.split,
+            count=arguments.data,
+            choice=Choice.model_validate(asked),
+            trajectories=arguments.trajectories,
+            seed=arguments.seed,
+            batch=arguments.batch,
+        )
+    print(table(found))
+    if arguments.json:
+        print(json.dumps([e.model_dump(mode="json") for e in found], indent=2))
+    if arguments.write:
+        measured = {e.of for e in found}
+        kept = [e for e in metadata.evaluation if e.of not in measured]
+        rewrite(path, metadata.model_copy(update={"evaluation": (*kept, *found)}))
+        export.write_card(path, config.title, model)
+    return 0
+
+
+def do_profile(arguments: argparse.Namespace) -> int:
+    """Measure an artefact's errors step by step; with --write, into it and its card."""
+    path = inspect.find(arguments.name, arguments.models)
+    model, metadata = load(path, pick_device(arguments.device))
+    config, dataset = export.source(model, metadata)
+    given = {"rows": arguments.rows, "points": arguments.points, "seed": arguments.seed}
+    keys = config.profile.model_dump() | {k: v for k, v in given.items() if v is not None}
+    profile = ProfileConfig.model_validate(keys)
+    variance = arguments.variance or metadata.variance
+    found, document = export.with_profile(model, metadata, dataset, profile, variance)
+    print(inspect.steps_table(found))
+    if arguments.write:
+        save(path, found, document)
+        if document.variance == metadata.variance:
+            export.write_card(path, config.title, found)
+        else:  # then samples are others too
+            export.write_companions(path, config.title, found)
+    return 0
+
+
+def do_report(arguments: argparse.Namespace) -> int:
+    """Write the report of an artefact, and show it in its card."""
+    path = inspect.find(arguments.name, arguments.models)
+    model, metadata = load(path, pick_device(arguments.device))
+    config, dataset = export.source(model, metadata)
+    print("\n".join(str(file) for file in report.write(path, model, dataset)))
+    export.write_card(path, config.title, model)
+    return 0
+
+
+def do_inspect(arguments: argparse.Namespace) -> int:
+    """Print an artefact's facts."""
+    path = inspect.find(arguments.name, arguments.models)
+    print(inspect.as_json(path) if arguments.json else inspect.describe(path))
+    return 0
+
+
+def do_parzen(arguments: argparse.Namespace) -> int:
+    """The Parzen-window score of an artefact, or with --data of the training data themselves."""
+    facts: dict[str, Any]
+    if arguments.data:
+        config = configs.load(arguments.name)
+        dataset = data.load(config.data)
+        folder = arguments.out or Path("runs") / "parzen" / config.name
+        out, drawn = folder / "data.json", dataset.train[: arguments.samples]
+        facts = {"name": config.name, "samples": f"the first rows of train, {dataset.checksum}"}
+    else:
+        path = inspect.find(arguments.name, arguments.models)
+        model, metadata = load(path, pick_device(arguments.device))
+        _, dataset = export.source(model, metadata)
+        keys = {"name": arguments.sampler, "steps": arguments.steps}
+        sampler: Sampler = TypeAdapter(Sampler).validate_python(keys)
+        folder = arguments.out or Path("runs") / "parzen" / metadata.name
+        kept, seed = parzen.run_folder(folder, model, sampler, arguments.seed), arguments.seed
+        out = folder / f"{kept.name}.json"
+        drawn = parzen.samples(model, arguments.samples, sampler=sampler, seed=seed, folder=kept)
+        facts = {"name": metadata.name, "samples": str(kept), "seed": seed}
+        facts["sampler"] = sampler.model_dump()
+    found = parzen.of_samples(dataset, drawn)
+    write_json(out, facts | found.model_dump())
+    print(
+        f"{found.nats:.1f} ± {found.error:.1f} nats, {found.bits:.1f} ± {found.bits_error:.1f} "
+        f"bits on {found.data} test data; sigma {found.bandwidth:.3f}, {found.centres} centres"
+    )
+    return 0
+
+
+def do_peer(arguments: argparse.Namespace) -> int:
+    """Fit Gaussian mixtures to a data set of grey images, and measure them beside the artefact."""
+    sizes = {size: getattr(arguments, size) for size in peer.PeerConfig.model_fields}
+    config = configs.load(arguments.name)
+    dataset = data.load(config.data)
+    found = peer.compare(dataset, peer.PeerConfig(**sizes), arguments.data)
+    path = artefact_path(arguments.models, config.name)
+    if path.exists() and (ours := peer.diffusion(read_metadata(path), dataset)):
+        found.append(ours)
+    print(peer.table(found))
+    out = Path("runs") / "peer" / f"{config.name}.json"
+    write_json(out, [row.model_dump() for row in found])
+    return 0
+
+
+def write_json(path: Path, document: Any) -> None:  # noqa: ANN401  (what JSON can hold)
+    """Write what was measured, and say where."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(document, indent=2) + "\n")
+    print(f"written: {path}", file=sys.stderr)
+
+
+def do_figures(arguments: argparse.Namespace) -> int:
+    """Remake the pictures."""
+    from training import figures  # matplotlib takes a second to import, and nothing else needs it
+
+    made = figures.make(arguments.models, arguments.folder)
+    if not made:
+        raise ValueError(f"{arguments.models} has none of {', '.join(figures.DRAWN)} to draw")
+    print("\n".join(str(path) for path in made))
+    return 0
+
+
+def do_paper(arguments: argparse.Namespace) -> int:
+    """Fit, measure and draw what is not done yet of the paper's experiments; docs/results.md."""
+    from training import paper  # matplotlib takes a second to import
+
+    places = paper.Places(models=arguments.models, runs=arguments.runs, docs=arguments.docs)
+    names = arguments.names or paper.EXPERIMENTS
+    written = paper.run(
+        names, places, arguments.device, large=arguments.large, compiled=arguments.compile
+    )
+    if written is None:
+        print("interrupted and saved; the same command goes on", file=sys.stderr)
+        return INTERRUPTED
+    print("\n".join(str(path) for path in written))
+    return 0
+
+
+def do_schedules(arguments: argparse.Namespace) -> int:
+    """Compare schedules, fixed and learned."""
+    with ranks(arguments.device) as place:
+        made = compare.make(arguments.name, arguments.folder, arguments.out, place)
+    print(made[-1].read_text())
+    return 0
+
+
+def do_examples(arguments: argparse.Namespace) -> int:
+    """Remake the request bodies of README's commands."""
+    print("\n".join(str(path) for path in examples.make(arguments.folder)))
+    return 0

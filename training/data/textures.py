@@ -1,0 +1,148 @@
+"""Textures: patches of the pictures in a folder; grey, 8-bit, [1, side, side].
+
+    picture ~ U{pictures},   corner ~ U{the places where the split's region holds the patch whole}
+
+Each picture is cut into three bands of rows: the top one is `train`, the next `valid`, the bottom
+`test`, so that no pixel of one split is in another one. Patches of one split do overlap: they are
+no independent data, and a standard error over them is too small.
+
+Source: patches of one texture as in Sohl-Dickstein et al. (2015), Section 3.2.4, whose picture was
+Lazebnik et al.'s bark (2005).
+"""
+
+import hashlib
+from pathlib import Path
+from typing import Literal, Self
+
+import numpy as np
+import torch
+from PIL import Image, UnidentifiedImageError
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+from torch import Tensor
+
+from diffusion.noise import Stream, counter_noise
+from training.data.dataset import DataError, Dataset, Split, eight_bit, split_seed
+from training.data.files import local_folder
+
+SUFFIXES = {".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".pgm"}
+
+
+class TexturesConfig(BaseModel):
+    """Patches of `side` pixels from the pictures of `folder` (in the folder of NONEQ_DATA).
+
+    `pictures` names some of them, () for all; `held_out` is the share of a picture's rows that
+    `valid` and `test` have, each.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    kind: Literal["textures"] = "textures"
+    folder: str = "textures"
+    pictures: tuple[str, ...] = ()
+    side: int = Field(default=32, gt=1)
+    held_out: tuple[float, float] = (0.1, 0.2)
+    train: int = Field(default=50_000, gt=0)
+    valid: int = Field(default=2_000, gt=0)
+    test: int = Field(default=5_000, gt=0)
+    seed: int = Field(default=0, ge=0)
+
+    @model_validator(mode="after")
+    def _shares(self) -> Self:
+        if min(self.held_out) <= 0 or sum(self.held_out) >= 1:
+            raise ValueError(
+                f"held_out is two shares above 0 that leave some for train, came {self.held_out}"
+            )
+        return self
+
+
+def bands(height: int, held_out: tuple[float, float]) -> dict[Split, slice]:
+    """The rows of each split of a picture `height` pixels high."""
+    valid, test = (round(height * (1 - share)) for share in (sum(held_out), held_out[1]))
+    return {"train": slice(0, valid), "valid": slice(valid, test), "test": slice(test, height)}
+
+
+def find(config: TexturesConfig) -> list[Path]:
+    """The pictures, in the order of their names.
+
+    Raises:
+        DataError: no such folder or picture.
+    """
+    folder = local_folder(config.folder)
+    found = sorted(path for path in folder.iterdir() if path.suffix.lower() in SUFFIXES)
+    if config.pictures:
+        by_name = {path.name: path for path in found}
+        missing = [name for name in config.pictures if name not in by_name]
+        if missing:
+            there = ", ".join(by_name) or "no pictures"
+            raise DataError(f"{folder} has no {', '.join(missing)}; it has {there}")
+        return [by_name[name] for name in config.pictures]
+    if not found:
+        raise DataError(f"{folder} has no pictures: put some there ({', '.join(sorted(SUFFIXES))})")
+    return found
+
+
+def read(path: Path) -> Tensor:
+    """A picture in grey (ITU-R 601 luma), uint8 [height, width].
+
+    Raises:
+        DataError: it is no picture, or has more than 8 bits a channel.
+    """
+    try:
+        with Image.open(path) as picture:
+            if picture.mode.startswith(("I", "F")):
+                raise DataError(
+                    f"{path} has more than 8 bits a pixel (mode {picture.mode}); save it in 8"
+                )
+            return torch.from_numpy(np.array(picture.convert("L")))
+    except (UnidentifiedImageError, OSError) as error:
+        raise DataError(f"{path} is no picture that can be read ({error})") from error
+
+
+def patches(regions: list[Tensor], side: int, rows: Tensor, seed: int) -> Tensor:
+    """The patches numbered `rows` (int64 [N]) of a seed, uint8 [N, 1, side, side].
+
+    A patch is a function of the regions, the seed and its number alone.
+    """
+    u = counter_noise(seed, rows, 0, Stream.DATA).uniform((3,)).double()
+    which = (u[:, 0] * len(regions)).long()
+    places = torch.tensor([[r.shape[0] - side + 1, r.shape[1] - side + 1] for r in regions])
+    corner = (u[:, 1:] * places[which]).long()
+    out = torch.empty(len(rows), 1, side, side, dtype=torch.uint8)
+    for index, region in enumerate(regions):
+        mine = which == index
+        windows = region.unfold(0, side, 1).unfold(1, side, 1)
+        out[mine, 0] = windows[corner[mine, 0], corner[mine, 1]]
+    return out
+
+
+def load(config: TexturesConfig) -> Dataset:
+    """Read the pictures and draw the three splits; uint8 [rows, 1, side, side].
+
+    Raises:
+        DataError: pictures that are missing, cannot be read or are too small.
+    """
+    paths = find(config)
+    pictures = [read(path) for path in paths]
+    digest = hashlib.sha256()
+    for picture in pictures:
+        digest.update(f"{tuple(picture.shape)}".encode() + picture.numpy().tobytes())
+
+    def rows(split: Split, count: int) -> Tensor:
+        regions = [p[bands(p.shape[0], config.held_out)[split]] for p in pictures]
+        for path, region in zip(paths, regions, strict=True):
+            if min(region.shape) < config.side:
+                raise DataError(
+                    f"{path.name}: {split} has {region.shape[0]} rows and {region.shape[1]} "
+                    f"columns of it, a patch needs {config.side} of each; give held_out more, or a "
+                    "smaller side"
+                )
+        return patches(regions, config.side, torch.arange(count), split_seed(config.seed, split))
+
+    return Dataset(
+        name=config.kind,
+        space=eight_bit((1, config.side, config.side)),
+        train=rows("train", config.train),
+        valid=rows("valid", config.valid),
+        test=rows("test", config.test),
+        checksum=f"sha256:{digest.hexdigest()}",
+    )

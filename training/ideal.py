@@ -1,0 +1,191 @@
+"""What the best reverse kernel of a family reaches: the bound K of a model that makes no mistake.
+
+    K = prior - sum_{t >= 2} E KL(q(x_{t-1} | x_t, x_0) || p(x_{t-1} | x_t)) + last,
+
+with p the product of elements nearest to q(x_{t-1} | x_t): the moment match for a Gaussian kernel,
+the marginal of each bit for a Bernoulli one. What is left of the KL is what no network can mend,
+only more steps, another schedule or another family.
+"""
+
+import itertools
+import math
+from collections import Counter
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from diffusion.distributions import Bernoulli
+from diffusion.noise import Stream, counter_noise
+from diffusion.process import BinomialProcess, GaussianProcess
+from diffusion.space import Convention
+from training.data.swissroll import FIRST, LAST, SwissRoll
+
+_LOG_2PI_E = math.log(2.0 * math.pi) + 1.0
+_BITS = (1.0, 0.0)
+
+
+@dataclass(frozen=True)
+class Ideal:
+    """K in nats, mean over data, and what each step costs.
+
+    Attributes:
+        bound: prior - steps.sum() + last, model units.
+        standard_error: of what was left to sampling; 0 where all was enumerated.
+        prior, last: the two ends' parts.
+        steps: float64 [T - 1], E KL at t = 2..T.
+    """
+
+    bound: float
+    standard_error: float
+    prior: float
+    steps: Tensor
+    last: float
+
+
+def swissroll(
+    roll: SwissRoll,
+    process: GaussianProcess,
+    convention: Convention = "paper",
+    *,
+    full: bool = False,
+    rows: int = 1000,
+    seed: int = 0,
+) -> Ideal:
+    """The best Gaussian kernel on the Swiss roll.
+
+    With V(x_t) the covariance of x_0 given x_t, c_0 and v those of q(x_s | x_t, x_0), the moment
+    match costs E KL = 1/2 E log det(1 + c_0^2 V / v), V cut to its diagonal unless `full`. V is
+    worked out by quadrature over the roll's parameter, and E over x_t by one draw in each of `rows`
+    equal strata of it.
+
+    Args:
+        roll: the data.
+        process: T steps under the schedule in question.
+        convention: "paper" or "density", of the two ends.
+        full: a kernel of full covariance instead of a diagonal one.
+        rows: strata.
+        seed: of the draws.
+    """
+    if convention == "discretised":
+        raise ValueError('the roll has no levels: ask for "paper" or "density"')
+    u = (torch.arange(rows, dtype=torch.float64) + 0.5) / rows
+    curve = roll.curve(FIRST + (LAST - FIRST) * u)
+    costs = torch.zeros(rows, process.T + 1, dtype=torch.float64)
+    for t in range(1 if convention == "density" else 2, process.T + 1):
+        at = torch.tensor([t])
+        level = float((1 / process.alpha_bar[t] - 1).sqrt())
+        noise = counter_noise(seed, torch.arange(rows), t, Stream.DATA).normal((2,)).double()
+        y = curve + math.hypot(roll.noise, level) * noise
+        _, covariance = roll.posterior(y, level)
+        if not full:
+            covariance = torch.diag_embed(covariance.diagonal(dim1=-2, dim2=-1))
+        if t == 1:
+            costs[:, t] = 0.5 * (torch.logdet(covariance) + 2 * _LOG_2PI_E)
+            continue
+        of_x_0, _, posterior = process.posterior_coefficients(at, at - 1)
+        ratio = (of_x_0.square() / posterior) * covariance
+        costs[:, t] = 0.5 * torch.logdet(torch.eye(2, dtype=torch.float64) + ratio)
+    signal, noise_1 = float(process.alpha_bar[-1]), float(process.beta[1])
+    if convention == "paper":
+        prior = math.log(1 - signal)  # H_q(x_T | x_0) - H_p(x_T), two elements
+        last = -(math.log(noise_1) + _LOG_2PI_E)
+    else:
+        # -KL(q(x_T | x_0) || pi) with E|x_0|^2 = 2, exactly so by the roll's scale.
+        prior = math.log(1 - signal)
+        last = -float(costs[:, 1].mean())
+    steps = costs[:, 2:].mean(0)
+    # The draws of different t are independent, and so are those of different strata.
+    spread = (costs.var(0) / rows).sum().sqrt()
+    return Ideal(prior - float(steps.sum()) + last, float(spread), prior, steps, last)
+
+
+def heartbeat(
+    bits: int, period: int, process: BinomialProcess, convention: Convention = "paper"
+) -> Ideal:
+    """The best factorised kernel on the heartbeat, exact, by enumeration.
+
+    Given x_0 of phase 0 the bits of x_t are independent, and q(phase | x_t) depends on x_t only
+    through the number of ones among the places of each phase, so few states are enumerated. With
+    p_i the marginal q(x_{s,i} = 1 | x_t), E KL = E H(p) - E H(q(x_s | x_t, x_0)).
+
+    Args:
+        bits: of a sequence, a multiple of `period`.
+        period: the places from a one to the next.
+        process: T steps under the schedule in question.
+        convention: "paper" (the last step fixed) or "discretised" (the best last step).
+    """
+    if bits % period:
+        raise ValueError(f"`bits` is a multiple of the period {period}, came {bits}")
+    if convention == "density":
+        raise ValueError('bits have no density: ask for "paper" or "discretised"')
+    each = bits // period
+    # The places without a one are alike: the order of their counts does not matter.
+    states = [
+        (first, *rest)
+        for first in range(each + 1)
+        for rest in itertools.combinations_with_replacement(range(each + 1), period - 1)
+    ]
+    counts = torch.tensor(states, dtype=torch.float64)
+    number_of = torch.tensor([ways(state, each) for state in states], dtype=torch.float64)
+    pair = torch.tensor([0.0, 1.0], dtype=torch.float64)  # both values of a bit of x_t
+
+    def spent(t: Tensor) -> Tensor:
+        """E KL at each t [n]; at t = 1, where q(x_0 | x_1, x_0) is certain, E H(p)."""
+        one, zero = (
+            process.marginal(torch.full((len(t), 1, 1), x).double(), t).mean for x in _BITS
+        )
+        of_one = counts * one.log() + (each - counts) * torch.log1p(-one)  # [n, states, period]
+        of_zero = counts * zero.log() + (each - counts) * torch.log1p(-zero)
+        mass = (number_of.log() + of_one[..., 0] + of_zero[..., 1:].sum(-1)).exp()
+        share = (of_one - of_zero).log_softmax(-1)  # log q(phase | x_t)
+        logits = share - torch.log1p(-share.exp().clamp(max=1 - 1e-16))
+        logits = logits[..., None].expand(*share.shape, 2)  # of x_0 = 1, for x_t = 0 and 1
+        last = bool((t == 1).all())
+        p = Bernoulli(logits) if last else process.mix(logits, pair.expand_as(logits), t, t - 1)
+        number = torch.stack((each - counts, counts), -1)
+        entropy = (mass * (number * _entropy(p)).sum((-1, -2))).sum(1)
+        if last:
+            return entropy
+        x_t = pair.expand(len(t), 2)
+        for x_0, places, chance in ((1.0, each, one), (0.0, bits - each, zero)):
+            known = process.posterior(torch.full_like(x_t, x_0), x_t, t, t - 1)
+            weights = torch.cat((1 - chance, chance), 1).squeeze(2)
+            entropy = entropy - places * (weights * _entropy(known)).sum(1)
+        return entropy
+
+    steps = torch.cat([spent(t) for t in torch.arange(2, process.T + 1).split(64)])
+    first = _ends(process, 1, each, bits)
+    final = _ends(process, process.T, each, bits)
+    base = _entropy(Bernoulli.of(torch.tensor([process.base_rate], dtype=torch.float64)))
+    prior_entropy = bits * float(base)
+    if convention == "paper":
+        prior, last = final - prior_entropy, -first
+    else:
+        x_0 = torch.zeros(1, bits, dtype=torch.float64)
+        x_0[:, ::period] = 1
+        marginal = process.marginal(x_0, torch.tensor([process.T]))
+        pi = Bernoulli(process.prior((bits,), 1).logits.double())
+        prior, last = -float(marginal.kl(pi)), -float(spent(torch.ones(1, dtype=torch.int64)))
+    return Ideal(prior - float(steps.sum()) + last, 0.0, prior, steps, last)
+
+
+def ways(counts: tuple[int, ...], each: int) -> int:
+    """How many x_t have these counts, in any order but for the first."""
+    orders = math.factorial(len(counts) - 1)
+    for number in Counter(counts[1:]).values():
+        orders //= math.factorial(number)
+    return orders * math.prod(math.comb(each, k) for k in counts)
+
+
+def _ends(process: BinomialProcess, t: int, ones: int, bits: int) -> float:
+    """H_q(x_t | x_0) of a sequence with so many ones, nats."""
+    x_0 = (torch.arange(bits) < ones).double()[None]
+    return float(process.marginal(x_0, torch.tensor([t])).entropy())
+
+
+def _entropy(p: Bernoulli) -> Tensor:
+    """The entropy of each element, nats."""
+    mean = p.mean
+    found: Tensor = torch.special.entr(mean) + torch.special.entr(1 - mean)
+    return found

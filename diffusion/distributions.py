@@ -19,7 +19,8 @@ from typing_extensions import override
 
 from diffusion.noise import Noise
 
-_LOG_2PI = math.log(2.0 * math.pi)
+#: log(2 pi), a Normal's share of each element.
+LOG_2PI = math.log(2.0 * math.pi)
 
 
 def _sum(x: Tensor) -> Tensor:
@@ -45,6 +46,10 @@ class Distribution(ABC):
     @abstractmethod
     def entropy(self) -> Tensor:
         """-E log p, nats [B]."""
+
+    @abstractmethod
+    def rows(self, index: Tensor) -> Self:
+        """Some of the rows, or one several times; int64 [b]."""
 
     @abstractmethod
     def multiply(self, other: Self) -> tuple[Self, Tensor]:
@@ -74,7 +79,7 @@ class Normal(Distribution):
     @override
     def log_prob(self, x: Tensor) -> Tensor:
         """log N(x; mean, var), nats [B]."""
-        return -0.5 * _sum((x - self.mean).square() / self.var + self._log_var() + _LOG_2PI)
+        return -0.5 * _sum((x - self.mean).square() / self.var + self._log_var() + LOG_2PI)
 
     @override
     def kl(self, other: Self) -> Tensor:
@@ -86,7 +91,11 @@ class Normal(Distribution):
     @override
     def entropy(self) -> Tensor:
         """(1/2) log(2 pi e var), nats [B]."""
-        return 0.5 * _sum(self._log_var() + (_LOG_2PI + 1.0))
+        return 0.5 * _sum(self._log_var() + (LOG_2PI + 1.0))
+
+    @override
+    def rows(self, index: Tensor) -> Self:
+        return type(self)(self.mean[index], self.var.expand_as(self.mean)[index])
 
     @override
     def multiply(self, other: Self) -> tuple[Self, Tensor]:
@@ -110,7 +119,7 @@ class Normal(Distribution):
             torch.where(keeps, mean, torch.where(takes, other_mean, product_mean)),
             torch.where(keeps, var, torch.where(takes, other_var, product_var)),
         )
-        log_z = (other_mean - mean).square() / total + total.log() + _LOG_2PI
+        log_z = (other_mean - mean).square() / total + total.log() + LOG_2PI
         return product, -0.5 * _sum(torch.where(torch.isinf(total), 0.0, log_z))
 
     def _log_var(self) -> Tensor:
@@ -157,6 +166,10 @@ class Bernoulli(Distribution):
     def entropy(self) -> Tensor:
         """-E log B, nats [B]."""
         return -_sum(self._expect(self._log(1), self._log(0)))
+
+    @override
+    def rows(self, index: Tensor) -> Self:
+        return type(self)(self.logits[index])
 
     @override
     def multiply(self, other: Self) -> tuple[Self, Tensor]:

@@ -11,6 +11,7 @@ from typing_extensions import override
 from diffusion.distributions import Distribution
 from diffusion.networks import Network
 from diffusion.prediction import (
+    GaussianPrediction,
     Prediction,
     PredictionKind,
     VarianceKind,
@@ -135,9 +136,14 @@ class DiffusionModel(nn.Module):
             return read_binomial(process, self.prediction, output, x_t, at.t)
         assert isinstance(process, GaussianProcess)
         found = read_gaussian(process, *kinds, output, x_t, at.t, at.of_x_0, self.profile)
-        if not clip or self._low is None or self._high is None:
-            return found
-        return found.clipped(self._low, self._high)
+        return self.clip(found) if clip else found
+
+    def clip(self, prediction: Prediction) -> Prediction:
+        """The same with x_0hat kept within the data's range, where it has one."""
+        if self._low is None or self._high is None:
+            return prediction
+        assert isinstance(prediction, GaussianPrediction)  # of reals, as whatever has a range is
+        return prediction.clipped(self._low, self._high)
 
     def times(self, t: Tensor) -> Times:
         """What the steps t, int64 [B], say before any x_t is known; from the table if there is one.

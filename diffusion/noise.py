@@ -35,6 +35,8 @@ class Stream(IntEnum):
     TRAINING = 3
     DATA = 4
     TRAJECTORY = 5
+    RESAMPLING = 6
+    REPLACEMENT = 7
 
 
 def philox(counter: Tensor, key: Tensor) -> Tensor:

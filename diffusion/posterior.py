@@ -1,120 +1,276 @@
-"""Observations r(x_0), and kernels multiplied by them (Sohl-Dickstein et al. 2015, Section 2.5).
+"""Draws from the posterior p(x_0) r(x_0) / Z, by one of several methods, and how far to trust them.
 
-    p~(x_s | x_t) = p(x_s | x_t) r(x_s) / Z~_t(x_t)
+    twisted   particles that follow a twist: the exact posterior as they grow, and Z
+    matched   independent noise on everything is that of some step: the plain chain from there
+    product   p(x_s | x_t) r(x_s), the 2015 paper's kernel with one r at every step; biased
+    resample  RePaint's jumps; biased
 
-`method="product"` keeps r the same at every step: the paper's, and biased, for r says of x_s what
-was seen of x_0. Where everything was seen with independent noise, no guidance is needed: the chain
-starts at the step whose noise is the observation's (`matched_start`), exact up to the model and the
-steps.
+`auto` takes the matched start where it holds and twisted elsewhere. All are exact at best up to the
+model and the number of its steps.
 """
 
 import math
 from dataclasses import dataclass
-from typing import Self, final
+from typing import Annotated, Literal, final
 
 import torch
+from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
-from diffusion.distributions import Bernoulli, Distribution, Normal
+from diffusion.diagnostics import Diagnostics
+from diffusion.distributions import Bernoulli, Normal
+from diffusion.matched import MatchedStart, matched_start
 from diffusion.model import DiffusionModel
-from diffusion.process import BinomialProcess, Process
+from diffusion.observation import Observation
+from diffusion.operators import Mask
+from diffusion.particles import Cloud, run
+from diffusion.plan import DDIM, Ancestral, DPMSolver
+from diffusion.process import BinomialProcess
+from diffusion.repaint import repaint
+from diffusion.sampling import sample
+from diffusion.twist import Twist
+
+__all__ = [
+    "Auto",
+    "Diagnostics",
+    "Matched",
+    "MatchedStart",
+    "Method",
+    "Observation",
+    "Posterior",
+    "Product",
+    "Resample",
+    "Twisted",
+    "draw",
+    "matched_start",
+    "settle",
+]
+
+_ELEMENTS = 2**20  # of all the rows that go through the network at once
+
+
+class _Method(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+@final
+class Product(_Method):
+    """The 2015 paper's (Section 2.5): r_t = r for every t, one row a sample, no weights."""
+
+    name: Literal["product"] = "product"
+
+
+@final
+class Resample(_Method):
+    """RePaint: `jump` steps back, each stretch made `times` times."""
+
+    name: Literal["resample"] = "resample"
+    jump: int = Field(10, ge=1)
+    times: int = Field(10, ge=1)
+
+
+@final
+class Matched(_Method):
+    """The plain chain from the step whose noise is the observation's."""
+
+    name: Literal["matched"] = "matched"
+
+
+@final
+class Twisted(_Method):
+    """Particles that follow a twist.
+
+    Attributes:
+        particles: of a system.
+        systems: "independent", one for each sample; or "joint", one of all samples of a datum,
+            which is cheaper, and whose samples share ancestors.
+        twist: which r_t.
+    """
+
+    name: Literal["twisted"] = "twisted"
+    particles: int = Field(8, ge=1)
+    systems: Literal["independent", "joint"] = "independent"
+    twist: Twist = Twist()
+
+
+@final
+class Auto(_Method):
+    """The matched start where everything was seen with the same independent noise, else twisted."""
+
+    name: Literal["auto"] = "auto"
+    twisted: Twisted = Twisted()
+
+
+#: A method's configuration, told apart by `name`.
+Method = Annotated[Product | Resample | Matched | Twisted | Auto, Field(discriminator="name")]
 
 
 @final
 @dataclass(frozen=True)
-class Observation:
-    """What was seen of N data, as a factor over x_0 in model units.
+class Posterior:
+    """Samples of N posteriors.
 
     Attributes:
-        factor: [N, *event]; infinite variance, or a logit of 0, where nothing was seen.
+        samples: [N, n, *event], model units.
+        method: the one that answered.
+        biased: whether it misses the posterior even of a perfect model with all its steps.
+        diagnostics: of each datum.
+        network_evaluations: of all, by the rule of `diffusion.twist`.
+        start: where the chains began, by "matched".
     """
 
-    factor: Distribution
-
-    @classmethod
-    def of_reals(cls, y: Tensor, known: Tensor, noise_std: Tensor | float = 0.0) -> Self:
-        """y = x_0 + noise_std n where known; with 0 the values themselves.
-
-        Args:
-            y: [N, *event], model units; ignored where not known.
-            known: bool [N, *event].
-            noise_std: model units, a number or broadcastable to `y`.
-        """
-        var = torch.as_tensor(noise_std, dtype=y.dtype, device=y.device).square()
-        seen = torch.where(known, var, torch.inf)
-        return cls(Normal(torch.where(known, y, 0.0), seen.expand_as(y).contiguous()))
-
-    @classmethod
-    def of_bits(cls, y: Tensor, known: Tensor, flip_probability: float = 0.0) -> Self:
-        """y = x_0, each bit flipped with `flip_probability` in [0, 1/2), where known."""
-        strength = math.inf if flip_probability == 0 else math.log(1 / flip_probability - 1)
-        logits = torch.where(y > 0.5, strength, -strength).to(y.dtype)
-        return cls(Bernoulli(torch.where(known, logits, 0.0)))
-
-    @classmethod
-    def nothing(cls, process: Process, event: tuple[int, ...], rows: int) -> Self:
-        """r = 1: sampling is posterior sampling with nothing seen."""
-        empty = torch.zeros(rows, *event, device=process.beta.device)
-        if isinstance(process, BinomialProcess):
-            return cls(Bernoulli(empty))
-        return cls(Normal(empty, torch.full_like(empty, torch.inf)))
+    samples: Tensor
+    method: Product | Resample | Matched | Twisted
+    biased: bool
+    diagnostics: tuple[Diagnostics, ...]
+    network_evaluations: int
+    start: MatchedStart | None = None
 
 
-def restrict(kernel: Distribution, factor: Distribution) -> Distribution:
-    """`kernel.multiply(factor)` without its normaliser; both of the process's own family."""
-    return kernel.multiply(factor)[0]
+def settle(
+    model: DiffusionModel, observation: Observation, method: Method
+) -> Product | Resample | Matched | Twisted:
+    """What `auto` stands for here; any other method is itself."""
+    if not isinstance(method, Auto):
+        return method
+    return method.twisted if _noise(model, observation) is None else Matched()
 
 
-@final
-@dataclass(frozen=True)
-class MatchedStart:
-    """Where a chain that denoises begins.
-
-    Attributes:
-        t: the step, 1..T; `plan(..., start=t)` goes on from there.
-        x_t: [N, *event], sqrt(alpha_bar_t) y; for bits y.
-        noise: the noise that step stands for: a standard deviation in model units, or a flip
-            probability. It differs from what was asked by the grid's spacing.
-    """
-
-    t: int
-    x_t: Tensor
-    noise: float
-
-
-def matched_start(model: DiffusionModel, y: Tensor, noise: float) -> MatchedStart:
-    """The step whose noise equals an observation's, y = x_0 + noise n (or bits flipped).
-
-    Gaussian: (1 - alpha_bar_t) / alpha_bar_t = noise^2, the nearest such t on a logarithmic scale.
-    Bits with base rate 1/2: alpha_bar_t = 1 - 2 noise, the nearest t.
+def draw(
+    model: DiffusionModel,
+    observation: Observation,
+    samples: int,
+    *,
+    seed: int,
+    method: Method | None = None,
+    sampler: Ancestral | DDIM | DPMSolver | None = None,
+) -> Posterior:
+    """Draw from the posteriors of N data.
 
     Args:
         model: the model.
-        y: [N, *event], model units.
-        noise: a standard deviation in model units, or a flip probability below 1/2; above 0.
+        observation: what was seen, [N, *seen].
+        samples: n, of each datum.
+        seed: of the noise; sample j of datum i is numbered i n + j.
+        method: how; `Auto()` where it is not given.
+        sampler: the chain's steps; ancestral at all T where it is not given.
 
     Raises:
-        ValueError: no noise, flips no rarer than not, or bits with a base rate other than 1/2,
-            whose process flips zeros and ones unequally.
+        ValueError: a method that the observation cannot have, or a sampler that it cannot.
     """
-    if not 0 < noise < math.inf:
-        raise ValueError(f"a matched start needs noise above 0, came {noise:g}")
-    alpha_bar = model.process.alpha_bar[1:]
-    if isinstance(model.process, BinomialProcess):
-        if model.process.base_rate != 0.5:
+    settled = settle(model, observation, Auto() if method is None else method)
+    sampler = sampler or Ancestral()
+    if isinstance(settled, Twisted):
+        return _twisted(model, observation, samples, seed, settled, _ancestral(sampler, settled))
+    seen = observation.rows(
+        torch.arange(len(observation), device=model.device).repeat_interleave(samples)
+    )
+    start, count = None, len(seen)
+    if isinstance(settled, Resample):
+        plan = _ancestral(sampler, settled).plan(model)
+        x, each = repaint(model, seen, plan, seed=seed, jump=settled.jump, times=settled.times)
+    elif isinstance(settled, Matched):
+        noise = _noise(model, observation)
+        if noise is None:
             raise ValueError(
-                "a matched start for flipped bits needs base rate 1/2, this process has "
-                f"{model.process.base_rate:g} and flips zeros and ones unequally: "
-                "use method 'product'"
+                "a matched start needs the same independent noise on every element (of bits, base "
+                "rate 1/2): use 'twisted'"
             )
-        if noise >= 0.5:
-            raise ValueError(
-                f"flips of probability 1/2 or more leave nothing to go by, came {noise:g}: "
-                "for more than 1/2 invert the bits"
-            )
-        t = int((alpha_bar - (1 - 2 * noise)).abs().argmin()) + 1
-        return MatchedStart(t, y, float(1 - alpha_bar[t - 1]) / 2)
-    log_ratio = torch.log1p(-alpha_bar) - torch.log(alpha_bar)
-    t = int((log_ratio - 2 * math.log(noise)).abs().argmin()) + 1
-    at = float(alpha_bar[t - 1])
-    return MatchedStart(t, math.sqrt(at) * y, math.sqrt((1 - at) / at))
+        start = matched_start(model, _values(observation), noise)
+        at = start.t, start.x_t.repeat_interleave(samples, 0)
+        x = sample(model, count, seed=seed, sampler=sampler, start=at)
+        each = len(sampler.plan(model, start.t))
+    else:
+        x = sample(model, count, seed=seed, sampler=sampler, observation=seen)
+        each = len(sampler.plan(model))
+    return Posterior(
+        x.unflatten(0, (-1, samples)),
+        settled,
+        biased=not isinstance(settled, Matched),
+        diagnostics=(Diagnostics(),) * len(observation),
+        network_evaluations=each * count,
+        start=start,
+    )
+
+
+def _twisted(
+    model: DiffusionModel,
+    observation: Observation,
+    samples: int,
+    seed: int,
+    method: Twisted,
+    sampler: Ancestral,
+) -> Posterior:
+    """`draw` by particles; all systems of a batch are of one kind, exact or iterated."""
+    plan, N, device = sampler.plan(model), len(observation), model.device
+    joint = method.systems == "joint"
+    each, draws = (1, samples) if joint else (samples, 1)
+    system = torch.arange(N * each, device=device)
+    count = observation.known.flatten(1).sum(1)[system // each]
+    kinds = method.twist.exact(count)
+    together = max(1, _ELEMENTS // (method.particles * math.prod(model.event)))
+    places = [
+        place for kind in (kinds, ~kinds) for place in system[kind].split(together) if len(place)
+    ]
+    parts = [
+        run(
+            model,
+            observation.rows(place // each),
+            plan,
+            seed=seed,
+            system=place,
+            particles=method.particles,
+            draws=draws,
+            twist=method.twist,
+        )
+        for place in places
+    ]
+    cloud = Cloud.joined(parts).rows(torch.cat(places).argsort())
+    found = [Diagnostics.of(cloud.rows(part), model.T) for part in _stretches(N, each)]
+    return Posterior(
+        cloud.samples.reshape(N, samples, *model.event),
+        method,
+        biased=method.particles == 1,
+        diagnostics=tuple(found),
+        network_evaluations=int(cloud.evaluations.sum()),
+    )
+
+
+def _stretches(count: int, length: int) -> list[slice]:
+    """The places of each datum's systems."""
+    return [slice(i * length, (i + 1) * length) for i in range(count)]
+
+
+def _ancestral(sampler: Ancestral | DDIM | DPMSolver, method: _Method) -> Ancestral:
+    """The sampler, if it draws from the model's own kernel."""
+    if not isinstance(sampler, Ancestral):
+        raise ValueError(
+            f"method '{getattr(method, 'name', '')}' follows the model's own kernel p(x_s | x_t), "
+            f"which sampler '{sampler.name}' replaces: use 'ancestral', with fewer steps if need be"
+        )
+    return sampler
+
+
+def _values(observation: Observation) -> Tensor:
+    """y where all of it was seen through noise: reals, or bits."""
+    factor = observation.factor
+    if isinstance(factor, Normal):
+        return factor.mean
+    assert isinstance(factor, Bernoulli)  # there are two families
+    return (factor.logits > 0).to(factor.logits.dtype)
+
+
+def _noise(model: DiffusionModel, observation: Observation) -> float | None:
+    """The one noise of all elements, as `matched_start` wants it; None where there is none."""
+    factor = observation.factor
+    if not isinstance(observation.operator, Mask) or not bool(observation.known.all()):
+        return None
+    if isinstance(factor, Normal):
+        noise = factor.var.sqrt()
+    else:
+        assert isinstance(factor, Bernoulli)
+        if not isinstance(model.process, BinomialProcess) or model.process.base_rate != 0.5:
+            return None
+        noise = (-factor.logits.abs()).sigmoid()
+    first = float(noise.flatten()[0])
+    return first if first > 0 and bool((noise == first).all()) else None

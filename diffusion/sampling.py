@@ -11,8 +11,8 @@ from torch import Tensor
 from diffusion.distributions import Bernoulli, Distribution, Normal
 from diffusion.model import DiffusionModel
 from diffusion.noise import CounterNoise, DrawnNoise, Noise, Stream, counter_noise
+from diffusion.observation import Observation
 from diffusion.plan import DDIM, Ancestral, DPMSolver, Plan, Update
-from diffusion.posterior import Observation, restrict
 from diffusion.prediction import GaussianPrediction, Prediction
 from diffusion.process import GaussianProcess, blend, per_row
 
@@ -40,7 +40,7 @@ def advance(
     if update.own is False and not isinstance(prediction, GaussianPrediction):
         return _draw_bits(prediction, x_t, update, noise, observation)
     kernel = _kernel(prediction, x_t, previous, update)
-    return (kernel if observation is None else restrict(kernel, observation.factor)).sample(noise)
+    return (kernel if observation is None else observation.multiply(kernel)[0]).sample(noise)
 
 
 def _kernel(prediction: Prediction, x_t: Tensor, previous: Tensor, update: Update) -> Distribution:
@@ -68,7 +68,7 @@ def _draw_bits(
     if observation is not None:
         seen = observation.factor
         assert isinstance(seen, Bernoulli)  # of bits
-        restricted = restrict(prediction.kernel(update.s), seen)
+        restricted, _ = observation.multiply(prediction.kernel(update.s))
         assert isinstance(restricted, Bernoulli)
         ones = torch.where(seen.logits == 0, ones, restricted.mean)
     return (noise.uniform(x_t.shape[1:]).to(ones) < ones).to(x_t.dtype)
@@ -79,7 +79,7 @@ def begin(
 ) -> Tensor:
     """x_T of new chains, drawn from pi(x_T) r(x_T), [rows, *event]."""
     prior = model.process.prior(model.event, rows)
-    return (prior if observation is None else restrict(prior, observation.factor)).sample(noise)
+    return (prior if observation is None else observation.multiply(prior)[0]).sample(noise)
 
 
 def step(

@@ -153,6 +153,27 @@ class GaussianMixture(Mixture):
         off = means - mean[:, None]
         return mean, within + torch.einsum("bk,bki,bkj->bij", p, off, off)
 
+    def posterior(self, matrix: Tensor, y: Tensor, var: Tensor) -> tuple[Self, float]:
+        """p(x_0 | y), a mixture again, and log p(y) in nats, for y = A x_0 + noise.
+
+        Args:
+            matrix: A, [M, D].
+            y: [M].
+            var: the noise's variances, [M], above 0.
+        """
+        matrix, covariances = matrix.double(), self.covariances
+        total = matrix @ covariances @ matrix.mT + torch.diag(var.double())
+        off = y.double() - self.means @ matrix.mT
+        gain = torch.linalg.solve(total, matrix @ covariances).mT
+        marginal = torch.distributions.MultivariateNormal(torch.zeros_like(off), total)
+        log_joint = self.weights.log() + marginal.log_prob(off)
+        means = self.means + (gain @ off[:, :, None])[:, :, 0]
+        kept = covariances - gain @ matrix @ covariances
+        # A component that y excludes keeps a weight that a float can hold.
+        weights = log_joint.softmax(0).clamp_min(1e-300)
+        found = self.from_values(weights, means, (kept + kept.mT) / 2)
+        return found, float(log_joint.logsumexp(0))
+
     def _project(self, x: Tensor, scale: Tensor, var: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """What each component says of x = scale x_0 + sqrt(var) n; scale and var [B, 1].
 

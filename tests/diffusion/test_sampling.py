@@ -14,7 +14,7 @@ from diffusion.model import DiffusionModel
 from diffusion.networks import BitPatterns, GaussianMixture
 from diffusion.noise import CounterNoise, DrawnNoise, counter_noise
 from diffusion.plan import DDIM, Ancestral, DPMSolver, Update
-from diffusion.posterior import Observation, restrict
+from diffusion.posterior import Observation
 from diffusion.prediction import VarianceKind
 from diffusion.process import BinomialProcess, GaussianProcess
 from diffusion.sampling import advance, burst, sample, step
@@ -235,7 +235,7 @@ def test_bits_are_drawn_by_the_models_own_kernel(seen: bool, heartbeat: BitPatte
         update = Update(plan.t, plan.s, plan.table, plan.own)
         x_s = advance(prediction, x_t, x_t, update, DrawnNoise(u), found)
         kernel = prediction.kernel(plan.s)
-        wanted = kernel if found is None else restrict(kernel, found.factor)
+        wanted = kernel if found is None else found.multiply(kernel)[0]
         assert isinstance(wanted, Bernoulli)
         near = (u - wanted.mean).abs() < 1e-5
         assert torch.equal(x_s[~near], (u < wanted.mean).float()[~near])

@@ -274,6 +274,18 @@ def test_bit_samples_have_the_frequencies() -> None:
     assert ((found.mean(0) - oracle.weights).abs() < 4.5 * error).all()
 
 
+def test_the_posterior_is_bayes() -> None:
+    """log p(x | y) = log p(x) + log p(y | x) - log p(y), at points."""
+    oracle = gaussian_mixture()
+    matrix, y = torch.tensor([[1.0, -0.5]]).double(), torch.tensor([0.4]).double()
+    var = torch.tensor([0.2]).double()
+    posterior, log_evidence = oracle.posterior(matrix, y, var)
+    x = torch.randn(20, 2).double()
+    likelihood = torch.distributions.Normal(x @ matrix[0], var.sqrt()).log_prob(y)
+    wanted = oracle.log_prob(x) + likelihood - log_evidence
+    torch.testing.assert_close(posterior.log_prob(x), wanted)
+
+
 # ---- Both ----
 
 

@@ -1,0 +1,167 @@
+"""Observations r(x_0): what was seen of a datum, and kernels multiplied by it.
+
+    y = A x_0 + noise,     p~(x_s | x_t) = p(x_s | x_t) r(x_s) / Z~_t(x_t)
+
+Products with a Normal or a Bernoulli kernel have closed forms, draws and Z~ both (Sohl-Dickstein et
+al. 2015, Section 2.5).
+"""
+
+import math
+from dataclasses import dataclass
+from typing import Self, final
+
+import torch
+from torch import Tensor
+
+from diffusion.conditioned import Conditioned
+from diffusion.distributions import LOG_2PI, Bernoulli, Distribution, Normal
+from diffusion.operators import LinearOperator, Mask
+from diffusion.process import BinomialProcess, Process
+
+_ELEMENTS = Mask()
+
+
+@final
+@dataclass(frozen=True)
+class Observation:
+    """What was seen of N data, as a factor over A x_0 in model units.
+
+    Attributes:
+        factor: [N, *seen]; infinite variance, or a logit of 0, where nothing was seen.
+        operator: A; of bits a `Mask`.
+    """
+
+    factor: Distribution
+    operator: LinearOperator = _ELEMENTS
+
+    @classmethod
+    def of_reals(cls, y: Tensor, known: Tensor, noise_std: Tensor | float = 0.0) -> Self:
+        """y = x_0 + noise_std n where known; with 0 the values themselves.
+
+        Args:
+            y: [N, *event], model units; ignored where not known.
+            known: bool [N, *event].
+            noise_std: model units, a number or broadcastable to `y`.
+        """
+        var = torch.as_tensor(noise_std, dtype=y.dtype, device=y.device).square()
+        seen = torch.where(known, var, torch.inf)
+        return cls(Normal(torch.where(known, y, 0.0), seen.expand_as(y).contiguous()))
+
+    @classmethod
+    def of_linear(
+        cls,
+        operator: LinearOperator,
+        y: Tensor,
+        event: tuple[int, ...],
+        noise_std: Tensor | float = 0.0,
+    ) -> Self:
+        """y = A x_0 + noise_std n.
+
+        Args:
+            operator: A.
+            y: [N, *seen], model units.
+            event: the shape of a datum.
+            noise_std: model units, a number or broadcastable to `y`.
+
+        Raises:
+            ValueError: shapes that do not fit, or a singular A seen without noise.
+        """
+        wanted = operator.seen(event)
+        if tuple(y.shape[1:]) != wanted:
+            raise ValueError(
+                f"of data of shape {list(event)} this operator sees {list(wanted)}, came values of "
+                f"shape {list(y.shape[1:])}"
+            )
+        seen = cls.of_reals(y, torch.ones_like(y, dtype=torch.bool), noise_std)
+        if not isinstance(operator, Mask):
+            assert isinstance(seen.factor, Normal)
+            exact = (seen.factor.var == 0).flatten(1).any(0)
+            rows = operator.matrix(event, y.device)[exact]
+            if len(rows) and int(torch.linalg.matrix_rank(rows, rtol=1e-7)) < len(rows):
+                raise ValueError(
+                    f"of {len(rows)} numbers seen without noise some follow from the others (a "
+                    "singular operator): leave them out, or give a noise above 0"
+                )
+        return cls(seen.factor, operator)
+
+    @classmethod
+    def of_bits(cls, y: Tensor, known: Tensor, flip_probability: float = 0.0) -> Self:
+        """y = x_0, each bit flipped with `flip_probability` in [0, 1/2), where known."""
+        strength = math.inf if flip_probability == 0 else math.log(1 / flip_probability - 1)
+        logits = torch.where(y > 0.5, strength, -strength).to(y.dtype)
+        return cls(Bernoulli(torch.where(known, logits, 0.0)))
+
+    @classmethod
+    def nothing(cls, process: Process, event: tuple[int, ...], rows: int) -> Self:
+        """r = 1: sampling is posterior sampling with nothing seen."""
+        empty = torch.zeros(rows, *event, device=process.beta.device)
+        if isinstance(process, BinomialProcess):
+            return cls(Bernoulli(empty))
+        return cls(Normal(empty, torch.full_like(empty, torch.inf)))
+
+    def __len__(self) -> int:
+        """N."""
+        return len(self.known)
+
+    @property
+    def known(self) -> Tensor:
+        """Which numbers were seen, bool [N, *seen]."""
+        factor = self.factor
+        if isinstance(factor, Normal):
+            return torch.isfinite(factor.var).expand_as(factor.mean)
+        assert isinstance(factor, Bernoulli)  # there are two families
+        return factor.logits != 0
+
+    def rows(self, index: Tensor) -> Self:
+        """Some of the data, or one several times; int64 [B]."""
+        return type(self)(self.factor.rows(index), self.operator)
+
+    def multiply(self, kernel: Distribution) -> tuple[Distribution | Conditioned, Tensor]:
+        """p r / Z~ of a kernel p(x_s | x_t) of the process's own family, and log Z~.
+
+        r(x) is the density of y given x_0 = x; of bits its probability.
+
+        Returns:
+            What the product is drawn from, and log Z~ in nats, float64 [B].
+        """
+        factor = self.factor
+        if isinstance(kernel, Normal) and not isinstance(self.operator, Mask):
+            matrix, off, noise = self.linear(kernel.mean)
+            spread = matrix * kernel.var.expand_as(kernel.mean).double().flatten(1)[:, None]
+            total = spread @ matrix.mT + torch.diag_embed(noise)
+            product = Conditioned.on(kernel, matrix, off, total)
+            return product, product.log_z
+        found, log_z = kernel.multiply(factor)
+        if isinstance(kernel, Bernoulli):
+            # A factor of logit 0 counts 1/2 for a bit of which nothing was seen: r counts 1.
+            log_z = log_z + math.log(2.0) * (~self.known).flatten(1).sum(1)
+        return found, log_z.double()
+
+    def linear(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """A row by row, y - A x and the noise's variances, for N rows x [N, *event].
+
+        Masks differ from datum to datum, so only what was seen has its row; where one datum has
+        fewer than another, rows of zeros follow, which have variance 1 / (2 pi) and so add nothing
+        to a log-density.
+
+        Returns:
+            float64 [N or 1, M, D], [N, M] and [N, M].
+        """
+        factor = self.factor
+        assert isinstance(factor, Normal)  # a linear observation is of reals
+        off = (factor.mean - self.operator.forward(x)).double().flatten(1)
+        var = factor.var.expand_as(factor.mean).double().flatten(1)
+        if not isinstance(self.operator, Mask):
+            return self.operator.matrix(x.shape[1:], x.device)[None], off, var
+        known = self.known.flatten(1)
+        count = max(1, int(known.sum(1).max()))
+        place = known.to(torch.int8).argsort(dim=1, descending=True, stable=True)[:, :count]
+        real = known.gather(1, place)
+        matrix = torch.zeros(*place.shape, known.shape[1], dtype=torch.float64, device=x.device)
+        matrix.scatter_(2, place[:, :, None], real.double()[:, :, None])
+        none = math.exp(-LOG_2PI)
+        return (
+            matrix,
+            torch.where(real, off.gather(1, place), 0.0),
+            torch.where(real, var.gather(1, place), none),
+        )

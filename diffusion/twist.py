@@ -1,0 +1,296 @@
+"""Twists: r_t(x_t), an estimate of what an observation makes of x_t, E[r(x_0) | x_t].
+
+    reals  r_t(x_t) = N(y; A x_0hat, sigma^2 + A V_t A^T),  V_t = (1 - alpha_bar) / sqrt(alpha_bar)
+           d x_0hat / d x_t, the covariance of x_0 given x_t (Tweedie's formula, second order)
+    bits   r_t(x_t) = prod over the known of (1 - eps) pi_y + eps (1 - pi_y), pi = P(x_0 | x_t)
+
+A twist says how much a chain at x_t is worth, and where its next step goes: the same estimate,
+taken one step further, multiplies p(x_s | x_t). Particles (`diffusion.particles`) put right what
+either gets wrong, so any estimate is allowed, and a better one needs fewer of them.
+
+Cost: one network evaluation for each call, and one for each product with the Jacobian, which takes
+the gradient of x_t alone and so about as long as the call.
+
+Sources: Wu, Trippe, Naesseth, Blei and Cunningham 2023 (twists, their proposals); Rozet, Andry,
+Lanusse and Louppe 2024 (the covariance by Jacobian products and conjugate gradients); Boys,
+Girolami, Pidstrigach, Reich, Mosca and Akyildiz 2023 (its formula).
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal, Protocol, Self, final
+
+import torch
+from pydantic import BaseModel, ConfigDict, Field
+from torch import Tensor
+
+from diffusion.conditioned import Conditioned
+from diffusion.distributions import LOG_2PI, Bernoulli, Distribution, Normal
+from diffusion.model import DiffusionModel
+from diffusion.noise import Noise
+from diffusion.observation import Observation
+from diffusion.operators import Mask
+from diffusion.prediction import BinomialPrediction, GaussianPrediction
+from diffusion.process import BinomialProcess, GaussianProcess, per_row
+
+#: V_t is at least so much of 1 - alpha_bar: a network's Jacobian is no perfect covariance.
+_FLOOR = 1e-5
+#: A step fixes at most so much of what is seen, for r_s is an estimate: weights stay bounded.
+_MOST = 0.95
+
+
+class Twist(BaseModel):
+    """Which r_t.
+
+    Attributes:
+        covariance: of x_0 given x_t: "full", by products with the network's Jacobian; or
+            "diagonal", the model's own variances (1 - alpha_bar where it has none), which one
+            product still carries to the other elements.
+        products: the most products of a step with "full". Where no more numbers were seen the
+            covariance of y is exact, else conjugate gradients take as many steps.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+    covariance: Literal["full", "diagonal"] = "full"
+    products: int = Field(8, ge=1, le=256)
+
+    def exact(self, count: Tensor) -> Tensor:
+        """Whether y's covariance is worked out whole, of so many numbers seen; int64 [N]."""
+        return (count <= self.products) & (self.covariance == "full")
+
+    def evaluations(self, model: DiffusionModel, count: Tensor) -> Tensor:
+        """Network evaluations of one step but the last, which takes 1; count int64 [N]."""
+        if isinstance(model.process, BinomialProcess):
+            return torch.ones_like(count)
+        if self.covariance == "diagonal":
+            return torch.full_like(count, 2)
+        return 1 + count.clamp(max=self.products)
+
+
+class Proposal(Protocol):
+    """q(x_s | x_t, y), B rows, beside the kernel p(x_s | x_t) that it replaces."""
+
+    def sample(self, noise: Noise) -> Tensor:
+        """One draw a row, [B, *event]."""
+
+    def log_ratio(self, x: Tensor) -> Tensor:
+        """log q(x) - log p(x), nats, float64 [B]."""
+
+    def rows(self, index: Tensor) -> Self:
+        """Some of the rows, or one several times; int64 [b]."""
+
+
+@final
+@dataclass(frozen=True)
+class Independent:
+    """A proposal of the kernel's own family, element by element."""
+
+    kernel: Distribution
+    proposal: Distribution
+
+    def sample(self, noise: Noise) -> Tensor:
+        """One draw a row, [B, *event]."""
+        return self.proposal.sample(noise)
+
+    def log_ratio(self, x: Tensor) -> Tensor:
+        """log q(x) - log p(x), nats, float64 [B]."""
+        q, p = (_double(part).log_prob(x.double()) for part in (self.proposal, self.kernel))
+        return q - p
+
+    def rows(self, index: Tensor) -> Self:
+        """Some of the rows, or one several times; int64 [b]."""
+        return type(self)(self.kernel.rows(index), self.proposal.rows(index))
+
+
+@final
+@dataclass(frozen=True)
+class Look:
+    """What a twist says of B rows at x_t.
+
+    Attributes:
+        log_r: log r_t(x_t), nats, float64 [B].
+        proposal: of x_s.
+    """
+
+    log_r: Tensor
+    proposal: Proposal
+
+
+@torch.no_grad()
+def last_look(model: DiffusionModel, x_t: Tensor, t: Tensor, observation: Observation) -> Look:
+    """At the last step p(x_0 | x_t) r(x_0) is known in closed form, and r_t = Z~_t.
+
+    Args:
+        model: the model.
+        x_t: [B, *event].
+        t: int64 [B], or [1] for all rows.
+        observation: what was seen, [B, *seen].
+    """
+    kernel = model.predict(x_t, t).kernel(torch.zeros_like(t))
+    found, log_z = observation.multiply(kernel)
+    proposal = found if isinstance(found, Conditioned) else Independent(kernel, found)
+    return Look(log_z, proposal)
+
+
+@torch.no_grad()
+def look(
+    model: DiffusionModel,
+    x_t: Tensor,
+    t: Tensor,
+    s: Tensor,
+    observation: Observation,
+    twist: Twist,
+) -> Look:
+    """r_t(x_t), and the proposal of x_s for s above 0.
+
+    Args:
+        model: the model.
+        x_t: [B, *event].
+        t: int64 [B], or [1] for all rows.
+        s: int64, likewise; s < t.
+        observation: what was seen, [B, *seen]; either all rows have few enough numbers for
+            `Twist.exact`, or none.
+        twist: which r_t.
+    """
+    if isinstance(model.process, BinomialProcess):
+        return _look_at_bits(model, x_t, t, s, observation)
+    assert isinstance(model.process, GaussianProcess)  # there are two
+    with torch.inference_mode(False), torch.enable_grad():
+        x = x_t.clone().requires_grad_()
+        seen = model.predict(x, t, clip=False)
+    # A clipped element has no gradient, so the Jacobian is of what the network said.
+    prediction = model.clip(seen)
+    assert isinstance(prediction, GaussianPrediction)
+    kernel, own = prediction.kernel(s), _own_variance(prediction)
+    at = model.process.alpha_bar[t]
+    scale = per_row(torch.where(at > 0, (1 - at) / at.sqrt(), 0.0), x_t)
+    blind = per_row(at == 0, x_t).bool()  # x_T without signal says nothing: the prior's variance
+    floor = per_row(_FLOOR * (1 - at), x_t)
+
+    def spread(u: Tensor) -> Tensor:
+        """V_t u, [B, *event]; V_t is symmetric, so J^T does for J."""
+        (found,) = torch.autograd.grad(seen.x_0, x, u.to(x_t), retain_graph=True)
+        return (torch.where(blind, own * u, scale * found) + floor * u).double()
+
+    to_x_0, _, _ = model.process.posterior_coefficients(t, s)
+    gain = to_x_0.reshape(-1, *[1] * (x_t.ndim - 1))
+    x_0 = prediction.x_0.detach()
+    count = observation.known.flatten(1).sum(1)
+    if bool(twist.exact(count).all()):
+        return _exact(x_0, kernel, gain, spread, observation)
+    return _iterated(x_0, kernel, gain, spread, own.double(), observation, twist)
+
+
+Spread = Callable[[Tensor], Tensor]
+
+
+def _exact(
+    x_0: Tensor, kernel: Normal, gain: Tensor, spread: Spread, observation: Observation
+) -> Look:
+    """With S = sigma^2 + A V A^T worked out: Cov(x_s, y | x_t) = c_0 V A^T."""
+    matrix, off, noise = observation.linear(x_0)
+    each = [spread(row.expand(len(x_0), -1).reshape(x_0.shape)) for row in matrix.unbind(1)]
+    seen = torch.stack(each, 1).flatten(2)  # A V, [B, M, D]
+    own = seen @ matrix.mT
+    values, axes = torch.linalg.eigh((own + own.mT) / 2)
+    own = (axes * values.clamp_min(0)[:, None]) @ axes.mT
+    slope = gain.flatten(1)[:, None] * seen / kernel.var.expand_as(x_0).double().flatten(1)[:, None]
+    proposal = Conditioned.on(kernel, slope, off, own + torch.diag_embed(noise), _MOST)
+    return Look(proposal.log_z, proposal)
+
+
+def _iterated(
+    x_0: Tensor,
+    kernel: Normal,
+    gain: Tensor,
+    spread: Spread,
+    own: Tensor,
+    observation: Observation,
+    twist: Twist,
+) -> Look:
+    """With S u = y - A x_0hat solved for u only; the determinant is that of S's diagonal."""
+    operator, factor, known = observation.operator, observation.factor, observation.known
+    assert isinstance(factor, Normal)  # reals
+    event = x_0.shape[1:]
+    off = torch.where(known, (factor.mean - operator.forward(x_0)).double(), 0.0)
+    noise = torch.where(known, factor.var.expand_as(factor.mean).double(), 1.0)
+    diagonal = torch.where(known, noise + operator.variance(own), 1.0)
+
+    if twist.covariance == "diagonal":
+        solved = off / diagonal
+        pull = spread(operator.adjoint(solved, event))
+    else:
+
+        def seen(u: Tensor) -> tuple[Tensor, Tensor]:
+            """S u and V A^T u."""
+            pulled = spread(operator.adjoint(u, event))
+            return torch.where(known, noise * u + operator.forward(pulled), 0.0), pulled
+
+        solved, pull = _conjugate_gradients(seen, off, torch.zeros_like(own), twist.products)
+    log_det = torch.where(known, diagonal.log() + LOG_2PI, 0.0)
+    fit = _dot(off, solved).clamp_min(0)
+    log_r = -0.5 * (fit + log_det.flatten(1).sum(1))
+    mean = (kernel.mean + gain * pull).to(x_0.dtype)
+    var = kernel.var.expand_as(x_0)
+    if isinstance(operator, Mask):
+        # What is seen of an element narrows its step; with other operators the weights see to it.
+        narrow = torch.where(known, gain.square() * own.square() / diagonal, 0.0) / var.double()
+        var = (var.double() * (1 - narrow.clamp(max=_MOST))).to(x_0.dtype)
+    return Look(log_r, Independent(kernel, Normal(mean, var)))
+
+
+def _conjugate_gradients(
+    apply: Callable[[Tensor], tuple[Tensor, Tensor]], off: Tensor, pull: Tensor, steps: int
+) -> tuple[Tensor, Tensor]:
+    """u of S u = off after so many steps from 0, each row on its own, and V A^T u.
+
+    A row whose S turns out not to be positive stops where it is.
+    """
+    solved, left = torch.zeros_like(off), off
+    towards, size = off, _dot(off, off)
+    for _ in range(steps):
+        image, pulled = apply(towards)
+        curve = _dot(towards, image)
+        good = (curve > 0) & (size > 1e-20)
+        step = torch.where(good, size / torch.where(good, curve, 1.0), 0.0)
+        solved = solved + per_row(step, off) * towards
+        pull = pull + per_row(step, pull) * pulled
+        left = left - per_row(step, off) * image
+        before, size = size, _dot(left, left)
+        towards = left + per_row(size / before.clamp_min(1e-20), off) * towards
+    return solved, pull
+
+
+def _look_at_bits(
+    model: DiffusionModel, x_t: Tensor, t: Tensor, s: Tensor, observation: Observation
+) -> Look:
+    """pi given y by Bayes, element by element, mixed through q(x_s | x_t, x_0)."""
+    prediction = model.predict(x_t, t)
+    assert isinstance(prediction, BinomialPrediction)
+    kernel = prediction.kernel(s)
+    given, log_r = observation.multiply(Bernoulli(prediction.logits))
+    assert isinstance(given, Bernoulli)
+    mixed = prediction.process.mix(given.logits, x_t, t, s)
+    proposal = Bernoulli(torch.where(observation.known, mixed.logits, kernel.logits))
+    return Look(log_r, Independent(kernel, proposal))
+
+
+def _own_variance(prediction: GaussianPrediction) -> Tensor:
+    """Var(x_0 | x_t) as the model has it, [B, *event]; that of unit variance where it does not."""
+    if prediction.variance == "moment" or prediction.own is not None:
+        return prediction.kernel(torch.zeros_like(prediction.t)).var
+    at = prediction.process.alpha_bar[prediction.t]
+    return per_row(1 - at, prediction.x_0).expand_as(prediction.x_0)
+
+
+def _dot(a: Tensor, b: Tensor) -> Tensor:
+    """[B]."""
+    return (a * b).flatten(1).sum(1)
+
+
+def _double(distribution: Distribution) -> Distribution:
+    """The same in float64: differences of log-densities of many elements cancel."""
+    if isinstance(distribution, Normal):
+        return Normal(distribution.mean.double(), distribution.var.double())
+    assert isinstance(distribution, Bernoulli)  # there are two families
+    return Bernoulli(distribution.logits.double())

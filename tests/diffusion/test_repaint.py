@@ -1,0 +1,59 @@
+"""RePaint: its timeline, and what was seen in every answer."""
+
+import itertools
+
+import pytest
+import torch
+
+from diffusion.networks import BitPatterns, GaussianMixture
+from diffusion.observation import Observation
+from diffusion.operators import Dense
+from diffusion.plan import Ancestral
+from diffusion.repaint import repaint, timeline
+from tests.diffusion.models import binomial, gaussian
+
+
+@pytest.mark.parametrize(("steps", "jump", "times"), [(6, 2, 3), (7, 3, 2), (4, 9, 5), (5, 1, 1)])
+def test_each_stretch_is_made_so_often(steps: int, jump: int, times: int) -> None:
+    """From 0 to all steps, down one at a time and back up `jump`; the last whole stretches each
+    `times` times, what comes before them once."""
+    way = timeline(steps, jump, times)
+    moves = [b - a for a, b in itertools.pairwise(way)]
+    assert (way[0], way[-1]) == (0, steps)
+    assert set(moves) <= {1, -jump}
+    made = [sum(a == k and b == k + 1 for a, b in itertools.pairwise(way)) for k in range(steps)]
+    assert made == [1 if k < steps % jump else times for k in range(steps)] or jump > steps
+    assert sum(made) == (steps if jump > steps else steps % jump + times * (steps // jump * jump))
+
+
+def test_exact_reals_come_back_bit_for_bit(mixture: GaussianMixture) -> None:
+    model = gaussian(mixture)
+    y, known = torch.randn(9, 2), torch.tensor([[True, False]]).expand(9, 2)
+    plan = Ancestral(steps=6).plan(model)
+    x, evaluations = repaint(model, Observation.of_reals(y, known), plan, seed=1, jump=3, times=2)
+    assert torch.equal(x[:, 0], y[:, 0])
+    assert bool((x[:, 1] != y[:, 1]).all())
+    assert evaluations == 12
+
+
+def test_exact_bits_come_back_and_flips_are_refused(heartbeat: BitPatterns) -> None:
+    model, plan = binomial(heartbeat), Ancestral(steps=6).plan(binomial(heartbeat))
+    y, known = (torch.rand(9, 20) < 0.5).float(), torch.rand(9, 20) < 0.5
+    x, _ = repaint(model, Observation.of_bits(y, known), plan, seed=1, jump=2, times=2)
+    assert torch.equal(x[known], y[known])
+    with pytest.raises(ValueError, match="use 'twisted'"):
+        repaint(model, Observation.of_bits(y, known, 0.1), plan, seed=1)
+
+
+def test_numbers_seen_through_a_matrix_come_back(mixture: GaussianMixture) -> None:
+    """Without noise A x_0 = y, to rounding; with noise above the chain's own y is left alone."""
+    model, matrix = gaussian(mixture), Dense(rows=((1.0, 0.5),))
+    plan = Ancestral(steps=6).plan(model)
+    y = torch.full((9, 1), 0.3)
+    x, _ = repaint(model, Observation.of_linear(matrix, y, (2,)), plan, seed=1, times=1)
+    torch.testing.assert_close(matrix.forward(x), y)
+    vague = Observation.of_linear(matrix, y, (2,), 1e6)
+    other = Observation.of_linear(matrix, y + 5, (2,), 1e6)
+    assert torch.equal(
+        repaint(model, vague, plan, seed=1)[0], repaint(model, other, plan, seed=1)[0]
+    )

@@ -147,7 +147,7 @@ def test_the_command_writes_what_it_prints(
     sizes = ["--components", "2", "--tile", "2", "--above", "1", "--beside", "1"]
     words = ["peer", str(leaves_file), "--data", "50", "--patches", "500", *sizes]
     assert main(words) == 0
-    found = json.loads(Path("runs/peer/leaves.json").read_text())
+    found = json.loads(Path("runs/peer/leaves.json").read_text())["found"]
     assert [row["data"] for row in found] == [50, 50]
     printed = capsys.readouterr().out
     for row in found:

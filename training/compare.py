@@ -9,7 +9,6 @@ best tables that there are (`optimum`), with no network.
 """
 
 import math
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -29,11 +28,11 @@ from training.fit import Fit, RunOptions
 from training.parallel import Ranks
 
 BIT = math.log(2)
-#: Each begins with beta_1 = 1e-3, but the cosine, which has its own.
+FIRST = 1e-3  # beta_1 of every table but the cosine, which has its own
 FIXED: dict[str, dict[str, Any]] = {
-    "linear": {"kind": "linear", "first": 1e-3, "last": 0.6},
+    "linear": {"kind": "linear", "first": FIRST, "last": 0.6},
     "cosine": {"kind": "cosine"},
-    "geometric": {"kind": "geometric", "first": 1e-3, "last": 0.75},
+    "geometric": {"kind": "geometric", "first": FIRST, "last": 0.75},
     "linear log SNR": {"kind": "linear-log-snr", "first": 6.9, "last": -4.0},
 }
 #: What is learned, and from which start.
@@ -113,9 +112,10 @@ def roll_of(config: configs.FitConfig) -> SwissRoll:
     return SwissRoll(config.data.noise)
 
 
-def ideal_losses(roll: SwissRoll, beta: Tensor) -> dict[Convention, Loss]:
-    """Of the ideal kernel under a table."""
-    entropy, error = roll.entropy()
+def ideal_losses(roll: SwissRoll, beta: Tensor, dataset: data.Dataset) -> dict[Convention, Loss]:
+    """Of the ideal kernel under a table; the entropy is the data set's."""
+    assert dataset.entropy is not None  # it is a roll
+    entropy, error = dataset.entropy
     found: dict[Convention, Loss] = {}
     for convention in CONVENTIONS:
         best = ideal.swissroll(roll, GaussianProcess(beta), convention, rows=ROWS)
@@ -138,18 +138,19 @@ def network_losses(
     return found
 
 
-def measure(name: str, schedule: str, out: Path, ranks: Ranks) -> Row | None:
-    """Fit the configuration `name` under one schedule, and measure it; None if interrupted.
+def measure(
+    base: configs.FitConfig, schedule: str, dataset: data.Dataset, out: Path, ranks: Ranks
+) -> Row | None:
+    """Fit a configuration under one schedule, and measure it; None if interrupted.
 
     Args:
-        name: of the configuration, or its path.
-        schedule: a key of FIXED or LEARNED.
+        base: the configuration.
+        schedule: a key of FIXED or LEARNED, in place of its own.
+        dataset: its data.
         out: the folder of run folders.
         ranks: this process's place.
     """
-    base = configs.load(name)
-    config = configs.load(name, overrides(base, schedule))
-    roll, dataset = roll_of(config), data.load(config.data)
+    config = configs.FitConfig.model_validate(base.model_dump() | overrides(base, schedule))
     folder = out / "".join(c if c.isalnum() else "-" for c in schedule)
     fit = Fit(config, RunOptions(out=folder), ranks, dataset)
     if not fit.run():
@@ -157,7 +158,7 @@ def measure(name: str, schedule: str, out: Path, ranks: Ranks) -> Row | None:
     beta = fit.averaged.process.beta
     return Row(
         schedule=schedule,
-        ideal=ideal_losses(roll, beta),
+        ideal=ideal_losses(roll_of(base), beta, dataset),
         network=network_losses(fit.averaged, dataset, config.evaluation),
         beta=beta.tolist(),
         steps=config.steps,
@@ -165,26 +166,24 @@ def measure(name: str, schedule: str, out: Path, ranks: Ranks) -> Row | None:
     )
 
 
-def best(name: str, which: str) -> Row:
+def best(base: configs.FitConfig, which: str, dataset: data.Dataset) -> Row:
     """The best table there is, of a key of BEST; the levels are chosen on other draws."""
-    base = configs.load(name)
-    roll = roll_of(base)
-    first = configs.load(name, overrides(base, "linear")).process.build().beta[1]
-    log_snr = -float(torch.logit(first))
+    roll, log_snr = roll_of(base), -float(torch.logit(torch.tensor(FIRST, dtype=torch.float64)))
     table = optimum.best_table(roll, base.process.T, log_snr, ends=BEST[which], seed=1, **GRID)
-    return Row(schedule=which, ideal=ideal_losses(roll, table), beta=table.tolist())
+    return Row(schedule=which, ideal=ideal_losses(roll, table, dataset), beta=table.tolist())
 
 
 def compare(name: str, out: Path, ranks: Ranks) -> list[Row] | None:
     """A row of every schedule, or None if a fit was interrupted; called again it goes on."""
-    found: list[Row] = []
+    base, found = configs.load(name), list[Row]()
+    roll_of(base)  # before the work, not after it
+    dataset = data.load(base.data)
     for schedule in (*FIXED, *LEARNED):
-        row = measure(name, schedule, out, ranks)
+        row = measure(base, schedule, dataset, out, ranks)
         if row is None:
             return None
-        print(f"{schedule}: {row.ideal}, network {row.network}", file=sys.stderr)
         found.append(row)
-    return found + [best(name, which) for which in BEST]
+    return found + [best(base, which, dataset) for which in BEST]
 
 
 def lines(rows: Sequence[Row]) -> list[str]:

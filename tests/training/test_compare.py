@@ -35,7 +35,9 @@ def few(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.usefixtures("few")
 def test_a_measured_row_has_its_ideal_and_its_table(small_file: Path, tmp_path: Path) -> None:
     small_file.write_text(small_file.read_text().replace("steps = 12", "steps = 3"))
-    row = compare.measure(str(small_file), "beta, learned from linear", tmp_path / "runs", ALONE)
+    base = config.load(str(small_file))
+    dataset = data.load(base.data)
+    row = compare.measure(base, "beta, learned from linear", dataset, tmp_path / "runs", ALONE)
     assert row is not None
     for convention in compare.CONVENTIONS:
         ideal, network = row.ideal[convention], row.network[convention]
@@ -43,7 +45,7 @@ def test_a_measured_row_has_its_ideal_and_its_table(small_file: Path, tmp_path: 
     assert len(row.beta) == 11
     assert row.beta[1] == pytest.approx(1e-3, rel=1e-6)
 
-    best = compare.best(str(small_file), "the best of this beta_1")
+    best = compare.best(base, "the best of this beta_1", dataset)
     assert not best.network
     lines = compare.lines([row, best])
     assert lines[2].startswith("| the best of this beta_1 | ")

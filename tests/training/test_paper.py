@@ -1,5 +1,6 @@
 """`make paper` as one command: from nothing to the page, once, and on from where it was ended."""
 
+import functools
 import json
 import os
 import signal
@@ -14,6 +15,7 @@ from diffusion.checkpoint import read_metadata
 from training import (
     compare,
     config,
+    data,
     export,
     figures,
     galleries,
@@ -82,6 +84,7 @@ def places(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> paper.Places:
     Image.fromarray(grey.numpy()).save(tmp_path / "data" / "textures" / "a.png")
     monkeypatch.setenv(files.VARIABLE, str(tmp_path / "data"))
     monkeypatch.setattr(config, "FOLDER", folder)
+    monkeypatch.setattr(data, "load", functools.cache(data.load))
     monkeypatch.setattr(paper, "SAMPLES", 100)
     small = peer.PeerConfig(components=2, tile=2, above=1, beside=1, patches=500, iterations=10)
     monkeypatch.setattr(paper, "PEER", small)

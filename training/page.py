@@ -10,7 +10,6 @@ from typing import Any
 
 from diffusion.checkpoint import Evaluation, Metadata, read_metadata
 from diffusion.choice import Spacing
-from diffusion.space import Convention
 from training import compare, record
 from training.evaluate import per_dim
 from training.export import artefact_path
@@ -95,7 +94,7 @@ def line(row: Row, models: Path) -> str | None:
     if not path.exists():
         return None
     m = read_metadata(path)
-    found = [e for e in m.evaluation if _of_all_steps(e, row.quantity.convention)]
+    found = [e for e in m.evaluation if e.whole and e.convention == row.quantity.convention]
     if not found:
         return None
     value, error = row.quantity.of(m, found[0])
@@ -105,11 +104,6 @@ def line(row: Row, models: Path) -> str | None:
         f"| {row.experiment} | {row.quantity.words} ({row.quantity.convention}) | {row.paper} "
         f"| **{value:.{digits}f}** ± {error:.{digits}f} | {row.limit} | {rest} | {_made(m)} |"
     )
-
-
-def _of_all_steps(e: Evaluation, convention: Convention) -> bool:
-    """Whether it is the ordinary bound of the whole chain."""
-    return e.convention == convention and e.steps is None and e.trajectories is None
 
 
 def _made(m: Metadata) -> str:
@@ -151,7 +145,7 @@ def peers_section(folder: Path, models: Path) -> str | None:
     if found is None or not path.exists():
         return None
     m = read_metadata(path)
-    e = next(e for e in m.evaluation if _of_all_steps(e, "discretised"))
+    e = next(e for e in m.evaluation if e.whole and e.convention == "discretised")
     (k, error), (gain, _) = unit_variance(m, e), unit_variance_over_null(m, e)
     rows = [f"| `deadleaves`, diffusion | **{k:.3f}** ± {error:.3f} | **{gain:.3f}** |"]
     rows += [f"| {p['model']} | {p['K']:.3f} ± {p['error']:.3f} | {p['gain']:.3f} |" for p in found]

@@ -57,9 +57,8 @@ def test_the_page_has_a_line_for_each_artefact_and_none_for_what_is_missing(
     text = page.write(models, tmp_path / "docs").read_text()
     lines = [line for line in text.splitlines() if line.startswith("| Heartbeat")]
     assert len(lines) == 2
-    found = {
-        e.convention: e for e in read_metadata(MODELS / "heartbeat/model.safetensors").evaluation
-    }
+    evaluations = read_metadata(MODELS / "heartbeat" / "model.safetensors").evaluation
+    found = {e.convention: e for e in evaluations if e.whole}
     assert f"**{found['paper'].bits:.3f}**" in lines[0]
     assert f"**{found['discretised'].bits:.3f}**" in lines[1]
     assert "MNIST" not in text

@@ -104,6 +104,11 @@ class Evaluation(_Frozen):
     machine: str | None = None
 
     @property
+    def whole(self) -> bool:
+        """Whether it is the ordinary bound of the whole chain."""
+        return self.steps is None and self.trajectories is None
+
+    @property
     def of(self) -> tuple[object, ...]:
         """What was measured: of two evaluations of the same the later one holds."""
         return self.convention, self.split, self.steps, self.spacing, self.trajectories

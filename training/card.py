@@ -86,10 +86,9 @@ def card(metadata: Metadata, title: str, parameters: int, *, reported: bool = Fa
 
 
 def _commands(metadata: Metadata) -> list[str]:
-    export = f"python -m training export {metadata.name}"
-    return (
-        [f"python -m training fit {metadata.name}", export] if metadata.training.steps else [export]
-    )
+    name = metadata.training.config.get("file") or metadata.name
+    export = f"python -m training export {name}"
+    return [f"python -m training fit {name}", export] if metadata.training.steps else [export]
 
 
 def _settings(config: Any) -> str:  # noqa: ANN401  (any frozen configuration)

@@ -3,16 +3,18 @@
 import argparse
 import json
 import sys
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
-from typing import Any
 
+import torch
 from pydantic import TypeAdapter
 
 from diffusion.checkpoint import load, read_metadata, rewrite, save
 from diffusion.choice import Choice
 from diffusion.plan import Sampler
 from diffusion.profile import ProfileConfig
-from training import compare, data, examples, export, inspect, oracle, parzen, peer, report
+from training import compare, data, examples, export, inspect, oracle, parzen, peer, record, report
 from training import config as configs
 from training.evaluate import evaluate, table
 from training.export import artefact_path
@@ -32,7 +34,7 @@ def do_fit(arguments: argparse.Namespace) -> int:
     given = {"steps": arguments.steps, "seed": arguments.seed, "precision": arguments.precision}
     config = configs.load(arguments.name, {k: v for k, v in given.items() if v is not None})
     options = RunOptions(
-        out=arguments.out or Path("runs") / config.name,
+        out=arguments.out or Path("runs") / config.called,
         restart=arguments.restart,
         compile=arguments.compile,
         save_every=arguments.save_every,
@@ -130,30 +132,31 @@ def do_inspect(arguments: argparse.Namespace) -> int:
 
 def do_parzen(arguments: argparse.Namespace) -> int:
     """The Parzen-window score of an artefact, or with --data of the training data themselves."""
-    facts: dict[str, Any]
+    count, device = arguments.samples, pick_device(arguments.device)
+    words = f"python -m training parzen {arguments.name} --samples {count}"
+    make: Callable[[], parzen.ParzenScore]
     if arguments.data:
         config = configs.load(arguments.name)
-        dataset = data.load(config.data)
+        words, device = f"{words} --data", torch.device("cpu")
         folder = arguments.out or Path("runs") / "parzen" / config.name
-        out, drawn = folder / "data.json", dataset.train[: arguments.samples]
-        facts = {"name": config.name, "samples": f"the first rows of train, {dataset.checksum}"}
+        out, make = folder / "data.json", partial(parzen.of_data, data.load(config.data), count)
     else:
-        path = inspect.find(arguments.name, arguments.models)
-        model, metadata = load(path, pick_device(arguments.device))
+        model, metadata = load(inspect.find(arguments.name, arguments.models), device)
         _, dataset = export.source(model, metadata)
         keys = {"name": arguments.sampler, "steps": arguments.steps}
         sampler: Sampler = TypeAdapter(Sampler).validate_python(keys)
+        words += f" --sampler {sampler.name} --steps {arguments.steps} --seed {arguments.seed}"
         folder = arguments.out or Path("runs") / "parzen" / metadata.name
-        kept, seed = parzen.run_folder(folder, model, sampler, arguments.seed), arguments.seed
+        kept = parzen.run_folder(folder, model, sampler, arguments.seed)
+        keys = {"sampler": sampler, "seed": arguments.seed, "folder": kept}
         out = folder / f"{kept.name}.json"
-        drawn = parzen.samples(model, arguments.samples, sampler=sampler, seed=seed, folder=kept)
-        facts = {"name": metadata.name, "samples": str(kept), "seed": seed}
-        facts["sampler"] = sampler.model_dump()
-    found = parzen.of_samples(dataset, drawn)
-    write_json(out, facts | found.model_dump())
+        make = partial(parzen.of_model, model, dataset, count, **keys)
+    found = record.measure(words, device, make)
+    record.write(out, found)
+    s: parzen.ParzenScore = found.found
     print(
-        f"{found.nats:.1f} ± {found.error:.1f} nats, {found.bits:.1f} ± {found.bits_error:.1f} "
-        f"bits on {found.data} test data; sigma {found.bandwidth:.3f}, {found.centres} centres"
+        f"{s.nats:.1f} ± {s.error:.1f} nats, {s.bits:.1f} ± {s.bits_error:.1f} bits on {s.data} "
+        f"test data; sigma {s.bandwidth:.3f}, {s.centres} centres"
     )
     return 0
 
@@ -163,21 +166,17 @@ def do_peer(arguments: argparse.Namespace) -> int:
     sizes = {size: getattr(arguments, size) for size in peer.PeerConfig.model_fields}
     config = configs.load(arguments.name)
     dataset = data.load(config.data)
-    found = peer.compare(dataset, peer.PeerConfig(**sizes), arguments.data)
-    path = artefact_path(arguments.models, config.name)
-    if path.exists() and (ours := peer.diffusion(read_metadata(path), dataset)):
-        found.append(ours)
-    print(peer.table(found))
-    out = Path("runs") / "peer" / f"{config.name}.json"
-    write_json(out, [row.model_dump() for row in found])
+    command = " ".join(f"--{size} {number}" for size, number in sizes.items())
+    made = record.measure(
+        f"python -m training peer {arguments.name} --data {arguments.data} {command}",
+        torch.device("cpu"),
+        partial(peer.compare, dataset, peer.PeerConfig(**sizes), arguments.data),
+    )
+    record.write(Path("runs") / "peer" / f"{config.name}.json", made)
+    path, found = artefact_path(arguments.models, config.name), made.found
+    ours = peer.diffusion(read_metadata(path), dataset) if path.exists() else None
+    print(peer.table([*found, ours] if ours else found))
     return 0
-
-
-def write_json(path: Path, document: Any) -> None:  # noqa: ANN401  (what JSON can hold)
-    """Write what was measured, and say where."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(document, indent=2) + "\n")
-    print(f"written: {path}", file=sys.stderr)
 
 
 def do_figures(arguments: argparse.Namespace) -> int:
@@ -201,17 +200,28 @@ def do_paper(arguments: argparse.Namespace) -> int:
         names, places, arguments.device, large=arguments.large, compiled=arguments.compile
     )
     if written is None:
-        print("interrupted and saved; the same command goes on", file=sys.stderr)
-        return INTERRUPTED
+        return interrupted()
     print("\n".join(str(path) for path in written))
     return 0
+
+
+def interrupted() -> int:
+    """Say that the work is saved; the exit status."""
+    print("interrupted and saved; the same command goes on", file=sys.stderr)
+    return INTERRUPTED
 
 
 def do_schedules(arguments: argparse.Namespace) -> int:
     """Compare schedules, fixed and learned."""
     with ranks(arguments.device) as place:
-        made = compare.make(arguments.name, arguments.folder, arguments.out, place)
-    print(made[-1].read_text())
+        make = partial(compare.compare, arguments.name, arguments.out, place)
+        words = f"python -m training schedules {arguments.name}"
+        found = record.measure(words, place.device, make)
+    if found.found is None:
+        return interrupted()
+    if place.first:
+        record.write(arguments.folder / "schedules.json", found)
+        print("\n".join(compare.lines(found.found)))
     return 0
 
 

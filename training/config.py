@@ -138,10 +138,12 @@ class FitConfig(Frozen):
     """Everything that decides the weights of one model, and how it is measured.
 
     `steps` optimiser steps of `batch` rows, the whole batch over all ranks. With variance "optimal"
-    the fit's is "lower", and export reads the other from the profile it makes.
+    the fit's is "lower", and export reads the other from the profile it makes. `file` is what the
+    commands call it, "gpu/mnist" for training/configs/gpu/mnist.toml, whose `name` is "mnist".
     """
 
     name: str
+    file: str | None = None
     title: str
     data: DataConfig
     process: ProcessConfig
@@ -159,6 +161,11 @@ class FitConfig(Frozen):
     watch: WatchConfig = WatchConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
     profile: ProfileConfig = ProfileConfig()
+
+    @property
+    def called(self) -> str:
+        """What `python -m training fit` calls it; its run folder is runs/ and that."""
+        return self.file or self.name
 
     @property
     def fitted_variance(self) -> VarianceKind | None:
@@ -182,9 +189,14 @@ class FitConfig(Frozen):
         return self
 
 
+def path_of(name: str) -> Path:
+    """The file that `name` means: of training/configs, or itself a path."""
+    return Path(name) if name.endswith(".toml") else FOLDER / f"{name}.toml"
+
+
 def read(name: str, overrides: Mapping[str, Any] | None = None) -> dict[str, Any]:
     """The keys of one configuration, by the name of a file in training/configs or by a path."""
-    path = Path(name) if name.endswith(".toml") else FOLDER / f"{name}.toml"
+    path = path_of(name)
     if not path.is_file():
         known = ", ".join(sorted(file.stem for file in FOLDER.glob("*.toml")))
         raise ConfigError(
@@ -207,7 +219,10 @@ def load(name: str, overrides: Mapping[str, Any] | None = None) -> FitConfig:
     Raises:
         ConfigError: no such file, no TOML, or keys and values that do not fit.
     """
+    path, keys = path_of(name), read(name, overrides)
+    if path.parent.parent == FOLDER:  # a folder of its own sizes; elsewhere the name says it all
+        keys["file"] = f"{path.parent.name}/{path.stem}"
     try:
-        return FitConfig.model_validate(read(name, overrides))
+        return FitConfig.model_validate(keys)
     except ValidationError as error:
         raise ConfigError(f"configuration {name}: {error}") from error

@@ -139,13 +139,13 @@ def steps_table(evaluations: Sequence[Evaluation]) -> str:
     lines.append("|---|---|" + "---|" * len(columns))
     for steps in sorted({e.steps for e in evaluations if e.steps}):
         found = {e.spacing: e for e in evaluations if e.steps == steps}
-        cells = [_per_dim(found[s]) if s in found else "" for s in columns]
+        cells = [per_dim(found[s]) if s in found else "" for s in columns]
         count = ", ".join(sorted({str(e.count) for e in found.values()}))
         lines.append(f"| {steps} | {count} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
 
-def _per_dim(evaluation: Evaluation) -> str:
+def per_dim(evaluation: Evaluation) -> str:
     """Bits an element with the standard error."""
     error = evaluation.standard_error * evaluation.bits_per_dim / -evaluation.bound
     return f"{evaluation.bits_per_dim:.4f} ± {error:.4f}"

@@ -135,7 +135,7 @@ def export(
 
     Args:
         name: of the configuration, or its path.
-        out: the run folder; runs/NAME if None.
+        out: the run folder; runs/ and what the configuration is called if None.
         models: the folder of models.
         device: to evaluate and to sample on.
         measure: profile, evaluate as the configuration says, and report; otherwise the card has no
@@ -148,7 +148,7 @@ def export(
         model, metadata, dataset = from_oracle(name, device)
         variance = metadata.variance
     else:
-        folder = out or Path("runs") / configs.load(name).name
+        folder = out or Path("runs") / configs.load(name).called
         model, metadata, dataset = from_checkpoint(folder, device)
         config = configs.load(name)  # what is measured is today's wish, not the fit's
         variance = config.variance if config.variance == "optimal" else metadata.variance

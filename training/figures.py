@@ -131,18 +131,24 @@ def write(figure: Figure, path: Path) -> None:
     figure.savefig(path, dpi=110, transparent=True, metadata={"Software": None})
 
 
-def make(models: Path, folder: Path) -> list[Path]:
-    """Write every picture whose model is there; returns their paths."""
+def make(models: Path, folder: Path, *, missing: bool = False) -> list[Path]:
+    """Write the pictures whose model is there, or those `missing`; returns their paths."""
     made: list[Path] = []
     for name in SMALL:
-        path = artefact_path(models, name)
-        if not path.exists():
+        artefact, path = artefact_path(models, name), folder / f"{name}.png"
+        if not artefact.exists() or (missing and path.exists()):
             continue
-        model, metadata = load(path)
-        made.append(folder / f"{name}.png")
+        model, metadata = load(artefact)
         if model.space.kind == "bits":
-            figure2(model, made[-1])
+            figure2(model, path)
         else:
             config = FitConfig.model_validate(metadata.training.config)
-            figure1(model, model.space.to_model(data.load(config.data).test[:POINTS]), made[-1])
-    return [*made, *galleries.make(models, folder)]
+            figure1(model, model.space.to_model(data.load(config.data).test[:POINTS]), path)
+        made.append(path)
+    return [*made, *galleries.make(models, folder, missing=missing)]
+
+
+def of_model(name: str, folder: Path) -> list[Path]:
+    """Where the pictures of a model are, or would be."""
+    drawn = [picture.name for picture in galleries.PICTURES if picture.model == name]
+    return [folder / f"{file}.png" for file in [*drawn, *(n for n in SMALL if n == name)]]

@@ -31,7 +31,7 @@ from training.config import FitConfig
 from training.objective import Objective
 from training.parallel import Ranks
 from training.projection import project
-from training.provenance import commit, versions
+from training.provenance import commit, device_name, versions
 from training.schedule import Learning
 from training.signals import signals
 from training.steps import Steps
@@ -187,11 +187,12 @@ class Fit:
             "steps.history": self.steps.history,
             "steps.seen": self.steps.seen,
         }
+        ranks, name = self.ranks, device_name(self.ranks.device)
         document = state.State(
             step=self.step,
             seconds=self.seconds,
             checksum=self.dataset.checksum,
-            device=device_name(self.ranks),
+            device=f"{ranks.world} x {name}" if ranks.world > 1 else name,
             commit=self.commit,
             versions=versions(),
             config=self.config.model_dump(mode="json"),
@@ -292,18 +293,9 @@ def check_same(was: dict[str, Any], now: dict[str, Any], out: Path) -> None:
 
 def _deciding(config: dict[str, Any]) -> dict[str, Any]:
     """What of a configuration decides the weights; an optimal variance is fitted as "lower" is."""
-    free = {"title", "watch", "evaluation", "profile"}
+    free = {"file", "title", "watch", "evaluation", "profile"}
     fitted = {"optimal": "lower"}.get(config.get("variance") or "", config.get("variance"))
     return {key: value for key, value in config.items() if key not in free} | {"variance": fitted}
-
-
-def device_name(ranks: Ranks) -> str:
-    """The devices in words."""
-    if ranks.device.type == "cuda":
-        name = str(torch.cuda.get_device_name(ranks.device))
-    else:
-        name = f"{ranks.device.type}, {torch.get_num_threads()} threads"
-    return name if ranks.world == 1 else f"{ranks.world} x {name}"
 
 
 def averaged_tensors(tensors: dict[str, Tensor]) -> dict[str, Tensor]:

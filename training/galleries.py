@@ -45,7 +45,7 @@ def draw(model: DiffusionModel, panels: Sequence[Panel], path: Path, columns: in
     figure.tight_layout(pad=0.4)
     FigureCanvasAgg(figure)
     path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=150, metadata={"Software": None})
+    figure.savefig(path, dpi=150, bbox_inches="tight", metadata={"Software": None})  # titles whole
 
 
 def denoising(
@@ -201,7 +201,9 @@ def _beside(model: DiffusionModel, config: FitConfig, path: Path, progress: Prog
 
 def _textures(model: DiffusionModel, config: FitConfig, path: Path, progress: Progress) -> None:
     assert isinstance(config.data, data.TexturesConfig)  # it is that model's picture
-    larger = config.data.model_copy(update={"side": TEXTURE, "train": 1, "valid": 1, "test": 3})
+    share = config.data.held_out[1]  # the same rows are `test`; `valid` has room for a picture too
+    sizes = {"side": TEXTURE, "held_out": (share, share), "train": 1, "valid": 1, "test": 3}
+    larger = config.data.model_copy(update=sizes)
     inpainting(model, data.load(larger).test, path, hidden=HIDDEN, steps=STEPS, progress=progress)
 
 
@@ -214,16 +216,16 @@ PICTURES = (
 )
 
 
-def make(models: Path, folder: Path) -> list[Path]:
-    """Draw every picture whose model is there; returns their paths."""
+def make(models: Path, folder: Path, *, missing: bool = False) -> list[Path]:
+    """Draw the pictures whose model is there, or those `missing`; returns their paths."""
     made: list[Path] = []
     for picture in PICTURES:
-        artefact = artefact_path(models, picture.model)
-        if not artefact.exists():
+        artefact, path = artefact_path(models, picture.model), folder / f"{picture.name}.png"
+        if not artefact.exists() or (missing and path.exists()):
             continue
         model, metadata = load(artefact)
         config = FitConfig.model_validate(metadata.training.config)
-        made.append(folder / f"{picture.name}.png")
         with progress_bar(picture.chains * STEPS, "step", picture.name) as bar:
-            picture.draw(model, config, made[-1], each_step(bar))
+            picture.draw(model, config, path, each_step(bar))
+        made.append(path)
     return made

@@ -69,15 +69,11 @@ def swissroll(
     """
     if convention == "discretised":
         raise ValueError('the roll has no levels: ask for "paper" or "density"')
-    u = (torch.arange(rows, dtype=torch.float64) + 0.5) / rows
-    curve = roll.curve(FIRST + (LAST - FIRST) * u)
     costs = torch.zeros(rows, process.T + 1, dtype=torch.float64)
     for t in range(1 if convention == "density" else 2, process.T + 1):
         at = torch.tensor([t])
         level = float((1 / process.alpha_bar[t] - 1).sqrt())
-        noise = counter_noise(seed, torch.arange(rows), t, Stream.DATA).normal((2,)).double()
-        y = curve + math.hypot(roll.noise, level) * noise
-        _, covariance = roll.posterior(y, level)
+        covariance = left(roll, level, rows, seed, t)
         if not full:
             covariance = torch.diag_embed(covariance.diagonal(dim1=-2, dim2=-1))
         if t == 1:
@@ -95,9 +91,26 @@ def swissroll(
         prior = math.log(1 - signal)
         last = -float(costs[:, 1].mean())
     steps = costs[:, 2:].mean(0)
-    # The draws of different t are independent, and so are those of different strata.
-    spread = (costs.var(0) / rows).sum().sqrt()
+    # The draws of different t are independent, and so are those of different strata: what two
+    # neighbours differ by is their noise, and a little of the trend.
+    spread = (costs.diff(dim=0).square().mean(0) / (2 * rows)).sum().sqrt()
     return Ideal(prior - float(steps.sum()) + last, float(spread), prior, steps, last)
+
+
+def left(roll: SwissRoll, level: float, rows: int, seed: int, place: int) -> Tensor:
+    """The covariance of x_0 given y = x_0 + level n, float64 [rows, 2, 2].
+
+    Args:
+        roll: the data.
+        level: of the noise, sqrt(1 / SNR).
+        rows: one y in each of so many equal strata of the roll's parameter.
+        seed: of the draws.
+        place: numbers them: two places have draws of their own.
+    """
+    u = (torch.arange(rows, dtype=torch.float64) + 0.5) / rows
+    noise = counter_noise(seed, torch.arange(rows), place, Stream.DATA).normal((2,)).double()
+    y = roll.curve(FIRST + (LAST - FIRST) * u) + math.hypot(roll.noise, level) * noise
+    return roll.posterior(y, level)[1]
 
 
 def heartbeat(

@@ -1,16 +1,17 @@
 """docs/results.md: every experiment of the paper, its number, ours, and the limit or best known.
 
 A figure is read from a shipped artefact's evaluation (`training.results`), or from a measurement
-that `training.paper` wrote into docs/results/NAME.json.
+that `training.paper` wrote into docs/results/NAME.json (`training.record`).
 """
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from diffusion.checkpoint import Evaluation, Metadata, read_metadata
-from diffusion.space import Convention
+from diffusion.choice import Spacing
+from training import compare, record
+from training.evaluate import per_dim
 from training.export import artefact_path
 from training.results import ROWS, Row, unit_variance, unit_variance_over_null
 
@@ -35,10 +36,24 @@ ABOUT_PEERS = """The same images in the same units, bits a pixel at unit varianc
 density is of dequantised levels, the diffusion model's is constant over each level's cell. The
 paper's 1.489 and 3.536 are of another generator's images.
 """
-ABOUT_SCHEDULES = """A Swiss roll under T = 40 steps, one network and one short fit of 500 steps for
-every table (`python -m training schedules`), beside what an ideal diagonal Gaussian kernel reaches
-under the same one. The networks are far from theirs, so this ranks fits and not yet schedules.
+ABOUT_STEPS = """Bits/dim (less is better) of the bound of the chain that takes only so many of the
+T steps, at as many network evaluations, on the first of `test`: *optimal* steps are the best by the
+model's profile (Watson et al. 2021), *even* ones evenly spaced, on the same data and noise. Where
+jumps have no closed form (bits, `swissroll`) the profile's costs are estimates from its draws, and
+from 20 steps on the steps chosen by them are no better than even ones.
 """
+ABOUT_SCHEDULES = """What the chain of T = 10 steps loses, E log p(x_0) - K in bits: less is better.
+The data are a Swiss roll so wide (noise 0.1) that their density, and with it the ideal kernel (the
+best diagonal Gaussian), is known by quadrature. The ideal kernel's loss is the table's own; what
+the fitted network loses beyond it is the network's, one small MLP, 2,000 steps of 512 rows under
+every table (`python -m training schedules`). beta_2..T or log SNR are learned with the network, by
+gradient on K with the noise frozen. The best tables are found by dynamic programming over levels of
+log SNR, for the ideal kernel and the convention *density*. The errors are mostly those of data and
+draws that all tables share, so that two tables differ by less error than that. A learned table
+comes near the best there is of its kind, wherever it starts; of the fixed ones the geometric is
+nearest; and what a network loses beyond the ideal kernel is mostly less than that.
+"""
+SPACINGS: tuple[Spacing, ...] = ("optimal", "even")
 TABLE_2 = (
     ("stacked contractive autoencoder", "174 ± 2.3"),
     ("deep belief network", "199 ± 2.9"),
@@ -79,7 +94,7 @@ def line(row: Row, models: Path) -> str | None:
     if not path.exists():
         return None
     m = read_metadata(path)
-    found = [e for e in m.evaluation if _of_all_steps(e, row.quantity.convention)]
+    found = [e for e in m.evaluation if e.whole and e.convention == row.quantity.convention]
     if not found:
         return None
     value, error = row.quantity.of(m, found[0])
@@ -91,21 +106,16 @@ def line(row: Row, models: Path) -> str | None:
     )
 
 
-def _of_all_steps(e: Evaluation, convention: Convention) -> bool:
-    """Whether it is the ordinary bound of the whole chain."""
-    return e.convention == convention and e.steps is None and e.trajectories is None
-
-
 def _made(m: Metadata) -> str:
     training = m.training
     minutes = (training.seconds or 0.0) / 60
     return f"[`{m.name}`](../models/{m.name}/README.md), {minutes:.0f} min on {training.device}"
 
 
-def measured(folder: Path, name: str) -> Any:  # noqa: ANN401  (what its command wrote)
-    """A measurement that a command wrote, folder/NAME.json; None where there is none."""
-    path = folder / f"{name}.json"
-    return json.loads(path.read_text()) if path.exists() else None
+def measured(folder: Path, name: str) -> Any:  # noqa: ANN401  (what its command found)
+    """What was found by a measurement, folder/NAME.json; None where there is none."""
+    found = record.read(folder / f"{name}.json")
+    return None if found is None else found.found
 
 
 def parzen_section(folder: Path) -> str | None:
@@ -135,7 +145,7 @@ def peers_section(folder: Path, models: Path) -> str | None:
     if found is None or not path.exists():
         return None
     m = read_metadata(path)
-    e = next(e for e in m.evaluation if _of_all_steps(e, "discretised"))
+    e = next(e for e in m.evaluation if e.whole and e.convention == "discretised")
     (k, error), (gain, _) = unit_variance(m, e), unit_variance_over_null(m, e)
     rows = [f"| `deadleaves`, diffusion | **{k:.3f}** ± {error:.3f} | **{gain:.3f}** |"]
     rows += [f"| {p['model']} | {p['K']:.3f} ± {p['error']:.3f} | {p['gain']:.3f} |" for p in found]
@@ -143,11 +153,42 @@ def peers_section(folder: Path, models: Path) -> str | None:
 
 
 def schedules_section(folder: Path) -> str | None:
-    """Fixed and learned schedules, as `python -m training schedules` wrote them."""
-    path = folder / "schedules.md"
-    if not path.exists():
+    """Fixed and learned schedules beside the best ones."""
+    found = measured(folder, "schedules")
+    if found is None:
         return None
-    return f"## Schedules, fixed and learned\n\n{ABOUT_SCHEDULES}\n{path.read_text()}"
+    head, _, *rows = compare.lines([compare.Row.model_validate(row) for row in found])
+    return _section("Schedules, fixed and learned", head, rows, ABOUT_SCHEDULES)
+
+
+def steps_section(models: Path) -> str | None:
+    """The bound of chains of fewer steps, a line a model and a spacing."""
+    names = dict.fromkeys(row.model for row in ROWS)
+    rows, numbers = [], set()
+    for path in (artefact_path(models, name) for name in names):
+        if path.exists():
+            m = read_metadata(path)
+            ours = [e for e in m.evaluation if e.convention == m.space.default_convention]
+            rows += [(m, spacing, _chains(ours, spacing)) for spacing in SPACINGS]
+            numbers |= {e.steps for e in ours if e.steps}
+    rows = [row for row in rows if row[2]]
+    if not rows:
+        return None
+    columns = sorted(numbers)
+    text = []
+    for m, spacing, chains in rows:
+        counts = "/".join(f"{count:,}" for count in sorted({e.count for e in chains.values()}))
+        cells = [per_dim(chains[n]) if n in chains else "" for n in columns]
+        text.append(
+            f"| `{m.name}`, T = {m.process.T:,} | {spacing} | {counts} | {' | '.join(cells)} |"
+        )
+    head = "| model | spacing | data | " + " | ".join(f"{n} steps" for n in columns) + " |"
+    return _section("Fewer steps", head, text, ABOUT_STEPS)
+
+
+def _chains(evaluations: Sequence[Evaluation], spacing: Spacing) -> dict[int, Evaluation]:
+    """Of one spacing, by the number of steps."""
+    return {e.steps: e for e in evaluations if e.steps and e.spacing == spacing}
 
 
 def figures_section(folder: Path) -> str | None:
@@ -174,6 +215,7 @@ def write(models: Path, docs: Path) -> Path:
         _section("The table", TABLE_HEAD, lines, ABOUT_TABLE),
         parzen_section(folder),
         peers_section(folder, models),
+        steps_section(models),
         schedules_section(folder),
         figures_section(docs / "figures"),
     ]

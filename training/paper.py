@@ -2,14 +2,13 @@
 
     for each experiment without an artefact:  fit (or go on with a fit), export, evaluate
     for each measurement without a file:      make it
-    docs/results.md, docs/figures/            from what is there
+    docs/figures/                             what is not drawn
+    docs/results.md                           from what is there
 
 What has been done is not done again: delete models/NAME or docs/results/NAME.json to have it made
-anew.
+anew. With a model go the pictures and the measurements that were made of it.
 """
 
-import json
-import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,12 +18,15 @@ import torch
 
 from diffusion.checkpoint import load
 from diffusion.plan import Ancestral
+from training import compare, data, figures, page, parzen, peer, record, results
 from training import config as configs
-from training import data, figures, page, parzen, peer, results
 from training.export import artefact_path, export, source
 from training.fit import Fit, RunOptions
 from training.parallel import Ranks, pick_device
 
+COMMAND = "python -m training paper"
+SAMPLES = 10_000  # of the Parzen score, as in its time
+PEER = peer.PeerConfig()
 PEER_DATA = 2000  # of test, the first ones: those that deadleaves.toml evaluates its model on
 EXPERIMENTS = tuple(dict.fromkeys(row.model for row in results.ROWS))
 
@@ -38,13 +40,22 @@ class Places:
     docs: Path = Path("docs")
 
     @property
-    def measured(self) -> Path:
-        """The folder of measurements."""
-        return self.docs / "results"
+    def figures(self) -> Path:
+        """The folder of pictures."""
+        return self.docs / "figures"
+
+    def measured(self, name: str) -> Path:
+        """The file of a measurement."""
+        return self.docs / "results" / f"{name}.json"
+
+    def has(self, model: str) -> bool:
+        """Whether a model is there, whole: its card is written last."""
+        path = artefact_path(self.models, model)
+        return path.exists() and path.with_name("README.md").exists()
 
 
 def make_model(name: str, places: Places, device: str, *, large: bool, compiled: bool) -> bool:
-    """Fit and export one experiment, unless its artefact is there; False if it was interrupted.
+    """Fit and export one experiment, unless it is there; False if it was interrupted.
 
     Args:
         name: of the experiment.
@@ -53,61 +64,78 @@ def make_model(name: str, places: Places, device: str, *, large: bool, compiled:
         large: at a GPU's size, training/configs/gpu, where there is one.
         compiled: torch.compile the network.
     """
-    if artefact_path(places.models, name).exists():
+    if places.has(name):
         return True
     wide = large and (configs.FOLDER / "gpu" / f"{name}.toml").exists()
-    config, out = (
-        (f"gpu/{name}", places.runs / "gpu" / name) if wide else (name, places.runs / name)
-    )
-    place = Ranks(0, 1, pick_device(device))
-    if not Fit(configs.load(config), RunOptions(out=out, compile=compiled), place).run():
+    config = configs.load(f"gpu/{name}" if wide else name)
+    out, place = places.runs / config.called, Ranks(0, 1, pick_device(device))
+    if not Fit(config, RunOptions(out=out, compile=compiled), place).run():
         return False
-    export(config, out=out, models=places.models, device=place.device)
+    for path in (*figures.of_model(name, places.figures), *_of_model(name, places)):
+        path.unlink(missing_ok=True)
+    export(config.called, out=out, models=places.models, device=place.device)
     return True
 
 
-def parzen_of_model(places: Places, device: torch.device) -> dict[str, Any]:
-    """Table 2: the Parzen score of 10,000 samples of `mnist`."""
-    path = artefact_path(places.models, "mnist")
-    model, metadata = load(path, device)
+def parzen_of_model(places: Places, device: torch.device) -> parzen.ModelScore:
+    """Table 2: the Parzen score of samples of `mnist`."""
+    model, metadata = load(artefact_path(places.models, "mnist"), device)
     _, dataset = source(model, metadata)
     # 500 draws by DPM-Solver++ in 20 or 40 steps score 50 bits less than 500 ancestral ones.
     sampler = Ancestral(steps=30)
     folder = parzen.run_folder(places.runs / "parzen" / "mnist", model, sampler, 0)
-    drawn = parzen.samples(model, 10_000, sampler=sampler, seed=0, folder=folder)
-    found = parzen.of_samples(dataset, drawn)
-    return found.model_dump() | {"sampler": sampler.model_dump(), "seed": 0}
+    return parzen.of_model(model, dataset, SAMPLES, sampler=sampler, seed=0, folder=folder)
 
 
-def parzen_of_data(_: Places, __: torch.device) -> dict[str, Any]:
-    """Table 2's last line: the score of 10,000 training images in the samples' place."""
-    dataset = data.load(configs.load("mnist").data)
-    return parzen.of_samples(dataset, dataset.train[:10_000]).model_dump()
+def parzen_of_data(_: Places, __: torch.device) -> parzen.ParzenScore:
+    """Table 2's last line: the score of training images in the samples' place."""
+    return parzen.of_data(data.load(configs.load("mnist").data), SAMPLES)
 
 
-def peers(_: Places, __: torch.device) -> list[dict[str, Any]]:
+def peers(_: Places, __: torch.device) -> list[peer.Measured]:
     """Gaussian mixtures of the dead leaves."""
     dataset = data.load(configs.load("deadleaves").data)
-    return [found.model_dump() for found in peer.compare(dataset, peer.PeerConfig(), PEER_DATA)]
+    return peer.compare(dataset, PEER, PEER_DATA)
 
 
-#: By the name of its file: the model that it stands beside, and how it is made.
-MEASUREMENTS: dict[str, tuple[str, Callable[[Places, torch.device], Any]]] = {
-    "parzen-mnist": ("mnist", parzen_of_model),
-    "parzen-data": ("mnist", parzen_of_data),
-    "peers-deadleaves": ("deadleaves", peers),
+def schedules(places: Places, device: torch.device) -> list[compare.Row] | None:
+    """Fixed and learned schedules, one fit each; None if interrupted."""
+    return compare.compare("schedules", places.runs / "schedules", Ranks(0, 1, device))
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """A file of docs/results: made beside `model`, `of` it or of its data alone."""
+
+    model: str
+    make: Callable[[Places, torch.device], Any]
+    of: bool = False
+
+
+#: By the name of the file.
+MEASUREMENTS = {
+    "parzen-mnist": Measurement("mnist", parzen_of_model, of=True),
+    "parzen-data": Measurement("mnist", parzen_of_data),
+    "peers-deadleaves": Measurement("deadleaves", peers),
+    "schedules": Measurement("swissroll", schedules),
 }
 
 
-def measure(name: str, places: Places, device: torch.device) -> None:
-    """Make one measurement, unless its file is there."""
-    path = places.measured / f"{name}.json"
+def _of_model(name: str, places: Places) -> list[Path]:
+    """The files of what was measured of a model."""
+    return [places.measured(file) for file, m in MEASUREMENTS.items() if m.of and m.model == name]
+
+
+def measure(name: str, places: Places, device: torch.device) -> bool:
+    """Make one measurement, unless its file is there; False if it was interrupted."""
+    path = places.measured(name)
     if path.exists():
-        return
-    found = MEASUREMENTS[name][1](places, device)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(found, indent=2) + "\n")
-    print(f"written: {path}", file=sys.stderr)
+        return True
+    found = record.measure(COMMAND, device, lambda: MEASUREMENTS[name].make(places, device))
+    if found.found is None:
+        return False
+    record.write(path, found)
+    return True
 
 
 def run(
@@ -118,7 +146,7 @@ def run(
     large: bool = False,
     compiled: bool = False,
 ) -> list[Path] | None:
-    """All of it; the paths written, or None if a fit was interrupted.
+    """All of it; the paths written, or None if it was interrupted.
 
     Args:
         names: which experiments are to be fitted where they have no artefact; the others' lines
@@ -138,8 +166,8 @@ def run(
         if not make_model(name, places, device, large=large, compiled=compiled):
             return None
     there = pick_device(device)
-    for name, (model, _) in MEASUREMENTS.items():
-        if artefact_path(places.models, model).exists():
-            measure(name, places, there)
-    made = figures.make(places.models, places.docs / "figures")
+    for name, measurement in MEASUREMENTS.items():
+        if places.has(measurement.model) and not measure(name, places, there):
+            return None
+    made = figures.make(places.models, places.figures, missing=True)
     return [*made, page.write(places.models, places.docs)]

@@ -163,6 +163,33 @@ def of_samples(dataset: Dataset, drawn: Tensor) -> ParzenScore:
     return score(centres, valid, test)
 
 
+def of_data(dataset: Dataset, count: int) -> ParzenScore:
+    """The score of the first `count` rows of `train` in the samples' place."""
+    return of_samples(dataset, dataset.train[:count])
+
+
+class ModelScore(ParzenScore):
+    """The score of a model's samples; `sampler` and `seed` say which."""
+
+    sampler: Sampler
+    seed: int
+
+
+def of_model(
+    model: DiffusionModel,
+    dataset: Dataset,
+    count: int,
+    *,
+    sampler: Sampler,
+    seed: int,
+    folder: Path,
+) -> ModelScore:
+    """The score of `count` samples of a model, kept in `folder` (`samples`)."""
+    drawn = samples(model, count, sampler=sampler, seed=seed, folder=folder)
+    found = of_samples(dataset, drawn)
+    return ModelScore(**found.model_dump(), sampler=sampler, seed=seed)
+
+
 def run_folder(folder: Path, model: DiffusionModel, sampler: Sampler, seed: int) -> Path:
     """Where the samples of this model by this sampler and seed are kept, and no others.
 

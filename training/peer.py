@@ -272,7 +272,7 @@ def compare(
 
 def diffusion(metadata: Metadata, dataset: Dataset) -> Measured | None:
     """A diffusion model's discretised bound in these units; None where it was not measured."""
-    found = [e for e in metadata.evaluation if e.convention == "discretised"]
+    found = [e for e in metadata.evaluation if e.whole and e.convention == "discretised"]
     if not found:
         return None
     e = found[0]

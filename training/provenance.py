@@ -1,9 +1,11 @@
-"""Where weights came from: the commit of the code and the versions of the libraries."""
+"""Where weights and figures came from: the code's commit, the libraries' versions, the device."""
 
 import platform
 import subprocess
 from importlib import metadata
 from pathlib import Path
+
+import torch
 
 LIBRARIES = ("torch", "numpy", "safetensors", "pydantic")
 
@@ -33,3 +35,10 @@ def versions() -> dict[str, str]:
     for library in LIBRARIES:
         found[library] = metadata.version(library)
     return found
+
+
+def device_name(device: torch.device) -> str:
+    """A device in words."""
+    if device.type == "cuda":
+        return str(torch.cuda.get_device_name(device))
+    return f"{device.type}, {torch.get_num_threads()} threads"

@@ -129,7 +129,9 @@ def test_the_command_scores_training_data(
 ) -> None:
     words = ["parzen", str(leaves_file), "--data", "--samples", "50", "--out", "scores"]
     assert main(words) == 0
-    found = json.loads(Path("scores/data.json").read_text())
+    made = json.loads(Path("scores/data.json").read_text())
+    assert made["command"].endswith(" --samples 50 --data")
+    found = made["found"]
     assert (found["centres"], found["data"]) == (50, 80)
     assert f"{found['bits']:.1f} ± {found['bits_error']:.1f} bits" in capsys.readouterr().out
 

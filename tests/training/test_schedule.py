@@ -149,9 +149,12 @@ def test_a_resumed_fit_is_the_unbroken_one_and_its_artefact_holds_the_table(
     assert torch.equal(found, bound(whole.averaged, x_0, seed=0, convention="density").bound)
 
 
-@pytest.mark.parametrize("config", [BETA], ids=repr)
+@pytest.mark.parametrize("config", KINDS, ids=repr)
 def test_learning_raises_the_bound(config: ScheduleConfig) -> None:
-    """Of a model that knows its data, from a schedule that spends its steps badly."""
+    """Of a model that knows its data, from a schedule that spends its steps badly.
+
+    On the frozen noise that it was learned on, and on other data and other noise.
+    """
     means = torch.tensor([[1.1, -0.6], [-0.9, 0.7]], dtype=torch.float64)
     covariances = torch.tensor([[[0.01, 0.0], [0.0, 0.02]]] * 2, dtype=torch.float64)
     mixture = GaussianMixture.from_values(torch.tensor([0.4, 0.6]), means, covariances)
@@ -159,22 +162,26 @@ def test_learning_raises_the_bound(config: ScheduleConfig) -> None:
     space = DataSpace(kind="vector", shape=(2,))
     model = DiffusionModel(GaussianProcess(start), mixture, space, "x_0", "moment")
     schedule = LearnedSchedule(config, start)
-    optimiser = torch.optim.Adam([schedule.theta], lr=0.1)
+    optimiser = torch.optim.Adam([p for p in schedule.parameters() if p.requires_grad], lr=0.1)
     rows = torch.arange(600)
     x_0 = mixture.sample(counter_noise(0, rows, 0, Stream.DATA)).float()
 
     def fresh() -> float:
         return float(bound(model, x_0[300:], seed=5, convention="density").bound.mean())
 
-    before = fresh()
+    before, frozen = fresh(), []
     for _ in range(30):
         optimiser.zero_grad()
         model.process.take(schedule.beta())
-        (-losses(model, x_0[:300], "density")).backward()
+        loss = -losses(model, x_0[:300], "density")
+        frozen.append(-float(loss.detach()) / 300)
+        loss.backward()
         optimiser.step()
     model.process.take(schedule.beta().detach())
-    torch.testing.assert_close(model.process.beta[1], start[1])
-    assert fresh() > before + 0.1
+    if config != ENDS:
+        torch.testing.assert_close(model.process.beta[1], start[1])
+    assert frozen[-1] > frozen[0] + 0.03
+    assert fresh() > before + 0.03  # data and noise are the same twice: their spread is not in it
 
 
 def test_what_cannot_be_learned_is_refused(small: FitConfig) -> None:

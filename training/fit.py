@@ -27,7 +27,7 @@ from diffusion.noise import Stream, counter_noise
 from training import data, state
 from training.average import Average
 from training.batches import Batches, stream_seed
-from training.config import FitConfig
+from training.config import FitConfig, ProjectionConfig
 from training.objective import Objective
 from training.parallel import Ranks
 from training.projection import project
@@ -39,8 +39,6 @@ from training.watch import Watch
 
 #: Rows of the training data among which basis functions are placed.
 PLACING = 2000
-#: The outputs' meaning for which `project` knows the best readouts.
-PROJECTED = ("x_0", "moment")
 
 
 class FitError(RuntimeError):
@@ -90,10 +88,7 @@ def build_model(
         config.process.build(), network, dataset.space, config.prediction, config.fitted_variance
     )
     if isinstance(network, RBF):
-        x_0 = dataset.space.to_model(dataset.train[:PLACING])
-        network.place(x_0)
-        if not network.config.zero_out and (config.prediction, config.variance) == PROJECTED:
-            project(model, x_0, config.seed)
+        network.place(dataset.space.to_model(dataset.train[:PLACING]))
     return model
 
 
@@ -119,7 +114,12 @@ class Fit:
         self.dataset = data.load(config.data) if dataset is None else dataset
         self.space = self.dataset.space
         self.rows = self.dataset.train.to(ranks.device)
-        self.model = build_model(config, self.dataset).to(ranks.device)
+        self.step, self.seconds, self.commit = 0, 0.0, commit()
+        resumed = not options.restart and state.checkpoint_path(options.out).exists()
+        self.model = build_model(config, self.dataset)
+        if config.projection is not None and not resumed:
+            self._project(config.projection)
+        self.model.to(ranks.device)
         if self.space.kind == "image":
             # torch.nn.Module.to takes it; its type stubs do not.
             self.model.network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -148,9 +148,10 @@ class Fit:
         self.objective = Objective(config.objective.bound, config.objective.simple, convention)
         self.steps = Steps(self.model.T, config.objective.steps, config.seed)
         self.batches = Batches(len(self.rows), config.batch, config.seed)
-        self.step, self.seconds, self.commit = 0, 0.0, commit()
-        if not options.restart and state.checkpoint_path(options.out).exists():
+        if resumed:
             self._resume()
+        elif config.projection is not None:
+            self.save()  # an interruption does not lose what was long in coming
         if options.compile:
             self.model.network = torch.compile(self.network)  # type: ignore[assignment]
 
@@ -257,6 +258,11 @@ class Fit:
             self.step,
             last,
         )
+
+    def _project(self, config: ProjectionConfig) -> None:
+        began = time.monotonic()
+        project(self.model, self.space.to_model(self.dataset.train), config, self.config.seed)
+        self.seconds += time.monotonic() - began
 
     def _resume(self) -> None:
         out = self.options.out

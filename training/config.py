@@ -104,13 +104,11 @@ class ScheduleConfig(Frozen):
 
 
 class ProjectionConfig(Frozen):
-    """Where the fit of an RBF begins: a search for its functions by variable projection.
+    """A fit by variable projection, in place of AdamW: `training.projection` tells how.
 
-    `iterations` at most, on `search` rows; then the readouts that suit `rows` rows best.
+    `steps` of the search are made on the same `batch` rows; the readouts are those of `rows` rows.
     """
 
-    iterations: int = Field(default=300, gt=0)
-    search: int = Field(default=500, gt=0)
     rows: int = Field(default=20_000, gt=0)
 
 
@@ -187,6 +185,10 @@ class FitConfig(Frozen):
             raise ValueError(
                 "a projection is known of a network, prediction and variance of kinds "
                 f"{PROJECTED}, came {kinds}: leave out [projection]"
+            )
+        if self.projection is not None and self.schedule is not None:
+            raise ValueError(
+                "a projection keeps the schedule: leave out [projection] or [schedule]"
             )
         return self
 

@@ -27,7 +27,7 @@ from diffusion.noise import Stream, counter_noise
 from training import data, state
 from training.average import Average
 from training.batches import Batches, stream_seed
-from training.config import FitConfig, ProjectionConfig
+from training.config import FitConfig
 from training.objective import Objective
 from training.parallel import Ranks
 from training.projection import project
@@ -114,12 +114,7 @@ class Fit:
         self.dataset = data.load(config.data) if dataset is None else dataset
         self.space = self.dataset.space
         self.rows = self.dataset.train.to(ranks.device)
-        self.step, self.seconds, self.commit = 0, 0.0, commit()
-        resumed = not options.restart and state.checkpoint_path(options.out).exists()
-        self.model = build_model(config, self.dataset)
-        if config.projection is not None and not resumed:
-            self._project(config.projection)
-        self.model.to(ranks.device)
+        self.model = build_model(config, self.dataset).to(ranks.device)
         if self.space.kind == "image":
             # torch.nn.Module.to takes it; its type stubs do not.
             self.model.network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -148,15 +143,16 @@ class Fit:
         self.objective = Objective(config.objective.bound, config.objective.simple, convention)
         self.steps = Steps(self.model.T, config.objective.steps, config.seed)
         self.batches = Batches(len(self.rows), config.batch, config.seed)
-        if resumed:
+        self.step, self.seconds, self.commit = 0, 0.0, commit()
+        if not options.restart and state.checkpoint_path(options.out).exists():
             self._resume()
-        elif config.projection is not None:
-            self.save()  # an interruption does not lose what was long in coming
         if options.compile:
             self.model.network = torch.compile(self.network)  # type: ignore[assignment]
 
     def run(self) -> bool:
         """Fit to the end and save; False if a signal or `stop_at` ended it earlier."""
+        if self.config.projection is not None:
+            return self._project()
         last = min(self.config.steps, self.options.stop_at or self.config.steps)
         every = self.config.watch.every
         with signals() as caught, self._watch(last) as watch:
@@ -259,10 +255,21 @@ class Fit:
             last,
         )
 
-    def _project(self, config: ProjectionConfig) -> None:
-        began = time.monotonic()
-        project(self.model, self.space.to_model(self.dataset.train), config, self.config.seed)
-        self.seconds += time.monotonic() - began
+    def _project(self) -> bool:
+        """Fit by variable projection, in one go: it is a matter of minutes."""
+        last = self.config.steps
+        if self.step < last:
+            with self._watch(last) as watch:
+                began, where = time.monotonic(), self.ranks.device
+                rows = self.space.to_model(self.dataset.train)
+                made = None if watch is None else watch.bar.update
+                project(self.model.cpu(), rows, self.config, made)
+                self.averaged.network.load_state_dict(self.model.to(where).network.state_dict())
+                self.step, self.seconds = last, time.monotonic() - began
+                if watch is not None:
+                    watch.look(last)
+            self.save()
+        return True
 
     def _resume(self) -> None:
         out = self.options.out

@@ -19,6 +19,7 @@ Source: Golub and Pereyra 1973; Kaufman 1975; Jennrich and Sampson 1976 (scoring
 
 import copy
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -28,18 +29,19 @@ from diffusion.model import DiffusionModel
 from diffusion.networks import RBF
 from diffusion.noise import Stream, counter_noise
 from diffusion.process import GaussianProcess
-from training.config import ProjectionConfig
+from training.config import FitConfig
 
 #: Keeps a Gram matrix of functions that hardly differ invertible; a share of the rows.
 RIDGE = 1e-12
 #: Longest step of a centre (model units) or of a log width.
 REACH = 0.5
-#: A search ends where so many steps together gain less than GAIN nats.
-PATIENCE, GAIN = 40, 2e-3
 #: Least damping: with less, steps are long and end in poor places.
 DAMPING = 1e-4
 #: Steps of scoring, and the most that one changes a log variance.
 SCORINGS, STRIDE = 8, 1.5
+
+
+Progress = Callable[[int], object]
 
 
 @dataclass(frozen=True)
@@ -75,22 +77,26 @@ class Projected:
 
 
 @torch.no_grad()
-def project(model: DiffusionModel, x_0: Tensor, config: ProjectionConfig, seed: int) -> None:
+def project(
+    model: DiffusionModel, x_0: Tensor, config: FitConfig, progress: Progress | None = None
+) -> None:
     """Fit centres, widths and readouts, on one draw of x_t a row and step.
 
-    Centres begin as draws of unit variance, the data's, with widths that grow outwards.
+    Centres begin as draws of unit variance, the data's, with widths that grow outwards. `steps` are
+    those of the search, on the first `batch` rows; the readouts are those of `projection.rows`.
 
     Args:
         model: of prediction "x_0" and variance "moment", with an RBF; its network is changed.
         x_0: data, [N, D], model units.
-        config: how long, and on how many rows.
-        seed: of the draws.
+        config: of the fit, with a projection.
+        progress: called with the number of steps just made.
     """
-    network = model.network
-    assert isinstance(network, RBF)  # the configuration sees to it
-    draws = draw(model, x_0[: config.search], seed)
-    found = search(start(network, seed), draws, config.iterations).network
-    readouts(model, found, x_0[: config.rows], seed + 1)
+    network, settings = model.network, config.projection
+    assert isinstance(network, RBF)  # the configuration sees to both
+    assert settings is not None
+    draws = draw(model, x_0[: config.batch], config.seed)
+    found = search(start(network, config.seed), draws, config.steps, progress).network
+    readouts(model, found, x_0[: settings.rows], config.seed + 1)
     network.load_state_dict(found.state_dict())
 
 
@@ -114,11 +120,10 @@ def start(network: RBF, seed: int) -> RBF:
     return begin
 
 
-def search(network: RBF, draws: Draws, iterations: int) -> Projected:
-    """Descend J by so many steps of Levenberg and Marquardt, or until they gain nothing."""
+def search(network: RBF, draws: Draws, steps: int, progress: Progress | None = None) -> Projected:
+    """Descend J by so many steps of Levenberg and Marquardt, fewer where none gains anything."""
     now, damping = projected(network, draws), 1e-2
-    costs = [now.cost]
-    for _ in range(iterations):
+    for _ in range(steps):
         gradient, curvature = slopes(now, draws)
         scale = curvature.diagonal() + 1e-9 * curvature.diagonal().max()
         while damping < 1e6:
@@ -131,9 +136,8 @@ def search(network: RBF, draws: Draws, iterations: int) -> Projected:
         else:
             break
         now, damping = then, max(damping / 4, DAMPING)
-        costs.append(now.cost)
-        if len(costs) > PATIENCE and costs[-PATIENCE] - costs[-1] < GAIN:
-            break
+        if progress is not None:
+            progress(1)
     return now
 
 

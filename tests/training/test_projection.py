@@ -2,6 +2,7 @@
 
 import copy
 import math
+from pathlib import Path
 
 import pytest
 import torch
@@ -12,8 +13,11 @@ from diffusion.networks import RBF, RBFConfig, build
 from diffusion.process import GaussianProcess
 from diffusion.schedule import GeometricSchedule
 from diffusion.space import DataSpace
-from training.config import FitConfig, ProjectionConfig
-from training.projection import draw, project, projected, readout, search, slopes, start
+from training import fit as fit_module
+from training.config import FitConfig
+from training.fit import Fit, RunOptions
+from training.parallel import Ranks
+from training.projection import draw, projected, readout, search, slopes, start
 
 T, UNITS = 8, 8
 
@@ -99,17 +103,42 @@ def test_readouts_are_stationary() -> None:
     assert float(cost(plain, flat)) > float(least.detach()) + 1e-3
 
 
-def test_the_bound_of_new_data_is_raised() -> None:
-    made, x_0 = model(), ring(600)
-    before = bound(made, x_0[::7], seed=0, convention="paper").bound.mean()
-    project(made, x_0, ProjectionConfig(iterations=40, search=200, rows=600), seed=3)
-    after = bound(made, x_0[::7], seed=0, convention="paper").bound
-    assert float(after.mean()) > float(before) + 1.0
+@pytest.fixture
+def config(small: FitConfig) -> FitConfig:
+    """A fit by projection, in a second or two."""
+    network = RBFConfig(features=2, outputs=2, units=UNITS, T=small.process.T)
+    keys = {"prediction": "x_0", "network": network.model_dump(), "projection": {}, "steps": 10}
+    return FitConfig.model_validate(small.model_dump() | keys | {"batch": 150})
+
+
+def test_a_fit_raises_the_bound_and_is_made_once(
+    config: FitConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """New data are likelier by far than of readouts that are empty; a second run only reads."""
+    options, place = RunOptions(out=tmp_path), Ranks(0, 1, torch.device("cpu"))
+    fit = Fit(config, options, place)
+    x_0 = fit.space.to_model(fit.dataset.valid)
+    before = bound(fit.averaged, x_0, seed=0, convention="paper").bound.mean()
+    assert fit.run()
+    after = bound(fit.averaged, x_0, seed=0, convention="paper").bound
     assert bool(after.isfinite().all())
-    assert made.network.centres.dtype == torch.float32
+    assert float(after.mean()) > float(before) + 1.0
+    monkeypatch.delattr(fit_module, "project")
+    again = Fit(config, options, place)
+    assert again.run()
+    for name, tensor in again.averaged.network.state_dict().items():
+        assert torch.equal(tensor, fit.averaged.network.state_dict()[name])
 
 
-def test_a_projection_of_another_network_teaches(small: FitConfig) -> None:
-    keys = small.model_dump() | {"projection": {}}
-    with pytest.raises(ValueError, match=r"leave out \[projection\]"):
-        FitConfig.model_validate(keys)
+@pytest.mark.parametrize(
+    ("keys", "reason"),
+    [
+        ({"prediction": "v"}, r"leave out \[projection\]"),
+        ({"schedule": {"learn": "beta"}}, "keeps the schedule"),
+    ],
+)
+def test_a_projection_of_what_it_does_not_know_teaches(
+    config: FitConfig, keys: dict[str, object], reason: str
+) -> None:
+    with pytest.raises(ValueError, match=reason):
+        FitConfig.model_validate(config.model_dump() | keys)

@@ -22,6 +22,9 @@ from training.data import DataConfig
 
 FOLDER = Path(__file__).parent / "configs"
 
+#: The network, and its outputs' meaning, whose best readouts have a closed form.
+PROJECTED = ("rbf", "x_0", "moment")
+
 
 class ConfigError(ValueError):
     """A configuration that is missing or wrong; the message names the file and the fix."""
@@ -100,6 +103,15 @@ class ScheduleConfig(Frozen):
         return self
 
 
+class ProjectionConfig(Frozen):
+    """A fit by variable projection, in place of AdamW: `training.projection` tells how.
+
+    `steps` of the search are made on the same `batch` rows; the readouts are those of `rows` rows.
+    """
+
+    rows: int = Field(default=20_000, gt=0)
+
+
 class AverageConfig(Frozen):
     """Moving average of the weights, of decay min(`decay`, (1 + n) / (10 + n)) at update n."""
 
@@ -151,6 +163,7 @@ class FitConfig(Frozen):
     prediction: Literal["eps", "x_0", "v", "perturbation"]
     variance: VarianceKind | None = None
     schedule: ScheduleConfig | None = None
+    projection: ProjectionConfig | None = None
     objective: ObjectiveConfig = ObjectiveConfig()
     optimiser: OptimiserConfig = OptimiserConfig()
     average: AverageConfig = AverageConfig()
@@ -171,6 +184,20 @@ class FitConfig(Frozen):
     def fitted_variance(self) -> VarianceKind | None:
         """The variance while fitting."""
         return "lower" if self.variance == "optimal" else self.variance
+
+    @model_validator(mode="after")
+    def _projects_what_can_be(self) -> "FitConfig":
+        kinds = (self.network.kind, self.prediction, self.variance)
+        if self.projection is not None and kinds != PROJECTED:
+            raise ValueError(
+                "a projection is known of a network, prediction and variance of kinds "
+                f"{PROJECTED}, came {kinds}: leave out [projection]"
+            )
+        if self.projection is not None and self.schedule is not None:
+            raise ValueError(
+                "a projection keeps the schedule: leave out [projection] or [schedule]"
+            )
+        return self
 
     @model_validator(mode="after")
     def _learns_what_can_be(self) -> "FitConfig":

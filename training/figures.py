@@ -27,7 +27,7 @@ from training.export import artefact_path
 POINTS = 3000
 LIMIT = 2.5
 GRID = 17
-SMALL = ("swissroll", "heartbeat-paper")
+SMALL = ("swissroll", "swissroll-paper", "heartbeat-paper")
 DRAWN = (*SMALL, *(picture.model for picture in galleries.PICTURES))
 COLOUR = "#3b82d6"
 INK = "#7d8590"

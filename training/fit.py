@@ -39,8 +39,6 @@ from training.watch import Watch
 
 #: Rows of the training data among which basis functions are placed.
 PLACING = 2000
-#: The outputs' meaning for which `project` knows the best readouts.
-PROJECTED = ("x_0", "moment")
 
 
 class FitError(RuntimeError):
@@ -90,10 +88,7 @@ def build_model(
         config.process.build(), network, dataset.space, config.prediction, config.fitted_variance
     )
     if isinstance(network, RBF):
-        x_0 = dataset.space.to_model(dataset.train[:PLACING])
-        network.place(x_0)
-        if not network.config.zero_out and (config.prediction, config.variance) == PROJECTED:
-            project(model, x_0, config.seed)
+        network.place(dataset.space.to_model(dataset.train[:PLACING]))
     return model
 
 
@@ -156,6 +151,8 @@ class Fit:
 
     def run(self) -> bool:
         """Fit to the end and save; False if a signal or `stop_at` ended it earlier."""
+        if self.config.projection is not None:
+            return self._project()
         last = min(self.config.steps, self.options.stop_at or self.config.steps)
         every = self.config.watch.every
         with signals() as caught, self._watch(last) as watch:
@@ -258,6 +255,22 @@ class Fit:
             self.step,
             last,
         )
+
+    def _project(self) -> bool:
+        """Fit by variable projection, in one go: it is a matter of minutes."""
+        last = self.config.steps
+        if self.step < last:
+            with self._watch(last) as watch:
+                began, where = time.monotonic(), self.ranks.device
+                rows = self.space.to_model(self.dataset.train)
+                made = None if watch is None else watch.bar.update
+                project(self.model.cpu(), rows, self.config, made)
+                self.averaged.network.load_state_dict(self.model.to(where).network.state_dict())
+                self.step, self.seconds = last, time.monotonic() - began
+                if watch is not None:
+                    watch.look(last)
+            self.save()
+        return True
 
     def _resume(self) -> None:
         out = self.options.out

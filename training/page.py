@@ -67,6 +67,7 @@ FIGURES = (
         "Swiss roll (Figure 1)",
         "Forward, reverse, and the drift, from `models/swissroll`, an MLP.",
     ),
+    ("swissroll-paper", "The same, of the paper's network", "16 radial basis functions."),
     (
         "heartbeat-paper",
         "Heartbeat (Figure 2)",

@@ -1,12 +1,26 @@
-"""The readouts that suit given basis functions best, in closed form: where a fit of an RBF begins.
+"""Variable projection: the fit of basis functions whose readouts are always the best there are.
 
-    W_t = argmin_W E |W phi(x_t) - x_0|^2
-    z_t,j = log(E phi_j (W_t phi - x_0)^2 / E phi_j) - log(1 - alpha_bar_t)
+With x_0hat = W_t phi(x_t) and the variance u of x_0, elementwise, a step costs (nats)
 
-of the prediction "x_0" with the variance "moment". Gradients alone are slow to find them: the terms
-of small t weigh a readout that is not there yet by 1 / (1 - alpha_bar_t), and drown all others.
-Source: the linear part of variable projection (Golub and Pereyra 1973).
+    E KL_t = 1/2 E[(tau_t + r^2) / (tau_t + u) - 1 + log((tau_t + u) / tau_t)],
+    r = x_0 - W_t phi(x_t),    tau_t = 1 / (SNR_{t-1} - SNR_t),
+
+so among W_t, u only centres and widths theta = (c, log w) need a search: with u constant the best
+readouts are those of least squares, and
+
+    J(theta) = sum_{t=2..T} 1/2 log(1 + min_W E r^2 / tau_t)
+
+is descended by Levenberg and Marquardt's steps, the Jacobian of r that of a fixed W less what W
+takes back of it (Kaufman 1975). At the end u_t(x_t) = exp(z_t phi(x_t)) and W_t are fitted together
+by scoring. Gradients alone hardly move such a network: its functions overlap so much that good
+readouts are large and cancel.
+Source: Golub and Pereyra 1973; Kaufman 1975; Jennrich and Sampson 1976 (scoring).
 """
+
+import copy
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -14,32 +28,214 @@ from torch import Tensor
 from diffusion.model import DiffusionModel
 from diffusion.networks import RBF
 from diffusion.noise import Stream, counter_noise
+from diffusion.process import GaussianProcess
+from training.config import FitConfig
 
-#: Keeps the weights of functions that hardly differ within float32's reach.
-RIDGE = 1e-7
+#: Keeps a Gram matrix of functions that hardly differ invertible; a share of the rows.
+RIDGE = 1e-12
+#: Longest step of a centre (model units) or of a log width.
+REACH = 0.5
+#: Least damping: with less, steps are long and end in poor places.
+DAMPING = 1e-4
+#: Steps of scoring, and the most that one changes a log variance.
+SCORINGS, STRIDE = 8, 1.5
+
+
+Progress = Callable[[int], object]
+
+
+@dataclass(frozen=True)
+class Draws:
+    """What a search is held against: x_0 [N, D] and for t = 2..T x_t [T - 1, N, D], tau [T - 1]."""
+
+    x_0: Tensor
+    x_t: Tensor
+    tau: Tensor
+
+
+@dataclass(frozen=True)
+class Projected:
+    """Where a search is: the network's functions and all that their best readouts leave.
+
+    Attributes:
+        network: in float64.
+        phi: [T - 1, N, units].
+        factor: of phi's Gram matrices, lower triangular [T - 1, units, units].
+        weight: W transposed, [T - 1, units, D].
+        left: r, [T - 1, N, D].
+        share: E r^2 / tau, [T - 1, 1, D].
+        cost: J, nats.
+    """
+
+    network: RBF
+    phi: Tensor
+    factor: Tensor
+    weight: Tensor
+    left: Tensor
+    share: Tensor
+    cost: float
 
 
 @torch.no_grad()
-def project(model: DiffusionModel, x_0: Tensor, seed: int) -> None:
-    """Put every step's readout where least squares has it, on one draw of x_t a row and step.
+def project(
+    model: DiffusionModel, x_0: Tensor, config: FitConfig, progress: Progress | None = None
+) -> None:
+    """Fit centres, widths and readouts, on one draw of x_t a row and step.
+
+    Centres begin as draws of unit variance, the data's, with widths that grow outwards. `steps` are
+    those of the search, on the first `batch` rows; the readouts are those of `projection.rows`.
 
     Args:
-        model: of prediction "x_0" and variance "moment", with an RBF.
+        model: of prediction "x_0" and variance "moment", with an RBF; its network is changed.
         x_0: data, [N, D], model units.
-        seed: of the draws.
+        config: of the fit, with a projection.
+        progress: called with the number of steps just made.
     """
-    network = model.network
-    assert isinstance(network, RBF)  # the caller's to see to
-    rows, units = torch.arange(len(x_0)), network.config.units
-    x = x_0.double()
+    network, settings = model.network, config.projection
+    assert isinstance(network, RBF)  # the configuration sees to both
+    assert settings is not None
+    draws = draw(model, x_0[: config.batch], config.seed)
+    found = search(start(network, config.seed), draws, config.steps, progress).network
+    readouts(model, found, x_0[: settings.rows], config.seed + 1)
+    network.load_state_dict(found.state_dict())
+
+
+def draw(model: DiffusionModel, x_0: Tensor, seed: int) -> Draws:
+    """One x_t for each row and t = 2..T, float64."""
+    x, t = x_0.double(), torch.arange(1, model.T + 1)
+    snr = model.process.log_snr(t).exp()
+    x_t = torch.stack([_noised(model, x, int(at), seed) for at in t[1:]])
+    return Draws(x, x_t, 1 / (snr[:-1] - snr[1:]))
+
+
+def start(network: RBF, seed: int) -> RBF:
+    """The network in float64, with centres c drawn anew and widths (1 + |c|) / 2.
+
+    Functions of one width are of one kind, and a search from them seldom ends well.
+    """
+    begin = copy.deepcopy(network).double()
+    noise = counter_noise(seed, torch.arange(len(begin.centres)), 0, Stream.DATA)
+    begin.centres.copy_(noise.normal((begin.config.features,)))
+    begin.log_widths.copy_(((1 + begin.centres.norm(dim=1)) / 2).log())
+    return begin
+
+
+def search(network: RBF, draws: Draws, steps: int, progress: Progress | None = None) -> Projected:
+    """Descend J by so many steps of Levenberg and Marquardt, fewer where none gains anything."""
+    now, damping = projected(network, draws), 1e-2
+    for _ in range(steps):
+        gradient, curvature = slopes(now, draws)
+        scale = curvature.diagonal() + 1e-9 * curvature.diagonal().max()
+        while damping < 1e6:
+            step = torch.linalg.solve(curvature + damping * scale.diag(), gradient)
+            step = step * (REACH / step.abs().max()).clamp(max=1)
+            then = projected(_moved(now.network, step), draws)
+            if then.cost < now.cost:
+                break
+            damping *= 3
+        else:
+            break
+        now, damping = then, max(damping / 4, DAMPING)
+        if progress is not None:
+            progress(1)
+    return now
+
+
+def projected(network: RBF, draws: Draws) -> Projected:
+    """J and what it is made of, at one choice of functions; inf where they cannot be told apart."""
+    steps, rows, _ = draws.x_t.shape
+    phi = network.basis(draws.x_t.flatten(0, 1)).unflatten(0, (steps, rows))
+    ridge = RIDGE * rows * torch.eye(phi.shape[-1], dtype=phi.dtype)
+    factor, failed = torch.linalg.cholesky_ex(phi.mT @ phi + ridge)
+    weight = torch.cholesky_solve(phi.mT @ draws.x_0, factor)
+    left = draws.x_0 - phi @ weight
+    # The ridge is part of what is least, so that J has the slope that `slopes` says.
+    square = left.square().mean(1, keepdim=True) + RIDGE * weight.square().sum(1, keepdim=True)
+    share = square / draws.tau[:, None, None]
+    cost = float(0.5 * torch.log1p(share).sum())
+    if bool(failed.any()) or not math.isfinite(cost):
+        cost = math.inf
+    return Projected(network, phi, factor, weight, left, share, cost)
+
+
+def slopes(now: Projected, draws: Draws) -> tuple[Tensor, Tensor]:
+    """Minus the gradient of N J by theta, and its Gauss-Newton curvature: [P], [P, P].
+
+    P runs over units, each with its D centres and its log width. d(W phi) / d l_j =
+    phi_j (W_j - W phi) for the exponent l_j = -|x - c_j|^2 / (2 w_j^2) of unit j.
+    """
+    narrow = (-2 * now.network.log_widths).exp()[:, None]
+    off = draws.x_t[:, :, None] - now.network.centres  # [T - 1, N, units, D]
+    inner = torch.cat((off, off.square().sum(-1, keepdim=True)), -1) * narrow
+    weight = (1 / (draws.tau[:, None, None] * (1 + now.share))).sqrt()
+    estimate = now.phi @ now.weight
+    size = inner.shape[2] * inner.shape[3]
+    gradient, curvature = inner.new_zeros(size), inner.new_zeros(size, size)
+    for i in range(draws.x_0.shape[1]):
+        outer = now.phi * (now.weight[:, None, :, i] - estimate[..., i, None])
+        jacobian = (outer[..., None] * inner).flatten(2) * weight[..., i, None]
+        back = now.phi.mT @ jacobian
+        flat = jacobian.flatten(0, 1)
+        taken = back.mT @ torch.cholesky_solve(back, now.factor)
+        gradient += flat.mT @ (now.left[..., i, None] * weight[..., i, None]).flatten()
+        curvature += flat.mT @ flat - taken.sum(0)
+    return gradient, curvature
+
+
+def readouts(model: DiffusionModel, network: RBF, x_0: Tensor, seed: int) -> None:
+    """Give the network, float64, the readouts W_t and z_t that make E KL_t least, t = 1..T."""
+    process, x = model.process, x_0.double()
+    assert isinstance(process, GaussianProcess)  # the configuration sees to it
+    snr = process.log_snr(torch.arange(model.T + 1)).exp()  # infinite at t = 0
     for t in range(1, model.T + 1):
-        at = torch.full_like(rows, t)
-        noise = counter_noise(seed, rows, t, Stream.DATA)
-        phi = network.basis(model.process.marginal(x_0, at).sample(noise)).double()
-        gram = phi.mT @ phi + RIDGE * len(x) * torch.eye(units, dtype=torch.float64)
-        weight = torch.linalg.solve(gram, phi.mT @ x)
-        square = (phi @ weight - x).square()
-        local = (phi.mT @ square) / phi.sum(0)[:, None]
-        spread = (local / (1 - model.process.alpha_bar[t])).log()
+        phi = network.basis(_noised(model, x, t, seed))
+        weight, spread = readout(phi, x, float(1 / (snr[t - 1] - snr[t])))
+        # The variance is in units of 1 - alpha_bar_t, and the functions sum to one.
+        spread -= (1 - process.alpha_bar[t]).log()
         network.readout.weight[t - 1] = torch.cat((weight, spread), 1).mT
         network.readout.bias[t - 1] = 0.0
+
+
+def readout(phi: Tensor, x_0: Tensor, tau: float) -> tuple[Tensor, Tensor]:
+    """The least of E KL over W and z of u = exp(z phi): float64 [units, D] each.
+
+    One after the other: W by least squares weighted by 1 / (tau + u), z by a step of scoring, its
+    information E s^2 phi phi^T / 2 with s = u / (tau + u).
+
+    Args:
+        phi: [N, units].
+        x_0: [N, D].
+        tau: 1 / (SNR_{t-1} - SNR_t); 0 at t = 1.
+    """
+    rows, units = phi.shape
+    eye = rows * torch.eye(units, dtype=phi.dtype)
+    weight = torch.linalg.solve(phi.mT @ phi + RIDGE * eye, phi.mT @ x_0)
+    square = (x_0 - phi @ weight).square()
+    spread = ((phi.mT @ square) / (phi.sum(0)[:, None] + RIDGE)).clamp_min(RIDGE).log()
+    for i in range(x_0.shape[1]):
+        w, z, x = weight[:, i], spread[:, i], x_0[:, i]
+        for _ in range(SCORINGS):
+            precision = 1 / (tau + (phi @ z).exp())
+            precise = phi * (precision / precision.mean())[:, None]
+            w = torch.linalg.solve(precise.mT @ phi + RIDGE * eye, precise.mT @ x)
+            share = (phi @ z).exp() * precision
+            slope = phi.mT @ (share * (1 - (tau + (x - phi @ w).square()) * precision))
+            # Functions that hardly matter to the variance stay where they are.
+            held = (1e-6 * share.square().mean() + RIDGE) * eye
+            step = torch.linalg.solve((phi * share.square()[:, None]).mT @ phi + held, slope)
+            z = z - step * (STRIDE / (phi @ step).abs().max()).clamp(max=1)
+        weight[:, i], spread[:, i] = w, z
+    return weight, spread
+
+
+def _moved(network: RBF, step: Tensor) -> RBF:
+    moved, by = copy.deepcopy(network), step.view(len(network.centres), -1)
+    moved.centres.add_(by[:, :-1])
+    moved.log_widths.add_(by[:, -1])
+    return moved
+
+
+def _noised(model: DiffusionModel, x_0: Tensor, t: int, seed: int) -> Tensor:
+    rows = torch.arange(len(x_0))
+    noise = counter_noise(seed, rows, t, Stream.DATA)
+    return model.process.marginal(x_0, torch.full_like(rows, t)).sample(noise)

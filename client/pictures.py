@@ -29,7 +29,7 @@ _LEAST = 64  # pixels that a tile is enlarged to
 def sheet(samples: Array) -> Pixels:
     """[n, *shape] as one picture, uint8 [height, width, 3]."""
     if samples.ndim == 4:
-        tiles = [tile(x, _top(samples)) for x in samples]
+        tiles = [tile(x, top(samples)) for x in samples]
         columns = math.ceil(math.sqrt(len(tiles)))
         return _grid([tiles[i : i + columns] for i in range(0, len(tiles), columns)])
     flat = samples.reshape(len(samples), -1)
@@ -39,23 +39,24 @@ def sheet(samples: Array) -> Pixels:
 def strips(samples: Array, mean: Array, std: Array) -> Pixels:
     """[N, n, *shape] with [N, *shape] each: a line for each datum, or a block of the raster."""
     if samples.ndim == 5:
-        top = _top(samples)
+        white = top(samples)
         lines = zip(samples, mean, 2 * std, strict=True)
-        return _grid([[tile(x, top) for x in (*drawn, m, s)] for drawn, m, s in lines])
+        return _grid([[tile(x, white) for x in (*drawn, m, s)] for drawn, m, s in lines])
     if math.prod(samples.shape[2:]) == 2:
         return _density(samples.reshape(-1, 2))
     return _raster(samples.reshape(samples.shape[0] * samples.shape[1], -1))
 
 
-def tile(x: Array, top: float) -> Pixels:
-    """[C, H, W] in 0..top as [H, W', 3]; channels that are no colours lie side by side."""
-    levels = np.clip(np.rint(np.nan_to_num(x) * (255.0 / top)), 0, 255).astype(np.uint8)
+def tile(x: Array, white: float) -> Pixels:
+    """[C, H, W] in 0..white as [H, W', 3]; channels that are no colours lie side by side."""
+    levels = np.clip(np.rint(np.nan_to_num(x) * (255.0 / white)), 0, 255).astype(np.uint8)
     if len(levels) == 3:
         return np.ascontiguousarray(np.moveaxis(levels, 0, -1))
     return np.repeat(np.concatenate(list(levels), axis=1)[..., None], 3, axis=-1)
 
 
-def _top(samples: Array) -> float:
+def top(samples: Array) -> float:
+    """The value that is white: 1 where there is nothing but 0 and 1, else 255."""
     return 1.0 if bool(((samples == 0) | (samples == 1)).all()) else 255.0
 
 

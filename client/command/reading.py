@@ -55,7 +55,10 @@ def expand(names: Iterable[str]) -> Iterator[Path]:
                 raise FileError(f"{name}: there is no such file or folder")
             yield path
             continue
-        inside = sorted(p for p in path.iterdir() if p.suffix.lower() in PICTURES + TABLES)
+        there = sorted(path.iterdir())
+        # Beside pictures a table is more likely to be about them than of the same kind.
+        inside = [p for p in there if p.suffix.lower() in PICTURES]
+        inside = inside or [p for p in there if p.suffix.lower() in TABLES]
         if not inside:
             known = ", ".join(PICTURES + TABLES)
             raise FileError(f"{name}: the folder holds no data ({known})")

@@ -8,6 +8,7 @@ before an interruption, changes no other line. A picture is a block, and so are 
 import csv
 import hashlib
 import json
+import math
 import sys
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -52,6 +53,7 @@ class Score:
     relative_to_prior: float
 
 
+_ENDLESS = (math.inf, -math.inf)
 COLUMNS = tuple(field.name for field in fields(Score))
 
 
@@ -120,7 +122,10 @@ class Lines:
         for score in scores:
             line = asdict(score)
             if self._as_json:
-                self._out.write(json.dumps(line) + "\n")
+                finite = {
+                    name: None if value in _ENDLESS else value for name, value in line.items()
+                }
+                self._out.write(json.dumps(finite) + "\n")
             else:
                 self._table.writerow(line.values())
         self._out.flush()

@@ -34,7 +34,8 @@ def fitted(pixels: Pixels, columns: int, lines: int) -> Pixels:
     scale = float(int(scale)) if scale >= 1 else scale
     rows = (np.arange(max(1, int(height * scale))) / scale).astype(int)
     across = (np.arange(max(1, int(width * scale))) / scale).astype(int)
-    return pixels[rows][:, across]
+    found: Pixels = pixels[rows][:, across]
+    return found
 
 
 def blocks(pixels: Pixels) -> str:

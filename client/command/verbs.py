@@ -59,9 +59,8 @@ def do_models(given: argparse.Namespace) -> int:
     for model in found.models:
         mark = "*" if model.name == found.default else " "
         size = "x".join(map(str, model.shape))
-        print(
-            f"{mark} {model.name:<24} {model.kind:<7} {size:<9} T={model.steps:<5} {model.network}"
-        )
+        line = f"{model.name:<24} {model.kind:<7} {size:<9} T={model.steps:<5} {model.network}"
+        print(f"{mark} {line}")
     for refused in found.refused:
         print(f"  {refused['file']}: not served: {refused['reason']}", file=sys.stderr)
     return 0
@@ -172,8 +171,8 @@ def _folder(answer: Answer, folder: Path) -> Path:
     events = samples.reshape(-1, *samples.shape[-3:]) if samples.ndim >= 4 else None
     if events is None:
         return answer.save(folder / f"{answer.model}-{answer.seed}.csv")
-    top = 1.0 if bool((events <= 1).all()) else 255.0
+    white = pictures.top(events)
     for i, event in enumerate(events):
-        tile = pictures.tile(event, top)
+        tile = pictures.tile(event, white)
         pictures.to_pillow(tile).save(folder / f"{answer.model}-{answer.seed}-{i:04}.png")
     return folder

@@ -81,5 +81,5 @@ def serve(folder: Path) -> Callable[..., AbstractContextManager[str]]:
 @pytest.fixture(scope="session")
 def url(folder: Path) -> Iterator[str]:
     """The app over a real socket."""
-    with listening(Settings(models=folder, device="cpu", batch_size=8)) as found:
+    with listening(Settings(models=folder, device="cpu", batch_size=256)) as found:
         yield found

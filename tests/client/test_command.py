@@ -338,6 +338,7 @@ def test_the_other_verbs_become_the_parts_that_answer_them(
 def test_a_service_of_ones_own_lasts_as_long_as_the_command(
     noneq: Run, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setenv("NONEQ_BATCH_SIZE", "8")  # not found by trying, which takes a while
     monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parents[2]))
     ask = ("sample", "--local", str(folder), "-m", "bit-patterns", "--steps", "2", "-o", "a.npy")
     assert noneq(*ask)[0] == 0

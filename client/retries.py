@@ -10,7 +10,7 @@ from typing import final
 
 from client.errors import Busy, ConnectionFailed, NoneqError, TimedOut
 
-_FIRST = 0.5  # seconds; then twice as many each time
+_FIRST, _LONGEST = 0.5, 30.0  # seconds; twice as many each time
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,7 @@ class Attempts:
 
     def after(self, error: NoneqError) -> float:
         """Seconds to wait before the next attempt; raises `error` where there is to be none."""
-        pause = float(_FIRST * 2**self._failed)
+        pause = min(_LONGEST, float(_FIRST * 2 ** min(self._failed, 10)))
         if isinstance(error, Busy) and error.retry_after is not None:
             pause = error.retry_after
         elif isinstance(error, TimedOut) or not isinstance(error, Busy | ConnectionFailed):

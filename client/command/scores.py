@@ -9,13 +9,12 @@ import csv
 import hashlib
 import json
 import math
-import sys
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Any, Protocol, TextIO
+from typing import Any, TextIO
 
 from client.answers import Likelihoods
 from client.client import Client
@@ -100,11 +99,11 @@ def block_seed(seed: int, block: Block) -> int:
     return int.from_bytes(digest[:8], "big") >> 1
 
 
-class Sink(Protocol):
-    """Where scores go."""
+@dataclass(frozen=True)
+class Fault:
+    """What could not be scored, and why."""
 
-    def put(self, scores: Sequence[Score]) -> None:
-        """Write them, at once."""
+    said: str
 
 
 class Lines:
@@ -158,61 +157,55 @@ def scored(path: Path, model: str, seed: int) -> set[Key]:
     return found
 
 
-def run(scoring: Scoring, names: Iterable[str], sink: Sink, done: set[Key]) -> tuple[int, int]:
-    """Score what is not done yet, in the order of the files; (data scored, faults).
+def run(scoring: Scoring, names: Iterable[str], done: set[Key]) -> Iterator[list[Score] | Fault]:
+    """The scores of what is not done yet, block after block in the order of the files.
 
-    A file that cannot be read, or that the model refuses, is told of on stderr and counted; the
-    others are scored.
+    What cannot be read, or is no datum of the model, is a `Fault` in its place; the others are
+    scored. At most two blocks for each of the parallel requests are held.
 
     Raises:
         NoneqError: what would befall the others as well.
     """
-    count = faults = 0
-    waiting: deque[tuple[Block, Future[list[Score]]]] = deque()
+    waiting: deque[Fault | tuple[Block, Future[list[Score]]]] = deque()
     with ThreadPoolExecutor(scoring.parallel) as pool:
         try:
             for block in _blocks(names, scoring.model, done):
-                if isinstance(block, FileError):
-                    print(f"noneq: {block}", file=sys.stderr)
-                    faults += 1
-                    continue
-                waiting.append((block, pool.submit(scoring.score, block)))
+                if isinstance(block, Fault):
+                    waiting.append(block)
+                else:
+                    waiting.append((block, pool.submit(scoring.score, block)))
                 if len(waiting) >= 2 * scoring.parallel:
-                    scored, failed = _settle(*waiting.popleft(), sink, done)
-                    count, faults = count + scored, faults + failed
+                    yield _settled(waiting.popleft(), done)
             while waiting:
-                scored, failed = _settle(*waiting.popleft(), sink, done)
-                count, faults = count + scored, faults + failed
+                yield _settled(waiting.popleft(), done)
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
             raise
-    return count, faults
 
 
-def _blocks(names: Iterable[str], model: Model, done: set[Key]) -> Iterator[Block | FileError]:
-    """What there is to score; a fault where a file cannot be read."""
+def _blocks(names: Iterable[str], model: Model, done: set[Key]) -> Iterator[Block | Fault]:
+    """What there is to score."""
     for path in expand(names):
         try:
             for block in read(path, model):
                 if any((block.file, block.start + i) not in done for i in range(len(block.values))):
                     yield block
         except FileError as error:
-            yield error
+            yield Fault(str(error))
 
 
-def _settle(
-    block: Block, answer: "Future[list[Score]]", sink: Sink, done: set[Key]
-) -> tuple[int, int]:
-    """Write what a block's scores are, once they are there."""
+def _settled(
+    one: "Fault | tuple[Block, Future[list[Score]]]", done: set[Key]
+) -> list[Score] | Fault:
+    """The scores of a block that are new, once they are there."""
+    if isinstance(one, Fault):
+        return one
+    block, answer = one
     try:
-        scores = answer.result()
+        return [score for score in answer.result() if (score.file, score.row) not in done]
     except (UnknownModel, TooLarge):
         raise
     except BadRequest as error:
         if not str(error.problem.get("location", "")).startswith("data"):
             raise  # the settings are at fault, and the next block's are the same
-        print(f"noneq: {block.file}: {error}", file=sys.stderr)
-        return 0, 1
-    new = [score for score in scores if (score.file, score.row) not in done]
-    sink.put(new)
-    return len(new), 0
+        return Fault(f"{block.file}: {error}")

@@ -6,15 +6,18 @@ ink is the upper pixel and whose paper is the lower one. Elsewhere a shade of pl
 
 import shutil
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import TextIO
+from typing import TYPE_CHECKING, Any, TextIO
 
 import numpy as np
 
 from client.command import environment
 from client.events import Listener, Preview, Progress
 from client.pictures import Pixels
+
+if TYPE_CHECKING:
+    from tqdm import tqdm
 
 _SHADES = np.array(list(" .:-=+*#%@"))  # from black to white, as most terminals are dark
 
@@ -60,7 +63,32 @@ def shades(pixels: Pixels) -> str:
 
 @contextmanager
 def progress(what: str) -> Iterator[Listener | None]:
-    """A listener that moves a bar on stderr; None where there is no terminal, or no tqdm."""
+    """A listener that moves a bar on stderr; None where there is no bar."""
+    with _bar(what, "call") as bar:
+
+        def told(news: Progress | Preview) -> None:
+            if isinstance(news, Progress) and bar is not None:
+                bar.total = news.total
+                bar.update(news.step - bar.n)
+
+        yield None if bar is None else told
+
+
+@contextmanager
+def counter(what: str) -> Iterator[Callable[[int], None]]:
+    """Counts on stderr what is told, where there is a bar."""
+    with _bar(what, "datum") as bar:
+
+        def counted(more: int) -> None:
+            if bar is not None:
+                bar.update(more)
+
+        yield counted
+
+
+@contextmanager
+def _bar(what: str, unit: str) -> Iterator["tqdm[Any] | None"]:
+    """A bar on stderr; None where that is no terminal, or tqdm is not installed."""
     if not sys.stderr.isatty():
         yield None
         return
@@ -69,14 +97,5 @@ def progress(what: str) -> Iterator[Listener | None]:
     except ImportError:
         yield None
         return
-    with tqdm(unit="call", desc=what, dynamic_ncols=True, leave=False) as bar:
-
-        def told(news: Progress | Preview) -> None:
-            if isinstance(news, Preview):
-                return
-            bar.total = news.total
-            if news.state == "waiting":
-                bar.set_postfix_str("waiting for others", refresh=False)
-            bar.update(news.step - bar.n)
-
-        yield told
+    with tqdm(unit=unit, desc=what, dynamic_ncols=True, leave=False) as bar:
+        yield bar

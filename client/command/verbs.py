@@ -15,8 +15,14 @@ from client.client import Client
 from client.command import environment, offline, reading, scores, terminal
 from client.errors import NotPictured
 from client.models import Model
+from client.retries import Patience
 
 SOME_FAILED = 1
+#: A command that somebody waits for gives up soon; one that runs over night does not.
+ASKING = Patience(retries=2)
+SCORING = Patience(retries=100, seconds=900.0)
+
+Counts = tuple[int, int]
 
 
 @contextmanager
@@ -30,8 +36,8 @@ def asking(given: argparse.Namespace) -> Iterator[Client]:
         yield client
 
 
-def _client(url: str) -> Client:
-    return Client(url, api_key=environment.api_key())
+def _client(url: str, patience: Patience = ASKING) -> Client:
+    return Client(url, api_key=environment.api_key(), patience=patience)
 
 
 def find_model(client: Client, name: str | None) -> Model:
@@ -117,21 +123,36 @@ def do_loglik(given: argparse.Namespace) -> int:
     """Score data: lower bits_per_dim is likelier."""
     names = ("convention", "terms", "trajectories", "steps", "strata", "target_error")
     settings = {name: value for name in names if (value := getattr(given, name)) is not None}
-    with asking(given) as client:
+    with asking(given) as client, _client(client.url, SCORING) as patient:
         model = find_model(client, given.model)
-        scoring = scores.Scoring(client, model, given.seed, settings, given.parallel)
+        scoring = scores.Scoring(patient, model, given.seed, settings, given.parallel)
         if given.out is None:
-            sink = scores.Lines(sys.stdout, as_json=given.json)
-            count, faults = scores.run(scoring, given.files, sink, set())
-        else:
-            done = _resumed(given.out, model.name, given.seed)
-            with given.out.open("a", newline="", encoding="utf-8") as out:
-                sink = scores.Lines(out, as_json=False, heading=out.tell() == 0)
-                count, faults = scores.run(scoring, given.files, sink, done)
-            tell = {"file": str(given.out), "scored": count, "before": len(done), "faults": faults}
-            words = f"{given.out}: {count} scored, {len(done)} were there, {faults} faults"
-            print(json.dumps(tell) if given.json else words, file=sys.stdout)
+            lines = scores.Lines(sys.stdout, as_json=given.json)
+            _, faults = _write(scores.run(scoring, given.files, set()), lines)
+            return SOME_FAILED if faults else 0
+        done = _resumed(given.out, model.name, given.seed)
+        with given.out.open("a", newline="", encoding="utf-8") as out:
+            lines = scores.Lines(out, as_json=False, heading=out.tell() == 0)
+            count, faults = _write(scores.run(scoring, given.files, done), lines)
+    told = {"file": str(given.out), "scored": count, "before": len(done), "faults": faults}
+    words = f"{given.out}: {count} scored, {len(done)} were there, {faults} faults"
+    print(json.dumps(told) if given.json else words)
     return SOME_FAILED if faults else 0
+
+
+def _write(found: Iterator[list[scores.Score] | scores.Fault], lines: scores.Lines) -> Counts:
+    """Write scores as they come, and tell of faults: how many there were of each."""
+    count = faults = 0
+    with terminal.counter("scored") as counted:
+        for one in found:
+            if isinstance(one, scores.Fault):
+                print(f"noneq: {one.said}", file=sys.stderr)
+                faults += 1
+            else:
+                lines.put(one)
+                count += len(one)
+                counted(len(one))
+    return count, faults
 
 
 def _resumed(out: Path, model: str, seed: int) -> set[scores.Key]:

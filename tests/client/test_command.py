@@ -184,16 +184,14 @@ def test_no_more_is_read_than_is_asked(monkeypatch: pytest.MonkeyPatch) -> None:
     def score(self: scores.Scoring, block: Block) -> list[scores.Score]:
         return [scores.Score("a.npy", block.start, "m", "density", self.seed, 0, 0, 0, 0)]
 
-    class Sink:
-        def put(self, found: Any) -> None:  # noqa: ANN401
-            written.extend(one.row for one in found)
-
     monkeypatch.setattr(scores, "_blocks", blocks)
     monkeypatch.setattr(scores.Scoring, "score", score)
     model = Model("m", "vector", (2,), "gaussian", 10, "mlp", 1)
     with Client() as client:
         scoring = scores.Scoring(client, model, 0, {}, parallel=3)
-        assert scores.run(scoring, ["a.npy"], Sink(), set()) == (100, 0)
+        for found in scores.run(scoring, ["a.npy"], set()):
+            assert not isinstance(found, scores.Fault)
+            written.extend(one.row for one in found)
     assert written == list(range(100))
 
 

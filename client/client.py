@@ -5,6 +5,7 @@ from collections.abc import Callable
 from functools import wraps
 from types import TracebackType
 from typing import Concatenate, ParamSpec, Self, TypeVar, final
+from weakref import finalize
 
 import httpx
 
@@ -54,6 +55,7 @@ class Client:
     ) -> None:
         self.url, self._patience = url, patience
         self._http = httpx.Client(transport=transport, **line.settings(url, api_key, timeout))
+        finalize(self, self._http.close)  # for `Client().sample(...)`, which nobody closes
 
     sample = _call(questions.sample)
     loglik = _call(questions.loglik)

@@ -49,6 +49,7 @@ def scripted(answers: Sequence[bytes]) -> Iterator[tuple[str, list[bytes]]]:
         yield f"http://127.0.0.1:{listening.getsockname()[1]}", asked
     finally:
         ended.set()
+        listening.shutdown(socket.SHUT_RDWR)  # wakes who waits for a connection
         listening.close()
         thread.join(20)
 

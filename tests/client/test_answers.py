@@ -25,7 +25,6 @@ from client import (
     load,
     questions,
 )
-from client.events import read_preview
 from client.question import Question
 from client.wire import Body, encode
 from tests.service.http.caller import connect
@@ -111,21 +110,6 @@ async def test_without_a_seed_one_is_drawn_and_repeats_the_answer(client: AsyncC
     assert first.seed != other.seed
     again = await client.sample(2, model="gaussian-mixture", steps=4, seed=first.seed)
     assert np.array_equal(first.numpy(), again.numpy())
-
-
-async def test_previews_show_the_first_samples_on_their_way(client: AsyncClient) -> None:
-    told: list[Progress | Preview] = []
-    question = questions.sample(3, model="grey", seed=1, progress=told.append, previews=2)
-    assert question.headers["accept"] == "text/event-stream; previews=2"
-    await client.ask(question)
-    preview = {"step": 4, "rows": ["finished", "waiting"], "estimates": [[1.5, 2.0], None]}
-    found = read_preview(preview)
-    assert np.array_equal(found.estimates[0], [1.5, 2.0])  # type: ignore[arg-type]
-    assert found.estimates[1] is None
-    for shown in told:
-        if isinstance(shown, Preview):
-            pngs = [x for x in shown.estimates if isinstance(x, bytes)]
-            assert all(png.startswith(b"\x89PNG") for png in pngs)
 
 
 async def test_what_was_observed_exactly_comes_back_bit_for_bit(client: AsyncClient) -> None:

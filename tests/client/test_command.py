@@ -262,7 +262,7 @@ def test_the_exit_status_says_what_to_do(
     status, _, err = noneq("sample", "--url", nobody)
     assert status == 3
     assert "noneq serve" in err
-    with scripted([CUT] * 5) as (url, _):
+    with scripted([CUT] * 3) as (url, _):
         assert noneq("sample", "--url", url)[0] == 3
     problem = json.dumps({"title": "The queue is full", "retry_after": 99}).encode()
     with scripted([response("503 Service Unavailable", problem)]) as (url, _):

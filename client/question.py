@@ -112,7 +112,7 @@ class Reading(Generic[Found]):
     def _heed(self, name: str, data: Any) -> None:  # noqa: ANN401  (JSON)
         listener = self._question.listener
         if name == "error":
-            raise refusal(data)
+            raise refusal({"status": 500, **data})
         if name == "result":
             self._result = data
         elif name == "progress":

@@ -7,11 +7,14 @@ from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 
 import httpx
+import numpy as np
 import pytest
 import uvicorn
 from fastapi import FastAPI
+from PIL import Image
 
 from client import AsyncClient, Patience
+from client.command.main import main
 from diffusion.checkpoint import save
 from service.app import create_app
 from service.settings import Settings
@@ -19,6 +22,7 @@ from tests.service.http.caller import starting
 from tests.service.http.conftest import bit_patterns, gaussian_mixture, grey_images
 
 ONCE = Patience(retries=0)
+Run = Callable[..., tuple[int, str, str]]
 
 
 @pytest.fixture(scope="session")
@@ -83,3 +87,34 @@ def url(folder: Path) -> Iterator[str]:
     """The app over a real socket."""
     with listening(Settings(models=folder, device="cpu", batch_size=256)) as found:
         yield found
+
+
+@pytest.fixture
+def noneq(
+    url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Run:
+    """The command in a folder of its own: its exit status, stdout and stderr."""
+    monkeypatch.setenv("NONEQ_URL", url)
+    monkeypatch.chdir(tmp_path)
+
+    def run(*words: str) -> tuple[int, str, str]:
+        try:
+            status = main(words)
+        except SystemExit as ended:  # argparse's own
+            status = int(ended.code or 0)
+        told = capsys.readouterr()
+        return status, told.out, told.err
+
+    return run
+
+
+@pytest.fixture
+def greys(tmp_path: Path) -> Path:
+    """A folder of five pictures, one of which is of another size."""
+    found = tmp_path / "greys"
+    found.mkdir()
+    for i in range(4):
+        pixels = (np.arange(48, dtype=np.uint8) * (i + 1)).reshape(6, 8)
+        Image.fromarray(pixels).save(found / f"{i}.png")
+    Image.fromarray(np.zeros((3, 3), np.uint8)).save(found / "small.png")
+    return found

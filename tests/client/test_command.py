@@ -1,13 +1,10 @@
-"""The command: every verb and exit status, files in and out, scores that are gone on with."""
+"""The command: every verb, every exit status, files in and out."""
 
-import csv
-import io
 import json
 import sys
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -15,49 +12,12 @@ from PIL import Image
 
 from client import Busy, DeadlineMissed, NoneqError, ServerFault, errors
 from client.client import Client
-from client.command import offline, scores
-from client.command.main import STATUS, main
-from client.command.reading import Block
-from client.models import Model
+from client.command import offline
+from client.command.main import STATUS
+from tests.client.conftest import Run
 from tests.client.scripted import CUT, response, scripted
 
-Run = Callable[..., tuple[int, str, str]]
 MIXTURE = ("-m", "gaussian-mixture")
-
-
-@pytest.fixture
-def noneq(
-    url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> Run:
-    """The command in a folder of its own: its exit status, stdout and stderr."""
-    monkeypatch.setenv("NONEQ_URL", url)
-    monkeypatch.chdir(tmp_path)
-
-    def run(*words: str) -> tuple[int, str, str]:
-        try:
-            status = main(words)
-        except SystemExit as ended:  # argparse's own
-            status = int(ended.code or 0)
-        told = capsys.readouterr()
-        return status, told.out, told.err
-
-    return run
-
-
-@pytest.fixture
-def greys(tmp_path: Path) -> Path:
-    """A folder of five pictures, one of which is of another size."""
-    found = tmp_path / "greys"
-    found.mkdir()
-    for i in range(4):
-        pixels = (np.arange(48, dtype=np.uint8) * (i + 1)).reshape(6, 8)
-        Image.fromarray(pixels).save(found / f"{i}.png")
-    Image.fromarray(np.zeros((3, 3), np.uint8)).save(found / "small.png")
-    return found
-
-
-def table(text: str) -> list[dict[str, str]]:
-    return list(csv.DictReader(io.StringIO(text)))
 
 
 def test_models_are_listed_and_shown(noneq: Run) -> None:
@@ -105,94 +65,6 @@ def test_a_terminal_shows_the_picture(
         assert mark in out
         assert "seed 1" in out
     assert list(tmp_path.iterdir()) == []
-
-
-def test_a_folder_is_scored(noneq: Run, greys: Path, url: str) -> None:
-    status, out, err = noneq("loglik", str(greys), "-m", "grey", "--seed", "3")
-    assert status == 1  # one of them is no datum of this model
-    assert "small.png" in err
-    assert "8 x 6" in err
-    lines = table(out)
-    assert [line["file"] for line in lines] == [str(greys / f"{i}.png") for i in range(4)]
-    with Client(url) as client:  # a score is that of its datum, with the seed of its block
-        values = np.asarray(Image.open(greys / "2.png"))[None, None]
-        block = Block("", 0, values, np.ones_like(values))
-        seed = scores.block_seed(3, block)
-        found = client.loglik(values, model="grey", seed=seed)
-    assert float(lines[2]["bound"]) == pytest.approx(found.bound[0], rel=1e-5)
-    assert float(lines[2]["bits_per_dim"]) == pytest.approx(found.bits_per_dim[0], rel=1e-5)
-    _, out, _ = noneq("loglik", str(greys / "1.png"), "-m", "grey", "--seed", "3", "--json")
-    assert json.loads(out)["bound"] == pytest.approx(float(lines[1]["bound"]), rel=1e-5)
-
-
-def test_an_interrupted_table_is_gone_on_with(noneq: Run, greys: Path) -> None:
-    """What is there is kept, a torn line is done again; the whole is as if never interrupted."""
-    (greys / "small.png").unlink()
-    ask = ("loglik", str(greys), "-m", "grey", "-o")
-    assert noneq(*ask, "whole.csv")[0] == 0
-    whole = Path("whole.csv").read_bytes()
-    lines = whole.splitlines(keepends=True)
-    Path("torn.csv").write_bytes(b"".join(lines[:3]) + lines[3][:20])
-    status, out, err = noneq(*ask, "torn.csv", "--json")
-    assert status == 0
-    told = json.loads(out)
-    assert (told["scored"], told["before"], told["faults"]) == (2, 2, 0)
-    assert "2 scores already" in err
-    torn, found = table(Path("torn.csv").read_text()), table(whole.decode())
-    assert [line["file"] for line in torn] == [line["file"] for line in found]
-    assert np.allclose(*([float(x["bound"]) for x in rows] for rows in (torn, found)), rtol=1e-5)
-    assert json.loads(noneq(*ask, "torn.csv", "--json")[1])["scored"] == 0
-    status, _, err = noneq(*ask, "torn.csv", "--seed", "5")
-    assert status == 2
-    assert "with seed 0" in err
-    Path("else.csv").write_text("a,b\n1,2\n")
-    assert noneq(*ask, "else.csv")[0] == 2
-    assert Path("else.csv").read_text() == "a,b\n1,2\n"
-
-
-def test_tables_are_scored_by_rows(noneq: Run) -> None:
-    rows = np.random.default_rng(0).normal(size=(300, 2))
-    np.save("rows.npy", rows)
-    text = "\n".join(f"{a!r},{b!r}" for a, b in rows.tolist())
-    Path("rows.csv").write_text(f"x,y\n{text}\n")
-    ask = ("loglik", *MIXTURE, "--terms", "5")
-    by_array, by_text = (noneq(*ask, name) for name in ("rows.npy", "rows.csv"))
-    assert by_array[0] == by_text[0] == 0
-    one, other = table(by_array[1]), table(by_text[1])
-    assert [line["row"] for line in one] == [str(i) for i in range(300)]
-    assert len({line["bound"] for line in one}) == 300
-    assert np.allclose(*([float(x["bound"]) for x in rows] for rows in (one, other)), rtol=1e-6)
-    with Path("scores.csv").open("w") as out:
-        csv.writer(out, lineterminator="\n").writerows(
-            [scores.COLUMNS, *(line.values() for line in one[:100])]
-        )
-    told = json.loads(noneq(*ask, "rows.npy", "-o", "scores.csv", "--json")[1])
-    assert (told["before"], told["scored"]) == (100, 200)
-
-
-def test_no_more_is_read_than_is_asked(monkeypatch: pytest.MonkeyPatch) -> None:
-    """However many data there are, a bounded number of them is held."""
-    read: list[int] = []
-    written: list[int] = []
-
-    def blocks(*_: object) -> Any:  # noqa: ANN401
-        for i in range(100):
-            read.append(i)
-            assert len(read) - len(written) <= 2 * 3 + 1
-            yield Block("a.npy", i, np.zeros((1, 2)), np.ones((1, 2)))
-
-    def score(self: scores.Scoring, block: Block) -> list[scores.Score]:
-        return [scores.Score("a.npy", block.start, "m", "density", self.seed, 0, 0, 0, 0)]
-
-    monkeypatch.setattr(scores, "_blocks", blocks)
-    monkeypatch.setattr(scores.Scoring, "score", score)
-    model = Model("m", "vector", (2,), "gaussian", 10, "mlp", 1)
-    with Client() as client:
-        scoring = scores.Scoring(client, model, 0, {}, parallel=3)
-        for found in scores.run(scoring, ["a.npy"], set()):
-            assert not isinstance(found, scores.Fault)
-            written.extend(one.row for one in found)
-    assert written == list(range(100))
 
 
 def test_what_is_transparent_or_empty_is_drawn(noneq: Run) -> None:

@@ -1,6 +1,7 @@
 """Training, offline: fit a model, measure it, export it for serving, look at it.
 
     python -m training fit swissroll          into runs/swissroll, as training/configs says
+    python -m training train photographs/     fit to pictures or a table of your own, and export
     python -m training export swissroll       into models/swissroll: artefact, card, samples
     python -m training profile swissroll      measure its errors step by step, of training data
     python -m training evaluate swissroll     measure an exported artefact
@@ -41,6 +42,7 @@ from training.commands import (
     do_profile,
     do_report,
     do_schedules,
+    do_train,
 )
 from training.fit import FitError
 
@@ -85,6 +87,16 @@ def parser() -> argparse.ArgumentParser:
     one.add_argument("--save-every", type=int, default=200, help="steps between checkpoints")
     one.add_argument("--restart", action="store_true", help="begin anew over an old run")
     one.add_argument("--compile", action="store_true", help="torch.compile the network")
+
+    one = command("train", do_train, device, models)
+    one.add_argument("data", type=Path, help="a folder of pictures, or a table (.csv, .npy)")
+    one.add_argument("--name", help="of the model (default the data's own)")
+    one.add_argument("--side", type=int, default=32, help="pixels pictures are scaled to (32)")
+    one.add_argument("--grey", action="store_true", help="pictures without their colours")
+    one.add_argument("--steps", type=int, help="of the fit (default a number that suits a CPU)")
+    one.add_argument("--plan", action="store_true", help="write the configuration and stop")
+    one.add_argument("--restart", action="store_true", help="begin anew over an old run")
+    one.add_argument("--no-evaluation", action="store_true", help="write the card without numbers")
 
     one = command("export", do_export, device, models)
     one.add_argument("name", help="of a file in training/configs, or a path ending in .toml")

@@ -14,11 +14,23 @@ from diffusion.checkpoint import load, read_metadata, rewrite, save
 from diffusion.choice import Choice
 from diffusion.plan import Sampler
 from diffusion.profile import ProfileConfig
-from training import compare, data, examples, export, inspect, oracle, parzen, peer, record, report
+from training import (
+    compare,
+    data,
+    examples,
+    export,
+    inspect,
+    oracle,
+    own,
+    parzen,
+    peer,
+    record,
+    report,
+)
 from training import config as configs
 from training.evaluate import evaluate, table
 from training.export import artefact_path
-from training.fit import Fit, RunOptions
+from training.fit import Fit, RunOptions, build_model
 from training.parallel import pick_device, ranks
 
 INTERRUPTED = 130
@@ -47,6 +59,41 @@ def do_fit(arguments: argparse.Namespace) -> int:
             verb = "fitted" if done else "interrupted and saved; go on with"
             print(f"{verb}: {options.out}  ({again} {arguments.name})", file=sys.stderr)
     return 0 if done or arguments.stop_at else INTERRUPTED
+
+
+def do_train(arguments: argparse.Namespace) -> int:
+    """From data of one's own to a model that can be served; 130 if it was interrupted."""
+    keys, dataset = own.configure(
+        arguments.data,
+        arguments.name,
+        side=arguments.side,
+        grey=arguments.grey,
+        steps=arguments.steps,
+    )
+    runs = Path("runs")
+    written = runs / f"{keys['name']}.toml"
+    runs.mkdir(exist_ok=True)
+    written.write_text(f"# Made by `noneq train {arguments.data}`.\n{own.to_toml(keys)}")
+    config = configs.load(str(written))
+    weights = export.parameters(build_model(config, dataset))
+    print(f"{own.expectations(config, dataset, weights)}\n{written} has all the settings")
+    if arguments.plan:
+        return 0
+    options = RunOptions(out=runs / config.name, restart=arguments.restart, save_every=200)
+    with ranks(arguments.device) as place:
+        if not Fit(config, options, place).run():
+            print("interrupted and saved; the same command goes on", file=sys.stderr)
+            return INTERRUPTED
+    path = export.export(
+        str(written),
+        out=options.out,
+        models=arguments.models,
+        device=pick_device(arguments.device),
+        measure=not arguments.no_evaluation,
+    )
+    print(inspect.describe(path))
+    print(f"\nserve it: noneq serve --models {arguments.models}")
+    return 0
 
 
 def do_export(arguments: argparse.Namespace) -> int:

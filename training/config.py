@@ -10,7 +10,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, model_validator
 
 from diffusion.choice import Choice, StrataKind
 from diffusion.networks import NetworkConfig
@@ -18,9 +18,10 @@ from diffusion.prediction import VarianceKind
 from diffusion.process import ProcessConfig
 from diffusion.profile import ProfileConfig
 from diffusion.space import Convention
-from training.data import DataConfig
+from training.data import AnyConfig, DataConfig
 
 FOLDER = Path(__file__).parent / "configs"
+_DATA: TypeAdapter[AnyConfig] = TypeAdapter(DataConfig)
 
 #: The network, and its outputs' meaning, whose best readouts have a closed form.
 PROJECTED = ("rbf", "x_0", "moment")
@@ -234,6 +235,14 @@ def read(name: str, overrides: Mapping[str, Any] | None = None) -> dict[str, Any
     except tomllib.TOMLDecodeError as error:
         raise ConfigError(f"{path} is no TOML: {error}") from error
     return {"name": path.stem, **keys, **(overrides or {})}
+
+
+def read_data(keys: Mapping[str, Any]) -> AnyConfig:
+    """The [data] of a configuration alone; ConfigError where its keys do not fit."""
+    try:
+        return _DATA.validate_python(keys)
+    except ValidationError as error:
+        raise ConfigError(f"[data]: {error}") from error
 
 
 def load(name: str, overrides: Mapping[str, Any] | None = None) -> FitConfig:

@@ -10,7 +10,9 @@ from training.data import (
     dead_leaves,
     heartbeat,
     mnist,
+    pictures,
     swissroll,
+    table,
     textures,
 )
 from training.data.binarized_mnist import BinarizedMnistConfig
@@ -19,7 +21,9 @@ from training.data.dataset import SPLITS, DataError, Dataset, Split
 from training.data.dead_leaves import DeadLeavesConfig
 from training.data.heartbeat import HeartbeatConfig
 from training.data.mnist import MnistConfig
+from training.data.pictures import PicturesConfig
 from training.data.swissroll import SwissRollConfig
+from training.data.table import TableConfig
 from training.data.textures import TexturesConfig
 
 AnyConfig = (
@@ -30,6 +34,8 @@ AnyConfig = (
     | BinarizedMnistConfig
     | Cifar10Config
     | TexturesConfig
+    | PicturesConfig
+    | TableConfig
 )
 DataConfig = Annotated[AnyConfig, Field(discriminator="kind")]
 
@@ -55,6 +61,10 @@ def load(config: AnyConfig) -> Dataset:
             return cifar10.load(config)
         case TexturesConfig():
             return textures.load(config)
+        case PicturesConfig():
+            return pictures.load(config)
+        case TableConfig():
+            return table.load(config)
 
 
 __all__ = [
@@ -67,8 +77,10 @@ __all__ = [
     "DeadLeavesConfig",
     "HeartbeatConfig",
     "MnistConfig",
+    "PicturesConfig",
     "Split",
     "SwissRollConfig",
+    "TableConfig",
     "TexturesConfig",
     "load",
 ]

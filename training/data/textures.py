@@ -16,15 +16,13 @@ from typing import Literal, Self
 
 import numpy as np
 import torch
-from PIL import Image, UnidentifiedImageError
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import Tensor
 
 from diffusion.noise import Stream, counter_noise
 from training.data.dataset import DataError, Dataset, Split, eight_bit, split_seed
 from training.data.files import local_folder
-
-SUFFIXES = {".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".pgm"}
+from training.data.images import SUFFIXES, opened
 
 
 class TexturesConfig(BaseModel):
@@ -82,20 +80,8 @@ def find(config: TexturesConfig) -> list[Path]:
 
 
 def read(path: Path) -> Tensor:
-    """A picture in grey (ITU-R 601 luma), uint8 [height, width].
-
-    Raises:
-        DataError: it is no picture, or has more than 8 bits a channel.
-    """
-    try:
-        with Image.open(path) as picture:
-            if picture.mode.startswith(("I", "F")):
-                raise DataError(
-                    f"{path} has more than 8 bits a pixel (mode {picture.mode}); save it in 8"
-                )
-            return torch.from_numpy(np.array(picture.convert("L")))
-    except (UnidentifiedImageError, OSError) as error:
-        raise DataError(f"{path} is no picture that can be read ({error})") from error
+    """A picture in grey, uint8 [height, width]; DataError as `images.opened`."""
+    return torch.from_numpy(np.array(opened(path, "L")))
 
 
 def patches(regions: list[Tensor], side: int, rows: Tensor, seed: int) -> Tensor:

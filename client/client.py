@@ -1,0 +1,109 @@
+"""The client that waits for its answers."""
+
+import time
+from collections.abc import Callable
+from functools import wraps
+from types import TracebackType
+from typing import Concatenate, ParamSpec, Self, TypeVar, final
+from weakref import finalize
+
+import httpx
+
+from client import line, questions
+from client.errors import NoneqError
+from client.question import Question
+from client.retries import Attempts, Patience
+
+P = ParamSpec("P")
+Found = TypeVar("Found")
+
+
+def _call(make: Callable[P, Question[Found]]) -> "Callable[Concatenate[Client, P], Found]":
+    """A call of questions.py as a method."""
+
+    @wraps(make)
+    def method(self: "Client", /, *args: P.args, **keys: P.kwargs) -> Found:
+        return self.ask(make(*args, **keys))
+
+    return method
+
+
+@final
+class Client:
+    """Asks a noneq service, and waits. Threads may share one.
+
+        with Client() as client:
+            digits = client.sample(16, model="mnist")
+            digits.image().show()
+
+    Args:
+        url: of the service.
+        api_key: where it wants one.
+        timeout: seconds of silence to bear; None for any number.
+        patience: whether and how long to ask again where the service is busy or the line breaks.
+        transport: in the place of httpx's own.
+    """
+
+    def __init__(
+        self,
+        url: str = line.URL,
+        *,
+        api_key: str | None = None,
+        timeout: float | None = 600.0,
+        patience: Patience = Patience(),  # noqa: B008  (frozen)
+        transport: httpx.BaseTransport | None = None,
+    ) -> None:
+        self.url, self._patience = url, patience
+        self._http = httpx.Client(transport=transport, **line.settings(url, api_key, timeout))
+        finalize(self, self._http.close)  # for `Client().sample(...)`, which nobody closes
+
+    sample = _call(questions.sample)
+    loglik = _call(questions.loglik)
+    inpaint = _call(questions.inpaint)
+    denoise = _call(questions.denoise)
+    models = _call(questions.models)
+    model = _call(questions.model)
+
+    def ask(self, question: Question[Found]) -> Found:
+        """The answer to any question.
+
+        Raises:
+            NoneqError: see errors.py.
+        """
+        attempts = Attempts(self._patience)
+        while True:
+            try:
+                return self._attempt(question)
+            except NoneqError as error:
+                pause = attempts.after(error)
+            time.sleep(pause)
+
+    def _attempt(self, question: Question[Found]) -> Found:
+        begun = False
+        try:
+            response = self._http.send(line.request(self._http, question), stream=True)
+            begun = True
+            try:
+                reading = line.reading(question, response)
+                for chunk in response.iter_bytes():
+                    reading.feed(chunk)
+                return reading.end()
+            finally:
+                response.close()
+        except (httpx.HTTPError, httpx.InvalidURL) as error:
+            raise line.failure(error, self.url, begun=begun) from error
+
+    def close(self) -> None:
+        """Close the connections."""
+        self._http.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        at: TracebackType | None,
+    ) -> None:
+        self.close()

@@ -1,0 +1,182 @@
+"""What can go wrong, one class for each thing that a caller would do about it.
+
+NoneqError
+  Refused            the service answered with a problem (RFC 9457); `problem` is its document
+    BadRequest       mend the request: 400, 404, 405, 406, 408, 415, 422
+      UnknownModel   ask for another model: `models()` lists them
+      TooLarge       ask for less at a time: 413, or more work than one request may need
+    Unauthorized     bring a key: 401, 403
+    Busy             ask again in `retry_after` seconds: 502, 503, 504
+    DeadlineMissed   allow more time, or ask for less
+    ServerFault      tell the operator the `request_id`: 500
+  ConnectionFailed   the service was not reached: start it, or name another address
+    ConnectionLost   it was, and the answer broke off: ask again
+    TimedOut         nothing came for longer than the client waits
+  UnreadableAnswer   what came is no answer of a noneq service
+  MissingExtra       install what the message names
+  NotPictured        the answer has nothing to draw: save it as numbers
+"""
+
+import email.utils
+import json
+import math
+import time
+from collections.abc import Mapping
+from typing import Any
+
+Document = Mapping[str, Any]
+
+
+class NoneqError(Exception):
+    """Any failure of a call. Abstract: a subclass is raised."""
+
+
+class Refused(NoneqError):
+    """The service answered with a problem. Abstract: a subclass is raised.
+
+    Attributes:
+        problem: its document: type, title, status, detail, and where they help expected, received,
+            fix, errors and others.
+        retry_after: seconds after which it is worth another try; None where waiting is no help.
+    """
+
+    def __init__(self, problem: Document, retry_after: float | None = None) -> None:
+        super().__init__(_in_words(problem))
+        self.problem = problem
+        self.retry_after = retry_after
+
+    @property
+    def status(self) -> int:
+        """The HTTP status."""
+        return int(self.problem["status"])
+
+    @property
+    def request_id(self) -> str | None:
+        """By which the operator finds the request in the log."""
+        found = self.problem.get("request_id")
+        return None if found is None else str(found)
+
+
+class BadRequest(Refused):
+    """The request cannot be answered as it is: `problem` says what was expected."""
+
+
+class UnknownModel(BadRequest):
+    """No model of that name is served."""
+
+
+class TooLarge(BadRequest):
+    """The body is too large, or needs more work than one request may: part it."""
+
+
+class Unauthorized(Refused):
+    """The API key is missing or not accepted."""
+
+
+class Busy(Refused):
+    """Not now, but later: the queue is full, or the service is starting or stopping."""
+
+
+class DeadlineMissed(Refused):
+    """The answer was not, or would not be, there by the deadline that was asked for."""
+
+
+class ServerFault(Refused):
+    """The service failed; asking again in the same words may fail again."""
+
+
+class ConnectionFailed(NoneqError):
+    """The service was not reached."""
+
+
+class ConnectionLost(ConnectionFailed):
+    """The connection broke before the answer was whole."""
+
+
+class TimedOut(ConnectionFailed):
+    """Nothing came for longer than the client's `timeout`."""
+
+
+class UnreadableAnswer(NoneqError):
+    """What came is no answer of a noneq service."""
+
+
+class MissingExtra(NoneqError):
+    """Something is asked for that needs a package which is not installed."""
+
+
+class NotPictured(NoneqError):
+    """There is no picture of these numbers."""
+
+
+_BY_TYPE: dict[str, type[Refused]] = {
+    "urn:noneq:problem:unknown-model": UnknownModel,
+    "urn:noneq:problem:too-expensive": TooLarge,
+    "urn:noneq:problem:deadline-unmeetable": DeadlineMissed,
+    "urn:noneq:problem:deadline-exceeded": DeadlineMissed,
+}
+_BY_STATUS: dict[int, type[Refused]] = {
+    401: Unauthorized,
+    403: Unauthorized,
+    413: TooLarge,
+    502: Busy,
+    503: Busy,
+    504: Busy,
+}
+
+
+def refusal(problem: Document, retry_after: str | None = None) -> Refused:
+    """The exception that a problem document stands for.
+
+    Args:
+        problem: with its `status`.
+        retry_after: the header of that name, which goes before the document's own member.
+    """
+    status = int(problem["status"])
+    kind = _BY_TYPE.get(str(problem.get("type")))
+    kind = kind or _BY_STATUS.get(status) or (BadRequest if status < 500 else ServerFault)
+    seconds = read_retry_after(retry_after)
+    if seconds is None and isinstance(problem.get("retry_after"), int | float):
+        seconds = float(problem["retry_after"])
+    return kind(problem, seconds)
+
+
+def read_problem(status: int, reason: str, body: bytes) -> Document:
+    """The document of an unsuccessful response; made up where a proxy, say, sent none."""
+    try:
+        document = json.loads(body)
+    except ValueError:
+        document = None
+    if isinstance(document, dict) and "title" in document:
+        return {**document, "status": status}
+    said = body[:200].decode("utf-8", "replace").strip()
+    return {"type": "about:blank", "title": reason or "No reason given", "status": status} | (
+        {"detail": said} if said else {}
+    )
+
+
+def read_retry_after(value: str | None) -> float | None:
+    """Seconds of a `Retry-After` header, which has them or a date (RFC 9110, 10.2.3)."""
+    if value is None:
+        return None
+    text = value.strip()
+    if text.isascii() and text.isdigit():
+        return float(text[:9])
+    try:
+        date = email.utils.parsedate_to_datetime(text)
+    except ValueError:
+        return None
+    return max(0.0, math.ceil(date.timestamp() - time.time()))
+
+
+def _in_words(problem: Document) -> str:
+    """The document in a line or two, for people."""
+    words = [str(problem.get("title", "The service refused"))]
+    if problem.get("detail"):
+        words.append(f": {problem['detail']}")
+    told = [name for name in ("received", "expected") if problem.get(name) is not None]
+    words += [f" [{name}: {str(problem[name])[:300]}]" for name in told]
+    if problem.get("fix"):
+        words.append(f" {problem['fix']}")
+    identity = f", request {problem['request_id']}" if problem.get("request_id") else ""
+    return f"{''.join(words)} (HTTP {problem['status']}{identity})"

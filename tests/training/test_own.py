@@ -1,0 +1,164 @@
+"""Data of one's own: read, parted, configured, fitted and exported."""
+
+import tomllib
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from diffusion.checkpoint import load as load_artefact
+from training import own
+from training.__main__ import main
+from training.config import ConfigError, FitConfig
+from training.data import DataError, Dataset, load
+from training.data.pictures import PicturesConfig
+from training.data.table import TableConfig
+from training.fit import build_model
+
+
+def paint(folder: Path, count: int, size: tuple[int, int] = (10, 8)) -> None:
+    """Different pictures in colour, some of them in a folder below."""
+    (folder / "below").mkdir(parents=True, exist_ok=True)
+    for i in range(count):
+        pixels = np.random.default_rng(i).integers(0, 256, (*size, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(folder / ("below" if i % 2 else ".") / f"{i}.png")
+
+
+def rows_of(dataset: Dataset) -> list[set[bytes]]:
+    splits = (dataset.train, dataset.valid, dataset.test)
+    return [{row.numpy().tobytes() for row in split} for split in splits]
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    paint(tmp_path / "photographs", 40)
+    return tmp_path / "photographs"
+
+
+def test_pictures_are_parted_by_their_pixels(folder: Path) -> None:
+    config = PicturesConfig(folder=str(folder), side=4)
+    before = load(config)
+    assert before.train.shape[1:] == (3, 4, 4)
+    assert before.space.levels == 256
+    train, valid, test = rows_of(before)
+    assert (len(train), len(valid), len(test)) == (34, 2, 4)
+    assert not train & valid | valid & test | train & test
+    Image.open(folder / "0.png").save(folder / "again.png")  # the same pixels, twice
+    assert load(config).checksum == before.checksum
+    (folder / "0.png").rename(folder / "last.png")
+    assert torch.equal(load(config).train, before.train)
+    new = np.random.default_rng(99).integers(0, 256, (8, 8, 3), dtype=np.uint8)
+    Image.fromarray(new).save(folder / "new.png")
+    moved = [len(a - b) for a, b in zip(rows_of(before), rows_of(load(config)), strict=True)]
+    assert sum(moved) <= 3
+
+
+def test_a_picture_is_its_middle_square_scaled(tmp_path: Path) -> None:
+    paint(tmp_path, 12)
+    wide = np.zeros((4, 8), np.uint8)
+    wide[:, 2:6] = [[10, 20, 30, 40]] * 4
+    Image.fromarray(wide).save(tmp_path / "wide.png")
+    data = load(PicturesConfig(folder=str(tmp_path), side=2, colour=False))
+    found = torch.cat([data.train, data.valid, data.test])
+    assert bool((found == torch.tensor([[15, 35], [15, 35]])).flatten(1).all(1).any())
+
+
+@pytest.mark.parametrize("ending", [".csv", ".npy"])
+def test_a_table_is_read_shuffled_and_standardised(tmp_path: Path, ending: str) -> None:
+    rows = np.random.default_rng(0).normal([5, -1], [2, 0.1], size=(200, 2)).astype(np.float32)
+    path = tmp_path / f"rows{ending}"
+    if ending == ".npy":
+        np.save(path, rows)
+    else:
+        path.write_text("a,b\n" + "\n".join(f"{a!r},{b!r}" for a, b in rows.tolist()))
+    dataset = load(TableConfig(file=str(path)))
+    train, valid, test = rows_of(dataset)
+    assert (len(train), len(valid), len(test)) == (170, 10, 20)
+    assert train | valid | test == {row.tobytes() for row in rows}
+    model_units = dataset.space.to_model(dataset.train).double()
+    assert torch.allclose(model_units.mean(0), torch.zeros(2, dtype=torch.float64), atol=1e-5)
+    assert torch.allclose(model_units.std(0), torch.ones(2, dtype=torch.float64), atol=1e-5)
+    other = load(TableConfig(file=str(path), seed=1))
+    assert other.checksum == dataset.checksum
+    assert not torch.equal(other.train, dataset.train)
+
+
+def test_a_table_of_zeros_and_ones_is_bits(tmp_path: Path) -> None:
+    np.save(tmp_path / "bits.npy", np.random.default_rng(0).integers(0, 2, (60, 5)))
+    assert load(TableConfig(file=str(tmp_path / "bits.npy"))).space.kind == "bits"
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("1,2\n" * 10, "at least 50"),
+        ("1,2\n" * 60 + "1,x\n", "row 60"),
+        ("1,2\n" * 60 + "1\n", "row 60"),
+        ("1,2\n" * 60 + "1,\n", "row 60, column 1"),
+        ("1,2\n" * 59 + "2,2\n" * 30, "column 1 is the same"),
+        ("", "at least 50"),
+    ],
+)
+def test_a_table_that_cannot_be_fitted_is_refused(tmp_path: Path, text: str, told: str) -> None:
+    path = tmp_path / "rows.csv"
+    path.write_text(text)
+    with pytest.raises(DataError, match=told):
+        load(TableConfig(file=str(path)))
+
+
+def test_what_is_no_data_is_refused(tmp_path: Path) -> None:
+    paint(tmp_path / "few", 3)
+    with pytest.raises(DataError, match="at least 10"):
+        own.configure(tmp_path / "few", None)
+    paint(tmp_path / "torn", 12)
+    (tmp_path / "torn" / "x.png").write_bytes(b"no picture")
+    with pytest.raises(DataError, match=r"x\.png"):
+        own.configure(tmp_path / "torn", None)
+    with pytest.raises(ConfigError, match="neither a folder"):
+        own.configure(tmp_path / "nowhere", None)
+    with pytest.raises(ConfigError, match="name of a model"):
+        own.configure(tmp_path / "few", "../above")
+
+
+@pytest.mark.parametrize("side", [4, 6, 7, 8, 32])
+def test_every_configuration_is_one_and_survives_its_file(folder: Path, side: int) -> None:
+    keys, dataset = own.configure(folder, "Photographs", side=side)
+    text = own.to_toml(keys)
+    assert tomllib.loads(text) == keys
+    config = FitConfig.model_validate(tomllib.loads(text))
+    model = build_model(config, dataset)
+    x_t = dataset.space.to_model(dataset.train[:2])
+    assert model.predict(x_t, torch.tensor([1, 1000])).x_0.shape == (2, 3, side, side)
+
+
+def test_the_plan_is_told_and_nothing_is_fitted(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(folder.parent)
+    assert main(["train", "photographs", "--side", "8", "--grey", "--plan"]) == 0
+    told = capsys.readouterr().out
+    assert "34 to fit, 2 to look at meanwhile, 4 to report" in told
+    assert "3000 steps of 64" in told
+    assert [path.name for path in Path("runs").iterdir()] == ["photographs.toml"]
+
+
+@pytest.mark.parametrize("kind", ["vector", "bits"])
+def test_a_table_becomes_a_model(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(own, "T", dict.fromkeys(own.T, 20))
+    generator = np.random.default_rng(0)
+    normal = generator.normal([5, -1, 0], [2, 0.1, 1], size=(200, 3))
+    rows = normal if kind == "vector" else generator.integers(0, 2, (200, 3))
+    np.save("rows.npy", rows)
+    words = ["train", "rows.npy", "--steps", "3", "--no-evaluation", "--device", "cpu"]
+    assert main(words) == 0
+    model, metadata = load_artefact(Path("models/rows/model.safetensors"), "cpu")
+    assert metadata.name == "rows"
+    assert (model.space.kind, model.space.shape) == (kind, (3,))
+    assert metadata.training.steps == 3
+    estimate = model.predict(torch.zeros(2, 3), torch.tensor([1, model.T])).x_0
+    assert bool(torch.isfinite(estimate).all())

@@ -1,0 +1,161 @@
+"""Data of one's own: a folder of pictures or a table of numbers, and a configuration for them.
+
+The sizes are for a CPU: a network of a million weights or less, and half an hour rather than a day.
+The configuration is written as a file, which is the place to change them.
+"""
+
+import json
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from training import config as configs
+from training.data import Dataset, load, table
+
+STEPS = {"image": 3000, "vector": 6000, "bits": 6000}
+T = {"image": 1000, "vector": 200, "bits": 500}
+
+_OPTIMISER = {"lr": 2e-3, "betas": [0.9, 0.99], "warmup": 100, "clip": 1.0}
+
+
+def data_of(path: Path, side: int, grey: bool) -> dict[str, Any]:
+    """The [data] of a configuration, by what there is at a path.
+
+    Raises:
+        ConfigError: neither a folder nor a table.
+    """
+    if path.is_dir():
+        return {"kind": "pictures", "folder": str(path), "side": side, "colour": not grey}
+    if path.is_file() and path.suffix.lower() in table.ENDINGS:
+        return {"kind": "table", "file": str(path)}
+    raise configs.ConfigError(
+        f"{path} is neither a folder of pictures nor a table ({', '.join(table.ENDINGS)})"
+    )
+
+
+def settings(dataset: Dataset) -> dict[str, Any]:
+    """All of a configuration but its name, data and steps, by what the data are."""
+    space = dataset.space
+    if space.kind == "image":
+        return _images(space.shape)
+    if space.kind == "bits":
+        share = float(dataset.train.mean())
+        return _bits(space.dims, min(0.95, max(0.05, share)))
+    return _vectors(space.dims)
+
+
+def _images(shape: tuple[int, ...]) -> dict[str, Any]:
+    channels, side, _ = shape
+    patch = 2 if side % 4 == 0 else 1
+    return {
+        "prediction": "v",
+        "variance": "optimal",
+        "batch": 64,
+        "process": {"kind": "gaussian", "T": T["image"], "schedule": _log_snr(13.3, -5.0)},
+        "network": {
+            "kind": "unet",
+            "in_channels": channels,
+            "channels": [32, 64] if side % (2 * patch) == 0 else [64],
+            "blocks": 1,
+            "patch": patch,
+            "fourier": [6, 7, 8],
+            "gates": True,
+            "clock": "log_snr",
+        },
+        "optimiser": _OPTIMISER,
+        "average": {"decay": 0.998},
+        "watch": {"every": 500, "data": 64, "terms": 8, "samples": 16, "sampler_steps": 20},
+        "evaluation": {"data": 500, "terms": 20},
+        "profile": {"points": 50, "rows": 64},
+    }
+
+
+def _vectors(dims: int) -> dict[str, Any]:
+    return {
+        "prediction": "v",
+        "variance": "moment",
+        "batch": 256,
+        "process": {"kind": "gaussian", "T": T["vector"], "schedule": _log_snr(10.0, -6.0)},
+        "network": _mlp(dims, 2) | {"clock": "log_snr"},
+        "optimiser": _OPTIMISER,
+        "watch": {"every": 1000, "data": 256, "terms": 16, "samples": 500, "sampler_steps": 50},
+        "evaluation": {"data": 2000},
+        "profile": {"rows": 400},
+    }
+
+
+def _bits(dims: int, base_rate: float) -> dict[str, Any]:
+    return {
+        "prediction": "x_0",
+        "batch": 256,
+        "process": {"kind": "binomial", "T": T["bits"], "base_rate": round(base_rate, 3)},
+        "network": _mlp(dims, 1) | {"clock": "step"},
+        "optimiser": _OPTIMISER,
+        "watch": {"every": 1000, "data": 256, "terms": 32, "samples": 40, "sampler_steps": 100},
+        "evaluation": {"data": 1000},
+        "profile": {"points": 100, "rows": 200},
+    }
+
+
+def _mlp(dims: int, outputs: int) -> dict[str, Any]:
+    return {"kind": "mlp", "features": dims, "outputs": outputs, "width": 128, "depth": 4}
+
+
+def _log_snr(first: float, last: float) -> dict[str, Any]:
+    return {"kind": "linear-log-snr", "first": first, "last": last}
+
+
+def configure(
+    path: Path, name: str | None, *, side: int = 32, grey: bool = False, steps: int | None = None
+) -> tuple[dict[str, Any], Dataset]:
+    """The keys of a configuration for what there is at a path, and the data.
+
+    Args:
+        path: a folder of pictures, or a .csv or .npy.
+        name: of the model; None for the path's own.
+        side: pixels that pictures are scaled to.
+        grey: without their colours.
+        steps: of the fit; None for a number that suits a CPU.
+
+    Raises:
+        ConfigError, DataError: what is there cannot be fitted to.
+    """
+    name = name or re.sub(r"[^a-z0-9]+", "-", path.resolve().stem.lower()).strip("-")
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", name):
+        raise configs.ConfigError(
+            f"{name!r} is no name of a model: write letters, digits, '-', '_' and '.' (--name)"
+        )
+    keys: dict[str, Any] = {"name": name, "title": path.name, "data": data_of(path, side, grey)}
+    dataset = load(configs.read_data(keys["data"]))
+    keys |= {"steps": steps or STEPS[dataset.space.kind], **settings(dataset)}
+    return keys, dataset
+
+
+def to_toml(keys: Mapping[str, Any], of: str = "") -> str:
+    """A configuration as TOML: plain keys first, then a table for each mapping."""
+    plain = [f"{k} = {_value(v)}" for k, v in keys.items() if not isinstance(v, Mapping)]
+    head = [f"[{of}]"] if of else []
+    tables = [
+        to_toml(v, f"{of}.{k}" if of else k) for k, v in keys.items() if isinstance(v, Mapping)
+    ]
+    return "\n".join([*head, *plain, ""]) + "".join(f"\n{one}" for one in tables)
+
+
+def _value(value: object) -> str:
+    """Numbers, strings, truth and lists of them: JSON's form of these is TOML's too."""
+    return json.dumps(value, ensure_ascii=False)
+
+
+def expectations(config: configs.FitConfig, dataset: Dataset, weights: int) -> str:
+    """What will be done, in a few lines."""
+    size = " x ".join(map(str, dataset.space.shape))
+    kinds = {"image": "pictures", "vector": "rows of numbers", "bits": "rows of bits"}
+    epochs = config.steps * config.batch / len(dataset.train)
+    return (
+        f"{config.name}: {kinds[dataset.space.kind]} of {size}: {len(dataset.train)} to fit, "
+        f"{len(dataset.valid)} to look at meanwhile, {len(dataset.test)} to report\n"
+        f"a {config.network.kind} of {weights:,} weights, T = {config.process.T}; {config.steps} "
+        f"steps of {config.batch}, which is {epochs:.3g} times through the data; the bar tells the "
+        "time left\nCtrl-C saves; the same command goes on"
+    )

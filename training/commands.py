@@ -12,7 +12,18 @@ from diffusion.checkpoint import load, read_metadata, rewrite, save
 from diffusion.choice import Choice
 from diffusion.plan import Sampler
 from diffusion.profile import ProfileConfig
-from training import compare, data, examples, export, inspect, oracle, parzen, peer, report
+from training import (
+    classifier,
+    compare,
+    data,
+    examples,
+    export,
+    inspect,
+    oracle,
+    parzen,
+    peer,
+    report,
+)
 from training import config as configs
 from training.evaluate import evaluate, table
 from training.export import artefact_path
@@ -45,6 +56,13 @@ def do_fit(arguments: argparse.Namespace) -> int:
             verb = "fitted" if done else "interrupted and saved; go on with"
             print(f"{verb}: {options.out}  ({again} {arguments.name})", file=sys.stderr)
     return 0 if done or arguments.stop_at else INTERRUPTED
+
+
+def do_classifier(arguments: argparse.Namespace) -> int:
+    """Fit, measure and export a classifier of noisy data."""
+    path = classifier.make(arguments.name, arguments.models)
+    print(path.with_name("README.md").read_text())
+    return 0
 
 
 def do_export(arguments: argparse.Namespace) -> int:

@@ -32,8 +32,9 @@ from training.progress import progress_bar
 from training.provenance import commit, versions
 from training.steps import Steps
 
-#: Times at which a classifier is measured, as shares of T.
-_TIMES = tuple(i / 10 for i in range(11))
+#: Times at which a classifier is measured beside 0, as shares of T, and how many data there.
+_TIMES = tuple(i / 10 for i in range(1, 11))
+_ROWS = 2000
 _BINS = 15
 
 
@@ -136,7 +137,7 @@ def build(config: ClassifierConfig, like: Classifier | None = None) -> Classifie
 def measure(
     classifier: Classifier, x_0: Tensor, y: Tensor, split: str, *, seed: int = 1, batch: int = 500
 ) -> tuple[Reading, ...]:
-    """How well it reads held-out data, at t = 0 and ten times more, each datum once at each.
+    """How well it reads held-out data: all of them at t = 0, and the first of them at ten times more.
 
     Args:
         classifier: in evaluation mode.
@@ -148,26 +149,26 @@ def measure(
     """
     found = []
     process, space = classifier.process, classifier.space
-    for t in sorted({round(share * process.T) for share in _TIMES}):
-        parts = []
-        for rows in torch.arange(len(x_0)).split(batch):
+    for t in sorted({0, *(round(share * process.T) for share in _TIMES)}):
+        parts, count = [], min(len(x_0), _ROWS) if t else len(x_0)
+        for rows in torch.arange(count).split(batch):
             at, noise = torch.full_like(rows, t), counter_noise(seed, rows, t, Stream.TERM)
             x = space.to_model(x_0[rows])
             x_t = process.marginal(x, at).sample(noise) if t else x
             parts.append(classifier.log_prob(x_t, at))
         log_p = torch.cat(parts)
         confidence, said = log_p.exp().max(1)
-        right = (said == y).double()
+        right = (said == y[:count]).double()
         accuracy = float(right.mean())
         found.append(
             Reading(
                 split=split,
                 t=t,
                 log_snr=float(process.log_snr(torch.tensor(t))) if t else None,
-                count=len(y),
+                count=count,
                 accuracy=accuracy,
-                standard_error=math.sqrt(accuracy * (1 - accuracy) / len(y)),
-                cross_entropy=float(F.nll_loss(log_p, y)),
+                standard_error=math.sqrt(accuracy * (1 - accuracy) / count),
+                cross_entropy=float(F.nll_loss(log_p, y[:count])),
                 calibration_error=calibration_error(confidence, right),
             )
         )

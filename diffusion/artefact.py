@@ -1,8 +1,8 @@
 """A file of the project: tensors, and one JSON document that says what they are.
 
 A .safetensors file whose header's metadata holds the document under the key `noneq`, with a format
-version and a kind: "model" (`diffusion.checkpoint`) or "classifier" (`diffusion.classifier`). Nothing
-is ever unpickled.
+version and a kind: "model" (`diffusion.checkpoint`) or "classifier" (`diffusion.classifier`).
+Nothing is ever unpickled.
 """
 
 import json

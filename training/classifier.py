@@ -137,7 +137,7 @@ def build(config: ClassifierConfig, like: Classifier | None = None) -> Classifie
 def measure(
     classifier: Classifier, x_0: Tensor, y: Tensor, split: str, *, seed: int = 1, batch: int = 500
 ) -> tuple[Reading, ...]:
-    """How well it reads held-out data: all of them at t = 0, and the first of them at ten times more.
+    """How well it reads held-out data: all of them at t = 0, the first of them at ten times more.
 
     Args:
         classifier: in evaluation mode.

@@ -40,6 +40,11 @@ def do_fit(arguments: argparse.Namespace) -> int:
             f"{arguments.name} is an oracle, there is nothing to fit; "
             f"write `python -m training export {arguments.name}`"
         )
+    if classifier.is_classifier(arguments.name):
+        raise configs.ConfigError(
+            f"{arguments.name} is a classifier, fitted and exported at once; "
+            f"write `python -m training classifier {arguments.name}`"
+        )
     given = {"steps": arguments.steps, "seed": arguments.seed, "precision": arguments.precision}
     config = configs.load(arguments.name, {k: v for k, v in given.items() if v is not None})
     options = RunOptions(

@@ -172,7 +172,7 @@ def systematic(log_w: Tensor, uniform: Tensor, count: int) -> Tensor:
     Returns:
         int64 [S, count], ascending.
     """
-    edges = _shares(log_w).cumsum(1)
+    edges = shares(log_w).cumsum(1)
     ticks = torch.arange(count, dtype=torch.float64, device=log_w.device) + uniform[:, None]
     found = torch.searchsorted(edges / edges[:, -1:], ticks / count, right=True)
     return found.clamp(max=log_w.shape[1] - 1)
@@ -180,7 +180,7 @@ def systematic(log_w: Tensor, uniform: Tensor, count: int) -> Tensor:
 
 def effective(log_w: Tensor) -> Tensor:
     """The effective sample size (sum w)^2 / sum w^2, 1 to P, float64 [S]."""
-    return 1 / _shares(log_w).square().sum(1)
+    return 1 / shares(log_w).square().sum(1)
 
 
 def log_mean(log_w: Tensor) -> Tensor:
@@ -188,7 +188,7 @@ def log_mean(log_w: Tensor) -> Tensor:
     return log_w.logsumexp(1) - math.log(log_w.shape[1])
 
 
-def _shares(log_w: Tensor) -> Tensor:
+def shares(log_w: Tensor) -> Tensor:
     """Weights that sum to 1, [S, P]; equal ones where nothing weighs anything."""
     none = torch.isneginf(log_w).all(1, keepdim=True)
     return torch.where(none, 0.0, log_w).softmax(1)

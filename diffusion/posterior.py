@@ -25,7 +25,7 @@ from diffusion.matched import MatchedStart, matched_start
 from diffusion.model import DiffusionModel
 from diffusion.observation import Observation
 from diffusion.operators import Mask
-from diffusion.particles import Cloud, run
+from diffusion.particles import Cloud, run, shares
 from diffusion.plan import DDIM, Ancestral, DPMSolver
 from diffusion.process import BinomialProcess
 from diffusion.repaint import repaint
@@ -117,6 +117,9 @@ class Posterior:
 
     Attributes:
         samples: [N, n, *event], model units.
+        weights: [N, n], float64, each datum's summing to 1. Samples of independent systems weigh as
+            their estimates of Z: averages with these weights have no bias but that of a ratio.
+            Equal ones elsewhere.
         method: the one that answered.
         biased: whether it misses the posterior even of a perfect model with all its steps.
         diagnostics: of each datum.
@@ -125,6 +128,7 @@ class Posterior:
     """
 
     samples: Tensor
+    weights: Tensor
     method: Product | Resample | Matched | Twisted
     biased: bool
     diagnostics: tuple[Diagnostics, ...]
@@ -202,6 +206,7 @@ def draw(
         each = len(sampler.plan(model))
     return Posterior(
         x.unflatten(0, (-1, samples)),
+        _equal(len(observation), samples),
         settled,
         biased=not isinstance(settled, Matched),
         diagnostics=(Diagnostics(),) * len(observation),
@@ -250,11 +255,17 @@ def _twisted(
     found = [Diagnostics.of(cloud.rows(part), model.T) for part in _stretches(N, each)]
     return Posterior(
         cloud.samples.reshape(N, samples, *model.event),
+        _equal(N, samples) if joint else shares(cloud.log_evidence.reshape(N, samples)),
         method,
         biased=method.particles == 1,
         diagnostics=tuple(found),
         network_evaluations=int(cloud.evaluations.sum()),
     )
+
+
+def _equal(data: int, samples: int) -> Tensor:
+    """Weights of samples that are as good as each other, float64 [data, samples]."""
+    return torch.full((data, samples), 1 / samples, dtype=torch.float64)
 
 
 def _stretches(count: int, length: int) -> list[slice]:

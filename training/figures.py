@@ -20,7 +20,7 @@ from diffusion.model import DiffusionModel
 from diffusion.noise import Stream, counter_noise
 from diffusion.plan import Ancestral
 from diffusion.sampling import begin, step
-from training import data, galleries
+from training import data, galleries, labels
 from training.config import FitConfig
 from training.export import artefact_path
 
@@ -145,4 +145,4 @@ def make(models: Path, folder: Path) -> list[Path]:
         else:
             config = FitConfig.model_validate(metadata.training.config)
             figure1(model, model.space.to_model(data.load(config.data).test[:POINTS]), made[-1])
-    return [*made, *galleries.make(models, folder)]
+    return [*made, *galleries.make(models, folder), *labels.make(models, folder)]

@@ -23,6 +23,7 @@ from diffusion.process import ProcessConfig
 from training import data
 from training.average import Average
 from training.batches import Batches, stream_seed
+from training.card import settings
 from training.config import AverageConfig, ConfigError, Frozen, OptimiserConfig, read
 from training.data import mnist
 from training.data.mnist import MnistConfig
@@ -230,14 +231,14 @@ def write_card(path: Path) -> None:
 
 def card(metadata: ClassifierMetadata, classifier: Classifier) -> str:
     """The card as Markdown."""
-    training, network = metadata.training, metadata.network.model_dump(mode="json")
+    training, process = metadata.training, metadata.process
     weights = sum(parameter.numel() for parameter in classifier.parameters())
     facts = {
         "kind": "classifier p(y \\| x_t, t); it draws nothing of its own",
         "labels": ", ".join(metadata.labels),
         "data": f"{metadata.space.kind}, shape {list(metadata.space.shape)}",
-        "process": f"{metadata.process.model_dump(mode='json')}",
-        "network": f"{network}",
+        "process": f"{process.kind}, T = {process.T}, {settings(process.schedule)}",
+        "network": settings(metadata.network),
         "weights": f"{weights:,}",
         "trained on": f"{training.data} ({training.checksum}), the rows of `train`",
         "training": f"{training.steps:,} steps of {training.config['batch']} rows, "

@@ -38,11 +38,13 @@ class Drawn:
         samples: [K, n, *event], data units.
         log_evidence: of each label and what was seen, nats, [K].
         read: the share of each label's samples that the classifier reads as that label, [K].
+        ess: effective sample size of each label's system, the mean over steps, [K].
     """
 
     samples: Tensor
     log_evidence: Tensor
     read: Tensor
+    ess: Tensor
 
     @property
     def probabilities(self) -> Tensor:
@@ -86,7 +88,8 @@ def by_label(
     read = (log_p.argmax(1).unflatten(0, (len(y), samples)) == y[:, None]).double().mean(1)
     evidence = [one.log_evidence or 0.0 for one in found.diagnostics]
     pictures = model.space.to_data(x_0).unflatten(0, (len(y), samples))
-    return Drawn(pictures, torch.tensor(evidence, dtype=torch.float64), read)
+    ess = torch.tensor([one.ess for one in found.diagnostics]).mean(1)
+    return Drawn(pictures, torch.tensor(evidence, dtype=torch.float64), read, ess)
 
 
 def figure(
@@ -97,7 +100,7 @@ def figure(
     *,
     samples: int = 8,
     particles: int = 8,
-    steps: int = 50,
+    steps: int = 40,
 ) -> tuple[Drawn, Drawn]:
     """Ten labels, then a digit whose lower half is hidden under each; what was drawn comes back.
 
@@ -153,6 +156,8 @@ def make(models: Path, folder: Path, number: int = 9) -> list[Path]:
     path = folder / "labels.png"
     free, half = figure(model, reader, digit, path)
     print(f"read as asked: {_words(free.read)}; with half of it seen: {_words(half.read)}")
+    print(f"log evidence: {_words(free.log_evidence)}; {_words(half.log_evidence)}")
+    print(f"effective sample size: {_words(free.ess)}; {_words(half.ess)}")
     print(f"p(label | half seen): {_words(half.probabilities)}")
     return [path]
 

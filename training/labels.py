@@ -21,7 +21,6 @@ from diffusion.model import DiffusionModel
 from diffusion.observation import Observation
 from diffusion.plan import Ancestral
 from diffusion.posterior import Label, Posterior, Twisted, draw
-from diffusion.twist import Twist
 from training import data
 from training.config import FitConfig
 from training.export import artefact_path
@@ -79,7 +78,7 @@ def by_label(
         seen.rows(torch.zeros_like(y)),
         samples,
         seed=seed,
-        method=Twisted(particles=particles, systems="joint", twist=Twist(covariance="diagonal")),
+        method=Twisted(particles=particles, systems="joint"),
         sampler=Ancestral(steps=steps),
         factors=[Label(reader, y)],
     )

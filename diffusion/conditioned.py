@@ -93,6 +93,24 @@ class Conditioned:
         missed = (along - self.rho.sqrt() * self.surprise).square() / left
         return -0.5 * (missed - along.square() + left.log()).sum(1)
 
+    def tilted(self, slope: Tensor) -> tuple[Self, Tensor]:
+        """p(x | y) exp(slope x) / Z, and log Z = slope E[x | y] + slope Cov[x | y] slope / 2.
+
+        The base moves by var slope, and y is that much less surprising.
+
+        Args:
+            slope: float64 [B, *event].
+        """
+        mean, std = self.base.mean, self.base.var.double().sqrt()
+        pull = (std * slope).flatten(1)  # in units of the standard deviations
+        along = self._along(pull)
+        base = Normal(mean + (std * std * slope).to(mean.dtype), self.base.var)
+        surprise = self.surprise - self.rho.sqrt() * along
+        log_z = (slope * mean.double()).flatten(1).sum(1)
+        log_z = log_z + (self.rho.sqrt() * self.surprise * along).sum(1)
+        log_z = log_z + 0.5 * (pull.square().sum(1) - (self.rho * along.square()).sum(1))
+        return type(self)(base, self.axes, self.rho, surprise, self.log_z), log_z
+
     def _along(self, u: Tensor) -> Tensor:
         """q u, [B, M]."""
         return (self.axes @ u[:, :, None])[:, :, 0]

@@ -4,7 +4,8 @@
 
 A system is P particles of one observation. They resample among themselves alone, systematically,
 when their effective sample size falls below P / 2, and at the end, where p(x_0 | x_1) r(x_0) is
-drawn from as it stands. All noise is numbered by (seed, particle, step), so a system is the same
+drawn from as it stands; what it is multiplied by beside that (`diffusion.factors`) weighs the draws
+once more. All noise is numbered by (seed, particle, step), so a system is the same
 alone and in any batch.
 
 Sources: Wu, Trippe, Naesseth, Blei and Cunningham 2023; Del Moral, Doucet and Jasra 2006 (weights
@@ -19,6 +20,7 @@ from typing import final
 import torch
 from torch import Tensor
 
+from diffusion.factors import Factor
 from diffusion.model import DiffusionModel
 from diffusion.noise import Stream, counter_noise
 from diffusion.observation import Observation
@@ -76,6 +78,7 @@ def run(
     draws: int = 1,
     twist: Twist | None = None,
     look_at: LookAt | None = None,
+    factors: Sequence[Factor] = (),
 ) -> Cloud:
     """S systems of particles, from x_T to x_0.
 
@@ -91,6 +94,7 @@ def run(
         twist: which r_t.
         look_at: another twist in its place: (x_t, t, s, observation) of B rows to a `Look`, for s
             above 0.
+        factors: what else multiplies p(x_0) of each system, N = S.
 
     Raises:
         ValueError: more draws than particles.
@@ -106,6 +110,7 @@ def run(
     row = (system.to(device)[:, None] * P + torch.arange(P, device=device)).flatten()
     each = torch.arange(S, device=device).repeat_interleave(P)
     seen = observation.rows(each)
+    others = [factor.rows(each) for factor in factors]
     x = model.process.prior(model.event, S * P).sample(counter_noise(seed, row, model.T + 1))
     log_w = torch.zeros(S, P, dtype=torch.float64, device=device)
     log_z = torch.zeros(S, dtype=torch.float64, device=device)
@@ -115,6 +120,8 @@ def run(
     for t, s in zip(plan.t.to(device).split(1), plan.s.to(device).split(1), strict=True):
         last = int(s) == 0
         here = last_look(model, x, t, seen) if last else at(x, t, s, seen)
+        for factor in others:
+            here = factor.look(here, x, t, s)
         log_w = log_w + here.log_r.reshape(S, P) - spent
         ess.append(effective(log_w))
         choose = torch.ones_like(ess[-1], dtype=torch.bool) if last else ess[-1] < P / 2
@@ -127,18 +134,26 @@ def run(
             log_z = torch.where(choose, log_z + log_mean(log_w), log_z)
             log_w = torch.where(choose[:, None], 0.0, log_w)
             origin = origin.gather(1, place)
-        if last:
+        if last and here.left is None:
             picked = systematic(torch.zeros_like(log_w), torch.full_like(log_z, 0.5), draws)
             place, row = place.gather(1, picked), row.reshape(S, P)[:, :draws].flatten()
         rows = (torch.arange(S, device=device)[:, None] * P + place).flatten()
         proposal = here.proposal.rows(rows)
         x = proposal.sample(counter_noise(seed, row, t.expand(len(row))))
+        if last and here.left is not None:
+            log_w = here.left(x, rows).reshape(S, P)
+            log_z = log_z + log_mean(log_w)
+            noise = counter_noise(seed, system.to(device), 0, Stream.RESAMPLING)
+            u = noise.uniform((1,))[:, 0].double()
+            picked, origin = systematic(log_w, u, draws), origin.gather(1, systematic(log_w, u, P))
+            x = x[(torch.arange(S, device=device)[:, None] * P + picked).flatten()]
         if not last:
             # Where r_t was 0 nothing weighs anything, and what has been paid does not matter.
             paid = torch.where(torch.isneginf(here.log_r), 0.0, here.log_r)[rows]
             spent = (paid + proposal.log_ratio(x)).reshape(S, P)
     count = observation.known.flatten(1).sum(1)
     steps = (len(plan) - 1) * twist.evaluations(model, count) + 1
+    steps = steps + len(plan) * sum(factor.evaluations for factor in factors)
     ancestors = origin.sort(1).values.diff(dim=1).ne(0).sum(1) + 1
     x = x.unflatten(0, (S, draws))
     return Cloud(P, x, log_z, torch.stack(ess, 1), ancestors, steps * P)
@@ -157,7 +172,7 @@ def systematic(log_w: Tensor, uniform: Tensor, count: int) -> Tensor:
     Returns:
         int64 [S, count], ascending.
     """
-    edges = _shares(log_w).cumsum(1)
+    edges = shares(log_w).cumsum(1)
     ticks = torch.arange(count, dtype=torch.float64, device=log_w.device) + uniform[:, None]
     found = torch.searchsorted(edges / edges[:, -1:], ticks / count, right=True)
     return found.clamp(max=log_w.shape[1] - 1)
@@ -165,7 +180,7 @@ def systematic(log_w: Tensor, uniform: Tensor, count: int) -> Tensor:
 
 def effective(log_w: Tensor) -> Tensor:
     """The effective sample size (sum w)^2 / sum w^2, 1 to P, float64 [S]."""
-    return 1 / _shares(log_w).square().sum(1)
+    return 1 / shares(log_w).square().sum(1)
 
 
 def log_mean(log_w: Tensor) -> Tensor:
@@ -173,7 +188,7 @@ def log_mean(log_w: Tensor) -> Tensor:
     return log_w.logsumexp(1) - math.log(log_w.shape[1])
 
 
-def _shares(log_w: Tensor) -> Tensor:
+def shares(log_w: Tensor) -> Tensor:
     """Weights that sum to 1, [S, P]; equal ones where nothing weighs anything."""
     none = torch.isneginf(log_w).all(1, keepdim=True)
     return torch.where(none, 0.0, log_w).softmax(1)

@@ -10,6 +10,7 @@ model and the number of its steps.
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated, Literal, final
 
@@ -19,11 +20,12 @@ from torch import Tensor
 
 from diffusion.diagnostics import Diagnostics
 from diffusion.distributions import Bernoulli, Normal
+from diffusion.factors import Expert, Factor, Label
 from diffusion.matched import MatchedStart, matched_start
 from diffusion.model import DiffusionModel
 from diffusion.observation import Observation
 from diffusion.operators import Mask
-from diffusion.particles import Cloud, run
+from diffusion.particles import Cloud, run, shares
 from diffusion.plan import DDIM, Ancestral, DPMSolver
 from diffusion.process import BinomialProcess
 from diffusion.repaint import repaint
@@ -33,6 +35,9 @@ from diffusion.twist import Twist
 __all__ = [
     "Auto",
     "Diagnostics",
+    "Expert",
+    "Factor",
+    "Label",
     "Matched",
     "MatchedStart",
     "Method",
@@ -112,6 +117,9 @@ class Posterior:
 
     Attributes:
         samples: [N, n, *event], model units.
+        weights: [N, n], float64, each datum's summing to 1. Samples of independent systems weigh as
+            their estimates of Z: averages with these weights have no bias but that of a ratio.
+            Equal ones elsewhere.
         method: the one that answered.
         biased: whether it misses the posterior even of a perfect model with all its steps.
         diagnostics: of each datum.
@@ -120,6 +128,7 @@ class Posterior:
     """
 
     samples: Tensor
+    weights: Tensor
     method: Product | Resample | Matched | Twisted
     biased: bool
     diagnostics: tuple[Diagnostics, ...]
@@ -144,6 +153,7 @@ def draw(
     seed: int,
     method: Method | None = None,
     sampler: Ancestral | DDIM | DPMSolver | None = None,
+    factors: Sequence[Factor] = (),
 ) -> Posterior:
     """Draw from the posteriors of N data.
 
@@ -154,14 +164,25 @@ def draw(
         seed: of the noise; sample j of datum i is numbered i n + j.
         method: how; `Auto()` where it is not given.
         sampler: the chain's steps; ancestral at all T where it is not given.
+        factors: what else p(x_0) is multiplied by, by "twisted" alone: labels, other models.
 
     Raises:
-        ValueError: a method that the observation cannot have, or a sampler that it cannot.
+        ValueError: a method that the observation or the factors cannot have, or a sampler that it
+            cannot; a factor of another process or space.
     """
-    settled = settle(model, observation, Auto() if method is None else method)
+    method = Auto() if method is None else method
+    if factors and isinstance(method, Auto):
+        method = method.twisted
+    settled = settle(model, observation, method)
     sampler = sampler or Ancestral()
     if isinstance(settled, Twisted):
-        return _twisted(model, observation, samples, seed, settled, _ancestral(sampler, settled))
+        follows = _ancestral(sampler, settled)
+        return _twisted(model, observation, samples, seed, settled, follows, factors)
+    if factors:
+        raise ValueError(
+            f"method '{settled.name}' knows what was seen and no other factor: use 'twisted' for "
+            "labels and products of models"
+        )
     seen = observation.rows(
         torch.arange(len(observation), device=model.device).repeat_interleave(samples)
     )
@@ -185,6 +206,7 @@ def draw(
         each = len(sampler.plan(model))
     return Posterior(
         x.unflatten(0, (-1, samples)),
+        _equal(len(observation), samples),
         settled,
         biased=not isinstance(settled, Matched),
         diagnostics=(Diagnostics(),) * len(observation),
@@ -200,8 +222,11 @@ def _twisted(
     seed: int,
     method: Twisted,
     sampler: Ancestral,
+    factors: Sequence[Factor],
 ) -> Posterior:
     """`draw` by particles; all systems of a batch are of one kind, exact or iterated."""
+    for factor in factors:
+        factor.check(model, len(observation))
     plan, N, device = sampler.plan(model), len(observation), model.device
     joint = method.systems == "joint"
     each, draws = (1, samples) if joint else (samples, 1)
@@ -222,6 +247,7 @@ def _twisted(
             particles=method.particles,
             draws=draws,
             twist=method.twist,
+            factors=[factor.rows(place // each) for factor in factors],
         )
         for place in places
     ]
@@ -229,11 +255,17 @@ def _twisted(
     found = [Diagnostics.of(cloud.rows(part), model.T) for part in _stretches(N, each)]
     return Posterior(
         cloud.samples.reshape(N, samples, *model.event),
+        _equal(N, samples) if joint else shares(cloud.log_evidence.reshape(N, samples)),
         method,
         biased=method.particles == 1,
         diagnostics=tuple(found),
         network_evaluations=int(cloud.evaluations.sum()),
     )
+
+
+def _equal(data: int, samples: int) -> Tensor:
+    """Weights of samples that are as good as each other, float64 [data, samples]."""
+    return torch.full((data, samples), 1 / samples, dtype=torch.float64)
 
 
 def _stretches(count: int, length: int) -> list[slice]:

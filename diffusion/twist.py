@@ -62,9 +62,8 @@ class Twist(BaseModel):
         """Network evaluations of one step but the last, which takes 1; count int64 [N]."""
         if isinstance(model.process, BinomialProcess):
             return torch.ones_like(count)
-        if self.covariance == "diagonal":
-            return torch.full_like(count, 2)
-        return 1 + count.clamp(max=self.products)
+        most = 1 if self.covariance == "diagonal" else self.products
+        return 1 + count.clamp(max=most)
 
 
 class Proposal(Protocol):
@@ -102,6 +101,10 @@ class Independent:
         return type(self)(self.kernel.rows(index), self.proposal.rows(index))
 
 
+#: log of what draws x_0 [b, *event] of rows int64 [b] still weigh, nats, float64 [b].
+Left = Callable[[Tensor, Tensor], Tensor]
+
+
 @final
 @dataclass(frozen=True)
 class Look:
@@ -110,10 +113,12 @@ class Look:
     Attributes:
         log_r: log r_t(x_t), nats, float64 [B].
         proposal: of x_s.
+        left: at the last step, log of p(x_0 | x_t) r(x_0) / (q(x_0) r_t(x_t)); None where it is 0.
     """
 
     log_r: Tensor
     proposal: Proposal
+    left: Left | None = None
 
 
 @torch.no_grad()
@@ -155,6 +160,10 @@ def look(
     if isinstance(model.process, BinomialProcess):
         return _look_at_bits(model, x_t, t, s, observation)
     assert isinstance(model.process, GaussianProcess)  # there are two
+    if not bool(observation.known.any()):
+        kernel = model.predict(x_t, t).kernel(s)
+        nothing = torch.zeros(len(x_t), dtype=torch.float64, device=x_t.device)
+        return Look(nothing, Independent(kernel, kernel))
     with torch.inference_mode(False), torch.enable_grad():
         x = x_t.clone().requires_grad_()
         seen = model.predict(x, t, clip=False)

@@ -2,6 +2,7 @@
 
     python -m training fit swissroll          into runs/swissroll, as training/configs says
     python -m training train photographs/     fit to pictures or a table of your own, and export
+    python -m training classifier mnist-classifier        fit, measure and export p(y | x_t)
     python -m training export swissroll       into models/swissroll: artefact, card, samples
     python -m training profile swissroll      measure its errors step by step, of training data
     python -m training evaluate swissroll     measure an exported artefact
@@ -30,6 +31,7 @@ from diffusion.choice import Spacing, StrataKind
 from training import config as configs
 from training import data, peer, state
 from training.commands import (
+    do_classifier,
     do_evaluate,
     do_examples,
     do_export,
@@ -97,6 +99,9 @@ def parser() -> argparse.ArgumentParser:
     one.add_argument("--plan", action="store_true", help="write the configuration and stop")
     one.add_argument("--restart", action="store_true", help="begin anew over an old run")
     one.add_argument("--no-evaluation", action="store_true", help="write the card without numbers")
+    one = command("classifier", do_classifier, models)
+    one.add_argument("name", help="of a file in training/configs, or a path ending in .toml")
+    one.add_argument("--threads", type=int, help="of the CPU")
 
     one = command("export", do_export, device, models)
     one.add_argument("name", help="of a file in training/configs, or a path ending in .toml")

@@ -21,8 +21,8 @@ def card(metadata: Metadata, title: str, parameters: int, *, reported: bool = Fa
         space += f", {m.space.levels} levels"
     facts = [
         ("data", space),
-        ("process", f"{m.process.kind}, T = {m.process.T}, {_settings(m.process.schedule)}"),
-        ("network", f"{_settings(m.network)}"),
+        ("process", f"{m.process.kind}, T = {m.process.T}, {settings(m.process.schedule)}"),
+        ("network", f"{settings(m.network)}"),
         ("weights", f"{parameters:,}" if parameters else "none: closed form"),
         ("prediction", m.prediction),
         ("variance", m.variance or "none (bits)"),
@@ -91,7 +91,8 @@ def _commands(metadata: Metadata) -> list[str]:
     return [f"python -m training fit {name}", export] if metadata.training.steps else [export]
 
 
-def _settings(config: Any) -> str:  # noqa: ANN401  (any frozen configuration)
+def settings(config: Any) -> str:  # noqa: ANN401  (any frozen configuration)
+    """A configuration's kind and keys, in a line."""
     keys = config.model_dump(mode="json")
     kind = keys.pop("kind")
     return " ".join([str(kind), *(f"{k}={json.dumps(v)}" for k, v in keys.items())])

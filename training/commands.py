@@ -15,6 +15,7 @@ from diffusion.choice import Choice
 from diffusion.plan import Sampler
 from diffusion.profile import ProfileConfig
 from training import (
+    classifier,
     compare,
     data,
     examples,
@@ -42,6 +43,11 @@ def do_fit(arguments: argparse.Namespace) -> int:
         raise configs.ConfigError(
             f"{arguments.name} is an oracle, there is nothing to fit; "
             f"write `python -m training export {arguments.name}`"
+        )
+    if classifier.is_classifier(arguments.name):
+        raise configs.ConfigError(
+            f"{arguments.name} is a classifier, fitted and exported at once; "
+            f"write `python -m training classifier {arguments.name}`"
         )
     given = {"steps": arguments.steps, "seed": arguments.seed, "precision": arguments.precision}
     config = configs.load(arguments.name, {k: v for k, v in given.items() if v is not None})
@@ -93,6 +99,13 @@ def do_train(arguments: argparse.Namespace) -> int:
     )
     print(inspect.describe(path))
     print(f"\nserve it: noneq serve --models {arguments.models}")
+    return 0
+
+
+def do_classifier(arguments: argparse.Namespace) -> int:
+    """Fit, measure and export a classifier of noisy data."""
+    path = classifier.make(arguments.name, arguments.models)
+    print(path.with_name("README.md").read_text())
     return 0
 
 
@@ -228,9 +241,10 @@ def do_peer(arguments: argparse.Namespace) -> int:
 
 def do_figures(arguments: argparse.Namespace) -> int:
     """Remake the pictures."""
-    from training import figures  # matplotlib takes a second to import, and nothing else needs it
+    from training import figures, labels  # matplotlib takes a second, and nothing else needs it
 
     made = figures.make(arguments.models, arguments.folder)
+    made += labels.make(arguments.models, arguments.folder)
     if not made:
         raise ValueError(f"{arguments.models} has none of {', '.join(figures.DRAWN)} to draw")
     print("\n".join(str(path) for path in made))

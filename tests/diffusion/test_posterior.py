@@ -10,7 +10,7 @@ from diffusion.diagnostics import Diagnostics
 from diffusion.networks import BitPatterns, GaussianMixture
 from diffusion.observation import Observation
 from diffusion.operators import AveragePooling
-from diffusion.particles import Cloud
+from diffusion.particles import Cloud, run
 from diffusion.plan import DDIM, Ancestral
 from diffusion.posterior import (
     Auto,
@@ -132,6 +132,22 @@ def test_a_method_is_read_by_its_name() -> None:
     )
     assert read == Twisted(particles=4, twist=Twist(covariance="diagonal"))
     assert adapter.validate_json(Auto().model_dump_json()) == Auto()
+
+
+def test_samples_of_independent_systems_weigh_as_their_evidence(mixture: GaussianMixture) -> None:
+    """log of the mean Z_j, and a mean weighed by Z_j / sum Z, as the systems say one by one."""
+    model, seen = gaussian(mixture), Observation.of_reals(torch.zeros(2, 2), HALF, 0.2)
+    sampler = Ancestral(steps=6)
+    found = draw(model, seen, 3, seed=1, method=Twisted(particles=2), sampler=sampler)
+    torch.testing.assert_close(found.weights.sum(1), torch.ones(2).double())
+    plan, place = sampler.plan(model), torch.zeros(3, dtype=torch.long)
+    alone = run(model, seen.rows(place), plan, seed=1, system=torch.arange(3), particles=2)
+    wanted = alone.log_evidence.softmax(0)
+    torch.testing.assert_close(found.weights[0], wanted, rtol=1e-3, atol=1e-4)
+    assert float(wanted.std()) > 0.01
+    for method in (Twisted(particles=4, systems="joint"), Product()):
+        equal = draw(model, seen, 3, seed=1, method=method, sampler=sampler).weights
+        torch.testing.assert_close(equal, torch.full((2, 3), 1 / 3).double())
 
 
 # ---- diagnostics ----

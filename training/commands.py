@@ -14,6 +14,8 @@ from diffusion.plan import Sampler
 from diffusion.profile import ProfileConfig
 from training import compare, data, examples, export, inspect, oracle, parzen, peer, report
 from training import config as configs
+from training.convert import Options, convert, write_diffusers
+from training.convert.openai import Flags
 from training.evaluate import evaluate, table
 from training.export import artefact_path
 from training.fit import Fit, RunOptions
@@ -48,7 +50,12 @@ def do_fit(arguments: argparse.Namespace) -> int:
 
 
 def do_export(arguments: argparse.Namespace) -> int:
-    """Export a fit or an oracle."""
+    """Export a fit or an oracle; with --to, an artefact for another library."""
+    if arguments.to:
+        found = inspect.find(arguments.name, arguments.models)
+        folder = arguments.out or found.parent / arguments.to
+        print(write_diffusers(*load(found), folder))
+        return 0
     path = export.export(
         arguments.name,
         out=arguments.out,
@@ -56,6 +63,25 @@ def do_export(arguments: argparse.Namespace) -> int:
         device=pick_device(arguments.device),
         measure=not arguments.no_evaluation,
     )
+    print(inspect.describe(path))
+    return 0
+
+
+def do_convert(arguments: argparse.Namespace) -> int:
+    """Make an artefact of a model that another library trained."""
+    given = {flag: getattr(arguments, flag) for flag in Flags.model_fields}
+    options = Options(
+        flags={flag: value for flag, value in given.items() if value is not None},
+        size=None if arguments.size is None else (arguments.size[0], arguments.size[1]),
+        levels=arguments.levels,
+        title=arguments.title,
+        data=arguments.data,
+        rows=arguments.rows,
+        terms=arguments.terms,
+        samples=arguments.samples,
+        steps=arguments.steps,
+    )
+    path = convert(arguments.source, arguments.out, options, pick_device(arguments.device))
     print(inspect.describe(path))
     return 0
 

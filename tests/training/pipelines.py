@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 diffusers = pytest.importorskip("diffusers")
+Peer = Any  # an object of diffusers
 
 SIDE = 8
 T = 8
@@ -57,6 +58,7 @@ UNETS: dict[str, dict[str, Any]] = {
         "block_out_channels": (8, 8),
         "down_block_types": ("DownBlock2D", "AttnDownBlock2D"),
         "up_block_types": ("AttnUpBlock2D", "UpBlock2D"),
+        "norm_num_groups": 4,
     },
     "grey-wide": {
         "sample_size": (4, 8),
@@ -69,7 +71,7 @@ UNETS: dict[str, dict[str, Any]] = {
 }
 
 
-def unet(name: str = "ddpm", **changes: object) -> Any:  # noqa: ANN401  (a peer's class)
+def unet(name: str = "ddpm", **changes: object) -> Peer:
     """A UNet2DModel whose every tensor differs from its start."""
     torch.manual_seed(0)
     sizes = {"sample_size": SIDE, "layers_per_block": 1, "norm_num_groups": 8, **UNETS[name]}
@@ -79,18 +81,18 @@ def unet(name: str = "ddpm", **changes: object) -> Any:  # noqa: ANN401  (a peer
     return made
 
 
-def ddpm(**changes: object) -> Any:  # noqa: ANN401  (a peer's class)
+def ddpm(**changes: object) -> Peer:
     """A DDPMScheduler of few steps."""
     return diffusers.DDPMScheduler(**({"num_train_timesteps": T, "beta_end": 0.3} | changes))
 
 
-def ddim(**changes: object) -> Any:  # noqa: ANN401  (a peer's class)
+def ddim(**changes: object) -> Peer:
     """A DDIMScheduler of few steps, from x_T down to x_0 as ours."""
     sizes = {"num_train_timesteps": T, "beta_end": 0.3, "timestep_spacing": "trailing"}
     return diffusers.DDIMScheduler(**(sizes | changes))
 
 
-def saved(folder: Path, net: Any, scheduler: Any, *, safe: bool = True) -> Path:  # noqa: ANN401
+def saved(folder: Path, net: Peer, scheduler: Peer, *, safe: bool = True) -> Path:
     """The pipeline's folder."""
     kind = scheduler.__class__.__name__.removesuffix("Scheduler") + "Pipeline"
     getattr(diffusers, kind)(net, scheduler).save_pretrained(folder, safe_serialization=safe)

@@ -13,15 +13,15 @@ from diffusion.noise import DrawnNoise
 from diffusion.plan import DDIM, Ancestral
 from diffusion.sampling import advance
 from diffusion.schedule import CosineSchedule, LinearSchedule
-from tests.training.pipelines import UNETS, T, ddim, ddpm, saved, unet
+from tests.training.pipelines import UNETS, Peer, T, ddim, ddpm, saved, unet
 from training.convert import read
 from training.convert.found import Found
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # of the peer's imports and its saving, not ours
 
 
-def built(folder: Path, **options: Any) -> tuple[DiffusionModel, Found]:
-    found = read(folder, flags={}, **options)
+def built(folder: Path) -> tuple[DiffusionModel, Found]:
+    found = read(folder, flags={})
     return found.build("some-model", Provenance(data="elsewhere"))[0], found
 
 
@@ -97,7 +97,9 @@ def ours(
     return path
 
 
-def theirs(net: Any, scheduler: Any, x: Tensor, draws: list[Tensor], **step: Any) -> list[Tensor]:
+def theirs(
+    net: Peer, scheduler: Peer, x: Tensor, draws: list[Tensor], **step: object
+) -> list[Tensor]:
     """The same by diffusers' scheduler, which is given the noise that it would draw."""
     path = []
     for i, t in enumerate(scheduler.timesteps):

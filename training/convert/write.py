@@ -68,7 +68,9 @@ def convert(
         documents=found.documents,
         notes=found.notes,
         data=config,
-        evaluation=EvaluationConfig(data=options.rows, terms=options.terms),
+        evaluation=EvaluationConfig(
+            data=options.rows, terms=options.terms if (options.terms or 0) < found.T else None
+        ),
     )
     training = Provenance(
         data=f"elsewhere: {found.title}",

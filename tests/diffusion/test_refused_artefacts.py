@@ -31,7 +31,7 @@ from diffusion.profile import ProfileConfig
 from diffusion.space import DataSpace
 from tests.diffusion.artefacts import KINDS, T, document, fresh, saved, small, tensors
 
-FIX = r"(export|copy|check|give)"
+FIX = r"(export|copy|check|give|install)"
 
 
 def refused(path: Path) -> str:

@@ -16,6 +16,7 @@ from training import compare, data, examples, export, inspect, oracle, parzen, p
 from training import config as configs
 from training.convert import Options, convert, write_diffusers
 from training.convert.openai import Flags
+from training.converted import ConvertedConfig
 from training.evaluate import evaluate, table
 from training.export import artefact_path
 from training.fit import Fit, RunOptions
@@ -130,9 +131,10 @@ def do_profile(arguments: argparse.Namespace) -> int:
     print(inspect.steps_table(found))
     if arguments.write:
         save(path, found, document)
-        if document.variance == metadata.variance:
+        # With another variance samples are others too, but for those that DDIM drew.
+        if document.variance == metadata.variance or isinstance(config, ConvertedConfig):
             export.write_card(path, config.title, found)
-        else:  # then samples are others too
+        else:
             export.write_companions(path, config.title, found)
     return 0
 

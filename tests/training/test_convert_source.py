@@ -79,6 +79,10 @@ def test_its_bound_is_evaluated_where_data_are_given(tmp_path: Path) -> None:
     config, dataset = source(model, metadata)  # `evaluate` and `profile` find the data again
     assert isinstance(config, ConvertedConfig)
     assert dataset.space.shape == (1, SIDE, SIDE)
+    words = ["profile", str(tmp_path / "tiny" / "model.safetensors"), "--device", "cpu", "--write"]
+    assert main([*words, "--rows", "8", "--points", "2", "--variance", "optimal"]) == 0
+    assert load(tmp_path / "tiny" / "model.safetensors")[1].variance == "optimal"
+    assert "## Converted" in (tmp_path / "tiny" / "README.md").read_text()
 
 
 def test_data_of_another_shape_are_refused(folder: Path, tmp_path: Path) -> None:

@@ -117,12 +117,19 @@ def test_weights_in_every_form(folder: Path, tmp_path: Path) -> None:
     for file, held in parts.items():
         save_file({name: tensors[name] for name in held}, sharded / "unet" / file)
     weight_map = {name: file for file, held in parts.items() for name in held}
-    index = json.dumps({"weight_map": weight_map})
-    (sharded / f"{WEIGHTS}.index.json").write_text(index)
+    index = sharded / f"{WEIGHTS}.index.json"
+    index.write_text(json.dumps({"weight_map": weight_map}))
     for form in (unpickled, before, flat, sharded):
         found = read(form, flags={}).tensors
         assert found.keys() == wanted.keys()
         assert all(torch.equal(found[name], wanted[name]) for name in wanted), form
+    assert "unet/b.safetensors" in read(sharded, flags={}).files
+    save_file({name: tensors[name] for name in names[:3]}, sharded / "unet" / "b.safetensors")
+    with pytest.raises(ConvertError, match="in several of its files"):
+        read(sharded, flags={})
+    index.write_text(json.dumps({"weight_map": ["a"]}))
+    with pytest.raises(ConvertError, match="names no files"):
+        read(sharded, flags={})
 
 
 CHANGES: dict[str, tuple[str, dict[str, object]]] = {
@@ -175,6 +182,10 @@ def test_every_tensor_is_used_or_named(folder: Path) -> None:
     tensors = load_file(folder / WEIGHTS)
     save_file(tensors | {"some.more": torch.zeros(1)}, folder / WEIGHTS)
     with pytest.raises(ConvertError, match=r"no place for some\.more"):
+        read(folder, flags={})
+    again = "mid_block.attentions.0.query.bias"
+    save_file(tensors | {again: torch.zeros(8)}, folder / WEIGHTS)
+    with pytest.raises(ConvertError, match="twice, by its old and its new names"):
         read(folder, flags={})
     save_file(tensors | {"conv_in.bias": torch.zeros(9)}, folder / WEIGHTS)
     with pytest.raises(ConvertError, match=r"conv_in\.bias has shape \[9\]"):

@@ -13,7 +13,7 @@ from pydantic import ValidationError
 from torch import Tensor
 
 from diffusion.networks import UNetConfig, build
-from training.convert.files import as_float32, checked, read_json, read_tensors, sha256
+from training.convert.files import as_float32, checked, read_json, read_tensors, sha256, shards
 from training.convert.found import ConvertError, Found, named, pixels, take
 from training.convert.scheduler import PREDICTIONS, SchedulerDocument
 from training.convert.unet import UNetDocument, diffusers_key
@@ -40,6 +40,8 @@ def our_tensors(tensors: Mapping[str, Tensor], config: UNetConfig, where: str) -
         ".".join(_OLD.get(part, part) for part in name.split(".")): tensor
         for name, tensor in tensors.items()
     }
+    if len(renamed) < len(tensors):
+        raise ConvertError(f"{where}: an attention is there twice, by its old and its new names")
     with torch.device("meta"):
         wanted = build(config).state_dict()
     take(renamed, {diffusers_key(name): tensor for name, tensor in wanted.items()}, where)
@@ -59,7 +61,7 @@ def read_diffusers(folder: Path, size: tuple[int, int] | None, levels: int) -> F
     """
     index = read_json(folder / "model_index.json")
     check_index(index, folder)
-    unet, scheduler = (part if part.is_dir() else folder for part in _parts(folder))
+    unet, scheduler = (_part(folder, name) for name in ("unet", "scheduler"))
     paths = [folder / "model_index.json", unet / "config.json"]
     paths.append(scheduler / "scheduler_config.json")
     settings = [index, *(read_json(path) for path in paths[1:])]
@@ -74,12 +76,11 @@ def read_diffusers(folder: Path, size: tuple[int, int] | None, levels: int) -> F
     weights = next((unet / name for name in WEIGHTS if (unet / name).exists()), None)
     if weights is None:
         raise ConvertError(f"{unet}: no weights there: one of {', '.join(WEIGHTS)} was expected")
-    said = document.sample_size
-    found = said if isinstance(said, tuple) else None if said is None else (said, said)
-    if (size or found) is None:
+    size = size or document.size
+    if size is None:
         raise ConvertError(f"{paths[1]}: sample_size is not said: give --size HEIGHT WIDTH")
     tensors = our_tensors(as_float32(read_tensors(weights), weights), network, str(weights))
-    files = [*paths, weights, *_shards(weights)]
+    files = [*paths, weights, *shards(weights)]
     return Found(
         library="diffusers",
         title=f"diffusers' {index['_class_name']}, converted",
@@ -89,7 +90,7 @@ def read_diffusers(folder: Path, size: tuple[int, int] | None, levels: int) -> F
         table=table,
         prediction=PREDICTIONS[process.prediction_type],
         variance=variance,
-        space=pixels(document.in_channels, size or found or (0, 0), levels),
+        space=pixels(document.in_channels, size, levels),
         tensors=tensors,
         files={str(path.relative_to(folder)): sha256(path) for path in files},
         documents={
@@ -102,7 +103,7 @@ def read_diffusers(folder: Path, size: tuple[int, int] | None, levels: int) -> F
 def check_index(index: Mapping[str, Any], folder: Path) -> None:
     """Raise ConvertError unless it is an unconditional pipeline of pixels."""
     kind = index.get("_class_name")
-    parts = {name: value for name, value in index.items() if isinstance(value, list | tuple)}
+    parts = {name: value for name, value in index.items() if isinstance(value, list) and any(value)}
     others = {name: value for name, value in parts.items() if name not in ("unet", "scheduler")}
     held = ", ".join(f"{name} ({value[-1]})" for name, value in sorted(others.items()))
     if kind not in PIPELINES or others:
@@ -121,12 +122,6 @@ def check_index(index: Mapping[str, Any], folder: Path) -> None:
         raise ConvertError(f"{folder}: model_index.json names no {named(missing)}")
 
 
-def _parts(folder: Path) -> tuple[Path, Path]:
-    return folder / "unet", folder / "scheduler"
-
-
-def _shards(weights: Path) -> list[Path]:
-    if not weights.name.endswith(".index.json"):
-        return []
-    names = set(read_json(weights).get("weight_map", {}).values())
-    return [weights.parent / Path(name).name for name in sorted(names)]
+def _part(folder: Path, name: str) -> Path:
+    """Where a part's files are: in a folder of its name, or beside the index as at first."""
+    return folder / name if (folder / name).is_dir() else folder

@@ -64,15 +64,31 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
         ConvertError: not readable, or other things than tensors in it.
     """
     if path.name.endswith(".index.json"):
-        shards = sorted(set(read_json(path).get("weight_map", {}).values()))
-        parts = [read_tensors(path.parent / Path(shard).name) for shard in shards]
-        return {name: tensor for part in parts for name, tensor in part.items()}
+        parts = [read_tensors(shard) for shard in shards(path)]
+        whole = {name: tensor for part in parts for name, tensor in part.items()}
+        if len(whole) < sum(map(len, parts)):
+            raise ConvertError(f"{path}: tensors of one name are in several of its files")
+        return whole
     if path.suffix != ".safetensors":
         return only_tensors(read_pickled(path), path)
     try:
         return load_file(path)
     except (SafetensorError, OSError) as error:
         raise ConvertError(f"{path}: not a readable .safetensors file ({error})") from error
+
+
+def shards(path: Path) -> list[Path]:
+    """The files that an index names, all beside it; none of what is no index.
+
+    Raises:
+        ConvertError: an index that names none.
+    """
+    if not path.name.endswith(".index.json"):
+        return []
+    held = read_json(path).get("weight_map")
+    if not (isinstance(held, dict) and held and all(isinstance(v, str) for v in held.values())):
+        raise ConvertError(f"{path}: its weight_map names no files")
+    return [path.parent / Path(name).name for name in sorted(set(held.values()))]
 
 
 def read_pickled(path: Path) -> Any:  # noqa: ANN401  (what a checkpoint holds)
@@ -86,7 +102,7 @@ def read_pickled(path: Path) -> Any:  # noqa: ANN401  (what a checkpoint holds)
             f"{path}: refused, nothing of it was run: it holds more than tensors "
             f"({reason.strip()}): ask whoever wrote it for a .safetensors file"
         ) from error
-    except (OSError, RuntimeError, ValueError, EOFError, KeyError) as error:
+    except Exception as error:  # a file can be wrong in any way
         raise ConvertError(f"{path}: not a readable file of torch.save ({error})") from error
 
 

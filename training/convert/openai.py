@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Literal, Self
 
 import torch
-from pydantic import PositiveInt, ValidationError, model_validator
+from pydantic import Field, PositiveInt, ValidationError, model_validator
 from torch import Tensor
 
 from diffusion.networks import UNetConfig, build
@@ -58,8 +58,8 @@ class Flags(Frozen):
     num_heads: PositiveInt = 4
     num_heads_upsample: int = -1
     num_head_channels: int = -1
-    attention_resolutions: str = "16,8"
-    channel_mult: str = ""
+    attention_resolutions: str = Field("16,8", pattern=r"^[1-9]\d*(,[1-9]\d*)*$")
+    channel_mult: str = Field("", pattern=r"^([1-9]\d*(,[1-9]\d*)*)?$")
     dropout: float = 0.0
     learn_sigma: bool = False
     sigma_small: bool = False

@@ -75,6 +75,12 @@ class UNetDocument(Frozen):
     num_class_embeds: None = None
     num_train_timesteps: int | None = None  # of the learned time embedding alone
 
+    @property
+    def size(self) -> tuple[int, int] | None:
+        """Height and width, where they are said."""
+        said = self.sample_size
+        return (said, said) if isinstance(said, int) else said
+
     def network(self) -> UNetConfig:
         """Our network that is the same function of the same tensors.
 

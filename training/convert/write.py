@@ -12,7 +12,7 @@ from diffusion.checkpoint import Provenance, save
 from diffusion.plan import DDIM
 from diffusion.space import DataSpace
 from training import config as configs
-from training import data
+from training import data, report
 from training.config import EvaluationConfig
 from training.convert.found import ConvertError
 from training.convert.source import read
@@ -102,6 +102,7 @@ def convert(
         metadata = metadata.model_copy(update={"evaluation": tuple(measured)})
     path = out / "model.safetensors"
     save(path, model, metadata)
+    report.remove(path)  # that of the artefact before
     sampler = DDIM(steps=min(options.steps, model.T))
     write_companions(path, record.title, model, rows=options.samples, sampler=sampler, quiet=quiet)
     return path

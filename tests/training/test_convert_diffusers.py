@@ -36,11 +36,11 @@ def relative(found: Tensor, wanted: Tensor) -> float:
 def test_the_network_is_the_same(name: str, tmp_path: Path) -> None:
     theirs = unet(name)
     model, _ = built(saved(tmp_path, theirs, ddpm()))
-    x_t, t = torch.randn(4, *model.event), torch.tensor([1, 2, 7, T])
+    x_t, t = torch.randn(4, *model.event), torch.tensor([1, 2, 300, 1000])
     wanted = theirs(x_t, t - 1).sample
     assert relative(model.network(x_t, (t - 1).float()), wanted) < 1e-5
     # Time matters, or the comparison above would not see it.
-    assert relative(theirs(x_t, t * 0).sample, wanted) > 1e-2
+    assert relative(theirs(x_t, t * 0).sample, wanted) > 1e-3
 
 
 SCHEDULES: list[dict[str, Any]] = [

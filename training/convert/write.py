@@ -132,6 +132,8 @@ def _command(source: Path, out: Path, options: Options) -> str:
         words += ["--size", *map(str, options.size)]
     if options.levels != Options.levels:
         words += ["--levels", str(options.levels)]
+    if options.data is not None:  # a name, or a file wherever it lay
+        words += ["--data", Path(options.data).name]
     for flag, value in options.flags.items():
         words += [f"--{flag}", value]
     return shlex.join(words)

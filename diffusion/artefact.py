@@ -101,8 +101,10 @@ def read(path: Path, kind: Kind, of: type[Document]) -> Document:
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"]) or "as a whole"
+        # A kind that an installed package would bring says itself what to do.
+        fix = "" if where == "network.installed" else ": export it anew"
         raise ArtefactError(
-            f"{path}: its metadata does not hold: {where}: {first['msg']}: export it anew"
+            f"{path}: its metadata does not hold: {where}: {first['msg']}{fix}"
         ) from error
 
 

@@ -22,7 +22,7 @@ from diffusion.artefact import (
     write,
 )
 from diffusion.choice import Spacing, StrataKind
-from diffusion.model import DiffusionModel, outputs
+from diffusion.model import DiffusionModel, check_signal, outputs
 from diffusion.networks import BitPatternsConfig, NetworkConfig, build
 from diffusion.prediction import PredictionKind, VarianceKind
 from diffusion.process import BinomialConfig, ProcessConfig
@@ -194,9 +194,10 @@ def load(path: Path, device: str | torch.device = "cpu") -> tuple[DiffusionModel
         for name, tensor in model.state_dict().items():
             tensor.copy_(found[name])
     model.process.refresh()
-    if model.profile is not None:
-        try:
+    try:
+        check_signal(model.process, model.prediction)
+        if model.profile is not None:
             model.profile.check()
-        except ValueError as error:
-            raise ArtefactError(f"{path}: {error}: export it anew") from error
+    except ValueError as error:
+        raise ArtefactError(f"{path}: {error}: export it anew") from error
     return model.to(device).eval().requires_grad_(False), metadata

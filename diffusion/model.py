@@ -190,6 +190,15 @@ def outputs(process: Process, prediction: PredictionKind, variance: VarianceKind
     return 2 if prediction == "perturbation" or variance in ("interpolated", "moment") else 1
 
 
+def check_signal(process: Process, prediction: PredictionKind) -> None:
+    """Raise ValueError where a schedule leaves no signal at t = T, and the prediction needs it."""
+    if prediction == "eps" and float(process.alpha_bar[-1]) == 0:
+        raise ValueError(
+            "prediction 'eps' says nothing of x_0 at t = T, where this schedule leaves no signal "
+            "(alpha_bar_T = 0): use 'v' or 'x_0', or a schedule that ends above 0"
+        )
+
+
 def _check(
     process: Process, space: DataSpace, prediction: PredictionKind, variance: VarianceKind | None
 ) -> None:
@@ -214,8 +223,4 @@ def _check(
         return
     if variance not in get_args(VarianceKind):
         raise ValueError(f"variance is one of {get_args(VarianceKind)}, came {variance!r}")
-    if prediction == "eps" and float(process.alpha_bar[-1]) == 0:
-        raise ValueError(
-            "prediction 'eps' says nothing of x_0 at t = T, where this schedule leaves no signal "
-            "(alpha_bar_T = 0): use 'v' or 'x_0', or a schedule that ends above 0"
-        )
+    check_signal(process, prediction)

@@ -29,6 +29,9 @@ from training import (
     report,
 )
 from training import config as configs
+from training.convert import Options, convert, write_diffusers
+from training.convert.openai import Flags
+from training.converted import ConvertedConfig
 from training.evaluate import evaluate, table
 from training.export import artefact_path
 from training.fit import Fit, RunOptions, build_model
@@ -110,7 +113,12 @@ def do_classifier(arguments: argparse.Namespace) -> int:
 
 
 def do_export(arguments: argparse.Namespace) -> int:
-    """Export a fit or an oracle."""
+    """Export a fit or an oracle; with --to, an artefact for another library."""
+    if arguments.to:
+        found = inspect.find(arguments.name, arguments.models)
+        folder = arguments.out or found.parent / arguments.to
+        print(write_diffusers(*load(found), folder))
+        return 0
     path = export.export(
         arguments.name,
         out=arguments.out,
@@ -118,6 +126,25 @@ def do_export(arguments: argparse.Namespace) -> int:
         device=pick_device(arguments.device),
         measure=not arguments.no_evaluation,
     )
+    print(inspect.describe(path))
+    return 0
+
+
+def do_convert(arguments: argparse.Namespace) -> int:
+    """Make an artefact of a model that another library trained."""
+    given = {flag: getattr(arguments, flag) for flag in Flags.model_fields}
+    options = Options(
+        flags={flag: value for flag, value in given.items() if value is not None},
+        size=None if arguments.size is None else (arguments.size[0], arguments.size[1]),
+        levels=arguments.levels,
+        title=arguments.title,
+        data=arguments.data,
+        rows=arguments.rows,
+        terms=arguments.terms,
+        samples=arguments.samples,
+        steps=arguments.steps,
+    )
+    path = convert(arguments.source, arguments.out, options, pick_device(arguments.device))
     print(inspect.describe(path))
     return 0
 
@@ -166,9 +193,10 @@ def do_profile(arguments: argparse.Namespace) -> int:
     print(inspect.steps_table(found))
     if arguments.write:
         save(path, found, document)
-        if document.variance == metadata.variance:
+        # With another variance samples are others too, but for those that DDIM drew.
+        if document.variance == metadata.variance or isinstance(config, ConvertedConfig):
             export.write_card(path, config.title, found)
-        else:  # then samples are others too
+        else:
             export.write_companions(path, config.title, found)
     return 0
 

@@ -75,7 +75,15 @@ class Encoder(Network):
         self.config = config
         self.clock: Clock = config.clock
         widths, c_time = config.channels, 4 * config.channels[0]
-        shared = Shared(c_time, config.norm_groups, config.norm_eps, config.dropout, None)
+        shared = Shared(
+            c_time,
+            config.norm_groups,
+            config.norm_eps,
+            config.dropout,
+            head_dim=None,
+            heads=1,
+            scale_shift=False,
+        )
         self.conv_in = nn.Conv2d(config.in_channels * config.patch**2, widths[0], 3, padding=1)
         self.time = nn.Linear(widths[0], c_time)
         self.down = nn.ModuleList()

@@ -1,9 +1,11 @@
 """The figure of labels: digits that were asked for, and a half-hidden one under several labels.
 
-    p(y | what was seen) = Z_y / sum over y of Z_y,    Z_y = p(y, what was seen)
+    p(y | what was seen) = Z_y / sum over y of Z_y = E[p(y | x_0) | what was seen],
+    Z_y = p(y, what was seen)
 
 Each label is one system of particles of `models/mnist`, by the classifier of noisy digits
-(`diffusion.factors.Label`): its samples, and its evidence.
+(`diffusion.factors.Label`): its samples, and its evidence. The mean over samples that follow no
+label needs no evidence, which of hundreds of pixels is uncertain by more nats than a label has.
 """
 
 from dataclasses import dataclass
@@ -18,6 +20,7 @@ from diffusion.checkpoint import load
 from diffusion.classifier import Classifier
 from diffusion.classifier import load as load_classifier
 from diffusion.model import DiffusionModel
+from diffusion.noise import Stream, counter_noise
 from diffusion.observation import Observation
 from diffusion.plan import Ancestral
 from diffusion.posterior import Label, Posterior, Twisted, draw
@@ -91,6 +94,29 @@ def by_label(
     return Drawn(pictures, torch.tensor(evidence, dtype=torch.float64), read, ess)
 
 
+def read_off(
+    model: DiffusionModel,
+    reader: Classifier,
+    seen: Observation,
+    samples: int,
+    *,
+    particles: int,
+    steps: int,
+    seed: int = 0,
+) -> Tensor:
+    """E[p(y | x_0) | what was seen] over samples that follow no label, [K]; as in `by_label`."""
+    found = draw(
+        model,
+        seen,
+        samples,
+        seed=seed,
+        method=Twisted(particles=particles),
+        sampler=Ancestral(steps=steps),
+    )
+    log_p = reader.log_prob(found.samples[0], torch.zeros(1, dtype=torch.int64))
+    return found.weights[0] @ log_p.exp()
+
+
 def figure(
     model: DiffusionModel,
     reader: Classifier,
@@ -100,8 +126,9 @@ def figure(
     samples: int = 8,
     particles: int = 8,
     steps: int = 40,
-) -> tuple[Drawn, Drawn]:
-    """Ten labels, then a digit whose lower half is hidden under each; what was drawn comes back.
+    noise: float = 0.2,
+) -> tuple[Drawn, Drawn, Tensor]:
+    """Ten labels, then a digit whose lower half is hidden under each.
 
     Args:
         model: of images.
@@ -111,20 +138,27 @@ def figure(
         samples: of each label.
         particles: of each label's system, at least `samples`.
         steps: of each chain.
+        noise: standard deviation of what is seen of it, model units.
+
+    Returns:
+        What was drawn of the labels alone and of that half, and what was read off without a label.
     """
     known = torch.zeros(digit.shape, dtype=torch.bool)
     known[..., : digit.shape[2] // 2, :] = True
     nothing = Observation.nothing(model.process, model.event, 1)
-    seen = Observation.of_reals(model.space.to_model(digit), known)
+    drawn = counter_noise(0, torch.zeros(1, dtype=torch.int64), 0, Stream.DATA)
+    y = model.space.to_model(digit) + noise * drawn.normal(model.event)
+    seen = Observation.of_reals(y, known, noise)
     free, half = (
         by_label(model, reader, what, samples, particles=particles, steps=steps)
         for what in (nothing, seen)
     )
+    off = read_off(model, reader, seen, samples, particles=particles, steps=steps)
     figure = Figure(figsize=(9.0, 5.6))
     axes = figure.subplots(1, 3, width_ratios=(8, 2, 8))
     panels = (
         ("asked for", free.samples.flatten(0, 1), samples),
-        ("seen", torch.where(known, digit, 128.0), 1),
+        ("seen", torch.where(known, model.space.to_data(y), 128.0), 1),
         ("that half, if it is", half.samples.flatten(0, 1), samples),
     )
     for axis, (title, rows, columns) in zip(axes, panels, strict=True):
@@ -134,13 +168,13 @@ def figure(
     side = digit.shape[2] + 2
     places = [side * (i + 0.5) for i in range(len(reader.labels))]
     axes[0].set_yticks(places, reader.labels)
-    shares = zip(reader.labels, half.probabilities.tolist(), strict=True)
+    shares = zip(reader.labels, off.tolist(), strict=True)
     axes[2].set_yticks(places, [f"{name}: {share:.3f}" for name, share in shares], fontsize=8)
     figure.tight_layout(pad=0.4)
     FigureCanvasAgg(figure)
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=150, metadata={"Software": None})
-    return free, half
+    return free, half, off
 
 
 def make(models: Path, folder: Path, number: int = 9) -> list[Path]:
@@ -153,11 +187,12 @@ def make(models: Path, folder: Path, number: int = 9) -> list[Path]:
     config = FitConfig.model_validate(metadata.training.config)
     digit = data.load(config.data).test[number : number + 1]
     path = folder / "labels.png"
-    free, half = figure(model, reader, digit, path)
+    free, half, off = figure(model, reader, digit, path)
     print(f"read as asked: {_words(free.read)}; with half of it seen: {_words(half.read)}")
     print(f"log evidence: {_words(free.log_evidence)}; {_words(half.log_evidence)}")
     print(f"effective sample size: {_words(free.ess)}; {_words(half.ess)}")
-    print(f"p(label | half seen): {_words(half.probabilities)}")
+    print(f"p(label | half seen), by evidence: {_words(half.probabilities)}")
+    print(f"read off without a label: {_words(off)}")
     return [path]
 
 

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import pytest
 import torch
 from PIL import Image
 
@@ -15,7 +16,7 @@ from diffusion.schedule import LogSnrSchedule
 from tests.diffusion.models import gaussian
 from tests.diffusion.test_factors import Components
 from training.data.dataset import eight_bit
-from training.labels import by_label, figure, make
+from training.labels import by_label, figure, make, read_off
 
 
 def test_labels_share_out_what_was_seen() -> None:
@@ -32,6 +33,8 @@ def test_labels_share_out_what_was_seen() -> None:
     assert found.samples.shape == (3, 32, 2)
     assert float((found.probabilities - exact.weights).abs().max()) < 0.1
     assert bool((found.read > 0.8).all())
+    off = read_off(model, reader, seen, 200, particles=4, steps=40)
+    assert float((off - exact.weights).abs().max()) < 0.15
 
 
 def test_the_picture_is_drawn_and_what_was_seen_stays(tmp_path: Path) -> None:
@@ -42,10 +45,13 @@ def test_the_picture_is_drawn_and_what_was_seen_stays(tmp_path: Path) -> None:
     model = DiffusionModel(process.build(), network, space, "v", "lower").eval()
     encoder = Encoder(EncoderConfig(labels=3, channels=(8,)))
     reader = Classifier(process.build(), encoder, space, ("x", "y", "z")).eval()
+    reader.requires_grad_(False)
     digit, path = torch.arange(16.0).view(1, 1, 4, 4), tmp_path / "labels.png"
-    free, half = figure(model, reader, digit, path, samples=2, particles=2, steps=3)
+    few = {"samples": 2, "particles": 2, "steps": 3}
+    free, half, off = figure(model, reader, digit, path, noise=0.0, **few)
     assert free.samples.shape == half.samples.shape == (3, 2, 1, 4, 4)
     assert bool((half.samples[..., :2, :] == digit[:, :, :2]).all())
+    assert float(off.sum()) == pytest.approx(1)
     with Image.open(path) as picture:
         assert picture.size[0] > 500
 

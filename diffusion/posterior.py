@@ -23,11 +23,13 @@ from diffusion.matched import MatchedStart, matched_start
 from diffusion.model import DiffusionModel
 from diffusion.observation import Observation
 from diffusion.operators import Mask
-from diffusion.particles import Cloud, run
+from diffusion.particles import Filter
 from diffusion.plan import DDIM, Ancestral, DPMSolver
 from diffusion.process import BinomialProcess
-from diffusion.repaint import repaint
+from diffusion.product import Constant
+from diffusion.repaint import Repaint, check_repaint
 from diffusion.sampling import sample
+from diffusion.systems import Cloud, Course, walk
 from diffusion.twist import Twist
 
 __all__ = [
@@ -41,9 +43,13 @@ __all__ = [
     "Product",
     "Resample",
     "Twisted",
+    "biased",
+    "course_of",
+    "diagnose",
     "draw",
     "matched_start",
     "settle",
+    "start_of",
 ]
 
 _ELEMENTS = 2**20  # of all the rows that go through the network at once
@@ -91,6 +97,10 @@ class Twisted(_Method):
     particles: int = Field(8, ge=1)
     systems: Literal["independent", "joint"] = "independent"
     twist: Twist = Twist()
+
+    def each(self, samples: int) -> int:
+        """Systems of a datum, for so many samples of it."""
+        return 1 if self.systems == "joint" else samples
 
 
 @final
@@ -160,85 +170,118 @@ def draw(
     """
     settled = settle(model, observation, Auto() if method is None else method)
     sampler = sampler or Ancestral()
-    if isinstance(settled, Twisted):
-        return _twisted(model, observation, samples, seed, settled, _ancestral(sampler, settled))
-    seen = observation.rows(
-        torch.arange(len(observation), device=model.device).repeat_interleave(samples)
-    )
-    start, count = None, len(seen)
-    if isinstance(settled, Resample):
-        plan = _ancestral(sampler, settled).plan(model)
-        x, each = repaint(model, seen, plan, seed=seed, jump=settled.jump, times=settled.times)
-    elif isinstance(settled, Matched):
-        noise = _noise(model, observation)
-        if noise is None:
-            raise ValueError(
-                "a matched start needs the same independent noise on every element (of bits, base "
-                "rate 1/2): use 'twisted'"
-            )
-        start = matched_start(model, _values(observation), noise)
+    course = course_of(model, observation, settled, samples, sampler)
+    if course is not None:
+        return _walked(model, observation, samples, seed, settled, course)
+    count = len(observation) * samples
+    if isinstance(settled, Matched):
+        start = start_of(model, observation)
         at = start.t, start.x_t.repeat_interleave(samples, 0)
         x = sample(model, count, seed=seed, sampler=sampler, start=at)
         each = len(sampler.plan(model, start.t))
     else:
-        x = sample(model, count, seed=seed, sampler=sampler, observation=seen)
-        each = len(sampler.plan(model))
+        datum = torch.arange(len(observation), device=model.device).repeat_interleave(samples)
+        start, each = None, len(sampler.plan(model))
+        x = sample(model, count, seed=seed, sampler=sampler, observation=observation.rows(datum))
     return Posterior(
         x.unflatten(0, (-1, samples)),
         settled,
-        biased=not isinstance(settled, Matched),
+        biased=biased(settled),
         diagnostics=(Diagnostics(),) * len(observation),
         network_evaluations=each * count,
         start=start,
     )
 
 
-def _twisted(
+def course_of(
+    model: DiffusionModel,
+    observation: Observation,
+    method: Product | Resample | Matched | Twisted,
+    samples: int,
+    sampler: Ancestral | DDIM | DPMSolver,
+) -> Course | None:
+    """What systems of particles do for a method; None where plain chains do.
+
+    Args:
+        model: the model.
+        observation: what was seen.
+        method: how; never `auto`, which `settle` settles.
+        samples: of each datum.
+        sampler: the steps.
+
+    Raises:
+        ValueError: a sampler or an observation that the method cannot have, or more samples of a
+            joint system than it has particles.
+    """
+    if isinstance(method, Twisted):
+        plan = _ancestral(sampler, method).plan(model)
+        draws = samples // method.each(samples)
+        return Filter(plan, method.particles, draws, method.twist)
+    if isinstance(method, Resample):
+        check_repaint(observation)
+        return Repaint(_ancestral(sampler, method).plan(model), method.jump, method.times)
+    if isinstance(method, Product) and not isinstance(observation.operator, Mask):
+        return Constant(sampler.plan(model))
+    return None
+
+
+def start_of(model: DiffusionModel, observation: Observation) -> MatchedStart:
+    """Where the plain chains begin that are method `matched`.
+
+    Raises:
+        ValueError: not everything was seen with the same independent noise.
+    """
+    noise = _noise(model, observation)
+    if noise is None:
+        raise ValueError(
+            "a matched start needs the same independent noise on every element (of bits, base "
+            "rate 1/2): use 'twisted'"
+        )
+    return matched_start(model, _values(observation), noise)
+
+
+def biased(method: Product | Resample | Matched | Twisted) -> bool:
+    """Whether a method misses the posterior even of a perfect model with all its steps."""
+    return isinstance(method, Product | Resample) or (
+        isinstance(method, Twisted) and method.particles == 1
+    )
+
+
+def diagnose(
+    method: Product | Resample | Matched | Twisted, cloud: Cloud, count: int, most_steps: int
+) -> tuple[Diagnostics, ...]:
+    """What the systems of each of `count` data say of themselves, of a model of `most_steps`."""
+    if not isinstance(method, Twisted):
+        return (Diagnostics(),) * count
+    each = len(cloud.log_evidence) // count
+    stretches = (slice(i * each, (i + 1) * each) for i in range(count))
+    return tuple(Diagnostics.of(cloud.rows(part), most_steps) for part in stretches)
+
+
+def _walked(
     model: DiffusionModel,
     observation: Observation,
     samples: int,
     seed: int,
-    method: Twisted,
-    sampler: Ancestral,
+    method: Product | Resample | Matched | Twisted,
+    course: Course,
 ) -> Posterior:
-    """`draw` by particles; all systems of a batch are of one kind, exact or iterated."""
-    plan, N, device = sampler.plan(model), len(observation), model.device
-    joint = method.systems == "joint"
-    each, draws = (1, samples) if joint else (samples, 1)
-    system = torch.arange(N * each, device=device)
-    count = observation.known.flatten(1).sum(1)[system // each]
-    kinds = method.twist.exact(count)
-    together = max(1, _ELEMENTS // (method.particles * math.prod(model.event)))
-    places = [
-        place for kind in (kinds, ~kinds) for place in system[kind].split(together) if len(place)
-    ]
-    parts = [
-        run(
-            model,
-            observation.rows(place // each),
-            plan,
-            seed=seed,
-            system=place,
-            particles=method.particles,
-            draws=draws,
-            twist=method.twist,
-        )
-        for place in places
-    ]
-    cloud = Cloud.joined(parts).rows(torch.cat(places).argsort())
-    found = [Diagnostics.of(cloud.rows(part), model.T) for part in _stretches(N, each)]
+    """`draw` by systems of particles, as many at once as memory allows."""
+    N, each = len(observation), samples // course.draws
+    together = max(1, _ELEMENTS // (course.particles * math.prod(model.event)))
+    cloud = Cloud.joined(
+        [
+            walk(model, course, observation.rows(number // each), seed, number)
+            for number in torch.arange(N * each, device=model.device).split(together)
+        ]
+    )
     return Posterior(
         cloud.samples.reshape(N, samples, *model.event),
         method,
-        biased=method.particles == 1,
-        diagnostics=tuple(found),
+        biased=biased(method),
+        diagnostics=diagnose(method, cloud, N, model.T),
         network_evaluations=int(cloud.evaluations.sum()),
     )
-
-
-def _stretches(count: int, length: int) -> list[slice]:
-    """The places of each datum's systems."""
-    return [slice(i * length, (i + 1) * length) for i in range(count)]
 
 
 def _ancestral(sampler: Ancestral | DDIM | DPMSolver, method: _Method) -> Ancestral:

@@ -16,9 +16,9 @@ Lanusse and Louppe 2024 (the covariance by Jacobian products and conjugate gradi
 Girolami, Pidstrigach, Reich, Mosca and Akyildiz 2023 (its formula).
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Literal, Protocol, Self, final
+from typing import Any, Literal, Protocol, Self, final
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field
@@ -79,6 +79,10 @@ class Proposal(Protocol):
     def rows(self, index: Tensor) -> Self:
         """Some of the rows, or one several times; int64 [b]."""
 
+    @classmethod
+    def joined(cls, parts: Sequence[Any]) -> Self:
+        """Proposals of the same kind, their rows in turn."""
+
 
 @final
 @dataclass(frozen=True)
@@ -101,6 +105,15 @@ class Independent:
         """Some of the rows, or one several times; int64 [b]."""
         return type(self)(self.kernel.rows(index), self.proposal.rows(index))
 
+    @classmethod
+    def joined(cls, parts: "Sequence[Independent]") -> Self:
+        """Their rows in turn."""
+        kernel, proposal = parts[0].kernel, parts[0].proposal
+        return cls(
+            type(kernel).joined([part.kernel for part in parts]),
+            type(proposal).joined([part.proposal for part in parts]),
+        )
+
 
 @final
 @dataclass(frozen=True)
@@ -110,10 +123,23 @@ class Look:
     Attributes:
         log_r: log r_t(x_t), nats, float64 [B].
         proposal: of x_s.
+        x_0: what the network takes x_0 to be, [B, *event].
     """
 
     log_r: Tensor
     proposal: Proposal
+    x_0: Tensor
+
+    @classmethod
+    def joined(cls, parts: "Sequence[Look]") -> Self:
+        """Looks of the same kind, their rows in turn."""
+        first = parts[0]
+        if len(parts) == 1:
+            return cls(first.log_r, first.proposal, first.x_0)
+        log_r, x_0 = (
+            torch.cat(column) for column in zip(*((p.log_r, p.x_0) for p in parts), strict=True)
+        )
+        return cls(log_r, type(first.proposal).joined([part.proposal for part in parts]), x_0)
 
 
 @torch.no_grad()
@@ -126,10 +152,11 @@ def last_look(model: DiffusionModel, x_t: Tensor, t: Tensor, observation: Observ
         t: int64 [B], or [1] for all rows.
         observation: what was seen, [B, *seen].
     """
-    kernel = model.predict(x_t, t).kernel(torch.zeros_like(t))
+    prediction = model.predict(x_t, t)
+    kernel = prediction.kernel(torch.zeros_like(t))
     found, log_z = observation.multiply(kernel)
     proposal = found if isinstance(found, Conditioned) else Independent(kernel, found)
-    return Look(log_z, proposal)
+    return Look(log_z, proposal, prediction.x_0)
 
 
 @torch.no_grad()
@@ -175,8 +202,7 @@ def look(
     to_x_0, _, _ = model.process.posterior_coefficients(t, s)
     gain = to_x_0.reshape(-1, *[1] * (x_t.ndim - 1))
     x_0 = prediction.x_0.detach()
-    count = observation.known.flatten(1).sum(1)
-    if bool(twist.exact(count).all()):
+    if bool(twist.exact(observation.count).all()):
         return _exact(x_0, kernel, gain, spread, observation)
     return _iterated(x_0, kernel, gain, spread, own.double(), observation, twist)
 
@@ -196,7 +222,7 @@ def _exact(
     own = (axes * values.clamp_min(0)[:, None]) @ axes.mT
     slope = gain.flatten(1)[:, None] * seen / kernel.var.expand_as(x_0).double().flatten(1)[:, None]
     proposal = Conditioned.on(kernel, slope, off, own + torch.diag_embed(noise), _MOST)
-    return Look(proposal.log_z, proposal)
+    return Look(proposal.log_z, proposal, x_0)
 
 
 def _iterated(
@@ -236,7 +262,7 @@ def _iterated(
         # What is seen of an element narrows its step; with other operators the weights see to it.
         narrow = torch.where(known, gain.square() * own.square() / diagonal, 0.0) / var.double()
         var = (var.double() * (1 - narrow.clamp(max=_MOST))).to(x_0.dtype)
-    return Look(log_r, Independent(kernel, Normal(mean, var)))
+    return Look(log_r, Independent(kernel, Normal(mean, var)), x_0)
 
 
 def _conjugate_gradients(
@@ -272,7 +298,7 @@ def _look_at_bits(
     assert isinstance(given, Bernoulli)
     mixed = prediction.process.mix(given.logits, x_t, t, s)
     proposal = Bernoulli(torch.where(observation.known, mixed.logits, kernel.logits))
-    return Look(log_r, Independent(kernel, proposal))
+    return Look(log_r, Independent(kernel, proposal), prediction.x_0)
 
 
 def _own_variance(prediction: GaussianPrediction) -> Tensor:

@@ -10,7 +10,6 @@ from diffusion.diagnostics import Diagnostics
 from diffusion.networks import BitPatterns, GaussianMixture
 from diffusion.observation import Observation
 from diffusion.operators import AveragePooling
-from diffusion.particles import Cloud
 from diffusion.plan import DDIM, Ancestral
 from diffusion.posterior import (
     Auto,
@@ -22,6 +21,7 @@ from diffusion.posterior import (
     draw,
     settle,
 )
+from diffusion.systems import Cloud
 from diffusion.twist import Twist
 from tests.diffusion.models import binomial, gaussian
 

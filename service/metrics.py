@@ -106,11 +106,11 @@ class Metrics:
         self.rows_running.set(running)
         self.rows_waiting.set(waiting)
 
-    def tick(self, model: str, rows: int, batch_size: int, length: int = 1) -> None:
-        """Count a tick of so many rows, by so many steps."""
+    def tick(self, model: str, evaluations: int, fill: float) -> None:
+        """Count a tick: its network evaluations, and its rows over the batch size."""
         self.ticks.labels(model).inc()
-        self.network_evaluations.labels(model).inc(rows * length)
-        self.batch_fill.observe(rows / batch_size)
+        self.network_evaluations.labels(model).inc(evaluations)
+        self.batch_fill.observe(fill)
 
     def pad(self, model: str, rows: int) -> None:
         """Count rows that were added to a tick and asked for by nobody."""

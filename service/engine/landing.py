@@ -6,7 +6,7 @@ from typing import final
 
 from torch import Tensor
 
-from service.engine.lanes import Entry
+from service.engine.ticks import Entry
 
 
 @final

@@ -283,8 +283,9 @@ class Engine:
         self._scheduler.retire(tick, seconds)
         self._intake.settle(tick.queue, tick.evaluations)
         self._intake.measure(tick.queue, tick.evaluations, seconds, tick.length)
-        model = tick.queue.model
-        self._metrics.tick(model, tick.evaluations, tick.rows / runner.batch)
+        model, systems = tick.queue
+        fill = min(1.0, tick.rows / runner.batch)
+        self._metrics.tick(model, tick.evaluations, fill, systems=systems)
         self._metrics.pad(model, max(0, runner.fill - len(tick)) * tick.length)
         for record in self._live(tick.shares):
             record.ticket.done += tick.shares[record.key]

@@ -11,15 +11,15 @@ model and the number of its steps.
 
 import math
 from dataclasses import dataclass
-from typing import Annotated, Literal, final
+from typing import final
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
 from diffusion.diagnostics import Diagnostics
 from diffusion.distributions import Bernoulli, Normal
 from diffusion.matched import MatchedStart, matched_start
+from diffusion.methods import Auto, Matched, Method, Product, Resample, Settled, Twisted
 from diffusion.model import DiffusionModel
 from diffusion.observation import Observation
 from diffusion.operators import Mask
@@ -30,7 +30,6 @@ from diffusion.product import Constant
 from diffusion.repaint import Repaint, check_repaint
 from diffusion.sampling import sample
 from diffusion.systems import Cloud, Course, walk
-from diffusion.twist import Twist
 
 __all__ = [
     "Auto",
@@ -42,6 +41,7 @@ __all__ = [
     "Posterior",
     "Product",
     "Resample",
+    "Settled",
     "Twisted",
     "biased",
     "course_of",
@@ -53,66 +53,6 @@ __all__ = [
 ]
 
 _ELEMENTS = 2**20  # of all the rows that go through the network at once
-
-
-class _Method(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-@final
-class Product(_Method):
-    """The 2015 paper's (Section 2.5): r_t = r for every t, one row a sample, no weights."""
-
-    name: Literal["product"] = "product"
-
-
-@final
-class Resample(_Method):
-    """RePaint: `jump` steps back, each stretch made `times` times."""
-
-    name: Literal["resample"] = "resample"
-    jump: int = Field(10, ge=1)
-    times: int = Field(10, ge=1)
-
-
-@final
-class Matched(_Method):
-    """The plain chain from the step whose noise is the observation's."""
-
-    name: Literal["matched"] = "matched"
-
-
-@final
-class Twisted(_Method):
-    """Particles that follow a twist.
-
-    Attributes:
-        particles: of a system.
-        systems: "independent", one for each sample; or "joint", one of all samples of a datum,
-            which is cheaper, and whose samples share ancestors.
-        twist: which r_t.
-    """
-
-    name: Literal["twisted"] = "twisted"
-    particles: int = Field(8, ge=1)
-    systems: Literal["independent", "joint"] = "independent"
-    twist: Twist = Twist()
-
-    def each(self, samples: int) -> int:
-        """Systems of a datum, for so many samples of it."""
-        return 1 if self.systems == "joint" else samples
-
-
-@final
-class Auto(_Method):
-    """The matched start where everything was seen with the same independent noise, else twisted."""
-
-    name: Literal["auto"] = "auto"
-    twisted: Twisted = Twisted()
-
-
-#: A method's configuration, told apart by `name`.
-Method = Annotated[Product | Resample | Matched | Twisted | Auto, Field(discriminator="name")]
 
 
 @final
@@ -130,16 +70,14 @@ class Posterior:
     """
 
     samples: Tensor
-    method: Product | Resample | Matched | Twisted
+    method: Settled
     biased: bool
     diagnostics: tuple[Diagnostics, ...]
     network_evaluations: int
     start: MatchedStart | None = None
 
 
-def settle(
-    model: DiffusionModel, observation: Observation, method: Method
-) -> Product | Resample | Matched | Twisted:
+def settle(model: DiffusionModel, observation: Observation, method: Method) -> Settled:
     """What `auto` stands for here; any other method is itself."""
     if not isinstance(method, Auto):
         return method
@@ -196,7 +134,7 @@ def draw(
 def course_of(
     model: DiffusionModel,
     observation: Observation,
-    method: Product | Resample | Matched | Twisted,
+    method: Settled,
     samples: int,
     sampler: Ancestral | DDIM | DPMSolver,
 ) -> Course | None:
@@ -240,16 +178,14 @@ def start_of(model: DiffusionModel, observation: Observation) -> MatchedStart:
     return matched_start(model, _values(observation), noise)
 
 
-def biased(method: Product | Resample | Matched | Twisted) -> bool:
+def biased(method: Settled) -> bool:
     """Whether a method misses the posterior even of a perfect model with all its steps."""
     return isinstance(method, Product | Resample) or (
         isinstance(method, Twisted) and method.particles == 1
     )
 
 
-def diagnose(
-    method: Product | Resample | Matched | Twisted, cloud: Cloud, count: int, most_steps: int
-) -> tuple[Diagnostics, ...]:
+def diagnose(method: Settled, cloud: Cloud, count: int, most_steps: int) -> tuple[Diagnostics, ...]:
     """What the systems of each of `count` data say of themselves, of a model of `most_steps`."""
     if not isinstance(method, Twisted):
         return (Diagnostics(),) * count
@@ -263,7 +199,7 @@ def _walked(
     observation: Observation,
     samples: int,
     seed: int,
-    method: Product | Resample | Matched | Twisted,
+    method: Settled,
     course: Course,
 ) -> Posterior:
     """`draw` by systems of particles, as many at once as memory allows."""
@@ -284,11 +220,11 @@ def _walked(
     )
 
 
-def _ancestral(sampler: Ancestral | DDIM | DPMSolver, method: _Method) -> Ancestral:
+def _ancestral(sampler: Ancestral | DDIM | DPMSolver, method: Settled) -> Ancestral:
     """The sampler, if it draws from the model's own kernel."""
     if not isinstance(sampler, Ancestral):
         raise ValueError(
-            f"method '{getattr(method, 'name', '')}' follows the model's own kernel p(x_s | x_t), "
+            f"method '{method.name}' follows the model's own kernel p(x_s | x_t), "
             f"which sampler '{sampler.name}' replaces: use 'ancestral', with fewer steps if need be"
         )
     return sampler

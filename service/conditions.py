@@ -4,107 +4,19 @@ The last two are the first with fewer fields: elements seen as they are, and all
 """
 
 import math
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar
 
-from pydantic import (
-    AfterValidator,
-    BaseModel,
-    BeforeValidator,
-    ConfigDict,
-    Field,
-    GetJsonSchemaHandler,
-    WithJsonSchema,
-)
-from pydantic.json_schema import JsonSchemaValue
-from pydantic_core import CoreSchema
+from pydantic import AfterValidator, ConfigDict, Field, WithJsonSchema
 from torch import Tensor
 from typing_extensions import override
 
+from diffusion.methods import Auto, Resample, Settled
 from diffusion.operators import LinearOperator, Mask, Operator
 from diffusion.plan import Ancestral
-from diffusion.posterior import Auto, Matched, Product, Resample, Twisted
-from diffusion.twist import Twist
+from service.methods import MOST_PARTICLES, AutoMethod, MethodIn, ResampleMethod, TwistedMethod
 from service.schemas import Asked, DataIn, MaskIn
 
 SYSTEM_STEPS = 100  # of chains whose steps are dear, where a request says nothing of them
-
-_MOST_PARTICLES = 1024
-
-
-class _Method(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
-
-
-class TwistedMethod(_Method):
-    """Particles that follow a twist: the posterior as they grow many, and its evidence.
-
-    A step takes 1 + min(numbers seen, `products`) network evaluations a particle, 2 with the
-    `diagonal` covariance, 1 of bits.
-    """
-
-    name: Literal["twisted"]
-    particles: int = Field(8, ge=1, le=_MOST_PARTICLES, description="Of each system.")
-    systems: Literal["independent", "joint"] = Field(
-        "independent",
-        description="One system for each sample; or one for all samples of a datum, which is "
-        "cheaper, and whose samples share ancestors.",
-    )
-    covariance: Literal["full", "diagonal"] = Field(
-        "full", description="Of x_0 given x_t: by products with the network's Jacobian, or less."
-    )
-    products: int = Field(
-        8,
-        ge=1,
-        le=64,
-        description="Most products of a step with `full`; where more numbers were seen, as many "
-        "steps of conjugate gradients.",
-    )
-
-    def settled(self) -> Twisted:
-        """As the library has it."""
-        twist = Twist(covariance=self.covariance, products=self.products)
-        return Twisted(particles=self.particles, systems=self.systems, twist=twist)
-
-
-class AutoMethod(TwistedMethod):
-    """`matched` where it holds, else `twisted` with these fields."""
-
-    name: Literal["auto"]  # type: ignore[assignment]
-
-
-class ResampleMethod(_Method):
-    """RePaint's jumps, for comparison: `jump` steps back, each stretch made `times` times; biased.
-
-    About `steps` * `times` network evaluations a sample.
-    """
-
-    name: Literal["resample"]
-    jump: int = Field(10, ge=1, le=1000)
-    times: int = Field(10, ge=1, le=100)
-
-
-class _ByName:
-    """In the document: a method's fields, or its name alone."""
-
-    def __get_pydantic_json_schema__(
-        self, schema: CoreSchema, handler: GetJsonSchemaHandler
-    ) -> JsonSchemaValue:
-        names = ["auto", "twisted", "matched", "product", "resample"]
-        return {"anyOf": [{"type": "string", "enum": names}, handler(schema)]}
-
-
-def _named(value: object) -> object:
-    return {"name": value} if isinstance(value, str) else value
-
-
-MethodIn = Annotated[
-    Annotated[
-        AutoMethod | TwistedMethod | Matched | Product | ResampleMethod,
-        Field(discriminator="name"),
-    ],
-    BeforeValidator(_named),
-    _ByName(),
-]
 
 
 def _is_noise(value: object) -> object:
@@ -167,7 +79,7 @@ class Conditions(Asked):
         "noise. `product`, the 2015 paper's kernels times r, and `resample`, RePaint: biased.",
     )
     particles: int | None = Field(
-        None, ge=1, le=_MOST_PARTICLES, description="Of each system; short for the method's field."
+        None, ge=1, le=MOST_PARTICLES, description="Of each system; short for the method's field."
     )
     sampler: Ancestral = Field(
         Ancestral(),
@@ -187,7 +99,7 @@ class Conditions(Asked):
         return Mask()
 
     @property
-    def wanted(self) -> Auto | Twisted | Matched | Product | Resample:
+    def wanted(self) -> Auto | Settled:
         """The method as the library has it.
 
         Raises:

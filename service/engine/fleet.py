@@ -114,7 +114,9 @@ class Fleet:
         runner.exact = exact(runner)
         # A CPU sums in the same order every time; an accelerator's backward passes need not.
         steady = settings.deterministic and model.device.type == "cpu"
-        systems = SystemRunner(runner.calls.model, room.batch, exact=steady)
+        systems = SystemRunner(
+            runner.calls.model, room.batch, exact=steady, compiled=settings.compile
+        )
         rehearse_systems(systems)
         begun = time.monotonic()
         evaluations = rehearse_systems(systems)

@@ -11,6 +11,7 @@ where a covariance has been worked out or particles may have to be resampled.
 """
 
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import final
 
 import torch
@@ -33,6 +34,8 @@ class SystemRunner:
         model: the model, on its device, as it is: weights need every bit.
         rows: most rows that go through the network at once.
         exact: whether the device gives the same numbers every time.
+        compiled: whether the network went through torch.compile, which keeps no graph to go back
+            through more than once: then it is called as it was written.
 
     Attributes:
         batch: most rows that go through the network at once now.
@@ -43,11 +46,14 @@ class SystemRunner:
 
     fill = 0
 
-    def __init__(self, model: DiffusionModel, rows: int, *, exact: bool = False) -> None:
+    def __init__(
+        self, model: DiffusionModel, rows: int, *, exact: bool = False, compiled: bool = False
+    ) -> None:
         self.model, self.batch, self.exact = model, rows, exact
         self._jobs: dict[int, SystemJob] = {}
         self._waves: dict[int, Systems] = {}
         self._found: dict[int, list[Cloud]] = {}
+        self._compiled = compiled
         self.fence, self._departures = Fence(model.device), Departures(model.device)
 
     def open(self, key: int, job: Job) -> None:
@@ -72,7 +78,7 @@ class SystemRunner:
         begun = self.fence.begin()
         (key, row, _, unit), job = chains[0], self._jobs[chains[0].key]
         # Gradients go through what is made here, which inference tensors do not allow.
-        with torch.inference_mode(False), torch.no_grad():
+        with torch.inference_mode(False), torch.no_grad(), self._as_written():
             systems = self._waves[key] if unit else self._begin(job, row, len(chains))
             for i in range(unit, unit + length):
                 systems = job.course.step(self.model, systems, i, self.batch)
@@ -83,6 +89,9 @@ class SystemRunner:
         """At most so many rows go through the network at once, from now on."""
         # Another number of rows is other bits, also for who comes when it is the old one again.
         self.batch, self.exact = rows, False
+
+    def _as_written(self) -> AbstractContextManager[object]:
+        return torch.compiler.set_stance("force_eager") if self._compiled else nullcontext()
 
     def _begin(self, job: SystemJob, first: int, count: int) -> Systems:
         """So many systems of a job at x_T."""

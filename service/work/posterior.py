@@ -18,8 +18,8 @@ from diffusion.plan import Ancestral
 from diffusion.posterior import (
     Matched,
     MatchedStart,
-    Product,
     Resample,
+    Settled,
     Twisted,
     biased,
     course_of,
@@ -40,8 +40,6 @@ from service.settings import Settings
 from service.sheets import Strip
 from service.work.base import Work, check_rows, make_plan, settle_seed, stated
 from service.work.seen import Seen, read_seen
-
-Settled = Product | Resample | Matched | Twisted
 
 
 @final

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 from torch.testing import assert_close
 
+from diffusion.look import Independent, Look
 from diffusion.model import DiffusionModel
 from diffusion.networks import BitPatterns, GaussianMixture
 from diffusion.noise import counter_noise
@@ -16,7 +17,7 @@ from diffusion.particles import Filter, effective, log_mean, systematic
 from diffusion.plan import Ancestral
 from diffusion.sampling import sample
 from diffusion.systems import Cloud, walk
-from diffusion.twist import Independent, Look, Twist
+from diffusion.twist import Twist
 from tests.diffusion.models import binomial, gaussian
 
 

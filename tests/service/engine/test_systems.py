@@ -6,19 +6,25 @@ from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 from torch.testing import assert_close
 
 from diffusion.model import DiffusionModel
+from diffusion.networks import MLPConfig, build
 from diffusion.observation import Observation
 from diffusion.operators import Dense
 from diffusion.particles import Filter
 from diffusion.plan import Ancestral
+from diffusion.process import GaussianConfig
 from diffusion.product import Constant
 from diffusion.repaint import Repaint
 from diffusion.sampling import sample
+from diffusion.space import DataSpace
 from diffusion.systems import Cloud, Course, walk
 from diffusion.twist import Twist
 from service.engine import Engine, SystemJob, SystemResult, Ticket
+from service.engine.systems import SystemRunner
+from service.engine.ticks import Entry
 from service.metrics import Metrics
 from service.problems import InternalError, NumericalFailure, OutOfMemory
 from tests.service.engine.jobs import chains, terms
@@ -56,9 +62,12 @@ def job(model: DiffusionModel, course: str, seen: str, each: int = 3, seed: int 
 
 def offline(model: DiffusionModel, asked: SystemJob) -> Cloud:
     number = torch.arange(asked.rows)
-    return walk(
-        model, asked.course, asked.observation.rows(number // asked.each), asked.seed, number
-    )
+    seen = asked.observation.rows(number // asked.each)
+    return walk(model, asked.course, seen, asked.seed, number)
+
+
+def broken(*_: Tensor) -> Tensor:
+    raise RuntimeError("a broken kernel")
 
 
 def assert_offline(model: DiffusionModel, asked: SystemJob, found: SystemResult) -> None:
@@ -145,8 +154,8 @@ def test_where_memory_ends_fewer_rows_go_at_once(
     mischief.most_rows = most
     result = ticket.result(120)
     mischief.most_rows = None
-    assert_offline(faulty, asked, result)
     assert max(mischief.sizes[-20:]) <= most
+    assert_offline(faulty, asked, result)
     assert_close(engine.submit(chains(faulty, 3)).result(120).samples, sample(faulty, 3, seed=7))
 
 
@@ -178,8 +187,8 @@ def test_a_fault_ends_the_job_that_has_it_and_no_other(
 ) -> None:
     engine = make_engine(g=faulty)
     good = job(faulty, "mixed", "noisy")
-    # The product's start lies where the mark is: beside it r is far away, and it is seen exactly.
-    far = Observation.of_linear(Dense(rows=((1.0, 0.0),)), torch.tensor([[1000.0]]), (2,))
+    # Seen exactly, x_T is there already: where the network answers to it.
+    far = Observation.of_reals(torch.tensor([[1000.0, 0.0]]), torch.tensor([[True, False]]))
     bad = SystemJob.of("g", faulty, 1, course_by("product", faulty), far, 2)
     mischief.on_marked = fault
     tickets = [engine.submit(each) for each in (good, bad, good)]
@@ -228,6 +237,23 @@ def test_a_look_shows_the_first_particles_of_each_system(
         assert torch.equal(x_0[ended], expected[: len(x_0)][ended])
         assert bool(x_0.isfinite().all())
         assert look.done <= ticket.cost
+
+
+def test_a_compiled_network_is_called_as_it_was_written() -> None:
+    """What is compiled keeps no graph to go back through twice."""
+    space = DataSpace(kind="vector", shape=(2,))
+    network = build(MLPConfig(features=2, outputs=1, width=8, depth=1))
+    parts = network, space, "x_0", "upper"
+    model = DiffusionModel(GaussianConfig(T=9).build(), *parts).eval()  # type: ignore[arg-type]
+    asked = job(model, "mixed", "noisy")
+    runner = SystemRunner(model, 32, compiled=True)
+    expected = offline(model, asked)
+    network.compile(backend="aot_eager", dynamic=True)
+    runner.open(0, asked)
+    entries = [Entry(0, row, 0, 0) for row in range(asked.rows)]
+    runner.run(entries, [], asked.units)
+    runner.receive(runner.collect(entries, entries, asked.units))
+    assert_close(runner.result(0, 0.0, 0.0).cloud.samples, expected.samples, rtol=1e-4, atol=1e-4)
 
 
 def test_parts_that_do_not_fit_are_refused(gaussian: DiffusionModel) -> None:

@@ -1,4 +1,4 @@
-"""Posteriors over HTTP: the offline answers, exact ones, and whatever can be said of what was seen."""
+"""Posteriors over HTTP: the offline answers, exact ones, and what is said of what was seen."""
 
 import asyncio
 import json

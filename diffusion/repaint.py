@@ -136,8 +136,8 @@ def _of_reals(
     change = torch.where(left >= 0, wanted - operator.forward(x), 0.0)
     if isinstance(operator, Mask):
         return torch.where(observation.known & (left >= 0), wanted, x)
-    inverse: Tensor = torch.linalg.pinv(operator.matrix(model.event, x.device))
-    moved: Tensor = (change.double().flatten(1) @ inverse.mT).reshape(x.shape)
+    inverse = operator.inverse(model.event, x.device)
+    moved = (change.double().flatten(1) @ inverse.mT).reshape(x.shape)
     return x + moved.to(x.dtype)
 
 

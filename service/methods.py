@@ -1,4 +1,4 @@
-"""Methods as they are asked for: `diffusion.methods` in one piece, and by name where that is all."""
+"""Methods as they are asked for: those of `diffusion.methods`, or their name alone."""
 
 from typing import Annotated, Literal
 

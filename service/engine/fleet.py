@@ -15,7 +15,7 @@ from service.engine.faults import describe, fatal, out_of_memory
 from service.engine.fixed import graph_recorder
 from service.engine.intake import Intake
 from service.engine.rehearsal import exact, rehearse, rehearse_systems
-from service.engine.room import FIXED, Room, survey
+from service.engine.room import FIXED, survey
 from service.engine.runner import Runner
 from service.engine.scheduler import Scheduler
 from service.engine.systems import SystemRunner
@@ -112,33 +112,40 @@ class Fleet:
         rehearse(runner, room.batch)
         seconds = time.monotonic() - begun
         runner.exact = exact(runner)
+        systems, evaluations, taken = self._try_systems(runner.calls.model, room.batch)
+        self._enter(Queue(name), runner, room.slots, room.batch, seconds)
+        self._enter(Queue(name, systems=True), systems, room.slots, evaluations, taken)
+        _log.info("model %s: %d rows a tick, %d held", name, room.batch, room.slots)
+
+    def _try_systems(self, model: DiffusionModel, rows: int) -> tuple[SystemRunner, int, float]:
+        """A runner of as many rows as memory holds in a backward pass; what it did in how long."""
+        settings = self._settings
         # A CPU sums in the same order every time; an accelerator's backward passes need not.
-        steady = settings.deterministic and model.device.type == "cpu"
-        systems = SystemRunner(
-            runner.calls.model, room.batch, exact=steady, compiled=settings.compile
-        )
-        rehearse_systems(systems)
-        begun = time.monotonic()
-        evaluations = rehearse_systems(systems)
-        taken = time.monotonic() - begun
-        self._enter(Queue(name), runner, room, room.batch, seconds)
-        self._enter(Queue(name, systems=True), systems, room, evaluations, taken)
+        exact = settings.deterministic and model.device.type == "cpu"
+        while True:
+            runner = SystemRunner(model, rows, exact=exact, compiled=settings.compile)
+            try:
+                rehearse_systems(runner)
+                begun = time.monotonic()
+                return runner, rehearse_systems(runner), time.monotonic() - begun
+            except Exception as error:
+                if rows == 1 or not out_of_memory(error):
+                    raise
+            rows //= 2
 
     def _enter(
         self,
         queue: Queue,
         runner: Runner | SystemRunner,
-        room: Room,
+        slots: int,
         evaluations: int,
         seconds: float,
     ) -> None:
         """Its rehearsal went well, so many evaluations in so many seconds: jobs may come."""
-        self._runners[queue], self._allowances[queue] = runner, Allowance(room.batch)
-        self._scheduler.serve(queue, room.batch, room.slots, seconds)
-        self._intake.limit(queue, room.batch)
+        self._runners[queue], self._allowances[queue] = runner, Allowance(runner.batch)
+        self._scheduler.serve(queue, runner.batch, slots, seconds)
+        self._intake.limit(queue, runner.batch)
         self._intake.measure(queue, evaluations, seconds)
-        if not queue.systems:
-            _log.info("model %s: %d rows a tick, %d held", queue.model, room.batch, room.slots)
 
     def _allow(self, queue: Queue) -> None:
         """Tell whom it concerns how many rows a tick may have now."""

@@ -14,6 +14,7 @@ from torch import Tensor
 from typing_extensions import override
 
 from diffusion.diagnostics import Diagnostics as Told
+from diffusion.observation import Observation
 from diffusion.plan import Ancestral
 from diffusion.posterior import (
     Matched,
@@ -35,11 +36,13 @@ from service.engine.jobs import ChainJob, SystemJob
 from service.engine.limits import check_cost
 from service.engine.results import ChainResult, SystemResult
 from service.models import Served
-from service.problems import InvalidRequest
+from service.problems import InvalidRequest, TooExpensive
 from service.settings import Settings
 from service.sheets import Strip
 from service.work.base import Work, check_rows, make_plan, settle_seed, stated
 from service.work.seen import Seen, read_seen
+
+_MOST_AXES = 2**26  # numbers of the covariances of what was seen with each particle
 
 
 @final
@@ -83,6 +86,7 @@ class PosteriorWork(Work[ChainResult | SystemResult]):
         if course is not None:
             systems = each // course.draws
             check_cost(count * systems * course.particles * len(course), settings)
+            _check_axes(method, observation, model.space.dims)
             job: ChainJob | SystemJob = SystemJob.of(
                 served.name, model, seed, course, observation, systems
             )
@@ -215,6 +219,22 @@ class PosteriorWork(Work[ChainResult | SystemResult]):
                     fix="Check the units and which elements are known, or allow for noise "
                     "(noise_std, or flip_probability).",
                 )
+
+
+def _check_axes(method: Settled, observation: Observation, dims: int) -> None:
+    """Raise TooExpensive where the covariances of one system's particles take too much memory."""
+    if not isinstance(method, Twisted):
+        return
+    exact = method.twist.exact(observation.count)
+    most = int(observation.count[exact].max()) if bool(exact.any()) else 0
+    if method.particles * most * dims > _MOST_AXES:
+        raise TooExpensive(
+            "The covariances of a system's particles take more memory than one request may.",
+            location="method",
+            received=f"{method.particles} particles by {most} numbers seen by {dims} elements",
+            expected=f"at most {_MOST_AXES}",
+            fix="Ask for fewer particles or products, or the diagonal covariance.",
+        )
 
 
 def _sampler(asked: Ancestral, method: Settled, T: int) -> Ancestral:

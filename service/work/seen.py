@@ -203,13 +203,14 @@ def _known(request: Conditions, seen: DataSpace, events: Events) -> Tensor:
 
 def _check_range(found: Seen, space: DataSpace) -> None:
     """Raise InvalidRequest where no data are seen so, of numbers that were seen exactly."""
-    if space.levels is None or bool((found.noise > 0).any()):
+    if space.levels is None:
         return
+    exact = (found.noise == 0).expand_as(found.values).flatten(1)
     matrix = found.operator.matrix(space.shape, found.values.device)
     high = matrix.clamp_min(0).sum(1) * (space.levels - 1)
     low = matrix.clamp_max(0).sum(1) * (space.levels - 1)
     y, slack = found.values.flatten(1).double(), 1e-4 * (high - low)
-    wrong = ((y < low - slack) | (y > high + slack)).nonzero()
+    wrong = (exact & ((y < low - slack) | (y > high + slack))).nonzero()
     if len(wrong):
         datum, place = wrong[0].tolist()
         raise InvalidRequest(

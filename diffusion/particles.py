@@ -20,11 +20,11 @@ import torch
 from torch import Tensor
 from typing_extensions import override
 
-from diffusion.look import Look
 from diffusion.model import DiffusionModel
 from diffusion.noise import Stream, counter_noise
 from diffusion.observation import Observation
 from diffusion.plan import Plan
+from diffusion.proposal import Look
 from diffusion.systems import Course, Systems
 from diffusion.twist import Twist, last_look, look
 

@@ -25,17 +25,20 @@ from torch import Tensor
 
 from diffusion.conditioned import Conditioned
 from diffusion.distributions import LOG_2PI, Bernoulli, Normal
-from diffusion.look import Independent, Look
 from diffusion.model import DiffusionModel
 from diffusion.observation import Observation
 from diffusion.operators import Mask
 from diffusion.prediction import BinomialPrediction, GaussianPrediction
 from diffusion.process import BinomialProcess, GaussianProcess, per_row
+from diffusion.proposal import Independent, Look
 
 #: V_t is at least so much of 1 - alpha_bar: a network's Jacobian is no perfect covariance.
 _FLOOR = 1e-5
 #: A step fixes at most so much of what is seen, for r_s is an estimate: weights stay bounded.
 _MOST = 0.95
+
+
+Covariance = Literal["full", "diagonal"]
 
 
 class Twist(BaseModel):
@@ -50,7 +53,7 @@ class Twist(BaseModel):
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
-    covariance: Literal["full", "diagonal"] = "full"
+    covariance: Covariance = "full"
     products: int = Field(8, ge=1, le=256)
 
     def exact(self, count: Tensor) -> Tensor:

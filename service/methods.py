@@ -7,7 +7,7 @@ from pydantic.json_schema import JsonSchemaValue
 from pydantic_core import CoreSchema
 
 from diffusion.methods import Matched, Product, Twisted
-from diffusion.twist import Twist
+from diffusion.twist import Covariance, Twist
 
 MOST_PARTICLES = 1024
 
@@ -30,8 +30,9 @@ class TwistedMethod(_Method):
         description="One system for each sample; or one for all samples of a datum, which is "
         "cheaper, and whose samples share ancestors.",
     )
-    covariance: Literal["full", "diagonal"] = Field(
-        "full", description="Of x_0 given x_t: by products with the network's Jacobian, or less."
+    covariance: Covariance = Field(
+        Twist().covariance,
+        description="Of x_0 given x_t: `full` by products with the network's Jacobian, or less.",
     )
     products: int = Field(
         8,

@@ -7,7 +7,6 @@ import torch
 from torch import Tensor
 from torch.testing import assert_close
 
-from diffusion.look import Independent, Look
 from diffusion.model import DiffusionModel
 from diffusion.networks import BitPatterns, GaussianMixture
 from diffusion.noise import counter_noise
@@ -15,6 +14,7 @@ from diffusion.observation import Observation
 from diffusion.operators import Dense
 from diffusion.particles import Filter, effective, log_mean, systematic
 from diffusion.plan import Ancestral
+from diffusion.proposal import Independent, Look
 from diffusion.sampling import sample
 from diffusion.systems import Cloud, walk
 from diffusion.twist import Twist

@@ -1,4 +1,4 @@
-"""Looks: what a twist says of rows at x_t, and the proposals q(x_s | x_t, y) that go with it."""
+"""Proposals of a particle's next step, beside the kernel that they replace."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass

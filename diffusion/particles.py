@@ -120,8 +120,9 @@ class Filter(Course):
         x = proposal.sample(counter_noise(systems.seed, row.flatten(), t.expand(len(rows))))
         if not last:
             # Where r_t was 0 nothing weighs anything, and what has been paid does not matter.
-            paid = torch.where(torch.isneginf(here.log_r), 0.0, here.log_r)[rows]
-            log_w = log_w - (paid + proposal.log_ratio(x)).reshape(S, P)
+            paid = here.log_r[rows] + proposal.log_ratio(x)
+            paid = torch.where(torch.isneginf(here.log_r[rows]), 0.0, paid)
+            log_w = log_w - paid.reshape(S, P)
         return replace(
             systems,
             x=x.unflatten(0, (S, -1)),

@@ -270,6 +270,19 @@ def test_the_impossible_has_no_evidence_and_no_nan(line: GaussianMixture) -> Non
     assert bool(found.samples.isfinite().all())
 
 
+def test_bits_of_no_probability_have_no_evidence_and_no_nan(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The second is a zero in all patterns, of a network that does not keep its logits finite."""
+    monkeypatch.setattr("diffusion.networks.bit_patterns._LOGIT_LIMIT", math.inf)
+    patterns = torch.tensor([[1.0, 0, 0], [0, 0, 1]])
+    model = binomial(BitPatterns.from_values(torch.tensor([0.5, 0.5]), patterns))
+    seen = Observation.of_bits(torch.tensor([[1.0, 1, 0]]), torch.ones(1, 3, dtype=torch.bool))
+    found = cloud(model, seen, 3, 4, 5)
+    assert found.log_evidence.tolist() == [-math.inf] * 3
+    assert bool(found.samples.isfinite().all())
+
+
 def test_more_draws_than_particles_are_refused(line: GaussianMixture) -> None:
     with pytest.raises(ValueError, match="4 particles hold 4 samples at most, came 5"):
         cloud(gaussian(line), Observation.of_reals(Y, KNOWN), 1, 4, 5, draws=5)

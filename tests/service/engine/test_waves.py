@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from service.engine.forecast import Load, Turns
 from service.engine.scheduler import Scheduler
 from service.engine.ticks import Entry, Queue, Work
 from tests.service.engine.ticks import chain, data, scheduler_of
@@ -183,3 +184,31 @@ def test_removed_while_its_tick_runs() -> None:
     assert turns.remove(0) == 4 * 2 * 10 - tick.evaluations
     turns.retire(tick)
     assert turns.next() is None
+
+
+@settings(max_examples=40)
+@given(works=WORKS, own=WORKS, batch=st.integers(1, 9))
+def test_the_forecast_is_when_a_job_is_done_to_within_everybodys_tick(
+    works: list[tuple[int, int, int, int]], own: list[tuple[int, int, int, int]], batch: int
+) -> None:
+    """All there from the start: evaluations until the job's last are those of the forecast."""
+    turns = scheduler(batch, slots=10_000)
+    jobs = [systems(key, *work) for key, work in enumerate([own[0], *works])]
+    for work in jobs:
+        turns.add(work)
+    loads = [
+        Load(w.rows * w.width, w.rows * ((w.units - 1) * w.costs[0] + w.width), False) for w in jobs
+    ]
+    span = Turns(batch).until_done(loads[0], [(load, 1) for load in loads[1:]])
+    made, left, most = 0, loads[0].evaluations, Counter[int]()
+    while left:
+        tick = turns.next()
+        assert tick is not None
+        ((key, cost),) = tick.shares.items()
+        turns.retire(tick, 1.0 * tick.length)
+        made += cost
+        most[key] = max(most[key], cost)
+        left -= cost if key == 0 else 0
+    # Who is one tick behind may have his turn first, or not before the job is done.
+    slack = sum(most.values()) + most[0] * len(jobs)
+    assert abs(made - span.ticks * span.rows) <= slack

@@ -2,6 +2,7 @@
 
 import base64
 from io import BytesIO
+from typing import Any
 
 import numpy as np
 import pytest
@@ -74,9 +75,12 @@ async def test_images_are_previewed_as_pngs(app: FastAPI) -> None:
 SEEN = [0.25, 0.25, -1.5, -1.5]
 
 
-@pytest.mark.usefixtures("hasty")
-@pytest.mark.parametrize("method", ["product", "twisted", "resample"])
-async def test_previews_keep_what_was_seen(app: FastAPI, method: str) -> None:
+METHODS = [{"name": "product"}, {"name": "twisted", "particles": 2}, {"name": "resample"}]
+
+
+@pytest.mark.usefixtures("hasty", "a_step_a_tick")
+@pytest.mark.parametrize("method", METHODS, ids=lambda method: method["name"])
+async def test_previews_keep_what_was_seen(app: FastAPI, method: dict[str, Any]) -> None:
     asked = MIXTURE | {"method": method}
     asked |= {"observed": [[0.25, 9.0], [-1.5, 9.0]], "known": [1, 0], "num_samples": 2}
     asked |= SHORT

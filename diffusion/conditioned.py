@@ -10,11 +10,13 @@ in at most M directions q_k, each with a share rho_k of y's variance that x expl
 so that draws, densities and normalisers cost one eigenvalue problem of M x M.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Self, final
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from diffusion.distributions import LOG_2PI, Normal
 from diffusion.noise import Noise
@@ -75,6 +77,20 @@ class Conditioned:
             part[index] for part in (self.axes, self.rho, self.surprise, self.log_z)
         )
         return type(self)(self.base.rows(index), axes, rho, surprise, log_z)
+
+    @classmethod
+    def joined(cls, parts: "Sequence[Conditioned]") -> Self:
+        """Their rows in turn; who has fewer axes than others gets some that nothing lies along."""
+        most = max(part.rho.shape[1] for part in parts)
+        lacking = [most - part.rho.shape[1] for part in parts]
+        ways = list(zip(parts, lacking, strict=True))
+        return cls(
+            Normal.joined([part.base for part in parts]),
+            torch.cat([F.pad(part.axes, (0, 0, 0, n)) for part, n in ways]),
+            torch.cat([F.pad(part.rho, (0, n)) for part, n in ways]),
+            torch.cat([F.pad(part.surprise, (0, n)) for part, n in ways]),
+            torch.cat([part.log_z for part in parts]),
+        )
 
     def sample(self, noise: Noise) -> Tensor:
         """One draw a row, [B, *event]."""

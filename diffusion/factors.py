@@ -20,8 +20,8 @@ from diffusion.classifier import Classifier, same_process
 from diffusion.distributions import Bernoulli, Normal
 from diffusion.model import DiffusionModel
 from diffusion.process import Process, per_row
+from diffusion.proposal import Left, Look
 from diffusion.tilt import Tilt, join, kernel_of, steer
-from diffusion.twist import Left, Look
 
 
 class Factor(ABC):
@@ -100,13 +100,14 @@ class Label(Factor):
     @override
     def look(self, here: Look, x_t: Tensor, t: Tensor, s: Tensor) -> Look:
         if int(s.max()) == 0:
-            log_r, proposal = self._log_prob(x_t, t, self.y), here.proposal
+            log_r = self._log_prob(x_t, t, self.y)
 
             def owed(x_0: Tensor, index: Tensor) -> Tensor:
                 """log p(y | x_0) / p(y | x_t)."""
                 return self._log_prob(x_0, torch.zeros_like(t), self.y[index]) - log_r[index]
 
-            return Look(here.log_r + log_r, proposal, both(here.left, owed))
+            left = both(here.left, owed)
+            return replace(here, log_r=here.log_r + log_r, left=left)
         with torch.inference_mode(False), torch.enable_grad():
             x = x_t.clone().requires_grad_()
             log_r = self._log_prob(x, t, self.y.clone())
@@ -122,9 +123,8 @@ class Label(Factor):
         # p(x_s | x_t, y) <= p(x_s | x_t) / r_t, so their divergence is at most -log r_t.
         size = (var * slope.square()).flatten(1).sum(1)
         most = (-2 * log_r / size.clamp_min(1e-300)).clamp(max=1.0).sqrt()
-        return Look(
-            here.log_r + log_r, steer(here.proposal, per_row(most, slope) * slope), here.left
-        )
+        steered = steer(here.proposal, per_row(most, slope) * slope)
+        return replace(here, log_r=here.log_r + log_r, proposal=steered)
 
     def _log_prob(self, x_t: Tensor, t: Tensor, y: Tensor) -> Tensor:
         """log p(y | x_t), [B]."""
@@ -189,7 +189,8 @@ class Expert(Factor):
         # What is drawn from is the product of what r_t was, so Z is known before the draw.
         paid = replace(joined, log_z=log_r - here.log_r)
         left = both(here.left, lambda x_0, index: joined.rows(index).owed(x_0))
-        return Look(log_r, paid, left if int(s.max()) == 0 else here.left)
+        ends = int(s.max()) == 0
+        return replace(here, log_r=log_r, proposal=paid, left=left if ends else here.left)
 
 
 def _share(process: Process, t: Tensor) -> Tensor:

@@ -159,7 +159,8 @@ class DiffusionModel(nn.Module):
     def tabulate(self) -> None:
         """Work out `times` for every t, once; until the model is moved or its weights change."""
         self._table = None
-        with torch.no_grad():
+        # Gradients of x_t go through what is looked up here, which inference tensors do not allow.
+        with torch.inference_mode(False), torch.no_grad():
             self._table = self.times(torch.arange(1, self.T + 1, device=self.device))
 
     @override

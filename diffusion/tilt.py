@@ -19,7 +19,7 @@ from diffusion.conditioned import Conditioned
 from diffusion.distributions import LOG_2PI, Bernoulli, Distribution, Normal
 from diffusion.noise import Noise
 from diffusion.process import GaussianProcess, Process, per_row
-from diffusion.twist import Independent, Proposal
+from diffusion.proposal import Independent, Proposal
 
 #: A product is at most so many times as wide as what was multiplied: where a factor grows faster
 #: than a Normal falls there is none, and weights make up for it.

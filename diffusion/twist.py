@@ -17,26 +17,28 @@ Girolami, Pidstrigach, Reich, Mosca and Akyildiz 2023 (its formula).
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Literal, Protocol, Self, final
+from typing import Literal
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
 from diffusion.conditioned import Conditioned
-from diffusion.distributions import LOG_2PI, Bernoulli, Distribution, Normal
+from diffusion.distributions import LOG_2PI, Bernoulli, Normal
 from diffusion.model import DiffusionModel
-from diffusion.noise import Noise
 from diffusion.observation import Observation
 from diffusion.operators import Mask
 from diffusion.prediction import BinomialPrediction, GaussianPrediction
 from diffusion.process import BinomialProcess, GaussianProcess, per_row
+from diffusion.proposal import Independent, Look
 
 #: V_t is at least so much of 1 - alpha_bar: a network's Jacobian is no perfect covariance.
 _FLOOR = 1e-5
 #: A step fixes at most so much of what is seen, for r_s is an estimate: weights stay bounded.
 _MOST = 0.95
+
+
+Covariance = Literal["full", "diagonal"]
 
 
 class Twist(BaseModel):
@@ -51,7 +53,7 @@ class Twist(BaseModel):
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
-    covariance: Literal["full", "diagonal"] = "full"
+    covariance: Covariance = "full"
     products: int = Field(8, ge=1, le=256)
 
     def exact(self, count: Tensor) -> Tensor:
@@ -66,61 +68,6 @@ class Twist(BaseModel):
         return 1 + count.clamp(max=most)
 
 
-class Proposal(Protocol):
-    """q(x_s | x_t, y), B rows, beside the kernel p(x_s | x_t) that it replaces."""
-
-    def sample(self, noise: Noise) -> Tensor:
-        """One draw a row, [B, *event]."""
-
-    def log_ratio(self, x: Tensor) -> Tensor:
-        """log q(x) - log p(x), nats, float64 [B]."""
-
-    def rows(self, index: Tensor) -> Self:
-        """Some of the rows, or one several times; int64 [b]."""
-
-
-@final
-@dataclass(frozen=True)
-class Independent:
-    """A proposal of the kernel's own family, element by element."""
-
-    kernel: Distribution
-    proposal: Distribution
-
-    def sample(self, noise: Noise) -> Tensor:
-        """One draw a row, [B, *event]."""
-        return self.proposal.sample(noise)
-
-    def log_ratio(self, x: Tensor) -> Tensor:
-        """log q(x) - log p(x), nats, float64 [B]."""
-        q, p = (_double(part).log_prob(x.double()) for part in (self.proposal, self.kernel))
-        return q - p
-
-    def rows(self, index: Tensor) -> Self:
-        """Some of the rows, or one several times; int64 [b]."""
-        return type(self)(self.kernel.rows(index), self.proposal.rows(index))
-
-
-#: log of what draws x_0 [b, *event] of rows int64 [b] still weigh, nats, float64 [b].
-Left = Callable[[Tensor, Tensor], Tensor]
-
-
-@final
-@dataclass(frozen=True)
-class Look:
-    """What a twist says of B rows at x_t.
-
-    Attributes:
-        log_r: log r_t(x_t), nats, float64 [B].
-        proposal: of x_s.
-        left: at the last step, log of p(x_0 | x_t) r(x_0) / (q(x_0) r_t(x_t)); None where it is 0.
-    """
-
-    log_r: Tensor
-    proposal: Proposal
-    left: Left | None = None
-
-
 @torch.no_grad()
 def last_look(model: DiffusionModel, x_t: Tensor, t: Tensor, observation: Observation) -> Look:
     """At the last step p(x_0 | x_t) r(x_0) is known in closed form, and r_t = Z~_t.
@@ -131,10 +78,11 @@ def last_look(model: DiffusionModel, x_t: Tensor, t: Tensor, observation: Observ
         t: int64 [B], or [1] for all rows.
         observation: what was seen, [B, *seen].
     """
-    kernel = model.predict(x_t, t).kernel(torch.zeros_like(t))
+    prediction = model.predict(x_t, t)
+    kernel = prediction.kernel(torch.zeros_like(t))
     found, log_z = observation.multiply(kernel)
     proposal = found if isinstance(found, Conditioned) else Independent(kernel, found)
-    return Look(log_z, proposal)
+    return Look(log_z, proposal, prediction.x_0)
 
 
 @torch.no_grad()
@@ -161,9 +109,10 @@ def look(
         return _look_at_bits(model, x_t, t, s, observation)
     assert isinstance(model.process, GaussianProcess)  # there are two
     if not bool(observation.known.any()):
-        kernel = model.predict(x_t, t).kernel(s)
+        prediction = model.predict(x_t, t)
+        kernel = prediction.kernel(s)
         nothing = torch.zeros(len(x_t), dtype=torch.float64, device=x_t.device)
-        return Look(nothing, Independent(kernel, kernel))
+        return Look(nothing, Independent(kernel, kernel), prediction.x_0)
     with torch.inference_mode(False), torch.enable_grad():
         x = x_t.clone().requires_grad_()
         seen = model.predict(x, t, clip=False)
@@ -184,8 +133,7 @@ def look(
     to_x_0, _, _ = model.process.posterior_coefficients(t, s)
     gain = to_x_0.reshape(-1, *[1] * (x_t.ndim - 1))
     x_0 = prediction.x_0.detach()
-    count = observation.known.flatten(1).sum(1)
-    if bool(twist.exact(count).all()):
+    if bool(twist.exact(observation.count).all()):
         return _exact(x_0, kernel, gain, spread, observation)
     return _iterated(x_0, kernel, gain, spread, own.double(), observation, twist)
 
@@ -205,7 +153,7 @@ def _exact(
     own = (axes * values.clamp_min(0)[:, None]) @ axes.mT
     slope = gain.flatten(1)[:, None] * seen / kernel.var.expand_as(x_0).double().flatten(1)[:, None]
     proposal = Conditioned.on(kernel, slope, off, own + torch.diag_embed(noise), _MOST)
-    return Look(proposal.log_z, proposal)
+    return Look(proposal.log_z, proposal, x_0)
 
 
 def _iterated(
@@ -245,7 +193,7 @@ def _iterated(
         # What is seen of an element narrows its step; with other operators the weights see to it.
         narrow = torch.where(known, gain.square() * own.square() / diagonal, 0.0) / var.double()
         var = (var.double() * (1 - narrow.clamp(max=_MOST))).to(x_0.dtype)
-    return Look(log_r, Independent(kernel, Normal(mean, var)))
+    return Look(log_r, Independent(kernel, Normal(mean, var)), x_0)
 
 
 def _conjugate_gradients(
@@ -281,7 +229,7 @@ def _look_at_bits(
     assert isinstance(given, Bernoulli)
     mixed = prediction.process.mix(given.logits, x_t, t, s)
     proposal = Bernoulli(torch.where(observation.known, mixed.logits, kernel.logits))
-    return Look(log_r, Independent(kernel, proposal))
+    return Look(log_r, Independent(kernel, proposal), prediction.x_0)
 
 
 def _own_variance(prediction: GaussianPrediction) -> Tensor:
@@ -295,11 +243,3 @@ def _own_variance(prediction: GaussianPrediction) -> Tensor:
 def _dot(a: Tensor, b: Tensor) -> Tensor:
     """[B]."""
     return (a * b).flatten(1).sum(1)
-
-
-def _double(distribution: Distribution) -> Distribution:
-    """The same in float64: differences of log-densities of many elements cancel."""
-    if isinstance(distribution, Normal):
-        return Normal(distribution.mean.double(), distribution.var.double())
-    assert isinstance(distribution, Bernoulli)  # there are two families
-    return Bernoulli(distribution.logits.double())

@@ -13,9 +13,9 @@ from diffusion.model import DiffusionModel
 from diffusion.networks import BitPatterns, GaussianMixture, Network
 from diffusion.networks.embedding import Clock
 from diffusion.observation import Observation
-from diffusion.particles import Cloud
 from diffusion.plan import Ancestral
 from diffusion.posterior import Auto, Expert, Factor, Label, Product, Twisted, draw
+from diffusion.systems import Cloud
 from diffusion.twist import Twist
 from tests.diffusion.models import binomial, gaussian
 from tests.diffusion.test_particles import check_evidence, cloud, independent_bits

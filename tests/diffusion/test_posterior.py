@@ -10,7 +10,7 @@ from diffusion.diagnostics import Diagnostics
 from diffusion.networks import BitPatterns, GaussianMixture
 from diffusion.observation import Observation
 from diffusion.operators import AveragePooling
-from diffusion.particles import Cloud, run
+from diffusion.particles import Filter
 from diffusion.plan import DDIM, Ancestral
 from diffusion.posterior import (
     Auto,
@@ -22,6 +22,7 @@ from diffusion.posterior import (
     draw,
     settle,
 )
+from diffusion.systems import Cloud, walk
 from diffusion.twist import Twist
 from tests.diffusion.models import binomial, gaussian
 
@@ -134,22 +135,6 @@ def test_a_method_is_read_by_its_name() -> None:
     assert adapter.validate_json(Auto().model_dump_json()) == Auto()
 
 
-def test_samples_of_independent_systems_weigh_as_their_evidence(mixture: GaussianMixture) -> None:
-    """log of the mean Z_j, and a mean weighed by Z_j / sum Z, as the systems say one by one."""
-    model, seen = gaussian(mixture), Observation.of_reals(torch.zeros(2, 2), HALF, 0.2)
-    sampler = Ancestral(steps=6)
-    found = draw(model, seen, 3, seed=1, method=Twisted(particles=2), sampler=sampler)
-    torch.testing.assert_close(found.weights.sum(1), torch.ones(2).double())
-    plan, place = sampler.plan(model), torch.zeros(3, dtype=torch.long)
-    alone = run(model, seen.rows(place), plan, seed=1, system=torch.arange(3), particles=2)
-    wanted = alone.log_evidence.softmax(0)
-    torch.testing.assert_close(found.weights[0], wanted, rtol=1e-3, atol=1e-4)
-    assert float(wanted.std()) > 0.01
-    for method in (Twisted(particles=4, systems="joint"), Product()):
-        equal = draw(model, seen, 3, seed=1, method=method, sampler=sampler).weights
-        torch.testing.assert_close(equal, torch.full((2, 3), 1 / 3).double())
-
-
 # ---- diagnostics ----
 
 
@@ -191,3 +176,19 @@ def test_what_is_poor_is_said_in_words() -> None:
     assert nothing.log_evidence_error is None
     assert nothing.warning is not None
     assert "no probability" in nothing.warning
+
+
+def test_samples_of_independent_systems_weigh_as_their_evidence(mixture: GaussianMixture) -> None:
+    """log of the mean Z_j, and a mean weighed by Z_j / sum Z, as the systems say one by one."""
+    model, seen = gaussian(mixture), Observation.of_reals(torch.zeros(2, 2), HALF, 0.2)
+    sampler = Ancestral(steps=6)
+    found = draw(model, seen, 3, seed=1, method=Twisted(particles=2), sampler=sampler)
+    torch.testing.assert_close(found.weights.sum(1), torch.ones(2).double())
+    plan, place = sampler.plan(model), torch.zeros(3, dtype=torch.long)
+    alone = walk(model, Filter(plan, 2), seen.rows(place), 1, torch.arange(3))
+    wanted = alone.log_evidence.softmax(0)
+    torch.testing.assert_close(found.weights[0], wanted, rtol=1e-3, atol=1e-4)
+    assert float(wanted.std()) > 0.01
+    for method in (Twisted(particles=4, systems="joint"), Product()):
+        equal = draw(model, seen, 3, seed=1, method=method, sampler=sampler).weights
+        torch.testing.assert_close(equal, torch.full((2, 3), 1 / 3).double())

@@ -223,7 +223,7 @@ async def test_what_was_observed_comes_back_bit_for_bit(client: httpx.AsyncClien
     assert torch.allclose(tensors["std"], tensors["samples"].std(1))
     assert bool((tensors["samples"].std(1) > 0).any())
     answer = metadata(response.content)
-    assert (answer["method"], answer["biased"]) == ("product", True)
+    assert (answer["method"], answer["biased"]) == ("twisted", False)
 
 
 async def test_transparent_pixels_are_what_was_not_observed(

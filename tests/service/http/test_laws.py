@@ -262,6 +262,7 @@ async def test_the_product_is_the_papers_kernel_times_r(
     """Offline, with the same observation and seed, it comes to the same."""
     observed, known = torch.tensor([[1.0, -1.5]]), torch.tensor([[True, False]])
     asked = {"model": "gaussian-mixture", "known": [1, 0], "num_samples": 6, "seed": 23}
+    asked |= {"method": "product"}
     served = await draw(client, "/inpaint", observed=observed.tolist(), noise_std=0.5, **asked)
     y = mixture.space.to_model(observed).repeat(6, 1)
     seen = Observation.of_reals(y, known.repeat(6, 1), 0.5 / SCALE)
@@ -269,6 +270,7 @@ async def test_the_product_is_the_papers_kernel_times_r(
     assert torch.allclose(served[0].float(), offline, atol=1e-4)
 
     asked = {"model": "bit-patterns", "known": [1, 0, 0, 0], "num_samples": 50, "seed": 23}
+    asked |= {"method": "product"}
     bits = await draw(client, "/inpaint", observed=[[1, 0, 0, 0]], **asked)
     y = torch.tensor([[1.0, 0, 0, 0]]).repeat(50, 1)
     seen = Observation.of_bits(y, torch.tensor([[True, False, False, False]]).repeat(50, 1))

@@ -57,7 +57,7 @@ def test_auto_takes_the_matched_start_where_it_holds(
         (Product(), 6),
         (Resample(jump=2, times=3), 18),
         (Twisted(particles=4, twist=Twist(covariance="diagonal")), 4 * 11),
-        (Twisted(particles=4, twist=Twist(products=1)), 4 * 11),
+        (Twisted(particles=4, twist=Twist(covariance="full", products=1)), 4 * 11),
     ],
 )
 def test_samples_and_their_cost(
@@ -83,7 +83,7 @@ def test_data_of_one_call_stand_alone(mixture: GaussianMixture) -> None:
     """Few numbers seen of one datum, many of the other: each by its own way, with its own cost."""
     model, y = gaussian(mixture), torch.tensor([[-1.0, 0.5], [0.3, 0.0]])
     known = torch.tensor([[True, True], [True, False]])
-    method = Twisted(particles=3, twist=Twist(products=1))
+    method = Twisted(particles=3, twist=Twist(covariance="full", products=1))
     both = draw(model, Observation.of_reals(y, known, 0.2), 2, seed=1, method=method)
     first = draw(model, Observation.of_reals(y[:1], known[:1], 0.2), 2, seed=1, method=method)
     torch.testing.assert_close(first.samples[0], both.samples[0], rtol=1e-4, atol=1e-4)

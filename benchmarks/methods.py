@@ -18,6 +18,10 @@ METHODS: dict[str, tuple[Method, Callable[[int], int]]] = {
     "resample": (Resample(), lambda _: 10),
     "twisted, diagonal, 8 particles": (Twisted(twist=DIAGONAL), lambda _: 16),
     "twisted, full, 8 particles": (Twisted(), lambda seen: 8 * (1 + seen)),
+    "twisted, full, 8 particles, weighted": (
+        Twisted(systems="weighted"),
+        lambda seen: 8 * (1 + seen),
+    ),
 }
 
 

@@ -21,9 +21,10 @@ from diffusion.diagnostics import Diagnostics
 from diffusion.distributions import Bernoulli, Normal
 from diffusion.matched import MatchedStart, matched_start
 from diffusion.model import DiffusionModel
+from diffusion.noise import Stream, counter_noise
 from diffusion.observation import Observation
 from diffusion.operators import Mask
-from diffusion.particles import Cloud, run
+from diffusion.particles import Cloud, run, systematic
 from diffusion.plan import DDIM, Ancestral, DPMSolver
 from diffusion.process import BinomialProcess
 from diffusion.repaint import repaint
@@ -82,14 +83,16 @@ class Twisted(_Method):
 
     Attributes:
         particles: of a system.
-        systems: "independent", one for each sample; or "joint", one of all samples of a datum,
-            which is cheaper, and whose samples share ancestors.
+        systems: "independent", one for each sample; "weighted", the same, from which samples are
+            drawn in proportion to their estimates of Z, some more than once: few particles that
+            lost a mode say so in Z, and counted alike with the rest they bias; or "joint", one of
+            all samples of a datum, which is cheaper, and whose samples share ancestors.
         twist: which r_t.
     """
 
     name: Literal["twisted"] = "twisted"
     particles: int = Field(8, ge=1)
-    systems: Literal["independent", "joint"] = "independent"
+    systems: Literal["independent", "weighted", "joint"] = "independent"
     twist: Twist = Twist()
 
 
@@ -226,9 +229,15 @@ def _twisted(
         for place in places
     ]
     cloud = Cloud.joined(parts).rows(torch.cat(places).argsort())
+    x = cloud.samples.reshape(N, samples, *model.event)
+    if method.systems == "weighted":
+        log_z = cloud.log_evidence.reshape(N, samples)
+        datum = torch.arange(N, device=device)
+        uniform = counter_noise(seed, datum, 0, Stream.RESAMPLING).uniform((1,))[:, 0].double()
+        x = x[datum[:, None], systematic(log_z, uniform, samples)]
     found = [Diagnostics.of(cloud.rows(part), model.T) for part in _stretches(N, each)]
     return Posterior(
-        cloud.samples.reshape(N, samples, *model.event),
+        x,
         method,
         biased=method.particles == 1,
         diagnostics=tuple(found),

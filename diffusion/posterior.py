@@ -23,9 +23,10 @@ from diffusion.factors import Expert, Factor, Label
 from diffusion.matched import MatchedStart, matched_start
 from diffusion.methods import Auto, Matched, Method, Product, Resample, Settled, Twisted
 from diffusion.model import DiffusionModel
+from diffusion.noise import Stream, counter_noise
 from diffusion.observation import Observation
 from diffusion.operators import Mask
-from diffusion.particles import Filter, shares
+from diffusion.particles import Filter, shares, systematic
 from diffusion.plan import DDIM, Ancestral, DPMSolver
 from diffusion.process import BinomialProcess
 from diffusion.product import Constant
@@ -52,6 +53,7 @@ __all__ = [
     "course_of",
     "diagnose",
     "draw",
+    "gather",
     "matched_start",
     "settle",
     "start_of",
@@ -224,6 +226,19 @@ def diagnose(method: Settled, cloud: Cloud, count: int, most_steps: int) -> tupl
     return tuple(Diagnostics.of(cloud.rows(part), most_steps) for part in stretches)
 
 
+def gather(method: Settled, cloud: Cloud, count: int, seed: int) -> tuple[Tensor, Tensor]:
+    """The samples of `count` data, [N, n, *event], and their weights, float64 [N, n]."""
+    x, log_z = cloud.samples.unflatten(0, (count, -1)), cloud.log_evidence.reshape(count, -1)
+    draws = x.shape[2]
+    x, weights = x.flatten(1, 2), (shares(log_z) / draws).repeat_interleave(draws, 1)
+    if not (isinstance(method, Twisted) and method.systems == "weighted"):
+        return x, weights
+    datum = torch.arange(count, device=x.device)
+    noise = counter_noise(seed, datum, 0, Stream.RESAMPLING).uniform((1,))[:, 0].double()
+    picked = systematic(log_z, noise, log_z.shape[1])
+    return x[datum[:, None], picked], torch.full_like(weights, 1 / weights.shape[1])
+
+
 def _walked(
     model: DiffusionModel,
     observation: Observation,
@@ -249,10 +264,8 @@ def _walked(
             for number in torch.arange(N * each, device=model.device).split(together)
         ]
     )
-    weights = shares(cloud.log_evidence.reshape(N, each)) / course.draws
     return Posterior(
-        cloud.samples.reshape(N, samples, *model.event),
-        weights.repeat_interleave(course.draws, 1),
+        *gather(method, cloud, N, seed),
         method,
         biased=biased(method),
         diagnostics=diagnose(method, cloud, N, model.T),

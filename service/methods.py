@@ -19,20 +19,23 @@ class _Method(BaseModel):
 class TwistedMethod(_Method):
     """Particles that follow a twist: the posterior as they grow many, and its evidence.
 
-    A step takes 1 + min(numbers seen, `products`) network evaluations a particle, 2 with the
-    `diagonal` covariance, 1 of bits.
+    A step takes 1 + min(numbers seen, `products`) network evaluations a particle with the `full`
+    covariance, 2 with the `diagonal`, 1 with the `independent` and of bits.
     """
 
     name: Literal["twisted"]
     particles: int = Field(8, ge=1, le=MOST_PARTICLES, description="Of each system.")
-    systems: Literal["independent", "joint"] = Field(
+    systems: Literal["independent", "weighted", "joint"] = Field(
         "independent",
-        description="One system for each sample; or one for all samples of a datum, which is "
+        description="One system for each sample; the same, from which the samples are drawn by the "
+        "systems' evidence, some more than once; or one for all samples of a datum, which is "
         "cheaper, and whose samples share ancestors.",
     )
     covariance: Covariance = Field(
         Twist().covariance,
-        description="Of x_0 given x_t: `full` by products with the network's Jacobian, or less.",
+        description="Of x_0 given x_t: `full` by products with the network's Jacobian, `diagonal` "
+        "by one, `independent` by none; `auto` is full up to `products` numbers seen, then "
+        "independent.",
     )
     products: int = Field(
         8,

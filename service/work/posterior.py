@@ -25,6 +25,7 @@ from diffusion.posterior import (
     biased,
     course_of,
     diagnose,
+    gather,
     settle,
     start_of,
 )
@@ -168,8 +169,12 @@ class PosteriorWork(Work[ChainResult | SystemResult]):
 
     def _samples(self, result: ChainResult | SystemResult) -> Tensor:
         """[N, n, *event], data units."""
+        x = result.samples
+        if isinstance(result, SystemResult):
+            picked, _ = gather(self.method, result.cloud, len(self.seen.values), self.job.seed)
+            x = picked.flatten(0, 1)
         shape = *self.layout, *self.served.model.space.shape
-        return self.estimates(result.samples).reshape(shape)
+        return self.estimates(x).reshape(shape)
 
     @override
     def estimates(self, x_0: Tensor) -> Tensor:

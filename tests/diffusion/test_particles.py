@@ -22,6 +22,13 @@ from diffusion.systems import Cloud, walk
 from diffusion.twist import Twist
 from tests.diffusion.models import binomial, gaussian
 
+TWISTS = [
+    Twist(),
+    Twist(covariance="full", products=1),
+    Twist(covariance="diagonal"),
+    Twist(covariance="independent"),
+]
+
 
 def cloud(
     model: DiffusionModel,
@@ -85,7 +92,7 @@ KNOWN = torch.tensor([[True, True, False]])
 
 
 @pytest.mark.parametrize("std", [0.0, 0.3])
-@pytest.mark.parametrize("twist", [Twist(), Twist(products=1), Twist(covariance="diagonal")])
+@pytest.mark.parametrize("twist", TWISTS)
 def test_the_evidence_of_reals_has_no_bias(twist: Twist, std: float, line: GaussianMixture) -> None:
     """On a model whose kernel is exact at any number of steps, by whatever twist."""
     seen = Observation.of_reals(Y, KNOWN, std)
@@ -194,7 +201,7 @@ def test_half_a_heartbeat_tells_the_other_half(heartbeat: BitPatterns) -> None:
     check_evidence(found, math.log(0.2))
 
 
-@pytest.mark.parametrize("twist", [Twist(), Twist(products=1), Twist(covariance="diagonal")])
+@pytest.mark.parametrize("twist", TWISTS)
 def test_what_was_seen_exactly_comes_back_bit_for_bit(
     twist: Twist, mixture: GaussianMixture
 ) -> None:

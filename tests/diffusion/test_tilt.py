@@ -11,9 +11,9 @@ from diffusion.conditioned import Conditioned
 from diffusion.distributions import Bernoulli, Normal
 from diffusion.noise import counter_noise
 from diffusion.process import BinomialProcess, GaussianProcess, Process
+from diffusion.proposal import Independent
 from diffusion.schedule import InverseTimeSchedule, LogSnrSchedule
 from diffusion.tilt import Tilt, join, kernel_of, steer
-from diffusion.twist import Independent
 
 GRID = torch.linspace(-30, 30, 60_001, dtype=torch.float64)
 

@@ -175,7 +175,7 @@ class PosteriorWork(Work[ChainResult | SystemResult]):
     def estimates(self, x_0: Tensor) -> Tensor:
         """What was seen exactly is put back bit for bit."""
         x, exact = super().estimates(x_0), self.seen.exact
-        if exact.shape[1:] != x.shape[1:] or not bool(exact.any()):
+        if not bool(exact.any()):
             return x
         datum = torch.arange(len(x)) // self.request.num_samples
         return torch.where(exact[datum], self.seen.values[datum], x)

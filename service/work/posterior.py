@@ -85,6 +85,8 @@ class PosteriorWork(Work[ChainResult | SystemResult]):
         seed = settle_seed(request.seed)
         if course is not None:
             systems = each // course.draws
+            most = settings.max_particles
+            check_rows(course.particles, "particles", most, "NONEQ_MAX_PARTICLES")
             check_cost(count * systems * course.particles * len(course), settings)
             _check_axes(method, observation, model.space.dims)
             job: ChainJob | SystemJob = SystemJob.of(

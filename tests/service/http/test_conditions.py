@@ -19,7 +19,7 @@ from diffusion.checkpoint import save as save_model
 from diffusion.model import DiffusionModel
 from diffusion.networks import BitPatterns
 from service.settings import Settings
-from tests.service.http.caller import assert_problem
+from tests.service.http.caller import ask, assert_problem
 from tests.service.http.conftest import PATTERNS, WEIGHTS, bit_patterns
 
 pytestmark = pytest.mark.anyio
@@ -29,13 +29,6 @@ LINE = {"kind": "dense", "rows": [[1.0, 0.5]]}
 SIGMAS = 4.5
 
 
-async def ask(client: httpx.AsyncClient, path: str = "/posterior", **asked: Any) -> dict[str, Any]:  # noqa: ANN401
-    response = await client.post(path, json=asked, timeout=120)
-    assert response.status_code == 200, response.text
-    found: dict[str, Any] = response.json()
-    return found
-
-
 # ---- what is said of the samples ----
 
 
@@ -43,7 +36,7 @@ async def test_summaries_are_those_of_the_samples(client: httpx.AsyncClient) -> 
     quantiles = [0.05, 0.5, 0.95]
     asked = MIXTURE | {"observed": [[0.3], [1.0]], "operator": LINE, "noise_std": 0.2}
     asked |= {"num_samples": 20, "quantiles": quantiles, "sampler": {"steps": 8}}
-    answer = await ask(client, **asked)
+    answer = await ask(client, "/posterior", **asked)
     response = await client.post(
         "/posterior", json=asked, headers={"accept": "application/octet-stream"}, timeout=120
     )
@@ -56,7 +49,7 @@ async def test_summaries_are_those_of_the_samples(client: httpx.AsyncClient) -> 
         assert np.allclose(result["quantiles"], np.quantile(samples, quantiles, axis=0), atol=1e-4)
         for name in ("samples", "mean", "std", "quantiles"):
             assert np.allclose(tensors[name][i].numpy(), result[name], atol=1e-4)
-    without = await ask(client, **(asked | {"quantiles": None}))
+    without = await ask(client, "/posterior", **(asked | {"quantiles": None}))
     assert without["results"][0]["quantiles"] is None
 
 
@@ -74,7 +67,9 @@ async def test_one_joint_system_gives_all_samples(client: httpx.AsyncClient) -> 
 async def test_few_particles_are_warned_of(client: httpx.AsyncClient) -> None:
     asked = MIXTURE | {"observed": [[-4.0], [1.0]], "operator": LINE, "noise_std": 0.02}
     method = {"name": "twisted", "particles": 2, "covariance": "diagonal"}
-    answer = await ask(client, **asked, method=method, num_samples=3, sampler={"steps": 3})
+    answer = await ask(
+        client, "/posterior", **asked, method=method, num_samples=3, sampler={"steps": 3}
+    )
     warnings = [result["diagnostics"]["warning"] for result in answer["results"]]
     assert any(warning and "raise particles to 64" in warning for warning in warnings)
 
@@ -95,7 +90,7 @@ async def test_the_special_cases_are_the_same_question(client: httpx.AsyncClient
     partly = MIXTURE | {"observed": [[0.3, 0.0]], "known": [1, 0], "sampler": {"steps": 6}}
     wholly = MIXTURE | {"observed": [[0.3, 0.5]], "noise_std": 0.5, "sampler": {"steps": 6}}
     for path, asked in (("/inpaint", partly), ("/denoise", wholly)):
-        assert await ask(client, path, **asked) == await ask(client, **asked)
+        assert await ask(client, path, **asked) == await ask(client, "/posterior", **asked)
 
 
 @pytest.mark.parametrize("method", ["twisted", "resample", "product"])
@@ -120,6 +115,7 @@ async def test_a_blur_without_noise_is_undone(client: httpx.AsyncClient) -> None
     blur = torch.tensor([[0.6, 0.2], [0.3, 0.6]])  # beyond the edges lie zeros
     answer = await ask(
         client,
+        "/posterior",
         **MIXTURE,
         operator={"kind": "blur", "kernel": [[0.3, 0.6, 0.2]]},
         observed=[(blur @ x).tolist()],
@@ -147,9 +143,9 @@ async def test_a_small_picture_is_what_an_image_was_seen_as(
         "method": {"name": "twisted", "particles": 2, "covariance": "diagonal"},
         "num_samples": 2,
     }
-    answer = await ask(client, **asked, observed=[png(small)])
+    answer = await ask(client, "/posterior", **asked, observed=[png(small)])
     assert np.array(answer["results"][0]["samples"]).shape == (2, 1, 6, 8)
-    assert answer == await ask(client, **asked, observed=[small.tolist()])
+    assert answer == await ask(client, "/posterior", **asked, observed=[small.tolist()])
     sheet = await client.post(
         "/posterior", json=asked | {"observed": [png(small)]}, headers={"accept": "image/png"}
     )
@@ -160,13 +156,13 @@ async def test_a_small_picture_is_what_an_image_was_seen_as(
 async def test_an_answer_is_the_same_alone_and_beside_others(client: httpx.AsyncClient) -> None:
     asked = MIXTURE | {"observed": [[0.3], [1.0]], "operator": LINE, "noise_std": 0.2}
     asked |= {"num_samples": 3, "sampler": {"steps": 10}}
-    alone = await ask(client, **asked)
+    alone = await ask(client, "/posterior", **asked)
     beside = await asyncio.gather(
-        ask(client, **asked),
+        ask(client, "/posterior", **asked),
         ask(client, "/sample", **MIXTURE, num_samples=9),
         ask(client, "/loglik", **MIXTURE, data=[[0, 0]]),
-        ask(client, **(asked | {"seed": 8, "method": "resample"})),
-        ask(client, **asked),
+        ask(client, "/posterior", **(asked | {"seed": 8, "method": "resample"})),
+        ask(client, "/posterior", **asked),
     )
     assert beside[0] == beside[4] == alone  # a wave is the same in any company
 
@@ -253,6 +249,16 @@ async def test_a_model_that_excludes_what_was_seen_says_so(
     assert stream.status_code == 200
     assert "event: error" in stream.text
     assert "event: result" not in stream.text
+
+
+async def test_more_particles_than_a_turn_should_take_are_too_dear(
+    client: httpx.AsyncClient,
+) -> None:
+    for asked in ({"method": {"name": "twisted", "particles": 257}}, {"particles": 257}):
+        response = await client.post("/posterior", json=WHOLE | asked)
+        document = assert_problem(response, 422, "too-expensive")
+        assert (document["location"], document["received"]) == ("particles", 257)
+        assert document["expected"] == "at most 256"
 
 
 async def test_an_operator_that_sees_too_much_is_too_dear(client: httpx.AsyncClient) -> None:

@@ -15,6 +15,7 @@ from diffusion.plan import Ancestral
 from diffusion.posterior import Method, Product, Resample, Twisted, draw
 from diffusion.twist import Twist
 from diffusion.units import in_model_units
+from tests.service.http.caller import ask
 from tests.service.http.conftest import PATTERNS, SCALE, SHIFT, WEIGHTS
 
 pytestmark = pytest.mark.anyio
@@ -22,13 +23,6 @@ MIXTURE: dict[str, Any] = {"model": "gaussian-mixture", "seed": 7}
 BITS: dict[str, Any] = {"model": "bit-patterns", "seed": 7}
 LINE = {"kind": "dense", "rows": [[1.0, 0.5]]}
 SIGMAS = 4.5
-
-
-async def ask(client: httpx.AsyncClient, path: str = "/posterior", **asked: Any) -> dict[str, Any]:  # noqa: ANN401
-    response = await client.post(path, json=asked, timeout=120)
-    assert response.status_code == 200, response.text
-    found: dict[str, Any] = response.json()
-    return found
 
 
 # ---- the offline answer ----
@@ -85,7 +79,14 @@ async def test_the_served_answer_is_that_of_draw(
 ) -> None:
     model = mixture if name == "gaussian-mixture" else patterns
     answer = await ask(
-        client, model=name, seed=3, num_samples=4, method=asked, sampler={"steps": 9}, **seen
+        client,
+        "/posterior",
+        model=name,
+        seed=3,
+        num_samples=4,
+        method=asked,
+        sampler={"steps": 9},
+        **seen,
     )
     y = torch.tensor(seen["observed"], dtype=torch.float32)
     known = torch.tensor(seen.get("known", 1)).bool().expand_as(y)
@@ -122,6 +123,7 @@ async def test_a_line_through_a_mixture_has_the_exact_posterior(
     y, std, n = 0.4, 0.3, 60
     answer = await ask(
         client,
+        "/posterior",
         **MIXTURE,
         operator=LINE,
         observed=[[y]],
@@ -154,6 +156,7 @@ async def test_bits_have_the_posterior_of_enumeration(
     n, y, known = 200, torch.tensor([0, 1, 0, 0]), torch.tensor([1, 0, 0, 0]).bool()
     answer = await ask(
         client,
+        "/posterior",
         **BITS,
         observed=[y.tolist()],
         known=[1, 0, 0, 0],

@@ -106,9 +106,9 @@ class Settings(BaseSettings):
     )
     precision: Literal["float32", "tf32", "bfloat16"] = Field(
         "float32",
-        description="Of the network in sampling; likelihoods and particles are always float32. tf32 is for "
-        "NVIDIA GPUs from Ampere on, and float32 elsewhere; bfloat16 for GPUs, and CPUs with "
-        "AVX-512 or AMX: on others it is slower.",
+        description="Of the network in sampling; likelihoods and particles are always float32. "
+        "tf32 is for NVIDIA GPUs from Ampere on, and float32 elsewhere; bfloat16 for GPUs, and "
+        "CPUs with AVX-512 or AMX: on others it is slower.",
     )
     compile: bool = Field(
         False,

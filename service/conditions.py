@@ -13,7 +13,7 @@ from typing_extensions import override
 from diffusion.methods import Auto, Resample, Settled
 from diffusion.operators import LinearOperator, Mask, Operator
 from diffusion.plan import Ancestral
-from service.methods import MOST_PARTICLES, AutoMethod, MethodIn, ResampleMethod, TwistedMethod
+from service.methods import AutoMethod, MethodIn, ResampleMethod, TwistedMethod
 from service.schemas import Asked, DataIn, MaskIn
 
 SYSTEM_STEPS = 100  # of chains whose steps are dear, where a request says nothing of them
@@ -79,7 +79,7 @@ class Conditions(Asked):
         "noise. `product`, the 2015 paper's kernels times r, and `resample`, RePaint: biased.",
     )
     particles: int | None = Field(
-        None, ge=1, le=MOST_PARTICLES, description="Of each system; short for the method's field."
+        None, ge=1, description="Of each system; short for the method's field."
     )
     sampler: Ancestral = Field(
         Ancestral(),

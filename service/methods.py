@@ -9,8 +9,6 @@ from pydantic_core import CoreSchema
 from diffusion.methods import Matched, Product, Twisted
 from diffusion.twist import Covariance, Twist
 
-MOST_PARTICLES = 1024
-
 
 class _Method(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
@@ -24,7 +22,7 @@ class TwistedMethod(_Method):
     """
 
     name: Literal["twisted"]
-    particles: int = Field(8, ge=1, le=MOST_PARTICLES, description="Of each system.")
+    particles: int = Field(8, ge=1, description="Of each system.")
     systems: Literal["independent", "weighted", "joint"] = Field(
         "independent",
         description="One system for each sample; the same, from which the samples are drawn by the "

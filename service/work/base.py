@@ -106,7 +106,7 @@ def check_rows(count: int, location: str, limit: int, setting: str) -> None:
             location=location,
             received=count,
             expected=f"at most {limit}",
-            fix=f"Split it into several requests; the operator sets the limit ({setting}).",
+            fix=f"Ask for fewer, or in several requests; the operator sets the limit ({setting}).",
         )
 
 

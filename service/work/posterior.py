@@ -86,6 +86,8 @@ class PosteriorWork(Work[ChainResult | SystemResult]):
         seed = settle_seed(request.seed)
         if course is not None:
             systems = each // course.draws
+            most = settings.max_particles
+            check_rows(course.particles, "particles", most, "NONEQ_MAX_PARTICLES")
             check_cost(count * systems * course.particles * len(course), settings)
             _check_axes(method, observation, model.space.dims)
             job: ChainJob | SystemJob = SystemJob.of(
@@ -180,7 +182,7 @@ class PosteriorWork(Work[ChainResult | SystemResult]):
     def estimates(self, x_0: Tensor) -> Tensor:
         """What was seen exactly is put back bit for bit."""
         x, exact = super().estimates(x_0), self.seen.exact
-        if exact.shape[1:] != x.shape[1:] or not bool(exact.any()):
+        if not bool(exact.any()):
             return x
         datum = torch.arange(len(x)) // self.request.num_samples
         return torch.where(exact[datum], self.seen.values[datum], x)

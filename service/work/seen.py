@@ -37,8 +37,8 @@ class Seen:
 
     @property
     def exact(self) -> Tensor:
-        """Which elements of the data are known as they are, bool [N, *seen]; of a `Mask`."""
-        return self.known & (self.noise == 0)
+        """Which elements of the data are known as they are, bool [N, *seen]; only by a `Mask`."""
+        return self.known & (self.noise == 0) & isinstance(self.operator, Mask)
 
     @property
     def picture(self) -> tuple[Tensor, Tensor] | None:

@@ -27,7 +27,8 @@ LINE = Observation.of_linear(Dense(rows=((1.0, 0.5),)), Y[:, :1], (2,), 0.2)
 def courses(model: DiffusionModel) -> list[tuple[Course, Observation]]:
     plan = Ancestral(steps=6).plan(model)
     return [
-        (Filter(plan, 5, 2, Twist(products=1)), MASKED),  # covariances of both kinds
+        # One datum's covariance is worked out, another's is not.
+        (Filter(plan, 5, 2, Twist(covariance="full", products=1)), MASKED),
         (Filter(plan, 4, twist=Twist(covariance="diagonal")), LINE),
         (Filter(plan, 4), LINE),
         (Repaint(plan, 2, 3), MASKED),

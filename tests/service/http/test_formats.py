@@ -13,6 +13,7 @@ from PIL import Image
 from safetensors.torch import load, save
 
 from service.work.loglik import TERM_BYTES
+from tests.service.http.caller import ask
 
 pytestmark = pytest.mark.anyio
 
@@ -23,13 +24,6 @@ BINARY = {"accept": "application/octet-stream"}
 def metadata(raw: bytes) -> dict[str, Any]:
     header = json.loads(raw[8 : 8 + int.from_bytes(raw[:8], "little")])
     answer: dict[str, Any] = json.loads(header["__metadata__"]["answer"])
-    return answer
-
-
-async def ask(client: httpx.AsyncClient, path: str, **fields: object) -> dict[str, Any]:
-    response = await client.post(path, json=fields)
-    assert response.status_code == 200, response.text
-    answer: dict[str, Any] = response.json()
     return answer
 
 

@@ -25,6 +25,7 @@ from diffusion.posterior import Observation
 from diffusion.sampling import sample
 from diffusion.space import Convention
 from diffusion.trajectory import trajectory_bound
+from tests.service.http.caller import ask
 
 pytestmark = pytest.mark.anyio
 
@@ -32,13 +33,6 @@ SIGMAS = 4.5
 SCALE = 2.0  # data units a model unit of the mixture
 BINARY = {"accept": "application/octet-stream"}
 EVERY_BITS = list(itertools.product((0, 1), repeat=4))
-
-
-async def ask(client: httpx.AsyncClient, path: str, **fields: object) -> dict[str, Any]:
-    response = await client.post(path, json=fields)
-    assert response.status_code == 200, response.text
-    answer: dict[str, Any] = response.json()
-    return answer
 
 
 async def draw(client: httpx.AsyncClient, path: str, **fields: object) -> Tensor:

@@ -51,9 +51,8 @@ def course_by(name: str, model: DiffusionModel) -> Course:
         return Repaint(plan, jump=2, times=2)
     if name == "product":
         return Constant(plan)
-    twist = (
-        Twist(covariance="diagonal") if name == "diagonal" else Twist(covariance="full", products=1)
-    )
+    covariance = "diagonal" if name == "diagonal" else "full"
+    twist = Twist.model_validate({"covariance": covariance, "products": 1})
     # More particles than a tick has rows, or a few systems together.
     return Filter(plan, 12 if name == "wide" else 3, 2, twist=twist)
 

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import torch
 from matplotlib.axes import Axes
+from matplotlib.ticker import AutoLocator
 
 from benchmarks.known import EXACT, Row
 from training.figures import COLOUR, INK, panels, write
@@ -45,6 +46,7 @@ def mixtures(cells: Results, folder: Path) -> None:
         axis.axvline(float(floor["distance"]), color=INK, linestyle=":", linewidth=1)
         names = [str(row["method"]) for row in reversed(rows)]
         axis.set_yticks(range(len(names)), names, fontsize=6, color=INK)
+        axis.xaxis.set_major_locator(AutoLocator())
         axis.tick_params(axis="x", labelsize=6, colors=INK)
         axis.set_title(title, color=INK, fontsize=8)
         axis.set_xlim(left=0)

@@ -115,6 +115,7 @@ def _summary(name: str, rows: list[Row]) -> Row:
         "distance": statistics.mean(values),
         "interval": _interval(values),
         "calls": rows[0]["calls"],
+        "problems": float(len(values)),
     }
 
 

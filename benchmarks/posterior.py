@@ -129,7 +129,7 @@ def _interval(values: list[float]) -> float:
 def cells() -> dict[str, Callable[[], list[Row]]]:
     """Every table, by its title."""
     found: dict[str, Callable[[], list[Row]]] = {}
-    found["correlated"] = lambda: known.correlated(1000)
+    found["correlated"] = lambda: known.correlated(2000)
     for case in problems.CASES:
         found[case] = partial(known.bits, case, 1000, CALLS)
     found["evidence, 8 dimensions"] = partial(evidence, 8, 10, 16)

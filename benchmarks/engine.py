@@ -25,7 +25,8 @@ from diffusion.posterior import Observation
 from diffusion.strata import choose_steps
 from service.engine.calls import Calls
 from service.engine.engine import Engine
-from service.engine.jobs import ChainJob, Job, TermJob, Ticket
+from service.engine.jobs import ChainJob, Job, TermJob
+from service.engine.results import Ticket
 from service.memory import keep_freed_memory
 from service.settings import Settings
 

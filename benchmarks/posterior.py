@@ -1,11 +1,11 @@
-"""Posteriors held against the exact ones, method by method, at equal cost.
+"""Posteriors held against the exact ones, method by method and beside peers, at equal cost.
 
-    python -m benchmarks.posterior [--problems 3] [--samples 100] [--json docs/posteriors.json]
+    python -m benchmarks.posterior [--only bits "mixture, 8 dimensions, 1 seen" ...] [--again]
 
-Mixtures of 25 Gaussians seen through one or two random numbers, by sliced Wasserstein distance in
-data units; bits, by total variation; a correlated Gaussian, denoised and half hidden, by its means
-and standard deviations. Of the first two all methods have about `--calls` network evaluations a
-sample.
+Each cell of each table is written to `docs/posteriors.json` when it is done, and not measured anew
+unless asked; the figures are drawn from that file. The mixture is measured by sliced Wasserstein
+distance in data units, bits by total variation, one correlated Gaussian by its means and standard
+deviations, digits by ranks and by what was hidden (`benchmarks.digits`).
 """
 
 import argparse
@@ -13,188 +13,170 @@ import json
 import math
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
 import torch
-from torch import Tensor
 
-from benchmarks import problems
+from benchmarks import digits, figures, known, problems
+from benchmarks.known import EXACT, Row
 from benchmarks.measure import machine, table
-from diffusion.distributions import Normal
-from diffusion.model import DiffusionModel
-from diffusion.noise import counter_noise
-from diffusion.observation import Observation
+from benchmarks.methods import METHODS, posterior
+from benchmarks.mixtures import WIDTH, problem, sliced
+from benchmarks.peers import MASKS, PEERS
+from diffusion.particles import Filter
 from diffusion.plan import Ancestral
-from diffusion.posterior import Auto, Method, Posterior, Product, Resample, Twisted, draw
-from diffusion.twist import Twist
+from diffusion.systems import walk
 
-Row = dict[str, float | str]
-
-DIAGONAL = "twisted, diagonal V, 8 particles"
-METHODS: dict[str, tuple[Method, Callable[[int, int], float]]] = {
-    # name: (method, network evaluations of a step given the numbers seen and what bits are)
-    "product, the 2015 paper's": (Product(), lambda _seen, _bits: 1),
-    "resample, RePaint": (Resample(), lambda _seen, _bits: 10),
-    DIAGONAL: (
-        Twisted(twist=Twist(covariance="diagonal")),
-        lambda _seen, _bits: 16,
-    ),
-    "twisted, full V, 8 particles": (
-        Twisted(),
-        lambda seen, bits: 8 if bits else 8 * (1 + seen),
-    ),
-}
+CALLS = 1000
+#: (dimensions, problems, samples of each): fewer where a sample costs more.
+MIXTURES = ((8, 10, 500), (80, 5, 100), (800, 3, 30))
+SEEN = (1, 2, 4)
 
 
-def posterior(
-    name: str, model: DiffusionModel, seen: Observation, samples: int, calls: int, bits: bool
-) -> Posterior:
-    """Samples by a method, with as many steps as the calls allow."""
-    method, each = METHODS[name]
-    steps = min(model.T, math.ceil(calls / each(int(seen.known.sum()), int(bits))))
-    return draw(model, seen, samples, seed=0, method=method, sampler=Ancestral(steps=steps))
-
-
-def sliced(a: Tensor, b: Tensor, directions: int = 2000) -> float:
-    """The sliced Wasserstein distance, order 2, of as many samples each, [n, D]."""
-    rows = torch.arange(directions)
-    onto = counter_noise(7, rows, 0).normal(a.shape[1:]).double()
-    onto = (onto / onto.norm(dim=1, keepdim=True)).mT
-    apart = (a.double() @ onto).sort(0).values - (b.double() @ onto).sort(0).values
-    return float(apart.square().mean().sqrt())
-
-
-def mixtures(seen: int, count: int, samples: int, calls: int, names: Sequence[str]) -> list[Row]:
-    """Mean sliced Wasserstein distance over problems, with its standard error."""
-    found: dict[str, list[float]] = {}
-    evidence: dict[str, list[float]] = {}
-    cost: dict[str, float] = {}
-    for seed in range(count):
-        problem = problems.mixture(8, seen, 100 * seen + seed)
-        rows = torch.arange(2 * samples)
-        exact, again = problem.posterior.sample(counter_noise(seed, rows, 0)).split(samples)
-        found.setdefault("exact samples (floor)", []).append(problem.scale * sliced(exact, again))
-        for name in names:
-            answer = posterior(name, problem.model, problem.observation, samples, calls, False)
-            distance = problem.scale * sliced(exact, answer.samples[0])
-            found.setdefault(name, []).append(distance)
-            cost[name] = answer.network_evaluations / samples
-            told = answer.diagnostics[0].log_evidence
-            if told is not None:
-                evidence.setdefault(name, []).append(abs(told - problem.log_evidence))
-            print(f"  {seen} seen, problem {seed}, {name}: {distance:.2f}", flush=True)
-    return [
-        {
-            "method": name,
-            "distance": statistics.mean(values),
-            "standard_error": statistics.stdev(values) / math.sqrt(count) if count > 1 else 0.0,
-            "evidence_error": statistics.mean(evidence.get(name, [math.nan])),
-            "evaluations": cost.get(name, 0.0),
-        }
-        for name, values in found.items()
-    ]
-
-
-def bit_rows(samples: int, calls: int, names: Sequence[str]) -> list[Row]:
-    """Total variation to the exact posterior."""
-    cases = {f"heartbeat, phase {k}": problems.heartbeat(k) for k in (0, 4)}
-    cases["Markov chain"] = problems.markov_chain()
-    rows: list[Row] = []
-    for name in names:
-        if name == DIAGONAL:  # bits have no covariance
-            continue
-        row: Row = {"method": name, **dict.fromkeys(cases, 0.0)}
-        for case, problem in cases.items():
-            answer = posterior(name, problem.model, problem.observation, samples, calls, True)
-            row[case] = problem.distance(answer.samples[0])
-            row["evaluations"] = answer.network_evaluations / samples
-        print(f"  {row}", flush=True)
-        rows.append(row)
+def measured(features: int, seen: int, seed: int, samples: int, mask: bool) -> list[Row]:
+    """Every method's distance to the exact posterior of one problem, in data units."""
+    of = problem(features, seen, seed, mask)
+    exact = of.exact(10 * samples, seed)
+    again = of.exact(samples, seed + 500_000)
+    rows: list[Row] = [{"method": EXACT, "distance": WIDTH * sliced(again, exact), "calls": 0.0}]
+    for name in METHODS:
+        answer = posterior(name, of.model, of.observation, samples, CALLS)
+        distance = WIDTH * sliced(answer.samples[0], exact)
+        each = answer.network_evaluations / samples
+        rows.append({"method": name, "distance": distance, "calls": each})
+    for name, peer in (PEERS | MASKS if mask else PEERS).items():
+        distance = WIDTH * sliced(peer(of, samples, CALLS, seed), exact)
+        rows.append({"method": name, "distance": distance, "calls": float(CALLS)})
     return rows
 
 
-def correlated_rows(samples: int) -> list[Row]:
-    """Posterior means, in posterior standard deviations, and standard deviations, as ratios."""
-    network = problems.correlated()
-    model, matrix = problems.real_model(network), torch.eye(8, dtype=torch.float64)
-    x_0 = network.sample(counter_noise(3, torch.arange(1), 0))
-    n = counter_noise(4, torch.arange(1), 0).normal((8,))
-    everything = torch.ones(1, 8, dtype=torch.bool)
-    half = torch.arange(8)[None] % 2 == 0
-    cases = {
-        "denoise, sigma .5": Observation.of_reals(x_0 + 0.5 * n, everything, 0.5),
-        "every second seen, sigma .1": Observation.of_reals(x_0 + 0.1 * n, half, 0.1),
+def evidence_of(features: int, seen: int, seed: int, systems: int, steps: int) -> Row:
+    """Root mean square error of log p(y) by one system of 64 particles, and what it costs."""
+    of = problem(features, seen, seed)
+    found = walk(
+        of.model,
+        Filter(Ancestral(steps=steps).plan(of.model), particles=64),
+        of.observation.rows(torch.zeros(systems, dtype=torch.long)),
+        seed,
+        torch.arange(systems),
+    )
+    error = found.log_evidence - of.log_evidence
+    return {
+        "error": float(error.square().mean().sqrt()),
+        "bias": float(error.mean()),
+        "calls": float(found.evaluations[0]),
     }
+
+
+def mixture(features: int, seen: int, count: int, samples: int, mask: bool = False) -> list[Row]:
+    """Mean distance over problems, with the half width of its 95% confidence interval."""
+    found: dict[str, list[Row]] = {}
+    for k in range(count):
+        begun = time.perf_counter()
+        for row in measured(features, seen, _seed(features, seen, k), samples, mask):
+            found.setdefault(str(row["method"]), []).append(row)
+        print(f"  problem {k}: {time.perf_counter() - begun:.0f} s", flush=True)
+    return [_summary(name, rows) for name, rows in found.items()]
+
+
+def evidence(features: int, count: int, systems: int) -> list[Row]:
+    """By the numbers seen and the steps: error of one system of 64 particles, over problems."""
     rows: list[Row] = []
-    for case, seen in cases.items():
-        factor = seen.factor
-        assert isinstance(factor, Normal)
-        known = seen.known[0]
-        exact, _ = network.posterior(matrix[known], factor.mean[0, known], factor.var[0, known])
-        mean, std = exact.mean(), exact.covariance().diagonal().sqrt()
-        for method, steps in ((Product(), 1000), (Auto(), 200 if bool(known.all()) else 100)):
-            answer = draw(
-                model, seen, samples, seed=5, method=method, sampler=Ancestral(steps=steps)
-            )
-            x = answer.samples[0].double()
+    for seen in SEEN:
+        for steps in (63, 250):
+            each = [
+                evidence_of(features, seen, _seed(features, seen, k), systems, steps)
+                for k in range(count)
+            ]
+            errors = [float(row["error"]) for row in each]
             rows.append(
                 {
-                    "case": case,
-                    "method": f"{method.name} ({answer.method.name})",
-                    "mean_off": float(((x.mean(0) - mean) / std).square().mean().sqrt()),
-                    "std_ratio": float((x.std(0) / std).mean()),
-                    "evaluations": answer.network_evaluations / samples,
+                    "seen": float(seen),
+                    "steps": float(steps),
+                    "error": statistics.mean(errors),
+                    "interval": _interval(errors),
+                    "bias": statistics.mean(float(row["bias"]) for row in each),
+                    "calls": each[0]["calls"],
                 }
             )
-            print(f"  {rows[-1]}", flush=True)
     return rows
 
 
-def _mixtures(seen: int, asked: argparse.Namespace) -> list[Row]:
-    return mixtures(seen, asked.problems, asked.samples, asked.calls, asked.methods)
+def _seed(features: int, seen: int, k: int) -> int:
+    return 1000 * features + 100 * seen + k
 
 
-TABLES: dict[str, Callable[[argparse.Namespace], list[Row]]] = {
-    "correlated": lambda asked: correlated_rows(5 * asked.samples),
-    "bits": lambda asked: bit_rows(3 * asked.samples, asked.calls, asked.methods),
-    "mixture, 1 seen": partial(_mixtures, 1),
-    "mixture, 2 seen": partial(_mixtures, 2),
-}
+def _summary(name: str, rows: list[Row]) -> Row:
+    values = [float(row["distance"]) for row in rows]
+    return {
+        "method": name,
+        "distance": statistics.mean(values),
+        "interval": _interval(values),
+        "calls": rows[0]["calls"],
+        "problems": float(len(values)),
+    }
+
+
+def _interval(values: list[float]) -> float:
+    """Half the width of Student's 95% confidence interval of the mean."""
+    n = len(values)
+    quantile = {3: 4.303, 5: 2.776, 10: 2.262}[n]
+    return float(quantile * statistics.stdev(values) / math.sqrt(n))
+
+
+def cells() -> dict[str, Callable[[], list[Row]]]:
+    """Every table, by its title."""
+    found: dict[str, Callable[[], list[Row]]] = {}
+    found["correlated"] = lambda: known.correlated(2000)
+    for case in problems.CASES:
+        found[case] = partial(known.bits, case, 1000, CALLS)
+    found["evidence, 8 dimensions"] = partial(evidence, 8, 10, 16)
+    found["mixture, 8 dimensions, 2 coordinates"] = partial(mixture, 8, 2, 5, 300, mask=True)
+    for features, count, samples in MIXTURES:
+        for seen in SEEN:
+            title = f"mixture, {features} dimensions, {seen} seen"
+            found[title] = partial(mixture, features, seen, count, samples)
+    for name in digits.METHODS:
+        for hidden in digits.HIDDEN:
+            title = f"digits, {hidden} hidden, {name}"
+            found[title] = partial(digits.hidden_pixels, name, hidden, 8, 3)
+        for part in range(4):
+            title = f"ranks, {name}, part {part}"
+            found[title] = partial(digits.ranks, name, digits.HIDDEN[-1], part, 25, 4, 25)
+    return found
 
 
 def show(rows: list[Row]) -> str:
     """A Markdown table."""
-    head = list(rows[0])
-    cells = [
-        [v if isinstance(v, str) else "" if math.isnan(v) else f"{v:.3g}" for v in row.values()]
-        for row in rows
-    ]
-    return table(head, cells)
+    cells = [[v if isinstance(v, str) else f"{v:.3g}" for v in row.values()] for row in rows]
+    return table(list(rows[0]), cells)
 
 
 def main() -> None:
-    """Measure, print tables, and write them as JSON."""
+    """Measure what is not there yet, print and write it, and draw the figures."""
+    made = cells()
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--problems", type=int, default=3)
-    parser.add_argument("--samples", type=int, default=100)
-    parser.add_argument("--calls", type=int, default=1000)
-    parser.add_argument("--json", type=Path)
-    parser.add_argument("--only", nargs="+", default=list(TABLES), choices=list(TABLES))
-    parser.add_argument("--methods", nargs="+", default=list(METHODS), choices=list(METHODS))
+    parser.add_argument("--json", type=Path, default=Path("docs/posteriors.json"))
+    parser.add_argument("--figures", type=Path, default=Path("docs/figures"))
+    parser.add_argument("--only", nargs="*", default=list(made), choices=list(made))
+    parser.add_argument("--again", action="store_true", help="what has been measured too")
     asked = parser.parse_args()
-    begun = time.perf_counter()
-    print(machine())
-    results = {title: TABLES[title](asked) for title in asked.only}
-    for title, rows in results.items():
-        print(f"\n{title}\n\n{show(rows)}")
-    print(f"\n{time.perf_counter() - begun:.0f} s")
-    if asked.json is not None:
+    torch.set_num_threads(1)
+    print(machine(), flush=True)
+    kept = json.loads(asked.json.read_text()) if asked.json.exists() else {}
+    for title in asked.only:
+        if title in kept and not asked.again:
+            continue
+        begun = time.perf_counter()
+        rows = made[title]()
+        print(f"\n{title}: {time.perf_counter() - begun:.0f} s\n\n{show(rows)}", flush=True)
+        # Read anew: another process may have written other cells meanwhile.
         kept = json.loads(asked.json.read_text()) if asked.json.exists() else {}
-        settings = {name: vars(asked)[name] for name in ("problems", "samples", "calls")}
-        told = {title: {**settings, "rows": rows} for title, rows in results.items()}
-        asked.json.write_text(json.dumps({**kept, **told}, indent=1) + "\n")
+        kept[title] = rows
+        asked.json.write_text(json.dumps(kept, indent=1) + "\n")
+    figures.draw_all(kept, asked.figures)
 
 
 if __name__ == "__main__":

@@ -1,36 +1,17 @@
-"""Observations of models that are known exactly, with their exact posteriors.
+"""Observations of models that are known exactly, with their posteriors: bits, one Gaussian."""
 
-The mixture is that of Cardoso, Janati El Idrissi, Le Corff and Moulines 2023 (MCGDiff), Section 4:
-25 components with means (-8 i, -8 j) repeated over the coordinates, i and j in -2..2, unit
-covariance, random weights; random operators with singular values in [0, 1].
-"""
-
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from diffusion.model import DiffusionModel
-from diffusion.networks import BitPatterns, GaussianMixture
-from diffusion.noise import counter_noise
+from diffusion.networks import BitPatterns, GaussianMixture, Network
 from diffusion.observation import Observation
-from diffusion.operators import Dense
 from diffusion.process import BinomialProcess, GaussianProcess
 from diffusion.schedule import InverseTimeSchedule, LogSnrSchedule
 from diffusion.space import DataSpace
-
-_WIDTH = 8 * 2**0.5  # the standard deviation of the means: model units are about 1 wide
-
-
-@dataclass(frozen=True)
-class Reals:
-    """A mixture's model, what was seen of one datum, the posterior, and log p(y) in model units."""
-
-    model: DiffusionModel
-    observation: Observation
-    posterior: GaussianMixture
-    log_evidence: float
-    scale: float
 
 
 @dataclass(frozen=True)
@@ -49,40 +30,11 @@ class Bits:
         return 0.5 * float((which.mean(0) - self.posterior).abs().sum() + elsewhere)
 
 
-def real_model(network: GaussianMixture, T: int = 1000) -> DiffusionModel:
+def real_model(network: Network, features: int, T: int = 1000) -> DiffusionModel:
     """A mixture under a process that begins and ends well beyond its widths."""
     process = GaussianProcess(LogSnrSchedule(first=10.0, last=-9.0).beta(T))
-    space = DataSpace(kind="vector", shape=(network.config.features,))
+    space = DataSpace(kind="vector", shape=(features,))
     return DiffusionModel(process, network, space, "x_0", "moment").eval()
-
-
-def mixture(features: int, seen: int, seed: int) -> Reals:
-    """One of the paper's random problems: `seen` numbers of `features`."""
-    generator = torch.Generator().manual_seed(seed)
-
-    def normal(*shape: int) -> Tensor:
-        return torch.randn(*shape, generator=generator, dtype=torch.float64)
-
-    def uniform(*shape: int) -> Tensor:
-        return torch.rand(*shape, generator=generator, dtype=torch.float64)
-
-    place = torch.arange(-2, 3).double()
-    means = -8 * torch.cartesian_prod(place, place).repeat(1, features // 2) / _WIDTH
-    weights = uniform(25)
-    covariances = torch.eye(features, dtype=torch.float64).repeat(25, 1, 1) / _WIDTH**2
-    network = GaussianMixture.from_values(weights / weights.sum(), means, covariances)
-    right, left = (
-        torch.linalg.qr(normal(features, features))[0],
-        torch.linalg.qr(normal(seen, seen)),
-    )
-    values = uniform(seen)
-    matrix = left[0] @ (values[:, None] * right[:seen])
-    std = float(uniform(1) * values.max()) / _WIDTH
-    x_0 = network.sample(counter_noise(seed, torch.zeros(1, dtype=torch.long), 0))[0].double()
-    y = (matrix @ x_0 + std * normal(seen)).float()
-    posterior, log_evidence = network.posterior(matrix, y, torch.full((seen,), std**2))
-    observed = Observation.of_linear(Dense(rows=matrix.tolist()), y[None], (features,), std)
-    return Reals(real_model(network), observed, posterior, log_evidence, _WIDTH)
 
 
 def correlated(features: int = 8, correlation: float = 0.9) -> GaussianMixture:
@@ -121,3 +73,11 @@ def markov_chain(length: int = 8, stay: float = 0.8) -> Bits:
     known[[0, 3, 4, length - 1]] = True
     y[[3, length - 1]] = 1.0
     return bits(weights, patterns, 0.5, y, known)
+
+
+#: The observations of bits that `benchmarks.posterior` holds against enumeration.
+CASES: dict[str, Callable[[], Bits]] = {
+    "heartbeat, 1 0 0 0 seen": lambda: heartbeat(0),
+    "heartbeat, 0 0 0 0 seen": lambda: heartbeat(4),
+    "Markov chain of 8 bits, 4 seen": markov_chain,
+}

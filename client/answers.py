@@ -87,6 +87,11 @@ class Posterior(Answer):
         return self.body.tensors.get("std")
 
     @property
+    def quantiles(self) -> Array | None:
+        """Of the samples, [data, quantiles asked for, *shape]; None where none were."""
+        return self.body.tensors.get("quantiles")
+
+    @property
     def method(self) -> str:
         """Which method answered."""
         return str(self.body.fields["method"])
@@ -98,7 +103,7 @@ class Posterior(Answer):
 
     @property
     def diagnostics(self) -> Sequence[Mapping[str, Any]]:
-        """Of each datum, how far its samples can be trusted."""
+        """Of each datum, how far to trust its samples: `ess`, `log_evidence`, `warning`."""
         return [result.get("diagnostics", {}) for result in self.body.fields.get("results", ())]
 
     def numpy(self) -> Array:
@@ -120,7 +125,7 @@ class Posterior(Answer):
     @classmethod
     def lift(cls, document: Mapping[str, Any]) -> Body:
         """The body of an answer that came as JSON."""
-        names = ("samples", "mean", "std")
+        names = ("samples", "mean", "std", "quantiles")
         results = document["results"]
         found = {n: [one[n] for one in results] for n in names}
         tensors = {n: _float32(x) for n, x in found.items() if None not in x}

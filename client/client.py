@@ -61,6 +61,7 @@ class Client:
     loglik = _call(questions.loglik)
     inpaint = _call(questions.inpaint)
     denoise = _call(questions.denoise)
+    posterior = _call(questions.posterior)
     models = _call(questions.models)
     model = _call(questions.model)
 

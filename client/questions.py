@@ -8,7 +8,7 @@ request by its name.
 
 import math
 import secrets
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 from urllib.parse import quote
 
@@ -182,6 +182,57 @@ def denoise(
     return Question("/denoise", Posterior, Posterior.lift, body, deadline, progress, previews)
 
 
+def posterior(
+    observed: Data | None = None,
+    known: Data | None = None,
+    *,
+    operator: Mapping[str, object] | None = None,
+    noise_std: float | Array | None = None,
+    flip_probability: float | None = None,
+    num_samples: int = 1,
+    quantiles: Sequence[float] | None = None,
+    method: str | Mapping[str, object] | None = None,
+    particles: int | None = None,
+    steps: int | None = None,
+    model: str | None = None,
+    seed: int | None = None,
+    progress: Listener | None = None,
+    previews: int = 0,
+    deadline: float | None = None,
+    **more: object,
+) -> Question[Posterior]:
+    """Draw data given anything linear that was seen of them: POST /posterior.
+
+    Args:
+        observed: y, [N, *seen] in data units; None where only other fields say something.
+        known: 1 or True where a value was observed, as `inpaint` has it; None for everything.
+        operator: through which it was seen: {"kind": "average-pooling", "size": 4}, {"kind":
+            "blur", "kernel": rows}, {"kind": "dense", "rows": rows}; None for elements as they are.
+        noise_std: of the observation, data units: one number, or an array as `observed`.
+        flip_probability: bits: each one seen was flipped with this probability.
+        num_samples: for each datum.
+        quantiles: also answer these of the samples.
+        method: its name, or its fields: {"name": "twisted", "particles": 16, "systems": "joint"}.
+        particles: for methods that carry some.
+        steps: of the ancestral sampler; None for the service's choice.
+        model: which; see above for this, `seed`, `progress` and `deadline`.
+        seed: of the noise.
+        progress: called with each `Progress`, and `Preview`.
+        previews: how many samples are shown on their way.
+        deadline: seconds.
+        more: further fields of the request.
+    """
+    noisy = noise_std is None or isinstance(noise_std, int | float)
+    number = noise_std if isinstance(noise_std, int | float) else None
+    asked = _posterior(num_samples, number, flip_probability, method, particles, steps) | more
+    asked |= {"operator": operator, "quantiles": quantiles}
+    given = {"observed": observed, "known": known, "noise_std": None if noisy else noise_std}
+    arrays = {name: packed(x) for name, x in given.items() if x is not None}
+    asked = {name: x for name, x in asked.items() if name not in arrays}
+    body = _body(model, seed, asked, **arrays)
+    return Question("/posterior", Posterior, Posterior.lift, body, deadline, progress, previews)
+
+
 def models() -> Question[Models]:
     """What is served: GET /models."""
     return Question("/models", lambda body, _: read_models(body.fields))
@@ -213,7 +264,7 @@ def _posterior(
     num_samples: int,
     noise_std: float | None,
     flip_probability: float | None,
-    method: str | None,
+    method: str | Mapping[str, object] | None,
     particles: int | None,
     steps: int | None,
 ) -> dict[str, object]:

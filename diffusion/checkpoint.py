@@ -1,67 +1,49 @@
-"""The artefact: one .safetensors file that holds weights and every fact needed to use them.
+"""A model's artefact: one .safetensors file that holds weights and every fact needed to use them.
 
 Tensors are the model's state (`network.*`, `process.beta`, `profile.*` if one was made); the
-header's metadata holds one JSON document under the key `noneq`. Nothing is ever unpickled.
+document is `Metadata`.
 """
 
-import json
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Literal, Self
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
-from torch import Tensor
+from pydantic import Field, model_validator
 
+from diffusion.artefact import (
+    FORMAT,
+    KEY,
+    ArtefactError,
+    Frozen,
+    Provenance,
+    check_table,
+    read,
+    read_tensors,
+    write,
+)
 from diffusion.choice import Spacing, StrataKind
-from diffusion.model import DiffusionModel, outputs
+from diffusion.model import DiffusionModel, check_signal, outputs
 from diffusion.networks import BitPatternsConfig, NetworkConfig, build
 from diffusion.prediction import PredictionKind, VarianceKind
 from diffusion.process import BinomialConfig, ProcessConfig
 from diffusion.profile import ProfileConfig
-from diffusion.schedule import check_beta
 from diffusion.space import Convention, DataSpace
 
-FORMAT = 1
-KEY = "noneq"
+__all__ = [
+    "FORMAT",
+    "KEY",
+    "ArtefactError",
+    "Evaluation",
+    "Metadata",
+    "Provenance",
+    "load",
+    "read_metadata",
+    "rewrite",
+    "save",
+]
 
 
-class ArtefactError(ValueError):
-    """A file is no artefact that this version can use; the message names the file and the fix."""
-
-
-class _Frozen(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
-
-
-class Provenance(_Frozen):
-    """Where the weights came from.
-
-    Attributes:
-        data: the data set's name.
-        checksum: of the data, "algorithm:hex"; of generated data, of the generator's settings.
-        steps: of training; 0 for a closed form.
-        seed: of training.
-        commit: of the code that trained; "-dirty" where it had changes.
-        versions: of the libraries.
-        seconds: of training, wall time.
-        device: that trained.
-        config: the whole configuration, as it was.
-    """
-
-    data: str
-    checksum: str | None = None
-    steps: int = Field(0, ge=0)
-    seed: int = 0
-    commit: str | None = None
-    versions: dict[str, str] = Field(default_factory=dict)
-    seconds: float | None = None
-    device: str | None = None
-    config: dict[str, Any] = Field(default_factory=dict)
-
-
-class Evaluation(_Frozen):
+class Evaluation(Frozen):
     """A measured bound on held-out data.
 
     Attributes:
@@ -114,10 +96,11 @@ class Evaluation(_Frozen):
         return self.convention, self.split, self.steps, self.spacing, self.trajectories
 
 
-class Metadata(_Frozen):
+class Metadata(Frozen):
     """The JSON document of an artefact."""
 
     format: Literal[1] = 1
+    kind: Literal["model"] = "model"
     name: str = Field(pattern=r"^[a-z0-9][a-z0-9._-]{0,63}$")
     process: ProcessConfig
     network: NetworkConfig
@@ -168,14 +151,7 @@ class Metadata(_Frozen):
 
 def save(path: Path, model: DiffusionModel, metadata: Metadata) -> None:
     """Write an artefact; the file appears whole or not at all."""
-    tensors = {
-        name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()
-    }
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(path.name + ".partial")
-    save_file(tensors, partial, {KEY: metadata.model_dump_json()})
-    partial.chmod(0o644)  # the server may be another user; save_file writes for the owner alone
-    partial.replace(path)
+    write(path, model, metadata)
 
 
 def rewrite(path: Path, metadata: Metadata) -> None:
@@ -188,44 +164,9 @@ def read_metadata(path: Path) -> Metadata:
     """The document of an artefact, checked, without its tensors.
 
     Raises:
-        ArtefactError: not an artefact, or not one of this version.
+        ArtefactError: not a model's artefact, or not one of this version.
     """
-    try:
-        with path.open("rb"):  # safe_open calls a file that may not be read one that is not there
-            pass
-        with safe_open(path, framework="pt") as file:
-            header = file.metadata() or {}
-    except FileNotFoundError:
-        raise ArtefactError(f"{path}: there is no such file: check its name") from None
-    except PermissionError:
-        raise ArtefactError(f"{path}: it may not be read: give it mode 644") from None
-    except (SafetensorError, OSError) as error:
-        raise ArtefactError(
-            f"{path}: not a readable .safetensors file ({error}): copy it again or export it anew"
-        ) from error
-    if KEY not in header:
-        raise ArtefactError(
-            f"{path}: a .safetensors file, but no noneq artefact (no metadata under {KEY!r}): "
-            "export one with `python -m training export`"
-        )
-    try:
-        document = json.loads(header[KEY])
-    except json.JSONDecodeError as error:
-        raise ArtefactError(f"{path}: its metadata is no JSON ({error}): export it anew") from error
-    version = document.get("format") if isinstance(document, dict) else None
-    if version != FORMAT:
-        raise ArtefactError(
-            f"{path}: format {version!r}, this version reads format {FORMAT}: export it anew "
-            "with the version of noneq that serves it"
-        )
-    try:
-        return Metadata.model_validate(document)
-    except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"]) or "as a whole"
-        raise ArtefactError(
-            f"{path}: its metadata does not hold: {where}: {first['msg']}: export it anew"
-        ) from error
+    return read(path, "model", Metadata)
 
 
 def load(path: Path, device: str | torch.device = "cpu") -> tuple[DiffusionModel, Metadata]:
@@ -242,8 +183,8 @@ def load(path: Path, device: str | torch.device = "cpu") -> tuple[DiffusionModel
         wanted |= process.state_dict(prefix="process.")
         if metadata.profile is not None:
             wanted |= metadata.profile.build(process.T).state_dict(prefix="profile.")
-        found = _read_tensors(path, wanted)
-        _check_table(path, metadata, process.beta, found["process.beta"])
+        found = read_tensors(path, wanted)
+        check_table(path, metadata.process, process.beta, found["process.beta"])
         model = metadata.build()
     except ArtefactError:
         raise
@@ -253,49 +194,10 @@ def load(path: Path, device: str | torch.device = "cpu") -> tuple[DiffusionModel
         for name, tensor in model.state_dict().items():
             tensor.copy_(found[name])
     model.process.refresh()
-    if model.profile is not None:
-        try:
-            model.profile.check()
-        except ValueError as error:
-            raise ArtefactError(f"{path}: {error}: export it anew") from error
-    return model.to(device).eval().requires_grad_(False), metadata
-
-
-def _read_tensors(path: Path, wanted: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The file's tensors, of the wanted names and shapes; none is read before all of them fit."""
-    with safe_open(path, framework="pt") as file:
-        shapes = {name: file.get_slice(name).get_shape() for name in file.keys()}  # noqa: SIM118, it is no dict
-        missing, foreign = (
-            sorted(wanted.keys() - shapes.keys()),
-            sorted(shapes.keys() - wanted.keys()),
-        )
-        if missing or foreign:
-            raise ArtefactError(
-                f"{path}: its tensors do not fit its network: missing {missing[:3] or 'none'}, "
-                f"unknown {foreign[:3] or 'none'}: export it anew"
-            )
-        for name, tensor in wanted.items():
-            if list(tensor.shape) != shapes[name]:
-                raise ArtefactError(
-                    f"{path}: tensor {name} has shape {shapes[name]}, its network needs "
-                    f"{list(tensor.shape)}: export it anew"
-                )
-        found = {name: file.get_tensor(name) for name in wanted}
-    for name, tensor in found.items():
-        if not bool(torch.isfinite(tensor).all()):
-            raise ArtefactError(f"{path}: tensor {name} holds NaN or infinity: export it anew")
-    return found
-
-
-def _check_table(path: Path, metadata: Metadata, beta: Tensor, found: Tensor) -> None:
-    """A named schedule's table is its own; only a "table" may hold other values."""
     try:
-        check_beta(found)
+        check_signal(model.process, model.prediction)
+        if model.profile is not None:
+            model.profile.check()
     except ValueError as error:
-        raise ArtefactError(f"{path}: process.beta: {error}: export it anew") from error
-    kind = metadata.process.schedule.kind
-    if kind != "table" and not torch.allclose(found.double(), beta, rtol=1e-6, atol=0):
-        raise ArtefactError(
-            f"{path}: process.beta holds other values than its schedule {kind!r} gives: export it "
-            "anew, with schedule kind 'table' if the values were learned"
-        )
+        raise ArtefactError(f"{path}: {error}: export it anew") from error
+    return model.to(device).eval().requires_grad_(False), metadata

@@ -10,11 +10,13 @@ in at most M directions q_k, each with a share rho_k of y's variance that x expl
 so that draws, densities and normalisers cost one eigenvalue problem of M x M.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Self, final
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from diffusion.distributions import LOG_2PI, Normal
 from diffusion.noise import Noise
@@ -76,6 +78,20 @@ class Conditioned:
         )
         return type(self)(self.base.rows(index), axes, rho, surprise, log_z)
 
+    @classmethod
+    def joined(cls, parts: "Sequence[Conditioned]") -> Self:
+        """Their rows in turn; who has fewer axes than others gets some that nothing lies along."""
+        most = max(part.rho.shape[1] for part in parts)
+        lacking = [most - part.rho.shape[1] for part in parts]
+        ways = list(zip(parts, lacking, strict=True))
+        return cls(
+            Normal.joined([part.base for part in parts]),
+            torch.cat([F.pad(part.axes, (0, 0, 0, n)) for part, n in ways]),
+            torch.cat([F.pad(part.rho, (0, n)) for part, n in ways]),
+            torch.cat([F.pad(part.surprise, (0, n)) for part, n in ways]),
+            torch.cat([part.log_z for part in parts]),
+        )
+
     def sample(self, noise: Noise) -> Tensor:
         """One draw a row, [B, *event]."""
         mean, std = self.base.mean, self.base.var.sqrt()
@@ -92,6 +108,24 @@ class Conditioned:
         along, left = self._along(u.flatten(1)), 1 - self.rho
         missed = (along - self.rho.sqrt() * self.surprise).square() / left
         return -0.5 * (missed - along.square() + left.log()).sum(1)
+
+    def tilted(self, slope: Tensor) -> tuple[Self, Tensor]:
+        """p(x | y) exp(slope x) / Z, and log Z = slope E[x | y] + slope Cov[x | y] slope / 2.
+
+        The base moves by var slope, and y is that much less surprising.
+
+        Args:
+            slope: float64 [B, *event].
+        """
+        mean, std = self.base.mean, self.base.var.double().sqrt()
+        pull = (std * slope).flatten(1)  # in units of the standard deviations
+        along = self._along(pull)
+        base = Normal(mean + (std * std * slope).to(mean.dtype), self.base.var)
+        surprise = self.surprise - self.rho.sqrt() * along
+        log_z = (slope * mean.double()).flatten(1).sum(1)
+        log_z = log_z + (self.rho.sqrt() * self.surprise * along).sum(1)
+        log_z = log_z + 0.5 * (pull.square().sum(1) - (self.rho * along.square()).sum(1))
+        return type(self)(base, self.axes, self.rho, surprise, self.log_z), log_z
 
     def _along(self, u: Tensor) -> Tensor:
         """q u, [B, M]."""

@@ -11,7 +11,8 @@ import math
 from dataclasses import dataclass
 from typing import Self, final
 
-from diffusion.particles import Cloud, log_mean
+from diffusion.particles import log_mean
+from diffusion.systems import Cloud
 
 #: Nats by which systems may differ in log Z (a standard deviation) before it is said.
 _SPREAD = 1.0

@@ -9,6 +9,7 @@ and normaliser both (Sohl-Dickstein et al. 2015, Section 2.5).
 
 import math
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Self, final
 
@@ -50,6 +51,11 @@ class Distribution(ABC):
     @abstractmethod
     def rows(self, index: Tensor) -> Self:
         """Some of the rows, or one several times; int64 [b]."""
+
+    @classmethod
+    @abstractmethod
+    def joined(cls, parts: Sequence[Self]) -> Self:
+        """Their rows in turn."""
 
     @abstractmethod
     def multiply(self, other: Self) -> tuple[Self, Tensor]:
@@ -96,6 +102,12 @@ class Normal(Distribution):
     @override
     def rows(self, index: Tensor) -> Self:
         return type(self)(self.mean[index], self.var.expand_as(self.mean)[index])
+
+    @classmethod
+    @override
+    def joined(cls, parts: Sequence[Self]) -> Self:
+        mean = torch.cat([part.mean for part in parts])
+        return cls(mean, torch.cat([part.var.expand_as(part.mean) for part in parts]))
 
     @override
     def multiply(self, other: Self) -> tuple[Self, Tensor]:
@@ -170,6 +182,11 @@ class Bernoulli(Distribution):
     @override
     def rows(self, index: Tensor) -> Self:
         return type(self)(self.logits[index])
+
+    @classmethod
+    @override
+    def joined(cls, parts: Sequence[Self]) -> Self:
+        return cls(torch.cat([part.logits for part in parts]))
 
     @override
     def multiply(self, other: Self) -> tuple[Self, Tensor]:

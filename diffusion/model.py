@@ -159,7 +159,8 @@ class DiffusionModel(nn.Module):
     def tabulate(self) -> None:
         """Work out `times` for every t, once; until the model is moved or its weights change."""
         self._table = None
-        with torch.no_grad():
+        # Gradients of x_t go through what is looked up here, which inference tensors do not allow.
+        with torch.inference_mode(False), torch.no_grad():
             self._table = self.times(torch.arange(1, self.T + 1, device=self.device))
 
     @override
@@ -190,6 +191,15 @@ def outputs(process: Process, prediction: PredictionKind, variance: VarianceKind
     return 2 if prediction == "perturbation" or variance in ("interpolated", "moment") else 1
 
 
+def check_signal(process: Process, prediction: PredictionKind) -> None:
+    """Raise ValueError where a schedule leaves no signal at t = T, and the prediction needs it."""
+    if prediction == "eps" and float(process.alpha_bar[-1]) == 0:
+        raise ValueError(
+            "prediction 'eps' says nothing of x_0 at t = T, where this schedule leaves no signal "
+            "(alpha_bar_T = 0): use 'v' or 'x_0', or a schedule that ends above 0"
+        )
+
+
 def _check(
     process: Process, space: DataSpace, prediction: PredictionKind, variance: VarianceKind | None
 ) -> None:
@@ -214,8 +224,4 @@ def _check(
         return
     if variance not in get_args(VarianceKind):
         raise ValueError(f"variance is one of {get_args(VarianceKind)}, came {variance!r}")
-    if prediction == "eps" and float(process.alpha_bar[-1]) == 0:
-        raise ValueError(
-            "prediction 'eps' says nothing of x_0 at t = T, where this schedule leaves no signal "
-            "(alpha_bar_T = 0): use 'v' or 'x_0', or a schedule that ends above 0"
-        )
+    check_signal(process, prediction)

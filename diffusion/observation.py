@@ -7,6 +7,7 @@ al. 2015, Section 2.5).
 """
 
 import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Self, final
 
@@ -111,6 +112,31 @@ class Observation:
             return torch.isfinite(factor.var).expand_as(factor.mean)
         assert isinstance(factor, Bernoulli)  # there are two families
         return factor.logits != 0
+
+    @property
+    def count(self) -> Tensor:
+        """How many numbers were seen of each datum, int64 [N]."""
+        return self.known.flatten(1).sum(1)
+
+    @classmethod
+    def joined(cls, parts: "Sequence[Observation]") -> Self:
+        """Data seen through one operator, side by side."""
+        factor = type(parts[0].factor).joined([part.factor for part in parts])
+        return cls(factor, parts[0].operator)
+
+    @property
+    def tensors(self) -> tuple[Tensor, ...]:
+        """Mean and variance, or logits, [N, *seen] each."""
+        factor = self.factor
+        if isinstance(factor, Normal):
+            return factor.mean, factor.var.expand_as(factor.mean)
+        assert isinstance(factor, Bernoulli)  # there are two families
+        return (factor.logits,)
+
+    def each(self, act: Callable[[Tensor], Tensor]) -> Self:
+        """The same with its tensors changed: moved to a device, say."""
+        factor = type(self.factor)(*(act(part) for part in self.tensors))
+        return type(self)(factor, self.operator)
 
     def rows(self, index: Tensor) -> Self:
         """Some of the data, or one several times; int64 [B]."""

@@ -46,11 +46,25 @@ class LinearOperator(BaseModel, ABC):
         """The diagonal of A diag(var) A^T, [B, *seen]: the variances of A x for independent x."""
 
     def matrix(self, event: Event, device: torch.device) -> Tensor:
-        """A itself, float64 [numbers seen, elements of the event]."""
-        shape = self.seen(event)
-        count = math.prod(shape)
-        one_each = torch.eye(count, dtype=torch.float64, device=device).reshape(count, *shape)
-        return self.adjoint(one_each, event).flatten(1)
+        """A itself, float64 [numbers seen, elements of the event]; worked out once."""
+        key = "matrix", event, device
+        if key not in self._worked_out:
+            shape = self.seen(event)
+            count = math.prod(shape)
+            one_each = torch.eye(count, dtype=torch.float64, device=device).reshape(count, *shape)
+            self._worked_out[key] = self.adjoint(one_each, event).flatten(1)
+        return self._worked_out[key]
+
+    def inverse(self, event: Event, device: torch.device) -> Tensor:
+        """Its pseudo-inverse, float64 [elements of the event, numbers seen]; worked out once."""
+        key = "inverse", event, device
+        if key not in self._worked_out:
+            self._worked_out[key] = torch.linalg.pinv(self.matrix(event, device))
+        return self._worked_out[key]
+
+    @cached_property
+    def _worked_out(self) -> dict[tuple[str, Event, torch.device], Tensor]:
+        return {}
 
 
 @final

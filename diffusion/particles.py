@@ -4,88 +4,43 @@
 
 A system is P particles of one observation. They resample among themselves alone, systematically,
 when their effective sample size falls below P / 2, and at the end, where p(x_0 | x_1) r(x_0) is
-drawn from as it stands. All noise is numbered by (seed, particle, step), so a system is the same
-alone and in any batch.
+drawn from as it stands; what it is multiplied by beside that (`diffusion.factors`) weighs the draws
+once more. All noise is numbered by (seed, particle, step), so a system is the same alone and in any
+batch.
 
 Sources: Wu, Trippe, Naesseth, Blei and Cunningham 2023; Del Moral, Doucet and Jasra 2006 (weights
 of any proposal, Z without bias); Kitagawa 1996 (systematic resampling).
 """
 
 import math
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
 from typing import final
 
 import torch
 from torch import Tensor
+from typing_extensions import override
 
 from diffusion.model import DiffusionModel
 from diffusion.noise import Stream, counter_noise
 from diffusion.observation import Observation
 from diffusion.plan import Plan
-from diffusion.twist import Look, Twist, last_look, look
+from diffusion.proposal import Look
+from diffusion.systems import Course, Systems
+from diffusion.twist import Twist, last_look, look
+
+LookAt = Callable[[Tensor, Tensor, Tensor, Observation], Look]
+
+_TWIST = Twist()
 
 
 @final
 @dataclass(frozen=True)
-class Cloud:
-    """What S systems of P particles found.
-
-    Attributes:
-        particles: P.
-        samples: [S, n, *event], model units; n draws of each system's weighted particles.
-        log_evidence: log of the estimate of Z = p(y), nats, float64 [S]; exp of it has no bias.
-        ess: effective sample size before each step, float64 [S, steps].
-        ancestors: from how many of the P first particles the last ones descend, int64 [S].
-        evaluations: network evaluations of each system, int64 [S].
-    """
-
-    particles: int
-    samples: Tensor
-    log_evidence: Tensor
-    ess: Tensor
-    ancestors: Tensor
-    evaluations: Tensor
-
-    @classmethod
-    def joined(cls, parts: "Sequence[Cloud]") -> "Cloud":
-        """Systems of equal particles, side by side."""
-        tensors = zip(*(part._tensors() for part in parts), strict=True)
-        return cls(parts[0].particles, *(torch.cat(tensor) for tensor in tensors))
-
-    def rows(self, index: slice | Tensor) -> "Cloud":
-        """Some of the systems."""
-        return Cloud(self.particles, *(tensor[index] for tensor in self._tensors()))
-
-    def _tensors(self) -> tuple[Tensor, ...]:
-        return self.samples, self.log_evidence, self.ess, self.ancestors, self.evaluations
-
-
-LookAt = Callable[[Tensor, Tensor, Tensor, Observation], Look]
-
-
-@torch.no_grad()
-def run(
-    model: DiffusionModel,
-    observation: Observation,
-    plan: Plan,
-    *,
-    seed: int,
-    system: Tensor,
-    particles: int,
-    draws: int = 1,
-    twist: Twist | None = None,
-    look_at: LookAt | None = None,
-) -> Cloud:
-    """S systems of particles, from x_T to x_0.
+class Filter(Course):
+    """Systems that follow a twist.
 
     Args:
-        model: the model.
-        observation: what was seen of each system, [S, *seen]. If it is linear with the full
-            covariance, all systems have few enough numbers for `Twist.exact`, or none.
         plan: an ancestral plan from T down to 0.
-        seed: of the noise.
-        system: which systems of the seed these are, int64 [S].
         particles: P.
         draws: samples of each system, at most P.
         twist: which r_t.
@@ -95,53 +50,118 @@ def run(
     Raises:
         ValueError: more draws than particles.
     """
-    if not 1 <= draws <= particles:
-        raise ValueError(
-            f"{particles} particles hold {particles} samples at most, came {draws} to draw: raise "
-            "the particles, or draw from more systems"
-        )
-    twist = Twist() if twist is None else twist
-    at = look_at or (lambda x, t, s, seen: look(model, x, t, s, seen, twist))
-    S, P, device = len(system), particles, model.device
-    row = (system.to(device)[:, None] * P + torch.arange(P, device=device)).flatten()
-    each = torch.arange(S, device=device).repeat_interleave(P)
-    seen = observation.rows(each)
-    x = model.process.prior(model.event, S * P).sample(counter_noise(seed, row, model.T + 1))
-    log_w = torch.zeros(S, P, dtype=torch.float64, device=device)
-    log_z = torch.zeros(S, dtype=torch.float64, device=device)
-    origin = torch.arange(P, device=device).expand(S, P)
-    spent = torch.zeros(S, P, dtype=torch.float64, device=device)  # log q r_t / p of the last draw
-    ess: list[Tensor] = []
-    for t, s in zip(plan.t.to(device).split(1), plan.s.to(device).split(1), strict=True):
-        last = int(s) == 0
-        here = last_look(model, x, t, seen) if last else at(x, t, s, seen)
-        log_w = log_w + here.log_r.reshape(S, P) - spent
-        ess.append(effective(log_w))
-        choose = torch.ones_like(ess[-1], dtype=torch.bool) if last else ess[-1] < P / 2
+
+    plan: Plan
+    particles: int
+    draws: int = 1
+    twist: Twist = _TWIST
+    look_at: LookAt | None = None
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.draws <= self.particles:
+            raise ValueError(
+                f"{self.particles} particles hold {self.particles} samples at most, came "
+                f"{self.draws} to draw: raise the particles, or draw from more systems"
+            )
+
+    @override
+    def __len__(self) -> int:
+        return len(self.plan)
+
+    @override
+    def evaluations(self, model: DiffusionModel, count: Tensor) -> Tensor:
+        return self.particles * self.twist.evaluations(model, count)
+
+    @override
+    def begin(
+        self, model: DiffusionModel, observation: Observation, seed: int, number: Tensor
+    ) -> Systems:
+        row = number[:, None] * self.particles + torch.arange(self.particles, device=number.device)
+        prior = model.process.prior(model.event, row.numel())
+        x = prior.sample(counter_noise(seed, row.flatten(), model.T + 1))
+        return Systems.begun(x, observation, seed, number)
+
+    @override
+    def step(
+        self, model: DiffusionModel, systems: Systems, unit: int, together: int | None = None
+    ) -> Systems:
+        kind = self.twist.exact(systems.observation.count[:: self.particles])
+        parts = [place.nonzero()[:, 0] for place in (kind, ~kind)]
+        if unit == len(self) - 1 or not all(map(len, parts)):
+            return self._step(model, systems, unit, together)
+        # Covariances that are worked out and those that are not: each system by its own way.
+        moved = [self._step(model, systems.rows(part), unit, together) for part in parts]
+        both = Systems.joined(moved).rows(torch.cat(parts).argsort())
+        return replace(both, factors=systems.factors)
+
+    def _step(
+        self, model: DiffusionModel, systems: Systems, unit: int, together: int | None
+    ) -> Systems:
+        S, P = systems.log_w.shape
+        device, last = systems.x.device, unit == len(self) - 1
+        t = self.plan.t[unit : unit + 1].to(device)
+        here = Look.joined(list(self._looks(model, systems, unit, together or S * P)))
+        for factor in systems.factors:
+            s = self.plan.s[unit : unit + 1].to(device)
+            here = factor.look(here, systems.x.flatten(0, 1), t, s)
+        log_w, log_z = systems.log_w + here.log_r.reshape(S, P), systems.log_evidence
+        ess, origin = effective(log_w), systems.origin
+        choose = torch.ones_like(ess, dtype=torch.bool) if last else ess < P / 2
         place = torch.arange(P, device=device).expand(S, P)
         if bool(choose.any()):
-            noise = counter_noise(seed, system.to(device), t.expand(S), Stream.RESAMPLING)
-            place = torch.where(
-                choose[:, None], systematic(log_w, noise.uniform((1,))[:, 0].double(), P), place
-            )
+            noise = counter_noise(systems.seed, systems.number, t.expand(S), Stream.RESAMPLING)
+            drawn = systematic(log_w, noise.uniform((1,))[:, 0].double(), P)
+            place = torch.where(choose[:, None], drawn, place)
             log_z = torch.where(choose, log_z + log_mean(log_w), log_z)
             log_w = torch.where(choose[:, None], 0.0, log_w)
             origin = origin.gather(1, place)
-        if last:
-            picked = systematic(torch.zeros_like(log_w), torch.full_like(log_z, 0.5), draws)
-            place, row = place.gather(1, picked), row.reshape(S, P)[:, :draws].flatten()
+        row = systems.particle
+        if last and here.left is None:
+            middle = torch.full_like(log_z, 0.5)
+            place = place.gather(1, systematic(torch.zeros_like(log_w), middle, self.draws))
+            row = row[:, : self.draws]
         rows = (torch.arange(S, device=device)[:, None] * P + place).flatten()
         proposal = here.proposal.rows(rows)
-        x = proposal.sample(counter_noise(seed, row, t.expand(len(row))))
+        x = proposal.sample(counter_noise(systems.seed, row.flatten(), t.expand(len(rows))))
+        if last and here.left is not None:
+            log_w = here.left(x, rows).reshape(S, P)
+            log_z = log_z + log_mean(log_w)
+            noise = counter_noise(systems.seed, systems.number, 0, Stream.RESAMPLING)
+            u = noise.uniform((1,))[:, 0].double()
+            origin = origin.gather(1, systematic(log_w, u, P))
+            first = torch.arange(S, device=device)[:, None] * P
+            picked = (first + systematic(log_w, u, self.draws)).flatten()
+            x, rows = x[picked], rows[picked]
         if not last:
             # Where r_t was 0 nothing weighs anything, and what has been paid does not matter.
-            paid = torch.where(torch.isneginf(here.log_r), 0.0, here.log_r)[rows]
-            spent = (paid + proposal.log_ratio(x)).reshape(S, P)
-    count = observation.known.flatten(1).sum(1)
-    steps = (len(plan) - 1) * twist.evaluations(model, count) + 1
-    ancestors = origin.sort(1).values.diff(dim=1).ne(0).sum(1) + 1
-    x = x.unflatten(0, (S, draws))
-    return Cloud(P, x, log_z, torch.stack(ess, 1), ancestors, steps * P)
+            paid = here.log_r[rows] + proposal.log_ratio(x)
+            paid = torch.where(torch.isneginf(here.log_r[rows]), 0.0, paid)
+            log_w = log_w - paid.reshape(S, P)
+        return replace(
+            systems,
+            x=x.unflatten(0, (S, -1)),
+            x_0=here.x_0[rows].unflatten(0, (S, -1)),
+            log_w=log_w,
+            log_evidence=log_z,
+            ess=torch.cat((systems.ess, ess[:, None]), 1),
+            origin=origin,
+        )
+
+    def _looks(
+        self, model: DiffusionModel, systems: Systems, unit: int, together: int
+    ) -> Iterator[Look]:
+        """What the twist says of each particle, so many at once."""
+        x, device = systems.x.flatten(0, 1), systems.x.device
+        t, s = (part[unit : unit + 1].to(device) for part in (self.plan.t, self.plan.s))
+        whole = together >= len(x)
+        for place in torch.arange(len(x), device=device).split(together):
+            seen = systems.observation if whole else systems.observation.rows(place)
+            if unit == len(self) - 1:
+                yield last_look(model, x[place], t, seen)
+            elif self.look_at is not None:
+                yield self.look_at(x[place], t, s, seen)
+            else:
+                yield look(model, x[place], t, s, seen, self.twist)
 
 
 def systematic(log_w: Tensor, uniform: Tensor, count: int) -> Tensor:
@@ -157,7 +177,7 @@ def systematic(log_w: Tensor, uniform: Tensor, count: int) -> Tensor:
     Returns:
         int64 [S, count], ascending.
     """
-    edges = _shares(log_w).cumsum(1)
+    edges = shares(log_w).cumsum(1)
     ticks = torch.arange(count, dtype=torch.float64, device=log_w.device) + uniform[:, None]
     found = torch.searchsorted(edges / edges[:, -1:], ticks / count, right=True)
     return found.clamp(max=log_w.shape[1] - 1)
@@ -165,7 +185,7 @@ def systematic(log_w: Tensor, uniform: Tensor, count: int) -> Tensor:
 
 def effective(log_w: Tensor) -> Tensor:
     """The effective sample size (sum w)^2 / sum w^2, 1 to P, float64 [S]."""
-    return 1 / _shares(log_w).square().sum(1)
+    return 1 / shares(log_w).square().sum(1)
 
 
 def log_mean(log_w: Tensor) -> Tensor:
@@ -173,7 +193,7 @@ def log_mean(log_w: Tensor) -> Tensor:
     return log_w.logsumexp(1) - math.log(log_w.shape[1])
 
 
-def _shares(log_w: Tensor) -> Tensor:
+def shares(log_w: Tensor) -> Tensor:
     """Weights that sum to 1, [S, P]; equal ones where nothing weighs anything."""
     none = torch.isneginf(log_w).all(1, keepdim=True)
     return torch.where(none, 0.0, log_w).softmax(1)

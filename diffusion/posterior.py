@@ -10,29 +10,36 @@ model and the number of its steps.
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Annotated, Literal, final
+from typing import final
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
 from diffusion.diagnostics import Diagnostics
 from diffusion.distributions import Bernoulli, Normal
+from diffusion.factors import Expert, Factor, Label
 from diffusion.matched import MatchedStart, matched_start
+from diffusion.methods import Auto, Matched, Method, Product, Resample, Settled, Twisted
 from diffusion.model import DiffusionModel
+from diffusion.noise import Stream, counter_noise
 from diffusion.observation import Observation
 from diffusion.operators import Mask
-from diffusion.particles import Cloud, run
+from diffusion.particles import Filter, shares, systematic
 from diffusion.plan import DDIM, Ancestral, DPMSolver
 from diffusion.process import BinomialProcess
-from diffusion.repaint import repaint
+from diffusion.product import Constant
+from diffusion.repaint import Repaint, check_repaint
 from diffusion.sampling import sample
-from diffusion.twist import Twist
+from diffusion.systems import Cloud, Course, walk
 
 __all__ = [
     "Auto",
     "Diagnostics",
+    "Expert",
+    "Factor",
+    "Label",
     "Matched",
     "MatchedStart",
     "Method",
@@ -40,69 +47,19 @@ __all__ = [
     "Posterior",
     "Product",
     "Resample",
+    "Settled",
     "Twisted",
+    "biased",
+    "course_of",
+    "diagnose",
     "draw",
+    "gather",
     "matched_start",
     "settle",
+    "start_of",
 ]
 
 _ELEMENTS = 2**20  # of all the rows that go through the network at once
-
-
-class _Method(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-@final
-class Product(_Method):
-    """The 2015 paper's (Section 2.5): r_t = r for every t, one row a sample, no weights."""
-
-    name: Literal["product"] = "product"
-
-
-@final
-class Resample(_Method):
-    """RePaint: `jump` steps back, each stretch made `times` times."""
-
-    name: Literal["resample"] = "resample"
-    jump: int = Field(10, ge=1)
-    times: int = Field(10, ge=1)
-
-
-@final
-class Matched(_Method):
-    """The plain chain from the step whose noise is the observation's."""
-
-    name: Literal["matched"] = "matched"
-
-
-@final
-class Twisted(_Method):
-    """Particles that follow a twist.
-
-    Attributes:
-        particles: of a system.
-        systems: "independent", one for each sample; or "joint", one of all samples of a datum,
-            which is cheaper, and whose samples share ancestors.
-        twist: which r_t.
-    """
-
-    name: Literal["twisted"] = "twisted"
-    particles: int = Field(8, ge=1)
-    systems: Literal["independent", "joint"] = "independent"
-    twist: Twist = Twist()
-
-
-@final
-class Auto(_Method):
-    """The matched start where everything was seen with the same independent noise, else twisted."""
-
-    name: Literal["auto"] = "auto"
-    twisted: Twisted = Twisted()
-
-
-#: A method's configuration, told apart by `name`.
-Method = Annotated[Product | Resample | Matched | Twisted | Auto, Field(discriminator="name")]
 
 
 @final
@@ -112,6 +69,9 @@ class Posterior:
 
     Attributes:
         samples: [N, n, *event], model units.
+        weights: [N, n], float64, each datum's summing to 1. Samples of independent systems weigh as
+            their estimates of Z: averages with these weights have no bias but that of a ratio.
+            Equal ones elsewhere.
         method: the one that answered.
         biased: whether it misses the posterior even of a perfect model with all its steps.
         diagnostics: of each datum.
@@ -120,7 +80,8 @@ class Posterior:
     """
 
     samples: Tensor
-    method: Product | Resample | Matched | Twisted
+    weights: Tensor
+    method: Settled
     biased: bool
     diagnostics: tuple[Diagnostics, ...]
     network_evaluations: int
@@ -128,12 +89,27 @@ class Posterior:
 
 
 def settle(
-    model: DiffusionModel, observation: Observation, method: Method
-) -> Product | Resample | Matched | Twisted:
-    """What `auto` stands for here; any other method is itself."""
-    if not isinstance(method, Auto):
-        return method
-    return method.twisted if _noise(model, observation) is None else Matched()
+    model: DiffusionModel,
+    observation: Observation,
+    method: Method,
+    factors: Sequence[Factor] = (),
+) -> Settled:
+    """What `auto` stands for here; any other method is itself.
+
+    Raises:
+        ValueError: factors that do not fit, or that the method does not know.
+    """
+    for factor in factors:
+        factor.check(model, len(observation))
+    if isinstance(method, Auto):
+        plain = not factors and _noise(model, observation) is not None
+        return Matched() if plain else method.twisted
+    if factors and not isinstance(method, Twisted):
+        raise ValueError(
+            f"method '{method.name}' knows what was seen and no other factor: use 'twisted' for "
+            "labels and products of models"
+        )
+    return method
 
 
 def draw(
@@ -144,6 +120,7 @@ def draw(
     seed: int,
     method: Method | None = None,
     sampler: Ancestral | DDIM | DPMSolver | None = None,
+    factors: Sequence[Factor] = (),
 ) -> Posterior:
     """Draw from the posteriors of N data.
 
@@ -154,98 +131,153 @@ def draw(
         seed: of the noise; sample j of datum i is numbered i n + j.
         method: how; `Auto()` where it is not given.
         sampler: the chain's steps; ancestral at all T where it is not given.
+        factors: what else p(x_0) is multiplied by, by "twisted" alone: labels, other models.
 
     Raises:
-        ValueError: a method that the observation cannot have, or a sampler that it cannot.
+        ValueError: a method that the observation or the factors cannot have, or a sampler that it
+            cannot; a factor of another process or space.
     """
-    settled = settle(model, observation, Auto() if method is None else method)
+    settled = settle(model, observation, Auto() if method is None else method, factors)
     sampler = sampler or Ancestral()
-    if isinstance(settled, Twisted):
-        return _twisted(model, observation, samples, seed, settled, _ancestral(sampler, settled))
-    seen = observation.rows(
-        torch.arange(len(observation), device=model.device).repeat_interleave(samples)
-    )
-    start, count = None, len(seen)
-    if isinstance(settled, Resample):
-        plan = _ancestral(sampler, settled).plan(model)
-        x, each = repaint(model, seen, plan, seed=seed, jump=settled.jump, times=settled.times)
-    elif isinstance(settled, Matched):
-        noise = _noise(model, observation)
-        if noise is None:
-            raise ValueError(
-                "a matched start needs the same independent noise on every element (of bits, base "
-                "rate 1/2): use 'twisted'"
-            )
-        start = matched_start(model, _values(observation), noise)
+    course = course_of(model, observation, settled, samples, sampler)
+    if course is not None:
+        return _walked(model, observation, samples, seed, settled, course, factors)
+    count = len(observation) * samples
+    if isinstance(settled, Matched):
+        start = start_of(model, observation)
         at = start.t, start.x_t.repeat_interleave(samples, 0)
         x = sample(model, count, seed=seed, sampler=sampler, start=at)
         each = len(sampler.plan(model, start.t))
     else:
-        x = sample(model, count, seed=seed, sampler=sampler, observation=seen)
-        each = len(sampler.plan(model))
+        datum = torch.arange(len(observation), device=model.device).repeat_interleave(samples)
+        start, each = None, len(sampler.plan(model))
+        x = sample(model, count, seed=seed, sampler=sampler, observation=observation.rows(datum))
     return Posterior(
         x.unflatten(0, (-1, samples)),
+        torch.full((len(observation), samples), 1 / samples, dtype=torch.float64),
         settled,
-        biased=not isinstance(settled, Matched),
+        biased=biased(settled),
         diagnostics=(Diagnostics(),) * len(observation),
         network_evaluations=each * count,
         start=start,
     )
 
 
-def _twisted(
+def course_of(
+    model: DiffusionModel,
+    observation: Observation,
+    method: Settled,
+    samples: int,
+    sampler: Ancestral | DDIM | DPMSolver,
+) -> Course | None:
+    """What systems of particles do for a method; None where plain chains do.
+
+    Args:
+        model: the model.
+        observation: what was seen.
+        method: how; never `auto`, which `settle` settles.
+        samples: of each datum.
+        sampler: the steps.
+
+    Raises:
+        ValueError: a sampler or an observation that the method cannot have, or more samples of a
+            joint system than it has particles.
+    """
+    if isinstance(method, Twisted):
+        plan = _ancestral(sampler, method).plan(model)
+        draws = samples // method.each(samples)
+        return Filter(plan, method.particles, draws, method.twist)
+    if isinstance(method, Resample):
+        check_repaint(observation)
+        return Repaint(_ancestral(sampler, method).plan(model), method.jump, method.times)
+    if isinstance(method, Product) and not isinstance(observation.operator, Mask):
+        return Constant(sampler.plan(model))
+    return None
+
+
+def start_of(model: DiffusionModel, observation: Observation) -> MatchedStart:
+    """Where the plain chains begin that are method `matched`.
+
+    Raises:
+        ValueError: not everything was seen with the same independent noise.
+    """
+    noise = _noise(model, observation)
+    if noise is None:
+        raise ValueError(
+            "a matched start needs the same independent noise on every element (of bits, base "
+            "rate 1/2): use 'twisted'"
+        )
+    return matched_start(model, _values(observation), noise)
+
+
+def biased(method: Settled) -> bool:
+    """Whether a method misses the posterior even of a perfect model with all its steps."""
+    return isinstance(method, Product | Resample) or (
+        isinstance(method, Twisted) and method.particles == 1
+    )
+
+
+def diagnose(method: Settled, cloud: Cloud, count: int, most_steps: int) -> tuple[Diagnostics, ...]:
+    """What the systems of each of `count` data say of themselves, of a model of `most_steps`."""
+    if not isinstance(method, Twisted):
+        return (Diagnostics(),) * count
+    each = len(cloud.log_evidence) // count
+    stretches = (slice(i * each, (i + 1) * each) for i in range(count))
+    return tuple(Diagnostics.of(cloud.rows(part), most_steps) for part in stretches)
+
+
+def gather(method: Settled, cloud: Cloud, count: int, seed: int) -> tuple[Tensor, Tensor]:
+    """The samples of `count` data, [N, n, *event], and their weights, float64 [N, n]."""
+    x, log_z = cloud.samples.unflatten(0, (count, -1)), cloud.log_evidence.reshape(count, -1)
+    draws = x.shape[2]
+    x, weights = x.flatten(1, 2), (shares(log_z) / draws).repeat_interleave(draws, 1)
+    if not (isinstance(method, Twisted) and method.systems == "weighted"):
+        return x, weights
+    datum = torch.arange(count, device=x.device)
+    noise = counter_noise(seed, datum, 0, Stream.RESAMPLING).uniform((1,))[:, 0].double()
+    picked = systematic(log_z, noise, log_z.shape[1])
+    return x[datum[:, None], picked], torch.full_like(weights, 1 / weights.shape[1])
+
+
+def _walked(
     model: DiffusionModel,
     observation: Observation,
     samples: int,
     seed: int,
-    method: Twisted,
-    sampler: Ancestral,
+    method: Settled,
+    course: Course,
+    factors: Sequence[Factor],
 ) -> Posterior:
-    """`draw` by particles; all systems of a batch are of one kind, exact or iterated."""
-    plan, N, device = sampler.plan(model), len(observation), model.device
-    joint = method.systems == "joint"
-    each, draws = (1, samples) if joint else (samples, 1)
-    system = torch.arange(N * each, device=device)
-    count = observation.known.flatten(1).sum(1)[system // each]
-    kinds = method.twist.exact(count)
-    together = max(1, _ELEMENTS // (method.particles * math.prod(model.event)))
-    places = [
-        place for kind in (kinds, ~kinds) for place in system[kind].split(together) if len(place)
-    ]
-    parts = [
-        run(
-            model,
-            observation.rows(place // each),
-            plan,
-            seed=seed,
-            system=place,
-            particles=method.particles,
-            draws=draws,
-            twist=method.twist,
-        )
-        for place in places
-    ]
-    cloud = Cloud.joined(parts).rows(torch.cat(places).argsort())
-    found = [Diagnostics.of(cloud.rows(part), model.T) for part in _stretches(N, each)]
+    """`draw` by systems of particles, as many at once as memory allows."""
+    N, each = len(observation), samples // course.draws
+    together = max(1, _ELEMENTS // (course.particles * math.prod(model.event)))
+    cloud = Cloud.joined(
+        [
+            walk(
+                model,
+                course,
+                observation.rows(number // each),
+                seed,
+                number,
+                [factor.rows(number // each) for factor in factors],
+            )
+            for number in torch.arange(N * each, device=model.device).split(together)
+        ]
+    )
     return Posterior(
-        cloud.samples.reshape(N, samples, *model.event),
+        *gather(method, cloud, N, seed),
         method,
-        biased=method.particles == 1,
-        diagnostics=tuple(found),
+        biased=biased(method),
+        diagnostics=diagnose(method, cloud, N, model.T),
         network_evaluations=int(cloud.evaluations.sum()),
     )
 
 
-def _stretches(count: int, length: int) -> list[slice]:
-    """The places of each datum's systems."""
-    return [slice(i * length, (i + 1) * length) for i in range(count)]
-
-
-def _ancestral(sampler: Ancestral | DDIM | DPMSolver, method: _Method) -> Ancestral:
+def _ancestral(sampler: Ancestral | DDIM | DPMSolver, method: Settled) -> Ancestral:
     """The sampler, if it draws from the model's own kernel."""
     if not isinstance(sampler, Ancestral):
         raise ValueError(
-            f"method '{getattr(method, 'name', '')}' follows the model's own kernel p(x_s | x_t), "
+            f"method '{method.name}' follows the model's own kernel p(x_s | x_t), "
             f"which sampler '{sampler.name}' replaces: use 'ancestral', with fewer steps if need be"
         )
     return sampler

@@ -7,9 +7,13 @@ Timofte and Van Gool 2022, Algorithm 1 and Appendix B.
 """
 
 import itertools
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import final
 
 import torch
 from torch import Tensor
+from typing_extensions import override
 
 from diffusion.distributions import Bernoulli, Normal
 from diffusion.model import DiffusionModel
@@ -18,6 +22,7 @@ from diffusion.observation import Observation
 from diffusion.operators import Mask
 from diffusion.plan import Plan
 from diffusion.process import BinomialProcess, GaussianProcess
+from diffusion.systems import Course, Systems
 
 
 def timeline(steps: int, jump: int, times: int) -> list[int]:
@@ -35,48 +40,85 @@ def timeline(steps: int, jump: int, times: int) -> list[int]:
     return found
 
 
-@torch.no_grad()
-def repaint(
-    model: DiffusionModel,
-    observation: Observation,
-    plan: Plan,
-    *,
-    seed: int,
-    jump: int = 10,
-    times: int = 10,
-) -> tuple[Tensor, int]:
-    """One draw a row, [B, *event], and the network evaluations of each.
+@final
+@dataclass(frozen=True)
+class Repaint(Course):
+    """Systems of one particle; a unit is a step down, after the jump back up that leads to it.
 
     Observations with noise are put in while the chain's own noise is the greater of the two.
 
     Args:
-        model: the model.
-        observation: what was seen, [B, *seen].
         plan: an ancestral plan from T down to 0.
-        seed: of the noise; a row's is numbered by its place.
         jump: how many steps back.
         times: how often each stretch of `jump` steps is made.
-
-    Raises:
-        ValueError: bits that may have flipped.
     """
-    put = _of_bits if isinstance(model.process, BinomialProcess) else _of_reals
-    row = torch.arange(len(observation), device=model.device)
-    levels = torch.cat((plan.t, plan.s[-1:])).to(model.device)
-    way = timeline(len(plan), jump, times)
-    x = model.process.prior(model.event, len(row)).sample(counter_noise(seed, row, 0))
-    evaluations = 0
-    for move, (before, after) in enumerate(itertools.pairwise(way), 1):
-        noise = counter_noise(seed, row, move)
-        start, end = levels[before : before + 1], levels[after : after + 1]
-        if after < before:
-            x = model.process.forward_kernel(x, end, start).sample(noise)
-            continue
-        x = model.predict(x, start).kernel(end).sample(noise)
-        evaluations += 1
-        fresh = counter_noise(seed, row, move, Stream.REPLACEMENT).normal(model.event)
-        x = put(model, observation, x, end, fresh)
-    return x, evaluations
+
+    plan: Plan
+    jump: int = 10
+    times: int = 10
+    particles = 1
+    draws = 1
+
+    @override
+    def __len__(self) -> int:
+        return len(self._units)
+
+    @override
+    def evaluations(self, model: DiffusionModel, count: Tensor) -> Tensor:
+        return torch.ones_like(count)
+
+    @override
+    def begin(
+        self, model: DiffusionModel, observation: Observation, seed: int, number: Tensor
+    ) -> Systems:
+        check_repaint(observation)
+        prior = model.process.prior(model.event, len(number))
+        x = prior.sample(counter_noise(seed, number, 0))
+        return Systems.begun(x, observation, seed, number)
+
+    @override
+    def step(
+        self, model: DiffusionModel, systems: Systems, unit: int, together: int | None = None
+    ) -> Systems:
+        put = _of_bits if isinstance(model.process, BinomialProcess) else _of_reals
+        seed, number, seen = systems.seed, systems.number, systems.observation
+        levels = torch.cat((self.plan.t, self.plan.s[-1:])).to(systems.x.device)[:, None]
+        x, x_0 = systems.x[:, 0], systems.x_0[:, 0]
+        for move, before, after in self._units[unit]:
+            noise = counter_noise(seed, number, move)
+            if after < before:
+                way = model.process.forward_kernel(x, levels[after], levels[before])
+                x = way.sample(noise)
+                continue
+            parts = x.split(together or len(x))
+            found = [model.predict(part, levels[before]) for part in parts]
+            x_0 = torch.cat([part.x_0 for part in found])
+            kernels = [part.kernel(levels[after]) for part in found]
+            x = type(kernels[0]).joined(kernels).sample(noise)
+            fresh = counter_noise(seed, number, move, Stream.REPLACEMENT).normal(model.event)
+            x = put(model, seen, x, levels[after], fresh)
+        return replace(systems, x=x[:, None], x_0=x_0[:, None])
+
+    @cached_property
+    def _units(self) -> list[list[tuple[int, int, int]]]:
+        """The moves of each unit: their number, and how many steps have been made at either end."""
+        units: list[list[tuple[int, int, int]]] = [[]]
+        way = itertools.pairwise(timeline(len(self.plan), self.jump, self.times))
+        for move, (before, after) in enumerate(way, 1):
+            units[-1].append((move, before, after))
+            if after > before:
+                units.append([])
+        return units[:-1]
+
+
+def check_repaint(observation: Observation) -> None:
+    """Raise ValueError of bits that may have flipped."""
+    factor = observation.factor
+    if isinstance(factor, Bernoulli) and bool(factor.logits[observation.known].isfinite().any()):
+        raise ValueError(
+            "method 'resample' puts in what was seen as it is, and these bits may have flipped: "
+            "use 'twisted'"
+        )
 
 
 def _of_reals(
@@ -94,8 +136,8 @@ def _of_reals(
     change = torch.where(left >= 0, wanted - operator.forward(x), 0.0)
     if isinstance(operator, Mask):
         return torch.where(observation.known & (left >= 0), wanted, x)
-    inverse: Tensor = torch.linalg.pinv(operator.matrix(model.event, x.device))
-    moved: Tensor = (change.double().flatten(1) @ inverse.mT).reshape(x.shape)
+    inverse = operator.inverse(model.event, x.device)
+    moved = (change.double().flatten(1) @ inverse.mT).reshape(x.shape)
     return x + moved.to(x.dtype)
 
 
@@ -105,11 +147,6 @@ def _of_bits(
     """x_s with the known bits drawn from q(x_s | x_0 = y)."""
     factor = observation.factor
     assert isinstance(factor, Bernoulli)
-    if bool(torch.isfinite(factor.logits[observation.known]).any()):
-        raise ValueError(
-            "method 'resample' puts in what was seen as it is, and these bits may have flipped: "
-            "use 'twisted'"
-        )
     chance = model.process.marginal((factor.logits > 0).to(x.dtype), s)
     assert isinstance(chance, Bernoulli)
     drawn = (torch.special.ndtr(noise) < chance.mean).to(x.dtype)

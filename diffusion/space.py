@@ -65,6 +65,11 @@ class DataSpace(BaseModel):
         return "density" if self.levels is None and self.kind != "bits" else "discretised"
 
     @property
+    def affine(self) -> tuple[Tensor, Tensor]:
+        """shift and scale, float64, which broadcast over [*shape] from the first axis."""
+        return self._shift(), self._scale()
+
+    @property
     def bounds(self) -> tuple[Tensor, Tensor] | None:
         """The least and greatest value in model units where data are levels, else None."""
         if self.levels is None:

@@ -17,21 +17,22 @@ Girolami, Pidstrigach, Reich, Mosca and Akyildiz 2023 (its formula).
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Literal, Protocol, Self, final
+from typing import Literal
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
 from diffusion.conditioned import Conditioned
-from diffusion.distributions import LOG_2PI, Bernoulli, Distribution, Normal
+from diffusion.distributions import LOG_2PI, Bernoulli, Normal
+from diffusion.elements import look_at_elements, own_variance
 from diffusion.model import DiffusionModel
-from diffusion.noise import Noise
 from diffusion.observation import Observation
 from diffusion.operators import Mask
 from diffusion.prediction import BinomialPrediction, GaussianPrediction
 from diffusion.process import BinomialProcess, GaussianProcess, per_row
+from diffusion.proposal import Independent, Look
+from diffusion.solve import conjugate_gradients, dot
 
 #: V_t is at least so much of 1 - alpha_bar: a network's Jacobian is no perfect covariance.
 _FLOOR = 1e-5
@@ -39,81 +40,43 @@ _FLOOR = 1e-5
 _MOST = 0.95
 
 
+Covariance = Literal["auto", "full", "diagonal", "independent"]
+
+
 class Twist(BaseModel):
     """Which r_t.
 
     Attributes:
-        covariance: of x_0 given x_t: "full", by products with the network's Jacobian; or
-            "diagonal", the model's own variances (1 - alpha_bar where it has none), which one
-            product still carries to the other elements.
+        covariance: of x_0 given x_t: "full", by products with the network's Jacobian; "diagonal",
+            the model's own variances (1 - alpha_bar where it has none), which one product still
+            carries to the other elements; "independent", without products: each element answers
+            for itself; or "auto", full where no more than `products` numbers were seen and
+            independent elsewhere.
         products: the most products of a step with "full". Where no more numbers were seen the
             covariance of y is exact, else conjugate gradients take as many steps.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
-    covariance: Literal["full", "diagonal"] = "full"
+    covariance: Covariance = "auto"
     products: int = Field(8, ge=1, le=256)
 
     def exact(self, count: Tensor) -> Tensor:
         """Whether y's covariance is worked out whole, of so many numbers seen; int64 [N]."""
-        return (count <= self.products) & (self.covariance == "full")
+        return (count <= self.products) & (self.covariance in ("auto", "full"))
+
+    @property
+    def independent(self) -> bool:
+        """Whether what is not `exact` is done without a Jacobian."""
+        return self.covariance in ("auto", "independent")
 
     def evaluations(self, model: DiffusionModel, count: Tensor) -> Tensor:
         """Network evaluations of one step but the last, which takes 1; count int64 [N]."""
         if isinstance(model.process, BinomialProcess):
             return torch.ones_like(count)
-        if self.covariance == "diagonal":
-            return torch.full_like(count, 2)
-        return 1 + count.clamp(max=self.products)
-
-
-class Proposal(Protocol):
-    """q(x_s | x_t, y), B rows, beside the kernel p(x_s | x_t) that it replaces."""
-
-    def sample(self, noise: Noise) -> Tensor:
-        """One draw a row, [B, *event]."""
-
-    def log_ratio(self, x: Tensor) -> Tensor:
-        """log q(x) - log p(x), nats, float64 [B]."""
-
-    def rows(self, index: Tensor) -> Self:
-        """Some of the rows, or one several times; int64 [b]."""
-
-
-@final
-@dataclass(frozen=True)
-class Independent:
-    """A proposal of the kernel's own family, element by element."""
-
-    kernel: Distribution
-    proposal: Distribution
-
-    def sample(self, noise: Noise) -> Tensor:
-        """One draw a row, [B, *event]."""
-        return self.proposal.sample(noise)
-
-    def log_ratio(self, x: Tensor) -> Tensor:
-        """log q(x) - log p(x), nats, float64 [B]."""
-        q, p = (_double(part).log_prob(x.double()) for part in (self.proposal, self.kernel))
-        return q - p
-
-    def rows(self, index: Tensor) -> Self:
-        """Some of the rows, or one several times; int64 [b]."""
-        return type(self)(self.kernel.rows(index), self.proposal.rows(index))
-
-
-@final
-@dataclass(frozen=True)
-class Look:
-    """What a twist says of B rows at x_t.
-
-    Attributes:
-        log_r: log r_t(x_t), nats, float64 [B].
-        proposal: of x_s.
-    """
-
-    log_r: Tensor
-    proposal: Proposal
+        if self.independent:
+            return torch.where(self.exact(count), 1 + count, 1)
+        most = 1 if self.covariance == "diagonal" else self.products
+        return 1 + count.clamp(max=most)
 
 
 @torch.no_grad()
@@ -126,10 +89,11 @@ def last_look(model: DiffusionModel, x_t: Tensor, t: Tensor, observation: Observ
         t: int64 [B], or [1] for all rows.
         observation: what was seen, [B, *seen].
     """
-    kernel = model.predict(x_t, t).kernel(torch.zeros_like(t))
+    prediction = model.predict(x_t, t)
+    kernel = prediction.kernel(torch.zeros_like(t))
     found, log_z = observation.multiply(kernel)
     proposal = found if isinstance(found, Conditioned) else Independent(kernel, found)
-    return Look(log_z, proposal)
+    return Look(log_z, proposal, prediction.x_0)
 
 
 @torch.no_grad()
@@ -155,13 +119,21 @@ def look(
     if isinstance(model.process, BinomialProcess):
         return _look_at_bits(model, x_t, t, s, observation)
     assert isinstance(model.process, GaussianProcess)  # there are two
+    if not bool(observation.known.any()):
+        prediction = model.predict(x_t, t)
+        kernel = prediction.kernel(s)
+        nothing = torch.zeros(len(x_t), dtype=torch.float64, device=x_t.device)
+        return Look(nothing, Independent(kernel, kernel), prediction.x_0)
+    exact = bool(twist.exact(observation.count).all())
+    if twist.independent and not exact:
+        return look_at_elements(model, x_t, t, s, observation)
     with torch.inference_mode(False), torch.enable_grad():
         x = x_t.clone().requires_grad_()
         seen = model.predict(x, t, clip=False)
     # A clipped element has no gradient, so the Jacobian is of what the network said.
     prediction = model.clip(seen)
     assert isinstance(prediction, GaussianPrediction)
-    kernel, own = prediction.kernel(s), _own_variance(prediction)
+    kernel, own = prediction.kernel(s), own_variance(prediction)
     at = model.process.alpha_bar[t]
     scale = per_row(torch.where(at > 0, (1 - at) / at.sqrt(), 0.0), x_t)
     blind = per_row(at == 0, x_t).bool()  # x_T without signal says nothing: the prior's variance
@@ -175,8 +147,7 @@ def look(
     to_x_0, _, _ = model.process.posterior_coefficients(t, s)
     gain = to_x_0.reshape(-1, *[1] * (x_t.ndim - 1))
     x_0 = prediction.x_0.detach()
-    count = observation.known.flatten(1).sum(1)
-    if bool(twist.exact(count).all()):
+    if exact:
         return _exact(x_0, kernel, gain, spread, observation)
     return _iterated(x_0, kernel, gain, spread, own.double(), observation, twist)
 
@@ -196,7 +167,7 @@ def _exact(
     own = (axes * values.clamp_min(0)[:, None]) @ axes.mT
     slope = gain.flatten(1)[:, None] * seen / kernel.var.expand_as(x_0).double().flatten(1)[:, None]
     proposal = Conditioned.on(kernel, slope, off, own + torch.diag_embed(noise), _MOST)
-    return Look(proposal.log_z, proposal)
+    return Look(proposal.log_z, proposal, x_0)
 
 
 def _iterated(
@@ -226,9 +197,9 @@ def _iterated(
             pulled = spread(operator.adjoint(u, event))
             return torch.where(known, noise * u + operator.forward(pulled), 0.0), pulled
 
-        solved, pull = _conjugate_gradients(seen, off, torch.zeros_like(own), twist.products)
+        solved, pull = conjugate_gradients(seen, off, torch.zeros_like(own), twist.products)
     log_det = torch.where(known, diagonal.log() + LOG_2PI, 0.0)
-    fit = _dot(off, solved).clamp_min(0)
+    fit = dot(off, solved).clamp_min(0)
     log_r = -0.5 * (fit + log_det.flatten(1).sum(1))
     mean = (kernel.mean + gain * pull).to(x_0.dtype)
     var = kernel.var.expand_as(x_0)
@@ -236,29 +207,7 @@ def _iterated(
         # What is seen of an element narrows its step; with other operators the weights see to it.
         narrow = torch.where(known, gain.square() * own.square() / diagonal, 0.0) / var.double()
         var = (var.double() * (1 - narrow.clamp(max=_MOST))).to(x_0.dtype)
-    return Look(log_r, Independent(kernel, Normal(mean, var)))
-
-
-def _conjugate_gradients(
-    apply: Callable[[Tensor], tuple[Tensor, Tensor]], off: Tensor, pull: Tensor, steps: int
-) -> tuple[Tensor, Tensor]:
-    """u of S u = off after so many steps from 0, each row on its own, and V A^T u.
-
-    A row whose S turns out not to be positive stops where it is.
-    """
-    solved, left = torch.zeros_like(off), off
-    towards, size = off, _dot(off, off)
-    for _ in range(steps):
-        image, pulled = apply(towards)
-        curve = _dot(towards, image)
-        good = (curve > 0) & (size > 1e-20)
-        step = torch.where(good, size / torch.where(good, curve, 1.0), 0.0)
-        solved = solved + per_row(step, off) * towards
-        pull = pull + per_row(step, pull) * pulled
-        left = left - per_row(step, off) * image
-        before, size = size, _dot(left, left)
-        towards = left + per_row(size / before.clamp_min(1e-20), off) * towards
-    return solved, pull
+    return Look(log_r, Independent(kernel, Normal(mean, var)), x_0)
 
 
 def _look_at_bits(
@@ -272,25 +221,4 @@ def _look_at_bits(
     assert isinstance(given, Bernoulli)
     mixed = prediction.process.mix(given.logits, x_t, t, s)
     proposal = Bernoulli(torch.where(observation.known, mixed.logits, kernel.logits))
-    return Look(log_r, Independent(kernel, proposal))
-
-
-def _own_variance(prediction: GaussianPrediction) -> Tensor:
-    """Var(x_0 | x_t) as the model has it, [B, *event]; that of unit variance where it does not."""
-    if prediction.variance == "moment" or prediction.own is not None:
-        return prediction.kernel(torch.zeros_like(prediction.t)).var
-    at = prediction.process.alpha_bar[prediction.t]
-    return per_row(1 - at, prediction.x_0).expand_as(prediction.x_0)
-
-
-def _dot(a: Tensor, b: Tensor) -> Tensor:
-    """[B]."""
-    return (a * b).flatten(1).sum(1)
-
-
-def _double(distribution: Distribution) -> Distribution:
-    """The same in float64: differences of log-densities of many elements cancel."""
-    if isinstance(distribution, Normal):
-        return Normal(distribution.mean.double(), distribution.var.double())
-    assert isinstance(distribution, Bernoulli)  # there are two families
-    return Bernoulli(distribution.logits.double())
+    return Look(log_r, Independent(kernel, proposal), prediction.x_0)

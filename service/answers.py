@@ -108,11 +108,24 @@ class LoglikAnswer(_Answer):
 class Diagnostics(BaseModel):
     """How far the samples can be trusted as posterior samples."""
 
-    particles: int
-    ess: float = Field(description="Effective sample size of the particles.")
-    log_evidence: float | None = Field(None, description="log Z, nats, where the method gives it.")
-    log_evidence_error: float | None = None
-    ancestors: int = Field(description="Particles whose line survived.")
+    particles: int = Field(description="Of each system; 1 without weights.")
+    systems: int = Field(description="Independent ones; the error of the evidence is from them.")
+    ess: float = Field(description="Effective sample size of the particles, at its least.")
+    ess_by_step: list[float] = Field(
+        description="The same before each step, the mean over systems; empty without weights."
+    )
+    ancestors: int = Field(
+        description="First particles from which a system's last ones descend, the median."
+    )
+    log_evidence: float | None = Field(
+        None,
+        description="log p(y), nats, by methods with weights: of bits a log-probability, of reals "
+        "the log-density of the numbers seen, in data units.",
+    )
+    log_evidence_error: float | None = Field(
+        None, description="Its standard error, from independent systems; null of one."
+    )
+    warning: str | None = Field(None, description="What is poor and how to mend it, in words.")
     start: int | None = Field(
         None, description="The step of a matched start, its noise nearest to the observation's."
     )
@@ -127,13 +140,18 @@ class Posterior(BaseModel):
     samples: ArrayOut = Field(description="[num_samples, *shape], data units.")
     mean: ArrayOut = Field(description="Over the samples, [*shape].")
     std: ArrayOut | None = Field(description="Over the samples, [*shape]; null where there is one.")
+    quantiles: ArrayOut | None = Field(
+        None, description="Of the samples, [quantiles asked, *shape], where they were asked."
+    )
     diagnostics: Diagnostics
 
 
 class PosteriorAnswer(_Answer):
     """Samples of p(x_0) r(x_0)."""
 
-    method: Literal["product", "matched"] = Field(description="The method that was used.")
+    method: Literal["twisted", "matched", "product", "resample"] = Field(
+        description="The method that was used."
+    )
     biased: bool = Field(description="Whether the method misses the posterior even with all steps.")
     sampler: Ancestral
     shape: list[int]
@@ -163,7 +181,7 @@ RowState = Literal["finished", "running", "waiting"]
 class Preview(BaseModel):
     """A `preview` event of a stream: the request's first rows on their way.
 
-    Row i n + j of /inpaint and /denoise is sample j of datum i.
+    Row i n + j of a posterior is sample j of datum i; while it runs, of a system's first particles.
     """
 
     step: int = Field(description="Network evaluations done when it was taken.")

@@ -33,14 +33,14 @@ EVENTS = "text/event-stream"
 
 REQUEST_KEY = "request"
 ANSWER_KEY = "answer"
-TENSORS = ("data", "observed", "known")
+TENSORS = ("data", "observed", "known", "noise_std")
 
 _OBJECTS = 1000  # that are written at once
 _LEVELS = 3  # of an answer that are written apart: its fields, the results, their fields
 
 _BINARY_FORM = (
-    "a safetensors file with tensors named data, observed or known, and the other fields as one "
-    f'JSON object in its metadata under the key "{REQUEST_KEY}"'
+    "a safetensors file with tensors named data, observed, known or noise_std, and the other "
+    f'fields as one JSON object in its metadata under the key "{REQUEST_KEY}"'
 )
 
 

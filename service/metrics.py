@@ -39,7 +39,7 @@ class Metrics:
             registry=registry,
         )
         self.rows_running = Gauge(
-            "noneq_rows_running", "Rows (chains, data) that hold a slot.", registry=registry
+            "noneq_rows_running", "Rows (chains, data, systems) on their way.", registry=registry
         )
         self.rows_waiting = Gauge(
             "noneq_rows_waiting", "Accepted rows without a slot yet.", registry=registry
@@ -64,7 +64,14 @@ class Metrics:
         )
         self.network_evaluations = Counter(
             "noneq_network_evaluations_total",
-            "Rows put through a network.",
+            "Rows put through a network, and back through it.",
+            ("model",),
+            registry=registry,
+        )
+        self.system_evaluations = Counter(
+            "noneq_system_evaluations_total",
+            "Those of them by systems of particles, which have ticks of their own; of a backward "
+            "pass as many as its rows.",
             ("model",),
             registry=registry,
         )
@@ -106,11 +113,13 @@ class Metrics:
         self.rows_running.set(running)
         self.rows_waiting.set(waiting)
 
-    def tick(self, model: str, rows: int, batch_size: int, length: int = 1) -> None:
-        """Count a tick of so many rows, by so many steps."""
+    def tick(self, model: str, evaluations: int, fill: float, *, systems: bool = False) -> None:
+        """Count a tick, perhaps of systems: its evaluations, and its rows over the batch size."""
         self.ticks.labels(model).inc()
-        self.network_evaluations.labels(model).inc(rows * length)
-        self.batch_fill.observe(rows / batch_size)
+        if systems:
+            self.system_evaluations.labels(model).inc(evaluations)
+        self.network_evaluations.labels(model).inc(evaluations)
+        self.batch_fill.observe(fill)
 
     def pad(self, model: str, rows: int) -> None:
         """Count rows that were added to a tick and asked for by nobody."""
@@ -118,7 +127,8 @@ class Metrics:
 
     def serve(self, model: str) -> None:
         """Show a model's counters from the start, at zero."""
-        for counter in (self.ticks, self.network_evaluations, self.padding_rows):
+        counters = self.ticks, self.network_evaluations, self.system_evaluations, self.padding_rows
+        for counter in counters:
             counter.labels(model)
 
     def watch_queue(self, owed: Callable[[], int], limit: int) -> None:

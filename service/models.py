@@ -1,6 +1,8 @@
 """The models folder: NAME/model.safetensors, each served under its folder's name.
 
-A corrupt or foreign artefact is set aside with the reason and the fix; the others are served.
+An artefact says its kind: a classifier is kept beside the models, for their posteriors, and is not
+listed among them. A corrupt or foreign one is set aside with the reason and the fix; the others are
+served.
 """
 
 import logging
@@ -8,7 +10,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from diffusion.checkpoint import ArtefactError, Metadata, load
+from diffusion.artefact import ArtefactError, kind_of
+from diffusion.checkpoint import Metadata, load
+from diffusion.classifier import Classifier
+from diffusion.classifier import load as load_classifier
 from diffusion.model import DiffusionModel
 from service.problems import InvalidRequest, UnknownModel
 
@@ -46,11 +51,13 @@ class Catalogue:
         served: by name, in alphabetical order.
         refused: the files that were set aside.
         default: which model serves a request that names none; None where that is not settled.
+        classifiers: by name, in alphabetical order.
     """
 
     served: Mapping[str, Served] = field(default_factory=dict)
     refused: tuple[Refused, ...] = ()
     default: str | None = None
+    classifiers: Mapping[str, Classifier] = field(default_factory=dict)
 
     def find(self, name: str | None) -> Served:
         """The model of that name; without a name the default, or the only one there is.
@@ -82,12 +89,17 @@ class Catalogue:
 def load_folder(folder: Path, device: str, default: str | None = None) -> Catalogue:
     """Load every `*/model.safetensors` of a folder; a missing folder is an empty one."""
     served: dict[str, Served] = {}
+    classifiers: dict[str, Classifier] = {}
     refused: list[Refused] = []
     files = sorted(folder.glob(f"*/{FILE}"))
     if not files:
         _log.warning("no %s/*/%s: nothing to serve", folder, FILE)
     for path in files:
+        name = path.parent.name
         try:
+            if kind_of(path) == "classifier":
+                classifiers[name], _ = load_classifier(path, device)
+                continue
             model, metadata = load(path, device)
         except (ArtefactError, OSError) as error:
             refused.append(_refuse(path, folder, error))
@@ -96,7 +108,7 @@ def load_folder(folder: Path, device: str, default: str | None = None) -> Catalo
             _log.exception("loading %s failed", path)
             refused.append(_refuse(path, folder, error))
             continue
-        served[path.parent.name] = Served(path.parent.name, model, metadata, _card(path.parent))
+        served[name] = Served(name, model, metadata, _card(path.parent))
     if default is not None and default not in served:
         _log.error(
             "NONEQ_DEFAULT_MODEL=%s is not among the served models (%s): requests have to name one",
@@ -106,7 +118,7 @@ def load_folder(folder: Path, device: str, default: str | None = None) -> Catalo
         default = None
     if default is None and len(served) == 1:
         default = next(iter(served))
-    return Catalogue(served, tuple(refused), default)
+    return Catalogue(served, tuple(refused), default, classifiers)
 
 
 def _refuse(path: Path, folder: Path, error: Exception) -> Refused:

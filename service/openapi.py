@@ -9,14 +9,16 @@ from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
 
 from service.answers import Preview, ProblemDocument, Progress
+from service.conditions import DenoiseRequest, InpaintRequest, PosteriorRequest
 from service.door import DEADLINE
 from service.encoding import BINARY, EVENTS, JSON, PNG
 from service.problems import MEDIA_TYPE
-from service.schemas import DenoiseRequest, InpaintRequest, LoglikRequest, SampleRequest
+from service.schemas import LoglikRequest, SampleRequest
 
 REQUESTS: tuple[type[BaseModel], ...] = (
     SampleRequest,
     LoglikRequest,
+    PosteriorRequest,
     InpaintRequest,
     DenoiseRequest,
 )

@@ -28,14 +28,15 @@ from service.answers import (
     SampleAnswer,
 )
 from service.backend import Backend
+from service.conditions import Conditions, DenoiseRequest, InpaintRequest, PosteriorRequest
 from service.door import DEADLINE, body_of, find_deadline
 from service.encoding import BINARY, EVENTS, JSON, PNG, decode_body, json_kind, negotiate, to_json
-from service.engine.jobs import Ticket
+from service.engine.results import Ticket
 from service.metrics import CONTENT_TYPE
 from service.models import Served
 from service.openapi import problems, request_body, responses
 from service.problems import InvalidRequest
-from service.schemas import DenoiseRequest, InpaintRequest, LoglikRequest, SampleRequest
+from service.schemas import LoglikRequest, SampleRequest
 from service.settings import Settings
 from service.streams import EventStream, leaving, previews_wanted
 from service.work.base import Work
@@ -43,7 +44,7 @@ from service.work.loglik import LoglikWork
 from service.work.posterior import PosteriorWork
 from service.work.sample import SampleWork
 
-Asked = TypeVar("Asked", SampleRequest, LoglikRequest, InpaintRequest | DenoiseRequest)
+Asked = TypeVar("Asked", SampleRequest, LoglikRequest, Conditions)
 Prepare = Callable[[Asked, Served, Settings], Work[Any]]
 
 router = APIRouter()
@@ -74,6 +75,18 @@ async def sample(request: Request) -> Response:
 async def loglik(request: Request) -> Response:
     """Bound log p(x_0) of given data from below, with the estimate's standard error."""
     return await _serve(request, LoglikRequest, LoglikWork.prepare, LoglikWork.offers)
+
+
+@router.post(
+    "/posterior",
+    tags=["distributions"],
+    response_model=PosteriorAnswer,
+    responses=responses(PNG, BINARY),
+    openapi_extra=request_body(PosteriorRequest),
+)
+async def posterior(request: Request) -> Response:
+    """Draw from p(x_0) r(x_0), whatever was observed, and say how likely that was."""
+    return await _serve(request, PosteriorRequest, PosteriorWork.prepare, PosteriorWork.offers)
 
 
 @router.post(

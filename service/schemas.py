@@ -46,7 +46,9 @@ MaskIn = Annotated[
 ]
 
 
-class _Request(BaseModel):
+class Asked(BaseModel):
+    """What every request may say."""
+
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
     model: str | None = Field(
@@ -57,7 +59,7 @@ class _Request(BaseModel):
     )
 
 
-class SampleRequest(_Request):
+class SampleRequest(Asked):
     """Draw from p(x_0)."""
 
     model_config = ConfigDict(
@@ -78,7 +80,7 @@ class SampleRequest(_Request):
     )
 
 
-class LoglikRequest(_Request):
+class LoglikRequest(Asked):
     """A lower bound on log p(x_0) for each datum."""
 
     model_config = ConfigDict(
@@ -138,78 +140,4 @@ class LoglikRequest(_Request):
         False,
         description="Also answer every term that was evaluated; of trajectories one after the "
         "other, t = 1..T each.",
-    )
-
-
-class _PosteriorRequest(_Request):
-    observed: DataIn = Field(
-        description="What was seen, in data units: arrays or PNGs. A PNG's transparent pixels were "
-        "not seen (/inpaint)."
-    )
-    flip_probability: float | None = Field(
-        None, ge=0, lt=0.5, description="Bits: each one seen was flipped with this probability."
-    )
-    num_samples: int = Field(1, ge=1, description="Samples for each datum observed.")
-    method: Literal["auto", "product", "twisted", "resample"] = Field(
-        "auto",
-        description="`product`: the 2015 paper's kernels times r, biased. `auto`: the matched "
-        "start where everything was seen with noise, else `product`.",
-    )
-    particles: int | None = Field(None, ge=1, description="One, for the methods of this version.")
-    sampler: Ancestral = Field(
-        Ancestral(), description="The chain's steps; a posterior needs the model's own kernel."
-    )
-
-
-class InpaintRequest(_PosteriorRequest):
-    """Draw from p(x_0) r(x_0), r what was observed, exactly or with noise."""
-
-    model_config = ConfigDict(
-        json_schema_extra={
-            "examples": [
-                {
-                    "model": "gaussian-mixture",
-                    "observed": [[0.5, 0.0]],
-                    "known": [1, 0],
-                    "num_samples": 4,
-                    "seed": 7,
-                },
-                {"model": "mnist", "observed": ["<PNG with transparency>"], "num_samples": 4},
-            ]
-        }
-    )
-
-    known: MaskIn = Field(
-        None,
-        description="One mask for all, or one each: 1 or white where a value was observed. A mask "
-        "of pixels [H, W] holds for all channels. Not needed with transparent PNGs.",
-    )
-    noise_std: float | None = Field(
-        None,
-        ge=0,
-        allow_inf_nan=False,
-        description="Reals: the observation's noise, data units; 0 or absent: seen exactly.",
-    )
-
-
-class DenoiseRequest(_PosteriorRequest):
-    """Draw from p(x_0) r(x_0) with everything observed, with independent noise."""
-
-    model_config = ConfigDict(
-        json_schema_extra={
-            "examples": [
-                {
-                    "model": "gaussian-mixture",
-                    "observed": [[0.5, -1.0]],
-                    "noise_std": 0.5,
-                    "num_samples": 8,
-                    "seed": 7,
-                },
-                {"model": "bit-patterns", "observed": [[1, 0, 0, 0]], "flip_probability": 0.1},
-            ]
-        }
-    )
-
-    noise_std: float | None = Field(
-        None, gt=0, allow_inf_nan=False, description="Reals: the noise's deviation, data units."
     )

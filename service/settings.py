@@ -66,6 +66,12 @@ class Settings(BaseSettings):
     max_data: int = Field(
         4096, ge=1, description="Most data (images, vectors, bit strings) a request may carry."
     )
+    max_particles: int = Field(
+        256,
+        ge=1,
+        description="Most particles of a system: all of them make a step in one turn of the "
+        "device, which others wait for.",
+    )
     max_request_cost: int = Field(
         2_000_000, ge=1, description="Most network evaluations one request may need; beyond it 422."
     )
@@ -100,9 +106,9 @@ class Settings(BaseSettings):
     )
     precision: Literal["float32", "tf32", "bfloat16"] = Field(
         "float32",
-        description="Of the network in sampling; likelihoods are always float32. tf32 is for "
-        "NVIDIA GPUs from Ampere on, and float32 elsewhere; bfloat16 for GPUs, and CPUs with "
-        "AVX-512 or AMX: on others it is slower.",
+        description="Of the network in sampling; likelihoods and particles are always float32. "
+        "tf32 is for NVIDIA GPUs from Ampere on, and float32 elsewhere; bfloat16 for GPUs, and "
+        "CPUs with AVX-512 or AMX: on others it is slower.",
     )
     compile: bool = Field(
         False,
@@ -121,7 +127,7 @@ class Settings(BaseSettings):
     slots: int = Field(
         0,
         ge=0,
-        description="Most chains, and most data, of one model held on the device at once; "
+        description="Most chains, most data and most particles of one model held at once; "
         "at least batch_size, better 16 times it: a quarter is kept for newcomers. 0: that, as "
         "far as memory goes.",
     )

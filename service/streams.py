@@ -20,7 +20,7 @@ from typing_extensions import override
 from service.answers import Progress
 from service.encoding import EVENTS, JSON, PNG, media_parameter, to_json
 from service.engine.engine import Engine
-from service.engine.jobs import Ticket, Timing
+from service.engine.results import Ticket, Timing
 from service.middleware import problem_document, unforeseen
 from service.pace import Pace
 from service.problems import NotAcceptable, Problem

@@ -2,7 +2,10 @@
 
     python -m training fit swissroll          into runs/swissroll, as training/configs says
     python -m training train photographs/     fit to pictures or a table of your own, and export
+    python -m training classifier mnist-classifier        fit, measure and export p(y | x_t)
     python -m training export swissroll       into models/swissroll: artefact, card, samples
+    python -m training convert FOLDER -o models/NAME      a model of diffusers or of OpenAI's
+    python -m training export mnist --to diffusers        an artefact for diffusers
     python -m training profile swissroll      measure its errors step by step, of training data
     python -m training evaluate swissroll     measure an exported artefact
     python -m training report swissroll       entropies of its reverse steps, plotted, into its card
@@ -30,6 +33,8 @@ from diffusion.choice import Spacing, StrataKind
 from training import config as configs
 from training import data, peer, state
 from training.commands import (
+    do_classifier,
+    do_convert,
     do_evaluate,
     do_examples,
     do_export,
@@ -44,6 +49,7 @@ from training.commands import (
     do_schedules,
     do_train,
 )
+from training.convert.openai import Flags
 from training.fit import FitError
 
 EXPECTED = (
@@ -97,11 +103,34 @@ def parser() -> argparse.ArgumentParser:
     one.add_argument("--plan", action="store_true", help="write the configuration and stop")
     one.add_argument("--restart", action="store_true", help="begin anew over an old run")
     one.add_argument("--no-evaluation", action="store_true", help="write the card without numbers")
+    one = command("classifier", do_classifier, models)
+    one.add_argument("name", help="of a file in training/configs, or a path ending in .toml")
+    one.add_argument("--threads", type=int, help="of the CPU")
 
     one = command("export", do_export, device, models)
     one.add_argument("name", help="of a file in training/configs, or a path ending in .toml")
     one.add_argument("--out", type=Path, help="run folder (default runs/NAME)")
     one.add_argument("--no-evaluation", action="store_true", help="write the card without numbers")
+    one.add_argument(
+        "--to",
+        choices=("diffusers",),
+        help="write an artefact for another library, into --out (default models/NAME/diffusers)",
+    )
+
+    one = command("convert", do_convert, device)
+    one.add_argument("source", type=Path, help="a folder of diffusers, or a .pt of OpenAI's")
+    one.add_argument("-o", "--out", type=Path, required=True, help="models/NAME")
+    one.add_argument("--title", help="of the card")
+    one.add_argument("--size", type=int, nargs=2, help="height and width, where the source is mute")
+    one.add_argument("--levels", type=int, default=256, help="of the images it was trained on")
+    one.add_argument("--data", help="a configuration whose [data] the bound is evaluated on")
+    one.add_argument("--rows", type=int, default=100, help="data of that evaluation")
+    one.add_argument("--terms", type=int, default=32, help="network evaluations a datum")
+    one.add_argument("--samples", type=int, default=16, help="on the sheet; 0 for no sheet")
+    one.add_argument("--steps", type=int, default=50, help="of DDIM, for the sheet")
+    flags = one.add_argument_group("flags that a checkpoint of OpenAI's was trained with")
+    for flag, known in Flags.model_fields.items():
+        flags.add_argument(f"--{flag}", metavar="X", help=f"(default {known.default!r})")
 
     one = command("evaluate", do_evaluate, device, models)
     one.add_argument("name", help="of a model, or a path ending in .safetensors")

@@ -4,6 +4,7 @@ import json
 from typing import Any
 
 from diffusion.checkpoint import Metadata
+from training.converted import ConvertedConfig, is_converted
 from training.evaluate import steps_table, table
 
 CONVENTIONS = {
@@ -13,20 +14,35 @@ CONVENTIONS = {
 }
 
 
-def card(metadata: Metadata, title: str, parameters: int, *, reported: bool = False) -> str:
-    """The card as Markdown; `reported` where the files of `report` are beside it."""
+def card(
+    metadata: Metadata,
+    title: str,
+    parameters: int,
+    *,
+    reported: bool = False,
+    pictured: bool = True,
+) -> str:
+    """The card as Markdown.
+
+    Args:
+        metadata: of the artefact.
+        title: its heading.
+        parameters: the number of fitted weights.
+        reported: whether the files of `report` are beside it.
+        pictured: whether the sheet of samples is.
+    """
     m, training = metadata, metadata.training
     space = f"{m.space.kind}, shape {list(m.space.shape)}"
     if m.space.levels:
         space += f", {m.space.levels} levels"
     facts = [
         ("data", space),
-        ("process", f"{m.process.kind}, T = {m.process.T}, {_settings(m.process.schedule)}"),
-        ("network", f"{_settings(m.network)}"),
+        ("process", f"{m.process.kind}, T = {m.process.T}, {settings(m.process.schedule)}"),
+        ("network", f"{settings(m.network)}"),
         ("weights", f"{parameters:,}" if parameters else "none: closed form"),
         ("prediction", m.prediction),
         ("variance", m.variance or "none (bits)"),
-        ("trained on", f"{training.data} ({training.checksum})"),
+        ("trained on", training.data + (f" ({training.checksum})" if training.checksum else "")),
     ]
     if m.process.kind == "binomial":
         facts.insert(2, ("base rate", str(m.process.base_rate)))
@@ -42,8 +58,11 @@ def card(metadata: Metadata, title: str, parameters: int, *, reported: bool = Fa
         ("code", training.commit or "uncommitted"),
         ("libraries", ", ".join(f"{k} {v}" for k, v in sorted(training.versions.items()))),
     ]
-    lines = [f"# {m.name}: {title}", "", "![samples](samples.png)", "", "| | |", "|---|---|"]
+    picture = ["![samples](samples.png)", ""] if pictured else []
+    lines = [f"# {m.name}: {title}", "", *picture, "| | |", "|---|---|"]
     lines += [f"| {key} | {value} |" for key, value in facts]
+    if is_converted(training.config):
+        lines += _conversion(ConvertedConfig.model_validate(training.config))
     lines += ["", "## Evaluation", ""]
     if m.evaluation:
         whole = [e for e in m.evaluation if e.steps is None]
@@ -85,13 +104,32 @@ def card(metadata: Metadata, title: str, parameters: int, *, reported: bool = Fa
     return "\n".join(lines)
 
 
+def _conversion(config: ConvertedConfig) -> list[str]:
+    """What it was converted from, and what was left behind."""
+    lines = [
+        "",
+        "## Converted",
+        "",
+        f"From files of {config.library}, every tensor of them used:",
+        "",
+    ]
+    lines += [f"- `{name}` ({checksum})" for name, checksum in config.files.items()]
+    if config.notes:
+        lines += ["", "What they say of their sampler, and this artefact does otherwise:", ""]
+        lines += [f"- {note}" for note in config.notes]
+    return lines
+
+
 def _commands(metadata: Metadata) -> list[str]:
+    if is_converted(metadata.training.config):
+        return [str(metadata.training.config["command"])]
     name = metadata.training.config.get("file") or metadata.name
     export = f"python -m training export {name}"
     return [f"python -m training fit {name}", export] if metadata.training.steps else [export]
 
 
-def _settings(config: Any) -> str:  # noqa: ANN401  (any frozen configuration)
+def settings(config: Any) -> str:  # noqa: ANN401  (any frozen configuration)
+    """A configuration's kind and keys, in a line."""
     keys = config.model_dump(mode="json")
     kind = keys.pop("kind")
     return " ".join([str(kind), *(f"{k}={json.dumps(v)}" for k, v in keys.items())])

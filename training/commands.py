@@ -15,6 +15,7 @@ from diffusion.choice import Choice
 from diffusion.plan import Sampler
 from diffusion.profile import ProfileConfig
 from training import (
+    classifier,
     compare,
     data,
     examples,
@@ -28,6 +29,9 @@ from training import (
     report,
 )
 from training import config as configs
+from training.convert import Options, convert, write_diffusers
+from training.convert.openai import Flags
+from training.converted import ConvertedConfig
 from training.evaluate import evaluate, table
 from training.export import artefact_path
 from training.fit import Fit, RunOptions, build_model
@@ -42,6 +46,11 @@ def do_fit(arguments: argparse.Namespace) -> int:
         raise configs.ConfigError(
             f"{arguments.name} is an oracle, there is nothing to fit; "
             f"write `python -m training export {arguments.name}`"
+        )
+    if classifier.is_classifier(arguments.name):
+        raise configs.ConfigError(
+            f"{arguments.name} is a classifier, fitted and exported at once; "
+            f"write `python -m training classifier {arguments.name}`"
         )
     given = {"steps": arguments.steps, "seed": arguments.seed, "precision": arguments.precision}
     config = configs.load(arguments.name, {k: v for k, v in given.items() if v is not None})
@@ -96,8 +105,20 @@ def do_train(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def do_classifier(arguments: argparse.Namespace) -> int:
+    """Fit, measure and export a classifier of noisy data."""
+    path = classifier.make(arguments.name, arguments.models)
+    print(path.with_name("README.md").read_text())
+    return 0
+
+
 def do_export(arguments: argparse.Namespace) -> int:
-    """Export a fit or an oracle."""
+    """Export a fit or an oracle; with --to, an artefact for another library."""
+    if arguments.to:
+        found = inspect.find(arguments.name, arguments.models)
+        folder = arguments.out or found.parent / arguments.to
+        print(write_diffusers(*load(found), folder))
+        return 0
     path = export.export(
         arguments.name,
         out=arguments.out,
@@ -105,6 +126,25 @@ def do_export(arguments: argparse.Namespace) -> int:
         device=pick_device(arguments.device),
         measure=not arguments.no_evaluation,
     )
+    print(inspect.describe(path))
+    return 0
+
+
+def do_convert(arguments: argparse.Namespace) -> int:
+    """Make an artefact of a model that another library trained."""
+    given = {flag: getattr(arguments, flag) for flag in Flags.model_fields}
+    options = Options(
+        flags={flag: value for flag, value in given.items() if value is not None},
+        size=None if arguments.size is None else (arguments.size[0], arguments.size[1]),
+        levels=arguments.levels,
+        title=arguments.title,
+        data=arguments.data,
+        rows=arguments.rows,
+        terms=arguments.terms,
+        samples=arguments.samples,
+        steps=arguments.steps,
+    )
+    path = convert(arguments.source, arguments.out, options, pick_device(arguments.device))
     print(inspect.describe(path))
     return 0
 
@@ -153,9 +193,10 @@ def do_profile(arguments: argparse.Namespace) -> int:
     print(inspect.steps_table(found))
     if arguments.write:
         save(path, found, document)
-        if document.variance == metadata.variance:
+        # With another variance samples are others too, but for those that DDIM drew.
+        if document.variance == metadata.variance or isinstance(config, ConvertedConfig):
             export.write_card(path, config.title, found)
-        else:  # then samples are others too
+        else:
             export.write_companions(path, config.title, found)
     return 0
 
@@ -228,9 +269,10 @@ def do_peer(arguments: argparse.Namespace) -> int:
 
 def do_figures(arguments: argparse.Namespace) -> int:
     """Remake the pictures."""
-    from training import figures  # matplotlib takes a second to import, and nothing else needs it
+    from training import figures, labels  # matplotlib takes a second, and nothing else needs it
 
     made = figures.make(arguments.models, arguments.folder)
+    made += labels.make(arguments.models, arguments.folder)
     if not made:
         raise ValueError(f"{arguments.models} has none of {', '.join(figures.DRAWN)} to draw")
     print("\n".join(str(path) for path in made))

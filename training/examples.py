@@ -50,7 +50,6 @@ def requests(test: Tensor) -> dict[str, dict[str, Any]]:
             "model": "mnist",
             "observed": [png(test[i, 0], left) for i in HIDDEN],
             "num_samples": 4,
-            "sampler": {"name": "ancestral", "steps": 250},
             "seed": 7,
         },
         "denoise": {

@@ -14,6 +14,7 @@ from PIL import Image
 from diffusion.checkpoint import Evaluation, Metadata, Provenance, read_metadata, save
 from diffusion.model import DiffusionModel
 from diffusion.networks import BitPatterns, GaussianMixture
+from diffusion.plan import DDIM, Ancestral
 from diffusion.prediction import VarianceKind
 from diffusion.profile import ProfileConfig
 from diffusion.sampling import sample
@@ -21,6 +22,7 @@ from diffusion.schedule import TableSchedule
 from training import config as configs
 from training import data, oracle, report, state
 from training.card import card
+from training.converted import ConvertedConfig, is_converted
 from training.evaluate import evaluate
 from training.fit import averaged_tensors, build_model
 from training.profile import measured_points, profiled
@@ -112,9 +114,21 @@ def from_oracle(name: str, device: torch.device) -> tuple[DiffusionModel, Metada
 
 def source(
     model: DiffusionModel, metadata: Metadata
-) -> tuple[configs.FitConfig | oracle.OracleConfig, data.Dataset]:
-    """The configuration and the data that an artefact was made from."""
+) -> tuple[configs.FitConfig | oracle.OracleConfig | ConvertedConfig, data.Dataset]:
+    """The configuration and the data that an artefact was made from.
+
+    Raises:
+        ConfigError: of a converted one, which no data were given.
+    """
     document = metadata.training.config
+    if is_converted(document):
+        converted = ConvertedConfig.model_validate(document)
+        if converted.data is None:
+            raise configs.ConfigError(
+                f"{metadata.name} was converted without data: do it again with --data NAME, a "
+                "configuration whose [data] it is to be measured on"
+            )
+        return converted, data.load(converted.data)
     if not metadata.training.steps:
         of_oracle = oracle.OracleConfig.model_validate(document)
         return of_oracle, oracle.dataset(of_oracle, model)
@@ -205,20 +219,42 @@ def with_profile(
     return found, Metadata.model_validate(document)
 
 
-def write_companions(path: Path, title: str, model: DiffusionModel, *, quiet: bool = False) -> None:
-    """Write the card and the sheet of samples beside an artefact."""
-    rows = SHEET_ROWS[model.space.kind]
-    with progress_bar(model.T, "step", "samples", disable=quiet) as bar:
-        drawn = sample(model, rows, seed=0, progress=steps_made(bar))
-    picture = sheet(model.space, model.space.to_data(drawn.cpu()))
-    Image.fromarray(picture).save(path.with_name("samples.png"), optimize=True)
+def write_companions(
+    path: Path,
+    title: str,
+    model: DiffusionModel,
+    *,
+    rows: int | None = None,
+    sampler: Ancestral | DDIM | None = None,
+    quiet: bool = False,
+) -> None:
+    """Write the card and the sheet of samples beside an artefact.
+
+    Args:
+        path: of the artefact.
+        title: of the card.
+        model: the artefact's.
+        rows: samples on the sheet, 0 for no sheet; as many as suit the kind of data if None.
+        sampler: ancestral at all T steps where it is not given.
+        quiet: draw no progress bar.
+    """
+    rows = SHEET_ROWS[model.space.kind] if rows is None else rows
+    picture = path.with_name("samples.png")
+    picture.unlink(missing_ok=True)  # that of the artefact before
+    if rows:
+        steps = len((sampler or Ancestral()).plan(model))
+        with progress_bar(steps, "step", "samples", disable=quiet) as bar:
+            drawn = sample(model, rows, seed=0, sampler=sampler, progress=steps_made(bar))
+        shown = sheet(model.space, model.space.to_data(drawn.cpu()))
+        Image.fromarray(shown).save(picture, optimize=True)
     write_card(path, title, model)
 
 
 def write_card(path: Path, title: str, model: DiffusionModel) -> None:
     """Write the card beside an artefact, of what is there."""
     reported = all(file.exists() for file in report.files(path))
-    text = card(read_metadata(path), title, parameters(model), reported=reported)
+    pictured = path.with_name("samples.png").exists()
+    text = card(read_metadata(path), title, parameters(model), reported=reported, pictured=pictured)
     path.with_name("README.md").write_text(text)
 
 

@@ -15,7 +15,7 @@ from bisect import bisect_right
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -27,7 +27,7 @@ from diffusion.noise import Stream, counter_noise
 from training import data, state
 from training.average import Average
 from training.batches import Batches, stream_seed
-from training.config import FitConfig
+from training.config import FitConfig, OptimiserConfig
 from training.objective import Objective
 from training.parallel import Ranks
 from training.projection import project
@@ -43,6 +43,18 @@ PLACING = 2000
 
 class FitError(RuntimeError):
     """A fit that cannot go on; the message says why and what to change."""
+
+
+class Scheduled(Protocol):
+    """What says how long a fit is and how its rate goes."""
+
+    @property
+    def optimiser(self) -> OptimiserConfig:
+        """The rate's own settings."""
+
+    @property
+    def steps(self) -> int:
+        """Of the whole fit."""
 
 
 @dataclass(frozen=True)
@@ -64,7 +76,7 @@ class RunOptions:
     stop_at: int | None = None
 
 
-def learning_rate(config: FitConfig, step: int) -> float:
+def learning_rate(config: Scheduled, step: int) -> float:
     """lr of optimiser step `step` (0, 1, ...): linear warm-up, half a cosine to each restart."""
     optimiser = config.optimiser
     if step < optimiser.warmup:

@@ -14,10 +14,10 @@ from diffusers import DDPMPipeline, DDPMScheduler, UNet2DModel
 
 from diffusion.checkpoint import Metadata, Provenance, load, save
 from diffusion.networks import UNetConfig
-from diffusion.networks.unet import diffusers_key
 from diffusion.process import GaussianConfig
 from diffusion.schedule import LinearSchedule
 from diffusion.space import DataSpace
+from training.convert.unet import diffusers_key
 
 T: Final = 1000
 SIDE: Final = 16

@@ -5,26 +5,37 @@
 `clock` says what `time` is: t - 1 ("step"), or log(alpha_bar / (1 - alpha_bar)) ("log_snr").
 """
 
-from typing import Annotated
+from collections.abc import Mapping
+from typing import Annotated, Any
 
-from pydantic import Field
+from pydantic import Discriminator, Tag
 
 from diffusion.networks.base import Network
 from diffusion.networks.bit_patterns import BitPatterns, BitPatternsConfig
 from diffusion.networks.dense import MLP, RBF, MLPConfig, RBFConfig
 from diffusion.networks.gaussian_mixture import GaussianMixture, GaussianMixtureConfig
+from diffusion.networks.installed import Installed, InstalledConfig
 from diffusion.networks.multiscale import Multiscale, MultiscaleConfig
 from diffusion.networks.unet import UNet, UNetConfig
 
-#: A network's configuration, told apart by `kind`.
+_KINDS = ("mlp", "rbf", "multiscale", "unet", "gaussian-mixture", "bit-patterns")
+
+
+def _whose(value: Any) -> str | None:  # noqa: ANN401  (whatever a document holds)
+    kind = value.get("kind") if isinstance(value, Mapping) else getattr(value, "kind", None)
+    return kind if kind is None or kind in _KINDS else "installed"
+
+
+#: A network's configuration, told apart by `kind`: one of ours, or an installed package's.
 NetworkConfig = Annotated[
-    MLPConfig
-    | RBFConfig
-    | MultiscaleConfig
-    | UNetConfig
-    | GaussianMixtureConfig
-    | BitPatternsConfig,
-    Field(discriminator="kind"),
+    Annotated[MLPConfig, Tag("mlp")]
+    | Annotated[RBFConfig, Tag("rbf")]
+    | Annotated[MultiscaleConfig, Tag("multiscale")]
+    | Annotated[UNetConfig, Tag("unet")]
+    | Annotated[GaussianMixtureConfig, Tag("gaussian-mixture")]
+    | Annotated[BitPatternsConfig, Tag("bit-patterns")]
+    | Annotated[Installed, Tag("installed")],
+    Discriminator(_whose),
 ]
 
 __all__ = [
@@ -34,6 +45,7 @@ __all__ = [
     "BitPatternsConfig",
     "GaussianMixture",
     "GaussianMixtureConfig",
+    "InstalledConfig",
     "MLPConfig",
     "Multiscale",
     "MultiscaleConfig",
@@ -50,7 +62,7 @@ def build(config: NetworkConfig) -> Network:
     """Build the network that a configuration describes, with fresh weights.
 
     Args:
-        config: one of the six configurations.
+        config: one of the six configurations, or an installed package's.
     """
     match config:
         case MLPConfig():
@@ -65,3 +77,5 @@ def build(config: NetworkConfig) -> Network:
             return GaussianMixture(config)
         case BitPatternsConfig():
             return BitPatterns(config)
+        case InstalledConfig():
+            return config.build()

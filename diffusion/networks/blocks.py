@@ -15,7 +15,8 @@ class Shared:
         time_channels: width of the time embedding.
         groups, eps: of every GroupNorm.
         dropout: inside the residual blocks.
-        head_dim: channels of an attention head, None for a single head.
+        head_dim: channels of an attention head; where it is None there are so many `heads`.
+        scale_shift: the time scales and shifts what is normalised, instead of being added before.
     """
 
     time_channels: int
@@ -23,31 +24,81 @@ class Shared:
     eps: float
     dropout: float
     head_dim: int | None
+    heads: int
+    scale_shift: bool
 
     def norm(self, channels: int) -> nn.GroupNorm:
         """A GroupNorm of so many channels."""
         return nn.GroupNorm(self.groups, channels, eps=self.eps)
 
 
-class Residual(nn.Module):
-    """shortcut(h) + conv2(dropout(silu(norm2(conv1(silu(norm1(h))) + time(e)))))."""
+class ResidualLayers(nn.Module):
+    """The layers of a residual block, of one resolution or between two.
+
+    With `scale_shift` the time is norm2(y) (1 + scale(e)) + shift(e) in place of norm2(y + time(e))
+    (Nichol and Dhariwal 2021, appendix A).
+    """
 
     def __init__(self, shared: Shared, c_in: int, c_out: int) -> None:
         super().__init__()
+        self.scale_shift = shared.scale_shift
         self.norm1 = shared.norm(c_in)
         self.conv1 = nn.Conv2d(c_in, c_out, 3, padding=1)
-        self.time = nn.Linear(shared.time_channels, c_out)
+        self.time = nn.Linear(shared.time_channels, c_out * (1 + self.scale_shift))
         self.norm2 = shared.norm(c_out)
         self.dropout = nn.Dropout(shared.dropout)
         self.conv2 = nn.Conv2d(c_out, c_out, 3, padding=1)
         self.shortcut = nn.Conv2d(c_in, c_out, 1) if c_in != c_out else nn.Identity()
 
-    def forward(self, h: Tensor, e: Tensor) -> Tensor:
-        """h [B, c_in, H, W] and e [B, time_channels], after its SiLU -> [B, c_out, H, W]."""
-        y = self.conv1(F.silu(self.norm1(h))) + self.time(e)[:, :, None, None]
-        y = self.conv2(self.dropout(F.silu(self.norm2(y))))
+    def first(self, h: Tensor) -> Tensor:
+        """silu(norm1(h)), [B, c_in, H, W]."""
+        return F.silu(self.norm1(h))
+
+    def rest(self, h: Tensor, y: Tensor, e: Tensor) -> Tensor:
+        """shortcut(h) + conv2(dropout(silu(norm2(conv1(y) + time(e))))), [B, c_out, H, W]."""
+        y, time = self.conv1(y), self.time(e)[:, :, None, None]
+        if self.scale_shift:
+            scale, shift = time.chunk(2, dim=1)
+            y = torch.addcmul(shift, self.norm2(y), 1 + scale)
+        else:
+            y = self.norm2(y + time)
+        y = self.conv2(self.dropout(F.silu(y)))
         out: Tensor = self.shortcut(h) + y
         return out
+
+
+class Residual(ResidualLayers):
+    """shortcut(h) + conv2(dropout(silu(norm2(conv1(silu(norm1(h))) + time(e)))))."""
+
+    def forward(self, h: Tensor, e: Tensor) -> Tensor:
+        """h [B, c_in, H, W] and e [B, time_channels], after its SiLU -> [B, c_out, H, W]."""
+        return self.rest(h, self.first(h), e)
+
+
+class ResidualDown(ResidualLayers):
+    """A residual block on the means of 2x2 pixels (Dhariwal and Nichol 2021, after BigGAN)."""
+
+    def forward(self, h: Tensor, e: Tensor) -> Tensor:
+        """h [B, c_in, H, W] -> [B, c_out, H / 2, W / 2], rounded up."""
+        y = self.first(h)
+        return self.rest(_halved(h), _halved(y), e)
+
+
+class ResidualUp(ResidualLayers):
+    """A residual block on pixels repeated."""
+
+    def forward(self, h: Tensor, e: Tensor, size: torch.Size) -> Tensor:
+        """h [B, c_in, H, W] -> [B, c_out, *size]; size: that of the next skip."""
+        y = self.first(h)
+        return self.rest(_repeated(h, size), _repeated(y, size), e)
+
+
+def _halved(h: Tensor) -> Tensor:
+    return F.avg_pool2d(h, 2, ceil_mode=True)
+
+
+def _repeated(h: Tensor, size: torch.Size) -> Tensor:
+    return F.interpolate(h, size=size, mode="nearest")
 
 
 class Attention(nn.Module):
@@ -55,7 +106,7 @@ class Attention(nn.Module):
 
     def __init__(self, shared: Shared, channels: int) -> None:
         super().__init__()
-        self.heads = channels // (shared.head_dim or channels)
+        self.heads = channels // shared.head_dim if shared.head_dim else shared.heads
         self.norm = shared.norm(channels)
         self.q = nn.Linear(channels, channels)
         self.k = nn.Linear(channels, channels)
@@ -84,7 +135,7 @@ class Downsample(nn.Module):
         self.pad = (0, 1, 0, 1) if padding == 0 else (0, 0, 0, 0)
         self.conv = nn.Conv2d(channels, channels, 3, stride=2, padding=padding)
 
-    def forward(self, h: Tensor) -> Tensor:
+    def forward(self, h: Tensor, _e: Tensor) -> Tensor:
         """h [B, channels, H, W] -> [B, channels, H / 2, W / 2], rounded up (down: padding 0)."""
         out: Tensor = self.conv(F.pad(h, self.pad) if any(self.pad) else h)
         return out
@@ -97,7 +148,7 @@ class Upsample(nn.Module):
         super().__init__()
         self.conv = nn.Conv2d(channels, channels, 3, padding=1)
 
-    def forward(self, h: Tensor, size: torch.Size) -> Tensor:
+    def forward(self, h: Tensor, _e: Tensor, size: torch.Size) -> Tensor:
         """h [B, channels, H, W] -> [B, channels, *size]; size: that of the next skip."""
-        out: Tensor = self.conv(F.interpolate(h, size=size, mode="nearest"))
+        out: Tensor = self.conv(_repeated(h, size))
         return out

@@ -7,7 +7,8 @@
     out:   conv_out(silu(norm_out(h)))
 
 The architecture of Ho, Jain and Abbeel (2020), appendix B, in the form of diffusers' `UNet2DModel`,
-layer by layer: `diffusers_key` names the diffusers parameter each of ours corresponds to.
+layer by layer, and with `scale_shift`, `heads`, `resample` and `time_scale` those of Nichol and
+Dhariwal's `UNetModel` (2021): `python -m training convert` brings the weights of either.
 """
 
 from collections.abc import Sequence
@@ -20,7 +21,15 @@ from torch.nn import functional as F
 from typing_extensions import override
 
 from diffusion.networks.base import Network, NetworkSettings
-from diffusion.networks.blocks import Attention, Downsample, Residual, Shared, Upsample
+from diffusion.networks.blocks import (
+    Attention,
+    Downsample,
+    Residual,
+    ResidualDown,
+    ResidualUp,
+    Shared,
+    Upsample,
+)
 from diffusion.networks.embedding import Clock, as_steps, sinusoidal, with_fourier
 
 
@@ -34,7 +43,10 @@ class UNetConfig(NetworkSettings):
         blocks: residual blocks a level on the way down (one more on the way up).
         attention: which levels have self-attention, one boolean a level; empty for none.
         mid_attention: self-attention between the two residual blocks of the lowest level.
-        head_dim: channels of an attention head; None for a single head, as in DDPM.
+        head_dim: channels of an attention head; None for as many `heads` at every level.
+        heads: of attention where `head_dim` is None; one, as in DDPM.
+        scale_shift: the time's part in a residual block, see `blocks.Residual`.
+        resample: between levels, by a convolution ("conv") or a residual block ("residual").
         dropout: inside the residual blocks, when training.
         norm_groups, norm_eps: of every GroupNorm.
         patch: side of the squares of pixels that are folded into channels first and unfolded last
@@ -47,6 +59,8 @@ class UNetConfig(NetworkSettings):
             rounding, the noise is such a feature times a smooth weight.
         downsample_padding: 1, or 0 for DDPM's own asymmetric padding (right and bottom).
         flip_sin_to_cos, freq_shift: the time embedding, see `embedding.sinusoidal`.
+        time_scale: of the embedded steps; 1000 / T is the "rescaled timesteps" of Nichol and
+            Dhariwal (2021).
         zero_out: start from a network that returns zero.
         clock: what `time` is: "step" (t - 1) or "log_snr".
     """
@@ -59,6 +73,9 @@ class UNetConfig(NetworkSettings):
     attention: tuple[bool, ...] = ()
     mid_attention: bool = False
     head_dim: PositiveInt | None = None
+    heads: PositiveInt = 1
+    scale_shift: bool = False
+    resample: Literal["conv", "residual"] = "conv"
     dropout: float = Field(default=0.0, ge=0.0, lt=1.0)
     norm_groups: PositiveInt = 8
     norm_eps: PositiveFloat = 1e-5
@@ -68,6 +85,7 @@ class UNetConfig(NetworkSettings):
     downsample_padding: Literal[0, 1] = 1
     flip_sin_to_cos: bool = True
     freq_shift: float = 0.0
+    time_scale: PositiveFloat = 1.0
     zero_out: bool = True
     clock: Clock = "step"
 
@@ -84,7 +102,8 @@ class UNetConfig(NetworkSettings):
         attended += [self.channels[-1]] if self.mid_attention else []
         for name, width, parts in [
             *(("norm_groups", c, self.norm_groups) for c in self.channels),
-            *(("head_dim", c, self.head_dim or c) for c in attended),
+            *(("head_dim", c, self.head_dim or 1) for c in attended),
+            *(("heads", c, 1 if self.head_dim else self.heads) for c in attended),
         ]:
             if width % parts:
                 raise ValueError(
@@ -142,7 +161,7 @@ class Down(Blocks):
         for i in range(len(self.res)):
             h = self.block(i, h, e)
             skips.append(h)
-        return skips if self.resample is None else [*skips, self.resample(h)]
+        return skips if self.resample is None else [*skips, self.resample(h, e)]
 
 
 class Mid(Blocks):
@@ -162,7 +181,7 @@ class Up(Blocks):
         """h -> the next level's size; each block takes a skip off the end of `skips`."""
         for i in range(len(self.res)):
             h = self.block(i, torch.cat([h, skips.pop()], dim=1), e)
-        return h if self.resample is None else self.resample(h, skips[-1].shape[-2:])
+        return h if self.resample is None else self.resample(h, e, skips[-1].shape[-2:])
 
 
 class UNet(Network):
@@ -183,11 +202,17 @@ class UNet(Network):
         self.time_out = nn.Linear(c_time, c_time)
 
         shared = Shared(
-            c_time, config.norm_groups, config.norm_eps, config.dropout, config.head_dim
+            c_time,
+            config.norm_groups,
+            config.norm_eps,
+            config.dropout,
+            config.head_dim,
+            config.heads,
+            config.scale_shift,
         )
         self.down, width, skips = nn.ModuleList(), widths[0], [widths[0]]
         for i, c in enumerate(widths):
-            half = Downsample(c, config.downsample_padding) if i < len(widths) - 1 else None
+            half = self._halve(shared, c) if i < len(widths) - 1 else None
             c_in = [width] + [c] * (blocks - 1)
             self.down.append(Down(shared, c_in, c, blocks * attention[i], half))
             skips += [c] * (blocks + (half is not None))
@@ -197,7 +222,7 @@ class UNet(Network):
 
         self.up = nn.ModuleList()
         for i, c in reversed(list(enumerate(widths))):
-            double = Upsample(c) if i > 0 else None
+            double = self._double(shared, c) if i > 0 else None
             c_in = [own + skips.pop() for own in [width] + [c] * blocks]
             self.up.append(Up(shared, c_in, c, (blocks + 1) * attention[i], double))
             width = c
@@ -209,11 +234,21 @@ class UNet(Network):
             for parameter in self.conv_out.parameters():
                 nn.init.zeros_(parameter)
 
+    def _halve(self, shared: Shared, channels: int) -> nn.Module:
+        if self.config.resample == "residual":
+            return ResidualDown(shared, channels, channels)
+        return Downsample(channels, self.config.downsample_padding)
+
+    def _double(self, shared: Shared, channels: int) -> nn.Module:
+        if self.config.resample == "residual":
+            return ResidualUp(shared, channels, channels)
+        return Upsample(channels)
+
     @override
     def condition(self, time: Tensor) -> tuple[Tensor, ...]:
         """silu(time_out(silu(time_in(embedding(time))))), [B, 4 channels[0]]."""
         config = self.config
-        steps, order = as_steps(time, self.clock), config.flip_sin_to_cos
+        steps, order = as_steps(time, self.clock) * config.time_scale, config.flip_sin_to_cos
         e = sinusoidal(
             steps, config.channels[0], flip_sin_to_cos=order, freq_shift=config.freq_shift
         )
@@ -248,40 +283,3 @@ class UNet(Network):
         weights = out.unflatten(1, (-1, config.outputs, config.in_channels))
         weighed: Tensor = (weights[:, 0] + (weights[:, 1:] * features).sum(1)).flatten(1, 2)
         return weighed
-
-
-#: One part of a parameter's dotted name -> diffusers' part; parts not listed are the same in both.
-_DIFFUSERS = {
-    "time_in": "time_embedding.linear_1",
-    "time_out": "time_embedding.linear_2",
-    "norm_out": "conv_norm_out",
-    "down": "down_blocks",
-    "mid": "mid_block",
-    "up": "up_blocks",
-    "res": "resnets",
-    "time": "time_emb_proj",
-    "shortcut": "conv_shortcut",
-    "attn": "attentions",
-    "norm": "group_norm",
-    "q": "to_q",
-    "k": "to_k",
-    "v": "to_v",
-    "out": "to_out.0",
-}
-
-
-def diffusers_key(name: str) -> str:
-    """Name the same parameter in diffusers' `UNet2DModel`.
-
-    Shapes are equal too: `{name: theirs[diffusers_key(name)] for name in ours}` converts a state
-    dict. Old checkpoints write query, key, value, proj_attn for to_q, to_k, to_v, to_out.0.
-
-    Args:
-        name: a key of `UNet.state_dict()`, such as "down.0.res.1.conv1.weight".
-
-    Returns:
-        diffusers' key, such as "down_blocks.0.resnets.1.conv1.weight".
-    """
-    parts = name.split(".")
-    resample = {"resample": f"{parts[0]}samplers.0"}  # downsamplers.0, upsamplers.0
-    return ".".join((_DIFFUSERS | resample).get(part, part) for part in parts)

@@ -4,6 +4,17 @@
 """
 
 from service.engine.engine import Engine
-from service.engine.jobs import ChainJob, ChainResult, Job, TermJob, TermResult, Ticket
+from service.engine.jobs import ChainJob, Job, SystemJob, TermJob
+from service.engine.results import ChainResult, SystemResult, TermResult, Ticket
 
-__all__ = ["ChainJob", "ChainResult", "Engine", "Job", "TermJob", "TermResult", "Ticket"]
+__all__ = [
+    "ChainJob",
+    "ChainResult",
+    "Engine",
+    "Job",
+    "SystemJob",
+    "SystemResult",
+    "TermJob",
+    "TermResult",
+    "Ticket",
+]

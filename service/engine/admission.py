@@ -17,6 +17,7 @@ from service.engine.forecast import Forecast
 from service.engine.jobs import Job
 from service.engine.ledger import Ledger
 from service.engine.record import whole_of
+from service.engine.ticks import Queue
 from service.problems import DeadlineExceeded, DeadlineUnmeetable, NoRoom, QueueFull
 from service.settings import Settings
 
@@ -28,7 +29,7 @@ class Admission:
     """The limits that depend on what else is there, and the refusals that follow from them.
 
     Args:
-        models: names of the models.
+        queues: whose jobs may come.
         settings: the queue's bounds and the scheduler's shares.
 
     Attributes:
@@ -36,21 +37,21 @@ class Admission:
         company: the jobs themselves.
     """
 
-    def __init__(self, models: Iterable[str], settings: Settings) -> None:
+    def __init__(self, queues: Iterable[Queue], settings: Settings) -> None:
         self._limit, self._room = settings.max_queue_cost, settings.max_queue_bytes
-        names = list(models)
+        names = list(queues)
         self.ledger = Ledger(names, self._limit, self._room)
         self.company = Company(names)
         self._forecast = Forecast(names, settings.term_share)
 
-    def limit(self, model: str, rows: int) -> None:
-        """From now on a tick of `model` has at most so many rows."""
-        self._forecast.limit(model, rows)
+    def limit(self, queue: Queue, rows: int) -> None:
+        """From now on a tick of `queue` has at most so many rows."""
+        self._forecast.limit(queue, rows)
 
-    def measure(self, model: str, evaluations: int, seconds: float, calls: int) -> None:
+    def measure(self, queue: Queue, evaluations: int, seconds: float, calls: int) -> None:
         """So many evaluations, in so many network calls, took so many seconds."""
-        self.ledger.measure(model, evaluations, seconds)
-        self._forecast.measure(model, evaluations // calls, seconds / calls, calls)
+        self.ledger.measure(queue, evaluations, seconds)
+        self._forecast.measure(queue, evaluations // calls, seconds / calls, calls)
 
     def check_body(self, size: int) -> None:
         """Raise QueueFull or NoRoom where a body of so many bytes need not be read."""
@@ -101,12 +102,12 @@ class Admission:
                 fix="Allow more time, or send less.",
             )
         load, others = whole_of(job), self.company.loads()
-        needed = self._forecast.seconds(job.model, load, others)
+        needed = self._forecast.seconds(job.queue, load, others)
         if needed <= _LENIENCE * seconds:
             return
-        if job.model not in others:
-            self._forecast.doubt(job.model)
-        alone = self._forecast.seconds(job.model, load, {})
+        if job.queue not in others:
+            self._forecast.doubt(job.queue)
+        alone = self._forecast.seconds(job.queue, load, {})
         later = alone <= _LENIENCE * seconds
         raise DeadlineUnmeetable(
             f"Among {len(self.company)} others this takes at least {needed:.3g} seconds, "

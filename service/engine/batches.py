@@ -16,7 +16,7 @@ from diffusion.plan import Update
 from diffusion.space import Convention
 from diffusion.trajectory import Trajectories
 from service.engine.jobs import ChainJob, TermJob
-from service.engine.lanes import Entry
+from service.engine.ticks import Entry
 from service.engine.transfer import upload
 
 

@@ -36,7 +36,11 @@ class Calls:
         self, model: DiffusionModel, precision: Precision = "float32", *, compiled: bool = False
     ) -> None:
         # Convolutions are a sixth faster so, at any number of rows; other layers do not see it.
-        model.network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        # Gradients of x_t go through the weights, which inference tensors do not allow; none of
+        # the weights themselves is asked for, and without it a backward pass keeps much less.
+        with torch.inference_mode(False):
+            model.network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+            model.network.requires_grad_(False)
         _allow_tf32(allow=False)  # convolutions have it otherwise
         network = model.network
         if precision == "bfloat16":

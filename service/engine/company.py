@@ -11,6 +11,7 @@ from typing import final
 
 from service.engine.forecast import Load, Loads
 from service.engine.record import Record, whole_of
+from service.engine.ticks import Queue
 
 
 @final
@@ -18,12 +19,12 @@ class Company:
     """The jobs that have been accepted and have not ended.
 
     Args:
-        models: their names.
+        queues: whose they are.
     """
 
-    def __init__(self, models: Iterable[str]) -> None:
-        self._waiting: dict[str, Counter[Load]] = {name: Counter() for name in models}
-        self._running: dict[str, dict[int, Record]] = {name: {} for name in self._waiting}
+    def __init__(self, queues: Iterable[Queue]) -> None:
+        self._waiting: dict[Queue, Counter[Load]] = {name: Counter() for name in queues}
+        self._running: dict[Queue, dict[int, Record]] = {name: {} for name in self._waiting}
         self._size = 0
 
     def __len__(self) -> int:
@@ -31,23 +32,23 @@ class Company:
 
     def add(self, record: Record) -> None:
         """A job waits."""
-        self._waiting[record.job.model][whole_of(record.job)] += 1
+        self._waiting[record.job.queue][whole_of(record.job)] += 1
         self._size += 1
 
     def start(self, record: Record) -> None:
         """It runs."""
         self._forget(record)
-        self._running[record.job.model][record.key] = record
+        self._running[record.job.queue][record.key] = record
 
     def remove(self, record: Record) -> None:
         """It has ended, whether it ran or not."""
-        if self._running[record.job.model].pop(record.key, None) is None:
+        if self._running[record.job.queue].pop(record.key, None) is None:
             self._forget(record)
         self._size -= 1
 
-    def loads(self) -> dict[str, Loads]:
-        """What is left of all, by model; only of models that have some."""
-        found: dict[str, Loads] = {}
+    def loads(self) -> dict[Queue, Loads]:
+        """What is left of all, by queue; only of queues that have some."""
+        found: dict[Queue, Loads] = {}
         for name, waiting in self._waiting.items():
             running = [(record.left, 1) for record in self._running[name].values()]
             if waiting or running:
@@ -55,7 +56,7 @@ class Company:
         return found
 
     def _forget(self, record: Record) -> None:
-        waiting, load = self._waiting[record.job.model], whole_of(record.job)
+        waiting, load = self._waiting[record.job.queue], whole_of(record.job)
         waiting[load] -= 1
         if not waiting[load]:
             del waiting[load]

@@ -9,7 +9,6 @@ thread itself, ends the engine, and every job with it: nobody hangs.
 import logging
 import threading
 import time
-from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager
 from typing import Any, final, overload
@@ -21,12 +20,13 @@ from service.engine.faults import Attempt, describe, fatal, problem_of
 from service.engine.fleet import Fleet
 from service.engine.handout import Handout
 from service.engine.intake import Intake, resolve
-from service.engine.jobs import ChainJob, ChainResult, Job, TermJob, TermResult, Ticket, Timing
-from service.engine.lanes import Work
+from service.engine.jobs import ChainJob, Job, SystemJob, TermJob
 from service.engine.limits import check_limits
 from service.engine.peek import Peek, PeekRequest
 from service.engine.record import Record
-from service.engine.scheduler import Scheduler, Tick
+from service.engine.results import ChainResult, SystemResult, TermResult, Ticket, Timing
+from service.engine.scheduler import Scheduler
+from service.engine.ticks import Queue, Tick, Work
 from service.metrics import Metrics
 from service.problems import NotReady, Problem, UnknownModel
 from service.settings import Settings
@@ -42,7 +42,7 @@ def _own_thread(engine: Callable[[], None]) -> None:
 
 @final
 class Engine:
-    """Chains and terms of any jobs, in the same network calls.
+    """Chains and terms of any jobs in the same network calls; between them, systems of particles.
 
     Args:
         models: by name, each in eval mode on its device.
@@ -62,7 +62,8 @@ class Engine:
         self._settings = settings
         self._metrics = metrics or Metrics()
         self._scheduler = Scheduler(term_share=settings.term_share)
-        self._intake = Intake(models, settings)
+        queues = [Queue(name, systems) for name in models for systems in (False, True)]
+        self._intake = Intake(queues, settings)
         self._fleet = Fleet(models, settings, self._scheduler, self._intake)
         self._metrics.watch_queue(lambda: self._intake.owed, settings.max_queue_cost)
         for name in models:
@@ -131,6 +132,8 @@ class Engine:
     def submit(self, job: ChainJob, deadline: float | None = None) -> Ticket[ChainResult]: ...
     @overload
     def submit(self, job: TermJob, deadline: float | None = None) -> Ticket[TermResult]: ...
+    @overload
+    def submit(self, job: SystemJob, deadline: float | None = None) -> Ticket[SystemResult]: ...
     def submit(self, job: Job, deadline: float | None = None) -> Ticket[Any]:
         """Accept a job; from here on it will end, one way or another. From any thread.
 
@@ -235,10 +238,10 @@ class Engine:
             self._intake.end(record, job.cost, self._unknown(job.model))
             return
         self._records[record.key] = record
-        parallel = isinstance(job, TermJob)
-        self._scheduler.add(Work(record.key, job.model, job.rows, job.units, parallel))
+        shape = job.rows, job.units, job.parallel, job.width, job.costs
+        self._scheduler.add(Work(record.key, job.queue, *shape))
         try:
-            self._fleet[job.model].open(record.key, job)
+            self._fleet[job.queue].open(record.key, job)
         except Exception as error:
             if fatal(error):
                 raise
@@ -252,8 +255,8 @@ class Engine:
             return None
         try:
             started, slots = self._scheduler.held(peek.key)
-            runner, rows = self._fleet[record.job.model], min(peek.rows, started)
-            return runner.peek(peek.key, rows, slots, record.ticket.done)
+            runner = self._fleet[record.job.queue]
+            return runner.peek(peek.key, peek.rows, started, slots, record.ticket.done)
         except Exception as error:  # a look must not harm what it looks at, nor who looks
             _log.warning("a preview failed: %s", describe(error))
             return None
@@ -261,29 +264,31 @@ class Engine:
     def _perform(self, tick: Tick) -> None:
         """One tick: advance its rows, send what is finished on its way."""
         begun = time.monotonic()
-        share = Counter(entry.key for entry in (*tick.chains, *tick.terms))
-        for record in self._live(share):
+        for record in self._live(tick.shares):
             if record.started is None:
                 self._intake.start(record, begun)
                 record.ticket.queue_seconds = begun - record.accepted
                 self._metrics.queue_seconds.observe(begun - record.accepted)
-        runner = self._fleet[tick.model]
+        runner = self._fleet[tick.queue]
         attempt = Attempt(
             lambda chains, terms: runner.run(chains, terms, tick.length),
             live=self._records.__contains__,
             fail=self._end,
-            shrink=lambda rows: self._fleet.shrink(tick.model, rows),
+            shrink=lambda rows: self._fleet.shrink(tick.queue, rows),
+            at_once=min(tick.rows, runner.batch) if tick.queue.systems else None,
         )
         ran = attempt(tick.chains, tick.terms)
-        self._fleet.grow(tick.model, ran, tick.length)
+        self._fleet.grow(tick.queue, ran, tick.length)
         seconds = runner.fence.seconds(tick.length, time.monotonic() - begun)
         self._scheduler.retire(tick, seconds)
-        self._intake.settle(tick.model, tick.evaluations)
-        self._intake.measure(tick.model, tick.evaluations, seconds, tick.length)
-        self._metrics.tick(tick.model, len(tick), runner.batch, tick.length)
-        self._metrics.pad(tick.model, max(0, runner.calls.fill - len(tick)) * tick.length)
-        for record in self._live(share):
-            record.ticket.done += share[record.key] * tick.length
+        self._intake.settle(tick.queue, tick.evaluations)
+        self._intake.measure(tick.queue, tick.evaluations, seconds, tick.length)
+        model, systems = tick.queue
+        fill = min(1.0, tick.rows / runner.batch)
+        self._metrics.tick(model, tick.evaluations, fill, systems=systems)
+        self._metrics.pad(model, max(0, runner.fill - len(tick)) * tick.length)
+        for record in self._live(tick.shares):
+            record.ticket.done += tick.shares[record.key]
         self._metrics.rows(self._scheduler.rows_running, self._scheduler.rows_waiting)
         self._handout.send(runner, tick)
 
@@ -293,7 +298,7 @@ class Engine:
         if record is None:
             return
         left = self._scheduler.remove(key)
-        self._fleet[record.job.model].close(key)
+        self._fleet[record.job.queue].close(key)
         self._intake.end(record, left, outcome)
 
     def _live(self, keys: Iterable[int]) -> list[Record]:

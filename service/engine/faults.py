@@ -7,12 +7,12 @@
 
 import logging
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import final
 
 import torch
 
-from service.engine.lanes import Entry
+from service.engine.ticks import Entry
 from service.problems import InternalError, OutOfMemory, Problem
 
 _log = logging.getLogger(__name__)
@@ -62,12 +62,15 @@ class Attempt:
         live: whether a job is still wanted.
         fail: a job has failed.
         shrink: memory ran out; at most so many rows run at once from now on.
+        at_once: rows that go through the network at once, of entries that go together or not at
+            all, as many of them as there are; None where entries can be parted.
     """
 
     run: Callable[[Sequence[Entry], Sequence[Entry]], None]
     live: Callable[[int], bool]
     fail: Callable[[int, Problem], None]
     shrink: Callable[[int], None]
+    at_once: int | None = None
 
     def __call__(self, chains: Sequence[Entry], terms: Sequence[Entry]) -> int:
         """Run these entries, whole or in parts; afterwards each has run or its job has failed.
@@ -83,14 +86,15 @@ class Attempt:
         problem = self._try(chains, terms)
         # Out of the `except` block, where the traceback would keep the failed tick's tensors alive.
         if problem is None:
-            return rows
-        if isinstance(problem, OutOfMemory) and rows > 1:
-            half = rows // 2
-            _log.warning("out of memory at %d rows; trying %d", rows, half)
+            return self.at_once or rows
+        if isinstance(problem, OutOfMemory) and (self.at_once or rows) > 1:
+            half = (self.at_once or rows) // 2
+            _log.warning("out of memory at %d rows; trying %d", self.at_once or rows, half)
             if torch.cuda.is_initialized():
                 torch.cuda.empty_cache()
             self.shrink(half)
-            self.shrink(half)
+            if self.at_once is not None:
+                return replace(self, at_once=half)(chains, terms)
             cut = max(0, half - len(chains))
             ran = max(self(chains[:half], terms[:cut]), self(chains[half:], terms[cut:]))
             # A row that runs out of memory by itself says nothing of how many others may run.

@@ -1,4 +1,4 @@
-"""The models on the device: each one's runner, its room, and what memory allows of that.
+"""The models on the device: each one's runners, their room, and what memory allows of that.
 
 A model is tried before it is served: one that fails is refused, with the reason, and the others are
 served without it.
@@ -10,13 +10,16 @@ from collections.abc import Iterator, Mapping
 from typing import final
 
 from diffusion.model import DiffusionModel
+from service.engine.allowance import Allowance
 from service.engine.faults import describe, fatal, out_of_memory
 from service.engine.fixed import graph_recorder
 from service.engine.intake import Intake
-from service.engine.rehearsal import exact, rehearse
-from service.engine.room import FIXED, Allowance, Room, survey
+from service.engine.rehearsal import exact, rehearse, rehearse_systems
+from service.engine.room import FIXED, survey
 from service.engine.runner import Runner
 from service.engine.scheduler import Scheduler
+from service.engine.systems import SystemRunner
+from service.engine.ticks import Queue
 from service.settings import Settings
 
 _log = logging.getLogger(__name__)
@@ -24,7 +27,7 @@ _log = logging.getLogger(__name__)
 
 @final
 class Fleet:
-    """Runners by name; the engine's thread owns it, others may read what is refused.
+    """Runners by queue; the engine's thread owns it, others may read what is refused.
 
     Args:
         models: by name, each in eval mode on its device.
@@ -47,12 +50,12 @@ class Fleet:
         self.models = dict(models)
         self.refused: dict[str, str] = {}
         self._settings, self._scheduler, self._intake = settings, scheduler, intake
-        self._runners: dict[str, Runner] = {}
-        self._allowances: dict[str, Allowance] = {}
+        self._runners: dict[Queue, Runner | SystemRunner] = {}
+        self._allowances: dict[Queue, Allowance] = {}
 
-    def __getitem__(self, name: str) -> Runner:
-        """The runner of a model that is served."""
-        return self._runners[name]
+    def __getitem__(self, queue: Queue) -> Runner | SystemRunner:
+        """The runner of a queue whose model is served."""
+        return self._runners[queue]
 
     @property
     def served(self) -> list[str]:
@@ -75,15 +78,15 @@ class Fleet:
                         break
                 _log.warning("model %s: out of memory; trying fewer rows a tick", name)
 
-    def shrink(self, name: str, rows: int) -> None:
+    def shrink(self, queue: Queue, rows: int) -> None:
         """Memory ran out: a tick has at most so many rows until it may grow again."""
-        self._allowances[name].shrink(rows)
-        self._allow(name)
+        self._allowances[queue].shrink(rows)
+        self._allow(queue)
 
-    def grow(self, name: str, rows: int, calls: int) -> None:
+    def grow(self, queue: Queue, rows: int, calls: int) -> None:
         """So many network calls of so many rows went well: in time more rows are tried."""
-        if self._allowances[name].grow(rows, calls):
-            self._allow(name)
+        if self._allowances[queue].grow(rows, calls):
+            self._allow(queue)
 
     def _attempts(self) -> Iterator[int]:
         """Rows a tick to be tried, 0 being what is found best; half as many, and half of that."""
@@ -109,21 +112,44 @@ class Fleet:
         rehearse(runner, room.batch)
         seconds = time.monotonic() - begun
         runner.exact = exact(runner)
-        self._enter(name, runner, room, seconds)
-
-    def _enter(self, name: str, runner: Runner, room: Room, seconds: float) -> None:
-        """Its rehearsal went well, a tick in so many seconds: jobs may come."""
-        self._runners[name], self._allowances[name] = runner, Allowance(room.batch)
-        self._scheduler.serve(name, room.batch, room.slots, seconds)
-        self._intake.limit(name, room.batch)
-        self._intake.measure(name, room.batch, seconds)
+        systems, evaluations, taken = self._try_systems(runner.calls.model, room.batch)
+        self._enter(Queue(name), runner, room.slots, room.batch, seconds)
+        self._enter(Queue(name, systems=True), systems, room.slots, evaluations, taken)
         _log.info("model %s: %d rows a tick, %d held", name, room.batch, room.slots)
 
-    def _allow(self, name: str) -> None:
+    def _try_systems(self, model: DiffusionModel, rows: int) -> tuple[SystemRunner, int, float]:
+        """A runner of as many rows as memory holds in a backward pass; what it did in how long."""
+        settings = self._settings
+        # A CPU sums in the same order every time; an accelerator's backward passes need not.
+        exact = settings.deterministic and model.device.type == "cpu"
+        while True:
+            runner = SystemRunner(model, rows, exact=exact, compiled=settings.compile)
+            try:
+                rehearse_systems(runner)
+                begun = time.monotonic()
+                return runner, rehearse_systems(runner), time.monotonic() - begun
+            except Exception as error:
+                if rows == 1 or not out_of_memory(error):
+                    raise
+            rows //= 2
+
+    def _enter(
+        self,
+        queue: Queue,
+        runner: Runner | SystemRunner,
+        slots: int,
+        evaluations: int,
+        seconds: float,
+    ) -> None:
+        """Its rehearsal went well, so many evaluations in so many seconds: jobs may come."""
+        self._runners[queue], self._allowances[queue] = runner, Allowance(runner.batch)
+        self._scheduler.serve(queue, runner.batch, slots, seconds)
+        self._intake.limit(queue, runner.batch)
+        self._intake.measure(queue, evaluations, seconds)
+
+    def _allow(self, queue: Queue) -> None:
         """Tell whom it concerns how many rows a tick may have now."""
-        runner, rows = self._runners[name], self._allowances[name].rows
-        self._scheduler.limit(name, rows)
-        self._intake.limit(name, rows)
-        # Another number of rows is other bits, also for who comes when it is the old one again.
-        runner.batch, runner.exact = rows, False
-        runner.calls.fill = rows if self._settings.deterministic else 0
+        rows = self._allowances[queue].rows
+        self._scheduler.limit(queue, rows)
+        self._intake.limit(queue, rows)
+        self._runners[queue].allow(rows)

@@ -1,7 +1,8 @@
 """When a job would be done if no other came, by the scheduler's policy and the measured ticks.
 
-In T ticks with room for M rows, a job with w evaluations left in r rows (of chains: at most one
-evaluation a row and tick) is done, and each other job i has had what the equal shares give it:
+Among chains and terms: in T ticks with room for M rows, a job with w evaluations left in r rows (of
+chains: at most one evaluation a row and tick) is done, and each other job i has had what the equal
+shares give it:
 
     T = max(n, (w + sum over i of min(w_i, w, r_i T)) / M),   n = w / r of chains, w / M of terms
 
@@ -11,7 +12,11 @@ jobs count no more than its own length. The other kind counts with what `term_sh
 
 The time follows from the ticks' size: all jobs together fill E = min(M T, w + sum of
 min(w_i, r_i T)) rows of those T ticks, so T ticks of E / T rows each (`speed`), and beside them the
-other models' ticks, in the proportion of the scheduler's clocks.
+other queues' ticks, in the proportion of the scheduler's clocks.
+
+Among systems of particles, where each job has its own ticks and all the same evaluations:
+
+    T = (w + sum over i of min(w_i, w)) / M
 
 All of it is a bound from below, up to the roundings of a tick: those who come later, rows that wait
 for a slot and answers that are long to write only add to it. Not thread-safe; no clock of its own.
@@ -22,10 +27,13 @@ from dataclasses import dataclass
 from typing import NamedTuple, final
 
 from service.engine.speed import Speed
+from service.engine.ticks import Queue
 
 
 class Load(NamedTuple):
-    """What is left of a job: rows, evaluations, and whether these are independent (terms)."""
+    """What is left of a job: rows of the network that it can use at once, or, where these are
+    independent (terms), as many as there are evaluations; and evaluations.
+    """
 
     rows: int
     evaluations: int
@@ -82,9 +90,33 @@ class Shares:
 
     def demand(self, loads: Loads) -> float:
         """How many ticks these jobs could fill now, at least one: the weight of its clock."""
-        return max(
-            1.0, sum(n * load.usable(self.batch_size) for load, n in loads) / self.batch_size
-        )
+        return _demand(loads, self.batch_size)
+
+
+@final
+@dataclass(frozen=True)
+class Turns:
+    """The scheduler's policy among the systems of a model, as a flow.
+
+    Args:
+        batch_size: M, most rows of a tick.
+    """
+
+    batch_size: int
+
+    def until_done(self, job: Load, others: Loads) -> Span:
+        """Ticks of M evaluations until this job is done, `others` being those that are there."""
+        own = job.evaluations
+        taken = own + sum(n * min(other.evaluations, own) for other, n in others)
+        return Span(taken / self.batch_size, self.batch_size)
+
+    def demand(self, loads: Loads) -> float:
+        """How many ticks these jobs could fill now, at least one: the weight of its clock."""
+        return _demand(loads, self.batch_size)
+
+
+def _demand(loads: Loads, room: int) -> float:
+    return max(1.0, sum(n * load.usable(room) for load, n in loads) / room)
 
 
 def _crossing(own: int, rivals: Iterable[tuple[float, float]], room: int) -> float:
@@ -108,47 +140,47 @@ def _crossing(own: int, rivals: Iterable[tuple[float, float]], room: int) -> flo
 
 @final
 class Forecast:
-    """The measured ticks of every model, and what follows for a job that is about to come.
+    """The measured ticks of every queue, and what follows for a job that is about to come.
 
     Args:
-        models: their names.
+        queues: their names.
         term_share: the scheduler's.
     """
 
-    def __init__(self, models: Iterable[str], term_share: float) -> None:
+    def __init__(self, queues: Iterable[Queue], term_share: float) -> None:
         self._term_share = term_share
-        self._shares: dict[str, Shares] = {}
-        self._speeds = {name: Speed() for name in models}
-        for name in self._speeds:
-            self.limit(name, 1)
+        self._shares: dict[Queue, Shares | Turns] = {}
+        self._speeds = {queue: Speed() for queue in queues}
+        for queue in self._speeds:
+            self.limit(queue, 1)
 
-    def limit(self, model: str, rows: int) -> None:
-        """From now on a tick of `model` has at most so many rows."""
-        self._shares[model] = Shares(rows, self._term_share)
+    def limit(self, queue: Queue, rows: int) -> None:
+        """From now on a tick of `queue` has at most so many rows."""
+        self._shares[queue] = Turns(rows) if queue.systems else Shares(rows, self._term_share)
 
-    def measure(self, model: str, rows: int, seconds: float, calls: int = 1) -> None:
-        """A tick of so many rows took so many seconds; or each of several in a burst."""
-        self._speeds[model].measure(rows, seconds, calls)
+    def measure(self, queue: Queue, evaluations: int, seconds: float, calls: int = 1) -> None:
+        """So many evaluations took so many seconds; or each of several ticks in a burst."""
+        self._speeds[queue].measure(evaluations, seconds, calls)
 
-    def doubt(self, model: str) -> None:
-        """A job was refused and none of its model is there: so nothing would be measured again."""
-        self._speeds[model].doubt()
+    def doubt(self, queue: Queue) -> None:
+        """A job was refused and none of its queue is there: so nothing would be measured again."""
+        self._speeds[queue].doubt()
 
-    def seconds(self, model: str, job: Load, others: Mapping[str, Loads]) -> float:
-        """The least time until the job is done; 0 where its model's ticks were never measured.
+    def seconds(self, queue: Queue, job: Load, others: Mapping[Queue, Loads]) -> float:
+        """The least time until the job is done; 0 where its queue's ticks were never measured.
 
         Args:
-            model: whose job it is.
+            queue: whose job it is.
             job: all of it.
-            others: the jobs that are there now, by model.
+            others: the jobs that are there now, by queue.
         """
-        beside = others.get(model, ())
-        shares = self._shares[model]
+        beside = others.get(queue, ())
+        shares = self._shares[queue]
         span = shares.until_done(job, beside)
-        own = span.ticks * self._speeds[model].seconds(span.rows)
+        own = span.ticks * self._speeds[queue].seconds(span.rows)
         total, demand = own, shares.demand([(job, 1), *beside])
         for name, loads in others.items():
-            if name != model and loads:
+            if name != queue and loads:
                 owed = sum(n * load.evaluations for load, n in loads)
                 room = self._shares[name].batch_size
                 needed = owed / room * self._speeds[name].seconds(room)

@@ -11,12 +11,12 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import final
 
 from service.engine.faults import fatal, problem_of
-from service.engine.jobs import Timing
 from service.engine.landing import Landing
-from service.engine.lanes import Entry
 from service.engine.record import Record
+from service.engine.results import Timing
 from service.engine.runner import Runner
-from service.engine.scheduler import Tick
+from service.engine.systems import SystemRunner
+from service.engine.ticks import Entry, Tick
 from service.metrics import Metrics
 from service.problems import NumericalFailure, Problem
 
@@ -40,9 +40,9 @@ class Handout:
         end: Callable[[int, Timing | Problem], None],
     ) -> None:
         self._records, self._metrics, self._end = records, metrics, end
-        self._due: tuple[Runner, Tick, Landing] | None = None
+        self._due: tuple[Runner | SystemRunner, Tick, Landing] | None = None
 
-    def send(self, runner: Runner, tick: Tick) -> None:
+    def send(self, runner: Runner | SystemRunner, tick: Tick) -> None:
         """A tick is done, or queued: send its results, and hand out those of the one before."""
         try:
             landing = runner.collect(self._live(tick.chains), self._live(tick.ends), tick.length)
@@ -75,7 +75,7 @@ class Handout:
             if record.rows_left == 0:
                 self._end(key, self._answer(runner, record))
 
-    def _answer(self, runner: Runner, record: Record) -> Timing | Problem:
+    def _answer(self, runner: Runner | SystemRunner, record: Record) -> Timing | Problem:
         """The answer of a job whose rows are all done."""
         assert record.started is not None  # its rows were in ticks
         queue, compute = record.started - record.accepted, time.monotonic() - record.started
@@ -94,7 +94,7 @@ class Handout:
         if fatal(error):
             raise error
         _log.error("the results of a tick could not be read", exc_info=error)
-        for key in {entry.key for entry in (*tick.chains, *tick.terms)}:
+        for key in tick.shares:
             if key in self._records:
                 self._end(key, problem_of(error))
 

@@ -20,10 +20,12 @@ from typing import Any, final
 
 from service.engine.admission import Admission
 from service.engine.faults import describe
-from service.engine.jobs import Job, Ticket, Timing
+from service.engine.jobs import Job
 from service.engine.limits import APIECE
 from service.engine.peek import Peek, PeekRequest
 from service.engine.record import Record
+from service.engine.results import Ticket, Timing
+from service.engine.ticks import Queue
 from service.problems import DeadlineExceeded, Draining, EngineDead, Problem
 from service.settings import Settings
 
@@ -35,14 +37,14 @@ class Intake:
     """Accepted jobs, on their way to the engine's thread and back.
 
     Args:
-        models: names of the models.
+        queues: whose jobs may come.
         settings: the queue's bounds and the scheduler's shares.
     """
 
-    def __init__(self, models: Iterable[str], settings: Settings) -> None:
+    def __init__(self, queues: Iterable[Queue], settings: Settings) -> None:
         self._keys = itertools.count()
         self._wake = threading.Condition()
-        self._admission = Admission(models, settings)
+        self._admission = Admission(queues, settings)
         self._ledger, self._company = self._admission.ledger, self._admission.company
         self._deadlines: list[tuple[float, int]] = []  # a heap; some are of jobs that have ended
         self._records: dict[int, Record] = {}
@@ -119,7 +121,7 @@ class Intake:
             ticket: Ticket[Any] = Ticket(job.cost, Future(), partial(self._peek, key))
             now, due = time.monotonic(), math.inf if deadline is None else deadline
             record = Record(key, job, ticket, job.rows, now, size, due)
-            self._ledger.accept(job.model, job.cost)
+            self._ledger.accept(job.queue, job.cost)
             self._ledger.hold(size)
             self._records[key] = record
             self._company.add(record)
@@ -180,20 +182,20 @@ class Intake:
             peeks, self._peeks = self._peeks, []
             return peeks
 
-    def limit(self, model: str, rows: int) -> None:
-        """A tick of `model` has at most so many rows."""
+    def limit(self, queue: Queue, rows: int) -> None:
+        """A tick of `queue` has at most so many rows."""
         with self._wake:
-            self._admission.limit(model, rows)
+            self._admission.limit(queue, rows)
 
-    def measure(self, model: str, evaluations: int, seconds: float, calls: int = 1) -> None:
+    def measure(self, queue: Queue, evaluations: int, seconds: float, calls: int = 1) -> None:
         """So many evaluations, in so many network calls, took so many seconds."""
         with self._wake:
-            self._admission.measure(model, evaluations, seconds, calls)
+            self._admission.measure(queue, evaluations, seconds, calls)
 
-    def settle(self, model: str, evaluations: int) -> None:
+    def settle(self, queue: Queue, evaluations: int) -> None:
         """So many of the accepted evaluations have been made."""
         with self._wake:
-            self._ledger.settle(model, evaluations)
+            self._ledger.settle(queue, evaluations)
 
     def start(self, record: Record, now: float) -> None:
         """A job's first rows are in a tick, which began now, monotonic seconds."""
@@ -206,7 +208,7 @@ class Intake:
         with self._wake:
             del self._records[record.key]
             self._company.remove(record)
-            self._ledger.settle(record.job.model, unspent)
+            self._ledger.settle(record.job.queue, unspent)
             self._ledger.release(record.size)
             if len(self._deadlines) > 2 * len(self._records) + _STALE:
                 self._deadlines = [entry for entry in self._deadlines if entry[1] in self._records]

@@ -1,25 +1,23 @@
-"""What the engine is asked, and what it answers: cost = rows * network evaluations a row.
+"""What the engine is asked: cost = network evaluations, which are known before any is made.
 
-Two kinds of work and no more: chains, whose steps follow each other, and terms of bounds, which are
-independent. Every route is one of the two; the engine does not know which route a job came from.
+Three kinds of work and no more: chains, whose steps follow each other; terms of bounds, which are
+independent; and systems of particles, whose particles advance together. Every route is one of the
+three; the engine does not know which route a job came from.
 """
 
-from collections.abc import Callable
-from concurrent.futures import Future
 from dataclasses import dataclass
-from typing import Generic, TypeVar, final
+from typing import ClassVar, final
 
 from torch import Tensor
 
-from diffusion.bound import BoundResult
-from diffusion.distributions import Bernoulli, Normal
 from diffusion.model import DiffusionModel
 from diffusion.plan import Plan
 from diffusion.posterior import Observation
 from diffusion.space import Convention
 from diffusion.strata import Steps
+from diffusion.systems import Course
 from diffusion.trajectory import Trajectories
-from service.engine.peek import Peek
+from service.engine.ticks import Queue
 
 
 @final
@@ -39,6 +37,10 @@ class ChainJob:
         observation: what was seen, [rows, *event]; None where nothing was.
     """
 
+    parallel: ClassVar[bool] = False
+    width: ClassVar[int] = 1
+    costs: ClassVar[tuple[int, ...]] = ()
+
     model: str
     rows: int
     seed: int
@@ -52,7 +54,7 @@ class ChainJob:
         if self.start is not None and tuple(self.start.shape) != shape:
             raise ValueError(f"`start` has shape {list(shape)}, came {list(self.start.shape)}")
         if self.observation is not None:
-            seen = tuple(parts_of(self.observation)[0].shape)
+            seen = tuple(self.observation.known.shape)
             if seen != shape:
                 raise ValueError(f"`observation` has shape {list(shape)}, came {list(seen)}")
         if self.rows < 1 or self.units < 1:
@@ -67,6 +69,16 @@ class ChainJob:
     def cost(self) -> int:
         """Rows times network evaluations."""
         return self.rows * self.units
+
+    @property
+    def queue(self) -> Queue:
+        """Whom it may share a tick with."""
+        return Queue(self.model)
+
+    @property
+    def samples(self) -> int:
+        """How many samples it draws."""
+        return self.rows
 
 
 @final
@@ -86,6 +98,10 @@ class TermJob:
         convention: of the bound.
         answer_bytes: what its caller will write of the terms, for it counts too.
     """
+
+    parallel: ClassVar[bool] = True
+    width: ClassVar[int] = 1
+    costs: ClassVar[tuple[int, ...]] = ()
 
     model: str
     x_0: Tensor
@@ -128,98 +144,97 @@ class TermJob:
         """Rows times network evaluations."""
         return self.rows * self.units
 
+    @property
+    def queue(self) -> Queue:
+        """Whom it may share a tick with."""
+        return Queue(self.model)
 
-Job = ChainJob | TermJob
-
-
-def parts_of(observation: Observation) -> tuple[Tensor, ...]:
-    """An observation's tensors, [N, *event] each: mean and variance, or logits."""
-    factor = observation.factor
-    if isinstance(factor, Normal):
-        return factor.mean, factor.var.expand_as(factor.mean)
-    assert isinstance(factor, Bernoulli)  # there are two families
-    return (factor.logits,)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Timing:
-    """What a job took.
-
-    Attributes:
-        queue_seconds: from acceptance to the first network call with a row of it.
-        compute_seconds: from there to the result.
-        network_evaluations: rows put through the network for it.
-        exact: whether the same job gives the same bits alone and in any company.
-    """
-
-    queue_seconds: float
-    compute_seconds: float
-    network_evaluations: int
-    exact: bool
+    @property
+    def samples(self) -> int:
+        """How many samples it draws."""
+        return 0
 
 
 @final
-@dataclass(frozen=True, kw_only=True)
-class ChainResult(Timing):
-    """`samples`: x_0 of each chain, model units, float32 [rows, *event] on the CPU."""
+@dataclass(frozen=True)
+class SystemJob:
+    """Draw from p(x_0) r(x_0) by systems of particles, `each` for every datum.
 
-    samples: Tensor
+    System i of the answer is what `diffusion.systems.walk` makes of it with the same seed, course
+    and observation, whatever else the engine does.
 
-
-@final
-@dataclass(frozen=True, kw_only=True)
-class TermResult(Timing):
-    """The bound of each datum, and the terms it was put together from.
-
-    Attributes:
-        bound: float64 [N] each, on the CPU.
-        values: float64 [rows, units] nats, the terms in the order of the job's `steps`. A term of
-            minus infinity is an answer: the model holds the datum to be impossible.
+    Args:
+        model: name of the model.
+        seed: of the noise, 0..2^63 - 1.
+        course: what the systems do.
+        observation: what was seen, [N, *seen].
+        each: systems of a datum.
+        costs: network evaluations of each system by every unit but its last; see `of`.
     """
 
-    bound: BoundResult
-    values: Tensor
+    parallel: ClassVar[bool] = False
+
+    model: str
+    seed: int
+    course: Course
+    observation: Observation
+    each: int
+    costs: tuple[int, ...]
+
+    @classmethod
+    def of(
+        cls,
+        name: str,
+        model: DiffusionModel,
+        seed: int,
+        course: Course,
+        observation: Observation,
+        each: int,
+    ) -> "SystemJob":
+        """The job, with what it costs worked out."""
+        spent = course.evaluations(model, observation.count).repeat_interleave(each)
+        return cls(name, seed, course, observation, each, tuple(spent.tolist()))
+
+    def check(self, model: DiffusionModel) -> None:
+        """Raise ValueError where a part does not fit the model or the others."""
+        wanted = self.observation.operator.seen(model.event)
+        if tuple(self.observation.known.shape[1:]) != wanted:
+            seen = list(self.observation.known.shape[1:])
+            raise ValueError(f"`observation` is of shape {list(wanted)} a datum, came {seen}")
+        if self.rows < 1 or self.units < 1:
+            raise ValueError(f"at least one system of one unit, came {self.rows} of {self.units}")
+        if len(self.costs) != self.rows:
+            raise ValueError(f"`costs` are of {self.rows} systems, came {len(self.costs)}")
+
+    @property
+    def rows(self) -> int:
+        """How many systems."""
+        return len(self.observation) * self.each
+
+    @property
+    def units(self) -> int:
+        """Of each system."""
+        return len(self.course)
+
+    @property
+    def width(self) -> int:
+        """Particles of a system."""
+        return self.course.particles
+
+    @property
+    def cost(self) -> int:
+        """Network evaluations."""
+        return (self.units - 1) * sum(self.costs) + self.rows * self.width
+
+    @property
+    def queue(self) -> Queue:
+        """Whom it may share a tick with."""
+        return Queue(self.model, systems=True)
+
+    @property
+    def samples(self) -> int:
+        """How many samples it draws."""
+        return self.rows * self.course.draws
 
 
-Result_co = TypeVar("Result_co", bound=Timing, covariant=True)
-
-
-@final
-class Ticket(Generic[Result_co]):
-    """An accepted job.
-
-    Attributes:
-        cost: its network evaluations.
-        done: those made so far.
-        queue_seconds: from acceptance to the first network call with a row of it; None until then.
-        future: its result, or the `service.problems.Problem` that ended it. Cancelling the future
-            (also through `asyncio.wrap_future`) is cancelling the job.
-    """
-
-    def __init__(
-        self,
-        cost: int,
-        future: "Future[Result_co]",
-        peek: "Callable[[int], Future[Peek | None]]",
-    ) -> None:
-        self.cost = cost
-        self.done = 0
-        self.queue_seconds: float | None = None
-        self.future = future
-        self._peek = peek
-
-    def cancel(self) -> bool:
-        """Give the job up: its rows leave at the next tick. False when it has already ended."""
-        return self.future.cancel()
-
-    def result(self, timeout: float | None = None) -> Result_co:
-        """Wait for the result; raises the problem that ended the job."""
-        return self.future.result(timeout)
-
-    def peek(self, rows: int) -> "Future[Peek | None]":
-        """Ask how its first `rows` rows stand; None is the answer of terms, and once it is over."""
-        return self._peek(rows)
-
-    def on_cancel(self, act: Callable[[], None]) -> None:
-        """Call `act` (in the canceller's thread) should the job be cancelled."""
-        self.future.add_done_callback(lambda future: act() if future.cancelled() else None)
+Job = ChainJob | TermJob | SystemJob

@@ -6,7 +6,7 @@ from typing import final
 
 from torch import Tensor
 
-from service.engine.lanes import Entry
+from service.engine.ticks import Entry
 
 
 @final
@@ -19,7 +19,7 @@ class Landing:
         ends: keys and entries of the rows that it finished, by job.
         length: steps that each chain made.
         finite: whether each of the chains was finite, bool [len(chains)].
-        parts: the results of `ends`, in their order.
+        parts: the results of `ends`, in their order; of systems, what their wave found.
         arrived: waits until `finite` and `parts` are there; None where they are.
     """
 

@@ -1,45 +1,12 @@
-"""Lanes: the jobs of one model and kind in rotation, and the slots that their rows hold.
+"""Lanes: the jobs of one queue and kind in rotation, and the slots that their rows hold.
 
-A lane deals out rows, a row a turn; `service.engine.scheduler` has the policy that follows.
+A lane deals out rows, a row a turn; `service.engine.shared` has the policy that follows.
 """
 
 from collections import deque
 from dataclasses import dataclass, field
-from typing import NamedTuple
 
-
-@dataclass(frozen=True)
-class Work:
-    """What the scheduler knows of a job.
-
-    Args:
-        key: names the job; unique among those not finished.
-        model: whose network it needs.
-        rows: how many chains, or data.
-        units: network evaluations of each row.
-        parallel: whether a row's units are independent (a datum's terms) or in sequence (a chain).
-    """
-
-    key: int
-    model: str
-    rows: int
-    units: int
-    parallel: bool
-
-    def __post_init__(self) -> None:
-        if self.rows < 1 or self.units < 1:
-            raise ValueError(
-                f"a job has at least one row of one unit, came {self.rows} rows of {self.units}"
-            )
-
-
-class Entry(NamedTuple):
-    """One row of a tick: unit `unit` of row `row` of job `key`, whose state is in `slot`."""
-
-    key: int
-    row: int
-    slot: int
-    unit: int
+from service.engine.ticks import Entry, Work
 
 
 @dataclass(slots=True)
@@ -75,7 +42,7 @@ class Progress:
 
 
 class Lane:
-    """The jobs of one model and kind in rotation, and the slots their rows hold."""
+    """The jobs of one kind in rotation, and the slots their rows hold."""
 
     def __init__(self, slots: int) -> None:
         self.free = list(range(slots - 1, -1, -1))

@@ -1,4 +1,4 @@
-"""Accepted work, and how long it takes: seconds = sum over models of evaluations_m / rate_m.
+"""Accepted work, and how long it takes: seconds = sum over queues of evaluations_q / rate_q.
 
 The bounds of the queue, in evaluations and in bytes, and `Retry-After` come from here. Not
 thread-safe: the engine holds its lock.
@@ -9,24 +9,26 @@ import sys
 from collections.abc import Iterable
 from typing import final
 
+from service.engine.ticks import Queue
+
 _FORGET = 0.98  # of a tick's weight in the rate at the next: about the last 50 ticks count
-_FIRST_GUESS = 1e-3  # seconds an evaluation, until a model has been measured
+_FIRST_GUESS = 1e-3  # seconds an evaluation, until a queue has been measured
 
 
 @final
 class Ledger:
-    """What is accepted and not yet done, by model.
+    """What is accepted and not yet done, by queue.
 
     Args:
-        models: names of the models.
+        queues: their names.
         limit: most network evaluations accepted and not yet done.
         room: most bytes held at once, of bodies being read and of accepted jobs.
     """
 
-    def __init__(self, models: Iterable[str], limit: int, room: int = sys.maxsize) -> None:
+    def __init__(self, queues: Iterable[Queue], limit: int, room: int = sys.maxsize) -> None:
         self._limit, self._room = limit, room
         self._held = 0
-        self._owed = dict.fromkeys(models, 0)
+        self._owed = dict.fromkeys(queues, 0)
         self._evaluations = dict.fromkeys(self._owed, 0.0)
         self._seconds = dict.fromkeys(self._owed, 0.0)
 
@@ -56,31 +58,31 @@ class Ledger:
         """So many bytes are given back."""
         self._held -= size
 
-    def accept(self, model: str, cost: int) -> None:
+    def accept(self, queue: Queue, cost: int) -> None:
         """A job has been accepted."""
-        self._owed[model] += cost
+        self._owed[queue] += cost
 
-    def settle(self, model: str, evaluations: int) -> None:
+    def settle(self, queue: Queue, evaluations: int) -> None:
         """So many evaluations are done, or no longer wanted."""
-        self._owed[model] -= evaluations
+        self._owed[queue] -= evaluations
 
-    def measure(self, model: str, evaluations: int, seconds: float) -> None:
-        """A tick of so many rows took so many seconds."""
-        self._evaluations[model] = _FORGET * self._evaluations[model] + evaluations
-        self._seconds[model] = _FORGET * self._seconds[model] + seconds
+    def measure(self, queue: Queue, evaluations: int, seconds: float) -> None:
+        """So many evaluations took so many seconds."""
+        self._evaluations[queue] = _FORGET * self._evaluations[queue] + evaluations
+        self._seconds[queue] = _FORGET * self._seconds[queue] + seconds
 
     def seconds_until(self, evaluations: int) -> float:
         """How long until so many of the owed evaluations are done, at the measured rates."""
         owed = self.owed
         if owed == 0:
             return 0.0
-        total = sum(count * self._seconds_each(model) for model, count in self._owed.items())
+        total = sum(count * self._seconds_each(queue) for queue, count in self._owed.items())
         return min(evaluations, owed) / owed * total
 
     def seconds_until_free(self, size: int) -> float:
         """How long until so many of the bytes held are free, where evaluations free them evenly."""
         return self.seconds_until(math.ceil(self.owed * min(1.0, size / max(1, self._held))))
 
-    def _seconds_each(self, model: str) -> float:
-        evaluations = self._evaluations[model]
-        return self._seconds[model] / evaluations if evaluations else _FIRST_GUESS
+    def _seconds_each(self, queue: Queue) -> float:
+        evaluations = self._evaluations[queue]
+        return self._seconds[queue] / evaluations if evaluations else _FIRST_GUESS

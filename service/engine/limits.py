@@ -3,7 +3,7 @@
 import math
 
 from diffusion.model import DiffusionModel
-from service.engine.jobs import Job, TermJob, parts_of
+from service.engine.jobs import Job, SystemJob, TermJob
 from service.problems import TooExpensive
 from service.settings import Settings
 
@@ -47,7 +47,10 @@ def size_of(job: Job, model: DiffusionModel) -> int:
     if isinstance(job, TermJob):
         answer = 8 * job.cost + job.answer_bytes
         return job.x_0.nbytes + job.steps.nbytes + answer
-    brought = [] if job.start is None else [job.start]
-    brought += [] if job.observation is None else parts_of(job.observation)
-    samples = 4 * job.rows * math.prod(model.event)
-    return sum(part.nbytes for part in brought) + samples
+    brought = [] if job.observation is None else list(job.observation.tensors)
+    answer = 4 * job.samples * math.prod(model.event)
+    if isinstance(job, SystemJob):
+        answer += 8 * job.rows * job.units  # the effective sample size by step
+    elif job.start is not None:
+        brought.append(job.start)
+    return sum(part.nbytes for part in brought) + answer

@@ -4,12 +4,13 @@ from dataclasses import dataclass
 from typing import Any, final
 
 from service.engine.forecast import Load
-from service.engine.jobs import Job, TermJob, Ticket
+from service.engine.jobs import Job
+from service.engine.results import Ticket
 
 
 def whole_of(job: Job) -> Load:
     """All of a job, none of which is done."""
-    return Load(job.rows, job.cost, isinstance(job, TermJob))
+    return Load(job.rows * job.width, job.cost, job.parallel)
 
 
 @final
@@ -43,4 +44,4 @@ class Record:
         ticket = self.ticket
         whole = whole_of(self.job)
         left = max(1, ticket.cost - ticket.done)
-        return whole._replace(rows=max(1, self.rows_left), evaluations=left)
+        return whole._replace(rows=max(1, self.rows_left * self.job.width), evaluations=left)

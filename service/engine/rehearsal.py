@@ -11,14 +11,19 @@ from torch import Tensor
 
 from diffusion.distributions import Bernoulli, Normal
 from diffusion.model import DiffusionModel
+from diffusion.particles import Filter
 from diffusion.plan import Ancestral
+from diffusion.posterior import Observation
 from diffusion.prediction import Prediction
 from diffusion.strata import choose_steps
-from service.engine.jobs import ChainJob, TermJob
-from service.engine.lanes import Entry
+from diffusion.twist import Twist
+from service.engine.jobs import ChainJob, SystemJob, TermJob
 from service.engine.runner import Runner
+from service.engine.systems import SystemRunner
+from service.engine.ticks import Entry
 
 _SHUFFLES = 16
+_DIAGONAL = Twist(covariance="diagonal")
 _OTHERS, _CHAIN, _TERM, _OTHER_TERMS = range(-4, 0)  # keys of jobs, in the order of a batch
 
 
@@ -28,6 +33,25 @@ def rehearse(runner: Runner, rows: int) -> None:
     stage.run(max(1, rows - 1), 0, own_chain=False, own_term=rows > 1)
     runner.receive(runner.collect([], [Entry(_OTHERS, 0, 0, 0)]))  # waits for the device
     stage.clear()
+
+
+def rehearse_systems(runner: SystemRunner) -> int:
+    """Two steps of systems that see everything, as many as a tick has; their evaluations."""
+    model = runner.model
+    known = torch.ones(1, *model.event, dtype=torch.bool)
+    if model.space.kind == "bits":
+        seen = Observation.of_bits(torch.zeros(1, *model.event), known)
+    else:
+        seen = Observation.of_reals(torch.zeros(1, *model.event), known, 1.0)
+    course = Filter(Ancestral(steps=min(2, model.T)).plan(model), 1, twist=_DIAGONAL)
+    job = SystemJob.of("", model, 1, course, seen, runner.batch)
+    runner.open(_OTHERS, job)
+    for unit in range(job.units):
+        entries = [Entry(_OTHERS, row, 0, unit) for row in range(job.rows)]
+        runner.run(entries, [])
+    runner.receive(runner.collect(entries, entries))  # waits for the device
+    runner.close(_OTHERS)
+    return job.cost
 
 
 def exact(runner: Runner) -> bool:

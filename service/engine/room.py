@@ -7,7 +7,6 @@ small network anywhere; only the machine knows.
 import math
 import time
 from dataclasses import dataclass
-from typing import final
 
 import torch
 
@@ -26,9 +25,6 @@ _HELD = 2**28  # bytes of all slots of a kind
 _FEWEST, _BATCHES = 512, 16  # slots: so many, and so many batches
 
 
-_PATIENCE = 100  # full network calls that go well before more rows are tried
-
-
 @dataclass(frozen=True)
 class Room:
     """A model's room.
@@ -40,36 +36,6 @@ class Room:
 
     batch: int
     slots: int
-
-
-@final
-class Allowance:
-    """Most rows of a tick now: fewer once memory ran out, by and by as many as before.
-
-    Args:
-        most: rows while memory lasts.
-
-    Attributes:
-        rows: of a tick now.
-    """
-
-    def __init__(self, most: int) -> None:
-        self.rows = self._most = most
-        self._good = 0
-
-    def shrink(self, rows: int) -> None:
-        """Memory held so many and no more."""
-        self.rows, self._good = rows, 0
-
-    def grow(self, rows: int, calls: int) -> bool:
-        """So many network calls of so many rows went well; whether more rows may be tried."""
-        if self.rows == self._most or rows < self.rows:
-            return False
-        self._good += calls
-        if self._good < _PATIENCE:
-            return False
-        self.rows, self._good = min(2 * self.rows, self._most), 0
-        return True
 
 
 def survey(model: DiffusionModel, rows: int, settings: Settings) -> Room:

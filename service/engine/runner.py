@@ -25,11 +25,12 @@ from diffusion.trajectory import Trajectories
 from service.engine.batches import ChainBatch, TermGroup, by_job, gather_chains, gather_terms
 from service.engine.calls import Calls, Precision, Rows
 from service.engine.fixed import FixedTicks, Record, one_step
-from service.engine.jobs import ChainJob, ChainResult, Job, TermJob, TermResult
+from service.engine.jobs import ChainJob, Job, TermJob
 from service.engine.landing import Landing
-from service.engine.lanes import Entry
 from service.engine.peek import Peek
-from service.engine.slots import ChainSlots, DatumSlots, rows_of, to_device
+from service.engine.results import ChainResult, TermResult
+from service.engine.slots import ChainSlots, DatumSlots
+from service.engine.ticks import Entry
 from service.engine.transfer import Departures, Fence, upload
 
 
@@ -70,8 +71,19 @@ class Runner:
         self._fixed: FixedTicks | None = None
         self.fence, self._departures = Fence(model.device), Departures(model.device)
 
+    @property
+    def fill(self) -> int:
+        """Rows that every tick is filled up to; 0 for none."""
+        return self.calls.fill
+
+    def allow(self, rows: int) -> None:
+        """A tick has at most so many rows, from now on."""
+        # Another number of rows is other bits, also for who comes when it is the old one again.
+        self.batch, self.exact = rows, False
+        self.calls.fill = min(self.calls.fill, 1) * rows
+
     def open(self, key: int, job: Job) -> None:
-        """Get ready for entries of this job."""
+        """Get ready for entries of this job, of chains or terms."""
         # The caller gets these tensors, so they must not be inference tensors.
         with torch.inference_mode(False):
             if isinstance(job, TermJob):
@@ -79,6 +91,7 @@ class Runner:
                 self._results[key] = torch.zeros(job.rows, job.units, dtype=torch.float64)
                 self.data.reserve(job.units)
             else:
+                assert isinstance(job, ChainJob)  # systems have a runner of their own
                 self._chain_jobs[key] = job
                 self._results[key] = torch.zeros(job.rows, *self.model.event)
 
@@ -227,17 +240,21 @@ class Runner:
             exact=self.exact,
         )
 
-    def peek(self, key: int, rows: int, slots: Mapping[int, int], done: int) -> Peek | None:
+    def peek(
+        self, key: int, rows: int, started: int, slots: Mapping[int, int], done: int
+    ) -> Peek | None:
         """The first `rows` rows of a job between ticks; None where it has no chains.
 
         Args:
             key: of the job.
-            rows: which have all started.
+            rows: at most.
+            started: how many have.
             slots: by row, of those that have not ended.
             done: network evaluations the job has had.
         """
         if key not in self._chain_jobs:
             return None
+        rows = min(rows, started)
         finished = [row not in slots for row in range(rows)]
         with torch.inference_mode(False), torch.no_grad():
             index = [slots[row] for row, ended in enumerate(finished) if not ended]
@@ -253,7 +270,7 @@ class Runner:
             rows = torch.tensor([entry.row for entry in entries])
             seen = None
             if job.observation is not None:
-                seen = to_device(rows_of(job.observation, rows), device)
+                seen = job.observation.rows(rows).each(lambda part: upload(part, device))
             if job.start is not None:
                 x = upload(job.start[rows], device)
             else:

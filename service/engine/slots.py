@@ -4,17 +4,13 @@ A slot is a place in preallocated tensors. Which row has which slot is the sched
 what a state means is the runner's. Positions in a batch mean nothing.
 """
 
-from collections.abc import Callable
 from typing import final
 
 import torch
 from torch import Tensor
 
-from diffusion.distributions import Bernoulli, Normal
 from diffusion.model import DiffusionModel
 from diffusion.posterior import Observation
-from service.engine.jobs import parts_of
-from service.engine.transfer import upload
 
 
 @final
@@ -45,7 +41,7 @@ class ChainSlots:
             return
         if seen is None:
             seen = self.nothing(len(slots))
-        for place, value in zip(parts_of(self.observe()), parts_of(seen), strict=True):
+        for place, value in zip(self.observe().tensors, seen.tensors, strict=True):
             place[slots] = value
 
     def observe(self) -> Observation:
@@ -63,7 +59,7 @@ class ChainSlots:
 
     def observation(self, slots: Tensor) -> Observation | None:
         """What was seen of these chains, [B, *event]; r = 1 where nothing was."""
-        return None if self._observed is None else rows_of(self._observed, slots)
+        return None if self._observed is None else self._observed.rows(slots)
 
     def nothing(self, rows: int) -> Observation:
         """r = 1."""
@@ -88,19 +84,3 @@ class DatumSlots:
         lacking = units - self.values.shape[1]
         if lacking > 0:
             self.values = torch.nn.functional.pad(self.values, (0, lacking))
-
-
-def rows_of(observation: Observation, index: Tensor) -> Observation:
-    """Some rows of an observation."""
-    return _each(observation, lambda part: part[index])
-
-
-def to_device(observation: Observation, device: torch.device) -> Observation:
-    """The same on another device."""
-    return _each(observation, lambda part: upload(part, device))
-
-
-def _each(observation: Observation, act: Callable[[Tensor], Tensor]) -> Observation:
-    parts = [act(part) for part in parts_of(observation)]
-    family = Normal if isinstance(observation.factor, Normal) else Bernoulli
-    return Observation(family(*parts))

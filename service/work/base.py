@@ -15,7 +15,7 @@ from diffusion.plan import DDIM, Ancestral, DPMSolver, Plan
 from service.answers import Preview, RowState
 from service.arrays import plain, refusal
 from service.encoding import BINARY, EVENTS, JSON, PNG, to_binary, to_json
-from service.engine.jobs import ChainJob, TermJob
+from service.engine.jobs import Job
 from service.engine.peek import Peek
 from service.models import Served
 from service.problems import TooExpensive
@@ -36,7 +36,7 @@ class Work(ABC, Generic[Result]):
 
     offers: tuple[str, ...] = (JSON, PNG, BINARY, EVENTS)
     served: Served
-    job: ChainJob | TermJob
+    job: Job
 
     def check(self, form: str) -> None:
         """Raise InvalidRequest where the answer does not go into `form`."""
@@ -83,7 +83,7 @@ class Work(ABC, Generic[Result]):
             if picture is not None:
                 drawn[i] = base64.b64encode(picture).decode()
         states: list[RowState] = ["finished" if ended else "running" for ended in peek.finished]
-        for _ in range(len(drawn), min(count, self.job.rows)):
+        for _ in range(len(drawn), min(count, self.job.samples)):
             states.append("waiting")
             drawn.append(None)
         return Preview(step=peek.done, rows=states, estimates=drawn)
@@ -106,7 +106,7 @@ def check_rows(count: int, location: str, limit: int, setting: str) -> None:
             location=location,
             received=count,
             expected=f"at most {limit}",
-            fix=f"Split it into several requests; the operator sets the limit ({setting}).",
+            fix=f"Ask for fewer, or in several requests; the operator sets the limit ({setting}).",
         )
 
 

@@ -17,8 +17,9 @@ from service.answers import Loglik, LoglikAnswer, Parts
 from service.arrays import check_values, read_events, refusal
 from service.columns import Columns
 from service.encoding import BINARY, EVENTS, JSON
-from service.engine.jobs import TermJob, TermResult
+from service.engine.jobs import TermJob
 from service.engine.limits import check_cost
+from service.engine.results import TermResult
 from service.models import Served
 from service.problems import InvalidRequest
 from service.schemas import LoglikRequest

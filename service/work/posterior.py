@@ -1,113 +1,160 @@
-"""/inpaint and /denoise: draws from p(x_0) r(x_0), r what was observed.
+"""/posterior, /inpaint and /denoise: draws from p(x_0) r(x_0), r what was observed.
 
-    matched: independent noise on everything is that of some step, so the plain chain from there
-    product: p(x_s | x_t) r(x_s), the 2015 paper's kernel with the same r at every step; biased
-
-`auto` takes the matched start wherever it holds, and says which method answered.
+Which method answers, and what systems of particles do for it, says `diffusion.posterior`: so a
+served answer is that of its `draw`. Plain chains do where each row goes its own way, systems where
+particles are weighted, jump, or see the datum through an operator.
 """
 
 from dataclasses import dataclass
-from typing import Any, Literal, final
+from typing import Any, final
 
+import numpy as np
 import torch
 from torch import Tensor
 from typing_extensions import override
 
-from diffusion.posterior import MatchedStart, Observation, matched_start
-from diffusion.process import BinomialProcess
+from diffusion.diagnostics import Diagnostics as Told
+from diffusion.observation import Observation
+from diffusion.plan import Ancestral
+from diffusion.posterior import (
+    Matched,
+    MatchedStart,
+    Resample,
+    Settled,
+    Twisted,
+    biased,
+    course_of,
+    diagnose,
+    gather,
+    settle,
+    start_of,
+)
+from diffusion.units import in_model_units
 from service.answers import Diagnostics, Posterior, PosteriorAnswer
-from service.arrays import plain
-from service.engine.jobs import ChainJob, ChainResult
+from service.arrays import plain, refusal
+from service.conditions import SYSTEM_STEPS, Conditions
+from service.engine.jobs import ChainJob, SystemJob
 from service.engine.limits import check_cost
+from service.engine.results import ChainResult, SystemResult
 from service.models import Served
-from service.problems import InvalidRequest
-from service.schemas import DenoiseRequest, InpaintRequest
+from service.problems import InvalidRequest, TooExpensive
 from service.settings import Settings
 from service.sheets import Strip
 from service.work.base import Work, check_rows, make_plan, settle_seed, stated
 from service.work.seen import Seen, read_seen
 
-METHODS = ("auto", "product")
+_MOST_AXES = 2**26  # numbers of the covariances of what was seen with each particle
 
 
 @final
 @dataclass(frozen=True)
-class PosteriorWork(Work[ChainResult]):
-    """Draws from p(x_0) r(x_0); row i n + j of the job is sample j of datum i."""
+class PosteriorWork(Work[ChainResult | SystemResult]):
+    """Draws from p(x_0) r(x_0); sample i n + j of the job is sample j of datum i."""
 
     served: Served
-    job: ChainJob
-    request: InpaintRequest | DenoiseRequest
+    job: ChainJob | SystemJob
+    request: Conditions
     seen: Seen
-    matched: MatchedStart | None
+    method: Settled
+    sampler: Ancestral
+    start: MatchedStart | None
+    gained: Tensor
 
     @classmethod
-    def prepare(
-        cls,
-        request: InpaintRequest | DenoiseRequest,
-        served: Served,
-        settings: Settings,
-    ) -> "PosteriorWork":
+    def prepare(cls, request: Conditions, served: Served, settings: Settings) -> "PosteriorWork":
         """The work, or the problem that forbids it."""
-        _check_method(request)
-        count, each = len(request.observed), request.num_samples
+        count, each, model = len(request.observed), request.num_samples, served.model
         check_rows(count, "observed", settings.max_data, "NONEQ_MAX_DATA")
         check_rows(count * each, "num_samples", settings.max_samples, "NONEQ_MAX_SAMPLES")
-        seen = read_seen(request, served.model.space)
-        matched = _match(request, served, seen)
-        plan = make_plan(request.sampler, served, None if matched is None else matched.t)
-        check_cost(count * each * len(plan), settings)
-        job = ChainJob(
-            served.name,
-            count * each,
-            settle_seed(request.seed),
-            plan,
-            start=None if matched is None else matched.x_t.repeat_interleave(each, 0),
-            observation=None if matched is not None else _observation(served, seen, each),
-        )
-        return cls(served, job, request, seen, matched)
+        seen = read_seen(request, model.space)
+        try:
+            parts = seen.operator, seen.values, seen.known, seen.noise
+            observation, gained = in_model_units(model.space, *parts)
+        except ValueError as error:
+            raise refusal(error, "operator") from None
+        try:
+            method = settle(model, observation, request.wanted)
+            start = start_of(model, observation) if isinstance(method, Matched) else None
+        except ValueError as error:
+            raise refusal(error, "method") from None
+        sampler = _sampler(request.sampler, method, model.T)
+        plan = make_plan(sampler, served, None if start is None else start.t)
+        try:
+            course = course_of(model, observation, method, each, sampler)
+        except ValueError as error:
+            raise refusal(error, "method") from None
+        seed = settle_seed(request.seed)
+        if course is not None:
+            systems = each // course.draws
+            most = settings.max_particles
+            check_rows(course.particles, "particles", most, "NONEQ_MAX_PARTICLES")
+            check_cost(count * systems * course.particles * len(course), settings)
+            _check_axes(method, observation, model.space.dims)
+            job: ChainJob | SystemJob = SystemJob.of(
+                served.name, model, seed, course, observation, systems
+            )
+        else:
+            check_cost(count * each * len(plan), settings)
+            datum = torch.arange(count).repeat_interleave(each)
+            job = ChainJob(
+                served.name,
+                count * each,
+                seed,
+                plan,
+                start=None if start is None else start.x_t[datum],
+                observation=None if start is not None else observation.rows(datum),
+            )
+        check_cost(job.cost, settings)
+        return cls(served, job, request, seen, method, sampler, start, gained)
 
     @property
     @override
     def arrays(self) -> dict[str, Any]:
-        return {"results": {"__all__": {"samples", "mean", "std"}}}
+        fields = {"samples", "mean", "std", "quantiles"}
+        return {"results": {"__all__": fields}}
 
     @override
-    def answer(self, result: ChainResult) -> PosteriorAnswer:
+    def render(self, result: ChainResult | SystemResult, form: str) -> bytes:
+        self._check_possible(self._diagnostics(result))
+        return super().render(result, form)
+
+    @override
+    def answer(self, result: ChainResult | SystemResult) -> PosteriorAnswer:
         space, found = self.served.model.space, self.tensors(result)
-        std = found.get("std")
+        std, quantiles = found.get("std"), found.get("quantiles")
         results = [
             Posterior(
                 samples=plain(samples, space),
                 mean=found["mean"][i].numpy(),
                 std=None if std is None else std[i].numpy(),
-                diagnostics=self._diagnostics(),
+                quantiles=None if quantiles is None else quantiles[i].numpy(),
+                diagnostics=self._told(told, float(self.gained[i])),
             )
-            for i, samples in enumerate(found["samples"])
+            for i, (samples, told) in enumerate(
+                zip(found["samples"], self._diagnostics(result), strict=True)
+            )
         ]
         return PosteriorAnswer(
             model=self.served.name,
             seed=self.job.seed,
             exact=result.exact,
-            method=self.method,
-            biased=self.matched is None,
-            sampler=stated(self.request.sampler, self.served),
+            method=self.method.name,
+            biased=biased(self.method),
+            sampler=stated(self.sampler, self.served),
             shape=list(space.shape),
             results=results,
             network_evaluations=result.network_evaluations,
         )
 
-    @property
-    def method(self) -> Literal["product", "matched"]:
-        """Which method answers."""
-        return "product" if self.matched is None else "matched"
-
     @override
-    def tensors(self, result: ChainResult) -> dict[str, Tensor]:
+    def tensors(self, result: ChainResult | SystemResult) -> dict[str, Tensor]:
         samples = self._samples(result)
         found = {"samples": samples, "mean": samples.mean(1)}
         if self.request.num_samples > 1:
             found["std"] = samples.std(1)
+        if self.request.quantiles is not None:
+            values = np.quantile(samples.numpy(), self.request.quantiles, axis=1)
+            found["quantiles"] = torch.from_numpy(values).float().movedim(0, 1)
         return found
 
     @property
@@ -116,84 +163,89 @@ class PosteriorWork(Work[ChainResult]):
         return len(self.seen.values), self.request.num_samples
 
     @override
-    def strips(self, result: ChainResult) -> list[Strip]:
-        seen = zip(self._samples(result), self.seen.values, self.seen.known, strict=True)
-        return [Strip(samples, values, known) for samples, values, known in seen]
+    def strips(self, result: ChainResult | SystemResult) -> list[Strip]:
+        samples, shown = self._samples(result), self.seen.picture
+        if shown is None:
+            return [Strip(each) for each in samples]
+        return [Strip(*each) for each in zip(samples, *shown, strict=True)]
 
-    def _samples(self, result: ChainResult) -> Tensor:
-        """[N, n, *event], data units; what was seen exactly is put back bit for bit."""
-        shape = (len(self.seen.values), self.request.num_samples, *self.served.model.space.shape)
-        return self.estimates(result.samples).reshape(shape)
+    def _samples(self, result: ChainResult | SystemResult) -> Tensor:
+        """[N, n, *event], data units."""
+        x = result.samples
+        if isinstance(result, SystemResult):
+            picked, _ = gather(self.method, result.cloud, len(self.seen.values), self.job.seed)
+            x = picked.flatten(0, 1)
+        shape = *self.layout, *self.served.model.space.shape
+        return self.estimates(x).reshape(shape)
 
     @override
     def estimates(self, x_0: Tensor) -> Tensor:
-        x = super().estimates(x_0)
-        if self.seen.noise > 0:
+        """What was seen exactly is put back bit for bit."""
+        x, exact = super().estimates(x_0), self.seen.exact
+        if not bool(exact.any()):
             return x
         datum = torch.arange(len(x)) // self.request.num_samples
-        return torch.where(self.seen.known[datum], self.seen.values[datum], x)
+        return torch.where(exact[datum], self.seen.values[datum], x)
 
-    def _diagnostics(self) -> Diagnostics:
-        noise = None if self.matched is None else self.matched.noise
-        if noise is not None and self.served.model.space.kind != "bits":
-            noise *= _scale(self.served)[0].item()
+    def _diagnostics(self, result: ChainResult | SystemResult) -> tuple[Told, ...]:
+        """What the systems of each datum say of themselves, in model units."""
+        count = len(self.seen.values)
+        if isinstance(result, ChainResult):
+            return (Told(),) * count
+        return diagnose(self.method, result.cloud, count, self.served.model.T)
+
+    def _told(self, told: Told, gained: float) -> Diagnostics:
+        """The same in data units, as it is answered."""
+        space, start = self.served.model.space, self.start
+        noise = None if start is None else start.noise
+        if noise is not None:  # all elements have one scale then
+            noise *= float(space.affine[1].flatten()[0])
+        evidence = told.log_evidence
         return Diagnostics(
-            particles=1,
-            ess=1.0,
-            ancestors=1,
-            start=None if self.matched is None else self.matched.t,
+            particles=told.particles,
+            systems=told.systems,
+            ess=min(told.ess, default=float(told.particles)),
+            ess_by_step=list(told.ess),
+            ancestors=told.ancestors,
+            log_evidence=None if evidence is None else evidence + gained,
+            log_evidence_error=told.log_evidence_error,
+            warning=told.warning,
+            start=None if start is None else start.t,
             start_noise=noise,
         )
 
+    def _check_possible(self, told: tuple[Told, ...]) -> None:
+        """Raise InvalidRequest where the model has not seen the like of what was observed."""
+        for datum, each in enumerate(told):
+            if each.log_evidence == float("-inf"):
+                raise InvalidRequest(
+                    f"The model gives what was observed of datum {datum} no probability.",
+                    location="observed",
+                    index=datum,
+                    expected="values that the model holds to be possible",
+                    fix="Check the units and which elements are known, or allow for noise "
+                    "(noise_std, or flip_probability).",
+                )
 
-def _check_method(request: InpaintRequest | DenoiseRequest) -> None:
-    if request.method not in METHODS:
-        raise InvalidRequest(
-            f"Method {request.method!r} is not in this version.",
+
+def _check_axes(method: Settled, observation: Observation, dims: int) -> None:
+    """Raise TooExpensive where the covariances of one system's particles take too much memory."""
+    if not isinstance(method, Twisted):
+        return
+    exact = method.twist.exact(observation.count)
+    most = int(observation.count[exact].max()) if bool(exact.any()) else 0
+    if method.particles * most * dims > _MOST_AXES:
+        raise TooExpensive(
+            "The covariances of a system's particles take more memory than one request may.",
             location="method",
-            received=request.method,
-            expected=list(METHODS),
-            fix="'product' is the 2015 paper's, biased; 'auto' takes the matched start, which is "
-            "not, where everything was observed with noise.",
-        )
-    if request.particles not in (None, 1):
-        raise InvalidRequest(
-            "The methods of this version carry one particle: more would not be weighted.",
-            location="particles",
-            received=request.particles,
-            expected=[None, 1],
-            fix="Leave particles out, and ask for more samples with num_samples.",
+            received=f"{method.particles} particles by {most} numbers seen by {dims} elements",
+            expected=f"at most {_MOST_AXES}",
+            fix="Ask for fewer particles or products, or the diagonal covariance.",
         )
 
 
-def _match(
-    request: InpaintRequest | DenoiseRequest, served: Served, seen: Seen
-) -> MatchedStart | None:
-    """The matched start, where the observation's noise is that of one step on every element."""
-    model = served.model
-    if request.method != "auto" or seen.noise == 0 or not bool(seen.known.all()):
-        return None
-    if isinstance(model.process, BinomialProcess):
-        fair = model.process.base_rate == 0.5
-        return matched_start(model, seen.values, seen.noise) if fair else None
-    scale = _scale(served)
-    if bool((scale != scale[0]).any()):
-        return None
-    noise = seen.noise / scale[0].item()
-    return matched_start(model, model.space.to_model(seen.values), noise)
-
-
-def _observation(served: Served, seen: Seen, each: int) -> Observation:
-    """The factor over x_0, model units, for every row."""
-    known = seen.known.repeat_interleave(each, 0)
-    space = served.model.space
-    y = space.to_model(seen.values).repeat_interleave(each, 0)
-    if space.kind == "bits":
-        return Observation.of_bits(y, known, seen.noise)
-    column = _scale(served).reshape(-1, *[1] * (len(space.shape) - 1))
-    return Observation.of_reals(y, known, (seen.noise / column).float())
-
-
-def _scale(served: Served) -> Tensor:
-    """Data units a model unit, float64: one number, or one for each element of the first axis."""
-    return torch.tensor(served.model.space.scale, dtype=torch.float64).reshape(-1)
+def _sampler(asked: Ancestral, method: Settled, T: int) -> Ancestral:
+    """As asked, or as many steps as the method has where nothing is said of them."""
+    if asked.steps is None and isinstance(method, Twisted | Resample):
+        return Ancestral(steps=min(T, SYSTEM_STEPS))
+    return asked

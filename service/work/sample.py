@@ -8,8 +8,9 @@ from typing_extensions import override
 
 from service.answers import SampleAnswer
 from service.arrays import plain
-from service.engine.jobs import ChainJob, ChainResult
+from service.engine.jobs import ChainJob
 from service.engine.limits import check_cost
+from service.engine.results import ChainResult
 from service.models import Served
 from service.schemas import SampleRequest
 from service.settings import Settings

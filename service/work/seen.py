@@ -1,17 +1,21 @@
-"""What /inpaint and /denoise were told: which values were observed, where, and with how much noise.
+"""What a request says was observed: which numbers, through what, and with how much noise.
 
-r(x_0) = prod over known elements of N(y; x_0, noise^2), or of the flips of a binary channel
+y = A x_0 + noise n, or bits of a binary channel; all in data units
 """
 
+import math
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from diffusion.operators import AveragePooling, Blur, LinearOperator, Mask
 from diffusion.space import DataSpace
-from service.arrays import Events, check_values, read_events, read_mask
-from service.problems import InvalidRequest
-from service.schemas import DenoiseRequest, InpaintRequest
+from service.arrays import Events, check_values, read_events, read_mask, refusal
+from service.conditions import Conditions
+from service.problems import InvalidRequest, TooExpensive
+
+_MOST_NUMBERS = 1024  # seen through an operator: a step solves for all of them together
 
 
 @dataclass(frozen=True)
@@ -19,67 +23,162 @@ class Seen:
     """What was observed of N data.
 
     Attributes:
-        values: [N, *event], data units; 0 where not known.
-        known: bool [N, *event].
-        noise: a standard deviation in data units, or a flip probability; 0 for exactly.
+        values: y, [N, *seen], data units; 0 where not known.
+        known: bool [N, *seen].
+        noise: standard deviations in data units, [N, *seen] or one for all; of bits the flip
+            probability; 0 for exactly.
+        operator: A.
     """
 
     values: Tensor
     known: Tensor
-    noise: float
+    noise: Tensor
+    operator: LinearOperator
+
+    @property
+    def exact(self) -> Tensor:
+        """Which elements of the data are known as they are, bool [N, *seen]; only by a `Mask`."""
+        return self.known & (self.noise == 0) & isinstance(self.operator, Mask)
+
+    @property
+    def picture(self) -> tuple[Tensor, Tensor] | None:
+        """y and which of it is known as data to look at, [N, *event]; None where it is none."""
+        if isinstance(self.operator, AveragePooling):
+            size, shape = self.operator.size, self.values.shape[1:]
+            axes = 1 if len(shape) == 1 else 2
+            event = (*shape[:-axes], *(n * size for n in shape[-axes:]))
+            whole = self.operator.adjoint(self.values, event) * size**axes
+            return whole, torch.ones_like(whole, dtype=torch.bool)
+        if isinstance(self.operator, Mask | Blur):
+            return self.values, self.known
+        return None
 
 
-def read_seen(request: InpaintRequest | DenoiseRequest, space: DataSpace) -> Seen:
+def read_seen(request: Conditions, space: DataSpace) -> Seen:
     """What a request says was observed; InvalidRequest where it says nothing or nonsense."""
+    operator, seen = request.through, space
+    if not isinstance(operator, Mask):
+        seen = _seen_space(operator, space)
     noise = _noise(request, space)
-    events = read_events(request.observed, space, "observed")
-    known = _known(request, space, events)
+    events = read_events(request.observed, seen, "observed")
+    noise = _fit_noise(noise, seen, len(events.values), request)
+    known = _known(request, seen, events)
     values = torch.where(known, events.values, 0.0)  # what was not seen may be anything
-    if noise > 0 and space.kind != "bits":
-        if not bool(torch.isfinite(values).all()):
-            raise InvalidRequest(
-                "observed holds NaN or an infinity.", location="observed", expected="finite numbers"
-            )
+    found = Seen(values, known, noise, operator)
+    if not bool(torch.isfinite(values).all()):
+        raise InvalidRequest(
+            "observed holds NaN or an infinity.", location="observed", expected="finite numbers"
+        )
+    if space.kind == "bits" or isinstance(operator, Mask):
+        as_they_are = known if space.kind == "bits" else found.exact
+        check_values(torch.where(as_they_are, values, 0.0), space, "observed")
     else:
-        check_values(values, space, "observed")
-    return Seen(values, known, noise)
+        _check_range(found, space)
+    return found
 
 
-def _noise(request: InpaintRequest | DenoiseRequest, space: DataSpace) -> float:
+def _seen_space(operator: LinearOperator, space: DataSpace) -> DataSpace:
+    """What is seen through an operator, as a space: its shape, and PNGs where it is an image."""
+    if space.kind == "bits":
+        raise InvalidRequest(
+            "Bits are seen one by one, each as it is or flipped.",
+            location="operator",
+            received=operator.model_dump(include={"kind"}),
+            fix="Leave out operator; known says which were seen.",
+        )
+    try:
+        shape = operator.seen(space.shape)
+    except ValueError as error:
+        raise refusal(error, "operator") from None
+    if math.prod(shape) > _MOST_NUMBERS:
+        raise TooExpensive(
+            "An operator sees more numbers of a datum than can be solved for together.",
+            location="operator",
+            received=math.prod(shape),
+            expected=f"at most {_MOST_NUMBERS}",
+            fix="See less: coarser blocks, fewer rows; a mask may see everything.",
+        )
+    return DataSpace(kind="image" if len(shape) == 3 else "vector", shape=shape)
+
+
+def _noise(request: Conditions, space: DataSpace) -> object:
+    """What the request says of the noise that this space has."""
     bits = space.kind == "bits"
     mine, other = ("flip_probability", "noise_std") if bits else ("noise_std", "flip_probability")
     if getattr(request, other) is not None:
         raise InvalidRequest(
             f"{other} has no meaning for {'bits' if bits else 'real data'}.",
             location=other,
-            received=getattr(request, other),
             expected=mine,
             fix=f"Send {mine} instead.",
         )
-    noise = float(getattr(request, mine) or 0.0)
-    if isinstance(request, DenoiseRequest) and noise == 0:
+    return getattr(request, mine)
+
+
+def _fit_noise(noise: object, seen: DataSpace, count: int, request: Conditions) -> Tensor:
+    """One number for all, or [N, *seen]."""
+    name = "flip_probability" if seen.kind == "bits" else "noise_std"
+    if isinstance(noise, list | Tensor):
+        found = _array(noise, seen, count)
+    else:
+        found = torch.tensor(float(noise or 0.0), dtype=torch.float64)  # type: ignore[arg-type]
+    if not bool((found >= 0).all() & found.isfinite().all()):
+        raise InvalidRequest(
+            f"{name} holds numbers that are no standard deviations.",
+            location=name,
+            expected="finite numbers of at least 0",
+        )
+    if request.noisy and not bool((found > 0).all()):
         raise InvalidRequest(
             "/denoise needs to know how much noise there is.",
-            location=mine,
-            received=getattr(request, mine),
-            expected="a number above 0",
-            fix=f"Send {mine}; what was seen exactly goes to /inpaint.",
+            location=name,
+            received=None if noise is None or isinstance(noise, list | Tensor) else noise,
+            expected="numbers above 0",
+            fix=f"Send {name}; what was seen exactly goes to /inpaint.",
         )
-    return noise
+    return found
 
 
-def _known(request: InpaintRequest | DenoiseRequest, space: DataSpace, events: Events) -> Tensor:
+def _array(noise: "list[object] | Tensor", seen: DataSpace, count: int) -> Tensor:
+    """[N, *seen], from an array for all data or one each."""
+    depth = noise.ndim if isinstance(noise, Tensor) else _depth(noise)
+    grey = len(seen.shape) == 3 and seen.shape[0] == 1
+    if depth == len(seen.shape) or (grey and depth == 2):
+        noise = noise[None] if isinstance(noise, Tensor) else [noise]
+    found = read_events(noise, seen, "noise_std").values
+    if len(found) not in (1, count):
+        raise InvalidRequest(
+            f"There are {len(found)} arrays of noise for {count} data.",
+            location="noise_std",
+            fix="Send one for all, or one each.",
+        )
+    return found.expand(count, *seen.shape)
+
+
+def _depth(value: object) -> int:
+    """Of nested lists."""
+    return 1 + _depth(value[0]) if isinstance(value, list) and value else 0
+
+
+def _known(request: Conditions, seen: DataSpace, events: Events) -> Tensor:
     count = len(events.values)
-    everything = torch.ones(count, *space.shape, dtype=torch.bool)
-    if isinstance(request, DenoiseRequest):
+    everything = torch.ones(count, *seen.shape, dtype=torch.bool)
+    masked = isinstance(request.through, Mask)
+    if request.noisy or not masked:
         if events.opaque is not None:
             raise InvalidRequest(
-                "A PNG in observed has transparent pixels; /denoise takes what was seen whole.",
+                "A PNG in observed has transparent pixels, and all of it was seen.",
                 location="observed",
-                fix="Send it to /inpaint with its noise_std.",
+                fix="Send opaque PNGs; to /inpaint with its noise_std what was seen in part.",
+            )
+        if request.mask is not None:
+            raise InvalidRequest(
+                "known says which elements of the data were seen, and an operator sees them all.",
+                location="known",
+                fix="Leave out known; a dense operator leaves out the rows of what was not seen.",
             )
         return everything
-    if request.known is None and events.opaque is None:
+    if request.mask is None and events.opaque is None and not request.whole:
         raise InvalidRequest(
             "Nothing says which values were observed.",
             location="known",
@@ -87,8 +186,8 @@ def _known(request: InpaintRequest | DenoiseRequest, space: DataSpace, events: E
             fix="Send known; what was seen whole, with noise, goes to /denoise.",
         )
     known = everything
-    if request.known is not None:
-        known = read_mask(request.known, space, count, "known")
+    if request.mask is not None:
+        known = read_mask(request.mask, seen, count, "known")
     if events.opaque is not None:
         known = known & events.opaque
     empty = (~known.flatten(1).any(1)).nonzero().flatten().tolist()
@@ -100,3 +199,25 @@ def _known(request: InpaintRequest | DenoiseRequest, space: DataSpace, events: E
             fix="Use /sample to draw without an observation.",
         )
     return known
+
+
+def _check_range(found: Seen, space: DataSpace) -> None:
+    """Raise InvalidRequest where no data are seen so, of numbers that were seen exactly."""
+    if space.levels is None:
+        return
+    exact = (found.noise == 0).expand_as(found.values).flatten(1)
+    matrix = found.operator.matrix(space.shape, found.values.device)
+    high = matrix.clamp_min(0).sum(1) * (space.levels - 1)
+    low = matrix.clamp_max(0).sum(1) * (space.levels - 1)
+    y, slack = found.values.flatten(1).double(), 1e-4 * (high - low)
+    wrong = (exact & ((y < low - slack) | (y > high + slack))).nonzero()
+    if len(wrong):
+        datum, place = wrong[0].tolist()
+        raise InvalidRequest(
+            f"No data in 0..{space.levels - 1} are seen so by this operator.",
+            location="observed",
+            index=datum,
+            received=float(y[datum, place]),
+            expected=f"number {place} from {float(low[place]):g} to {float(high[place]):g}",
+            fix="Mend the numbers, or allow for noise with noise_std.",
+        )

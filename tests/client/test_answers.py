@@ -119,9 +119,30 @@ async def test_what_was_observed_exactly_comes_back_bit_for_bit(client: AsyncCli
     assert np.array_equal(found.samples[0][:, known], np.tile(GREY[known], (3, 1)))
     assert found.std is not None
     assert np.all(found.std[0][known] == 0)
-    assert found.biased
-    assert found.method == "product"
-    assert found.diagnostics[0]["particles"] == 1
+    assert not found.biased
+    assert found.method == "twisted"
+    assert found.diagnostics[0]["particles"] == 8
+
+
+async def test_a_posterior_through_an_operator(client: AsyncClient) -> None:
+    """Quantiles and the evidence come along; noise for each number is an array."""
+    found = await client.posterior(
+        np.array([[0.3, 0.1], [0.5, -0.2]]),
+        operator={"kind": "dense", "rows": [[1.0, 0.5], [0.0, 1.0]]},
+        noise_std=np.array([[0.1, 0.2], [0.3, 0.1]]),
+        num_samples=4,
+        quantiles=[0.1, 0.9],
+        method={"name": "twisted", "particles": 4, "systems": "joint"},
+        steps=10,
+        model="gaussian-mixture",
+        seed=3,
+    )
+    assert found.method == "twisted"
+    assert found.samples.shape == (2, 4, 2)
+    assert found.quantiles is not None
+    assert found.quantiles.shape == (2, 2, 2)
+    assert np.all(found.quantiles[:, 0] <= found.quantiles[:, 1])
+    assert all(math.isfinite(one["log_evidence"]) for one in found.diagnostics)
 
 
 async def test_models_tell_what_they_are(client: AsyncClient) -> None:

@@ -31,7 +31,7 @@ from diffusion.paths import even, pack
 from diffusion.prediction import PredictionKind, VarianceKind
 from diffusion.process import BinomialConfig, GaussianConfig, ProcessConfig
 from diffusion.profile import ProfileConfig
-from diffusion.schedule import CosineSchedule, LogSnrSchedule
+from diffusion.schedule import CosineSchedule, LogSnrSchedule, TableSchedule
 from diffusion.space import DataSpace
 
 T = 12
@@ -106,6 +106,7 @@ KINDS = [
         space=DataSpace(kind="image", shape=(1, 4, 4), shift=127.5, scale=127.5, levels=256),
     ),
     small(variance="optimal", profile=ProfileConfig(longest=3)),
+    small(prediction="eps", process=GaussianConfig(T=T, schedule=TableSchedule())),
 ]
 
 

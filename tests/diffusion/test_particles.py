@@ -1,22 +1,33 @@
 """Particles: resampling and evidence without bias, the exact posterior, systems apart."""
 
 import math
+from collections.abc import Sequence
 
 import pytest
 import torch
 from torch import Tensor
 from torch.testing import assert_close
 
+from diffusion.factors import Factor
 from diffusion.model import DiffusionModel
 from diffusion.networks import BitPatterns, GaussianMixture
 from diffusion.noise import counter_noise
 from diffusion.observation import Observation
 from diffusion.operators import Dense
-from diffusion.particles import Cloud, effective, log_mean, run, systematic
+from diffusion.particles import Filter, effective, log_mean, systematic
 from diffusion.plan import Ancestral
+from diffusion.proposal import Independent, Look
 from diffusion.sampling import sample
-from diffusion.twist import Independent, Look, Twist
+from diffusion.systems import Cloud, walk
+from diffusion.twist import Twist
 from tests.diffusion.models import binomial, gaussian
+
+TWISTS = [
+    Twist(),
+    Twist(covariance="full", products=1),
+    Twist(covariance="diagonal"),
+    Twist(covariance="independent"),
+]
 
 
 def cloud(
@@ -25,17 +36,12 @@ def cloud(
     systems: int,
     particles: int,
     steps: int,
+    factors: Sequence[Factor] = (),
     **more: object,
 ) -> Cloud:
-    return run(
-        model,
-        observation.rows(torch.zeros(systems, dtype=torch.long)),
-        Ancestral(steps=steps).plan(model),
-        seed=4,
-        system=torch.arange(systems),
-        particles=particles,
-        **more,  # type: ignore[arg-type]
-    )
+    course = Filter(Ancestral(steps=steps).plan(model), particles, **more)  # type: ignore[arg-type]
+    seen = observation.rows(torch.zeros(systems, dtype=torch.long))
+    return walk(model, course, seen, 4, torch.arange(systems), factors)
 
 
 def check_evidence(found: Cloud, log_evidence: float) -> None:
@@ -86,7 +92,7 @@ KNOWN = torch.tensor([[True, True, False]])
 
 
 @pytest.mark.parametrize("std", [0.0, 0.3])
-@pytest.mark.parametrize("twist", [Twist(), Twist(products=1), Twist(covariance="diagonal")])
+@pytest.mark.parametrize("twist", TWISTS)
 def test_the_evidence_of_reals_has_no_bias(twist: Twist, std: float, line: GaussianMixture) -> None:
     """On a model whose kernel is exact at any number of steps, by whatever twist."""
     seen = Observation.of_reals(Y, KNOWN, std)
@@ -101,12 +107,12 @@ def test_the_evidence_has_no_bias_even_by_a_bad_twist(line: GaussianMixture) -> 
 
     def blind(x: Tensor, t: Tensor, s: Tensor, _: Observation) -> Look:
         kernel = model.predict(x, t).kernel(s)
-        return Look(torch.zeros(len(x)).double(), Independent(kernel, kernel))
+        return Look(torch.zeros(len(x)).double(), Independent(kernel, kernel), x)
 
     def wrong(x: Tensor, t: Tensor, s: Tensor, _: Observation) -> Look:
         kernel = model.predict(x, t).kernel(s)
         away = type(kernel)(kernel.mean + 0.1, 1.2 * kernel.var)  # type: ignore[attr-defined, call-arg]
-        return Look(-0.3 * x.double().sum(1), Independent(kernel, away))
+        return Look(-0.3 * x.double().sum(1), Independent(kernel, away), x)
 
     spreads = []
     for twist in (blind, wrong, None):
@@ -126,7 +132,7 @@ def test_the_paper_s_kernel_with_weights_has_no_bias_either(line: GaussianMixtur
         product, _ = here.multiply(kernel)
         off = (x - Y)[:, :2].double() / 0.5
         log_r = -0.5 * (off.square() + math.log(2 * math.pi * 0.25)).sum(1)
-        return Look(log_r, Independent(kernel, product))  # type: ignore[arg-type]
+        return Look(log_r, Independent(kernel, product), x)  # type: ignore[arg-type]
 
     check_evidence(cloud(model, seen, 1500, 8, 5, look_at=constant), exact)
 
@@ -150,7 +156,7 @@ def test_the_evidence_of_bits_has_no_bias(flips: float) -> None:
 
     def blind(x: Tensor, t: Tensor, s: Tensor, _: Observation) -> Look:
         kernel = model.predict(x, t).kernel(s)
-        return Look(torch.zeros(len(x)).double(), Independent(kernel, kernel))
+        return Look(torch.zeros(len(x)).double(), Independent(kernel, kernel), x)
 
     check_evidence(cloud(model, seen, 1500, 4, 5, look_at=blind), exact)
 
@@ -195,7 +201,7 @@ def test_half_a_heartbeat_tells_the_other_half(heartbeat: BitPatterns) -> None:
     check_evidence(found, math.log(0.2))
 
 
-@pytest.mark.parametrize("twist", [Twist(), Twist(products=1), Twist(covariance="diagonal")])
+@pytest.mark.parametrize("twist", TWISTS)
 def test_what_was_seen_exactly_comes_back_bit_for_bit(
     twist: Twist, mixture: GaussianMixture
 ) -> None:
@@ -217,7 +223,7 @@ def test_a_system_is_the_same_alone_and_in_any_company(mixture: GaussianMixture)
 
     def of(place: list[int]) -> Cloud:
         index = torch.tensor(place)
-        return run(model, seen.rows(index), plan, seed=5, system=index, particles=5, draws=2)
+        return walk(model, Filter(plan, 5, draws=2), seen.rows(index), 5, index)
 
     whole = of([0, 1, 2])
     assert bool((whole.ess < 2.5).any())  # so that some do resample
@@ -245,7 +251,7 @@ def test_ancestors_are_counted(line: GaussianMixture) -> None:
         kernel = model.predict(x, t).kernel(s)
         first = torch.arange(len(x)) % 4 == 0
         r = torch.where(first & (t == 20), 50.0, 0.0).double()
-        return Look(r, Independent(kernel, kernel))
+        return Look(r, Independent(kernel, kernel), x)
 
     assert cloud(model, seen, 3, 4, 20, look_at=favour).ancestors.tolist() == [1, 1, 1]
     nothing = Observation.of_reals(Y, torch.zeros_like(KNOWN))
@@ -267,9 +273,22 @@ def test_the_impossible_has_no_evidence_and_no_nan(line: GaussianMixture) -> Non
 
     def never(x: Tensor, t: Tensor, s: Tensor, _: Observation) -> Look:
         kernel = model.predict(x, t).kernel(s)
-        return Look(torch.full((len(x),), -math.inf).double(), Independent(kernel, kernel))
+        return Look(torch.full((len(x),), -math.inf).double(), Independent(kernel, kernel), x)
 
     found = cloud(model, seen, 3, 4, 5, look_at=never)
+    assert found.log_evidence.tolist() == [-math.inf] * 3
+    assert bool(found.samples.isfinite().all())
+
+
+def test_bits_of_no_probability_have_no_evidence_and_no_nan(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The second is a zero in all patterns, of a network that does not keep its logits finite."""
+    monkeypatch.setattr("diffusion.networks.bit_patterns._LOGIT_LIMIT", math.inf)
+    patterns = torch.tensor([[1.0, 0, 0], [0, 0, 1]])
+    model = binomial(BitPatterns.from_values(torch.tensor([0.5, 0.5]), patterns))
+    seen = Observation.of_bits(torch.tensor([[1.0, 1, 0]]), torch.ones(1, 3, dtype=torch.bool))
+    found = cloud(model, seen, 3, 4, 5)
     assert found.log_evidence.tolist() == [-math.inf] * 3
     assert bool(found.samples.isfinite().all())
 

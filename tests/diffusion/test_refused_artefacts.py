@@ -31,7 +31,7 @@ from diffusion.profile import ProfileConfig
 from diffusion.space import DataSpace
 from tests.diffusion.artefacts import KINDS, T, document, fresh, saved, small, tensors
 
-FIX = r"(export|copy|check|give)"
+FIX = r"(export|copy|check|give|install)"
 
 
 def refused(path: Path) -> str:
@@ -283,3 +283,12 @@ def test_an_optimal_variance_without_a_profile(tmp_path: Path) -> None:
     path = saved(tmp_path, small(variance="optimal", profile=ProfileConfig(longest=3)))
     document(path, lambda d: d.pop("profile"))
     assert "profile" in refused(path)
+
+
+def test_noise_is_not_predicted_where_no_signal_is_left(tmp_path: Path) -> None:
+    metadata = KINDS[7]
+    path = saved(tmp_path, metadata)
+    found = load_file(path)
+    found["process.beta"][-1] = 1.0
+    save_file(found, path, {KEY: metadata.model_dump_json()})
+    assert "says nothing of x_0 at t = T" in refused(path)

@@ -5,12 +5,25 @@ import itertools
 import pytest
 import torch
 
+from diffusion.model import DiffusionModel
 from diffusion.networks import BitPatterns, GaussianMixture
 from diffusion.observation import Observation
 from diffusion.operators import Dense
-from diffusion.plan import Ancestral
-from diffusion.repaint import repaint, timeline
+from diffusion.plan import Ancestral, Plan
+from diffusion.repaint import Repaint, timeline
+from diffusion.systems import Cloud, walk
 from tests.diffusion.models import binomial, gaussian
+
+
+def repaint(
+    model: DiffusionModel,
+    observation: Observation,
+    plan: Plan,
+    jump: int = 10,
+    times: int = 10,
+) -> Cloud:
+    course = Repaint(plan, jump, times)
+    return walk(model, course, observation, 1, torch.arange(len(observation)))
 
 
 @pytest.mark.parametrize(("steps", "jump", "times"), [(6, 2, 3), (7, 3, 2), (4, 9, 5), (5, 1, 1)])
@@ -30,19 +43,20 @@ def test_exact_reals_come_back_bit_for_bit(mixture: GaussianMixture) -> None:
     model = gaussian(mixture)
     y, known = torch.randn(9, 2), torch.tensor([[True, False]]).expand(9, 2)
     plan = Ancestral(steps=6).plan(model)
-    x, evaluations = repaint(model, Observation.of_reals(y, known), plan, seed=1, jump=3, times=2)
+    found = repaint(model, Observation.of_reals(y, known), plan, jump=3, times=2)
+    x = found.samples[:, 0]
     assert torch.equal(x[:, 0], y[:, 0])
     assert bool((x[:, 1] != y[:, 1]).all())
-    assert evaluations == 12
+    assert found.evaluations.tolist() == [12] * 9
 
 
 def test_exact_bits_come_back_and_flips_are_refused(heartbeat: BitPatterns) -> None:
     model, plan = binomial(heartbeat), Ancestral(steps=6).plan(binomial(heartbeat))
     y, known = (torch.rand(9, 20) < 0.5).float(), torch.rand(9, 20) < 0.5
-    x, _ = repaint(model, Observation.of_bits(y, known), plan, seed=1, jump=2, times=2)
+    x = repaint(model, Observation.of_bits(y, known), plan, jump=2, times=2).samples[:, 0]
     assert torch.equal(x[known], y[known])
     with pytest.raises(ValueError, match="use 'twisted'"):
-        repaint(model, Observation.of_bits(y, known, 0.1), plan, seed=1)
+        repaint(model, Observation.of_bits(y, known, 0.1), plan)
 
 
 def test_numbers_seen_through_a_matrix_come_back(mixture: GaussianMixture) -> None:
@@ -50,10 +64,8 @@ def test_numbers_seen_through_a_matrix_come_back(mixture: GaussianMixture) -> No
     model, matrix = gaussian(mixture), Dense(rows=((1.0, 0.5),))
     plan = Ancestral(steps=6).plan(model)
     y = torch.full((9, 1), 0.3)
-    x, _ = repaint(model, Observation.of_linear(matrix, y, (2,)), plan, seed=1, times=1)
+    x = repaint(model, Observation.of_linear(matrix, y, (2,)), plan, times=1).samples[:, 0]
     torch.testing.assert_close(matrix.forward(x), y)
     vague = Observation.of_linear(matrix, y, (2,), 1e6)
     other = Observation.of_linear(matrix, y + 5, (2,), 1e6)
-    assert torch.equal(
-        repaint(model, vague, plan, seed=1)[0], repaint(model, other, plan, seed=1)[0]
-    )
+    assert torch.equal(repaint(model, vague, plan).samples, repaint(model, other, plan).samples)

@@ -20,6 +20,12 @@ from diffusion.twist import Twist, last_look, look
 from tests.diffusion.models import binomial, gaussian
 
 D = 4
+TWISTS = [
+    Twist(),
+    Twist(covariance="full", products=1),
+    Twist(covariance="diagonal"),
+    Twist(covariance="independent"),
+]
 MATRIX = torch.tensor([[1.0, 0.5, 0.0, -0.3], [0.0, 1.0, 0.7, 0.2]]).double()
 
 
@@ -66,17 +72,17 @@ def test_conjugate_gradients_solve_what_the_matrix_does() -> None:
     model, x_t, t = gaussian(chain()), torch.randn(6, D), torch.tensor([9])
     each = torch.eye(D).tolist()
     observed = Observation.of_linear(Dense(rows=each), torch.zeros(6, D), (D,), 0.4)
-    exact = look(model, x_t, t, t - 1, observed, Twist(products=D)).log_r
+    exact = look(model, x_t, t, t - 1, observed, Twist(covariance="full", products=D)).log_r
     # A row of zeros makes one number more than there are products, and says nothing.
     one_more = Dense(rows=[*each, [0.0] * D])
     extra = Observation.of_linear(one_more, torch.zeros(6, D + 1), (D,), 0.4)
-    iterated = look(model, x_t, t, t - 1, extra, Twist(products=D)).log_r
+    iterated = look(model, x_t, t, t - 1, extra, Twist(covariance="full", products=D)).log_r
     assert_close(iterated.diff(), exact.diff(), rtol=1e-3, atol=1e-3)
-    hasty = look(model, x_t, t, t - 1, extra, Twist(products=1)).log_r
+    hasty = look(model, x_t, t, t - 1, extra, Twist(covariance="full", products=1)).log_r
     assert (hasty.diff() - exact.diff()).abs().max() > 1e-2
 
 
-@pytest.mark.parametrize("twist", [Twist(), Twist(products=1), Twist(covariance="diagonal")])
+@pytest.mark.parametrize("twist", TWISTS)
 def test_a_proposal_moves_towards_the_posterior_mean(twist: Twist) -> None:
     """x_s is drawn about c_0 E[x_0 | x_t, y] + c_t x_t, with noise that does not move what is seen
     by E[x_0 | x_t] alone."""
@@ -97,10 +103,12 @@ def test_a_proposal_moves_towards_the_posterior_mean(twist: Twist) -> None:
     error = 5 * x_s.std(0) / 4000**0.5
     if twist == Twist():
         assert bool(((moved - pull).abs() < error).all())
-    assert float(moved @ pull) > 0.5 * float(pull @ pull)
+    # Without a Jacobian r_t is wider than it need be, and its pull the weaker.
+    share = 0.25 if twist.covariance == "independent" else 0.5
+    assert float(moved @ pull) > share * float(pull @ pull)
 
 
-@pytest.mark.parametrize("twist", [Twist(), Twist(products=1), Twist(covariance="diagonal")])
+@pytest.mark.parametrize("twist", TWISTS)
 def test_proposals_are_normalised(twist: Twist) -> None:
     """E_q[p / q] = 1, within 5 standard errors of 4,000 draws."""
     model, t, s, n = gaussian(chain()), torch.tensor([9]), torch.tensor([8]), 4000
@@ -151,7 +159,7 @@ def test_a_step_costs_what_it_says(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(model.network, "forward", counted(call))
     monkeypatch.setattr(torch.autograd, "grad", counted(gradient))
-    for twist in (Twist(), Twist(products=1), Twist(covariance="diagonal")):
+    for twist in TWISTS:
         made[0] = 0
         look(model, x_t, t, t - 1, seen(3), twist)
         assert made[0] == int(twist.evaluations(model, torch.tensor([2])))
@@ -160,7 +168,7 @@ def test_a_step_costs_what_it_says(monkeypatch: pytest.MonkeyPatch) -> None:
     assert made[0] == 1
 
 
-@pytest.mark.parametrize("twist", [Twist(), Twist(products=1), Twist(covariance="diagonal")])
+@pytest.mark.parametrize("twist", TWISTS)
 def test_a_start_without_signal_and_inference_mode_are_no_trouble(twist: Twist) -> None:
     process = GaussianProcess(InverseTimeSchedule().beta(20))
     model = DiffusionModel(process, chain(), DataSpace(kind="vector", shape=(D,)), "x_0", "moment")

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from training import config, oracle
+from training import classifier, config, oracle
 from training.config import FOLDER, ConfigError
 from training.fit import learning_rate
 
@@ -16,8 +16,15 @@ NAMES = sorted(path.stem for path in FOLDER.glob("*.toml"))
 def test_every_configuration_that_ships_is_valid(name: str) -> None:
     if oracle.is_oracle(name):
         oracle.build(oracle.load(name))
+    elif classifier.is_classifier(name):
+        assert classifier.load_config(name).name == name
     else:
         assert config.load(name).name == name
+
+
+def test_the_classifier_of_mnist_has_its_process() -> None:
+    digits, reader = config.load("mnist"), classifier.load_config("mnist-classifier")
+    assert reader.process == digits.process
 
 
 def test_an_unknown_key_is_an_error_that_names_it(small_file: Path) -> None:

@@ -83,5 +83,5 @@ def load(config: MnistConfig) -> Dataset:
 
 
 def labels() -> tuple[Tensor, Tensor]:
-    """The digits' classes, uint8 [60000] and [10000]: to measure quality, not to fit."""
+    """The digits' classes, uint8 [60000], of `train` and `valid` in turn, and [10000] of `test`."""
     return read_idx(fetch("mnist", TRAIN_LABELS)), read_idx(fetch("mnist", TEST_LABELS))

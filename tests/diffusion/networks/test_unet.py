@@ -1,4 +1,4 @@
-"""The U-Net: diffusers' architecture, parameter by parameter; sizes, clocks and rows."""
+"""The U-Net: sizes, clocks and rows. tests/training holds it against diffusers' own."""
 
 from itertools import pairwise
 
@@ -9,7 +9,6 @@ from torch import Tensor, nn
 
 from diffusion.networks import UNet, UNetConfig
 from diffusion.networks.embedding import as_steps, sinusoidal, with_fourier
-from diffusion.networks.unet import diffusers_key
 
 SMALL = {"channels": (8, 16), "blocks": 1, "norm_groups": 4, "zero_out": False}
 
@@ -24,84 +23,12 @@ def images(rows: int = 3, channels: int = 1, height: int = 8, width: int = 8) ->
     return torch.randn(rows, channels, height, width, generator=generator)
 
 
-CIFAR10 = {  # google/ddpm-cifar10-32, narrower
-    "block_out_channels": (16, 32, 32),
-    "down_block_types": ("DownBlock2D", "AttnDownBlock2D", "DownBlock2D"),
-    "up_block_types": ("UpBlock2D", "AttnUpBlock2D", "UpBlock2D"),
-    "layers_per_block": 2,
-    "attention_head_dim": None,
-    "downsample_padding": 0,
-    "flip_sin_to_cos": False,
-    "freq_shift": 1,
-    "norm_eps": 1e-6,
-    "norm_num_groups": 8,
-}
-OURS_CIFAR10 = {
-    "in_channels": 3,
-    "channels": (16, 32, 32),
-    "blocks": 2,
-    "attention": (False, True, False),
-    "mid_attention": True,
-    "downsample_padding": 0,
-    "flip_sin_to_cos": False,
-    "freq_shift": 1,
-    "norm_eps": 1e-6,
-}
-HEADS = {
-    "block_out_channels": (16, 32),
-    "down_block_types": ("AttnDownBlock2D", "AttnDownBlock2D"),
-    "up_block_types": ("AttnUpBlock2D", "AttnUpBlock2D"),
-    "layers_per_block": 1,
-    "attention_head_dim": 8,
-    "norm_num_groups": 4,
-}
-OURS_HEADS = {
-    "in_channels": 3,
-    "channels": (16, 32),
-    "blocks": 1,
-    "attention": (True, True),
-    "mid_attention": True,
-    "head_dim": 8,
-    "norm_groups": 4,
-}
-PLAIN = {
-    "block_out_channels": (16, 32),
-    "down_block_types": ("DownBlock2D", "DownBlock2D"),
-    "up_block_types": ("UpBlock2D", "UpBlock2D"),
-    "layers_per_block": 2,
-    "norm_num_groups": 8,
-    "add_attention": False,
-}
-OURS_PLAIN = {"in_channels": 3, "channels": (16, 32), "blocks": 2}
-
-
-@pytest.mark.parametrize(
-    ("theirs", "ours"),
-    [(CIFAR10, OURS_CIFAR10), (HEADS, OURS_HEADS), (PLAIN, OURS_PLAIN)],
-    ids=["cifar10", "heads", "plain"],
-)
-@pytest.mark.filterwarnings("ignore")  # of the peer's imports, not ours
-def test_holds_the_weights_of_diffusers(theirs: dict[str, object], ours: dict[str, object]) -> None:
-    diffusers = pytest.importorskip("diffusers")
-    torch.manual_seed(0)
-    peer = diffusers.UNet2DModel(sample_size=16, in_channels=3, out_channels=3, **theirs).eval()
-    for parameter in peer.parameters():  # biases and norms start at 0 and 1: tell them apart too
-        nn.init.normal_(parameter, std=0.1)
-    unet = UNet(UNetConfig.model_validate(ours)).eval()
-    weights = peer.state_dict()
-    assert sorted(map(diffusers_key, unet.state_dict())) == sorted(weights)
-    unet.load_state_dict({name: weights[diffusers_key(name)] for name in unet.state_dict()})
-    x_t, time = images(4, 3, 16, 16), torch.tensor([0.0, 3.0, 500.0, 999.0])
-    with torch.no_grad():
-        wanted, found = peer(x_t, time).sample, unet(x_t, time)
-    assert wanted.std() > 1e-3
-    assert (found - wanted).abs().max() < 1e-5 * max(1.0, float(wanted.abs().max()))
-
-
+@pytest.mark.parametrize("resample", ["conv", "residual"])
 @pytest.mark.parametrize("padding", [0, 1])
 @pytest.mark.parametrize(("height", "width"), [(28, 28), (7, 9), (5, 6)])
-def test_any_size(height: int, width: int, padding: int) -> None:
-    unet = small(channels=(8, 8, 8), downsample_padding=padding, outputs=2, in_channels=2)
+def test_any_size(height: int, width: int, padding: int, resample: str) -> None:
+    changes = {"downsample_padding": padding, "resample": resample}
+    unet = small(channels=(8, 8, 8), outputs=2, in_channels=2, **changes)
     assert unet(images(2, 2, height, width), torch.zeros(2)).shape == (2, 4, height, width)
 
 
@@ -119,6 +46,22 @@ def test_time_matters() -> None:
     out = unet(images(1).expand(3, -1, -1, -1), torch.tensor([0.0, 1.0, 999.0]))
     assert (out[0] - out[1]).abs().max() > 1e-6
     assert (out[1] - out[2]).abs().max() > 1e-6
+
+
+def test_a_scale_of_time_is_another_time() -> None:
+    whole, half = small(), small(time_scale=0.5)
+    time = torch.tensor([0.0, 4.0, 990.0])
+    torch.testing.assert_close(half(images(), time), whole(images(), time / 2))
+
+
+def test_as_many_heads_are_heads_of_as_many_channels() -> None:
+    by_number, by_width = (
+        small(attention=(False, True), **changes) for changes in ({"heads": 4}, {"head_dim": 4})
+    )
+    time = torch.arange(3.0)
+    torch.testing.assert_close(by_number(images(), time), by_width(images(), time))
+    one = small(attention=(False, True))
+    assert (one(images(), time) - by_width(images(), time)).abs().max() > 1e-6
 
 
 def test_starts_from_zero() -> None:
@@ -148,7 +91,8 @@ def test_the_clocks_ends_are_finite() -> None:
 
 
 def test_every_parameter_is_trained() -> None:
-    unet = small(attention=(True, False), mid_attention=True, fourier=(0,)).train()
+    more = {"scale_shift": True, "resample": "residual", "heads": 2}
+    unet = small(attention=(True, False), mid_attention=True, fourier=(0,), **more).train()
     unet(images(), torch.arange(3.0)).square().sum().backward()
     assert [n for n, p in unet.named_parameters() if p.grad is None or not p.grad.any()] == []
 
@@ -184,7 +128,8 @@ def test_embedding_turns_evenly(dim: int) -> None:
         ({"norm_groups": 3}, "norm_groups 3"),
         ({"mid_attention": True, "head_dim": 5}, "head_dim 5"),
         ({"attention": (True, False), "head_dim": 16}, "head_dim 16"),
-        ({"heads": 2}, "Extra inputs"),
+        ({"attention": (True, False), "heads": 3}, "heads 3"),
+        ({"queries": 2}, "Extra inputs"),
         ({"outputs": 3}, "outputs"),
     ],
 )

@@ -4,6 +4,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from service.engine.scheduler import BURST_SECONDS, Scheduler
+from service.engine.ticks import Queue
 from tests.service.engine.ticks import chain, data, scheduler_of
 
 
@@ -43,7 +44,7 @@ def test_a_lone_job_of_a_quick_model_advances_many_steps_a_tick() -> None:
 def test_a_model_whose_pace_is_known_bursts_at_once() -> None:
     """As long as that pace allows; of more rows than were timed, as if each took its share."""
     scheduler = Scheduler()
-    scheduler.serve("m", batch_size=8, slots=32, seconds=BURST_SECONDS / 10.5)
+    scheduler.serve(Queue("m"), batch_size=8, slots=32, seconds=BURST_SECONDS / 10.5)
     scheduler.add(chain(0, rows=2, units=100))
     tick = scheduler.next()
     assert tick is not None

@@ -14,6 +14,7 @@ from service.engine.company import Company
 from service.engine.forecast import Load
 from service.engine.intake import Intake
 from service.engine.record import whole_of
+from service.engine.ticks import Queue
 from service.settings import Settings
 from tests.service.engine.conftest import mixture
 
@@ -33,7 +34,7 @@ def job(model: str, rows: int) -> ChainJob:
 def test_it_holds_what_is_left_of_each(
     asked: list[tuple[str, int]], starts: set[int], ends: set[int]
 ) -> None:
-    door, company = Intake("gh", Settings()), Company("gh")
+    door, company = Intake((Queue("g"), Queue("h")), Settings()), Company((Queue("g"), Queue("h")))
     for model, rows in asked:
         door.accept(job(model, rows))
     taken = door.take(wait=False)
@@ -54,16 +55,16 @@ def test_it_holds_what_is_left_of_each(
     for model, loads in company.loads().items():
         for load, number in loads:
             found[model, load] += number
-    assert found == Counter((record.job.model, record.left) for record in left)
+    assert found == Counter((record.job.queue, record.left) for record in left)
 
 
 def test_equal_jobs_that_wait_are_one_kind() -> None:
-    door = Intake("g", Settings())
+    door = Intake([Queue("g")], Settings())
     for _ in range(100):
         door.accept(job("g", 2))
     taken = door.take(wait=False)
     assert taken is not None
-    company = Company("g")
+    company = Company([Queue("g")])
     for record in taken[0]:
         company.add(record)
-    assert company.loads() == {"g": [(whole_of(job("g", 2)), 100)]}
+    assert company.loads() == {Queue("g"): [(whole_of(job("g", 2)), 100)]}

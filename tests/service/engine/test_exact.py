@@ -16,7 +16,8 @@ from diffusion.space import DataSpace
 from diffusion.strata import choose_steps
 from diffusion.trajectory import Trajectories
 from service.engine import ChainJob, Engine, TermJob
-from service.engine.jobs import ChainResult, Job, TermResult
+from service.engine.jobs import Job
+from service.engine.results import ChainResult, TermResult
 
 T = 12
 SAMPLERS: list[Sampler] = [Ancestral(), Ancestral(steps=5), DDIM(steps=4), DPMSolver(steps=6)]

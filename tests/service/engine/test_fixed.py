@@ -17,8 +17,8 @@ from diffusion.process import BinomialConfig, GaussianConfig, Process
 from diffusion.space import DataSpace
 from service.engine import ChainJob, Engine
 from service.engine.fixed import FixedTicks, Play, graph_recorder
-from service.engine.lanes import Entry
 from service.engine.runner import Runner
+from service.engine.ticks import Entry
 
 T, SLOTS, BATCH = 9, 24, 8
 

@@ -7,8 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from service.engine.forecast import Forecast, Load, Loads, Shares
-from service.engine.lanes import Work
 from service.engine.speed import Speed
+from service.engine.ticks import Queue, Work
 from tests.service.engine.ticks import scheduler_of
 
 SHARE = 0.125
@@ -19,7 +19,7 @@ def ticks_taken(job: Load, others: list[Load], batch_size: int) -> int:
     scheduler = scheduler_of("m", batch_size, slots=32 * batch_size + 64, term_share=SHARE)
     for key, load in enumerate([*others, job]):
         units = load.evaluations // load.rows
-        scheduler.add(Work(key, "m", load.rows, units, load.parallel))
+        scheduler.add(Work(key, Queue("m"), load.rows, units, load.parallel))
     left = job.evaluations
     ticks = 0
     while left:
@@ -125,24 +125,27 @@ def test_a_size_that_is_no_longer_measured_is_no_longer_known() -> None:
     assert speed.seconds(32) == pytest.approx(0.01)
 
 
+A, B = Queue("a"), Queue("b")
+
+
 def test_seconds_follow_the_ticks_and_the_other_models() -> None:
-    forecast = Forecast("ab", SHARE)
-    forecast.limit("a", 10)
-    forecast.limit("b", 10)
+    forecast = Forecast((A, B), SHARE)
+    forecast.limit(A, 10)
+    forecast.limit(B, 10)
     job = load(10, 100)
-    assert forecast.seconds("a", job, {}) == 0.0
+    assert forecast.seconds(A, job, {}) == 0.0
     for _ in range(20):
-        forecast.measure("a", 10, 0.1)
-        forecast.measure("b", 10, 1.0)
-    assert forecast.seconds("a", job, {}) == pytest.approx(10.0)
-    assert forecast.seconds("a", job, {"a": each(job)}) == pytest.approx(20.0)
+        forecast.measure(A, 10, 0.1)
+        forecast.measure(B, 10, 1.0)
+    assert forecast.seconds(A, job, {}) == pytest.approx(10.0)
+    assert forecast.seconds(A, job, {A: each(job)}) == pytest.approx(20.0)
     # The other model gets as much time as this one, or what it has left to do.
-    assert forecast.seconds("a", job, {"b": each(load(10, 1000))}) == pytest.approx(20.0)
-    assert forecast.seconds("a", job, {"b": each(load(10, 3))}) == pytest.approx(13.0)
+    assert forecast.seconds(A, job, {B: each(load(10, 1000))}) == pytest.approx(20.0)
+    assert forecast.seconds(A, job, {B: each(load(10, 3))}) == pytest.approx(13.0)
     # One chain alone makes small ticks, and they are held to be no dearer a row.
-    assert forecast.seconds("a", load(1, 100), {}) == pytest.approx(1.0)
-    forecast.doubt("a")
-    assert forecast.seconds("a", job, {}) == pytest.approx(5.0)
+    assert forecast.seconds(A, load(1, 100), {}) == pytest.approx(1.0)
+    forecast.doubt(A)
+    assert forecast.seconds(A, job, {}) == pytest.approx(5.0)
 
 
 @given(
@@ -157,14 +160,14 @@ def test_a_number_of_equal_jobs_is_as_many_copies(
     copies = each(*(kind for kind, count in kinds for _ in range(count)))
     assert shares.until_done(job, kinds) == pytest.approx(shares.until_done(job, copies))
     assert shares.demand(kinds) == pytest.approx(shares.demand(copies))
-    forecast = Forecast("ab", SHARE)
-    forecast.limit("a", batch_size)
-    forecast.limit("b", batch_size)
+    forecast = Forecast((A, B), SHARE)
+    forecast.limit(A, batch_size)
+    forecast.limit(B, batch_size)
     for _ in range(20):
-        forecast.measure("a", 8, 0.1)
-        forecast.measure("b", 8, 1.0)
-    together, apart = ({"a": loads, "b": loads} for loads in (kinds, copies))
-    assert forecast.seconds("a", job, together) == pytest.approx(forecast.seconds("a", job, apart))
+        forecast.measure(A, 8, 0.1)
+        forecast.measure(B, 8, 1.0)
+    together, apart = ({A: loads, B: loads} for loads in (kinds, copies))
+    assert forecast.seconds(A, job, together) == pytest.approx(forecast.seconds(A, job, apart))
 
 
 @given(others=st.lists(LOADS, max_size=6), job=LOADS, more=LOADS)

@@ -13,6 +13,7 @@ from diffusion.sampling import DDIM
 from service.engine import ChainJob
 from service.engine.intake import Intake
 from service.engine.limits import check_limits, size_of
+from service.engine.ticks import Queue
 from service.problems import (
     DeadlineExceeded,
     DeadlineUnmeetable,
@@ -29,7 +30,7 @@ MIB = 2**20
 
 def intake(**settings: int) -> Intake:
     given = {"batch_size": 8, "slots": 128, "max_body_bytes": MIB} | settings
-    return Intake("gh", Settings.model_validate(given))
+    return Intake((Queue("g"), Queue("h")), Settings.model_validate(given))
 
 
 def chains(model: DiffusionModel, rows: int, steps: int = 10, name: str = "g") -> ChainJob:
@@ -38,7 +39,7 @@ def chains(model: DiffusionModel, rows: int, steps: int = 10, name: str = "g") -
 
 def measure(door: Intake, seconds: float, rows: int = 8, ticks: int = 20) -> None:
     for _ in range(ticks):
-        door.measure("g", rows, seconds)
+        door.measure(Queue("g"), rows, seconds)
 
 
 def soon(seconds: float) -> float:
@@ -103,7 +104,7 @@ def test_a_measurement_that_keeps_everybody_out_is_not_believed_for_ever(
 def test_a_tick_of_many_calls_tells_how_long_each_takes(gaussian: DiffusionModel) -> None:
     door = intake()
     for _ in range(20):
-        door.measure("g", 8 * 50, 50.0, calls=50)
+        door.measure(Queue("g"), 8 * 50, 50.0, calls=50)
     with pytest.raises(DeadlineUnmeetable) as caught:
         door.accept(chains(gaussian, 8), deadline=soon(5))
     assert caught.value.fields["estimated_seconds"] <= 10
@@ -203,7 +204,7 @@ def test_whatever_the_limits_let_through_is_let_in_when_nobody_else_is_there(
 
     largest = max(rows for rows in range(10_000, 1_000_000, 10_000) if fits(rows))
     job = chains(gaussian, largest, steps=1)
-    door = Intake("g", settings)
+    door = Intake([Queue("g")], settings)
     with door.reserve(settings.max_body_bytes):
         door.accept(job, check_limits(job, gaussian, settings))
     assert door.owed == job.cost

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from service.engine.lanes import Work
+from service.engine.ticks import Queue, Work
 from tests.service.engine.ticks import chain, entries, fill, scheduler_of, ticks_until
 
 
@@ -46,11 +46,11 @@ def test_a_newcomer_is_served_at_once_while_its_kind_has_no_more_jobs_than_slots
         alive = [kinds[other] for other, units_left in left.items() if units_left]
         if alive.count(kind) < -(-slots // 4) - 1:
             kinds[key], left[key] = kind, count * units
-            scheduler.add(Work(key, "m", count, units, kind))
+            scheduler.add(Work(key, Queue("m"), count, units, kind))
         for tick in fill(scheduler, pause):
             for entry in entries(tick):
                 left[entry.key] -= 1
-    scheduler.add(Work(999, "m", rows, 5, parallel))
+    scheduler.add(Work(999, Queue("m"), rows, 5, parallel))
     alive = [kinds[other] for other, units_left in left.items() if units_left]
     others, alone = alive.count(parallel), (not parallel) not in alive
     room = batch_size if alone else batch_size * (share if parallel else 1 - share)

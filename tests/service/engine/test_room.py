@@ -8,7 +8,8 @@ import torch
 
 from diffusion.model import DiffusionModel
 from service.engine import room
-from service.engine.room import Allowance, Room, survey
+from service.engine.allowance import Allowance
+from service.engine.room import Room, survey
 from service.settings import Settings
 
 

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from service.engine.lanes import Work
+from service.engine.ticks import Queue, Work
 from tests.service.engine.ticks import chain, entries, scheduler_of
 
 WORKS = st.lists(
@@ -29,7 +29,7 @@ def test_every_unit_once_in_order_within_its_own_slot(
 ) -> None:
     dice = random.Random(seed)
     scheduler = scheduler_of("ab", batch_size, slots, share)
-    waiting = [Work(key, *work) for key, work in enumerate(works)]
+    waiting = [Work(key, Queue(work[0]), *work[1:]) for key, work in enumerate(works)]
     known = {work.key: work for work in waiting}
     done: dict[tuple[int, int], list[int]] = defaultdict(list)
     holder: dict[tuple[str, bool, int], tuple[int, int]] = {}
@@ -52,13 +52,13 @@ def test_every_unit_once_in_order_within_its_own_slot(
         assert len(set(entries(tick))) == len(tick)
         for entry in entries(tick):
             work = known[entry.key]
-            assert work.model == tick.model
+            assert work.queue == tick.queue
             assert (entry in tick.terms) == work.parallel
             assert entry.key not in cancelled
             units = done[entry.key, entry.row]
             assert entry.unit == len(units)
             units.extend(range(entry.unit, entry.unit + tick.length))
-            place = (tick.model, work.parallel, entry.slot)
+            place = (tick.queue.model, work.parallel, entry.slot)
             assert 0 <= entry.slot < slots
             assert holder.setdefault(place, (entry.key, entry.row)) == (entry.key, entry.row)
             assert len(units) <= work.units
@@ -66,7 +66,7 @@ def test_every_unit_once_in_order_within_its_own_slot(
         rows_of_chains = [(entry.key, entry.row) for entry in tick.chains]
         assert len(set(rows_of_chains)) == len(rows_of_chains)
         for entry in tick.ends:
-            del holder[tick.model, known[entry.key].parallel, entry.slot]
+            del holder[tick.queue.model, known[entry.key].parallel, entry.slot]
         assert tick.length == 1 or not tick.terms
         scheduler.retire(tick, dice.choice((1e-3, 0.01, 1.0)) * tick.length)
         assert scheduler.rows_running == len(holder)
@@ -107,7 +107,7 @@ def test_removing_frees_slots_and_says_what_was_left() -> None:
 def test_a_limit_holds_from_the_next_tick() -> None:
     scheduler = scheduler_of("m", batch_size=8, slots=8)
     scheduler.add(chain(0, rows=8, units=3))
-    scheduler.limit("m", 3)
+    scheduler.limit(Queue("m"), 3)
     tick = scheduler.next()
     assert tick is not None
     assert len(tick) == 3

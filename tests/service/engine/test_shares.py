@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from service.engine.lanes import Work
+from service.engine.ticks import Queue, Work
 from tests.service.engine.ticks import chain, data, fill, run_until_done, scheduler_of
 
 
@@ -77,9 +77,9 @@ def test_a_job_is_done_within_its_bound_however_long_the_others_are(
 ) -> None:
     scheduler = scheduler_of("m", batch_size, slots=16 * batch_size + 64)
     for key, (count, length) in enumerate(others):
-        scheduler.add(Work(key, "m", count, 10 * length, parallel))
+        scheduler.add(Work(key, Queue("m"), count, 10 * length, parallel))
         fill(scheduler, ticks)
-    work = Work(99, "m", rows, units, parallel)
+    work = Work(99, Queue("m"), rows, units, parallel)
     scheduler.add(work)
     turns = (len(others) + 1) / batch_size
     bound = (rows * units + 1) * turns if parallel else units * (rows * turns + 1)
@@ -129,8 +129,8 @@ def test_models_share_the_time_not_the_ticks() -> None:
     while sum(spent.values()) < 20:
         tick = scheduler.next()
         assert tick is not None
-        scheduler.retire(tick, cost[tick.model] * tick.length)
-        spent[tick.model] += cost[tick.model] * tick.length
+        scheduler.retire(tick, cost[tick.queue.model] * tick.length)
+        spent[tick.queue.model] += cost[tick.queue.model] * tick.length
     assert spent["slow"] == pytest.approx(spent["quick"], abs=0.2)
 
 
@@ -144,7 +144,7 @@ def test_a_model_asked_for_more_gets_more() -> None:
         tick = scheduler.next()
         assert tick is not None
         scheduler.retire(tick)
-        ticks[tick.model] += 1
+        ticks[tick.queue.model] += 1
     assert ticks["a"] == pytest.approx(300, abs=2)
 
 
@@ -161,5 +161,5 @@ def test_an_idle_model_saves_no_time_up() -> None:
         tick = scheduler.next()
         assert tick is not None
         scheduler.retire(tick)
-        models.append(tick.model)
+        models.append(tick.queue.model)
     assert models.count("a") == pytest.approx(10, abs=1)

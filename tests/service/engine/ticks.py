@@ -2,8 +2,8 @@
 
 from collections.abc import Iterable
 
-from service.engine.lanes import Entry, Work
-from service.engine.scheduler import Scheduler, Tick
+from service.engine.scheduler import Scheduler
+from service.engine.ticks import Entry, Queue, Tick, Work
 
 
 def scheduler_of(
@@ -12,16 +12,16 @@ def scheduler_of(
     """One that serves these, each with so much room, and knows nothing of their pace."""
     scheduler = Scheduler(term_share)
     for name in models:
-        scheduler.serve(name, batch_size, slots)
+        scheduler.serve(Queue(name), batch_size, slots)
     return scheduler
 
 
 def chain(key: int, rows: int, units: int, model: str = "m") -> Work:
-    return Work(key, model, rows, units, parallel=False)
+    return Work(key, Queue(model), rows, units, parallel=False)
 
 
 def data(key: int, rows: int, units: int, model: str = "m") -> Work:
-    return Work(key, model, rows, units, parallel=True)
+    return Work(key, Queue(model), rows, units, parallel=True)
 
 
 def entries(tick: Tick) -> list[Entry]:

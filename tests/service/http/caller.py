@@ -34,6 +34,14 @@ def parse(text: str) -> list[Event]:
     return found
 
 
+async def ask(client: httpx.AsyncClient, path: str, **asked: object) -> dict[str, Any]:
+    """The answer to a question that has one."""
+    response = await client.post(path, json=asked, timeout=120)
+    assert response.status_code == 200, response.text
+    answer: dict[str, Any] = response.json()
+    return answer
+
+
 def assert_problem(response: httpx.Response, status: int, slug: str) -> dict[str, Any]:
     assert response.status_code == status, response.text
     assert response.headers["content-type"] == "application/problem+json"

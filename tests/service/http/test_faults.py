@@ -23,6 +23,7 @@ PLAIN: dict[str, str] = {}
 HEALTHY = MIXTURE | {"num_samples": 5, "sampler": {"name": "ancestral", "steps": 8}}
 # What was seen is far out, and so is every state of its chains: that marks their rows.
 MARKED = MIXTURE | {"observed": [[1000.0, 0.0]], "known": [1, 0], "num_samples": 2}
+MARKED |= {"method": "product"}
 
 Fault = Callable[[Tensor, Tensor], Tensor]
 

@@ -25,6 +25,7 @@ from diffusion.posterior import Observation
 from diffusion.sampling import sample
 from diffusion.space import Convention
 from diffusion.trajectory import trajectory_bound
+from tests.service.http.caller import ask
 
 pytestmark = pytest.mark.anyio
 
@@ -32,13 +33,6 @@ SIGMAS = 4.5
 SCALE = 2.0  # data units a model unit of the mixture
 BINARY = {"accept": "application/octet-stream"}
 EVERY_BITS = list(itertools.product((0, 1), repeat=4))
-
-
-async def ask(client: httpx.AsyncClient, path: str, **fields: object) -> dict[str, Any]:
-    response = await client.post(path, json=fields)
-    assert response.status_code == 200, response.text
-    answer: dict[str, Any] = response.json()
-    return answer
 
 
 async def draw(client: httpx.AsyncClient, path: str, **fields: object) -> Tensor:
@@ -262,6 +256,7 @@ async def test_the_product_is_the_papers_kernel_times_r(
     """Offline, with the same observation and seed, it comes to the same."""
     observed, known = torch.tensor([[1.0, -1.5]]), torch.tensor([[True, False]])
     asked = {"model": "gaussian-mixture", "known": [1, 0], "num_samples": 6, "seed": 23}
+    asked |= {"method": "product"}
     served = await draw(client, "/inpaint", observed=observed.tolist(), noise_std=0.5, **asked)
     y = mixture.space.to_model(observed).repeat(6, 1)
     seen = Observation.of_reals(y, known.repeat(6, 1), 0.5 / SCALE)
@@ -269,6 +264,7 @@ async def test_the_product_is_the_papers_kernel_times_r(
     assert torch.allclose(served[0].float(), offline, atol=1e-4)
 
     asked = {"model": "bit-patterns", "known": [1, 0, 0, 0], "num_samples": 50, "seed": 23}
+    asked |= {"method": "product"}
     bits = await draw(client, "/inpaint", observed=[[1, 0, 0, 0]], **asked)
     y = torch.tensor([[1.0, 0, 0, 0]]).repeat(50, 1)
     seen = Observation.of_bits(y, torch.tensor([[True, False, False, False]]).repeat(50, 1))

@@ -13,6 +13,7 @@ import torch
 from fastapi import FastAPI
 from safetensors.torch import save
 
+from service.engine.ticks import Queue
 from service.settings import Settings
 
 pytestmark = pytest.mark.anyio
@@ -94,10 +95,10 @@ async def test_a_full_queue_reads_no_body(folder: Path, serve: Serve) -> None:
 
     async with serve(settings) as client:
         ledger = app_of(client).state.backend.engine._intake._admission.ledger
-        ledger.accept("gaussian-mixture", 100)
+        ledger.accept(Queue("gaussian-mixture"), 100)
         assert_problem(await client.post("/sample", content=pieces()), 503, "queue-full")
         assert not read
-        ledger.settle("gaussian-mixture", 100)
+        ledger.settle(Queue("gaussian-mixture"), 100)
         assert (await client.post("/sample", content=pieces())).status_code == 200
 
 

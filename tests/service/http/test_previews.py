@@ -2,6 +2,7 @@
 
 import base64
 from io import BytesIO
+from typing import Any
 
 import numpy as np
 import pytest
@@ -71,9 +72,17 @@ async def test_images_are_previewed_as_pngs(app: FastAPI) -> None:
             assert (image.format, image.size, image.mode) == ("PNG", (8, 6), "L")
 
 
-@pytest.mark.usefixtures("hasty")
-async def test_previews_keep_what_was_seen(app: FastAPI) -> None:
-    asked = MIXTURE | {"observed": [[0.25, 9.0], [-1.5, 9.0]], "known": [1, 0], "num_samples": 2}
+SEEN = [0.25, 0.25, -1.5, -1.5]
+
+
+METHODS = [{"name": "product"}, {"name": "twisted", "particles": 2}, {"name": "resample"}]
+
+
+@pytest.mark.usefixtures("hasty", "a_step_a_tick")
+@pytest.mark.parametrize("method", METHODS, ids=lambda method: method["name"])
+async def test_previews_keep_what_was_seen(app: FastAPI, method: dict[str, Any]) -> None:
+    asked = MIXTURE | {"method": method}
+    asked |= {"observed": [[0.25, 9.0], [-1.5, 9.0]], "known": [1, 0], "num_samples": 2}
     asked |= SHORT
     previews = []
     with stepping(app) as go:
@@ -82,7 +91,10 @@ async def test_previews_keep_what_was_seen(app: FastAPI) -> None:
             previews.append(found[1])
     assert previews
     for preview in previews:
-        assert [estimate[0] for estimate in preview["estimates"]] == [0.25, 0.25, -1.5, -1.5]
+        assert len(preview["estimates"]) == 4
+        for row, x, seen in zip(*map(preview.get, ("rows", "estimates")), SEEN, strict=True):
+            assert (x is None) == (row == "waiting")
+            assert x is None or x[0] == seen
 
 
 @pytest.mark.usefixtures("hasty")

@@ -103,10 +103,9 @@ INVALID: list[tuple[str, dict[str, Any], str]] = [
         MIXTURE | {"observed": [[0, 0]], "known": [1, 0], "flip_probability": 0.1},
         "flip_probability",
     ),
-    ("/inpaint", MIXTURE | {"observed": [[0, 0]], "known": [1, 0], "method": "twisted"}, "method"),
-    ("/inpaint", MIXTURE | {"observed": [[0, 0]], "known": [1, 0], "method": "resample"}, "method"),
     ("/inpaint", MIXTURE | {"observed": [[0, 0]], "known": [1, 0], "method": "magic"}, "method"),
-    ("/inpaint", MIXTURE | {"observed": [[0, 0]], "known": [1, 0], "particles": 8}, "particles"),
+    ("/inpaint", MIXTURE | {"observed": [[0, 0]], "known": [1, 0], "particles": 0}, "particles"),
+    ("/inpaint", MIXTURE | {"observed": [[0, 0]], "known": [1, 0], "operator": {}}, "operator"),
     (
         "/inpaint",
         MIXTURE | {"observed": [[0, 0]], "known": [1, 0], "sampler": {"name": "ddim"}},

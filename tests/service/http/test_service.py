@@ -107,7 +107,7 @@ async def test_head_is_no_route_of_its_own_in_the_document(client: httpx.AsyncCl
 async def test_openapi_documents_every_question(client: httpx.AsyncClient) -> None:
     document = (await client.get("/openapi.json")).json()
     schemas = document["components"]["schemas"]
-    for name in ("Sample", "Loglik", "Inpaint", "Denoise"):
+    for name in ("Sample", "Loglik", "Posterior", "Inpaint", "Denoise"):
         operation = document["paths"][f"/{name.lower()}"]["post"]
         content = operation["requestBody"]["content"]
         assert set(content) == {"application/json", "application/octet-stream"}
@@ -125,7 +125,7 @@ async def test_openapi_documents_every_question(client: httpx.AsyncClient) -> No
 async def test_the_examples_of_the_documentation_work(client: httpx.AsyncClient) -> None:
     schemas = (await client.get("/openapi.json")).json()["components"]["schemas"]
     tried = 0
-    for name in ("Sample", "Loglik", "Inpaint", "Denoise"):
+    for name in ("Sample", "Loglik", "Posterior", "Inpaint", "Denoise"):
         for example in schemas[f"{name}Request"]["examples"]:
             if example.get("model") in ("gaussian-mixture", "bit-patterns"):
                 response = await client.post(f"/{name.lower()}", json=example)

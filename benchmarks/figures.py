@@ -1,0 +1,88 @@
+"""The figures of `docs/posteriors.md`, from its JSON; for pages light and dark, as the others."""
+
+from pathlib import Path
+
+import torch
+from matplotlib.axes import Axes
+from matplotlib.ticker import AutoLocator
+
+from benchmarks.known import EXACT, Row
+from training.figures import COLOUR, INK, panels, write
+
+Results = dict[str, list[Row]]
+SCALARS = ("ink", "component 1", "component 2")
+
+
+def draw_all(results: Results, folder: Path) -> None:
+    """Write what the results hold: distances of the mixture, and ranks on digits."""
+    cells = [title for title in results if title.startswith("mixture")]
+    if cells:
+        mixtures({title.removeprefix("mixture, "): results[title] for title in cells}, folder)
+    counts = ranks(results)
+    if counts:
+        histograms(counts, folder)
+
+
+def mixtures(cells: Results, folder: Path) -> None:
+    """posterior-mixture.png: distance less the floor, with the mean's 95% confidence interval."""
+    order = sorted(cells, key=lambda title: [int(n) for n in title.split() if n.isdigit()])
+    columns = 4
+    figure, axes = panels(-(-len(order) // columns), columns, 3.2, 2.6)
+    for axis in axes.flat[len(order) :]:
+        axis.axis("off")
+    for axis, title in zip(axes.flat, order, strict=False):
+        rows = [row for row in cells[title] if row["method"] != EXACT]
+        floor = next(row for row in cells[title] if row["method"] == EXACT)
+        for place, row in enumerate(reversed(rows)):
+            ours = "(" not in str(row["method"])
+            axis.errorbar(
+                float(row["distance"]),
+                place,
+                xerr=float(row["interval"]),
+                fmt="o",
+                markersize=4,
+                color=COLOUR if ours else INK,
+            )
+        axis.axvline(float(floor["distance"]), color=INK, linestyle=":", linewidth=1)
+        names = [str(row["method"]) for row in reversed(rows)]
+        axis.set_yticks(range(len(names)), names, fontsize=6, color=INK)
+        axis.xaxis.set_major_locator(AutoLocator())
+        axis.tick_params(axis="x", labelsize=6, colors=INK)
+        axis.set_title(title, color=INK, fontsize=8)
+        axis.set_xlim(left=0)
+    figure.set_layout_engine("tight")
+    write(figure, folder / "posterior-mixture.png")
+
+
+def ranks(results: Results) -> dict[str, torch.Tensor]:
+    """Of each method the counts of each rank over all parts, int64 [scalars, ranks]."""
+    found: dict[str, torch.Tensor] = {}
+    for title, rows in results.items():
+        if title.startswith("ranks, "):
+            name = title.removeprefix("ranks, ").rpartition(", part ")[0]
+            each = {str(r["scalar"]): [int(n) for n in str(r["counts"]).split()] for r in rows}
+            part = torch.tensor([each[scalar] for scalar in SCALARS])
+            found[name] = found[name] + part if name in found else part
+    return found
+
+
+def histograms(counts: dict[str, torch.Tensor], folder: Path) -> None:
+    """posterior-ranks.png: one row a method, one column a scalar, with the band of 95%."""
+    figure, axes = panels(len(counts), len(SCALARS), 2.4, 1.8)
+    for row, (name, table) in enumerate(counts.items()):
+        for column, scalar in enumerate(SCALARS):
+            _histogram(axes[row, column], table[column])
+            if row == 0:
+                axes[row, column].set_title(scalar, color=INK, fontsize=9)
+        axes[row, 0].set_ylabel(name, color=INK, fontsize=7)
+    write(figure, folder / "posterior-ranks.png")
+
+
+def _histogram(axis: Axes, counts: torch.Tensor) -> None:
+    draws, bins = int(counts.sum()), len(counts)
+    expected = draws / bins
+    half = 1.96 * (expected * (1 - 1 / bins)) ** 0.5
+    axis.bar(range(bins), counts.tolist(), color=COLOUR, width=0.8)
+    axis.axhspan(expected - half, expected + half, color=INK, alpha=0.25, linewidth=0)
+    axis.set_xticks([])
+    axis.set_yticks([])

@@ -1,0 +1,35 @@
+"""Our methods as they are compared: at about the same number of network evaluations a sample."""
+
+import math
+from collections.abc import Callable
+
+from diffusion.model import DiffusionModel
+from diffusion.observation import Observation
+from diffusion.plan import Ancestral
+from diffusion.posterior import Method, Posterior, Product, Resample, Twisted, draw
+from diffusion.process import BinomialProcess
+from diffusion.twist import Twist
+
+DIAGONAL = Twist(covariance="diagonal")
+
+#: A method, and the network evaluations of a step of one sample given how many numbers were seen.
+METHODS: dict[str, tuple[Method, Callable[[int], int]]] = {
+    "product": (Product(), lambda _: 1),
+    "resample": (Resample(), lambda _: 10),
+    "twisted, diagonal, 8 particles": (Twisted(twist=DIAGONAL), lambda _: 16),
+    "twisted, full, 8 particles": (Twisted(), lambda seen: 8 * (1 + seen)),
+    "twisted, full, 8 particles, weighted": (
+        Twisted(systems="weighted"),
+        lambda seen: 8 * (1 + seen),
+    ),
+}
+
+
+def posterior(
+    name: str, model: DiffusionModel, seen: Observation, samples: int, calls: int
+) -> Posterior:
+    """Samples of one datum's posterior, in as many steps as the calls allow."""
+    method, cost = METHODS[name]
+    bits = isinstance(model.process, BinomialProcess)  # of which a look is one call
+    steps = min(model.T, math.ceil(calls / cost(0 if bits else int(seen.known.sum()))))
+    return draw(model, seen, samples, seed=0, method=method, sampler=Ancestral(steps=steps))

@@ -1,0 +1,155 @@
+"""Peers on our denoiser: azula's DPS, MMPS and TDS, and diffusers' RePaint where A is a mask.
+
+Each gets the same network and about the same number of its calls a sample; a product with the
+Jacobian counts as a call, as in `diffusion.twist`. What each leaves open is chosen in its favour:
+DPS guides every sample by its own residual (azula's norm is that of a whole batch), MMPS solves
+with as many GMRES iterations as numbers were seen, TDS has all samples in one system, which is
+larger than any of ours, and the variance of its twist is that of a datum of unit variance.
+
+    pip install -c constraints.txt '.[bench]'
+
+Sources: Chung et al. 2023 (DPS); Rozet et al. 2024 (MMPS); Wu et al. 2023 (TDS); Lugmayr et al.
+2022 (RePaint).
+"""
+
+from collections.abc import Callable
+from functools import partial
+
+import torch
+from azula.denoise import Denoiser, DiracPosterior
+from azula.guidance import DPSSampler, MMPSDenoiser, TDSSampler
+from azula.linalg.covariance import IsotropicCovariance
+from azula.noise import Schedule
+from azula.sample import DDPMSampler
+from diffusers import RePaintScheduler
+from torch import Tensor
+
+from benchmarks.mixtures import Problem
+from diffusion.model import DiffusionModel
+from diffusion.process import GaussianProcess
+
+
+class _Schedule(Schedule):  # type: ignore[misc]
+    """Our alpha_bar, at t / T for t = 0..T."""
+
+    def __init__(self, alpha_bar: Tensor) -> None:
+        self.alpha_bar = alpha_bar
+
+    def __call__(self, t: Tensor) -> tuple[Tensor, Tensor]:
+        at = self.alpha_bar[self.step(t)]
+        return at.sqrt().float(), (1 - at).sqrt().float()
+
+    def step(self, t: Tensor) -> Tensor:
+        """t, int64."""
+        return (t * (len(self.alpha_bar) - 1)).round().long()
+
+
+class _Denoiser(Denoiser):  # type: ignore[misc]
+    """Our E[x_0 | x_t]."""
+
+    def __init__(self, model: DiffusionModel) -> None:
+        super().__init__()
+        assert isinstance(model.process, GaussianProcess)  # azula has no other
+        self.model, self.schedule = model, _Schedule(model.process.alpha_bar)
+
+    def forward(self, x_t: Tensor, t: Tensor) -> DiracPosterior:
+        step = self.schedule.step(t).reshape(1)
+        return DiracPosterior(mean=self.model.predict(x_t, step).x_0)
+
+
+def dps(zeta: float, problem: Problem, samples: int, calls: int, seed: int) -> Tensor:
+    """A call and a gradient a step."""
+    matrix, y = problem.matrix.float(), problem.y.float()
+
+    def residuals(x: Tensor) -> Tensor:
+        # Of a sum of norms each sample's gradient is that of its own.
+        each: Tensor = torch.linalg.vector_norm(y - x @ matrix.mT, dim=1)
+        return -each.sum()[None]
+
+    denoiser = _Denoiser(problem.model)
+    made = DPSSampler(denoiser, torch.zeros(1), residuals, zeta=zeta, steps=calls // 2, silent=True)
+    return _start(made, problem, samples, seed)
+
+
+def mmps(problem: Problem, samples: int, calls: int, seed: int) -> Tensor:
+    """A call, a product for each iteration, and the last gradient a step."""
+    matrix, seen = problem.matrix.float(), len(problem.y)
+    guided = MMPSDenoiser(
+        _Denoiser(problem.model),
+        problem.y.float().expand(samples, -1),
+        lambda x: x @ matrix.mT,
+        IsotropicCovariance(torch.tensor(problem.std**2)),
+        iterations=seen,
+    )
+    steps = calls // (2 + seen)
+    return _start(DDPMSampler(guided, steps=steps, silent=True), problem, samples, seed)
+
+
+def tds(problem: Problem, samples: int, calls: int, seed: int) -> Tensor:
+    """A call and a gradient a step; all samples are particles of one system."""
+    matrix, y = problem.matrix.float(), problem.y.float()
+    own = problem.std**2 * torch.eye(len(y)) + 1e-6 * torch.eye(len(y))
+
+    def twist(x: Tensor, ratio: Tensor) -> Tensor:
+        var = ratio**2 / (1 + ratio**2)
+        normal = torch.distributions.MultivariateNormal(
+            torch.zeros_like(y), own + var * matrix @ matrix.mT
+        )
+        found: Tensor = normal.log_prob(y - x @ matrix.mT)
+        return found
+
+    made = TDSSampler(_Denoiser(problem.model), twist, steps=calls // 2, silent=True)
+    return _start(made, problem, samples, seed)
+
+
+def repaint(problem: Problem, samples: int, calls: int, seed: int) -> Tensor:
+    """diffusers' scheduler, jumps of 10 made 10 times: for masks, seen without noise."""
+    model, process = problem.model, problem.model.process
+    assert isinstance(process, GaussianProcess)
+    scheduler = RePaintScheduler(
+        num_train_timesteps=model.T,
+        trained_betas=process.beta[1:].float().numpy(),
+        clip_sample=False,
+    )
+    scheduler.set_timesteps(calls // 10, jump_length=10, jump_n_sample=10)
+    known = problem.matrix.sum(0).bool()
+    seen = (problem.y @ problem.matrix).float().expand(samples, -1)
+    generator = torch.Generator().manual_seed(seed)
+    x = torch.randn(samples, *model.event, generator=generator)
+    before = model.T
+    for time in scheduler.timesteps.tolist():
+        if time > before:  # a jump back
+            x = scheduler.undo_step(x, before, generator)
+        else:
+            step = torch.tensor([time + 1])
+            at = float(process.alpha_bar[step])
+            with torch.no_grad():
+                x_0 = model.predict(x, step).x_0
+            eps = (x - at**0.5 * x_0) / (1 - at) ** 0.5
+            x = scheduler.step(
+                eps, time, x, seen, known.float().expand_as(x), generator
+            ).prev_sample
+        before = time
+    return x
+
+
+Peer = Callable[[Problem, int, int, int], Tensor]
+
+#: Samples [n, D] of a problem, given how many, the network calls of each, and a seed.
+PEERS: dict[str, Peer] = {
+    "DPS, step 0.1 (azula)": partial(dps, 0.1),
+    "DPS, step 0.3 (azula)": partial(dps, 0.3),
+    "DPS, step 1 (azula)": partial(dps, 1.0),
+    "MMPS (azula)": mmps,
+    "TDS, one large system (azula)": tds,
+}
+MASKS: dict[str, Peer] = {"RePaint (diffusers)": repaint}
+
+
+def _start(
+    sampler: Callable[[Tensor], Tensor], problem: Problem, samples: int, seed: int
+) -> Tensor:
+    """From the standard normal at T down; azula draws from torch's own generator."""
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        return sampler(torch.randn(samples, *problem.model.event))

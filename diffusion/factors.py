@@ -1,0 +1,207 @@
+"""What a model's p(x_0) may be multiplied by, beside what was seen: a label, another model.
+
+    p~(x_0) = p(x_0) r(x_0) p(y | x_0) p_2(x_0) / Z
+
+Each says, at every step, what a twist's look becomes of it (`diffusion.twist`): how much x_t is
+worth by it too, and where x_s is better drawn. Particles see to the rest (`diffusion.particles`),
+so their evidence is that of the whole product: p(y), p(y and what was seen), or the integral of
+p p_2. Ratios of evidences are probabilities: p(y | what was seen) = Z_y / sum over y of Z_y.
+"""
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass, replace
+from typing import Self, final
+
+import torch
+from torch import Tensor
+from typing_extensions import override
+
+from diffusion.classifier import Classifier, same_process
+from diffusion.distributions import Bernoulli, Normal
+from diffusion.model import DiffusionModel
+from diffusion.process import Process, per_row
+from diffusion.proposal import Left, Look
+from diffusion.tilt import Tilt, join, kernel_of, steer
+
+
+class Factor(ABC):
+    """One factor of N posteriors."""
+
+    @property
+    @abstractmethod
+    def evaluations(self) -> int:
+        """Network evaluations that it adds to a step."""
+
+    @abstractmethod
+    def check(self, model: DiffusionModel, count: int) -> None:
+        """Raise ValueError unless it can multiply that model's p(x_0), for so many posteriors."""
+
+    @abstractmethod
+    def rows(self, index: Tensor) -> Self:
+        """Those of some of the posteriors, or one several times; int64 [B]."""
+
+    @abstractmethod
+    def look(self, here: Look, x_t: Tensor, t: Tensor, s: Tensor) -> Look:
+        """What a look at x_t becomes.
+
+        Args:
+            here: of the model and whatever else it is multiplied by.
+            x_t: [B, *event].
+            t: int64 [B], or [1] for all rows.
+            s: int64, likewise; s < t.
+        """
+
+
+@final
+@dataclass(frozen=True)
+class Label(Factor):
+    """r(x_0) = p(y | x_0), by a classifier: r_t(x_t) = p(y | x_t), without the model's Jacobian.
+
+    Where r_t is exact, x_s has the mean E[x_s | x_t] + (1 - k) / sqrt(k) d log r_t / d x_t given y
+    too, k = alpha_bar_t / alpha_bar_s: Tweedie's formula, with and without y, at any stride. (Small
+    steps make it the paper's perturbed kernel, Sohl-Dickstein et al. 2015, Section 2.5, and
+    Dhariwal and Nichol 2021, Equation 10.) A step is never moved further than a label of that
+    probability can move it. Of bits log r_s is taken as linear about x_t
+    (Grathwohl, Swersky, Hashemi, Duvenaud and Maddison 2021).
+
+    Attributes:
+        classifier: fitted under the model's own process.
+        y: which label, int64 [N].
+    """
+
+    classifier: Classifier
+    y: Tensor
+
+    @property
+    @override
+    def evaluations(self) -> int:
+        """None of the model's network: the classifier's own call and gradient are not counted."""
+        return 0
+
+    @override
+    def check(self, model: DiffusionModel, count: int) -> None:
+        self.classifier.check(model.process, model.space)
+        labels = self.classifier.labels
+        if self.y.shape != (count,) or self.y.is_floating_point():
+            raise ValueError(
+                f"of {count} posteriors each has its label, int64 [{count}]; came {self.y.dtype} "
+                f"{list(self.y.shape)}"
+            )
+        if bool(((self.y < 0) | (self.y >= len(labels))).any()):
+            raise ValueError(
+                f"labels are 0 to {len(labels) - 1} ({', '.join(labels)}), came "
+                f"{sorted(set(self.y.tolist()))}"
+            )
+
+    @override
+    def rows(self, index: Tensor) -> Self:
+        return replace(self, y=self.y[index])
+
+    @override
+    def look(self, here: Look, x_t: Tensor, t: Tensor, s: Tensor) -> Look:
+        if int(s.max()) == 0:
+            log_r = self._log_prob(x_t, t, self.y)
+
+            def owed(x_0: Tensor, index: Tensor) -> Tensor:
+                """log p(y | x_0) / p(y | x_t)."""
+                return self._log_prob(x_0, torch.zeros_like(t), self.y[index]) - log_r[index]
+
+            left = both(here.left, owed)
+            return replace(here, log_r=here.log_r + log_r, left=left)
+        with torch.inference_mode(False), torch.enable_grad():
+            x = x_t.clone().requires_grad_()
+            log_r = self._log_prob(x, t, self.y.clone())
+            (slope,) = torch.autograd.grad(log_r.sum(), x)
+        log_r, slope, kernel = log_r.detach(), slope.double(), kernel_of(here.proposal)
+        if isinstance(kernel, Normal):
+            rate, var = self.classifier.process.rate(t, s), kernel.var.double()
+            gain = torch.where(rate > 0, (1 - rate) / rate.sqrt(), 0.0)  # x_T without signal
+            slope = per_row(gain, slope) * slope / var
+        else:
+            assert isinstance(kernel, Bernoulli)  # there are two families
+            var = (kernel.mean * (1 - kernel.mean)).double()
+        # p(x_s | x_t, y) <= p(x_s | x_t) / r_t, so their divergence is at most -log r_t.
+        size = (var * slope.square()).flatten(1).sum(1)
+        most = (-2 * log_r / size.clamp_min(1e-300)).clamp(max=1.0).sqrt()
+        steered = steer(here.proposal, per_row(most, slope) * slope)
+        return replace(here, log_r=here.log_r + log_r, proposal=steered)
+
+    def _log_prob(self, x_t: Tensor, t: Tensor, y: Tensor) -> Tensor:
+        """log p(y | x_t), [B]."""
+        return self.classifier.log_prob(x_t, t).gather(1, y[:, None])[:, 0]
+
+
+@final
+@dataclass(frozen=True)
+class Expert(Factor):
+    """Another model of the same data and process: p(x_0) p_2(x_0) / Z, a product of experts.
+
+    What is aimed at, of the whole path, is p(x_0..T) p_2(x_0..T) / q(x_1..T | x_0): where p_2's
+    chain is the exact reversal of q, p_2(x_0..T) = p_2(x_0) q(x_1..T | x_0), so x_0 has the product
+    (and likewise the other way round). Step by step that is the product of the kernels,
+
+        p(x_s | x_t) p_2(x_s | x_t) / q(x_t | x_s),
+
+    Normal or Bernoulli again, normaliser and all. A model of bits that gives some data no
+    probability at all is no exact reversal at any number of steps; one that allows all of them
+    comes as near as 1 / T. On the way x_t is worth
+    r_t = pi(x_t)^-u_t, u_t = (1 - alpha_bar_t) / (1 - alpha_bar_t / 2), for what both models say of
+    x_T counts once, not twice: of two models that are pi itself that is exact.
+
+    Sources: Hinton 2002 (products of experts); Sohl-Dickstein et al. 2015, Section 2.5; Du,
+    Durkan, Strudel, Tenenbaum, Dieleman, Fergus, Sohl-Dickstein, Doucet and Grathwohl 2023
+    (composed diffusion models need more than the sum of their scores).
+
+    Attributes:
+        model: p_2.
+    """
+
+    model: DiffusionModel
+
+    @property
+    @override
+    def evaluations(self) -> int:
+        """One call."""
+        return 1
+
+    @override
+    def check(self, model: DiffusionModel, count: int) -> None:
+        same_process(self.model.process, model.process, "this model runs")
+        if self.model.space != model.space:
+            raise ValueError(
+                f"a product is of models of the same data: one is of space {model.space!r}, the "
+                f"other of {self.model.space!r}"
+            )
+
+    @override
+    def rows(self, index: Tensor) -> Self:
+        return self
+
+    @override
+    def look(self, here: Look, x_t: Tensor, t: Tensor, s: Tensor) -> Look:
+        process, t, s = self.model.process, t.expand(len(x_t)), s.expand(len(x_t))
+        prior = Tilt.of(process.prior(self.model.event, len(x_t)))
+        tilt = Tilt.of(self.model.predict(x_t, t).kernel(s))
+        tilt = tilt.times(Tilt.of_likelihood(process, x_t, t, s), -1.0)
+        tilt = tilt.times(prior, -_share(process, s))
+        joined = join(here.proposal, tilt)
+        log_r = here.log_r + joined.log_z + _share(process, t) * prior.log(x_t)
+        # What is drawn from is the product of what r_t was, so Z is known before the draw.
+        paid = replace(joined, log_z=log_r - here.log_r)
+        left = both(here.left, lambda x_0, index: joined.rows(index).owed(x_0))
+        ends = int(s.max()) == 0
+        return replace(here, log_r=log_r, proposal=paid, left=left if ends else here.left)
+
+
+def _share(process: Process, t: Tensor) -> Tensor:
+    """u_t, float64 [B]; 1 at T, where x_T is drawn from pi, and 0 at 0."""
+    signal = process.alpha_bar[t]
+    share = (1 - signal) / (1 - signal / 2)
+    return torch.where(t == process.T, 1.0, share)
+
+
+def both(one: Left | None, other: Left) -> Left:
+    """The sum of what two factors leave to weigh."""
+    if one is None:
+        return other
+    return lambda x_0, index: one(x_0, index) + other(x_0, index)

@@ -1,0 +1,228 @@
+"""Systems of particles on their way from x_T to x_0: their state, and what a course does to it.
+
+    state_T = begin,    state_s = step(state_t)
+
+A system is P particles that see one observation and advance together. Its noise is numbered by its
+seed, its number and its particles, so that it is the same alone and in any company, whoever calls
+the steps: `walk` in one loop, a service in turns with other work.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass, fields, replace
+from typing import Self, final
+
+import torch
+from torch import Tensor
+
+from diffusion.factors import Factor
+from diffusion.model import DiffusionModel
+from diffusion.observation import Observation
+
+
+@final
+@dataclass(frozen=True)
+class Systems:
+    """S systems of P particles at some t.
+
+    Attributes:
+        seed: of their noise.
+        number: which systems of the seed they are, int64 [S].
+        observation: what was seen, of each particle, [S P, *seen].
+        x: x_t, [S, P, *event]; once at 0, the n draws of each system, [S, n, *event].
+        x_0: what the network last took x_0 to be, as `x`.
+        log_w: log-weights, without the r_t that the next step is to find, nats, float64 [S, P].
+        log_evidence: log of the estimate of Z so far, nats, float64 [S].
+        ess: effective sample size before each step made, float64 [S, steps].
+        origin: from which of the first particles each descends, int64 [S, P].
+        factors: what else multiplies p(x_0), of each particle.
+    """
+
+    seed: int
+    number: Tensor
+    observation: Observation
+    x: Tensor
+    x_0: Tensor
+    log_w: Tensor
+    log_evidence: Tensor
+    ess: Tensor
+    origin: Tensor
+    factors: tuple[Factor, ...] = ()
+
+    @classmethod
+    def begun(cls, x: Tensor, observation: Observation, seed: int, number: Tensor) -> Self:
+        """With equal weights, at x_T [S P, *event]; `observation` [S, *seen]."""
+        S, device = len(number), x.device
+        x = x.unflatten(0, (S, -1))
+        P = x.shape[1]
+        each = torch.arange(S, device=device).repeat_interleave(P)
+        log_w = torch.zeros(S, P, dtype=torch.float64, device=device)
+        origin = torch.arange(P, device=device).expand(S, P)
+        seen = observation.rows(each)
+        none = torch.zeros_like(x)
+        return cls(seed, number, seen, x, none, log_w, log_w[:, 0], log_w[:, :0], origin)
+
+    def multiplied(self, factors: Sequence[Factor]) -> Self:
+        """With other factors of p(x_0), each of S systems."""
+        S, P = self.log_w.shape
+        each = torch.arange(S, device=self.x.device).repeat_interleave(P)
+        return replace(self, factors=tuple(factor.rows(each) for factor in factors))
+
+    @classmethod
+    def joined(cls, parts: "Sequence[Systems]") -> Self:
+        """Systems of one seed and as many particles, without other factors, side by side."""
+        tensors = zip(*(part._tensors() for part in parts), strict=True)
+        seen = Observation.joined([part.observation for part in parts])
+        return cls._of(parts[0].seed, seen, [torch.cat(tensor) for tensor in tensors])
+
+    def rows(self, index: Tensor) -> Self:
+        """Some of the systems; int64 [s]."""
+        P = self.log_w.shape[1]
+        each = (index[:, None] * P + torch.arange(P, device=index.device)).flatten()
+        seen = self.observation.rows(each)
+        found = self._of(self.seed, seen, [tensor[index] for tensor in self._tensors()])
+        return replace(found, factors=tuple(factor.rows(each) for factor in self.factors))
+
+    @property
+    def particle(self) -> Tensor:
+        """The number of each particle in the seed's noise, int64 [S, P]."""
+        P = self.log_w.shape[1]
+        return self.number[:, None] * P + torch.arange(P, device=self.x.device)
+
+    @classmethod
+    def _of(cls, seed: int, observation: Observation, tensors: Sequence[Tensor]) -> Self:
+        number, x, x_0, log_w, log_z, ess, origin = tensors
+        return cls(seed, number, observation, x, x_0, log_w, log_z, ess, origin)
+
+    def _tensors(self) -> list[Tensor]:
+        held = (getattr(self, field.name) for field in fields(self))
+        return [part for part in held if isinstance(part, Tensor)]
+
+
+class Course(ABC):
+    """How systems of one kind go from x_T to x_0, in so many units of work.
+
+    Attributes:
+        particles: P.
+        draws: samples of each system, at most P.
+    """
+
+    particles: int
+    draws: int
+
+    @abstractmethod
+    def __len__(self) -> int:
+        """How many units there are."""
+
+    @abstractmethod
+    def begin(
+        self, model: DiffusionModel, observation: Observation, seed: int, number: Tensor
+    ) -> Systems:
+        """At x_T.
+
+        Args:
+            model: the model.
+            observation: what was seen, [S, *seen].
+            seed: of the noise.
+            number: which systems of the seed, int64 [S].
+        """
+
+    @abstractmethod
+    def step(
+        self, model: DiffusionModel, systems: Systems, unit: int, together: int | None = None
+    ) -> Systems:
+        """After the next unit.
+
+        Args:
+            model: the model.
+            systems: as `begin`, or the unit before this one, left them.
+            unit: which, 0 up to the course's length.
+            together: most rows that go through the network at once; all where it is not given.
+        """
+
+    @abstractmethod
+    def evaluations(self, model: DiffusionModel, count: Tensor) -> Tensor:
+        """Network evaluations of a system by each unit but the last, which takes `particles`.
+
+        Args:
+            model: the model.
+            count: of how many numbers each system has seen, int64 [S].
+
+        Returns:
+            int64 [S].
+        """
+
+    def total(self, model: DiffusionModel, count: Tensor, factors: Sequence[Factor] = ()) -> Tensor:
+        """Network evaluations of each system, int64 [S]."""
+        others = len(self) * self.particles * sum(factor.evaluations for factor in factors)
+        return (len(self) - 1) * self.evaluations(model, count) + self.particles + others
+
+
+@final
+@dataclass(frozen=True)
+class Cloud:
+    """What S systems of P particles found.
+
+    Attributes:
+        particles: P.
+        samples: [S, n, *event], model units; n draws of each system's weighted particles.
+        log_evidence: log of the estimate of Z = p(y), nats, float64 [S]; exp of it has no bias.
+        ess: effective sample size before each step, float64 [S, steps].
+        ancestors: from how many of the P first particles the last ones descend, int64 [S].
+        evaluations: network evaluations of each system, int64 [S].
+    """
+
+    particles: int
+    samples: Tensor
+    log_evidence: Tensor
+    ess: Tensor
+    ancestors: Tensor
+    evaluations: Tensor
+
+    @classmethod
+    def of(cls, model: DiffusionModel, course: Course, systems: Systems) -> Self:
+        """Of systems that are at x_0."""
+        ancestors = systems.origin.sort(1).values.diff(dim=1).ne(0).sum(1) + 1
+        count = systems.observation.count[:: course.particles]
+        spent = course.total(model, count, systems.factors)
+        found = systems.x, systems.log_evidence, systems.ess, ancestors, spent
+        return cls(course.particles, *found)
+
+    @classmethod
+    def joined(cls, parts: "Sequence[Cloud]") -> Self:
+        """Systems of as many particles, side by side."""
+        tensors = zip(*(part.tensors() for part in parts), strict=True)
+        return cls(parts[0].particles, *(torch.cat(tensor) for tensor in tensors))
+
+    def rows(self, index: slice | Tensor) -> Self:
+        """Some of the systems."""
+        return type(self)(self.particles, *(tensor[index] for tensor in self.tensors()))
+
+    def tensors(self) -> tuple[Tensor, ...]:
+        """All but the number of particles, in order; a row a system."""
+        return self.samples, self.log_evidence, self.ess, self.ancestors, self.evaluations
+
+
+@torch.no_grad()
+def walk(
+    model: DiffusionModel,
+    course: Course,
+    observation: Observation,
+    seed: int,
+    number: Tensor,
+    factors: Sequence[Factor] = (),
+) -> Cloud:
+    """A course from its beginning to its end.
+
+    Args:
+        model: the model.
+        course: the way.
+        observation: and what follows: as `Course.begin` takes them.
+        seed: of the noise.
+        number: which systems of the seed, int64 [S].
+        factors: what else multiplies p(x_0) of each system, if the course is a `Filter`.
+    """
+    systems = course.begin(model, observation, seed, number.to(model.device)).multiplied(factors)
+    for unit in range(len(course)):
+        systems = course.step(model, systems, unit)
+    return Cloud.of(model, course, systems)

@@ -1,0 +1,237 @@
+"""What may be asked about observations: the requests of /posterior, /inpaint and /denoise.
+
+The last two are the first with fewer fields: elements seen as they are, and all of them with noise.
+"""
+
+import math
+from typing import Annotated, Any, ClassVar
+
+from pydantic import AfterValidator, ConfigDict, Field, WithJsonSchema
+from torch import Tensor
+from typing_extensions import override
+
+from diffusion.methods import Auto, Resample, Settled
+from diffusion.operators import LinearOperator, Mask, Operator
+from diffusion.plan import Ancestral
+from service.methods import AutoMethod, MethodIn, ResampleMethod, TwistedMethod
+from service.schemas import Asked, DataIn, MaskIn
+
+SYSTEM_STEPS = 100  # of chains whose steps are dear, where a request says nothing of them
+
+
+def _is_noise(value: object) -> object:
+    if value is None or isinstance(value, list | Tensor):
+        return value
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        if 0 <= value < math.inf:
+            return value
+        raise ValueError("a finite number of at least 0 is expected")
+    raise ValueError("a number, or an array of them, is expected")
+
+
+NoiseIn = Annotated[
+    Any,
+    AfterValidator(_is_noise),
+    WithJsonSchema(
+        {
+            "anyOf": [
+                {"type": "number", "minimum": 0},
+                {"type": "array", "items": {}},
+                {"type": "null"},
+            ]
+        }
+    ),
+]
+
+
+class Conditions(Asked):
+    """What requests about observations have in common.
+
+    Attributes:
+        whole: whether everything was seen where nothing else is said.
+        noisy: whether there has to be noise.
+    """
+
+    whole: ClassVar[bool] = False
+    noisy: ClassVar[bool] = False
+
+    observed: DataIn = Field(description="What was seen, in data units: arrays or PNGs.")
+    noise_std: NoiseIn = Field(
+        None,
+        description="Reals: the noise's standard deviation in data units, one number, an array in "
+        "the shape of what was seen, or one each; 0 or absent: seen exactly.",
+    )
+    flip_probability: float | None = Field(
+        None, ge=0, lt=0.5, description="Bits: each one seen was flipped with this probability."
+    )
+    num_samples: int = Field(1, ge=1, description="Samples for each datum observed.")
+    quantiles: list[Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]] | None = Field(
+        None,
+        min_length=1,
+        max_length=99,
+        description="Also answer these quantiles of the samples, element by element.",
+    )
+    method: MethodIn = Field(
+        default=AutoMethod(name="auto"),
+        description="How, by its name or with its fields. `auto`: `matched` where everything was "
+        "seen with the same independent noise, else `twisted`. `twisted`: weighted particles, the "
+        "exact posterior as they grow. `matched`: the plain chain from the step that has that "
+        "noise. `product`, the 2015 paper's kernels times r, and `resample`, RePaint: biased.",
+    )
+    particles: int | None = Field(
+        None, ge=1, description="Of each system; short for the method's field."
+    )
+    sampler: Ancestral = Field(
+        Ancestral(),
+        description="The chain's steps; a posterior needs the model's own kernel. Where `steps` "
+        f"is absent: all T, of `twisted` and `resample`, whose steps are dear, at most "
+        f"{SYSTEM_STEPS}.",
+    )
+
+    @property
+    def mask(self) -> Any:  # noqa: ANN401 - read by service.arrays
+        """Which elements were seen; None where nothing says so."""
+        return None
+
+    @property
+    def through(self) -> LinearOperator:
+        """The operator through which they were seen."""
+        return Mask()
+
+    @property
+    def wanted(self) -> Auto | Settled:
+        """The method as the library has it.
+
+        Raises:
+            ValueError: particles said twice, or of a method that has none.
+        """
+        method = self.method
+        if isinstance(method, TwistedMethod):
+            said = "particles" in method.model_fields_set
+            if self.particles is not None and said and self.particles != method.particles:
+                raise ValueError(
+                    f"`particles` are {self.particles}, and {method.particles} in `method`: "
+                    "say one of them"
+                )
+            if self.particles is not None:
+                method = method.model_copy(update={"particles": self.particles})
+            settled = method.settled()
+            return Auto(twisted=settled) if isinstance(method, AutoMethod) else settled
+        if self.particles not in (None, 1):
+            raise ValueError(
+                f"method '{method.name}' weights no particles, came {self.particles}: ask for "
+                "'twisted', or for more samples with `num_samples`"
+            )
+        if isinstance(method, ResampleMethod):
+            return Resample(jump=method.jump, times=method.times)
+        return method
+
+
+class PosteriorRequest(Conditions):
+    """Draw from p(x_0) r(x_0), r what was observed: y = A x_0 + noise, or bits that may flip."""
+
+    model_config = ConfigDict(
+        json_schema_extra={
+            "examples": [
+                {
+                    "model": "gaussian-mixture",
+                    "operator": {"kind": "dense", "rows": [[1.0, 0.5]]},
+                    "observed": [[0.3]],
+                    "noise_std": 0.1,
+                    "method": {"name": "twisted", "particles": 16},
+                    "num_samples": 16,
+                    "quantiles": [0.05, 0.5, 0.95],
+                    "seed": 7,
+                },
+                {
+                    "model": "mnist",
+                    "operator": {"kind": "average-pooling", "size": 4},
+                    "observed": ["<base64 PNG of 7 x 7 pixels>"],
+                    "noise_std": 8,
+                    "method": {"name": "twisted", "covariance": "diagonal"},
+                    "num_samples": 4,
+                },
+                {
+                    "model": "bit-patterns",
+                    "observed": [[1, 0, 0, 0]],
+                    "known": [1, 1, 0, 0],
+                    "flip_probability": 0.1,
+                },
+            ]
+        }
+    )
+
+    whole: ClassVar[bool] = True
+
+    known: MaskIn = Field(
+        None,
+        description="One mask for all, or one each: 1 or white where a value was observed; "
+        "everything where it is absent. Not with an operator.",
+    )
+    operator: Operator = Field(
+        Mask(),
+        description="A, through which data in data units were seen: elements as they are (`mask`), "
+        "`average-pooling`, `blur` with a kernel, or a `dense` matrix over the flattened datum.",
+    )
+
+    @property
+    @override
+    def mask(self) -> Any:
+        return self.known
+
+    @property
+    @override
+    def through(self) -> LinearOperator:
+        return self.operator
+
+
+class InpaintRequest(Conditions):
+    """Draw from p(x_0) r(x_0), r what was observed, exactly or with noise."""
+
+    model_config = ConfigDict(
+        json_schema_extra={
+            "examples": [
+                {
+                    "model": "gaussian-mixture",
+                    "observed": [[0.5, 0.0]],
+                    "known": [1, 0],
+                    "num_samples": 4,
+                    "seed": 7,
+                },
+                {"model": "mnist", "observed": ["<PNG with transparency>"], "num_samples": 4},
+            ]
+        }
+    )
+
+    known: MaskIn = Field(
+        None,
+        description="One mask for all, or one each: 1 or white where a value was observed. A mask "
+        "of pixels [H, W] holds for all channels. Not needed with transparent PNGs.",
+    )
+
+    @property
+    @override
+    def mask(self) -> Any:
+        return self.known
+
+
+class DenoiseRequest(Conditions):
+    """Draw from p(x_0) r(x_0) with everything observed, with independent noise."""
+
+    model_config = ConfigDict(
+        json_schema_extra={
+            "examples": [
+                {
+                    "model": "gaussian-mixture",
+                    "observed": [[0.5, -1.0]],
+                    "noise_std": 0.5,
+                    "num_samples": 8,
+                    "seed": 7,
+                },
+                {"model": "bit-patterns", "observed": [[1, 0, 0, 0]], "flip_probability": 0.1},
+            ]
+        }
+    )
+
+    whole: ClassVar[bool] = True
+    noisy: ClassVar[bool] = True

@@ -1,0 +1,214 @@
+"""Systems' turns, without tensors: equal evaluations, whole waves, room, time beside chains."""
+
+import random
+from collections import Counter, defaultdict
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from service.engine.forecast import Load, Turns
+from service.engine.scheduler import Scheduler
+from service.engine.ticks import Entry, Queue, Work
+from tests.service.engine.ticks import chain, data, scheduler_of
+
+SYSTEMS = Queue("m", systems=True)
+
+
+def systems(key: int, rows: int, units: int, width: int = 2, cost: int | None = None) -> Work:
+    """Every system's unit costs `cost`, or a particle one evaluation."""
+    each = width if cost is None else cost
+    return Work(key, SYSTEMS, rows, units, False, width, (each,) * rows)
+
+
+def scheduler(batch_size: int = 8, slots: int = 64) -> Scheduler:
+    found = scheduler_of("m", batch_size, slots)
+    found.serve(SYSTEMS, batch_size, slots)
+    return found
+
+
+WORKS = st.lists(
+    st.tuples(st.integers(1, 12), st.integers(1, 6), st.integers(1, 9), st.integers(1, 9)),
+    min_size=1,
+    max_size=6,
+)
+
+
+@settings(max_examples=40)
+@given(works=WORKS, batch=st.integers(1, 9), slots=st.integers(1, 30), seed=st.integers(0, 99))
+def test_every_unit_once_in_order_in_whole_waves(
+    works: list[tuple[int, int, int, int]], batch: int, slots: int, seed: int
+) -> None:
+    dice = random.Random(seed)
+    turns = scheduler(batch, slots)
+    known = {key: systems(key, *work) for key, work in enumerate(works)}
+    waiting, cancelled = list(known.values()), set[int]()
+    owed = {
+        key: work.rows * ((work.units - 1) * work.costs[0] + work.width)
+        for key, work in known.items()
+    }
+    done: dict[tuple[int, int], list[int]] = defaultdict(list)
+    on_the_way: dict[int, set[int]] = defaultdict(set)
+    for _ in range(10_000):
+        while waiting and (len(turns) == 0 or dice.random() < 0.3):
+            turns.add(waiting.pop(0))
+        if dice.random() < 0.02:
+            key = dice.randrange(len(works))
+            if key not in cancelled and known[key] not in waiting and owed[key]:
+                assert turns.remove(key) == owed[key]
+                cancelled.add(key)
+                on_the_way.pop(key, None)
+        tick = turns.next()
+        if tick is None:
+            if not waiting:
+                break
+            continue
+        ((key, cost),) = tick.shares.items()
+        work, rows = known[key], {entry.row for entry in tick.chains}
+        assert (tick.queue, tick.terms, tick.width) == (SYSTEMS, [], work.width)
+        assert key not in cancelled
+        assert len(rows) == len(tick) == min(len(rows), max(1, batch // work.width))
+        assert on_the_way[key] in (set(), rows)  # nobody leaves a wave, nobody joins it
+        on_the_way[key] = rows
+        held = sum(len(wave) * known[other].width for other, wave in on_the_way.items())
+        assert held <= slots or len([wave for wave in on_the_way.values() if wave]) == 1
+        spent = 0
+        for entry in tick.chains:
+            units = done[key, entry.row]
+            assert entry == Entry(key, entry.row, 0, len(units))
+            units.extend(range(entry.unit, entry.unit + tick.length))
+            last = len(units) == work.units
+            spent += (tick.length - last) * work.costs[0] + last * work.width
+            assert (entry in tick.ends) == last
+        assert spent == cost == tick.evaluations
+        owed[key] -= cost
+        if tick.ends:
+            on_the_way[key] = set()
+        turns.retire(tick, dice.choice((1e-3, 0.01, 1.0)) * tick.length)
+    assert len(turns) == turns.rows_running == turns.rows_waiting == 0
+    for key, work in known.items():
+        if key not in cancelled:
+            assert owed[key] == 0
+            assert all(done[key, row] == list(range(work.units)) for row in range(work.rows))
+
+
+@settings(max_examples=20)
+@given(
+    costs=st.lists(st.integers(2, 90), min_size=2, max_size=5),
+    late=st.integers(0, 100),
+    seed=st.integers(0, 99),
+)
+def test_jobs_have_equal_evaluations_whatever_their_steps_cost(
+    costs: list[int], late: int, seed: int
+) -> None:
+    """Any two that were there all the while, to within a tick of either; also who came late."""
+    dice = random.Random(seed)
+    turns = scheduler()
+    for key, cost in enumerate(costs):
+        turns.add(systems(key, 1, 10_000, cost=cost))
+    had, most = Counter[int](), Counter[int]()
+    for i in range(300):
+        if i == late:
+            turns.add(systems(99, 4, 10_000, cost=7))
+            joined = Counter(had)
+        tick = turns.next()
+        assert tick is not None
+        ((key, cost),) = tick.shares.items()
+        had[key] += cost
+        most[key] = max(most[key], cost)
+        turns.retire(tick, dice.choice((0.004, 0.3)) * tick.length)
+    for keys, since in ((range(len(costs)), Counter[int]()), ((*range(len(costs)), 99), joined)):
+        for a in keys:
+            for b in keys:
+                apart = (had[a] - since[a]) - (had[b] - since[b])
+                assert abs(apart) <= 2 * (most[a] + most[b])
+
+
+@pytest.mark.parametrize("other", [chain(1, 1, 100_000), data(1, 3, 100_000)])
+def test_beside_systems_others_have_their_share_of_the_time(other: Work) -> None:
+    """Half of it, to within a tick, though a tick of systems takes a hundred times as long."""
+    turns = scheduler()
+    turns.add(systems(0, 4, 100_000, cost=20))
+    turns.add(other)
+    spent: Counter[bool] = Counter()
+    for _ in range(1000):
+        tick = turns.next()
+        assert tick is not None
+        seconds = 0.5 if tick.queue.systems else 0.005 * tick.length
+        spent[tick.queue.systems] += seconds
+        turns.retire(tick, seconds)
+    assert abs(spent[True] - spent[False]) <= 1.0
+
+
+def test_who_asks_for_more_batches_has_more_of_the_time() -> None:
+    """Chains that could fill three ticks at once, beside systems that could fill one."""
+    turns = scheduler(batch_size=8)
+    turns.add(systems(0, 4, 100_000))
+    for key in (1, 2, 3):
+        turns.add(chain(key, 8, 100_000))
+    spent: Counter[bool] = Counter()
+    for _ in range(1000):
+        tick = turns.next()
+        assert tick is not None
+        spent[tick.queue.systems] += 0.1
+        turns.retire(tick, 0.1)
+    assert spent[False] / spent[True] == pytest.approx(3, rel=0.02)
+
+
+def test_a_system_wider_than_a_tick_goes_alone() -> None:
+    turns = scheduler(batch_size=8)
+    turns.add(systems(0, 3, 2, width=20))
+    tick = turns.next()
+    assert tick is not None
+    assert (len(tick), tick.rows) == (1, 20)
+
+
+def test_a_burst_lasts_no_longer_than_a_tick_may() -> None:
+    """The first tells the pace; those after it go on for about 20 ms."""
+    turns = scheduler()
+    turns.add(systems(0, 1, 1000))
+    lengths = []
+    for _ in range(4):
+        tick = turns.next()
+        assert tick is not None
+        lengths.append(tick.length)
+        turns.retire(tick, 0.0045 * tick.length)
+    assert lengths == [1, 4, 4, 4]
+
+
+def test_removed_while_its_tick_runs() -> None:
+    turns = scheduler()
+    turns.add(systems(0, 4, 10))
+    tick = turns.next()
+    assert tick is not None
+    assert turns.remove(0) == 4 * 2 * 10 - tick.evaluations
+    turns.retire(tick)
+    assert turns.next() is None
+
+
+@settings(max_examples=40)
+@given(works=WORKS, own=WORKS, batch=st.integers(1, 9))
+def test_the_forecast_is_when_a_job_is_done_to_within_everybodys_tick(
+    works: list[tuple[int, int, int, int]], own: list[tuple[int, int, int, int]], batch: int
+) -> None:
+    """All there from the start: evaluations until the job's last are those of the forecast."""
+    turns = scheduler(batch, slots=10_000)
+    jobs = [systems(key, *work) for key, work in enumerate([own[0], *works])]
+    for work in jobs:
+        turns.add(work)
+    loads = [
+        Load(w.rows * w.width, w.rows * ((w.units - 1) * w.costs[0] + w.width), False) for w in jobs
+    ]
+    span = Turns(batch).until_done(loads[0], [(load, 1) for load in loads[1:]])
+    made, left, most = 0, loads[0].evaluations, Counter[int]()
+    while left:
+        tick = turns.next()
+        assert tick is not None
+        ((key, cost),) = tick.shares.items()
+        turns.retire(tick, 1.0 * tick.length)
+        made += cost
+        most[key] = max(most[key], cost)
+        left -= cost if key == 0 else 0
+    # Who is one tick behind may have his turn first, or not before the job is done.
+    slack = sum(most.values()) + most[0] * len(jobs)
+    assert abs(made - span.ticks * span.rows) <= slack

@@ -1,0 +1,127 @@
+"""diffusers' folders: a DDPMPipeline or a DDIMPipeline with a UNet2DModel, of pixels.
+
+model_index.json    unet/config.json    unet/diffusion_pytorch_model.safetensors (or .bin)
+scheduler/scheduler_config.json         (or all of them in one folder, as at first)
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from pydantic import ValidationError
+from torch import Tensor
+
+from diffusion.networks import UNetConfig, build
+from training.convert.files import as_float32, checked, read_json, read_tensors, sha256, shards
+from training.convert.found import ConvertError, Found, named, pixels, take
+from training.convert.scheduler import PREDICTIONS, SchedulerDocument
+from training.convert.unet import UNetDocument, diffusers_key
+
+PIPELINES = ("DDPMPipeline", "DDIMPipeline")
+WEIGHTS = (
+    "diffusion_pytorch_model.safetensors",
+    "diffusion_pytorch_model.safetensors.index.json",
+    "diffusion_pytorch_model.bin",
+    "diffusion_pytorch_model.bin.index.json",
+)
+
+#: How attention was named before diffusers 0.15.
+_OLD = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
+
+
+def our_tensors(tensors: Mapping[str, Tensor], config: UNetConfig, where: str) -> dict[str, Tensor]:
+    """diffusers' tensors by our names, every one of them.
+
+    Raises:
+        ConvertError: one is missing, too many or of another shape.
+    """
+    renamed = {
+        ".".join(_OLD.get(part, part) for part in name.split(".")): tensor
+        for name, tensor in tensors.items()
+    }
+    if len(renamed) < len(tensors):
+        raise ConvertError(f"{where}: an attention is there twice, by its old and its new names")
+    with torch.device("meta"):
+        wanted = build(config).state_dict()
+    take(renamed, {diffusers_key(name): tensor for name, tensor in wanted.items()}, where)
+    return {name: renamed[diffusers_key(name)] for name in wanted}
+
+
+def read_diffusers(folder: Path, size: tuple[int, int] | None, levels: int) -> Found:
+    """A pipeline's folder.
+
+    Args:
+        folder: that holds model_index.json.
+        size: height and width, where the folder does not say.
+        levels: of the images that it was trained on.
+
+    Raises:
+        ConvertError: what cannot be converted, named.
+    """
+    index = read_json(folder / "model_index.json")
+    check_index(index, folder)
+    unet, scheduler = (_part(folder, name) for name in ("unet", "scheduler"))
+    paths = [folder / "model_index.json", unet / "config.json"]
+    paths.append(scheduler / "scheduler_config.json")
+    settings = [index, *(read_json(path) for path in paths[1:])]
+    document = checked(settings[1], UNetDocument, str(paths[1]))
+    process = checked(settings[2], SchedulerDocument, str(paths[2]))
+    try:
+        network = document.network()
+        variance = process.variance(network.outputs)
+        schedule, table = process.schedule()
+    except (ConvertError, ValidationError) as error:
+        raise ConvertError(f"{folder}: {error}") from error
+    weights = next((unet / name for name in WEIGHTS if (unet / name).exists()), None)
+    if weights is None:
+        raise ConvertError(f"{unet}: no weights there: one of {', '.join(WEIGHTS)} was expected")
+    size = size or document.size
+    if size is None:
+        raise ConvertError(f"{paths[1]}: sample_size is not said: give --size HEIGHT WIDTH")
+    tensors = our_tensors(as_float32(read_tensors(weights), weights), network, str(weights))
+    files = [*paths, weights, *shards(weights)]
+    return Found(
+        library="diffusers",
+        title=f"diffusers' {index['_class_name']}, converted",
+        network=network,
+        schedule=schedule,
+        T=process.T,
+        table=table,
+        prediction=PREDICTIONS[process.prediction_type],
+        variance=variance,
+        space=pixels(document.in_channels, size, levels),
+        tensors=tensors,
+        files={str(path.relative_to(folder)): sha256(path) for path in files},
+        documents={
+            str(path.relative_to(folder)): said for path, said in zip(paths, settings, strict=True)
+        },
+        notes=process.notes(),
+    )
+
+
+def check_index(index: Mapping[str, Any], folder: Path) -> None:
+    """Raise ConvertError unless it is an unconditional pipeline of pixels."""
+    kind = index.get("_class_name")
+    parts = {name: value for name, value in index.items() if isinstance(value, list) and any(value)}
+    others = {name: value for name, value in parts.items() if name not in ("unet", "scheduler")}
+    held = ", ".join(f"{name} ({value[-1]})" for name, value in sorted(others.items()))
+    if kind not in PIPELINES or others:
+        latent = {"vae", "vqvae", "text_encoder", "tokenizer"} & others.keys()
+        why = (
+            f"a pipeline of latents or of text, with {held}"
+            if latent
+            else f"a pipeline of kind {kind!r}" + (f" with {held}" if held else "")
+        )
+        raise ConvertError(
+            f"{folder}: {why}: only unconditional pipelines of pixels are converted, "
+            f"{' or '.join(PIPELINES)} of one unet and one scheduler"
+        )
+    missing = {"unet", "scheduler"} - parts.keys()
+    if missing:
+        raise ConvertError(f"{folder}: model_index.json names no {named(missing)}")
+
+
+def _part(folder: Path, name: str) -> Path:
+    """Where a part's files are: in a folder of its name, or beside the index as at first."""
+    return folder / name if (folder / name).is_dir() else folder

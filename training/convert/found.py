@@ -1,0 +1,120 @@
+"""What is found in a source: every fact that an artefact needs, and the network's tensors."""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from torch import Tensor
+
+from diffusion.checkpoint import Metadata, Provenance
+from diffusion.model import DiffusionModel, check_signal
+from diffusion.networks import UNetConfig
+from diffusion.prediction import PredictionKind, VarianceKind
+from diffusion.process import GaussianConfig
+from diffusion.schedule import Schedule, TableSchedule
+from diffusion.space import DataSpace
+
+
+class ConvertError(ValueError):
+    """A source that cannot be converted; the message names what was found and why not."""
+
+
+@dataclass(frozen=True)
+class Found:
+    """A source, read.
+
+    Attributes:
+        library: that wrote it.
+        title: what it is, in a line.
+        network: its configuration.
+        schedule: the process's.
+        T: its number of steps.
+        table: beta, float64 [T + 1], where the schedule is a table; else None.
+        prediction, variance: what the network's output means.
+        space: what a datum is.
+        tensors: of the network, float32, by our names.
+        files: sha256 of each file that was read.
+        documents: the source's own settings.
+        notes: what it says of its sampler, and an artefact does not hold.
+    """
+
+    library: Literal["diffusers", "openai"]
+    title: str
+    network: UNetConfig
+    schedule: Schedule
+    T: int
+    table: Tensor | None
+    prediction: PredictionKind
+    variance: VarianceKind
+    space: DataSpace
+    tensors: Mapping[str, Tensor]
+    files: dict[str, str]
+    documents: dict[str, dict[str, Any]]
+    notes: tuple[str, ...] = field(default=())
+
+    def build(self, name: str, training: Provenance) -> tuple[DiffusionModel, Metadata]:
+        """The model with the source's weights, in evaluation mode, and its document.
+
+        Raises:
+            ValueError: the parts do not fit each other.
+        """
+        metadata = Metadata(
+            name=name,
+            process=GaussianConfig(T=self.T, schedule=self.schedule),
+            network=self.network,
+            prediction=self.prediction,
+            variance=self.variance,
+            space=self.space,
+            training=training,
+        )
+        model = metadata.build()
+        model.network.load_state_dict(self.tensors)
+        if isinstance(self.schedule, TableSchedule):
+            assert self.table is not None  # of whoever says "table"
+            model.process.take(self.table)
+        check_signal(model.process, self.prediction)
+        return model.eval().requires_grad_(False), metadata
+
+
+def pixels(channels: int, size: tuple[int, int], levels: int) -> DataSpace:
+    """The space of images whose levels 0..levels - 1 were scaled to -1..1 for the network."""
+    half = (levels - 1) / 2
+    shape = (channels, *size)
+    return DataSpace(kind="image", shape=shape, shift=half, scale=half, levels=levels)
+
+
+def named(names: Iterable[str], most: int = 6) -> str:
+    """The first few names, in words."""
+    listed = sorted(names)
+    more = f" and {len(listed) - most} more" if len(listed) > most else ""
+    return ", ".join(listed[:most]) + more
+
+
+def take(tensors: Mapping[str, Tensor], wanted: Mapping[str, Tensor], where: str) -> None:
+    """Raise ConvertError unless `tensors` are exactly the wanted ones, by name and shape.
+
+    Args:
+        tensors: by the source's names.
+        wanted: of the same names, tensors of the shapes that the network needs.
+        where: the file, for the message.
+    """
+    missing, foreign = wanted.keys() - tensors.keys(), tensors.keys() - wanted.keys()
+    if missing:
+        raise ConvertError(
+            f"{where}: the network that its settings describe needs tensors that are not there: "
+            f"{named(missing)}"
+            + (f"; and there are others, {named(foreign)}" if foreign else "")
+            + ": give the settings that it was trained with"
+        )
+    if foreign:
+        raise ConvertError(
+            f"{where}: the network that its settings describe has no place for {named(foreign)}, "
+            "and nothing is dropped: it was trained with other settings, or is another network"
+        )
+    for name, tensor in wanted.items():
+        if tensors[name].shape != tensor.shape:
+            raise ConvertError(
+                f"{where}: tensor {name} has shape {list(tensors[name].shape)}, the network that "
+                f"its settings describe needs {list(tensor.shape)}: give the settings that it was "
+                "trained with"
+            )

@@ -1,0 +1,200 @@
+"""The figure of labels: digits that were asked for, and a half-hidden one under several labels.
+
+    p(y | what was seen) = Z_y / sum over y of Z_y = E[p(y | x_0) | what was seen],
+    Z_y = p(y, what was seen)
+
+Each label is one system of particles of `models/mnist`, by the classifier of noisy digits
+(`diffusion.factors.Label`): its samples, and its evidence. The mean over samples that follow no
+label needs no evidence, which of hundreds of pixels is uncertain by more nats than a label has.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from torch import Tensor
+
+from diffusion.checkpoint import load
+from diffusion.classifier import Classifier
+from diffusion.classifier import load as load_classifier
+from diffusion.model import DiffusionModel
+from diffusion.noise import Stream, counter_noise
+from diffusion.observation import Observation
+from diffusion.plan import Ancestral
+from diffusion.posterior import Label, Posterior, Twisted, draw
+from training import data
+from training.config import FitConfig
+from training.export import artefact_path
+from training.sheet import sheet
+
+MODEL, READER = "mnist", "mnist-classifier"
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """One posterior for each of K labels.
+
+    Attributes:
+        samples: [K, n, *event], data units.
+        log_evidence: of each label and what was seen, nats, [K].
+        read: the share of each label's samples that the classifier reads as that label, [K].
+        ess: effective sample size of each label's system, the mean over steps, [K].
+    """
+
+    samples: Tensor
+    log_evidence: Tensor
+    read: Tensor
+    ess: Tensor
+
+    @property
+    def probabilities(self) -> Tensor:
+        """p(y | what was seen), [K]."""
+        return self.log_evidence.softmax(0)
+
+
+def by_label(
+    model: DiffusionModel,
+    reader: Classifier,
+    seen: Observation,
+    samples: int,
+    *,
+    particles: int,
+    steps: int,
+    seed: int = 0,
+) -> Drawn:
+    """The posterior of what was seen of one datum under every label, a joint system each.
+
+    Args:
+        model: of images.
+        reader: of its noisy data.
+        seen: of one datum.
+        samples: n, of each label.
+        particles: of each label's system.
+        steps: of each chain.
+        seed: of every draw.
+    """
+    y = torch.arange(len(reader.labels))
+    found: Posterior = draw(
+        model,
+        seen.rows(torch.zeros_like(y)),
+        samples,
+        seed=seed,
+        method=Twisted(particles=particles, systems="joint"),
+        sampler=Ancestral(steps=steps),
+        factors=[Label(reader, y)],
+    )
+    x_0 = found.samples.flatten(0, 1)
+    log_p = reader.log_prob(x_0, torch.zeros(1, dtype=torch.int64))
+    read = (log_p.argmax(1).unflatten(0, (len(y), samples)) == y[:, None]).double().mean(1)
+    evidence = [one.log_evidence or 0.0 for one in found.diagnostics]
+    pictures = model.space.to_data(x_0).unflatten(0, (len(y), samples))
+    ess = torch.tensor([one.ess for one in found.diagnostics]).mean(1)
+    return Drawn(pictures, torch.tensor(evidence, dtype=torch.float64), read, ess)
+
+
+def read_off(
+    model: DiffusionModel,
+    reader: Classifier,
+    seen: Observation,
+    samples: int,
+    *,
+    particles: int,
+    steps: int,
+    seed: int = 0,
+) -> Tensor:
+    """E[p(y | x_0) | what was seen] over samples that follow no label, [K]; as in `by_label`."""
+    found = draw(
+        model,
+        seen,
+        samples,
+        seed=seed,
+        method=Twisted(particles=particles),
+        sampler=Ancestral(steps=steps),
+    )
+    log_p = reader.log_prob(found.samples[0], torch.zeros(1, dtype=torch.int64))
+    return found.weights[0] @ log_p.exp()
+
+
+def figure(
+    model: DiffusionModel,
+    reader: Classifier,
+    digit: Tensor,
+    path: Path,
+    *,
+    samples: int = 8,
+    particles: int = 8,
+    steps: int = 40,
+    noise: float = 0.2,
+) -> tuple[Drawn, Drawn, Tensor]:
+    """Ten labels, then a digit whose lower half is hidden under each.
+
+    Args:
+        model: of images.
+        reader: of its noisy data.
+        digit: held-out, data units [1, C, H, W].
+        path: of the picture.
+        samples: of each label.
+        particles: of each label's system, at least `samples`.
+        steps: of each chain.
+        noise: standard deviation of what is seen of it, model units.
+
+    Returns:
+        What was drawn of the labels alone and of that half, and what was read off without a label.
+    """
+    known = torch.zeros(digit.shape, dtype=torch.bool)
+    known[..., : digit.shape[2] // 2, :] = True
+    nothing = Observation.nothing(model.process, model.event, 1)
+    drawn = counter_noise(0, torch.zeros(1, dtype=torch.int64), 0, Stream.DATA)
+    y = model.space.to_model(digit) + noise * drawn.normal(model.event)
+    seen = Observation.of_reals(y, known, noise)
+    free, half = (
+        by_label(model, reader, what, samples, particles=particles, steps=steps)
+        for what in (nothing, seen)
+    )
+    off = read_off(model, reader, seen, samples, particles=particles, steps=steps)
+    figure = Figure(figsize=(9.0, 5.6))
+    axes = figure.subplots(1, 3, width_ratios=(8, 2, 8))
+    panels = (
+        ("asked for", free.samples.flatten(0, 1), samples),
+        ("seen", torch.where(known, model.space.to_data(y), 128.0), 1),
+        ("that half, if it is", half.samples.flatten(0, 1), samples),
+    )
+    for axis, (title, rows, columns) in zip(axes, panels, strict=True):
+        axis.imshow(sheet(model.space, rows, columns), interpolation="nearest")
+        axis.set_title(title, fontsize=10)
+        axis.set(xticks=[], yticks=[])
+    side = digit.shape[2] + 2
+    places = [side * (i + 0.5) for i in range(len(reader.labels))]
+    axes[0].set_yticks(places, reader.labels)
+    shares = zip(reader.labels, off.tolist(), strict=True)
+    axes[2].set_yticks(places, [f"{name}: {share:.3f}" for name, share in shares], fontsize=8)
+    figure.tight_layout(pad=0.4)
+    FigureCanvasAgg(figure)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=150, metadata={"Software": None})
+    return free, half, off
+
+
+def make(models: Path, folder: Path, number: int = 9) -> list[Path]:
+    """Draw the figure of the test digit of that number if both artefacts are there."""
+    artefact, other = artefact_path(models, MODEL), artefact_path(models, READER)
+    if not (artefact.exists() and other.exists()):
+        return []
+    model, metadata = load(artefact)
+    reader, _ = load_classifier(other)
+    config = FitConfig.model_validate(metadata.training.config)
+    digit = data.load(config.data).test[number : number + 1]
+    path = folder / "labels.png"
+    free, half, off = figure(model, reader, digit, path)
+    print(f"read as asked: {_words(free.read)}; with half of it seen: {_words(half.read)}")
+    print(f"log evidence: {_words(free.log_evidence)}; {_words(half.log_evidence)}")
+    print(f"effective sample size: {_words(free.ess)}; {_words(half.ess)}")
+    print(f"p(label | half seen), by evidence: {_words(half.probabilities)}")
+    print(f"read off without a label: {_words(off)}")
+    return [path]
+
+
+def _words(values: Tensor) -> str:
+    return " ".join(f"{value:.3f}" for value in values.tolist())

@@ -71,8 +71,12 @@ class PosteriorWork(Work[ChainResult | SystemResult]):
         """The work, or the problem that forbids it."""
         served = catalogue.find(request.model)
         count, each, model = request.count, request.num_samples, served.model
-        of = "label" if request.observed is None else "observed"
-        check_rows(count, of, settings.max_data, "NONEQ_MAX_DATA")
+        check_rows(
+            count,
+            "label" if request.observed is None else "observed",
+            settings.max_data,
+            "NONEQ_MAX_DATA",
+        )
         check_rows(count * each, "num_samples", settings.max_samples, "NONEQ_MAX_SAMPLES")
         seen = read_seen(request, model.space)
         beside = find_beside(request.beside, count, served, catalogue)
@@ -228,13 +232,20 @@ class PosteriorWork(Work[ChainResult | SystemResult]):
             start_noise=noise,
         )
 
+    @property
+    def _said(self) -> str:
+        """The field that says most of what was asked."""
+        if not self.seen.nothing:
+            return "observed"
+        return "times" if self.beside.labels is None else "label"
+
     def _check_possible(self, told: tuple[Told, ...]) -> None:
         """Raise InvalidRequest where the model has not seen the like of what was observed."""
         for datum, each in enumerate(told):
             if each.log_evidence == float("-inf"):
                 raise InvalidRequest(
                     f"The model gives what was asked of datum {datum} no probability.",
-                    location="label" if self.seen.nothing else "observed",
+                    location=self._said,
                     index=datum,
                     expected="values that the model holds to be possible",
                     fix="Check the units and which elements are known, or allow for noise "

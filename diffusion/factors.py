@@ -9,6 +9,7 @@ p p_2. Ratios of evidences are probabilities: p(y | what was seen) = Z_y / sum o
 """
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Self, final
 
@@ -39,6 +40,10 @@ class Factor(ABC):
     @abstractmethod
     def rows(self, index: Tensor) -> Self:
         """Those of some of the posteriors, or one several times; int64 [B]."""
+
+    @abstractmethod
+    def each(self, act: Callable[[Tensor], Tensor]) -> Self:
+        """The same with the tensors of its rows changed: moved to a device, say."""
 
     @abstractmethod
     def look(self, here: Look, x_t: Tensor, t: Tensor, s: Tensor) -> Look:
@@ -96,6 +101,10 @@ class Label(Factor):
     @override
     def rows(self, index: Tensor) -> Self:
         return replace(self, y=self.y[index])
+
+    @override
+    def each(self, act: Callable[[Tensor], Tensor]) -> Self:
+        return replace(self, y=act(self.y))
 
     @override
     def look(self, here: Look, x_t: Tensor, t: Tensor, s: Tensor) -> Look:
@@ -175,6 +184,10 @@ class Expert(Factor):
 
     @override
     def rows(self, index: Tensor) -> Self:
+        return self
+
+    @override
+    def each(self, act: Callable[[Tensor], Tensor]) -> Self:
         return self
 
     @override

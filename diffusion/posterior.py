@@ -33,6 +33,7 @@ from diffusion.product import Constant
 from diffusion.repaint import Repaint, check_repaint
 from diffusion.sampling import sample
 from diffusion.systems import Cloud, Course, walk
+from diffusion.tilt import TIED
 
 __all__ = [
     "Auto",
@@ -97,18 +98,22 @@ def settle(
     """What `auto` stands for here; any other method is itself.
 
     Raises:
-        ValueError: factors that do not fit, or that the method does not know.
+        ValueError: factors that do not fit, or that the method does not know; a product of models
+            beside what ties elements together.
     """
     for factor in factors:
         factor.check(model, len(observation))
     if isinstance(method, Auto):
         plain = not factors and _noise(model, observation) is not None
-        return Matched() if plain else method.twisted
+        method = Matched() if plain else method.twisted
     if factors and not isinstance(method, Twisted):
         raise ValueError(
             f"method '{method.name}' knows what was seen and no other factor: use 'twisted' for "
             "labels and products of models"
         )
+    product = any(isinstance(factor, Expert) for factor in factors)
+    if product and isinstance(method, Twisted) and method.twist.ties(observation):
+        raise ValueError(TIED)
     return method
 
 

@@ -21,6 +21,11 @@ from diffusion.noise import Noise
 from diffusion.process import GaussianProcess, Process, per_row
 from diffusion.proposal import Independent, Proposal
 
+#: Why a product of models is not to be had beside some observations.
+TIED = (
+    "a product of models is worked out element by element, and what was seen ties them together: "
+    "observe elements (operator 'mask'), with covariance 'diagonal' or 'independent'"
+)
 #: A product is at most so many times as wide as what was multiplied: where a factor grows faster
 #: than a Normal falls there is none, and weights make up for it.
 _WIDEST = 4.0
@@ -185,10 +190,7 @@ def join(proposal: Proposal, tilt: Tilt) -> Joined:
     """
     drawn = _drawn(proposal)
     if isinstance(drawn, Conditioned):
-        raise ValueError(
-            "a product of models is worked out element by element, and what was seen ties them "
-            "together: observe elements (operator 'mask') by Twist(covariance='diagonal')"
-        )
+        raise ValueError(TIED)
     product, log_z, missing = tilt.multiply(drawn)
     mean = drawn.mean if isinstance(drawn, Normal) else torch.zeros_like(missing)
     return Joined(proposal, product, log_z, missing, mean)

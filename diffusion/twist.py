@@ -64,6 +64,14 @@ class Twist(BaseModel):
         """Whether y's covariance is worked out whole, of so many numbers seen; int64 [N]."""
         return (count <= self.products) & (self.covariance in ("auto", "full"))
 
+    def ties(self, observation: Observation) -> bool:
+        """Whether some proposal's elements come to depend on each other by what was seen."""
+        if not isinstance(observation.factor, Normal):
+            return False
+        count = observation.count
+        through = not isinstance(observation.operator, Mask)
+        return through or bool((self.exact(count) & (count > 0)).any())
+
     @property
     def independent(self) -> bool:
         """Whether what is not `exact` is done without a Jacobian."""

@@ -120,7 +120,9 @@ class Diagnostics(BaseModel):
     log_evidence: float | None = Field(
         None,
         description="log p(y), nats, by methods with weights: of bits a log-probability, of reals "
-        "the log-density of the numbers seen, in data units.",
+        "the log-density of the numbers seen, in data units. With a label it is of what was seen "
+        "and the label, p(y, label), of a label alone p(label); with `times` the integral of p p_2 "
+        "and whatever else was asked.",
     )
     log_evidence_error: float | None = Field(
         None, description="Its standard error, from independent systems; null of one."
@@ -142,6 +144,13 @@ class Posterior(BaseModel):
     std: ArrayOut | None = Field(description="Over the samples, [*shape]; null where there is one.")
     quantiles: ArrayOut | None = Field(
         None, description="Of the samples, [quantiles asked, *shape], where they were asked."
+    )
+    label: str | None = Field(None, description="What it was asked to be, by name.")
+    labels: dict[str, float] | None = Field(
+        None,
+        description="By `read`: the mean of p(label | x_0) over the samples, of every label. Of "
+        "samples that follow no label it is p(label | what was seen), where ratios of evidences of "
+        "many numbers are too uncertain.",
     )
     diagnostics: Diagnostics
 
@@ -192,6 +201,13 @@ class Preview(BaseModel):
     )
 
 
+class ClassifierSummary(BaseModel):
+    """A classifier that goes with a model."""
+
+    name: str
+    labels: list[str] = Field(description="What it tells apart, in order.")
+
+
 class ModelSummary(BaseModel):
     """A served model at a glance."""
 
@@ -202,6 +218,9 @@ class ModelSummary(BaseModel):
     steps: int = Field(description="T.")
     network: str
     parameters: int
+    classifiers: list[ClassifierSummary] = Field(
+        description="Those that read its data: whose labels /posterior may ask for."
+    )
 
 
 class RefusedFile(BaseModel):

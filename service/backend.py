@@ -89,7 +89,7 @@ class Backend:
         default = found.default if found.default in served else None
         if default is None and len(served) == 1:
             default = next(iter(served))
-        return Catalogue(served, (*found.refused, *refused), default)
+        return Catalogue(served, (*found.refused, *refused), default, found.classifiers)
 
     @property
     def engine(self) -> Engine:

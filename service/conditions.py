@@ -4,6 +4,7 @@ The last two are the first with fewer fields: elements seen as they are, and all
 """
 
 import math
+from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar
 
 from pydantic import AfterValidator, ConfigDict, Field, WithJsonSchema
@@ -42,6 +43,19 @@ NoiseIn = Annotated[
         }
     ),
 ]
+
+
+LabelIn = Annotated[str | int, Field(description="By its name, or its place among the names.")]
+
+
+@dataclass(frozen=True)
+class AskedBeside:
+    """What else p(x_0) is multiplied by, as it was asked: the fields of `PosteriorRequest`."""
+
+    label: str | int | list[str | int] | None = None
+    classifier: str | None = None
+    times: str | None = None
+    read: bool = False
 
 
 class Conditions(Asked):
@@ -89,6 +103,16 @@ class Conditions(Asked):
     )
 
     @property
+    def count(self) -> int:
+        """Of how many data there is a posterior."""
+        return len(self.observed)
+
+    @property
+    def beside(self) -> AskedBeside:
+        """What else p(x_0) is multiplied by."""
+        return AskedBeside()
+
+    @property
     def mask(self) -> Any:  # noqa: ANN401 - read by service.arrays
         """Which elements were seen; None where nothing says so."""
         return None
@@ -128,7 +152,10 @@ class Conditions(Asked):
 
 
 class PosteriorRequest(Conditions):
-    """Draw from p(x_0) r(x_0), r what was observed: y = A x_0 + noise, or bits that may flip."""
+    """Draw from p(x_0) r(x_0), r what was observed: y = A x_0 + noise, or bits that may flip.
+
+    A label, or another model, multiplies it: p(x_0) r(x_0) p(label | x_0) p_2(x_0).
+    """
 
     model_config = ConfigDict(
         json_schema_extra={
@@ -157,12 +184,52 @@ class PosteriorRequest(Conditions):
                     "known": [1, 1, 0, 0],
                     "flip_probability": 0.1,
                 },
+                {
+                    "model": "mnist",
+                    "label": "3",
+                    "num_samples": 8,
+                    "method": {"name": "twisted", "systems": "joint"},
+                    "sampler": {"steps": 40},
+                },
+                {
+                    "model": "mnist",
+                    "observed": ["<PNG with transparency>"],
+                    "noise_std": 25,
+                    "label": "9",
+                    "read": True,
+                    "num_samples": 8,
+                    "sampler": {"steps": 40},
+                },
             ]
         }
     )
 
     whole: ClassVar[bool] = True
 
+    observed: DataIn | None = Field(
+        None,
+        description="What was seen, in data units: arrays or PNGs. With `label` or `times` it may "
+        "be absent: then nothing was, and there is one posterior for each label given, or one.",
+    )
+    label: LabelIn | Annotated[list[LabelIn], Field(min_length=1)] | None = Field(
+        None,
+        description="What x_0 is to be, p(label | x_0), by a classifier: one label for all data, "
+        "or a list with one each. GET /models says which labels a model has.",
+    )
+    classifier: str | None = Field(
+        None, description="Who reads labels; may be left out where only one fits the model."
+    )
+    times: str | None = Field(
+        None,
+        description="Another served model of the same data and process, a product of experts: "
+        "p(x_0) p_2(x_0). Elements may be observed beside it, with covariance `diagonal` or "
+        "`independent`.",
+    )
+    read: bool = Field(
+        False,
+        description="Also answer the mean of p(label | x_0) over each datum's samples, for every "
+        "label: of samples without a label, p(label | what was seen).",
+    )
     known: MaskIn = Field(
         None,
         description="One mask for all, or one each: 1 or white where a value was observed; "
@@ -173,6 +240,18 @@ class PosteriorRequest(Conditions):
         description="A, through which data in data units were seen: elements as they are (`mask`), "
         "`average-pooling`, `blur` with a kernel, or a `dense` matrix over the flattened datum.",
     )
+
+    @property
+    @override
+    def count(self) -> int:
+        if self.observed is not None:
+            return len(self.observed)
+        return len(self.label) if isinstance(self.label, list) else 1
+
+    @property
+    @override
+    def beside(self) -> AskedBeside:
+        return AskedBeside(self.label, self.classifier, self.times, self.read)
 
     @property
     @override

@@ -7,7 +7,8 @@ served.
 
 import logging
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from copy import deepcopy
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from diffusion.artefact import ArtefactError, kind_of
@@ -25,13 +26,50 @@ _LONGEST_CARD = 1_000_000  # bytes; a card is text for people
 
 
 @dataclass(frozen=True)
+class Reader:
+    """A classifier that stands beside the models.
+
+    Attributes:
+        name: its folder's.
+        classifier: on the models' device, where it guides.
+        host: the same on the CPU, where answers are read.
+    """
+
+    name: str
+    classifier: Classifier
+    host: Classifier
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """The names that it knows, in order."""
+        return self.classifier.labels
+
+    def fits(self, model: DiffusionModel) -> bool:
+        """Whether it reads that model's data, under that model's process."""
+        try:
+            self.classifier.check(model.process, model.space)
+        except ValueError:
+            return False
+        return True
+
+
+@dataclass(frozen=True)
 class Served:
-    """A model that answers: its network and everything its artefact says of it."""
+    """A model that answers: its network and everything its artefact says of it.
+
+    Attributes:
+        name: its folder's.
+        model: on its device.
+        metadata: the artefact's document.
+        card: for people.
+        readers: the classifiers that fit it.
+    """
 
     name: str
     model: DiffusionModel
     metadata: Metadata
     card: str | None = None
+    readers: tuple[Reader, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -57,7 +95,7 @@ class Catalogue:
     served: Mapping[str, Served] = field(default_factory=dict)
     refused: tuple[Refused, ...] = ()
     default: str | None = None
-    classifiers: Mapping[str, Classifier] = field(default_factory=dict)
+    classifiers: Mapping[str, Reader] = field(default_factory=dict)
 
     def find(self, name: str | None) -> Served:
         """The model of that name; without a name the default, or the only one there is.
@@ -89,7 +127,7 @@ class Catalogue:
 def load_folder(folder: Path, device: str, default: str | None = None) -> Catalogue:
     """Load every `*/model.safetensors` of a folder; a missing folder is an empty one."""
     served: dict[str, Served] = {}
-    classifiers: dict[str, Classifier] = {}
+    classifiers: dict[str, Reader] = {}
     refused: list[Refused] = []
     files = sorted(folder.glob(f"*/{FILE}"))
     if not files:
@@ -98,7 +136,9 @@ def load_folder(folder: Path, device: str, default: str | None = None) -> Catalo
         name = path.parent.name
         try:
             if kind_of(path) == "classifier":
-                classifiers[name], _ = load_classifier(path, device)
+                classifier, _ = load_classifier(path, device)
+                host = deepcopy(classifier).cpu()
+                classifiers[name] = Reader(name, classifier, host)
                 continue
             model, metadata = load(path, device)
         except (ArtefactError, OSError) as error:
@@ -109,6 +149,9 @@ def load_folder(folder: Path, device: str, default: str | None = None) -> Catalo
             refused.append(_refuse(path, folder, error))
             continue
         served[name] = Served(name, model, metadata, _card(path.parent))
+    for name, found in served.items():
+        readers = tuple(reader for reader in classifiers.values() if reader.fits(found.model))
+        served[name] = replace(found, readers=readers)
     if default is not None and default not in served:
         _log.error(
             "NONEQ_DEFAULT_MODEL=%s is not among the served models (%s): requests have to name one",

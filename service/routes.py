@@ -18,6 +18,7 @@ from pydantic import BaseModel, ValidationError
 from starlette.requests import ClientDisconnect
 
 from service.answers import (
+    ClassifierSummary,
     Health,
     LoglikAnswer,
     ModelAnswer,
@@ -33,7 +34,7 @@ from service.door import DEADLINE, body_of, find_deadline
 from service.encoding import BINARY, EVENTS, JSON, PNG, decode_body, json_kind, negotiate, to_json
 from service.engine.results import Ticket
 from service.metrics import CONTENT_TYPE
-from service.models import Served
+from service.models import Catalogue, Served
 from service.openapi import problems, request_body, responses
 from service.problems import InvalidRequest
 from service.schemas import LoglikRequest, SampleRequest
@@ -45,7 +46,7 @@ from service.work.posterior import PosteriorWork
 from service.work.sample import SampleWork
 
 Asked = TypeVar("Asked", SampleRequest, LoglikRequest, Conditions)
-Prepare = Callable[[Asked, Served, Settings], Work[Any]]
+Prepare = Callable[[Asked, Catalogue, Settings], Work[Any]]
 
 router = APIRouter()
 
@@ -85,7 +86,10 @@ async def loglik(request: Request) -> Response:
     openapi_extra=request_body(PosteriorRequest),
 )
 async def posterior(request: Request) -> Response:
-    """Draw from p(x_0) r(x_0), whatever was observed, and say how likely that was."""
+    """Draw from p(x_0) r(x_0), whatever was observed, and say how likely that was.
+
+    A label that a classifier reads, or another model, may be a factor too, alone or beside it.
+    """
     return await _serve(request, PosteriorRequest, PosteriorWork.prepare, PosteriorWork.offers)
 
 
@@ -146,7 +150,7 @@ async def _accept(
 
         def ready_work() -> Work[Any]:
             asked = parse(schema, content_type, raw, settings.max_json_bytes)
-            work = prepare(asked, backend.find(asked.model), settings)
+            work = prepare(asked, backend.catalogue, settings)
             work.check(form)
             return work
 
@@ -264,6 +268,10 @@ def _summary(served: Served) -> ModelSummary:
         steps=model.T,
         network=metadata.network.kind,
         parameters=sum(x.numel() for x in model.network.state_dict().values()),
+        classifiers=[
+            ClassifierSummary(name=reader.name, labels=list(reader.labels))
+            for reader in served.readers
+        ],
     )
 
 

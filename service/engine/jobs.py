@@ -5,11 +5,13 @@ independent; and systems of particles, whose particles advance together. Every r
 three; the engine does not know which route a job came from.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar, final
 
 from torch import Tensor
 
+from diffusion.factors import Factor
 from diffusion.model import DiffusionModel
 from diffusion.plan import Plan
 from diffusion.posterior import Observation
@@ -40,6 +42,7 @@ class ChainJob:
     parallel: ClassVar[bool] = False
     width: ClassVar[int] = 1
     costs: ClassVar[tuple[int, ...]] = ()
+    last: ClassVar[int] = 1
 
     model: str
     rows: int
@@ -102,6 +105,7 @@ class TermJob:
     parallel: ClassVar[bool] = True
     width: ClassVar[int] = 1
     costs: ClassVar[tuple[int, ...]] = ()
+    last: ClassVar[int] = 1
 
     model: str
     x_0: Tensor
@@ -160,8 +164,8 @@ class TermJob:
 class SystemJob:
     """Draw from p(x_0) r(x_0) by systems of particles, `each` for every datum.
 
-    System i of the answer is what `diffusion.systems.walk` makes of it with the same seed, course
-    and observation, whatever else the engine does.
+    System i of the answer is what `diffusion.systems.walk` makes of it with the same seed, course,
+    observation and factors, whatever else the engine does.
 
     Args:
         model: name of the model.
@@ -170,6 +174,8 @@ class SystemJob:
         observation: what was seen, [N, *seen].
         each: systems of a datum.
         costs: network evaluations of each system by every unit but its last; see `of`.
+        factors: what else p(x_0) is multiplied by, each of N data; their networks on the model's
+            device, and such as `diffusion.posterior.settle` lets pass.
     """
 
     parallel: ClassVar[bool] = False
@@ -180,6 +186,7 @@ class SystemJob:
     observation: Observation
     each: int
     costs: tuple[int, ...]
+    factors: tuple[Factor, ...] = ()
 
     @classmethod
     def of(
@@ -190,10 +197,13 @@ class SystemJob:
         course: Course,
         observation: Observation,
         each: int,
+        factors: Sequence[Factor] = (),
     ) -> "SystemJob":
         """The job, with what it costs worked out."""
-        spent = course.evaluations(model, observation.count).repeat_interleave(each)
-        return cls(name, seed, course, observation, each, tuple(spent.tolist()))
+        others = course.particles * sum(factor.evaluations for factor in factors)
+        spent = (course.evaluations(model, observation.count) + others).repeat_interleave(each)
+        costs = tuple(spent.tolist())
+        return cls(name, seed, course, observation, each, costs, tuple(factors))
 
     def check(self, model: DiffusionModel) -> None:
         """Raise ValueError where a part does not fit the model or the others."""
@@ -224,7 +234,12 @@ class SystemJob:
     @property
     def cost(self) -> int:
         """Network evaluations."""
-        return (self.units - 1) * sum(self.costs) + self.rows * self.width
+        return (self.units - 1) * sum(self.costs) + self.rows * self.last
+
+    @property
+    def last(self) -> int:
+        """Network evaluations of each system by its last unit."""
+        return self.width * (1 + sum(factor.evaluations for factor in self.factors))
 
     @property
     def queue(self) -> Queue:

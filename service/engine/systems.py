@@ -15,6 +15,7 @@ from contextlib import AbstractContextManager, nullcontext
 from typing import final
 
 import torch
+from torch import Tensor
 
 from diffusion.model import DiffusionModel
 from diffusion.systems import Cloud, Systems
@@ -96,8 +97,14 @@ class SystemRunner:
     def _begin(self, job: SystemJob, first: int, count: int) -> Systems:
         """So many systems of a job at x_T."""
         device, number = self.model.device, torch.arange(first, first + count)
-        seen = job.observation.rows(number // job.each).each(lambda part: upload(part, device))
-        return job.course.begin(self.model, seen, job.seed, upload(number, device))
+        datum = number // job.each
+
+        def there(part: Tensor) -> Tensor:
+            return upload(part, device)
+
+        seen = job.observation.rows(datum).each(there)
+        systems = job.course.begin(self.model, seen, job.seed, there(number))
+        return systems.multiplied([factor.rows(datum).each(there) for factor in job.factors])
 
     def collect(self, chains: Sequence[Entry], ends: Sequence[Entry], length: int = 1) -> Landing:
         """Send what a finished wave found to the host.

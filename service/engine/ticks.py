@@ -25,8 +25,9 @@ class Work:
         units: of each row: steps of a chain or a system, terms of a datum.
         parallel: whether a row's units are independent (a datum's terms) or in sequence.
         width: rows of the network that each row is: the particles of a system.
-        costs: network evaluations of each system by every unit but its last, which takes `width`;
-            of other rows every unit takes one.
+        costs: network evaluations of each system by every unit but its last; of other rows every
+            unit takes one.
+        last: network evaluations of each system by its last unit.
     """
 
     key: int
@@ -36,6 +37,7 @@ class Work:
     parallel: bool
     width: int = 1
     costs: tuple[int, ...] = ()
+    last: int = 1
 
     def __post_init__(self) -> None:
         if self.rows < 1 or self.units < 1:

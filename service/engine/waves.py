@@ -77,7 +77,7 @@ class Waves:
 
     def add(self, work: Work) -> None:
         """Take in a job."""
-        left = (work.units - 1) * sum(work.costs) + work.rows * work.width
+        left = (work.units - 1) * sum(work.costs) + work.rows * work.last
         self._jobs[work.key] = _Turn(work, self._now, left)
 
     def remove(self, key: int) -> int:
@@ -100,9 +100,8 @@ class Waves:
         entries = [Entry(work.key, row, 0, job.unit) for row in rows]
         job.unit += length
         ended = job.unit == work.units
-        cost = (length - ended) * sum(
-            work.costs[row] for row in rows
-        ) + ended * work.width * job.wave
+        each = sum(work.costs[row] for row in rows)
+        cost = (length - ended) * each + ended * work.last * job.wave
         job.had += cost
         job.left -= cost
         ends = entries if ended else []

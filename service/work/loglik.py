@@ -20,7 +20,7 @@ from service.encoding import BINARY, EVENTS, JSON
 from service.engine.jobs import TermJob
 from service.engine.limits import check_cost
 from service.engine.results import TermResult
-from service.models import Served
+from service.models import Catalogue, Served
 from service.problems import InvalidRequest
 from service.schemas import LoglikRequest
 from service.settings import Settings
@@ -40,8 +40,11 @@ class LoglikWork(Work[TermResult]):
     offers = (JSON, BINARY, EVENTS)
 
     @classmethod
-    def prepare(cls, request: LoglikRequest, served: Served, settings: Settings) -> "LoglikWork":
+    def prepare(
+        cls, request: LoglikRequest, catalogue: Catalogue, settings: Settings
+    ) -> "LoglikWork":
         """The work, or the problem that forbids it."""
+        served = catalogue.find(request.model)
         space, count = served.model.space, len(request.data)
         check_rows(count, "data", settings.max_data, "NONEQ_MAX_DATA")
         convention = request.convention or space.default_convention

@@ -1,5 +1,7 @@
 """/posterior, /inpaint and /denoise: draws from p(x_0) r(x_0), r what was observed.
 
+Of /posterior r may have other factors (`service.work.beside`).
+
 Which method answers, and what systems of particles do for it, says `diffusion.posterior`: so a
 served answer is that of its `draw`. Plain chains do where each row goes its own way, systems where
 particles are weighted, jump, or see the datum through an operator.
@@ -36,11 +38,12 @@ from service.conditions import SYSTEM_STEPS, Conditions
 from service.engine.jobs import ChainJob, SystemJob
 from service.engine.limits import check_cost
 from service.engine.results import ChainResult, SystemResult
-from service.models import Served
+from service.models import Catalogue, Served
 from service.problems import InvalidRequest, TooExpensive
 from service.settings import Settings
 from service.sheets import Strip
 from service.work.base import Work, check_rows, make_plan, settle_seed, stated
+from service.work.beside import Beside, find_beside
 from service.work.seen import Seen, read_seen
 
 _MOST_AXES = 2**26  # numbers of the covariances of what was seen with each particle
@@ -55,25 +58,35 @@ class PosteriorWork(Work[ChainResult | SystemResult]):
     job: ChainJob | SystemJob
     request: Conditions
     seen: Seen
+    beside: Beside
     method: Settled
     sampler: Ancestral
     start: MatchedStart | None
     gained: Tensor
 
     @classmethod
-    def prepare(cls, request: Conditions, served: Served, settings: Settings) -> "PosteriorWork":
+    def prepare(
+        cls, request: Conditions, catalogue: Catalogue, settings: Settings
+    ) -> "PosteriorWork":
         """The work, or the problem that forbids it."""
-        count, each, model = len(request.observed), request.num_samples, served.model
-        check_rows(count, "observed", settings.max_data, "NONEQ_MAX_DATA")
+        served = catalogue.find(request.model)
+        count, each, model = request.count, request.num_samples, served.model
+        check_rows(
+            count,
+            "label" if request.observed is None else "observed",
+            settings.max_data,
+            "NONEQ_MAX_DATA",
+        )
         check_rows(count * each, "num_samples", settings.max_samples, "NONEQ_MAX_SAMPLES")
         seen = read_seen(request, model.space)
+        beside = find_beside(request.beside, count, served, catalogue)
         try:
             parts = seen.operator, seen.values, seen.known, seen.noise
             observation, gained = in_model_units(model.space, *parts)
         except ValueError as error:
             raise refusal(error, "operator") from None
         try:
-            method = settle(model, observation, request.wanted)
+            method = settle(model, observation, request.wanted, beside.factors)
             start = start_of(model, observation) if isinstance(method, Matched) else None
         except ValueError as error:
             raise refusal(error, "method") from None
@@ -91,7 +104,7 @@ class PosteriorWork(Work[ChainResult | SystemResult]):
             check_cost(count * systems * course.particles * len(course), settings)
             _check_axes(method, observation, model.space.dims)
             job: ChainJob | SystemJob = SystemJob.of(
-                served.name, model, seed, course, observation, systems
+                served.name, model, seed, course, observation, systems, beside.factors
             )
         else:
             check_cost(count * each * len(plan), settings)
@@ -105,7 +118,8 @@ class PosteriorWork(Work[ChainResult | SystemResult]):
                 observation=None if start is not None else observation.rows(datum),
             )
         check_cost(job.cost, settings)
-        return cls(served, job, request, seen, method, sampler, start, gained)
+        gained = gained + beside.gained
+        return cls(served, job, request, seen, beside, method, sampler, start, gained)
 
     @property
     @override
@@ -122,12 +136,16 @@ class PosteriorWork(Work[ChainResult | SystemResult]):
     def answer(self, result: ChainResult | SystemResult) -> PosteriorAnswer:
         space, found = self.served.model.space, self.tensors(result)
         std, quantiles = found.get("std"), found.get("quantiles")
+        x_0 = space.to_model(found["samples"].flatten(0, 1)).reshape(found["samples"].shape)
+        read, labels = self.beside.read(x_0), self.beside.labels
         results = [
             Posterior(
                 samples=plain(samples, space),
                 mean=found["mean"][i].numpy(),
                 std=None if std is None else std[i].numpy(),
                 quantiles=None if quantiles is None else quantiles[i].numpy(),
+                label=None if labels is None else labels[i],
+                labels=None if read is None else read[i],
                 diagnostics=self._told(told, float(self.gained[i])),
             )
             for i, (samples, told) in enumerate(
@@ -214,13 +232,20 @@ class PosteriorWork(Work[ChainResult | SystemResult]):
             start_noise=noise,
         )
 
+    @property
+    def _said(self) -> str:
+        """The field that says most of what was asked."""
+        if not self.seen.nothing:
+            return "observed"
+        return "times" if self.beside.labels is None else "label"
+
     def _check_possible(self, told: tuple[Told, ...]) -> None:
         """Raise InvalidRequest where the model has not seen the like of what was observed."""
         for datum, each in enumerate(told):
             if each.log_evidence == float("-inf"):
                 raise InvalidRequest(
-                    f"The model gives what was observed of datum {datum} no probability.",
-                    location="observed",
+                    f"The model gives what was asked of datum {datum} no probability.",
+                    location=self._said,
                     index=datum,
                     expected="values that the model holds to be possible",
                     fix="Check the units and which elements are known, or allow for noise "

@@ -11,7 +11,7 @@ from service.arrays import plain
 from service.engine.jobs import ChainJob
 from service.engine.limits import check_cost
 from service.engine.results import ChainResult
-from service.models import Served
+from service.models import Catalogue, Served
 from service.schemas import SampleRequest
 from service.settings import Settings
 from service.sheets import Strip
@@ -28,9 +28,11 @@ class SampleWork(Work[ChainResult]):
     request: SampleRequest
 
     @classmethod
-    def prepare(cls, request: SampleRequest, served: Served, settings: Settings) -> "SampleWork":
+    def prepare(
+        cls, request: SampleRequest, catalogue: Catalogue, settings: Settings
+    ) -> "SampleWork":
         """The work, or the problem that forbids it."""
-        rows = request.num_samples
+        rows, served = request.num_samples, catalogue.find(request.model)
         check_rows(rows, "num_samples", settings.max_samples, "NONEQ_MAX_SAMPLES")
         plan = make_plan(request.sampler, served)
         job = ChainJob(served.name, rows, settle_seed(request.seed), plan)

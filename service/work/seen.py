@@ -36,6 +36,11 @@ class Seen:
     operator: LinearOperator
 
     @property
+    def nothing(self) -> bool:
+        """Whether r = 1."""
+        return not bool(self.known.any())
+
+    @property
     def exact(self) -> Tensor:
         """Which elements of the data are known as they are, bool [N, *seen]; only by a `Mask`."""
         return self.known & (self.noise == 0) & isinstance(self.operator, Mask)
@@ -43,6 +48,8 @@ class Seen:
     @property
     def picture(self) -> tuple[Tensor, Tensor] | None:
         """y and which of it is known as data to look at, [N, *event]; None where it is none."""
+        if self.nothing:
+            return None
         if isinstance(self.operator, AveragePooling):
             size, shape = self.operator.size, self.values.shape[1:]
             axes = 1 if len(shape) == 1 else 2
@@ -56,6 +63,8 @@ class Seen:
 
 def read_seen(request: Conditions, space: DataSpace) -> Seen:
     """What a request says was observed; InvalidRequest where it says nothing or nonsense."""
+    if request.observed is None:
+        return _nothing(request, space)
     operator, seen = request.through, space
     if not isinstance(operator, Mask):
         seen = _seen_space(operator, space)
@@ -75,6 +84,26 @@ def read_seen(request: Conditions, space: DataSpace) -> Seen:
     else:
         _check_range(found, space)
     return found
+
+
+def _nothing(request: Conditions, space: DataSpace) -> Seen:
+    """r = 1, where something else multiplies p(x_0)."""
+    if request.beside.label is None and request.beside.times is None:
+        raise InvalidRequest(
+            "observed: Field required",
+            location="observed",
+            expected="what was seen, or a label, or times another model",
+            fix="Use /sample to draw without an observation.",
+        )
+    for name in ("known", "operator", "noise_std", "flip_probability"):
+        if name in request.model_fields_set and getattr(request, name) is not None:
+            raise InvalidRequest(
+                f"{name} says how something was observed, and nothing was.",
+                location=name,
+                fix=f"Send observed, or leave out {name}.",
+            )
+    empty = torch.zeros(request.count, *space.shape)
+    return Seen(empty, torch.zeros_like(empty, dtype=torch.bool), torch.tensor(0.0), Mask())
 
 
 def _seen_space(operator: LinearOperator, space: DataSpace) -> DataSpace:

@@ -1,6 +1,7 @@
 """Labels and products of models: evidence without bias, and the exact posteriors."""
 
 import math
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -13,10 +14,21 @@ from diffusion.model import DiffusionModel
 from diffusion.networks import BitPatterns, GaussianMixture, Network
 from diffusion.networks.embedding import Clock
 from diffusion.observation import Observation
+from diffusion.operators import Dense
 from diffusion.plan import Ancestral
-from diffusion.posterior import Auto, Expert, Factor, Label, Product, Twisted, draw
-from diffusion.systems import Cloud
-from diffusion.twist import Twist
+from diffusion.posterior import (
+    Auto,
+    Expert,
+    Factor,
+    Label,
+    Product,
+    Twisted,
+    course_of,
+    draw,
+    settle,
+)
+from diffusion.systems import Cloud, walk
+from diffusion.twist import Covariance, Twist
 from tests.diffusion.models import binomial, gaussian
 from tests.diffusion.test_particles import check_evidence, cloud, independent_bits
 
@@ -360,3 +372,37 @@ def test_what_cannot_be_joined_is_refused(mixture: GaussianMixture, heartbeat: B
     refuses("runs under another process", Expert(gaussian(mixture, 30)))
     refuses("runs under another process", Expert(binomial(heartbeat)))
     refuses("ties them together", Expert(model), sampler=Ancestral(steps=5))
+
+
+def refusal(act: Callable[[], object]) -> str:
+    """What it says against it; nothing where it does it."""
+    try:
+        act()
+    except ValueError as error:
+        return str(error)
+    return ""
+
+
+@pytest.mark.parametrize("covariance", ["auto", "full", "diagonal", "independent"])
+@pytest.mark.parametrize("products", [1, 2])
+@pytest.mark.parametrize("what", ["both", "one", "neither", "mixed", "line"])
+def test_a_product_is_refused_at_once_where_it_would_be_on_the_way(
+    what: str, products: int, covariance: Covariance, mixture: GaussianMixture
+) -> None:
+    """Before the first step: just where some step of these systems cannot join two models."""
+    model = gaussian(mixture)
+    known = {"both": [[1, 1]], "one": [[0, 1]], "neither": [[0, 0]], "mixed": [[1, 1], [0, 0]]}
+    if what == "line":
+        seen = Observation.of_linear(Dense(rows=((1.0, 0.5),)), torch.zeros(1, 1), (2,), 0.5)
+    else:
+        mask = torch.tensor(known[what]).bool()
+        seen = Observation.of_reals(torch.zeros(len(mask), 2), mask, 0.5)
+    method = Twisted(particles=2, twist=Twist(covariance=covariance, products=products))
+    course = course_of(model, seen, method, 1, Ancestral(steps=3))
+    assert course is not None
+    number = torch.arange(len(seen))
+    asked = [Expert(model)]
+    early = refusal(lambda: settle(model, seen, method, asked))
+    assert early == refusal(lambda: walk(model, course, seen, 0, number, asked))
+    tied = {"neither": False, "line": True}.get(what, covariance in ("auto", "full"))
+    assert bool(early) == (tied and not (what in ("both", "mixed") and products == 1))

@@ -1,6 +1,7 @@
 """Systems of particles in the engine: the offline answer, whatever else runs and goes wrong."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -9,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.testing import assert_close
 
+from diffusion.factors import Expert
 from diffusion.model import DiffusionModel
 from diffusion.networks import MLPConfig, build
 from diffusion.observation import Observation
@@ -63,8 +65,10 @@ def job(model: DiffusionModel, course: str, seen: str, each: int = 3, seed: int 
 
 def offline(model: DiffusionModel, asked: SystemJob) -> Cloud:
     number = torch.arange(asked.rows)
-    seen = asked.observation.rows(number // asked.each)
-    return walk(model, asked.course, seen, asked.seed, number)
+    datum = number // asked.each
+    factors = [factor.rows(datum) for factor in asked.factors]
+    seen = asked.observation.rows(datum)
+    return walk(model, asked.course, seen, asked.seed, number, factors)
 
 
 def broken(*_: Tensor) -> Tensor:
@@ -114,6 +118,20 @@ def test_the_answer_is_the_offline_one_alone_and_among_others(
     assert all(torch.equal(a, b) for a, b in zip(again, first, strict=True))
     assert_close(found[1].samples, sample(model, 5, seed=7), rtol=1e-4, atol=1e-4)
     assert engine.owed == 0
+
+
+def test_a_product_with_another_model_counts_its_calls_too(
+    gaussian: DiffusionModel, make_engine: Callable[..., Engine]
+) -> None:
+    """Each of 7 steps of 9 systems of 3 particles calls both networks once."""
+    seen, course = seen_by("noisy"), course_by("diagonal", gaussian)
+    assert isinstance(course, Filter)
+    course = replace(course, twist=Twist(covariance="independent"))
+    factors = [Expert(gaussian)]
+    asked = SystemJob.of("g", gaussian, 5, course, seen, 3, factors)
+    ticket = make_engine(g=gaussian).submit(asked)
+    assert_offline(gaussian, asked, ticket.result(120))
+    assert ticket.done == ticket.cost == 9 * 3 * 7 * 2
 
 
 def test_exact_is_said_of_the_deterministic_mode_alone(

@@ -18,7 +18,7 @@ SYSTEMS = Queue("m", systems=True)
 def systems(key: int, rows: int, units: int, width: int = 2, cost: int | None = None) -> Work:
     """Every system's unit costs `cost`, or a particle one evaluation."""
     each = width if cost is None else cost
-    return Work(key, SYSTEMS, rows, units, False, width, (each,) * rows)
+    return Work(key, SYSTEMS, rows, units, False, width, (each,) * rows, width)
 
 
 def scheduler(batch_size: int = 8, slots: int = 64) -> Scheduler:

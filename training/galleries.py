@@ -196,7 +196,9 @@ def _photographs(model: DiffusionModel, config: FitConfig, path: Path, progress:
 
 
 def _beside(model: DiffusionModel, config: FitConfig, path: Path, progress: Progress) -> None:
-    beside_data(model, data.load(config.data).test[:64], path, steps=STEPS, progress=progress)
+    test = data.load(config.data).test
+    rows = test[:: max(1, len(test) // 64)][:64]  # from all over: some sets are in order of label
+    beside_data(model, rows, path, steps=STEPS, progress=progress)
 
 
 def _textures(model: DiffusionModel, config: FitConfig, path: Path, progress: Progress) -> None:

@@ -130,7 +130,7 @@ def _fit(array: Tensor, space: DataSpace, name: str) -> Tensor:
     one = f"{list(shape)}" + (f" or {list(shape[1:])}" if grey else "")
     single = found == shape or (grey and found == shape[1:])
     raise InvalidRequest(
-        f"{name} has another shape than this model's data.",
+        f"{name} has another shape than what is seen of this model's data.",
         location=name,
         received=f"shape {list(found)}",
         expected=f"a list of one or more arrays, each of shape {one}",

@@ -222,13 +222,13 @@ def posterior(
         deadline: seconds.
         more: further fields of the request.
     """
-    noisy = noise_std is None or isinstance(noise_std, int | float)
+    given: dict[str, Data | None] = {"observed": observed, "known": known}
     number = noise_std if isinstance(noise_std, int | float) else None
+    if not isinstance(noise_std, int | float):
+        given["noise_std"] = noise_std
+    arrays = {name: packed(x) for name, x in given.items() if x is not None}
     asked = _posterior(num_samples, number, flip_probability, method, particles, steps) | more
     asked |= {"operator": operator, "quantiles": quantiles}
-    given = {"observed": observed, "known": known, "noise_std": None if noisy else noise_std}
-    arrays = {name: packed(x) for name, x in given.items() if x is not None}
-    asked = {name: x for name, x in asked.items() if name not in arrays}
     body = _body(model, seed, asked, **arrays)
     return Question("/posterior", Posterior, Posterior.lift, body, deadline, progress, previews)
 

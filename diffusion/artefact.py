@@ -6,6 +6,7 @@ Nothing is ever unpickled.
 """
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
@@ -34,6 +35,7 @@ class Frozen(BaseModel):
 
 
 Document = TypeVar("Document", bound=Frozen)
+Built = TypeVar("Built", bound=nn.Module)
 
 
 class Provenance(Frozen):
@@ -142,7 +144,41 @@ def _document(path: Path) -> dict[str, Any]:
     return document
 
 
-def read_tensors(path: Path, wanted: dict[str, Tensor]) -> dict[str, Tensor]:
+def restore(
+    path: Path,
+    process: ProcessConfig,
+    shapes: Callable[[], dict[str, Tensor]],
+    make: Callable[[], Built],
+) -> Built:
+    """What `make` builds, with the file's tensors.
+
+    Args:
+        path: of the artefact.
+        process: of its document.
+        shapes: tensors of all parts but the process, by name; what they hold does not count.
+        make: the whole with fresh weights.
+
+    Raises:
+        ArtefactError: tensors that do not fit.
+    """
+    try:
+        with torch.device("meta"):  # shapes alone: a document may ask for more than there is
+            wanted = shapes()
+        fresh = process.build()
+        found = _read_tensors(path, wanted | fresh.state_dict(prefix="process."))
+        _check_table(path, process, fresh.beta, found["process.beta"])
+        built = make()
+    except ArtefactError:
+        raise
+    except (ValueError, RuntimeError) as error:
+        raise ArtefactError(f"{path}: its parts do not fit: {error}: export it anew") from error
+    with torch.no_grad():
+        for name, tensor in built.state_dict().items():
+            tensor.copy_(found[name])
+    return built
+
+
+def _read_tensors(path: Path, wanted: dict[str, Tensor]) -> dict[str, Tensor]:
     """The file's tensors, of the wanted names and shapes; none is read before all of them fit."""
     with safe_open(path, framework="pt") as file:
         shapes = {name: file.get_slice(name).get_shape() for name in file.keys()}  # noqa: SIM118, it is no dict
@@ -168,7 +204,7 @@ def read_tensors(path: Path, wanted: dict[str, Tensor]) -> dict[str, Tensor]:
     return found
 
 
-def check_table(path: Path, process: ProcessConfig, beta: Tensor, found: Tensor) -> None:
+def _check_table(path: Path, process: ProcessConfig, beta: Tensor, found: Tensor) -> None:
     """A named schedule's table is its own; only a "table" may hold other values."""
     try:
         check_beta(found)

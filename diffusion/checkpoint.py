@@ -9,6 +9,7 @@ from typing import Literal, Self
 
 import torch
 from pydantic import Field, model_validator
+from torch import Tensor
 
 from diffusion.artefact import (
     FORMAT,
@@ -16,9 +17,8 @@ from diffusion.artefact import (
     ArtefactError,
     Frozen,
     Provenance,
-    check_table,
     read,
-    read_tensors,
+    restore,
     write,
 )
 from diffusion.choice import Spacing, StrataKind
@@ -176,23 +176,15 @@ def load(path: Path, device: str | torch.device = "cpu") -> tuple[DiffusionModel
         ArtefactError: not an artefact, not one of this version, or tensors that do not fit it.
     """
     metadata = read_metadata(path)
-    try:
-        with torch.device("meta"):  # shapes alone: a document may ask for more than there is
-            wanted = build(metadata.network).state_dict(prefix="network.")
-        process = metadata.process.build()
-        wanted |= process.state_dict(prefix="process.")
-        if metadata.profile is not None:
-            wanted |= metadata.profile.build(process.T).state_dict(prefix="profile.")
-        found = read_tensors(path, wanted)
-        check_table(path, metadata.process, process.beta, found["process.beta"])
-        model = metadata.build()
-    except ArtefactError:
-        raise
-    except (ValueError, RuntimeError) as error:
-        raise ArtefactError(f"{path}: its parts do not fit: {error}: export it anew") from error
-    with torch.no_grad():
-        for name, tensor in model.state_dict().items():
-            tensor.copy_(found[name])
+    profile = metadata.profile
+
+    def shapes() -> dict[str, Tensor]:
+        found = build(metadata.network).state_dict(prefix="network.")
+        if profile is not None:
+            found |= profile.build(metadata.process.T).state_dict(prefix="profile.")
+        return found
+
+    model = restore(path, metadata.process, shapes, metadata.build)
     model.process.refresh()
     try:
         check_signal(model.process, model.prediction)

@@ -17,12 +17,10 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from diffusion.artefact import (
-    ArtefactError,
     Frozen,
     Provenance,
-    check_table,
     read,
-    read_tensors,
+    restore,
     write,
 )
 from diffusion.networks import Network
@@ -163,20 +161,11 @@ def load(path: Path, device: str | torch.device = "cpu") -> tuple[Classifier, Cl
         ArtefactError: not a classifier's artefact, or tensors that do not fit it.
     """
     metadata = read(path, "classifier", ClassifierMetadata)
-    try:
-        with torch.device("meta"):  # shapes alone: a document may ask for more than there is
-            wanted = Encoder(metadata.network).state_dict(prefix="network.")
-        process = metadata.process.build()
-        wanted |= process.state_dict(prefix="process.")
-        found = read_tensors(path, wanted)
-        check_table(path, metadata.process, process.beta, found["process.beta"])
-        classifier = metadata.build()
-    except ArtefactError:
-        raise
-    except (ValueError, RuntimeError) as error:
-        raise ArtefactError(f"{path}: its parts do not fit: {error}: export it anew") from error
-    with torch.no_grad():
-        for name, tensor in classifier.state_dict().items():
-            tensor.copy_(found[name])
+    classifier = restore(
+        path,
+        metadata.process,
+        lambda: Encoder(metadata.network).state_dict(prefix="network."),
+        metadata.build,
+    )
     classifier.process.refresh()
     return classifier.to(device).eval().requires_grad_(False), metadata

@@ -19,12 +19,12 @@ from diffusion.noise import counter_noise
 from diffusion.observation import Observation
 from diffusion.plan import Plan
 from diffusion.sampling import begin, step
-from diffusion.systems import Course, Systems
+from diffusion.systems import Alone, Systems
 
 
 @final
 @dataclass(frozen=True)
-class Constant(Course):
+class Constant(Alone):
     """Systems of one particle under a constant r.
 
     Args:
@@ -32,16 +32,10 @@ class Constant(Course):
     """
 
     plan: Plan
-    particles = 1
-    draws = 1
 
     @override
     def __len__(self) -> int:
         return len(self.plan)
-
-    @override
-    def evaluations(self, model: DiffusionModel, count: Tensor) -> Tensor:
-        return torch.ones_like(count)
 
     @override
     def begin(

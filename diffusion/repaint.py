@@ -22,7 +22,7 @@ from diffusion.observation import Observation
 from diffusion.operators import Mask
 from diffusion.plan import Plan
 from diffusion.process import BinomialProcess, GaussianProcess
-from diffusion.systems import Course, Systems
+from diffusion.systems import Alone, Systems
 
 
 def timeline(steps: int, jump: int, times: int) -> list[int]:
@@ -42,7 +42,7 @@ def timeline(steps: int, jump: int, times: int) -> list[int]:
 
 @final
 @dataclass(frozen=True)
-class Repaint(Course):
+class Repaint(Alone):
     """Systems of one particle; a unit is a step down, after the jump back up that leads to it.
 
     Observations with noise are put in while the chain's own noise is the greater of the two.
@@ -56,16 +56,10 @@ class Repaint(Course):
     plan: Plan
     jump: int = 10
     times: int = 10
-    particles = 1
-    draws = 1
 
     @override
     def __len__(self) -> int:
         return len(self._units)
-
-    @override
-    def evaluations(self, model: DiffusionModel, count: Tensor) -> Tensor:
-        return torch.ones_like(count)
 
     @override
     def begin(

@@ -14,6 +14,7 @@ from typing import Self, final
 
 import torch
 from torch import Tensor
+from typing_extensions import override
 
 from diffusion.factors import Factor
 from diffusion.model import DiffusionModel
@@ -156,6 +157,17 @@ class Course(ABC):
         """Network evaluations of each system, int64 [S]."""
         others = len(self) * self.particles * sum(factor.evaluations for factor in factors)
         return (len(self) - 1) * self.evaluations(model, count) + self.particles + others
+
+
+class Alone(Course):
+    """A course of one particle a system, without weights: one network evaluation a unit."""
+
+    particles = 1
+    draws = 1
+
+    @override
+    def evaluations(self, model: DiffusionModel, count: Tensor) -> Tensor:
+        return torch.ones_like(count)
 
 
 @final

@@ -127,12 +127,13 @@ def look(
     if isinstance(model.process, BinomialProcess):
         return _look_at_bits(model, x_t, t, s, observation)
     assert isinstance(model.process, GaussianProcess)  # there are two
-    if not bool(observation.known.any()):
+    count = observation.count
+    if not bool(count.any()):
         prediction = model.predict(x_t, t)
         kernel = prediction.kernel(s)
         nothing = torch.zeros(len(x_t), dtype=torch.float64, device=x_t.device)
         return Look(nothing, Independent(kernel, kernel), prediction.x_0)
-    exact = bool(twist.exact(observation.count).all())
+    exact = bool(twist.exact(count).all())
     if twist.independent and not exact:
         return look_at_elements(model, x_t, t, s, observation)
     with torch.inference_mode(False), torch.enable_grad():

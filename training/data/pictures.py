@@ -8,43 +8,31 @@ few of the others. Pictures that become the same pixels count once: none is in t
 
 import hashlib
 from pathlib import Path
-from typing import Literal, Self
+from typing import Literal
 
 import numpy as np
 import torch
 from PIL import Image, ImageOps
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field
 from torch import Tensor
 
 from training.data.dataset import DataError, Dataset, eight_bit
 from training.data.images import SUFFIXES, opened
+from training.data.shares import Shares
 
 LEAST = 10  # pictures, that each split has some
 
 
-class PicturesConfig(BaseModel):
+class PicturesConfig(Shares):
     """The pictures below `folder`, in `colour` or grey.
 
     `valid` and `test` are shares of them.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
     kind: Literal["pictures"] = "pictures"
     folder: str
     side: int = Field(default=32, gt=1)
     colour: bool = True
-    valid: float = Field(default=0.05, gt=0)
-    test: float = Field(default=0.1, gt=0)
-
-    @model_validator(mode="after")
-    def _shares(self) -> Self:
-        if self.valid + self.test >= 1:
-            raise ValueError(
-                f"valid and test are shares that leave some for train, came {self.valid} and "
-                f"{self.test}"
-            )
-        return self
 
 
 def find(folder: Path) -> list[Path]:

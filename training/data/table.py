@@ -7,42 +7,30 @@ The order of the rows is shuffled by the seed, then parted into test, valid and 
 
 import csv
 from pathlib import Path
-from typing import Literal, Self
+from typing import Literal
 
 import numpy as np
 import torch
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field
 from torch import Tensor
 
 from diffusion.space import DataSpace
 from training.data.dataset import DataError, Dataset, checksum, generator
+from training.data.shares import Shares
 
 LEAST = 50  # rows
 ENDINGS = (".csv", ".npy")
 
 
-class TableConfig(BaseModel):
+class TableConfig(Shares):
     """The rows of `file` (.csv, with or without a line of names, or .npy [rows, D]).
 
     `valid` and `test` are shares of them.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
     kind: Literal["table"] = "table"
     file: str
-    valid: float = Field(default=0.05, gt=0)
-    test: float = Field(default=0.1, gt=0)
     seed: int = Field(default=0, ge=0)
-
-    @model_validator(mode="after")
-    def _shares(self) -> Self:
-        if self.valid + self.test >= 1:
-            raise ValueError(
-                f"valid and test are shares that leave some for train, came {self.valid} and "
-                f"{self.test}"
-            )
-        return self
 
 
 def read(path: Path) -> Tensor:

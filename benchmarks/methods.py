@@ -7,8 +7,8 @@ from diffusion.model import DiffusionModel
 from diffusion.observation import Observation
 from diffusion.plan import Ancestral
 from diffusion.posterior import Method, Posterior, Product, Resample, Twisted, draw
+from diffusion.posterior.twist import Twist
 from diffusion.process import BinomialProcess
-from diffusion.twist import Twist
 
 DIAGONAL = Twist(covariance="diagonal")
 

@@ -1,7 +1,7 @@
 """Peers on our denoiser: azula's DPS, MMPS and TDS, and diffusers' RePaint where A is a mask.
 
 Each gets the same network and about the same number of its calls a sample; a product with the
-Jacobian counts as a call, as in `diffusion.twist`. What each leaves open is chosen in its favour:
+Jacobian counts as a call, as in `posterior.twist`. What each leaves open is chosen in its favour:
 DPS guides every sample by its own residual (azula's norm is that of a whole batch), MMPS solves
 with as many GMRES iterations as numbers were seen, TDS has all samples in one system, which is
 larger than any of ours, and the variance of its twist is that of a datum of unit variance.

@@ -25,9 +25,9 @@ from benchmarks.measure import machine, table
 from benchmarks.methods import METHODS, posterior
 from benchmarks.mixtures import WIDTH, problem, sliced
 from benchmarks.peers import MASKS, PEERS
-from diffusion.particles import Filter
 from diffusion.plan import Ancestral
-from diffusion.systems import walk
+from diffusion.posterior.particles import Filter
+from diffusion.posterior.systems import walk
 
 CALLS = 1000
 #: (dimensions, problems, samples of each): fewer where a sample costs more.

@@ -11,9 +11,9 @@ from pydantic import AfterValidator, ConfigDict, Field, WithJsonSchema
 from torch import Tensor
 from typing_extensions import override
 
-from diffusion.methods import Auto, Resample, Settled
 from diffusion.operators import LinearOperator, Mask, Operator
 from diffusion.plan import Ancestral
+from diffusion.posterior.methods import Auto, Resample, Settled
 from service.methods import AutoMethod, MethodIn, ResampleMethod, TwistedMethod
 from service.schemas import Asked, DataIn, MaskIn
 

@@ -1,4 +1,4 @@
-"""Methods as they are asked for: those of `diffusion.methods`, or their name alone."""
+"""Methods as they are asked for: those of `diffusion.posterior.methods`, or their name alone."""
 
 from typing import Annotated, Literal
 
@@ -6,8 +6,8 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, GetJsonSchem
 from pydantic.json_schema import JsonSchemaValue
 from pydantic_core import CoreSchema
 
-from diffusion.methods import Matched, Product, Twisted
-from diffusion.twist import Covariance, Twist
+from diffusion.posterior.methods import Matched, Product, Twisted
+from diffusion.posterior.twist import Covariance, Twist
 
 
 class _Method(BaseModel):

@@ -4,7 +4,7 @@
     Z_y = p(y, what was seen)
 
 Each label is one system of particles of `models/mnist`, by the classifier of noisy digits
-(`diffusion.factors.Label`): its samples, and its evidence. The mean over samples that follow no
+(`posterior.factors.Label`): its samples, and its evidence. The mean over samples that follow no
 label needs no evidence, which of hundreds of pixels is uncertain by more nats than a label has.
 """
 

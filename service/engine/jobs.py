@@ -11,13 +11,13 @@ from typing import ClassVar, final
 
 from torch import Tensor
 
-from diffusion.factors import Factor
 from diffusion.model import DiffusionModel
 from diffusion.plan import Plan
 from diffusion.posterior import Observation
+from diffusion.posterior.factors import Factor
+from diffusion.posterior.systems import Course
 from diffusion.space import Convention
 from diffusion.strata import Steps
-from diffusion.systems import Course
 from diffusion.trajectory import Trajectories
 from service.engine.ticks import Queue
 
@@ -164,7 +164,7 @@ class TermJob:
 class SystemJob:
     """Draw from p(x_0) r(x_0) by systems of particles, `each` for every datum.
 
-    System i of the answer is what `diffusion.systems.walk` makes of it with the same seed, course,
+    System i of the answer is what `systems.walk` makes of it with the same seed, course,
     observation and factors, whatever else the engine does.
 
     Args:

@@ -11,12 +11,12 @@ from torch import Tensor
 
 from diffusion.distributions import Bernoulli, Normal
 from diffusion.model import DiffusionModel
-from diffusion.particles import Filter
 from diffusion.plan import Ancestral
 from diffusion.posterior import Observation
+from diffusion.posterior.particles import Filter
+from diffusion.posterior.twist import Twist
 from diffusion.prediction import Prediction
 from diffusion.strata import choose_steps
-from diffusion.twist import Twist
 from service.engine.jobs import ChainJob, SystemJob, TermJob
 from service.engine.runner import Runner
 from service.engine.systems import SystemRunner

@@ -8,7 +8,7 @@ from typing import Generic, TypeVar, final
 from torch import Tensor
 
 from diffusion.bound import BoundResult
-from diffusion.systems import Cloud
+from diffusion.posterior.systems import Cloud
 from service.engine.peek import Peek
 
 

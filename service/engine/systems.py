@@ -1,6 +1,6 @@
 """One tick of one model's systems of particles: the next steps of a wave of one job.
 
-    state <- course.step(model, state, unit)        (`diffusion.systems`)
+    state <- course.step(model, state, unit)        (`diffusion.posterior.systems`)
 
 The very code of the offline loop, so a served answer is the offline one. The state is a value that
 is replaced when a tick has been computed, so one that failed can be tried again; where memory ran
@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from diffusion.model import DiffusionModel
-from diffusion.systems import Cloud, Systems
+from diffusion.posterior.systems import Cloud, Systems
 from service.engine.jobs import Job, SystemJob
 from service.engine.landing import Landing
 from service.engine.peek import Peek

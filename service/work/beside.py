@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from diffusion.factors import Expert, Factor, Label
+from diffusion.posterior.factors import Expert, Factor, Label
 from service.arrays import refusal
 from service.conditions import AskedBeside
 from service.models import Catalogue, Reader, Served

@@ -15,7 +15,6 @@ import torch
 from torch import Tensor
 from typing_extensions import override
 
-from diffusion.diagnostics import Diagnostics as Told
 from diffusion.observation import Observation
 from diffusion.plan import Ancestral
 from diffusion.posterior import (
@@ -31,7 +30,8 @@ from diffusion.posterior import (
     settle,
     start_of,
 )
-from diffusion.units import in_model_units
+from diffusion.posterior.diagnostics import Diagnostics as Told
+from diffusion.posterior.units import in_model_units
 from service.answers import Diagnostics, Posterior, PosteriorAnswer
 from service.arrays import plain, refusal
 from service.conditions import SYSTEM_STEPS, Conditions

@@ -10,20 +10,20 @@ import torch
 from torch import Tensor
 from torch.testing import assert_close
 
-from diffusion.factors import Expert
 from diffusion.model import DiffusionModel
 from diffusion.networks import MLPConfig, build
 from diffusion.observation import Observation
 from diffusion.operators import Dense
-from diffusion.particles import Filter
 from diffusion.plan import Ancestral
+from diffusion.posterior.factors import Expert
+from diffusion.posterior.particles import Filter
+from diffusion.posterior.product import Constant
+from diffusion.posterior.repaint import Repaint
+from diffusion.posterior.systems import Cloud, Course, walk
+from diffusion.posterior.twist import Twist
 from diffusion.process import GaussianConfig
-from diffusion.product import Constant
-from diffusion.repaint import Repaint
 from diffusion.sampling import sample
 from diffusion.space import DataSpace
-from diffusion.systems import Cloud, Course, walk
-from diffusion.twist import Twist
 from service.engine import Engine, SystemJob, SystemResult, Ticket
 from service.engine.systems import SystemRunner
 from service.engine.ticks import Entry

@@ -13,8 +13,8 @@ from diffusion.networks import GaussianMixture
 from diffusion.operators import AveragePooling, Dense, LinearOperator, Mask
 from diffusion.plan import Ancestral
 from diffusion.posterior import Method, Product, Resample, Twisted, draw
-from diffusion.twist import Twist
-from diffusion.units import in_model_units
+from diffusion.posterior.twist import Twist
+from diffusion.posterior.units import in_model_units
 from tests.service.http.caller import ask
 from tests.service.http.conftest import PATTERNS, SCALE, SHIFT, WEIGHTS
 

@@ -8,18 +8,18 @@ import torch
 from torch import Tensor
 from torch.testing import assert_close
 
-from diffusion.factors import Factor
 from diffusion.model import DiffusionModel
 from diffusion.networks import BitPatterns, GaussianMixture
 from diffusion.noise import counter_noise
 from diffusion.observation import Observation
 from diffusion.operators import Dense
-from diffusion.particles import Filter, effective, log_mean, systematic
 from diffusion.plan import Ancestral
-from diffusion.proposal import Independent, Look
+from diffusion.posterior.factors import Factor
+from diffusion.posterior.particles import Filter, effective, log_mean, systematic
+from diffusion.posterior.proposal import Independent, Look
+from diffusion.posterior.systems import Cloud, walk
+from diffusion.posterior.twist import Twist
 from diffusion.sampling import sample
-from diffusion.systems import Cloud, walk
-from diffusion.twist import Twist
 from tests.diffusion.models import binomial, gaussian
 
 TWISTS = [

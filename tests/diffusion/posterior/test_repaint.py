@@ -10,8 +10,8 @@ from diffusion.networks import BitPatterns, GaussianMixture
 from diffusion.observation import Observation
 from diffusion.operators import Dense
 from diffusion.plan import Ancestral, Plan
-from diffusion.repaint import Repaint, timeline
-from diffusion.systems import Cloud, walk
+from diffusion.posterior.repaint import Repaint, timeline
+from diffusion.posterior.systems import Cloud, walk
 from tests.diffusion.models import binomial, gaussian
 
 

@@ -8,14 +8,14 @@ from diffusion.model import DiffusionModel
 from diffusion.networks import GaussianMixture
 from diffusion.observation import Observation
 from diffusion.operators import Dense, Mask
-from diffusion.particles import Filter
 from diffusion.plan import Ancestral
 from diffusion.posterior import Product, draw
-from diffusion.product import Constant
-from diffusion.repaint import Repaint
+from diffusion.posterior.particles import Filter
+from diffusion.posterior.product import Constant
+from diffusion.posterior.repaint import Repaint
+from diffusion.posterior.systems import Cloud, Course, Systems, walk
+from diffusion.posterior.twist import Twist
 from diffusion.sampling import sample
-from diffusion.systems import Cloud, Course, Systems, walk
-from diffusion.twist import Twist
 from tests.diffusion.models import gaussian
 
 NUMBER = torch.tensor([4, 0, 2])

@@ -18,8 +18,8 @@ from diffusion.model import DiffusionModel
 from diffusion.noise import counter_noise
 from diffusion.observation import Observation
 from diffusion.plan import Plan
+from diffusion.posterior.systems import Alone, Systems
 from diffusion.sampling import begin, step
-from diffusion.systems import Alone, Systems
 
 
 @final

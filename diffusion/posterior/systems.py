@@ -16,9 +16,9 @@ import torch
 from torch import Tensor
 from typing_extensions import override
 
-from diffusion.factors import Factor
 from diffusion.model import DiffusionModel
 from diffusion.observation import Observation
+from diffusion.posterior.factors import Factor
 
 
 @final

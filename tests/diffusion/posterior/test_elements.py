@@ -7,15 +7,15 @@ from torch import Tensor
 from torch.testing import assert_close
 
 from diffusion.distributions import Normal
-from diffusion.elements import certain, look_at_elements
 from diffusion.model import DiffusionModel
 from diffusion.networks import GaussianMixture
 from diffusion.noise import counter_noise
 from diffusion.observation import Observation
 from diffusion.operators import AveragePooling, Dense, Mask, Operator
+from diffusion.posterior.elements import certain, look_at_elements
+from diffusion.posterior.proposal import Independent
 from diffusion.prediction import GaussianPrediction
 from diffusion.process import GaussianProcess
-from diffusion.proposal import Independent
 from diffusion.schedule import LogSnrSchedule
 from diffusion.space import DataSpace
 from tests.diffusion.models import gaussian

@@ -4,7 +4,7 @@ from typing import Annotated, Literal, final
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from diffusion.twist import Twist
+from diffusion.posterior.twist import Twist
 
 
 class _Method(BaseModel):

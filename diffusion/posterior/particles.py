@@ -4,7 +4,7 @@
 
 A system is P particles of one observation. They resample among themselves alone, systematically,
 when their effective sample size falls below P / 2, and at the end, where p(x_0 | x_1) r(x_0) is
-drawn from as it stands; what it is multiplied by beside that (`diffusion.factors`) weighs the draws
+drawn from as it stands; what it is multiplied by beside that (`factors`) weighs the draws
 once more. All noise is numbered by (seed, particle, step), so a system is the same alone and in any
 batch.
 
@@ -25,9 +25,9 @@ from diffusion.model import DiffusionModel
 from diffusion.noise import Stream, counter_noise
 from diffusion.observation import Observation
 from diffusion.plan import Plan
-from diffusion.proposal import Look
-from diffusion.systems import Course, Systems
-from diffusion.twist import Twist, last_look, look
+from diffusion.posterior.proposal import Look
+from diffusion.posterior.systems import Course, Systems
+from diffusion.posterior.twist import Twist, last_look, look
 
 LookAt = Callable[[Tensor, Tensor, Tensor, Observation], Look]
 

@@ -22,10 +22,10 @@ from diffusion.distributions import LOG_2PI, Normal
 from diffusion.model import DiffusionModel
 from diffusion.observation import Observation
 from diffusion.operators import Mask
+from diffusion.posterior.proposal import Independent, Look
+from diffusion.posterior.solve import conjugate_gradients
 from diffusion.prediction import GaussianPrediction
 from diffusion.process import GaussianProcess, per_row
-from diffusion.proposal import Independent, Look
-from diffusion.solve import conjugate_gradients
 
 #: V_t at t = T, of data of unit variance: early errors of x_0hat are shared by many elements, and
 #: count for less than as many of their own (4 rather than 1 was measured on digits).
@@ -38,7 +38,7 @@ _FREE = 32
 def look_at_elements(
     model: DiffusionModel, x_t: Tensor, t: Tensor, s: Tensor, observation: Observation
 ) -> Look:
-    """r_t(x_t) and the proposal of x_s, s above 0, as in `diffusion.twist.look`; one evaluation."""
+    """r_t(x_t) and the proposal of x_s, s above 0, as in `twist.look`; one evaluation."""
     process = model.process
     assert isinstance(process, GaussianProcess)  # `look` sees to it
     prediction = model.predict(x_t, t)

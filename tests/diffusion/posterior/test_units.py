@@ -9,8 +9,8 @@ from torch.testing import assert_close
 
 from diffusion.distributions import Bernoulli, Normal
 from diffusion.operators import AveragePooling, Blur, Dense, LinearOperator, Mask
+from diffusion.posterior.units import in_model_units
 from diffusion.space import DataSpace
-from diffusion.units import in_model_units
 
 EVEN = DataSpace(kind="vector", shape=(4,), shift=(1.0, -2.0, 0.5, 3.0), scale=2.5)
 UNEVEN = EVEN.model_copy(update={"scale": (0.5, 2.0, 1.5, 4.0)})

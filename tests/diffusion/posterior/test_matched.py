@@ -8,10 +8,10 @@ from torch import Tensor
 from torch.testing import assert_close
 
 from diffusion.distributions import Normal
-from diffusion.matched import matched_start
 from diffusion.model import DiffusionModel
 from diffusion.networks import BitPatterns, GaussianMixture
 from diffusion.noise import counter_noise
+from diffusion.posterior.matched import matched_start
 from diffusion.process import GaussianProcess
 from diffusion.sampling import sample
 from diffusion.schedule import InverseTimeSchedule

@@ -6,11 +6,9 @@ import pytest
 import torch
 from pydantic import TypeAdapter
 
-from diffusion.diagnostics import Diagnostics
 from diffusion.networks import BitPatterns, GaussianMixture
 from diffusion.observation import Observation
 from diffusion.operators import AveragePooling, Dense
-from diffusion.particles import Filter
 from diffusion.plan import DDIM, Ancestral
 from diffusion.posterior import (
     Auto,
@@ -22,8 +20,10 @@ from diffusion.posterior import (
     draw,
     settle,
 )
-from diffusion.systems import Cloud, walk
-from diffusion.twist import Twist
+from diffusion.posterior.diagnostics import Diagnostics
+from diffusion.posterior.particles import Filter
+from diffusion.posterior.systems import Cloud, walk
+from diffusion.posterior.twist import Twist
 from tests.diffusion.models import binomial, gaussian
 
 ALL = torch.ones(2, 2, dtype=torch.bool)

@@ -2,10 +2,10 @@
 
     p~(x_0) = p(x_0) r(x_0) p(y | x_0) p_2(x_0) / Z
 
-Each says, at every step, what a twist's look becomes of it (`diffusion.twist`): how much x_t is
-worth by it too, and where x_s is better drawn. Particles see to the rest (`diffusion.particles`),
-so their evidence is that of the whole product: p(y), p(y and what was seen), or the integral of
-p p_2. Ratios of evidences are probabilities: p(y | what was seen) = Z_y / sum over y of Z_y.
+Each says, at every step, what a twist's look becomes of it (`twist`): how much x_t is worth by it
+too, and where x_s is better drawn. Particles see to the rest (`particles`), so their evidence is
+that of the whole product: p(y), p(y and what was seen), or the integral of p p_2.
+Ratios of evidences are probabilities: p(y | what was seen) = Z_y / sum over y of Z_y.
 """
 
 from abc import ABC, abstractmethod
@@ -20,9 +20,9 @@ from typing_extensions import override
 from diffusion.classifier import Classifier, same_process
 from diffusion.distributions import Bernoulli, Normal
 from diffusion.model import DiffusionModel
+from diffusion.posterior.proposal import Left, Look
+from diffusion.posterior.tilt import Tilt, join, kernel_of, steer
 from diffusion.process import Process, per_row
-from diffusion.proposal import Left, Look
-from diffusion.tilt import Tilt, join, kernel_of, steer
 
 
 class Factor(ABC):

@@ -11,8 +11,8 @@ import math
 from dataclasses import dataclass
 from typing import Self, final
 
-from diffusion.particles import log_mean
-from diffusion.systems import Cloud
+from diffusion.posterior.particles import log_mean
+from diffusion.posterior.systems import Cloud
 
 #: Nats by which systems may differ in log Z (a standard deviation) before it is said.
 _SPREAD = 1.0

@@ -5,7 +5,7 @@
     bits   r_t(x_t) = prod over the known of (1 - eps) pi_y + eps (1 - pi_y), pi = P(x_0 | x_t)
 
 A twist says how much a chain at x_t is worth, and where its next step goes: the same estimate,
-taken one step further, multiplies p(x_s | x_t). Particles (`diffusion.particles`) put right what
+taken one step further, multiplies p(x_s | x_t). Particles (`particles`) put right what
 either gets wrong, so any estimate is allowed, and a better one needs fewer of them.
 
 Cost: one network evaluation for each call, and one for each product with the Jacobian, which takes
@@ -25,14 +25,14 @@ from torch import Tensor
 
 from diffusion.conditioned import Conditioned
 from diffusion.distributions import LOG_2PI, Bernoulli, Normal
-from diffusion.elements import look_at_elements, own_variance
 from diffusion.model import DiffusionModel
 from diffusion.observation import Observation
 from diffusion.operators import Mask
+from diffusion.posterior.elements import look_at_elements, own_variance
+from diffusion.posterior.proposal import Independent, Look
+from diffusion.posterior.solve import conjugate_gradients, dot
 from diffusion.prediction import BinomialPrediction, GaussianPrediction
 from diffusion.process import BinomialProcess, GaussianProcess, per_row
-from diffusion.proposal import Independent, Look
-from diffusion.solve import conjugate_gradients, dot
 
 #: V_t is at least so much of 1 - alpha_bar: a network's Jacobian is no perfect covariance.
 _FLOOR = 1e-5

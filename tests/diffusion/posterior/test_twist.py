@@ -13,10 +13,10 @@ from diffusion.networks import BitPatterns, GaussianMixture
 from diffusion.noise import counter_noise
 from diffusion.observation import Observation
 from diffusion.operators import Dense
+from diffusion.posterior.twist import Twist, last_look, look
 from diffusion.process import GaussianProcess
 from diffusion.schedule import InverseTimeSchedule
 from diffusion.space import DataSpace
-from diffusion.twist import Twist, last_look, look
 from tests.diffusion.models import binomial, gaussian
 
 D = 4

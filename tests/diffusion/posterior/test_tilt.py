@@ -10,10 +10,10 @@ from torch.testing import assert_close
 from diffusion.conditioned import Conditioned
 from diffusion.distributions import Bernoulli, Normal
 from diffusion.noise import counter_noise
+from diffusion.posterior.proposal import Independent
+from diffusion.posterior.tilt import Tilt, join, kernel_of, steer
 from diffusion.process import BinomialProcess, GaussianProcess, Process
-from diffusion.proposal import Independent
 from diffusion.schedule import InverseTimeSchedule, LogSnrSchedule
-from diffusion.tilt import Tilt, join, kernel_of, steer
 
 GRID = torch.linspace(-30, 30, 60_001, dtype=torch.float64)
 

@@ -21,8 +21,8 @@ from diffusion.noise import Stream, counter_noise
 from diffusion.observation import Observation
 from diffusion.operators import Mask
 from diffusion.plan import Plan
+from diffusion.posterior.systems import Alone, Systems
 from diffusion.process import BinomialProcess, GaussianProcess
-from diffusion.systems import Alone, Systems
 
 
 def timeline(steps: int, jump: int, times: int) -> list[int]:

@@ -27,10 +27,10 @@ from diffusion.posterior import (
     draw,
     settle,
 )
-from diffusion.systems import Cloud, walk
-from diffusion.twist import Covariance, Twist
+from diffusion.posterior.systems import Cloud, walk
+from diffusion.posterior.twist import Covariance, Twist
 from tests.diffusion.models import binomial, gaussian
-from tests.diffusion.test_particles import check_evidence, cloud, independent_bits
+from tests.diffusion.posterior.test_particles import check_evidence, cloud, independent_bits
 
 
 class Components(Network):

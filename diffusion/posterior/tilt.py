@@ -18,8 +18,8 @@ from torch.nn import functional as F
 from diffusion.conditioned import Conditioned
 from diffusion.distributions import LOG_2PI, Bernoulli, Distribution, Normal
 from diffusion.noise import Noise
+from diffusion.posterior.proposal import Independent, Proposal
 from diffusion.process import GaussianProcess, Process, per_row
-from diffusion.proposal import Independent, Proposal
 
 #: Why a product of models is not to be had beside some observations.
 TIED = (

@@ -1,0 +1,43 @@
+"""Draws from the posterior p(x_0) r(x_0) / Z, by one of several methods, and how far to trust them.
+
+    twisted   particles that follow a twist: the exact posterior as they grow, and Z
+    matched   independent noise on everything is that of some step: the plain chain from there
+    product   p(x_s | x_t) r(x_s), the 2015 paper's kernel with one r at every step; biased
+    resample  RePaint's jumps; biased
+
+`auto` takes the matched start where it holds and twisted elsewhere. All are exact at best up to the
+model and the number of its steps.
+"""
+
+from diffusion.observation import Observation
+from diffusion.posterior.diagnostics import Diagnostics
+from diffusion.posterior.draw import Posterior, diagnose, draw, gather
+from diffusion.posterior.factors import Expert, Factor, Label
+from diffusion.posterior.matched import MatchedStart, matched_start
+from diffusion.posterior.methods import Auto, Matched, Method, Product, Resample, Settled, Twisted
+from diffusion.posterior.settle import biased, course_of, settle, start_of
+
+__all__ = [
+    "Auto",
+    "Diagnostics",
+    "Expert",
+    "Factor",
+    "Label",
+    "Matched",
+    "MatchedStart",
+    "Method",
+    "Observation",
+    "Posterior",
+    "Product",
+    "Resample",
+    "Settled",
+    "Twisted",
+    "biased",
+    "course_of",
+    "diagnose",
+    "draw",
+    "gather",
+    "matched_start",
+    "settle",
+    "start_of",
+]

@@ -1,4 +1,4 @@
-"""/: the page, whose files lie in static/. It loads nothing from elsewhere and runs no inline script.
+"""/: the page, whose files lie in static/. It loads nothing foreign and runs no inline script.
 
 Its own links are relative, so that it works below whatever path a proxy gives it.
 """

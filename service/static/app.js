@@ -4,7 +4,6 @@
 //
 //   export const view = {
 //     id,                      its name in the link; words/ has its tab's title under `${id}.tab`
-//     serves(model),           whether it has anything for that model (an entry of GET /models)
 //     mount(root, context),    called once, with an empty element; gives { show(state), hide() }
 //   };
 //
@@ -16,7 +15,9 @@
 //   context.model()         the chosen model's entry of GET /models
 //   context.visit(fields)   puts the view's fields into the link, as a new entry of the history
 //   context.announce(text)  tells a screen reader; text is a key of words/, or [key, values]
-//   context.onLook(draw)    called when theme, language or size changed: for what is drawn on canvases
+//
+// Nothing is told of another language or theme: texts given by key follow by themselves (elements.js),
+// and plots are SVG whose colours are style.css's (plots.js).
 //
 // To add one: write views/NAME.js, its texts in words/en.js and words/ko.js, and name it in VIEWS.
 
@@ -30,14 +31,11 @@ import { BOOKS, current, preferred, speak, tell } from "./words.js";
 const VIEWS = [sample];
 const KINDS = ["image", "vector", "bits"];
 
-const looks = []; // what draws anew when the page looks otherwise
 const mounted = {}; // view's id -> { show, hide }
 const visited = {}; // view's id -> the fields of its link
 let models = [];
 let open = null; // the id of the view that is shown
 let model = null; // the chosen one's entry
-
-const fresh = () => looks.forEach((draw) => draw());
 
 // ---------------------------------------------------------------------------------------- the frame
 
@@ -93,7 +91,6 @@ const context = {
     link.write(visited[open]);
   },
   announce: (text) => tell(spoken, text),
-  onLook: (draw) => looks.push(draw),
 };
 
 /** Open a view by what a person did: the fields that the view had come with it where they still fit. */
@@ -129,7 +126,6 @@ function choose(name, control, use) {
   control.addEventListener("change", () => {
     localStorage.setItem(name, control.value);
     use(control.value);
-    fresh();
   });
   use(control.value);
 }
@@ -140,8 +136,6 @@ themes.value = localStorage.getItem("theme") ?? "auto";
 languages.value = preferred();
 choose("theme", themes, paint);
 choose("language", languages, speak);
-matchMedia("(prefers-color-scheme: dark)").addEventListener("change", fresh);
-new ResizeObserver(fresh).observe(panels);
 
 // --------------------------------------------------------------------------------------- the service
 

@@ -1,7 +1,7 @@
 // Elements of the page. Text is given by its key in words/, so that it follows the language.
 //
 //   h("button", { type: "button", say: "sample.run", on: { click: run } })
-//   h("p", { say: ["sample.count", { n: 8 }] }, h("b", {}, "more"))
+//   h("p", { say: ["scene.sample", { n: 8 }] })
 
 import { tell } from "./words.js";
 
@@ -13,6 +13,7 @@ const SVG = "http://www.w3.org/2000/svg";
  * @param {object} attributes `say` is the text's key, `label` that of aria-label, `hint` of title and
  *     `placeholder` of itself, each a key or [key, values]; `on` the listeners by event; what is
  *     false, null or undefined is left out.
+ *     An element that is `say`ing something has no children.
  * @param {...(Node|string)} children
  */
 export function h(tag, attributes = {}, ...children) {

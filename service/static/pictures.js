@@ -25,11 +25,12 @@ export function paint(canvas, x, white = 255) {
   canvas.getContext("2d").putImageData(pixels, 0, 0);
 }
 
-/** Draw a base64 PNG. */
-export async function paintPng(canvas, png) {
+/** Draw a base64 PNG, if it is still wanted when it has been decoded. */
+export async function paintPng(canvas, png, wanted = () => true) {
   const image = new Image();
   image.src = `data:image/png;base64,${png}`;
   await image.decode();
+  if (!wanted()) return;
   Object.assign(canvas, { height: image.height, width: image.width });
   canvas.getContext("2d").drawImage(image, 0, 0);
 }

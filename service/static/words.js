@@ -45,7 +45,7 @@ export function say(key, values = {}) {
 export const known = (key) => key in BOOKS[language];
 
 /** A number as the language writes it. */
-export function number(value, options = { maximumSignificantDigits: 6 }) {
+export function number(value, options = { maximumFractionDigits: Math.abs(value) < 1 ? 4 : 2 }) {
   return new Intl.NumberFormat(language, options).format(value);
 }
 

@@ -13,7 +13,7 @@ const PREVIEWS = 64; // rows, the service's most
 const KEPT = 8; // answers to which the history goes back without asking again
 const SAMPLERS = [["ancestral", "sampler.ancestral"], ["ddim", "sampler.ddim"], ["dpmpp_2m", "sampler.dpmpp_2m"]];
 
-export const view = { id: "sample", serves: () => true, mount };
+export const view = { id: "sample", mount };
 
 /** What a model is asked for by itself: done in seconds on a CPU. */
 function usual({ kind, shape, steps: T, network }) {
@@ -42,7 +42,7 @@ function mount(root, context) {
   const stage = h("div", { class: "stage" });
   const told = h("p", { class: "told" });
   const film = player(turn, (index) => ["player.at", { t: trajectory.t[index] }]);
-  const save = button("sample.save", () => download(scene.canvas(), `${context.model().name}.png`));
+  const save = button("sample.save", async () => download(await scene.canvas(), `${context.model().name}.png`));
   const tools = h("div", { class: "row tools", hidden: true }, told, save);
   const code = snippets();
   let trajectory = null;
@@ -52,7 +52,6 @@ function mount(root, context) {
     h("div", { class: "side" }, h("p", { class: "lead", say: "sample.lead" }), form),
     h("div", { class: "wide" }, desk.node, stage, film.node, tools, code.node),
   );
-  context.onLook(() => scene?.draw());
 
   /** The fields that make sense together. */
   function settle() {

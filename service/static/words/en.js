@@ -73,6 +73,7 @@ export default {
 
   "scene.sample": "Sample {n}",
   "scene.raster": "Samples as rows, bits as columns: a one is white",
+  "scene.plane": "{n} points of the plane",
 
   "sampler.ancestral": "Ancestral (the model's own)",
   "sampler.ddim": "DDIM",

@@ -73,6 +73,7 @@ export default {
 
   "scene.sample": "표본 {n}",
   "scene.raster": "행은 표본, 열은 비트이며 1은 흰색입니다",
+  "scene.plane": "평면의 점 {n}개",
 
   "sampler.ancestral": "조상 표집 (모델의 원래 방법)",
   "sampler.ddim": "DDIM",

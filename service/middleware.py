@@ -95,7 +95,7 @@ class RequestContext:
 
 
 class ApiKeys:
-    """Refuses requests without an accepted key, where keys are set; health, docs, page stay open."""
+    """Refuses requests without an accepted key where keys are set; health, docs, page are open."""
 
     def __init__(self, app: ASGIApp, keys: Iterable[str]) -> None:
         self.app = app

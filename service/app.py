@@ -17,6 +17,7 @@ from service.docs import add_docs
 from service.engine.engine import Host
 from service.metrics import Metrics
 from service.middleware import ApiKeys, RequestContext, problem_response
+from service.page import add_page
 from service.problems import (
     InternalError,
     InvalidRequest,
@@ -77,6 +78,7 @@ def create_app(
     app.state.backend = backend
     app.include_router(router)
     add_docs(app)
+    add_page(app)
     app.add_exception_handler(Problem, _on_problem)
     app.add_exception_handler(HTTPException, _on_http_exception)
     app.add_exception_handler(RequestValidationError, _on_validation_error)

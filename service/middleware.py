@@ -23,7 +23,7 @@ _log = logging.getLogger(__name__)
 
 _SANE_ID = re.compile(r"[A-Za-z0-9._~:/+=-]{1,128}")
 _OPEN = ("/", "/docs", "/openapi.json")
-_OPEN_BELOW = ("/health/", "/docs/")
+_OPEN_BELOW = ("/health/", "/docs/", "/static/")
 
 
 def problem_document(problem: Problem, scope: Scope) -> dict[str, object]:
@@ -95,7 +95,7 @@ class RequestContext:
 
 
 class ApiKeys:
-    """Refuses requests without an accepted key, where keys are set; health and docs stay open."""
+    """Refuses requests without an accepted key where keys are set; health, docs, page are open."""
 
     def __init__(self, app: ASGIApp, keys: Iterable[str]) -> None:
         self.app = app

@@ -12,7 +12,6 @@ from typing import Any, TypeVar
 
 from anyio import to_thread
 from fastapi import APIRouter, Request, Response
-from fastapi.responses import RedirectResponse
 from fastapi.routing import APIRoute
 from pydantic import BaseModel, ValidationError
 from starlette.requests import ClientDisconnect
@@ -299,12 +298,6 @@ async def ready(request: Request) -> Response:
 async def metrics(request: Request) -> Response:
     """Prometheus' text exposition."""
     return Response(_backend(request).metrics.render(), media_type=CONTENT_TYPE)
-
-
-@router.get("/", include_in_schema=False)
-async def root() -> Response:
-    """The documentation."""
-    return RedirectResponse("/docs")
 
 
 # HEAD wherever GET is (RFC 9110, 9.3.2), for probes: FastAPI's own GET routes answer GET alone. The

@@ -1,0 +1,53 @@
+"""/: the page, whose files lie in static/. It loads nothing foreign and runs no inline script.
+
+Its own links are relative, so that it works below whatever path a proxy gives it.
+"""
+
+from pathlib import Path
+from typing import Final
+
+from fastapi import FastAPI, Request, Response
+from fastapi.staticfiles import StaticFiles
+from starlette.types import Scope
+from typing_extensions import override
+
+_FOLDER: Final = Path(__file__).with_name("static")
+_POLICY: Final = "; ".join(
+    (
+        "default-src 'none'",
+        "script-src 'self'",
+        "style-src 'self'",
+        "img-src 'self' data: blob:",  # previews arrive as base64; pictures leave as blobs
+        "connect-src 'self'",
+        "base-uri 'none'",
+        "form-action 'none'",
+        "frame-ancestors 'none'",
+    )
+)
+_HEADERS: Final = {
+    "cache-control": "no-cache",  # asked for again by its ETag: a new version shows at once
+    "content-security-policy": _POLICY,
+    "referrer-policy": "no-referrer",
+    "x-content-type-options": "nosniff",
+}
+
+
+class _Files(StaticFiles):
+    """Files with the page's headers."""
+
+    @override
+    async def get_response(self, path: str, scope: Scope) -> Response:
+        response = await super().get_response(path, scope)
+        response.headers.update(_HEADERS)
+        return response
+
+
+def add_page(app: FastAPI) -> None:
+    """Serve the page at /, and its files below /static/."""
+    files = _Files(directory=_FOLDER)
+    app.mount("/static", files, name="static")
+
+    @app.head("/", include_in_schema=False)
+    @app.get("/", include_in_schema=False)
+    async def page(request: Request) -> Response:
+        return await files.get_response("index.html", request.scope)

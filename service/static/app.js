@@ -1,0 +1,186 @@
+// The shell: tabs, the list of models, language, theme, the line that tells how the service is.
+//
+// A view is a module of views/ that exports one object:
+//
+//   export const view = {
+//     id,                      its name in the link; words/ has its tab's title under `${id}.tab`
+//     mount(root, context),    called once, with an empty element; gives { show(state), hide() }
+//   };
+//
+//   show(state)   the tab is opened, another model chosen, or the history moved: show what the link
+//                 says. `state` has the link's fields, all strings; `state.model` names a model that
+//                 is served. A link with an answer in it (it has a seed) is to be repeated.
+//   hide()        another tab is opened. Work that runs may go on.
+//
+//   context.model()         the chosen model's entry of GET /models
+//   context.visit(fields)   puts the view's fields into the link, as a new entry of the history
+//   context.announce(text)  tells a screen reader; text is a key of words/, or [key, values]
+//
+// Nothing is told of another language or theme: texts given by key follow by themselves (elements.js),
+// and plots are SVG whose colours are style.css's (plots.js).
+//
+// To add one: write views/NAME.js, its texts in words/en.js and words/ko.js, and name it in VIEWS.
+
+import { button, choice, keyDialog, notice } from "./panels.js";
+import { h } from "./elements.js";
+import * as link from "./link.js";
+import { get, onKeyWanted, Problem } from "./service.js";
+import { view as sample } from "./views/sample.js";
+import { BOOKS, current, preferred, speak, tell } from "./words.js";
+
+const VIEWS = [sample];
+const KINDS = ["image", "vector", "bits"];
+
+const mounted = {}; // view's id -> { show, hide }
+const visited = {}; // view's id -> the fields of its link
+let models = [];
+let open = null; // the id of the view that is shown
+let model = null; // the chosen one's entry
+
+// ---------------------------------------------------------------------------------------- the frame
+
+const tabs = h("div", { role: "tablist", class: "tabs", label: "shell.views", on: { keydown: moveTab } });
+const panels = h("main", { id: "main" });
+const picker = h("select", { id: "model", on: { change: () => go(open, { model: picker.value }) } });
+const facts = h("p", { class: "facts" });
+const status = h("p", { class: "status", say: "status.looking" });
+const spoken = h("p", { class: "unseen", "aria-live": "polite" });
+const trouble = notice();
+
+const themes = choice("theme", [["auto", "theme.auto"], ["light", "theme.light"], ["dark", "theme.dark"]]);
+const languages = h("select", { name: "language", lang: "mul" }, h("option", { value: "en", lang: "en" }, "English"), h("option", { value: "ko", lang: "ko" }, "한국어"));
+tell(themes, "theme.label", "aria-label");
+tell(languages, "language.label", "aria-label");
+
+const bar = h("div", { class: "model-bar", hidden: true }, h("label", { for: "model", say: "shell.model" }), picker, facts);
+
+document.body.append(
+  h("a", { class: "skip", href: "#main", say: "shell.skip" }),
+  h("header", {}, h("h1", {}, h("a", { href: "." }, "noneq")), tabs, h("div", { class: "tools" }, languages, themes)),
+  bar,
+  trouble.node,
+  panels,
+  h("footer", {}, status, h("a", { href: "docs", say: "shell.api" })),
+  spoken,
+);
+
+for (const view of VIEWS) {
+  const { id } = view;
+  const attributes = { role: "tab", id: `tab-${id}`, "aria-controls": `panel-${id}`, tabindex: -1 };
+  tabs.append(button(`${id}.tab`, () => go(id), attributes));
+  panels.append(h("section", { role: "tabpanel", id: `panel-${id}`, "aria-labelledby": `tab-${id}`, hidden: true }));
+}
+
+/** Arrows, Home and End move among the tabs, as of any list of tabs (WAI-ARIA). */
+function moveTab(event) {
+  const all = [...tabs.children];
+  const at = all.indexOf(document.activeElement);
+  const to = { ArrowRight: at + 1, ArrowLeft: at - 1, Home: 0, End: all.length - 1 }[event.key];
+  if (to === undefined) return;
+  event.preventDefault();
+  all.at(to % all.length).focus();
+  all.at(to % all.length).click();
+}
+
+// --------------------------------------------------------------------------------- where the page is
+
+const context = {
+  model: () => model,
+  visit(fields) {
+    visited[open] = { view: open, model: model.name, ...fields };
+    link.write(visited[open]);
+  },
+  announce: (text) => tell(spoken, text),
+};
+
+/** Open a view by what a person did: the fields that the view had come with it where they still fit. */
+function go(id, { model: name = model.name } = {}) {
+  const before = visited[id]?.model === name ? visited[id] : {};
+  const state = { ...before, view: id, model: name };
+  link.write(state);
+  enter(state);
+}
+
+/** Show what a link says. */
+function enter(state) {
+  const { id } = VIEWS.find((view) => view.id === state.view) ?? VIEWS[0];
+  model = models.find((entry) => entry.name === state.model) ?? model ?? models[0];
+  picker.value = model.name;
+  tell(facts, ["shell.facts", { shape: model.shape.join(" × "), process: model.process, T: model.steps, network: model.network, n: model.parameters }]);
+  if (open && open !== id) mounted[open]?.hide();
+  open = id;
+  for (const view of VIEWS) {
+    const [tab, panel] = [document.getElementById(`tab-${view.id}`), document.getElementById(`panel-${view.id}`)];
+    tab.setAttribute("aria-selected", view.id === id);
+    tab.tabIndex = view.id === id ? 0 : -1;
+    panel.hidden = view.id !== id;
+    if (view.id === id) mounted[id] ??= view.mount(panel, context);
+  }
+  visited[id] = { ...state, view: id, model: model.name };
+  mounted[id].show(visited[id]);
+}
+
+// ------------------------------------------------------------------------------------------ the look
+
+function choose(name, control, use) {
+  control.addEventListener("change", () => {
+    localStorage.setItem(name, control.value);
+    use(control.value);
+  });
+  use(control.value);
+}
+
+const paint = (theme) => (document.documentElement.dataset.theme = theme);
+
+themes.value = localStorage.getItem("theme") ?? "auto";
+languages.value = preferred();
+choose("theme", themes, paint);
+choose("language", languages, speak);
+
+// --------------------------------------------------------------------------------------- the service
+
+onKeyWanted(keyDialog);
+
+/** Wait for the service, then show what the link says. */
+async function begin() {
+  for (;;) {
+    try {
+      await get("/health/ready");
+      const answer = await get("/models");
+      trouble.hide();
+      return settle(answer);
+    } catch (error) {
+      if (!(error instanceof Problem)) throw error;
+      const seconds = error.retryAfter ?? 5;
+      if (error.slug === "not-ready") tell(status, ["status.starting", { n: seconds }]);
+      else {
+        tell(status, "status.down");
+        trouble.show(error);
+      }
+      await new Promise((resolve) => setTimeout(resolve, 1000 * seconds));
+    }
+  }
+}
+
+function settle(answer) {
+  models = answer.models;
+  tell(status, ["status.ready", { n: models.length }]);
+  if (!models.length) {
+    trouble.show(new Problem({ type: "urn:noneq:page:no-models" }));
+    return;
+  }
+  for (const kind of KINDS) {
+    const names = models.filter((entry) => entry.kind === kind).map(({ name }) => h("option", { value: name }, name));
+    if (names.length) picker.append(h("optgroup", {}, ...names));
+    if (names.length) tell(picker.lastChild, `kind.${kind}`, "label");
+  }
+  bar.hidden = false;
+  const state = link.read();
+  enter({ ...state, model: state.model ?? answer.default ?? pleasing() });
+  link.onMove(enter);
+}
+
+/** The model to begin with where the operator named none: images say the most at once. */
+const pleasing = () => (models.find(({ name }) => name === "mnist") ?? models.find(({ kind }) => kind === "image") ?? models[0]).name;
+
+begin();

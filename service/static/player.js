@@ -1,0 +1,56 @@
+// A slider and a button that plays: scrubs through the frames of a trajectory.
+
+import { h } from "./elements.js";
+import { tell } from "./words.js";
+
+const SECONDS = 4; // that playing takes from the first frame to the last
+
+/**
+ * `load(count)` shows it at the last frame, `hide()` puts it away.
+ * @param {(index: number) => void} onFrame
+ * @param {(index: number) => [string, object]} caption the text beside the slider
+ */
+export function player(onFrame, caption) {
+  const slider = h("input", { type: "range", min: 0, step: 1, label: "player.frame", on: { input: () => (stop(), turn(Number(slider.value))) } });
+  const play = h("button", { type: "button", class: "play", on: { click: () => (timer ? stop() : start()) } });
+  const text = h("output", { class: "caption" });
+  const node = h("div", { class: "player", hidden: true }, play, slider, text);
+  let timer = null;
+
+  function turn(index) {
+    slider.value = index;
+    tell(text, caption(index));
+    slider.setAttribute("aria-valuetext", text.textContent);
+    onFrame(index);
+  }
+
+  function start() {
+    const last = Number(slider.max);
+    if (Number(slider.value) === last) turn(0);
+    tell(play, "player.pause");
+    timer = setInterval(() => {
+      if (Number(slider.value) >= last) stop();
+      else turn(Number(slider.value) + 1);
+    }, (1000 * SECONDS) / last);
+  }
+
+  function stop() {
+    clearInterval(timer);
+    timer = null;
+    tell(play, "player.play");
+  }
+
+  return {
+    node,
+    load(count) {
+      stop();
+      slider.max = count - 1;
+      node.hidden = false;
+      turn(count - 1);
+    },
+    hide() {
+      stop();
+      node.hidden = true;
+    },
+  };
+}

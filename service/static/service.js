@@ -1,0 +1,111 @@
+// The service that gave this page: JSON, and streams of events.
+//
+// Every failure is a Problem. Addresses are relative to the page's own, so that a proxy's path is kept.
+
+const KEY = "noneq.key";
+
+let askForKey = async () => null; // what asks the person for an API key: set by `onKeyWanted`
+
+/** What went wrong: the service's problem document (RFC 9457), or one of the page's own. */
+export class Problem extends Error {
+  /**
+   * @param {object} document type, title, detail; expected, received, fix where they help
+   * @param {number} status of HTTP; 0 where no answer came
+   * @param {number|null} retryAfter seconds
+   */
+  constructor(document, status = 0, retryAfter = null) {
+    super(document.detail ?? document.title);
+    Object.assign(this, { document, status, retryAfter });
+  }
+
+  /** Its name, which never changes: "queue-full". */
+  get slug() {
+    return (this.document.type ?? "").split(":").pop();
+  }
+}
+
+const own = (slug) => new Problem({ type: `urn:noneq:page:${slug}` });
+
+/** Who asks the person for a key: an async function that gives it, or null. */
+export const onKeyWanted = (asker) => (askForKey = asker);
+
+/** The address of one of the service's routes, absolute. */
+export const locate = (path) => new URL(path.replace(/^\//, ""), document.baseURI.split(/[?#]/)[0]).href;
+
+/** The JSON that a route answers. */
+export async function get(path, { signal } = {}) {
+  const response = await send(path, { signal, headers: { accept: "application/json" } });
+  return response.json();
+}
+
+/**
+ * What a POST tells on its way, as [name, data]: "progress", "preview", and at the end "result".
+ *
+ * Leaving the loop, or aborting the signal, closes the connection, and the service frees the rows.
+ * @param {string} path
+ * @param {object} body
+ * @param {{previews?: number, signal?: AbortSignal}} options
+ */
+export async function* stream(path, body, { previews = 0, signal } = {}) {
+  const accept = `text/event-stream${previews ? `; previews=${previews}` : ""}`;
+  const headers = { accept, "content-type": "application/json" };
+  const response = await send(path, { method: "POST", headers, body: JSON.stringify(body), signal });
+  let ended = false;
+  for await (const [name, data] of events(response.body, signal)) {
+    if (name === "error") throw new Problem(data, data.status, data.retry_after ?? null);
+    ended ||= name === "result";
+    yield [name, data];
+  }
+  if (!ended) throw own("connection-lost");
+}
+
+async function send(path, options) {
+  for (;;) {
+    const key = sessionStorage.getItem(KEY);
+    const headers = { ...options.headers, ...(key && { authorization: `Bearer ${key}` }) };
+    const response = await reach(() => fetch(locate(path), { ...options, headers }), "unreachable");
+    if (response.ok) return response;
+    const problem = await refusal(response);
+    if (problem.status !== 401) throw problem;
+    const given = await askForKey(problem);
+    if (!given) throw problem;
+    sessionStorage.setItem(KEY, given);
+  }
+}
+
+/** What a promise gives; the network's own failures become a Problem, a cancelled one stays itself. */
+async function reach(act, slug) {
+  try {
+    return await act();
+  } catch (error) {
+    throw error.name === "AbortError" ? error : own(slug);
+  }
+}
+
+async function refusal(response) {
+  const seconds = Number(response.headers.get("retry-after")) || null;
+  const kind = response.headers.get("content-type") ?? "";
+  const found = kind.includes("json") ? await response.json().catch(() => null) : null;
+  const document = found ?? { title: `HTTP ${response.status}`, detail: response.statusText };
+  return new Problem(document, response.status, seconds);
+}
+
+async function* events(body, signal) {
+  const reader = body.pipeThrough(new TextDecoderStream()).getReader();
+  let text = "";
+  try {
+    for (;;) {
+      const { done, value } = await reach(() => reader.read(), "connection-lost");
+      signal?.throwIfAborted();
+      if (done) return;
+      const blocks = (text + value).split("\n\n");
+      text = blocks.pop();
+      for (const block of blocks) {
+        const found = /^event: (.*)\ndata: (.*)$/s.exec(block); // what else there is are comments
+        if (found) yield [found[1], JSON.parse(found[2])];
+      }
+    }
+  } finally {
+    reader.cancel().catch(() => {}); // it may have failed already
+  }
+}

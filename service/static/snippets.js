@@ -1,0 +1,59 @@
+// The exact curl and Python of a request, to copy.
+
+import { h } from "./elements.js";
+import { button, confirm } from "./panels.js";
+import { locate } from "./service.js";
+
+const DEFAULT = "http://localhost:8000"; // the client's own
+
+/** A request as curl's words, quoted for a POSIX shell. */
+export function curl(path, body) {
+  const text = JSON.stringify(body).replaceAll("'", "'\\''");
+  return `curl ${locate(path)} \\\n  --json '${text}'`;
+}
+
+/**
+ * A request as a call of the Python client.
+ * @param {string} call "sample"
+ * @param {Array} given the arguments without a name
+ * @param {object} named those with one; null is None
+ * @param {string} then what is done with the answer, say "save(\"samples.png\")"
+ */
+export function python(call, given, named, then) {
+  const base = locate("").replace(/\/$/, "");
+  const client = base === DEFAULT ? "Client()" : `Client(${literal(base)})`;
+  const words = [...given.map(literal), ...Object.entries(named).map(([name, value]) => `${name}=${literal(value)}`)];
+  const answer = `${client}.${call}(${words.join(", ")})`;
+  return `from noneq import Client\n\nanswer = ${answer}\nanswer.${then}`;
+}
+
+/** A JSON value as Python writes it. */
+export function literal(value) {
+  if (value === null) return "None";
+  if (typeof value === "boolean") return value ? "True" : "False";
+  if (Array.isArray(value)) return `[${value.map(literal).join(", ")}]`;
+  if (typeof value !== "object") return JSON.stringify(value);
+  return `{${Object.entries(value).map(([key, item]) => `${JSON.stringify(key)}: ${literal(item)}`).join(", ")}}`;
+}
+
+/** The panel that shows them: `show(curlText, pythonText)`, `hide()`. */
+export function snippets() {
+  const texts = { curl: h("code"), python: h("code") };
+  const blocks = Object.entries(texts).map(([name, code]) => {
+    const copy = button("snippets.copy", () => navigator.clipboard.writeText(code.textContent).then(() => confirm(copy, "snippets.copied")));
+    const title = h("div", { class: "row" }, h("h3", {}, name === "curl" ? "curl" : "Python"), copy);
+    return h("div", { class: "snippet" }, title, h("pre", { tabindex: 0, label: `snippets.${name}` }, code));
+  });
+  const node = h("details", { class: "snippets", hidden: true }, h("summary", { say: "snippets.title" }), ...blocks);
+  return {
+    node,
+    show(shell, script) {
+      texts.curl.textContent = shell;
+      texts.python.textContent = script;
+      node.hidden = false;
+    },
+    hide() {
+      node.hidden = true;
+    },
+  };
+}

@@ -1,0 +1,159 @@
+// Draw from p(x_0): choose, watch the chains run, go through the trajectory afterwards.
+
+import { openDesk } from "../errand.js";
+import { h } from "../elements.js";
+import { button, choice, field, fill, numberInput, offer, read } from "../panels.js";
+import { download } from "../pictures.js";
+import { player } from "../player.js";
+import { sceneOf } from "../scenes.js";
+import { curl, python, snippets } from "../snippets.js";
+import { tell } from "../words.js";
+
+const PREVIEWS = 64; // rows, the service's most
+const KEPT = 8; // answers to which the history goes back without asking again
+const SAMPLERS = [["ancestral", "sampler.ancestral"], ["ddim", "sampler.ddim"], ["dpmpp_2m", "sampler.dpmpp_2m"]];
+
+export const view = { id: "sample", mount };
+
+/** What a model is asked for by itself: done in seconds on a CPU. */
+function usual({ kind, shape, steps: T, network }) {
+  const pictures = shape.length === 3;
+  const own = network === "rbf" ? T : Math.min(T, 50);
+  return { num_samples: pictures ? 8 : kind === "bits" ? 24 : 400, sampler: "ancestral", steps: own, eta: 0 };
+}
+
+const draw = () => String(crypto.getRandomValues(new Uint32Array(1))[0] % 1_000_000);
+
+function mount(root, context) {
+  const answers = new Map(); // link's fields as text -> answer
+  let scene = null;
+  let asked = null; // the fields whose answer is shown or on its way, as text
+
+  const form = h("form", { class: "form", on: { submit: run, change: settle } },
+    field("sample.number", numberInput("num_samples", { min: 1, max: 4096 })),
+    field("sample.sampler", choice("sampler", SAMPLERS)),
+    field("sample.steps", numberInput("steps", { min: 1 }), "sample.steps.why"),
+    field("sample.eta", numberInput("eta", { min: 0, max: 1, step: "any" }), "sample.eta.why"),
+    field("sample.seed", numberInput("seed", { min: 0, max: Number.MAX_SAFE_INTEGER })),
+    h("label", { class: "check" }, h("input", { type: "checkbox", name: "keep" }), h("span", { say: "sample.keep" })),
+    h("button", { class: "primary", say: "sample.run" }),
+  );
+  const desk = openDesk(context.announce);
+  const stage = h("div", { class: "stage" });
+  const told = h("p", { class: "told" });
+  const film = player(turn, (index) => ["player.at", { t: trajectory.t[index] }]);
+  const save = button("sample.save", async () => download(await scene.canvas(), `${context.model().name}.png`));
+  const tools = h("div", { class: "row tools", hidden: true }, told, save);
+  const code = snippets();
+  let trajectory = null;
+
+  root.classList.add("split");
+  root.append(
+    h("div", { class: "side" }, h("p", { class: "lead", say: "sample.lead" }), form),
+    h("div", { class: "wide" }, desk.node, stage, film.node, tools, code.node),
+  );
+
+  /** The fields that make sense together. */
+  function settle() {
+    const model = context.model();
+    const { sampler, steps, seed } = form.elements;
+    for (const option of sampler.options) option.hidden = option.disabled = model.process !== "gaussian" && option.value !== "ancestral";
+    steps.max = model.steps;
+    seed.disabled = false;
+    offer(form.elements.eta, sampler.value === "ddim");
+  }
+
+  function show(state) {
+    const model = context.model();
+    const fields = { ...usual(model), ...state };
+    if (fields.sampler !== "ancestral" && model.process !== "gaussian") fields.sampler = "ancestral";
+    fill(form, { seed: draw(), ...fields });
+    settle();
+    if (state.seed === undefined) clear();
+    else if (!desk.busy() || asked !== named()) repeat();
+  }
+
+  function hide() {
+    film.hide();
+  }
+
+  /** The request's fields, as the link has them. */
+  const fieldsNow = () => {
+    const { keep, ...fields } = read(form);
+    return fields;
+  };
+  const named = () => JSON.stringify([context.model().name, fieldsNow()]);
+
+  function run(event) {
+    event.preventDefault();
+    if (!form.elements.keep.checked) form.elements.seed.value = draw();
+    context.visit(fieldsNow());
+    repeat();
+  }
+
+  /** Show the answer to what the form says: one that is kept, or a new one. */
+  async function repeat() {
+    asked = named();
+    const [mine, model, body] = [asked, context.model(), request()];
+    stand(model);
+    let answer = answers.get(mine);
+    if (!answer) {
+      scene.show(Array(body.num_samples).fill(null));
+      const onPreview = ({ estimates }) => asked === mine && scene.show(pad(estimates, body.num_samples));
+      answer = await desk.ask("/sample", body, { previews: Math.min(PREVIEWS, body.num_samples), onPreview });
+      if (!answer || asked !== mine) return;
+      remember(mine, answer);
+    } else desk.cancel();
+    present(answer, body);
+  }
+
+  const pad = (found, count) => [...found, ...Array(count - found.length).fill(null)];
+
+  function request() {
+    const { num_samples, sampler, steps, eta, seed } = fieldsNow();
+    const plan = { name: sampler, steps: Number(steps), ...(eta !== undefined && { eta: Number(eta) }) };
+    return { model: context.model().name, num_samples: Number(num_samples), seed: Number(seed), sampler: plan };
+  }
+
+  function remember(name, answer) {
+    answers.set(name, answer);
+    if (answers.size > KEPT) answers.delete(answers.keys().next().value);
+  }
+
+  /** An empty stage for a model. */
+  function stand(model) {
+    scene = sceneOf(model);
+    stage.replaceChildren(scene.node);
+    trajectory = null;
+    film.hide();
+    tools.hidden = true;
+    code.hide();
+  }
+
+  function present(answer, { num_samples, ...named }) {
+    scene.show(answer.samples);
+    tools.hidden = false;
+    tell(told, ["sample.told", { n: num_samples, cost: answer.network_evaluations, seed: String(answer.seed) }]);
+    code.show(curl("/sample", { num_samples, ...named }), python("sample", [num_samples], named, 'save("samples.png")'));
+    if (answer.trajectory) {
+      trajectory = answer.trajectory;
+      film.load(trajectory.t.length);
+    }
+  }
+
+  function turn(index) {
+    scene.show(trajectory.x[index]);
+  }
+
+  function clear() {
+    desk.cancel();
+    asked = null;
+    scene = null;
+    stage.replaceChildren(h("p", { class: "empty", say: "sample.empty" }));
+    film.hide();
+    tools.hidden = true;
+    code.hide();
+  }
+
+  return { show, hide };
+}

@@ -1,0 +1,125 @@
+"""The shell: languages, themes, keyboard, and what is shown where the service does not answer."""
+
+import re
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from typing import TYPE_CHECKING
+
+from tests.page.conftest import Watch
+
+if TYPE_CHECKING:
+    from playwright.sync_api import Page, Route
+
+Open = Callable[..., "Page"]
+Serve = Callable[..., AbstractContextManager[str]]
+
+LINK = "?view=sample&model=grey&num_samples=2&sampler=ancestral&steps=4&seed=7"
+
+
+def test_both_languages_have_the_same_texts(visit: Open) -> None:
+    books = visit().evaluate("async () => (await import('./static/words.js')).BOOKS")
+    assert books["en"].keys() == books["ko"].keys()
+    for key, text in books["en"].items():
+        forms = [*text.values()] if isinstance(text, dict) else [text]
+        names = {name for form in forms for name in re.findall(r"\{(\w+)\}", form)}
+        translated = books["ko"][key]
+        assert set(re.findall(r"\{(\w+)\}", str(translated))) - {"n"} == names - {"n"}, key
+        if re.search(r"[a-z]{4}", str(text)) and not key.startswith("sampler."):
+            assert re.search(r"[가-힣]", str(translated)), key
+
+
+def test_the_language_is_the_browsers_and_can_be_changed(visit: Open) -> None:
+    page = visit(LINK, locale="ko-KR")
+    assert page.get_by_role("tab", name="표본").get_attribute("aria-selected") == "true"
+    page.locator(".told").wait_for()
+    assert "시드 7" in page.locator(".told").inner_text()
+    page.get_by_label("언어").select_option("en")
+    assert page.locator("html").get_attribute("lang") == "en"
+    assert "seed 7" in page.locator(".told").inner_text()  # what stands there follows
+    assert page.get_by_role("tab", name="Sample").is_visible()
+    page.reload()
+    assert page.get_by_role("tab", name="Sample").is_visible()  # it was chosen
+
+
+def test_the_theme_is_the_systems_and_can_be_changed(visit: Open) -> None:
+    def ground(page: "Page") -> int:
+        colour = page.evaluate("getComputedStyle(document.body).backgroundColor")
+        return sum(map(int, re.findall(r"\d+", colour)[:3]))
+
+    page = visit(color_scheme="dark")
+    assert ground(page) < 150
+    page.get_by_label("Colours").select_option("light")
+    assert ground(page) > 600
+
+
+def test_the_tabs_take_the_keyboard_alone(visit: Open) -> None:
+    page = visit(LINK)
+    page.locator(".told").wait_for()
+    tabs = page.get_by_role("tab")
+    names = tabs.all_inner_texts()
+    page.keyboard.press("Tab")
+    assert page.evaluate("document.activeElement.className") == "skip"
+    page.keyboard.press("Tab")
+    page.keyboard.press("Tab")
+    for step in range(len(names) + 1):
+        name = names[step % len(names)]
+        assert page.evaluate("document.activeElement.textContent") == name
+        selected = page.locator("[role=tab][aria-selected=true]")
+        assert selected.all_inner_texts() == [name]
+        assert page.locator("[role=tabpanel]:visible").count() == 1
+        page.keyboard.press("ArrowRight")
+
+
+def test_a_stopped_service_is_told(visit: Open, serve: Serve, watch: Watch) -> None:
+    with serve() as at:
+        page = visit("?model=grey", at=at)
+        page.get_by_label("Steps").wait_for()
+    page.get_by_role("button", name="Draw samples").click()
+    alert = page.get_by_role("alert")
+    alert.get_by_text("The service does not answer").wait_for()
+    assert "make serve" in alert.inner_text()
+    watch.faults.clear()  # the browser's own: connection refused
+
+
+def test_a_refusal_says_what_came_and_what_to_do(visit: Open, watch: Watch) -> None:
+    page = visit(LINK.replace("steps=4", "steps=99"))
+    alert = page.get_by_role("alert")
+    alert.get_by_text("This cannot be asked").wait_for()
+    assert "8" in alert.inner_text()
+    assert "99" in alert.inner_text()
+    assert "What to do" in alert.inner_text()
+    watch.faults.clear()  # the browser's own: 422
+
+
+def test_a_busy_service_is_asked_again(visit: Open, watch: Watch) -> None:
+    page = visit("?model=grey")
+    busy = {"type": "urn:noneq:problem:queue-full", "title": "The queue is full", "status": 503}
+
+    def refuse(route: "Route") -> None:
+        route.fulfill(
+            status=503,
+            json=busy,
+            headers={"retry-after": "1"},
+            content_type="application/problem+json",
+        )
+
+    page.route("**/sample", refuse, times=1)
+    page.get_by_label("Steps").fill("4")
+    page.get_by_role("button", name="Draw samples").click()
+    page.get_by_text("trying again in 1 s").wait_for()
+    page.locator(".told").wait_for()
+    watch.faults.clear()  # the browser's own: 503
+
+
+def test_a_key_is_asked_for_and_kept_for_the_tab(visit: Open, serve: Serve, watch: Watch) -> None:
+    with serve(api_keys="open sesame") as at:
+        page = visit(LINK, at=at)
+        dialog = page.get_by_role("dialog")
+        dialog.get_by_label("API key").fill("wrong")
+        dialog.get_by_role("button", name="Use it").click()
+        page.get_by_role("dialog").get_by_label("API key").fill("open sesame")
+        page.get_by_role("button", name="Use it").click()
+        page.locator(".told").wait_for()
+        page.reload()
+        page.locator(".told").wait_for()  # not asked for again
+    watch.faults.clear()  # the browser's own: 401

@@ -134,7 +134,7 @@ def _walked(
 ) -> Posterior:
     """`draw` by systems of particles, as many at once as memory allows."""
     N, each = len(observation), samples // course.draws
-    together = max(1, _ELEMENTS // (course.particles * math.prod(model.event)))
+    most = max(1, _ELEMENTS // math.prod(model.event))
     cloud = Cloud.joined(
         [
             walk(
@@ -144,8 +144,11 @@ def _walked(
                 seed,
                 number,
                 [factor.rows(number // each) for factor in factors],
+                together=most,
             )
-            for number in torch.arange(N * each, device=model.device).split(together)
+            for number in torch.arange(N * each, device=model.device).split(
+                max(1, most // course.particles)
+            )
         ]
     )
     return Posterior(

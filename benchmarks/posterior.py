@@ -15,6 +15,7 @@ import statistics
 import time
 from collections.abc import Callable
 from functools import partial
+from itertools import product
 from pathlib import Path
 
 import torch
@@ -138,13 +139,15 @@ def cells() -> dict[str, Callable[[], list[Row]]]:
         for seen in SEEN:
             title = f"mixture, {features} dimensions, {seen} seen"
             found[title] = partial(mixture, features, seen, count, samples)
-    for name in digits.METHODS:
-        for hidden in digits.HIDDEN:
-            title = f"digits, {hidden} hidden, {name}"
-            found[title] = partial(digits.hidden_pixels, name, hidden, 8, 3)
-        for part in range(4):
-            title = f"ranks, {name}, part {part}"
-            found[title] = partial(digits.ranks, name, digits.HIDDEN[-1], part, 25, 4, 25)
+    few, many = tuple(digits.METHODS)[:3], tuple(digits.METHODS)[3]
+    for part, name, hidden in product(range(3), few, digits.HIDDEN):
+        title = f"digits, {hidden} hidden, {name}, part {part}"
+        found[title] = partial(digits.hidden_pixels, name, hidden, part, 8, 4)
+    title = f"digits, {digits.HIDDEN[0]} hidden, {many}, part 0"
+    found[title] = partial(digits.hidden_pixels, many, digits.HIDDEN[0], 0, 8, 4)
+    for part, name in product(range(10), few):
+        title = f"ranks, {name}, part {part}"
+        found[title] = partial(digits.ranks, name, digits.HIDDEN[-1], part, 10, 9, 25)
     return found
 
 

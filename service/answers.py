@@ -152,10 +152,17 @@ class Posterior(BaseModel):
     """Samples for one datum observed."""
 
     samples: ArrayOut = Field(description="[num_samples, *shape], data units.")
+    weights: ArrayOut = Field(
+        description="What each sample counts below, [num_samples]; they sum to 1. Samples of "
+        "independent systems count as their evidence, as long as that leaves more than half of "
+        "them; else, and of all other methods, all alike."
+    )
     mean: ArrayOut = Field(description="Over the samples, [*shape].")
     std: ArrayOut | None = Field(description="Over the samples, [*shape]; null where there is one.")
     quantiles: ArrayOut | None = Field(
-        None, description="Of the samples, [quantiles asked, *shape], where they were asked."
+        None,
+        description="Of the samples, [quantiles asked, *shape], where they were asked: of each "
+        "element the least sample with so much weight at or below it.",
     )
     label: str | None = Field(None, description="What it was asked to be, by name.")
     labels: dict[str, float] | None = Field(

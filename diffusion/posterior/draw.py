@@ -16,7 +16,7 @@ from diffusion.posterior.diagnostics import Diagnostics
 from diffusion.posterior.factors import Factor
 from diffusion.posterior.matched import MatchedStart
 from diffusion.posterior.methods import Auto, Matched, Method, Settled, Twisted
-from diffusion.posterior.particles import shares, systematic
+from diffusion.posterior.particles import effective, shares, systematic
 from diffusion.posterior.settle import biased, course_of, settle, start_of
 from diffusion.posterior.systems import Cloud, Course, walk
 from diffusion.sampling import sample
@@ -31,9 +31,8 @@ class Posterior:
 
     Attributes:
         samples: [N, n, *event], model units.
-        weights: [N, n], float64, each datum's summing to 1. Samples of independent systems weigh as
-            their estimates of Z: averages with these weights have no bias but that of a ratio.
-            Equal ones elsewhere.
+        weights: what each sample counts in averages, [N, n], float64, each datum's summing to 1:
+            those of `weigh`. Equal ones where samples are not of independent systems.
         method: the one that answered.
         biased: whether it misses the posterior even of a perfect model with all its steps.
         diagnostics: of each datum.
@@ -111,16 +110,31 @@ def diagnose(method: Settled, cloud: Cloud, count: int, most_steps: int) -> tupl
 
 
 def gather(method: Settled, cloud: Cloud, count: int, seed: int) -> tuple[Tensor, Tensor]:
-    """The samples of `count` data, [N, n, *event], and their weights, float64 [N, n]."""
+    """The samples of `count` data, [N, n, *event], and what each counts, float64 [N, n]."""
     x, log_z = cloud.samples.unflatten(0, (count, -1)), cloud.log_evidence.reshape(count, -1)
     draws = x.shape[2]
-    x, weights = x.flatten(1, 2), (shares(log_z) / draws).repeat_interleave(draws, 1)
+    x, weights = x.flatten(1, 2), (weigh(log_z) / draws).repeat_interleave(draws, 1)
     if not (isinstance(method, Twisted) and method.systems == "weighted"):
         return x, weights
     datum = torch.arange(count, device=x.device)
     noise = counter_noise(seed, datum, 0, Stream.RESAMPLING).uniform((1,))[:, 0].double()
     picked = systematic(log_z, noise, log_z.shape[1])
     return x[datum[:, None], picked], torch.full_like(weights, 1 / weights.shape[1])
+
+
+def weigh(log_z: Tensor) -> Tensor:
+    """What each of K independent systems counts in averages, float64 [N, K], summing to 1.
+
+    Z_k / sum Z, by which averages have no bias but that of a ratio, as long as that leaves more
+    than half of the systems: an effective number of (K + 1) / 2. Where it does not (much was seen
+    by few particles), the weights say more of the noise in Z_k than of the posterior, one system
+    would stand for all, and they count alike.
+
+    Args:
+        log_z: of each system, nats, float64 [N, K].
+    """
+    firm = effective(log_z) >= (log_z.shape[1] + 1) / 2 - 1e-9
+    return torch.where(firm[:, None], shares(log_z), 1 / log_z.shape[1])
 
 
 def _walked(
@@ -134,7 +148,7 @@ def _walked(
 ) -> Posterior:
     """`draw` by systems of particles, as many at once as memory allows."""
     N, each = len(observation), samples // course.draws
-    together = max(1, _ELEMENTS // (course.particles * math.prod(model.event)))
+    most = max(1, _ELEMENTS // math.prod(model.event))
     cloud = Cloud.joined(
         [
             walk(
@@ -144,8 +158,11 @@ def _walked(
                 seed,
                 number,
                 [factor.rows(number // each) for factor in factors],
+                together=most,
             )
-            for number in torch.arange(N * each, device=model.device).split(together)
+            for number in torch.arange(N * each, device=model.device).split(
+                max(1, most // course.particles)
+            )
         ]
     )
     return Posterior(

@@ -83,8 +83,17 @@ class Filter(Course):
 
     @override
     def step(
-        self, model: DiffusionModel, systems: Systems, unit: int, together: int | None = None
+        self,
+        model: DiffusionModel,
+        systems: Systems,
+        unit: int,
+        together: int | None = None,
+        piece: int | None = None,
     ) -> Systems:
+        done = sum(len(here.log_r) for here in systems.looks)
+        if piece is not None and done + piece < systems.log_w.numel():
+            looks = self._looks(model, systems, unit, together, done + piece)
+            return replace(systems, looks=(*systems.looks, *looks))
         kind = self.twist.exact(systems.observation.count[:: self.particles])
         parts = [place.nonzero()[:, 0] for place in (kind, ~kind)]
         if unit == len(self) - 1 or not all(map(len, parts)):
@@ -100,10 +109,7 @@ class Filter(Course):
         S, P = systems.log_w.shape
         device, last = systems.x.device, unit == len(self) - 1
         t = self.plan.t[unit : unit + 1].to(device)
-        here = Look.joined(list(self._looks(model, systems, unit, together or S * P)))
-        for factor in systems.factors:
-            s = self.plan.s[unit : unit + 1].to(device)
-            here = factor.look(here, systems.x.flatten(0, 1), t, s)
+        here = Look.joined([*systems.looks, *self._looks(model, systems, unit, together, S * P)])
         log_w, log_z = systems.log_w + here.log_r.reshape(S, P), systems.log_evidence
         ess, origin = effective(log_w), systems.origin
         choose = torch.ones_like(ess, dtype=torch.bool) if last else ess < P / 2
@@ -124,7 +130,8 @@ class Filter(Course):
         proposal = here.proposal.rows(rows)
         x = proposal.sample(counter_noise(systems.seed, row.flatten(), t.expand(len(rows))))
         if last and here.left is not None:
-            log_w = here.left(x, rows).reshape(S, P)
+            each = zip(x.split(together or len(x)), rows.split(together or len(x)), strict=True)
+            log_w = torch.cat([here.left(*part) for part in each]).reshape(S, P)
             log_z = log_z + log_mean(log_w)
             noise = counter_noise(systems.seed, systems.number, 0, Stream.RESAMPLING)
             u = noise.uniform((1,))[:, 0].double()
@@ -145,23 +152,30 @@ class Filter(Course):
             log_evidence=log_z,
             ess=torch.cat((systems.ess, ess[:, None]), 1),
             origin=origin,
+            looks=(),
         )
 
     def _looks(
-        self, model: DiffusionModel, systems: Systems, unit: int, together: int
+        self, model: DiffusionModel, systems: Systems, unit: int, together: int | None, end: int
     ) -> Iterator[Look]:
-        """What the twist says of each particle, so many at once."""
+        """What is to be said of each particle not yet looked at, up to `end`; so many at once."""
         x, device = systems.x.flatten(0, 1), systems.x.device
         t, s = (part[unit : unit + 1].to(device) for part in (self.plan.t, self.plan.s))
-        whole = together >= len(x)
-        for place in torch.arange(len(x), device=device).split(together):
-            seen = systems.observation if whole else systems.observation.rows(place)
+        begin = sum(len(here.log_r) for here in systems.looks)
+        for place in torch.arange(begin, end, device=device).split(together or len(x)):
+            x_t, seen, factors = x, systems.observation, systems.factors
+            if len(place) < len(x):
+                x_t, seen = x[place], seen.rows(place)
+                factors = tuple(factor.rows(place) for factor in factors)
             if unit == len(self) - 1:
-                yield last_look(model, x[place], t, seen)
+                here = last_look(model, x_t, t, seen)
             elif self.look_at is not None:
-                yield self.look_at(x[place], t, s, seen)
+                here = self.look_at(x_t, t, s, seen)
             else:
-                yield look(model, x[place], t, s, seen, self.twist)
+                here = look(model, x_t, t, s, seen, self.twist)
+            for factor in factors:
+                here = factor.look(here, x_t, t, s)
+            yield here
 
 
 def systematic(log_w: Tensor, uniform: Tensor, count: int) -> Tensor:

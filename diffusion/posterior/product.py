@@ -48,7 +48,12 @@ class Constant(Alone):
 
     @override
     def step(
-        self, model: DiffusionModel, systems: Systems, unit: int, together: int | None = None
+        self,
+        model: DiffusionModel,
+        systems: Systems,
+        unit: int,
+        together: int | None = None,
+        piece: int | None = None,
     ) -> Systems:
         x, x_0, seen = systems.x[:, 0], systems.x_0[:, 0], systems.observation
         update = self.plan.at(unit, x.device)

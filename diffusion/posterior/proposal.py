@@ -23,6 +23,17 @@ class Proposal(Protocol):
     def rows(self, index: Tensor) -> Self:
         """Some of the rows, or one several times; int64 [b]."""
 
+    @classmethod
+    def joined(cls, parts: "Sequence[Self]") -> Self:
+        """Their rows in turn."""
+
+
+def joined(parts: Sequence[Proposal]) -> Proposal:
+    """Proposals of the same kind, their rows in turn."""
+    kind: Any = type(parts[0])
+    found: Proposal = kind.joined(parts)
+    return found
+
 
 @final
 @dataclass(frozen=True)
@@ -78,15 +89,32 @@ class Look:
 
     @classmethod
     def joined(cls, parts: "Sequence[Look]") -> Self:
-        """Looks of the same kind with nothing left, their rows in turn."""
-        first = parts[0]
+        """Looks of the same kind, their rows in turn."""
         if len(parts) == 1:
-            return cls(first.log_r, first.proposal, first.x_0)
+            return parts[0]
         log_r, x_0 = (
             torch.cat(column) for column in zip(*((p.log_r, p.x_0) for p in parts), strict=True)
         )
-        kind: Any = type(first.proposal)  # one that a twist makes: `joined` is theirs alone
-        return cls(log_r, kind.joined([part.proposal for part in parts]), x_0)
+        proposal = joined([part.proposal for part in parts])
+        sizes = [len(part.log_r) for part in parts]
+        lefts = [part.left for part in parts if part.left is not None]
+        return cls(log_r, proposal, x_0, _left_of(lefts, sizes) if lefts else None)
+
+
+def _left_of(lefts: Sequence[Left], sizes: Sequence[int]) -> Left:
+    """What is left of looks of so many rows each, side by side."""
+
+    def left(x_0: Tensor, index: Tensor) -> Tensor:
+        found = torch.empty(len(index), dtype=torch.float64, device=x_0.device)
+        begin = 0
+        for of, size in zip(lefts, sizes, strict=True):
+            mine = ((index >= begin) & (index < begin + size)).nonzero()[:, 0]
+            if len(mine):
+                found[mine] = of(x_0[mine], index[mine] - begin)
+            begin += size
+        return found
+
+    return left
 
 
 def _double(distribution: Distribution) -> Distribution:

@@ -72,7 +72,12 @@ class Repaint(Alone):
 
     @override
     def step(
-        self, model: DiffusionModel, systems: Systems, unit: int, together: int | None = None
+        self,
+        model: DiffusionModel,
+        systems: Systems,
+        unit: int,
+        together: int | None = None,
+        piece: int | None = None,
     ) -> Systems:
         put = _of_bits if isinstance(model.process, BinomialProcess) else _of_reals
         seed, number, seen = systems.seed, systems.number, systems.observation

@@ -19,6 +19,7 @@ from typing_extensions import override
 from diffusion.model import DiffusionModel
 from diffusion.observation import Observation
 from diffusion.posterior.factors import Factor
+from diffusion.posterior.proposal import Look
 
 
 @final
@@ -37,6 +38,7 @@ class Systems:
         ess: effective sample size before each step made, float64 [S, steps].
         origin: from which of the first particles each descends, int64 [S, P].
         factors: what else multiplies p(x_0), of each particle.
+        looks: what the twist said of the first of the particles, where a step is made in pieces.
     """
 
     seed: int
@@ -49,6 +51,7 @@ class Systems:
     ess: Tensor
     origin: Tensor
     factors: tuple[Factor, ...] = ()
+    looks: tuple[Look, ...] = ()
 
     @classmethod
     def begun(cls, x: Tensor, observation: Observation, seed: int, number: Tensor) -> Self:
@@ -130,15 +133,22 @@ class Course(ABC):
 
     @abstractmethod
     def step(
-        self, model: DiffusionModel, systems: Systems, unit: int, together: int | None = None
+        self,
+        model: DiffusionModel,
+        systems: Systems,
+        unit: int,
+        together: int | None = None,
+        piece: int | None = None,
     ) -> Systems:
-        """After the next unit.
+        """After the next unit, or a piece of it.
 
         Args:
             model: the model.
-            systems: as `begin`, or the unit before this one, left them.
+            systems: as `begin`, or the unit or piece before this one, left them.
             unit: which, 0 up to the course's length.
             together: most rows that go through the network at once; all where it is not given.
+            piece: of a single system, how many more particles are looked at; all that are left
+                where it is not given. The unit is over when there are none left.
         """
 
     @abstractmethod
@@ -223,6 +233,7 @@ def walk(
     seed: int,
     number: Tensor,
     factors: Sequence[Factor] = (),
+    together: int | None = None,
 ) -> Cloud:
     """A course from its beginning to its end.
 
@@ -233,8 +244,9 @@ def walk(
         seed: of the noise.
         number: which systems of the seed, int64 [S].
         factors: what else multiplies p(x_0) of each system, if the course is a `Filter`.
+        together: most rows that go through a network at once; all where it is not given.
     """
     systems = course.begin(model, observation, seed, number.to(model.device)).multiplied(factors)
     for unit in range(len(course)):
-        systems = course.step(model, systems, unit)
+        systems = course.step(model, systems, unit, together)
     return Cloud.of(model, course, systems)

@@ -8,8 +8,9 @@ Section 2.5). To `join` is to multiply what is aimed at; to `steer` is to draw e
 the same.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Self, final
+from typing import Any, Self, final
 
 import torch
 from torch import Tensor
@@ -18,7 +19,7 @@ from torch.nn import functional as F
 from diffusion.conditioned import Conditioned
 from diffusion.distributions import LOG_2PI, Bernoulli, Distribution, Normal
 from diffusion.noise import Noise
-from diffusion.posterior.proposal import Independent, Proposal
+from diffusion.posterior.proposal import Independent, Proposal, joined
 from diffusion.process import GaussianProcess, Process, per_row
 
 #: Why a product of models is not to be had beside some observations.
@@ -150,6 +151,17 @@ class Joined:
         parts = (part[index] for part in (self.log_z, self.missing, self.mean))
         return type(self)(self.inner.rows(index), self.drawn.rows(index), *parts)
 
+    @classmethod
+    def joined(cls, parts: "Sequence[Joined]") -> Self:
+        """Their rows in turn."""
+        held = [(part.log_z, part.missing, part.mean) for part in parts]
+        drawn = type(parts[0].drawn).joined([part.drawn for part in parts])
+        return cls(
+            joined([part.inner for part in parts]),
+            drawn,
+            *(torch.cat(column) for column in zip(*held, strict=True)),
+        )
+
 
 @final
 @dataclass(frozen=True)
@@ -180,6 +192,17 @@ class Steered:
         """Some of the rows, or one several times; int64 [b]."""
         parts = (part[index] for part in (self.slope, self.log_z))
         return type(self)(self.inner.rows(index), self.drawn.rows(index), *parts)
+
+    @classmethod
+    def joined(cls, parts: "Sequence[Steered]") -> Self:
+        """Their rows in turn."""
+        held = [(part.slope, part.log_z) for part in parts]
+        kind: Any = type(parts[0].drawn)  # alike in all of them
+        return cls(
+            joined([part.inner for part in parts]),
+            kind.joined([part.drawn for part in parts]),
+            *(torch.cat(column) for column in zip(*held, strict=True)),
+        )
 
 
 def join(proposal: Proposal, tilt: Tilt) -> Joined:

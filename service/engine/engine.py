@@ -271,7 +271,7 @@ class Engine:
                 self._metrics.queue_seconds.observe(begun - record.accepted)
         runner = self._fleet[tick.queue]
         attempt = Attempt(
-            lambda chains, terms: runner.run(chains, terms, tick.length),
+            lambda chains, terms: runner.run(chains, terms, tick.length, tick.piece),
             live=self._records.__contains__,
             fail=self._end,
             shrink=lambda rows: self._fleet.shrink(tick.queue, rows),

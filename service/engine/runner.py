@@ -104,14 +104,22 @@ class Runner:
         for held in (self._chain_jobs, self._term_jobs, self._results, self._films):
             held.pop(key, None)
 
-    def run(self, chains: Sequence[Entry], terms: Sequence[Entry], length: int = 1) -> None:
+    def run(
+        self,
+        chains: Sequence[Entry],
+        terms: Sequence[Entry],
+        length: int = 1,
+        piece: int | None = None,
+    ) -> None:
         """The tick: one network call, then one update of the chains and one of the terms.
 
         Args:
             chains: entries of chains.
             terms: entries of terms.
             length: steps of each chain; more than one where there are no terms.
+            piece: none, for a chain is one row.
         """
+        assert piece is None
         chains, terms = sorted(chains), sorted(terms)  # by job; places in a batch mean nothing
         begun = self.fence.begin()
         self._admit(chains, terms)

@@ -67,22 +67,29 @@ class SystemRunner:
         for held in (self._jobs, self._waves, self._found):
             held.pop(key, None)
 
-    def run(self, chains: Sequence[Entry], terms: Sequence[Entry], length: int = 1) -> None:
+    def run(
+        self,
+        chains: Sequence[Entry],
+        terms: Sequence[Entry],
+        length: int = 1,
+        piece: int | None = None,
+    ) -> None:
         """The tick.
 
         Args:
             chains: entries of one job's systems, all of a wave, at the same unit.
             terms: none.
             length: units.
+            piece: of a single system, how many more particles are looked at; all by default.
         """
         assert not terms  # they are another queue's
         begun = self.fence.begin()
         (key, row, _, unit), job = chains[0], self._jobs[chains[0].key]
         # Gradients go through what is made here, which inference tensors do not allow.
         with torch.inference_mode(False), torch.no_grad(), self._as_written():
-            systems = self._waves[key] if unit else self._begin(job, row, len(chains))
+            systems = self._waves.get(key) or self._begin(job, row, len(chains))
             for i in range(unit, unit + length):
-                systems = job.course.step(self.model, systems, i, self.batch)
+                systems = job.course.step(self.model, systems, i, self.batch, piece)
         self._waves[key] = systems
         self.fence.wait(begun, length)
 

@@ -78,6 +78,8 @@ class Tick:
         shares: network evaluations of each job.
         length: units that each entry advances; more than one only without terms.
         width: rows of the network that each entry is.
+        piece: of a single system, how many more of its particles are looked at in this tick; the
+            unit is over with the last of them. None where every unit is made whole.
     """
 
     queue: Queue
@@ -87,6 +89,7 @@ class Tick:
     shares: Mapping[int, int]
     length: int = 1
     width: int = 1
+    piece: int | None = None
 
     def __len__(self) -> int:
         return len(self.chains) + len(self.terms)
@@ -94,7 +97,7 @@ class Tick:
     @property
     def rows(self) -> int:
         """Rows of the network."""
-        return len(self) * self.width
+        return len(self) * self.width if self.piece is None else self.piece
 
     @property
     def evaluations(self) -> int:

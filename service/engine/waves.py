@@ -10,7 +10,9 @@ as the network is called another way for each job, a tick is of one.
   tick, however many particles or products of the other jobs a step takes.
 - A wave begins where its particles find room among those that are held, or nothing is held; until
   then those that have begun go on.
-- A tick goes on for several steps, for about as long as a burst may take.
+- A tick goes on for several steps, for about as long as a burst may take; and a system that is
+  wider than a tick makes a step in several, a piece of its particles in each, so that nobody waits
+  for all of it.
 
 Pure Python: no tensors, no time, no threads.
 """
@@ -32,7 +34,8 @@ class _Turn:
     first: int = 0
     wave: int = 0
     unit: int = 0
-    pace: float = math.inf  # seconds a unit of its latest tick
+    seen: int = 0  # particles of a single system that this unit's pieces have had
+    pace: float = math.inf  # seconds of a network call of its latest tick
 
 
 @final
@@ -95,17 +98,27 @@ class Waves:
         job = min(filter(self._movable, self._jobs.values()), key=lambda job: job.had)
         work, self._now = job.work, job.had
         job.wave = job.wave or self._wave(job)
-        length = min(work.units - job.unit, max(1, int(burst / job.pace)))
         rows = range(job.first, job.first + job.wave)
         entries = [Entry(work.key, row, 0, job.unit) for row in rows]
-        job.unit += length
-        ended = job.unit == work.units
-        each = sum(work.costs[row] for row in rows)
-        cost = (length - ended) * each + ended * work.last * job.wave
+        each, calls = sum(work.costs[row] for row in rows), self._calls(job.wave * work.width)
+        room, length, piece = max(1, int(burst / job.pace)), 1, None
+        if job.wave == 1 and (job.seen or room < calls):
+            whole = each if job.unit < work.units - 1 else work.last
+            piece = min(room * self.capacity, work.width - job.seen)
+            # Shares of the whole, rounded so that they add up to it.
+            had, job.seen = job.seen, job.seen + piece
+            cost = whole * job.seen // work.width - whole * had // work.width
+            if job.seen == work.width:
+                job.unit, job.seen = job.unit + 1, 0
+        else:
+            length = min(work.units - job.unit, max(1, room // calls))
+            job.unit += length
+            last = job.unit == work.units
+            cost = (length - last) * each + last * work.last * job.wave
         job.had += cost
         job.left -= cost
-        ends = entries if ended else []
-        return Tick(self._queue, entries, [], ends, {work.key: cost}, length, work.width)
+        ends = entries if job.unit == work.units else []
+        return Tick(self._queue, entries, [], ends, {work.key: cost}, length, work.width, piece)
 
     def retire(self, tick: Tick, seconds: float) -> list[int]:
         """The tick is done. Which jobs are over."""
@@ -113,10 +126,14 @@ class Waves:
         job = self._jobs.get(key)
         if job is None:  # removed while the tick ran
             return []
-        job.pace = max(seconds, 1e-9) / tick.length
+        job.pace = max(seconds, 1e-9) / (tick.length * self._calls(tick.rows))
         if job.unit == job.work.units:
             job.first, job.wave, job.unit = job.first + job.wave, 0, 0
         return [key] if job.first == job.work.rows else []
+
+    def _calls(self, rows: int) -> int:
+        """Network calls of so many rows."""
+        return -(-rows // self.capacity)
 
     def _movable(self, job: _Turn) -> bool:
         """Whether it has begun a wave, or may begin one."""

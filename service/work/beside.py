@@ -36,18 +36,19 @@ class Beside:
     gained: float = 0.0
 
     @torch.no_grad()
-    def read(self, x_0: Tensor) -> list[dict[str, float]] | None:
+    def read(self, x_0: Tensor, weights: Tensor) -> list[dict[str, float]] | None:
         """Mean of p(label | x_0) over the samples of each of N data.
 
         Args:
             x_0: [N, n, *event], model units.
+            weights: what each counts, float64 [N, n].
         """
         if self.reader is None:
             return None
         t = torch.zeros(1, dtype=torch.int64)
         parts = x_0.flatten(0, 1).split(_TOGETHER)
         p = torch.cat([self.reader.host.log_prob(part, t).exp() for part in parts])
-        means = p.unflatten(0, x_0.shape[:2]).mean(1)
+        means = (weights[:, None] @ p.unflatten(0, x_0.shape[:2]))[:, 0]
         return [dict(zip(self.reader.labels, row, strict=True)) for row in means.tolist()]
 
 

@@ -10,7 +10,6 @@ particles are weighted, jump, or see the datum through an operator.
 from dataclasses import dataclass
 from typing import Any, final
 
-import numpy as np
 import torch
 from torch import Tensor
 from typing_extensions import override
@@ -31,6 +30,7 @@ from diffusion.posterior import (
     start_of,
 )
 from diffusion.posterior.diagnostics import Diagnostics as Told
+from diffusion.posterior.summary import Summary
 from diffusion.posterior.units import in_model_units
 from service.answers import Diagnostics, Posterior, PosteriorAnswer
 from service.arrays import plain, refusal
@@ -124,7 +124,7 @@ class PosteriorWork(Work[ChainResult | SystemResult]):
     @property
     @override
     def arrays(self) -> dict[str, Any]:
-        fields = {"samples", "mean", "std", "quantiles"}
+        fields = {"samples", "weights", "mean", "std", "quantiles"}
         return {"results": {"__all__": fields}}
 
     @override
@@ -137,10 +137,11 @@ class PosteriorWork(Work[ChainResult | SystemResult]):
         space, found = self.served.model.space, self.tensors(result)
         std, quantiles = found.get("std"), found.get("quantiles")
         x_0 = space.to_model(found["samples"].flatten(0, 1)).reshape(found["samples"].shape)
-        read, labels = self.beside.read(x_0), self.beside.labels
+        read, labels = self.beside.read(x_0, found["weights"].double()), self.beside.labels
         results = [
             Posterior(
                 samples=plain(samples, space),
+                weights=found["weights"][i].numpy(),
                 mean=found["mean"][i].numpy(),
                 std=None if std is None else std[i].numpy(),
                 quantiles=None if quantiles is None else quantiles[i].numpy(),
@@ -166,13 +167,13 @@ class PosteriorWork(Work[ChainResult | SystemResult]):
 
     @override
     def tensors(self, result: ChainResult | SystemResult) -> dict[str, Tensor]:
-        samples = self._samples(result)
-        found = {"samples": samples, "mean": samples.mean(1)}
+        samples, weights = self._drawn(result)
+        told = Summary.of(samples, weights, self.request.quantiles or ())
+        found = {"samples": samples, "weights": weights.float(), "mean": told.mean}
         if self.request.num_samples > 1:
-            found["std"] = samples.std(1)
+            found["std"] = told.std
         if self.request.quantiles is not None:
-            values = np.quantile(samples.numpy(), self.request.quantiles, axis=1)
-            found["quantiles"] = torch.from_numpy(values).float().movedim(0, 1)
+            found["quantiles"] = told.quantiles
         return found
 
     @property
@@ -182,19 +183,20 @@ class PosteriorWork(Work[ChainResult | SystemResult]):
 
     @override
     def strips(self, result: ChainResult | SystemResult) -> list[Strip]:
-        samples, shown = self._samples(result), self.seen.picture
+        (samples, _), shown = self._drawn(result), self.seen.picture
         if shown is None:
             return [Strip(each) for each in samples]
         return [Strip(*each) for each in zip(samples, *shown, strict=True)]
 
-    def _samples(self, result: ChainResult | SystemResult) -> Tensor:
-        """[N, n, *event], data units."""
-        x = result.samples
+    def _drawn(self, result: ChainResult | SystemResult) -> tuple[Tensor, Tensor]:
+        """The samples, [N, n, *event], data units; and what each counts, float64 [N, n]."""
+        x, weights = result.samples, torch.full(self.layout, 1 / self.layout[1]).double()
         if isinstance(result, SystemResult):
-            picked, _ = gather(self.method, result.cloud, len(self.seen.values), self.job.seed)
+            count, seed = len(self.seen.values), self.job.seed
+            picked, weights = gather(self.method, result.cloud, count, seed)
             x = picked.flatten(0, 1)
         shape = *self.layout, *self.served.model.space.shape
-        return self.estimates(x).reshape(shape)
+        return self.estimates(x).reshape(shape), weights
 
     @override
     def estimates(self, x_0: Tensor) -> Tensor:

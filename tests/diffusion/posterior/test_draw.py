@@ -21,6 +21,7 @@ from diffusion.posterior import (
     settle,
 )
 from diffusion.posterior.diagnostics import Diagnostics
+from diffusion.posterior.draw import weigh
 from diffusion.posterior.particles import Filter
 from diffusion.posterior.systems import Cloud, walk
 from diffusion.posterior.twist import Twist
@@ -198,6 +199,15 @@ def test_what_is_poor_is_said_in_words() -> None:
     assert nothing.log_evidence_error is None
     assert nothing.warning is not None
     assert "no probability" in nothing.warning
+
+
+def test_systems_count_as_their_evidence_as_long_as_most_of_them_count() -> None:
+    """Of four: weights .4 .3 .2 .1 are an effective number of 10/3; .7 .1 .1 .1 of 25/13."""
+    firm, loose = torch.tensor([0.4, 0.3, 0.2, 0.1]), torch.tensor([0.7, 0.1, 0.1, 0.1])
+    found = weigh(torch.stack((firm, loose, torch.zeros(4))).double().log())
+    alike = torch.full((4,), 0.25).double()
+    torch.testing.assert_close(found, torch.stack((firm.double(), alike, alike)))
+    torch.testing.assert_close(weigh(torch.tensor([[-3.0]]).double()), torch.ones(1, 1).double())
 
 
 def test_samples_of_independent_systems_weigh_as_their_evidence(mixture: GaussianMixture) -> None:

@@ -27,6 +27,7 @@ from diffusion.posterior import (
     draw,
     settle,
 )
+from diffusion.posterior.particles import Filter
 from diffusion.posterior.systems import Cloud, walk
 from diffusion.posterior.twist import Covariance, Twist
 from tests.diffusion.models import binomial, gaussian
@@ -353,6 +354,37 @@ def test_draw_takes_factors(mixture: GaussianMixture) -> None:
     assert_close(first.samples[0], found.samples[0], rtol=1e-4, atol=1e-4)
     twice = draw(model, alone, 2, seed=1, method=method, factors=[Expert(other)])
     assert twice.network_evaluations == 2 * 4 * (60 + 60)
+
+
+@pytest.mark.parametrize("which", ["label", "model", "both"])
+@pytest.mark.parametrize("kind", ["reals", "bits"])
+def test_no_network_gets_more_rows_than_are_allowed(
+    which: str, kind: str, mixture: GaussianMixture
+) -> None:
+    """Two systems of 7 particles by three rows at a time are what they are by all at once."""
+    if kind == "bits":
+        model, other = binomial(correlated(*A), 30), binomial(correlated(*B), 30)
+        network: Network = Patterns(correlated(*A))
+        seen = Observation.of_bits(
+            torch.tensor([[1.0, 0, 0]]), torch.tensor([[True, False, False]])
+        )
+    else:
+        model, other = gaussian(mixture, 30), gaussian(other_mixture(), 30)
+        network = Components(mixture)
+        seen = Observation.of_reals(torch.tensor([[0.2, 0]]), torch.tensor([[True, False]]), 0.5)
+    reader = classifier(model, network, 8 if kind == "bits" else 2)
+    factors = [[label(reader, 0)], [Expert(other)], [label(reader, 0), Expert(other)]]
+    used: list[Factor] = factors[["label", "model", "both"].index(which)]  # type: ignore[assignment]
+    course = Filter(Ancestral(steps=6).plan(model), 7, twist=Twist(covariance="diagonal"))
+    place, sizes = torch.zeros(2, dtype=torch.long), list[int]()
+    walked = [seen.rows(place), 4, torch.arange(2), [factor.rows(place) for factor in used]]
+    whole = walk(model, course, *walked)  # type: ignore[arg-type]
+    for part in (model.network, other.network, network):
+        part.register_forward_pre_hook(lambda _, inputs: sizes.append(len(inputs[0])))
+    parts = walk(model, course, *walked, together=3)  # type: ignore[arg-type]
+    assert max(sizes) == 3
+    for ours, theirs in zip(parts.tensors(), whole.tensors(), strict=True):
+        assert_close(ours, theirs, rtol=1e-4, atol=1e-4)
 
 
 def test_what_cannot_be_joined_is_refused(mixture: GaussianMixture, heartbeat: BitPatterns) -> None:

@@ -49,6 +49,27 @@ def test_a_few_rows_at_once_are_all_of_them(place: int, mixture: GaussianMixture
         assert_close(ours, theirs, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize("place", range(3))
+@pytest.mark.parametrize("piece", [1, 2])
+def test_a_step_made_in_pieces_is_the_step(
+    place: int, piece: int, mixture: GaussianMixture
+) -> None:
+    """Nothing moves before the last piece; then the unit is the whole one."""
+    model = gaussian(mixture)
+    course, seen = courses(model)[place]
+    first, number = seen.rows(torch.tensor([0])), NUMBER[:1]
+    whole = walk(model, course, first, 3, number)
+    systems, pieces = course.begin(model, first, 3, number), -(-course.particles // piece)
+    for unit in range(len(course)):
+        for k in range(pieces):
+            before = systems
+            systems = course.step(model, systems, unit, 2, piece)
+            assert (systems.x is before.x) == (k < pieces - 1)
+    parts = Cloud.of(model, course, systems)
+    for ours, theirs in zip(parts.tensors(), whole.tensors(), strict=True):
+        assert_close(ours, theirs, rtol=1e-4, atol=1e-4)
+
+
 @pytest.mark.parametrize("place", range(5))
 def test_systems_can_be_taken_apart_and_put_together(place: int, mixture: GaussianMixture) -> None:
     """Between any two steps, in any order."""

@@ -161,6 +161,19 @@ def test_progress_and_evaluations_are_counted(
     assert value("noneq_system_evaluations_total", {"model": "g"}) == asked.cost
 
 
+def test_a_system_wider_than_a_tick_takes_several(
+    faulty: DiffusionModel, mischief: SimpleNamespace, make_engine: Callable[..., Engine]
+) -> None:
+    """7 steps of one system of 12 particles by 8 rows: who comes waits for 8 rows at most."""
+    engine, asked = make_engine(g=faulty), job(faulty, "wide", "noisy", each=1)
+    mischief.sizes.clear()
+    ticket = engine.submit(asked)
+    found = ticket.result(120)
+    assert ticket.done == ticket.cost
+    assert set(mischief.sizes) == {8, 4}
+    assert_offline(faulty, asked, found)
+
+
 @pytest.mark.parametrize("most", [5, 1])
 def test_where_memory_ends_fewer_rows_go_at_once(
     most: int,

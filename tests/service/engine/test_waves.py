@@ -49,6 +49,7 @@ def test_every_unit_once_in_order_in_whole_waves(
     }
     done: dict[tuple[int, int], list[int]] = defaultdict(list)
     on_the_way: dict[int, set[int]] = defaultdict(set)
+    pieces = Counter[int]()
     for _ in range(10_000):
         while waiting and (len(turns) == 0 or dice.random() < 0.3):
             turns.add(waiting.pop(0))
@@ -73,13 +74,26 @@ def test_every_unit_once_in_order_in_whole_waves(
         held = sum(len(wave) * known[other].width for other, wave in on_the_way.items())
         assert held <= slots or len([wave for wave in on_the_way.values() if wave]) == 1
         spent = 0
+        if tick.piece is not None:  # of one system alone, and it has so many more particles
+            assert len(rows) == 1
+            assert 0 < tick.piece == tick.rows
+            (entry,) = tick.chains
+            unit = work.width if entry.unit == work.units - 1 else work.costs[0]
+            spent = -(unit * pieces[key] // work.width)
+            pieces[key] += tick.piece
+            spent += unit * pieces[key] // work.width
+            assert pieces[key] <= work.width
+        over = tick.piece is None or pieces[key] == work.width
         for entry in tick.chains:
             units = done[key, entry.row]
             assert entry == Entry(key, entry.row, 0, len(units))
-            units.extend(range(entry.unit, entry.unit + tick.length))
+            units.extend(range(entry.unit, entry.unit + tick.length) if over else ())
             last = len(units) == work.units
-            spent += (tick.length - last) * work.costs[0] + last * work.width
+            if tick.piece is None:
+                spent += (tick.length - last) * work.costs[0] + last * work.width
             assert (entry in tick.ends) == last
+        if over:
+            pieces[key] = 0
         assert spent == cost == tick.evaluations
         owed[key] -= cost
         if tick.ends:
@@ -155,12 +169,59 @@ def test_who_asks_for_more_batches_has_more_of_the_time() -> None:
     assert spent[False] / spent[True] == pytest.approx(3, rel=0.02)
 
 
-def test_a_system_wider_than_a_tick_goes_alone() -> None:
+def test_a_system_wider_than_a_tick_goes_alone_in_pieces() -> None:
+    """Two units of 20 particles by 8: whoever else is there has turns in between."""
     turns = scheduler(batch_size=8)
-    turns.add(systems(0, 3, 2, width=20))
+    turns.add(systems(0, 1, 2, width=20, cost=60))
+    turns.add(chain(1, 1, 1000))
+    pieces, ends, between = [], [], []
+    for _ in range(12):
+        tick = turns.next()
+        assert tick is not None
+        if tick.queue.systems:
+            pieces.append((tick.chains[0].unit, tick.piece, tick.evaluations))
+            ends.append(bool(tick.ends))
+        else:
+            between.append(len(pieces))
+        turns.retire(tick)
+    last = [(1, 8, 8), (1, 8, 8), (1, 4, 4)]
+    assert pieces == [(0, 8, 24), (0, 8, 24), (0, 4, 12), *last]
+    assert ends == [False] * 5 + [True]
+    assert set(range(1, 6)) <= set(between)
+
+
+def test_pieces_are_larger_where_the_network_is_quick() -> None:
+    """The first call takes 4 ms: five of them, or whole units, fit into a burst of 20 ms."""
+    turns = scheduler(batch_size=8)
+    turns.add(systems(0, 1, 100, width=70))
+    pieces = []
+    for _ in range(4):
+        tick = turns.next()
+        assert tick is not None
+        pieces.append(tick.piece)
+        turns.retire(tick, 0.0039 * -(-tick.rows // 8))
+    assert pieces == [8, 40, 22, 40]
     tick = turns.next()
     assert tick is not None
-    assert (len(tick), tick.rows) == (1, 20)
+    turns.retire(tick, 1e-4)
+    tick = turns.next()
+    assert tick is not None
+    assert (tick.piece, tick.length, tick.rows) == (None, 88, 70)
+
+
+def test_a_step_begun_in_pieces_ends_in_them_when_memory_changes() -> None:
+    """A wider tick takes all that are left, a narrower one fewer; the shares add up."""
+    turns = scheduler(batch_size=8)
+    turns.add(systems(0, 1, 2, width=20, cost=50))
+    found = []
+    for rows in (8, 5, 64, 64):
+        turns.limit(SYSTEMS, rows)
+        tick = turns.next()
+        assert tick is not None
+        found.append((tick.piece, tick.evaluations))
+        turns.retire(tick)
+    assert found == [(8, 20), (5, 12), (7, 18), (None, 20)]
+    assert turns.next() is None
 
 
 def test_a_burst_lasts_no_longer_than_a_tick_may() -> None:

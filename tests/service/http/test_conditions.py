@@ -32,7 +32,14 @@ SIGMAS = 4.5
 # ---- what is said of the samples ----
 
 
-async def test_summaries_are_those_of_the_samples(client: httpx.AsyncClient) -> None:
+def least(samples: np.ndarray, weights: np.ndarray, level: float) -> np.ndarray:
+    """Of each element the least sample with so much weight at or below it; [n, D]."""
+    below = (samples[:, None] <= samples[None]).astype(float)  # of j beside i
+    enough = np.einsum("jid,j->id", below, weights) >= level - 1e-9
+    return np.where(enough, samples, np.inf).min(0)
+
+
+async def test_summaries_are_those_of_the_samples_as_they_count(client: httpx.AsyncClient) -> None:
     quantiles = [0.05, 0.5, 0.95]
     asked = MIXTURE | {"observed": [[0.3], [1.0]], "operator": LINE, "noise_std": 0.2}
     asked |= {"num_samples": 20, "quantiles": quantiles, "sampler": {"steps": 8}}
@@ -43,11 +50,15 @@ async def test_summaries_are_those_of_the_samples(client: httpx.AsyncClient) -> 
     tensors = load(response.content)
     assert tensors["quantiles"].shape == (2, 3, 2)
     for i, result in enumerate(answer["results"]):
-        samples = np.array(result["samples"])
-        assert np.allclose(result["mean"], samples.mean(0), atol=1e-4)
-        assert np.allclose(result["std"], samples.std(0, ddof=1), atol=1e-4)
-        assert np.allclose(result["quantiles"], np.quantile(samples, quantiles, axis=0), atol=1e-4)
-        for name in ("samples", "mean", "std", "quantiles"):
+        samples, w = np.array(result["samples"]), np.array(result["weights"])
+        assert w.sum() == pytest.approx(1)
+        assert 1.01 / 20 < w.max() < 0.5  # systems of their own evidence
+        mean, left = w @ samples, 1 - (w**2).sum()
+        assert np.allclose(result["mean"], mean, atol=1e-4)
+        assert np.allclose(result["std"], (w @ (samples - mean) ** 2 / left) ** 0.5, atol=1e-4)
+        wanted = [least(samples, w, level) for level in quantiles]
+        assert np.allclose(result["quantiles"], wanted, atol=1e-4)
+        for name in ("samples", "weights", "mean", "std", "quantiles"):
             assert np.allclose(tensors[name][i].numpy(), result[name], atol=1e-4)
     without = await ask(client, "/posterior", **(asked | {"quantiles": None}))
     assert without["results"][0]["quantiles"] is None

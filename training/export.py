@@ -24,7 +24,7 @@ from training import data, oracle, report, state
 from training.card import card
 from training.converted import ConvertedConfig, is_converted
 from training.evaluate import as_planned
-from training.fit import averaged_tensors, build_model
+from training.fit import build_model
 from training.given import data_for
 from training.profile import measured_points, profiled
 from training.progress import progress_bar, rows_done, steps_made
@@ -59,7 +59,7 @@ def from_checkpoint(
         )
     model = build_model(config, dataset)
     tensors = state.read_tensors(out)
-    model.network.load_state_dict(averaged_tensors(tensors))
+    model.network.load_state_dict(state.averaged_tensors(tensors))
     process, table = config.process, averaged_table(config, tensors)
     if table is not None:
         model.process.take(table)

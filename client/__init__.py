@@ -7,6 +7,7 @@ with Client() as client:
     digits.save("digits.png")
 """
 
+from client import questions
 from client.answers import Likelihoods, Posterior, Samples, Trajectory, load
 from client.asynchronous import AsyncClient
 from client.client import Client
@@ -28,13 +29,14 @@ from client.errors import (
     UnreadableAnswer,
 )
 from client.events import Preview, Progress
-from client.models import Model, ModelFacts, Models
+from client.models import Classifier, Model, ModelFacts, Models
 from client.retries import Patience
 
 __all__ = [
     "AsyncClient",
     "BadRequest",
     "Busy",
+    "Classifier",
     "Client",
     "ConnectionFailed",
     "ConnectionLost",
@@ -60,4 +62,5 @@ __all__ = [
     "UnknownModel",
     "UnreadableAnswer",
     "load",
+    "questions",
 ]

@@ -130,7 +130,22 @@ class Posterior(Answer):
     @property
     def diagnostics(self) -> Sequence[Mapping[str, Any]]:
         """Of each datum, how far to trust its samples: `ess`, `log_evidence`, `warning`."""
-        return [result.get("diagnostics", {}) for result in self.body.fields.get("results", ())]
+        return self._each("diagnostics", {})
+
+    @property
+    def label(self) -> Sequence[str | None]:
+        """Of each datum, what it was asked to show; None where nothing was."""
+        return self._each("label", None)
+
+    @property
+    def labels(self) -> Sequence[Mapping[str, float]] | None:
+        """Of each datum, the mean of p(label | x_0) over its samples; None where not asked."""
+        found = self._each("labels", None)
+        return None if None in found else found
+
+    def _each(self, name: str, absent: object) -> list[Any]:
+        results = self.body.fields.get("results", ())
+        return [absent if one.get(name) is None else one[name] for one in results]
 
     def numpy(self) -> Array:
         """`samples`."""

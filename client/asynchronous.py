@@ -1,6 +1,8 @@
 """The client for coroutines: many questions at once, of which the service makes common batches."""
 
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable
+from contextlib import aclosing
+from dataclasses import replace
 from functools import wraps
 from types import TracebackType
 from typing import Concatenate, ParamSpec, Self, TypeVar, final
@@ -10,6 +12,7 @@ import httpx
 
 from client import line, questions
 from client.errors import NoneqError
+from client.events import Preview, Progress
 from client.question import Question
 from client.retries import Attempts, Patience
 
@@ -70,15 +73,45 @@ class AsyncClient:
         Raises:
             NoneqError: see errors.py.
         """
+        heard = self._heard(question)
+        async with aclosing(heard) as events:
+            while isinstance(event := await anext(events), Progress | Preview):
+                question.tell(event)
+        return event
+
+    def stream(self, question: Question[Found]) -> AsyncGenerator[Progress | Preview | Found, None]:
+        """How a question fares, event after event; the last is its answer.
+
+            async with aclosing(client.stream(questions.sample(16, model="mnist"))) as events:
+                async for event in events:
+                    ...
+
+        As `Client.stream`. `contextlib.aclosing` takes the question back at once where the loop is
+        left; without it that happens when Python collects the stream.
+
+        Raises:
+            NoneqError: see errors.py.
+        """
+        return self._heard(replace(question, streamed=True))
+
+    async def _heard(
+        self, question: Question[Found]
+    ) -> AsyncGenerator[Progress | Preview | Found, None]:
         attempts = Attempts(self._patience)
         while True:
             try:
-                return await self._attempt(question)
+                attempt = self._attempt(question)
+                async with aclosing(attempt) as events:
+                    async for event in events:
+                        yield event
+                return
             except NoneqError as error:
                 pause = attempts.after(error)
             await anyio.sleep(pause)
 
-    async def _attempt(self, question: Question[Found]) -> Found:
+    async def _attempt(
+        self, question: Question[Found]
+    ) -> AsyncGenerator[Progress | Preview | Found, None]:
         begun = False
         try:
             response = await self._http.send(line.request(self._http, question), stream=True)
@@ -86,12 +119,14 @@ class AsyncClient:
             try:
                 reading = line.reading(question, response)
                 async for chunk in response.aiter_bytes():
-                    reading.feed(chunk)
-                return reading.end()
+                    for news in reading.feed(chunk):
+                        yield news
+                answer = reading.end()
             finally:
                 await response.aclose()
         except (httpx.HTTPError, httpx.InvalidURL) as error:
             raise line.failure(error, self.url, begun=begun) from error
+        yield answer
 
     async def close(self) -> None:
         """Close the connections."""

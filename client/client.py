@@ -1,7 +1,9 @@
 """The client that waits for its answers."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Generator, Iterator
+from contextlib import closing
+from dataclasses import replace
 from functools import wraps
 from types import TracebackType
 from typing import Concatenate, ParamSpec, Self, TypeVar, final
@@ -11,6 +13,7 @@ import httpx
 
 from client import line, questions
 from client.errors import NoneqError
+from client.events import Preview, Progress
 from client.question import Question
 from client.retries import Attempts, Patience
 
@@ -71,15 +74,39 @@ class Client:
         Raises:
             NoneqError: see errors.py.
         """
+        heard = self._heard(question)
+        with closing(heard) as events:
+            while isinstance(event := next(events), Progress | Preview):
+                question.tell(event)
+        return event
+
+    def stream(self, question: Question[Found]) -> Iterator[Progress | Preview | Found]:
+        """How a question fares, event after event; the last is its answer.
+
+            for event in client.stream(questions.sample(16, model="mnist", previews=4)):
+                ...
+
+        Who leaves the loop takes the question back: the service frees its rows at the next step.
+        Where a connection breaks and the question is asked again, its progress begins again.
+
+        Raises:
+            NoneqError: see errors.py.
+        """
+        return self._heard(replace(question, streamed=True))
+
+    def _heard(
+        self, question: Question[Found]
+    ) -> Generator[Progress | Preview | Found, None, None]:
         attempts = Attempts(self._patience)
         while True:
             try:
-                return self._attempt(question)
+                yield from self._attempt(question)
+                return
             except NoneqError as error:
                 pause = attempts.after(error)
             time.sleep(pause)
 
-    def _attempt(self, question: Question[Found]) -> Found:
+    def _attempt(self, question: Question[Found]) -> Iterator[Progress | Preview | Found]:
         begun = False
         try:
             response = self._http.send(line.request(self._http, question), stream=True)
@@ -87,12 +114,13 @@ class Client:
             try:
                 reading = line.reading(question, response)
                 for chunk in response.iter_bytes():
-                    reading.feed(chunk)
-                return reading.end()
+                    yield from reading.feed(chunk)
+                answer = reading.end()
             finally:
                 response.close()
         except (httpx.HTTPError, httpx.InvalidURL) as error:
             raise line.failure(error, self.url, begun=begun) from error
+        yield answer
 
     def close(self) -> None:
         """Close the connections."""

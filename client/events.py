@@ -54,7 +54,8 @@ class Preview:
     estimates: Sequence[bytes | Array | None]
 
 
-Listener = Callable[[Progress | Preview], None]
+News = Progress | Preview
+Listener = Callable[[News], None]
 
 
 class EventReader:

@@ -10,6 +10,19 @@ Record = TypeVar("Record")
 
 
 @dataclass(frozen=True)
+class Classifier:
+    """Who reads labels of a model's data.
+
+    Attributes:
+        name: by which it is asked.
+        labels: what it tells apart, in order.
+    """
+
+    name: str
+    labels: tuple[str, ...]
+
+
+@dataclass(frozen=True)
 class Model:
     """A model that answers.
 
@@ -21,6 +34,7 @@ class Model:
         steps: T.
         network: its kind.
         parameters: how many weights it has.
+        classifiers: whose labels `posterior` may ask for.
     """
 
     name: str
@@ -30,6 +44,7 @@ class Model:
     steps: int
     network: str
     parameters: int
+    classifiers: tuple[Classifier, ...]
 
 
 @dataclass(frozen=True)
@@ -66,13 +81,19 @@ class Models:
 
 def read_models(document: Mapping[str, Any]) -> Models:
     """The answer of GET /models."""
-    models = tuple(_record(Model, one) for one in document.get("models", ()))
+    models = tuple(_model(Model, one) for one in document.get("models", ()))
     return _record(Models, {**document, "models": models})
 
 
 def read_model(document: Mapping[str, Any]) -> ModelFacts:
     """The answer of GET /models/NAME."""
-    return _record(ModelFacts, document)
+    return _model(ModelFacts, document)
+
+
+def _model(kind: type[Record], document: Mapping[str, Any]) -> Record:
+    """A model with its classifiers."""
+    readers = tuple(_record(Classifier, one) for one in document.get("classifiers", ()))
+    return _record(kind, {**document, "classifiers": readers})
 
 
 def _record(kind: type[Record], document: Mapping[str, Any]) -> Record:

@@ -1,17 +1,17 @@
 """One call: what is sent, and how what comes back is read. Pure: no socket, no clock.
 
-question -> request;    begin(status, headers), feed(chunk), ..., end() -> answer, or an error
+question -> request;    Reading(status, headers), feed(chunk) -> news, ..., end() -> answer
 """
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Generic, TypeVar, final
 
 from client.answer import Answer, Timing
 from client.errors import ConnectionLost, UnreadableAnswer, read_problem, refusal
-from client.events import EventReader, Listener, read_preview, read_progress
+from client.events import EventReader, Listener, News, read_preview, read_progress
 from client.wire import BINARY, EVENTS, JSON, Body, decode, encode
 
 Found = TypeVar("Found")
@@ -29,8 +29,10 @@ class Question(Generic[Found]):
         lift: the arrays of an answer that came as JSON.
         body: what is sent; None for GET.
         deadline: seconds after which the answer is of no more use; the service then drops it.
-        listener: told of the progress; the answer then comes by a stream.
-        previews: how many of the first samples the listener is shown on their way.
+        listener: told of the progress, where somebody waits for the answer.
+        previews: how many of the first samples are shown on their way.
+        streamed: whether the answer comes by a stream that tells of progress; so it does where
+            there is a listener.
     """
 
     path: str
@@ -40,6 +42,7 @@ class Question(Generic[Found]):
     deadline: float | None = None
     listener: Listener | None = None
     previews: int = 0
+    streamed: bool = False
 
     @property
     def method(self) -> str:
@@ -50,6 +53,11 @@ class Question(Generic[Found]):
     def content(self) -> tuple[bytes, str] | None:
         """The body's bytes and their type, made once for all attempts."""
         return None if self.body is None else encode(self.body)
+
+    def tell(self, news: News) -> None:
+        """Tell the listener, if there is one."""
+        if self.listener is not None:
+            self.listener(news)
 
     @property
     def headers(self) -> dict[str, str]:
@@ -64,7 +72,7 @@ class Question(Generic[Found]):
     def _accept(self) -> str:
         if self.body is None:
             return JSON
-        if self.listener is None:
+        if self.listener is None and not self.streamed:
             return BINARY
         return f"{EVENTS}; previews={self.previews}" if self.previews else EVENTS
 
@@ -96,8 +104,8 @@ class Reading(Generic[Found]):
             float(headers.get("x-compute-time", 0.0)),
         )
 
-    def feed(self, chunk: bytes) -> None:
-        """Take the next bytes.
+    def feed(self, chunk: bytes) -> list[News]:
+        """Take the next bytes; what they tell.
 
         Raises:
             Refused: the stream told of a problem.
@@ -105,12 +113,11 @@ class Reading(Generic[Found]):
         """
         if self._events is None:
             self._pieces.append(chunk)
-            return
-        for name, data in self._events.feed(chunk):
-            self._heed(name, data)
+            return []
+        events = self._events.feed(chunk)
+        return [news for name, data in events for news in self._heed(name, data)]
 
-    def _heed(self, name: str, data: Any) -> None:  # noqa: ANN401  (JSON)
-        listener = self._question.listener
+    def _heed(self, name: str, data: Any) -> Iterator[News]:  # noqa: ANN401  (JSON)
         if name == "error":
             raise refusal({"status": 500, **data})
         if name == "result":
@@ -120,10 +127,9 @@ class Reading(Generic[Found]):
             self._timing = Timing(
                 self._timing.request_id, progress.queue_seconds, progress.compute_seconds
             )
-            if listener is not None:
-                listener(progress)
-        elif name == "preview" and listener is not None:
-            listener(read_preview(data))
+            yield progress
+        elif name == "preview":
+            yield read_preview(data)
 
     def end(self) -> Found:
         """The answer, now that there are no more bytes.

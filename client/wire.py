@@ -34,11 +34,18 @@ class Body:
 
 def encode(body: Body, key: str = "request") -> tuple[bytes, str]:
     """The bytes and their content type: safetensors where there are arrays, else JSON."""
-    text = json.dumps(dict(body.fields), allow_nan=False)
+    text = json.dumps(dict(body.fields), allow_nan=False, default=_listed)
     if not body.tensors:
         return text.encode(), JSON
     tensors = {name: np.ascontiguousarray(x) for name, x in body.tensors.items()}
     return safetensors.numpy.save(tensors, metadata={key: text}), BINARY
+
+
+def _listed(value: object) -> object:
+    """Numpy's own as JSON has it: a kernel, a matrix, a label may be of them."""
+    if isinstance(value, np.ndarray | np.generic):
+        return value.tolist()
+    raise TypeError(f"a request holds numbers, strings, lists and arrays, came {value!r}")
 
 
 def decode(raw: bytes, key: str = "answer") -> Body:

@@ -32,26 +32,21 @@ from diffusion.checkpoint import ArtefactError
 from diffusion.choice import Spacing, StrataKind
 from training import config as configs
 from training import data, peer, state
-from training.commands import (
-    do_classifier,
-    do_convert,
+from training.commands.making import do_classifier, do_convert, do_export, do_fit, do_train
+from training.commands.measuring import (
     do_evaluate,
-    do_examples,
-    do_export,
-    do_figures,
-    do_fit,
     do_inspect,
-    do_paper,
     do_parzen,
     do_peer,
     do_profile,
     do_report,
-    do_schedules,
-    do_train,
 )
+from training.commands.publishing import do_examples, do_figures, do_paper, do_schedules
 from training.convert.openai import Flags
 from training.fit import FitError
 
+NAMED = "a folder of pictures, a table, or a configuration for its [data]"
+VARIANCES = ("lower", "upper", "optimal")
 EXPECTED = (
     ArtefactError,
     configs.ConfigError,
@@ -123,7 +118,13 @@ def parser() -> argparse.ArgumentParser:
     one.add_argument("--title", help="of the card")
     one.add_argument("--size", type=int, nargs=2, help="height and width, where the source is mute")
     one.add_argument("--levels", type=int, default=256, help="of the images it was trained on")
-    one.add_argument("--data", help="a configuration whose [data] the bound is evaluated on")
+    one.add_argument("--data", help=f"that the bound is evaluated on: {NAMED}")
+    one.add_argument(
+        "--variance",
+        choices=VARIANCES,
+        help="of the model from now on, measured on that data (default the source's)",
+    )
+    one.add_argument("--points", type=int, help="steps at which it is measured (default all)")
     one.add_argument("--rows", type=int, default=100, help="data of that evaluation")
     one.add_argument("--terms", type=int, default=32, help="network evaluations a datum")
     one.add_argument("--samples", type=int, default=16, help="on the sheet; 0 for no sheet")
@@ -135,7 +136,8 @@ def parser() -> argparse.ArgumentParser:
     one = command("evaluate", do_evaluate, device, models)
     one.add_argument("name", help="of a model, or a path ending in .safetensors")
     one.add_argument("--split", choices=data.SPLITS, default="test")
-    one.add_argument("--data", type=int, help="how many rows (default all)")
+    one.add_argument("--data", help=f"in the place of its own: {NAMED}")
+    one.add_argument("--rows", type=int, help="how many of them (default all)")
     one.add_argument("--terms", type=int, help="network evaluations a datum (default all steps)")
     one.add_argument(
         "--trajectories",
@@ -184,12 +186,13 @@ def parser() -> argparse.ArgumentParser:
 
     one = command("profile", do_profile, device, models)
     one.add_argument("name", help="of a model, or a path ending in .safetensors")
+    one.add_argument("--data", help=f"in the place of its own: {NAMED}")
     one.add_argument("--rows", type=int, help="at each step that is measured")
     one.add_argument("--points", type=int, help="steps that are measured, the others interpolated")
     one.add_argument("--seed", type=int, help="of the noise")
     one.add_argument(
         "--variance",
-        choices=("lower", "upper", "optimal"),
+        choices=VARIANCES,
         help="of the model from now on (default as it was; these three need no other network)",
     )
     one.add_argument("--write", action="store_true", help="into the artefact and its card")

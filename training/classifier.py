@@ -28,7 +28,6 @@ from training.config import AverageConfig, ConfigError, Frozen, OptimiserConfig,
 from training.data import mnist
 from training.data.mnist import MnistConfig
 from training.export import artefact_path
-from training.fit import learning_rate
 from training.progress import progress_bar
 from training.provenance import commit, versions
 from training.steps import Steps
@@ -109,7 +108,7 @@ def fit(
             x_t = classifier.process.marginal(x, t).sample(noise)
             torch.manual_seed(stream_seed(config.seed, "dropout", step))
             for group in optimiser.param_groups:
-                group["lr"] = learning_rate(config, step)
+                group["lr"] = config.optimiser.rate(step, config.steps)
             loss = F.nll_loss(classifier.log_prob(x_t, t), y[rows])
             optimiser.zero_grad(set_to_none=True)
             loss.backward()

@@ -4,7 +4,9 @@ What is written there decides the weights; where and how fast they are computed 
 compilation) does not belong to it and is said on the command line.
 """
 
+import math
 import tomllib
+from bisect import bisect_right
 from collections.abc import Mapping
 from itertools import pairwise
 from pathlib import Path
@@ -72,6 +74,17 @@ class OptimiserConfig(Frozen):
     restarts: tuple[int, ...] = ()
     final: float = Field(default=0.0, ge=0, le=1)
     clip: float | None = Field(default=1.0, gt=0)
+
+    def rate(self, step: int, steps: int) -> float:
+        """Of optimiser step `step` (0, 1, ...) of `steps`; half a cosine to each restart."""
+        if step < self.warmup:
+            return self.lr * (step + 1) / self.warmup
+        ends = [*self.restarts, steps]
+        cycle = min(bisect_right(ends, step), len(ends) - 1)
+        begin = ends[cycle - 1] if cycle else self.warmup
+        done = (step - begin) / max(1, ends[cycle] - begin)
+        cosine = 0.5 * (1.0 + math.cos(math.pi * done))
+        return self.lr * 0.5**cycle * (self.final + (1.0 - self.final) * cosine)
 
     @model_validator(mode="after")
     def _ascend(self) -> "OptimiserConfig":

@@ -27,6 +27,7 @@ from diffusion.choice import Choice
 from diffusion.model import DiffusionModel
 from diffusion.space import Convention
 from diffusion.trajectory import Trajectories, trajectory_bound
+from training.config import EvaluationConfig
 from training.data import Dataset, Split
 from training.progress import progress_bar, rows_done
 
@@ -125,6 +126,27 @@ def evaluate(
             )
         )
     return found
+
+
+def as_planned(
+    model: DiffusionModel,
+    dataset: Dataset,
+    plan: EvaluationConfig,
+    *,
+    batch: int = 512,
+    quiet: bool = False,
+) -> list[Evaluation]:
+    """The bound on the test split, as a configuration plans its evaluation."""
+    return evaluate(
+        model,
+        dataset,
+        plan.conventions,
+        count=plan.data,
+        choice=plan.choice,
+        seed=plan.seed,
+        batch=batch,
+        quiet=quiet,
+    )
 
 
 def _chain(evaluation: Evaluation) -> str:

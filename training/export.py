@@ -23,14 +23,16 @@ from training import config as configs
 from training import data, oracle, report, state
 from training.card import card
 from training.converted import ConvertedConfig, is_converted
-from training.evaluate import evaluate
-from training.fit import averaged_tensors, build_model
+from training.evaluate import as_planned
+from training.fit import build_model
+from training.given import data_for
 from training.profile import measured_points, profiled
 from training.progress import progress_bar, rows_done, steps_made
 from training.provenance import commit, versions
 from training.schedule import averaged_table
 from training.sheet import sheet
 
+Source = configs.FitConfig | oracle.OracleConfig | ConvertedConfig
 SHEET_ROWS = {"image": 64, "vector": 2000, "bits": 40}
 
 
@@ -57,7 +59,7 @@ def from_checkpoint(
         )
     model = build_model(config, dataset)
     tensors = state.read_tensors(out)
-    model.network.load_state_dict(averaged_tensors(tensors))
+    model.network.load_state_dict(state.averaged_tensors(tensors))
     process, table = config.process, averaged_table(config, tensors)
     if table is not None:
         model.process.take(table)
@@ -112,9 +114,7 @@ def from_oracle(name: str, device: torch.device) -> tuple[DiffusionModel, Metada
     return model.to(device).eval().requires_grad_(False), metadata, dataset
 
 
-def source(
-    model: DiffusionModel, metadata: Metadata
-) -> tuple[configs.FitConfig | oracle.OracleConfig | ConvertedConfig, data.Dataset]:
+def source(model: DiffusionModel, metadata: Metadata) -> tuple[Source, data.Dataset]:
     """The configuration and the data that an artefact was made from.
 
     Raises:
@@ -125,8 +125,8 @@ def source(
         converted = ConvertedConfig.model_validate(document)
         if converted.data is None:
             raise configs.ConfigError(
-                f"{metadata.name} was converted without data: do it again with --data NAME, a "
-                "configuration whose [data] it is to be measured on"
+                f"{metadata.name} was converted without data: measure it with --data, a folder of "
+                "pictures, say; with --write they are remembered"
             )
         return converted, data.load(converted.data)
     if not metadata.training.steps:
@@ -134,6 +134,30 @@ def source(
         return of_oracle, oracle.dataset(of_oracle, model)
     config = configs.FitConfig.model_validate(document)
     return config, data.load(config.data)
+
+
+def source_with(
+    model: DiffusionModel, metadata: Metadata, name: str
+) -> tuple[ConvertedConfig, Metadata, data.Dataset]:
+    """As `source`, but for the data that a name means; and the document that remembers them.
+
+    What was evaluated on other data is left out of it.
+
+    Raises:
+        ConfigError: of an artefact that was not converted, or data of another kind.
+    """
+    document = metadata.training.config
+    if not is_converted(document):
+        raise configs.ConfigError(
+            f"{metadata.name} is measured on the data that it was made with: leave out --data; "
+            "`noneq loglik` scores any others"
+        )
+    before = ConvertedConfig.model_validate(document)
+    config, dataset = data_for(name, model.space)
+    now = before.model_copy(update={"data": config})
+    training = metadata.training.model_copy(update={"config": now.model_dump(mode="json")})
+    kept = metadata.evaluation if config == before.data else ()
+    return now, metadata.model_copy(update={"training": training, "evaluation": kept}), dataset
 
 
 def export(
@@ -170,18 +194,9 @@ def export(
         model, metadata = with_profile(
             model, metadata, dataset, config.profile, variance, quiet=quiet
         )
-    plan = config.evaluation
     evaluations: list[Evaluation] = []
     if measure:
-        evaluations = evaluate(
-            model,
-            dataset,
-            plan.conventions,
-            count=plan.data,
-            choice=plan.choice,
-            seed=plan.seed,
-            quiet=quiet,
-        )
+        evaluations = as_planned(model, dataset, config.evaluation, quiet=quiet)
     metadata = metadata.model_copy(update={"evaluation": tuple(evaluations)})
     path = artefact_path(models, metadata.name)
     save(path, model, metadata)

@@ -11,11 +11,10 @@ checkpoint.
 import copy
 import math
 import time
-from bisect import bisect_right
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -27,7 +26,7 @@ from diffusion.noise import Stream, counter_noise
 from training import data, state
 from training.average import Average
 from training.batches import Batches, stream_seed
-from training.config import FitConfig, OptimiserConfig
+from training.config import FitConfig
 from training.initial import take_weights
 from training.objective import Objective
 from training.parallel import Ranks
@@ -44,18 +43,6 @@ PLACING = 2000
 
 class FitError(RuntimeError):
     """A fit that cannot go on; the message says why and what to change."""
-
-
-class Scheduled(Protocol):
-    """What says how long a fit is and how its rate goes."""
-
-    @property
-    def optimiser(self) -> OptimiserConfig:
-        """The rate's own settings."""
-
-    @property
-    def steps(self) -> int:
-        """Of the whole fit."""
 
 
 @dataclass(frozen=True)
@@ -75,19 +62,6 @@ class RunOptions:
     compile: bool = False
     save_every: int = 500
     stop_at: int | None = None
-
-
-def learning_rate(config: Scheduled, step: int) -> float:
-    """lr of optimiser step `step` (0, 1, ...): linear warm-up, half a cosine to each restart."""
-    optimiser = config.optimiser
-    if step < optimiser.warmup:
-        return optimiser.lr * (step + 1) / optimiser.warmup
-    ends = [*optimiser.restarts, config.steps]
-    cycle = min(bisect_right(ends, step), len(ends) - 1)
-    begin = ends[cycle - 1] if cycle else optimiser.warmup
-    done = (step - begin) / max(1, ends[cycle] - begin)
-    cosine = 0.5 * (1.0 + math.cos(math.pi * done))
-    return optimiser.lr * 0.5**cycle * (optimiser.final + (1.0 - optimiser.final) * cosine)
 
 
 def build_model(
@@ -224,7 +198,7 @@ class Fit:
         x_0 = self.space.to_model(self.rows[index])
         # Dropout is the one thing that draws from torch's own generator.
         torch.manual_seed(stream_seed(config.seed, f"dropout {ranks.rank}", step))
-        rate = learning_rate(config, step)
+        rate = config.optimiser.rate(step, config.steps)
         for group in self.optimiser.param_groups:
             group["lr"] = rate * group["rate"]
         self.model.train()
@@ -292,7 +266,7 @@ class Fit:
     def _resume(self) -> None:
         out = self.options.out
         found = state.read_state(out)
-        check_same(found.config, self.config.model_dump(mode="json"), out)
+        state.check_same(found.config, self.config.model_dump(mode="json"), out)
         if found.checksum != self.dataset.checksum:
             raise state.CheckpointError(
                 f"{out} was fitted to data with checksum {found.checksum}, these have "
@@ -307,27 +281,3 @@ class Fit:
         self.steps.history = tensors["steps.history"]
         self.steps.seen = tensors["steps.seen"]
         self.step, self.seconds = found.step, found.seconds
-
-
-def check_same(was: dict[str, Any], now: dict[str, Any], out: Path) -> None:
-    """Raise CheckpointError if a checkpoint's configuration decides other weights than this one."""
-    was, now = _deciding(was), _deciding(now)
-    changed = sorted(key for key in was.keys() | now.keys() if was.get(key) != now.get(key))
-    if changed:
-        what = "; ".join(f"{key}: {was.get(key)} there, {now.get(key)} here" for key in changed)
-        raise state.CheckpointError(
-            f"{out} holds a fit of another configuration ({what}); start with --restart or "
-            "another --out"
-        )
-
-
-def _deciding(config: dict[str, Any]) -> dict[str, Any]:
-    """What of a configuration decides the weights; an optimal variance is fitted as "lower" is."""
-    free = {"file", "title", "watch", "evaluation", "profile"}
-    fitted = {"optimal": "lower"}.get(config.get("variance") or "", config.get("variance"))
-    return {key: value for key, value in config.items() if key not in free} | {"variance": fitted}
-
-
-def averaged_tensors(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The averaged network's state in a checkpoint's tensors."""
-    return state.under("average", tensors)

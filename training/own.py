@@ -11,27 +11,13 @@ from pathlib import Path
 from typing import Any
 
 from training import config as configs
-from training.data import Dataset, load, table
+from training.data import Dataset, load
+from training.given import data_of
 
 STEPS = {"image": 3000, "vector": 6000, "bits": 6000}
 T = {"image": 1000, "vector": 200, "bits": 500}
 
 _OPTIMISER = {"lr": 2e-3, "betas": [0.9, 0.99], "warmup": 100, "clip": 1.0}
-
-
-def data_of(path: Path, side: int, grey: bool) -> dict[str, Any]:
-    """The [data] of a configuration, by what there is at a path.
-
-    Raises:
-        ConfigError: neither a folder nor a table.
-    """
-    if path.is_dir():
-        return {"kind": "pictures", "folder": str(path), "side": side, "colour": not grey}
-    if path.is_file() and path.suffix.lower() in table.ENDINGS:
-        return {"kind": "table", "file": str(path)}
-    raise configs.ConfigError(
-        f"{path} is neither a folder of pictures nor a table ({', '.join(table.ENDINGS)})"
-    )
 
 
 def settings(dataset: Dataset) -> dict[str, Any]:

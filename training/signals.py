@@ -1,10 +1,13 @@
 """SIGINT and SIGTERM, heeded after the step in hand."""
 
 import signal
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 from typing import Any
+
+INTERRUPTED = 130
 
 
 @contextmanager
@@ -30,3 +33,9 @@ def signals() -> Iterator[list[int]]:
         yield caught
     finally:
         restore()
+
+
+def interrupted() -> int:
+    """Say that the work is saved; the exit status of a command that a signal ended."""
+    print("interrupted and saved; the same command goes on", file=sys.stderr)
+    return INTERRUPTED

@@ -128,3 +128,27 @@ def load_optimiser(
     }
     document = optimiser.state_dict()
     optimiser.load_state_dict({"state": state, "param_groups": document["param_groups"]})
+
+
+def check_same(was: dict[str, Any], now: dict[str, Any], out: Path) -> None:
+    """Raise CheckpointError if a checkpoint's configuration decides other weights than this one."""
+    was, now = _deciding(was), _deciding(now)
+    changed = sorted(key for key in was.keys() | now.keys() if was.get(key) != now.get(key))
+    if changed:
+        what = "; ".join(f"{key}: {was.get(key)} there, {now.get(key)} here" for key in changed)
+        raise CheckpointError(
+            f"{out} holds a fit of another configuration ({what}); start with --restart or "
+            "another --out"
+        )
+
+
+def _deciding(config: dict[str, Any]) -> dict[str, Any]:
+    """What of a configuration decides the weights; an optimal variance is fitted as "lower" is."""
+    free = {"file", "title", "watch", "evaluation", "profile"}
+    fitted = {"optimal": "lower"}.get(config.get("variance") or "", config.get("variance"))
+    return {key: value for key, value in config.items() if key not in free} | {"variance": fitted}
+
+
+def averaged_tensors(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The averaged network's state in a checkpoint's tensors."""
+    return under("average", tensors)

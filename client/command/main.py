@@ -5,6 +5,8 @@
     noneq loglik digits/ -m mnist -o scores.csv    score a folder; the same again goes on
     noneq inpaint torn.png -m mnist -n 4           draw what is transparent
     noneq denoise noisy.png -m mnist --noise-std 64
+    noneq posterior -m mnist --label 3 -n 8        draw what a label says
+    noneq posterior small.npy -m mnist --pooling 4 --noise-std 8
     noneq serve --models models                    start a service
     noneq train photographs/ --name photographs    fit a model to your own data
 
@@ -96,15 +98,41 @@ def parser() -> argparse.ArgumentParser:
     one.add_argument("--convention", choices=("discretised", "density", "paper"))
     one.add_argument("--parallel", type=int, default=8, help="requests at a time (default 8)")
 
-    for name, run in (("inpaint", verbs.do_inpaint), ("denoise", verbs.do_denoise)):
-        one = verb(name, run, drawn)
+    seen = argparse.ArgumentParser(add_help=False, parents=[drawn])
+    seen.add_argument("--noise-std", type=float, help="of what was observed, data units")
+    seen.add_argument("--flip-probability", type=float, help="bits: in its place")
+    seen.add_argument(
+        "--quantiles", type=float, nargs="+", metavar="Q", help="of the samples, also answered"
+    )
+    seen.add_argument("--method", help="as the service has them (default: its choice)")
+    seen.add_argument("--particles", type=int, help="for methods that carry some")
+    seen.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="NAME=VALUE",
+        help="a further field of the method, as systems=joint or covariance=diagonal",
+    )
+    masked = argparse.ArgumentParser(add_help=False, parents=[seen])
+    masked.add_argument("--known", help="a mask: a picture, white where it was seen, or .npy")
+
+    for name, run, parent in (
+        ("inpaint", verbs.do_inpaint, masked),
+        ("denoise", verbs.do_denoise, seen),
+    ):
+        one = verb(name, run, parent)
         one.add_argument("files", nargs="+", help="pictures, folders, .npy, .csv")
-        one.add_argument("--noise-std", type=float, help="of what was observed, data units")
-        one.add_argument("--flip-probability", type=float, help="bits: in its place")
-        one.add_argument("--method", help="as the service has them (default: its choice)")
-        one.add_argument("--particles", type=int, help="for methods that carry some")
-        if name == "inpaint":
-            one.add_argument("--known", help="a mask: a picture, white where it was seen, or .npy")
+
+    one = verb("posterior", verbs.do_posterior, masked)
+    one.add_argument("files", nargs="*", help="what was observed; none, where a label says it all")
+    through = one.add_mutually_exclusive_group()
+    through.add_argument("--pooling", type=int, metavar="SIZE", help="seen as means of blocks")
+    through.add_argument("--blur", metavar="FILE", help="seen through this kernel (.npy, .csv)")
+    through.add_argument("--matrix", metavar="FILE", help="seen through this matrix (.npy, .csv)")
+    one.add_argument("--label", nargs="+", help="to show: one for all, or one each")
+    one.add_argument("--classifier", help="that reads labels; not needed where one fits")
+    one.add_argument("--times", metavar="MODEL", help="multiply by the density of this model too")
+    one.add_argument("--read", action="store_true", help="also tell how likely each label is")
 
     for name, door in offline.DOORS.items():
         commands.add_parser(name, help=door.about, add_help=False)

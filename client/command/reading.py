@@ -104,6 +104,19 @@ def read_mask(name: str, model: Model) -> Array:
         raise FileError(f"{name}: {error}") from error
 
 
+def read_table(name: str) -> Array:
+    """A kernel or a matrix: the numbers of a .npy or .csv, [rows, columns]."""
+    path = Path(name)
+    try:
+        if path.suffix.lower() == ".npy":
+            found: Array = np.load(path, allow_pickle=False)
+        else:
+            found = np.loadtxt(path, delimiter=",", ndmin=2)
+    except (OSError, ValueError) as error:
+        raise FileError(f"{name}: {error}") from error
+    return np.atleast_2d(found)
+
+
 def _picture(path: Path, model: Model) -> Block:
     if len(model.shape) != 3 or model.shape[0] not in (1, 3):
         raise FileError(

@@ -3,19 +3,21 @@
 import argparse
 import json
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 from client import pictures
 from client.answer import Answer
+from client.answers import Posterior
 from client.client import Client
 from client.command import environment, offline, reading, scores, terminal
 from client.errors import NotPictured
 from client.models import Model
 from client.retries import Patience
+from client.wire import Array
 
 SOME_FAILED = 1
 #: A command that somebody waits for gives up soon; one that runs over night does not.
@@ -66,7 +68,8 @@ def do_models(given: argparse.Namespace) -> int:
         mark = "*" if model.name == found.default else " "
         size = "x".join(map(str, model.shape))
         line = f"{model.name:<24} {model.kind:<7} {size:<9} T={model.steps:<5} {model.network}"
-        print(f"{mark} {line}")
+        labels = [f"{one.name}: {', '.join(one.labels)}" for one in model.classifiers]
+        print(f"{mark} {'  '.join([line, *labels])}")
     for refused in found.refused:
         print(f"  {refused['file']}: not served: {refused['reason']}", file=sys.stderr)
     return 0
@@ -90,9 +93,7 @@ def do_inpaint(given: argparse.Namespace) -> int:
     """Draw what was not observed, given what was."""
     with asking(given) as client:
         model = find_model(client, given.model)
-        observed, known = reading.read_all(given.files, model)
-        if given.known is not None:
-            known = known & (_spread(reading.read_mask(given.known, model), known) != 0)
+        observed, known = _seen(given, model)
         with terminal.progress("inpaint") as listener:
             answer = client.inpaint(observed, known, **_posterior(given, model), progress=listener)
     return deliver(answer, given)
@@ -108,12 +109,75 @@ def do_denoise(given: argparse.Namespace) -> int:
     return deliver(answer, given)
 
 
+def do_posterior(given: argparse.Namespace) -> int:
+    """Draw data given what was seen of them, through anything linear, or what they are to show."""
+    names = ("classifier", "times", "read")
+    asked: dict[str, Any] = {name: getattr(given, name) for name in names}
+    if given.label is not None:
+        asked["label"] = given.label[0] if len(given.label) == 1 else given.label
+    with asking(given) as client:
+        model = find_model(client, given.model)
+        operator, space = _operator(given, model)
+        if operator is not None:
+            asked |= {"operator": operator, "observed": reading.read_all(given.files, space)[0]}
+        elif given.files:
+            asked["observed"], asked["known"] = _seen(given, model)
+        with terminal.progress("posterior") as listener:
+            answer = client.posterior(**asked, **_posterior(given, model), progress=listener)
+    return deliver(answer, given)
+
+
+def _operator(given: argparse.Namespace, model: Model) -> tuple[dict[str, Any] | None, Model]:
+    """Through what was seen, and the model as if it were of what is seen."""
+    shape = model.shape
+    if given.pooling is not None:
+        operator: dict[str, Any] = {"kind": "average-pooling", "size": given.pooling}
+        size = max(1, given.pooling)
+        sides = shape[-2:] if len(shape) == 3 else shape
+        shape = (*shape[: -len(sides)], *(side // size for side in sides))
+    elif given.blur is not None:
+        operator = {"kind": "blur", "kernel": reading.read_table(given.blur)}
+    elif given.matrix is not None:
+        operator = {"kind": "dense", "rows": reading.read_table(given.matrix)}
+        shape = (len(operator["rows"]),)
+    else:
+        return None, model
+    if given.known is not None:
+        raise reading.FileError("--known says which elements were seen, not through an operator")
+    return operator, replace(model, name=f"{model.name} through {operator['kind']}", shape=shape)
+
+
+def _seen(given: argparse.Namespace, model: Model) -> tuple[Array, Array]:
+    """What was observed, and where it is known."""
+    observed, known = reading.read_all(given.files, model)
+    if given.known is not None:
+        known = known & (_spread(reading.read_mask(given.known, model), known) != 0)
+    return observed, known
+
+
 def _posterior(given: argparse.Namespace, model: Model) -> dict[str, Any]:
-    names = ("num_samples", "noise_std", "flip_probability", "method", "particles", "steps", "seed")
-    return {"model": model.name, **{name: getattr(given, name) for name in names}}
+    names = ("num_samples", "noise_std", "flip_probability", "quantiles", "particles", "steps")
+    asked = {name: getattr(given, name) for name in (*names, "seed")}
+    return {"model": model.name, "method": _method(given.method, given.set), **asked}
 
 
-def _spread(mask: Any, known: Any) -> Any:  # noqa: ANN401  (arrays of any kind)
+def _method(name: str | None, fields: Sequence[str]) -> str | dict[str, Any] | None:
+    """A method by its name, or with the fields that were set."""
+    if not fields:
+        return name
+    found: dict[str, Any] = {"name": name or "auto"}
+    for field in fields:
+        key, equals, value = field.partition("=")
+        if not equals:
+            raise reading.FileError(f"--set {field}: write NAME=VALUE, as --set systems=joint")
+        try:
+            found[key] = json.loads(value)
+        except ValueError:
+            found[key] = value  # a word
+    return found
+
+
+def _spread(mask: Array, known: Array) -> Array:
     """A mask as it is laid on the data: of pixels for all channels, or one for all data."""
     pixels = mask.ndim == 3 and known.ndim == 4 and len(mask) == len(known)
     return mask[:, None] if pixels and mask.shape != known.shape[1:] else mask
@@ -165,6 +229,8 @@ def _resumed(out: Path, model: str, seed: int) -> set[scores.Key]:
 def deliver(answer: Answer, given: argparse.Namespace) -> int:
     """Save, print or show an answer, as the arguments say."""
     out: Path | None = given.out
+    if isinstance(answer, Posterior):
+        _warn(answer)
     if given.json and out is None:
         print(json.dumps(answer.document(), allow_nan=False))
         return 0
@@ -183,7 +249,22 @@ def deliver(answer: Answer, given: argparse.Namespace) -> int:
     told: Mapping[str, Any] = {**answer.body.fields, "file": None if out is None else str(out)}
     where = f"{out}  " if out is not None else ""
     print(json.dumps(told) if given.json else f"{where}(model {answer.model}, seed {answer.seed})")
+    if isinstance(answer, Posterior) and not given.json:
+        for likely in answer.labels or ():
+            print("  ".join(f"{name} {p:.3f}" for name, p in _first(likely)))
     return 0
+
+
+def _warn(answer: Posterior) -> None:
+    """Tell on stderr where samples are not to be trusted."""
+    for i, one in enumerate(answer.diagnostics):
+        if one.get("warning"):
+            print(f"noneq: datum {i}: {one['warning']}", file=sys.stderr)
+
+
+def _first(likely: Mapping[str, float], most: int = 5) -> list[tuple[str, float]]:
+    """The likeliest labels."""
+    return sorted(likely.items(), key=lambda label: -label[1])[:most]
 
 
 def _folder(answer: Answer, folder: Path) -> Path:

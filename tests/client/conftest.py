@@ -19,7 +19,12 @@ from diffusion.checkpoint import save
 from service.app import create_app
 from service.settings import Settings
 from tests.service.http.caller import starting
-from tests.service.http.conftest import bit_patterns, gaussian_mixture, grey_images
+from tests.service.http.conftest import (
+    bit_patterns,
+    gaussian_mixture,
+    grey_images,
+    save_animals,
+)
 
 ONCE = Patience(retries=0)
 Run = Callable[..., tuple[int, str, str]]
@@ -32,11 +37,12 @@ def anyio_backend() -> str:
 
 @pytest.fixture(scope="session")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Three models."""
+    """Three models, and a classifier that reads one's data."""
     found = tmp_path_factory.mktemp("models")
     for make in (gaussian_mixture, bit_patterns, grey_images):
         model, metadata = make()
         save(found / metadata.name / "model.safetensors", model, metadata)
+    save_animals(found)
     return found
 
 
@@ -56,8 +62,14 @@ async def client(app: FastAPI) -> AsyncIterator[AsyncClient]:
 
 @contextmanager
 def listening(settings: Settings) -> Iterator[str]:
-    """The URL of the app on a socket of its own."""
-    app = create_app(settings)
+    """The URL of an app on a socket of its own."""
+    with on_a_socket(create_app(settings)) as url:
+        yield url
+
+
+@contextmanager
+def on_a_socket(app: FastAPI) -> Iterator[str]:
+    """The URL of the app on a socket."""
     config = uvicorn.Config(app, port=0, log_config=None, lifespan="on")
     socket = config.bind_socket()
     server = uvicorn.Server(config)

@@ -65,3 +65,44 @@ def whole_request(line: socket.socket) -> bytes:
     while len(body) < length:
         body += line.recv(65536)
     return head + b"\r\n\r\n" + body
+
+
+@contextmanager
+def cutting(url: str, after: int, cuts: int = 1) -> Iterator[tuple[str, list[bytes]]]:
+    """A way to `url` that breaks once `after` bytes of an answer went through.
+
+    It breaks the first `cuts` connections and lets the others be. Yields its URL, and the answers
+    as they went through.
+    """
+    host, _, port = url.removeprefix("http://").partition(":")
+    passed: list[bytes] = []
+    listening = socket.create_server(("127.0.0.1", 0))
+
+    def forward(line: socket.socket, most: int | None) -> None:
+        with line, socket.create_connection((host, int(port))) as service:
+            service.sendall(whole_request(line).replace(b"\r\n", b"\r\nconnection: close\r\n", 1))
+            passed.append(b"")
+            place = len(passed) - 1
+            while piece := service.recv(65536):
+                sent = piece if most is None else piece[: most - len(passed[place])]
+                line.sendall(sent)
+                passed[place] += sent
+                if most is not None and len(passed[place]) >= most:
+                    return
+
+    def serve() -> None:
+        while True:
+            try:
+                line, _ = listening.accept()
+            except OSError:
+                return
+            forward(line, after if len(passed) < cuts else None)
+
+    thread = threading.Thread(target=serve)
+    thread.start()
+    try:
+        yield f"http://127.0.0.1:{listening.getsockname()[1]}", passed
+    finally:
+        listening.shutdown(socket.SHUT_RDWR)
+        listening.close()
+        thread.join(20)

@@ -4,17 +4,20 @@ import csv
 import json
 import math
 from collections.abc import Callable
+from inspect import signature
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args, get_type_hints
 
 import httpx
 import numpy as np
 import pytest
 from fastapi import FastAPI
 from PIL import Image
+from pydantic import BaseModel
 
 from client import (
     AsyncClient,
+    Classifier,
     Likelihoods,
     NotPictured,
     Posterior,
@@ -27,6 +30,8 @@ from client import (
 )
 from client.question import Question
 from client.wire import Body, encode
+from service.conditions import DenoiseRequest, InpaintRequest, PosteriorRequest
+from service.schemas import LoglikRequest, SampleRequest
 from tests.service.http.caller import connect
 
 pytestmark = pytest.mark.anyio
@@ -50,6 +55,18 @@ CALLS: list[tuple[Ask, tuple[Any, ...], dict[str, Any]]] = [
     (questions.inpaint, ([GREY], np.tile(LEFT, (6, 1))), {"model": "grey", "num_samples": 2}),
     (questions.denoise, (POINTS,), {"model": "gaussian-mixture", "noise_std": 0.5}),
     (questions.denoise, ([[1, 0, 0, 0]],), {"model": "bit-patterns", "flip_probability": 0.1}),
+    (
+        questions.posterior,
+        (),
+        {
+            "model": "grey",
+            "label": ["dog", 2],
+            "read": True,
+            "num_samples": 2,
+            "particles": 2,
+            "quantiles": [0.5],
+        },
+    ),
 ]
 
 
@@ -157,6 +174,54 @@ async def test_a_posterior_through_an_operator(client: AsyncClient) -> None:
     assert all(math.isfinite(one["log_evidence"]) for one in found.diagnostics)
 
 
+async def test_a_label_and_another_model_multiply_a_posterior(client: AsyncClient) -> None:
+    """What the data show is asked and told by name; numpy's own numbers are as good as any."""
+    found = await client.posterior(
+        label=np.array([0, 2]), classifier="animals", read=True, num_samples=2, model="grey", seed=3
+    )
+    assert list(found.label) == ["cat", "crow"]
+    assert found.labels is not None
+    for likely in found.labels:
+        assert list(likely) == ["cat", "dog", "crow"]
+        assert sum(likely.values()) == pytest.approx(1, abs=1e-5)
+    product = await client.posterior(
+        times="gaussian-mixture",
+        num_samples=4,
+        steps=10,
+        particles=4,
+        model="gaussian-mixture",
+        seed=3,
+    )
+    assert product.samples.shape == (1, 4, 2)
+    assert list(product.label) == [None]
+    assert product.labels is None
+    kernel = np.array([[0.25, 0.5, 0.25]])
+    blurred = await client.posterior(
+        [GREY], operator={"kind": "blur", "kernel": kernel}, noise_std=9, model="grey", seed=3
+    )
+    assert blurred.samples.shape == (1, 1, 1, 6, 8)
+
+
+@pytest.mark.parametrize(
+    ("ask", "request_of"),
+    [
+        (questions.sample, SampleRequest),
+        (questions.loglik, LoglikRequest),
+        (questions.posterior, PosteriorRequest),
+        (questions.inpaint, InpaintRequest),
+        (questions.denoise, DenoiseRequest),
+    ],
+)
+def test_every_field_of_a_request_is_an_argument(ask: Ask, request_of: type[BaseModel]) -> None:
+    """Of its name; the sampler of a posterior is said by its `steps`, there is one estimator."""
+    takes = {name for name, one in signature(ask).parameters.items() if one.kind != one.VAR_KEYWORD}
+    (rest,) = get_args(get_type_hints(ask)["asked"])
+    takes |= set(get_type_hints(rest))
+    own = {"progress", "previews", "deadline", "steps"}
+    assert set(request_of.model_fields) - takes <= {"sampler", "estimator"}
+    assert takes - set(request_of.model_fields) <= own
+
+
 async def test_models_tell_what_they_are(client: AsyncClient) -> None:
     found = await client.models()
     assert [model.name for model in found.models] == ["bit-patterns", "gaussian-mixture", "grey"]
@@ -165,6 +230,8 @@ async def test_models_tell_what_they_are(client: AsyncClient) -> None:
     assert (grey.kind, grey.shape, grey.steps) == ("image", (1, 6, 8), 8)
     assert grey.artefact["process"]["kind"] == "gaussian"
     assert grey.name == found.models[2].name
+    assert grey.classifiers == (Classifier("animals", ("cat", "dog", "crow")),)
+    assert [model.classifiers for model in found.models] == [(), (), grey.classifiers]
 
 
 @pytest.mark.parametrize(("ask", "given", "keys"), CALLS)

@@ -26,6 +26,7 @@ def test_models_are_listed_and_shown(noneq: Run) -> None:
     assert [line.split()[0] for line in out.splitlines()] == [
         "bit-patterns", "gaussian-mixture", "grey"
     ]  # fmt: skip
+    assert "animals: cat, dog, crow" in out.splitlines()[2]
     status, out, _ = noneq("models", "grey", "--json")
     assert json.loads(out)["shape"] == [1, 6, 8]
 
@@ -102,9 +103,53 @@ def test_noisy_data_are_denoised(noneq: Run) -> None:
     assert "noise_std" in err
 
 
+def test_a_posterior_of_anything_linear_or_of_a_label(noneq: Run) -> None:
+    """Blocks' means, a blur, a matrix, elements; each is read in the shape of what is seen."""
+    grey = np.uint8(np.arange(48).reshape(1, 6, 8) * 5)
+    means = grey.reshape(3, 2, 4, 2).mean((1, 3))
+    np.save("means.npy", means[None, None])
+    ask = ("-m", "grey", "--seed", "1", "--noise-std", "0.5", "-o", "a.npy", "--particles", "2")
+    assert noneq("posterior", "means.npy", *ask, "--pooling", "2")[0] == 0
+    found = np.load("a.npy")[0, 0, 0]
+    off = np.abs(found.reshape(3, 2, 4, 2).mean((1, 3)) - means)
+    assert off.mean() < 10  # an untrained network in 8 steps; a draw of its own is off by 60
+    np.save("kernel.npy", np.full((1, 3), 1 / 3))
+    Image.fromarray(grey[0]).save("grey.png")
+    words = ("posterior", "grey.png", *ask, "--blur", "kernel.npy", "--set", "covariance=diagonal")
+    assert noneq(*words)[0] == 0
+    Path("rows.csv").write_text("1.0,0.5\n0.0,1.0\n")
+    Path("seen.csv").write_text("0.3,0.1\n")
+    words = ("posterior", "seen.csv", *MIXTURE, "--matrix", "rows.csv", "--noise-std", "0.1")
+    words += ("-n", "4", "--steps", "10", "--quantiles", "0.1", "0.9", "--set", "systems=joint")
+    status, out, _ = noneq(*words, "--method", "twisted", "--json")
+    assert status == 0
+    assert np.shape(json.loads(out)["quantiles"]) == (1, 2, 2)
+    Path("gaps.csv").write_text("0.5,\n")
+    words = ("posterior", "gaps.csv", *MIXTURE, "--times", "gaussian-mixture", "--steps", "10")
+    assert noneq(*words, "--set", "covariance=diagonal", "-o", "b.npy")[0] == 0
+    assert np.all(np.load("b.npy")[..., 0] == 0.5)
+    words = ("posterior", "-m", "grey", "--label", "dog", "--read", "-n", "2", "-o", "c.npy")
+    status, out, _ = noneq(*words, "--particles", "2")
+    assert status == 0
+    assert np.load("c.npy").shape == (1, 2, 1, 6, 8)
+    assert {"cat", "dog", "crow"} <= set(out.split())
+
+
+def test_what_is_not_to_be_trusted_is_said(noneq: Run) -> None:
+    Path("seen.csv").write_text("0.5,\n")
+    words = ("inpaint", "seen.csv", *MIXTURE, "--particles", "2", "--seed", "1", "-o", "a.npy")
+    status, _, err = noneq(*words, "--steps", "5")
+    assert status == 0
+    assert "noneq: datum 0: 2 particles collapsed to 1 ancestor" in err
+
+
 @pytest.mark.parametrize(
     ("words", "told"),
     [
+        (("posterior", "x.csv", *MIXTURE, "--pooling", "1", "--known", "x.csv"), "--known"),
+        (("posterior", "x.csv", *MIXTURE, "--set", "joint"), "NAME=VALUE"),
+        (("posterior", "x.csv", *MIXTURE, "--matrix", "none.npy"), "none.npy"),
+        (("posterior", *MIXTURE), "observed"),
         (("loglik", "nowhere.png", "-m", "grey"), "nowhere.png"),
         (("loglik", ".", "-m", "grey"), "holds no data"),
         (("sample", "-m", "grey", "-o", "a.doc"), ".npy"),

@@ -1,9 +1,12 @@
 """Over real sockets: what breaks or is refused is the right exception, or is asked again."""
 
 import json
+import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager
+from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 
 import anyio
@@ -28,12 +31,15 @@ from client import (
     Unauthorized,
     UnknownModel,
     UnreadableAnswer,
+    questions,
 )
 from client.wire import EVENTS, Body, encode
+from service.app import create_app
 from service.problems import QueueFull
-from tests.client.conftest import ONCE
-from tests.client.scripted import CUT, CUT_STREAM, response, scripted
-from tests.service.http.caller import held, until
+from service.settings import Settings
+from tests.client.conftest import ONCE, on_a_socket
+from tests.client.scripted import CUT, CUT_STREAM, cutting, response, scripted
+from tests.service.http.caller import held, starting, until
 
 GOOD = response(
     "200 OK",
@@ -193,6 +199,78 @@ def test_the_key_is_sent_and_a_wrong_one_refused(
         for key in ("k3", None):
             with Client(url, api_key=key) as client, pytest.raises(Unauthorized, match="key"):
                 client.models()
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("listens", [False, True])
+async def test_a_wrong_key_is_refused_in_process_too(folder: Path, listens: bool) -> None:
+    settings = Settings(models=folder, device="cpu", batch_size=8, api_keys="k1")
+    listener = (lambda _: None) if listens else None
+    async with starting(settings) as app:
+        line = httpx.ASGITransport(app)
+        async with AsyncClient(transport=line, api_key="k1", patience=ONCE) as client:
+            assert len((await client.models()).models) == 3
+        async with AsyncClient(transport=line, api_key="k2") as client:
+            with pytest.raises(Unauthorized, match="key"):
+                await client.sample(1, model="grey", progress=listener)
+
+
+@pytest.mark.parametrize("streams", [False, True])
+def test_a_line_that_breaks_in_mid_answer(url: str, streams: bool) -> None:
+    """The service's own answer, cut: an exception, or with patience the whole all the same."""
+    question = questions.sample(40, model="gaussian-mixture", seed=5, steps=3)
+    asked = replace(question, streamed=streams)
+    with Client(url) as client:
+        whole = client.ask(asked)
+    for after in (1, 30, 700):  # in the status line, the headers, the body
+        with cutting(url, after) as (broken, passed), Client(broken, patience=ONCE) as client:
+            with pytest.raises(ConnectionLost, match="same seed"):
+                client.ask(asked)
+            assert len(passed[0]) == after
+        with cutting(url, after) as (broken, passed), Client(broken) as client:
+            again = client.ask(asked)
+        assert len(passed) == 2
+        assert np.allclose(again.numpy(), whole.numpy(), atol=1e-5)
+
+
+@pytest.mark.anyio
+async def test_a_line_that_breaks_on_coroutines(url: str) -> None:
+    with cutting(url, 700, cuts=3) as (broken, passed):
+        async with AsyncClient(broken, patience=ONCE) as client:
+            with pytest.raises(ConnectionLost, match="same seed"):
+                await client.sample(40, model="gaussian-mixture", steps=3)
+        async with AsyncClient(broken) as client:
+            found = await client.sample(40, model="gaussian-mixture", steps=3)
+    assert found.samples.shape == (40, 2)
+    assert len(passed) == 4
+
+
+def test_a_full_queue_over_a_socket_is_waited_for(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """503 with its Retry-After, until there is room: then the answer comes."""
+    settings = Settings(models=folder, device="cpu", batch_size=8, slots=512, max_queue_cost=5000)
+    app, waits = create_app(settings), list[float]()
+    with (
+        on_a_socket(app) as url,
+        Client(url) as client,
+        ThreadPoolExecutor(1) as pool,
+        held(app) as gate,
+    ):
+        first = pool.submit(client.sample, 51, model="gaussian-mixture", seed=1)
+        while app.state.backend.engine.owed == 0:
+            time.sleep(0.005)
+
+        def sleep(seconds: float) -> None:
+            waits.append(seconds)
+            gate.set()
+            first.result(60)
+
+        monkeypatch.setattr("client.client.time", SimpleNamespace(sleep=sleep))
+        found = client.sample(1, model="gaussian-mixture", seed=2)
+    assert found.samples.shape == (1, 2)
+    assert len(waits) == 1
+    assert waits[0] >= 1
 
 
 @pytest.mark.anyio

@@ -100,7 +100,7 @@ def test_no_more_is_read_than_is_asked(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(scores, "_blocks", blocks)
     monkeypatch.setattr(scores.Scoring, "score", score)
-    model = Model("m", "vector", (2,), "gaussian", 10, "mlp", 1)
+    model = Model("m", "vector", (2,), "gaussian", 10, "mlp", 1, ())
     with Client() as client:
         scoring = scores.Scoring(client, model, 0, {}, parallel=3)
         for found in scores.run(scoring, ["a.npy"], set()):

@@ -7,7 +7,6 @@ import pytest
 
 from training import classifier, config, oracle
 from training.config import FOLDER, ConfigError
-from training.fit import learning_rate
 
 NAMES = sorted(path.stem for path in FOLDER.glob("*.toml"))
 
@@ -57,7 +56,7 @@ def test_an_objective_needs_a_weight() -> None:
 
 def test_learning_rate_warms_up_and_decays_to_its_end(small_file: Path) -> None:
     fit = config.load(str(small_file))
-    rates = [learning_rate(fit, step) for step in range(fit.steps + 1)]
+    rates = [fit.optimiser.rate(step, fit.steps) for step in range(fit.steps + 1)]
     peak = fit.optimiser.lr
     assert rates[:3] == pytest.approx([peak / 3, 2 * peak / 3, peak])
     assert all(a >= b for a, b in itertools.pairwise(rates[3:]))
@@ -68,8 +67,8 @@ def test_a_longer_fit_goes_on_where_a_shorter_one_ended(small_file: Path) -> Non
     one = config.load(str(small_file))
     again = one.optimiser.model_copy(update={"restarts": (one.steps,)})
     two = one.model_copy(update={"steps": one.steps + 5, "optimiser": again})
-    rates = [learning_rate(two, step) for step in range(two.steps + 1)]
-    assert rates[: one.steps] == [learning_rate(one, step) for step in range(one.steps)]
+    rates = [two.optimiser.rate(step, two.steps) for step in range(two.steps + 1)]
+    assert rates[: one.steps] == [one.optimiser.rate(step, one.steps) for step in range(one.steps)]
     assert rates[one.steps] == pytest.approx(one.optimiser.lr / 2)
     assert rates[-1] == pytest.approx(0.0, abs=1e-12)
 

@@ -2,25 +2,30 @@
 
 import hashlib
 import json
+import math
 import os
 import pickle
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from diffusion.checkpoint import load
+from diffusion.checkpoint import Evaluation, load
 from diffusion.networks import build
 from diffusion.space import DataSpace
 from tests.training.pipelines import SIDE, T, ddim, ddpm, saved, unet
+from tests.training.test_own import paint
 from training.__main__ import main
+from training.config import ConfigError
 from training.convert import ConvertError, Options, convert, read
 from training.convert.files import checked
 from training.convert.unet import UNetDocument, diffusers_key
 from training.converted import ConvertedConfig
+from training.data import PicturesConfig
 from training.export import source
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # of the peer's imports and its saving, not ours
@@ -88,8 +93,83 @@ def test_its_bound_is_evaluated_where_data_are_given(tmp_path: Path) -> None:
 def test_data_of_another_shape_are_refused(folder: Path, tmp_path: Path) -> None:
     (tmp_path / "leaves.toml").write_text('[data]\nkind = "deadleaves"\nside = 4\ntrain = 20\n')
     options = Options(samples=0, data=str(tmp_path / "leaves.toml"))
-    with pytest.raises(ConvertError, match=rf"the model is of image \[3, {SIDE}, {SIDE}\]"):
+    with pytest.raises(ConfigError, match=rf"the model is of image \[3, {SIDE}, {SIDE}\]"):
         convert(folder, tmp_path / "tiny", options, CPU, quiet=True)
+
+
+def said(evaluation: Evaluation) -> tuple[str, int, bool]:
+    return evaluation.split, evaluation.count, math.isfinite(evaluation.bound)
+
+
+def test_a_folder_of_pictures_gives_bound_and_variance_in_one_go(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The same numbers as one after the other, when the data are named later."""
+    monkeypatch.chdir(tmp_path)
+    paint(Path("photographs"), 40)  # 34 to profile, 4 to measure
+    measure = ["--data", "photographs/", "--points", "2", "--variance", "optimal"]
+    to = ["--device", "cpu", "--samples", "0", "--terms", "4"]
+    assert main(["convert", str(folder), "-o", "models/once", *to, *measure]) == 0
+    once, document = load(Path("models/once/model.safetensors"))
+    assert document.variance == "optimal"
+    assert [said(one) for one in document.evaluation] == [("test", 4, True)]
+    text = Path("models/once/README.md").read_text()
+    command = "--data photographs --variance optimal --points 2"
+    assert command in text
+
+    assert main(["convert", str(folder), "-o", "models/twice", *to]) == 0
+    words = ["twice", "--device", "cpu", "--write"]
+    assert main(["profile", *words, *measure]) == 0
+    assert main(["evaluate", *words, "--terms", "4", "--data", "photographs"]) == 0
+    twice, later = load(Path("models/twice/model.safetensors"))
+    assert once.profile is not None
+    assert twice.profile is not None
+    assert torch.equal(once.profile.error, twice.profile.error)
+    assert later.evaluation[0].bound == pytest.approx(document.evaluation[0].bound, rel=1e-5)
+    assert main(["evaluate", *words, "--terms", "4"]) == 0  # remembered: no --data
+
+
+def test_what_was_measured_on_other_data_is_left_out(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    paint(Path("some"), 40)
+    paint(Path("others"), 60)
+    words = ["--device", "cpu", "--data"]
+    made = ["convert", str(folder), "-o", "models/tiny", "--samples", "0", "--terms", "4"]
+    assert main([*made, *words, "some"]) == 0
+    measured = ["evaluate", "tiny", "--terms", "5", "--write", *words]
+    assert main([*measured, "some"]) == 0
+    assert main([*measured, "others"]) == 0
+    _, document = load(Path("models/tiny/model.safetensors"))
+    assert [(one.count, one.terms) for one in document.evaluation] == [(6, 5)]
+    config = ConvertedConfig.model_validate(document.training.config)
+    assert config.data == PicturesConfig(folder="others", side=SIDE)
+
+
+def test_data_that_are_none_are_named(
+    folder: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    make = ["convert", str(folder), "-o", "models/tiny", "--samples", "0", "--device", "cpu"]
+    paint(Path("few"), 3)
+    np.save("rows.npy", np.zeros((60, 2)))
+    Path("empty.toml").write_text("")
+    for words, told in (
+        (["--data", "nowhere"], "no folder, table or configuration"),
+        (["--data", "few"], "at least 10"),
+        (["--data", "rows.npy"], "the model is of image"),
+        (["--data", "empty.toml"], "no [data]"),
+        (["--variance", "optimal"], "say --data too"),
+    ):
+        assert main([*make, *words]) == 2
+        assert told in capsys.readouterr().err
+    assert main(["export", "gaussian-mixture", "--no-evaluation", "--device", "cpu"]) == 0
+    assert main(["evaluate", "gaussian-mixture", "--data", "few", "--device", "cpu"]) == 2
+    assert "leave out --data" in capsys.readouterr().err
 
 
 def test_weights_in_every_form(folder: Path, tmp_path: Path) -> None:

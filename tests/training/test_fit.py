@@ -229,7 +229,7 @@ def test_the_command_line_from_fit_to_artefact(
     assert main(["evaluate", "small", "--models", models, "--split", "valid", "--write"]) == 0
     splits = [e.split for e in read_metadata(path).evaluation]
     assert splits == ["test", "test", "valid"]
-    several = ["evaluate", "small", "--models", models, "--data", "16", "--trajectories", "3"]
+    several = ["evaluate", "small", "--models", models, "--rows", "16", "--trajectories", "3"]
     assert main([*several, "--write"]) == 0
     *others, found = read_metadata(path).evaluation
     assert [e.trajectories for e in others] == [None] * 3

@@ -6,19 +6,20 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
-from pydantic import TypeAdapter, ValidationError
+from pydantic import ValidationError
 
 from diffusion.checkpoint import Provenance, save
 from diffusion.plan import DDIM
-from diffusion.space import DataSpace
-from training import config as configs
-from training import data, report
+from diffusion.prediction import VarianceKind
+from diffusion.profile import ProfileConfig
+from training import report
 from training.config import EvaluationConfig
 from training.convert.found import ConvertError
 from training.convert.source import read
 from training.converted import ConvertedConfig
-from training.evaluate import evaluate
-from training.export import write_companions
+from training.evaluate import as_planned
+from training.export import with_profile, write_companions
+from training.given import data_for
 from training.provenance import commit, versions
 
 
@@ -31,8 +32,11 @@ class Options:
         size: height and width, where a folder does not say.
         levels: of the images that it was trained on.
         title: of the card; the source's own where it is not given.
-        data: a configuration whose [data] the bound is evaluated on.
+        data: that the bound is evaluated on: a folder of pictures, a table, or a configuration
+            for its [data].
         rows, terms: how many data, and network evaluations each; None for all steps.
+        variance: of the model from now on, measured on those data; None for the source's own.
+        points: steps at which it is measured; None for all.
         samples: on the sheet, drawn by DDIM; 0 for no sheet.
         steps: of DDIM.
     """
@@ -44,6 +48,8 @@ class Options:
     data: str | None = None
     rows: int = 100
     terms: int | None = 32
+    variance: VarianceKind | None = None
+    points: int | None = None
     samples: int = 16
     steps: int = 50
 
@@ -56,10 +62,12 @@ def convert(
     Raises:
         ConvertError: what was found, and why it cannot be converted.
     """
+    if options.variance is not None and options.data is None:
+        raise ConvertError(f"--variance {options.variance} is measured on data: say --data too")
     found = read(source, flags=options.flags, size=options.size, levels=options.levels)
     config, dataset = None, None
     if options.data is not None:
-        config, dataset = _data(options.data, found.space)
+        config, dataset = data_for(options.data, found.space)
     record = ConvertedConfig(
         title=options.title or found.title,
         library=found.library,
@@ -71,6 +79,7 @@ def convert(
         evaluation=EvaluationConfig(
             data=options.rows, terms=options.terms if (options.terms or 0) < found.T else None
         ),
+        profile=ProfileConfig(points=options.points),
     )
     training = Provenance(
         data=f"elsewhere: {found.title}",
@@ -88,17 +97,11 @@ def convert(
         raise ConvertError(f"{source}: {error}") from error
     model = model.to(device)
     if dataset is not None:
-        plan = record.evaluation
-        measured = evaluate(
-            model,
-            dataset,
-            plan.conventions,
-            count=plan.data,
-            choice=plan.choice,
-            seed=plan.seed,
-            batch=64,
-            quiet=quiet,
-        )
+        if options.variance is not None:
+            model, metadata = with_profile(
+                model, metadata, dataset, record.profile, options.variance, quiet=quiet
+            )
+        measured = as_planned(model, dataset, record.evaluation, batch=64, quiet=quiet)
         metadata = metadata.model_copy(update={"evaluation": tuple(measured)})
     path = out / "model.safetensors"
     save(path, model, metadata)
@@ -108,23 +111,6 @@ def convert(
     return path
 
 
-def _data(name: str, space: DataSpace) -> tuple[data.DataConfig, data.Dataset]:
-    """The data set of a configuration, if it is of the model's kind."""
-    keys = configs.read(name)
-    if "data" not in keys:
-        raise configs.ConfigError(f"configuration {name} has no [data] to evaluate on")
-    adapter: TypeAdapter[data.DataConfig] = TypeAdapter(data.DataConfig)
-    config = adapter.validate_python(keys["data"])
-    dataset = data.load(config)
-    theirs = dataset.space
-    if (theirs.kind, theirs.shape, theirs.levels) != (space.kind, space.shape, space.levels):
-        raise ConvertError(
-            f"--data {name}: {theirs.kind} {list(theirs.shape)} with {theirs.levels} levels, the "
-            f"model is of {space.kind} {list(space.shape)} with {space.levels}"
-        )
-    return config, dataset
-
-
 def _command(source: Path, out: Path, options: Options) -> str:
     """What converts the source again; not where the source lay."""
     words = ["python", "-m", "training", "convert", source.name, "-o", f"models/{out.name}"]
@@ -132,8 +118,12 @@ def _command(source: Path, out: Path, options: Options) -> str:
         words += ["--size", *map(str, options.size)]
     if options.levels != Options.levels:
         words += ["--levels", str(options.levels)]
-    if options.data is not None:  # a name, or a file wherever it lay
+    if options.data is not None:  # a name, or a file or folder wherever it lay
         words += ["--data", Path(options.data).name]
+    if options.variance is not None:
+        words += ["--variance", options.variance]
+    if options.points is not None:
+        words += ["--points", str(options.points)]
     for flag, value in options.flags.items():
         words += [f"--{flag}", value]
     return shlex.join(words)

@@ -18,8 +18,11 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from diffusion.checkpoint import Metadata, Provenance, save
+from diffusion.classifier import ClassifierMetadata
+from diffusion.classifier import save as save_classifier
 from diffusion.model import DiffusionModel
 from diffusion.networks import BitPatterns, GaussianMixture, UNetConfig, build
+from diffusion.networks.encoder import EncoderConfig
 from diffusion.paths import even, pack
 from diffusion.process import BinomialConfig, GaussianConfig
 from diffusion.profile import ProfileConfig
@@ -103,6 +106,21 @@ def grey_images() -> tuple[DiffusionModel, Metadata]:
         training=PROVENANCE,
     )
     return model, metadata
+
+
+def save_animals(folder: Path) -> None:
+    """An untrained classifier of the grey images: animals."""
+    grey = grey_images()[1]
+    document = ClassifierMetadata(
+        name="animals",
+        process=grey.process,
+        network=EncoderConfig(labels=3, channels=(8,), patch=2),
+        space=grey.space,
+        labels=("cat", "dog", "crow"),
+        training=PROVENANCE,
+    )
+    torch.manual_seed(0)
+    save_classifier(folder / "animals" / "model.safetensors", document.build().eval(), document)
 
 
 @pytest.fixture(scope="session")

@@ -11,11 +11,8 @@ import pytest
 import torch
 
 from diffusion.checkpoint import save
-from diffusion.classifier import ClassifierMetadata
-from diffusion.classifier import save as save_classifier
 from diffusion.model import DiffusionModel
 from diffusion.networks import GaussianMixture
-from diffusion.networks.encoder import EncoderConfig
 from diffusion.observation import Observation
 from diffusion.operators import Mask
 from diffusion.plan import Ancestral
@@ -27,12 +24,12 @@ from service.settings import Settings
 from tests.diffusion.posterior.test_factors import Components, classifier, product
 from tests.service.http.caller import ask, assert_problem, connect, starting
 from tests.service.http.conftest import (
-    PROVENANCE,
     SCALE,
     SHIFT,
     bit_patterns,
     gaussian_mixture,
     grey_images,
+    save_animals,
 )
 
 pytestmark = pytest.mark.anyio
@@ -62,18 +59,7 @@ def labelled(tmp_path_factory: pytest.TempPathFactory) -> Path:
     other = DiffusionModel(model.process, network, model.space, "x_0", "moment")
     update = {"name": "other", "network": network.config, "profile": None}
     save(found / "other" / "model.safetensors", other, metadata.model_copy(update=update))
-    grey = grey_images()[1]
-    document = ClassifierMetadata(
-        name="animals",
-        process=grey.process,
-        network=EncoderConfig(labels=3, channels=(8,), patch=2),
-        space=grey.space,
-        labels=("cat", "dog", "crow"),
-        training=PROVENANCE,
-    )
-    torch.manual_seed(0)
-    path = found / "animals" / "model.safetensors"
-    save_classifier(path, document.build().eval(), document)
+    save_animals(found)
     return found
 
 

@@ -1,0 +1,161 @@
+"""Commands that measure an artefact, or what stands beside it."""
+
+import argparse
+import json
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+import torch
+from pydantic import TypeAdapter
+
+from diffusion.checkpoint import Metadata, load, read_metadata, rewrite, save
+from diffusion.choice import Choice
+from diffusion.model import DiffusionModel
+from diffusion.plan import Sampler
+from diffusion.profile import ProfileConfig
+from training import config as configs
+from training import (
+    data,
+    export,
+    inspect,
+    parzen,
+    peer,
+    record,
+    report,
+)
+from training.converted import ConvertedConfig
+from training.evaluate import evaluate, table
+from training.export import artefact_path
+from training.parallel import pick_device
+
+
+def _opened(arguments: argparse.Namespace) -> tuple[Path, DiffusionModel, Metadata]:
+    """The artefact that is named: where it is, its model and its document."""
+    path = inspect.find(arguments.name, arguments.models)
+    return path, *load(path, pick_device(arguments.device))
+
+
+def _source(
+    model: DiffusionModel, metadata: Metadata, given: str | None
+) -> tuple[export.Source, Metadata, data.Dataset]:
+    """Its configuration and its data, or those that are given and then remembered."""
+    if given is not None:
+        return export.source_with(model, metadata, given)
+    config, dataset = export.source(model, metadata)
+    return config, metadata, dataset
+
+
+def do_evaluate(arguments: argparse.Namespace) -> int:
+    """Measure an artefact; with --write, into its document and card."""
+    path, model, metadata = _opened(arguments)
+    config, metadata, dataset = _source(model, metadata, arguments.data)
+    found = []
+    for steps in arguments.steps or (None,):
+        asked = {"terms": arguments.terms, "strata": arguments.strata, "steps": steps}
+        asked |= {"spacing": arguments.spacing, "target_error": arguments.target_error}
+        found += evaluate(
+            model,
+            dataset,
+            arguments.convention or (),
+            split=arguments.split,
+            count=arguments.rows,
+            choice=Choice.model_validate(asked),
+            trajectories=arguments.trajectories,
+            seed=arguments.seed,
+            batch=arguments.batch,
+        )
+    print(table(found))
+    if arguments.json:
+        print(json.dumps([e.model_dump(mode="json") for e in found], indent=2))
+    if arguments.write:
+        measured = {e.of for e in found}
+        kept = [e for e in metadata.evaluation if e.of not in measured]
+        rewrite(path, metadata.model_copy(update={"evaluation": (*kept, *found)}))
+        export.write_card(path, config.title, model)
+    return 0
+
+
+def do_profile(arguments: argparse.Namespace) -> int:
+    """Measure an artefact's errors step by step; with --write, into it and its card."""
+    path, model, metadata = _opened(arguments)
+    config, metadata, dataset = _source(model, metadata, arguments.data)
+    given = {"rows": arguments.rows, "points": arguments.points, "seed": arguments.seed}
+    keys = config.profile.model_dump() | {k: v for k, v in given.items() if v is not None}
+    profile = ProfileConfig.model_validate(keys)
+    variance = arguments.variance or metadata.variance
+    found, document = export.with_profile(model, metadata, dataset, profile, variance)
+    print(inspect.steps_table(found))
+    if arguments.write:
+        save(path, found, document)
+        # With another variance samples are others too, but for those that DDIM drew.
+        if document.variance == metadata.variance or isinstance(config, ConvertedConfig):
+            export.write_card(path, config.title, found)
+        else:
+            export.write_companions(path, config.title, found)
+    return 0
+
+
+def do_report(arguments: argparse.Namespace) -> int:
+    """Write the report of an artefact, and show it in its card."""
+    path, model, metadata = _opened(arguments)
+    config, dataset = export.source(model, metadata)
+    print("\n".join(str(file) for file in report.write(path, model, dataset)))
+    export.write_card(path, config.title, model)
+    return 0
+
+
+def do_inspect(arguments: argparse.Namespace) -> int:
+    """Print an artefact's facts."""
+    path = inspect.find(arguments.name, arguments.models)
+    print(inspect.as_json(path) if arguments.json else inspect.describe(path))
+    return 0
+
+
+def do_parzen(arguments: argparse.Namespace) -> int:
+    """The Parzen-window score of an artefact, or with --data of the training data themselves."""
+    count, device = arguments.samples, pick_device(arguments.device)
+    words = f"python -m training parzen {arguments.name} --samples {count}"
+    make: Callable[[], parzen.ParzenScore]
+    if arguments.data:
+        config = configs.load(arguments.name)
+        words, device = f"{words} --data", torch.device("cpu")
+        folder = arguments.out or Path("runs") / "parzen" / config.name
+        out, make = folder / "data.json", partial(parzen.of_data, data.load(config.data), count)
+    else:
+        _, model, metadata = _opened(arguments)
+        _, dataset = export.source(model, metadata)
+        keys = {"name": arguments.sampler, "steps": arguments.steps}
+        sampler: Sampler = TypeAdapter(Sampler).validate_python(keys)
+        words += f" --sampler {sampler.name} --steps {arguments.steps} --seed {arguments.seed}"
+        folder = arguments.out or Path("runs") / "parzen" / metadata.name
+        kept = parzen.run_folder(folder, model, sampler, arguments.seed)
+        keys = {"sampler": sampler, "seed": arguments.seed, "folder": kept}
+        out = folder / f"{kept.name}.json"
+        make = partial(parzen.of_model, model, dataset, count, **keys)
+    found = record.measure(words, device, make)
+    record.write(out, found)
+    s: parzen.ParzenScore = found.found
+    print(
+        f"{s.nats:.1f} ± {s.error:.1f} nats, {s.bits:.1f} ± {s.bits_error:.1f} bits on {s.data} "
+        f"test data; sigma {s.bandwidth:.3f}, {s.centres} centres"
+    )
+    return 0
+
+
+def do_peer(arguments: argparse.Namespace) -> int:
+    """Fit Gaussian mixtures to a data set of grey images, and measure them beside the artefact."""
+    sizes = {size: getattr(arguments, size) for size in peer.PeerConfig.model_fields}
+    config = configs.load(arguments.name)
+    dataset = data.load(config.data)
+    command = " ".join(f"--{size} {number}" for size, number in sizes.items())
+    made = record.measure(
+        f"python -m training peer {arguments.name} --data {arguments.data} {command}",
+        torch.device("cpu"),
+        partial(peer.compare, dataset, peer.PeerConfig(**sizes), arguments.data),
+    )
+    record.write(Path("runs") / "peer" / f"{config.name}.json", made)
+    path, found = artefact_path(arguments.models, config.name), made.found
+    ours = peer.diffusion(read_metadata(path), dataset) if path.exists() else None
+    print(peer.table([*found, ours] if ours else found))
+    return 0

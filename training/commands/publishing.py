@@ -1,0 +1,59 @@
+"""Commands that remake what the documents show."""
+
+import argparse
+from functools import partial
+
+from training import (
+    compare,
+    examples,
+    record,
+)
+from training.parallel import ranks
+from training.signals import interrupted
+
+
+def do_figures(arguments: argparse.Namespace) -> int:
+    """Remake the pictures."""
+    from training import figures, labels  # matplotlib takes a second, and nothing else needs it
+
+    made = figures.make(arguments.models, arguments.folder)
+    made += labels.make(arguments.models, arguments.folder)
+    if not made:
+        raise ValueError(f"{arguments.models} has none of {', '.join(figures.DRAWN)} to draw")
+    print("\n".join(str(path) for path in made))
+    return 0
+
+
+def do_paper(arguments: argparse.Namespace) -> int:
+    """Fit, measure and draw what is not done yet of the paper's experiments; docs/results.md."""
+    from training import paper  # matplotlib takes a second to import
+
+    places = paper.Places(models=arguments.models, runs=arguments.runs, docs=arguments.docs)
+    names = arguments.names or paper.EXPERIMENTS
+    written = paper.run(
+        names, places, arguments.device, large=arguments.large, compiled=arguments.compile
+    )
+    if written is None:
+        return interrupted()
+    print("\n".join(str(path) for path in written))
+    return 0
+
+
+def do_schedules(arguments: argparse.Namespace) -> int:
+    """Compare schedules, fixed and learned."""
+    with ranks(arguments.device) as place:
+        make = partial(compare.compare, arguments.name, arguments.out, place)
+        words = f"python -m training schedules {arguments.name}"
+        found = record.measure(words, place.device, make)
+    if found.found is None:
+        return interrupted()
+    if place.first:
+        record.write(arguments.folder / "schedules.json", found)
+        print("\n".join(compare.lines(found.found)))
+    return 0
+
+
+def do_examples(arguments: argparse.Namespace) -> int:
+    """Remake the request bodies of README's commands."""
+    print("\n".join(str(path) for path in examples.make(arguments.folder)))
+    return 0

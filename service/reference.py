@@ -1,0 +1,198 @@
+"""`python -m service.reference > docs/api.md`: the API for people, of the OpenAPI document.
+
+Nothing is said here that is not said there: of a field by its description, of an object by its
+docstring, of a problem by its class. A test holds the page against them.
+"""
+
+import inspect
+import json
+import re
+import sys
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from service import problems
+from service.app import create_app
+from service.encoding import JSON
+from service.settings import Settings
+
+Document = Mapping[str, Any]
+
+HEAD = """# API reference
+
+Made from the OpenAPI document (`/openapi.json`; `/docs` to try things out) by
+`python -m service.reference > docs/api.md`: change what the code says of itself, not this page.
+Headers, keys, limits and settings are in [operations.md](operations.md), the client for Python and
+the command in [client.md](client.md), what to ask for in [choosing.md](choosing.md).
+"""
+
+PROBLEMS = """## Problems
+
+An error is `application/problem+json`, schema [`ProblemDocument`](#problemdocument); `type` is
+`urn:noneq:problem:` and the name below. Those marked are refused for a limit or the load, before
+anything is computed.
+"""
+
+
+def page(document: Document) -> str:
+    """The page, Markdown."""
+    return "\n".join(_lines(document)).rstrip() + "\n"
+
+
+def _lines(document: Document) -> Iterator[str]:
+    schemas = document["components"]["schemas"]
+    routes = [
+        (method.upper(), path, operation)
+        for path, methods in document["paths"].items()
+        for method, operation in methods.items()
+    ]
+    yield HEAD
+    yield document["info"]["description"].strip()
+    yield "\n| route | |\n|---|---|"
+    for method, path, operation in routes:
+        anchor = re.sub(r"[^a-z-]", "", f"{method}-{path}".lower())
+        first = operation["description"].split("\n\n")[0]
+        yield f"| [`{method} {path}`](#{anchor}) | {_cell(first)} |"
+    told: set[str] = set()
+    for method, path, operation in routes:
+        yield f"\n## {method} {path}\n\n{_plain(operation['description'])}"
+        asked = _ref(operation.get("requestBody", {}))
+        if asked:
+            told.add(asked)
+            yield from _request(asked, schemas[asked])
+        answered = operation["responses"]["200"]
+        told.add(_ref(answered))
+        yield from _answer(answered, operation["responses"], schemas)
+    yield "\n## Streams\n"
+    answers = (operation["responses"]["200"]["description"] for *_, operation in routes)
+    # The same at every route that has them.
+    yield next((about.partition("\n\n")[2].strip() for about in answers if "\n\n" in about), "")
+    yield "\n## Objects"
+    for name in sorted(schemas.keys() - told):
+        yield f"\n### {name}\n\n{_about(schemas[name])}\n"
+        yield from _fields(schemas[name])
+    yield f"\n{PROBLEMS}\n| status | name | title | when |\n|---|---|---|---|"
+    for problem in _problems():
+        mark = " (refused)" if problem.refusal else ""
+        about = _cell(inspect.getdoc(problem) or "").split("Args:")[0].strip()
+        yield f"| {problem.status} | `{problem.slug}`{mark} | {problem.title} | {about} |"
+
+
+def _request(name: str, schema: Document) -> Iterator[str]:
+    yield f"\n**Asked** (`{name}`):\n"
+    yield from _fields(schema)
+    yield "\nFor example, one body a line:\n\n```json"
+    yield from (json.dumps(example, ensure_ascii=False) for example in schema["examples"])
+    yield "```"
+
+
+def _answer(answered: Document, responses: Document, schemas: Document) -> Iterator[str]:
+    name = _ref(answered)
+    forms = answered["description"].split("\n\n")[0].strip()
+    if name:
+        yield f"\n**Answered** (`{name}`): {_about(schemas[name])}"
+        yield f"{forms}\n" if len(answered["content"]) > 1 else ""
+        yield from _fields(schemas[name])
+    statuses = [status for status in responses if status != "200"]
+    if statuses:
+        yield f"\n[Problems](#problems): {', '.join(statuses)}."
+
+
+def _fields(schema: Document) -> Iterator[str]:
+    """A table of an object's fields: with defaults where it is asked, without where answered."""
+    asked, told = schema.get("additionalProperties") is False, _attributes(schema)
+    yield f"| field | type |{' default |' if asked else ''} |"
+    yield "|---|---|---|" + ("---|" if asked else "")
+    for name, field in schema["properties"].items():
+        about = _cell(field.get("description") or told.get(name, ""))
+        default = ""
+        if asked:
+            default = "required | " if name in schema.get("required", ()) else _default(field)
+        yield f"| `{name}` | {_type(field)} | {default}{about} |"
+
+
+def _default(field: Document) -> str:
+    """A default as JSON; of an object the name alone, for its other fields have their own."""
+    value = field.get("default")
+    value = dict(list(value.items())[:1]) if isinstance(value, dict) else value
+    return f"`{json.dumps(value)}` | "
+
+
+def _type(field: Document) -> str:
+    """A field's type, and what range it has."""
+    if "$ref" in field:
+        name = _name(field)
+        return f"[`{name}`](#{name.lower()})"
+    if "anyOf" in field or "oneOf" in field:
+        return " or ".join(dict.fromkeys(map(_type, field.get("anyOf") or field["oneOf"])))
+    if "const" in field or "enum" in field:
+        values = field.get("enum") or [field["const"]]
+        return " or ".join(f"`{json.dumps(value)}`" for value in values)
+    kind = field.get("type", "anything")
+    if kind != "array":
+        return f"{kind}{_range(field, 'imum')}"
+    items = field.get("items") or {}
+    of = _type(items) if items.keys() & {"type", "$ref", "anyOf", "oneOf"} else ""
+    return f"{f'list of {of}' if of else 'array'}{_range(field, 'Items', ' of them')}"
+
+
+def _range(field: Document, of: str, what: str = "") -> str:
+    """In words, of values ("imum") or of a list's length ("Items")."""
+    bounds = {
+        "at least": field.get(f"min{of}"),
+        "above": field.get("exclusiveMinimum"),
+        "at most": field.get(f"max{of}"),
+        "below": field.get("exclusiveMaximum"),
+    }
+    given = {
+        word: str(bound).removesuffix(".0") for word, bound in bounds.items() if bound is not None
+    }
+    words = " and ".join(f"{word} {bound}" for word, bound in given.items())
+    if given.keys() == {"at least", "at most"}:
+        words = f"{given['at least']} to {given['at most']}"
+    return f" ({words}{what})" if words else ""
+
+
+def _about(schema: Document) -> str:
+    return _plain(schema.get("description", "").split("Attributes:")[0].strip())
+
+
+def _attributes(schema: Document) -> dict[str, str]:
+    """What an object's docstring says of its fields."""
+    _, _, attributes = schema.get("description", "").partition("Attributes:\n")
+    entries = re.split(r"\n {4}(?=\w+: )", f"\n{attributes.rstrip()}")[1:]
+    parts = (entry.partition(": ") for entry in entries)
+    return {name: f"{about[:1].upper()}{about[1:]}" for name, _, about in parts}
+
+
+def _plain(text: str) -> str:
+    """As Markdown that means what it says: x_0 * y is no emphasis, and code stays code."""
+    parts = re.split(r"(`[^`]*`)", text)
+    return "".join(
+        part if part.startswith("`") else re.sub(r"([*<~])", r"\\\1", part) for part in parts
+    )
+
+
+def _cell(text: str) -> str:
+    return " ".join(_plain(text).replace("|", "\\|").split())
+
+
+def _ref(body: Document) -> str:
+    """The name of what a body's JSON is; empty where nothing says it."""
+    schema = body.get("content", {}).get(JSON, {}).get("schema", {})
+    return _name(schema) if "$ref" in schema else ""
+
+
+def _name(schema: Document) -> str:
+    return str(schema["$ref"].rpartition("/")[2])
+
+
+def _problems() -> list[type[problems.Problem]]:
+    """Every problem that has a name, by status."""
+    found = [each for each in vars(problems).values() if inspect.isclass(each)]
+    named = [each for each in found if issubclass(each, problems.Problem) and "slug" in vars(each)]
+    return sorted(named, key=lambda each: (each.status, each.slug))
+
+
+if __name__ == "__main__":
+    sys.stdout.write(page(create_app(Settings()).openapi()))

@@ -25,7 +25,7 @@ from training import (
     report,
 )
 from training.converted import ConvertedConfig
-from training.evaluate import evaluate, table
+from training.evaluate import evaluate, measured_again, table
 from training.export import artefact_path
 from training.parallel import pick_device
 
@@ -73,6 +73,33 @@ def do_evaluate(arguments: argparse.Namespace) -> int:
         kept = [e for e in metadata.evaluation if e.of not in measured]
         rewrite(path, metadata.model_copy(update={"evaluation": (*kept, *found)}))
         export.write_card(path, config.title, model)
+    return 0
+
+
+def do_quantiles(arguments: argparse.Namespace) -> int:
+    """Measure the bounds of an artefact again, as they were, and write their quantiles into it."""
+    path, model, metadata = _opened(arguments)
+    _, dataset = export.source(model, metadata)
+    options = {"data": arguments.data, "batch": arguments.batch}
+    again = measured_again(model, dataset, metadata.evaluation, **options)
+    if not again:
+        raise ValueError(f"{path} has no bound of the whole chain: evaluate it with --write")
+    found = {e.of: e for e in again}
+    kept = tuple(found.get(e.of, e) for e in metadata.evaluation)
+    rewrite(path, metadata.model_copy(update={"evaluation": kept}))
+    for e in again:
+        least, median, most = (e.quantiles[i] for i in (0, 50, 100)) if e.quantiles else (None,) * 3
+        count = e.quantiles_count or e.count
+        print(f"{e.convention}: {count} data, {least} to {most}, median {median} nats")
+    return 0
+
+
+def do_heldout(arguments: argparse.Namespace) -> int:
+    """Write some of the test split beside an artefact, to try things on."""
+    path = inspect.find(arguments.name, arguments.models)
+    model, metadata = load(path)
+    _, dataset = export.source(model, metadata)
+    print(export.write_examples(path, dataset))
     return 0
 
 

@@ -6,9 +6,8 @@ import { field, numberInput } from "./panels.js";
 import { axes } from "./plots.js";
 import { hue, letter } from "./thumbs.js";
 
-const SIDE = 420; // of the plot, in its own units
 const REACH = 3.2; // standard deviations each way, if held-out data do not go further
-const FAINT = 8; // nats below the highest at which the map fades out
+const FAINT = 200; // nats below the highest at which the map has faded out, by the logarithm of them
 
 /**
  * `show(points, held)` draws the points by their letters over held-out ones; `lay(map)` a map.
@@ -17,8 +16,9 @@ const FAINT = 8; // nats below the highest at which the map fades out
  * @param {(point: number[]) => void} onPoint a point was put
  */
 export function chart({ shift, scale }, held, onPoint) {
+  const side = Math.min(420, innerWidth - 40); // letters as large as the page's
   const ranges = [0, 1].map((d) => rangeOf(at(shift, d), at(scale, d), held.map((x) => x[d])));
-  const plot = axes({ x: { range: ranges[0] }, y: { range: ranges[1] }, label: "chart.label", width: SIDE, height: SIDE });
+  const plot = axes({ x: { range: ranges[0] }, y: { range: ranges[1] }, label: "chart.label", width: side, height: side });
   const inputs = ["x", "y"].map((name) => numberInput(name, { step: "any" }));
   const form = h("form", { class: "point", on: { submit: put } }, field("chart.x", inputs[0]), field("chart.y", inputs[1]), h("button", { say: "chart.put" }));
   const node = h("div", { class: "easel" }, plot.node, form, h("small", { say: "chart.how" }));
@@ -85,7 +85,7 @@ function shaded(values, n) {
   const most = Math.max(...values.filter((value) => value !== null));
   pen.fillStyle = "#fff";
   for (const [k, value] of values.entries()) {
-    pen.globalAlpha = value === null ? 0 : Math.max(0, 1 - (most - value) / FAINT);
+    pen.globalAlpha = value === null ? 0 : Math.max(0, 1 - Math.log1p(most - value) / Math.log1p(FAINT));
     pen.fillRect(k % n, Math.floor(k / n), 1, 1);
   }
   return canvas;

@@ -15,6 +15,7 @@ import { sketch } from "./sketch.js";
 import { thumb } from "./thumbs.js";
 import { toggles } from "./toggles.js";
 
+const plain = (value) => Number(value.toPrecision(6)); // held-out data are float32, longer in a link than they are exact
 const MAP = 24; // cells of a density's map, each way
 const CHAIN = 10; // steps of the chain by which it is scored: 10 network calls a cell, and its bound
 
@@ -51,10 +52,12 @@ function map(model, { artefact, examples }, held, context) {
     const answer = await desk.ask("/loglik", body);
     if (!answer) return;
     own.lay(answer.results.map(({ bound }) => bound));
+    how.hidden = false;
   }
 
-  const next = button("examples.next", () => held.add([examples[at++ % examples.length]]));
+  const next = button("examples.next", () => held.add([examples[at++ % examples.length].map(plain)]));
   let at = 0;
+  const how = h("small", { say: "chart.map.how", hidden: true });
   const row = h("div", { class: "row" }, button("chart.map", draw), examples.length ? next : null);
-  return { node: h("div", { class: "bench" }, own.node, row, desk.node), show() {}, mark: own.show };
+  return { node: h("div", { class: "bench" }, own.node, row, how, desk.node), show() {}, mark: own.show };
 }

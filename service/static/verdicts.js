@@ -6,7 +6,11 @@ import { badge, letter, thumb } from "./thumbs.js";
 import { number } from "./words.js";
 
 const PARTS = ["prior", "steps", "last", "gain"];
-const digits = (value, count) => number(value, { maximumFractionDigits: count, minimumFractionDigits: count });
+const RAISED = "⁰¹²³⁴⁵⁶⁷⁸⁹";
+const digits = (value, count) => number(value, { maximumFractionDigits: count, minimumFractionDigits: count, signDisplay: "negative" }).replace("-", "−");
+
+/** Digits after the point that an error leaves a number: two of its own. */
+const known = (error) => Math.min(4, Math.max(0, 1 - Math.floor(Math.log10(error))));
 
 /**
  * A card for each datum.
@@ -31,7 +35,7 @@ function card(x, model, result, held, i) {
 const errorOf = ({ standard_error: nats }, { shape }) => (nats === null ? null : perDim(-nats, shape.reduce((a, b) => a * b)));
 
 function figure(bits, error) {
-  const count = error ? Math.min(4, Math.max(2, 1 - Math.floor(Math.log10(error)))) : 3;
+  const count = error ? known(error) : 3;
   const plus = error === null ? null : h("span", { class: "error" }, ` ± ${digits(error, count)}`);
   return h("p", { class: "figure" }, h("strong", {}, digits(bits, count)), plus, h("span", { class: "unit" }, " "), h("span", { class: "unit", say: "verdict.unit" }));
 }
@@ -53,7 +57,7 @@ function place({ rarer_than: share, bound, standard_error: error }, held) {
 function partsOf(result) {
   const shown = PARTS.filter((name) => name !== "gain" || result.parts.gain);
   const row = (said, nats, error = null) => {
-    const count = Math.abs(nats) < 100 ? 2 : 1;
+    const count = error ? known(error) : Math.abs(nats) < 100 ? 2 : 1;
     const text = digits(nats, count) + (error === null ? "" : ` ± ${digits(error, count)}`);
     return [h("dt", { say: said, hint: `${said}.why` }), h("dd", {}, text)];
   };
@@ -64,14 +68,25 @@ function partsOf(result) {
   );
 }
 
-/** How much likelier the likeliest is than the next: [key, values], or null where there is one datum. */
+/**
+ * How much likelier the likeliest is than the least likely, if their errors let it be told.
+ * @param {object[]} results of POST /loglik
+ * @returns {[string, object]|null} a text and its values; null where there are no two
+ */
 export function comparison(results) {
-  const ranked = results.map(({ bound }, i) => [bound, i]).filter(([bound]) => bound !== null).sort(([a], [b]) => b - a);
+  const ranked = results.map((result, i) => ({ ...result, name: letter(i) })).filter(({ bound }) => bound !== null).sort((a, b) => b.bound - a.bound);
   if (ranked.length < 2) return null;
-  const [[most, first], [least, last]] = [ranked[0], ranked.at(-1)];
-  const tens = (most - least) / Math.LN10;
-  const times = tens < 3 ? number(10 ** tens, { maximumSignificantDigits: 2 }) : `10^${number(tens, { maximumFractionDigits: 0 })}`;
-  return ["verdict.ratio", { first: letter(first), last: letter(last), nats: most - least, times }];
+  const [first, last] = [ranked[0], ranked.at(-1)];
+  const more = first.bound - last.bound;
+  const error = Math.hypot(first.standard_error, last.standard_error);
+  const values = { first: first.name, last: last.name, nats: digits(more, known(error)), error: digits(error, known(error)), times: power(more / Math.LN10) };
+  return [more < 2 * error ? "verdict.level" : "verdict.ratio", values];
+}
+
+/** Ten to some power, in few letters: "35", "10¹⁰⁴". */
+function power(tens) {
+  if (tens < 3) return number(10 ** tens, { maximumSignificantDigits: 2 });
+  return `10${[...String(Math.round(tens))].map((digit) => RAISED[digit]).join("")}`;
 }
 
 /** Which line is whose. */

@@ -42,6 +42,7 @@ function mount(root, context) {
   const files = intake(root, () => model, (data) => held.add(data), trouble.show);
   const others = h("div", { class: "row" });
   const fresh = button("likelihood.new", () => held.leave());
+  const none = button("likelihood.none", () => (held.fill([], model), changed()));
   const form = h("form", { class: "form", on: { submit: run, change: settle } },
     h("button", { class: "primary", say: "likelihood.run" }),
     h("details", { class: "options" }, h("summary", { say: "likelihood.options" }),
@@ -62,7 +63,7 @@ function mount(root, context) {
   root.classList.add("split");
   root.append(
     h("div", { class: "side" }, h("p", { class: "lead", say: "likelihood.lead" }), bench),
-    h("div", { class: "wide" }, h("div", { class: "row" }, fresh, files, others), trouble.node, held.node, form, desk.node, stale, out, code.node),
+    h("div", { class: "wide" }, h("div", { class: "row" }, fresh, files, others, none), trouble.node, held.node, form, desk.node, stale, out, code.node),
   );
 
   /** The fields that make sense together. */
@@ -109,6 +110,8 @@ function mount(root, context) {
     held.fill([], model);
     editor = editorOf(model, facts.get(model.name), held, context, trouble.show);
     bench.replaceChildren(editor.node);
+    root.classList.toggle("roomy", Boolean(editor.mark));
+    fresh.hidden = Boolean(editor.mark); // there a click is another
     others.replaceChildren(...twistButtons(model, (turn) => held.atHand() && held.add([turn(held.atHand())])));
     changed();
   }
@@ -123,7 +126,7 @@ function mount(root, context) {
   function changed() {
     const data = held.data();
     for (const control of [fresh, ...others.children]) control.disabled = held.atHand() === null;
-    form.querySelector(".primary").disabled = !data.length;
+    none.disabled = form.querySelector(".primary").disabled = !data.length;
     editor?.mark?.(data);
     const old = asked !== null && asked !== named();
     stale.hidden = !old || !out.hasChildNodes();

@@ -7,7 +7,7 @@ with Client() as client:
     digits.save("digits.png")
 """
 
-from client.answers import Likelihoods, Posterior, Samples, load
+from client.answers import Likelihoods, Posterior, Samples, Trajectory, load
 from client.asynchronous import AsyncClient
 from client.client import Client
 from client.errors import (
@@ -55,6 +55,7 @@ __all__ = [
     "ServerFault",
     "TimedOut",
     "TooLarge",
+    "Trajectory",
     "Unauthorized",
     "UnknownModel",
     "UnreadableAnswer",

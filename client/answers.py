@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
-from typing import Any, final
+from typing import Any, NamedTuple, final
 
 import numpy as np
 
@@ -22,6 +22,20 @@ from client.wire import Array, Body, decode
 
 def _float32(value: object) -> Array:
     return np.asarray(value, np.float32)
+
+
+class Trajectory(NamedTuple):
+    """The states of samples at k + 1 steps of their way, data units: not rounded, not clipped.
+
+    Attributes:
+        t: [k + 1], from T down to 0.
+        x: [k + 1, num_samples, *shape]; the last are the samples.
+        x_0: what the network takes x_0 to be at each, of bits p(x_0 = 1); the last is that of `x`.
+    """
+
+    t: Array
+    x: Array
+    x_0: Array
 
 
 @final
@@ -36,6 +50,13 @@ class Samples(Answer):
     def samples(self) -> Array:
         """[num_samples, *shape], float32."""
         return self.body.tensors["samples"]
+
+    @property
+    def trajectory(self) -> Trajectory | None:
+        """Their states on the way, where `frames` were asked for."""
+        found = [self.body.tensors.get(f"trajectory_{name}") for name in Trajectory._fields]
+        t, x, x_0 = found
+        return None if t is None or x is None or x_0 is None else Trajectory(t, x, x_0)
 
     @property
     def sampler(self) -> Mapping[str, Any]:
@@ -59,8 +80,13 @@ class Samples(Answer):
     @classmethod
     def lift(cls, document: Mapping[str, Any]) -> Body:
         """The body of an answer that came as JSON."""
-        plain = {name: value for name, value in document.items() if name != "samples"}
-        return Body(plain, {"samples": _float32(document["samples"])})
+        tensors = {"samples": _float32(document["samples"])}
+        if document.get("trajectory") is not None:
+            states = document["trajectory"]
+            tensors |= {f"trajectory_{name}": _float32(states[name]) for name in ("x", "x_0")}
+            tensors["trajectory_t"] = np.array(states["t"])
+        plain = {n: x for n, x in document.items() if n not in ("samples", "trajectory")}
+        return Body(plain, tensors)
 
 
 @final

@@ -29,6 +29,7 @@ def sample(
     seed: int | None = None,
     sampler: SamplerName = "ancestral",
     steps: int | None = None,
+    frames: int = 0,
     progress: Listener | None = None,
     previews: int = 0,
     deadline: float | None = None,
@@ -43,12 +44,15 @@ def sample(
         sampler: "ancestral", "ddim" or "dpmpp_2m", or with its settings as the service takes them:
             {"name": "ddim", "steps": 50, "eta": 0}.
         steps: of the sampler; None for all T (dpmpp_2m and ddim: the service's default).
+        frames: how many states on the way are answered beside the first, as `trajectory`.
         progress: called with each `Progress`, and `Preview`.
         previews: how many samples are shown on their way.
         deadline: seconds.
         more: further fields of the request.
     """
     fields = {"num_samples": num_samples, "sampler": _sampler(sampler, steps), **more}
+    if frames:
+        fields["frames"] = frames
     return Question(
         "/sample",
         Samples,

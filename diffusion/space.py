@@ -84,10 +84,14 @@ class DataSpace(BaseModel):
 
     def to_data(self, z: Tensor) -> Tensor:
         """Model units [N, *shape] to data units, float32; levels are rounded and kept in range."""
-        x = z.double() * self._scale(z) + self._shift(z)
+        x = self._rescaled(z)
         if self.levels is not None:
             x = x.round().clamp(0, self.levels - 1)
         return x.float()
+
+    def to_data_units(self, z: Tensor) -> Tensor:
+        """Model units [N, *shape] to data units, float32, of what is no datum: nothing rounded."""
+        return self._rescaled(z).float()
 
     def log_jacobian(self) -> float:
         """log |dz / dx|: what a log-density in model units gains in data units, nats."""
@@ -114,6 +118,9 @@ class DataSpace(BaseModel):
                     f"values are integers from 0 to {self.levels - 1}, came {_odd(x, wrong)}: "
                     f"scale to 0..{self.levels - 1} and round"
                 )
+
+    def _rescaled(self, z: Tensor) -> Tensor:
+        return z.double() * self._scale(z) + self._shift(z)
 
     def _shift(self, like: Tensor | None = None) -> Tensor:
         return self._column(self.shift, like)

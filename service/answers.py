@@ -34,12 +34,24 @@ class _Answer(BaseModel):
     )
 
 
+class Trajectory(BaseModel):
+    """The states of samples on their way, k + 1 of them, data units: not rounded, not clipped."""
+
+    t: list[int] = Field(description="The time of each, from T down to 0.")
+    x: ArrayOut = Field(description="[k + 1, num_samples, *shape]; the last are the samples.")
+    x_0: ArrayOut = Field(
+        description="What the network takes x_0 to be at each, [k + 1, num_samples, *shape]; of "
+        "bits p(x_0 = 1). The last equals the last of `x`."
+    )
+
+
 class SampleAnswer(_Answer):
     """Samples of p(x_0)."""
 
     sampler: Sampler
     shape: list[int] = Field(description="Of one sample.")
     samples: ArrayOut = Field(description="[num_samples, *shape], data units.")
+    trajectory: Trajectory | None = Field(None, description="Where `frames` were asked for.")
     network_evaluations: int = Field(description="Rows put through the network.")
 
 

@@ -36,6 +36,7 @@ ANSWER_KEY = "answer"
 TENSORS = ("data", "observed", "known", "noise_std")
 
 _OBJECTS = 1000  # that are written at once
+_NUMBERS = 10_000  # likewise, or the last axis of an array
 _LEVELS = 3  # of an answer that are written apart: its fields, the results, their fields
 
 _BINARY_FORM = (
@@ -223,7 +224,8 @@ def _pieces(value: object, levels: int) -> Iterator[bytes]:
     opening = b"["
     if isinstance(value, np.ndarray) and value.ndim > 1 and len(value):
         for row in value:
-            yield opening + _dumps(row)
+            yield opening
+            yield from _pieces(row, levels) if row.size > _NUMBERS else [_dumps(row)]
             opening = b","
         yield b"]"
     elif isinstance(value, Columns):

@@ -78,6 +78,14 @@ class SampleRequest(Asked):
         description="Which steps: `ancestral` (all, or `steps` of them), `ddim` or `dpmpp_2m` "
         "(real data only).",
     )
+    frames: int = Field(
+        0,
+        ge=0,
+        le=100,
+        description="Also answer the `trajectory`: every sample's states on the way from noise to "
+        "data, at so many steps and the start, evenly spread; no more than there are steps. It "
+        "costs no network evaluation, and the samples are the same.",
+    )
 
 
 class LoglikRequest(Asked):

@@ -37,11 +37,13 @@ class Strip:
         samples: [n, *event].
         observed: [*event], what was seen; None for samples of the model itself.
         known: bool [*event], where it was seen.
+        film: whether the samples are one and the same on its way: a line, without a mean.
     """
 
     samples: Tensor
     observed: Tensor | None = None
     known: Tensor | None = None
+    film: bool = False
 
 
 def check_sheet(space: DataSpace, strips: int, samples: int) -> None:
@@ -95,7 +97,9 @@ def _drawn_as(space: DataSpace) -> str:
 def _tiles(space: DataSpace, strips: Sequence[Strip]) -> Pixels:
     top = 1 if space.kind == "bits" else (space.levels or 256) - 1
     first = strips[0]
-    if len(strips) == 1 and first.observed is None:
+    if first.film:
+        lines = [[_tile(x, top) for x in strip.samples] for strip in strips]
+    elif len(strips) == 1 and first.observed is None:
         tiles = [_tile(x, top) for x in first.samples]
         if len(tiles) == 1:
             return tiles[0][..., 0] if space.shape[0] != 3 else tiles[0]
@@ -175,6 +179,8 @@ def _raster(strips: Sequence[Strip]) -> Pixels:
             space = np.full_like(seen, 255)
             mean = _ink(strip.samples.reshape(n, -1).mean(0, keepdim=True))
             rows = np.concatenate([seen, space, rows, space, mean, space, space])
+        elif strip.film:
+            rows = np.concatenate([rows, np.full_like(rows[:1], 255)])
         blocks.append(rows)
     sheet = np.concatenate(blocks)
     factor = int(np.clip(512 // sheet.shape[1], 1, 16))

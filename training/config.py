@@ -153,6 +153,7 @@ class FitConfig(Frozen):
     `steps` optimiser steps of `batch` rows, the whole batch over all ranks. With variance "optimal"
     the fit's is "lower", and export reads the other from the profile it makes. `file` is what the
     commands call it, "gpu/mnist" for training/configs/gpu/mnist.toml, whose `name` is "mnist".
+    `initial` names the artefact whose weights it starts from, a folder of models/ or a file.
     """
 
     name: str
@@ -163,6 +164,7 @@ class FitConfig(Frozen):
     network: NetworkConfig
     prediction: Literal["eps", "x_0", "v", "perturbation"]
     variance: VarianceKind | None = None
+    initial: str | None = None
     schedule: ScheduleConfig | None = None
     projection: ProjectionConfig | None = None
     objective: ObjectiveConfig = ObjectiveConfig()

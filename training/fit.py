@@ -28,6 +28,7 @@ from training import data, state
 from training.average import Average
 from training.batches import Batches, stream_seed
 from training.config import FitConfig, OptimiserConfig
+from training.initial import take_weights
 from training.objective import Objective
 from training.parallel import Ranks
 from training.projection import project
@@ -126,7 +127,11 @@ class Fit:
         self.dataset = data.load(config.data) if dataset is None else dataset
         self.space = self.dataset.space
         self.rows = self.dataset.train.to(ranks.device)
-        self.model = build_model(config, self.dataset).to(ranks.device)
+        self.model = build_model(config, self.dataset)
+        begun = not options.restart and state.checkpoint_path(options.out).exists()
+        if config.initial is not None and not begun:
+            take_weights(self.model.network, config)
+        self.model.to(ranks.device)
         if self.space.kind == "image":
             # torch.nn.Module.to takes it; its type stubs do not.
             self.model.network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -156,7 +161,7 @@ class Fit:
         self.steps = Steps(self.model.T, config.objective.steps, config.seed)
         self.batches = Batches(len(self.rows), config.batch, config.seed)
         self.step, self.seconds, self.commit = 0, 0.0, commit()
-        if not options.restart and state.checkpoint_path(options.out).exists():
+        if begun:
             self._resume()
         if options.compile:
             self.model.network = torch.compile(self.network)  # type: ignore[assignment]

@@ -19,6 +19,7 @@ from diffusion.posterior.systems import Course
 from diffusion.space import Convention
 from diffusion.strata import Steps
 from diffusion.trajectory import Trajectories
+from service.engine.film import Frames
 from service.engine.ticks import Queue
 
 
@@ -37,6 +38,8 @@ class ChainJob:
         plan: the steps of each chain.
         start: x_t [rows, *event] at the plan's first t, model units; None draws x_T.
         observation: what was seen, [rows, *event]; None where nothing was.
+        frames: which of their states are kept; None for none.
+        answer_bytes: what its caller will write of these states, for it counts too.
     """
 
     parallel: ClassVar[bool] = False
@@ -50,6 +53,8 @@ class ChainJob:
     plan: Plan
     start: Tensor | None = None
     observation: Observation | None = None
+    frames: Frames | None = None
+    answer_bytes: int = 0
 
     def check(self, model: DiffusionModel) -> None:
         """Raise ValueError where a part does not fit the model or the others."""
@@ -62,6 +67,14 @@ class ChainJob:
                 raise ValueError(f"`observation` has shape {list(shape)}, came {list(seen)}")
         if self.rows < 1 or self.units < 1:
             raise ValueError(f"at least one row of one step, came {self.rows} rows of {self.units}")
+        if self.frames is not None and self.frames.units[-1] != self.units:
+            last = self.frames.units[-1]
+            raise ValueError(f"the last of `frames` is behind step {self.units}, came {last}")
+
+    @property
+    def stops(self) -> tuple[int, ...]:
+        """Units before which a tick ends."""
+        return () if self.frames is None else self.frames.stops
 
     @property
     def units(self) -> int:
@@ -106,6 +119,7 @@ class TermJob:
     width: ClassVar[int] = 1
     costs: ClassVar[tuple[int, ...]] = ()
     last: ClassVar[int] = 1
+    stops: ClassVar[tuple[int, ...]] = ()
 
     model: str
     x_0: Tensor
@@ -179,6 +193,7 @@ class SystemJob:
     """
 
     parallel: ClassVar[bool] = False
+    stops: ClassVar[tuple[int, ...]] = ()
 
     model: str
     seed: int

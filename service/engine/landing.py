@@ -1,11 +1,12 @@
 """What the end of a tick brings, on its way from the device to the host."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import final
 
 from torch import Tensor
 
+from service.engine.film import Shot
 from service.engine.ticks import Entry
 
 
@@ -20,7 +21,8 @@ class Landing:
         length: steps that each chain made.
         finite: whether each of the chains was finite, bool [len(chains)].
         parts: the results of `ends`, in their order; of systems, what their wave found.
-        arrived: waits until `finite` and `parts` are there; None where they are.
+        arrived: waits until everything is there; None where it is.
+        shots: frames of its chains, with their states.
     """
 
     chains: list[Entry]
@@ -29,6 +31,7 @@ class Landing:
     finite: Tensor
     parts: list[Tensor]
     arrived: Callable[[], None] | None
+    shots: list[tuple[Shot, Tensor]] = field(default_factory=list)
 
     def wait(self) -> None:
         """Until all of it is on the host."""

@@ -51,6 +51,9 @@ def size_of(job: Job, model: DiffusionModel) -> int:
     answer = 4 * job.samples * math.prod(model.event)
     if isinstance(job, SystemJob):
         answer += 8 * job.rows * job.units  # the effective sample size by step
-    elif job.start is not None:
+        return sum(part.nbytes for part in brought) + answer
+    if job.frames is not None:
+        answer += 2 * len(job.frames.units) * answer + job.answer_bytes
+    if job.start is not None:
         brought.append(job.start)
     return sum(part.nbytes for part in brought) + answer

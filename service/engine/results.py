@@ -9,6 +9,7 @@ from torch import Tensor
 
 from diffusion.bound import BoundResult
 from diffusion.posterior.systems import Cloud
+from service.engine.film import Film
 from service.engine.peek import Peek
 
 
@@ -32,9 +33,15 @@ class Timing:
 @final
 @dataclass(frozen=True, kw_only=True)
 class ChainResult(Timing):
-    """`samples`: x_0 of each chain, model units, float32 [rows, *event] on the CPU."""
+    """What chains found, on the CPU.
+
+    Attributes:
+        samples: x_0 of each, model units, float32 [rows, *event].
+        film: their states on the way; None where no frames were asked for.
+    """
 
     samples: Tensor
+    film: Film | None = None
 
 
 @final

@@ -2,32 +2,33 @@
 
     prediction = network(chains' x_t and terms' x_t ~ q(x_t | x_0), joined)
     chains: x_s by `diffusion.sampling.advance`
-    terms: nats by `diffusion.bound.evaluate`, of trajectories by `diffusion.trajectory.evaluate`
+    terms: nats by `service.engine.points`
 
 No policy: which rows, in which slots, is the scheduler's choice. Until everything of a tick has
 been computed nothing is written back, so one that failed can be tried again, whole or in parts.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import final
 
 import torch
 from torch import Tensor
 
 from diffusion import trajectory
-from diffusion.bound import closed_last, combine, evaluate, prior_part
+from diffusion.bound import closed_last, combine, prior_part
 from diffusion.model import DiffusionModel
 from diffusion.noise import Stream, counter_noise
-from diffusion.prediction import Prediction
+from diffusion.posterior import Observation
 from diffusion.sampling import advance, begin, burst
 from diffusion.trajectory import Trajectories
-from service.engine.batches import ChainBatch, TermGroup, by_job, gather_chains, gather_terms
+from service.engine.batches import ChainBatch, by_job, gather_chains, gather_terms
 from service.engine.calls import Calls, Precision, Rows
+from service.engine.film import Film, find_shots
 from service.engine.fixed import FixedTicks, Record, one_step
 from service.engine.jobs import ChainJob, Job, TermJob
 from service.engine.landing import Landing
 from service.engine.peek import Peek
+from service.engine.points import Points
 from service.engine.results import ChainResult, TermResult
 from service.engine.slots import ChainSlots, DatumSlots
 from service.engine.ticks import Entry
@@ -68,6 +69,7 @@ class Runner:
         self._chain_jobs: dict[int, ChainJob] = {}
         self._term_jobs: dict[int, TermJob] = {}
         self._results: dict[int, Tensor] = {}  # samples, or values of terms, as they come
+        self._films: dict[int, Film] = {}  # of the jobs that asked for frames
         self._fixed: FixedTicks | None = None
         self.fence, self._departures = Fence(model.device), Departures(model.device)
 
@@ -94,10 +96,12 @@ class Runner:
                 assert isinstance(job, ChainJob)  # systems have a runner of their own
                 self._chain_jobs[key] = job
                 self._results[key] = torch.zeros(job.rows, *self.model.event)
+                if job.frames is not None:
+                    self._films[key] = Film.blank(job.frames, job.rows, self.model.event)
 
     def close(self, key: int) -> None:
         """Forget the job."""
-        for held in (self._chain_jobs, self._term_jobs, self._results):
+        for held in (self._chain_jobs, self._term_jobs, self._results, self._films):
             held.pop(key, None)
 
     def run(self, chains: Sequence[Entry], terms: Sequence[Entry], length: int = 1) -> None:
@@ -148,12 +152,15 @@ class Runner:
             seen = state.observation(rows.slots) if rows.observed else None
             of_chains = x_t[:n], rows.update.t[:n]
         data = gather_terms(self._filled(terms), self._term_jobs, self.model.device)
-        points = [self._points(data.slots[group.index], group) for group in data.groups]
+        points = [
+            Points.draw(self.model, self.data.x_0[data.slots[group.index]], group)
+            for group in data.groups
+        ]
         drawn = data.join([point.x_t for point in points])
         chain, term = self.calls(of_chains, (drawn[:m], data.t[:m]))
         assert term is not None  # terms were asked for
         found = [
-            self._evaluate(group, term.rows(group.index), point)
+            point.evaluate(self.model, term.rows(group.index), group)
             for group, point in zip(data.groups, points, strict=True)
         ]
         values = data.join(found)
@@ -163,7 +170,7 @@ class Runner:
         self.data.values[data.slots, data.units] = values
 
     def collect(self, chains: Sequence[Entry], ends: Sequence[Entry], length: int = 1) -> Landing:
-        """Send the results of finished rows to the host, off their slots.
+        """Send the results of finished rows, and frames of others, to the host, off their slots.
 
         Args:
             chains: entries of chains, to be looked at whether they are finite.
@@ -178,8 +185,13 @@ class Runner:
                 leaving.append(self.chains.x[slots])
             else:
                 leaving.append(self.data.values[slots, : self._term_jobs[key].units])
+        shots = find_shots(self._films, chains, length)
+        for shot in shots:
+            state = self.chains.x if shot.of == "x" else self.chains.previous
+            leaving.append(state[upload(torch.tensor(shot.slots), self.model.device)])
         (finite, *parts), wait = self._departures.send(leaving)
-        return Landing(list(chains), groups, length, finite, parts, wait)
+        taken = list(zip(shots, parts[len(groups) :], strict=True))
+        return Landing(list(chains), groups, length, finite, parts[: len(groups)], wait, taken)
 
     def receive(self, landing: Landing) -> dict[int, str]:
         """Take the results in, once they are there; it waits for them.
@@ -188,6 +200,9 @@ class Runner:
             Jobs with a row that left the finite numbers, and what happened to it.
         """
         landing.wait()
+        for shot, states in landing.shots:
+            if shot.key in self._films:  # not given up meanwhile
+                self._films[shot.key].keep(shot, states)
         found: dict[int, str] = {}
         for entry, good in zip(landing.chains, landing.finite.tolist(), strict=True):
             job = self._chain_jobs.get(entry.key)
@@ -215,11 +230,16 @@ class Runner:
     ) -> ChainResult | TermResult:
         """The answer of a job whose rows have all been collected."""
         if key in self._chain_jobs:
+            chains, samples, film = self._chain_jobs[key], self._results[key], self._films.get(key)
+            if film is not None:
+                with torch.inference_mode(False), torch.no_grad():
+                    film.end(self._start(chains, torch.arange(chains.rows))[0].cpu(), samples)
             return ChainResult(
-                samples=self._results[key],
+                samples=samples,
+                film=film,
                 queue_seconds=queue_seconds,
                 compute_seconds=compute_seconds,
-                network_evaluations=self._chain_jobs[key].cost,
+                network_evaluations=chains.cost,
                 exact=self.exact,
             )
         job, values = self._term_jobs[key], self._results[key]
@@ -266,38 +286,22 @@ class Runner:
         """Write the state of rows at their first unit, job by job: jobs bring their own data."""
         device = self.model.device
         for key, entries in by_job([entry for entry in chains if entry.unit == 0]):
-            job = self._chain_jobs[key]
             rows = torch.tensor([entry.row for entry in entries])
-            seen = None
-            if job.observation is not None:
-                seen = job.observation.rows(rows).each(lambda part: upload(part, device))
-            if job.start is not None:
-                x = upload(job.start[rows], device)
-            else:
-                row = upload(rows, device)
-                noise = counter_noise(job.seed, row, self.model.T + 1, Stream.CHAIN)
-                x = begin(self.model, noise, seen, len(rows))
-            self.chains.write(self._slots(entries), x, seen)
+            self.chains.write(self._slots(entries), *self._start(self._chain_jobs[key], rows))
         for key, entries in by_job([entry for entry in terms if entry.unit == 0]):
             term_job = self._term_jobs[key]
             x_0 = term_job.x_0[[entry.row // term_job.each for entry in entries]]
             self.data.x_0[self._slots(entries)] = upload(x_0, device)
 
-    def _points(self, slots: Tensor, group: TermGroup) -> "_Points":
-        """Where the terms of a group are evaluated."""
-        x_0, process = self.data.x_0[slots], self.model.process
-        if group.of_trajectories:
-            before, x_t = trajectory.neighbours(process, x_0, group.t, group.noise)
-            return _Points(x_0, x_t, before)
-        return _Points(x_0, process.marginal(x_0, group.t).sample(group.noise))
-
-    def _evaluate(self, group: TermGroup, prediction: Prediction, points: "_Points") -> Tensor:
-        """The terms of a group, nats [G]."""
-        model, x_0, x_t, before = self.model, points.x_0, points.x_t, points.before
-        t, convention = group.t, group.convention
-        if before is None:
-            return evaluate(model, prediction, x_0, x_t, t, convention, group.s)
-        return trajectory.evaluate(model, prediction, x_0, before, x_t, t, convention)
+    def _start(self, job: ChainJob, rows: Tensor) -> tuple[Tensor, Observation | None]:
+        """Where some rows of a job begin, [len(rows), *event], and what was seen of them."""
+        device, seen = self.model.device, None
+        if job.observation is not None:
+            seen = job.observation.rows(rows).each(lambda part: upload(part, device))
+        if job.start is not None:
+            return upload(job.start[rows], device), seen
+        noise = counter_noise(job.seed, upload(rows, device), self.model.T + 1, Stream.CHAIN)
+        return begin(self.model, noise, seen, len(rows)), seen
 
     def _slots(self, entries: Sequence[Entry]) -> Tensor:
         slots = torch.tensor([entry.slot for entry in entries], dtype=torch.int64)
@@ -306,12 +310,3 @@ class Runner:
     def _filled(self, entries: list[Entry]) -> list[Entry]:
         """The entries, the last of them repeated up to `fill`."""
         return [*entries, *entries[-1:] * (self.calls.fill - len(entries))]
-
-
-@dataclass(frozen=True)
-class _Points:
-    """x_0 and x_t of terms, [G, *event]; of trajectories x_t in float64, and x_{t-1} too."""
-
-    x_0: Tensor
-    x_t: Tensor
-    before: Tensor | None = None

@@ -38,6 +38,7 @@ Ask = Callable[..., Question[Any]]
 CALLS: list[tuple[Ask, tuple[Any, ...], dict[str, Any]]] = [
     (questions.sample, (5,), {"model": "gaussian-mixture", "steps": 7}),
     (questions.sample, (2,), {"model": "grey", "sampler": {"name": "ddim", "steps": 3, "eta": 0}}),
+    (questions.sample, (3,), {"model": "grey", "frames": 4}),
     (questions.loglik, (POINTS,), {"model": "gaussian-mixture", "per_step": True}),
     (questions.loglik, ([GREY, GREY // 2],), {"model": "grey", "terms": 4}),
     (questions.loglik, ([[1, 1, 1, 1], [1, 0, 0, 0]],), {"model": "bit-patterns", "terms": 5}),
@@ -102,6 +103,17 @@ def test_a_datum_that_the_model_excludes_is_minus_infinity() -> None:
     tensors = Likelihoods.lift(document).tensors
     assert tensors["bound"] == tensors["relative_to_prior"] == tensors["last"] == -math.inf
     assert np.isnan(tensors["standard_error"])
+
+
+async def test_a_trajectory_ends_in_the_samples(client: AsyncClient) -> None:
+    found = await client.sample(3, model="gaussian-mixture", seed=7, frames=5)
+    assert found.trajectory is not None
+    t, x, x_0 = found.trajectory
+    assert t.tolist() == [100, 80, 60, 40, 20, 0]
+    assert x.shape == x_0.shape == (6, 3, 2)
+    assert np.array_equal(x[-1], found.samples)
+    assert np.array_equal(x_0[-1], found.samples)
+    assert (await client.sample(model="gaussian-mixture", steps=3)).trajectory is None
 
 
 async def test_without_a_seed_one_is_drawn_and_repeats_the_answer(client: AsyncClient) -> None:

@@ -33,6 +33,13 @@ def test_it_is_what_orjson_writes_at_once(answer: dict[str, object]) -> None:
     assert to_json(answer) == orjson.dumps(answer, option=NUMPY)
 
 
+@pytest.mark.parametrize("at_once", [1, 5, 60, 1000])
+def test_an_array_is_written_as_what_it_is(at_once: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(encoding, "_NUMBERS", at_once)
+    array = np.arange(120, dtype=np.float32).reshape(2, 3, 4, 5) / 7
+    assert to_json({"x": array}) == orjson.dumps({"x": array}, option=NUMPY)
+
+
 @given(
     rows=st.lists(st.tuples(st.integers(0, 9), st.floats()), max_size=7), at_once=st.integers(1, 9)
 )

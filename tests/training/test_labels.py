@@ -14,7 +14,7 @@ from diffusion.observation import Observation
 from diffusion.process import GaussianConfig
 from diffusion.schedule import LogSnrSchedule
 from tests.diffusion.models import gaussian
-from tests.diffusion.test_factors import Components
+from tests.diffusion.posterior.test_factors import Components
 from training.data.dataset import eight_bit
 from training.labels import by_label, figure, make, read_off
 

@@ -30,7 +30,8 @@ def metadata(raw: bytes) -> dict[str, Any]:
 async def test_a_sample_is_answered_as_documented(client: httpx.AsyncClient) -> None:
     answer = await ask(client, "/sample", model="gaussian-mixture", num_samples=3, seed=7)
     assert set(answer) == {
-        "model", "seed", "exact", "sampler", "shape", "samples", "network_evaluations"
+        "model", "seed", "exact", "sampler", "shape", "samples", "trajectory",
+        "network_evaluations",
     }  # fmt: skip
     assert answer["exact"] is False
     assert answer["model"] == "gaussian-mixture"
@@ -38,6 +39,7 @@ async def test_a_sample_is_answered_as_documented(client: httpx.AsyncClient) -> 
     assert answer["sampler"] == {"name": "ancestral", "steps": 100}
     assert answer["shape"] == [2]
     assert np.shape(answer["samples"]) == (3, 2)
+    assert answer["trajectory"] is None
     assert answer["network_evaluations"] == 300
 
 
@@ -77,6 +79,7 @@ async def test_binary_samples_are_those_of_json(client: httpx.AsyncClient) -> No
     samples = load(response.content)["samples"]
     assert samples.dtype == torch.float32
     assert torch.equal(samples, torch.tensor(plain.pop("samples")))  # JSON is exact as well
+    del plain["trajectory"]  # there was none
     assert metadata(response.content) == plain
 
 

@@ -1,0 +1,174 @@
+"""Frames: states of the chain that is drawn anyway, at the steps that were asked for."""
+
+import math
+from collections.abc import Callable
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor
+from torch.testing import assert_close
+
+from diffusion.model import DiffusionModel
+from diffusion.networks import GaussianMixture
+from diffusion.noise import Stream, counter_noise
+from diffusion.plan import DDIM, Ancestral, DPMSolver, Plan, Sampler
+from diffusion.sampling import begin, step
+from diffusion.strata import choose_steps
+from service.engine import ChainJob, Engine, TermJob
+from service.engine.film import Film, Frames
+from service.engine.limits import size_of
+from service.engine.scheduler import BURST_SECONDS, Scheduler
+from service.engine.ticks import Queue, Work
+from tests.diffusion.models import gaussian as gaussian_model
+from tests.service.engine.test_exact import elementwise, flags, vectors
+
+SEED, ROWS = 7, 11
+
+
+def walk(model: DiffusionModel, plan: Plan) -> tuple[list[Tensor], list[Tensor]]:
+    """x_t before each step and behind the last, and x_0hat from each state but the last."""
+    row = torch.arange(ROWS)
+    x = begin(model, counter_noise(SEED, row, model.T + 1, Stream.CHAIN), None, ROWS)
+    states, estimates, previous = [x], [], torch.zeros_like(x)
+    for i in range(len(plan)):
+        update = plan.at(i, model.device)
+        noise = counter_noise(SEED, row, int(update.t), Stream.CHAIN)
+        x, previous = step(model, x, previous, update, noise)
+        states.append(x)
+        estimates.append(previous)
+    return states, estimates
+
+
+@given(count=st.integers(1, 100), steps=st.integers(1, 1000))
+def test_frames_are_spread_from_the_start_to_the_end(count: int, steps: int) -> None:
+    """As evenly as whole steps allow, and no state twice."""
+    frames = Frames.spread(count, steps)
+    gaps = [b - a for a, b in zip(frames.units, frames.units[1:], strict=False)]
+    assert (frames.units[0], frames.units[-1]) == (0, steps)
+    assert len(gaps) == min(count, steps)
+    assert 1 <= min(gaps) <= max(gaps) <= min(gaps) + 1
+    assert {*frames.units[1:], *(unit + 1 for unit in frames.units[:-1])} == {*frames.stops}
+
+
+@pytest.mark.parametrize("count", [1, 3, 16, 100])
+@pytest.mark.parametrize("sampler", [Ancestral(), Ancestral(steps=7), DDIM(steps=5), DPMSolver()])
+def test_the_states_are_those_of_the_recursion(
+    sampler: Sampler,
+    count: int,
+    gaussian: DiffusionModel,
+    bits: DiffusionModel,
+    make_engine: Callable[..., Engine],
+) -> None:
+    """Of chains in bursts, more than fit a tick, beside others and beside terms."""
+    T = gaussian.T
+    sampler = sampler if sampler.steps is None else sampler.model_copy(update={"steps": 5})
+    engine = make_engine(g=gaussian, b=bits)
+    models = {"g": gaussian} if not isinstance(sampler, Ancestral) else {"g": gaussian, "b": bits}
+    for name, model in models.items():
+        plan = sampler.plan(model)
+        job = ChainJob(name, ROWS, SEED, plan, frames=Frames.spread(count, len(plan)))
+        convention = model.space.default_convention
+        x_0 = torch.ones(3, *model.event)
+        engine.submit(ChainJob(name, 4, 1, Ancestral().plan(model)))
+        steps = choose_steps(T, torch.arange(3), 0, convention)
+        engine.submit(TermJob(name, x_0, 0, steps, convention))
+        result = engine.submit(job).result(60)
+        film = result.film
+        assert film is not None
+        assert result.network_evaluations == ROWS * len(plan)
+        states, estimates = walk(model, plan)
+        units = film.frames.units
+        assert film.x.shape == film.x_0.shape == (min(count, len(plan)) + 1, ROWS, *model.event)
+        assert_close(film.x, torch.stack([states[unit] for unit in units]))
+        assert_close(film.x_0[:-1], torch.stack([estimates[unit] for unit in units[:-1]]))
+        assert torch.equal(film.x[-1], result.samples)
+        assert torch.equal(film.x_0[-1], result.samples)
+
+
+@pytest.mark.parametrize("make", [vectors, flags, elementwise])
+def test_the_samples_are_bit_for_bit_those_without_frames(
+    make: Callable[[], DiffusionModel], make_engine: Callable[..., Engine]
+) -> None:
+    torch.manual_seed(0)
+    model = make()
+    engine = make_engine(limits={"deterministic": True, "batch_size": 8}, m=model)
+    plan = Ancestral().plan(model)
+    plain = engine.submit(ChainJob("m", ROWS, SEED, plan)).result(60)
+    assert plain.film is None
+    if not plain.exact:
+        pytest.skip("the rehearsal found that this machine's kernels look at a row's place")
+    for count in (1, 5, 12):
+        frames = Frames.spread(count, len(plan))
+        found = engine.submit(ChainJob("m", ROWS, SEED, plan, frames=frames)).result(60)
+        assert torch.equal(found.samples, plain.samples)
+
+
+def test_each_frame_has_its_times_noise_and_the_best_estimate(
+    make_engine: Callable[..., Engine],
+) -> None:
+    """Of independent Gaussians the moment-matched chain is exact, at every step.
+
+    x_t ~ N(sqrt(a) m, a S + (1 - a) I) within 4.5 standard errors, and x_0hat is its regression:
+    m + sqrt(a) S (a S + (1 - a) I)^-1 (x_t - sqrt(a) m).
+    """
+    mean = torch.tensor([1.0, -2.0], dtype=torch.float64)
+    covariance = torch.tensor([[0.5, 0.0], [0.0, 0.3]], dtype=torch.float64)
+    network = GaussianMixture.from_values(torch.ones(1), mean[None], covariance[None])
+    model = gaussian_model(network)
+    plan, rows = Ancestral(steps=10).plan(model), 4000
+    frames = Frames.spread(5, 10)
+    engine = make_engine(limits={"batch_size": 4096, "slots": 8192}, m=model)
+    film = engine.submit(ChainJob("m", rows, SEED, plan, frames=frames)).result(60).film
+    assert film is not None
+    for i, unit in enumerate(frames.units[:-1]):
+        a = model.process.alpha_bar[plan.t[unit]]
+        noisy = a * covariance + (1 - a) * torch.eye(2)
+        x, off = film.x[i].double(), film.x[i].double() - a.sqrt() * mean
+        products = off[:, :, None] * off[:, None, :]
+        for values, exact in ((x, a.sqrt() * mean), (products, noisy)):
+            error = values.std(0) / math.sqrt(rows)
+            assert bool(((values.mean(0) - exact).abs() < 4.5 * error).all()), (i, values.mean(0))
+        best = mean + a.sqrt() * off @ torch.linalg.solve(noisy, covariance)
+        assert_close(film.x_0[i].double(), best, rtol=1e-3, atol=1e-3)
+
+
+@given(
+    jobs=st.lists(
+        st.tuples(st.integers(1, 5), st.integers(1, 40), st.integers(0, 9)), min_size=1, max_size=8
+    ),
+    batch_size=st.integers(1, 8),
+)
+def test_a_tick_ends_at_every_stop(jobs: list[tuple[int, int, int]], batch_size: int) -> None:
+    """Of every row that has some; who has none goes on for as long as a burst may take."""
+    scheduler = Scheduler()
+    scheduler.serve(Queue("m"), batch_size, 64)
+    stops = {}
+    for key, (rows, units, count) in enumerate(jobs):
+        stops[key] = Frames.spread(count, units).stops if count else ()
+        scheduler.add(Work(key, Queue("m"), rows, units, parallel=False, stops=stops[key]))
+    while (tick := scheduler.next()) is not None:
+        for entry in tick.chains:
+            inside = range(entry.unit + 1, entry.unit + tick.length)
+            assert not set(inside) & set(stops[entry.key])
+        scheduler.retire(tick, BURST_SECONDS / 20 * tick.length)
+    assert len(scheduler) == 0
+
+
+def test_frames_count_as_what_they_hold(gaussian: DiffusionModel) -> None:
+    plan = Ancestral().plan(gaussian)
+    frames = Frames.spread(4, len(plan))
+    plain = size_of(ChainJob("g", ROWS, 0, plan), gaussian)
+    film = Film.blank(frames, ROWS, gaussian.event)
+    filmed = ChainJob("g", ROWS, 0, plan, frames=frames, answer_bytes=1000)
+    assert size_of(filmed, gaussian) == plain + film.x.nbytes + film.x_0.nbytes + 1000
+
+
+def test_frames_of_another_plan_are_refused(
+    gaussian: DiffusionModel, make_engine: Callable[..., Engine]
+) -> None:
+    engine = make_engine(g=gaussian)
+    plan = Ancestral().plan(gaussian)
+    with pytest.raises(ValueError, match="`frames` is behind step 16, came 3"):
+        engine.submit(ChainJob("g", 1, 0, plan, frames=Frames.spread(3, 3)))

@@ -17,7 +17,7 @@ import { toggles } from "./toggles.js";
 
 const plain = (value) => Number(value.toPrecision(6)); // held-out data are float32, longer in a link than they are exact
 const MAP = 24; // cells of a density's map, each way
-const CHAIN = 10; // steps of the chain by which it is scored: 10 network calls a cell, and its bound
+const CHAIN = 5; // steps of the chain by which it is scored: a rough bound, at 12 evaluations a cell
 
 /**
  * The editor of a model.

@@ -21,7 +21,8 @@ const known = (error) => Math.min(4, Math.max(0, 1 - Math.floor(Math.log10(error
  */
 export function verdicts(data, model, results, held) {
   const cards = results.map((result, i) => card(data[i], model, result, held, i));
-  return h("ol", { class: "verdicts", label: "verdict.label" }, ...cards);
+  const note = results.some(placed) ? null : h("p", { class: "told", say: "verdict.unplaced" });
+  return h("div", { class: "part" }, h("ol", { class: "verdicts", label: "verdict.label" }, ...cards), note);
 }
 
 function card(x, model, result, held, i) {
@@ -40,9 +41,12 @@ function figure(bits, error) {
   return h("p", { class: "figure" }, h("strong", {}, digits(bits, count)), plus, h("span", { class: "unit" }, " "), h("span", { class: "unit", say: "verdict.unit" }));
 }
 
+/** Whether a datum's place among held-out data is known. */
+const placed = ({ rarer_than: share }) => share !== null && share !== undefined;
+
 /** "Rarer than 99.7% of held-out data", and between which shares a standard error leaves it. */
 function place({ rarer_than: share, bound, standard_error: error }, held) {
-  if (share === null || share === undefined) return h("p", { class: "told", say: "verdict.unplaced" });
+  if (!placed({ rarer_than: share })) return null;
   const percent = (value) => `${number(100 * value, { maximumFractionDigits: 1 })}%`;
   const values = { share: percent(Math.max(share, 1 - share)), split: held?.split ?? "" };
   const said = share >= 1 ? "verdict.rarest" : share <= 0 ? "verdict.likeliest" : share >= 0.5 ? "verdict.rarer" : "verdict.likelier";

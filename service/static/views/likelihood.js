@@ -1,6 +1,7 @@
 // How likely are data? Draw, choose or drop them; see their bounds on log p(x_0), where those stand
 // among held-out data, and which steps they come from.
 
+import { editorOf } from "../editors.js";
 import { openDesk } from "../errand.js";
 import { h } from "../elements.js";
 import { intake } from "../intake.js";
@@ -12,8 +13,6 @@ import { snippets } from "../snippets.js";
 import { course, evaluationOf, histogram } from "../standing.js";
 import { tray, twistButtons } from "../tray.js";
 import { comparison, legend, verdicts } from "../verdicts.js";
-import { tell } from "../words.js";
-import { editorOf } from "../editors.js";
 
 const KEPT = 8; // answers to which the history goes back without asking again
 const LEFT_OUT = "-"; // in a link, of data that would not fit into it
@@ -35,11 +34,12 @@ function mount(root, context) {
   let editor = null;
   let asked = null; // the request whose answer is shown or on its way, as text
   let moved = 0; // how often a link was shown: what takes its time looks whether it is still wanted
+  let linked = null; // the link that is shown, as text
 
   const bench = h("div", { class: "bench" });
   const trouble = notice();
   const held = tray((x) => editor?.show(x), changed);
-  const files = intake(root, () => model, (data) => held.add(data), trouble.show);
+  const files = intake(root, () => model, (data) => (trouble.hide(), held.add(data)), trouble.show);
   const others = h("div", { class: "row" });
   const fresh = button("likelihood.new", () => held.leave());
   const none = button("likelihood.none", () => (held.fill([], model), changed()));
@@ -77,6 +77,8 @@ function mount(root, context) {
   }
 
   async function show(state) {
+    if (JSON.stringify(state) === linked) return; // another tab was open: what was begun here stays
+    linked = JSON.stringify(state);
     const turn = ++moved;
     const wanted = context.model();
     trouble.hide();
@@ -84,6 +86,7 @@ function mount(root, context) {
       if (wanted !== model) await stand(wanted, () => turn === moved);
     } catch (error) {
       if (!(error instanceof Problem)) throw error;
+      linked = null;
       return trouble.show(error);
     }
     const data = state.data && state.data !== LEFT_OUT ? await unpack(state.data, wanted) : null;
@@ -91,7 +94,7 @@ function mount(root, context) {
     fill(form, { ...usual(wanted), ...state });
     settle();
     if (state.seed === undefined) return;
-    if (state.data === LEFT_OUT) tell(out.appendChild(h("p", { class: "empty" })), "likelihood.left-out");
+    if (state.data === LEFT_OUT) out.replaceChildren(h("p", { class: "empty", say: "likelihood.left-out" }));
     if (state.data && !data && state.data !== LEFT_OUT) trouble.show(new Problem({ type: "urn:noneq:page:no-data" }));
     if (!data) return;
     if (JSON.stringify(data) !== JSON.stringify(held.data())) held.fill(data, wanted);
@@ -140,6 +143,7 @@ function mount(root, context) {
     event.preventDefault();
     const [turn, fields, data] = [++moved, read(form), (await pack(held.data(), model)) ?? LEFT_OUT];
     if (turn !== moved) return;
+    linked = JSON.stringify({ view: view.id, model: model.name, ...fields, data });
     context.visit({ ...fields, data });
     repeat();
   }
@@ -170,7 +174,7 @@ function mount(root, context) {
     const parts = [
       verdicts(data, of, results, evaluation),
       ratio && h("p", { say: ratio }),
-      evaluation && part("standing.title", histogram(evaluation.quantiles, bounds, dims), ["standing.told", { n: evaluation.count, split: evaluation.split }]),
+      evaluation && part("standing.title", histogram(evaluation.quantiles, bounds, dims), ["standing.told", { n: evaluation.quantiles_count ?? evaluation.count, split: evaluation.split }]),
       part("course.title", course(results.map(({ per_step: terms }) => terms), of.steps), "course.told", legend(results)),
       h("p", { class: "told", say: ["likelihood.told", { cost: answer.network_evaluations, convention: answer.convention, seed: String(answer.seed) }] }),
     ];

@@ -160,7 +160,7 @@ export default {
   "verdict.label": "Likelihoods",
   "verdict.unit": "bits/dim",
   "verdict.impossible": "The model gives it no probability at all.",
-  "verdict.unplaced": "Its place among held-out data is not known for this model and estimate.",
+  "verdict.unplaced": "Where they stand among held-out data is not known for this model and estimate.",
   "verdict.rarest": "Rarer than all the held-out data",
   "verdict.rarer": "Rarer than {share} of held-out data",
   "verdict.likelier": "Likelier than {share} of held-out data",

@@ -160,7 +160,7 @@ export default {
   "verdict.label": "가능도",
   "verdict.unit": "비트/차원",
   "verdict.impossible": "모델이 이 데이터에 주는 확률은 0입니다.",
-  "verdict.unplaced": "이 모델과 추정 방법으로는 검증 데이터 가운데 어디쯤인지 알 수 없습니다.",
+  "verdict.unplaced": "이 모델과 추정 방법에 대해서는 검증 데이터의 분포가 없어 어디쯤인지 알 수 없습니다.",
   "verdict.rarest": "모든 검증 데이터보다 드묾",
   "verdict.rarer": "검증 데이터의 {share}보다 드묾",
   "verdict.likelier": "검증 데이터의 {share}보다 그럴듯함",

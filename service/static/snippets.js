@@ -7,6 +7,13 @@ import { keyed, locate } from "./service.js";
 const DEFAULT = "http://localhost:8000"; // the client's own
 const KEY = "YOUR_API_KEY"; // never the key itself: what is copied is shown to others
 
+/** A name or an expression among the values of a call: written as it stands. */
+export class Code {
+  constructor(text) {
+    this.text = text;
+  }
+}
+
 /** A request as curl's words, quoted for a POSIX shell. */
 export function curl(path, body) {
   const text = JSON.stringify(body).replaceAll("'", "'\\''");
@@ -20,19 +27,21 @@ export function curl(path, body) {
  * @param {Array} given the arguments without a name
  * @param {object} named those with one; null is None
  * @param {string} then what is done with the answer, say "save(\"samples.png\")"
+ * @param {{imports?: string, lines?: string}} before what the arguments need: it ends its own lines
  */
-export function python(call, given, named, then) {
+export function python(call, given, named, then, { imports = "", lines = "" } = {}) {
   const base = locate("").replace(/\/$/, "");
   const settings = [base !== DEFAULT && literal(base), keyed() && `api_key=${literal(KEY)}`].filter(Boolean);
   const client = `Client(${settings.join(", ")})`;
   const words = [...given.map(literal), ...Object.entries(named).map(([name, value]) => `${name}=${literal(value)}`)];
   const answer = `${client}.${call}(${words.join(", ")})`;
-  return `from noneq import Client\n\nanswer = ${answer}\nanswer.${then}`;
+  return `${imports}from noneq import Client\n\n${lines}answer = ${answer}\nanswer.${then}`;
 }
 
 /** A JSON value as Python writes it. */
 export function literal(value) {
   if (value === null) return "None";
+  if (value instanceof Code) return value.text;
   if (typeof value === "boolean") return value ? "True" : "False";
   if (Array.isArray(value)) return `[${value.map(literal).join(", ")}]`;
   if (typeof value !== "object") return JSON.stringify(value);

@@ -1,0 +1,92 @@
+// The plane to put points on, for models of two numbers: a click puts one there; held-out data lie
+// below, and the density's map if it was asked for.
+
+import { h, svg } from "./elements.js";
+import { field, numberInput } from "./panels.js";
+import { axes } from "./plots.js";
+import { hue, letter } from "./thumbs.js";
+
+const REACH = 3.2; // standard deviations each way, if held-out data do not go further
+const FAINT = 200; // nats below the highest at which the map has faded out, by the logarithm of them
+
+/**
+ * `show(points, held)` draws the points by their letters over held-out ones; `lay(map)` a map.
+ * @param {{shift: number|number[], scale: number|number[]}} space the data's own mean and spread
+ * @param {number[][]} held held-out data
+ * @param {(point: number[]) => void} onPoint a point was put
+ */
+export function chart({ shift, scale }, held, onPoint) {
+  const side = Math.min(420, innerWidth - 40); // letters as large as the page's
+  const ranges = [0, 1].map((d) => rangeOf(at(shift, d), at(scale, d), held.map((x) => x[d])));
+  const plot = axes({ x: { range: ranges[0] }, y: { range: ranges[1] }, label: "chart.label", width: side, height: side });
+  const inputs = ["x", "y"].map((name) => numberInput(name, { step: "any" }));
+  const form = h("form", { class: "point", on: { submit: put } }, field("chart.x", inputs[0]), field("chart.y", inputs[1]), h("button", { say: "chart.put" }));
+  const node = h("div", { class: "easel" }, plot.node, form, h("small", { say: "chart.how" }));
+  plot.node.classList.add("chart");
+  plot.node.addEventListener("click", (event) => onPoint(placeOf(event)));
+
+  function put(event) {
+    event.preventDefault();
+    onPoint(inputs.map((input) => Number(input.value)));
+    inputs[0].focus();
+  }
+
+  /** Where a click lies, to a thousandth of the plane. */
+  function placeOf({ clientX, clientY }) {
+    const { x, y } = new DOMPoint(clientX, clientY).matrixTransform(plot.node.getScreenCTM().inverse());
+    const back = (place, value, [low, high]) => low + ((value - place(low)) / (place(high) - place(low))) * (high - low);
+    const round = (value, [low, high]) => Number(value.toFixed(Math.max(0, 3 - Math.floor(Math.log10(high - low)))));
+    return [round(back(plot.X, x, ranges[0]), ranges[0]), round(back(plot.Y, y, ranges[1]), ranges[1])];
+  }
+
+  function show(points) {
+    plot.clear();
+    if (held.length) plot.dots(held, "soft");
+    for (const [i, [x, y]] of points.entries()) {
+      plot.dots([[x, y]], `big ${hue(i)}`);
+      plot.node.lastChild.append(svg("text", { class: `mark ${hue(i)}`, x: plot.X(x) + 8, y: plot.Y(y) - 7 }, letter(i)));
+    }
+  }
+
+  /** The middles of n x n cells, from the upper left. */
+  function cells(n) {
+    const middle = ([low, high], i) => low + ((i + 0.5) / n) * (high - low);
+    return Array.from({ length: n * n }, (_, k) => [middle(ranges[0], k % n), middle(ranges[1], n - 1 - Math.floor(k / n))]);
+  }
+
+  /** A map of n x n log-densities, nats, as `cells` has them. */
+  function lay(values) {
+    plot.node.querySelector(".map")?.remove();
+    const n = Math.sqrt(values.length);
+    const [left, right] = ranges[0].map(plot.X);
+    const [bottom, top] = ranges[1].map(plot.Y);
+    const box = { x: left, y: top, width: right - left, height: bottom - top };
+    const image = svg("image", { href: shaded(values, n).toDataURL(), preserveAspectRatio: "none", ...box });
+    plot.node.prepend(svg("g", { class: "map" }, svg("mask", { id: "density" }, image), svg("rect", { mask: "url(#density)", ...box })));
+  }
+
+  show([]);
+  return { node, show, cells, lay };
+}
+
+const at = (value, d) => (Array.isArray(value) ? value[d] : value);
+
+function rangeOf(shift, scale, seen) {
+  const reach = REACH * scale;
+  const [low, high] = [Math.min(shift - reach, ...seen), Math.max(shift + reach, ...seen)];
+  return [low, high];
+}
+
+/** A mask of them: the denser the whiter. */
+function shaded(values, n) {
+  const canvas = document.createElement("canvas");
+  Object.assign(canvas, { width: n, height: n });
+  const pen = canvas.getContext("2d");
+  const most = Math.max(...values.filter((value) => value !== null));
+  pen.fillStyle = "#fff";
+  for (const [k, value] of values.entries()) {
+    pen.globalAlpha = value === null ? 0 : Math.max(0, 1 - Math.log1p(most - value) / Math.log1p(FAINT));
+    pen.fillRect(k % n, Math.floor(k / n), 1, 1);
+  }
+  return canvas;
+}

@@ -1,0 +1,197 @@
+// How likely are data? Draw, choose or drop them; see their bounds on log p(x_0), where those stand
+// among held-out data, and which steps they come from.
+
+import { editorOf } from "../editors.js";
+import { openDesk } from "../errand.js";
+import { h } from "../elements.js";
+import { intake } from "../intake.js";
+import { button, choice, field, fill, notice, numberInput, offer, read } from "../panels.js";
+import { pack, unpack } from "../parcel.js";
+import { bodyOf, told } from "../question.js";
+import { get, Problem } from "../service.js";
+import { snippets } from "../snippets.js";
+import { course, evaluationOf, histogram } from "../standing.js";
+import { tray, twistButtons } from "../tray.js";
+import { comparison, legend, verdicts } from "../verdicts.js";
+
+const KEPT = 8; // answers to which the history goes back without asking again
+const LEFT_OUT = "-"; // in a link, of data that would not fit into it
+const WAYS = ["terms", "all", "target_error", "trajectories"];
+const STRATA = ["even", "importance"];
+const CONVENTIONS = [["", "convention.own"], ["paper", "convention.paper"]];
+
+export const view = { id: "likelihood", serves: () => true, mount };
+
+/** How a model's data are scored by themselves: all terms, but of pictures a hundred. */
+const usual = ({ shape }) => ({
+  by: shape.length === 3 ? "terms" : "all", terms: 100, target_error: 10, trajectories: 16, strata: "even", convention: "", seed: 7,
+});
+
+function mount(root, context) {
+  const answers = new Map(); // request as text -> answer
+  const facts = new Map(); // model's name -> what there is to know of it
+  let model = null; // whose editor stands there
+  let editor = null;
+  let asked = null; // the request whose answer is shown or on its way, as text
+  let moved = 0; // how often a link was shown: what takes its time looks whether it is still wanted
+  let linked = null; // the link that is shown, as text
+
+  const bench = h("div", { class: "bench" });
+  const trouble = notice();
+  const held = tray((x) => editor?.show(x), changed);
+  const files = intake(root, () => model, (data) => (trouble.hide(), held.add(data)), trouble.show);
+  const others = h("div", { class: "row" });
+  const fresh = button("likelihood.new", () => held.leave());
+  const none = button("likelihood.none", () => (held.fill([], model), changed()));
+  const form = h("form", { class: "form", on: { submit: run, change: settle } },
+    h("button", { class: "primary", say: "likelihood.run" }),
+    h("details", { class: "options" }, h("summary", { say: "likelihood.options" }),
+      field("likelihood.by", choice("by", WAYS.map((way) => [way, `likelihood.by.${way}`])), "likelihood.by.why"),
+      field("likelihood.terms", numberInput("terms", { min: 4 })),
+      field("likelihood.target_error", numberInput("target_error", { min: 0, step: "any" })),
+      field("likelihood.trajectories", numberInput("trajectories", { min: 2 }), "likelihood.trajectories.why"),
+      field("likelihood.strata", choice("strata", STRATA.map((kind) => [kind, `strata.${kind}`])), "likelihood.strata.why"),
+      field("likelihood.convention", choice("convention", CONVENTIONS)),
+      field("likelihood.seed", numberInput("seed", { min: 0, max: Number.MAX_SAFE_INTEGER })),
+    ),
+  );
+  const desk = openDesk(context.announce);
+  const out = h("div", { class: "answer" });
+  const stale = h("p", { class: "told", say: "likelihood.stale", hidden: true });
+  const code = snippets();
+
+  root.classList.add("split");
+  root.append(
+    h("div", { class: "side" }, h("p", { class: "lead", say: "likelihood.lead" }), bench),
+    h("div", { class: "wide" }, h("div", { class: "row" }, fresh, files, others, none), trouble.node, held.node, form, desk.node, stale, out, code.node),
+  );
+
+  /** The fields that make sense together. */
+  function settle() {
+    const { by, terms, target_error, trajectories, strata } = form.elements;
+    offer(terms, by.value === "terms");
+    offer(target_error, by.value === "target_error");
+    offer(trajectories, by.value === "trajectories");
+    offer(strata, by.value === "terms" || by.value === "target_error");
+    if (model) terms.max = model.steps + 7; // of the last step there are eight draws
+  }
+
+  async function show(state) {
+    if (JSON.stringify(state) === linked) return; // another tab was open: what was begun here stays
+    linked = JSON.stringify(state);
+    const turn = ++moved;
+    const wanted = context.model();
+    trouble.hide();
+    try {
+      if (wanted !== model) await stand(wanted, () => turn === moved);
+    } catch (error) {
+      if (!(error instanceof Problem)) throw error;
+      linked = null;
+      return trouble.show(error);
+    }
+    const data = state.data && state.data !== LEFT_OUT ? await unpack(state.data, wanted) : null;
+    if (turn !== moved) return;
+    fill(form, { ...usual(wanted), ...state });
+    settle();
+    if (state.seed === undefined) return;
+    if (state.data === LEFT_OUT) out.replaceChildren(h("p", { class: "empty", say: "likelihood.left-out" }));
+    if (state.data && !data && state.data !== LEFT_OUT) trouble.show(new Problem({ type: "urn:noneq:page:no-data" }));
+    if (!data) return;
+    if (JSON.stringify(data) !== JSON.stringify(held.data())) held.fill(data, wanted);
+    editor.mark?.(held.data());
+    repeat();
+  }
+
+  function hide() {}
+
+  /** The editor of a model, with nothing on it. */
+  async function stand(wanted, still) {
+    if (!facts.has(wanted.name)) facts.set(wanted.name, await learn(wanted));
+    if (!still()) return;
+    model = wanted;
+    clear();
+    held.fill([], model);
+    editor = editorOf(model, facts.get(model.name), held, context, trouble.show);
+    bench.replaceChildren(editor.node);
+    root.classList.toggle("roomy", Boolean(editor.mark));
+    fresh.hidden = Boolean(editor.mark); // there a click is another
+    others.replaceChildren(...twistButtons(model, (turn) => held.atHand() && held.add([turn(held.atHand())])));
+    changed();
+  }
+
+  /** What GET /models/NAME tells, and held-out data to begin with. */
+  async function learn({ name }) {
+    const path = `/models/${encodeURIComponent(name)}`;
+    const [found, { data }] = await Promise.all([get(path), get(`${path}/examples?count=16`)]);
+    return { ...found, examples: data };
+  }
+
+  function changed() {
+    const data = held.data();
+    for (const control of [fresh, ...others.children]) control.disabled = held.atHand() === null;
+    none.disabled = form.querySelector(".primary").disabled = !data.length;
+    editor?.mark?.(data);
+    const old = asked !== null && asked !== named();
+    stale.hidden = !old || !out.hasChildNodes();
+    out.classList.toggle("stale", old);
+  }
+
+  const request = () => bodyOf(model, held.data(), read(form));
+  const named = () => JSON.stringify(request());
+
+  async function run(event) {
+    event.preventDefault();
+    const [turn, fields, data] = [++moved, read(form), (await pack(held.data(), model)) ?? LEFT_OUT];
+    if (turn !== moved) return;
+    linked = JSON.stringify({ view: view.id, model: model.name, ...fields, data });
+    context.visit({ ...fields, data });
+    repeat();
+  }
+
+  /** Show the answer to what is there: one that is kept, or a new one. */
+  async function repeat() {
+    const [body, data, of] = [request(), [...held.data()], model];
+    const mine = JSON.stringify(body);
+    if (asked === mine && (desk.busy() || out.hasChildNodes())) return;
+    asked = mine;
+    let answer = answers.get(mine);
+    if (!answer) {
+      answer = await desk.ask("/loglik", body);
+      if (!answer || asked !== mine) return;
+      answers.set(mine, answer);
+      if (answers.size > KEPT) answers.delete(answers.keys().next().value);
+    } else desk.cancel();
+    present(answer, body, data, of);
+  }
+
+  async function present(answer, body, data, of) {
+    const known = facts.get(of.name);
+    const evaluation = evaluationOf(known, answer);
+    const { results } = answer;
+    const bounds = results.map(({ bound }) => bound);
+    const dims = of.shape.reduce((a, b) => a * b);
+    const ratio = comparison(results);
+    const parts = [
+      verdicts(data, of, results, evaluation),
+      ratio && h("p", { say: ratio }),
+      evaluation && part("standing.title", histogram(evaluation.quantiles, bounds, dims), ["standing.told", { n: evaluation.quantiles_count ?? evaluation.count, split: evaluation.split }]),
+      part("course.title", course(results.map(({ per_step: terms }) => terms), of.steps), "course.told", legend(results)),
+      h("p", { class: "told", say: ["likelihood.told", { cost: answer.network_evaluations, convention: answer.convention, seed: String(answer.seed) }] }),
+    ];
+    out.replaceChildren(...parts.filter(Boolean));
+    changed();
+    code.show(...(await told(of, data, body)));
+  }
+
+  const part = (title, plot, text, ...more) => h("section", { class: "part" }, h("h2", { say: title }), ...more, plot, h("small", { say: text }));
+
+  function clear() {
+    desk.cancel();
+    asked = null;
+    out.replaceChildren();
+    stale.hidden = true;
+    code.hide();
+  }
+
+  return { show, hide };
+}

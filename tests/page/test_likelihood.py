@@ -1,0 +1,342 @@
+"""The Likelihood view: data made in the browser are scored as the service scores them."""
+
+import json
+import zlib
+from base64 import urlsafe_b64decode
+from collections.abc import Callable
+from io import BytesIO
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+from urllib.parse import parse_qs, urlencode, urlsplit
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+
+from diffusion import heldout
+from diffusion.checkpoint import Evaluation, Metadata, save
+from diffusion.model import DiffusionModel
+from tests.page.conftest import Watch
+from tests.service.http.conftest import bit_patterns, gaussian_mixture, grey_images
+
+if TYPE_CHECKING:
+    from playwright.sync_api import Locator, Page
+
+Open = Callable[..., "Page"]
+Ask = Callable[..., dict[str, Any]]
+Bytes = NDArray[np.uint8]
+
+GREYS = torch.arange(20 * 48).reshape(20, 1, 6, 8) % 256
+SEVEN = [(0.3, 0.3), (0.6, 0.3), (0.5, 0.5), (0.45, 0.7)]  # of the canvas' width and height
+QUANTILES = tuple(-12 + 0.12 * i for i in range(101))  # of bit patterns, nats
+
+
+def digits() -> tuple[DiffusionModel, Metadata]:
+    """The grey model as one of MNIST's size."""
+    model, metadata = grey_images()
+    space = metadata.space.model_copy(update={"shape": (1, 28, 28)})
+    model = DiffusionModel(model.process, model.network, space, "v", "lower")
+    return model, metadata.model_copy(update={"name": "digits", "space": space})
+
+
+def measured() -> tuple[DiffusionModel, Metadata]:
+    """Bit patterns that know what held-out ones score."""
+    model, metadata = bit_patterns()
+    found = Evaluation(
+        convention="discretised",
+        split="test",
+        count=1000,
+        bound=-6.0,
+        standard_error=0.1,
+        bits=-8.7,
+        bits_per_dim=1.1,
+        null=-9.0,
+        quantiles=QUANTILES,
+    )
+    return model, metadata.model_copy(update={"evaluation": (found,)})
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Points, bits with percentiles, images with examples, digits."""
+    found = tmp_path_factory.mktemp("models")
+    for make in (gaussian_mixture, measured, grey_images, digits):
+        model, metadata = make()
+        save(found / metadata.name / "model.safetensors", model, metadata)
+    heldout.write(found / "grey", GREYS, grey_images()[0].space)
+    return found
+
+
+def fields_of(page: "Page") -> dict[str, str]:
+    return {name: values[0] for name, values in parse_qs(urlsplit(page.url).query).items()}
+
+
+def score(page: "Page") -> None:
+    """Ask, and wait until the answer is shown."""
+    page.get_by_role("button", name="How likely?").click()
+    page.locator(".answer:not(.stale) .verdict").first.wait_for()
+
+
+def figures(page: "Page") -> list[str]:
+    """The bits/dim that are shown."""
+    return page.locator(".figure strong").all_inner_texts()
+
+
+def pictures(page: "Page", shape: tuple[int, ...]) -> Bytes:
+    """The data of a link."""
+    packed = zlib.decompress(urlsafe_b64decode(fields_of(page)["data"] + "=="))
+    return np.frombuffer(packed, np.uint8).reshape(-1, *shape)
+
+
+def assert_shown(page: "Page", answer: dict[str, Any]) -> None:
+    """The figures are the answer's, as far as they are written out."""
+    shown = figures(page)
+    assert len(shown) == len(answer["results"])
+    for text, result in zip(shown, answer["results"], strict=True):
+        places = len(text.partition(".")[2])
+        value = float(text.replace("−", "-").replace(",", ""))
+        assert value == pytest.approx(result["bits_per_dim"], abs=0.51 * 10**-places)
+
+
+def draw(page: "Page", points: list[tuple[float, float]]) -> None:
+    """A stroke of the mouse."""
+    box = page.locator("canvas.sketch").bounding_box()
+    assert box is not None
+    at = [(box["x"] + x * box["width"], box["y"] + y * box["height"]) for x, y in points]
+    page.mouse.move(*at[0])
+    page.mouse.down()
+    for x, y in at[1:]:
+        page.mouse.move(x, y, steps=5)
+    page.mouse.up()
+
+
+def test_a_drawn_digit_is_scored_and_so_is_it_upside_down(visit: Open, ask: Ask) -> None:
+    page = visit("?view=likelihood&model=digits")
+    page.locator("canvas.sketch").wait_for()
+    assert page.get_by_role("button", name="How likely?").is_disabled()  # nothing is drawn yet
+    draw(page, SEVEN)
+    page.get_by_role("button", name="Add it upside down").click()
+    score(page)
+    seven, turned = pictures(page, (1, 28, 28))
+    assert (turned == seven[:, ::-1, ::-1]).all()
+    rows, columns = np.nonzero(seven[0] > 32)
+    assert max(np.ptp(rows), np.ptp(columns)) + 1 == pytest.approx(20, abs=1)  # MNIST's own size
+    mass = seven[0] / seven[0].sum(dtype=float)
+    centre = [(mass.sum(axis) * (np.arange(28) + 0.5)).sum() for axis in (0, 1)]
+    assert centre == pytest.approx([14, 14], abs=0.3)
+    assert np.unique(seven).size > 10  # edges are soft
+    fields = fields_of(page)
+    asked = {"terms": int(fields["terms"]), "seed": int(fields["seed"])}
+    assert_shown(page, ask("/loglik", model="digits", data=[seven.tolist(), turned.tolist()], **asked))
+
+
+def test_strokes_are_taken_back_and_what_is_drawn_elsewhere_stays_there(visit: Open) -> None:
+    page = visit("?view=likelihood&model=digits")
+    page.get_by_label("Size and centre").uncheck()
+    draw(page, [(0.1, 0.1), (0.3, 0.1)])
+    draw(page, [(0.1, 0.9), (0.9, 0.9)])
+    page.get_by_role("button", name="Undo").click()
+    score(page)
+    (drawn,) = pictures(page, (1, 28, 28))
+    assert drawn[0, :6].any()
+    assert not drawn[0, 6:].any()
+    page.get_by_role("button", name="Undo").click()
+    assert page.locator(".tray li").count() == 0
+    assert page.get_by_text("have changed since").is_visible()
+
+
+def test_the_keyboard_draws(visit: Open) -> None:
+    page = visit("?view=likelihood&model=grey")
+    canvas = page.locator("canvas.sketch")
+    canvas.focus()
+    page.keyboard.press("Home")  # of no meaning here, and of no harm
+    for key in ["ArrowLeft"] * 9 + ["ArrowUp"] * 9 + [" "] + ["ArrowRight"] * 3 + [" "]:
+        page.keyboard.press(key)
+    score(page)
+    (drawn,) = pictures(page, (1, 6, 8))
+    assert drawn[0, 0, :4].min() > 100
+    assert not drawn[0, 3:].any()
+
+
+def test_bits_are_toggled_by_keyboard(visit: Open, ask: Ask) -> None:
+    page = visit("?view=likelihood&model=bit-patterns")
+    page.get_by_role("button", name="Bit 1", exact=True).focus()
+    size = page.get_by_role("group", name="Bits").get_by_role("button").count()
+    typed = "01101001"[:size]
+    page.keyboard.type(typed)
+    page.keyboard.press("Home")
+    page.keyboard.press("Space")
+    page.get_by_role("button", name="Add its complement").click()
+    score(page)
+    wanted = [1, *map(int, typed[1:])]
+    data = [wanted, [1 - bit for bit in wanted]]
+    assert fields_of(page)["data"] == ".".join("".join(map(str, x)) for x in data)
+    answer = ask("/loglik", model="bit-patterns", data=data, seed=int(fields_of(page)["seed"]))
+    assert_shown(page, answer)
+
+
+def test_points_are_put_by_mouse_and_typed_and_mapped(visit: Open, ask: Ask) -> None:
+    page = visit("?view=likelihood&model=gaussian-mixture")
+    box = page.locator("svg.chart").bounding_box()
+    assert box is not None
+    page.mouse.click(box["x"] + box["width"] / 2, box["y"] + box["height"] / 2)
+    page.get_by_label("First").fill("0.5")
+    page.get_by_label("Second").fill("-1.25")
+    page.get_by_role("button", name="Add the point").click()
+    score(page)
+    data = [[float(value) for value in x.split(",")] for x in fields_of(page)["data"].split(";")]
+    assert data[1] == [0.5, -1.25]
+    seed = int(fields_of(page)["seed"])
+    assert_shown(page, ask("/loglik", model="gaussian-mixture", data=data, seed=seed))
+    page.get_by_role("button", name="Map the density").click()
+    page.locator(".map image").wait_for(state="attached")
+
+
+def test_where_a_datum_stands_is_the_services_word(visit: Open, ask: Ask) -> None:
+    link = "?view=likelihood&model=bit-patterns&by=all&seed=3&data=00000000.01010101"
+    page = visit(link)
+    page.locator(".verdict").first.wait_for()
+    data = [[0] * 8, [0, 1] * 4]
+    results = ask("/loglik", model="bit-patterns", data=data, seed=3)["results"]
+    assert len({result["rarer_than"] for result in results}) == 2
+    for result, text in zip(results, page.locator(".place").all_inner_texts(), strict=True):
+        share = result["rarer_than"]
+        if share in (0, 1):
+            assert "all the held-out data" in text
+        else:
+            percent = f"{100 * max(share, 1 - share):.1f}".removesuffix(".0")
+            assert text == f"{'Rarer' if share >= 0.5 else 'Likelier'} than {percent}% of held-out data"
+    assert page.locator(".flag").count() == 2
+    assert page.locator(".bars").count() == 1
+
+
+def test_the_page_and_the_artefact_agree_on_shares(visit: Open) -> None:
+    evaluation = measured()[1].evaluation[0]
+    bounds = [*np.linspace(-13, 1, 57).tolist(), QUANTILES[0], QUANTILES[7], QUANTILES[-1]]
+    script = """async ([quantiles, bounds]) => {
+      const { shareAbove } = await import("./static/standing.js");
+      return bounds.map((nats) => shareAbove(quantiles, nats));
+    }"""
+    found = visit().evaluate(script, [QUANTILES, bounds])
+    assert found == pytest.approx([evaluation.rarer_than(bound) for bound in bounds])
+
+
+@pytest.mark.parametrize(
+    ("shape", "kind", "data"),
+    [
+        ([1, 6, 8], "image", GREYS[:3].tolist()),
+        ([1, 6, 8], "bits", (GREYS[:2] % 2).tolist()),
+        ([3], "bits", [[0, 1, 1], [1, 0, 0]]),
+        ([2], "vector", [[0.1, -2e-7], [1e21, 3]]),
+    ],
+)
+def test_data_survive_a_link(visit: Open, shape: list[int], kind: str, data: Any) -> None:
+    script = """async ([model, data]) => {
+      const { pack, unpack } = await import("./static/parcel.js");
+      const text = await pack(data, model);
+      const cut = await unpack(text.slice(0, -2), { ...model, shape: [...model.shape.slice(0, -1), 99] });
+      return [text === encodeURIComponent(text) || !model.shape[1], await unpack(text, model), cut];
+    }"""
+    plain, back, wrong = visit().evaluate(script, [{"shape": shape, "kind": kind}, data])
+    assert plain
+    assert back == data
+    assert wrong is None
+
+
+def test_a_link_repeats_the_answer_in_korean(visit: Open) -> None:
+    page = visit("?view=likelihood&model=grey")
+    page.get_by_role("button", name="Held-out datum 2").click()
+    page.get_by_role("button", name="Add it mirrored").click()
+    page.get_by_text("How it is estimated").click()
+    page.get_by_label("Terms of the bound").select_option("trajectories")
+    page.get_by_label("Trajectories", exact=True).fill("5")
+    score(page)
+    shown = figures(page)
+    again = visit("?" + urlsplit(page.url).query, locale="ko-KR")
+    again.locator(".verdict").first.wait_for()
+    assert figures(again) == shown
+    assert again.get_by_role("tab", name="가능도").get_attribute("aria-selected") == "true"
+    assert "비트/차원" in again.locator(".verdict").first.inner_text()
+    assert pictures(again, (1, 6, 8))[0].tolist() == GREYS[1].tolist()
+
+
+def test_what_was_begun_stays_while_another_tab_is_open(visit: Open) -> None:
+    page = visit("?view=likelihood&model=bit-patterns&by=all&seed=3&data=00000000")
+    page.locator(".verdict").first.wait_for()
+    page.get_by_role("button", name="Add its complement").click()
+    page.get_by_role("tab", name="Sample").click()
+    page.get_by_role("tab", name="Likelihood").click()
+    assert page.locator(".tray li").count() == 2
+    score(page)
+    page.go_back()
+    page.go_back()
+    page.go_back()
+    page.wait_for_function("() => location.search.endsWith('data=00000000')")
+    page.wait_for_function("() => document.querySelectorAll('.verdict').length === 1")
+
+
+def test_data_too_large_for_a_link_are_not_in_it(visit: Open) -> None:
+    many = ";".join(f"{i}.{'123456789' * 60},-{'1' * 9}" for i in range(12))
+    text = many.replace(";", "\n")
+    page = visit("?view=likelihood&model=gaussian-mixture")
+    page.locator("svg.chart").wait_for()
+    file = {"name": "points.csv", "mimeType": "text/csv", "buffer": text.encode()}
+    page.locator("input[type=file]").set_input_files([file])
+    assert page.locator(".tray li").count() == 12
+    script = """async () => {
+      const { pack } = await import("./static/parcel.js");
+      const long = Array.from({ length: 400 }, (_, i) => [i + 0.123456789012, -i]);
+      return [await pack(long, { shape: [2], kind: "vector" }), await pack(long.slice(9, 11), { shape: [2], kind: "vector" })];
+    }"""
+    long, short = page.evaluate(script)
+    assert long is None
+    assert short == "9.123456789012,-9;10.123456789012,-10"
+    page.goto(page.url + "&" + urlencode({"by": "all", "seed": 1, "data": "-"}))
+    page.get_by_text("This link holds no data").wait_for()
+
+
+def test_pictures_come_from_files_at_the_models_size(visit: Open, watch: Watch) -> None:
+    page = visit("?view=likelihood&model=grey")
+    page.locator("canvas.sketch").wait_for()
+    picture = np.zeros((60, 80, 3), np.uint8)
+    picture[:, 40:] = 200
+    buffer = BytesIO()
+    Image.fromarray(picture).save(buffer, "PNG")
+    chooser = page.locator("input[type=file]")
+    chooser.set_input_files([{"name": "a.png", "mimeType": "image/png", "buffer": buffer.getvalue()}])
+    score(page)
+    (found,) = pictures(page, (1, 6, 8))
+    assert found[0, :, :4].max() <= 2
+    assert found[0, :, 4:].min() >= 198
+    chooser.set_input_files([{"name": "a.txt", "mimeType": "text/plain", "buffer": b"no picture"}])
+    page.get_by_role("alert").get_by_text("no picture that the browser can read").wait_for()
+    assert page.locator(".tray li").count() == 1
+    watch.faults.clear()
+
+
+def test_a_refusal_is_told(visit: Open, watch: Watch) -> None:
+    page = visit("?view=likelihood&model=bit-patterns&by=target_error&target_error=1&seed=3&data=00000000")
+    alert = page.get_by_role("alert")
+    alert.get_by_text("This cannot be asked").wait_for()
+    assert "profile" in alert.inner_text()
+    watch.faults.clear()  # the browser's own: 422
+    page.goto(page.url.replace("data=00000000", "data=0123"))
+    page.get_by_role("alert").get_by_text("The link's data cannot be read").wait_for()
+
+
+def test_the_snippets_are_the_request(visit: Open, url: str) -> None:
+    page = visit("?view=likelihood&model=grey")
+    page.get_by_role("button", name="Held-out datum 1", exact=True).click()
+    score(page)
+    page.locator(".snippets summary").click()
+    curl, script = page.locator(".snippets code").all_inner_texts()
+    asked = json.loads(curl.partition("--json '")[2].removesuffix("'"))
+    with Image.open(BytesIO(urlsafe_b64decode(asked["data"][0].replace("+", "-").replace("/", "_")))) as image:
+        assert np.asarray(image.convert("L")).tolist() == GREYS[0, 0].tolist()
+    call = f'Client("{url}").loglik(data, model="grey", terms=100, per_step=True, seed=7)'
+    assert call in script
+    names: dict[str, Any] = {}
+    exec(script.partition("answer =")[0], names)  # noqa: S102
+    assert names["data"].tolist() == GREYS[:1].tolist()

@@ -113,6 +113,13 @@ class Posterior(Answer):
         return self.body.tensors.get("std")
 
     @property
+    def weights(self) -> Array:
+        """What each sample counts in `mean`, `std` and `quantiles`, [data, num_samples]; sum 1."""
+        count = self.samples.shape[1]
+        alike = np.full((len(self.samples), count), 1 / count, np.float32)
+        return self.body.tensors.get("weights", alike)
+
+    @property
     def quantiles(self) -> Array | None:
         """Of the samples, [data, quantiles asked for, *shape]; None where none were."""
         return self.body.tensors.get("quantiles")
@@ -166,9 +173,9 @@ class Posterior(Answer):
     @classmethod
     def lift(cls, document: Mapping[str, Any]) -> Body:
         """The body of an answer that came as JSON."""
-        names = ("samples", "mean", "std", "quantiles")
+        names = ("samples", "weights", "mean", "std", "quantiles")
         results = document["results"]
-        found = {n: [one[n] for one in results] for n in names}
+        found = {n: [one.get(n) for one in results] for n in names}
         tensors = {n: _float32(x) for n, x in found.items() if None not in x}
         rest = [{n: v for n, v in one.items() if n not in names} for one in results]
         return Body({**document, "results": rest}, tensors)

@@ -1,10 +1,12 @@
 """The model card: an artefact's facts, for people."""
 
 import json
+from pathlib import Path
 from typing import Any
 
 from diffusion.checkpoint import Metadata
 from training.converted import ConvertedConfig, is_converted
+from training.data import AnyConfig
 from training.evaluate import steps_table, table
 
 CONVENTIONS = {
@@ -61,8 +63,14 @@ def card(
     picture = ["![samples](samples.png)", ""] if pictured else []
     lines = [f"# {m.name}: {title}", "", *picture, "| | |", "|---|---|"]
     lines += [f"| {key} | {value} |" for key, value in facts]
+    fitted = "No row of `test` was fitted to."
     if is_converted(training.config):
-        lines += _conversion(ConvertedConfig.model_validate(training.config))
+        converted = ConvertedConfig.model_validate(training.config)
+        lines += _conversion(converted)
+        if converted.data is not None:
+            fitted = (
+                f"{named(converted.data)}: whether\nany row was fitted to elsewhere is not known."
+            )
     lines += ["", "## Evaluation", ""]
     if m.evaluation:
         whole = [e for e in m.evaluation if e.steps is None]
@@ -72,7 +80,7 @@ def card(
         lines += [
             "",
             "K is a lower bound on the mean log-likelihood: higher is better (bits/dim: lower).",
-            "The standard error is over data and noise. No row of `test` was fitted to. `minus",
+            f"The standard error is over data and noise. {fitted} `minus",
             "entropy` is what a perfect model would reach, where it is known.",
         ]
         if any(e.trajectories for e in m.evaluation):
@@ -126,6 +134,13 @@ def _commands(metadata: Metadata) -> list[str]:
     name = metadata.training.config.get("file") or metadata.name
     export = f"python -m training export {name}"
     return [f"python -m training fit {name}", export] if metadata.training.steps else [export]
+
+
+def named(config: AnyConfig) -> str:
+    """The kind of data, and the name of one's own folder or file; not where it lies."""
+    keys = config.model_dump()
+    own = keys.get("folder") or keys.get("file")
+    return f"Data: {config.kind}" + (f" of {Path(own).name}" if own else "")
 
 
 def settings(config: Any) -> str:  # noqa: ANN401  (any frozen configuration)

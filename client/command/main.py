@@ -9,6 +9,7 @@
     noneq posterior small.npy -m mnist --pooling 4 --noise-std 8
     noneq serve --models models                    start a service
     noneq train photographs/ --name photographs    fit a model to your own data
+    noneq convert ddpm-church -o models/church     take in a model trained elsewhere
 
 Data come as pictures, folders of them, .npy and .csv; answers go to .png, .csv, .npy, .npz, .json,
 .safetensors. The service is at NONEQ_URL (http://localhost:8000), the key is NONEQ_API_KEY.

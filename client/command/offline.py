@@ -41,6 +41,7 @@ _TRAIN = ("torch", "matplotlib", "tqdm")
 DOORS = {
     "serve": Door(("service",), "serve", ("torch", "uvicorn"), "start the service"),
     "train": Door(("training", "train"), "train", _TRAIN, "fit a model to your own data"),
+    "convert": Door(("training", "convert"), "train", _TRAIN, "take in a model trained elsewhere"),
     "evaluate": Door(("training", "evaluate"), "train", _TRAIN, "measure a model"),
     "export": Door(("training", "export"), "train", _TRAIN, "make a model of a fit"),
 }

@@ -15,16 +15,10 @@ from PIL import Image
 
 from client import AsyncClient, Patience
 from client.command.main import main
-from diffusion.checkpoint import save
 from service.app import create_app
 from service.settings import Settings
 from tests.service.http.caller import starting
-from tests.service.http.conftest import (
-    bit_patterns,
-    gaussian_mixture,
-    grey_images,
-    save_animals,
-)
+from tests.service.http.conftest import save_animals, save_models
 
 ONCE = Patience(retries=0)
 Run = Callable[..., tuple[int, str, str]]
@@ -39,9 +33,7 @@ def anyio_backend() -> str:
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Three models, and a classifier that reads one's data."""
     found = tmp_path_factory.mktemp("models")
-    for make in (gaussian_mixture, bit_patterns, grey_images):
-        model, metadata = make()
-        save(found / metadata.name / "model.safetensors", model, metadata)
+    save_models(found)
     save_animals(found)
     return found
 

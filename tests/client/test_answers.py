@@ -316,3 +316,16 @@ async def test_further_fields_are_sent_as_they_are(client: AsyncClient, app: Fas
 def test_what_are_no_arrays_is_said_before_anything_is_sent(data: list[Any]) -> None:
     with pytest.raises(ValueError, match=r"crop|PIL"):
         questions.loglik(data, model="grey")
+
+
+def test_what_each_sample_counts() -> None:
+    """As the answer says, and all alike where it says nothing."""
+    one = {"samples": [[0.0], [1.0]], "mean": [0.25], "std": [0.5], "quantiles": None}
+    document = {"model": "m", "seed": 1, "method": "twisted", "results": [one, one]}
+    found = Posterior(Posterior.lift(document))
+    assert found.weights.tolist() == [[0.5, 0.5]] * 2
+    assert found.quantiles is None
+    weighed = {**document, "results": [{**one, "weights": [0.75, 0.25]}] * 2}
+    found = Posterior(Posterior.lift(weighed))
+    assert found.weights.tolist() == [[0.75, 0.25]] * 2
+    assert all("weights" not in left for left in found.body.fields["results"])

@@ -228,6 +228,7 @@ def test_an_interruption_ends_in_130(noneq: Run, monkeypatch: pytest.MonkeyPatch
         ),
         (("evaluate", "mnist", "--json"), ("-m", "training", "evaluate", "mnist", "--json")),
         (("export", "mnist"), ("-m", "training", "export", "mnist")),
+        (("convert", "church", "-o", "m"), ("-m", "training", "convert", "church", "-o", "m")),
     ],
 )
 def test_the_other_verbs_become_the_parts_that_answer_them(

@@ -116,6 +116,8 @@ def test_a_folder_of_pictures_gives_bound_and_variance_in_one_go(
     text = Path("models/once/README.md").read_text()
     command = "--data photographs --variance optimal --points 2"
     assert command in text
+    assert "Data: pictures of photographs: whether\nany row was fitted to elsewhere" in text
+    assert "No row of `test`" not in text
 
     assert main(["convert", str(folder), "-o", "models/twice", *to]) == 0
     words = ["twice", "--device", "cpu", "--write"]

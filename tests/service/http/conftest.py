@@ -108,6 +108,13 @@ def grey_images() -> tuple[DiffusionModel, Metadata]:
     return model, metadata
 
 
+def save_models(folder: Path) -> None:
+    """A Gaussian mixture, bit patterns, untrained grey images."""
+    for make in (gaussian_mixture, bit_patterns, grey_images):
+        model, metadata = make()
+        save(folder / metadata.name / "model.safetensors", model, metadata)
+
+
 def save_animals(folder: Path) -> None:
     """An untrained classifier of the grey images: animals."""
     grey = grey_images()[1]
@@ -132,9 +139,7 @@ def anyio_backend() -> str:
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Three good models, a card, a corrupt file and a foreign one."""
     found = tmp_path_factory.mktemp("models")
-    for make in (gaussian_mixture, bit_patterns, grey_images):
-        model, metadata = make()
-        save(found / metadata.name / "model.safetensors", model, metadata)
+    save_models(found)
     (found / "gaussian-mixture" / "README.md").write_text("# A mixture\n", encoding="utf-8")
     whole = (found / "grey" / "model.safetensors").read_bytes()
     (found / "torn").mkdir()

@@ -26,10 +26,9 @@ from tests.service.http.caller import ask, assert_problem, connect, starting
 from tests.service.http.conftest import (
     SCALE,
     SHIFT,
-    bit_patterns,
     gaussian_mixture,
-    grey_images,
     save_animals,
+    save_models,
 )
 
 pytestmark = pytest.mark.anyio
@@ -51,9 +50,7 @@ def other_mixture() -> GaussianMixture:
 def labelled(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Two mixtures of one process, bit patterns, images, and a classifier of these."""
     found = tmp_path_factory.mktemp("labelled")
-    for make in (gaussian_mixture, bit_patterns, grey_images):
-        model, metadata = make()
-        save(found / metadata.name / "model.safetensors", model, metadata)
+    save_models(found)
     model, metadata = gaussian_mixture()
     network = other_mixture()
     other = DiffusionModel(model.process, network, model.space, "x_0", "moment")

@@ -1,14 +1,13 @@
 """Commands of the pages that no test can run: why, and what is checked of each in its place."""
 
-import argparse
 import re
 import shlex
 import subprocess
 import tomllib
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
-from typing import Any
 
 import yaml
 
@@ -51,7 +50,7 @@ def has_extras(words: Words) -> None:
 
 def composes(words: Words) -> None:
     """`docker compose [-f FILE ...] up`: the files are there and name the one service."""
-    files = [file for flag, file in zip(words, words[1:], strict=False) if flag == "-f"]
+    files = [file for flag, file in pairwise(words) if flag == "-f"]
     for file in files or ["docker-compose.yml"]:
         assert list(yaml.safe_load((ROOT / file).read_text())["services"]) == ["noneq"]
     assert "up" in words
@@ -63,15 +62,13 @@ def serves(words: Words) -> None:
 
 
 def trains(words: Words) -> None:
-    """`python -m training ...`, by itself or below torchrun; `noneq VERB ...`, which is the same."""
+    """`python -m training VERB ...`, or `noneq VERB ...`, which is the same."""
     start = words.index("training") + 1 if "training" in words else 1
-    given: Any = training_parser().parse_args(words[start:])
-    assert isinstance(given, argparse.Namespace)
-    name = getattr(given, "name", None)
+    given = training_parser().parse_args(words[start:])
     if given.command in ("fit", "classifier"):
-        assert (ROOT / "training" / "configs" / f"{name}.toml").is_file()
-    elif given.command in ("report", "profile", "inspect", "evaluate", "parzen") and name:
-        assert (ROOT / "models" / name).is_dir()
+        assert (ROOT / "training" / "configs" / f"{given.name}.toml").is_file()
+    elif given.command in ("evaluate", "inspect", "parzen", "profile", "report"):
+        assert (ROOT / "models" / given.name).is_dir()
 
 
 def is_there(words: Words) -> None:
@@ -86,7 +83,7 @@ KEPT = (
     Kept("pip install ", "a test leaves its environment as it is", has_extras),
     Kept("docker compose ", "needs Docker, and builds for minutes", composes),
     Kept("noneq serve", "serves until it is stopped", serves),
-    Kept("noneq train ", "fits for minutes; tests/client/test_train.py does it small", trains),
+    Kept("noneq train", "fits for minutes; tests/client/test_train.py does it small", trains),
     Kept("python -m training ", "fits for hours; tests/training does it small", trains),
 )
 

@@ -39,7 +39,7 @@ class Block(NamedTuple):
 
     @property
     def commands(self) -> list[str]:
-        """Those of bash, one each, as they are written; a line that goes on is one with the next."""
+        """Those of bash, one each; lines that go on are one."""
         found: list[str] = []
         for line in self.text.splitlines():
             if found and _goes_on(found[-1]):
@@ -50,10 +50,9 @@ class Block(NamedTuple):
 
 
 def _goes_on(command: str) -> bool:
-    """Whether a backslash, a quote or a loop is still open."""
-    words = command.split()
-    open_loop = words.count("for") > words.count("done")
-    return command.endswith("\\") or command.count("'") % 2 == 1 or open_loop
+    """Whether a backslash or a quote is still open."""
+    said = re.sub(r"\s#.*", "", command)
+    return said.endswith("\\") or said.count("'") % 2 == 1
 
 
 def read(page: str) -> list[Block]:

@@ -1,32 +1,47 @@
 """What the pages' commands find: the shipped models where they are quick, stand-ins where not.
 
-A stand-in has all of the shipped artefact, its process, data space, prediction, variance and
-profile, but a network of a few thousand weights that returns zero: with v-prediction that is the
+A stand-in has the process, data space and prediction of the shipped artefact, but a tenth of its
+steps, and a network of a few thousand weights that returns zero: with v-prediction that is the
 model of independent normal pixels, whose answers are finite whatever is asked.
 """
 
 import shutil
 from pathlib import Path
 
-from diffusion.checkpoint import load, save
+from diffusion import checkpoint, classifier
 from diffusion.networks import UNetConfig
+from diffusion.networks.encoder import EncoderConfig
 
-SHIPPED = ("gaussian-mixture", "bit-patterns", "swissroll", "swissroll-paper", "mnist-classifier")
+SHIPPED = ("gaussian-mixture", "bit-patterns", "swissroll", "swissroll-paper")
 STAND_INS = {"mnist": 28, "shapes": 16}  # pixels of a side
+UNET = UNetConfig(channels=(8,), blocks=1, patch=4, norm_groups=4, zero_out=True)
 
 
 def make_models(source: Path, folder: Path) -> None:
     """Fill a folder of models, of the shipped ones in `source`."""
     for name in SHIPPED:
         shutil.copytree(source / name, folder / name)
-    whole, metadata = load(source / "mnist" / "model.safetensors")
-    assert whole.profile is not None
-    network = UNetConfig(channels=(8,), blocks=1, patch=4, norm_groups=4, zero_out=True)
+    whole = checkpoint.read_metadata(source / "mnist" / "model.safetensors")
+    process = whole.process.model_copy(update={"T": 100})
     for name, side in STAND_INS.items():
-        space = metadata.space.model_copy(update={"shape": (1, side, side)})
-        update = {"name": name, "network": network, "space": space, "evaluation": ()}
-        document = metadata.model_copy(update=update)
-        model = document.build()
-        assert model.profile is not None
-        model.profile.load_state_dict(whole.profile.state_dict())
-        save(folder / name / "model.safetensors", model, document)
+        space = whole.space.model_copy(update={"shape": (1, side, side)})
+        document = checkpoint.Metadata(
+            name=name,
+            process=process,
+            network=UNET,
+            prediction=whole.prediction,
+            variance="lower",
+            space=space,
+            training=whole.training,
+        )
+        checkpoint.save(folder / name / "model.safetensors", document.build(), document)
+    reader = classifier.ClassifierMetadata(
+        name="mnist-classifier",
+        process=process,
+        network=EncoderConfig(labels=10, channels=(8,), patch=4),
+        space=whole.space,
+        labels=tuple("0123456789"),
+        training=whole.training,
+    )
+    path = folder / reader.name / "model.safetensors"
+    classifier.save(path, reader.build(), reader)

@@ -43,9 +43,9 @@ def stage(tmp_path: Path, models: Path, url: str) -> Stage:
     seen = np.where(np.arange(28) < 14, 255, 0) * np.ones((28, 1))
     Image.fromarray(np.stack([grey, seen.astype(np.uint8)], axis=-1)).save(tmp_path / "torn.png")
     np.save(tmp_path / "noisy.npy", grey[None, None].astype(np.float32) - 20)
-    for i, folder in enumerate(("digits", "photographs")):
-        (tmp_path / folder).mkdir()
-        Image.fromarray(grey // (i + 1)).save(tmp_path / folder / "one.png")
+    Image.fromarray(grey[::4, ::4]).save(tmp_path / "small.png")
+    (tmp_path / "digits").mkdir()
+    Image.fromarray(grey).save(tmp_path / "digits" / "one.png")
     return made
 
 

@@ -41,7 +41,7 @@ function mount(root, context) {
   const form = h("form", { class: "form", on: { submit: run, change: settle } },
     field("sample.number", numberInput("num_samples", { min: 1, max: 4096 })),
     field("sample.sampler", choice("sampler", SAMPLERS)),
-    field("sample.steps", numberInput("steps", { min: 1 }), "sample.steps.why"),
+    field("sample.steps", numberInput("steps", { min: 1 }), ["sample.steps.why", { T: 1 }]),
     field("sample.eta", numberInput("eta", { min: 0, max: 1, step: "any" }), "sample.eta.why"),
     field("sample.seed", numberInput("seed", { min: 0, max: Number.MAX_SAFE_INTEGER })),
     h("label", { class: "check" }, h("input", { type: "checkbox", name: "keep" }), h("span", { say: "sample.keep" })),
@@ -70,6 +70,7 @@ function mount(root, context) {
     const { sampler, steps, seed } = form.elements;
     for (const option of sampler.options) option.hidden = option.disabled = model.process !== "gaussian" && option.value !== "ancestral";
     steps.max = model.steps;
+    tell(steps.closest(".field").querySelector("small"), ["sample.steps.why", { T: model.steps }]);
     seed.disabled = false;
     offer(form.elements.eta, sampler.value === "ddim");
   }

@@ -117,6 +117,7 @@ function enter(state) {
   const { id } = VIEWS.find((view) => view.id === state.view) ?? VIEWS[0];
   model = models.find((entry) => entry.name === state.model) ?? model ?? models[0];
   picker.value = model.name;
+  document.title = `${model.name} · noneq`;
   tell(facts, [`facts.${model.kind}`, { shape: model.shape.join(" × "), T: model.steps, n: model.parameters }]);
   card.show(model);
   if (open && open !== id) mounted[open]?.hide();

@@ -74,6 +74,33 @@ def test_the_tabs_take_the_keyboard_alone(visit: Open) -> None:
         page.keyboard.press("ArrowRight")
 
 
+def test_samples_are_drawn_and_scrubbed_by_the_keyboard_alone(visit: Open) -> None:
+    page = visit("?model=grey")
+    page.get_by_role("button", name="Draw samples").wait_for()
+
+    def reach(what: str) -> None:
+        for _ in range(30):
+            if page.evaluate(f"document.activeElement.matches({what!r})"):
+                return
+            page.keyboard.press("Tab")
+        pytest.fail(f"the keyboard does not reach {what}")
+
+    reach("[name=num_samples]")
+    page.keyboard.type("2")  # over what stood there: a field that is reached by Tab is selected
+    reach("[name=seed]")
+    page.keyboard.type("5")
+    page.keyboard.press("Enter")
+    page.locator(".told").wait_for()
+    assert "seed=5" in page.url  # who types a seed means it
+    assert page.locator(".gallery canvas").count() == 2
+    reach(".player input[type=range]")
+    page.keyboard.press("Home")
+    assert page.locator(".player .caption").inner_text() == "t = 8"
+    reach("[type=radio]")
+    page.keyboard.press("ArrowRight")
+    assert page.get_by_role("radio", name="Estimate of x₀").is_checked()
+
+
 def test_a_stopped_service_is_told(visit: Open, serve: Serve, watch: Watch) -> None:
     with serve() as at:
         page = visit("?model=grey", at=at)

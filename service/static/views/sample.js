@@ -47,7 +47,9 @@ function mount(root, context) {
     h("label", { class: "check" }, h("input", { type: "checkbox", name: "keep" }), h("span", { say: "sample.keep" })),
     h("button", { class: "primary", say: "sample.run" }),
   );
+  form.elements.seed.addEventListener("input", () => (form.elements.keep.checked = true)); // it is meant
   const desk = openDesk(context.announce);
+  const empty = h("p", { class: "empty", say: "sample.empty" });
   const stage = h("div", { class: "stage" });
   const told = h("p", { class: "told" });
   const film = player(turn, (index) => ["player.at", { t: trajectory.t[index] }]);
@@ -111,9 +113,14 @@ function mount(root, context) {
     let answer = answers.get(mine);
     if (!answer) {
       scene.show(Array(body.num_samples).fill(null));
-      const onPreview = ({ estimates }) => asked === mine && scene.show(pad(estimates, body.num_samples));
+      let seen = false;
+      const onPreview = ({ estimates }) => {
+        if (asked === mine) scene.show(pad(estimates, body.num_samples));
+        seen = true;
+      };
       answer = await desk.ask("/sample", body, { previews: Math.min(PREVIEWS, body.num_samples), onPreview });
-      if (!answer || asked !== mine) return;
+      if (asked !== mine) return;
+      if (!answer) return seen || stage.replaceChildren(empty);
       remember(mine, answer);
     } else desk.cancel();
     present(answer, body);
@@ -167,7 +174,7 @@ function mount(root, context) {
     desk.cancel();
     asked = null;
     scene = null;
-    stage.replaceChildren(h("p", { class: "empty", say: "sample.empty" }));
+    stage.replaceChildren(empty);
     film.hide();
     tools.hidden = true;
     code.hide();

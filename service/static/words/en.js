@@ -1,8 +1,8 @@
 // The page in English. words/ko.js has the same keys.
 
 export default {
-  "shell.skip": "Skip to the content",
-  "shell.views": "What to do",
+  "shell.skip": "Skip to content",
+  "shell.views": "Views",
   "shell.model": "Model",
   "shell.api": "API reference",
   "facts.image": "{shape} pixels · T = {T} · {n} weights",
@@ -45,7 +45,9 @@ export default {
   "progress.running": "Running …",
   "progress.done": "Done.",
   "progress.left": "About {n} s left",
+  "progress.left.minutes": "About {n} min left",
   "progress.queue": "In the queue: about {n} s",
+  "progress.queue.minutes": "In the queue: about {n} min",
   "progress.busy": "The service is busy; trying again in {n} s.",
   "progress.cancel": "Cancel",
 
@@ -105,7 +107,7 @@ export default {
   "sample.steps": "Steps",
   "sample.steps.why": "Fewer is faster; the full chain takes {T}.",
   "sample.eta": "η",
-  "sample.eta.why": "0 draws no noise on the way, 1 as much as the chain.",
+  "sample.eta.why": "0 adds no noise on the way; 1 as much as the full chain.",
   "sample.seed": "Seed",
   "sample.keep": "Keep this seed",
   "sample.run": "Draw samples",
@@ -113,6 +115,6 @@ export default {
   "sample.x": "State",
   "sample.x_0": "Estimate of x₀",
   "sample.save": "Save as PNG",
-  "sample.empty": "Nothing drawn yet.",
+  "sample.empty": "Draw samples, and watch them come out of noise.",
   "sample.told": { one: "One sample · {cost} network evaluations · seed {seed}", other: "{n} samples · {cost} network evaluations · seed {seed}" },
 };

@@ -23,8 +23,8 @@ const CONVENTIONS = [["", "convention.own"], ["paper", "convention.paper"]];
 export const view = { id: "likelihood", serves: () => true, mount };
 
 /** How a model's data are scored by themselves: all terms, but of pictures a hundred. */
-const usual = ({ shape }) => ({
-  by: shape.length === 3 ? "terms" : "all", terms: 100, target_error: 10, trajectories: 16, strata: "even", convention: "", seed: 7,
+const usual = ({ shape, steps: T }) => ({
+  by: shape.length === 3 && T > 100 ? "terms" : "all", terms: Math.min(100, T), target_error: 10, trajectories: 16, strata: "even", convention: "", seed: 7,
 });
 
 function mount(root, context) {
@@ -55,6 +55,7 @@ function mount(root, context) {
       field("likelihood.seed", numberInput("seed", { min: 0, max: Number.MAX_SAFE_INTEGER })),
     ),
   );
+  form.addEventListener("invalid", () => (form.querySelector("details").open = true), true); // what is wrong is to be seen
   const desk = openDesk(context.announce);
   const out = h("div", { class: "answer" });
   const stale = h("p", { class: "told", say: "likelihood.stale", hidden: true });

@@ -9,25 +9,24 @@ been computed nothing is written back, so one that failed can be tried again, wh
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import final
 
 import torch
 from torch import Tensor
 
 from diffusion import trajectory
-from diffusion.bound import closed_last, combine, evaluate, prior_part
+from diffusion.bound import closed_last, combine, prior_part
 from diffusion.model import DiffusionModel
 from diffusion.noise import Stream, counter_noise
-from diffusion.prediction import Prediction
 from diffusion.sampling import advance, begin, burst
 from diffusion.trajectory import Trajectories
-from service.engine.batches import ChainBatch, TermGroup, by_job, gather_chains, gather_terms
+from service.engine.batches import ChainBatch, by_job, gather_chains, gather_terms
 from service.engine.calls import Calls, Precision, Rows
 from service.engine.fixed import FixedTicks, Record, one_step
 from service.engine.jobs import ChainJob, Job, TermJob
 from service.engine.landing import Landing
 from service.engine.peek import Peek
+from service.engine.points import Points
 from service.engine.results import ChainResult, TermResult
 from service.engine.slots import ChainSlots, DatumSlots
 from service.engine.ticks import Entry
@@ -156,12 +155,13 @@ class Runner:
             seen = state.observation(rows.slots) if rows.observed else None
             of_chains = x_t[:n], rows.update.t[:n]
         data = gather_terms(self._filled(terms), self._term_jobs, self.model.device)
-        points = [self._points(data.slots[group.index], group) for group in data.groups]
+        held, model = self.data.x_0, self.model
+        points = [Points.of(model, held[data.slots[each.index]], each) for each in data.groups]
         drawn = data.join([point.x_t for point in points])
         chain, term = self.calls(of_chains, (drawn[:m], data.t[:m]))
         assert term is not None  # terms were asked for
         found = [
-            self._evaluate(group, term.rows(group.index), point)
+            point.nats(model, term.rows(group.index), group)
             for group, point in zip(data.groups, points, strict=True)
         ]
         values = data.join(found)
@@ -291,22 +291,6 @@ class Runner:
             x_0 = term_job.x_0[[entry.row // term_job.each for entry in entries]]
             self.data.x_0[self._slots(entries)] = upload(x_0, device)
 
-    def _points(self, slots: Tensor, group: TermGroup) -> "_Points":
-        """Where the terms of a group are evaluated."""
-        x_0, process = self.data.x_0[slots], self.model.process
-        if group.of_trajectories:
-            before, x_t = trajectory.neighbours(process, x_0, group.t, group.noise)
-            return _Points(x_0, x_t, before)
-        return _Points(x_0, process.marginal(x_0, group.t).sample(group.noise))
-
-    def _evaluate(self, group: TermGroup, prediction: Prediction, points: "_Points") -> Tensor:
-        """The terms of a group, nats [G]."""
-        model, x_0, x_t, before = self.model, points.x_0, points.x_t, points.before
-        t, convention = group.t, group.convention
-        if before is None:
-            return evaluate(model, prediction, x_0, x_t, t, convention, group.s)
-        return trajectory.evaluate(model, prediction, x_0, before, x_t, t, convention)
-
     def _slots(self, entries: Sequence[Entry]) -> Tensor:
         slots = torch.tensor([entry.slot for entry in entries], dtype=torch.int64)
         return upload(slots, self.model.device)
@@ -314,12 +298,3 @@ class Runner:
     def _filled(self, entries: list[Entry]) -> list[Entry]:
         """The entries, the last of them repeated up to `fill`."""
         return [*entries, *entries[-1:] * (self.calls.fill - len(entries))]
-
-
-@dataclass(frozen=True)
-class _Points:
-    """x_0 and x_t of terms, [G, *event]; of trajectories x_t in float64, and x_{t-1} too."""
-
-    x_0: Tensor
-    x_t: Tensor
-    before: Tensor | None = None

@@ -159,10 +159,10 @@ class Posterior(BaseModel):
     """Samples for one datum observed."""
 
     samples: ArrayOut = Field(description="[num_samples, *shape], data units.")
-    weights: ArrayOut = Field(
-        description="What each sample counts below, [num_samples]; they sum to 1. Samples of "
-        "independent systems count as their evidence, as long as that leaves more than half of "
-        "them; else, and of all other methods, all alike."
+    weights: list[float] = Field(
+        description="What each sample counts below; they sum to 1. Samples of independent systems "
+        "count as their evidence, as long as that leaves more than half of them; else, and of all "
+        "other methods, all alike."
     )
     mean: ArrayOut = Field(description="Over the samples, [*shape].")
     std: ArrayOut | None = Field(description="Over the samples, [*shape]; null where there is one.")

@@ -3,46 +3,19 @@
 The last two are the first with fewer fields: elements seen as they are, and all of them with noise.
 """
 
-import math
 from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar
 
-from pydantic import AfterValidator, ConfigDict, Field, WithJsonSchema
-from torch import Tensor
+from pydantic import ConfigDict, Field
 from typing_extensions import override
 
 from diffusion.operators import LinearOperator, Mask, Operator
 from diffusion.plan import Ancestral
 from diffusion.posterior.methods import Auto, Resample, Settled
 from service.methods import AutoMethod, MethodIn, ResampleMethod, TwistedMethod
-from service.schemas import Asked, DataIn, MaskIn
+from service.schemas import Asked, DataIn, MaskIn, NoiseIn
 
 SYSTEM_STEPS = 100  # of chains whose steps are dear, where a request says nothing of them
-
-
-def _is_noise(value: object) -> object:
-    if value is None or isinstance(value, list | Tensor):
-        return value
-    if isinstance(value, int | float) and not isinstance(value, bool):
-        if 0 <= value < math.inf:
-            return value
-        raise ValueError("a finite number of at least 0 is expected")
-    raise ValueError("a number, or an array of them, is expected")
-
-
-NoiseIn = Annotated[
-    Any,
-    AfterValidator(_is_noise),
-    WithJsonSchema(
-        {
-            "anyOf": [
-                {"type": "number", "minimum": 0},
-                {"type": "array", "items": {}},
-                {"type": "null"},
-            ]
-        }
-    ),
-]
 
 
 LabelIn = Annotated[str | int, Field(description="By its name, or its place among the names.")]

@@ -3,6 +3,7 @@
 Arrays stay nested lists here, unread: which shapes and values fit, the model says (arrays.py).
 """
 
+import math
 from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, WithJsonSchema
@@ -32,6 +33,16 @@ def _is_mask(value: object) -> object:
     raise ValueError("an array, a base64 PNG, or a list of these is expected")
 
 
+def _is_noise(value: object) -> object:
+    if value is None or isinstance(value, list | Tensor):
+        return value
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        if 0 <= value < math.inf:
+            return value
+        raise ValueError("a finite number of at least 0 is expected")
+    raise ValueError("a number, or an array of them, is expected")
+
+
 DataIn = Annotated[
     Any,
     AfterValidator(_is_list),
@@ -42,6 +53,19 @@ MaskIn = Annotated[
     AfterValidator(_is_mask),
     WithJsonSchema(
         {"anyOf": [{"type": "array", "items": {}}, {"type": "string"}, {"type": "null"}]}
+    ),
+]
+NoiseIn = Annotated[
+    Any,
+    AfterValidator(_is_noise),
+    WithJsonSchema(
+        {
+            "anyOf": [
+                {"type": "number", "minimum": 0},
+                {"type": "array", "items": {}},
+                {"type": "null"},
+            ]
+        }
     ),
 ]
 

@@ -49,7 +49,8 @@ class Summary:
         if weights is None:
             weights = torch.full((N, n), 1 / n, dtype=torch.float64, device=samples.device)
         x, w = samples.double().flatten(2), weights.double()[:, :, None]
-        mean = (w * x).sum(1)
+        first = x[:, :1]  # from which all are measured: what they share comes back bit for bit
+        mean = first[:, 0] + (w * (x - first)).sum(1)
         left = 1 - w.square().sum(1)
         std = ((w * (x - mean[:, None]).square()).sum(1) / left.clamp_min(0)).sqrt()
         std = torch.where(left > 1e-12, std, torch.nan)

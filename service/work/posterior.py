@@ -124,7 +124,7 @@ class PosteriorWork(Work[ChainResult | SystemResult]):
     @property
     @override
     def arrays(self) -> dict[str, Any]:
-        fields = {"samples", "weights", "mean", "std", "quantiles"}
+        fields = {"samples", "mean", "std", "quantiles"}
         return {"results": {"__all__": fields}}
 
     @override
@@ -135,13 +135,14 @@ class PosteriorWork(Work[ChainResult | SystemResult]):
     @override
     def answer(self, result: ChainResult | SystemResult) -> PosteriorAnswer:
         space, found = self.served.model.space, self.tensors(result)
+        _, weights = self._drawn(result)
         std, quantiles = found.get("std"), found.get("quantiles")
         x_0 = space.to_model(found["samples"].flatten(0, 1)).reshape(found["samples"].shape)
-        read, labels = self.beside.read(x_0, found["weights"].double()), self.beside.labels
+        read, labels = self.beside.read(x_0, weights), self.beside.labels
         results = [
             Posterior(
                 samples=plain(samples, space),
-                weights=found["weights"][i].numpy(),
+                weights=weights[i].tolist(),
                 mean=found["mean"][i].numpy(),
                 std=None if std is None else std[i].numpy(),
                 quantiles=None if quantiles is None else quantiles[i].numpy(),
@@ -169,7 +170,7 @@ class PosteriorWork(Work[ChainResult | SystemResult]):
     def tensors(self, result: ChainResult | SystemResult) -> dict[str, Tensor]:
         samples, weights = self._drawn(result)
         told = Summary.of(samples, weights, self.request.quantiles or ())
-        found = {"samples": samples, "weights": weights.float(), "mean": told.mean}
+        found = {"samples": samples, "mean": told.mean}
         if self.request.num_samples > 1:
             found["std"] = told.std
         if self.request.quantiles is not None:

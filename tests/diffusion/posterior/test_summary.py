@@ -27,6 +27,14 @@ def test_a_weight_is_as_good_as_so_many_copies() -> None:
     assert found.quantiles.flatten().tolist() == [1, 1, 3]
 
 
+def test_what_all_samples_share_comes_back_bit_for_bit() -> None:
+    """Whatever they weigh: sevenths of .1 do not sum to .1."""
+    x = torch.full((1, 7, 2), 0.1, dtype=torch.float64)
+    found = Summary.of(x, torch.rand(1, 7, generator=torch.Generator().manual_seed(2)).softmax(1))
+    assert bool((found.mean == 0.1).all())
+    assert bool((found.std == 0).all())
+
+
 def test_weighted_draws_of_one_normal_tell_another() -> None:
     """N(0, 1) weighed to N(1/2, 1): mean, deviation and quartiles within 4 standard errors."""
     x = torch.randn(1, 20_000, 1, generator=torch.Generator().manual_seed(1)).double()

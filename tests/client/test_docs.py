@@ -25,8 +25,9 @@ def test_every_block_of_python_runs(
     block: str, url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    # Of the machine that it runs on, nothing but the address and the model's name are others.
+    # Nothing but the address is another, and the model, which has fewer steps.
     here = block.replace("Client()", f"Client({url!r})").replace('"mnist"', '"grey"')
+    here = re.sub(r"\b(steps|terms)=\d+", r"\1=4", here)
     exec(compile(here, "block", "exec"), {})
 
 

@@ -69,8 +69,8 @@ class Settings(BaseSettings):
     max_particles: int = Field(
         256,
         ge=1,
-        description="Most particles of a system: all of them make a step in one turn of the "
-        "device, which others wait for.",
+        description="Most particles of a system; all of them are held at once. More than "
+        "`batch_size` make a step in pieces.",
     )
     max_request_cost: int = Field(
         2_000_000, ge=1, description="Most network evaluations one request may need; beyond it 422."

@@ -116,8 +116,7 @@ class Posterior(Answer):
     def weights(self) -> Array:
         """What each sample counts in `mean`, `std` and `quantiles`, [data, num_samples]; sum 1."""
         count = self.samples.shape[1]
-        alike = np.full((len(self.samples), count), 1 / count, np.float32)
-        return self.body.tensors.get("weights", alike)
+        return np.array(self._each("weights", [1 / count] * count))
 
     @property
     def quantiles(self) -> Array | None:
@@ -173,7 +172,7 @@ class Posterior(Answer):
     @classmethod
     def lift(cls, document: Mapping[str, Any]) -> Body:
         """The body of an answer that came as JSON."""
-        names = ("samples", "weights", "mean", "std", "quantiles")
+        names = ("samples", "mean", "std", "quantiles")
         results = document["results"]
         found = {n: [one.get(n) for one in results] for n in names}
         tensors = {n: _float32(x) for n, x in found.items() if None not in x}

@@ -328,4 +328,3 @@ def test_what_each_sample_counts() -> None:
     weighed = {**document, "results": [{**one, "weights": [0.75, 0.25]}] * 2}
     found = Posterior(Posterior.lift(weighed))
     assert found.weights.tolist() == [[0.75, 0.25]] * 2
-    assert all("weights" not in left for left in found.body.fields["results"])

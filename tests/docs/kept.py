@@ -84,6 +84,9 @@ KEPT = (
     Kept("docker compose ", "needs Docker, and builds for minutes", composes),
     Kept("noneq serve", "serves until it is stopped", serves),
     Kept("noneq train", "fits for minutes; tests/client/test_train.py does it small", trains),
+    Kept(
+        "noneq convert", "needs what was trained elsewhere; tests/training makes it small", trains
+    ),
     Kept("python -m training ", "fits for hours; tests/training does it small", trains),
 )
 

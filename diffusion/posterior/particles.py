@@ -32,6 +32,7 @@ from diffusion.posterior.twist import Twist, last_look, look
 LookAt = Callable[[Tensor, Tensor, Tensor, Observation], Look]
 
 _TWIST = Twist()
+_FAR = 1e6  # of x_t, whose noise is about 1: no chain of finite probability goes there
 
 
 @final
@@ -144,6 +145,11 @@ class Filter(Course):
             paid = here.log_r[rows] + proposal.log_ratio(x)
             paid = torch.where(torch.isneginf(here.log_r[rows]), 0.0, paid)
             log_w = log_w - paid.reshape(S, P)
+            # A network sent far from its data may answer anything: such a particle is worth
+            # nothing, and waits at 0 to be replaced.
+            lost = ~(x.abs() <= _FAR).flatten(1).all(1) | log_w.flatten().isnan()
+            log_w = torch.where(lost.reshape(S, P), -math.inf, log_w)
+            x = torch.where(lost.reshape(-1, *[1] * (x.ndim - 1)), 0.0, x)
         return replace(
             systems,
             x=x.unflatten(0, (S, -1)),

@@ -2,12 +2,14 @@
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 
 import pytest
 import torch
 from torch import Tensor
 from torch.testing import assert_close
 
+from diffusion.distributions import Normal
 from diffusion.model import DiffusionModel
 from diffusion.networks import BitPatterns, GaussianMixture
 from diffusion.noise import counter_noise
@@ -18,7 +20,7 @@ from diffusion.posterior.factors import Factor
 from diffusion.posterior.particles import Filter, effective, log_mean, systematic
 from diffusion.posterior.proposal import Independent, Look
 from diffusion.posterior.systems import Cloud, walk
-from diffusion.posterior.twist import Twist
+from diffusion.posterior.twist import Twist, look
 from diffusion.sampling import sample
 from tests.diffusion.models import binomial, gaussian
 
@@ -120,6 +122,26 @@ def test_the_evidence_has_no_bias_even_by_a_bad_twist(line: GaussianMixture) -> 
         check_evidence(found, exact)
         spreads.append(float(found.log_evidence.std()))
     assert spreads[2] < 0.5 * min(spreads[:2])
+
+
+@pytest.mark.parametrize("far", [math.nan, math.inf, 1e7])
+def test_a_particle_that_is_lost_counts_for_nothing(line: GaussianMixture, far: float) -> None:
+    """One of four sent out of reach at the first step, whatever its state: 3/4 of the evidence."""
+    model, seen = gaussian(line), Observation.of_reals(Y, KNOWN, 0.5)
+    exact = line.posterior(torch.eye(3)[:2], Y[0, :2], torch.full((2,), 0.25))[1]
+
+    def losing(x: Tensor, t: Tensor, s: Tensor, here: Observation) -> Look:
+        found = look(model, x, t, s, here, Twist(covariance="diagonal"))
+        assert isinstance(found.proposal, Independent)
+        kernel, to = found.proposal.kernel, found.proposal.proposal
+        lost = (torch.arange(len(x)) % 4 == 0) & (t == model.T)
+        assert isinstance(to, Normal)
+        sent = Normal(torch.where(lost[:, None], far, to.mean), to.var)
+        return replace(found, proposal=Independent(kernel, sent))
+
+    found = cloud(model, seen, 1500, 4, 5, look_at=losing)
+    assert bool(found.samples.isfinite().all())
+    check_evidence(found, exact + math.log(3 / 4))
 
 
 def test_the_paper_s_kernel_with_weights_has_no_bias_either(line: GaussianMixture) -> None:

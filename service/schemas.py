@@ -6,7 +6,7 @@ Arrays stay nested lists here, unread: which shapes and values fit, the model sa
 import math
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, WithJsonSchema
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema
 from torch import Tensor
 
 from diffusion.choice import Spacing, StrataKind
@@ -41,6 +41,11 @@ def _is_noise(value: object) -> object:
             return value
         raise ValueError("a finite number of at least 0 is expected")
     raise ValueError("a number, or an array of them, is expected")
+
+
+def _named(value: object) -> object:
+    """Of samplers the ancestral one where only its steps are said, as /posterior has it."""
+    return {"name": "ancestral", **value} if isinstance(value, dict) else value
 
 
 DataIn = Annotated[
@@ -97,10 +102,10 @@ class SampleRequest(Asked):
     )
 
     num_samples: int = Field(1, ge=1, description="How many.")
-    sampler: Sampler = Field(
+    sampler: Annotated[Sampler, BeforeValidator(_named)] = Field(
         Ancestral(),
-        description="Which steps: `ancestral` (all, or `steps` of them), `ddim` or `dpmpp_2m` "
-        "(real data only).",
+        description="Which steps: `ancestral` (all, or `steps` of them; meant where no name is "
+        "said), `ddim` or `dpmpp_2m` (real data only).",
     )
     frames: int = Field(
         0,

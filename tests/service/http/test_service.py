@@ -46,6 +46,15 @@ async def test_models_are_listed_with_those_refused_and_why(client: httpx.AsyncC
 
 
 @pytest.mark.anyio
+async def test_a_sampler_without_a_name_is_the_ancestral(client: httpx.AsyncClient) -> None:
+    body = {"model": "gaussian-mixture", "num_samples": 2, "seed": 7, "sampler": {"steps": 5}}
+    named = body | {"sampler": {"name": "ancestral", "steps": 5}}
+    one, two = [await client.post("/sample", json=asked) for asked in (body, named)]
+    assert one.status_code == 200
+    assert one.json()["samples"] == two.json()["samples"]
+
+
+@pytest.mark.anyio
 async def test_a_model_shows_its_artefact_and_card(client: httpx.AsyncClient) -> None:
     answer = (await client.get("/models/gaussian-mixture")).json()
     assert answer["card"] == "# A mixture\n"

@@ -68,7 +68,7 @@ class Evaluation(Frozen):
         machine: that evaluated.
         quantiles: of the bound of one datum, nats: 101 percentiles from the least to the greatest,
             ascending; None where they are not known. Each is an estimate, whose noise widens them.
-        quantiles_count: data that these are of, the first of the split; None for all `count`.
+        quantiles_count: data of the split that these are of; None for all `count`.
     """
 
     convention: Convention

@@ -274,7 +274,7 @@ class ModelAnswer(ModelSummary):
     )
     evaluation: list[dict[str, Any]] = Field(
         description="Measured bounds, with split and error; `quantiles` are the 101 percentiles of "
-        "the estimated bound of one datum, nats, of the first `quantiles_count` data, or of all."
+        "the estimated bound of one datum, nats, over `quantiles_count` of the data, or over all."
     )
     card: str | None = Field(description="The model's card, Markdown.")
 

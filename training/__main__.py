@@ -174,7 +174,9 @@ def parser() -> argparse.ArgumentParser:
 
     one = command("quantiles", do_quantiles, device, models)
     one.add_argument("name", help="of a model, or a path ending in .safetensors")
-    one.add_argument("--data", type=int, help="the first so many rows only (default as it was)")
+    one.add_argument(
+        "--data", type=int, help="so many rows only, from all over (default as it was)"
+    )
     one.add_argument("--batch", type=int, default=512, help="rows a network call")
 
     one = command("heldout", do_heldout, models)

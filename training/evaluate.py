@@ -10,6 +10,7 @@ before it: the two differ only in parts with closed forms.
 import math
 import platform
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
 
 import torch
@@ -170,7 +171,8 @@ def measured_again(
         model: that was evaluated.
         dataset: of the same data.
         evaluations: that an artefact has.
-        data: measure the first of them only; all if None.
+        data: measure only so many, from all over the split: some are in order of label; all if
+            None.
         batch: rows a network call.
         quiet: draw no progress bar.
 
@@ -179,6 +181,9 @@ def measured_again(
     """
     found: list[Evaluation] = []
     whole = [e for e in evaluations if e.whole]
+    if data is not None:
+        train, valid, test = (_some(dataset.split(name), data) for name in SPLITS)
+        dataset = replace(dataset, train=train, valid=valid, test=test)
     for settings in dict.fromkeys((e.split, e.count, e.terms, e.strata, e.seed) for e in whole):
         split, count, terms, strata, seed = settings
         alike = {
@@ -204,6 +209,10 @@ def measured_again(
             changes = {"quantiles": new.quantiles, "quantiles_count": part}
             found.append(old.model_copy(update=changes))
     return found
+
+
+def _some(rows: Tensor, count: int) -> Tensor:
+    return rows[:: max(1, len(rows) // count)][:count]
 
 
 def _check_same(old: Evaluation, new: Evaluation) -> None:

@@ -48,7 +48,11 @@ function mount(root, context) {
     h("button", { class: "primary", say: "sample.run" }),
   );
   form.elements.seed.addEventListener("input", () => (form.elements.keep.checked = true)); // it is meant
-  const desk = openDesk(context.announce);
+  const desk = openDesk(context.announce, () => {
+    fill(form, JSON.parse(asked)[1]);
+    settle();
+    repeat();
+  });
   const empty = h("p", { class: "empty", say: "sample.empty" });
   const stage = h("div", { class: "stage" });
   const told = h("p", { class: "told" });

@@ -12,17 +12,21 @@ const PATIENCE = 5; // times that a busy server is asked again
  * `ask(path, body, { previews, onPreview })` gives the answer, or null where it was cancelled or
  * failed; `desk.node` then shows why. `cancel()` frees the server's rows.
  * @param {(text: string|[string, object]) => void} announce tells a screen reader
+ * @param {() => void} again asks what failed once more; offered where that may help
  */
-export function openDesk(announce) {
+export function openDesk(announce, again = null) {
   let work = null;
-  const cancel = () => work?.abort();
-  const bar = meter(cancel);
+  const bar = meter(() => cancel());
   const box = notice();
+
+  function cancel() {
+    work?.abort();
+    box.hide();
+  }
 
   async function ask(path, body, { previews = 0, onPreview = () => {} } = {}) {
     cancel();
     const mine = (work = new AbortController());
-    box.hide();
     bar.show({ state: "waiting", step: 0, seconds_left: null });
     announce("progress.started");
     try {
@@ -31,7 +35,7 @@ export function openDesk(announce) {
       return work === mine ? answer : null;
     } catch (error) {
       if (work !== mine) return null;
-      if (error instanceof Problem) box.show(error);
+      if (error instanceof Problem) box.show(error, isPassing(error) ? again : null);
       else if (error.name === "AbortError") announce("progress.cancelled");
       else throw error;
       return null;
@@ -75,3 +79,6 @@ export function openDesk(announce) {
 
   return { node: h("div", { class: "desk" }, bar.node, box.node), ask, cancel, busy: () => work !== null };
 }
+
+/** Whether the same request may go well later: nothing came back, or the service is at fault. */
+const isPassing = ({ status }) => status === 0 || status >= 500;

@@ -80,13 +80,14 @@ export function meter(cancel) {
   };
 }
 
-/** The box that says what came, what was expected and what to do: `show(problem)`, `hide()`. */
+/** The box that says what came, what was expected and what to do: `show(problem, again)`, `hide()`. */
 export function notice() {
   const node = h("section", { class: "notice", role: "alert", hidden: true });
   return {
     node,
-    show(problem) {
+    show(problem, again = null) {
       node.replaceChildren(...lines(problem));
+      if (again) node.append(h("div", { class: "row" }, button("problem.again", again)));
       node.hidden = false;
     },
     hide() {

@@ -15,7 +15,7 @@ export function player(onFrame, caption) {
   const scrub = () => (stop(), turn(Number(slider.value)));
   const slider = h("input", { type: "range", min: 0, step: 1, label: "player.frame", on: { input: scrub } });
   const play = h("button", { type: "button", class: "play", on: { click: () => (timer ? stop() : start()) } });
-  const text = h("output", { class: "caption" });
+  const text = h("span", { class: "caption" }); // no live region: the slider tells its own value
   const node = h("div", { class: "player", hidden: true }, play, slider, text);
   let timer = null;
 

@@ -1,5 +1,6 @@
 """The shell: languages, themes, keyboard, and what is shown where the service does not answer."""
 
+import json
 import re
 from collections.abc import Callable
 from contextlib import AbstractContextManager
@@ -118,10 +119,29 @@ def test_a_service_that_dies_in_mid_run_is_told(visit: Open, folder: Path, watch
         page.wait_for_function("() => document.querySelector('progress').value > 0")
         process.kill()
         alert = page.get_by_role("alert")
-        alert.get_by_text("The connection broke in mid-answer").wait_for()
+        alert.get_by_text("The connection broke mid-answer").wait_for()
         assert "same seed" in alert.inner_text()
         assert not page.locator(".meter").is_visible()
     watch.faults.clear()  # the browser's own: connection reset
+
+
+def test_what_failed_is_asked_again_as_it_was(visit: Open, watch: Watch) -> None:
+    page = visit("?model=grey")
+    page.get_by_label("Steps").fill("4")
+    page.route("**/sample", lambda route: route.abort(), times=1)
+    page.get_by_role("button", name="Draw samples").click()
+    page.get_by_role("alert").get_by_text("The service does not answer").wait_for()
+    link = page.url
+    page.get_by_label("Steps").fill("2")  # not what had been asked
+    page.get_by_role("button", name="Try again").click()
+    page.locator(".told").wait_for()
+    assert page.url == link
+    assert page.get_by_label("Steps").input_value() == "4"
+    assert (
+        f"seed {link.partition('seed=')[2].partition('&')[0]}" in page.locator(".told").inner_text()
+    )
+    assert not page.get_by_role("alert").is_visible()
+    watch.faults.clear()  # the browser's own: the request failed
 
 
 def test_a_refusal_says_what_came_and_what_to_do(visit: Open, watch: Watch) -> None:
@@ -131,6 +151,9 @@ def test_a_refusal_says_what_came_and_what_to_do(visit: Open, watch: Watch) -> N
     assert "8" in alert.inner_text()
     assert "99" in alert.inner_text()
     assert "What to do" in alert.inner_text()
+    assert alert.get_by_role("button", name="Try again").count() == 0  # it would not help
+    page.get_by_label("Model", exact=True).select_option("gaussian-mixture")
+    assert not alert.is_visible()  # it was of another question
     watch.faults.clear()  # the browser's own: 422
 
 
@@ -219,3 +242,35 @@ def test_nothing_leaves_a_narrow_screen(visit: Open, model: str) -> None:
     header = page.locator("header").bounding_box()
     assert header is not None
     assert header["height"] < 60  # one line
+
+
+CUT = """async whole => {
+  const { stream } = await import("./static/service.js");
+  const bytes = new TextEncoder().encode(whole);
+  const found = new Set();
+  const ways = [...bytes].map((_, cut) => [bytes.slice(0, cut), bytes.slice(cut)]);
+  ways.push([...bytes].map((byte) => Uint8Array.of(byte)));
+  for (const parts of ways) {
+    globalThis.fetch = async () => new Response(new ReadableStream({
+      start(controller) {
+        for (const part of parts) controller.enqueue(part);
+        controller.close();
+      },
+    }));
+    const told = [];
+    for await (const event of stream("/sample", {})) told.push(event);
+    found.add(JSON.stringify(told));
+  }
+  return [...found];
+}"""
+
+
+def test_a_stream_says_the_same_wherever_it_is_cut(visit: Open) -> None:
+    page = visit()
+    progress, result = {"step": 1}, {"samples": [[0.5, -1]], "note": "눈\u2028 \\n\\n"}
+    events = [["progress", progress], ["result", result]]
+    blocks = [
+        f"event: {name}\ndata: {json.dumps(data, ensure_ascii=False)}\n\n" for name, data in events
+    ]
+    whole = f"{blocks[0]}: still here\n\n{blocks[1]}"
+    assert [json.loads(found) for found in page.evaluate(CUT, whole)] == [events]

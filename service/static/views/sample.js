@@ -48,7 +48,11 @@ function mount(root, context) {
     h("button", { class: "primary", say: "sample.run" }),
   );
   form.elements.seed.addEventListener("input", () => (form.elements.keep.checked = true)); // it is meant
-  const desk = openDesk(context.announce);
+  const desk = openDesk(context.announce, () => {
+    fill(form, JSON.parse(asked)[1]);
+    settle();
+    repeat();
+  });
   const empty = h("p", { class: "empty", say: "sample.empty" });
   const stage = h("div", { class: "stage" });
   const told = h("p", { class: "told" });
@@ -159,7 +163,7 @@ function mount(root, context) {
     if (answer.trajectory) {
       const { t, x, x_0 } = answer.trajectory;
       trajectory = { t, x: x.with(-1, answer.samples), x_0: x_0.with(-1, answer.samples) };
-      scene.reach([...x, ...x_0].flat());
+      scene.reach(x.flat()); // estimates may lie far off, where the noise is all there is
       film.load(t.length);
     }
   }

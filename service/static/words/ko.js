@@ -51,6 +51,7 @@ export default {
   "progress.busy": "서비스가 혼잡합니다. {n}초 뒤에 다시 시도합니다.",
   "progress.cancel": "취소",
 
+  "problem.again": "다시 시도",
   "problem.received": "보낸 값",
   "problem.expected": "필요한 값",
   "problem.fix": "해결 방법",

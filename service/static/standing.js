@@ -6,6 +6,7 @@ import { axes, rangeOf } from "./plots.js";
 import { hue, letter } from "./thumbs.js";
 
 const BARS = 24;
+const [LEFT, RIGHT] = ["← ", " →"]; // where a datum lies beyond the plot
 const size = () => ({ width: Math.min(640, innerWidth - 40), height: 250 }); // letters as large as the page's
 const BEYOND = 0.6; // of the held-out data's own width that the axis goes further, for data beyond
 
@@ -46,7 +47,7 @@ export function histogram(quantiles, bounds, dims) {
   plot.bars(edges, heights);
   const rows = stacked(near.map(plot.X));
   for (const [i, place] of places.entries()) {
-    const arrow = place > near[i] ? " →" : place < near[i] ? "← " : "";
+    const arrow = place > near[i] ? RIGHT : place < near[i] ? LEFT : "";
     flag(plot, near[i], rows[i], i, arrow);
   }
   return plot.node;
@@ -66,8 +67,8 @@ function stacked(xs) {
 /** A pole with a letter; an arrow where the datum lies beyond the plot. */
 function flag(plot, value, row, i, arrow) {
   const [x, top, bottom] = [plot.X(value), 14 + 16 * row, plot.Y(0)];
-  const name = arrow.startsWith("←") ? arrow + letter(i) : letter(i) + arrow;
-  const word = svg("text", { x: x + 5, y: top + 9 }, name);
+  const right = arrow === RIGHT;
+  const word = svg("text", { x: x + (right ? -5 : 5), y: top + 9, "text-anchor": right ? "end" : "start" }, right ? letter(i) + arrow : arrow + letter(i));
   plot.node.append(svg("g", { class: `flag ${hue(i)}` }, svg("path", { d: `M${x} ${top}V${bottom}` }), word));
 }
 

@@ -6,6 +6,7 @@ import { field, numberInput } from "./panels.js";
 import { axes } from "./plots.js";
 import { hue, letter } from "./thumbs.js";
 
+const SIDE = 420; // of the plot, in its own units
 const REACH = 3.2; // standard deviations each way, if held-out data do not go further
 const FAINT = 200; // nats below the highest at which the map has faded out, by the logarithm of them
 
@@ -27,8 +28,7 @@ export function chart({ shift, scale }, held, onPoint) {
 
   /** An empty plane. */
   function stand() {
-    const side = Math.min(420, innerWidth - 40); // letters as large as the page's
-    const made = axes({ x: { range: ranges[0] }, y: { range: ranges[1] }, label: "chart.label", width: side, height: side });
+    const made = axes({ x: { range: ranges[0] }, y: { range: ranges[1] }, label: "chart.label", width: SIDE, square: true });
     frame.replaceChildren(made.node);
     return made;
   }

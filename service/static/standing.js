@@ -7,7 +7,7 @@ import { hue, letter } from "./thumbs.js";
 
 const BARS = 24;
 const [LEFT, RIGHT] = ["← ", " →"]; // where a datum lies beyond the plot
-const size = () => ({ width: Math.min(640, innerWidth - 40), height: 250 }); // letters as large as the page's
+const HEIGHT = 250; // of the plots
 const BEYOND = 0.6; // of the held-out data's own width that the axis goes further, for data beyond
 
 /** Nats as bits/dim: the less the likelier. */
@@ -43,7 +43,7 @@ export function histogram(quantiles, bounds, dims) {
   const below = edges.map((edge) => shareAbove(quantiles, -edge * Math.LN2 * dims)); // share that is likelier
   const heights = below.slice(1).map((share, i) => 100 * (share - below[i]));
   const top = 1.25 * Math.max(...heights);
-  const plot = axes({ x: { range, name: "standing.x" }, y: { range: [0, top], name: "standing.y" }, label: "standing.label", ...size() });
+  const plot = axes({ x: { range, name: "standing.x" }, y: { range: [0, top], name: "standing.y" }, label: "standing.label", height: HEIGHT });
   plot.bars(edges, heights);
   const rows = stacked(near.map(plot.X));
   for (const [i, place] of places.entries()) {
@@ -81,7 +81,7 @@ export function course(terms, T) {
   const lines = terms.map(averaged);
   const values = lines.flat().map(([, value]) => value);
   const y = { range: [0, 1.05 * Math.max(1e-9, ...values)], name: "course.y" };
-  const plot = axes({ x: { range: [0, 1.02 * T], name: "course.x" }, y, label: "course.label", ...size() });
+  const plot = axes({ x: { range: [0, 1.02 * T], name: "course.x" }, y, label: "course.label", height: HEIGHT });
   lines.forEach((points, i) => plot.line(points, `${hue(i)} line-${Math.floor(i / 6)}`));
   return plot.node;
 }

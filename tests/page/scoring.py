@@ -38,7 +38,7 @@ def score(page: "Page") -> None:
 
 def figures(page: "Page") -> list[str]:
     """The bits/dim that are shown."""
-    return page.locator(".figure strong").all_inner_texts()
+    return page.locator(".score strong").all_inner_texts()
 
 
 def pictures(page: "Page", shape: tuple[int, ...]) -> Bytes:

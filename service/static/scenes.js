@@ -8,7 +8,7 @@ import { h } from "./elements.js";
 import { paint, paintPng, paintRows, sheet } from "./pictures.js";
 import { axes, rangeOf, toCanvas } from "./plots.js";
 
-const STRIDE = 0.3; // an arrow's share of the way
+const STRIDE = 0.5; // an arrow's share of the way
 
 /** The scene for a model's data. */
 export function sceneOf(model) {

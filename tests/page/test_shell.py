@@ -1,5 +1,6 @@
 """The shell: languages, themes, keyboard, and what is shown where the service does not answer."""
 
+import json
 import re
 from collections.abc import Callable
 from contextlib import AbstractContextManager
@@ -219,3 +220,35 @@ def test_nothing_leaves_a_narrow_screen(visit: Open, model: str) -> None:
     header = page.locator("header").bounding_box()
     assert header is not None
     assert header["height"] < 60  # one line
+
+
+CUT = """async whole => {
+  const { stream } = await import("./static/service.js");
+  const bytes = new TextEncoder().encode(whole);
+  const found = new Set();
+  const ways = [...bytes].map((_, cut) => [bytes.slice(0, cut), bytes.slice(cut)]);
+  ways.push([...bytes].map((byte) => Uint8Array.of(byte)));
+  for (const parts of ways) {
+    globalThis.fetch = async () => new Response(new ReadableStream({
+      start(controller) {
+        for (const part of parts) controller.enqueue(part);
+        controller.close();
+      },
+    }));
+    const told = [];
+    for await (const event of stream("/sample", {})) told.push(event);
+    found.add(JSON.stringify(told));
+  }
+  return [...found];
+}"""
+
+
+def test_a_stream_says_the_same_wherever_it_is_cut(visit: Open) -> None:
+    page = visit()
+    progress, result = {"step": 1}, {"samples": [[0.5, -1]], "note": "눈\u2028 \\n\\n"}
+    events = [["progress", progress], ["result", result]]
+    blocks = [
+        f"event: {name}\ndata: {json.dumps(data, ensure_ascii=False)}\n\n" for name, data in events
+    ]
+    whole = f"{blocks[0]}: still here\n\n{blocks[1]}"
+    assert [json.loads(found) for found in page.evaluate(CUT, whole)] == [events]

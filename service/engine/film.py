@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from service.engine.ticks import Entry
+from service.engine.transfer import upload
 
 
 @final
@@ -115,6 +116,9 @@ class Camera:
         """Take what is wanted after so many steps: of x_s and x_0hat, [B, *event] each."""
         for shot in self._wanted.get(made, ()):
             first, last = shot.places[0], shot.places[-1]
-            together = last - first + 1 == len(shot.places)
-            places = slice(first, last + 1) if together else shot.places
-            self.taken.append((shot, (x if shot.of == "x" else x_0)[places].clone()))
+            states = x if shot.of == "x" else x_0
+            if last - first + 1 == len(shot.places):
+                states = states[first : last + 1].clone()
+            else:
+                states = states[upload(torch.tensor(shot.places), states.device)]
+            self.taken.append((shot, states))

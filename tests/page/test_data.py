@@ -118,3 +118,19 @@ def test_the_snippets_are_the_request(visit: Open, url: str) -> None:
     names: dict[str, Any] = {}
     exec(script.partition("answer =")[0], names)
     assert names["data"].tolist() == [[wanted.tolist()]]
+
+
+def test_vectors_without_a_picture_are_typed(visit: Open) -> None:
+    script = """async () => {
+      const { lines } = await import("./static/lines.js");
+      const [taken, refused] = [[], []];
+      const model = { shape: [3], kind: "vector" };
+      const box = lines(model, (data) => taken.push(data), () => refused.push(1));
+      const [text, add] = [box.node.querySelector("textarea"), box.node.querySelector("button")];
+      for (const typed of ["1 2 3\\n-4, 5e-1, 6", "1 2", ""]) {
+        text.value = typed;
+        add.click();
+      }
+      return [taken, refused.length];
+    }"""
+    assert visit().evaluate(script) == [[[[1, 2, 3], [-4, 0.5, 6]]], 2]

@@ -6,24 +6,32 @@ import { field, numberInput } from "./panels.js";
 import { axes } from "./plots.js";
 import { hue, letter } from "./thumbs.js";
 
+const SIDE = 420; // of the plot, in its own units
 const REACH = 3.2; // standard deviations each way, if held-out data do not go further
 const FAINT = 200; // nats below the highest at which the map has faded out, by the logarithm of them
 
 /**
- * `show(points, held)` draws the points by their letters over held-out ones; `lay(map)` a map.
+ * `show(points)` draws the points by their letters, `cells(n)` are the middles of n x n cells of the
+ * plane, `lay(values)` maps them. The plane grows to hold its points, and a map is then gone.
  * @param {{shift: number|number[], scale: number|number[]}} space the data's own mean and spread
  * @param {number[][]} held held-out data
  * @param {(point: number[]) => void} onPoint a point was put
  */
 export function chart({ shift, scale }, held, onPoint) {
-  const side = Math.min(420, innerWidth - 40); // letters as large as the page's
-  const ranges = [0, 1].map((d) => rangeOf(at(shift, d), at(scale, d), held.map((x) => x[d])));
-  const plot = axes({ x: { range: ranges[0] }, y: { range: ranges[1] }, label: "chart.label", width: side, height: side });
+  const frame = h("div", { class: "chart", on: { click: (event) => onPoint(placeOf(event)) } });
   const inputs = ["x", "y"].map((name) => numberInput(name, { step: "any" }));
   const form = h("form", { class: "point", on: { submit: put } }, field("chart.x", inputs[0]), field("chart.y", inputs[1]), h("button", { say: "chart.put" }));
-  const node = h("div", { class: "easel" }, plot.node, form, h("small", { say: "chart.how" }));
-  plot.node.classList.add("chart");
-  plot.node.addEventListener("click", (event) => onPoint(placeOf(event)));
+  const node = h("div", { class: "easel" }, frame, form, h("small", { say: "chart.how" }));
+  let ranges = [0, 1].map((d) => reachOf(at(shift, d), at(scale, d), held.map((x) => x[d])));
+  let plot = stand();
+  let surveyed = null; // the ranges of the cells that were asked for
+
+  /** An empty plane. */
+  function stand() {
+    const made = axes({ x: { range: ranges[0] }, y: { range: ranges[1] }, label: "chart.label", width: SIDE, square: true });
+    frame.replaceChildren(made.node);
+    return made;
+  }
 
   function put(event) {
     event.preventDefault();
@@ -40,6 +48,11 @@ export function chart({ shift, scale }, held, onPoint) {
   }
 
   function show(points) {
+    const wider = ranges.map((range, d) => wide(range, points.map((x) => x[d])));
+    if (wider.flat().some((edge, i) => edge !== ranges.flat()[i])) {
+      ranges = wider;
+      plot = stand();
+    }
     plot.clear();
     if (held.length) plot.dots(held, "soft");
     for (const [i, [x, y]] of points.entries()) {
@@ -50,12 +63,14 @@ export function chart({ shift, scale }, held, onPoint) {
 
   /** The middles of n x n cells, from the upper left. */
   function cells(n) {
+    surveyed = ranges;
     const middle = ([low, high], i) => low + ((i + 0.5) / n) * (high - low);
     return Array.from({ length: n * n }, (_, k) => [middle(ranges[0], k % n), middle(ranges[1], n - 1 - Math.floor(k / n))]);
   }
 
-  /** A map of n x n log-densities, nats, as `cells` has them. */
+  /** A map of n x n log-densities, nats, as `cells` has them; of a plane that has grown since, none. */
   function lay(values) {
+    if (surveyed !== ranges) return;
     plot.node.querySelector(".map")?.remove();
     const n = Math.sqrt(values.length);
     const [left, right] = ranges[0].map(plot.X);
@@ -71,10 +86,14 @@ export function chart({ shift, scale }, held, onPoint) {
 
 const at = (value, d) => (Array.isArray(value) ? value[d] : value);
 
-function rangeOf(shift, scale, seen) {
-  const reach = REACH * scale;
-  const [low, high] = [Math.min(shift - reach, ...seen), Math.max(shift + reach, ...seen)];
-  return [low, high];
+function reachOf(shift, scale, seen) {
+  return [Math.min(shift - REACH * scale, ...seen), Math.max(shift + REACH * scale, ...seen)];
+}
+
+/** A range that holds some values: itself where it does, else with a margin. */
+function wide([low, high], values) {
+  const room = 0.08 * (Math.max(high, ...values) - Math.min(low, ...values));
+  return [values.some((value) => value < low) ? Math.min(...values) - room : low, values.some((value) => value > high) ? Math.max(...values) + room : high];
 }
 
 /** A mask of them: the denser the whiter. */

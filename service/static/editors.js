@@ -38,8 +38,8 @@ export function editorOf(model, facts, held, context, onProblem) {
 /** Held-out data, each a button. */
 function begin(model, examples, held) {
   if (!examples.length) return h("p", { class: "told", say: "examples.none" });
-  const picks = examples.map((x, i) => h("button", { type: "button", class: "pick", label: ["examples.one", { n: i + 1 }], on: { click: () => held.add([x]) } }, thumb(x, model)));
-  return h("section", { class: "examples" }, h("h3", { say: "examples.title" }), h("div", { class: "picks" }, ...picks));
+  const picks = examples.map((x, i) => h("button", { type: "button", class: "tile", label: ["examples.one", { n: i + 1 }], on: { click: () => held.add([x]) } }, thumb(x, model)));
+  return h("section", { class: "examples" }, h("h3", { say: "examples.title" }), h("div", { class: "tiles" }, ...picks));
 }
 
 /** The plane, with a map of the density for the asking. */

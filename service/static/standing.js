@@ -6,7 +6,8 @@ import { axes, rangeOf } from "./plots.js";
 import { hue, letter } from "./thumbs.js";
 
 const BARS = 24;
-const size = () => ({ width: Math.min(640, innerWidth - 40), height: 250 }); // letters as large as the page's
+const [LEFT, RIGHT] = ["← ", " →"]; // where a datum lies beyond the plot
+const HEIGHT = 250; // of the plots
 const BEYOND = 0.6; // of the held-out data's own width that the axis goes further, for data beyond
 
 /** Nats as bits/dim: the less the likelier. */
@@ -42,11 +43,11 @@ export function histogram(quantiles, bounds, dims) {
   const below = edges.map((edge) => shareAbove(quantiles, -edge * Math.LN2 * dims)); // share that is likelier
   const heights = below.slice(1).map((share, i) => 100 * (share - below[i]));
   const top = 1.25 * Math.max(...heights);
-  const plot = axes({ x: { range, name: "standing.x" }, y: { range: [0, top], name: "standing.y" }, label: "standing.label", ...size() });
+  const plot = axes({ x: { range, name: "standing.x" }, y: { range: [0, top], name: "standing.y" }, label: "standing.label", height: HEIGHT });
   plot.bars(edges, heights);
   const rows = stacked(near.map(plot.X));
   for (const [i, place] of places.entries()) {
-    const arrow = place > near[i] ? " →" : place < near[i] ? "← " : "";
+    const arrow = place > near[i] ? RIGHT : place < near[i] ? LEFT : "";
     flag(plot, near[i], rows[i], i, arrow);
   }
   return plot.node;
@@ -66,8 +67,8 @@ function stacked(xs) {
 /** A pole with a letter; an arrow where the datum lies beyond the plot. */
 function flag(plot, value, row, i, arrow) {
   const [x, top, bottom] = [plot.X(value), 14 + 16 * row, plot.Y(0)];
-  const name = arrow.startsWith("←") ? arrow + letter(i) : letter(i) + arrow;
-  const word = svg("text", { x: x + 5, y: top + 9 }, name);
+  const right = arrow === RIGHT;
+  const word = svg("text", { x: x + (right ? -5 : 5), y: top + 9, "text-anchor": right ? "end" : "start" }, right ? letter(i) + arrow : arrow + letter(i));
   plot.node.append(svg("g", { class: `flag ${hue(i)}` }, svg("path", { d: `M${x} ${top}V${bottom}` }), word));
 }
 
@@ -80,7 +81,7 @@ export function course(terms, T) {
   const lines = terms.map(averaged);
   const values = lines.flat().map(([, value]) => value);
   const y = { range: [0, 1.05 * Math.max(1e-9, ...values)], name: "course.y" };
-  const plot = axes({ x: { range: [0, 1.02 * T], name: "course.x" }, y, label: "course.label", ...size() });
+  const plot = axes({ x: { range: [0, 1.02 * T], name: "course.x" }, y, label: "course.label", height: HEIGHT });
   lines.forEach((points, i) => plot.line(points, `${hue(i)} line-${Math.floor(i / 6)}`));
   return plot.node;
 }

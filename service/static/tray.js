@@ -28,7 +28,7 @@ export function tray(onHand, onChange) {
   }
 
   function item(x, i) {
-    const pick = h("button", { type: "button", class: "pick", label: ["tray.pick", { name: letter(i) }], "aria-pressed": String(i === hand), on: { click: () => take(i) } }, thumb(x, model), badge(i));
+    const pick = h("button", { type: "button", class: "tile", label: ["tray.pick", { name: letter(i) }], "aria-pressed": String(i === hand), on: { click: () => take(i) } }, thumb(x, model), badge(i));
     const drop = h("button", { type: "button", class: "drop", label: ["tray.drop", { name: letter(i) }], on: { click: () => remove(i) } }, "×");
     return h("li", {}, pick, drop);
   }

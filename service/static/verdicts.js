@@ -28,7 +28,7 @@ export function verdicts(data, model, results, held) {
 function card(x, model, result, held, i) {
   const head = h("div", { class: "verdict-head" }, thumb(x, model), badge(i));
   const { bound, bits_per_dim: bits } = result;
-  if (bound === null) return h("li", { class: "verdict" }, head, h("p", { class: "figure" }, "∞"), h("p", { say: "verdict.impossible" }));
+  if (bound === null) return h("li", { class: "verdict" }, head, h("p", { class: "score" }, "∞"), h("p", { say: "verdict.impossible" }));
   return h("li", { class: "verdict" }, head, figure(bits, errorOf(result, model)), place(result, held), partsOf(result));
 }
 
@@ -38,7 +38,7 @@ const errorOf = ({ standard_error: nats }, { shape }) => (nats === null ? null :
 function figure(bits, error) {
   const count = error ? known(error) : 3;
   const plus = error === null ? null : h("span", { class: "error" }, ` ± ${digits(error, count)}`);
-  return h("p", { class: "figure" }, h("strong", {}, digits(bits, count)), plus, h("span", { class: "unit" }, " "), h("span", { class: "unit", say: "verdict.unit" }));
+  return h("p", { class: "score" }, h("strong", {}, digits(bits, count)), plus, h("span", { class: "unit" }, " "), h("span", { class: "unit", say: "verdict.unit" }));
 }
 
 /** Whether a datum's place among held-out data is known. */

@@ -1,24 +1,19 @@
 """The Likelihood view: data made in the browser are scored as the service scores them."""
 
-import json
-import zlib
-from base64 import urlsafe_b64decode
 from collections.abc import Callable
-from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-from urllib.parse import parse_qs, urlencode, urlsplit
+from urllib.parse import urlsplit
 
 import numpy as np
 import pytest
 import torch
-from numpy.typing import NDArray
-from PIL import Image
 
 from diffusion import heldout
 from diffusion.checkpoint import Evaluation, Metadata, save
 from diffusion.model import DiffusionModel
 from tests.page.conftest import Watch
+from tests.page.scoring import digits, fields_of, figures, pictures, score
 from tests.service.http.conftest import bit_patterns, gaussian_mixture, grey_images
 
 if TYPE_CHECKING:
@@ -26,19 +21,10 @@ if TYPE_CHECKING:
 
 Open = Callable[..., "Page"]
 Ask = Callable[..., dict[str, Any]]
-Bytes = NDArray[np.uint8]
 
 GREYS = torch.arange(20 * 48).reshape(20, 1, 6, 8) % 256
 SEVEN = [(0.3, 0.3), (0.6, 0.3), (0.5, 0.5), (0.45, 0.7)]  # of the canvas' width and height
 QUANTILES = tuple(-12 + 0.12 * i for i in range(101))  # of bit patterns, nats
-
-
-def digits() -> tuple[DiffusionModel, Metadata]:
-    """The grey model as one of MNIST's size."""
-    model, metadata = grey_images()
-    space = metadata.space.model_copy(update={"shape": (1, 28, 28)})
-    model = DiffusionModel(model.process, model.network, space, "v", "lower")
-    return model, metadata.model_copy(update={"name": "digits", "space": space})
 
 
 def measured() -> tuple[DiffusionModel, Metadata]:
@@ -67,27 +53,6 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         save(found / metadata.name / "model.safetensors", model, metadata)
     heldout.write(found / "grey", GREYS, grey_images()[0].space)
     return found
-
-
-def fields_of(page: "Page") -> dict[str, str]:
-    return {name: values[0] for name, values in parse_qs(urlsplit(page.url).query).items()}
-
-
-def score(page: "Page") -> None:
-    """Ask, and wait until the answer is shown."""
-    page.get_by_role("button", name="How likely?").click()
-    page.locator(".answer:not(.stale) .verdict").first.wait_for()
-
-
-def figures(page: "Page") -> list[str]:
-    """The bits/dim that are shown."""
-    return page.locator(".figure strong").all_inner_texts()
-
-
-def pictures(page: "Page", shape: tuple[int, ...]) -> Bytes:
-    """The data of a link."""
-    packed = zlib.decompress(urlsafe_b64decode(fields_of(page)["data"] + "=="))
-    return np.frombuffer(packed, np.uint8).reshape(-1, *shape)
 
 
 def assert_shown(page: "Page", answer: dict[str, Any]) -> None:
@@ -177,7 +142,7 @@ def test_bits_are_toggled_by_keyboard(visit: Open, ask: Ask) -> None:
 
 def test_points_are_put_by_mouse_and_typed_and_mapped(visit: Open, ask: Ask) -> None:
     page = visit("?view=likelihood&model=gaussian-mixture")
-    box = page.locator("svg.chart").bounding_box()
+    box = page.locator(".chart svg").bounding_box()
     assert box is not None
     page.mouse.click(box["x"] + box["width"] / 2, box["y"] + box["height"] / 2)
     page.get_by_label("First").fill("0.5")
@@ -224,28 +189,6 @@ def test_the_page_and_the_artefact_agree_on_shares(visit: Open) -> None:
     assert found == pytest.approx([evaluation.rarer_than(bound) for bound in bounds])
 
 
-@pytest.mark.parametrize(
-    ("shape", "kind", "data"),
-    [
-        ([1, 6, 8], "image", GREYS[:3].tolist()),
-        ([1, 6, 8], "bits", (GREYS[:2] % 2).tolist()),
-        ([3], "bits", [[0, 1, 1], [1, 0, 0]]),
-        ([2], "vector", [[0.1, -2e-7], [1e21, 3]]),
-    ],
-)
-def test_data_survive_a_link(visit: Open, shape: list[int], kind: str, data: Any) -> None:
-    script = """async ([model, data]) => {
-      const { pack, unpack } = await import("./static/parcel.js");
-      const text = await pack(data, model);
-      const cut = await unpack(text.slice(0, -2), { ...model, shape: [...model.shape.slice(0, -1), 99] });
-      return [text === encodeURIComponent(text) || !model.shape[1], await unpack(text, model), cut];
-    }"""
-    plain, back, wrong = visit().evaluate(script, [{"shape": shape, "kind": kind}, data])
-    assert plain
-    assert back == data
-    assert wrong is None
-
-
 def test_a_link_repeats_the_answer_in_korean(visit: Open) -> None:
     page = visit("?view=likelihood&model=grey")
     page.get_by_role("button", name="Held-out datum 2").click()
@@ -278,47 +221,6 @@ def test_what_was_begun_stays_while_another_tab_is_open(visit: Open) -> None:
     page.wait_for_function("() => document.querySelectorAll('.verdict').length === 1")
 
 
-def test_data_too_large_for_a_link_are_not_in_it(visit: Open) -> None:
-    many = ";".join(f"{i}.{'123456789' * 60},-{'1' * 9}" for i in range(12))
-    text = many.replace(";", "\n")
-    page = visit("?view=likelihood&model=gaussian-mixture")
-    page.locator("svg.chart").wait_for()
-    file = {"name": "points.csv", "mimeType": "text/csv", "buffer": text.encode()}
-    page.locator("input[type=file]").set_input_files([file])
-    assert page.locator(".tray li").count() == 12
-    script = """async () => {
-      const { pack } = await import("./static/parcel.js");
-      const long = Array.from({ length: 400 }, (_, i) => [i + 0.123456789012, -i]);
-      return [await pack(long, { shape: [2], kind: "vector" }), await pack(long.slice(9, 11), { shape: [2], kind: "vector" })];
-    }"""
-    long, short = page.evaluate(script)
-    assert long is None
-    assert short == "9.123456789012,-9;10.123456789012,-10"
-    page.goto(page.url + "&" + urlencode({"by": "all", "seed": 1, "data": "-"}))
-    page.get_by_text("This link holds no data").wait_for()
-
-
-def test_pictures_come_from_files_at_the_models_size(visit: Open, watch: Watch) -> None:
-    page = visit("?view=likelihood&model=grey")
-    page.locator("canvas.sketch").wait_for()
-    picture = np.zeros((60, 80, 3), np.uint8)
-    picture[:, 40:] = 200
-    buffer = BytesIO()
-    Image.fromarray(picture).save(buffer, "PNG")
-    chooser = page.locator("input[type=file]")
-    chooser.set_input_files(
-        [{"name": "a.png", "mimeType": "image/png", "buffer": buffer.getvalue()}]
-    )
-    score(page)
-    (found,) = pictures(page, (1, 6, 8))
-    assert found[0, :, :4].max() <= 2
-    assert found[0, :, 4:].min() >= 198
-    chooser.set_input_files([{"name": "a.txt", "mimeType": "text/plain", "buffer": b"no picture"}])
-    page.get_by_role("alert").get_by_text("no picture that the browser can read").wait_for()
-    assert page.locator(".tray li").count() == 1
-    watch.faults.clear()
-
-
 def test_a_refusal_is_told(visit: Open, watch: Watch) -> None:
     page = visit(
         "?view=likelihood&model=bit-patterns&by=target_error&target_error=1&seed=3&data=1000"
@@ -329,21 +231,3 @@ def test_a_refusal_is_told(visit: Open, watch: Watch) -> None:
     watch.faults.clear()  # the browser's own: 422
     page.goto(page.url.replace("data=1000", "data=0123"))
     page.get_by_role("alert").get_by_text("The link's data cannot be read").wait_for()
-
-
-def test_the_snippets_are_the_request(visit: Open, url: str) -> None:
-    page = visit("?view=likelihood&model=grey")
-    page.get_by_role("button", name="Held-out datum 1", exact=True).click()
-    score(page)
-    page.locator(".snippets summary").click()
-    curl, script = page.locator(".snippets code").all_inner_texts()
-    asked = json.loads(curl.partition("--json '")[2].removesuffix("'"))
-    with Image.open(
-        BytesIO(urlsafe_b64decode(asked["data"][0].replace("+", "-").replace("/", "_")))
-    ) as image:
-        assert np.asarray(image.convert("L")).tolist() == GREYS[0, 0].tolist()
-    call = f'Client("{url}").loglik(data, model="grey", per_step=True, seed=7)'
-    assert call in script
-    names: dict[str, Any] = {}
-    exec(script.partition("answer =")[0], names)
-    assert names["data"].tolist() == GREYS[:1].tolist()

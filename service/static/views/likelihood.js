@@ -20,7 +20,7 @@ const WAYS = ["terms", "all", "target_error", "trajectories"];
 const STRATA = ["even", "importance"];
 const CONVENTIONS = [["", "convention.own"], ["paper", "convention.paper"]];
 
-export const view = { id: "likelihood", serves: () => true, mount };
+export const view = { id: "likelihood", mount };
 
 /** How a model's data are scored by themselves: all terms, but of pictures a hundred. */
 const usual = ({ shape, steps: T }) => ({

@@ -1,0 +1,47 @@
+"""What the tests of the Likelihood view share: a model of MNIST's size, and reading the page."""
+
+import zlib
+from base64 import urlsafe_b64decode
+from typing import TYPE_CHECKING
+from urllib.parse import parse_qs, urlsplit
+
+import numpy as np
+from numpy.typing import NDArray
+
+from diffusion.checkpoint import Metadata
+from diffusion.model import DiffusionModel
+from tests.service.http.conftest import grey_images
+
+if TYPE_CHECKING:
+    from playwright.sync_api import Page
+
+Bytes = NDArray[np.uint8]
+
+
+def digits() -> tuple[DiffusionModel, Metadata]:
+    """The grey model as one of MNIST's size."""
+    model, metadata = grey_images()
+    space = metadata.space.model_copy(update={"shape": (1, 28, 28)})
+    model = DiffusionModel(model.process, model.network, space, "v", "lower")
+    return model, metadata.model_copy(update={"name": "digits", "space": space})
+
+
+def fields_of(page: "Page") -> dict[str, str]:
+    return {name: values[0] for name, values in parse_qs(urlsplit(page.url).query).items()}
+
+
+def score(page: "Page") -> None:
+    """Ask, and wait until the answer is shown."""
+    page.get_by_role("button", name="How likely?").click()
+    page.locator(".answer:not(.stale) .verdict").first.wait_for()
+
+
+def figures(page: "Page") -> list[str]:
+    """The bits/dim that are shown."""
+    return page.locator(".score strong").all_inner_texts()
+
+
+def pictures(page: "Page", shape: tuple[int, ...]) -> Bytes:
+    """The data of a link."""
+    packed = zlib.decompress(urlsafe_b64decode(fields_of(page)["data"] + "=="))
+    return np.frombuffer(packed, np.uint8).reshape(-1, *shape)

@@ -26,8 +26,8 @@ class TwistedMethod(_Method):
     systems: Literal["independent", "weighted", "joint"] = Field(
         "independent",
         description="One system for each sample; the same, from which the samples are drawn by the "
-        "systems' evidence, some more than once; or one for all samples of a datum, which is "
-        "cheaper, and whose samples share ancestors.",
+        "systems' evidence, some more than once, where that leaves more than half of them; or one "
+        "for all samples of a datum, which is cheaper, and whose samples share ancestors.",
     )
     covariance: Covariance = Field(
         Twist().covariance,

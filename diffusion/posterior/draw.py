@@ -113,22 +113,23 @@ def gather(method: Settled, cloud: Cloud, count: int, seed: int) -> tuple[Tensor
     """The samples of `count` data, [N, n, *event], and what each counts, float64 [N, n]."""
     x, log_z = cloud.samples.unflatten(0, (count, -1)), cloud.log_evidence.reshape(count, -1)
     draws = x.shape[2]
-    x, weights = x.flatten(1, 2), (weigh(log_z) / draws).repeat_interleave(draws, 1)
+    each = weigh(log_z)
+    x, weights = x.flatten(1, 2), (each / draws).repeat_interleave(draws, 1)
     if not (isinstance(method, Twisted) and method.systems == "weighted"):
         return x, weights
     datum = torch.arange(count, device=x.device)
     noise = counter_noise(seed, datum, 0, Stream.RESAMPLING).uniform((1,))[:, 0].double()
-    picked = systematic(log_z, noise, log_z.shape[1])
+    picked = systematic(each.log(), noise, each.shape[1])
     return x[datum[:, None], picked], torch.full_like(weights, 1 / weights.shape[1])
 
 
 def weigh(log_z: Tensor) -> Tensor:
-    """What each of K independent systems counts in averages, float64 [N, K], summing to 1.
+    """What each of K independent systems counts, float64 [N, K], summing to 1.
 
     Z_k / sum Z, by which averages have no bias but that of a ratio, as long as that leaves more
-    than half of the systems: an effective number of (K + 1) / 2. Where it does not (much was seen
-    by few particles), the weights say more of the noise in Z_k than of the posterior, one system
-    would stand for all, and they count alike.
+    than half of the systems: an effective number of (K + 1) / 2. So few that lost a mode are made
+    up for. Where most are to be given up (much was seen by few particles), the weights say more of
+    the noise in Z_k than of the posterior, one system would stand for all, and they count alike.
 
     Args:
         log_z: of each system, nats, float64 [N, K].

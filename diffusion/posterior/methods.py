@@ -41,9 +41,9 @@ class Twisted(_Method):
     Attributes:
         particles: of a system.
         systems: "independent", one for each sample; "weighted", the same, from which samples are
-            drawn in proportion to their estimates of Z, some more than once: few particles that
-            lost a mode say so in Z, and counted alike with the rest they bias; or "joint", one of
-            all samples of a datum, which is cheaper, and whose samples share ancestors.
+            drawn by what they count (`draw.weigh`), some more than once: few particles that lost a
+            mode say so in Z, and counted alike with the rest they bias; or "joint", one of all
+            samples of a datum, which is cheaper, and whose samples share ancestors.
         twist: which r_t.
     """
 

@@ -28,6 +28,7 @@ from diffusion.posterior.twist import Twist
 from tests.diffusion.models import binomial, gaussian
 
 ALL = torch.ones(2, 2, dtype=torch.bool)
+SHARP = torch.tensor([[0.01, 0.01], [1.0, 1.0]])
 HALF = torch.tensor([[True, False], [True, True]])
 
 
@@ -138,6 +139,27 @@ def test_weighted_systems_are_right_where_few_particles_alone_are_not() -> None:
         off[systems] = abs(float((found.samples[0, :, 0] > 0).double().mean()) - wanted)
         assert found.network_evaluations == n * 2 * 10
     assert off["weighted"] < 4.5 * error < off["independent"]
+
+
+def test_weighted_systems_are_all_there_where_their_evidence_is_too_uncertain(
+    mixture: GaussianMixture,
+) -> None:
+    """Eight systems of one particle: of datum 0, seen sharply, one Z outweighs the others and each
+    is drawn once; of datum 1, hardly seen, some are drawn twice."""
+    model = gaussian(mixture)
+    each = torch.ones(2, 2, dtype=torch.bool)
+    seen = Observation.of_reals(torch.tensor([[0.5, 0.2], [0.5, 0.2]]), each, SHARP)
+    sampler, copies = Ancestral(steps=4), []
+    for systems in ("independent", "weighted"):
+        twist = Twist(covariance="diagonal")
+        method = Twisted(particles=1, systems=systems, twist=twist)
+        copies.append(draw(model, seen, 8, seed=3, method=method, sampler=sampler))
+    alone, drawn = copies
+    assert [len(x.unique(dim=0)) for x in alone.samples] == [8, 8]
+    assert torch.equal(drawn.samples[0], alone.samples[0])
+    torch.testing.assert_close(alone.weights[0], torch.full((8,), 0.125).double())
+    assert len(drawn.samples[1].unique(dim=0)) < 8
+    assert float(alone.weights[1].std()) > 0.01
 
 
 @pytest.mark.parametrize("method", [Twisted(), Resample()])

@@ -25,10 +25,11 @@ import { button, choice, keyDialog, notice } from "./panels.js";
 import { h } from "./elements.js";
 import * as link from "./link.js";
 import { get, onKeyWanted, Problem } from "./service.js";
+import { view as repair } from "./views/repair.js";
 import { view as sample } from "./views/sample.js";
 import { BOOKS, current, preferred, speak, tell } from "./words.js";
 
-const VIEWS = [sample];
+const VIEWS = [sample, repair];
 const KINDS = ["image", "vector", "bits"];
 
 const mounted = {}; // view's id -> { show, hide }

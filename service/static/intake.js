@@ -1,0 +1,53 @@
+// Data from files: chosen, dropped on a place, or pasted. Pictures are scaled to the model's size;
+// for vectors and bits a text with a datum a line.
+
+import { h } from "./elements.js";
+import { fit } from "./fitting.js";
+import { button } from "./panels.js";
+import { isPicture, rowsOf } from "./parcel.js";
+import { Problem } from "./service.js";
+
+/**
+ * A button that opens a chooser of files. What is dropped on `place`, or pasted while that is
+ * shown, comes in the same way.
+ * @param {HTMLElement} place
+ * @param {() => object} modelOf the model that the data are for
+ * @param {(data: Array) => void} onData
+ * @param {(problem: Problem) => void} onProblem
+ */
+export function intake(place, modelOf, onData, onProblem) {
+  const chooser = h("input", { type: "file", multiple: true, hidden: true, on: { change: () => (accept(chooser.files), (chooser.value = "")) } });
+  const node = h("span", {}, chooser, button("intake.choose", () => {
+    chooser.accept = isPicture(modelOf()) ? "image/*" : ".csv,.txt,text/*";
+    chooser.click();
+  }));
+
+  async function accept(files, text = "") {
+    const model = modelOf();
+    const parts = [...files].map((file) => (isPicture(model) ? pictured(file, model) : file.text().then((found) => rowsOf(found, model))));
+    if (!files.length) parts.push(Promise.resolve(isPicture(model) ? null : rowsOf(text, model)));
+    const data = await Promise.all(parts);
+    if (data.includes(null)) onProblem(new Problem({ type: `urn:noneq:page:${isPicture(model) ? "no-picture" : "no-rows"}`, expected: `shape [${model.shape.join(", ")}]` }));
+    onData(data.filter(Boolean).flat());
+  }
+
+  const over = (event) => (event.preventDefault(), place.classList.toggle("over", event.type === "dragover"));
+  place.addEventListener("dragover", over);
+  place.addEventListener("dragleave", over);
+  place.addEventListener("drop", (event) => {
+    over(event);
+    accept(event.dataTransfer.files, event.dataTransfer.getData("text/plain"));
+  });
+  document.addEventListener("paste", (event) => {
+    const typed = event.target.closest?.("input, textarea, select");
+    if (typed || !place.checkVisibility()) return;
+    accept(event.clipboardData.files, event.clipboardData.getData("text/plain"));
+  });
+  return node;
+}
+
+/** One picture as a list of one datum; null where it is none. */
+async function pictured(file, model) {
+  const picture = await createImageBitmap(file).catch(() => null);
+  return picture && [fit(picture, model)];
+}

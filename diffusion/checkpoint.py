@@ -4,6 +4,7 @@ Tensors are the model's state (`network.*`, `process.beta`, `profile.*` if one w
 document is `Metadata`.
 """
 
+from bisect import bisect_right
 from pathlib import Path
 from typing import Literal, Self
 
@@ -65,6 +66,9 @@ class Evaluation(Frozen):
         null: mean L_null in the same convention, nats.
         entropy: the data's own, nats, where it is known.
         machine: that evaluated.
+        quantiles: of the bound of one datum, nats: 101 percentiles from the least to the greatest,
+            ascending; None where they are not known. Each is an estimate, whose noise widens them.
+        quantiles_count: data that these are of, the first of the split; None for all `count`.
     """
 
     convention: Convention
@@ -84,6 +88,30 @@ class Evaluation(Frozen):
     null: float
     entropy: float | None = None
     machine: str | None = None
+    quantiles: tuple[float, ...] | None = Field(None, min_length=101, max_length=101)
+    quantiles_count: int | None = Field(None, ge=1)
+
+    @model_validator(mode="after")
+    def _ascend(self) -> Self:
+        if self.quantiles is not None and list(self.quantiles) != sorted(self.quantiles):
+            raise ValueError("`quantiles` ascend from the least bound to the greatest: sort them")
+        return self
+
+    def rarer_than(self, bound: float) -> float | None:
+        """The share of these data with a larger bound, between quantiles as on a line.
+
+        Args:
+            bound: of one datum, nats, estimated likewise; minus infinity is below all.
+        """
+        if self.quantiles is None:
+            return None
+        above = bisect_right(self.quantiles, bound)
+        if above == 0:
+            return 1.0
+        if above == len(self.quantiles):
+            return 0.0
+        low, high = self.quantiles[above - 1 : above + 1]
+        return 1 - (above - 1 + (bound - low) / (high - low)) / (len(self.quantiles) - 1)
 
     @property
     def whole(self) -> bool:

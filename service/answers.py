@@ -262,6 +262,16 @@ class ModelAnswer(ModelSummary):
     card: str | None = Field(description="The model's card, Markdown.")
 
 
+class ExamplesAnswer(BaseModel):
+    """Held-out data of a model, to try things on."""
+
+    model: str
+    split: Literal["test"] = Field("test", description="Of the data; none of it was fitted to.")
+    data: ArrayOut = Field(
+        description="[n, *shape], data units; empty where the model ships without examples."
+    )
+
+
 class Health(BaseModel):
     """Alive, or ready."""
 

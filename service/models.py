@@ -11,11 +11,16 @@ from copy import deepcopy
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+import torch
+from torch import Tensor
+
+from diffusion import heldout
 from diffusion.artefact import ArtefactError, kind_of
 from diffusion.checkpoint import Metadata, load
 from diffusion.classifier import Classifier
 from diffusion.classifier import load as load_classifier
 from diffusion.model import DiffusionModel
+from diffusion.space import DataSpace
 from service.problems import InvalidRequest, UnknownModel
 
 _log = logging.getLogger(__name__)
@@ -63,6 +68,7 @@ class Served:
         metadata: the artefact's document.
         card: for people.
         readers: the classifiers that fit it.
+        examples: held-out data [N, *event], data units, to try things on; N may be 0.
     """
 
     name: str
@@ -70,6 +76,7 @@ class Served:
     metadata: Metadata
     card: str | None = None
     readers: tuple[Reader, ...] = ()
+    examples: Tensor = field(default_factory=lambda: torch.zeros(0))
 
 
 @dataclass(frozen=True)
@@ -148,7 +155,8 @@ def load_folder(folder: Path, device: str, default: str | None = None) -> Catalo
             _log.exception("loading %s failed", path)
             refused.append(_refuse(path, folder, error))
             continue
-        served[name] = Served(name, model, metadata, _card(path.parent))
+        examples = _examples(path.parent, model.space)
+        served[name] = Served(name, model, metadata, _card(path.parent), examples=examples)
     for name, found in served.items():
         readers = tuple(reader for reader in classifiers.values() if reader.fits(found.model))
         served[name] = replace(found, readers=readers)
@@ -181,6 +189,15 @@ def _card(folder: Path) -> str | None:
             return file.read(_LONGEST_CARD).decode("utf-8", "replace")
     except OSError:
         return None
+
+
+def _examples(folder: Path, space: DataSpace) -> Tensor:
+    """Those beside the artefact; a file that cannot be read is as none."""
+    try:
+        return heldout.read(folder, space)
+    except (ArtefactError, OSError) as error:
+        _log.error("%s is served without examples: %s", folder.name, error)
+        return torch.zeros(0, *space.shape)
 
 
 def _folder(file: str) -> str:

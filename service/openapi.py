@@ -104,6 +104,13 @@ def responses(*forms: str) -> dict[int | str, dict[str, Any]]:
     return found | problems(*_PROBLEMS)
 
 
+def examples_responses() -> dict[int | str, dict[str, Any]]:
+    """The answers about held-out data, and the problems of asking for them."""
+    description = f"The data, as `{JSON}`, `{PNG}` (a contact sheet) or `{BINARY}` (safetensors)."
+    content = dict.fromkeys((PNG, BINARY), _BYTES)
+    return {200: {"description": description, "content": content}} | problems(404, 406, 422)
+
+
 def problems(*statuses: int) -> dict[int | str, dict[str, Any]]:
     """Problem documents of these statuses."""
     ref = {"$ref": _REF.format(model=ProblemDocument.__name__)}

@@ -8,16 +8,19 @@ leaves frees his rows. Whoever asks for a stream is told of the progress meanwhi
 import asyncio
 from collections.abc import Callable
 from difflib import get_close_matches
-from typing import Any, TypeVar
+from typing import Annotated, Any, TypeVar
 
 from anyio import to_thread
-from fastapi import APIRouter, Request, Response
+from fastapi import APIRouter, Query, Request, Response
 from fastapi.routing import APIRoute
 from pydantic import BaseModel, ValidationError
 from starlette.requests import ClientDisconnect
 
+from diffusion.heldout import MOST
+from service import heldout
 from service.answers import (
     ClassifierSummary,
+    ExamplesAnswer,
     Health,
     LoglikAnswer,
     ModelAnswer,
@@ -34,7 +37,7 @@ from service.encoding import BINARY, EVENTS, JSON, PNG, decode_body, json_kind, 
 from service.engine.results import Ticket
 from service.metrics import CONTENT_TYPE
 from service.models import Catalogue, Served
-from service.openapi import problems, request_body, responses
+from service.openapi import examples_responses, problems, request_body, responses
 from service.problems import InvalidRequest
 from service.schemas import LoglikRequest, SampleRequest
 from service.settings import Settings
@@ -255,6 +258,24 @@ async def show_model(request: Request, name: str) -> Response:
         card=served.card,
     )
     return _json(answer)
+
+
+@router.get(
+    "/models/{name}/examples",
+    tags=["models"],
+    response_model=ExamplesAnswer,
+    responses=examples_responses(),
+)
+async def show_examples(
+    request: Request,
+    name: str,
+    count: Annotated[int, Query(ge=1, le=MOST, description="At most so many.")] = 16,
+) -> Response:
+    """Held-out data to try things on: none of them was fitted to."""
+    served = _backend(request).find(name)
+    form = negotiate(", ".join(request.headers.getlist("accept")), heldout.OFFERS)
+    body = await to_thread.run_sync(heldout.render, served, count, form)
+    return Response(body, media_type=form)
 
 
 def _summary(served: Served) -> ModelSummary:

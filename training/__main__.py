@@ -8,6 +8,8 @@
     python -m training export mnist --to diffusers        an artefact for diffusers
     python -m training profile swissroll      measure its errors step by step, of training data
     python -m training evaluate swissroll     measure an exported artefact
+    python -m training quantiles swissroll    add the spread over data to what was measured
+    python -m training heldout swissroll      write a few test data beside an artefact
     python -m training report swissroll       entropies of its reverse steps, plotted, into its card
     python -m training inspect swissroll      print an exported artefact's facts
     python -m training peer deadleaves        Gaussian mixtures of the same data, measured
@@ -40,11 +42,13 @@ from training.commands import (
     do_export,
     do_figures,
     do_fit,
+    do_heldout,
     do_inspect,
     do_paper,
     do_parzen,
     do_peer,
     do_profile,
+    do_quantiles,
     do_report,
     do_schedules,
     do_train,
@@ -165,6 +169,14 @@ def parser() -> argparse.ArgumentParser:
     one.add_argument("--batch", type=int, default=512, help="rows a network call")
     one.add_argument("--write", action="store_true", help="into the artefact and its card")
     one.add_argument("--json", action="store_true")
+
+    one = command("quantiles", do_quantiles, device, models)
+    one.add_argument("name", help="of a model, or a path ending in .safetensors")
+    one.add_argument("--data", type=int, help="the first so many rows only (default as it was)")
+    one.add_argument("--batch", type=int, default=512, help="rows a network call")
+
+    one = command("heldout", do_heldout, models)
+    one.add_argument("name", help="of a model, or a path ending in .safetensors")
 
     one = command("parzen", do_parzen, device, models)
     one.add_argument("name", help="of a model; with --data of a file in training/configs")

@@ -32,7 +32,7 @@ from training import config as configs
 from training.convert import Options, convert, write_diffusers
 from training.convert.openai import Flags
 from training.converted import ConvertedConfig
-from training.evaluate import evaluate, table
+from training.evaluate import evaluate, measured_again, table
 from training.export import artefact_path
 from training.fit import Fit, RunOptions, build_model
 from training.parallel import pick_device, ranks
@@ -177,6 +177,34 @@ def do_evaluate(arguments: argparse.Namespace) -> int:
         kept = [e for e in metadata.evaluation if e.of not in measured]
         rewrite(path, metadata.model_copy(update={"evaluation": (*kept, *found)}))
         export.write_card(path, config.title, model)
+    return 0
+
+
+def do_quantiles(arguments: argparse.Namespace) -> int:
+    """Measure the bounds of an artefact again, as they were, and write their quantiles into it."""
+    path = inspect.find(arguments.name, arguments.models)
+    model, metadata = load(path, pick_device(arguments.device))
+    _, dataset = export.source(model, metadata)
+    options = {"data": arguments.data, "batch": arguments.batch}
+    again = measured_again(model, dataset, metadata.evaluation, **options)
+    if not again:
+        raise ValueError(f"{path} has no bound of the whole chain: evaluate it with --write")
+    found = {e.of: e for e in again}
+    kept = tuple(found.get(e.of, e) for e in metadata.evaluation)
+    rewrite(path, metadata.model_copy(update={"evaluation": kept}))
+    for e in again:
+        least, median, most = (e.quantiles[i] for i in (0, 50, 100)) if e.quantiles else (None,) * 3
+        count = e.quantiles_count or e.count
+        print(f"{e.convention}: {count} data, {least} to {most}, median {median} nats")
+    return 0
+
+
+def do_heldout(arguments: argparse.Namespace) -> int:
+    """Write some of the test split beside an artefact, to try things on."""
+    path = inspect.find(arguments.name, arguments.models)
+    model, metadata = load(path)
+    _, dataset = export.source(model, metadata)
+    print(export.write_examples(path, dataset))
     return 0
 
 

@@ -27,10 +27,12 @@ from diffusion.choice import Choice
 from diffusion.model import DiffusionModel
 from diffusion.space import Convention
 from diffusion.trajectory import Trajectories, trajectory_bound
-from training.data import Dataset, Split
+from training.data import SPLITS, Dataset, Split
 from training.progress import progress_bar, rows_done
 
 ALL_TERMS = Choice()
+PERCENTILES = torch.linspace(0, 1, 101, dtype=torch.float64)
+ROUNDING = 0.01  # standard errors by which a bound may move that is measured again
 
 
 def evaluate(
@@ -98,6 +100,7 @@ def evaluate(
             values, gain = result.bound, float(result.gain.mean())
             steps = result.steps if trajectories is None else None
         mean = float(values.mean())
+        quantiles = values.double().quantile(PERCENTILES) if values.isfinite().all() else None
         entropy = dataset.entropy
         if entropy is not None and convention == "paper":  # in model units, as this convention is
             in_bits = model.space.kind == "bits"
@@ -122,9 +125,77 @@ def evaluate(
                 null=float(null_log_prob(model, x_0, convention).mean()),
                 entropy=None if entropy is None else entropy[0],
                 machine=f"{model.device.type}, {platform.machine()}",
+                quantiles=None if quantiles is None else tuple(quantiles.tolist()),
             )
         )
     return found
+
+
+def measured_again(
+    model: DiffusionModel,
+    dataset: Dataset,
+    evaluations: Sequence[Evaluation],
+    *,
+    data: int | None = None,
+    batch: int = 512,
+    quiet: bool = False,
+) -> list[Evaluation]:
+    """The ordinary bounds among these, of the same data by the same noise, with their quantiles.
+
+    All else stays as it was.
+
+    Args:
+        model: that was evaluated.
+        dataset: of the same data.
+        evaluations: that an artefact has.
+        data: measure the first of them only; all if None.
+        batch: rows a network call.
+        quiet: draw no progress bar.
+
+    Raises:
+        ValueError: a mean or its standard error does not come out as it was.
+    """
+    found: list[Evaluation] = []
+    whole = [e for e in evaluations if e.whole]
+    for settings in dict.fromkeys((e.split, e.count, e.terms, e.strata, e.seed) for e in whole):
+        split, count, terms, strata, seed = settings
+        alike = {
+            e.convention: e
+            for e in whole
+            if (e.split, e.count, e.terms, e.strata, e.seed) == settings
+        }
+        again = evaluate(
+            model,
+            dataset,
+            list(alike),
+            split=next(name for name in SPLITS if name == split),
+            count=count if data is None else min(count, data),
+            choice=Choice(terms=terms, strata=strata),
+            seed=seed,
+            batch=batch,
+            quiet=quiet,
+        )
+        for new in again:
+            old = alike[new.convention]
+            _check_same(old, new)
+            part = None if new.count == old.count else new.count
+            changes = {"quantiles": new.quantiles, "quantiles_count": part}
+            found.append(old.model_copy(update=changes))
+    return found
+
+
+def _check_same(old: Evaluation, new: Evaluation) -> None:
+    """Raise ValueError where a bound that was measured again, perhaps in part, is another one."""
+    off, allowed = abs(new.bound - old.bound), 4.5 * new.standard_error
+    if new.count == old.count:
+        off = max(off, abs(new.standard_error - old.standard_error))
+        allowed = ROUNDING * old.standard_error
+    if not off <= allowed:
+        raise ValueError(
+            f"measured again on {new.count} data, the bound ({old.convention}) is {new.bound:.6g} "
+            f"± {new.standard_error:.4g} nats, it was {old.bound:.6g} ± {old.standard_error:.4g} "
+            f"on {old.count}: evaluate it anew with --write"
+        )
 
 
 def _chain(evaluation: Evaluation) -> str:

@@ -4,6 +4,7 @@ models/NAME/model.safetensors   the artefact: averaged weights and every fact
 models/NAME/README.md           the card: the facts for people
 models/NAME/samples.png         a sheet of its samples
 models/NAME/entropy.png, .csv   its report
+models/NAME/examples.safetensors   held-out data to try things on
 """
 
 from pathlib import Path
@@ -11,6 +12,7 @@ from pathlib import Path
 import torch
 from PIL import Image
 
+from diffusion import heldout
 from diffusion.checkpoint import Evaluation, Metadata, Provenance, read_metadata, save
 from diffusion.model import DiffusionModel
 from diffusion.networks import BitPatterns, GaussianMixture
@@ -186,6 +188,7 @@ def export(
     path = artefact_path(models, metadata.name)
     save(path, model, metadata)
     path.chmod(0o644)  # safetensors writes for the owner alone; a server runs as another user
+    write_examples(path, dataset)
     report.remove(path)  # that of the artefact before
     if measure and model.T > 1:
         report.write(path, model, dataset)
@@ -217,6 +220,12 @@ def with_profile(
     # Copied by hand it would not be checked again.
     document = metadata.model_dump() | changes
     return found, Metadata.model_validate(document)
+
+
+def write_examples(path: Path, dataset: data.Dataset) -> Path:
+    """Write some of the test split beside an artefact, as `diffusion.heldout` has them."""
+    rows = heldout.choose(dataset.test, dataset.space)
+    return heldout.write(path.parent, rows, dataset.space)
 
 
 def write_companions(

@@ -1,9 +1,12 @@
 """The artefact: what was saved is what is served."""
 
+import math
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 import torch
+from pydantic import ValidationError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -93,6 +96,45 @@ def test_a_new_document_keeps_the_tensors(tmp_path: Path) -> None:
     after = load_file(path)
     assert before.keys() == after.keys()
     assert all(torch.equal(before[name], after[name]) for name in before)
+
+
+def evaluation_of(quantiles: Sequence[float] | None) -> Evaluation:
+    return Evaluation(
+        convention="density", split="test", count=5000, bound=0.0, standard_error=0.1, bits=0.0,
+        bits_per_dim=0.0, null=-3.0, quantiles=None if quantiles is None else tuple(quantiles),
+    )  # fmt: skip
+
+
+def test_how_rare_a_datum_is_is_the_share_of_data_with_a_larger_bound() -> None:
+    """To a percentile, which is as far as the quantiles know it."""
+    dice = torch.Generator().manual_seed(0)
+    bounds = torch.randn(5000, generator=dice, dtype=torch.float64)
+    found = evaluation_of(bounds.quantile(torch.linspace(0, 1, 101).double()).tolist())
+    assert found.quantiles is not None
+    assert found.rarer_than(found.quantiles[50]) == pytest.approx(0.5)
+    for x in torch.linspace(-4, 4, 161).tolist():
+        rare = found.rarer_than(x)
+        assert rare is not None
+        assert abs(rare - float((bounds > x).double().mean())) <= 0.01
+    between = found.rarer_than((found.quantiles[30] + found.quantiles[31]) / 2)
+    assert between == pytest.approx(1 - 0.305)
+    assert found.rarer_than(-math.inf) == found.rarer_than(float(bounds.min()) - 1) == 1
+    assert found.rarer_than(float(bounds.max())) == found.rarer_than(math.inf) == 0
+    assert evaluation_of(None).rarer_than(0.0) is None
+
+
+def test_of_equal_bounds_none_is_larger() -> None:
+    """Half of the data at 1, half at 2: none is above 2, half are above 1."""
+    found = evaluation_of([1.0] * 50 + [2.0] * 51)
+    assert found.rarer_than(2.0) == 0
+    assert found.rarer_than(1.0) == pytest.approx(0.5, abs=0.011)
+    assert found.rarer_than(0.5) == 1
+
+
+@pytest.mark.parametrize("quantiles", [[0.0] * 100, [1.0] + [0.0] * 100])
+def test_quantiles_are_percentiles_in_order(quantiles: list[float]) -> None:
+    with pytest.raises(ValidationError, match="quantiles"):
+        evaluation_of(quantiles)
 
 
 def test_a_failed_save_leaves_the_artefact_as_it_was(tmp_path: Path) -> None:

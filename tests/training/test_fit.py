@@ -13,11 +13,12 @@ import torch
 from torch import Tensor
 
 import training
+from diffusion import heldout
 from diffusion.bound import bound, prior_part
 from diffusion.checkpoint import load as load_artefact
-from diffusion.checkpoint import read_metadata
+from diffusion.checkpoint import read_metadata, rewrite
 from diffusion.noise import Stream, counter_noise
-from training import state
+from training import data, state
 from training.__main__ import main
 from training.config import FitConfig
 from training.fit import Fit, RunOptions
@@ -202,7 +203,7 @@ def test_device_auto_is_there_and_cuda_is_refused_where_it_is_not() -> None:
 
 
 def test_the_command_line_from_fit_to_artefact(
-    small_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    small: FitConfig, small_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out, models = str(tmp_path / "run"), str(tmp_path / "models")
     assert main(["fit", str(small_file), "--out", out, "--device", "cpu"]) == 0
@@ -225,6 +226,11 @@ def test_the_command_line_from_fit_to_artefact(
     assert path.with_name("samples.png").read_bytes()[:4] == b"\x89PNG"
     assert path.with_name("entropy.png").read_bytes()[:4] == b"\x89PNG"
     assert "![entropy of each reverse step]" in path.with_name("README.md").read_text()
+    shown, test = heldout.read(path.parent, model.space), data.load(small.data).test
+    assert all(bool((test == row).all(1).any()) for row in shown)
+    path.with_name(heldout.FILE).unlink()
+    assert main(["heldout", "small", "--models", models]) == 0
+    assert torch.equal(heldout.read(path.parent, model.space), shown)
 
     assert main(["evaluate", "small", "--models", models, "--split", "valid", "--write"]) == 0
     splits = [e.split for e in read_metadata(path).evaluation]
@@ -242,6 +248,48 @@ def test_the_command_line_from_fit_to_artefact(
     assert "leave out trajectories, or what" in capsys.readouterr().err
     assert main(["inspect", "small", "--models", models]) == 0
     assert "training.steps" in capsys.readouterr().out
+
+
+def test_what_was_measured_is_measured_again_with_its_quantiles(
+    small: FitConfig, small_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    models = str(tmp_path / "models")
+    fit(small, tmp_path / "run").run()
+    assert (
+        main(["export", str(small_file), "--out", str(tmp_path / "run"), "--models", models]) == 0
+    )
+    path = tmp_path / "models" / "small" / "model.safetensors"
+    model, metadata = load_artefact(path)
+    density, paper = metadata.evaluation
+    rows = model.space.to_model(data.load(small.data).test[:32])
+    values = bound(model, rows, seed=1, convention="density").bound
+    assert density.quantiles is not None
+    assert density.quantiles[0] == pytest.approx(float(values.min()), rel=1e-5)
+    assert density.quantiles[50] == pytest.approx(float(values.quantile(0.5)), rel=1e-5)
+    assert density.quantiles[100] == pytest.approx(float(values.max()), rel=1e-5)
+
+    old = tuple(e.model_copy(update={"quantiles": None}) for e in metadata.evaluation)
+    rewrite(path, metadata.model_copy(update={"evaluation": old}))
+    assert main(["quantiles", "small", "--models", models, "--batch", "7"]) == 0
+    again, its_paper = read_metadata(path).evaluation
+    assert again.quantiles == pytest.approx(density.quantiles, abs=1e-4)
+    assert its_paper.quantiles == pytest.approx(paper.quantiles, abs=1e-4)
+    assert again.bound == density.bound
+    assert main(["quantiles", "small", "--models", models, "--data", "16"]) == 0
+    part = read_metadata(path).evaluation[0]
+    assert (part.quantiles_count, part.count, part.bound) == (16, 32, density.bound)
+    assert part.quantiles is not None
+    assert part.quantiles[0] == pytest.approx(float(values[:16].min()), rel=1e-5)
+
+    other = density.model_copy(update={"bound": density.bound + density.standard_error / 10})
+    rewrite(path, metadata.model_copy(update={"evaluation": (other,)}))
+    capsys.readouterr()
+    assert main(["quantiles", "small", "--models", models]) == 2
+    assert "evaluate it anew with --write" in capsys.readouterr().err
+    assert read_metadata(path).evaluation == (other,)
+    rewrite(path, metadata.model_copy(update={"evaluation": ()}))
+    assert main(["quantiles", "small", "--models", models]) == 2
+    assert "no bound of the whole chain" in capsys.readouterr().err
 
 
 def test_mistakes_are_answered_in_a_line(

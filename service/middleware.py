@@ -22,7 +22,7 @@ from service.problems import MEDIA_TYPE, InternalError, Problem, Unauthorized
 _log = logging.getLogger(__name__)
 
 _SANE_ID = re.compile(r"[A-Za-z0-9._~:/+=-]{1,128}")
-_OPEN = ("/", "/docs", "/openapi.json")
+_OPEN = ("/", "/favicon.ico", "/docs", "/openapi.json")
 _OPEN_BELOW = ("/health/", "/docs/", "/static/")
 
 

@@ -8,6 +8,7 @@ from typing import Final
 
 from fastapi import FastAPI, Request, Response
 from fastapi.staticfiles import StaticFiles
+from starlette.middleware.gzip import GZipMiddleware
 from starlette.types import Scope
 from typing_extensions import override
 
@@ -45,9 +46,16 @@ class _Files(StaticFiles):
 def add_page(app: FastAPI) -> None:
     """Serve the page at /, and its files below /static/."""
     files = _Files(directory=_FOLDER)
-    app.mount("/static", files, name="static")
+    # Here alone: the answers of models are read while they come, and floats hardly shrink.
+    app.mount("/static", GZipMiddleware(files, minimum_size=1000), name="static")
 
     @app.head("/", include_in_schema=False)
     @app.get("/", include_in_schema=False)
     async def page(request: Request) -> Response:
         return await files.get_response("index.html", request.scope)
+
+    # Browsers ask for it beside every address that names no icon of its own, as /models.
+    @app.head("/favicon.ico", include_in_schema=False)
+    @app.get("/favicon.ico", include_in_schema=False)
+    async def icon(request: Request) -> Response:
+        return await files.get_response("icon.svg", request.scope)

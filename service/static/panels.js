@@ -17,6 +17,14 @@ export const numberInput = (name, { min, max, step = 1 } = {}) =>
 export const choice = (name, options) =>
   h("select", { name }, ...options.map(([value, text]) => h("option", { value, say: text })));
 
+/** A choice of a few, all seen at once: `node`, `value()`; `change` is called when it does. */
+export function segments(text, options, change) {
+  const one = ([value, key], i) =>
+    h("label", {}, h("input", { type: "radio", name: text, value, checked: i === 0, on: { change } }), h("span", { say: key }));
+  const node = h("fieldset", { class: "segments" }, h("legend", { class: "unseen", say: text }), ...options.map(one));
+  return { node, value: () => node.querySelector(":checked").value };
+}
+
 /** Something to do, or several of one kind. */
 export const button = (text, click, attributes = {}) =>
   h("button", { type: "button", say: text, on: { click }, ...attributes });

@@ -4,14 +4,16 @@ import { h } from "./elements.js";
 import { tell } from "./words.js";
 
 const SECONDS = 4; // that playing takes from the first frame to the last
+const STILLS = 8; // seen one a second instead by who asked their system for less motion
 
 /**
- * `load(count)` shows it at the last frame, `hide()` puts it away.
+ * `load(count)` shows it at the last frame, `refresh()` shows the frame again, `hide()` puts it away.
  * @param {(index: number) => void} onFrame
  * @param {(index: number) => [string, object]} caption the text beside the slider
  */
 export function player(onFrame, caption) {
-  const slider = h("input", { type: "range", min: 0, step: 1, label: "player.frame", on: { input: () => (stop(), turn(Number(slider.value))) } });
+  const scrub = () => (stop(), turn(Number(slider.value)));
+  const slider = h("input", { type: "range", min: 0, step: 1, label: "player.frame", on: { input: scrub } });
   const play = h("button", { type: "button", class: "play", on: { click: () => (timer ? stop() : start()) } });
   const text = h("output", { class: "caption" });
   const node = h("div", { class: "player", hidden: true }, play, slider, text);
@@ -26,12 +28,15 @@ export function player(onFrame, caption) {
 
   function start() {
     const last = Number(slider.max);
+    const calm = matchMedia("(prefers-reduced-motion: reduce)").matches;
+    const stride = calm ? Math.ceil(last / STILLS) : 1;
     if (Number(slider.value) === last) turn(0);
     tell(play, "player.pause");
-    timer = setInterval(() => {
-      if (Number(slider.value) >= last) stop();
-      else turn(Number(slider.value) + 1);
-    }, (1000 * SECONDS) / last);
+    const next = () => {
+      turn(Math.min(Number(slider.value) + stride, last));
+      if (Number(slider.value) === last) stop();
+    };
+    timer = setInterval(next, calm ? 1000 : (1000 * SECONDS) / last);
   }
 
   function stop() {
@@ -48,6 +53,7 @@ export function player(onFrame, caption) {
       node.hidden = false;
       turn(count - 1);
     },
+    refresh: () => turn(Number(slider.value)),
     hide() {
       stop();
       node.hidden = true;

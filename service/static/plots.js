@@ -11,6 +11,7 @@ import { svg } from "./elements.js";
 import { number } from "./words.js";
 
 const MARGIN = { left: 56, right: 14, top: 12, bottom: 44 };
+const EDGE = 16; // style.css leaves it beside a plot on the narrowest screens
 
 /** Round numbers that divide a range into about `count` parts: 1, 2 or 5 times a power of ten apart. */
 export function ticks([low, high], count = 5) {
@@ -38,9 +39,15 @@ export function rangeOf(values, margin = 0.05) {
  * Axes to mark on.
  * @param {object} x, y: `range` [low, high], `name` the key of the axis' name in words/ (or none)
  * @param {string|[string, object]} label what the plot shows, for who cannot see it
- * @param {{width?: number, height?: number, count?: number}} size in the plot's own units
+ * @param {{width?: number, height?: number, count?: number}} size in the plot's own units, which are
+ *     no smaller than the screen's: on a narrow one the plot is narrower, and its letters stay as large
+ * @param {boolean} square whether the axes are equally long, so that equal ranges have one scale
  */
-export function axes({ x, y, label, width = 640, height = 360, count = 6 }) {
+export function axes({ x, y, label, width = 640, height = 360, count = 6, square = false }) {
+  const shrunk = Math.min(1, (window.innerWidth - 2 * EDGE) / width);
+  width *= shrunk;
+  height = square ? width - MARGIN.left - MARGIN.right + MARGIN.top + MARGIN.bottom : height * Math.sqrt(shrunk);
+  count = Math.max(3, Math.round(count * shrunk));
   const [left, right, top, bottom] = [MARGIN.left, width - MARGIN.right, MARGIN.top, height - MARGIN.bottom];
   const place = ([low, high], from, to) => (value) => from + ((value - low) / (high - low)) * (to - from);
   const [X, Y] = [place(x.range, left, right), place(y.range, bottom, top)];

@@ -26,6 +26,9 @@ export class Problem extends Error {
 
 const own = (slug) => new Problem({ type: `urn:noneq:page:${slug}` });
 
+/** Whether this tab sends an API key. */
+export const keyed = () => sessionStorage.getItem(KEY) !== null;
+
 /** Who asks the person for a key: an async function that gives it, or null. */
 export const onKeyWanted = (asker) => (askForKey = asker);
 
@@ -92,16 +95,19 @@ async function refusal(response) {
 
 async function* events(body, signal) {
   const reader = body.pipeThrough(new TextDecoderStream()).getReader();
-  let text = "";
+  let parts = []; // of the event that is not yet whole: joined once, for an answer is megabytes long
   try {
     for (;;) {
       const { done, value } = await reach(() => reader.read(), "connection-lost");
       signal?.throwIfAborted();
       if (done) return;
-      const blocks = (text + value).split("\n\n");
-      text = blocks.pop();
+      const last = parts.at(-1)?.at(-1) ?? "";
+      parts.push(value);
+      if (!(last + value).includes("\n\n")) continue;
+      const blocks = parts.join("").split("\n\n");
+      parts = [blocks.pop()];
       for (const block of blocks) {
-        const found = /^event: (.*)\ndata: (.*)$/s.exec(block); // what else there is are comments
+        const found = /^event: ([^\n]*)\ndata: ([^\n]*)$/.exec(block); // what else there is are comments
         if (found) yield [found[1], JSON.parse(found[2])];
       }
     }

@@ -2,14 +2,16 @@
 
 import { h } from "./elements.js";
 import { button, confirm } from "./panels.js";
-import { locate } from "./service.js";
+import { keyed, locate } from "./service.js";
 
 const DEFAULT = "http://localhost:8000"; // the client's own
+const KEY = "YOUR_API_KEY"; // never the key itself: what is copied is shown to others
 
 /** A request as curl's words, quoted for a POSIX shell. */
 export function curl(path, body) {
   const text = JSON.stringify(body).replaceAll("'", "'\\''");
-  return `curl ${locate(path)} \\\n  --json '${text}'`;
+  const key = keyed() ? ` \\\n  -H 'Authorization: Bearer ${KEY}'` : "";
+  return `curl ${locate(path)}${key} \\\n  --json '${text}'`;
 }
 
 /**
@@ -21,7 +23,8 @@ export function curl(path, body) {
  */
 export function python(call, given, named, then) {
   const base = locate("").replace(/\/$/, "");
-  const client = base === DEFAULT ? "Client()" : `Client(${literal(base)})`;
+  const settings = [base !== DEFAULT && literal(base), keyed() && `api_key=${literal(KEY)}`].filter(Boolean);
+  const client = `Client(${settings.join(", ")})`;
   const words = [...given.map(literal), ...Object.entries(named).map(([name, value]) => `${name}=${literal(value)}`)];
   const answer = `${client}.${call}(${words.join(", ")})`;
   return `from noneq import Client\n\nanswer = ${answer}\nanswer.${then}`;
@@ -36,12 +39,25 @@ export function literal(value) {
   return `{${Object.entries(value).map(([key, item]) => `${JSON.stringify(key)}: ${literal(item)}`).join(", ")}}`;
 }
 
+/** Put a text onto the clipboard, also where the page came by plain http from another computer. */
+async function copy(text) {
+  if (navigator.clipboard) return navigator.clipboard.writeText(text);
+  const from = document.activeElement;
+  const held = h("textarea", { class: "unseen", readonly: true });
+  held.value = text;
+  document.body.append(held);
+  held.select();
+  document.execCommand("copy"); // deprecated, and the only way there
+  held.remove();
+  from.focus();
+}
+
 /** The panel that shows them: `show(curlText, pythonText)`, `hide()`. */
 export function snippets() {
   const texts = { curl: h("code"), python: h("code") };
   const blocks = Object.entries(texts).map(([name, code]) => {
-    const copy = button("snippets.copy", () => navigator.clipboard.writeText(code.textContent).then(() => confirm(copy, "snippets.copied")));
-    const title = h("div", { class: "row" }, h("h3", {}, name === "curl" ? "curl" : "Python"), copy);
+    const take = button("snippets.copy", () => copy(code.textContent).then(() => confirm(take, "snippets.copied")));
+    const title = h("div", { class: "row" }, h("h3", {}, name === "curl" ? "curl" : "Python"), take);
     return h("div", { class: "snippet" }, title, h("pre", { tabindex: 0, label: `snippets.${name}` }, code));
   });
   const node = h("details", { class: "snippets", hidden: true }, h("summary", { say: "snippets.title" }), ...blocks);

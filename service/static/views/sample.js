@@ -2,7 +2,7 @@
 
 import { openDesk } from "../errand.js";
 import { h } from "../elements.js";
-import { button, choice, field, fill, numberInput, offer, read } from "../panels.js";
+import { button, choice, field, fill, numberInput, offer, read, segments } from "../panels.js";
 import { download } from "../pictures.js";
 import { player } from "../player.js";
 import { sceneOf } from "../scenes.js";
@@ -10,6 +10,8 @@ import { curl, python, snippets } from "../snippets.js";
 import { tell } from "../words.js";
 
 const PREVIEWS = 64; // rows, the service's most
+const FRAMES = 40; // of a trajectory, at most
+const NUMBERS = 400_000; // that it may hold: a few megabytes of text
 const KEPT = 8; // answers to which the history goes back without asking again
 const SAMPLERS = [["ancestral", "sampler.ancestral"], ["ddim", "sampler.ddim"], ["dpmpp_2m", "sampler.dpmpp_2m"]];
 
@@ -20,6 +22,13 @@ function usual({ kind, shape, steps: T, network }) {
   const pictures = shape.length === 3;
   const own = network === "rbf" ? T : Math.min(T, 50);
   return { num_samples: pictures ? 8 : kind === "bits" ? 24 : 400, sampler: "ancestral", steps: own, eta: 0 };
+}
+
+/** How many states on the way are asked for: fewer where each is large; none where it would be a few. */
+function framesOf({ shape }, count, steps) {
+  const numbers = 2 * count * shape.reduce((a, b) => a * b); // of a state and its estimate
+  const frames = Math.min(FRAMES, steps, Math.floor(NUMBERS / numbers) - 1);
+  return frames < 4 && frames < steps ? 0 : frames;
 }
 
 const draw = () => String(crypto.getRandomValues(new Uint32Array(1))[0] % 1_000_000);
@@ -42,10 +51,12 @@ function mount(root, context) {
   const stage = h("div", { class: "stage" });
   const told = h("p", { class: "told" });
   const film = player(turn, (index) => ["player.at", { t: trajectory.t[index] }]);
+  const which = segments("sample.which", [["x", "sample.x"], ["x_0", "sample.x_0"]], film.refresh);
+  film.node.append(which.node);
   const save = button("sample.save", async () => download(await scene.canvas(), `${context.model().name}.png`));
   const tools = h("div", { class: "row tools", hidden: true }, told, save);
   const code = snippets();
-  let trajectory = null;
+  let trajectory = null; // of the answer that is shown, its last state as the samples are
 
   root.classList.add("split");
   root.append(
@@ -112,7 +123,9 @@ function mount(root, context) {
   function request() {
     const { num_samples, sampler, steps, eta, seed } = fieldsNow();
     const plan = { name: sampler, steps: Number(steps), ...(eta !== undefined && { eta: Number(eta) }) };
-    return { model: context.model().name, num_samples: Number(num_samples), seed: Number(seed), sampler: plan };
+    const model = context.model();
+    const frames = framesOf(model, Number(num_samples), plan.steps);
+    return { model: model.name, num_samples: Number(num_samples), seed: Number(seed), sampler: plan, ...(frames && { frames }) };
   }
 
   function remember(name, answer) {
@@ -136,13 +149,17 @@ function mount(root, context) {
     tell(told, ["sample.told", { n: num_samples, cost: answer.network_evaluations, seed: String(answer.seed) }]);
     code.show(curl("/sample", { num_samples, ...named }), python("sample", [num_samples], named, 'save("samples.png")'));
     if (answer.trajectory) {
-      trajectory = answer.trajectory;
-      film.load(trajectory.t.length);
+      const { t, x, x_0 } = answer.trajectory;
+      trajectory = { t, x: x.with(-1, answer.samples), x_0: x_0.with(-1, answer.samples) };
+      scene.reach([...x, ...x_0].flat());
+      film.load(t.length);
     }
   }
 
   function turn(index) {
-    scene.show(trajectory.x[index]);
+    const [x, x_0] = [trajectory.x[index], trajectory.x_0[index]];
+    if (which.value() === "x_0") scene.show(x_0);
+    else scene.show(x, index < trajectory.t.length - 1 ? x_0 : null);
   }
 
   function clear() {

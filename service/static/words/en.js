@@ -72,8 +72,10 @@ export default {
   "player.at": "t = {t}",
 
   "scene.sample": "Sample {n}",
-  "scene.raster": "Samples as rows, bits as columns: a one is white",
-  "scene.plane": "{n} points of the plane",
+  "scene.raster": "A row is a sample, a column a bit; white is 1.",
+  "scene.plane": "Samples as points of the plane",
+  "scene.profile": "Samples as lines over the places of their numbers",
+  "scene.place": "Place in the vector",
 
   "sampler.ancestral": "Ancestral (the model's own)",
   "sampler.ddim": "DDIM",
@@ -90,6 +92,9 @@ export default {
   "sample.seed": "Seed",
   "sample.keep": "Keep this seed",
   "sample.run": "Draw samples",
+  "sample.which": "What is shown of the trajectory",
+  "sample.x": "State",
+  "sample.x_0": "Estimate of x₀",
   "sample.save": "Save as PNG",
   "sample.empty": "Nothing drawn yet.",
   "sample.told": { one: "One sample · {cost} network evaluations · seed {seed}", other: "{n} samples · {cost} network evaluations · seed {seed}" },

@@ -72,8 +72,10 @@ export default {
   "player.at": "t = {t}",
 
   "scene.sample": "표본 {n}",
-  "scene.raster": "행은 표본, 열은 비트이며 1은 흰색입니다",
-  "scene.plane": "평면의 점 {n}개",
+  "scene.raster": "한 행이 표본 하나, 한 열이 비트 하나이며 흰색이 1입니다.",
+  "scene.plane": "평면 위의 점으로 그린 표본",
+  "scene.profile": "성분 순서에 따라 선으로 그린 표본",
+  "scene.place": "벡터의 성분",
 
   "sampler.ancestral": "조상 표집 (모델의 원래 방법)",
   "sampler.ddim": "DDIM",
@@ -90,6 +92,9 @@ export default {
   "sample.seed": "시드",
   "sample.keep": "이 시드 유지",
   "sample.run": "표본 뽑기",
+  "sample.which": "궤적에서 볼 것",
+  "sample.x": "상태",
+  "sample.x_0": "x₀의 추정",
   "sample.save": "PNG로 저장",
   "sample.empty": "아직 뽑은 표본이 없습니다.",
   "sample.told": "표본 {n}개 · 신경망 계산 {cost}회 · 시드 {seed}",

@@ -8,7 +8,8 @@ import { axes, rangeOf } from "./plots.js";
 import { sceneOf } from "./scenes.js";
 import { number, tell } from "./words.js";
 
-const MOST_READ = 3; // labels that are told
+const MOST_READ = 3; // labels that are told,
+const LEAST_READ = 0.001; // and how probable they are but for the first
 
 /** Whether a model's data are points of the plane. */
 export const isPlane = ({ kind, shape }) => kind === "vector" && shape.length === 1 && shape[0] === 2;
@@ -21,18 +22,18 @@ export const isPlane = ({ kind, shape }) => kind === "vector" && shape.length ==
  *     the prior to stand behind those of the posterior
  */
 export function column(method, model, seen) {
-  const view = isPlane(model) ? cloud(model, seen) : model.kind === "vector" && !isPicture(model) ? null : sceneOf(model);
+  const view = isPlane(model) ? cloud(seen) : sceneOf(model);
   const state = h("p", { class: "told", say: "repair.waiting" });
   const out = h("div", { class: "found" });
   const title = h("h2", { say: `method.${method}` });
-  const node = h("article", { class: "completions" }, h("header", {}, title, h("small", { say: `method.${method}.why` })), view?.node, state, out);
+  const node = h("article", { class: "completions" }, h("div", {}, title, h("small", { say: `method.${method}.why` })), view.node, state, out);
 
   function show({ answer, seconds }) {
     const [found] = answer.results;
     state.hidden = true;
-    view?.show(found.samples);
+    view.show(found.samples);
     out.replaceChildren(...[
-      answer.method !== method && h("p", { class: "told", say: ["repair.chosen", { method: answer.method }] }),
+      answer.method !== method && h("p", { class: "told", say: `repair.chosen.${answer.method}` }),
       summary(found, model, seen),
       agreed(found.samples, model, seen),
       trust(answer, found),
@@ -42,8 +43,8 @@ export function column(method, model, seen) {
 
   return {
     node,
-    wait: (count) => view?.show(Array(count).fill(null)),
-    preview: (estimates, count) => view?.show([...estimates, ...Array(count - estimates.length).fill(null)]),
+    wait: (count) => view.show(Array(count).fill(null)),
+    preview: (estimates, count) => view.show([...estimates, ...Array(count - estimates.length).fill(null)]),
     show,
     stop: () => tell(state, "repair.stopped"),
   };
@@ -61,7 +62,7 @@ function pictures(mean, std, { kind }) {
   const white = kind === "bits" ? 1 : 255;
   const shown = [figure("repair.mean", mean, white)];
   const most = std && Math.max(...std.flat(2));
-  if (std) shown.push(figure(["repair.std", { n: most }], std, most || 1));
+  if (std) shown.push(figure(["repair.std", { n: number(most, { maximumSignificantDigits: 3 }) }], std, most || 1));
   return h("div", { class: "summary" }, ...shown);
 }
 
@@ -90,10 +91,11 @@ function table(mean, std, { y, look }) {
 }
 
 /** The posterior's points over the prior's, and where the seen coordinate lies. */
-function cloud(model, { y, look, prior }) {
-  const range = (axis) => rangeOf([...prior.map((point) => point[axis]), ...(look.known[axis] ? [y[axis]] : [])], 0.1);
-  const ranges = [range(0), range(1)];
-  const plot = axes({ x: { range: ranges[0] }, y: { range: ranges[1] }, label: "repair.plane", width: 420, height: 420, count: 4 });
+function cloud({ y, look, prior }) {
+  const spans = [0, 1].map((axis) => rangeOf([...prior.map((point) => point[axis]), ...(look.known[axis] ? [y[axis]] : [])]));
+  const half = Math.max(...spans.map(([low, high]) => (high - low) / 2));
+  const ranges = spans.map(([low, high]) => [(low + high) / 2 - half, (low + high) / 2 + half]); // one scale
+  const plot = axes({ x: { range: ranges[0] }, y: { range: ranges[1] }, label: "repair.plane", width: 420, count: 5, square: true });
   plot.node.classList.add("cut");
   const node = h("figure", {}, plot.node, h("figcaption", { say: "repair.plane.told" }));
 
@@ -155,7 +157,8 @@ const nats = (value, error) => {
 
 function readings(labels) {
   const ranked = Object.entries(labels).sort(([, a], [, b]) => b - a).slice(0, MOST_READ);
-  return ranked.map(([label, p]) => `${label} (${number(100 * p, { maximumSignificantDigits: 3 })}%)`).join(", ");
+  const told = ranked.filter(([, p], i) => i === 0 || p >= LEAST_READ);
+  return told.map(([label, p]) => `${label} (${number(100 * p, { maximumFractionDigits: 1 })}%)`).join(", ");
 }
 
 /** In the page's language what is poor; below it the service's own words. */

@@ -56,7 +56,7 @@ export function eraser(model, onErase) {
   listen("pointerup", () => (last = null));
   listen("pointercancel", () => (last = null));
 
-  return { node: h("div", { class: "easel" }, canvas, tools), show };
+  return { node: h("div", { class: "desk-top" }, canvas, tools), show };
 }
 
 /** How far a point is from a piece of a line. */

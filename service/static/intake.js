@@ -28,7 +28,7 @@ export function intake(place, modelOf, onData, onProblem) {
     if (!files.length) parts.push(Promise.resolve(isPicture(model) ? null : rowsOf(text, model)));
     const data = await Promise.all(parts);
     if (data.includes(null)) onProblem(new Problem({ type: `urn:noneq:page:${isPicture(model) ? "no-picture" : "no-rows"}`, expected: `shape [${model.shape.join(", ")}]` }));
-    onData(data.filter(Boolean).flat());
+    else onData(data.flat());
   }
 
   const over = (event) => (event.preventDefault(), place.classList.toggle("over", event.type === "dragover"));

@@ -11,6 +11,7 @@ import { fieldsOf, isBlank, isWhole, observe, veil } from "../observed.js";
 import { button, choice, field, fill, notice, numberInput, offer, read } from "../panels.js";
 import { isPicture, pack, unpack } from "../parcel.js";
 import { get, Problem } from "../service.js";
+import { sketch } from "../sketch.js";
 import { curl, python, snippets } from "../snippets.js";
 import { thumb } from "../thumbs.js";
 import { number } from "../words.js";
@@ -25,10 +26,11 @@ const PRIOR = 300; // points of the prior behind the posterior's
 export const view = { id: "repair", mount };
 
 /** What a model is asked for by itself: done in seconds on a CPU. */
-function usual({ shape, steps: T, network }) {
+function usual({ kind, shape, steps: T, network }) {
   const pictures = shape.length === 3;
-  const count = pictures ? { num_samples: 4, particles: 8, systems: "independent" } : { num_samples: 200, particles: 200, systems: "joint" };
-  return { methods: "auto", block: "1", noise: shape.length === 3 ? 0 : 0.1, label: "", steps: network === "rbf" ? T : Math.min(T, 40), ...count };
+  const points = kind === "bits" ? { num_samples: 24, particles: 64 } : { num_samples: 200, particles: 200 };
+  const count = pictures ? { num_samples: 4, particles: 8, systems: "independent" } : { ...points, systems: "joint" };
+  return { methods: "auto", block: "1", noise: kind === "vector" ? 0.1 : 0, label: "", steps: network === "rbf" ? T : Math.min(T, 40), ...count };
 }
 
 const draw = () => String(crypto.getRandomValues(new Uint32Array(1))[0] % 1_000_000);
@@ -51,10 +53,11 @@ function mount(root, context) {
   const held = h("section", { class: "examples" }, h("h3", { say: "repair.from" }), picks);
   const files = intake(root, () => model, (data) => data.length && put(data[0]), trouble.show);
   const sources = h("div", { class: "row slim" }, button("repair.sample", drawOne), files);
+  const own = h("details", { class: "options" }, h("summary", { say: "repair.draw" }));
   const noiseText = h("output", { class: "caption" });
   const noise = h("input", { type: "range", name: "noise", min: 0 });
   const methods = METHODS.map((name) => h("input", { type: "checkbox", value: name, class: "method" }));
-  const form = h("form", { class: "form", on: { submit: run, change: settle, input: settle } },
+  const form = h("form", { class: "form", id: "repair", on: { submit: run, change: settle, input: settle } },
     field("repair.block", choice("block", [["1", "repair.block.none"]])),
     h("label", { class: "field" }, h("span", { class: "name" }, h("span", { say: "repair.noise" }), " ", noiseText), noise, h("small", { say: "repair.noise.why" })),
     field("repair.label", choice("label", [["", "repair.label.any"]]), "repair.label.why"),
@@ -68,16 +71,18 @@ function mount(root, context) {
       field("repair.seed", numberInput("seed", { min: 0, max: Number.MAX_SAFE_INTEGER })),
       h("label", { class: "check" }, h("input", { type: "checkbox", name: "keep" }), h("span", { say: "repair.keep" })),
     ),
-    h("button", { class: "primary", say: "repair.run" }),
   );
+  const start = h("button", { class: "primary", form: "repair", say: "repair.run" }); // beside what it completes
   const desk = openDesk(context.announce);
   const stage = h("div", { class: "stage" });
   const code = snippets();
 
-  root.classList.add("split");
+  root.classList.add("split", "bench-above");
   root.append(
-    h("div", { class: "side" }, h("p", { class: "lead", say: "repair.lead" }), held, sources, workbench, form),
-    h("div", { class: "wide" }, trouble.node, desk.node, stage, code.node),
+    h("div", { class: "side" }, h("p", { class: "lead", say: "repair.lead" }), held, sources, own),
+    h("div", { class: "wide" }, workbench, h("div", { class: "row" }, start), trouble.node),
+    h("div", { class: "side" }, form),
+    h("div", { class: "wide" }, desk.node, stage, code.node),
   );
 
   // ------------------------------------------------------------------------------- what the form says
@@ -100,8 +105,7 @@ function mount(root, context) {
     steps.max = model.steps;
     noiseText.textContent = number(Number(slider.value));
     if (x) bench.show(isPicture(model) ? observe(model, x, look()) : x, known, look().block === 1);
-    const idle = !x || isWhole(look()) && !label.value || isBlank(look());
-    form.querySelector(".primary").disabled = idle;
+    start.disabled = !x || isBlank(look()) || (isWhole(look()) && !label.value);
   }
 
   /** Another datum, seen as the last one was. */
@@ -138,7 +142,7 @@ function mount(root, context) {
 
   /** Everything for a model, and its first held-out datum. */
   async function stand(wanted, still) {
-    const { data } = await get(`/models/${encodeURIComponent(wanted.name)}/examples?count=16`);
+    const { data } = await get(`/models/${encodeURIComponent(wanted.name)}/examples?count=${isPicture(wanted) ? 15 : 6}`);
     if (!still()) return;
     model = wanted;
     [x, known] = [null, null];
@@ -146,6 +150,8 @@ function mount(root, context) {
     bench = isPicture(model) ? eraser(model, (mask) => put(x, mask)) : cells(model, put);
     workbench.replaceChildren(bench.node);
     picks.replaceChildren(...data.map((datum, i) => h("button", { type: "button", class: "pick", label: ["repair.example", { n: i + 1 }], on: { click: () => put(datum) } }, thumb(datum, model))));
+    own.hidden = !isPicture(model);
+    own.replaceChildren(own.firstChild, ...(own.hidden ? [] : [sketch(model, (drawn) => drawn && put(drawn)).node]));
     suit();
     if (data.length) put(data[0]);
   }

@@ -2,17 +2,22 @@
 
 import re
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from urllib.parse import parse_qs, urlsplit
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 
 from tests.page.conftest import Watch
 
-Open = Callable[..., Any]
+if TYPE_CHECKING:
+    from playwright.sync_api import Locator, Page, Request
+
+Open = Callable[..., "Page"]
 Ask = Callable[..., dict[str, Any]]
-Pixels = Callable[[Any], list[list[int]]]
+Pixels = Callable[["Locator"], list[list[int]]]
+Bits = NDArray[np.int64]
 
 START = "?view=repair&model="
 CHANNEL = """(canvas, channel) => {
@@ -20,39 +25,39 @@ CHANNEL = """(canvas, channel) => {
   const copy = new OffscreenCanvas(width, height).getContext("2d", { willReadFrequently: true });
   copy.drawImage(canvas, 0, 0);
   const { data } = copy.getImageData(0, 0, width, height);
-  const at = (i, j) => data[4 * (i * width + j) + channel];
-  return Array.from({ length: height }, (_, i) => Array.from({ length: width }, (_, j) => at(i, j)));
+  const row = (i) => Array.from({ length: width }, (_, j) => data[4 * (i * width + j) + channel]);
+  return Array.from({ length: height }, (_, i) => row(i));
 }"""
 
 
-def opaque(canvas: Any) -> Any:
+def opaque(canvas: "Locator") -> Bits:
     """Which pixels of a canvas are not transparent, [H, W] of 0 and 1."""
     return np.array(canvas.evaluate(CHANNEL, 3)) // 255
 
 
-def asked_of(page: Any) -> dict[str, str]:
+def asked_of(page: "Page") -> dict[str, str]:
     """The fields of a page's link."""
     return {name: values[0] for name, values in parse_qs(urlsplit(page.url).query).items()}
 
 
-def begin(visit: Open, model: str, **settings: Any) -> Any:
+def begin(visit: Open, model: str, **settings: str) -> "Page":
     """The view of a model, with a datum at hand."""
     page = visit(f"{START}{model}", **settings)
     page.wait_for_function("() => !document.querySelector('.primary[form=repair]')?.disabled")
     return page
 
 
-def complete(page: Any) -> None:
+def complete(page: "Page") -> None:
     """Ask, and wait for every method's answer."""
     page.locator(".primary[form=repair]").click()
     page.locator("#panel-repair .snippets").wait_for()
 
 
-def sent(page: Any) -> list[dict[str, Any]]:
+def sent(page: "Page") -> list[dict[str, Any]]:
     """The bodies of the questions that a page asks from now on."""
     bodies: list[dict[str, Any]] = []
 
-    def note(request: Any) -> None:
+    def note(request: "Request") -> None:
         if request.url.endswith("/posterior"):
             bodies.append(request.post_data_json)
 
@@ -60,7 +65,7 @@ def sent(page: Any) -> list[dict[str, Any]]:
     return bodies
 
 
-def settings(page: Any, **values: str) -> None:
+def settings(page: "Page", **values: str) -> None:
     """Fill in fields by their names in the link."""
     page.locator("#panel-repair form .options").evaluate("node => (node.open = true)")
     for name, value in values.items():

@@ -73,6 +73,7 @@ function mount(root, context) {
     ),
   );
   const start = h("button", { class: "primary", form: "repair", say: "repair.run" }); // beside what it completes
+  form.addEventListener("invalid", ({ target }) => target.closest("details")?.setAttribute("open", ""), true); // it has to be seen
   const desk = openDesk(context.announce);
   const stage = h("div", { class: "stage" });
   const code = snippets();

@@ -49,6 +49,7 @@ export function fit(picture, model) {
   const scale = Math.max(sheet.width / picture.width, sheet.height / picture.height);
   const [width, height] = [picture.width * scale, picture.height * scale];
   const pen = sheet.getContext("2d");
+  pen.imageSmoothingEnabled = scale < 1; // what is enlarged keeps its edges: of the model's own size it stays as it is
   pen.imageSmoothingQuality = "high";
   pen.drawImage(picture, (sheet.width - width) / 2, (sheet.height - height) / 2, width, height);
   return readSheet(sheet, model);

@@ -209,5 +209,5 @@ export default {
   "cells.seen": "Number {n} was seen",
   "cells.number": "Value of number {n}",
   "cells.name": "x{n}",
-  "cells.column": "Number",
+  "cells.column": "x",
 };

@@ -209,5 +209,5 @@ export default {
   "cells.seen": "{n}번째 수를 관측함",
   "cells.number": "{n}번째 수의 값",
   "cells.name": "x{n}",
-  "cells.column": "수",
+  "cells.column": "x",
 };

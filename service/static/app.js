@@ -22,7 +22,8 @@
 // To add one: write views/NAME.js, its texts in words/en.js and words/ko.js, and name it in VIEWS.
 
 import { button, choice, keyDialog, notice } from "./panels.js";
-import { h } from "./elements.js";
+import { modelCard } from "./card.js";
+import { h, svg } from "./elements.js";
 import * as link from "./link.js";
 import { get, onKeyWanted, Problem } from "./service.js";
 import { view as repair } from "./views/repair.js";
@@ -53,11 +54,21 @@ const languages = h("select", { name: "language", lang: "mul" }, h("option", { v
 tell(themes, "theme.label", "aria-label");
 tell(languages, "language.label", "aria-label");
 
-const bar = h("div", { class: "model-bar", hidden: true }, h("label", { for: "model", say: "shell.model" }), picker, facts);
+const card = modelCard();
+const bar = h("div", { class: "model-bar", hidden: true }, h("label", { for: "model", say: "shell.model" }), picker, facts, card.handle, card.node);
+
+/** A choice with a sign beside it; on narrow screens the sign stands for all of it. */
+function pick(control, ...shapes) {
+  const sign = svg("svg", { viewBox: "0 0 20 20", "aria-hidden": "true" }, ...shapes.map((d) => svg("path", { d })));
+  return h("div", { class: "pick" }, sign, control);
+}
+
+const globe = ["M10 2a8 8 0 1 0 .01 0Z", "M2 10h16", "M10 2c-5 4-5 12 0 16", "M10 2c5 4 5 12 0 16"];
+const half = ["M10 2a8 8 0 1 0 .01 0Z", "M10 2a8 8 0 0 1 0 16ZM11 5h4M11 8h6M11 11h6M11 14h4"];
 
 document.body.append(
   h("a", { class: "skip", href: "#main", say: "shell.skip" }),
-  h("header", {}, h("h1", {}, h("a", { href: "." }, "noneq")), tabs, h("div", { class: "tools" }, languages, themes)),
+  h("header", {}, h("h1", {}, h("a", { href: "." }, h("img", { src: "static/icon.svg", alt: "" }), h("span", {}, "noneq"))), tabs, h("div", { class: "looks" }, pick(languages, ...globe), pick(themes, ...half))),
   bar,
   trouble.node,
   panels,
@@ -107,7 +118,9 @@ function enter(state) {
   const { id } = VIEWS.find((view) => view.id === state.view) ?? VIEWS[0];
   model = models.find((entry) => entry.name === state.model) ?? model ?? models[0];
   picker.value = model.name;
-  tell(facts, ["shell.facts", { shape: model.shape.join(" × "), process: model.process, T: model.steps, network: model.network, n: model.parameters }]);
+  document.title = `${model.name} · noneq`;
+  tell(facts, [`facts.${model.kind}`, { shape: model.shape.join(" × "), T: model.steps, n: model.parameters }]);
+  card.show(model);
   if (open && open !== id) mounted[open]?.hide();
   open = id;
   for (const view of VIEWS) {

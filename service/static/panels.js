@@ -65,8 +65,9 @@ export function meter(cancel) {
       bar.max = total ?? 1;
       if (step) bar.value = step;
       else bar.removeAttribute("value"); // moves to and fro: nothing is known yet
-      if (state === "running" && left !== null) tell(text, ["progress.left", { n: Math.ceil(left) }]);
-      else tell(text, left ? ["progress.queue", { n: Math.ceil(left) }] : `progress.${state}`);
+      const [unit, n] = left < 120 ? ["", Math.ceil(left)] : [".minutes", Math.round(left / 60)];
+      if (state === "running" && left !== null) tell(text, [`progress.left${unit}`, { n }]);
+      else tell(text, left ? [`progress.queue${unit}`, { n }] : `progress.${state}`);
     },
     pause(seconds) {
       node.hidden = false;

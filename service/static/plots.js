@@ -10,7 +10,8 @@
 import { svg } from "./elements.js";
 import { number } from "./words.js";
 
-const MARGIN = { left: 56, right: 14, top: 12, bottom: 44 };
+const MARGIN = { left: 40, right: 14, top: 12, bottom: 26 };
+const NAME = 17; // more of it for an axis' name
 const EDGE = 16; // style.css leaves it beside a plot on the narrowest screens
 
 /** Round numbers that divide a range into about `count` parts: 1, 2 or 5 times a power of ten apart. */
@@ -45,10 +46,11 @@ export function rangeOf(values, margin = 0.05) {
  */
 export function axes({ x, y, label, width = 640, height = 360, count = 6, square = false }) {
   const shrunk = Math.min(1, (window.innerWidth - 2 * EDGE) / width);
+  const margin = { ...MARGIN, left: MARGIN.left + (y.name ? NAME : 0), bottom: MARGIN.bottom + (x.name ? NAME : 0) };
   width *= shrunk;
-  height = square ? width - MARGIN.left - MARGIN.right + MARGIN.top + MARGIN.bottom : height * Math.sqrt(shrunk);
+  height = square ? width - margin.left - margin.right + margin.top + margin.bottom : height * Math.sqrt(shrunk);
   count = Math.max(3, Math.round(count * shrunk));
-  const [left, right, top, bottom] = [MARGIN.left, width - MARGIN.right, MARGIN.top, height - MARGIN.bottom];
+  const [left, right, top, bottom] = [margin.left, width - margin.right, margin.top, height - margin.bottom];
   const place = ([low, high], from, to) => (value) => from + ((value - low) / (high - low)) * (to - from);
   const [X, Y] = [place(x.range, left, right), place(y.range, bottom, top)];
   const ground = svg("g", { class: "axes", "aria-hidden": "true" });

@@ -8,7 +8,7 @@ import { h } from "./elements.js";
 import { paint, paintPng, paintRows, sheet } from "./pictures.js";
 import { axes, rangeOf, toCanvas } from "./plots.js";
 
-const STRIDE = 0.3; // an arrow's share of the way
+const STRIDE = 0.5; // an arrow's share of the way
 
 /** The scene for a model's data. */
 export function sceneOf(model) {
@@ -25,6 +25,7 @@ function gallery({ kind, shape }) {
 
   function show(data) {
     shown = data;
+    node.style.setProperty("--columns", columns(data.length));
     while (node.children.length > data.length) node.lastChild.remove();
     for (const [i, x] of data.entries()) {
       if (!node.children[i]) node.append(frame(i, shape));
@@ -38,15 +39,25 @@ function gallery({ kind, shape }) {
   return { node, show, reach() {}, canvas: async () => sheet([...node.children]) };
 }
 
+/** So few are large, so many fill their rows evenly. */
+const columns = (count) => (count <= 4 ? count : count <= 8 ? 4 : count <= 12 ? 6 : 8);
+
 const frame = (i, [, height, width]) => h("canvas", { role: "img", class: "pixels", height, width, label: ["scene.sample", { n: i + 1 }] });
 
 function raster({ shape }) {
   const canvas = h("canvas", { role: "img", class: "pixels raster", label: "scene.raster" });
   const node = h("figure", { class: "raster-frame" }, canvas, h("figcaption", { say: "scene.raster" }));
   const none = Array(shape[0]).fill(0.5);
+
+  function show(data) {
+    const cell = Math.min(24, 480 / shape[0], 560 / data.length); // of the screen's pixels
+    canvas.style.width = `${Math.max(1, Math.floor(cell)) * shape[0]}px`;
+    paintRows(canvas, data.map((x) => x ?? none));
+  }
+
   return {
     node,
-    show: (data) => paintRows(canvas, data.map((x) => x ?? none)),
+    show,
     reach() {},
     canvas: async () => sheet([canvas], { scale: 12 }),
   };

@@ -100,7 +100,7 @@ def visit(browser: "Browser", url: str, watch: Watch) -> Iterator[Open]:
     """Opens an address below the service's in a browser of its own; no fault may come of it."""
     contexts: list[BrowserContext] = []
 
-    def go(query: str = "", *, at: str = url, **settings: str) -> "Page":
+    def go(query: str = "", *, at: str = url, **settings: object) -> "Page":
         context = browser.new_context(**{"locale": "en-US", **settings})  # type: ignore[arg-type]
         context.set_default_timeout(SECONDS)
         contexts.append(context)
@@ -131,7 +131,9 @@ def ask(url: str) -> Callable[..., dict[str, Any]]:
 
 PIXELS = """canvas => {
   const { width, height } = canvas;
-  const { data } = canvas.getContext("2d").getImageData(0, 0, width, height);
+  const copy = new OffscreenCanvas(width, height).getContext("2d");
+  copy.drawImage(canvas, 0, 0);
+  const { data } = copy.getImageData(0, 0, width, height);
   const count = length => [...Array(length).keys()];
   return count(height).map(i => count(width).map(j => data[4 * (i * width + j)]));
 }"""

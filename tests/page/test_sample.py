@@ -7,6 +7,8 @@ from urllib.parse import parse_qs, urlsplit
 import numpy as np
 import pytest
 
+from tests.service.http.command import metrics
+
 if TYPE_CHECKING:
     from playwright.sync_api import Locator, Page
 
@@ -87,13 +89,30 @@ def test_the_snippets_are_the_request(visit: Open) -> None:
     page.locator(".snippets summary").click()
     curl, script = page.locator(".snippets code").all_inner_texts()
     sampler = '"sampler":{"name":"ddim","steps":8,"eta":0.5}'
-    assert f'--json \'{{"num_samples":3,"model":"grey","seed":7,{sampler}}}\'' in curl
+    assert f'--json \'{{"num_samples":3,"model":"grey","seed":7,{sampler},"frames":8}}\'' in curl
+    assert "Authorization" not in curl  # none is wanted here
     assert urlsplit(page.url).netloc + "/sample" in curl
     assert (
-        'sample(3, model="grey", seed=7, sampler={"name": "ddim", "steps": 8, "eta": 0.5})'
+        'sample(3, model="grey", seed=7, sampler={"name": "ddim", "steps": 8, "eta": 0.5}, frames=8'
         in script
     )
     compile(script, "snippet", "exec")
+
+
+def places(page: "Page") -> np.ndarray:
+    """Where the dots of the plot stand on the screen, [n, 2]."""
+    path = page.locator(".plot .dots").get_attribute("d") or ""
+    return np.array([[float(part) for part in dot.split()] for dot in path[1:-2].split("h0M")])
+
+
+def drawn_from(shown: np.ndarray, points: np.ndarray) -> np.ndarray:
+    """The scales, pixels a unit, at which points were drawn; they lie where they should."""
+    scales = []
+    for axis in (0, 1):
+        line = np.poly1d(np.polyfit(points[:, axis], shown[:, axis], 1))
+        assert np.abs(line(points[:, axis]) - shown[:, axis]).max() < 0.011  # two decimals are told
+        scales.append(line.coef[0])
+    return np.array(scales)
 
 
 def test_points_stand_where_the_answer_has_them(visit: Open, ask: Ask) -> None:
@@ -101,13 +120,129 @@ def test_points_stand_where_the_answer_has_them(visit: Open, ask: Ask) -> None:
     wait(page)
     sampler = {"name": "ancestral", "steps": 40}
     answer = ask("/sample", model="gaussian-mixture", num_samples=30, seed=3, sampler=sampler)
-    path = page.locator(".plot .dots").get_attribute("d")
-    shown = np.array([[float(part) for part in dot.split()] for dot in path[1:-2].split("h0M")])
-    points = np.array(answer["samples"])
-    for axis, sign in ((0, 1), (1, -1)):  # the screen's second axis points down
-        line = np.poly1d(np.polyfit(points[:, axis], shown[:, axis], 1))
-        assert line.coef[0] * sign > 0
-        assert np.abs(line(points[:, axis]) - shown[:, axis]).max() < 0.011  # two decimals are told
+    across, down = drawn_from(places(page), np.array(answer["samples"]))
+    assert across > 0
+    assert np.isclose(down, -across, rtol=1e-3)  # one scale; the screen's second axis points down
+
+
+def scrub(page: "Page", *keys: str) -> None:
+    """Move the slider by the keyboard alone."""
+    page.locator(".player input[type=range]").focus()
+    for key in keys:
+        page.keyboard.press(key)
+
+
+def test_the_trajectory_of_points_has_arrows_towards_their_estimates(visit: Open, ask: Ask) -> None:
+    page = visit("?model=gaussian-mixture&num_samples=20&steps=10&seed=3")
+    wait(page)
+    sampler = {"name": "ancestral", "steps": 10}
+    asked = {"model": "gaussian-mixture", "num_samples": 20, "seed": 3, "sampler": sampler}
+    states = ask("/sample", **asked, frames=10)["trajectory"]
+    at_data = drawn_from(places(page), np.array(states["x"][-1]))
+    assert page.locator(".plot .arrows").count() == 0  # the chain has ended
+    scrub(page, "Home", "ArrowRight")
+    assert page.locator(".player .caption").inner_text() == f"t = {states['t'][1]}"
+    shown = places(page)
+    scales = drawn_from(shown, np.array(states["x"][1]))
+    assert np.allclose(scales, at_data, rtol=1e-3)  # the axes stay as they are
+    path = page.locator(".plot .arrows").get_attribute("d") or ""
+    shafts = [part.split("M")[0].split("L") for part in path[1:].split("M")[::2]]
+    ways = np.array([[[float(x) for x in end.split()] for end in shaft] for shaft in shafts])
+    assert len(ways) == 20
+    toward = (np.array(states["x_0"][1]) - np.array(states["x"][1])) * scales
+    drift = ways[:, 1] - ways[:, 0]
+    across = drift[:, 0] * toward[:, 1] - drift[:, 1] * toward[:, 0]
+    assert ((drift * toward).sum(1) > 0).all()
+    # An end is told to a tenth of a pixel, .05 off at most: so far may the longest miss its way.
+    assert np.abs(across / np.linalg.norm(toward, axis=1)).max() < 0.15
+    page.get_by_role("radio", name="Estimate of x₀").check()
+    assert np.allclose(drawn_from(places(page), np.array(states["x_0"][1])), scales, rtol=1e-3)
+    assert page.locator(".plot .arrows").count() == 0
+
+
+def test_the_trajectory_of_images_shows_states_and_estimates(
+    visit: Open, ask: Ask, pixels: Pixels
+) -> None:
+    page = visit(LINK)
+    wait(page)
+    sampler = {"name": "ancestral", "steps": 8}
+    asked = {"model": "grey", "num_samples": 3, "seed": 7, "sampler": sampler}
+    states = ask("/sample", **asked, frames=8)["trajectory"]
+    scrub(page, "ArrowLeft", "ArrowLeft")
+    slider = page.locator(".player input[type=range]")
+    assert slider.get_attribute("aria-valuetext") == f"t = {states['t'][-3]}"
+    for name, label in (("x", "State"), ("x_0", "Estimate of x₀")):
+        page.get_by_role("radio", name=label).check()
+        shown = [pixels(canvas) for canvas in page.locator(".gallery canvas").all()]
+        expected = np.clip(np.array(states[name][-3])[:, 0], 0, 255)
+        assert np.abs(np.array(shown) - expected).max() <= 0.5  # rounded
+
+
+def test_the_trajectory_of_bits_shows_probabilities(visit: Open, ask: Ask, pixels: Pixels) -> None:
+    page = visit("?model=bit-patterns&num_samples=5&steps=10&seed=3")
+    wait(page)
+    sampler = {"name": "ancestral", "steps": 10}
+    asked = {"model": "bit-patterns", "num_samples": 5, "seed": 3, "sampler": sampler}
+    states = ask("/sample", **asked, frames=10)["trajectory"]
+    scrub(page, "Home", "ArrowRight", "ArrowRight", "ArrowRight")
+    raster = page.locator("canvas.raster")
+    assert np.array_equal(np.array(pixels(raster)) / 255, states["x"][3])
+    page.get_by_role("radio", name="Estimate of x₀").check()
+    assert np.abs(np.array(pixels(raster)) - 255 * np.array(states["x_0"][3])).max() <= 0.5
+
+
+@pytest.mark.parametrize("motion", ["no-preference", "reduce"])
+def test_play_shows_the_frames_in_turn(visit: Open, motion: str) -> None:
+    """All nine of eight steps; one a second for who asked for less motion."""
+    page = visit(LINK, reduced_motion=motion)
+    wait(page)
+    page.clock.install()
+    page.evaluate(WATCH_SLIDER)
+    page.get_by_role("button", name="Play").click()
+    assert page.get_by_role("button", name="Pause").is_visible()
+    page.clock.run_for(4100)
+    early = page.evaluate("seen.length")
+    assert early >= 8 if motion == "no-preference" else early <= 5
+    page.clock.run_for(5000)
+    page.get_by_role("button", name="Play").wait_for()
+    assert page.locator(".player .caption").inner_text() == "t = 0"
+    seen = page.evaluate("seen")
+    assert seen == sorted(seen, reverse=True)
+    assert len(seen) == 9
+
+
+WATCH_SLIDER = """() => {
+  globalThis.seen = [];
+  const told = document.querySelector(".player .caption");
+  const note = () => seen.push(Number(told.textContent.slice("t = ".length)));
+  new MutationObserver(note).observe(told, { childList: true });
+}"""
+
+
+def test_large_answers_come_without_a_trajectory(visit: Open) -> None:
+    page = visit("?model=grey&num_samples=900&steps=5&seed=1")
+    wait(page)
+    assert page.locator(".gallery canvas").count() == 900
+    assert not page.locator(".player").is_visible()
+
+
+def test_cancel_frees_the_rows(visit: Open, url: str) -> None:
+    page = visit("?model=gaussian-mixture&num_samples=4096&steps=100&seed=1")
+    page.wait_for_function("() => document.querySelector('progress').value > 0")
+    left = 'noneq_requests_total{outcome="client-left",route="/sample"}'
+    before = metrics(url)
+    assert any(before[name] for name in before if name.startswith("noneq_rows_running"))
+    page.get_by_role("button", name="Cancel").click()
+    for _ in range(200):
+        after = metrics(url)
+        held = [value for name, value in after.items() if name.startswith("noneq_rows_")]
+        if after.get(left, 0) == before.get(left, 0) + 1 and not any(held):
+            break
+        page.wait_for_timeout(50)
+    else:
+        pytest.fail(f"rows are still held: {after}")
+    assert page.get_by_text("Cancelled.").count() == 1
+    assert not page.locator(".meter").is_visible()
 
 
 @pytest.mark.parametrize("model", ["grey", "bit-patterns", "gaussian-mixture"])

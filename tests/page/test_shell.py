@@ -1,11 +1,16 @@
 """The shell: languages, themes, keyboard, and what is shown where the service does not answer."""
 
+import json
 import re
 from collections.abc import Callable
 from contextlib import AbstractContextManager
+from pathlib import Path
 from typing import TYPE_CHECKING
 
+import pytest
+
 from tests.page.conftest import Watch
+from tests.service.http.command import running
 
 if TYPE_CHECKING:
     from playwright.sync_api import Page, Route
@@ -70,6 +75,33 @@ def test_the_tabs_take_the_keyboard_alone(visit: Open) -> None:
         page.keyboard.press("ArrowRight")
 
 
+def test_samples_are_drawn_and_scrubbed_by_the_keyboard_alone(visit: Open) -> None:
+    page = visit("?model=grey")
+    page.get_by_role("button", name="Draw samples").wait_for()
+
+    def reach(what: str) -> None:
+        for _ in range(30):
+            if page.evaluate(f"document.activeElement.matches({what!r})"):
+                return
+            page.keyboard.press("Tab")
+        pytest.fail(f"the keyboard does not reach {what}")
+
+    reach("[name=num_samples]")
+    page.keyboard.type("2")  # over what stood there: a field that is reached by Tab is selected
+    reach("[name=seed]")
+    page.keyboard.type("5")
+    page.keyboard.press("Enter")
+    page.locator(".told").wait_for()
+    assert "seed=5" in page.url  # who types a seed means it
+    assert page.locator(".gallery canvas").count() == 2
+    reach(".player input[type=range]")
+    page.keyboard.press("Home")
+    assert page.locator(".player .caption").inner_text() == "t = 8"
+    reach("[type=radio]")
+    page.keyboard.press("ArrowRight")
+    assert page.get_by_role("radio", name="Estimate of x₀").is_checked()
+
+
 def test_a_stopped_service_is_told(visit: Open, serve: Serve, watch: Watch) -> None:
     with serve() as at:
         page = visit("?model=grey", at=at)
@@ -79,6 +111,18 @@ def test_a_stopped_service_is_told(visit: Open, serve: Serve, watch: Watch) -> N
     alert.get_by_text("The service does not answer").wait_for()
     assert "make serve" in alert.inner_text()
     watch.faults.clear()  # the browser's own: connection refused
+
+
+def test_a_service_that_dies_in_mid_run_is_told(visit: Open, folder: Path, watch: Watch) -> None:
+    with running(folder) as (process, at, _):
+        page = visit("?model=gaussian-mixture&num_samples=4096&steps=100&seed=1", at=at)
+        page.wait_for_function("() => document.querySelector('progress').value > 0")
+        process.kill()
+        alert = page.get_by_role("alert")
+        alert.get_by_text("The connection broke in mid-answer").wait_for()
+        assert "same seed" in alert.inner_text()
+        assert not page.locator(".meter").is_visible()
+    watch.faults.clear()  # the browser's own: connection reset
 
 
 def test_a_refusal_says_what_came_and_what_to_do(visit: Open, watch: Watch) -> None:
@@ -122,4 +166,89 @@ def test_a_key_is_asked_for_and_kept_for_the_tab(visit: Open, serve: Serve, watc
         page.locator(".told").wait_for()
         page.reload()
         page.locator(".told").wait_for()  # not asked for again
+        page.locator(".snippets summary").click()
+        curl, script = page.locator(".snippets code").all_inner_texts()
+        assert "-H 'Authorization: Bearer YOUR_API_KEY'" in curl
+        assert 'api_key="YOUR_API_KEY"' in script
+        assert "sesame" not in page.content()  # what is copied is shown to others
     watch.faults.clear()  # the browser's own: 401
+
+
+@pytest.mark.parametrize("clipboard", [True, False])
+def test_snippets_are_copied(visit: Open, clipboard: bool) -> None:
+    page = visit(LINK)
+    page.context.grant_permissions(["clipboard-read", "clipboard-write"])
+    page.locator(".told").wait_for()
+    if not clipboard:  # as where the page came by plain http from another computer
+        page.evaluate("Object.defineProperty(navigator, 'clipboard', { value: undefined })")
+    page.locator(".snippets summary").click()
+    page.get_by_role("button", name="Copy").nth(1).click()
+    page.get_by_role("button", name="Copied").wait_for()
+    field = page.evaluate_handle(
+        "() => document.body.appendChild(document.createElement('textarea'))"
+    )
+    field.as_element().focus()
+    page.keyboard.press("Control+V")
+    assert (
+        field.evaluate("node => node.value") == page.locator(".snippets code").nth(1).inner_text()
+    )
+
+
+def test_the_card_tells_what_the_model_is(visit: Open) -> None:
+    page = visit("?model=grey")
+    handle = page.get_by_role("button", name="About this model")
+    handle.click()
+    card = page.locator("#card")
+    card.get_by_text("closed form").wait_for()
+    assert handle.get_attribute("aria-expanded") == "true"
+    assert "linear-log-snr" in card.inner_text()
+    assert "has not been evaluated" in card.inner_text()
+    page.get_by_label("Model", exact=True).select_option("gaussian-mixture")
+    card.get_by_text("GET /models/gaussian-mixture").wait_for()
+    handle.click()
+    assert not card.is_visible()
+
+
+@pytest.mark.parametrize("model", ["grey", "bit-patterns", "gaussian-mixture"])
+def test_nothing_leaves_a_narrow_screen(visit: Open, model: str) -> None:
+    page = visit(LINK.replace("grey", model), viewport={"width": 360, "height": 740})
+    page.locator(".told").wait_for()
+    page.locator(".snippets summary").click()
+    page.get_by_role("button", name="About this model").click()
+    page.locator("#card dl").wait_for()
+    assert page.evaluate("document.documentElement.scrollWidth") <= 360
+    header = page.locator("header").bounding_box()
+    assert header is not None
+    assert header["height"] < 60  # one line
+
+
+CUT = """async whole => {
+  const { stream } = await import("./static/service.js");
+  const bytes = new TextEncoder().encode(whole);
+  const found = new Set();
+  const ways = [...bytes].map((_, cut) => [bytes.slice(0, cut), bytes.slice(cut)]);
+  ways.push([...bytes].map((byte) => Uint8Array.of(byte)));
+  for (const parts of ways) {
+    globalThis.fetch = async () => new Response(new ReadableStream({
+      start(controller) {
+        for (const part of parts) controller.enqueue(part);
+        controller.close();
+      },
+    }));
+    const told = [];
+    for await (const event of stream("/sample", {})) told.push(event);
+    found.add(JSON.stringify(told));
+  }
+  return [...found];
+}"""
+
+
+def test_a_stream_says_the_same_wherever_it_is_cut(visit: Open) -> None:
+    page = visit()
+    progress, result = {"step": 1}, {"samples": [[0.5, -1]], "note": "눈\u2028 \\n\\n"}
+    events = [["progress", progress], ["result", result]]
+    blocks = [
+        f"event: {name}\ndata: {json.dumps(data, ensure_ascii=False)}\n\n" for name, data in events
+    ]
+    whole = f"{blocks[0]}: still here\n\n{blocks[1]}"
+    assert [json.loads(found) for found in page.evaluate(CUT, whole)] == [events]

@@ -49,7 +49,7 @@ function mount(root, context) {
 
   const trouble = notice();
   const workbench = h("div", { class: "bench" });
-  const picks = h("div", { class: "picks" });
+  const picks = h("div", { class: "choices" });
   const held = h("section", { class: "examples" }, h("h3", { say: "repair.from" }), picks);
   const files = intake(root, () => model, (data) => data.length && put(data[0]), trouble.show);
   const sources = h("div", { class: "row slim" }, button("repair.sample", drawOne), files);
@@ -150,7 +150,7 @@ function mount(root, context) {
     clear();
     bench = isPicture(model) ? eraser(model, (mask) => put(x, mask)) : cells(model, put);
     workbench.replaceChildren(bench.node);
-    picks.replaceChildren(...data.map((datum, i) => h("button", { type: "button", class: "pick", label: ["repair.example", { n: i + 1 }], on: { click: () => put(datum) } }, thumb(datum, model))));
+    picks.replaceChildren(...data.map((datum, i) => h("button", { type: "button", class: "example", label: ["repair.example", { n: i + 1 }], on: { click: () => put(datum) } }, thumb(datum, model))));
     own.hidden = !isPicture(model);
     own.replaceChildren(own.firstChild, ...(own.hidden ? [] : [sketch(model, (drawn) => drawn && put(drawn)).node]));
     suit();

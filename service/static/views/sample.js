@@ -41,13 +41,15 @@ function mount(root, context) {
   const form = h("form", { class: "form", on: { submit: run, change: settle } },
     field("sample.number", numberInput("num_samples", { min: 1, max: 4096 })),
     field("sample.sampler", choice("sampler", SAMPLERS)),
-    field("sample.steps", numberInput("steps", { min: 1 }), "sample.steps.why"),
+    field("sample.steps", numberInput("steps", { min: 1 }), ["sample.steps.why", { T: 1 }]),
     field("sample.eta", numberInput("eta", { min: 0, max: 1, step: "any" }), "sample.eta.why"),
     field("sample.seed", numberInput("seed", { min: 0, max: Number.MAX_SAFE_INTEGER })),
     h("label", { class: "check" }, h("input", { type: "checkbox", name: "keep" }), h("span", { say: "sample.keep" })),
     h("button", { class: "primary", say: "sample.run" }),
   );
+  form.elements.seed.addEventListener("input", () => (form.elements.keep.checked = true)); // it is meant
   const desk = openDesk(context.announce);
+  const empty = h("p", { class: "empty", say: "sample.empty" });
   const stage = h("div", { class: "stage" });
   const told = h("p", { class: "told" });
   const film = player(turn, (index) => ["player.at", { t: trajectory.t[index] }]);
@@ -70,6 +72,7 @@ function mount(root, context) {
     const { sampler, steps, seed } = form.elements;
     for (const option of sampler.options) option.hidden = option.disabled = model.process !== "gaussian" && option.value !== "ancestral";
     steps.max = model.steps;
+    tell(steps.closest(".field").querySelector("small"), ["sample.steps.why", { T: model.steps }]);
     seed.disabled = false;
     offer(form.elements.eta, sampler.value === "ddim");
   }
@@ -110,9 +113,14 @@ function mount(root, context) {
     let answer = answers.get(mine);
     if (!answer) {
       scene.show(Array(body.num_samples).fill(null));
-      const onPreview = ({ estimates }) => asked === mine && scene.show(pad(estimates, body.num_samples));
+      let seen = false;
+      const onPreview = ({ estimates }) => {
+        if (asked === mine) scene.show(pad(estimates, body.num_samples));
+        seen = true;
+      };
       answer = await desk.ask("/sample", body, { previews: Math.min(PREVIEWS, body.num_samples), onPreview });
-      if (!answer || asked !== mine) return;
+      if (asked !== mine) return;
+      if (!answer) return seen || stage.replaceChildren(empty);
       remember(mine, answer);
     } else desk.cancel();
     present(answer, body);
@@ -151,7 +159,7 @@ function mount(root, context) {
     if (answer.trajectory) {
       const { t, x, x_0 } = answer.trajectory;
       trajectory = { t, x: x.with(-1, answer.samples), x_0: x_0.with(-1, answer.samples) };
-      scene.reach([...x, ...x_0].flat());
+      scene.reach(x.flat()); // estimates may lie far off, where the noise is all there is
       film.load(t.length);
     }
   }
@@ -166,7 +174,7 @@ function mount(root, context) {
     desk.cancel();
     asked = null;
     scene = null;
-    stage.replaceChildren(h("p", { class: "empty", say: "sample.empty" }));
+    stage.replaceChildren(empty);
     film.hide();
     tools.hidden = true;
     code.hide();

@@ -57,3 +57,23 @@ async def test_the_page_opens_without_a_key(folder: Path, serve: Serve) -> None:
         assert (await keyed.get("/")).status_code == 200
         assert (await keyed.get("/static/app.js")).status_code == 200
         assert (await keyed.get("/models")).status_code == 401
+
+
+async def test_scripts_are_compressed_and_answers_are_not(client: httpx.AsyncClient) -> None:
+    asked = {"accept-encoding": "gzip"}
+    whole = (await client.get("/static/app.js", headers={"accept-encoding": "identity"})).content
+    packed = await client.get("/static/app.js", headers=asked)
+    assert packed.headers["content-encoding"] == "gzip"
+    assert packed.content == whole
+    assert "accept-encoding" in packed.headers["vary"].lower()
+    assert int(packed.headers["content-length"]) < len(whole) / 2
+    answer = await client.get("/models", headers=asked)
+    assert "content-encoding" not in answer.headers
+
+
+async def test_addresses_without_an_icon_of_their_own_have_one(folder: Path, serve: Serve) -> None:
+    async with serve(Settings(models=folder, device="cpu", api_keys="secret")) as keyed:  # type: ignore[arg-type]
+        icon = await keyed.get("/favicon.ico")
+        assert icon.status_code == 200
+        assert icon.headers["content-type"] == "image/svg+xml"
+        assert (await keyed.head("/favicon.ico")).status_code == 200

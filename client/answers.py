@@ -186,6 +186,11 @@ class Likelihoods(Answer):
         return self.body.tensors["relative_to_prior"]
 
     @property
+    def rarer_than(self) -> Array | None:
+        """The share of held-out data with a larger bound, float64 [N]; None where not measured."""
+        return self.body.tensors.get("rarer_than")
+
+    @property
     def bits_per_dim(self) -> Array:
         """-bound / (log 2 * elements of a datum), float64 [N]: lower is likelier."""
         return -self.bound / (math.log(2) * int(self.body.fields["dims"]))
@@ -224,6 +229,9 @@ class Likelihoods(Answer):
             for name in ("bound", "relative_to_prior")
         }
         tensors["standard_error"] = _column([one["standard_error"] for one in results], np.nan)
+        rarer = [one.get("rarer_than") for one in results]
+        if None not in rarer:
+            tensors["rarer_than"] = _column(rarer, np.nan)
         for name in _PARTS:
             tensors[name] = _column([one["parts"][name] for one in results], -np.inf)
         terms = [one["per_step"] for one in results]

@@ -133,7 +133,12 @@ def sample(
     else:
         x = start[1].to(device)
     seeds, x_0 = torch.full_like(row, seed), torch.zeros_like(x)
-    return burst(model, x, x_0, plan.whole(device), seeds, row, observation, progress)[0]
+
+    def watch(made: int, _: Tensor, estimate: Tensor) -> None:
+        if progress is not None:
+            progress(made, estimate)
+
+    return burst(model, x, x_0, plan.whole(device), seeds, row, observation, watch)[0]
 
 
 def burst(
@@ -144,7 +149,7 @@ def burst(
     seed: Tensor,
     row: Tensor,
     observation: Observation | None = None,
-    progress: Callable[[int, Tensor], None] | None = None,
+    watch: Callable[[int, Tensor, Tensor], None] | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Several steps in turn: x_s and x_0hat after the last.
 
@@ -159,7 +164,7 @@ def burst(
         seed: of the noise, int64 [B].
         row: of the noise, int64 [B].
         observation: what was seen, [B, *event].
-        progress: called after each step with the number of steps made and x_0hat.
+        watch: called after each step with the number of steps made, x_s and x_0hat.
     """
     rows = len(x_t)
     times = model.times(update.t[:, 0]).each() if update.t.shape[1] == 1 else None
@@ -179,8 +184,8 @@ def burst(
         # A NaN probability draws a zero: without a Gaussian's arithmetic it is kept by hand.
         x_0 = prediction.x_0
         previous = x_0 if normal else torch.add(x_0, previous, alpha=0.0)
-        if progress is not None:
-            progress(i + 1, previous)
+        if watch is not None:
+            watch(i + 1, x_t, previous)
     return x_t, previous
 
 

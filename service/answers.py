@@ -101,6 +101,13 @@ class Loglik(BaseModel):
         description="-bits an element of the datum: lower is better."
     )
     relative_to_prior: float | None = Field(description="K - L_null, nats: gained over pi.")
+    rarer_than: float | None = Field(
+        None,
+        description="The share of held-out data with a larger bound, by the percentiles of the "
+        "model's evaluation; null where it was not evaluated so: in this convention, on this "
+        "chain. The noise of the estimates widens the percentiles, and moves this bound among "
+        "them.",
+    )
     parts: Parts
     per_step: Terms | None = Field(None, description="Where it was asked for.")
 
@@ -258,7 +265,10 @@ class ModelAnswer(ModelSummary):
     artefact: dict[str, Any] = Field(
         description="The artefact's document: process, network, space, training."
     )
-    evaluation: list[dict[str, Any]] = Field(description="Measured bounds, with split and error.")
+    evaluation: list[dict[str, Any]] = Field(
+        description="Measured bounds, with split and error; `quantiles` are the 101 percentiles of "
+        "the estimated bound of one datum, nats, of the first `quantiles_count` data, or of all."
+    )
     card: str | None = Field(description="The model's card, Markdown.")
 
 

@@ -238,7 +238,7 @@ class Engine:
             self._intake.end(record, job.cost, self._unknown(job.model))
             return
         self._records[record.key] = record
-        shape = job.rows, job.units, job.parallel, job.width, job.costs, job.last, job.stops
+        shape = job.rows, job.units, job.parallel, job.width, job.costs, job.last
         self._scheduler.add(Work(record.key, job.queue, *shape))
         try:
             self._fleet[job.queue].open(record.key, job)

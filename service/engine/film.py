@@ -2,20 +2,19 @@
 
     frame i of k is the state before step floor(i n / k) of n:    x_t, and x_0hat from it
 
-The network's estimate at a state comes with the step that follows it. So a tick ends at each frame
-and one step behind it: nothing is evaluated for the frames alone, and no burst is looked into.
+The network's estimate at a state comes with the step that follows it, so nothing is evaluated for
+the frames alone; and they are taken between the steps of a tick, which is no shorter for them.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
-from itertools import groupby
 from typing import Literal, NamedTuple, final
 
 import torch
 from torch import Tensor
 
 from service.engine.ticks import Entry
+from service.engine.transfer import upload
 
 
 @final
@@ -35,26 +34,15 @@ class Frames:
         k = min(count, steps)
         return cls(tuple(i * steps // k for i in range(k + 1)))
 
-    @cached_property
-    def index(self) -> dict[int, int]:
-        """The number of each frame, by its unit."""
-        return {unit: i for i, unit in enumerate(self.units)}
-
-    @cached_property
-    def stops(self) -> tuple[int, ...]:
-        """The units before which a tick ends, in order: the frames, and the step behind each."""
-        behind = {unit + 1 for unit in self.units[:-1]}
-        return tuple(sorted(behind.union(self.units[1:])))
-
 
 class Shot(NamedTuple):
-    """Rows of a job at one of its frames: x_t, or x_0hat from there."""
+    """Rows of a job at one of its frames: x_t, or x_0hat from there; and their places in a tick."""
 
     key: int
     frame: int
     of: Literal["x", "x_0"]
     rows: list[int]
-    slots: list[int]
+    places: list[int]
 
 
 @final
@@ -88,27 +76,49 @@ class Film:
         self.x[0], self.x[-1], self.x_0[-1] = start, samples, samples
 
 
-def find_shots(films: Mapping[int, Film], chains: Iterable[Entry], length: int) -> list[Shot]:
-    """What is to be kept of a tick's chains, now that each of them has made `length` steps.
+@final
+class Camera:
+    """Takes what is to be kept of a tick, step by step.
 
-    Their first states and their last are not among it: `Film.end` has these.
+    The first states of chains and their last are not among it: `Film.end` has these.
 
     Args:
         films: by job.
-        chains: entries of any jobs.
+        chains: entries of any jobs, in the order of the tick's rows.
         length: of the tick.
+
+    Attributes:
+        taken: each shot with its states, [len(rows), *event] on the device.
     """
-    found: list[Shot] = []
-    groups = groupby(sorted((e for e in chains if e.key in films), key=_step), _step)
-    for (key, unit), group in groups:
-        there, reached, index = list(group), unit + length, films[key].frames.index
-        rows, slots = [entry.row for entry in there], [entry.slot for entry in there]
-        if index.get(reached, len(index)) < len(index) - 1:
-            found.append(Shot(key, index[reached], "x", rows, slots))
-        if reached - 1 in index:
-            found.append(Shot(key, index[reached - 1], "x_0", rows, slots))
-    return found
 
+    def __init__(self, films: Mapping[int, Film], chains: Sequence[Entry], length: int) -> None:
+        self.taken: list[tuple[Shot, Tensor]] = []
+        self._wanted: dict[int, list[Shot]] = {}
+        alike: dict[tuple[int, int], list[int]] = {}  # places of rows at the same step of a job
+        for place, entry in enumerate(chains if films else ()):
+            if entry.key in films:
+                alike.setdefault((entry.key, entry.unit), []).append(place)
+        for (key, unit), places in alike.items():
+            rows = [chains[place].row for place in places]
+            for frame, its_unit in enumerate(films[key].frames.units[:-1]):
+                made = its_unit - unit  # steps of this tick, when the row is there
+                if frame and 1 <= made <= length:
+                    self._wanted.setdefault(made, []).append(Shot(key, frame, "x", rows, places))
+                if 0 <= made < length:
+                    shot = Shot(key, frame, "x_0", rows, places)
+                    self._wanted.setdefault(made + 1, []).append(shot)
 
-def _step(entry: Entry) -> tuple[int, int]:
-    return entry.key, entry.unit
+    def wants(self, made: int) -> bool:
+        """Whether something is to be taken after so many steps of the tick."""
+        return made in self._wanted
+
+    def __call__(self, made: int, x: Tensor, x_0: Tensor) -> None:
+        """Take what is wanted after so many steps: of x_s and x_0hat, [B, *event] each."""
+        for shot in self._wanted.get(made, ()):
+            first, last = shot.places[0], shot.places[-1]
+            states = x if shot.of == "x" else x_0
+            if last - first + 1 == len(shot.places):
+                states = states[first : last + 1].clone()
+            else:
+                states = states[upload(torch.tensor(shot.places), states.device)]
+            self.taken.append((shot, states))

@@ -20,6 +20,7 @@ from diffusion.plan import Ancestral, Update
 from diffusion.sampling import advance, begin
 from service.engine.batches import ChainBatch
 from service.engine.faults import describe
+from service.engine.film import Camera
 from service.engine.slots import ChainSlots
 
 _log = logging.getLogger(__name__)
@@ -73,8 +74,8 @@ class FixedTick:
         """From now on `run` plays what `record` made of `play`."""
         self._play = record(self.play)
 
-    def run(self, rows: ChainBatch) -> None:
-        """The batch's steps in turn."""
+    def run(self, rows: ChainBatch, camera: Camera | None = None) -> None:
+        """The batch's steps in turn; the camera takes what it wants between them."""
         n, update, own, steps = len(rows.slots), self._rows.update, self._own, rows.update
         self._slots[:n], self._seed[:n], self._row[:n] = rows.slots, rows.seed, rows.row
         self._slots[n:] = self._state.spare  # its step is the one that was there before
@@ -83,9 +84,11 @@ class FixedTick:
         columns = steps.t, steps.s, steps.table
         if steps.t.ndim == 1:
             columns = steps.t[None], steps.s[None], steps.table[None]
-        for t, s, table in zip(*columns, strict=True):
+        for made, (t, s, table) in enumerate(zip(*columns, strict=True), 1):
             update.t[:n], update.s[:n], update.table[:n] = t, s, table
             self._play()
+            if camera is not None and camera.wants(made):
+                camera(made, self._state.x[rows.slots], self._state.previous[rows.slots])
 
 
 @final

@@ -72,11 +72,6 @@ class ChainJob:
             raise ValueError(f"the last of `frames` is behind step {self.units}, came {last}")
 
     @property
-    def stops(self) -> tuple[int, ...]:
-        """Units before which a tick ends."""
-        return () if self.frames is None else self.frames.stops
-
-    @property
     def units(self) -> int:
         """Network evaluations a row."""
         return len(self.plan)
@@ -119,7 +114,6 @@ class TermJob:
     width: ClassVar[int] = 1
     costs: ClassVar[tuple[int, ...]] = ()
     last: ClassVar[int] = 1
-    stops: ClassVar[tuple[int, ...]] = ()
 
     model: str
     x_0: Tensor
@@ -193,7 +187,6 @@ class SystemJob:
     """
 
     parallel: ClassVar[bool] = False
-    stops: ClassVar[tuple[int, ...]] = ()
 
     model: str
     seed: int

@@ -23,7 +23,7 @@ from diffusion.sampling import advance, begin, burst
 from diffusion.trajectory import Trajectories
 from service.engine.batches import ChainBatch, by_job, gather_chains, gather_terms
 from service.engine.calls import Calls, Precision, Rows
-from service.engine.film import Film, find_shots
+from service.engine.film import Camera, Film, Shot
 from service.engine.fixed import FixedTicks, Record, one_step
 from service.engine.jobs import ChainJob, Job, TermJob
 from service.engine.landing import Landing
@@ -70,6 +70,7 @@ class Runner:
         self._term_jobs: dict[int, TermJob] = {}
         self._results: dict[int, Tensor] = {}  # samples, or values of terms, as they come
         self._films: dict[int, Film] = {}  # of the jobs that asked for frames
+        self._taken: list[tuple[Shot, Tensor]] = []  # of these, since the last were sent
         self._fixed: FixedTicks | None = None
         self.fence, self._departures = Fence(model.device), Departures(model.device)
 
@@ -115,6 +116,7 @@ class Runner:
         chains, terms = sorted(chains), sorted(terms)  # by job; places in a batch mean nothing
         begun = self.fence.begin()
         self._admit(chains, terms)
+        camera = Camera(self._films, chains, length)
         rows = None
         if chains:
             jobs, share = self._chain_jobs, not self.calls.fill
@@ -122,25 +124,28 @@ class Runner:
         if terms:
             self._run_terms(terms, rows, len(chains))
         elif rows is not None:
-            self._run_chains(rows, length)
+            self._run_chains(rows, length, camera)
+        if length == 1 and rows is not None and camera.wants(1):
+            camera(1, self.chains.x[rows.slots], self.chains.previous[rows.slots])
+        self._taken += camera.taken
         self.fence.wait(begun, length)
 
     def record(self, recorder: Record) -> None:
         """Have ticks of chains alone recorded, at every size up to `batch`."""
         self._fixed = FixedTicks(self.calls.sampling, self.chains, self.batch, recorder)
 
-    def _run_chains(self, rows: ChainBatch, length: int) -> None:
-        """Chains alone: recorded, where that could be done."""
+    def _run_chains(self, rows: ChainBatch, length: int, camera: Camera) -> None:
+        """Chains alone: recorded, where that could be done; of one step nothing is taken yet."""
         model, state = self.calls.sampling, self.chains
         fixed = self._fixed and self._fixed.find(len(rows.slots), rows.observed)
         if fixed is not None:
-            fixed.run(rows)
+            fixed.run(rows, camera if length > 1 else None)
         elif length == 1:
             one_step(model, state, rows)
         else:
             x_t, previous = state.x[rows.slots], state.previous[rows.slots]
             seen = state.observation(rows.slots) if rows.observed else None
-            found = burst(model, x_t, previous, rows.update, rows.seed, rows.row, seen)
+            found = burst(model, x_t, previous, rows.update, rows.seed, rows.row, seen, camera)
             state.advance(rows.slots, *found)
 
     def _run_terms(self, terms: list[Entry], rows: ChainBatch | None, n: int) -> None:
@@ -185,10 +190,9 @@ class Runner:
                 leaving.append(self.chains.x[slots])
             else:
                 leaving.append(self.data.values[slots, : self._term_jobs[key].units])
-        shots = find_shots(self._films, chains, length)
-        for shot in shots:
-            state = self.chains.x if shot.of == "x" else self.chains.previous
-            leaving.append(state[upload(torch.tensor(shot.slots), self.model.device)])
+        shots = [shot for shot, _ in self._taken]
+        leaving += [states for _, states in self._taken]
+        self._taken = []
         (finite, *parts), wait = self._departures.send(leaving)
         taken = list(zip(shots, parts[len(groups) :], strict=True))
         return Landing(list(chains), groups, length, finite, parts[: len(groups)], wait, taken)

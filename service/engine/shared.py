@@ -20,7 +20,7 @@ holds a slot from its first unit to its last.
   kept for terms.
 - Without terms beside them a tick's chains advance several steps in it, for about as long as a
   burst may take: small networks take less time than a tick's bookkeeping, and whoever waits has
-  his turn no later than that. No tick goes past a stop of a row that is in it.
+  his turn no later than that.
 
 Pure Python: no tensors, no time, no threads.
 """
@@ -124,7 +124,7 @@ class Shared:
             return 1
         taken = [job for job in self._chains.rotation if job.tick == number]
         rows = [(job, row) for job in taken for row in job.running[: job.taken]]
-        left = min(job.work.stop(row.unit) - row.unit for job, row in rows)
+        left = min(job.work.units - row.unit for job, row in rows)
         seconds = self._pace * max(1.0, len(rows) / self._paced)  # at most, by the latest tick
         more = max(0, min(left, int(burst / seconds)))
         for _, row in rows:

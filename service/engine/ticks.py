@@ -1,6 +1,5 @@
 """What the scheduler knows of jobs, and what it says of ticks: numbers, no tensors."""
 
-from bisect import bisect_left
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -29,7 +28,6 @@ class Work:
         costs: network evaluations of each system by every unit but its last; of other rows every
             unit takes one.
         last: network evaluations of each system by its last unit.
-        stops: units of a chain before which a tick ends, ascending.
     """
 
     key: int
@@ -40,18 +38,12 @@ class Work:
     width: int = 1
     costs: tuple[int, ...] = ()
     last: int = 1
-    stops: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         if self.rows < 1 or self.units < 1:
             raise ValueError(
                 f"a job has at least one row of one unit, came {self.rows} rows of {self.units}"
             )
-
-    def stop(self, unit: int) -> int:
-        """The first unit from this one on before which a tick has to end."""
-        place = bisect_left(self.stops, unit)
-        return self.stops[place] if place < len(self.stops) else self.units
 
 
 class Entry(NamedTuple):

@@ -9,6 +9,7 @@ from torch import Tensor
 from typing_extensions import override
 
 from diffusion.bound import check_convention, null_log_prob
+from diffusion.checkpoint import Evaluation
 from diffusion.choice import Choice
 from diffusion.space import Convention
 from diffusion.strata import Steps
@@ -77,7 +78,7 @@ class LoglikWork(Work[TermResult]):
     def answer(self, result: TermResult) -> LoglikAnswer:
         columns = {name: x.tolist() for name, x in self._bounds(result).items()}
         per_bit = math.log(2)
-        dims = self.served.model.space.dims
+        dims, measured = self.served.model.space.dims, self._measured()
         results = [
             Loglik(
                 bound=_finite(bound),
@@ -85,6 +86,7 @@ class LoglikWork(Work[TermResult]):
                 bits=_finite(bound / per_bit),
                 bits_per_dim=_finite(-bound / per_bit / dims),
                 relative_to_prior=_finite(columns["relative_to_prior"][i]),
+                rarer_than=None if measured is None else measured.rarer_than(bound),
                 parts=Parts(
                     prior=_finite(columns["prior"][i]),
                     steps=_finite(columns["steps"][i]),
@@ -111,6 +113,10 @@ class LoglikWork(Work[TermResult]):
     @override
     def tensors(self, result: TermResult) -> dict[str, Tensor]:
         found = self._bounds(result)
+        measured = self._measured()
+        if measured is not None:
+            rarer = [measured.rarer_than(bound) for bound in found["bound"].tolist()]
+            found["rarer_than"] = torch.tensor(rarer, dtype=torch.float64)
         if self.request.per_step:
             steps, values = self._steps(), result.values.view(len(self.job.x_0), -1)
             found |= {"term_t": steps.t, "term_weight": steps.weight, "term_value": values}
@@ -129,6 +135,18 @@ class LoglikWork(Work[TermResult]):
             "last": bound.last,
             "gain": bound.gain,
         }
+
+    def _measured(self) -> Evaluation | None:
+        """What is known of the same bound of held-out data: convention and chain are the same."""
+        asked, T = self.request, self.served.model.T
+        steps = None if asked.steps == T else asked.steps
+        chain = steps, asked.spacing if steps else None, asked.trajectories
+        for measured in self.served.metadata.evaluation:
+            its_chain = measured.steps, measured.spacing, measured.trajectories
+            same = its_chain == chain and measured.convention == self.job.convention
+            if same and measured.split == "test" and measured.quantiles is not None:
+                return measured
+        return None
 
     def _steps(self) -> Steps:
         """The terms of each datum as a table."""

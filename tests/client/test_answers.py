@@ -105,6 +105,17 @@ def test_a_datum_that_the_model_excludes_is_minus_infinity() -> None:
     assert np.isnan(tensors["standard_error"])
 
 
+def test_a_rarity_is_read_where_it_is_known() -> None:
+    result = {
+        "bound": -1.0, "standard_error": 0.1, "relative_to_prior": 2.0, "per_step": None,
+        "parts": {"prior": 0.0, "steps": -1.0, "last": 0.0, "gain": 0.0},
+    }  # fmt: skip
+    known = Likelihoods.lift({"results": [{**result, "rarer_than": x} for x in (0.25, 0.997)]})
+    assert known.tensors["rarer_than"].tolist() == [0.25, 0.997]
+    unknown = Likelihoods.lift({"results": [{**result, "rarer_than": None}, result]})
+    assert "rarer_than" not in unknown.tensors
+
+
 async def test_a_trajectory_ends_in_the_samples(client: AsyncClient) -> None:
     found = await client.sample(3, model="gaussian-mixture", seed=7, frames=5)
     assert found.trajectory is not None

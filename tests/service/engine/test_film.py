@@ -19,8 +19,9 @@ from diffusion.strata import choose_steps
 from service.engine import ChainJob, Engine, TermJob
 from service.engine.film import Film, Frames
 from service.engine.limits import size_of
-from service.engine.scheduler import BURST_SECONDS, Scheduler
-from service.engine.ticks import Queue, Work
+from service.engine.results import ChainResult
+from service.engine.runner import Runner
+from service.engine.ticks import Entry
 from tests.diffusion.models import gaussian as gaussian_model
 from tests.service.engine.test_exact import elementwise, flags, vectors
 
@@ -49,7 +50,6 @@ def test_frames_are_spread_from_the_start_to_the_end(count: int, steps: int) -> 
     assert (frames.units[0], frames.units[-1]) == (0, steps)
     assert len(gaps) == min(count, steps)
     assert 1 <= min(gaps) <= max(gaps) <= min(gaps) + 1
-    assert {*frames.units[1:], *(unit + 1 for unit in frames.units[:-1])} == {*frames.stops}
 
 
 @pytest.mark.parametrize("count", [1, 3, 16, 100])
@@ -85,6 +85,37 @@ def test_the_states_are_those_of_the_recursion(
         assert_close(film.x_0[:-1], torch.stack([estimates[unit] for unit in units[:-1]]))
         assert torch.equal(film.x[-1], result.samples)
         assert torch.equal(film.x_0[-1], result.samples)
+
+
+@pytest.mark.parametrize("lengths", [(16,), (1, 4, 11), (1,) * 16])
+def test_a_recorded_tick_is_taken_between_its_steps(
+    lengths: tuple[int, ...], gaussian: DiffusionModel
+) -> None:
+    """Chains that are not in step, by ticks of a fixed size."""
+    runner = Runner(gaussian, slots=32)
+    runner.allow(16)
+    runner.record(lambda play: play)
+    plan = Ancestral().plan(gaussian)
+    job = ChainJob("g", ROWS, SEED, plan, frames=Frames.spread(5, len(plan)))
+    runner.open(0, job)
+    runner.open(1, ChainJob("g", 2, 1, plan))
+    with torch.inference_mode():
+        for rows in (range(4), range(4, ROWS)):
+            unit = 0
+            for length in lengths:
+                chains = [Entry(0, row, 20 - row, unit) for row in rows]
+                others = [Entry(1, row, row, unit) for row in range(2)]
+                runner.run(chains + others, [], length)
+                unit += length
+                ends = chains if unit == len(plan) else []
+                assert not runner.receive(runner.collect(chains + others, ends, length))
+    result = runner.result(0, 0.0, 0.0)
+    assert isinstance(result, ChainResult)
+    assert result.film is not None
+    states, estimates = walk(gaussian, plan)
+    units = result.film.frames.units
+    assert_close(result.film.x, torch.stack([states[unit] for unit in units]))
+    assert_close(result.film.x_0[:-1], torch.stack([estimates[unit] for unit in units[:-1]]))
 
 
 @pytest.mark.parametrize("make", [vectors, flags, elementwise])
@@ -132,28 +163,6 @@ def test_each_frame_has_its_times_noise_and_the_best_estimate(
             assert bool(((values.mean(0) - exact).abs() < 4.5 * error).all()), (i, values.mean(0))
         best = mean + a.sqrt() * off @ torch.linalg.solve(noisy, covariance)
         assert_close(film.x_0[i].double(), best, rtol=1e-3, atol=1e-3)
-
-
-@given(
-    jobs=st.lists(
-        st.tuples(st.integers(1, 5), st.integers(1, 40), st.integers(0, 9)), min_size=1, max_size=8
-    ),
-    batch_size=st.integers(1, 8),
-)
-def test_a_tick_ends_at_every_stop(jobs: list[tuple[int, int, int]], batch_size: int) -> None:
-    """Of every row that has some; who has none goes on for as long as a burst may take."""
-    scheduler = Scheduler()
-    scheduler.serve(Queue("m"), batch_size, 64)
-    stops = {}
-    for key, (rows, units, count) in enumerate(jobs):
-        stops[key] = Frames.spread(count, units).stops if count else ()
-        scheduler.add(Work(key, Queue("m"), rows, units, parallel=False, stops=stops[key]))
-    while (tick := scheduler.next()) is not None:
-        for entry in tick.chains:
-            inside = range(entry.unit + 1, entry.unit + tick.length)
-            assert not set(inside) & set(stops[entry.key])
-        scheduler.retire(tick, BURST_SECONDS / 20 * tick.length)
-    assert len(scheduler) == 0
 
 
 def test_frames_count_as_what_they_hold(gaussian: DiffusionModel) -> None:

@@ -223,6 +223,7 @@ function mount(root, context) {
     const y = observe(of, x, seen);
     const names = chosen();
     const bodies = names.map((name) => requestOf(name, y, seen));
+    desk.cancel();
     code.hide();
     stage.replaceChildren();
     const prior = isPlane(of) ? await priorOf(of) : null;

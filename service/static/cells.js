@@ -12,7 +12,7 @@ export const cells = (model, onChange) => (model.kind === "bits" ? bits(model, o
 
 /** A click goes from 0 to 1 to hidden. */
 function bits({ shape: [count] }, onChange) {
-  let [x, known] = [[], []];
+  let [x, known] = [Array(count).fill(0), Array(count).fill(0)]; // until there is a datum
   const keys = Array.from({ length: count }, (_, i) => h("button", { type: "button", class: "bit", on: { click: () => turn(i) } }));
   const node = h("div", { class: "easel" },
     h("div", { class: "bits", role: "group", label: "cells.bits" }, ...keys),
@@ -33,11 +33,12 @@ function bits({ shape: [count] }, onChange) {
     }
   }
 
+  show(x, known);
   return { node, show };
 }
 
 function numbers({ shape: [count] }, onChange) {
-  let [x, known] = [[], []];
+  let [x, known] = [Array(count).fill(0), Array(count).fill(0)]; // until there is a datum
   const rows = Array.from({ length: count }, (_, i) => {
     const seen = h("input", { type: "checkbox", label: ["cells.seen", { n: i + 1 }], on: { change: () => onChange(x, known.with(i, Number(seen.checked))) } });
     const value = h("input", { type: "number", step: "any", label: ["cells.number", { n: i + 1 }], on: { change: () => Number.isFinite(value.valueAsNumber) && onChange(x.with(i, value.valueAsNumber), known) } });
@@ -57,5 +58,6 @@ function numbers({ shape: [count] }, onChange) {
     }
   }
 
+  show(x, known);
   return { node, show };
 }

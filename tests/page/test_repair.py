@@ -43,7 +43,7 @@ def asked_of(page: "Page") -> dict[str, str]:
 def begin(visit: Open, model: str, **settings: str) -> "Page":
     """The view of a model, with a datum at hand."""
     page = visit(f"{START}{model}", **settings)
-    page.wait_for_function("() => !document.querySelector('.primary[form=repair]')?.disabled")
+    page.locator(".primary[form=repair]:enabled").wait_for()
     return page
 
 

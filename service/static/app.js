@@ -27,10 +27,11 @@ import { h, svg } from "./elements.js";
 import * as link from "./link.js";
 import { get, onKeyWanted, Problem } from "./service.js";
 import { view as likelihood } from "./views/likelihood.js";
+import { view as repair } from "./views/repair.js";
 import { view as sample } from "./views/sample.js";
 import { BOOKS, current, preferred, speak, tell } from "./words.js";
 
-const VIEWS = [sample, likelihood];
+const VIEWS = [sample, likelihood, repair];
 const KINDS = ["image", "vector", "bits"];
 
 const mounted = {}; // view's id -> { show, hide }

@@ -34,11 +34,17 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return found
 
 
+def file_of(name: str, content: bytes) -> "FilePayload":
+    """A file to choose; its kind is told by its name."""
+    kinds = {"png": "image/png", "csv": "text/csv", "txt": "text/plain"}
+    return {"name": name, "mimeType": kinds[name[-3:]], "buffer": content}
+
+
 def png_file(pixels: Bytes) -> "FilePayload":
     """A picture as a file to choose."""
     buffer = BytesIO()
     Image.fromarray(pixels).save(buffer, "PNG")
-    return {"name": "a.png", "mimeType": "image/png", "buffer": buffer.getvalue()}
+    return file_of("a.png", buffer.getvalue())
 
 
 @pytest.mark.parametrize(
@@ -78,11 +84,11 @@ def test_data_too_large_for_a_link_are_left_out(visit: Open) -> None:
 def test_lines_of_numbers_are_data(visit: Open) -> None:
     page = visit("?view=likelihood&model=gaussian-mixture")
     page.locator(".chart svg").wait_for()
-    rows = {"name": "a.csv", "mimeType": "text/csv", "buffer": b"0.5, -1\n\n(2;-3e-1)\n"}
-    page.locator("input[type=file]").set_input_files([rows])
+    chooser = page.locator("input[type=file]")
+    chooser.set_input_files([file_of("a.csv", b"0.5, -1\n\n(2;-3e-1)\n")])
     page.locator(".tray li").nth(1).wait_for()
     assert page.locator(".numbers").all_inner_texts() == ["(0.5, -1)", "(2, -0.3)"]
-    page.locator("input[type=file]").set_input_files([{**rows, "buffer": b"1, 2, 3"}])
+    chooser.set_input_files([file_of("a.csv", b"1, 2, 3")])
     page.get_by_role("alert").get_by_text("These are no data of this model").wait_for()
     assert page.locator(".tray li").count() == 2
 
@@ -97,7 +103,7 @@ def test_pictures_come_from_files_at_the_models_size(visit: Open) -> None:
     (found,) = pictures(page, (1, 28, 28))
     assert found[0, :, :13].max() <= 2  # its middle square, half and half
     assert found[0, :, 15:].min() >= 198
-    chooser.set_input_files([{"name": "a.txt", "mimeType": "text/plain", "buffer": b"none"}])
+    chooser.set_input_files([file_of("a.txt", b"none")])
     page.get_by_role("alert").get_by_text("no picture that the browser can read").wait_for()
     assert page.locator(".tray li").count() == 1
 

@@ -144,7 +144,9 @@ class Diagnostics(BaseModel):
         "and whatever else was asked.",
     )
     log_evidence_error: float | None = Field(
-        None, description="Its standard error, from independent systems; null of one."
+        None,
+        description="Its standard error, from independent systems, or their own spread's where that "
+        "is more; null of one.",
     )
     warning: str | None = Field(None, description="What is poor and how to mend it, in words.")
     start: int | None = Field(

@@ -1,10 +1,11 @@
 """Diagnostics: how far the samples of a posterior can be trusted, in numbers and in words.
 
-    log Z = log mean_k Z_k,     its error = std(Z_k) / (mean(Z_k) sqrt(K))
+    log Z = log mean_k Z_k,     its error = max(std(Z_k) / mean(Z_k), std(log Z_k)) / sqrt(K)
 
-over K independent systems of particles. The effective sample size alone misleads: a system that
-has lost the right mode has equal weights. So the surviving ancestors and the spread of log Z go
-with it.
+over K independent systems of particles. The first of the errors is the mean's own, and it is never
+more than 1, however far the systems are apart, for one of them then makes the mean; the second says
+how far. The effective sample size alone misleads: a system that has lost the right mode has equal
+weights. So the surviving ancestors and the spread of log Z go with it.
 """
 
 import math
@@ -49,7 +50,8 @@ class Diagnostics:
         known = math.isfinite(total)
         error = None
         if count > 1 and known:
-            error = float((log_z - total).exp().std()) / math.sqrt(count)
+            of_mean, apart = float((log_z - total).exp().std()), float(log_z.std())
+            error = (max(of_mean, apart) if math.isfinite(apart) else of_mean) / math.sqrt(count)
         found = cls(
             cloud.particles,
             count,

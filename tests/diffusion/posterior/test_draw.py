@@ -202,9 +202,17 @@ def told(log_z: list[float], ancestors: int, steps: int = 50) -> Diagnostics:
 def test_evidence_is_the_mean_of_the_systems() -> None:
     found = told([math.log(1.0), math.log(3.0)], 6)
     assert found.log_evidence == pytest.approx(math.log(2.0))
-    assert found.log_evidence_error == pytest.approx(2**0.5 / 2 / 2**0.5)
+    assert found.log_evidence_error == pytest.approx(math.log(3.0) / 2**0.5 / 2**0.5)
     assert found.ess == (5.0,) * 50
     assert found.warning is None
+
+
+def test_the_evidence_s_error_grows_with_the_spread_and_no_slower() -> None:
+    """Of Z about 1 +- 10% it is that of their mean; of systems 40 nats apart it is no 1."""
+    close = [math.log(1 + x) for x in (-0.1, 0.0, 0.1)]
+    assert told(close, 6).log_evidence_error == pytest.approx(0.1 / 3**0.5, rel=0.01)
+    assert told([0.0, 40.0], 6).log_evidence_error == pytest.approx(20.0)
+    assert told([-math.inf, 0.0], 6).log_evidence_error == pytest.approx(1.0)
 
 
 def test_what_is_poor_is_said_in_words() -> None:

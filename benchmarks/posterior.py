@@ -145,9 +145,9 @@ def cells() -> dict[str, Callable[[], list[Row]]]:
         found[title] = partial(digits.hidden_pixels, name, hidden, part, 8, 4)
     title = f"digits, {digits.HIDDEN[0]} hidden, {many}, part 0"
     found[title] = partial(digits.hidden_pixels, many, digits.HIDDEN[0], 0, 8, 4)
-    for part, name in product(range(10), few):
+    for part, name in product(range(4), few):
         title = f"ranks, {name}, part {part}"
-        found[title] = partial(digits.ranks, name, digits.HIDDEN[-1], part, 10, 9, 25)
+        found[title] = partial(digits.ranks, name, digits.HIDDEN[-1], part, 25, 4, 25)
     return found
 
 

@@ -66,6 +66,7 @@ class AsyncClient:
     posterior = _call(questions.posterior)
     models = _call(questions.models)
     model = _call(questions.model)
+    examples = _call(questions.examples)
 
     async def ask(self, question: Question[Found]) -> Found:
         """The answer to any question.

@@ -67,6 +67,7 @@ class Client:
     posterior = _call(questions.posterior)
     models = _call(questions.models)
     model = _call(questions.model)
+    examples = _call(questions.examples)
 
     def ask(self, question: Question[Found]) -> Found:
         """The answer to any question.

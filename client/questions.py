@@ -9,15 +9,17 @@ import math
 from typing import Unpack
 from urllib.parse import quote
 
+import numpy as np
+
 from client.answer import Timing
 from client.answers import Likelihoods, Samples
 from client.conditions import denoise, inpaint, posterior
 from client.models import ModelFacts, Models, read_model, read_models
 from client.question import Question
 from client.request import Asked, Drawn, SamplerName, question, sampler_of
-from client.wire import Body, Data, packed
+from client.wire import Array, Body, Data, packed
 
-__all__ = ["denoise", "inpaint", "loglik", "model", "models", "posterior", "sample"]
+__all__ = ["denoise", "examples", "inpaint", "loglik", "model", "models", "posterior", "sample"]
 
 
 def sample(
@@ -95,3 +97,14 @@ def models() -> Question[Models]:
 def model(name: str) -> Question[ModelFacts]:
     """Everything that a model's artefact says: GET /models/NAME."""
     return Question(f"/models/{quote(name, safe='')}", lambda body, _: read_model(body.fields))
+
+
+def examples(name: str, count: int = 16) -> Question[Array]:
+    """Held-out data to try a model on: GET /models/NAME/examples; [n, *shape], data units.
+
+    Args:
+        name: of the model.
+        count: how many at most; a model that ships none has none.
+    """
+    path = f"/models/{quote(name, safe='')}/examples?count={count:d}"
+    return Question(path, lambda body, _: np.asarray(body.fields["data"], np.float32))

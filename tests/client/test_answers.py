@@ -3,6 +3,7 @@
 import csv
 import json
 import math
+import shutil
 from collections.abc import Callable
 from inspect import signature
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import Any, get_args, get_type_hints
 import httpx
 import numpy as np
 import pytest
+import torch
 from fastapi import FastAPI
 from PIL import Image
 from pydantic import BaseModel
@@ -30,9 +32,11 @@ from client import (
 )
 from client.question import Question
 from client.wire import Body, encode
+from diffusion import checkpoint, heldout
 from service.conditions import DenoiseRequest, InpaintRequest, PosteriorRequest
 from service.schemas import LoglikRequest, SampleRequest
-from tests.service.http.caller import connect
+from service.settings import Settings
+from tests.service.http.caller import connect, starting
 
 pytestmark = pytest.mark.anyio
 
@@ -243,6 +247,23 @@ async def test_models_tell_what_they_are(client: AsyncClient) -> None:
     assert grey.name == found.models[2].name
     assert grey.classifiers == (Classifier("animals", ("cat", "dog", "crow")),)
     assert [model.classifiers for model in found.models] == [(), (), grey.classifiers]
+
+
+async def test_examples_are_data_to_ask_about(
+    client: AsyncClient, folder: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(folder / "grey", tmp_path / "grey")
+    space = checkpoint.load(tmp_path / "grey" / "model.safetensors")[0].space
+    data = torch.arange(5 * 48).reshape(5, 1, 6, 8) % 256
+    heldout.write(tmp_path / "grey", data, space)
+    async with (
+        starting(Settings(models=tmp_path, device="cpu", batch_size=8)) as app,
+        AsyncClient(transport=httpx.ASGITransport(app)) as shop,
+    ):
+        found = await shop.examples("grey", 3)
+        assert found.tolist() == data[:3].tolist()
+        assert len((await shop.loglik(found, model="grey", terms=4)).bound) == 3
+    assert (await client.examples("grey")).size == 0
 
 
 @pytest.mark.parametrize(("ask", "given", "keys"), CALLS)

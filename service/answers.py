@@ -145,8 +145,8 @@ class Diagnostics(BaseModel):
     )
     log_evidence_error: float | None = Field(
         None,
-        description="Its standard error, from independent systems, or their own spread's where that "
-        "is more; null of one.",
+        description="Its standard error, from independent systems: their mean's, or their "
+        "logarithms', whichever is more; null of one.",
     )
     warning: str | None = Field(None, description="What is poor and how to mend it, in words.")
     start: int | None = Field(

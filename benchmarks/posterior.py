@@ -144,7 +144,7 @@ def cells() -> dict[str, Callable[[], list[Row]]]:
         title = f"digits, {hidden} hidden, {name}, part {part}"
         found[title] = partial(digits.hidden_pixels, name, hidden, part, 8, 4)
     title = f"digits, {digits.HIDDEN[0]} hidden, {many}, part 0"
-    found[title] = partial(digits.hidden_pixels, many, digits.HIDDEN[0], 0, 8, 4)
+    found[title] = partial(digits.hidden_pixels, many, digits.HIDDEN[0], 0, 4, 4)
     for part, name in product(range(4), few):
         title = f"ranks, {name}, part {part}"
         found[title] = partial(digits.ranks, name, digits.HIDDEN[-1], part, 25, 4, 25)

@@ -33,6 +33,7 @@ def make_models(source: Path, folder: Path) -> None:
             variance="lower",
             space=space,
             training=whole.training,
+            evaluation=whole.evaluation,  # `rarer_than` is told by its percentiles
         )
         checkpoint.save(folder / name / "model.safetensors", document.build(), document)
     reader = classifier.ClassifierMetadata(

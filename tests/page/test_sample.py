@@ -228,7 +228,7 @@ def test_large_answers_come_without_a_trajectory(visit: Open) -> None:
 
 def test_cancel_frees_the_rows(visit: Open, url: str) -> None:
     page = visit("?model=gaussian-mixture&num_samples=4096&steps=100&seed=1")
-    page.wait_for_function("() => document.querySelector('progress').value > 0")
+    page.wait_for_function("() => document.querySelector('progress')?.value > 0")
     left = 'noneq_requests_total{outcome="client-left",route="/sample"}'
     before = metrics(url)
     assert any(before[name] for name in before if name.startswith("noneq_rows_running"))

@@ -116,7 +116,7 @@ def test_a_stopped_service_is_told(visit: Open, serve: Serve, watch: Watch) -> N
 def test_a_service_that_dies_in_mid_run_is_told(visit: Open, folder: Path, watch: Watch) -> None:
     with running(folder) as (process, at, _):
         page = visit("?model=gaussian-mixture&num_samples=4096&steps=100&seed=1", at=at)
-        page.wait_for_function("() => document.querySelector('progress').value > 0")
+        page.wait_for_function("() => document.querySelector('progress')?.value > 0")
         process.kill()
         alert = page.get_by_role("alert")
         alert.get_by_text("The connection broke mid-answer").wait_for()

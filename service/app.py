@@ -11,7 +11,7 @@ from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 
-from service import openapi
+from service import facts, openapi, routes
 from service.backend import Backend
 from service.docs import add_docs
 from service.engine.engine import Host
@@ -26,7 +26,6 @@ from service.problems import (
     Problem,
     UnknownRoute,
 )
-from service.routes import router
 from service.settings import Settings
 
 
@@ -76,7 +75,8 @@ def create_app(
         redoc_url=None,
     )
     app.state.backend = backend
-    app.include_router(router)
+    app.include_router(routes.router)
+    app.include_router(facts.router)
     add_docs(app)
     add_page(app)
     app.add_exception_handler(Problem, _on_problem)
@@ -111,7 +111,7 @@ def _as_problem(request: Request, error: HTTPException) -> Problem:
         )
     if error.status_code == 405:
         allow = (error.headers or {}).get("Allow", "")
-        allow = "GET, HEAD" if allow in ("GET", "HEAD") else allow  # two routes, see routes.py
+        allow = "GET, HEAD" if allow in ("GET", "HEAD") else allow  # two routes, see facts.py
         return MethodNotAllowed(
             "The path exists, under another method.",
             allow=allow,

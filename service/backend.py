@@ -9,6 +9,8 @@ import threading
 from collections.abc import Callable, Sequence
 from typing import final
 
+from starlette.requests import Request
+
 from service.engine.engine import Engine, Host
 from service.memory import memory_used
 from service.metrics import Metrics
@@ -137,3 +139,9 @@ class Backend:
         problem = self.state()
         if problem is not None:
             raise problem
+
+
+def backend_of(request: Request) -> Backend:
+    """The one behind the app that was asked."""
+    found: Backend = request.app.state.backend
+    return found

@@ -1,4 +1,4 @@
-"""The endpoints: parse, submit, answer.
+"""The questions that can be asked of models: parse, submit, answer.
 
 Bodies are read and answers written in worker threads, so that one caller's megabytes hold up
 nobody else; the engine's future is awaited beside the client's connection, so that a client who
@@ -8,36 +8,21 @@ leaves frees his rows. Whoever asks for a stream is told of the progress meanwhi
 import asyncio
 from collections.abc import Callable
 from difflib import get_close_matches
-from typing import Annotated, Any, TypeVar
+from typing import Any, TypeVar
 
 from anyio import to_thread
-from fastapi import APIRouter, Query, Request, Response
-from fastapi.routing import APIRoute
+from fastapi import APIRouter, Request, Response
 from pydantic import BaseModel, ValidationError
 from starlette.requests import ClientDisconnect
 
-from diffusion.heldout import MOST
-from service import heldout
-from service.answers import (
-    ClassifierSummary,
-    ExamplesAnswer,
-    Health,
-    LoglikAnswer,
-    ModelAnswer,
-    ModelsAnswer,
-    ModelSummary,
-    PosteriorAnswer,
-    RefusedFile,
-    SampleAnswer,
-)
-from service.backend import Backend
+from service.answers import LoglikAnswer, PosteriorAnswer, SampleAnswer
+from service.backend import backend_of
 from service.conditions import Conditions, DenoiseRequest, InpaintRequest, PosteriorRequest
 from service.door import DEADLINE, body_of, find_deadline
-from service.encoding import BINARY, EVENTS, JSON, PNG, decode_body, json_kind, negotiate, to_json
+from service.encoding import BINARY, EVENTS, PNG, decode_body, json_kind, negotiate
 from service.engine.results import Ticket
-from service.metrics import CONTENT_TYPE
-from service.models import Catalogue, Served
-from service.openapi import examples_responses, problems, request_body, responses
+from service.models import Catalogue
+from service.openapi import request_body, responses
 from service.problems import InvalidRequest
 from service.schemas import LoglikRequest, SampleRequest
 from service.settings import Settings
@@ -51,9 +36,6 @@ Asked = TypeVar("Asked", SampleRequest, LoglikRequest, Conditions)
 Prepare = Callable[[Asked, Catalogue, Settings], Work[Any]]
 
 router = APIRouter()
-
-
-# ----------------------------------------------------------------------------------- distributions
 
 
 @router.post(
@@ -130,7 +112,7 @@ async def _serve(
     except ClientDisconnect:
         return _client_left(request)
     if form == EVENTS:
-        return EventStream(work, ticket, _backend(request).engine, previews)
+        return EventStream(work, ticket, backend_of(request).engine, previews)
     if not await _finished(request, ticket):
         return _client_left(request)
     result = ticket.result()
@@ -144,7 +126,7 @@ async def _accept(
     request: Request, schema: type[Asked], prepare: Prepare[Asked], form: str
 ) -> tuple[Work[Any], Ticket[Any]]:
     """Read, decode and submit. The body's bytes end with this call, whatever the job then takes."""
-    backend = _backend(request)
+    backend = backend_of(request)
     backend.check()
     settings, content_type = backend.settings, request.headers.get("content-type")
     deadline = find_deadline(request.headers.getlist(DEADLINE), settings.deadline_seconds)
@@ -225,115 +207,3 @@ async def _finished(request: Request, ticket: Ticket[Any]) -> bool:
 def _client_left(request: Request) -> Response:
     request.state.outcome = "client-left"
     return Response(status_code=499)  # nobody reads it; the metrics count it
-
-
-# ------------------------------------------------------------------------------------------ models
-
-
-@router.get("/models", tags=["models"], response_model=ModelsAnswer)
-async def list_models(request: Request) -> Response:
-    """What is served, and which files of the folder are not, with reasons."""
-    catalogue = _backend(request).catalogue
-    answer = ModelsAnswer(
-        models=[_summary(served) for served in catalogue.served.values()],
-        default=catalogue.default,
-        refused=[RefusedFile(**vars(refused)) for refused in catalogue.refused],
-    )
-    return _json(answer)
-
-
-@router.get(
-    "/models/{name}", tags=["models"], response_model=ModelAnswer, responses=problems(404, 422)
-)
-async def show_model(request: Request, name: str) -> Response:
-    """What the artefact says: space, process, training, evaluation; and its card."""
-    served = _backend(request).find(name)
-    facts = served.metadata.model_dump(mode="json")
-    evaluation = facts.pop("evaluation")
-    answer = ModelAnswer(
-        **_summary(served).model_dump(),
-        default_convention=served.model.space.default_convention,
-        artefact=facts,
-        evaluation=evaluation,
-        card=served.card,
-    )
-    return _json(answer)
-
-
-@router.get(
-    "/models/{name}/examples",
-    tags=["models"],
-    response_model=ExamplesAnswer,
-    responses=examples_responses(),
-)
-async def show_examples(
-    request: Request,
-    name: str,
-    count: Annotated[int, Query(ge=1, le=MOST, description="At most so many.")] = 16,
-) -> Response:
-    """Held-out data to try things on: none of them was fitted to."""
-    served = _backend(request).find(name)
-    form = negotiate(", ".join(request.headers.getlist("accept")), heldout.OFFERS)
-    body = await to_thread.run_sync(heldout.render, served, count, form)
-    return Response(body, media_type=form)
-
-
-def _summary(served: Served) -> ModelSummary:
-    metadata, model = served.metadata, served.model
-    return ModelSummary(
-        name=served.name,
-        kind=model.space.kind,
-        shape=list(model.space.shape),
-        process=metadata.process.kind,
-        steps=model.T,
-        network=metadata.network.kind,
-        parameters=sum(x.numel() for x in model.network.state_dict().values()),
-        classifiers=[
-            ClassifierSummary(name=reader.name, labels=list(reader.labels))
-            for reader in served.readers
-        ],
-    )
-
-
-# ------------------------------------------------------------------------------------------ health
-
-
-@router.get("/health/live", tags=["health"], response_model=Health)
-async def live(request: Request) -> Response:
-    """Whether the process serves; anything but 200 asks for a restart."""
-    problem = _backend(request).dead()
-    if problem is not None:
-        raise problem
-    return _json(Health(status="live"))
-
-
-@router.get("/health/ready", tags=["health"], response_model=Health, responses=problems(503))
-async def ready(request: Request) -> Response:
-    """Whether requests are answered now: every model loaded and warm."""
-    backend = _backend(request)
-    backend.check()
-    return _json(Health(status="ready", models=list(backend.catalogue.served)))
-
-
-@router.get("/metrics", tags=["health"])
-async def metrics(request: Request) -> Response:
-    """Prometheus' text exposition."""
-    return Response(_backend(request).metrics.render(), media_type=CONTENT_TYPE)
-
-
-# HEAD wherever GET is (RFC 9110, 9.3.2), for probes: FastAPI's own GET routes answer GET alone. The
-# server leaves the body out. As routes apart these are not in the document.
-for _route in list(router.routes):
-    if isinstance(_route, APIRoute) and "GET" in (_route.methods or ()):
-        router.add_api_route(
-            _route.path, _route.endpoint, methods=["HEAD"], include_in_schema=False
-        )
-
-
-def _backend(request: Request) -> Backend:
-    found: Backend = request.app.state.backend
-    return found
-
-
-def _json(answer: BaseModel) -> Response:
-    return Response(to_json(answer.model_dump()), media_type=JSON)

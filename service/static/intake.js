@@ -8,8 +8,8 @@ import { isPicture, rowsOf } from "./parcel.js";
 import { Problem } from "./service.js";
 
 /**
- * A button that opens a chooser of files. What is dropped on `place`, or pasted while that is
- * shown, comes in the same way.
+ * A button that opens a chooser of files, hidden until its view has a model to take them for. What is
+ * dropped on `place`, or pasted while that is shown, comes in the same way.
  * @param {HTMLElement} place
  * @param {() => object} modelOf the model that the data are for
  * @param {(data: Array) => void} onData
@@ -17,13 +17,14 @@ import { Problem } from "./service.js";
  */
 export function intake(place, modelOf, onData, onProblem) {
   const chooser = h("input", { type: "file", multiple: true, hidden: true, on: { change: () => (accept(chooser.files), (chooser.value = "")) } });
-  const node = h("span", {}, chooser, button("intake.choose", () => {
+  const node = h("span", { hidden: true }, chooser, button("intake.choose", () => {
     chooser.accept = isPicture(modelOf()) ? "image/*" : ".csv,.txt,text/*";
     chooser.click();
   }));
 
   async function accept(files, text = "") {
     const model = modelOf();
+    if (!model) return;
     const parts = [...files].map((file) => (isPicture(model) ? pictured(file, model) : file.text().then((found) => rowsOf(found, model))));
     if (!files.length) parts.push(Promise.resolve(isPicture(model) ? null : rowsOf(text, model)));
     const data = await Promise.all(parts);

@@ -13,7 +13,7 @@ from diffusion.model import DiffusionModel
 from tests.service.http.conftest import grey_images
 
 if TYPE_CHECKING:
-    from playwright.sync_api import Page
+    from playwright.sync_api import Locator, Page
 
 Bytes = NDArray[np.uint8]
 
@@ -28,6 +28,12 @@ def digits() -> tuple[DiffusionModel, Metadata]:
 
 def fields_of(page: "Page") -> dict[str, str]:
     return {name: values[0] for name, values in parse_qs(urlsplit(page.url).query).items()}
+
+
+def chooser(page: "Page") -> "Locator":
+    """Where files are chosen, once the view has a model to take them for."""
+    page.get_by_role("button", name="Choose files").wait_for()
+    return page.locator("input[type=file]")
 
 
 def score(page: "Page") -> None:

@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 
 from diffusion.checkpoint import save
-from tests.page.scoring import Bytes, digits, fields_of, pictures, score
+from tests.page.scoring import Bytes, chooser, digits, fields_of, pictures, score
 from tests.service.http.conftest import gaussian_mixture
 
 if TYPE_CHECKING:
@@ -72,7 +72,7 @@ def test_data_survive_a_link(visit: Open, shape: list[int], kind: str, data: obj
 def test_data_too_large_for_a_link_are_left_out(visit: Open) -> None:
     page = visit("?view=likelihood&model=digits")
     noise = np.random.default_rng(0).integers(0, 256, (7, 28, 28), np.uint8)
-    page.locator("input[type=file]").set_input_files([png_file(x) for x in noise])
+    chooser(page).set_input_files([png_file(x) for x in noise])
     page.locator(".tray li").nth(6).wait_for()
     score(page)
     assert fields_of(page)["data"] == "-"
@@ -84,11 +84,11 @@ def test_data_too_large_for_a_link_are_left_out(visit: Open) -> None:
 def test_lines_of_numbers_are_data(visit: Open) -> None:
     page = visit("?view=likelihood&model=gaussian-mixture")
     page.locator(".chart svg").wait_for()
-    chooser = page.locator("input[type=file]")
-    chooser.set_input_files([file_of("a.csv", b"0.5, -1\n\n(2;-3e-1)\n")])
+    files = chooser(page)
+    files.set_input_files([file_of("a.csv", b"0.5, -1\n\n(2;-3e-1)\n")])
     page.locator(".tray li").nth(1).wait_for()
     assert page.locator(".numbers").all_inner_texts() == ["(0.5, -1)", "(2, -0.3)"]
-    chooser.set_input_files([file_of("a.csv", b"1, 2, 3")])
+    files.set_input_files([file_of("a.csv", b"1, 2, 3")])
     page.get_by_role("alert").get_by_text("These are no data of this model").wait_for()
     assert page.locator(".tray li").count() == 2
 
@@ -97,13 +97,13 @@ def test_pictures_come_from_files_at_the_models_size(visit: Open) -> None:
     page = visit("?view=likelihood&model=digits")
     halves = np.zeros((56, 112, 3), np.uint8)
     halves[:, 56:] = 200
-    chooser = page.locator("input[type=file]")
-    chooser.set_input_files([png_file(halves)])
+    files = chooser(page)
+    files.set_input_files([png_file(halves)])
     score(page)
     (found,) = pictures(page, (1, 28, 28))
     assert found[0, :, :13].max() <= 2  # its middle square, half and half
     assert found[0, :, 15:].min() >= 198
-    chooser.set_input_files([file_of("a.txt", b"none")])
+    files.set_input_files([file_of("a.txt", b"none")])
     page.get_by_role("alert").get_by_text("no picture that the browser can read").wait_for()
     assert page.locator(".tray li").count() == 1
 
@@ -111,7 +111,7 @@ def test_pictures_come_from_files_at_the_models_size(visit: Open) -> None:
 def test_the_snippets_are_the_request(visit: Open, url: str) -> None:
     page = visit("?view=likelihood&model=digits")
     wanted = np.arange(784, dtype=np.uint8).reshape(28, 28)
-    page.locator("input[type=file]").set_input_files([png_file(wanted)])
+    chooser(page).set_input_files([png_file(wanted)])
     score(page)
     page.locator(".snippets summary").click()
     curl, script = page.locator(".snippets code").all_inner_texts()

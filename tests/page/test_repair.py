@@ -232,7 +232,7 @@ def test_the_noise_that_the_page_adds_is_normal(visit: Open) -> None:
 def test_a_coarse_picture_is_asked_about_by_its_averages(visit: Open) -> None:
     page = begin(visit, "grey")
     page.get_by_label("Seen as").select_option("2")
-    assert page.get_by_role("button", name="Left half").is_hidden()  # an operator sees everything
+    page.get_by_text("Left half").wait_for(state="hidden")  # an operator sees everything
     settings(page, noise="0")
     settings(page, num_samples="2", particles="2", steps="4")
     bodies = sent(page)

@@ -114,6 +114,7 @@ function mount(root, context) {
     held.fill([], model);
     editor = editorOf(model, facts.get(model.name), held, context, trouble.show);
     bench.replaceChildren(editor.node);
+    files.hidden = false;
     root.classList.toggle("roomy", Boolean(editor.mark));
     fresh.hidden = Boolean(editor.mark); // there a click is another
     others.replaceChildren(...twistButtons(model, (turn) => held.atHand() && held.add([turn(held.atHand())])));

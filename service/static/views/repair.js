@@ -150,6 +150,7 @@ function mount(root, context) {
     clear();
     bench = isPicture(model) ? eraser(model, (mask) => put(x, mask)) : cells(model, put);
     workbench.replaceChildren(bench.node);
+    files.hidden = false;
     picks.replaceChildren(...data.map((datum, i) => h("button", { type: "button", class: "example", label: ["repair.example", { n: i + 1 }], on: { click: () => put(datum) } }, thumb(datum, model))));
     own.hidden = !isPicture(model);
     own.replaceChildren(own.firstChild, ...(own.hidden ? [] : [sketch(model, (drawn) => drawn && put(drawn)).node]));

@@ -147,7 +147,7 @@ def cells() -> dict[str, Callable[[], list[Row]]]:
     found[title] = partial(digits.hidden_pixels, many, digits.HIDDEN[0], 0, 4, 4)
     for part, name in product(range(4), few):
         title = f"ranks, {name}, part {part}"
-        found[title] = partial(digits.ranks, name, digits.HIDDEN[-1], part, 25, 9, 25)
+        found[title] = partial(digits.ranks, name, digits.HIDDEN[-1], part, 25, 4, 25)
     return found
 
 

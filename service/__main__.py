@@ -64,7 +64,7 @@ def main() -> None:
     url = ""
 
     def announce(models: Sequence[str]) -> None:
-        print(f"noneq is ready on {url} with {', '.join(models)}; see {url}/docs", flush=True)
+        print(f"noneq is ready with {', '.join(models)}; a page to try it on: {url}", flush=True)
 
     app = create_app(settings, announce, lent.put)
     config = uvicorn.Config(

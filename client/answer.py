@@ -1,5 +1,6 @@
 """What all answers have: plain fields and numpy arrays, a picture, and a way into a file."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from os import PathLike
@@ -30,7 +31,7 @@ class Timing:
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class Answer:
+class Answer(ABC):
     """What all answers have. Abstract.
 
     Attributes:
@@ -78,13 +79,13 @@ class Answer:
         """Rows put through the network."""
         return int(self.body.fields.get("network_evaluations", 0))
 
+    @abstractmethod
     def numpy(self) -> Array:
         """The answer's main array."""
-        raise NotImplementedError(f"{type(self).__name__} has no main array")
 
+    @abstractmethod
     def rows(self) -> tuple[Sequence[str], Sequence[Sequence[object]]]:
         """The main array as a table: names of its columns, and its rows."""
-        raise NotImplementedError(f"{type(self).__name__} has no table")
 
     def image(self) -> "Image":
         """A picture to look at; needs Pillow (`pip install 'noneq[client]'`).
@@ -138,6 +139,6 @@ class Answer:
         return {**self.body.fields, **arrays}
 
     @classmethod
+    @abstractmethod
     def lift(cls, document: Mapping[str, Any]) -> Body:
         """The body of an answer that came as JSON: its lists as the arrays they stand for."""
-        raise NotImplementedError(f"{cls.__name__} does not come as JSON")

@@ -160,7 +160,9 @@ def _invalid(schema: type[BaseModel], error: ValidationError) -> InvalidRequest:
         place = ".".join(str(part) for part in fault["loc"])
         expected = fault["msg"].removeprefix("Value error, ")
         found: dict[str, Any] = {"location": place, "expected": expected}
-        if fault["type"] == "extra_forbidden":
+        if fault["type"] == "extra_forbidden" and len(fault["loc"]) > 1:
+            found["expected"] = f"no such field; /docs shows those of {fault['loc'][0]}"
+        elif fault["type"] == "extra_forbidden":
             near = get_close_matches(place, schema.model_fields, 1)
             found["expected"] = (
                 f"did you mean {near[0]}?" if near else f"only {', '.join(schema.model_fields)}"

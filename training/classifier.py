@@ -21,13 +21,13 @@ from diffusion.networks.encoder import Encoder, EncoderConfig
 from diffusion.noise import Stream, counter_noise
 from diffusion.process import ProcessConfig
 from training import data
+from training.artefacts import artefact_path
 from training.average import Average
 from training.batches import Batches, stream_seed
 from training.card import settings
 from training.config import AverageConfig, ConfigError, Frozen, OptimiserConfig, read
 from training.data import mnist
 from training.data.mnist import MnistConfig
-from training.export import artefact_path
 from training.progress import progress_bar
 from training.provenance import commit, versions
 from training.steps import Steps

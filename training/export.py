@@ -23,6 +23,7 @@ from diffusion.sampling import sample
 from diffusion.schedule import TableSchedule
 from training import config as configs
 from training import data, oracle, report, state
+from training.artefacts import artefact_path
 from training.card import card
 from training.converted import ConvertedConfig, is_converted
 from training.evaluate import as_planned
@@ -36,11 +37,6 @@ from training.sheet import sheet
 
 Source = configs.FitConfig | oracle.OracleConfig | ConvertedConfig
 SHEET_ROWS = {"image": 64, "vector": 2000, "bits": 40}
-
-
-def artefact_path(models: Path, name: str) -> Path:
-    """Where the artefact of a model is."""
-    return models / name / "model.safetensors"
 
 
 def from_checkpoint(

@@ -21,8 +21,8 @@ from diffusion.noise import Stream, counter_noise
 from diffusion.plan import Ancestral
 from diffusion.sampling import begin, step
 from training import data, galleries
+from training.artefacts import artefact_path
 from training.config import FitConfig
-from training.export import artefact_path
 
 POINTS = 3000
 LIMIT = 2.5

@@ -9,6 +9,7 @@ from pathlib import Path
 from torch import nn
 
 from diffusion.checkpoint import load
+from training.artefacts import find
 from training.config import ConfigError, FitConfig
 
 MODELS = Path("models")
@@ -21,7 +22,7 @@ def take_weights(network: nn.Module, config: FitConfig) -> None:
         ConfigError: there is no such artefact, or it is of another network, prediction or clock.
     """
     name = str(config.initial)
-    path = Path(name) if name.endswith(".safetensors") else MODELS / name / "model.safetensors"
+    path = find(name, MODELS)
     if not path.is_file():
         raise ConfigError(
             f"initial = {name!r}: there is no {path}; name a folder of {MODELS}/ or a .safetensors"

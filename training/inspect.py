@@ -6,14 +6,6 @@ from pathlib import Path
 from diffusion.checkpoint import Metadata, read_metadata
 from diffusion.model import DiffusionModel
 from training.evaluate import table
-from training.export import artefact_path
-
-
-def find(name: str, models: Path) -> Path:
-    """The artefact that `name` means: a path, or the name of a folder of `models`."""
-    if name.endswith(".safetensors"):
-        return Path(name)
-    return artefact_path(models, name)
 
 
 def describe(path: Path) -> str:

@@ -11,8 +11,8 @@ from typing import Any
 from diffusion.checkpoint import Evaluation, Metadata, read_metadata
 from diffusion.choice import Spacing
 from training import compare, record
+from training.artefacts import artefact_path
 from training.evaluate import per_dim
-from training.export import artefact_path
 from training.results import ROWS, Row, unit_variance, unit_variance_over_null
 
 TABLE_HEAD = "| experiment | what | 2015 | here | limit or best known | held-out data | model |"

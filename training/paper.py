@@ -20,7 +20,8 @@ from diffusion.checkpoint import load
 from diffusion.plan import Ancestral
 from training import compare, data, figures, page, parzen, peer, record, results
 from training import config as configs
-from training.export import artefact_path, export, source
+from training.artefacts import artefact_path
+from training.export import export, source
 from training.fit import Fit, RunOptions
 from training.parallel import Ranks, pick_device
 

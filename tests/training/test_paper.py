@@ -25,8 +25,8 @@ from training import (
     peer,
     record,
 )
+from training.artefacts import artefact_path
 from training.data import files
-from training.export import artefact_path
 from training.fit import Fit
 
 STEPS = 4

@@ -13,6 +13,7 @@ from training import (
     own,
 )
 from training import config as configs
+from training.artefacts import find
 from training.convert import Options, convert, write_diffusers
 from training.convert.openai import Flags
 from training.fit import Fit, RunOptions, build_model
@@ -94,7 +95,7 @@ def do_classifier(arguments: argparse.Namespace) -> int:
 def do_export(arguments: argparse.Namespace) -> int:
     """Export a fit or an oracle; with --to, an artefact for another library."""
     if arguments.to:
-        found = inspect.find(arguments.name, arguments.models)
+        found = find(arguments.name, arguments.models)
         folder = arguments.out or found.parent / arguments.to
         print(write_diffusers(*load(found), folder))
         return 0

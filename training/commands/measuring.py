@@ -24,15 +24,15 @@ from training import (
     record,
     report,
 )
+from training.artefacts import artefact_path, find
 from training.converted import ConvertedConfig
 from training.evaluate import evaluate, measured_again, table
-from training.export import artefact_path
 from training.parallel import pick_device
 
 
 def _opened(arguments: argparse.Namespace) -> tuple[Path, DiffusionModel, Metadata]:
     """The artefact that is named: where it is, its model and its document."""
-    path = inspect.find(arguments.name, arguments.models)
+    path = find(arguments.name, arguments.models)
     return path, *load(path, pick_device(arguments.device))
 
 
@@ -96,7 +96,7 @@ def do_quantiles(arguments: argparse.Namespace) -> int:
 
 def do_heldout(arguments: argparse.Namespace) -> int:
     """Write some of the test split beside an artefact, to try things on."""
-    path = inspect.find(arguments.name, arguments.models)
+    path = find(arguments.name, arguments.models)
     model, metadata = load(path)
     _, dataset = export.source(model, metadata)
     print(export.write_examples(path, dataset))
@@ -134,7 +134,7 @@ def do_report(arguments: argparse.Namespace) -> int:
 
 def do_inspect(arguments: argparse.Namespace) -> int:
     """Print an artefact's facts."""
-    path = inspect.find(arguments.name, arguments.models)
+    path = find(arguments.name, arguments.models)
     print(inspect.as_json(path) if arguments.json else inspect.describe(path))
     return 0
 

@@ -55,6 +55,16 @@ async def test_a_sampler_without_a_name_is_the_ancestral(client: httpx.AsyncClie
 
 
 @pytest.mark.anyio
+async def test_a_field_that_a_sampler_has_not_is_not_looked_for_elsewhere(
+    client: httpx.AsyncClient,
+) -> None:
+    body = {"model": "gaussian-mixture", "sampler": {"name": "ddim", "modle": 5}}
+    problem = (await client.post("/sample", json=body)).json()
+    assert problem["status"] == 422
+    assert problem["detail"].endswith("modle: no such field; /docs shows those of sampler")
+
+
+@pytest.mark.anyio
 async def test_a_model_shows_its_artefact_and_card(client: httpx.AsyncClient) -> None:
     answer = (await client.get("/models/gaussian-mixture")).json()
     assert answer["card"] == "# A mixture\n"

@@ -56,7 +56,7 @@ tell(themes, "theme.label", "aria-label");
 tell(languages, "language.label", "aria-label");
 
 const card = modelCard();
-const bar = h("div", { class: "model-bar", hidden: true }, h("label", { for: "model", say: "shell.model" }), picker, facts, card.handle, card.node);
+const bar = h("section", { class: "model-bar", label: "shell.chosen", hidden: true }, h("label", { for: "model", say: "shell.model" }), picker, facts, card.handle, card.node);
 
 /** A choice with a sign beside it; on narrow screens the sign stands for all of it. */
 function pick(control, ...shapes) {

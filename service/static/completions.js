@@ -131,7 +131,7 @@ function agreed(samples, model, { y, look }) {
 
 function trust({ biased, sampler }, { diagnostics: told, labels }) {
   const facts = [];
-  const fact = (text, value, why) => facts.push(h("div", {}, h("dt", { say: text }), h("dd", {}, value), h("small", { say: why })));
+  const fact = (text, value, why) => facts.push(h("div", {}, h("dt", { say: text }), h("dd", {}, value), h("dd", { class: "why", say: why })));
   const weighed = told.log_evidence !== null;
   if (weighed) {
     fact("trust.ess", share(told.ess, told.particles), "trust.ess.why");

@@ -39,7 +39,7 @@ export function editorOf(model, facts, held, context, onProblem) {
 function begin(model, examples, held) {
   if (!examples.length) return h("p", { class: "told", say: "examples.none" });
   const picks = examples.map((x, i) => h("button", { type: "button", class: "tile", label: ["examples.one", { n: i + 1 }], on: { click: () => held.add([x]) } }, thumb(x, model)));
-  return h("section", { class: "examples" }, h("h3", { say: "examples.title" }), h("div", { class: "tiles" }, ...picks));
+  return h("section", { class: "examples" }, h("h2", { say: "examples.title" }), h("div", { class: "tiles" }, ...picks));
 }
 
 /** The plane, with a map of the density for the asking. */

@@ -99,7 +99,7 @@ export function notice() {
 function lines(problem) {
   const { document: told, slug } = problem;
   const title = `problem.${slug}`;
-  const heading = known(title) ? h("h3", { say: title }) : h("h3", { lang: "en" }, told.title ?? problem.message);
+  const heading = known(title) ? h("h2", { say: title }) : h("h2", { lang: "en" }, told.title ?? problem.message);
   const fix = known(`${title}.fix`) ? h("p", { say: `${title}.fix` }) : null;
   const facts = ["received", "expected", "fix", "request_id"].filter((name) => told[name] !== undefined);
   const rows = facts.flatMap((name) => [h("dt", { say: `problem.${name}` }), h("dd", { lang: "en" }, plain(told[name]))]);

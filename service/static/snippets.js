@@ -66,7 +66,7 @@ export function snippets() {
   const texts = { curl: h("code"), python: h("code") };
   const blocks = Object.entries(texts).map(([name, code]) => {
     const take = button("snippets.copy", () => copy(code.textContent).then(() => confirm(take, "snippets.copied")));
-    const title = h("div", { class: "row" }, h("h3", {}, name === "curl" ? "curl" : "Python"), take);
+    const title = h("div", { class: "row" }, h("h2", {}, name === "curl" ? "curl" : "Python"), take);
     return h("div", { class: "snippet" }, title, h("pre", { tabindex: 0, label: `snippets.${name}` }, code));
   });
   const node = h("details", { class: "snippets", hidden: true }, h("summary", { say: "snippets.title" }), ...blocks);

@@ -10,10 +10,12 @@ from urllib.parse import urlsplit
 
 import httpx
 import pytest
+from fastapi import FastAPI
 
 from diffusion.checkpoint import save
+from service.app import create_app
 from service.settings import Settings
-from tests.client.conftest import listening
+from tests.client.conftest import listening, on_a_socket
 from tests.service.http.conftest import bit_patterns, gaussian_mixture, grey_images
 
 playwright = pytest.importorskip("playwright.sync_api", reason="Python's playwright is missing")
@@ -23,7 +25,11 @@ if TYPE_CHECKING:
 
 NAMES = ("chromium", "chromium-browser", "google-chrome", "chrome")
 QUIET = ["--disable-gpu", "--disable-quic", "--disable-component-update", "--disable-sync"]
-SECONDS = 30_000.0  # that anything may take, in the browser's milliseconds
+SECONDS = 60_000.0  # that anything may take, in the browser's milliseconds
+
+
+def settings_of(folder: Path, **others: object) -> Settings:
+    return Settings(models=folder, device="cpu", batch_size=64, **others)  # type: ignore[arg-type]
 
 
 @pytest.fixture(scope="module")
@@ -41,15 +47,21 @@ def serve(folder: Path) -> Callable[..., AbstractContextManager[str]]:
     """For tests with settings of their own."""
 
     def with_settings(**settings: object) -> AbstractContextManager[str]:
-        return listening(Settings(models=folder, device="cpu", batch_size=64, **settings))  # type: ignore[arg-type]
+        return listening(settings_of(folder, **settings))
 
     return with_settings
 
 
 @pytest.fixture(scope="module")
-def url(serve: Callable[..., AbstractContextManager[str]]) -> Iterator[str]:
+def app(folder: Path) -> FastAPI:
     """The service."""
-    with serve() as found:
+    return create_app(settings_of(folder))
+
+
+@pytest.fixture(scope="module")
+def url(app: FastAPI) -> Iterator[str]:
+    """Its address."""
+    with on_a_socket(app) as found:
         yield found
 
 

@@ -50,7 +50,7 @@ function mount(root, context) {
   const trouble = notice();
   const workbench = h("div", { class: "bench" });
   const picks = h("div", { class: "choices" });
-  const held = h("section", { class: "examples" }, h("h3", { say: "repair.from" }), picks);
+  const held = h("section", { class: "examples" }, h("h2", { say: "repair.from" }), picks);
   const files = intake(root, () => model, (data) => data.length && put(data[0]), trouble.show);
   const sources = h("div", { class: "row slim" }, button("repair.sample", drawOne), files);
   const own = h("details", { class: "options" }, h("summary", { say: "repair.draw" }));
@@ -72,6 +72,7 @@ function mount(root, context) {
       h("label", { class: "check" }, h("input", { type: "checkbox", name: "keep" }), h("span", { say: "repair.keep" })),
     ),
   );
+  form.inert = true; // until there is a model
   const start = h("button", { class: "primary", form: "repair", say: "repair.run" }); // beside what it completes
   form.addEventListener("invalid", ({ target }) => target.closest("details")?.setAttribute("open", ""), true); // it has to be seen
   const desk = openDesk(context.announce);
@@ -146,6 +147,7 @@ function mount(root, context) {
     const { data } = await get(`/models/${encodeURIComponent(wanted.name)}/examples?count=${isPicture(wanted) ? 15 : 6}`);
     if (!still()) return;
     model = wanted;
+    form.inert = false;
     [x, known] = [null, null];
     clear();
     bench = isPicture(model) ? eraser(model, (mask) => put(x, mask)) : cells(model, put);

@@ -4,6 +4,7 @@ export default {
   "shell.skip": "Skip to content",
   "shell.views": "Views",
   "shell.model": "Model",
+  "shell.chosen": "The chosen model",
   "shell.api": "API reference",
   "facts.image": "{shape} pixels · T = {T} · {n} weights",
   "facts.vector": "{shape} numbers · T = {T} · {n} weights",

@@ -4,6 +4,7 @@ export default {
   "shell.skip": "본문으로 건너뛰기",
   "shell.views": "보기",
   "shell.model": "모델",
+  "shell.chosen": "고른 모델",
   "shell.api": "API 문서",
   "facts.image": "{shape} 픽셀 · T = {T} · 가중치 {n}개",
   "facts.vector": "{shape}차원 · T = {T} · 가중치 {n}개",

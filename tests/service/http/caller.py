@@ -7,6 +7,7 @@ from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterator, MutableMapping
 from contextlib import asynccontextmanager, contextmanager
 from typing import Any
+from unittest import mock
 
 import httpx
 import torch
@@ -146,34 +147,42 @@ def network(app: FastAPI, name: str = "gaussian-mixture") -> torch.nn.Module:
 
 @contextmanager
 def stepping(app: FastAPI, name: str = "gaussian-mixture") -> Iterator[threading.Semaphore]:
-    """Network calls that wait for the semaphore."""
+    """Network calls that wait for the semaphore, each a tick of its own."""
     go = threading.Semaphore(0)
 
     def wait(*_: object) -> None:
         assert go.acquire(timeout=60)
 
-    hook = network(app, name).register_forward_pre_hook(wait)
-    try:
-        yield go
-    finally:
-        hook.remove()
-        go.release(1000)
+    with _before(network(app, name), wait):
+        try:
+            yield go
+        finally:
+            go.release(1_000_000)
 
 
 @contextmanager
 def held(app: FastAPI, name: str = "gaussian-mixture") -> Iterator[threading.Event]:
-    """Network calls that wait for the event."""
+    """Network calls that wait for the event, each a tick of its own."""
     gate = threading.Event()
 
     def wait(*_: object) -> None:
         assert gate.wait(60)
 
-    hook = network(app, name).register_forward_pre_hook(wait)
-    try:
-        yield gate
-    finally:
-        gate.set()
-        hook.remove()
+    with _before(network(app, name), wait):
+        try:
+            yield gate
+        finally:
+            gate.set()
+
+
+@contextmanager
+def _before(network: torch.nn.Module, wait: Callable[..., None]) -> Iterator[None]:
+    hook = network.register_forward_pre_hook(wait)
+    with mock.patch("service.engine.scheduler.BURST_SECONDS", 0.0):
+        try:
+            yield
+        finally:
+            hook.remove()
 
 
 async def until(condition: Callable[[], bool]) -> None:

@@ -207,12 +207,6 @@ def patterns() -> DiffusionModel:
     return bit_patterns()[0]
 
 
-@pytest.fixture
-def a_step_a_tick(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Each network call is a tick of its own, and can be watched."""
-    monkeypatch.setattr("service.engine.scheduler.BURST_SECONDS", 0.0)
-
-
 @pytest.fixture(scope="module")
 async def app(folder: Path) -> AsyncIterator[FastAPI]:
     async with starting(Settings(models=folder, device="cpu", batch_size=4, slots=6)) as found:

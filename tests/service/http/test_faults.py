@@ -16,7 +16,7 @@ from torch import Tensor
 from service.settings import Settings
 from tests.service.http.caller import MIXTURE, connect, held, network, parse, starting, until
 
-pytestmark = [pytest.mark.anyio, pytest.mark.usefixtures("a_step_a_tick")]
+pytestmark = pytest.mark.anyio
 
 EVENTS = {"accept": "text/event-stream"}
 PLAIN: dict[str, str] = {}

@@ -20,7 +20,7 @@ from tests.service.http.caller import (
     stepping,
 )
 
-pytestmark = [pytest.mark.anyio, pytest.mark.usefixtures("a_step_a_tick")]
+pytestmark = pytest.mark.anyio
 
 
 @pytest.mark.usefixtures("hasty")
@@ -78,7 +78,7 @@ SEEN = [0.25, 0.25, -1.5, -1.5]
 METHODS = [{"name": "product"}, {"name": "twisted", "particles": 2}, {"name": "resample"}]
 
 
-@pytest.mark.usefixtures("hasty", "a_step_a_tick")
+@pytest.mark.usefixtures("hasty")
 @pytest.mark.parametrize("method", METHODS, ids=lambda method: method["name"])
 async def test_previews_keep_what_was_seen(app: FastAPI, method: dict[str, Any]) -> None:
     asked = MIXTURE | {"method": method}

@@ -18,7 +18,7 @@ from tests.service.http.caller import (
     until,
 )
 
-pytestmark = [pytest.mark.anyio, pytest.mark.usefixtures("a_step_a_tick")]
+pytestmark = pytest.mark.anyio
 
 
 @pytest.mark.parametrize("previews", [0, 4])

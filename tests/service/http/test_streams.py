@@ -22,7 +22,7 @@ from tests.service.http.caller import (
     stepping,
 )
 
-pytestmark = [pytest.mark.anyio, pytest.mark.usefixtures("a_step_a_tick")]
+pytestmark = pytest.mark.anyio
 
 EVENTS = {"accept": "text/event-stream"}
 BITS: dict[str, Any] = {"model": "bit-patterns", "seed": 7}
@@ -114,7 +114,9 @@ async def test_what_is_refused_is_no_stream(
 
 
 @pytest.mark.usefixtures("hasty")
-async def test_what_fails_on_the_way_ends_in_the_plain_problem(app: FastAPI) -> None:
+async def test_what_fails_on_the_way_ends_in_the_plain_problem(
+    app: FastAPI, monkeypatch: pytest.MonkeyPatch
+) -> None:
     asked = MIXTURE | {"num_samples": 3}
     calls = 0
 
@@ -123,6 +125,7 @@ async def test_what_fails_on_the_way_ends_in_the_plain_problem(app: FastAPI) -> 
         calls += 1
         return out * torch.nan if calls % 10 == 0 else out
 
+    monkeypatch.setattr("service.engine.scheduler.BURST_SECONDS", 0.0)  # each call is a tick
     hook = network(app).register_forward_hook(spoil)
     transport = httpx.ASGITransport(app)
     try:

@@ -8,6 +8,7 @@ file that `save` wrote.
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import product
 from os import PathLike
 from pathlib import Path
 from typing import Any, NamedTuple, final
@@ -158,11 +159,14 @@ class Posterior(Answer):
         return self.samples
 
     def rows(self) -> tuple[Sequence[str], Sequence[Sequence[object]]]:
-        """A row for each sample: its datum, its number, its elements."""
+        """A row for each sample: its datum, its number, what it counts, its elements."""
         data, count = self.samples.shape[:2]
-        flat = self.samples.reshape(data, count, -1).tolist()
-        names = ["datum", "sample", *(f"x{i}" for i in range(math.prod(self.mean.shape[1:])))]
-        return names, [[i, j, *x] for i, one in enumerate(flat) for j, x in enumerate(one)]
+        elements = [f"x{i}" for i in range(math.prod(self.mean.shape[1:]))]
+        each = product(range(data), range(count))
+        flat = self.samples.reshape(data * count, -1).tolist()
+        weights = self.weights.ravel().tolist()
+        table = [[i, j, w, *x] for (i, j), w, x in zip(each, weights, flat, strict=True)]
+        return ["datum", "sample", "weight", *elements], table
 
     def pixels(self) -> pictures.Pixels:
         """A line for each datum: its samples, their mean, and twice their deviation."""

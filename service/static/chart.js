@@ -12,7 +12,7 @@ const FAINT = 200; // nats below the highest at which the map has faded out, by 
 
 /**
  * `show(points)` draws the points by their letters, `cells(n)` are the middles of n x n cells of the
- * plane, `lay(values)` maps them. The plane grows to hold its points, and a map is then gone.
+ * plane, `lay(values)` maps them, `mapped()` says whether a map is there. The plane grows to hold its points, and a map is then gone.
  * @param {{shift: number|number[], scale: number|number[]}} space the data's own mean and spread
  * @param {number[][]} held held-out data
  * @param {(point: number[]) => void} onPoint a point was put
@@ -81,7 +81,8 @@ export function chart({ shift, scale }, held, onPoint) {
   }
 
   show([]);
-  return { node, show, cells, lay };
+  const mapped = () => plot.node.querySelector(".map") !== null;
+  return { node, show, cells, lay, mapped };
 }
 
 const at = (value, d) => (Array.isArray(value) ? value[d] : value);

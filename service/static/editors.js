@@ -2,7 +2,7 @@
 // numbers typed; and held-out data to begin with.
 //
 // An editor has `node`, `show(x)` for the datum at hand (null: none), and where it shows all of them
-// `mark(data)`.
+// `mark(data)`; where it can map the density, `map()`, and `mapped()`: whether it has or is about to.
 
 import { chart } from "./chart.js";
 import { h } from "./elements.js";
@@ -26,10 +26,11 @@ const CHAIN = 5; // steps of the chain by which it is scored: a rough bound, at 
  * @param {object} held the tray that takes what is made
  * @param {object} context of the view
  * @param {(problem: Problem) => void} onProblem
+ * @param {() => void} onMap a person asked for the density's map
  */
-export function editorOf(model, facts, held, context, onProblem) {
+export function editorOf(model, facts, held, context, onProblem, onMap) {
   const plane = model.kind === "vector" && model.shape.length === 1 && model.shape[0] === 2;
-  if (plane) return map(model, facts, held, context);
+  if (plane) return atlas(model, facts, held, context, onMap);
   const refuse = () => onProblem(new Problem({ type: "urn:noneq:page:no-rows" }));
   const own = isPicture(model) ? sketch(model, held.put) : model.kind === "bits" ? toggles(model, held.put) : lines(model, held.add, refuse);
   return { ...own, node: h("div", { class: "bench" }, own.node, begin(model, facts.examples, held)) };
@@ -43,21 +44,27 @@ function begin(model, examples, held) {
 }
 
 /** The plane, with a map of the density for the asking. */
-function map(model, { artefact, examples }, held, context) {
+function atlas(model, { artefact, examples }, held, context, onMap) {
   const own = chart(artefact.space, examples, (point) => held.add([point]));
   const desk = openDesk(context.announce);
 
-  async function draw() {
+  let under = false; // the map is on its way
+
+  async function map() {
+    if (mapped()) return;
+    under = true;
     const body = { model: model.name, data: own.cells(MAP), steps: Math.min(model.steps, CHAIN), seed: 1 };
     const answer = await desk.ask("/loglik", body);
+    under = false;
     if (!answer) return;
     own.lay(answer.results.map(({ bound }) => bound));
     how.hidden = false;
   }
 
+  const mapped = () => under || own.mapped();
   const next = button("examples.next", () => held.add([examples[at++ % examples.length].map(plain)]));
   let at = 0;
   const how = h("small", { say: "chart.map.how", hidden: true });
-  const row = h("div", { class: "row" }, button("chart.map", draw), examples.length ? next : null);
-  return { node: h("div", { class: "bench" }, own.node, row, how, desk.node), show() {}, mark: own.show };
+  const row = h("div", { class: "row" }, button("chart.map", () => (map(), onMap())), examples.length ? next : null);
+  return { node: h("div", { class: "bench" }, own.node, row, how, desk.node), show() {}, mark: own.show, map, mapped };
 }

@@ -155,6 +155,12 @@ def test_points_are_put_by_mouse_and_typed_and_mapped(visit: Open, ask: Ask) -> 
     assert_shown(page, ask("/loglik", model="gaussian-mixture", data=data, seed=seed))
     page.get_by_role("button", name="Map the density").click()
     page.locator(".map image").wait_for(state="attached")
+    again = visit("?" + urlsplit(page.url).query)
+    again.locator(".map image").wait_for(state="attached")
+    again.locator(".verdict").nth(1).wait_for()
+    assert figures(again) == figures(page)
+    score(again)
+    assert fields_of(again)["map"] == "1"  # the map stays
 
 
 def test_where_a_datum_stands_is_the_services_word(visit: Open, ask: Ask) -> None:

@@ -94,12 +94,13 @@ function mount(root, context) {
     if (turn !== moved) return;
     fill(form, { ...usual(wanted), ...state });
     settle();
+    if (data && JSON.stringify(data) !== JSON.stringify(held.data())) held.fill(data, wanted);
+    editor.mark?.(held.data());
+    if (state.map) editor.map?.();
     if (state.seed === undefined) return;
     if (state.data === LEFT_OUT) out.replaceChildren(h("p", { class: "empty", say: "likelihood.left-out" }));
     if (state.data && !data && state.data !== LEFT_OUT) trouble.show(new Problem({ type: "urn:noneq:page:no-data" }));
     if (!data) return;
-    if (JSON.stringify(data) !== JSON.stringify(held.data())) held.fill(data, wanted);
-    editor.mark?.(held.data());
     repeat();
   }
 
@@ -112,7 +113,7 @@ function mount(root, context) {
     model = wanted;
     clear();
     held.fill([], model);
-    editor = editorOf(model, facts.get(model.name), held, context, trouble.show);
+    editor = editorOf(model, facts.get(model.name), held, context, trouble.show, mapAsked);
     bench.replaceChildren(editor.node);
     files.hidden = false;
     root.classList.toggle("roomy", Boolean(editor.mark));
@@ -145,9 +146,19 @@ function mount(root, context) {
     event.preventDefault();
     const [turn, fields, data] = [++moved, read(form), (await pack(held.data(), model)) ?? LEFT_OUT];
     if (turn !== moved) return;
-    linked = JSON.stringify({ view: view.id, model: model.name, ...fields, data });
-    context.visit({ ...fields, data });
+    visit({ ...fields, data, ...(editor.mapped?.() && { map: "1" }) });
     repeat();
+  }
+
+  function visit(fields) {
+    linked = JSON.stringify({ view: view.id, model: model.name, ...fields });
+    context.visit(fields);
+  }
+
+  /** The density's map was asked for: from now on the link has it. */
+  function mapAsked() {
+    const { view: _, model: __, ...fields } = JSON.parse(linked);
+    visit({ ...fields, map: "1" });
   }
 
   /** Show the answer to what is there: one that is kept, or a new one. */

@@ -233,12 +233,12 @@ def test_the_card_tells_what_the_model_is(visit: Open) -> None:
 
 @pytest.mark.parametrize("model", ["grey", "bit-patterns", "gaussian-mixture"])
 def test_nothing_leaves_a_narrow_screen(visit: Open, model: str) -> None:
-    page = visit(LINK.replace("grey", model), viewport={"width": 360, "height": 740})
+    page = visit(LINK.replace("grey", model), viewport={"width": 320, "height": 740})
     page.locator(".told").wait_for()
     page.locator(".snippets summary").click()
     page.get_by_role("button", name="About this model").click()
     page.locator("#card dl").wait_for()
-    assert page.evaluate("document.documentElement.scrollWidth") <= 360
+    assert page.evaluate("document.documentElement.scrollWidth") <= 320
     header = page.locator("header").bounding_box()
     assert header is not None
     assert header["height"] < 60  # one line

@@ -122,10 +122,10 @@ def test_of_many_deadlines_those_that_passed_are_told(gaussian: DiffusionModel) 
     door, dice = intake(), random.Random(0)
     late = [dice.random() < 0.3 for _ in range(500)]
     for passes in late:
-        door.accept(chains(gaussian, 1), deadline=soon(0.5 if passes else 1000 + dice.random()))
+        door.accept(chains(gaussian, 1), deadline=soon(1.5 if passes else 1000 + dice.random()))
     taken = door.take(wait=False)
     assert taken is not None
-    time.sleep(0.6)
+    time.sleep(1.6)
     found = door.overdue()
     wanted = {record.key for record, passes in zip(taken[0], late, strict=True) if passes}
     assert found.keys() == wanted

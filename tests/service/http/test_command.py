@@ -110,7 +110,7 @@ def test_clients_that_leave_leave_nothing_behind(folder: Path) -> None:
 def test_what_the_drain_does_not_finish_is_told_so_and_nothing_new_is_taken(folder: Path) -> None:
     with running(folder, "--drain-seconds", "1") as (process, url, _), httpx.Client() as open_line:
         open_line.get(f"{url}/health/ready")
-        with asking(url, 512) as answers:
+        with asking(url, 4096) as answers:
             process.send_signal(signal.SIGTERM)
             with suppress(httpx.TransportError):  # an idle connection may be closed at once
                 while open_line.get(f"{url}/health/ready").status_code == 200:

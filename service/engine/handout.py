@@ -64,7 +64,7 @@ class Handout:
         except Exception as error:
             self._fail(tick, error)
             return
-        fix = "Try another seed or sampler; where that does not help, the model is at fault."
+        fix = "Take more steps, another sampler or seed; if none helps, the model is at fault."
         for key, what in broken.items():
             if key in self._records:
                 self._end(key, NumericalFailure(f"{what}.", fix=fix))

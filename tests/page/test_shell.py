@@ -5,10 +5,11 @@ import re
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeGuard
 
 import pytest
 
+from service import problems
 from tests.page.conftest import Watch
 from tests.service.http.command import running
 
@@ -31,6 +32,18 @@ def test_both_languages_have_the_same_texts(visit: Open) -> None:
         assert set(re.findall(r"\{(\w+)\}", str(translated))) - {"n"} == names - {"n"}, key
         if re.search(r"[a-z]{4}", str(text)) and not key.startswith("sampler."):
             assert re.search(r"[가-힣]", str(translated)), key
+
+
+def test_every_problem_of_the_service_has_a_title(visit: Open) -> None:
+    """As its class is named; what the service says in detail stays in its own words."""
+    books = visit().evaluate("async () => (await import('./static/words.js')).BOOKS")
+    found = {kind.slug for kind in vars(problems).values() if is_problem(kind)}
+    assert len(found) > 15
+    assert {f"problem.{slug}" for slug in found} <= books["en"].keys()
+
+
+def is_problem(kind: object) -> TypeGuard[type[problems.Problem]]:
+    return isinstance(kind, type) and issubclass(kind, problems.Problem) and "slug" in vars(kind)
 
 
 def test_the_language_is_the_browsers_and_can_be_changed(visit: Open) -> None:

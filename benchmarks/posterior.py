@@ -32,7 +32,7 @@ from diffusion.posterior.systems import walk
 
 CALLS = 1000
 #: (dimensions, problems, samples of each): fewer where a sample costs more.
-MIXTURES = ((8, 10, 500), (80, 5, 100), (800, 3, 30))
+MIXTURES = ((8, 10, 500), (80, 10, 200), (800, 10, 200))
 SEEN = (1, 2, 4)
 
 
@@ -145,7 +145,7 @@ def cells() -> dict[str, Callable[[], list[Row]]]:
         found[title] = partial(digits.hidden_pixels, name, hidden, part, 8, 4)
     title = f"digits, {digits.HIDDEN[0]} hidden, {many}, part 0"
     found[title] = partial(digits.hidden_pixels, many, digits.HIDDEN[0], 0, 4, 4)
-    for part, name in product(range(4), few):
+    for part, name in product(range(4), digits.METHODS):
         title = f"ranks, {name}, part {part}"
         found[title] = partial(digits.ranks, name, digits.HIDDEN[-1], part, 25, 4, 25)
     return found

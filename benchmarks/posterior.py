@@ -123,7 +123,7 @@ def _summary(name: str, rows: list[Row]) -> Row:
 def _interval(values: list[float]) -> float:
     """Half the width of Student's 95% confidence interval of the mean."""
     n = len(values)
-    quantile = {3: 4.303, 5: 2.776, 10: 2.262}[n]
+    quantile = {5: 2.776, 10: 2.262}[n]
     return float(quantile * statistics.stdev(values) / math.sqrt(n))
 
 

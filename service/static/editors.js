@@ -48,20 +48,16 @@ function atlas(model, { artefact, examples }, held, context, onMap) {
   const own = chart(artefact.space, examples, (point) => held.add([point]));
   const desk = openDesk(context.announce);
 
-  let under = false; // the map is on its way
-
   async function map() {
     if (mapped()) return;
-    under = true;
     const body = { model: model.name, data: own.cells(MAP), steps: Math.min(model.steps, CHAIN), seed: 1 };
     const answer = await desk.ask("/loglik", body);
-    under = false;
     if (!answer) return;
     own.lay(answer.results.map(({ bound }) => bound));
     how.hidden = false;
   }
 
-  const mapped = () => under || own.mapped();
+  const mapped = () => desk.busy() || own.mapped();
   const next = button("examples.next", () => held.add([examples[at++ % examples.length].map(plain)]));
   let at = 0;
   const how = h("small", { say: "chart.map.how", hidden: true });

@@ -30,7 +30,7 @@ from service.settings import Settings
 from tests.client.conftest import ONCE, on_a_socket
 from tests.client.scripted import CUT_STREAM, scripted
 from tests.client.test_connections import FULL, GOOD
-from tests.service.http.caller import network, stepping
+from tests.service.http.caller import before_calls, network, stepping
 
 Followed = list[Any]
 LONG = questions.sample(51, model="gaussian-mixture", seed=4)  # 5100 network evaluations
@@ -86,10 +86,8 @@ def test_what_is_followed_ends_in_the_answer(
     app: FastAPI, url: str, follows: Callable[[str], Followed], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(streams, "CADENCE", 0.01)
-    monkeypatch.setattr("service.engine.scheduler.BURST_SECONDS", 0.0)  # each call is a tick
-    slow = network(app, "grey").register_forward_pre_hook(lambda *_: time.sleep(0.05))
-    *news, answer = follows(url)
-    slow.remove()
+    with before_calls(network(app, "grey"), lambda *_: time.sleep(0.05)):
+        *news, answer = follows(url)
     assert isinstance(answer, Samples)
     with Client(url) as client:
         assert np.allclose(

@@ -5,13 +5,13 @@ import re
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeGuard
+from typing import TYPE_CHECKING
 
 import pytest
 
-from service import problems
 from tests.page.conftest import Watch
 from tests.service.http.command import running
+from tests.service.test_problems import concrete
 
 if TYPE_CHECKING:
     from playwright.sync_api import Page, Route
@@ -35,15 +35,9 @@ def test_both_languages_have_the_same_texts(visit: Open) -> None:
 
 
 def test_every_problem_of_the_service_has_a_title(visit: Open) -> None:
-    """As its class is named; what the service says in detail stays in its own words."""
+    """What it says in detail stays in its own words."""
     books = visit().evaluate("async () => (await import('./static/words.js')).BOOKS")
-    found = {kind.slug for kind in vars(problems).values() if is_problem(kind)}
-    assert len(found) > 15
-    assert {f"problem.{slug}" for slug in found} <= books["en"].keys()
-
-
-def is_problem(kind: object) -> TypeGuard[type[problems.Problem]]:
-    return isinstance(kind, type) and issubclass(kind, problems.Problem) and "slug" in vars(kind)
+    assert {f"problem.{kind.slug}" for kind in concrete()} <= books["en"].keys()
 
 
 def test_the_language_is_the_browsers_and_can_be_changed(visit: Open) -> None:

@@ -5,6 +5,7 @@ import { editorOf } from "../editors.js";
 import { openDesk } from "../errand.js";
 import { h } from "../elements.js";
 import { intake } from "../intake.js";
+import * as link from "../link.js";
 import { button, choice, field, fill, notice, numberInput, offer, read } from "../panels.js";
 import { pack, unpack } from "../parcel.js";
 import { bodyOf, told } from "../question.js";
@@ -157,7 +158,7 @@ function mount(root, context) {
 
   /** The density's map was asked for: from now on the link has it. */
   function mapAsked() {
-    const { view: _, model: __, ...fields } = JSON.parse(linked);
+    const { view: _, model: __, ...fields } = link.read();
     visit({ ...fields, map: "1" });
   }
 

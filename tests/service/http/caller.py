@@ -146,6 +146,17 @@ def network(app: FastAPI, name: str = "gaussian-mixture") -> torch.nn.Module:
 
 
 @contextmanager
+def before_calls(network: torch.nn.Module, act: Callable[..., None]) -> Iterator[None]:
+    """Something is done before each network call, and each is a tick of its own."""
+    hook = network.register_forward_pre_hook(act)
+    try:
+        with mock.patch("service.engine.scheduler.BURST_SECONDS", 0.0):
+            yield
+    finally:
+        hook.remove()
+
+
+@contextmanager
 def stepping(app: FastAPI, name: str = "gaussian-mixture") -> Iterator[threading.Semaphore]:
     """Network calls that wait for the semaphore, each a tick of its own."""
     go = threading.Semaphore(0)
@@ -153,11 +164,11 @@ def stepping(app: FastAPI, name: str = "gaussian-mixture") -> Iterator[threading
     def wait(*_: object) -> None:
         assert go.acquire(timeout=60)
 
-    with _before(network(app, name), wait):
-        try:
+    try:
+        with before_calls(network(app, name), wait):
             yield go
-        finally:
-            go.release(1_000_000)
+    finally:
+        go.release()  # the call that is under way; no other waits
 
 
 @contextmanager
@@ -168,21 +179,11 @@ def held(app: FastAPI, name: str = "gaussian-mixture") -> Iterator[threading.Eve
     def wait(*_: object) -> None:
         assert gate.wait(60)
 
-    with _before(network(app, name), wait):
-        try:
+    try:
+        with before_calls(network(app, name), wait):
             yield gate
-        finally:
-            gate.set()
-
-
-@contextmanager
-def _before(network: torch.nn.Module, wait: Callable[..., None]) -> Iterator[None]:
-    hook = network.register_forward_pre_hook(wait)
-    with mock.patch("service.engine.scheduler.BURST_SECONDS", 0.0):
-        try:
-            yield
-        finally:
-            hook.remove()
+    finally:
+        gate.set()
 
 
 async def until(condition: Callable[[], bool]) -> None:

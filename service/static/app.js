@@ -42,7 +42,7 @@ let model = null; // the chosen one's entry
 
 // ---------------------------------------------------------------------------------------- the frame
 
-const tabs = h("div", { role: "tablist", class: "tabs", label: "shell.views", on: { keydown: moveTab } });
+const tabs = h("div", { role: "tablist", class: "tabs", label: "shell.views", inert: true, on: { keydown: moveTab } }); // until there are models
 const panels = h("main", { id: "main" });
 const picker = h("select", { id: "model", on: { change: () => go(open, { model: picker.value }) } });
 const facts = h("p", { class: "facts" });
@@ -189,7 +189,7 @@ function settle(answer) {
     if (names.length) picker.append(h("optgroup", {}, ...names));
     if (names.length) tell(picker.lastChild, `kind.${kind}`, "label");
   }
-  bar.hidden = false;
+  bar.hidden = tabs.inert = false;
   const state = link.read();
   enter({ ...state, model: state.model ?? answer.default ?? pleasing() });
   link.onMove(enter);

@@ -28,6 +28,7 @@ export function intake(place, modelOf, onData, onProblem) {
     const parts = [...files].map((file) => (isPicture(model) ? pictured(file, model) : file.text().then((found) => rowsOf(found, model))));
     if (!files.length) parts.push(Promise.resolve(isPicture(model) ? null : rowsOf(text, model)));
     const data = await Promise.all(parts);
+    if (modelOf() !== model) return; // another was chosen meanwhile
     if (data.includes(null)) onProblem(new Problem({ type: `urn:noneq:page:${isPicture(model) ? "no-picture" : "no-rows"}`, expected: `shape [${model.shape.join(", ")}]` }));
     else onData(data.flat());
   }

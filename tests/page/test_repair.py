@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from tests.page.conftest import Watch
 
 if TYPE_CHECKING:
-    from playwright.sync_api import Locator, Page, Request
+    from playwright.sync_api import Locator, Page, Request, Route
 
 Open = Callable[..., "Page"]
 Ask = Callable[..., dict[str, Any]]
@@ -72,6 +72,16 @@ def settings(page: "Page", **values: str) -> None:
         page.locator(f"#panel-repair form [name={name}]").fill(value)
 
 
+def drag_across(page: "Page") -> None:
+    """A stroke through the middle of the picture."""
+    box = page.locator(".eraser").bounding_box()
+    middle = box["y"] + box["height"] / 2
+    page.mouse.move(box["x"] + 4, middle)
+    page.mouse.down()
+    page.mouse.move(box["x"] + box["width"] - 4, middle)
+    page.mouse.up()
+
+
 def test_an_erased_half_is_completed_and_the_other_stays(
     visit: Open, ask: Ask, pixels: Pixels
 ) -> None:
@@ -110,18 +120,48 @@ def test_a_pointer_erases_and_brings_back(visit: Open) -> None:
     run = page.locator(".primary[form=repair]")
     assert run.is_disabled()  # nothing is hidden, nothing to draw
     canvas = page.locator(".eraser")
-    box = canvas.bounding_box()
     for back in (False, True):
         page.get_by_label("Bring back").set_checked(back)
-        page.mouse.move(box["x"] + 4, box["y"] + box["height"] / 2)
-        page.mouse.down()
-        page.mouse.move(box["x"] + box["width"] - 4, box["y"] + box["height"] / 2)
-        page.mouse.up()
+        drag_across(page)
         seen = opaque(canvas)
         row = seen[len(seen) // 2]
         assert row.tolist() == [int(back)] * len(row)  # a stroke, not the points of its ends
         assert seen[0].all()
         assert run.is_disabled() is back
+
+
+def test_nothing_is_hidden_before_there_is_something_to_hide(visit: Open) -> None:
+    page = visit("?model=grey")
+    held: list[Route] = []
+    page.route("**/sample", lambda route: held.append(route))
+    with page.expect_request("**/sample"):  # it has no held-out data: a sample is asked for
+        page.get_by_role("tab", name="Repair").click()
+    drag_across(page)
+    run = page.locator(".primary[form=repair]")
+    assert run.is_disabled()
+    assert page.locator("#panel-repair .bench[inert]").count() == 1  # nor by the keyboard
+    held.pop().continue_()
+    page.locator(".primary[form=repair]:enabled").wait_for()
+    page.get_by_role("button", name="Hide nothing").click()
+    drag_across(page)
+    seen = opaque(page.locator(".eraser"))
+    assert not seen[len(seen) // 2].any()
+    assert seen[0].all()
+
+
+@pytest.mark.parametrize("view", ["repair", "likelihood"])
+def test_what_is_asked_is_asked_of_the_chosen_model(visit: Open, view: str) -> None:
+    page = visit(f"?view={view}&model=gaussian-mixture")
+    form = page.locator(f"#panel-{view} form:has(.options)")
+    form.locator("xpath=self::*[not(@inert)]").wait_for()
+    held: list[Route] = []
+    page.route("**/examples?*", lambda route: held.append(route))
+    with page.expect_request("**/examples?*"):
+        page.get_by_label("Model", exact=True).select_option("bit-patterns")
+    assert form.get_attribute("inert") is not None  # what stands there is the other model's
+    held.pop().continue_()
+    form.locator("xpath=self::*[not(@inert)]").wait_for()
+    assert page.locator(f"#panel-{view} .bit").first.is_enabled()
 
 
 def test_methods_stand_side_by_side_on_one_observation(visit: Open, ask: Ask) -> None:

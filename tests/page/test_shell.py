@@ -42,8 +42,8 @@ def test_every_problem_of_the_service_has_a_title(visit: Open) -> None:
 
 def test_the_language_is_the_browsers_and_can_be_changed(visit: Open) -> None:
     page = visit(LINK, locale="ko-KR")
-    assert page.get_by_role("tab", name="표본").get_attribute("aria-selected") == "true"
     page.locator(".told").wait_for()
+    assert page.get_by_role("tab", name="표본").get_attribute("aria-selected") == "true"
     assert "시드 7" in page.locator(".told").inner_text()
     page.get_by_label("언어").select_option("en")
     assert page.locator("html").get_attribute("lang") == "en"
@@ -51,6 +51,20 @@ def test_the_language_is_the_browsers_and_can_be_changed(visit: Open) -> None:
     assert page.get_by_role("tab", name="Sample").is_visible()
     page.reload()
     assert page.get_by_role("tab", name="Sample").is_visible()  # it was chosen
+
+
+def test_nothing_can_be_opened_before_the_models_are_known(visit: Open) -> None:
+    page = visit()
+    held: list[Route] = []
+    page.route("**/models", lambda route: held.append(route))
+    with page.expect_request("**/models"):
+        page.reload()
+    box = page.get_by_role("tab", name="Repair").bounding_box()
+    page.mouse.click(box["x"] + box["width"] / 2, box["y"] + box["height"] / 2)
+    assert page.locator("[role=tab][aria-selected=true]").count() == 0
+    held.pop().continue_()
+    page.get_by_role("tab", name="Repair").click()
+    page.locator("#panel-repair .bench").wait_for()
 
 
 def test_the_theme_is_the_systems_and_can_be_changed(visit: Open) -> None:

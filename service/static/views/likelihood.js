@@ -62,11 +62,18 @@ function mount(root, context) {
   const stale = h("p", { class: "told", say: "likelihood.stale", hidden: true });
   const code = snippets();
 
+  const tools = h("div", { class: "row" }, fresh, files, others, none);
+
   root.classList.add("split");
   root.append(
     h("div", { class: "side" }, h("p", { class: "lead", say: "likelihood.lead" }), bench),
-    h("div", { class: "wide" }, h("div", { class: "row" }, fresh, files, others, none), trouble.node, held.node, form, desk.node, stale, out, code.node),
+    h("div", { class: "wide" }, tools, trouble.node, held.node, form, desk.node, stale, out, code.node),
   );
+
+  /** Nothing is done for another model than the chosen one. */
+  function unlock() {
+    for (const part of [bench, tools, held.node, form]) part.inert = model !== context.model();
+  }
 
   /** The fields that make sense together. */
   function settle() {
@@ -84,6 +91,7 @@ function mount(root, context) {
     const turn = ++moved;
     const wanted = context.model();
     trouble.hide();
+    unlock();
     try {
       if (wanted !== model) await stand(wanted, () => turn === moved);
     } catch (error) {
@@ -112,6 +120,7 @@ function mount(root, context) {
     if (!facts.has(wanted.name)) facts.set(wanted.name, await learn(wanted));
     if (!still()) return;
     model = wanted;
+    unlock();
     clear();
     held.fill([], model);
     editor = editorOf(model, facts.get(model.name), held, context, trouble.show, mapAsked);

@@ -72,20 +72,28 @@ function mount(root, context) {
       h("label", { class: "check" }, h("input", { type: "checkbox", name: "keep" }), h("span", { say: "repair.keep" })),
     ),
   );
-  form.inert = true; // until there is a model
-  const start = h("button", { class: "primary", form: "repair", say: "repair.run" }); // beside what it completes
+  const start = h("button", { class: "primary", form: "repair", disabled: true, say: "repair.run" }); // beside what it completes
   form.addEventListener("invalid", ({ target }) => target.closest("details")?.setAttribute("open", ""), true); // it has to be seen
   const desk = openDesk(context.announce);
   const stage = h("div", { class: "stage" });
   const code = snippets();
 
+  const origins = h("div", { class: "side" }, h("p", { class: "lead", say: "repair.lead" }), held, sources, own);
+
   root.classList.add("split", "bench-above");
   root.append(
-    h("div", { class: "side" }, h("p", { class: "lead", say: "repair.lead" }), held, sources, own),
+    origins,
     h("div", { class: "wide" }, workbench, h("div", { class: "row" }, start), trouble.node),
     h("div", { class: "side" }, form),
     h("div", { class: "wide" }, desk.node, stage, code.node),
   );
+
+  /** Nothing is done for another model than the chosen one, or to a datum that is not here yet. */
+  function unlock() {
+    const ready = model === context.model();
+    for (const part of [origins, form, start]) part.inert = !ready;
+    workbench.inert = !ready || !x;
+  }
 
   // ------------------------------------------------------------------------------- what the form says
 
@@ -106,6 +114,7 @@ function mount(root, context) {
     particles.min = weighed && systems.value === "joint" ? count.value : 1;
     steps.max = model.steps;
     noiseText.textContent = number(Number(slider.value));
+    unlock();
     if (x) bench.show(isPicture(model) ? observe(model, x, look()) : x, known, look().block === 1);
     start.disabled = !x || isBlank(look()) || (isWhole(look()) && !label.value);
   }
@@ -123,6 +132,7 @@ function mount(root, context) {
     const turn = ++moves;
     const wanted = context.model();
     trouble.hide();
+    unlock();
     try {
       if (wanted !== model) await stand(wanted, () => turn === moves);
     } catch (error) {
@@ -147,7 +157,6 @@ function mount(root, context) {
     const { data } = await get(`/models/${encodeURIComponent(wanted.name)}/examples?count=${isPicture(wanted) ? 15 : 6}`);
     if (!still()) return;
     model = wanted;
-    form.inert = false;
     [x, known] = [null, null];
     clear();
     bench = isPicture(model) ? eraser(model, (mask) => put(x, mask)) : cells(model, put);
@@ -158,6 +167,7 @@ function mount(root, context) {
     own.replaceChildren(own.firstChild, ...(own.hidden ? [] : [sketch(model, (drawn) => drawn && put(drawn)).node]));
     suit();
     if (data.length) put(data[0]);
+    else settle();
   }
 
   /** The choices that a model has. */

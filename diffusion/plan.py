@@ -88,6 +88,18 @@ class Plan:
         """The number of steps, each one network evaluation a row."""
         return len(self.t)
 
+    def until(self, stop: int) -> int:
+        """How many steps there are up to the first at t <= stop, it included; all where stop = 0.
+
+        Raises:
+            ValueError: no such step.
+        """
+        if not 0 <= stop <= int(self.t[0]):
+            raise ValueError(
+                f"chains stop at a step from 1 to {int(self.t[0])}, came {stop}: 0 goes all the way"
+            )
+        return min(int((self.t > stop).sum()) + 1, len(self)) if stop else len(self)
+
     @cached_property
     def joined(self) -> Tensor:
         """t, s and the table side by side, float64 [n, 8]: looked up at once."""

@@ -104,6 +104,7 @@ def sample(
     sampler: Ancestral | DDIM | DPMSolver | None = None,
     observation: Observation | None = None,
     start: tuple[int, Tensor] | None = None,
+    stop: int = 0,
     progress: Callable[[int, Tensor], None] | None = None,
 ) -> Tensor:
     """Draw from p(x_0) r(x_0) with one plan for all rows, model units [rows, *event].
@@ -118,6 +119,8 @@ def sample(
         sampler: ancestral at all T steps where it is not given.
         observation: what was seen, [rows, *event]; nothing where it is not given.
         start: (t, x_t [rows, *event]) to go on from, in place of x_T.
+        stop: above 0, chains go no further than their first step at t <= stop, and what comes back
+            is x_0hat there: the mean of what they might have come to.
         progress: called after each step with the number of steps made and x_0hat.
 
     Raises:
@@ -138,7 +141,9 @@ def sample(
         if progress is not None:
             progress(made, estimate)
 
-    return burst(model, x, x_0, plan.whole(device), seeds, row, observation, watch)[0]
+    update = plan.whole(device, slice(plan.until(stop)))
+    end, estimate = burst(model, x, x_0, update, seeds, row, observation, watch)
+    return estimate if stop else end
 
 
 def burst(

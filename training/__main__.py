@@ -188,6 +188,7 @@ def parser() -> argparse.ArgumentParser:
     one.add_argument("--samples", type=int, default=10_000)
     one.add_argument("--sampler", choices=("ancestral", "ddim", "dpmpp_2m"), default="ancestral")
     one.add_argument("--steps", type=int, default=30, help="of the sampler")
+    one.add_argument("--stop", type=int, default=0, help="stop at this t, and take x_0hat there")
     one.add_argument("--seed", type=int, default=0)
     one.add_argument("--out", type=Path, help="folder of the samples (default runs/parzen/NAME)")
 

@@ -9,7 +9,9 @@ Table 2) report it in bits.
 
 It is kept to reproduce that table and for nothing else: it says little about the likelihood, and
 models can score better than the very distribution that the data came from (Theis, van den Oord and
-Bethge 2016). Samples are rounded to the data's levels, as /sample serves them.
+Bethge 2016). So do ours: where chains are stopped at a step t and E[x_0 | x_t] stands for what they
+would have come to, an average of the digits that x_t may become lies nearer to any one of them than
+another digit does. Samples are rounded to the data's levels, as /sample serves them.
 """
 
 import hashlib
@@ -169,10 +171,11 @@ def of_data(dataset: Dataset, count: int) -> ParzenScore:
 
 
 class ModelScore(ParzenScore):
-    """The score of a model's samples; `sampler` and `seed` say which."""
+    """The score of a model's samples; `sampler`, `seed` and `stop` say which."""
 
     sampler: Sampler
     seed: int
+    stop: int = 0
 
 
 def of_model(
@@ -183,20 +186,24 @@ def of_model(
     sampler: Sampler,
     seed: int,
     folder: Path,
+    stop: int = 0,
 ) -> ModelScore:
-    """The score of `count` samples of a model, kept in `folder` (`samples`)."""
-    drawn = samples(model, count, sampler=sampler, seed=seed, folder=folder)
+    """The score of `count` samples of a model, kept below `folder` (`samples`)."""
+    kept = run_folder(folder, model, sampler, seed, stop)
+    drawn = samples(model, count, sampler=sampler, seed=seed, folder=kept, stop=stop)
     found = of_samples(dataset, drawn)
-    return ModelScore(**found.model_dump(), sampler=sampler, seed=seed)
+    return ModelScore(**found.model_dump(), sampler=sampler, seed=seed, stop=stop)
 
 
-def run_folder(folder: Path, model: DiffusionModel, sampler: Sampler, seed: int) -> Path:
+def run_folder(
+    folder: Path, model: DiffusionModel, sampler: Sampler, seed: int, stop: int = 0
+) -> Path:
     """Where the samples of this model by this sampler and seed are kept, and no others.
 
     A model is its variance and its tensors: what was measured of it does not move its samples.
     """
     tensors = checksum(*(tensor.cpu() for tensor in model.state_dict().values()))
-    asked = f"{model.variance} {tensors} {sampler!r} {seed}"
+    asked = f"{model.variance} {tensors} {sampler!r} {seed}" + (f" {stop}" if stop else "")
     return folder / f"{sampler.name}-{hashlib.sha256(asked.encode()).hexdigest()[:12]}"
 
 
@@ -207,19 +214,29 @@ def samples(
     sampler: Sampler,
     seed: int,
     folder: Path,
+    stop: int = 0,
     quiet: bool = False,
 ) -> Tensor:
     """`count` samples in data units, [count, *shape], drawn BLOCK at a time and kept in `folder`.
 
-    A block is a function of (model, sampler, seed, its number), so that what is there already is
-    read: a run that was cut off goes on, and more samples begin with those drawn before.
+    A block is a function of (model, sampler, seed, stop, its number), so that what is there already
+    is read: a run that was cut off goes on, and more samples begin with those drawn before.
+
+    Args:
+        model: the model.
+        count: how many.
+        sampler: its steps.
+        seed: of the noise.
+        folder: where they are kept.
+        stop: where chains stop, as of `sample`.
+        quiet: no progress is shown.
 
     Raises:
         ValueError: a model whose samples have no score.
     """
     greatest(model.space)  # before the work, not after it
     folder.mkdir(parents=True, exist_ok=True)
-    work = BLOCK * len(sampler.plan(model))
+    work = BLOCK * sampler.plan(model).until(stop)
     blocks = []
     with progress_bar(-(-count // BLOCK) * work, "evaluation", "samples", disable=quiet) as bar:
         for number in range(-(-count // BLOCK)):
@@ -230,6 +247,7 @@ def samples(
                     BLOCK,
                     seed=stream_seed(seed, "parzen", number),
                     sampler=sampler,
+                    stop=stop,
                     progress=steps_made(bar, number * work, BLOCK),
                 )
                 partial = path.with_suffix(".part")

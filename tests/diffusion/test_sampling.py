@@ -180,6 +180,33 @@ def test_progress_tells_each_step_and_its_estimate(mixture: GaussianMixture) -> 
     assert (told[0][1] - x).abs().max() > (told[4][1] - x).abs().max()
 
 
+def test_a_chain_that_stops_gives_the_mean_of_what_it_would_come_to(line: GaussianMixture) -> None:
+    """E[x_0 | x_t] of a Gaussian has the covariance a C (a C + (1 - a) I)^-1 C, a = alpha_bar."""
+    model, rows, told = gaussian(line, 40), 4000, list[Tensor]()
+    x = sample(
+        model,
+        rows,
+        seed=3,
+        sampler=Ancestral(steps=20),
+        stop=25,
+        progress=lambda _, x_0: told.append(x_0),
+    )
+    assert torch.equal(x, told[-1])
+    assert len(told) == 9  # t = 40, 38, .. 24
+    a, C = model.process.alpha_bar[24], line.covariance()
+    expected = a * C @ torch.linalg.inv(a * C + (1 - a) * torch.eye(3, dtype=torch.float64)) @ C
+    values, vectors = torch.linalg.eigh(expected)
+    z = (x.double() - line.mean()) @ (vectors / values.sqrt())
+    assert z.mean(0).abs().max() < 5 / rows**0.5
+    assert (z.T.cov() - torch.eye(3, dtype=torch.float64)).abs().max() < 5 * (2 / rows) ** 0.5
+
+
+def test_a_stop_beyond_the_chain_is_refused(mixture: GaussianMixture) -> None:
+    for stop in (-1, 21):
+        with pytest.raises(ValueError, match="from 1 to 20"):
+            sample(gaussian(mixture, 20), 1, seed=0, stop=stop)
+
+
 def test_a_chain_goes_on_from_where_it_was(mixture: GaussianMixture) -> None:
     """Noise is numbered by t: the second half alone is the second half of the whole."""
     model = gaussian(mixture, 20)

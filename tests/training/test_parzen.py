@@ -110,6 +110,14 @@ def test_samples_are_kept_and_a_run_cut_off_goes_on(
     assert not torch.equal(drawn(20, "three", seed=1), whole)
 
 
+def test_means_of_chains_that_stop_are_no_bits(tmp_path: Path) -> None:
+    model = oracle.build(oracle.load("bit-patterns"))
+    sampler, stop = Ancestral(), model.T // 2
+    x = samples(model, 3, sampler=sampler, seed=0, folder=tmp_path, stop=stop, quiet=True)
+    assert x.shape == (3, *model.event)
+    assert ((x > 0) & (x < 1)).any()
+
+
 def test_samples_of_another_model_sampler_or_seed_are_kept_apart(tmp_path: Path) -> None:
     one = oracle.build(oracle.load("bit-patterns"))
     two = oracle.build(oracle.load("bit-patterns"))
@@ -121,7 +129,8 @@ def test_samples_of_another_model_sampler_or_seed_are_kept_apart(tmp_path: Path)
         (one, DPMSolver(steps=4), 0),
         (one, DPMSolver(steps=3), 1),
     ]
-    assert len({run_folder(tmp_path, *each) for each in asked}) == 4
+    folders = {run_folder(tmp_path, *each) for each in asked}
+    assert len(folders | {run_folder(tmp_path, *asked[0], stop=2)}) == 5
 
 
 def test_the_command_scores_training_data(

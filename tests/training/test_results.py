@@ -68,7 +68,8 @@ def test_a_measurement_is_made_once_and_shown(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     places = paper.Places(docs=tmp_path)
-    score = {"bits": 300.0, "bits_error": 2.5, "sampler": {"name": "ancestral", "steps": 30}}
+    sampler = {"name": "ancestral", "steps": 30}
+    score = {"bits": 300.0, "bits_error": 2.5, "sampler": sampler, "stop": 80}
     made: list[str] = []
 
     def make(_: paper.Places, __: torch.device) -> dict[str, object]:
@@ -78,14 +79,15 @@ def test_a_measurement_is_made_once_and_shown(
     measurement = paper.Measurement("mnist", make)
     monkeypatch.setattr(paper, "MEASUREMENTS", dict.fromkeys(paper.MEASUREMENTS, measurement))
     for _ in range(2):
-        for name in ("parzen-mnist", "parzen-data"):
+        for name in ("parzen-mnist", "parzen-means", "parzen-data"):
             assert paper.measure(name, places, torch.device("cpu"))
-    assert made == ["made", "made"]
+    assert made == ["made", "made", "made"]
     found = record.read(places.measured("parzen-mnist"))
     assert found is not None
     assert found.found == score
     text = page.write(tmp_path / "no models", tmp_path).read_text()
-    assert "| `mnist` here, ancestral, 30 steps | | **300** ± 2.5 |" in text
+    assert "| `mnist` here, samples of 30 steps | | **300** ± 2.5 |" in text
+    assert "at t = 80 of 30 steps | | **300** ± 2.5 |" in text
 
 
 def test_an_artefact_that_is_there_is_not_fitted_again() -> None:

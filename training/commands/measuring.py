@@ -155,9 +155,15 @@ def do_parzen(arguments: argparse.Namespace) -> int:
         keys = {"name": arguments.sampler, "steps": arguments.steps}
         sampler: Sampler = TypeAdapter(Sampler).validate_python(keys)
         words += f" --sampler {sampler.name} --steps {arguments.steps} --seed {arguments.seed}"
+        words += f" --stop {arguments.stop}" if arguments.stop else ""
         folder = arguments.out or Path("runs") / "parzen" / metadata.name
-        kept = parzen.run_folder(folder, model, sampler, arguments.seed)
-        keys = {"sampler": sampler, "seed": arguments.seed, "folder": kept}
+        kept = parzen.run_folder(folder, model, sampler, arguments.seed, arguments.stop)
+        keys = {
+            "sampler": sampler,
+            "seed": arguments.seed,
+            "folder": folder,
+            "stop": arguments.stop,
+        }
         out = folder / f"{kept.name}.json"
         make = partial(parzen.of_model, model, dataset, count, **keys)
     found = record.measure(words, device, make)

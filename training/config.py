@@ -260,6 +260,14 @@ def read_data(keys: Mapping[str, Any]) -> AnyConfig:
         raise ConfigError(f"[data]: {error}") from error
 
 
+def completed(keys: dict[str, Any]) -> dict[str, Any]:
+    """A configuration that a version before this one wrote: what was added since at its default."""
+    try:
+        return FitConfig.model_validate(keys).model_dump(mode="json")
+    except ValidationError:
+        return keys  # it says something that this version does not know
+
+
 def load(name: str, overrides: Mapping[str, Any] | None = None) -> FitConfig:
     """The configuration of a fit.
 

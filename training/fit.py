@@ -26,7 +26,7 @@ from diffusion.noise import Stream, counter_noise
 from training import data, state
 from training.average import Average
 from training.batches import Batches, stream_seed
-from training.config import FitConfig
+from training.config import FitConfig, completed
 from training.initial import take_weights
 from training.objective import Objective
 from training.parallel import Ranks
@@ -266,7 +266,7 @@ class Fit:
     def _resume(self) -> None:
         out = self.options.out
         found = state.read_state(out)
-        state.check_same(found.config, self.config.model_dump(mode="json"), out)
+        state.check_same(completed(found.config), self.config.model_dump(mode="json"), out)
         if found.checksum != self.dataset.checksum:
             raise state.CheckpointError(
                 f"{out} was fitted to data with checksum {found.checksum}, these have "

@@ -30,9 +30,9 @@ that of a density constant over each level's cell, log2 of the deviation in leve
 """
 ABOUT_PARZEN = """10,000 samples, each widened into a Gaussian whose width is chosen on 5,000
 held-out images; mean over the 10,000 test images, with its error. It is the protocol of its time
-and says little about likelihood (Theis, van den Oord and Bethge 2016): our second line has averages
-in the samples' place, E[x_0 | x_t] where a chain is stopped early, smoother than digits are, and
-SMOOTHER.
+and says little about likelihood (Theis, van den Oord and Bethge 2016). Our second line shows how
+little: chains that are stopped early and asked for the mean of what they may come to give blurred
+digits, which lie nearer to other digits than one of these does, and beat the data themselves.
 """
 ABOUT_PEERS = """The same images in the same units, bits a pixel at unit variance. A mixture's
 density is of dequantised levels, the diffusion model's is constant over each level's cell. The

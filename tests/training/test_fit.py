@@ -95,6 +95,19 @@ def test_another_configuration_does_not_take_up_the_run(small: FitConfig, tmp_pa
         fit(small.model_copy(update={"seed": 4}), tmp_path)
 
 
+def test_a_version_that_knows_more_settings_goes_on(small: FitConfig, tmp_path: Path) -> None:
+    fit(small, tmp_path, stop_at=2).run()
+    found, held = state.read_state(tmp_path), tensors(tmp_path)
+    older = {**found.config, "optimiser": {**found.config["optimiser"]}}
+    assert older["optimiser"].pop("restarts") == []
+    state.save(tmp_path, found.model_copy(update={"config": older}), held)
+    assert fit(small, tmp_path).step == 2
+    newer = {**found.config, "unheard-of": 1}
+    state.save(tmp_path, found.model_copy(update={"config": newer}), held)
+    with pytest.raises(state.CheckpointError, match="unheard-of: 1 there, None here"):
+        fit(small, tmp_path)
+
+
 def test_a_corrupt_checkpoint_is_named(small: FitConfig, tmp_path: Path) -> None:
     state.checkpoint_path(tmp_path).write_bytes(b"\x08" * 40)
     with pytest.raises(state.CheckpointError, match=r"checkpoint\.safetensors.*--restart"):

@@ -98,7 +98,7 @@ class Plan:
             raise ValueError(
                 f"chains stop at a step from 1 to {int(self.t[0])}, came {stop}: 0 goes all the way"
             )
-        return min(int((self.t > stop).sum()) + 1, len(self)) if stop else len(self)
+        return min(int((self.t > stop).sum()) + 1, len(self))
 
     @cached_property
     def joined(self) -> Tensor:

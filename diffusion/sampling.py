@@ -124,7 +124,8 @@ def sample(
         progress: called after each step with the number of steps made and x_0hat.
 
     Raises:
-        ValueError: a sampler that the model or the observation cannot have.
+        ValueError: a sampler that the model or the observation cannot have, or a stop beyond the
+            chain.
     """
     device = model.device
     row = torch.arange(rows, device=device)

@@ -188,9 +188,8 @@ def of_model(
     folder: Path,
     stop: int = 0,
 ) -> ModelScore:
-    """The score of `count` samples of a model, kept below `folder` (`samples`)."""
-    kept = run_folder(folder, model, sampler, seed, stop)
-    drawn = samples(model, count, sampler=sampler, seed=seed, folder=kept, stop=stop)
+    """The score of `count` samples of a model, kept in `folder` (`samples`)."""
+    drawn = samples(model, count, sampler=sampler, seed=seed, folder=folder, stop=stop)
     found = of_samples(dataset, drawn)
     return ModelScore(**found.model_dump(), sampler=sampler, seed=seed, stop=stop)
 

@@ -158,12 +158,7 @@ def do_parzen(arguments: argparse.Namespace) -> int:
         words += f" --stop {arguments.stop}" if arguments.stop else ""
         folder = arguments.out or Path("runs") / "parzen" / metadata.name
         kept = parzen.run_folder(folder, model, sampler, arguments.seed, arguments.stop)
-        keys = {
-            "sampler": sampler,
-            "seed": arguments.seed,
-            "folder": folder,
-            "stop": arguments.stop,
-        }
+        keys = {"sampler": sampler, "seed": arguments.seed, "folder": kept, "stop": arguments.stop}
         out = folder / f"{kept.name}.json"
         make = partial(parzen.of_model, model, dataset, count, **keys)
     found = record.measure(words, device, make)

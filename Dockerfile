@@ -26,8 +26,8 @@ RUN --mount=type=cache,target=/root/.cache/pip \
     && echo "${TORCH}" >>pins.txt \
     && pip install -c pins.txt ${TORCH_INDEX:+--extra-index-url "${TORCH_INDEX}"} -r requirements.txt
 
-COPY LICENSE README.md noneq.py ./
-COPY client client
+COPY LICENSE README.md ./
+COPY noneq noneq
 COPY diffusion diffusion
 COPY service service
 RUN pip install --no-deps --no-build-isolation .

@@ -83,7 +83,7 @@ KEPT = (
     Kept("pip install ", "a test leaves its environment as it is", has_extras),
     Kept("docker compose ", "needs Docker, and builds for minutes", composes),
     Kept("noneq serve", "serves until it is stopped", serves),
-    Kept("noneq train", "fits for minutes; tests/client/test_train.py does it small", trains),
+    Kept("noneq train", "fits for minutes; tests/noneq/test_train.py does it small", trains),
     Kept(
         "noneq convert", "needs what was trained elsewhere; tests/training makes it small", trains
     ),

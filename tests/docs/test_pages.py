@@ -8,9 +8,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from tests.client.conftest import listening
 
 from service.settings import Settings
-from tests.client.conftest import listening
 from tests.docs import pages
 from tests.docs.kept import KEPT, check, find
 from tests.docs.stage import Stage

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from client.command import offline
-from client.command.main import parser as client_parser
+from noneq.cli import offline
+from noneq.cli.main import parser as client_parser
 from service.settings import Settings
 from training import own
 from training.__main__ import parser as training_parser

@@ -1,0 +1,66 @@
+"""What a caller imports: a service's models as numpy in, numpy out. No torch.
+
+from noneq import Client
+
+with Client() as client:
+    digits = client.sample(16, model="mnist")
+    digits.save("digits.png")
+"""
+
+from noneq import questions
+from noneq.answers import Likelihoods, Posterior, Samples, Trajectory, load
+from noneq.asynchronous import AsyncClient
+from noneq.client import Client
+from noneq.errors import (
+    BadRequest,
+    Busy,
+    ConnectionFailed,
+    ConnectionLost,
+    DeadlineMissed,
+    MissingExtra,
+    NoneqError,
+    NotPictured,
+    Refused,
+    ServerFault,
+    TimedOut,
+    TooLarge,
+    Unauthorized,
+    UnknownModel,
+    UnreadableAnswer,
+)
+from noneq.events import Preview, Progress
+from noneq.models import Classifier, Model, ModelFacts, Models
+from noneq.retries import Patience
+
+__all__ = [
+    "AsyncClient",
+    "BadRequest",
+    "Busy",
+    "Classifier",
+    "Client",
+    "ConnectionFailed",
+    "ConnectionLost",
+    "DeadlineMissed",
+    "Likelihoods",
+    "MissingExtra",
+    "Model",
+    "ModelFacts",
+    "Models",
+    "NoneqError",
+    "NotPictured",
+    "Patience",
+    "Posterior",
+    "Preview",
+    "Progress",
+    "Refused",
+    "Samples",
+    "ServerFault",
+    "TimedOut",
+    "TooLarge",
+    "Trajectory",
+    "Unauthorized",
+    "UnknownModel",
+    "UnreadableAnswer",
+    "load",
+    "questions",
+]

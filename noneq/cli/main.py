@@ -1,0 +1,177 @@
+"""noneq: ask a service of diffusion models, and the doors to serving and training.
+
+    noneq models                                   what is served
+    noneq sample -m mnist -n 16                    draw; in the terminal, or -o digits.png
+    noneq loglik digits/ -m mnist -o scores.csv    score a folder; the same again goes on
+    noneq inpaint torn.png -m mnist -n 4           draw what is transparent
+    noneq denoise noisy.png -m mnist --noise-std 64
+    noneq posterior -m mnist --label 3 -n 8        draw what a label says
+    noneq posterior small.npy -m mnist --pooling 4 --noise-std 8
+    noneq serve --models models                    start a service
+    noneq train photographs/ --name photographs    fit a model to your own data
+    noneq convert ddpm-church -o models/church     take in a model trained elsewhere
+
+Data come as pictures, folders of them, .npy and .csv; answers go to .png, .csv, .npy, .npz, .json,
+.safetensors. The service is at NONEQ_URL (http://localhost:8000), the key is NONEQ_API_KEY.
+
+Exit status: 0 done; 1 some of the data could not be scored; 2 the command or the request is wrong;
+3 no service was reached, or the connection broke; 4 the service is busy, or the deadline passed:
+try later; 5 the API key is missing or wrong; 6 the service failed; 7 something is not installed;
+130 interrupted.
+"""
+
+import argparse
+import json
+import os
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from noneq import errors
+from noneq.cli import offline, verbs
+from noneq.cli.reading import FileError
+
+USAGE, UNREACHED, LATER, KEY, FAULT, MISSING, INTERRUPTED = 2, 3, 4, 5, 6, 7, 130
+
+#: The first class that fits decides.
+STATUS: tuple[tuple[type[errors.NoneqError], int], ...] = (
+    (errors.BadRequest, USAGE),
+    (errors.NotPictured, USAGE),
+    (errors.Unauthorized, KEY),
+    (errors.Busy, LATER),
+    (errors.DeadlineMissed, LATER),
+    (errors.ConnectionFailed, UNREACHED),
+    (errors.UnreadableAnswer, UNREACHED),
+    (errors.MissingExtra, MISSING),
+    (errors.NoneqError, FAULT),
+)
+
+Run = Callable[[argparse.Namespace], int]
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command line."""
+    top = argparse.ArgumentParser(
+        prog="noneq", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    commands = top.add_subparsers(dest="verb", required=True, metavar="VERB")
+    service = argparse.ArgumentParser(add_help=False)
+    service.add_argument("--url", help="of the service (default NONEQ_URL, localhost:8000)")
+    service.add_argument(
+        "--local",
+        nargs="?",
+        const="models",
+        metavar="FOLDER",
+        help="ask no running service: start one for this command, of the models in FOLDER",
+    )
+    service.add_argument("--json", action="store_true", help="print JSON, for machines")
+    asked = argparse.ArgumentParser(add_help=False, parents=[service])
+    asked.add_argument("-m", "--model", help="which; not needed where one is served")
+    drawn = argparse.ArgumentParser(add_help=False, parents=[asked])
+    drawn.add_argument("-n", "--num-samples", type=int, default=1, help="how many (default 1)")
+    drawn.add_argument("--steps", type=int, help="of the sampler (default: all there are)")
+    drawn.add_argument("--seed", type=int, help="of the noise (default: drawn, and told)")
+    drawn.add_argument(
+        "-o", "--out", type=Path, help="a file, by whose ending it is written, or a folder"
+    )
+
+    def verb(name: str, run: Run, parent: argparse.ArgumentParser) -> argparse.ArgumentParser:
+        made = commands.add_parser(name, help=run.__doc__, parents=[parent])
+        made.set_defaults(run=run)
+        return made
+
+    one = verb("models", verbs.do_models, service)
+    one.add_argument("name", nargs="?", help="of a model, for its facts and card")
+
+    one = verb("sample", verbs.do_sample, drawn)
+    samplers = ("ancestral", "ddim", "dpmpp_2m")
+    one.add_argument("--sampler", choices=samplers, default="ancestral")
+
+    one = verb("loglik", verbs.do_loglik, asked)
+    one.add_argument("files", nargs="+", help="pictures, folders, .npy, .csv")
+    one.add_argument("-o", "--out", type=Path, help="a table (.csv); one that is there is gone on")
+    one.add_argument("--seed", type=int, default=0, help="of the noise (default 0)")
+    one.add_argument("--terms", type=int, help="network evaluations a datum (default: all steps)")
+    one.add_argument("--trajectories", type=int, help="bound by so many whole trajectories")
+    one.add_argument("--steps", type=int, help="of a shorter chain, whose bound it then is")
+    one.add_argument("--strata", choices=("even", "importance"), help="of the terms")
+    one.add_argument("--target-error", type=float, help="nats a datum, in place of --terms")
+    one.add_argument("--convention", choices=("discretised", "density", "paper"))
+    one.add_argument("--parallel", type=int, default=8, help="requests at a time (default 8)")
+
+    seen = argparse.ArgumentParser(add_help=False, parents=[drawn])
+    seen.add_argument("--noise-std", type=float, help="of what was observed, data units")
+    seen.add_argument("--flip-probability", type=float, help="bits: in its place")
+    seen.add_argument(
+        "--quantiles", type=float, nargs="+", metavar="Q", help="of the samples, also answered"
+    )
+    seen.add_argument("--method", help="as the service has them (default: its choice)")
+    seen.add_argument("--particles", type=int, help="for methods that carry some")
+    seen.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="NAME=VALUE",
+        help="a further field of the method, as systems=joint or covariance=diagonal",
+    )
+    masked = argparse.ArgumentParser(add_help=False, parents=[seen])
+    masked.add_argument("--known", help="a mask: a picture, white where it was seen, or .npy")
+
+    for name, run, parent in (
+        ("inpaint", verbs.do_inpaint, masked),
+        ("denoise", verbs.do_denoise, seen),
+    ):
+        one = verb(name, run, parent)
+        one.add_argument("files", nargs="+", help="pictures, folders, .npy, .csv")
+
+    one = verb("posterior", verbs.do_posterior, masked)
+    one.add_argument("files", nargs="*", help="what was observed; none, where a label says it all")
+    through = one.add_mutually_exclusive_group()
+    through.add_argument("--pooling", type=int, metavar="SIZE", help="seen as means of blocks")
+    through.add_argument("--blur", metavar="FILE", help="seen through this kernel (.npy, .csv)")
+    through.add_argument("--matrix", metavar="FILE", help="seen through this matrix (.npy, .csv)")
+    one.add_argument("--label", nargs="+", help="to show: one for all, or one each")
+    one.add_argument("--classifier", help="that reads labels; not needed where one fits")
+    one.add_argument("--times", metavar="MODEL", help="multiply by the density of this model too")
+    one.add_argument("--read", action="store_true", help="also tell how likely each label is")
+
+    for name, door in offline.DOORS.items():
+        commands.add_parser(name, help=door.about, add_help=False)
+    return top
+
+
+def main(words: Sequence[str] | None = None) -> int:
+    """Run one command; what went wrong is said in a line, and by the exit status."""
+    words = sys.argv[1:] if words is None else list(words)
+    try:
+        if words and words[0] in offline.DOORS:
+            return offline.enter(words[0], words[1:])
+        given = parser().parse_args(words)
+    except errors.MissingExtra as error:
+        return _fail(error, MISSING, as_json=False)
+    try:
+        run: Run = given.run
+        status = run(given)
+        sys.stdout.flush()
+        return status
+    except errors.NoneqError as error:
+        status = next(status for kind, status in STATUS if isinstance(error, kind))
+        return _fail(error, status, as_json=given.json)
+    except (FileError, ValueError, OSError) as error:
+        if isinstance(error, BrokenPipeError):  # as `noneq ... | head` does
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            return 0
+        return _fail(error, USAGE, as_json=given.json)
+    except KeyboardInterrupt:
+        print("noneq: interrupted", file=sys.stderr)
+        return INTERRUPTED
+
+
+def _fail(error: Exception, status: int, *, as_json: bool) -> int:
+    print(f"noneq: {error}", file=sys.stderr)
+    if as_json:
+        document = {"error": type(error).__name__, "message": str(error), "status": status}
+        if isinstance(error, errors.Refused):
+            document["problem"] = dict(error.problem)
+        print(json.dumps(document))
+    return status

@@ -1,0 +1,280 @@
+"""What the verbs that ask a service do: arguments in, an exit status out."""
+
+import argparse
+import json
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+from noneq import pictures
+from noneq.answer import Answer
+from noneq.answers import Posterior
+from noneq.cli import environment, offline, reading, scores, terminal
+from noneq.client import Client
+from noneq.errors import NotPictured
+from noneq.models import Model
+from noneq.retries import Patience
+from noneq.wire import Array
+
+SOME_FAILED = 1
+#: A command that somebody waits for gives up soon; one that runs over night does not.
+ASKING = Patience(retries=2)
+SCORING = Patience(retries=100, seconds=900.0)
+
+Counts = tuple[int, int]
+
+
+@contextmanager
+def asking(given: argparse.Namespace) -> Iterator[Client]:
+    """A client of the service that the arguments name, or of one of one's own."""
+    if given.local is None:
+        with _client(given.url or environment.url()) as client:
+            yield client
+        return
+    with offline.local_service(given.local) as url, _client(url) as client:
+        yield client
+
+
+def _client(url: str, patience: Patience = ASKING) -> Client:
+    return Client(url, api_key=environment.api_key(), patience=patience)
+
+
+def find_model(client: Client, name: str | None) -> Model:
+    """The model of that name, or the one that answers where none is named."""
+    if name is None:
+        name = client.models().default
+    if name is None:
+        names = ", ".join(model.name for model in client.models().models)
+        raise reading.FileError(f"which model? --model one of {names or 'none: none is served'}")
+    return client.model(name)
+
+
+def do_models(given: argparse.Namespace) -> int:
+    """List the models that are served, or show one's facts and card."""
+    with asking(given) as client:
+        if given.name is not None:
+            facts = client.model(given.name)
+            text = json.dumps(asdict(facts)) if given.json else facts.card or f"{facts}"
+            print(text)
+            return 0
+        found = client.models()
+    if given.json:
+        print(json.dumps(asdict(found)))
+        return 0
+    for model in found.models:
+        mark = "*" if model.name == found.default else " "
+        size = "x".join(map(str, model.shape))
+        line = f"{model.name:<24} {model.kind:<7} {size:<9} T={model.steps:<5} {model.network}"
+        labels = [f"{one.name}: {', '.join(one.labels)}" for one in model.classifiers]
+        print(f"{mark} {'  '.join([line, *labels])}")
+    for refused in found.refused:
+        print(f"  {refused['file']}: not served: {refused['reason']}", file=sys.stderr)
+    return 0
+
+
+def do_sample(given: argparse.Namespace) -> int:
+    """Draw samples."""
+    with asking(given) as client, terminal.progress("sample") as listener:
+        answer = client.sample(
+            given.num_samples,
+            model=given.model,
+            seed=given.seed,
+            sampler=given.sampler,
+            steps=given.steps,
+            progress=listener,
+        )
+    return deliver(answer, given)
+
+
+def do_inpaint(given: argparse.Namespace) -> int:
+    """Draw what was not observed, given what was."""
+    with asking(given) as client:
+        model = find_model(client, given.model)
+        observed, known = _seen(given, model)
+        with terminal.progress("inpaint") as listener:
+            answer = client.inpaint(observed, known, **_posterior(given, model), progress=listener)
+    return deliver(answer, given)
+
+
+def do_denoise(given: argparse.Namespace) -> int:
+    """Draw the data behind noisy observations."""
+    with asking(given) as client:
+        model = find_model(client, given.model)
+        observed, _ = reading.read_all(given.files, model)
+        with terminal.progress("denoise") as listener:
+            answer = client.denoise(observed, **_posterior(given, model), progress=listener)
+    return deliver(answer, given)
+
+
+def do_posterior(given: argparse.Namespace) -> int:
+    """Draw data given what was seen of them, through anything linear, or what they are to show."""
+    names = ("classifier", "times", "read")
+    asked: dict[str, Any] = {name: getattr(given, name) for name in names}
+    if given.label is not None:
+        asked["label"] = given.label[0] if len(given.label) == 1 else given.label
+    with asking(given) as client:
+        model = find_model(client, given.model)
+        operator, space = _operator(given, model)
+        if operator is not None:
+            asked |= {"operator": operator, "observed": reading.read_all(given.files, space)[0]}
+        elif given.files:
+            asked["observed"], asked["known"] = _seen(given, model)
+        with terminal.progress("posterior") as listener:
+            answer = client.posterior(**asked, **_posterior(given, model), progress=listener)
+    return deliver(answer, given)
+
+
+def _operator(given: argparse.Namespace, model: Model) -> tuple[dict[str, Any] | None, Model]:
+    """Through what was seen, and the model as if it were of what is seen."""
+    shape = model.shape
+    if given.pooling is not None:
+        operator: dict[str, Any] = {"kind": "average-pooling", "size": given.pooling}
+        size = max(1, given.pooling)
+        sides = shape[-2:] if len(shape) == 3 else shape
+        shape = (*shape[: -len(sides)], *(side // size for side in sides))
+    elif given.blur is not None:
+        operator = {"kind": "blur", "kernel": reading.read_table(given.blur)}
+    elif given.matrix is not None:
+        operator = {"kind": "dense", "rows": reading.read_table(given.matrix)}
+        shape = (len(operator["rows"]),)
+    else:
+        return None, model
+    if given.known is not None:
+        raise reading.FileError("--known says which elements were seen, not through an operator")
+    return operator, replace(model, name=f"{model.name} through {operator['kind']}", shape=shape)
+
+
+def _seen(given: argparse.Namespace, model: Model) -> tuple[Array, Array]:
+    """What was observed, and where it is known."""
+    observed, known = reading.read_all(given.files, model)
+    if given.known is not None:
+        known = known & (_spread(reading.read_mask(given.known, model), known) != 0)
+    return observed, known
+
+
+def _posterior(given: argparse.Namespace, model: Model) -> dict[str, Any]:
+    names = ("num_samples", "noise_std", "flip_probability", "quantiles", "particles", "steps")
+    asked = {name: getattr(given, name) for name in (*names, "seed")}
+    return {"model": model.name, "method": _method(given.method, given.set), **asked}
+
+
+def _method(name: str | None, fields: Sequence[str]) -> str | dict[str, Any] | None:
+    """A method by its name, or with the fields that were set."""
+    if not fields:
+        return name
+    found: dict[str, Any] = {"name": name or "auto"}
+    for field in fields:
+        key, equals, value = field.partition("=")
+        if not equals:
+            raise reading.FileError(f"--set {field}: write NAME=VALUE, as --set systems=joint")
+        try:
+            found[key] = json.loads(value)
+        except ValueError:
+            found[key] = value  # a word
+    return found
+
+
+def _spread(mask: Array, known: Array) -> Array:
+    """A mask as it is laid on the data: of pixels for all channels, or one for all data."""
+    pixels = mask.ndim == 3 and known.ndim == 4 and len(mask) == len(known)
+    return mask[:, None] if pixels and mask.shape != known.shape[1:] else mask
+
+
+def do_loglik(given: argparse.Namespace) -> int:
+    """Score data: lower bits_per_dim is likelier."""
+    names = ("convention", "terms", "trajectories", "steps", "strata", "target_error")
+    settings = {name: value for name in names if (value := getattr(given, name)) is not None}
+    with asking(given) as client, _client(client.url, SCORING) as patient:
+        model = find_model(client, given.model)
+        scoring = scores.Scoring(patient, model, given.seed, settings, given.parallel)
+        if given.out is None:
+            lines = scores.Lines(sys.stdout, as_json=given.json)
+            _, faults = _write(scores.run(scoring, given.files, set()), lines)
+            return SOME_FAILED if faults else 0
+        done = _resumed(given.out, model.name, given.seed)
+        with given.out.open("a", newline="", encoding="utf-8") as out:
+            lines = scores.Lines(out, as_json=False, heading=out.tell() == 0)
+            count, faults = _write(scores.run(scoring, given.files, done), lines)
+    told = {"file": str(given.out), "scored": count, "before": len(done), "faults": faults}
+    words = f"{given.out}: {count} scored, {len(done)} were there, {faults} faults"
+    print(json.dumps(told) if given.json else words)
+    return SOME_FAILED if faults else 0
+
+
+def _write(found: Iterator[list[scores.Score] | scores.Fault], lines: scores.Lines) -> Counts:
+    """Write scores as they come, and tell of faults: how many there were of each."""
+    count = faults = 0
+    with terminal.counter("scored") as counted:
+        for one in found:
+            if isinstance(one, scores.Fault):
+                print(f"noneq: {one.said}", file=sys.stderr)
+                faults += 1
+            else:
+                lines.put(one)
+                count += len(one)
+                counted(len(one))
+    return count, faults
+
+
+def _resumed(out: Path, model: str, seed: int) -> set[scores.Key]:
+    done = scores.scored(out, model, seed) if out.exists() else set()
+    if done:
+        print(f"noneq: {out} has {len(done)} scores already; they are skipped", file=sys.stderr)
+    return done
+
+
+def deliver(answer: Answer, given: argparse.Namespace) -> int:
+    """Save, print or show an answer, as the arguments say."""
+    out: Path | None = given.out
+    if isinstance(answer, Posterior):
+        _warn(answer)
+    if given.json and out is None:
+        print(json.dumps(answer.document(), allow_nan=False))
+        return 0
+    shown = False
+    if out is None and sys.stdout.isatty():
+        try:
+            terminal.show(answer.pixels(), sys.stdout)
+            shown = True
+        except NotPictured:
+            pass
+    if out is None and not shown:
+        ending = ".png" if answer.numpy().ndim >= 4 else ".csv"
+        out = Path(f"{answer.model}-{answer.seed}{ending}")
+    if out is not None:
+        out = _folder(answer, out) if out.is_dir() else answer.save(out)
+    told: Mapping[str, Any] = {**answer.body.fields, "file": None if out is None else str(out)}
+    where = f"{out}  " if out is not None else ""
+    print(json.dumps(told) if given.json else f"{where}(model {answer.model}, seed {answer.seed})")
+    if isinstance(answer, Posterior) and not given.json:
+        for likely in answer.labels or ():
+            print("  ".join(f"{name} {p:.3f}" for name, p in _first(likely)))
+    return 0
+
+
+def _warn(answer: Posterior) -> None:
+    """Tell on stderr where samples are not to be trusted."""
+    for i, one in enumerate(answer.diagnostics):
+        if one.get("warning"):
+            print(f"noneq: datum {i}: {one['warning']}", file=sys.stderr)
+
+
+def _first(likely: Mapping[str, float], most: int = 5) -> list[tuple[str, float]]:
+    """The likeliest labels."""
+    return sorted(likely.items(), key=lambda label: -label[1])[:most]
+
+
+def _folder(answer: Answer, folder: Path) -> Path:
+    """Each sample as a file of its own."""
+    samples = answer.numpy()
+    events = samples.reshape(-1, *samples.shape[-3:]) if samples.ndim >= 4 else None
+    if events is None:
+        return answer.save(folder / f"{answer.model}-{answer.seed}.csv")
+    white = pictures.top(events)
+    for i, event in enumerate(events):
+        tile = pictures.tile(event, white)
+        pictures.to_pillow(tile).save(folder / f"{answer.model}-{answer.seed}-{i:04}.png")
+    return folder

@@ -1,0 +1,60 @@
+"""Arrays into files, and as JSON can hold them."""
+
+import csv
+import json
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from noneq.wire import Array
+
+
+def write(path: Path, raw: bytes) -> None:
+    """The bytes, whole or not at all: an interrupted save leaves the file that was there."""
+    partial = path.with_name(f".{path.name}.part")
+    partial.write_bytes(raw)
+    partial.replace(path)
+
+
+def write_npy(path: Path, array: Array) -> None:
+    """One array, as numpy reads it."""
+    with path.open("wb") as out:
+        np.save(out, array, allow_pickle=False)
+
+
+def write_npz(path: Path, arrays: Mapping[str, Array]) -> None:
+    """Arrays by name, as numpy reads them."""
+    with path.open("wb") as out:
+        np.savez_compressed(out, allow_pickle=False, **arrays)
+
+
+def write_csv(path: Path, names: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
+    """A table with a line of names."""
+    with path.open("w", newline="", encoding="utf-8") as out:
+        table = csv.writer(out, lineterminator="\n")
+        table.writerow(names)
+        table.writerows(rows)
+
+
+def write_json(path: Path, document: Mapping[str, Any]) -> None:
+    """One object."""
+    path.write_text(json.dumps(document, allow_nan=False) + "\n", encoding="utf-8")
+
+
+def plain(array: Array) -> Any:  # noqa: ANN401  (nested lists, however deep)
+    """Nested lists of numbers: whole ones without a point, and None for what is not finite."""
+    if array.dtype.kind == "f":
+        if not bool(np.isfinite(array).all()):
+            return _finite(array.tolist())
+        if bool((array == np.rint(array)).all()) and bool((np.abs(array) < 2**53).all()):
+            return array.astype(np.int64).tolist()
+    return array.tolist()
+
+
+def _finite(value: Any) -> Any:  # noqa: ANN401
+    if isinstance(value, list):
+        return [_finite(item) for item in value]
+    return value if math.isfinite(value) else None

@@ -1,0 +1,49 @@
+"""Whether to ask again after a failure, and when.
+
+Every request carries its seed, so asking again gives the same answer: nothing is drawn twice. It is
+worth while where the service is busy, for as long as its `Retry-After` says, and where a connection
+broke, after 1/2, 1, 2, ... seconds; all else would only fail again.
+"""
+
+from dataclasses import dataclass
+from typing import final
+
+from noneq.errors import Busy, ConnectionFailed, NoneqError, TimedOut
+
+_FIRST, _LONGEST = 0.5, 30.0  # seconds; twice as many each time
+
+
+@dataclass(frozen=True)
+class Patience:
+    """How long a client goes on.
+
+    Attributes:
+        retries: most attempts after the first.
+        seconds: longest that it waits between attempts, all of one call together.
+    """
+
+    retries: int = 4
+    seconds: float = 60.0
+
+
+@final
+class Attempts:
+    """The attempts at one call."""
+
+    def __init__(self, patience: Patience) -> None:
+        self._patience = patience
+        self._failed = 0
+        self._waited = 0.0
+
+    def after(self, error: NoneqError) -> float:
+        """Seconds to wait before the next attempt; raises `error` where there is to be none."""
+        pause = min(_LONGEST, float(_FIRST * 2 ** min(self._failed, 10)))
+        if isinstance(error, Busy) and error.retry_after is not None:
+            pause = error.retry_after
+        elif isinstance(error, TimedOut) or not isinstance(error, Busy | ConnectionFailed):
+            raise error
+        self._failed += 1
+        self._waited += pause
+        if self._failed > self._patience.retries or self._waited > self._patience.seconds:
+            raise error
+        return pause

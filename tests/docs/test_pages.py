@@ -8,13 +8,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
-from tests.client.conftest import listening
 
 from service.settings import Settings
 from tests.docs import pages
 from tests.docs.kept import KEPT, check, find
 from tests.docs.stage import Stage
 from tests.docs.standins import SHIPPED, STAND_INS, make_models
+from tests.noneq.conftest import listening
 
 CLOSE = {"rel": 0.02, "abs": 0.02}  # of shown numbers: rounding, and another machine's kernels
 

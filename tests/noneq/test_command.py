@@ -9,13 +9,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
-from tests.client.conftest import Run
-from tests.client.scripted import CUT, response, scripted
 
 from noneq import Busy, DeadlineMissed, NoneqError, ServerFault, errors
 from noneq.cli import offline
 from noneq.cli.main import STATUS
 from noneq.client import Client
+from tests.noneq.conftest import Run
+from tests.noneq.scripted import CUT, response, scripted
 
 MIXTURE = ("-m", "gaussian-mixture")
 

@@ -14,8 +14,6 @@ import httpx
 import numpy as np
 import pytest
 from fastapi import FastAPI
-from tests.client.conftest import ONCE, on_a_socket
-from tests.client.scripted import CUT, CUT_STREAM, cutting, response, scripted
 
 from noneq import (
     AsyncClient,
@@ -39,6 +37,8 @@ from noneq.wire import EVENTS, Body, encode
 from service.app import create_app
 from service.problems import QueueFull
 from service.settings import Settings
+from tests.noneq.conftest import ONCE, on_a_socket
+from tests.noneq.scripted import CUT, CUT_STREAM, cutting, response, scripted
 from tests.service.http.caller import held, starting, until
 
 GOOD = response(

@@ -9,12 +9,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
-from tests.client.conftest import Run
 
 from noneq import Client
 from noneq.cli import scores
 from noneq.cli.reading import Block
 from noneq.models import Model
+from tests.noneq.conftest import Run
 
 
 def table(text: str) -> list[dict[str, str]]:

@@ -11,9 +11,6 @@ from typing import Any
 import numpy as np
 import pytest
 from fastapi import FastAPI
-from tests.client.conftest import ONCE, on_a_socket
-from tests.client.scripted import CUT_STREAM, scripted
-from tests.client.test_connections import FULL, GOOD
 
 from noneq import (
     AsyncClient,
@@ -30,6 +27,9 @@ from service import streams
 from service.app import create_app
 from service.engine.engine import Engine
 from service.settings import Settings
+from tests.noneq.conftest import ONCE, on_a_socket
+from tests.noneq.scripted import CUT_STREAM, scripted
+from tests.noneq.test_connections import FULL, GOOD
 from tests.service.http.caller import before_calls, network, stepping
 
 Followed = list[Any]

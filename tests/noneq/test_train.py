@@ -5,10 +5,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
-from tests.client.conftest import listening
 
 from noneq import Client
 from service.settings import Settings
+from tests.noneq.conftest import listening
 from training import export, own
 from training.__main__ import main
 

@@ -11,11 +11,11 @@ from urllib.parse import urlsplit
 import httpx
 import pytest
 from fastapi import FastAPI
-from tests.client.conftest import listening, on_a_socket
 
 from diffusion.checkpoint import save
 from service.app import create_app
 from service.settings import Settings
+from tests.noneq.conftest import listening, on_a_socket
 from tests.service.http.conftest import bit_patterns, gaussian_mixture, grey_images
 
 playwright = pytest.importorskip("playwright.sync_api", reason="Python's playwright is missing")

@@ -39,7 +39,7 @@ def write(folder: Path, data: Tensor, space: DataSpace) -> Path:
     Raises:
         ValueError: they are no data of that space, or more than MOST.
     """
-    space.check(data.float())
+    space.check(data.to(space.dtype))
     if len(data) > MOST:
         raise ValueError(f"at most {MOST} examples, came {len(data)}: leave some out")
     path = folder / FILE
@@ -49,16 +49,16 @@ def write(folder: Path, data: Tensor, space: DataSpace) -> Path:
 
 
 def read(folder: Path, space: DataSpace) -> Tensor:
-    """The data beside an artefact, float32 [N, *shape]; none where it has no such file.
+    """The data beside an artefact, [N, *shape], data units; none where it has no such file.
 
     Raises:
         ArtefactError: the file holds something else.
     """
     path = folder / FILE
     if not path.exists():
-        return torch.zeros(0, *space.shape)
+        return torch.zeros(0, *space.shape, dtype=space.dtype)
     try:
-        data = load_file(path)[_KEY].float()
+        data = load_file(path)[_KEY].to(space.dtype)
         space.check(data)
         if not 1 <= len(data) <= MOST:
             raise ValueError(f"1 to {MOST} examples, came {len(data)}")
@@ -70,4 +70,4 @@ def read(folder: Path, space: DataSpace) -> Tensor:
 
 def _dtype(space: DataSpace) -> torch.dtype:
     small = space.kind == "bits" or (space.levels is not None and space.levels <= 256)
-    return torch.uint8 if small else torch.float32
+    return torch.uint8 if small else space.dtype

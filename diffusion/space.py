@@ -12,6 +12,11 @@ from torch import Tensor
 
 Convention = Literal["discretised", "density", "paper"]
 
+#: Of offset over spread. float32 keeps 24 bits: up to here it rounds to 6e-6 of the spread.
+_FLOAT32_OFFSET = 100.0
+#: float64 keeps 53 bits: up to here it rounds to 1e-6 of the spread.
+_MOST_OFFSET = 1e10
+
 
 class DataSpace(BaseModel):
     """What a datum is.
@@ -50,6 +55,11 @@ class DataSpace(BaseModel):
         scales = self.scale if isinstance(self.scale, tuple) else (self.scale,)
         if min(scales) <= 0:
             raise ValueError(f"`scale` is above 0, came {self.scale}")
+        if self._offset > _MOST_OFFSET:
+            raise ValueError(
+                f"the data lie {self._offset:g} times their spread from 0, which float64 does not "
+                "resolve: subtract an offset from them before fitting"
+            )
         if self.kind == "bits" and (self.shift, self.scale, self.levels) != (0.0, 1.0, None):
             raise ValueError("bits are 0 and 1 in every unit: leave `shift`, `scale`, `levels` out")
         return self
@@ -70,6 +80,18 @@ class DataSpace(BaseModel):
         return self._shift(), self._scale()
 
     @property
+    def dtype(self) -> torch.dtype:
+        """What data units are held in: float32, or float64 where that would round their spread."""
+        scales = self._scale()
+        ordinary = float(scales.min()) > 1e-30 and float(scales.max()) < 1e30
+        return torch.float32 if ordinary and self._offset <= _FLOAT32_OFFSET else torch.float64
+
+    @property
+    def _offset(self) -> float:
+        """How many times its spread a column lies from 0, at most."""
+        return float((self._shift() / self._scale()).abs().max())
+
+    @property
     def bounds(self) -> tuple[Tensor, Tensor] | None:
         """The least and greatest value in model units where data are levels, else None."""
         if self.levels is None:
@@ -83,15 +105,15 @@ class DataSpace(BaseModel):
         return ((x.double() - self._shift(x)) / self._scale(x)).float()
 
     def to_data(self, z: Tensor) -> Tensor:
-        """Model units [N, *shape] to data units, float32; levels are rounded and kept in range."""
+        """Model units [N, *shape] to data units; levels are rounded and kept in range."""
         x = self._rescaled(z)
         if self.levels is not None:
             x = x.round().clamp(0, self.levels - 1)
-        return x.float()
+        return x.to(self.dtype)
 
     def to_data_units(self, z: Tensor) -> Tensor:
-        """Model units [N, *shape] to data units, float32, of what is no datum: nothing rounded."""
-        return self._rescaled(z).float()
+        """Model units [N, *shape] to data units, of what is no data point: nothing is rounded."""
+        return self._rescaled(z).to(self.dtype)
 
     def log_jacobian(self) -> float:
         """log |dz / dx|: what a log-density in model units gains in data units, nats."""

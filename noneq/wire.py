@@ -69,6 +69,9 @@ def decode(raw: bytes, key: str = "answer") -> Body:
 def packed(data: Data) -> Array:
     """Values as they are sent: bytes where they are whole and fit, else float32.
 
+    float64 stays where float32 would round what tells the values apart: data far from 0 beside
+    their spread.
+
     Raises:
         ValueError: ragged, or no numbers.
     """
@@ -86,4 +89,14 @@ def packed(data: Data) -> Array:
     if array.dtype.kind in "biu" and array.size and array.min() >= 0 and array.max() <= 255:
         return array.astype(np.uint8)
     with np.errstate(over="ignore"):  # becomes infinite, which the service refuses with its place
-        return array.astype(np.float32)
+        rounded = array.astype(np.float32)
+    return array if array.dtype == np.float64 and _coarse(rounded, array) else rounded
+
+
+def _coarse(rounded: Array, array: Array) -> bool:
+    """Whether float32 moves values by more than 1e-5 of their column's spread."""
+    rows = array.reshape(len(array), -1) if array.ndim else array.reshape(1, 1)
+    with np.errstate(invalid="ignore", over="ignore"):
+        moved = np.abs(rounded.reshape(rows.shape) - rows)
+        spread = rows.std(0) if len(rows) > 1 else np.zeros(rows.shape[1])
+        return bool((moved > 1e-5 * spread).any()) and bool(np.isfinite(rounded).all())

@@ -26,7 +26,7 @@ class Events:
     """N data.
 
     Attributes:
-        values: [N, *event] float32, data units.
+        values: [N, *event], data units, of the space's dtype.
         opaque: [N, *event] bool, False where a PNG was transparent; None where nothing was.
     """
 
@@ -34,16 +34,25 @@ class Events:
     opaque: Tensor | None = None
 
 
-def read_events(value: Sequence[Any] | Tensor, space: DataSpace, name: str) -> Events:
+def read_events(
+    value: Sequence[Any] | Tensor, space: DataSpace, name: str, dtype: torch.dtype | None = None
+) -> Events:
     """N data of one model, from lists, PNGs, or a tensor.
+
+    Args:
+        value: what came.
+        space: what one data point is.
+        name: where it came, for the problem.
+        dtype: of the values; the space's own where it is not given.
 
     Raises:
         InvalidRequest: the place, what came and what fits.
     """
+    dtype = dtype or space.dtype
     if isinstance(value, Tensor):
-        return Events(_fit(_real(value, name), space, name))
+        return Events(_fit(_real(value, dtype, name), space, name))
     if not any(isinstance(item, str) for item in value):
-        return Events(_fit(_numbers(value, name), space, name))
+        return Events(_fit(_numbers(value, dtype, name), space, name))
     values, opaque = [], []
     for position, item in enumerate(value):
         place = f"{name}[{position}]"
@@ -52,7 +61,7 @@ def read_events(value: Sequence[Any] | Tensor, space: DataSpace, name: str) -> E
             values.append(torch.from_numpy(pixels))
             opaque.append(torch.from_numpy(solid).expand(space.shape))
         else:
-            values.append(_fit(_numbers([item], place), space, place)[0])
+            values.append(_fit(_numbers([item], dtype, place), space, place)[0])
             opaque.append(torch.ones(space.shape, dtype=torch.bool))
     solid_all = torch.stack(opaque)
     return Events(torch.stack(values), None if bool(solid_all.all()) else solid_all)
@@ -88,11 +97,11 @@ def read_mask(
     if isinstance(value, str):
         mask = torch.from_numpy(decode_mask(value, space, name).copy())[None]
     elif isinstance(value, Tensor):
-        mask = _fit_mask(_real(value, name), space.shape, name)
+        mask = _fit_mask(_real(value, torch.float32, name), space.shape, name)
     elif any(isinstance(item, str) for item in value):
         mask = torch.cat([read_mask(m, space, 1, f"{name}[{i}]") for i, m in enumerate(value)])
     else:
-        mask = _fit_mask(_numbers(value, name), space.shape, name)
+        mask = _fit_mask(_numbers(value, torch.float32, name), space.shape, name)
     if len(mask) not in (1, count):
         raise InvalidRequest(
             f"There are {len(mask)} masks for {count} data.",
@@ -109,8 +118,8 @@ def read_mask(
 
 
 def plain(x: Tensor, space: DataSpace) -> NDArray[Any]:
-    """Values for JSON: whole numbers where all are (bits, 8-bit images), float32 elsewhere."""
-    array = x.detach().to("cpu", torch.float32).numpy()
+    """Values for JSON: whole numbers where all are (bits, 8-bit images), the space's dtype elsewhere."""
+    array = x.detach().to("cpu", space.dtype).numpy()
     if space.kind == "bits" or space.levels is not None:
         with np.errstate(invalid="ignore"):  # what does not fit is not equal below
             whole = array.astype(np.uint16)
@@ -159,7 +168,7 @@ def _fit_mask(array: Tensor, shape: tuple[int, ...], name: str) -> Tensor:
     )
 
 
-def _numbers(value: Sequence[Any], name: str) -> Tensor:
+def _numbers(value: Sequence[Any], dtype: torch.dtype, name: str) -> Tensor:
     # Looked for first: numpy would give every number the room of the longest string.
     other = _other(value)
     if other is not None:
@@ -178,14 +187,21 @@ def _numbers(value: Sequence[Any], name: str) -> Tensor:
             location=name,
             fix="Send full arrays.",
         ) from None
-    with np.errstate(over="ignore"):  # beyond float32 becomes infinite, which the check refuses
-        return torch.from_numpy(array.astype(np.float32))
+    return torch.from_numpy(array).to(dtype)  # beyond float32 is infinite, which the check refuses
 
 
-def _real(value: Tensor, name: str) -> Tensor:
+def _real(value: Tensor, dtype: torch.dtype, name: str) -> Tensor:
     if value.is_complex():
         raise InvalidRequest(f"{name} is complex.", location=name, expected="real numbers")
-    return value.to(torch.float32)
+    if dtype == torch.float64 and value.is_floating_point() and value.dtype != dtype:
+        raise InvalidRequest(
+            f"{name} holds {str(value.dtype).removeprefix('torch.')}, which rounds this model's "
+            "data: they lie far from 0 beside their spread.",
+            location=name,
+            expected="float64",
+            fix="Send float64 tensors, or JSON.",
+        )
+    return value.to(dtype)
 
 
 def _other(value: object) -> str | None:

@@ -69,7 +69,7 @@ def read_seen(request: Conditions, space: DataSpace) -> Seen:
     if not isinstance(operator, Mask):
         seen = _seen_space(operator, space)
     noise = _noise(request, space)
-    events = read_events(request.observed, seen, "observed")
+    events = read_events(request.observed, seen, "observed", space.dtype)
     noise = _fit_noise(noise, seen, len(events.values), request)
     known = _known(request, seen, events)
     values = torch.where(known, events.values, 0.0)  # what was not seen may be anything

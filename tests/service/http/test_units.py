@@ -6,7 +6,6 @@ values. Whatever is asked of both with the same seed differs by the units and by
 
 import math
 from collections.abc import AsyncIterator
-from pathlib import Path
 from typing import Any
 
 import httpx
@@ -128,6 +127,6 @@ async def test_a_binary_answer_keeps_the_spread(both: httpx.AsyncClient) -> None
     assert len(set(samples[:, 0].tolist())) == 50
 
 
-def test_what_float64_does_not_resolve_is_refused(tmp_path: Path) -> None:
+def test_what_float64_does_not_resolve_is_refused() -> None:
     with pytest.raises(ValueError, match="subtract an offset"):
         DataSpace(kind="vector", shape=(1,), shift=(1e12,), scale=(1e-3,))

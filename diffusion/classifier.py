@@ -115,7 +115,7 @@ class Classifier(nn.Module):
     def check(self, process: Process, space: DataSpace) -> None:
         """Raise ValueError unless the classifier reads data of this process and space."""
         same_process(self.process, process, "this classifier was fitted")
-        if self.space != space:
+        if not self.space.agrees(space):
             raise ValueError(
                 f"this classifier reads data of space {self.space!r}, the model gives {space!r}: "
                 "fit one to the model's own data"

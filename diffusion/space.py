@@ -28,6 +28,7 @@ class DataSpace(BaseModel):
         shift: subtracted from data; one number, or one for each element of the first axis.
         scale: then divided by; likewise, above 0.
         levels: the number of values, 0..levels - 1, where data are integers (256 for 8-bit images).
+        columns: names of the elements, of data [D] that came as a table with a heading.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
@@ -36,6 +37,7 @@ class DataSpace(BaseModel):
     shift: float | tuple[float, ...] = 0.0
     scale: float | tuple[float, ...] = 1.0
     levels: int | None = Field(None, ge=2, le=65536)
+    columns: tuple[str, ...] | None = None
 
     @model_validator(mode="after")
     def _check(self) -> Self:
@@ -62,7 +64,21 @@ class DataSpace(BaseModel):
             )
         if self.kind == "bits" and (self.shift, self.scale, self.levels) != (0.0, 1.0, None):
             raise ValueError("bits are 0 and 1 in every unit: leave `shift`, `scale`, `levels` out")
+        if self.columns is not None:
+            if self.shape != (len(self.columns),) or len(set(self.columns)) != len(self.columns):
+                raise ValueError(
+                    f"`columns` are {self.shape[0]} different names where `shape` is [D], came "
+                    f"{list(self.columns)}"
+                )
         return self
+
+    def agrees(self, other: "DataSpace") -> bool:
+        """Whether data of one are data of the other: all the same, names where both have them."""
+        named = None not in (self.columns, other.columns)
+        if named and self.columns != other.columns:
+            return False
+        bare = {"columns": None}
+        return self.model_copy(update=bare) == other.model_copy(update=bare)
 
     @property
     def dims(self) -> int:

@@ -17,6 +17,7 @@ from noneq.errors import (
     ConnectionFailed,
     ConnectionLost,
     DeadlineMissed,
+    FileError,
     MissingExtra,
     NoneqError,
     NotPictured,
@@ -30,6 +31,7 @@ from noneq.errors import (
 )
 from noneq.events import Preview, Progress
 from noneq.models import Classifier, Model, ModelFacts, Models
+from noneq.reading import read_all as read
 from noneq.retries import Patience
 
 __all__ = [
@@ -41,6 +43,7 @@ __all__ = [
     "ConnectionFailed",
     "ConnectionLost",
     "DeadlineMissed",
+    "FileError",
     "Likelihoods",
     "MissingExtra",
     "Model",
@@ -63,4 +66,5 @@ __all__ = [
     "UnreadableAnswer",
     "load",
     "questions",
+    "read",
 ]

@@ -79,6 +79,10 @@ class Answer(ABC):
         """Rows put through the network."""
         return int(self.body.fields.get("network_evaluations", 0))
 
+    def elements(self, count: int) -> list[str]:
+        """Names of a data point's elements: those of the model's columns, or x0, x1, ..."""
+        return list(self.body.fields.get("columns") or (f"x{i}" for i in range(count)))
+
     @abstractmethod
     def numpy(self) -> Array:
         """The answer's main array."""

@@ -72,7 +72,7 @@ class Samples(Answer):
     def rows(self) -> tuple[Sequence[str], Sequence[Sequence[object]]]:
         """A row for each sample, a column for each element."""
         flat = self.samples.reshape(len(self.samples), -1)
-        return [f"x{i}" for i in range(flat.shape[1])], flat.tolist()
+        return self.elements(flat.shape[1]), flat.tolist()
 
     def pixels(self) -> pictures.Pixels:
         """The samples side by side."""
@@ -161,7 +161,7 @@ class Posterior(Answer):
     def rows(self) -> tuple[Sequence[str], Sequence[Sequence[object]]]:
         """A row for each sample: its datum, its number, what it counts, its elements."""
         data, count = self.samples.shape[:2]
-        elements = [f"x{i}" for i in range(math.prod(self.mean.shape[1:]))]
+        elements = self.elements(math.prod(self.mean.shape[1:]))
         each = product(range(data), range(count))
         flat = self.samples.reshape(data * count, -1).tolist()
         weights = self.weights.ravel().tolist()

@@ -14,6 +14,7 @@ NoneqError
     TimedOut         nothing came for longer than the client waits
   UnreadableAnswer   what came is no answer of a noneq service
   MissingExtra       install what the message names
+  FileError          another file, or the same one saved otherwise: the message says which and why
   NotPictured        the answer has nothing to draw: save it as numbers
 """
 
@@ -105,6 +106,10 @@ class MissingExtra(NoneqError):
     """Something is asked for that needs a package which is not installed."""
 
 
+class FileError(NoneqError, ValueError):
+    """A file, or what was sent as one, cannot be read as data; the message says why."""
+
+
 class NotPictured(NoneqError):
     """There is no picture of these numbers."""
 
@@ -123,6 +128,11 @@ _BY_STATUS: dict[int, type[Refused]] = {
     503: Busy,
     504: Busy,
 }
+
+
+def no_pillow() -> MissingExtra:
+    """What is said where Pillow is wanted and not installed."""
+    return MissingExtra("pictures need Pillow: pip install 'noneq[client]'")
 
 
 def refusal(problem: Document, retry_after: str | None = None) -> Refused:

@@ -1,7 +1,7 @@
 """What is served: a model at a glance, and everything its artefact says."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import MISSING, dataclass, field, fields
 from typing import Any, TypeVar
 
 from noneq.errors import UnreadableAnswer
@@ -35,6 +35,7 @@ class Model:
         network: its kind.
         parameters: how many weights it has.
         classifiers: whose labels `posterior` may ask for.
+        columns: names of a vector's elements; None where they have none.
     """
 
     name: str
@@ -45,6 +46,7 @@ class Model:
     network: str
     parameters: int
     classifiers: tuple[Classifier, ...]
+    columns: tuple[str, ...] | None = field(default=None, kw_only=True)
 
 
 @dataclass(frozen=True)
@@ -98,9 +100,10 @@ def _model(kind: type[Record], document: Mapping[str, Any]) -> Record:
 
 def _record(kind: type[Record], document: Mapping[str, Any]) -> Record:
     """What it knows of a document; members of a later version are left out."""
-    known = [one.name for one in fields(kind)]  # type: ignore[arg-type]  # a dataclass
-    missing = [name for name in known if name not in document]
+    known = fields(kind)  # type: ignore[arg-type]  # a dataclass
+    needed = [one.name for one in known if one.default is MISSING]
+    missing = [name for name in needed if name not in document]
     if missing:
         raise UnreadableAnswer(f"the answer lacks {', '.join(missing)}: is it a noneq service?")
-    values = {name: document[name] for name in known}
+    values = {one.name: document[one.name] for one in known if one.name in document}
     return kind(**{n: tuple(x) if isinstance(x, list) else x for n, x in values.items()})

@@ -7,13 +7,12 @@ is numpy; Pillow is wanted only to write or show a file.
 
 import math
 from collections.abc import Sequence
-from io import BytesIO
 from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
-from noneq.errors import MissingExtra
+from noneq.errors import no_pillow
 from noneq.wire import Array
 
 if TYPE_CHECKING:
@@ -111,18 +110,5 @@ def to_pillow(pixels: Pixels) -> "Image":
     try:
         from PIL import Image
     except ImportError as error:
-        raise _no_pillow() from error
+        raise no_pillow() from error
     return Image.fromarray(pixels)
-
-
-def from_file(raw: bytes) -> "Image":
-    """A picture file's bytes as a Pillow image; MissingExtra where Pillow is not installed."""
-    try:
-        from PIL import Image
-    except ImportError as error:
-        raise _no_pillow() from error
-    return Image.open(BytesIO(raw))
-
-
-def _no_pillow() -> MissingExtra:
-    return MissingExtra("pictures need Pillow: pip install 'noneq[client]'")

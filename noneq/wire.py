@@ -83,8 +83,7 @@ def packed(data: Data) -> Array:
         ) from error
     if array.dtype.kind not in "biuf":
         raise ValueError(
-            f"data are numbers, came {array.dtype}: read pictures into arrays first, say with "
-            "numpy.asarray(PIL.Image.open(path))"
+            f"data are numbers, came {array.dtype}: read files first, with noneq.read(names, model)"
         )
     if array.dtype.kind in "biu" and array.size and array.min() >= 0 and array.max() <= 255:
         return array.astype(np.uint8)

@@ -22,6 +22,10 @@ from diffusion.plan import Ancestral, Sampler
 from diffusion.space import Convention
 from service.columns import Columns
 
+ColumnsOut = Annotated[
+    tuple[str, ...] | None,
+    Field(description="Names of the elements, from the table that was fitted; null of other data."),
+]
 ArrayOut = Annotated[Any, WithJsonSchema({"type": "array", "items": {}})]
 
 
@@ -50,6 +54,7 @@ class SampleAnswer(_Answer):
 
     sampler: Sampler
     shape: list[int] = Field(description="Of one sample.")
+    columns: ColumnsOut = None
     samples: ArrayOut = Field(description="[num_samples, *shape], data units.")
     trajectory: Trajectory | None = Field(None, description="Where `frames` were asked for.")
     network_evaluations: int = Field(description="Rows put through the network.")
@@ -192,6 +197,7 @@ class PosteriorAnswer(_Answer):
     biased: bool = Field(description="Whether the method misses the posterior even with all steps.")
     sampler: Ancestral
     shape: list[int]
+    columns: ColumnsOut = None
     results: list[Posterior]
     network_evaluations: int
 
@@ -249,6 +255,7 @@ class ModelSummary(BaseModel):
     classifiers: list[ClassifierSummary] = Field(
         description="Those that read its data: whose labels /posterior may ask for."
     )
+    columns: ColumnsOut = None
 
 
 class RefusedFile(BaseModel):

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from diffusion.space import DataSpace
+from noneq.reading.arrays import advice
 from service.encoding import json_kind
 from service.png import decode_mask, decode_png
 from service.problems import InvalidRequest
@@ -143,8 +144,13 @@ def _fit(array: Tensor, space: DataSpace, name: str) -> Tensor:
         location=name,
         received=f"shape {list(found)}",
         expected=f"a list of one or more arrays, each of shape {one}",
-        fix="You sent one datum: put it into a list." if single else "Cut or reshape your data.",
+        fix="You sent one datum: put it into a list." if single else _advice(found, shape),
     )
+
+
+def _advice(found: tuple[int, ...], shape: tuple[int, ...]) -> str:
+    said = advice(found, shape)
+    return f"{said[:1].upper()}{said[1:]}."
 
 
 def _fit_mask(array: Tensor, shape: tuple[int, ...], name: str) -> Tensor:

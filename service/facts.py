@@ -92,6 +92,7 @@ def _summary(served: Served) -> ModelSummary:
             ClassifierSummary(name=reader.name, labels=list(reader.labels))
             for reader in served.readers
         ],
+        columns=model.space.columns,
     )
 
 

@@ -137,11 +137,12 @@ def expectations(config: configs.FitConfig, dataset: Dataset, weights: int) -> s
     """What will be done, in a few lines."""
     size = " x ".join(map(str, dataset.space.shape))
     kinds = {"image": "pictures", "vector": "rows of numbers", "bits": "rows of bits"}
+    notes = "".join(f"\n{note}" for note in dataset.notes)
     epochs = config.steps * config.batch / len(dataset.train)
     return (
         f"{config.name}: {kinds[dataset.space.kind]} of {size}: {len(dataset.train)} to fit, "
         f"{len(dataset.valid)} to look at meanwhile, {len(dataset.test)} to report\n"
         f"a {config.network.kind} of {weights:,} weights, T = {config.process.T}; {config.steps} "
         f"steps of {config.batch}, which is {epochs:.3g} times through the data; the bar tells the "
-        "time left\nCtrl-C saves; the same command goes on"
+        f"time left\nCtrl-C saves; the same command goes on{notes}"
     )

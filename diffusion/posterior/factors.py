@@ -176,7 +176,7 @@ class Expert(Factor):
     @override
     def check(self, model: DiffusionModel, count: int) -> None:
         same_process(self.model.process, model.process, "this model runs")
-        if self.model.space != model.space:
+        if not self.model.space.agrees(model.space):
             raise ValueError(
                 f"a product is of models of the same data: one is of space {model.space!r}, the "
                 f"other of {self.model.space!r}"

@@ -11,8 +11,9 @@
     noneq train photographs/ --name photographs    fit a model to your own data
     noneq convert ddpm-church -o models/church     take in a model trained elsewhere
 
-Data come as pictures, folders of them, .npy and .csv; answers go to .png, .csv, .npy, .npz, .json,
-.safetensors. The service is at NONEQ_URL (http://localhost:8000), the key is NONEQ_API_KEY.
+Data come as pictures, .csv, .tsv and .npy, and folders of these; answers go to .png, .csv, .npy,
+.npz, .json, .safetensors. The service is at NONEQ_URL (http://localhost:8000), the key is
+NONEQ_API_KEY.
 
 Exit status: 0 done; 1 some of the data could not be scored; 2 the command or the request is wrong;
 3 no service was reached, or the connection broke; 4 the service is busy, or the deadline passed:
@@ -29,13 +30,13 @@ from pathlib import Path
 
 from noneq import errors
 from noneq.cli import offline, verbs
-from noneq.cli.reading import FileError
 
 USAGE, UNREACHED, LATER, KEY, FAULT, MISSING, INTERRUPTED = 2, 3, 4, 5, 6, 7, 130
 
 #: The first class that fits decides.
 STATUS: tuple[tuple[type[errors.NoneqError], int], ...] = (
     (errors.BadRequest, USAGE),
+    (errors.FileError, USAGE),
     (errors.NotPictured, USAGE),
     (errors.Unauthorized, KEY),
     (errors.Busy, LATER),
@@ -157,7 +158,7 @@ def main(words: Sequence[str] | None = None) -> int:
     except errors.NoneqError as error:
         status = next(status for kind, status in STATUS if isinstance(error, kind))
         return _fail(error, status, as_json=given.json)
-    except (FileError, ValueError, OSError) as error:
+    except (ValueError, OSError) as error:
         if isinstance(error, BrokenPipeError):  # as `noneq ... | head` does
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             return 0

@@ -17,10 +17,10 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from noneq.answers import Likelihoods
-from noneq.cli.reading import Block, FileError, expand, read
 from noneq.client import Client
-from noneq.errors import BadRequest, TooLarge, UnknownModel
+from noneq.errors import BadRequest, FileError, TooLarge, UnknownModel
 from noneq.models import Model
+from noneq.reading import Block, read
 
 Key = tuple[str, int]
 
@@ -157,7 +157,7 @@ def scored(path: Path, model: str, seed: int) -> set[Key]:
     return found
 
 
-def run(scoring: Scoring, names: Iterable[str], done: set[Key]) -> Iterator[list[Score] | Fault]:
+def run(scoring: Scoring, names: Iterable[Path], done: set[Key]) -> Iterator[list[Score] | Fault]:
     """The scores of what is not done yet, block after block in the order of the files.
 
     What cannot be read, or is no datum of the model, is a `Fault` in its place; the others are
@@ -183,11 +183,14 @@ def run(scoring: Scoring, names: Iterable[str], done: set[Key]) -> Iterator[list
             raise
 
 
-def _blocks(names: Iterable[str], model: Model, done: set[Key]) -> Iterator[Block | Fault]:
+def _blocks(names: Iterable[Path], model: Model, done: set[Key]) -> Iterator[Block | Fault]:
     """What there is to score."""
-    for path in expand(names):
+    for path in names:
         try:
             for block in read(path, model):
+                if block.gap is not None:
+                    yield Fault(block.gap)
+                    continue
                 if any((block.file, block.start + i) not in done for i in range(len(block.values))):
                     yield block
         except FileError as error:

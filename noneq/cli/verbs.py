@@ -9,12 +9,12 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from noneq import pictures
+from noneq import pictures, reading
 from noneq.answer import Answer
 from noneq.answers import Posterior
-from noneq.cli import environment, offline, reading, scores, terminal
+from noneq.cli import environment, offline, scores, terminal
 from noneq.client import Client
-from noneq.errors import NotPictured
+from noneq.errors import FileError, NotPictured
 from noneq.models import Model
 from noneq.retries import Patience
 from noneq.wire import Array
@@ -48,7 +48,7 @@ def find_model(client: Client, name: str | None) -> Model:
         name = client.models().default
     if name is None:
         names = ", ".join(model.name for model in client.models().models)
-        raise reading.FileError(f"which model? --model one of {names or 'none: none is served'}")
+        raise FileError(f"which model? --model one of {names or 'none: none is served'}")
     return client.model(name)
 
 
@@ -103,7 +103,7 @@ def do_denoise(given: argparse.Namespace) -> int:
     """Draw the data behind noisy observations."""
     with asking(given) as client:
         model = find_model(client, given.model)
-        observed, _ = reading.read_all(given.files, model)
+        observed = reading.read_whole(_files(given), model)
         with terminal.progress("denoise") as listener:
             answer = client.denoise(observed, **_posterior(given, model), progress=listener)
     return deliver(answer, given)
@@ -119,7 +119,7 @@ def do_posterior(given: argparse.Namespace) -> int:
         model = find_model(client, given.model)
         operator, space = _operator(given, model)
         if operator is not None:
-            asked |= {"operator": operator, "observed": reading.read_all(given.files, space)[0]}
+            asked |= {"operator": operator, "observed": reading.read_whole(_files(given), space)}
         elif given.files:
             asked["observed"], asked["known"] = _seen(given, model)
         with terminal.progress("posterior") as listener:
@@ -143,15 +143,28 @@ def _operator(given: argparse.Namespace, model: Model) -> tuple[dict[str, Any] |
     else:
         return None, model
     if given.known is not None:
-        raise reading.FileError("--known says which elements were seen, not through an operator")
-    return operator, replace(model, name=f"{model.name} through {operator['kind']}", shape=shape)
+        raise FileError("--known says which elements were seen, not through an operator")
+    name = f"{model.name} through {operator['kind']}"
+    return operator, replace(model, name=name, shape=shape, columns=None)
+
+
+def _files(given: argparse.Namespace) -> list[Path]:
+    """The files that were named; on stderr, what was skipped of folders."""
+    found = reading.find(given.files)
+    skipped = reading.told(found.skipped)
+    if skipped is not None:
+        print(f"noneq: {skipped}", file=sys.stderr)
+    return found.files
 
 
 def _seen(given: argparse.Namespace, model: Model) -> tuple[Array, Array]:
     """What was observed, and where it is known."""
-    observed, known = reading.read_all(given.files, model)
+    observed, known = reading.read_all(_files(given), model)
     if given.known is not None:
-        known = known & (_spread(reading.read_mask(given.known, model), known) != 0)
+        mask = reading.read_mask(given.known, model)
+        if len(mask) not in (1, len(known)):
+            raise FileError(f"{given.known}: {len(mask)} masks, for {len(known)} data points")
+        known = known & mask
     return observed, known
 
 
@@ -169,18 +182,12 @@ def _method(name: str | None, fields: Sequence[str]) -> str | dict[str, Any] | N
     for field in fields:
         key, equals, value = field.partition("=")
         if not equals:
-            raise reading.FileError(f"--set {field}: write NAME=VALUE, as --set systems=joint")
+            raise FileError(f"--set {field}: write NAME=VALUE, as --set systems=joint")
         try:
             found[key] = json.loads(value)
         except ValueError:
             found[key] = value  # a word
     return found
-
-
-def _spread(mask: Array, known: Array) -> Array:
-    """A mask as it is laid on the data: of pixels for all channels, or one for all data."""
-    pixels = mask.ndim == 3 and known.ndim == 4 and len(mask) == len(known)
-    return mask[:, None] if pixels and mask.shape != known.shape[1:] else mask
 
 
 def do_loglik(given: argparse.Namespace) -> int:
@@ -189,15 +196,16 @@ def do_loglik(given: argparse.Namespace) -> int:
     settings = {name: value for name in names if (value := getattr(given, name)) is not None}
     with asking(given) as client, _client(client.url, SCORING) as patient:
         model = find_model(client, given.model)
+        files = _files(given)
         scoring = scores.Scoring(patient, model, given.seed, settings, given.parallel)
         if given.out is None:
             lines = scores.Lines(sys.stdout, as_json=given.json)
-            _, faults = _write(scores.run(scoring, given.files, set()), lines)
+            _, faults = _write(scores.run(scoring, files, set()), lines)
             return SOME_FAILED if faults else 0
         done = _resumed(given.out, model.name, given.seed)
         with given.out.open("a", newline="", encoding="utf-8") as out:
             lines = scores.Lines(out, as_json=False, heading=out.tell() == 0)
-            count, faults = _write(scores.run(scoring, given.files, done), lines)
+            count, faults = _write(scores.run(scoring, files, done), lines)
     told = {"file": str(given.out), "scored": count, "before": len(done), "faults": faults}
     words = f"{given.out}: {count} scored, {len(done)} were there, {faults} faults"
     print(json.dumps(told) if given.json else words)

@@ -162,6 +162,7 @@ class PosteriorWork(Work[ChainResult | SystemResult]):
             biased=biased(self.method),
             sampler=stated(self.sampler, self.served),
             shape=list(space.shape),
+            columns=space.columns,
             results=results,
             network_evaluations=result.network_evaluations,
         )

@@ -63,6 +63,7 @@ class SampleWork(Work[ChainResult]):
             exact=result.exact,
             sampler=stated(self.request.sampler, self.served),
             shape=list(space.shape),
+            columns=space.columns,
             samples=plain(space.to_data(result.samples), space),
             trajectory=self._trajectory(result.film),
             network_evaluations=result.network_evaluations,

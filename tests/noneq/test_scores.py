@@ -8,11 +8,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from noneq.cli.reading import Block
 from PIL import Image
 
 from noneq import Client
 from noneq.cli import scores
-from noneq.cli.reading import Block
 from noneq.models import Model
 from tests.noneq.conftest import Run
 

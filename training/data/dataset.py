@@ -45,6 +45,7 @@ class Dataset:
         entropy: (nats, standard error) of the data's own entropy per datum, where it is known.
         log_density: exact log-density (or log-probability) in nats of rows in data units, where
             known.
+        notes: what was left out of the files it came from, or changed, in sentences.
     """
 
     name: str
@@ -55,6 +56,7 @@ class Dataset:
     checksum: str
     entropy: tuple[float, float] | None = None
     log_density: Callable[[Tensor], Tensor] | None = None
+    notes: tuple[str, ...] = ()
 
     def split(self, name: Split) -> Tensor:
         """Rows of one split, [rows, *event], in data units."""

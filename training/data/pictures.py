@@ -2,7 +2,8 @@
 
     x_0 = the largest square in the middle of a picture, scaled to `side` pixels
 
-A split is decided by the pixels themselves (their sha256, in order), so that a new picture moves
+Files are read by the rules of `noneq.reading`; what is transparent is put on white. What cannot be
+read is left out and told. A split is decided by the pixels themselves (their sha256, in order), so that a new picture moves
 few of the others. Pictures that become the same pixels count once: none is in two splits.
 """
 
@@ -16,8 +17,10 @@ from PIL import Image, ImageOps
 from pydantic import Field
 from torch import Tensor
 
+from noneq.errors import FileError
+from noneq.reading import folders, pictures
+from noneq.reading.folders import Folder, Skipped
 from training.data.dataset import DataError, Dataset, eight_bit
-from training.data.images import SUFFIXES, opened
 from training.data.shares import Shares
 
 LEAST = 10  # pictures, that each split has some
@@ -35,22 +38,28 @@ class PicturesConfig(Shares):
     colour: bool = True
 
 
-def find(folder: Path) -> list[Path]:
-    """The pictures below a folder, in the order of their names; DataError where there are few."""
-    found = sorted(path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES)
-    if len(found) < LEAST:
+def find(folder: Path) -> Folder:
+    """What is in a folder and below it; DataError where there are few pictures."""
+    try:
+        found = folders.look(folder)
+    except FileError as error:
+        raise DataError(str(error)) from error
+    if len(found.pictures) < LEAST:
+        table = f"; to fit to a table, name it ({found.tables[0]})" if found.tables else ""
         raise DataError(
-            f"{folder} holds {len(found)} pictures ({', '.join(sorted(SUFFIXES))}), and a model "
-            f"needs at least {LEAST}, better thousands"
+            f"{folder} holds {len(found.pictures)} pictures ({', '.join(folders.PICTURES)}), and a "
+            f"model needs at least {LEAST}, better thousands{table}"
         )
     return found
 
 
-def read(path: Path, side: int, colour: bool) -> Tensor:
-    """A picture, uint8 [1 or 3, side, side]; DataError as `images.opened`."""
-    whole = opened(path, "RGB" if colour else "L")
-    square = ImageOps.fit(whole, (side, side), Image.Resampling.BOX)
-    pixels = torch.from_numpy(np.array(square))
+def square(picture: pictures.Picture, side: int, colour: bool) -> Tensor:
+    """The middle of a picture, on white where it is transparent, uint8 [1 or 3, side, side]."""
+    opaque = picture.on_white()
+    levels = opaque.channels(3).transpose(1, 2, 0) if colour else opaque.grey()
+    whole = Image.fromarray(np.ascontiguousarray(levels))
+    fitted = ImageOps.fit(whole, (side, side), Image.Resampling.BOX)
+    pixels = torch.from_numpy(np.array(fitted))
     return pixels.movedim(-1, 0).contiguous() if colour else pixels[None]
 
 
@@ -58,16 +67,30 @@ def load(config: PicturesConfig) -> Dataset:
     """Read the pictures and part them; uint8 [rows, 1 or 3, side, side].
 
     Raises:
-        DataError: too few, or one that cannot be read.
+        DataError: too few that can be read.
     """
     by_digest: dict[bytes, Tensor] = {}
-    for path in find(Path(config.folder)):
-        pixels = read(path, config.side, config.colour)
+    found = find(Path(config.folder))
+    skipped = [*found.skipped, *(Skipped(table, "a table") for table in found.tables)]
+    transparent = 0
+    for path in found.pictures:
+        try:
+            picture = pictures.read(path)
+        except FileError as error:
+            why = str(error).removeprefix(f"{path} is no picture that can be used: ")
+            skipped.append(Skipped(path, f"unreadable: {why}"))
+            continue
+        transparent += picture.alpha is not None
+        pixels = square(picture, config.side, config.colour)
         by_digest.setdefault(hashlib.sha256(pixels.numpy().tobytes()).digest(), pixels)
+    notes = [folders.told(skipped)]
+    if transparent:
+        notes.append(f"{transparent} pictures are transparent in parts: these are put on white")
+    notes = [note for note in notes if note is not None]
     if len(by_digest) < LEAST:
         raise DataError(
             f"{config.folder} holds {len(by_digest)} different pictures of {config.side} x "
-            f"{config.side} pixels, and a model needs at least {LEAST}, better thousands"
+            f"{config.side} pixels, and a model needs at least {LEAST}, better thousands{''.join(f'; {note}' for note in notes)}"
         )
     digests = sorted(by_digest)
     rows = torch.stack([by_digest[digest] for digest in digests])
@@ -80,4 +103,5 @@ def load(config: PicturesConfig) -> Dataset:
         valid=rows[test:held_out],
         test=rows[:test],
         checksum=f"sha256:{hashlib.sha256(b''.join(digests)).hexdigest()}",
+        notes=tuple(notes),
     )

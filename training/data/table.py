@@ -5,7 +5,6 @@
 The order of the rows is shuffled by the seed, then parted into test, valid and train.
 """
 
-import csv
 from pathlib import Path
 from typing import Literal
 
@@ -15,15 +14,18 @@ from pydantic import Field
 from torch import Tensor
 
 from diffusion.space import DataSpace
+from noneq.errors import FileError
+from noneq.reading import arrays, tables
 from training.data.dataset import DataError, Dataset, checksum, generator
 from training.data.shares import Shares
 
 LEAST = 50  # rows
-ENDINGS = (".csv", ".npy")
+BLOCK = 4096  # rows that are read at once
+ENDINGS = tables.SUFFIXES
 
 
 class TableConfig(Shares):
-    """The rows of `file` (.csv, with or without a line of names, or .npy [rows, D]).
+    """The rows of `file`: .csv or .tsv, with or without a line of names, .npy or .npz [rows, D].
 
     `valid` and `test` are shares of them.
     """
@@ -33,55 +35,37 @@ class TableConfig(Shares):
     seed: int = Field(default=0, ge=0)
 
 
-def read(path: Path) -> Tensor:
-    """The numbers of a table, float32 [rows, D].
+def read(path: Path) -> tuple[Tensor, tuple[str, ...] | None]:
+    """The numbers of a table, float32 [rows, D], and the names of its columns, if it has a heading.
 
     Raises:
         DataError: the file is missing, is no table of finite numbers, or has too few of them.
     """
+    names = None
     try:
-        array = _npy(path) if path.suffix.lower() == ".npy" else _csv(path)
-    except (OSError, ValueError) as error:
-        raise error if isinstance(error, DataError) else DataError(f"{path}: {error}") from error
+        if path.suffix.lower() in tables.TEXT:
+            table = tables.Table(path)
+            names = table.names
+            array = np.concatenate(list(table.blocks(BLOCK)))
+        else:
+            array = np.asarray(arrays.load(path), np.float64)
+            tables.check_finite(array, path, "number")
+    except FileError as error:
+        raise DataError(str(error)) from error
     if array.ndim != 2 or len(array) < LEAST:
         raise DataError(
             f"{path} holds numbers of shape {list(array.shape)}; a model needs [rows, columns] of "
             f"at least {LEAST} rows, better thousands"
         )
-    wrong = np.argwhere(~np.isfinite(array))
-    if len(wrong):
-        row, column = wrong[0]
+    gaps = np.argwhere(np.isnan(array))
+    if len(gaps):
+        row, column = gaps[0].tolist()
+        name = "" if names is None else f" ({names[column]})"
         raise DataError(
-            f"{path}: row {row}, column {column} is empty or no finite number: fill or remove it"
+            f"{path}: row {row}, column {column}{name} is a gap ({len(gaps)} in all): fill it, or "
+            "remove the row"
         )
-    return torch.from_numpy(array.astype(np.float32))
-
-
-def _npy(path: Path) -> "np.ndarray[tuple[int, ...], np.dtype[np.float64]]":
-    array = np.load(path, allow_pickle=False)
-    return np.asarray(array, np.float64)
-
-
-def _csv(path: Path) -> "np.ndarray[tuple[int, ...], np.dtype[np.float64]]":
-    with path.open(newline="", encoding="utf-8") as file:
-        lines = [line for line in csv.reader(file) if line]
-    if lines and any(_number(cell) is None for cell in lines[0]):
-        lines = lines[1:]  # names
-    width = len(lines[0]) if lines else 0
-    out = np.empty((len(lines), width))
-    for i, line in enumerate(lines):
-        numbers = [_number(cell) for cell in line]
-        if len(line) != width or None in numbers:
-            raise DataError(f"{path}: row {i} is not {width} numbers: {','.join(line)[:60]}")
-        out[i] = numbers
-    return out
-
-
-def _number(cell: str) -> float | None:
-    try:
-        return float(cell) if cell.strip() else float("nan")
-    except ValueError:
-        return None
+    return torch.from_numpy(array.astype(np.float32)), names
 
 
 def load(config: TableConfig) -> Dataset:
@@ -91,7 +75,7 @@ def load(config: TableConfig) -> Dataset:
         DataError: as `read`, or a column that is the same in every row.
     """
     path = Path(config.file)
-    rows = read(path)
+    rows, names = read(path)
     digest = checksum(rows)
     order = torch.randperm(len(rows), generator=generator(config.seed, "train"))
     rows = rows[order]
@@ -100,7 +84,7 @@ def load(config: TableConfig) -> Dataset:
     train = rows[held_out:]
     return Dataset(
         name=config.kind,
-        space=_space(rows, train, path),
+        space=_space(rows, train, path, names),
         train=train,
         valid=rows[test:held_out],
         test=rows[:test],
@@ -108,14 +92,15 @@ def load(config: TableConfig) -> Dataset:
     )
 
 
-def _space(rows: Tensor, train: Tensor, path: Path) -> DataSpace:
+def _space(rows: Tensor, train: Tensor, path: Path, names: tuple[str, ...] | None) -> DataSpace:
     if bool(((rows == 0) | (rows == 1)).all()):
-        return DataSpace(kind="bits", shape=(rows.shape[1],))
+        return DataSpace(kind="bits", shape=(rows.shape[1],), columns=names)
     mean, deviation = train.double().mean(0), train.double().std(0)
     flat = (deviation == 0).nonzero().flatten().tolist()
     if flat:
+        name = "" if names is None else f" ({names[flat[0]]})"
         raise DataError(
-            f"{path}: column {flat[0]} is the same in every row, which has no density: leave it out"
+            f"{path}: column {flat[0]}{name} is the same in every row, which has no density: leave it out"
         )
     shift, scale = tuple(mean.tolist()), tuple(deviation.tolist())
-    return DataSpace(kind="vector", shape=(rows.shape[1],), shift=shift, scale=scale)
+    return DataSpace(kind="vector", shape=(rows.shape[1],), shift=shift, scale=scale, columns=names)

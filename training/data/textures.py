@@ -14,15 +14,15 @@ import hashlib
 from pathlib import Path
 from typing import Literal, Self
 
-import numpy as np
 import torch
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import Tensor
 
 from diffusion.noise import Stream, counter_noise
+from noneq.errors import FileError
+from noneq.reading import folders, pictures
 from training.data.dataset import DataError, Dataset, Split, eight_bit, split_seed
 from training.data.files import local_folder
-from training.data.images import SUFFIXES, opened
 
 
 class TexturesConfig(BaseModel):
@@ -66,7 +66,7 @@ def find(config: TexturesConfig) -> list[Path]:
         DataError: no such folder or picture.
     """
     folder = local_folder(config.folder)
-    found = sorted(path for path in folder.iterdir() if path.suffix.lower() in SUFFIXES)
+    found = folders.look(folder).pictures
     if config.pictures:
         by_name = {path.name: path for path in found}
         missing = [name for name in config.pictures if name not in by_name]
@@ -75,13 +75,20 @@ def find(config: TexturesConfig) -> list[Path]:
             raise DataError(f"{folder} has no {', '.join(missing)}; it has {there}")
         return [by_name[name] for name in config.pictures]
     if not found:
-        raise DataError(f"{folder} has no pictures: put some there ({', '.join(sorted(SUFFIXES))})")
+        raise DataError(f"{folder} has no pictures: put some there ({', '.join(folders.PICTURES)})")
     return found
 
 
 def read(path: Path) -> Tensor:
-    """A picture in grey, uint8 [height, width]; DataError as `images.opened`."""
-    return torch.from_numpy(np.array(opened(path, "L")))
+    """A picture in grey, on white where it is transparent, uint8 [height, width].
+
+    Raises:
+        DataError: it cannot be read by the rules of `noneq.reading.pictures`.
+    """
+    try:
+        return torch.from_numpy(pictures.read(path).on_white().grey().copy())
+    except FileError as error:
+        raise DataError(str(error)) from error
 
 
 def patches(regions: list[Tensor], side: int, rows: Tensor, seed: int) -> Tensor:

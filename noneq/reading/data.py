@@ -1,0 +1,227 @@
+"""Files as data of one model: pictures, folders of them, and tables, as blocks.
+
+A block is read when its turn comes and let go when it was answered, so that a folder of any size
+fits. What was not seen is a picture's pixel that is not opaque, a NaN, or a gap of a table.
+"""
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from noneq.errors import FileError
+from noneq.models import Model
+from noneq.reading import arrays, folders, pictures, tables
+from noneq.reading.arrays import Array
+from noneq.reading.folders import PICTURES, TABLES, Skipped
+
+ROWS = 256  # of a table in one block
+
+
+@dataclass(frozen=True, eq=False)
+class Block:
+    """Some data of one file.
+
+    Attributes:
+        file: as it was named.
+        start: the place of its first data point in the file.
+        values: [n, *shape], data units; anything where not known.
+        known: bool [n, *shape].
+    """
+
+    file: str
+    start: int
+    values: Array
+    known: Array
+
+    @property
+    def gap(self) -> str | None:
+        """Where something was not seen, in words; None where all was."""
+        if bool(self.known.all()):
+            return None
+        row, *place = np.argwhere(~self.known)[0].tolist()
+        return (
+            f"{self.file}: data point {self.start + row} has a gap or is transparent at {place}, "
+            "and every number is needed: fill it, or let `noneq inpaint` draw it"
+        )
+
+
+@dataclass(frozen=True)
+class Found:
+    """The files that the words of a command line mean, and what was left out of the folders."""
+
+    files: list[Path]
+    skipped: list[Skipped]
+
+
+def find(names: Iterable[str]) -> Found:
+    """The files that some names mean: a folder stands for what is in it and below it.
+
+    Beside pictures a table is more likely to be about them than of the same kind: it is skipped.
+
+    Raises:
+        FileError: there is no such file, or nothing in the folder.
+    """
+    found = Found([], [])
+    for name in names:
+        path = Path(name)
+        if not path.is_dir():
+            if not path.is_file():
+                raise FileError(f"{name}: there is no such file or folder")
+            found.files.append(path)
+            continue
+        folder = folders.look(path)
+        found.skipped.extend(folder.skipped)
+        if folder.pictures:
+            beside = "a table beside pictures"
+            found.skipped.extend(Skipped(table, beside) for table in folder.tables)
+        elif not folder.tables:
+            raise FileError(
+                f"{name}: the folder holds no data ({', '.join(PICTURES + TABLES)}); "
+                f"{folders.told(folder.skipped) or 'it is empty'}"
+            )
+        found.files.extend(folder.pictures or folder.tables)
+    return found
+
+
+def read(path: Path, model: Model, rows: int = ROWS) -> Iterator[Block]:
+    """The data of a file, `rows` at a time.
+
+    Raises:
+        FileError: it cannot be read, or holds something else than this model's data.
+    """
+    suffix = path.suffix.lower()
+    if suffix in PICTURES:
+        yield _picture(path, model)
+    elif suffix in tables.TEXT:
+        yield from _table(path, model, rows)
+    elif suffix in TABLES:
+        yield from _array(path, model, rows)
+    else:
+        known = ", ".join(PICTURES + TABLES)
+        raise FileError(f"{path}: data come as {known}, or as folders of these")
+
+
+def read_all(names: Iterable[str | Path], model: Model) -> tuple[Array, Array]:
+    """All the data of some files or folders, and where they are known; [N, *shape] each."""
+    paths = find(map(str, names)).files
+    found = [block for path in paths for block in read(path, model)]
+    return np.concatenate([b.values for b in found]), np.concatenate([b.known for b in found])
+
+
+def read_whole(names: Iterable[str | Path], model: Model) -> Array:
+    """All the data of some files or folders, [N, *shape]; FileError where something is missing."""
+    found = []
+    for path in find(map(str, names)).files:
+        for block in read(path, model):
+            if block.gap is not None:
+                raise FileError(block.gap)
+            found.append(block.values)
+    return np.concatenate(found)
+
+
+def read_mask(name: str, model: Model) -> Array:
+    """What is known, bool [1 or N, *shape]; a mask of pixels holds for all channels.
+
+    Of a picture what is white and opaque, of a table or an array of 0 and 1 what is 1.
+
+    Raises:
+        FileError: it holds greys or other numbers, or has another size or shape.
+    """
+    path = Path(name)
+    if path.suffix.lower() in PICTURES:
+        size = (model.shape[-1], model.shape[-2]) if len(model.shape) == 3 else None
+        try:
+            known = pictures.read(path, size).white("unknown", "observed")
+        except FileError as error:
+            raise _of(path, error) from error
+        return np.broadcast_to(known, (1, *model.shape))
+    array = _numbers(path, model.columns)
+    if not bool(((array == 0) | (array == 1)).all()):
+        raise FileError(f"{path}: a mask holds 1 where a value was observed and 0 elsewhere")
+    if len(model.shape) == 3 and array.shape == model.shape[1:]:
+        array = np.broadcast_to(array, model.shape)
+    elif len(model.shape) == 3 and array.ndim == 3 and array.shape[1:] == model.shape[1:]:
+        array = np.repeat(array[:, None], model.shape[0], axis=1)
+    return np.asarray(_events(path, array, model) != 0)
+
+
+def read_table(name: str) -> Array:
+    """A kernel or a matrix: the numbers of a table or an array, all there; [rows, columns].
+
+    Raises:
+        FileError: it cannot be read, or something in it is no finite number.
+    """
+    path = Path(name)
+    found = np.atleast_2d(_numbers(path))
+    wrong = np.argwhere(~np.isfinite(found))
+    if len(wrong):
+        raise FileError(f"{path}: {wrong[0].tolist()} is a gap or no finite number")
+    return found
+
+
+def _numbers(path: Path, columns: Sequence[str] | None = None) -> Array:
+    """All the numbers of a table or an array."""
+    if path.suffix.lower() in tables.TEXT:
+        table = tables.Table(path)
+        found = np.concatenate(list(table.blocks(ROWS)))
+        order = table.order(columns)
+        return found if order is None else found[:, order]
+    if path.suffix.lower() in TABLES:
+        return arrays.load(path)
+    raise FileError(f"{path}: numbers come as {', '.join(TABLES)}")
+
+
+def _picture(path: Path, model: Model) -> Block:
+    if len(model.shape) != 3 or model.shape[0] not in (1, 3):
+        raise FileError(
+            f"{path}: {model.name} takes numbers of shape {list(model.shape)}, which no picture "
+            f"holds: give one of {', '.join(TABLES)}"
+        )
+    channels, height, width = model.shape
+    picture = pictures.read(path, (width, height))
+    try:
+        values = picture.channels(channels)
+        if model.kind == "bits":
+            values = np.repeat(picture.white("0", "1")[None], channels, axis=0).astype(np.uint8)
+    except FileError as error:
+        raise _of(path, error) from error
+    return Block(str(path), 0, values[None], np.broadcast_to(picture.opaque, values.shape)[None])
+
+
+def _table(path: Path, model: Model, rows: int) -> Iterator[Block]:
+    table = tables.Table(path)
+    order = table.order(model.columns)
+    start = 0
+    for numbers in table.blocks(rows):
+        ordered = numbers if order is None else numbers[:, order]
+        yield _block(path, start, _events(path, ordered, model))
+        start += len(numbers)
+
+
+def _array(path: Path, model: Model, rows: int) -> Iterator[Block]:
+    array = _events(path, arrays.load(path), model)
+    for start in range(0, len(array), rows):
+        yield _block(path, start, np.asarray(array[start : start + rows]))
+
+
+def _block(path: Path, start: int, values: Array) -> Block:
+    native = values.astype(values.dtype.newbyteorder("="), copy=False)
+    if native.dtype.kind != "f":
+        return Block(str(path), start, native, np.ones(native.shape, bool))
+    tables.check_finite(native, path, f"after row {start}," if start else "at")
+    return Block(str(path), start, native, ~np.isnan(native))
+
+
+def _events(path: Path, array: Array, model: Model) -> Array:
+    try:
+        return arrays.events(array, model.shape, model.name)
+    except FileError as error:
+        raise _of(path, error) from error
+
+
+def _of(path: Path, error: FileError) -> FileError:
+    """An error that names the file."""
+    said = str(error)
+    return error if said.startswith(str(path)) else FileError(f"{path}: {said}")

@@ -1,0 +1,225 @@
+"""Picture files as arrays, as a viewer shows them.
+
+Every format is read by the same rules: turned as its EXIF orientation says; at most 8 bits a
+channel; grey, palette or RGB; one picture a file; whole and undamaged. What breaks a rule is
+refused with the reason. Colour profiles are not applied.
+"""
+
+from dataclasses import dataclass
+from io import BytesIO
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from noneq.errors import FileError, MissingExtra, no_pillow
+from noneq.reading import png
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+Pixels = NDArray[np.uint8]
+
+SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".pgm", ".ppm")
+FORMATS = ("PNG", "JPEG", "BMP", "GIF", "TIFF", "WEBP", "PPM")
+MOST_PIXELS = 80_000_000
+
+_MODES = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX", "YCbCr")
+_FRAMED = ("GIF", "PNG", "TIFF", "WEBP")  # not JPEG, where phones put a preview beside the picture
+_ORIENTATION, _TIFF_DEPTHS = 0x0112, 0x0102  # tags
+
+
+@dataclass(frozen=True, eq=False)
+class Picture:
+    """A picture as it is seen.
+
+    Attributes:
+        levels: uint8, [H, W] of a grey one or [H, W, 3].
+        alpha: uint8 [H, W], 0 where it is transparent and 255 where it is opaque; None where all is
+            opaque.
+    """
+
+    levels: Pixels
+    alpha: Pixels | None = None
+
+    @property
+    def opaque(self) -> NDArray[np.bool_]:
+        """Where it was seen, [H, W]: what shines through in part was not."""
+        if self.alpha is None:
+            return np.ones(self.levels.shape[:2], bool)
+        return np.asarray(self.alpha == 255)
+
+    @property
+    def colourful(self) -> bool:
+        """Whether any opaque pixel is no grey."""
+        if self.levels.ndim == 2:
+            return False
+        coloured = (self.levels != self.levels[..., :1]).any(-1)
+        return bool((coloured & self.opaque).any())
+
+    def on_white(self) -> "Picture":
+        """Opaque, as a page shows it: what is transparent is white, in part where it is in part."""
+        if self.alpha is None:
+            return self
+        share = self.alpha.astype(np.uint16)
+        if self.levels.ndim == 3:
+            share = share[..., None]
+        mixed = (self.levels * share + 255 * (255 - share) + 127) // 255
+        return Picture(mixed.astype(np.uint8))
+
+    def grey(self) -> Pixels:
+        """[H, W]: ITU-R 601 luma, in whole numbers as Pillow has it."""
+        if self.levels.ndim == 2:
+            return self.levels
+        weights = np.array([19595, 38470, 7471], np.uint32)  # of 2^16
+        return ((self.levels @ weights + 0x8000) >> 16).astype(np.uint8)
+
+    def channels(self, count: int) -> Pixels:
+        """[1 or 3, H, W]; FileError where a coloured one is to have one channel."""
+        if count == 1:
+            if self.colourful:
+                raise FileError(
+                    "it is in colour, expected a grey picture: convert it to grey first"
+                )
+            return self.levels[None] if self.levels.ndim == 2 else self.levels[None, ..., 0]
+        if self.levels.ndim == 2:
+            return np.repeat(self.levels[None], count, axis=0)
+        return np.moveaxis(self.levels, -1, 0)
+
+    def white(self, black: str, white: str) -> NDArray[np.bool_]:
+        """Where a picture in black and white is white, [H, W]; what is not opaque is not.
+
+        Raises:
+            FileError: there are greys or colours; it tells what the two mean.
+        """
+        level = self.channels(1)[0]
+        other = (level != 0) & (level != 255) & self.opaque
+        if other.any():
+            raise FileError(
+                f"it has greys ({level[other][0]}), expected black ({black}) and white ({white}): "
+                "threshold it first"
+            )
+        return np.asarray((level == 255) & self.opaque)
+
+
+def read(path: Path, size: tuple[int, int] | None = None) -> Picture:
+    """A picture file; FileError, with its name, as `decode`."""
+    try:
+        return decode(path.read_bytes(), size)
+    except OSError as error:
+        raise FileError(f"{path} cannot be read ({error.strerror or error})") from error
+    except FileError as error:
+        raise FileError(f"{path} is no picture that can be used: {error}") from error
+
+
+def decode(
+    raw: bytes, size: tuple[int, int] | None = None, formats: tuple[str, ...] = FORMATS
+) -> Picture:
+    """A picture file's bytes.
+
+    Args:
+        raw: the file; what it is, its first bytes say, not its name.
+        size: width and height that it has to have; known before any pixel is decoded.
+        formats: that are read.
+
+    Raises:
+        FileError: it is none of these, damaged, cut short, too large, of another size, animated, of
+            more than 8 bits a channel, or in inks.
+        MissingExtra: Pillow is not installed.
+    """
+    try:
+        from PIL import Image, UnidentifiedImageError
+    except ImportError as error:
+        raise no_pillow() from error
+    if raw.startswith(png.SIGNATURE):
+        head = png.header(raw)
+        _check_size(head.width, head.height, size)
+        _check_depth(head.depth)
+        raw = png.checked(raw)
+    try:
+        with Image.open(BytesIO(raw), formats=formats) as image:
+            _check(image, size)
+            image.load()
+            found = _levels(_upright(image))
+    except (FileError, MissingExtra):
+        raise
+    except UnidentifiedImageError:
+        raise FileError(f"it is no {' or '.join(formats)}, or damaged") from None
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning):
+        raise FileError(f"it has more than {MOST_PIXELS:,} pixels: scale it first") from None
+    except Exception as error:  # of damaged bytes Pillow's decoders raise whatever comes
+        raise FileError(f"it is damaged or cut short ({error})") from error
+    height, width = found.levels.shape[:2]
+    if size is not None and (width, height) != size:
+        raise _other_size(width, height, size)
+    return found
+
+
+def _check(image: "Image", size: tuple[int, int] | None) -> None:
+    """Raise FileError for what is refused by its header."""
+    _check_size(*image.size, size)
+    count = getattr(image, "n_frames", 1) if image.format in _FRAMED else 1
+    if count > 1:
+        raise FileError(f"it is animated, or holds {count} pictures: save one of them")
+    if image.mode.startswith(("I", "F")):
+        _check_depth(16)
+    if image.mode not in _MODES:
+        raise FileError(f"its colours are {image.mode}: save it in RGB or in grey")
+    if image.format == "TIFF":
+        depths: Any = getattr(image, "tag_v2", {}).get(_TIFF_DEPTHS, 8)
+        _check_depth(max(depths) if isinstance(depths, tuple) else depths)
+    if image.format == "PPM":
+        levels = [n for tile in image.tile for n in tile[3] if isinstance(n, int)]  # type: ignore[attr-defined]
+        _check_depth(max(levels, default=255).bit_length())
+
+
+def _check_size(width: int, height: int, size: tuple[int, int] | None) -> None:
+    if size is not None and sorted(size) != sorted((width, height)):  # it may yet be turned
+        raise _other_size(width, height, size)
+    if width * height > MOST_PIXELS:
+        raise FileError(
+            f"it has {width} x {height} pixels, more than {MOST_PIXELS:,}: scale it first"
+        )
+
+
+def _other_size(width: int, height: int, size: tuple[int, int]) -> FileError:
+    return FileError(
+        f"it has {width} x {height} pixels (width x height), expected {size[0]} x {size[1]}: "
+        "crop or scale it first"
+    )
+
+
+def _check_depth(bits: int) -> None:
+    if bits > 8:
+        raise FileError("it has more than 8 bits a channel: save it in 8")
+
+
+def _upright(image: "Image") -> "Image":
+    """As its orientation says; EXIF that cannot be read says nothing, as to viewers."""
+    from PIL.Image import Transpose
+
+    turns = (
+        Transpose.FLIP_LEFT_RIGHT,
+        Transpose.ROTATE_180,
+        Transpose.FLIP_TOP_BOTTOM,
+        Transpose.TRANSPOSE,
+        Transpose.ROTATE_270,
+        Transpose.TRANSVERSE,
+        Transpose.ROTATE_90,
+    )
+    try:
+        orientation = image.getexif().get(_ORIENTATION)
+    except Exception:
+        orientation = None
+    if isinstance(orientation, int) and 2 <= orientation <= 8:
+        return image.transpose(turns[orientation - 2])
+    return image
+
+
+def _levels(image: "Image") -> Picture:
+    if image.has_transparency_data:
+        rgba = np.asarray(image.convert("RGBA"))
+        alpha = rgba[..., 3]
+        return Picture(rgba[..., :3], None if bool((alpha == 255).all()) else alpha)
+    return Picture(np.asarray(image.convert("L" if image.mode in ("1", "L") else "RGB")))

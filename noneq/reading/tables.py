@@ -1,0 +1,209 @@
+"""Tables of numbers: .csv and .tsv, a data point a row, with or without a line of names.
+
+Cells are separated by commas, semicolons or tabs, numbers are written with a decimal point, and a
+gap (an empty cell, NA, N/A, NaN, null, None or ?) is NaN. A heading has no number in it. Rows are
+counted from 0, blank lines and the heading left out.
+"""
+
+import csv
+import re
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from itertools import islice
+from pathlib import Path
+from typing import final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from noneq.errors import FileError
+
+TEXT = (".csv", ".tsv")
+SUFFIXES = (*TEXT, ".npy", ".npz")
+GAPS = frozenset({"", "na", "n/a", "nan", "null", "none", "?"})
+LARGEST = float(np.finfo(np.float32).max)
+
+_QUOTED = re.compile(r'"[^"]*"?')
+_UTF16 = (b"\xff\xfe", b"\xfe\xff")
+
+Numbers = NDArray[np.float64]
+Line = tuple[int, list[str]]
+
+
+@final
+class Table:
+    """A .csv or .tsv, whose first line was read.
+
+    Args:
+        path: of the file.
+
+    Attributes:
+        names: of its columns; None where the first line holds numbers.
+        width: how many columns there are.
+
+    Raises:
+        FileError: it is empty, no text in UTF-8, or its heading does not name every column once.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._delimiter = _delimiter(path)
+        with self._lines() as lines:
+            first = next(lines, None)
+        if first is None:
+            raise FileError(f"{path} is empty: a table has a row of numbers for each data point")
+        _, cells = first
+        self.width = len(cells)
+        self.names = _heading(cells, path)
+
+    def blocks(self, rows: int) -> Iterator[Numbers]:
+        """The numbers, float64 [up to `rows`, width]; NaN where there is a gap.
+
+        Raises:
+            FileError: a row of another length, or a cell that is no number, with its place.
+        """
+        with self._lines() as lines:
+            if self.names is not None:
+                next(lines)
+            start = 0
+            while waiting := list(islice(lines, rows)):
+                yield self._numbers(start, waiting)
+                start += len(waiting)
+        if start == 0:
+            raise FileError(f"{self.path} has a heading ({self._listed()}), and no rows")
+
+    def order(self, wanted: Sequence[str] | None) -> list[int] | None:
+        """The places of a model's columns in this table; None where they are as they stand.
+
+        Raises:
+            FileError: the heading lacks some of them, or has others.
+        """
+        if wanted is None or self.names is None:
+            return None
+        missing = [name for name in wanted if name not in self.names]
+        other = [name for name in self.names if name not in wanted]
+        if missing or other:
+            lacks = f"lacks {', '.join(missing)}" if missing else ""
+            more = f"has {', '.join(other)}, which the model does not know" if other else ""
+            raise FileError(
+                f"{self.path} {' and '.join(filter(None, (lacks, more)))}: the columns are "
+                f"{', '.join(wanted)}, in any order"
+            )
+        return [self.names.index(name) for name in wanted]
+
+    def place(self, row: int, column: int) -> str:
+        """A cell in words."""
+        name = f" ({self.names[column]})" if self.names is not None else ""
+        return f"row {row}, column {column}{name}"
+
+    def _numbers(self, start: int, lines: Sequence[Line]) -> Numbers:
+        out = np.empty((len(lines), self.width))
+        for i, (line, cells) in enumerate(lines):
+            if len(cells) != self.width:
+                raise FileError(
+                    f"{self.path}: row {start + i} (line {line}) has {len(cells)} cells, the first "
+                    f"line has {self.width}"
+                )
+            found = list(map(number, cells))
+            if None in found:
+                column = found.index(None)
+                raise FileError(
+                    f"{self.path}: {self.place(start + i, column)}, line {line}: "
+                    f"{_no_number(cells[column])}"
+                )
+            out[i] = found
+        return out
+
+    @contextmanager
+    def _lines(self) -> Iterator[Iterator[Line]]:
+        """The lines that are not blank, each with its number in the file."""
+        try:
+            with self.path.open(newline="", encoding="utf-8-sig") as file:
+                reader = csv.reader(
+                    file, delimiter=self._delimiter, skipinitialspace=True, strict=True
+                )
+                yield (
+                    (reader.line_num, cells)
+                    for cells in reader
+                    if len(cells) > 1 or "".join(cells).strip()
+                )
+        except UnicodeDecodeError as error:
+            raise FileError(
+                f"{self.path} is no text in UTF-8 (byte {error.object[error.start]:#x}): save it "
+                "as CSV UTF-8"
+            ) from None
+        except csv.Error as error:
+            raise FileError(f"{self.path} is no table that can be read ({error})") from error
+        except OSError as error:
+            raise FileError(f"{self.path} cannot be read ({error.strerror})") from error
+
+    def _listed(self) -> str:
+        return ", ".join(self.names or ())[:100]
+
+
+def number(cell: str) -> float | None:
+    """What a cell holds: a finite float32, NaN for a gap, None for anything else."""
+    text = cell.strip()
+    if text.lower() in GAPS:
+        return np.nan
+    try:
+        found = float(text)
+    except ValueError:
+        return None
+    # Python reads 1_000 as a thousand, and "inf".
+    return None if "_" in text or not abs(found) <= LARGEST else found
+
+
+def check_finite(array: NDArray[np.floating], path: Path, what: str) -> None:
+    """Raise FileError where an array holds what float32 cannot; NaN may be there."""
+    with np.errstate(invalid="ignore"):
+        wrong = np.abs(array) > LARGEST
+    if wrong.any():
+        first = np.argwhere(wrong)[0].tolist()
+        raise FileError(f"{path}: {what} {first} is {array[tuple(first)]:g}, no finite number")
+
+
+def _heading(cells: Sequence[str], path: Path) -> tuple[str, ...] | None:
+    """The names, where no cell is a number and not all are gaps."""
+    found = list(map(number, cells))
+    if any(n is not None and not np.isnan(n) for n in found) or None not in found:
+        return None
+    names = [cell.strip() for cell in cells]
+    names[0] = names[0].lstrip("#").strip()  # as numpy.savetxt writes it
+    for column, name in enumerate(names):
+        if not name:
+            raise FileError(
+                f"{path}: column {column} has no name in the heading ({', '.join(names)[:100]}): "
+                "name it, or leave it out (an index of pandas, say, or a comma at the lines' ends)"
+            )
+        if name in names[:column]:
+            raise FileError(f"{path}: two columns are called {name}: rename one of them")
+    return tuple(names)
+
+
+def _no_number(cell: str) -> str:
+    said = f"{cell.strip()[:40]!r} is no number"
+    if re.fullmatch(r"[+-]?[\d.]+,[\d,.]*\d", cell.strip()):
+        return f"{said}: write 1234.5, with a decimal point and nothing between thousands"
+    if re.fullmatch(r"[+-]?(inf(inity)?|[\d.]+(e[+-]?\d+)?)", cell.strip(), re.IGNORECASE):
+        return f"{said} that is finite in float32"
+    return (
+        f"{said}: numbers are separated by commas, semicolons or tabs; a heading is the first line "
+        "and has no number in it; a gap is an empty cell, NA or ?"
+    )
+
+
+def _delimiter(path: Path) -> str:
+    """Tab, semicolon or comma: the first of them that the first line has outside of quotes."""
+    if path.suffix.lower() == ".tsv":
+        return "\t"
+    try:
+        with path.open("rb") as file:
+            if file.read(2) in _UTF16:
+                raise FileError(f"{path} is text in UTF-16: save it as CSV UTF-8")
+            file.seek(0)
+            line = next((line for line in file if line.strip()), b"")
+    except OSError as error:
+        raise FileError(f"{path} cannot be read ({error.strerror})") from error
+    text = _QUOTED.sub("", line.decode("utf-8-sig", "replace"))
+    return next((mark for mark in "\t;" if mark in text), ",")

@@ -64,12 +64,12 @@ class DataSpace(BaseModel):
             )
         if self.kind == "bits" and (self.shift, self.scale, self.levels) != (0.0, 1.0, None):
             raise ValueError("bits are 0 and 1 in every unit: leave `shift`, `scale`, `levels` out")
-        if self.columns is not None:
-            if self.shape != (len(self.columns),) or len(set(self.columns)) != len(self.columns):
-                raise ValueError(
-                    f"`columns` are {self.shape[0]} different names where `shape` is [D], came "
-                    f"{list(self.columns)}"
-                )
+        names = self.columns
+        if names is not None and (self.shape != (len(names),) or len(set(names)) != len(names)):
+            raise ValueError(
+                f"`columns` are different names, one for each element where `shape` is [D], came "
+                f"{list(names)} for {list(self.shape)}"
+            )
         return self
 
     def agrees(self, other: "DataSpace") -> bool:

@@ -1,6 +1,7 @@
 """Arrays of numbers in files: .npy, and .npz that hold one. Nothing is ever unpickled."""
 
 import math
+import re
 import zipfile
 import zlib
 from pathlib import Path
@@ -28,9 +29,10 @@ def load(path: Path) -> Array:
     except FileError:
         raise
     except (OSError, ValueError, EOFError, MemoryError) as error:
-        if "pickle" in str(error) or "Object arrays" in str(error):
+        if re.search("pickled|Object arrays|Python objects", str(error)):
             raise FileError(
-                f"{path} holds Python objects, which are never unpickled: save an array of numbers"
+                f"{path} is no .npy, or holds Python objects, which are never unpickled: save an "
+                "array of numbers"
             ) from None
         said = error.strerror if isinstance(error, OSError) and error.strerror else error
         raise FileError(f"{path} is no array that can be read ({said})") from error

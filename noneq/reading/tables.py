@@ -1,8 +1,9 @@
 """Tables of numbers: .csv and .tsv, a data point a row, with or without a line of names.
 
-Cells are separated by commas, semicolons or tabs, numbers are written with a decimal point, and a
-gap (an empty cell, NA, N/A, NaN, null, None or ?) is NaN. A heading has no number in it. Rows are
-counted from 0, blank lines and the heading left out.
+Cells are separated by commas, semicolons or tabs, numbers are written with a decimal point, True is
+1 and False is 0, and a gap (an empty cell, NA, N/A, NaN, null, None or ?) is NaN. A heading has no
+number in it, nor what looks like one (1,5 or 5%). Rows are counted from 0, blank lines and the
+heading left out.
 """
 
 import csv
@@ -21,9 +22,15 @@ from noneq.errors import FileError
 TEXT = (".csv", ".tsv")
 SUFFIXES = (*TEXT, ".npy", ".npz")
 GAPS = frozenset({"", "na", "n/a", "nan", "null", "none", "?"})
+TRUTH = {"true": 1.0, "false": 0.0}
 LARGEST = float(np.finfo(np.float32).max)
 
 _QUOTED = re.compile(r'"[^"]*"?')
+#: Digits and no letters but those of an exponent, infinity, or hexadecimal.
+_NUMERIC = re.compile(
+    r"[^a-z]*\d([^a-z]|e[+-]?\d)*|[+-]?inf(inity)?|[+-]?0x[\da-f]+", re.IGNORECASE
+)
+_LONGEST = 200  # characters of a list of names
 _UTF16 = (b"\xff\xfe", b"\xfe\xff")
 
 Numbers = NDArray[np.float64]
@@ -40,6 +47,7 @@ class Table:
     Attributes:
         names: of its columns; None where the first line holds numbers.
         width: how many columns there are.
+        note: a doubt whether the first line is a heading; None where there is none.
 
     Raises:
         FileError: it is empty, no text in UTF-8, or its heading does not name every column once.
@@ -55,6 +63,7 @@ class Table:
         _, cells = first
         self.width = len(cells)
         self.names = _heading(cells, path)
+        self.note = None if self.names is not None else _doubt(cells)
 
     def blocks(self, rows: int) -> Iterator[Numbers]:
         """The numbers, float64 [up to `rows`, width]; NaN where there is a gap.
@@ -70,7 +79,7 @@ class Table:
                 yield self._numbers(start, waiting)
                 start += len(waiting)
         if start == 0:
-            raise FileError(f"{self.path} has a heading ({self._listed()}), and no rows")
+            raise FileError(f"{self.path} has a heading ({_listed(self.names or ())}), and no rows")
 
     def order(self, wanted: Sequence[str] | None) -> list[int] | None:
         """The places of a model's columns in this table; None where they are as they stand.
@@ -80,16 +89,17 @@ class Table:
         """
         if wanted is None or self.names is None:
             return None
-        missing = [name for name in wanted if name not in self.names]
-        other = [name for name in self.names if name not in wanted]
+        places = {name: place for place, name in enumerate(self.names)}
+        missing = [name for name in wanted if name not in places]
+        other = sorted(places.keys() - set(wanted), key=places.__getitem__)
         if missing or other:
-            lacks = f"lacks {', '.join(missing)}" if missing else ""
-            more = f"has {', '.join(other)}, which the model does not know" if other else ""
+            lacks = f"lacks {_listed(missing)}" if missing else ""
+            more = f"has {_listed(other)}, which the model does not know" if other else ""
             raise FileError(
                 f"{self.path} {' and '.join(filter(None, (lacks, more)))}: the columns are "
-                f"{', '.join(wanted)}, in any order"
+                f"{_listed(wanted)}, in any order"
             )
-        return [self.names.index(name) for name in wanted]
+        return [places[name] for name in wanted]
 
     def place(self, row: int, column: int) -> str:
         """A cell in words."""
@@ -137,48 +147,70 @@ class Table:
         except OSError as error:
             raise FileError(f"{self.path} cannot be read ({error.strerror})") from error
 
-    def _listed(self) -> str:
-        return ", ".join(self.names or ())[:100]
-
 
 def number(cell: str) -> float | None:
     """What a cell holds: a finite float32, NaN for a gap, None for anything else."""
-    text = cell.strip()
-    if text.lower() in GAPS:
-        return np.nan
     try:
-        found = float(text)
+        found = float(cell)
     except ValueError:
-        return None
+        text = cell.strip().lower()
+        return np.nan if text in GAPS else TRUTH.get(text)
+    if np.isnan(found):
+        return found
     # Python reads 1_000 as a thousand, and "inf".
-    return None if "_" in text or not abs(found) <= LARGEST else found
+    return None if "_" in cell or not abs(found) <= LARGEST else found
 
 
 def check_finite(array: NDArray[np.floating], path: Path, what: str) -> None:
     """Raise FileError where an array holds what float32 cannot; NaN may be there."""
-    with np.errstate(invalid="ignore"):
-        wrong = np.abs(array) > LARGEST
+    wrong = np.abs(array) > np.float64(LARGEST)
     if wrong.any():
         first = np.argwhere(wrong)[0].tolist()
         raise FileError(f"{path}: {what} {first} is {array[tuple(first)]:g}, no finite number")
 
 
 def _heading(cells: Sequence[str], path: Path) -> tuple[str, ...] | None:
-    """The names, where no cell is a number and not all are gaps."""
+    """The names, where no cell is or looks like a number and not all are gaps."""
     found = list(map(number, cells))
-    if any(n is not None and not np.isnan(n) for n in found) or None not in found:
+    if None not in found or any(map(_numeric, cells)):
         return None
     names = [cell.strip() for cell in cells]
     names[0] = names[0].lstrip("#").strip()  # as numpy.savetxt writes it
+    known = set()
     for column, name in enumerate(names):
         if not name:
             raise FileError(
-                f"{path}: column {column} has no name in the heading ({', '.join(names)[:100]}): "
-                "name it, or leave it out (an index of pandas, say, or a comma at the lines' ends)"
+                f"{path}: column {column} has no name in the heading ({_listed(names)}): name it, "
+                "or leave it out (an index of pandas, say, or a comma at the lines' ends)"
             )
-        if name in names[:column]:
+        if name in known:
             raise FileError(f"{path}: two columns are called {name}: rename one of them")
+        known.add(name)
     return tuple(names)
+
+
+def _doubt(cells: Sequence[str]) -> str | None:
+    """What is said of a first line that counts its columns, or years."""
+    if len(cells) < 3 or not all(cell.strip().isdecimal() for cell in cells):
+        return None
+    counted = list(map(int, cells))
+    if counted != list(range(counted[0], counted[0] + len(cells))):
+        return None
+    first = ", ".join(map(str, counted[:3]))
+    return f"the first line ({first}, ...) was read as numbers; a heading has none in it"
+
+
+def _numeric(cell: str) -> bool:
+    """Whether a cell is a number, or looks like one that is written otherwise."""
+    found = number(cell)
+    if found is not None:
+        return not np.isnan(found)
+    return bool(_NUMERIC.fullmatch(cell.strip()))
+
+
+def _listed(names: Sequence[str]) -> str:
+    text = ", ".join(names)
+    return text if len(text) <= _LONGEST else f"{text[:_LONGEST]}..."
 
 
 def _no_number(cell: str) -> str:

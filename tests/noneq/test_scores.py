@@ -8,12 +8,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from noneq.cli.reading import Block
 from PIL import Image
 
 from noneq import Client
 from noneq.cli import scores
 from noneq.models import Model
+from noneq.reading import Block
 from tests.noneq.conftest import Run
 
 
@@ -103,7 +103,7 @@ def test_no_more_is_read_than_is_asked(monkeypatch: pytest.MonkeyPatch) -> None:
     model = Model("m", "vector", (2,), "gaussian", 10, "mlp", 1, ())
     with Client() as client:
         scoring = scores.Scoring(client, model, 0, {}, parallel=3)
-        for found in scores.run(scoring, ["a.npy"], set()):
+        for found in scores.run(scoring, [Path("a.npy")], set()):
             assert not isinstance(found, scores.Fault)
             written.extend(one.row for one in found)
     assert written == list(range(100))

@@ -3,8 +3,9 @@
     x_0 = the largest square in the middle of a picture, scaled to `side` pixels
 
 Files are read by the rules of `noneq.reading`; what is transparent is put on white. What cannot be
-read is left out and told. A split is decided by the pixels themselves (their sha256, in order), so that a new picture moves
-few of the others. Pictures that become the same pixels count once: none is in two splits.
+read is left out and told. A split is decided by the pixels themselves (their sha256, in order), so
+that a new picture moves few of the others. Pictures that become the same pixels count once: none is
+in two splits.
 """
 
 import hashlib
@@ -83,14 +84,14 @@ def load(config: PicturesConfig) -> Dataset:
         transparent += picture.alpha is not None
         pixels = square(picture, config.side, config.colour)
         by_digest.setdefault(hashlib.sha256(pixels.numpy().tobytes()).digest(), pixels)
-    notes = [folders.told(skipped)]
+    notes = list(filter(None, [folders.told(skipped)]))
     if transparent:
         notes.append(f"{transparent} pictures are transparent in parts: these are put on white")
-    notes = [note for note in notes if note is not None]
     if len(by_digest) < LEAST:
         raise DataError(
             f"{config.folder} holds {len(by_digest)} different pictures of {config.side} x "
-            f"{config.side} pixels, and a model needs at least {LEAST}, better thousands{''.join(f'; {note}' for note in notes)}"
+            f"{config.side} pixels, and a model needs at least {LEAST}, better thousands"
+            f"{''.join(f'; {note}' for note in notes)}"
         )
     digests = sorted(by_digest)
     rows = torch.stack([by_digest[digest] for digest in digests])

@@ -35,17 +35,17 @@ class TableConfig(Shares):
     seed: int = Field(default=0, ge=0)
 
 
-def read(path: Path) -> tuple[Tensor, tuple[str, ...] | None]:
-    """The numbers of a table, float32 [rows, D], and the names of its columns, if it has a heading.
+def read(path: Path) -> tuple[Tensor, tuple[str, ...] | None, tuple[str, ...]]:
+    """The numbers of a table, float32 [rows, D], its columns' names if it has any, and notes.
 
     Raises:
         DataError: the file is missing, is no table of finite numbers, or has too few of them.
     """
-    names = None
+    names, notes = None, ()
     try:
         if path.suffix.lower() in tables.TEXT:
             table = tables.Table(path)
-            names = table.names
+            names, notes = table.names, () if table.note is None else (table.note,)
             array = np.concatenate(list(table.blocks(BLOCK)))
         else:
             array = np.asarray(arrays.load(path), np.float64)
@@ -65,7 +65,7 @@ def read(path: Path) -> tuple[Tensor, tuple[str, ...] | None]:
             f"{path}: row {row}, column {column}{name} is a gap ({len(gaps)} in all): fill it, or "
             "remove the row"
         )
-    return torch.from_numpy(array.astype(np.float32)), names
+    return torch.from_numpy(array.astype(np.float32)), names, notes
 
 
 def load(config: TableConfig) -> Dataset:
@@ -75,7 +75,7 @@ def load(config: TableConfig) -> Dataset:
         DataError: as `read`, or a column that is the same in every row.
     """
     path = Path(config.file)
-    rows, names = read(path)
+    rows, names, notes = read(path)
     digest = checksum(rows)
     order = torch.randperm(len(rows), generator=generator(config.seed, "train"))
     rows = rows[order]
@@ -89,6 +89,7 @@ def load(config: TableConfig) -> Dataset:
         valid=rows[test:held_out],
         test=rows[:test],
         checksum=digest,
+        notes=notes,
     )
 
 
@@ -100,7 +101,8 @@ def _space(rows: Tensor, train: Tensor, path: Path, names: tuple[str, ...] | Non
     if flat:
         name = "" if names is None else f" ({names[flat[0]]})"
         raise DataError(
-            f"{path}: column {flat[0]}{name} is the same in every row, which has no density: leave it out"
+            f"{path}: column {flat[0]}{name} is the same in every row, which has no density: leave "
+            "it out"
         )
     shift, scale = tuple(mean.tolist()), tuple(deviation.tolist())
     return DataSpace(kind="vector", shape=(rows.shape[1],), shift=shift, scale=scale, columns=names)

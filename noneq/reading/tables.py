@@ -26,10 +26,8 @@ TRUTH = {"true": 1.0, "false": 0.0}
 LARGEST = float(np.finfo(np.float32).max)
 
 _QUOTED = re.compile(r'"[^"]*"?')
-#: Digits and no letters but those of an exponent, infinity, or hexadecimal.
-_NUMERIC = re.compile(
-    r"[^a-z]*\d([^a-z]|e[+-]?\d)*|[+-]?inf(inity)?|[+-]?0x[\da-f]+", re.IGNORECASE
-)
+_EXPONENT = re.compile(r"(?<=[\d.])e(?=[+-]?\d)", re.IGNORECASE)
+_SPELLED = re.compile(r"[+-]?(inf(inity)?|0x[\da-f]+)", re.IGNORECASE)
 _LONGEST = 200  # characters of a list of names
 _UTF16 = (b"\xff\xfe", b"\xfe\xff")
 
@@ -205,7 +203,9 @@ def _numeric(cell: str) -> bool:
     found = number(cell)
     if found is not None:
         return not np.isnan(found)
-    return bool(_NUMERIC.fullmatch(cell.strip()))
+    text = _EXPONENT.sub("", cell.strip())
+    digits, letters = any(c.isdigit() for c in text), any(c.isalpha() for c in text)
+    return (digits and not letters) or bool(_SPELLED.fullmatch(text))
 
 
 def _listed(names: Sequence[str]) -> str:

@@ -41,11 +41,11 @@ def read(path: Path) -> tuple[Tensor, tuple[str, ...] | None, tuple[str, ...]]:
     Raises:
         DataError: the file is missing, is no table of finite numbers, or has too few of them.
     """
-    names, notes = None, ()
+    names = note = None
     try:
         if path.suffix.lower() in tables.TEXT:
             table = tables.Table(path)
-            names, notes = table.names, () if table.note is None else (table.note,)
+            names, note = table.names, table.note
             array = np.concatenate(list(table.blocks(BLOCK)))
         else:
             array = np.asarray(arrays.load(path), np.float64)
@@ -65,7 +65,7 @@ def read(path: Path) -> tuple[Tensor, tuple[str, ...] | None, tuple[str, ...]]:
             f"{path}: row {row}, column {column}{name} is a gap ({len(gaps)} in all): fill it, or "
             "remove the row"
         )
-    return torch.from_numpy(array.astype(np.float32)), names, notes
+    return torch.from_numpy(array.astype(np.float32)), names, () if note is None else (note,)
 
 
 def load(config: TableConfig) -> Dataset:

@@ -107,7 +107,18 @@ class MissingExtra(NoneqError):
 
 
 class FileError(NoneqError, ValueError):
-    """A file, or what was sent as one, cannot be read as data; the message says why."""
+    """A file, or what was sent as one, cannot be read as data; the message says why.
+
+    Attributes:
+        received, expected: what came and what fits, where these are sizes.
+    """
+
+    def __init__(
+        self, message: str, *, received: str | None = None, expected: str | None = None
+    ) -> None:
+        super().__init__(message)
+        self.received = received
+        self.expected = expected
 
 
 class NotPictured(NoneqError):

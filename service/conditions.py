@@ -205,8 +205,8 @@ class PosteriorRequest(Conditions):
     )
     known: MaskIn = Field(
         None,
-        description="One mask for all, or one each: 1 or white where a value was observed; "
-        "everything where it is absent. Not with an operator.",
+        description="One mask for all, or one each: 1 or white where a value was observed, not "
+        "what a PNG leaves transparent; everything where it is absent. Not with an operator.",
     )
     operator: Operator = Field(
         Mask(),
@@ -258,7 +258,8 @@ class InpaintRequest(Conditions):
     known: MaskIn = Field(
         None,
         description="One mask for all, or one each: 1 or white where a value was observed. A mask "
-        "of pixels [H, W] holds for all channels. Not needed with transparent PNGs.",
+        "of pixels [H, W] holds for all channels; of a PNG, what is not opaque is unknown too. Not "
+        "needed with transparent PNGs.",
     )
 
     @property

@@ -90,6 +90,8 @@ def _refused(error: FileError, place: str) -> InvalidRequest:
     return InvalidRequest(
         f"{place} is a PNG that cannot be used: {detail}.",
         location=place,
+        received=error.received,
+        expected=error.expected,
         fix=f"{fix[:1].upper()}{fix[1:]}." if fix else "Encode it again.",
     )
 

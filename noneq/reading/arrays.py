@@ -22,10 +22,7 @@ def load(path: Path) -> Array:
         FileError: it is none, cut short, or holds something else than real numbers.
     """
     try:
-        found = np.load(path, mmap_mode="r", allow_pickle=False)
-        if isinstance(found, np.lib.npyio.NpzFile):
-            with found:
-                found = _only(found, path)
+        found = _open(path)
     except FileError:
         raise
     except (OSError, ValueError, EOFError, MemoryError) as error:
@@ -38,13 +35,22 @@ def load(path: Path) -> Array:
         raise FileError(f"{path} is no array that can be read ({said})") from error
     except (zipfile.BadZipFile, zlib.error, SyntaxError, TypeError) as error:
         raise FileError(f"{path} is no array that can be read ({error})") from error
-    if not isinstance(found, np.ndarray) or found.dtype.kind not in "biuf":
-        raise FileError(f"{path} holds {getattr(found, 'dtype', 'text')}, expected real numbers")
+    if found.dtype.kind not in "biuf":
+        raise FileError(f"{path} holds {found.dtype}, expected real numbers")
     if found.dtype.kind == "f" and found.dtype.itemsize > 8:
         raise FileError(f"{path} holds {found.dtype}, expected at most float64")
     if not found.ndim or not found.size:
         raise FileError(f"{path} holds an array of shape {list(found.shape)}, expected rows")
     return found
+
+
+def _open(path: Path) -> Array:
+    with path.open("rb") as file:
+        if file.read(2) != b"PK":
+            return np.asanyarray(np.load(path, mmap_mode="r", allow_pickle=False))
+        file.seek(0)
+        with np.load(file, allow_pickle=False) as arrays:
+            return _only(arrays, path)
 
 
 def _only(file: "np.lib.npyio.NpzFile", path: Path) -> Array:

@@ -184,9 +184,9 @@ def _check_size(width: int, height: int, size: tuple[int, int] | None) -> None:
 
 
 def _other_size(width: int, height: int, size: tuple[int, int]) -> FileError:
+    came, fits = f"{width} x {height} pixels (width x height)", f"{size[0]} x {size[1]}"
     return FileError(
-        f"it has {width} x {height} pixels (width x height), expected {size[0]} x {size[1]}: "
-        "crop or scale it first"
+        f"it has {came}, expected {fits}: crop or scale it first", received=came, expected=fits
     )
 
 

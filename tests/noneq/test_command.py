@@ -92,6 +92,38 @@ def test_what_is_transparent_or_empty_is_drawn(noneq: Run) -> None:
     assert np.all(found[1, :, 1] == 1.25)
 
 
+def test_what_is_not_seen_is_neither_scored_nor_denoised(noneq: Run) -> None:
+    """Under what is transparent lies any colour; a gap is a number that nobody knows."""
+    pixels = np.full((6, 8, 2), 255, np.uint8)
+    pixels[2, 3, 1] = 254
+    Image.fromarray(pixels).save("torn.png")
+    Path("gaps.csv").write_text("0.5,\n")
+    for name, model in (("torn.png", "grey"), ("gaps.csv", "gaussian-mixture")):
+        status, _, err = noneq("loglik", name, "-m", model)
+        assert status == 1
+        assert f"{name}: data point 0 has a gap or is transparent" in err
+        status, _, err = noneq("denoise", name, "-m", model, "--noise-std", "5")
+        assert status == 2
+        assert f"{name}: data point 0 has a gap or is transparent" in err
+
+
+def test_a_folder_says_what_it_skipped(noneq: Run, greys: Path) -> None:
+    (greys / "small.png").unlink()
+    (greys / "._0.png").write_bytes(b"\0")
+    (greys / "notes.txt").write_text("to do")
+    (greys / "below").mkdir()
+    Image.fromarray(np.zeros((6, 8), np.uint8)).save(greys / "below" / "4.png")
+    status, out, err = noneq("loglik", str(greys), "-m", "grey")
+    assert status == 0
+    assert out.count("\n") == 1 + 5
+    assert "2 files skipped: 1 hidden (._0.png); 1 neither a picture nor a table (notes.txt)" in err
+    np.save("last.npy", np.zeros((2, 6, 8, 1)))
+    status, _, err = noneq("loglik", "last.npy", "-m", "grey")
+    assert status == 1
+    assert "last.npy: it has shape [2, 6, 8, 1]" in err
+    assert "numpy.moveaxis(x, -1, -3)" in err
+
+
 def test_noisy_data_are_denoised(noneq: Run) -> None:
     np.save("noisy.npy", np.array([[0.5, -1.0]]))
     ask = ("denoise", "noisy.npy", *MIXTURE, "-n", "4", "--noise-std", "0.5", "--seed", "2")

@@ -1,6 +1,8 @@
 """Pictures in: grey levels for images, black and white for bits, and nothing for vectors."""
 
 import base64
+import struct
+import zlib
 from io import BytesIO
 
 import numpy as np
@@ -9,6 +11,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from diffusion.space import DataSpace
+from noneq.reading.png import SIGNATURE
 from service.png import decode_mask, decode_png
 from service.problems import InvalidRequest
 
@@ -63,3 +66,64 @@ def test_a_vector_has_no_picture() -> None:
     for refused in (decode_png, decode_mask):
         with pytest.raises(InvalidRequest, match="no images"):
             refused(png(PIXELS), vector, "data[0]")
+
+
+def rgba(alpha: NDArray[np.uint8]) -> str:
+    """White everywhere, as seen as alpha says."""
+    return png(np.dstack([np.full((2, 3, 3), 255, np.uint8), alpha]))
+
+
+def test_what_is_transparent_is_unknown_in_a_mask_as_in_what_was_seen() -> None:
+    """Of what shines through in part nothing is known either."""
+    alpha = np.array([[0, 255, 1], [254, 128, 255]], np.uint8)
+    mask = decode_mask(rgba(alpha), COLOUR, "known")
+    assert np.array_equal(mask, [alpha == 255] * 3)
+    _, opaque = decode_png(rgba(alpha), GREY, "observed[0]")
+    assert np.array_equal(opaque, alpha == 255)
+
+
+def chunk(name: bytes, body: bytes) -> bytes:
+    named = name + body
+    return struct.pack(">I", len(body)) + named + struct.pack(">I", zlib.crc32(named))
+
+
+def header(width: int, height: int, depth: int = 8) -> bytes:
+    return chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, depth, 0, 0, 0, 0))
+
+
+def grey(*chunks: bytes) -> str:
+    """A PNG that is put together by hand."""
+    raw = SIGNATURE + b"".join(chunks) + chunk(b"IEND", b"")
+    return base64.b64encode(raw).decode()
+
+
+PIXEL_ROWS = chunk(b"IDAT", zlib.compress(bytes(2 * 4)))
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        (grey(header(3, 2), header(13300, 13300), PIXEL_ROWS), "more than one header"),
+        (grey(header(13300, 13300), PIXEL_ROWS), "expected 3 x 2"),
+        (grey(header(3, 2, 16), PIXEL_ROWS), "more than 8 bits"),
+        (grey(header(3, 2), chunk(b"IDAT", zlib.compress(bytes(4)))), "1 of 2 rows are there"),
+        (grey(header(3, 2), PIXEL_ROWS[:-1] + b"\0"), "wrong checksum"),
+        (grey(header(3, 2), chunk(b"IDAT", zlib.compress(bytes(10**7)))), "more pixels"),
+        (png(PIXELS)[:60], "cut short"),
+    ],
+)
+def test_what_is_decoded_is_what_was_checked(text: str, told: str) -> None:
+    for decode in (decode_png, decode_mask):
+        with pytest.raises(InvalidRequest, match=told):
+            decode(text, GREY, "data[0]")
+    with pytest.raises(InvalidRequest, match=told):
+        decode_png("data:image/png;base64," + text, GREY, "data[0]")
+
+
+def test_a_picture_lies_as_a_viewer_shows_it() -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    out = BytesIO()
+    Image.fromarray(np.rot90(PIXELS).copy()).save(out, "PNG", exif=exif)
+    values, _ = decode_png(base64.b64encode(out.getvalue()).decode(), GREY, "data[0]")
+    assert np.array_equal(values, PIXELS[None])

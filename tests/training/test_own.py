@@ -65,12 +65,78 @@ def test_a_picture_is_its_middle_square_scaled(tmp_path: Path) -> None:
     assert bool((found == torch.tensor([[15, 35], [15, 35]])).flatten(1).all(1).any())
 
 
-@pytest.mark.parametrize("ending", [".csv", ".npy"])
+def test_a_folder_is_read_by_one_rule_and_what_is_left_out_is_told(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = PicturesConfig(folder=str(folder), side=4)
+    before = load(config)
+    assert before.notes == ()
+    pixels = np.random.default_rng(50).integers(0, 256, (4, 4, 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(folder / "more.webp", lossless=True)
+    Image.fromarray(255 - pixels).save(folder / "again.GIF")
+    frames = [Image.fromarray(pixels), Image.fromarray(pixels[::-1])]
+    frames[0].save(folder / "moves.gif", save_all=True, append_images=frames[1:])
+    Image.new("I;16", (4, 4)).save(folder / "deep.png")
+    for name in ("._more.png", "torn.png", "notes.txt"):
+        (folder / name).write_bytes(b"\0")
+    clear = np.dstack([pixels, np.zeros((4, 4), np.uint8)])  # its colours are hidden
+    clear[:2, :, 3] = 255
+    Image.fromarray(clear).save(folder / "clear.png")
+    after = load(config)
+    rows = torch.cat([after.train, after.valid, after.test])
+    assert len(rows) == len(before.train) + len(before.valid) + len(before.test) + 3
+    seen = [torch.from_numpy(np.array(x)).movedim(-1, 0) for x in (pixels, clear[..., :3])]
+    seen[1][:, 2:] = 255
+    for picture in seen:
+        assert bool((rows == picture).flatten(1).all(1).any())
+    monkeypatch.chdir(folder.parent)
+    assert main(["train", "photographs", "--side", "4", "--plan"]) == 0
+    told = capsys.readouterr().out
+    assert "5 files skipped: 1 hidden (._more.png); 1 neither a picture nor a table" in told
+    assert "1 unreadable: it is animated, or holds 2 pictures: save one of them (moves.gif)" in told
+    assert "more than 8 bits a channel: save it in 8 (deep.png)" in told
+    assert "1 pictures are transparent in parts: these are put on white" in told
+
+
+def test_a_photograph_is_upright(tmp_path: Path) -> None:
+    paint(tmp_path, 12)
+    lying = np.zeros((4, 4), np.uint8)
+    lying[:, 0] = 255  # on its side, a light left edge
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.fromarray(lying).save(tmp_path / "phone.png", exif=exif)
+    data = load(PicturesConfig(folder=str(tmp_path), side=4, colour=False))
+    rows = torch.cat([data.train, data.valid, data.test])
+    upright = torch.zeros(4, 4, dtype=torch.uint8)
+    upright[0] = 255
+    assert bool((rows[:, 0] == upright).flatten(1).all(1).any())
+    assert not bool((rows[:, 0] == torch.from_numpy(lying)).flatten(1).all(1).any())
+
+
+def test_the_names_of_columns_are_kept(tmp_path: Path) -> None:
+    rows = np.random.default_rng(0).normal(size=(60, 2))
+    lines = "\n".join(f"{a!r};{b!r}" for a, b in rows.tolist())
+    path = tmp_path / "rows.csv"
+    path.write_text(f"\ufeffwidth;height\n{lines}\n")
+    dataset = load(TableConfig(file=str(path)))
+    assert dataset.space.columns == ("width", "height")
+    assert dataset.notes == ()
+    path.write_text(f"\ufeff{lines}\n")
+    bare = load(TableConfig(file=str(path)))
+    assert bare.space.columns is None
+    assert bare.checksum == dataset.checksum  # no row was taken for a heading
+    path.write_text("2019,2020,2021\n" + "".join(f"{i},{i * i},{-i}\n" for i in range(60)))
+    assert "the first line (2019, 2020, 2021, ...)" in load(TableConfig(file=str(path))).notes[0]
+
+
+@pytest.mark.parametrize("ending", [".csv", ".npy", ".npz"])
 def test_a_table_is_read_shuffled_and_standardised(tmp_path: Path, ending: str) -> None:
     rows = np.random.default_rng(0).normal([5, -1], [2, 0.1], size=(200, 2)).astype(np.float32)
     path = tmp_path / f"rows{ending}"
     if ending == ".npy":
         np.save(path, rows)
+    elif ending == ".npz":
+        np.savez(path, rows)
     else:
         path.write_text("a,b\n" + "\n".join(f"{a!r},{b!r}" for a, b in rows.tolist()))
     dataset = load(TableConfig(file=str(path)))
@@ -98,7 +164,12 @@ def test_a_table_of_zeros_and_ones_is_bits(tmp_path: Path) -> None:
         ("1,2\n" * 60 + "1\n", "row 60"),
         ("1,2\n" * 60 + "1,\n", "row 60, column 1"),
         ("1,2\n" * 59 + "2,2\n" * 30, "column 1 is the same"),
-        ("", "at least 50"),
+        ("", "is empty"),
+        ("1,2\n" * 60 + "1,inf\n", "row 60, column 1.*no number that is finite"),
+        ("a,b\nNA,2\n" + "1,2\n" * 60, r"row 0, column 0 \(a\) is a gap"),
+        ("NA,2\n" + "1,2\n" * 60, "row 0, column 0 is a gap"),
+        ("?,2\n" + "1,?\n" * 60, r"row 0, column 0 is a gap \(61 in all\)"),
+        ("a,b\n" + "1,2\n3,2\n" * 60, r"column 1 \(b\) is the same"),
     ],
 )
 def test_a_table_that_cannot_be_fitted_is_refused(tmp_path: Path, text: str, told: str) -> None:
@@ -113,9 +184,14 @@ def test_what_is_no_data_is_refused(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="at least 10"):
         own.configure(tmp_path / "few", None)
     paint(tmp_path / "torn", 12)
-    (tmp_path / "torn" / "x.png").write_bytes(b"no picture")
-    with pytest.raises(DataError, match=r"x\.png"):
+    for i in range(12):
+        (tmp_path / "torn" / ("below" if i % 2 else ".") / f"{i}.png").write_bytes(b"no picture")
+    with pytest.raises(DataError, match=r"holds 0 different pictures.*12 unreadable.*0\.png"):
         own.configure(tmp_path / "torn", None)
+    (tmp_path / "rows").mkdir()
+    np.save(tmp_path / "rows" / "a.npy", np.zeros((60, 2)))
+    with pytest.raises(DataError, match=r"to fit to a table, name it \(.*a\.npy\)"):
+        own.configure(tmp_path / "rows", None)
     with pytest.raises(ConfigError, match="neither a folder"):
         own.configure(tmp_path / "nowhere", None)
     with pytest.raises(ConfigError, match="name of a model"):

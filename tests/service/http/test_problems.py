@@ -85,6 +85,8 @@ INVALID: list[tuple[str, dict[str, Any], str]] = [
     ("/loglik", GREY | {"data": [png(np.arange(144).reshape(6, 8, 3))]}, "data[0]"),
     ("/loglik", GREY | {"data": [png(np.zeros((6, 8)))[:60]]}, "data[0]"),
     ("/loglik", GREY | {"data": [png(np.zeros((6, 8, 2)))]}, "data"),
+    ("/loglik", GREY | {"data": [png(np.full((6, 8, 2), 254))]}, "data"),  # not quite opaque
+    ("/loglik", GREY | {"data": [[[[7]] * 8] * 6]}, "data"),  # channels last
     # what was observed
     ("/inpaint", MIXTURE | {"observed": [[0, 0]]}, "known"),
     ("/inpaint", MIXTURE | {"observed": [[0, 0]], "known": [0, 0]}, "known"),
@@ -96,6 +98,8 @@ INVALID: list[tuple[str, dict[str, Any], str]] = [
     ("/inpaint", GREY | {"observed": [IMAGE], "known": png(np.full((6, 8), 128))}, "known"),
     ("/inpaint", GREY | {"observed": [IMAGE], "known": png(np.zeros((6, 8)))}, "known"),
     ("/inpaint", GREY | {"observed": [png(np.zeros((6, 8, 2)))]}, "known"),
+    ("/inpaint", GREY | {"observed": [png(np.full((6, 8, 2), 254))]}, "known"),
+    ("/inpaint", GREY | {"observed": [IMAGE], "known": png(np.full((6, 8, 2), 254))}, "known"),
     ("/inpaint", GREY | {"observed": [[[0.5] * 8] * 6], "known": [[1] * 8] * 6}, "observed"),
     ("/inpaint", MIXTURE | {"observed": [[0, 0]], "known": [1, 0], "noise_std": -1}, "noise_std"),
     (
@@ -222,6 +226,17 @@ async def test_another_content_type_is_told_the_known_ones(client: httpx.AsyncCl
     response = await client.post("/loglik", content=b"\x80\x04.", headers=headers)
     document = assert_problem(response, 415, "unsupported-media-type")
     assert document["expected"] == ["application/json", "application/octet-stream"]
+
+
+async def test_a_png_of_two_headers_is_refused_before_it_is_decoded(
+    client: httpx.AsyncClient, bomb: str
+) -> None:
+    """The first is of the model's size, the second of gigabytes, which Pillow would go by."""
+    raw, own = base64.b64decode(bomb), base64.b64decode(png(np.zeros((6, 8))))
+    both = base64.b64encode(own[:33] + raw[8:]).decode()  # a signature and a header are 33 bytes
+    response = await client.post("/loglik", json=GREY | {"data": [both]})
+    problem = assert_problem(response, 422, "invalid-request")
+    assert "more than one header" in problem["detail"]
 
 
 async def test_a_png_bomb_is_refused_by_its_header(client: httpx.AsyncClient, bomb: str) -> None:

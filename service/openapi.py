@@ -34,9 +34,10 @@ one channel), vectors in the units of their data set, bits 0/1. Wherever an imag
 base64 PNG does too: whole and undamaged, not animated, of at most 8 bits a channel, read as a
 viewer shows it (EXIF orientation; grey where the model is), and seen only where it is opaque.
 Elements of a vector are in the order of the model's `columns`. Requests are JSON, or safetensors
-with the other fields as JSON in the metadata under `request`. Answers are what `Accept` asks for: JSON, a PNG contact sheet, safetensors with
-the other fields under `answer`, or a stream of progress that ends in the JSON answer. The same
-request with the same seed gets the same answer, whatever else is being served.
+with the other fields as JSON in the metadata under `request`. Answers are what `Accept` asks for:
+JSON, a PNG contact sheet, safetensors with the other fields under `answer`, or a stream of progress
+that ends in the JSON answer. The same request with the same seed gets the same answer, whatever
+else is being served.
 
 The header `x-deadline` says how many seconds from now an answer is of use. A request that cannot be
 done by then is refused before anything is computed; one that is not done by then is dropped.

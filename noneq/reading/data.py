@@ -16,6 +16,7 @@ from noneq.reading import arrays, folders, pictures, tables
 from noneq.reading.arrays import Array
 from noneq.reading.folders import PICTURES, TABLES, Skipped
 
+Names = str | Path | Iterable[str | Path]
 ROWS = 256  # of a table in one block
 
 
@@ -103,22 +104,29 @@ def read(path: Path, model: Model, rows: int = ROWS) -> Iterator[Block]:
         raise FileError(f"{path}: data come as {known}, or as folders of these")
 
 
-def read_all(names: Iterable[str | Path], model: Model) -> tuple[Array, Array]:
-    """All the data of some files or folders, and where they are known; [N, *shape] each."""
-    paths = find(map(str, names)).files
-    found = [block for path in paths for block in read(path, model)]
+def read_all(names: Names, model: Model) -> tuple[Array, Array]:
+    """All the data of a file or folder, or of some, and where they are known; [N, *shape] each.
+
+    Raises:
+        FileError: one of them cannot be read, or holds something else than this model's data.
+    """
+    found = [block for path in _paths(names) for block in read(path, model)]
     return np.concatenate([b.values for b in found]), np.concatenate([b.known for b in found])
 
 
-def read_whole(names: Iterable[str | Path], model: Model) -> Array:
-    """All the data of some files or folders, [N, *shape]; FileError where something is missing."""
+def read_whole(names: Names, model: Model) -> Array:
+    """As `read_all`, [N, *shape]; FileError where something was not seen, too."""
     found = []
-    for path in find(map(str, names)).files:
+    for path in _paths(names):
         for block in read(path, model):
             if block.gap is not None:
                 raise FileError(block.gap)
             found.append(block.values)
     return np.concatenate(found)
+
+
+def _paths(names: Names) -> list[Path]:
+    return find([str(names)] if isinstance(names, str | Path) else map(str, names)).files
 
 
 def read_mask(name: str, model: Model) -> Array:
@@ -210,7 +218,7 @@ def _block(path: Path, start: int, values: Array) -> Block:
     native = values.astype(values.dtype.newbyteorder("="), copy=False)
     if native.dtype.kind != "f":
         return Block(str(path), start, native, np.ones(native.shape, bool))
-    tables.check_finite(native, path, f"after row {start}," if start else "at")
+    tables.check_finite(native, path, start)
     return Block(str(path), start, native, ~np.isnan(native))
 
 

@@ -159,12 +159,19 @@ def number(cell: str) -> float | None:
     return None if "_" in cell or not abs(found) <= LARGEST else found
 
 
-def check_finite(array: NDArray[np.floating], path: Path, what: str) -> None:
-    """Raise FileError where an array holds what float32 cannot; NaN may be there."""
+def check_finite(array: NDArray[np.floating], path: Path, start: int = 0) -> None:
+    """Raise FileError where an array holds what float32 cannot; NaN may be there.
+
+    Args:
+        array: some rows of a file.
+        path: of the file.
+        start: the first row's place in it.
+    """
     wrong = np.abs(array) > np.float64(LARGEST)
     if wrong.any():
-        first = np.argwhere(wrong)[0].tolist()
-        raise FileError(f"{path}: {what} {first} is {array[tuple(first)]:g}, no finite number")
+        row, *place = np.argwhere(wrong)[0].tolist()
+        found = array[(row, *place)]
+        raise FileError(f"{path}: row {start + row}, place {place}: {found:g} is no finite float32")
 
 
 def _heading(cells: Sequence[str], path: Path) -> tuple[str, ...] | None:

@@ -49,7 +49,7 @@ def read(path: Path) -> tuple[Tensor, tuple[str, ...] | None, tuple[str, ...]]:
             array = np.concatenate(list(table.blocks(BLOCK)))
         else:
             array = np.asarray(arrays.load(path), np.float64)
-            tables.check_finite(array, path, "number")
+            tables.check_finite(array, path)
     except FileError as error:
         raise DataError(str(error)) from error
     if array.ndim != 2 or len(array) < LEAST:

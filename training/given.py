@@ -50,10 +50,6 @@ def data_for(name: str, space: DataSpace) -> tuple[AnyConfig, Dataset]:
     config = configs.read_data(keys)
     dataset = load(config)
     theirs = dataset.space
-    if None not in (theirs.columns, space.columns) and theirs.columns != space.columns:
-        raise configs.ConfigError(
-            f"--data {name} has columns {theirs.columns}; the model's are {space.columns}"
-        )
     if (theirs.kind, theirs.shape, theirs.levels) != (space.kind, space.shape, space.levels):
         raise configs.ConfigError(f"--data {name}: {_kind(theirs)}; the model is of {_kind(space)}")
     return config, dataset

@@ -124,3 +124,25 @@ def test_data_are_accepted() -> None:
 def test_what_is_no_space_is_refused(settings: dict[str, object], says: str) -> None:
     with pytest.raises(ValidationError, match=says):
         DataSpace.model_validate(settings)
+
+
+def test_columns_are_different_names_of_every_element() -> None:
+    named = VECTOR.model_copy(update={"columns": ("a", "b", "c")})
+    assert DataSpace.model_validate_json(named.model_dump_json()) == named
+    without = VECTOR.model_dump(exclude={"columns"})  # as older artefacts have it
+    assert DataSpace.model_validate(without).columns is None
+    for wrong in (("a", "b"), ("a", "b", "a")):
+        with pytest.raises(ValidationError, match="different names"):
+            DataSpace.model_validate(without | {"columns": wrong})
+    with pytest.raises(ValidationError, match="different names"):
+        DataSpace(kind="image", shape=(1, 1, 2), columns=("a", "b"))
+
+
+def test_spaces_agree_where_the_names_that_both_have_do() -> None:
+    named = VECTOR.model_copy(update={"columns": ("a", "b", "c")})
+    turned = VECTOR.model_copy(update={"columns": ("b", "a", "c")})
+    assert named.agrees(named)
+    assert named.agrees(VECTOR)
+    assert VECTOR.agrees(named)
+    assert not named.agrees(turned)
+    assert not VECTOR.agrees(VECTOR.model_copy(update={"scale": (3.0, 0.25, 2.0)}))

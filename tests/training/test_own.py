@@ -229,12 +229,13 @@ def test_a_table_becomes_a_model(
     generator = np.random.default_rng(0)
     normal = generator.normal([5, -1, 0], [2, 0.1, 1], size=(200, 3))
     rows = normal if kind == "vector" else generator.integers(0, 2, (200, 3))
-    np.save("rows.npy", rows)
-    words = ["train", "rows.npy", "--steps", "3", "--no-evaluation", "--device", "cpu"]
+    np.savetxt("rows.csv", rows, delimiter=",", header="a,b,c")
+    words = ["train", "rows.csv", "--steps", "3", "--no-evaluation", "--device", "cpu"]
     assert main(words) == 0
     model, metadata = load_artefact(Path("models/rows/model.safetensors"), "cpu")
     assert metadata.name == "rows"
     assert (model.space.kind, model.space.shape) == (kind, (3,))
+    assert model.space.columns == ("a", "b", "c")
     assert metadata.training.steps == 3
     estimate = model.predict(torch.zeros(2, 3), torch.tensor([1, model.T])).x_0
     assert bool(torch.isfinite(estimate).all())

@@ -112,7 +112,7 @@ function mount(root, context) {
     fill(form, { ...usual(wanted), ...state });
     settle();
     if (data && JSON.stringify(data) !== JSON.stringify(held.data())) held.fill(data, wanted);
-    editor.mark?.(held.data());
+    changed();
     if (state.map) editor.map?.();
     if (state.seed === undefined) return;
     if (state.data === LEFT_OUT) out.replaceChildren(h("p", { class: "empty", say: "likelihood.left-out" }));

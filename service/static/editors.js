@@ -17,8 +17,8 @@ import { thumb } from "./thumbs.js";
 import { toggles } from "./toggles.js";
 
 const plain = (value) => Number(value.toPrecision(6)); // held-out data are float32, longer in a link than they are exact
-const [COARSE, FINE] = [24, 48]; // cells of a density's map, each way: as many as the budget allows
-const BUDGET = 400_000; // network evaluations of a map, about
+const [COARSE, FINE] = [24, 40]; // cells of a density's map, each way: as many as the budget allows
+const BUDGET = 80_000; // network evaluations of a map, about
 const LAST = 8; // evaluations of the last step; T + 7 of the whole chain
 
 /**

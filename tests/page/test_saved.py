@@ -1,4 +1,4 @@
-"""Answers as files: numbers of the answer itself, and pictures that hold the request they came of."""
+"""Answers as files: the numbers of the answer, and pictures that hold their request."""
 
 import csv
 import json
@@ -73,7 +73,7 @@ def test_pictures_are_saved_as_arrays_of_their_shape(visit: Open, ask: Ask) -> N
     np.testing.assert_array_equal(np.load(saved(page, "npy")), np.array(samples, np.float32))
 
 
-def test_what_is_no_latin_letter_is_escaped(visit: Open, tmp_path: Path) -> None:
+def test_what_is_no_latin_letter_is_escaped(visit: Open) -> None:
     script = """async () => {
       const { saver } = await import("./static/saving.js");
       const made = saver();

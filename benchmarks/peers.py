@@ -7,6 +7,7 @@ with as many GMRES iterations as numbers were seen, TDS has all samples in one s
 larger than any of ours, and the variance of its twist is that of a datum of unit variance.
 
     pip install -c constraints.txt '.[bench]'
+    pip install -c constraints.txt --no-deps azula  # its dependencies would bring torchvision
 
 Sources: Chung et al. 2023 (DPS); Rozet et al. 2024 (MMPS); Wu et al. 2023 (TDS); Lugmayr et al.
 2022 (RePaint).

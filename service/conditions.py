@@ -12,6 +12,7 @@ from typing_extensions import override
 from diffusion.operators import LinearOperator, Mask, Operator
 from diffusion.plan import Ancestral
 from diffusion.posterior.methods import Auto, Resample, Settled
+from service import examples
 from service.methods import AutoMethod, MethodIn, ResampleMethod, TwistedMethod
 from service.schemas import Asked, DataIn, MaskIn, NoiseIn
 
@@ -132,52 +133,7 @@ class PosteriorRequest(Conditions):
     A label, or another model, multiplies it: p(x_0) r(x_0) p(label | x_0) p_2(x_0).
     """
 
-    model_config = ConfigDict(
-        json_schema_extra={
-            "examples": [
-                {
-                    "model": "gaussian-mixture",
-                    "operator": {"kind": "dense", "rows": [[1.0, 0.5]]},
-                    "observed": [[0.3]],
-                    "noise_std": 0.1,
-                    "method": {"name": "twisted", "particles": 16},
-                    "num_samples": 16,
-                    "quantiles": [0.05, 0.5, 0.95],
-                    "seed": 7,
-                },
-                {
-                    "model": "mnist",
-                    "operator": {"kind": "average-pooling", "size": 4},
-                    "observed": ["<base64 PNG of 7 x 7 pixels>"],
-                    "noise_std": 8,
-                    "method": {"name": "twisted", "covariance": "diagonal"},
-                    "num_samples": 4,
-                },
-                {
-                    "model": "bit-patterns",
-                    "observed": [[1, 0, 0, 0]],
-                    "known": [1, 1, 0, 0],
-                    "flip_probability": 0.1,
-                },
-                {
-                    "model": "mnist",
-                    "label": "3",
-                    "num_samples": 8,
-                    "method": {"name": "twisted", "systems": "joint"},
-                    "sampler": {"steps": 40},
-                },
-                {
-                    "model": "mnist",
-                    "observed": ["<PNG with transparency>"],
-                    "noise_std": 25,
-                    "label": "9",
-                    "read": True,
-                    "num_samples": 8,
-                    "sampler": {"steps": 40},
-                },
-            ]
-        }
-    )
+    model_config = ConfigDict(json_schema_extra={"examples": examples.POSTERIOR})
 
     whole: ClassVar[bool] = True
 
@@ -242,20 +198,7 @@ class PosteriorRequest(Conditions):
 class InpaintRequest(Conditions):
     """Draw from p(x_0) r(x_0), r what was observed, exactly or with noise."""
 
-    model_config = ConfigDict(
-        json_schema_extra={
-            "examples": [
-                {
-                    "model": "gaussian-mixture",
-                    "observed": [[0.5, 0.0]],
-                    "known": [1, 0],
-                    "num_samples": 4,
-                    "seed": 7,
-                },
-                {"model": "mnist", "observed": ["<PNG with transparency>"], "num_samples": 4},
-            ]
-        }
-    )
+    model_config = ConfigDict(json_schema_extra={"examples": examples.INPAINT})
 
     known: MaskIn = Field(
         None,
@@ -273,20 +216,7 @@ class InpaintRequest(Conditions):
 class DenoiseRequest(Conditions):
     """Draw from p(x_0) r(x_0) with everything observed, with independent noise."""
 
-    model_config = ConfigDict(
-        json_schema_extra={
-            "examples": [
-                {
-                    "model": "gaussian-mixture",
-                    "observed": [[0.5, -1.0]],
-                    "noise_std": 0.5,
-                    "num_samples": 8,
-                    "seed": 7,
-                },
-                {"model": "bit-patterns", "observed": [[1, 0, 0, 0]], "flip_probability": 0.1},
-            ]
-        }
-    )
+    model_config = ConfigDict(json_schema_extra={"examples": examples.DENOISE})
 
     whole: ClassVar[bool] = True
     noisy: ClassVar[bool] = True

@@ -12,6 +12,7 @@ from torch import Tensor
 from diffusion.choice import Spacing, StrataKind
 from diffusion.plan import Ancestral, Sampler
 from diffusion.space import Convention
+from service import examples
 
 MAX_SEED = 2**63 - 1
 
@@ -91,15 +92,7 @@ class Asked(BaseModel):
 class SampleRequest(Asked):
     """Draw from p(x_0)."""
 
-    model_config = ConfigDict(
-        json_schema_extra={
-            "examples": [
-                {"model": "mnist", "num_samples": 16, "seed": 7, "sampler": {"name": "ancestral"}},
-                {"num_samples": 4, "sampler": {"name": "ddim", "steps": 50, "eta": 0}},
-                {"num_samples": 4, "sampler": {"name": "dpmpp_2m", "steps": 20}},
-            ]
-        }
-    )
+    model_config = ConfigDict(json_schema_extra={"examples": examples.SAMPLE})
 
     num_samples: int = Field(1, ge=1, description="How many.")
     sampler: Annotated[Sampler, BeforeValidator(_named)] = Field(
@@ -120,17 +113,7 @@ class SampleRequest(Asked):
 class LoglikRequest(Asked):
     """A lower bound on log p(x_0) for each datum."""
 
-    model_config = ConfigDict(
-        json_schema_extra={
-            "examples": [
-                {"model": "gaussian-mixture", "data": [[0.5, -1.0], [9.0, 9.0]], "seed": 7},
-                {"model": "mnist", "data": ["<base64 PNG>"], "terms": 64},
-                {"model": "bit-patterns", "data": [[1, 0, 0, 0]], "trajectories": 16},
-                {"data": ["<base64 PNG>"], "strata": "importance", "target_error": 20},
-                {"data": ["<base64 PNG>"], "steps": 50},
-            ]
-        }
-    )
+    model_config = ConfigDict(json_schema_extra={"examples": examples.LOGLIK})
 
     data: DataIn = Field(description="The data, in data units; PNGs in base64 for images.")
     estimator: Literal["bound"] = Field("bound", description="The variational bound K.")

@@ -25,20 +25,24 @@ import { button, choice, keyDialog, notice } from "./panels.js";
 import { modelCard } from "./card.js";
 import { h, svg } from "./elements.js";
 import * as link from "./link.js";
-import { get, onKeyWanted, Problem } from "./service.js";
+import { get, onKeyWanted, onUnreachable, Problem } from "./service.js";
 import { view as likelihood } from "./views/likelihood.js";
 import { view as repair } from "./views/repair.js";
 import { view as sample } from "./views/sample.js";
-import { BOOKS, current, preferred, speak, tell } from "./words.js";
+import { preferred, speak, tell } from "./words.js";
 
 const VIEWS = [sample, likelihood, repair];
 const KINDS = ["image", "vector", "bits"];
+const [OFTEN, SELDOM] = [3, 20]; // seconds between looks at a service that did not answer, and at one that did
 
 const mounted = {}; // view's id -> { show, hide }
 const visited = {}; // view's id -> the fields of its link
 let models = [];
 let open = null; // the id of the view that is shown
 let model = null; // the chosen one's entry
+let preset = null; // the name of the operator's default
+let timer = null; // until the next look at the service
+let lost = false; // whether it did not answer the last time
 
 // ---------------------------------------------------------------------------------------- the frame
 
@@ -117,7 +121,13 @@ function go(id, { model: name = model.name } = {}) {
 /** Show what a link says. */
 function enter(state) {
   const { id } = VIEWS.find((view) => view.id === state.view) ?? VIEWS[0];
-  model = models.find((entry) => entry.name === state.model) ?? model ?? models[0];
+  const linked = models.find((entry) => entry.name === state.model);
+  trouble.hide();
+  if (state.model && !linked) {
+    trouble.show(new Problem({ type: "urn:noneq:page:link-model", received: state.model, expected: models.map(({ name }) => name) }));
+    state = {}; // what else it asks was asked of that model
+  }
+  model = linked ?? model ?? models.find(({ name }) => name === (preset ?? pleasing()));
   picker.value = model.name;
   document.title = `${model.name} · noneq`;
   tell(facts, [`facts.${model.kind}`, { shape: model.shape.join(" × "), T: model.steps, n: model.parameters }]);
@@ -167,32 +177,70 @@ async function begin() {
     } catch (error) {
       if (!(error instanceof Problem)) throw error;
       const seconds = error.retryAfter ?? 5;
-      if (error.slug === "not-ready") tell(status, ["status.starting", { n: seconds }]);
-      else {
-        tell(status, "status.down");
-        trouble.show(error);
+      if (error.status === 401) {
+        tell(status, "status.locked");
+        return trouble.show(error, begin);
       }
+      tell(status, error.slug === "not-ready" ? ["status.starting", { n: seconds }] : "status.down");
+      if (error.slug !== "not-ready") trouble.show(error);
       await new Promise((resolve) => setTimeout(resolve, 1000 * seconds));
     }
   }
 }
 
 function settle(answer) {
-  models = answer.models;
-  tell(status, ["status.ready", { n: models.length }]);
+  offer(answer);
+  onUnreachable(() => {
+    lost = true;
+    tell(status, "status.down");
+    later(OFTEN);
+  });
+  later(SELDOM);
   if (!models.length) {
     trouble.show(new Problem({ type: "urn:noneq:page:no-models" }));
     return;
   }
+  bar.hidden = tabs.inert = false;
+  const state = link.read();
+  enter({ ...state, model: state.model ?? preset ?? pleasing() });
+  link.onMove(enter);
+}
+
+/** The list of models. */
+function offer(answer) {
+  models = answer.models;
+  preset = answer.default ?? null;
+  tell(status, ["status.ready", { n: models.length }]);
+  picker.replaceChildren();
   for (const kind of KINDS) {
     const names = models.filter((entry) => entry.kind === kind).map(({ name }) => h("option", { value: name }, name));
     if (names.length) picker.append(h("optgroup", {}, ...names));
     if (names.length) tell(picker.lastChild, `kind.${kind}`, "label");
   }
-  bar.hidden = tabs.inert = false;
-  const state = link.read();
-  enter({ ...state, model: state.model ?? answer.default ?? pleasing() });
-  link.onMove(enter);
+  if (model) picker.value = model.name;
+}
+
+/** Look how the service is in so many seconds, and so on: the line at the foot says it as it is. */
+function later(seconds) {
+  clearTimeout(timer);
+  timer = setTimeout(look, 1000 * seconds);
+}
+
+async function look() {
+  if (document.hidden) return later(SELDOM);
+  try {
+    await get("/health/ready");
+    if (lost) offer(await get("/models")); // another may have been started
+    lost = false;
+    tell(status, ["status.ready", { n: models.length }]);
+    later(SELDOM);
+  } catch (error) {
+    if (!(error instanceof Problem)) throw error;
+    lost = error.status !== 401; // a key that was not given is not asked for again by itself
+    const told = { "not-ready": ["status.starting", { n: OFTEN }], draining: "status.stopping" };
+    tell(status, lost ? (told[error.slug] ?? "status.down") : "status.locked");
+    later(lost ? OFTEN : SELDOM);
+  }
 }
 
 /** The model to begin with where the operator named none: images say the most at once. */

@@ -29,7 +29,7 @@ export function modelCard() {
       if (name === mine) body.replaceChildren(...contents(known.get(mine)));
     } catch (error) {
       if (!(error instanceof Problem)) throw error;
-      if (name === mine) box.show(error);
+      if (name === mine) box.show(error, fill);
     }
   }
 

@@ -8,7 +8,7 @@ import { hue, letter } from "./thumbs.js";
 
 const SIDE = 420; // of the plot, in its own units
 const REACH = 3.2; // standard deviations each way, if held-out data do not go further
-const FAINT = 200; // nats below the highest at which the map has faded out, by the logarithm of them
+const SHADED = 0.25; // of the map's cells, the densest, are shaded, the densest the most
 
 /**
  * `show(points)` draws the points by their letters, `cells(n)` are the middles of n x n cells of the
@@ -68,16 +68,18 @@ export function chart({ shift, scale }, held, onPoint) {
     return Array.from({ length: n * n }, (_, k) => [middle(ranges[0], k % n), middle(ranges[1], n - 1 - Math.floor(k / n))]);
   }
 
-  /** A map of n x n log-densities, nats, as `cells` has them; of a plane that has grown since, none. */
+  /** A map of n x n log-densities, nats, as `cells` has them: how many nats it spans; null, and none, of a plane that has grown since. */
   function lay(values) {
-    if (surveyed !== ranges) return;
+    if (surveyed !== ranges) return null;
     plot.node.querySelector(".map")?.remove();
     const n = Math.sqrt(values.length);
     const [left, right] = ranges[0].map(plot.X);
     const [bottom, top] = ranges[1].map(plot.Y);
     const box = { x: left, y: top, width: right - left, height: bottom - top };
-    const image = svg("image", { href: shaded(values, n).toDataURL(), preserveAspectRatio: "none", ...box });
+    const span = spanOf(values);
+    const image = svg("image", { href: shaded(values, n, span).toDataURL(), preserveAspectRatio: "none", ...box });
     plot.node.prepend(svg("g", { class: "map" }, svg("mask", { id: "density" }, image), svg("rect", { mask: "url(#density)", ...box })));
+    return span;
   }
 
   show([]);
@@ -97,15 +99,22 @@ function wide([low, high], values) {
   return [values.some((value) => value < low) ? Math.min(...values) - room : low, values.some((value) => value > high) ? Math.max(...values) + room : high];
 }
 
-/** A mask of them: the denser the whiter. */
-function shaded(values, n) {
+/** Nats from the densest cell down to the least dense that is shaded. */
+function spanOf(values) {
+  const ranked = values.map((value) => value ?? -Infinity).sort((a, b) => b - a);
+  const last = ranked.slice(0, Math.ceil(SHADED * ranked.length)).findLast(Number.isFinite);
+  return Math.max(1, ranked[0] - last);
+}
+
+/** A mask of them: the denser the whiter, by the logarithm of the nats below the densest, none at `span` and beyond. */
+function shaded(values, n, span) {
   const canvas = document.createElement("canvas");
   Object.assign(canvas, { width: n, height: n });
   const pen = canvas.getContext("2d");
   const most = Math.max(...values.filter((value) => value !== null));
   pen.fillStyle = "#fff";
   for (const [k, value] of values.entries()) {
-    pen.globalAlpha = value === null ? 0 : Math.max(0, 1 - Math.log1p(most - value) / Math.log1p(FAINT));
+    pen.globalAlpha = value === null ? 0 : Math.max(0, 1 - Math.log1p(most - value) / Math.log1p(span));
     pen.fillRect(k % n, Math.floor(k / n), 1, 1);
   }
   return canvas;

@@ -3,8 +3,10 @@
 import { h } from "./elements.js";
 import { agreement } from "./observed.js";
 import { isPicture } from "./parcel.js";
+import { cautions } from "./panels.js";
 import { paint, paintRows } from "./pictures.js";
-import { axes, rangeOf } from "./plots.js";
+import { axes, rangeOf, toCanvas } from "./plots.js";
+import { saver, tableOf } from "./saving.js";
 import { sceneOf } from "./scenes.js";
 import { number, tell } from "./words.js";
 
@@ -15,7 +17,7 @@ const LEAST_READ = 0.001; // and how probable they are but for the first
 export const isPlane = ({ kind, shape }) => kind === "vector" && shape.length === 1 && shape[0] === 2;
 
 /**
- * A column: `wait()` until its turn, `preview(estimates)`, then `show(found)` or `stop()`.
+ * A column: `wait()` until its turn, `preview(estimates)`, then `show(found, request)` or `stop()`.
  * @param {string} method its name in a request
  * @param {object} model an entry of GET /models
  * @param {{y: Array, look: object, prior: Array|null}} seen what was seen (observed.js), and points of
@@ -25,13 +27,15 @@ export function column(method, model, seen) {
   const view = isPlane(model) ? cloud(seen) : sceneOf(model);
   const state = h("p", { class: "told", say: "repair.waiting" });
   const out = h("div", { class: "found" });
+  const files = saver();
   const title = h("h2", { say: `method.${method}` });
-  const node = h("article", { class: "completions" }, h("div", {}, title, h("small", { say: `method.${method}.why` })), view.node, state, out);
+  const node = h("article", { class: "completions" }, h("div", {}, title, h("small", { say: `method.${method}.why` })), view.node, state, out, files.node);
 
-  function show({ answer, seconds }) {
+  function show({ answer, seconds }, request) {
     const [found] = answer.results;
     state.hidden = true;
     view.show(found.samples);
+    files.offer({ name: `${model.name}-${method}-seed-${answer.seed}`, request, canvas: () => view.canvas(), ...tableOf(found.samples, model) });
     out.replaceChildren(...[
       answer.method !== method && h("p", { class: "told", say: `repair.chosen.${answer.method}` }),
       summary(found, model, seen),
@@ -113,7 +117,7 @@ function cloud({ y, look, prior }) {
   }
 
   show([]);
-  return { node, show };
+  return { node, show, canvas: () => toCanvas(plot.node) };
 }
 
 // ----------------------------------------------------------------------------------- how far to trust
@@ -129,7 +133,8 @@ function agreed(samples, model, { y, look }) {
   return h("p", { class: "told", say: ["repair.off", { off: number(off, { maximumSignificantDigits: 3 }), noise: look.noise }] });
 }
 
-function trust({ biased, sampler }, { diagnostics: told, labels }) {
+function trust(answer, found) {
+  const { diagnostics: told, labels } = found;
   const facts = [];
   const fact = (text, value, why) => facts.push(h("div", {}, h("dt", { say: text }), h("dd", {}, value), h("dd", { class: "why", say: why })));
   const weighed = told.log_evidence !== null;
@@ -141,9 +146,9 @@ function trust({ biased, sampler }, { diagnostics: told, labels }) {
   if (told.start !== null) fact("trust.start", h("span", { say: ["trust.start.at", { t: told.start, noise: number(told.start_noise, { maximumSignificantDigits: 3 }) }] }), "trust.start.why");
   if (labels) fact("trust.labels", readings(labels), "trust.labels.why");
   return h("div", { class: "trust" },
-    biased ? h("p", { class: "told", say: "trust.none" }) : null,
+    answer.biased && !weighed ? h("p", { class: "told", say: "trust.none" }) : null,
     facts.length ? h("dl", {}, ...facts) : null,
-    told.warning ? warning(told, sampler) : null,
+    cautions([answer, found, told], ...reading(told)),
   );
 }
 
@@ -161,8 +166,9 @@ function readings(labels) {
   return told.map(([label, p]) => `${label} (${number(100 * p, { maximumFractionDigits: 1 })}%)`).join(", ");
 }
 
-/** In the page's language what is poor; below it the service's own words. */
-function warning({ warning: text, ancestors, particles }) {
-  const poor = particles > 1 && ancestors === 1 ? ["trust.collapsed", { n: particles }] : "trust.disagree";
-  return h("div", { class: "caution" }, h("p", { say: poor }), h("p", { say: "trust.mend" }), h("small", { lang: "en" }, text));
+/** In the page's language what is poor, where the page can tell. */
+function reading({ warning: text, ancestors, particles }) {
+  if (!text) return [];
+  if (particles > 1 && ancestors === 1) return [["trust.collapsed", { n: particles }], "trust.mend"];
+  return text.includes("systems differ") ? ["trust.disagree", "trust.mend"] : [];
 }

@@ -8,16 +8,18 @@ import { chart } from "./chart.js";
 import { h } from "./elements.js";
 import { openDesk } from "./errand.js";
 import { lines } from "./lines.js";
-import { button } from "./panels.js";
+import { button, reveal } from "./panels.js";
 import { isPicture } from "./parcel.js";
 import { Problem } from "./service.js";
+import { tell } from "./words.js";
 import { sketch } from "./sketch.js";
 import { thumb } from "./thumbs.js";
 import { toggles } from "./toggles.js";
 
 const plain = (value) => Number(value.toPrecision(6)); // held-out data are float32, longer in a link than they are exact
-const MAP = 24; // cells of a density's map, each way
-const CHAIN = 5; // steps of the chain by which it is scored: a rough bound, at 12 evaluations a cell
+const [COARSE, FINE] = [24, 40]; // cells of a density's map, each way: as many as the budget allows
+const BUDGET = 80_000; // network evaluations of a map, about
+const LAST = 8; // evaluations of the last step; T + 7 of the whole chain
 
 /**
  * The editor of a model.
@@ -46,21 +48,25 @@ function begin(model, examples, held) {
 /** The plane, with a map of the density for the asking. */
 function atlas(model, { artefact, examples }, held, context, onMap) {
   const own = chart(artefact.space, examples, (point) => held.add([point]));
-  const desk = openDesk(context.announce);
+  const desk = openDesk(context.announce, map);
 
+  /** Every step of the chain counts: a shorter one's bound is loose just where the data are. */
   async function map() {
     if (mapped()) return;
-    const body = { model: model.name, data: own.cells(MAP), steps: Math.min(model.steps, CHAIN), seed: 1 };
+    const side = Math.min(FINE, Math.max(COARSE, Math.floor(Math.sqrt(BUDGET / (model.steps + LAST)))));
+    const body = { model: model.name, data: own.cells(side), seed: 1 };
     const answer = await desk.ask("/loglik", body);
     if (!answer) return;
-    own.lay(answer.results.map(({ bound }) => bound));
-    how.hidden = false;
+    const span = own.lay(answer.results.map(({ bound }) => bound));
+    how.hidden = span === null;
+    if (span !== null) tell(how, ["chart.map.how", { n: Number(span.toPrecision(2)) }]);
+    reveal(own.node);
   }
 
   const mapped = () => desk.busy() || own.mapped();
   const next = button("examples.next", () => held.add([examples[at++ % examples.length].map(plain)]));
   let at = 0;
-  const how = h("small", { say: "chart.map.how", hidden: true });
+  const how = h("small", { hidden: true });
   const row = h("div", { class: "row" }, button("chart.map", () => (map(), onMap())), examples.length ? next : null);
   return { node: h("div", { class: "bench" }, own.node, row, how, desk.node), show() {}, mark: own.show, map, mapped };
 }

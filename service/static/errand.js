@@ -80,5 +80,5 @@ export function openDesk(announce, again = null) {
   return { node: h("div", { class: "desk" }, bar.node, box.node), ask, cancel, busy: () => work !== null };
 }
 
-/** Whether the same request may go well later: nothing came back, or the service is at fault. */
-const isPassing = ({ status }) => status === 0 || status >= 500;
+/** Whether the same request may go well later: nothing came back, a key is missing, or the service is at fault. */
+const isPassing = ({ status }) => status === 0 || status === 401 || status >= 500;

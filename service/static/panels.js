@@ -103,8 +103,9 @@ function lines(problem) {
   const fix = known(`${title}.fix`) ? h("p", { say: `${title}.fix` }) : null;
   const facts = ["received", "expected", "fix", "request_id"].filter((name) => told[name] !== undefined);
   const rows = facts.flatMap((name) => [h("dt", { say: `problem.${name}` }), h("dd", { lang: "en" }, plain(told[name]))]);
-  const detail = told.detail && h("p", { lang: "en" }, told.detail);
-  return [heading, detail || null, fix, rows.length ? h("dl", {}, ...rows) : null].filter(Boolean);
+  const detail = told.detail ? h("p", { lang: "en" }, told.detail) : null;
+  const whose = detail && told.type?.startsWith("urn:noneq:problem") ? h("small", { say: "problem.words" }) : null;
+  return [heading, fix, whose, detail, rows.length ? h("dl", {}, ...rows) : null].filter(Boolean);
 }
 
 function plain(value) {
@@ -113,13 +114,13 @@ function plain(value) {
   return typeof value === "string" ? value : JSON.stringify(value);
 }
 
-/** Ask for an API key in a dialog: the key, or null. */
-export function keyDialog() {
+/** Ask for an API key in a dialog, and say so where one was `refused`: the key, or null. */
+export function keyDialog(refused = false) {
   return new Promise((resolve) => {
     const input = h("input", { type: "password", name: "key", autocomplete: "off", required: true });
     const cancel = button("key.cancel", () => dialog.close());
     const form = h(
-      "form", { method: "dialog" }, h("h2", { say: "key.title" }), h("p", { say: "key.why" }), field("key.name", input),
+      "form", { method: "dialog" }, h("h2", { say: "key.title" }), refused ? h("p", { class: "refused", role: "alert", say: "key.refused" }) : null, h("p", { say: "key.why" }), field("key.name", input),
       h("div", { class: "row" }, h("button", { class: "primary", value: "given", say: "key.use" }), cancel),
     );
     const dialog = h("dialog", { label: "key.title" }, form);
@@ -130,6 +131,33 @@ export function keyDialog() {
     document.body.append(dialog);
     dialog.showModal();
   });
+}
+
+/** What parts of an answer warn of, in the service's own words; `said` stands before them. Null where nothing does. */
+export function cautions(parts, ...said) {
+  const words = parts.flatMap((part) => [part?.warning, ...(part?.warnings ?? [])]).filter((text) => typeof text === "string");
+  if (!words.length) return null;
+  const before = said.length ? said : ["caution.title"];
+  return h("div", { class: "caution" }, ...before.map((text) => h("p", { say: text })), ...[...new Set(words)].map((text) => h("small", { lang: "en" }, text)));
+}
+
+/** Scroll to what has changed, unless its beginning is in view: without motion for those who asked for less of it. */
+export function reveal(node) {
+  const { top } = node.getBoundingClientRect();
+  if (top >= 0 && top < 0.5 * innerHeight) return;
+  const calm = matchMedia("(prefers-reduced-motion: reduce)").matches;
+  node.scrollIntoView({ block: "start", behavior: calm ? "instant" : "smooth" });
+}
+
+let steered = 0; // how often a person scrolled or typed
+for (const event of ["wheel", "touchmove", "keydown"]) addEventListener(event, () => steered++, { passive: true });
+
+/** A function that reveals a node now and later, as long as the person does not scroll elsewhere. */
+export function follower(node) {
+  const before = steered;
+  return () => {
+    if (steered === before) reveal(node);
+  };
 }
 
 /** A button's text for a moment after it has done its work. */

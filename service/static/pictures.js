@@ -1,7 +1,5 @@
 // Arrays as pictures on a canvas, a canvas pixel a number; CSS enlarges them, pixelated.
 
-import { h } from "./elements.js";
-
 /**
  * Draw an image [C, H, W] of 0..255, or bits [1, H, W] of 0..1, C = 1 or 3.
  * @param {HTMLCanvasElement} canvas takes the image's size
@@ -56,13 +54,4 @@ export function sheet(canvases, { columns = Math.ceil(Math.sqrt(canvases.length)
     context.drawImage(canvas, column * (width + gap), row * (height + gap), width, height);
   }
   return whole;
-}
-
-/** Save a canvas as a PNG file. */
-export function download(canvas, name) {
-  canvas.toBlob((blob) => {
-    const href = URL.createObjectURL(blob);
-    h("a", { href, download: name }).click();
-    setTimeout(() => URL.revokeObjectURL(href), 1000); // once the browser has taken it
-  });
 }

@@ -12,6 +12,7 @@ import { number } from "./words.js";
 
 const MARGIN = { left: 40, right: 14, top: 12, bottom: 26 };
 const NAME = 17; // more of it for an axis' name
+const LINE = 48; // of a heading on a canvas with several, pixels
 const EDGE = 16; // style.css leaves it beside a plot on the narrowest screens
 
 /** Round numbers that divide a range into about `count` parts: 1, 2 or 5 times a power of ten apart. */
@@ -137,5 +138,30 @@ export async function toCanvas(plot, scale = 2) {
   context.fillStyle = getComputedStyle(document.body).backgroundColor;
   context.fillRect(0, 0, canvas.width, canvas.height);
   context.drawImage(image, 0, 0);
+  return canvas;
+}
+
+/** All plots within an element on one canvas, below each other, each under its heading. */
+export async function stacked(root) {
+  const plots = [...root.querySelectorAll(".plot")];
+  const canvases = await Promise.all(plots.map((plot) => toCanvas(plot)));
+  const titles = plots.map((plot) => plot.closest(".part")?.querySelector("h2")?.textContent ?? "");
+  const figures = [...root.querySelectorAll(".verdict")].map((card) => `${card.querySelector(".badge")?.textContent}: ${card.querySelector(".score")?.textContent}`);
+  const style = getComputedStyle(document.body);
+  const lines = [...figures.map((text) => [text, null]), ...canvases.map((canvas, i) => [titles[i], canvas])];
+  const canvas = document.createElement("canvas");
+  canvas.width = Math.max(...canvases.map(({ width }) => width));
+  canvas.height = LINE + lines.reduce((sum, [, picture]) => sum + LINE + (picture?.height ?? 0), 0);
+  const pen = canvas.getContext("2d");
+  Object.assign(pen, { fillStyle: style.backgroundColor, font: `${LINE / 2}px ${style.fontFamily}` });
+  pen.fillRect(0, 0, canvas.width, canvas.height);
+  pen.fillStyle = style.color;
+  let y = LINE / 2;
+  for (const [text, picture] of lines) {
+    pen.fillText(text, LINE / 2, y + 0.6 * LINE);
+    y += LINE;
+    if (picture) pen.drawImage(picture, 0, y);
+    y += picture?.height ?? 0;
+  }
   return canvas;
 }

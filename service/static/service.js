@@ -5,6 +5,8 @@
 const KEY = "noneq.key";
 
 let askForKey = async () => null; // what asks the person for an API key: set by `onKeyWanted`
+let asking = null; // its answer on the way: requests that are refused together ask once
+let onLost = () => {}; // told when no answer comes: set by `onUnreachable`
 
 /** What went wrong: the service's problem document (RFC 9457), or one of the page's own. */
 export class Problem extends Error {
@@ -24,13 +26,16 @@ export class Problem extends Error {
   }
 }
 
-const own = (slug) => new Problem({ type: `urn:noneq:page:${slug}` });
+const own = (slug, { status = 0 } = {}) => new Problem({ type: `urn:noneq:page:${slug}` }, status);
 
 /** Whether this tab sends an API key. */
 export const keyed = () => sessionStorage.getItem(KEY) !== null;
 
-/** Who asks the person for a key: an async function that gives it, or null. */
+/** Who asks the person for a key: an async function that gives it, or null; told whether one was refused. */
 export const onKeyWanted = (asker) => (askForKey = asker);
+
+/** Whom to tell that the service did not answer. */
+export const onUnreachable = (listener) => (onLost = listener);
 
 /** The address of one of the service's routes, absolute. */
 export const locate = (path) => new URL(path.replace(/^\//, ""), document.baseURI.split(/[?#]/)[0]).href;
@@ -59,7 +64,9 @@ export async function* stream(path, body, { previews = 0, signal } = {}) {
     ended ||= name === "result";
     yield [name, data];
   }
-  if (!ended) throw own("connection-lost");
+  if (ended) return;
+  onLost();
+  throw own("connection-lost");
 }
 
 async function send(path, options) {
@@ -70,8 +77,11 @@ async function send(path, options) {
     if (response.ok) return response;
     const problem = await refusal(response);
     if (problem.status !== 401) throw problem;
-    const given = await askForKey(problem);
-    if (!given) throw problem;
+    if (sessionStorage.getItem(KEY) !== key) continue; // another was given meanwhile
+    asking ??= askForKey(key !== null).finally(() => (asking = null));
+    const given = await asking;
+    options.signal?.throwIfAborted();
+    if (!given) throw key === null ? problem : own("key-refused", problem);
     sessionStorage.setItem(KEY, given);
   }
 }
@@ -81,7 +91,9 @@ async function reach(act, slug) {
   try {
     return await act();
   } catch (error) {
-    throw error.name === "AbortError" ? error : own(slug);
+    if (error.name === "AbortError") throw error;
+    onLost();
+    throw own(slug);
   }
 }
 

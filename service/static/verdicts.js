@@ -1,11 +1,13 @@
 // What the service says of each datum: bits/dim, its place among held-out data, the bound's parts.
 
 import { h } from "./elements.js";
+import { cautions } from "./panels.js";
 import { perDim, shareAbove } from "./standing.js";
 import { badge, letter, thumb } from "./thumbs.js";
 import { number } from "./words.js";
 
 const PARTS = ["prior", "steps", "last", "gain"];
+const UNUSUAL = 0.05; // of held-out data as far out or further
 const RAISED = "⁰¹²³⁴⁵⁶⁷⁸⁹";
 const digits = (value, count) => number(value, { maximumFractionDigits: count, minimumFractionDigits: count, signDisplay: "negative" }).replace("-", "−");
 
@@ -28,8 +30,12 @@ export function verdicts(data, model, results, held) {
 function card(x, model, result, held, i) {
   const head = h("div", { class: "verdict-head" }, thumb(x, model), badge(i));
   const { bound, bits_per_dim: bits } = result;
-  if (bound === null) return h("li", { class: "verdict" }, head, h("p", { class: "score" }, "∞"), h("p", { say: "verdict.impossible" }));
-  return h("li", { class: "verdict" }, head, figure(bits, errorOf(result, model)), place(result, held), partsOf(result));
+  const warned = cautions([result]);
+  if (bound === null) {
+    const why = result.reason ? h("small", { lang: "en" }, result.reason) : h("p", { say: "verdict.impossible" });
+    return h("li", { class: "verdict" }, head, h("p", { class: "score" }, "∞"), why, warned);
+  }
+  return h("li", { class: "verdict" }, head, figure(bits, errorOf(result, model)), place(result, held), typical(result), partsOf(result), warned);
 }
 
 /** The standard error in bits/dim. */
@@ -56,6 +62,13 @@ function place({ rarer_than: share, bound, standard_error: error }, held) {
   const range = share >= 0.5 ? [low, high] : [1 - high, 1 - low];
   if (percent(range[0]) === percent(range[1])) return sentence;
   return h("div", {}, sentence, h("small", { say: ["verdict.range", { low: percent(range[0]), high: percent(range[1]) }] }));
+}
+
+/** How many held-out data are as unusual, to either side, where the service says so: likely is not typical. */
+function typical({ typicality: share }) {
+  if (typeof share !== "number") return null;
+  const percent = `${number(100 * share, { maximumFractionDigits: 1 })}%`;
+  return h("p", share < UNUSUAL ? { class: "unusual", say: ["verdict.unusual", { share: percent }] } : { say: ["verdict.typical", { share: percent }] });
 }
 
 function partsOf(result) {
@@ -95,3 +108,11 @@ function power(tens) {
 
 /** Which line is whose. */
 export const legend = (results) => h("p", { class: "legend", "aria-hidden": "true" }, ...results.map((_, i) => badge(i)));
+
+/** The answer as a table, a datum a row, and its bounds, nats: for files (saving.js). */
+export function scores(results) {
+  const flat = results.map(({ parts, ...result }, i) => ({ name: letter(i), ...result, ...parts }));
+  const names = Object.keys(flat[0]).filter((name) => flat.every((row) => row[name] === null || typeof row[name] !== "object"));
+  const rows = [names, ...flat.map((row) => names.map((name) => row[name]))];
+  return { rows, array: { values: results.map(({ bound }) => bound), shape: [results.length], kind: "f8" } };
+}

@@ -258,5 +258,5 @@ def test_a_picture_is_saved(visit: Open, model: str) -> None:
     wait(page)
     with page.expect_download() as saved:
         page.get_by_role("button", name="Save as PNG").click()
-    assert saved.value.suggested_filename == f"{model}.png"
+    assert saved.value.suggested_filename == f"{model}-seed-1.png"
     assert saved.value.path().read_bytes().startswith(b"\x89PNG")

@@ -6,14 +6,16 @@ import { openDesk } from "../errand.js";
 import { h } from "../elements.js";
 import { intake } from "../intake.js";
 import * as link from "../link.js";
-import { button, choice, field, fill, notice, numberInput, offer, read } from "../panels.js";
+import { button, cautions, choice, field, fill, follower, notice, numberInput, offer, read } from "../panels.js";
 import { pack, unpack } from "../parcel.js";
+import { stacked } from "../plots.js";
 import { bodyOf, told } from "../question.js";
+import { saver } from "../saving.js";
 import { get, Problem } from "../service.js";
 import { snippets } from "../snippets.js";
 import { course, evaluationOf, histogram } from "../standing.js";
 import { tray, twistButtons } from "../tray.js";
-import { comparison, legend, verdicts } from "../verdicts.js";
+import { comparison, legend, scores, verdicts } from "../verdicts.js";
 
 const KEPT = 8; // answers to which the history goes back without asking again
 const LEFT_OUT = "-"; // in a link, of data that would not fit into it
@@ -36,6 +38,8 @@ function mount(root, context) {
   let asked = null; // the request whose answer is shown or on its way, as text
   let moved = 0; // how often a link was shown: what takes its time looks whether it is still wanted
   let linked = null; // the link that is shown, as text
+  let asking = null; // what was asked last: the request and what it is about
+  let follow = () => {}; // brings what comes into view, where a person asked for it
 
   const bench = h("div", { class: "bench" });
   const trouble = notice();
@@ -57,17 +61,19 @@ function mount(root, context) {
     ),
   );
   form.addEventListener("invalid", () => (form.querySelector("details").open = true), true); // what is wrong is to be seen
-  const desk = openDesk(context.announce);
+  const desk = openDesk(context.announce, () => asking && ask(...asking));
   const out = h("div", { class: "answer" });
   const stale = h("p", { class: "told", say: "likelihood.stale", hidden: true });
+  const saved = saver();
   const code = snippets();
+  const found = h("div", { class: "wide" }, desk.node, stale, out, saved.node, code.node);
 
   const tools = h("div", { class: "row" }, fresh, files, others, none);
 
   root.classList.add("split");
   root.append(
     h("div", { class: "side" }, h("p", { class: "lead", say: "likelihood.lead" }), bench),
-    h("div", { class: "wide" }, tools, trouble.node, held.node, form, desk.node, stale, out, code.node),
+    h("div", { class: "wide" }, tools, trouble.node, held.node, form, found),
   );
 
   /** Nothing is done for another model than the chosen one. */
@@ -90,21 +96,23 @@ function mount(root, context) {
     linked = JSON.stringify(state);
     const turn = ++moved;
     const wanted = context.model();
+    follow = () => {};
     trouble.hide();
+    if (wanted !== model) leave();
     unlock();
     try {
       if (wanted !== model) await stand(wanted, () => turn === moved);
     } catch (error) {
       if (!(error instanceof Problem)) throw error;
       linked = null;
-      return trouble.show(error);
+      return turn === moved && trouble.show(error, () => show(state));
     }
     const data = state.data && state.data !== LEFT_OUT ? await unpack(state.data, wanted) : null;
     if (turn !== moved) return;
     fill(form, { ...usual(wanted), ...state });
     settle();
     if (data && JSON.stringify(data) !== JSON.stringify(held.data())) held.fill(data, wanted);
-    editor.mark?.(held.data());
+    changed();
     if (state.map) editor.map?.();
     if (state.seed === undefined) return;
     if (state.data === LEFT_OUT) out.replaceChildren(h("p", { class: "empty", say: "likelihood.left-out" }));
@@ -114,6 +122,17 @@ function mount(root, context) {
   }
 
   function hide() {}
+
+  /** Nothing of the last model stays to be taken for the next one's, however long that takes to come. */
+  function leave() {
+    if (!model) return;
+    clear();
+    held.fill([], model);
+    bench.replaceChildren();
+    others.replaceChildren();
+    [model, editor] = [null, null];
+    changed();
+  }
 
   /** The editor of a model, with nothing on it. */
   async function stand(wanted, still) {
@@ -157,6 +176,7 @@ function mount(root, context) {
     const [turn, fields, data] = [++moved, read(form), (await pack(held.data(), model)) ?? LEFT_OUT];
     if (turn !== moved) return;
     visit({ ...fields, data, ...(editor.mapped?.() && { map: "1" }) });
+    follow = follower(found);
     repeat();
   }
 
@@ -177,8 +197,14 @@ function mount(root, context) {
     const mine = JSON.stringify(body);
     if (asked === mine && (desk.busy() || out.hasChildNodes())) return;
     asked = mine;
+    await ask(mine, body, data, of);
+  }
+
+  async function ask(mine, body, data, of) {
+    asking = [mine, body, data, of];
     let answer = answers.get(mine);
     if (!answer) {
+      setTimeout(follow); // once the bar is there
       answer = await desk.ask("/loglik", body);
       if (!answer || asked !== mine) return;
       answers.set(mine, answer);
@@ -195,6 +221,7 @@ function mount(root, context) {
     const dims = of.shape.reduce((a, b) => a * b);
     const ratio = comparison(results);
     const parts = [
+      cautions([answer]),
       verdicts(data, of, results, evaluation),
       ratio && h("p", { say: ratio }),
       evaluation && part("standing.title", histogram(evaluation.quantiles, bounds, dims), ["standing.told", { n: evaluation.quantiles_count ?? evaluation.count, split: evaluation.split }]),
@@ -202,7 +229,9 @@ function mount(root, context) {
       h("p", { class: "told", say: ["likelihood.told", { cost: answer.network_evaluations, convention: answer.convention, seed: String(answer.seed) }] }),
     ];
     out.replaceChildren(...parts.filter(Boolean));
+    saved.offer({ name: `${of.name}-likelihood-seed-${answer.seed}`, request: body, canvas: () => stacked(out), ...scores(results) });
     changed();
+    follow();
     code.show(...(await told(of, data, body)));
   }
 
@@ -213,6 +242,7 @@ function mount(root, context) {
     asked = null;
     out.replaceChildren();
     stale.hidden = true;
+    saved.hide();
     code.hide();
   }
 

@@ -8,7 +8,7 @@ import { openDesk } from "../errand.js";
 import { eraser, paintSeen } from "../eraser.js";
 import { intake } from "../intake.js";
 import { fieldsOf, isBlank, isWhole, observe, veil } from "../observed.js";
-import { button, choice, field, fill, notice, numberInput, offer, read } from "../panels.js";
+import { button, choice, field, fill, follower, notice, numberInput, offer, read } from "../panels.js";
 import { isPicture, pack, unpack } from "../parcel.js";
 import { get, Problem } from "../service.js";
 import { sketch } from "../sketch.js";
@@ -45,6 +45,7 @@ function mount(root, context) {
   let bench = null; // what it is edited with
   let [x, known] = [null, null]; // the datum, and which of it is seen
   let asked = null; // the link's fields whose answer is shown or on its way, as text
+  let follow = () => {}; // brings what comes into view, where a person asked for it
   let moves = 0; // how often something else was wanted: what takes its time looks whether it still is
 
   const trouble = notice();
@@ -52,7 +53,8 @@ function mount(root, context) {
   const picks = h("div", { class: "choices" });
   const held = h("section", { class: "examples" }, h("h2", { say: "repair.from" }), picks);
   const files = intake(root, () => model, (data) => data.length && put(data[0]), trouble.show);
-  const sources = h("div", { class: "row slim" }, button("repair.sample", drawOne), files);
+  const drawing = openDesk(context.announce, () => drawOne()); // of a sample to begin with, beside its button
+  const sources = h("div", { class: "row slim" }, button("repair.sample", () => drawOne()), files);
   const own = h("details", { class: "options" }, h("summary", { say: "repair.draw" }));
   const noiseText = h("output", { class: "caption" });
   const noise = h("input", { type: "range", name: "noise", min: 0 });
@@ -74,18 +76,20 @@ function mount(root, context) {
   );
   const start = h("button", { class: "primary", form: "repair", disabled: true, say: "repair.run" }); // beside what it completes
   form.addEventListener("invalid", ({ target }) => target.closest("details")?.setAttribute("open", ""), true); // it has to be seen
-  const desk = openDesk(context.announce);
+  const desk = openDesk(context.announce, again);
+  const stale = h("p", { class: "told", say: "repair.stale", hidden: true });
   const stage = h("div", { class: "stage" });
   const code = snippets();
+  const results = h("div", { class: "wide" }, desk.node, stale, stage, code.node);
 
-  const origins = h("div", { class: "side" }, h("p", { class: "lead", say: "repair.lead" }), held, sources, own);
+  const origins = h("div", { class: "side" }, h("p", { class: "lead", say: "repair.lead" }), held, sources, drawing.node, own);
 
   root.classList.add("split", "bench-above");
   root.append(
     origins,
     h("div", { class: "wide" }, workbench, h("div", { class: "row" }, start), trouble.node),
     h("div", { class: "side" }, form),
-    h("div", { class: "wide" }, desk.node, stage, code.node),
+    results,
   );
 
   /** Nothing is done for another model than the chosen one, or to a datum that is not here yet. */
@@ -112,11 +116,20 @@ function mount(root, context) {
     offer(particles, weighed);
     offer(systems, weighed);
     particles.min = weighed && systems.value === "joint" ? count.value : 1;
-    steps.max = model.steps;
+    if (model) steps.max = model.steps;
     noiseText.textContent = number(Number(slider.value));
     unlock();
     if (x) bench.show(isPicture(model) ? observe(model, x, look()) : x, known, look().block === 1);
     start.disabled = !x || isBlank(look()) || (isWhole(look()) && !label.value);
+    age();
+  }
+
+  /** Whether what is shown answers what the form and the bench say now. */
+  async function age() {
+    const now = x && asked !== null ? JSON.stringify(await fieldsNow()) : asked;
+    const old = asked !== null && now !== asked;
+    stale.hidden = !old;
+    stage.classList.toggle("stale", old);
   }
 
   /** Another datum, seen as the last one was. */
@@ -131,13 +144,15 @@ function mount(root, context) {
   async function show(state) {
     const turn = ++moves;
     const wanted = context.model();
+    follow = () => {};
     trouble.hide();
+    if (wanted !== model) leave();
     unlock();
     try {
       if (wanted !== model) await stand(wanted, () => turn === moves);
     } catch (error) {
       if (!(error instanceof Problem)) throw error;
-      return trouble.show(error);
+      return turn === moves && trouble.show(error, () => show(state));
     }
     const [data, masks] = await Promise.all([state.x ? unpack(state.x, wanted) : null, state.seen ? unpack(state.seen, maskOf(wanted)) : null]);
     if (turn !== moves) return;
@@ -150,6 +165,16 @@ function mount(root, context) {
     settle();
     if (state.seed === undefined || !data) return clear();
     if (asked !== JSON.stringify(await fieldsNow())) repeat();
+  }
+
+  /** Nothing of the last model stays to be taken for the next one's, however long that takes to come. */
+  function leave() {
+    if (!model) return;
+    clear();
+    workbench.replaceChildren();
+    picks.replaceChildren();
+    [model, bench, x, known] = [null, null, null, null];
+    unlock();
   }
 
   /** Everything for a model, and its first held-out datum. */
@@ -189,7 +214,7 @@ function mount(root, context) {
   async function drawOne() {
     const turn = ++moves;
     const { steps } = usual(model);
-    const answer = await desk.ask("/sample", { model: model.name, num_samples: 1, seed: Number(draw()), sampler: { name: "ancestral", steps } });
+    const answer = await drawing.ask("/sample", { model: model.name, num_samples: 1, seed: Number(draw()), sampler: { name: "ancestral", steps } });
     if (answer && turn === moves) put(model.kind === "image" ? rounded(answer.samples[0]) : answer.samples[0]);
   }
 
@@ -208,6 +233,13 @@ function mount(root, context) {
     const fields = await fieldsNow();
     if (turn !== moves) return;
     context.visit(fields);
+    follow = follower(results);
+    repeat();
+  }
+
+  /** Ask once more for what failed: answers that came are kept. */
+  function again() {
+    follow = follower(results);
     repeat();
   }
 
@@ -232,6 +264,7 @@ function mount(root, context) {
   async function repeat() {
     const turn = ++moves;
     asked = JSON.stringify(await fieldsNow());
+    age();
     const [of, seen] = [model, look()];
     const y = observe(of, x, seen);
     const names = chosen();
@@ -244,11 +277,12 @@ function mount(root, context) {
     const columns = names.map((name) => column(name, of, { y, look: seen, prior }));
     stage.replaceChildren(...(isPicture(of) ? [pair(x, y, seen, of)] : []), h("div", { class: "columns" }, ...columns.map(({ node }) => node)));
     columns.forEach((each, i) => each.wait(bodies[i].num_samples));
+    setTimeout(follow); // once the bar is there
     for (const [i, body] of bodies.entries()) {
       const found = await find(body, columns[i]);
       if (turn !== moves) return;
       if (!found) return columns.slice(i).forEach((each) => each.stop());
-      columns[i].show(found);
+      columns[i].show(found, body);
     }
     code.show(bodies.map((body) => curl("/posterior", body)).join("\n\n"), bodies.map((body) => script(body)).join("\n\n"));
   }
@@ -293,6 +327,8 @@ function mount(root, context) {
     desk.cancel();
     asked = null;
     stage.replaceChildren(h("p", { class: "empty", say: "repair.empty" }));
+    stage.classList.remove("stale");
+    stale.hidden = true;
     code.hide();
   }
 

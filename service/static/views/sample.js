@@ -2,9 +2,9 @@
 
 import { openDesk } from "../errand.js";
 import { h } from "../elements.js";
-import { button, choice, field, fill, numberInput, offer, read, segments } from "../panels.js";
-import { download } from "../pictures.js";
+import { choice, field, fill, follower, numberInput, offer, read, segments } from "../panels.js";
 import { player } from "../player.js";
+import { saver, tableOf } from "../saving.js";
 import { sceneOf } from "../scenes.js";
 import { curl, python, snippets } from "../snippets.js";
 import { tell } from "../words.js";
@@ -51,6 +51,7 @@ function mount(root, context) {
   const desk = openDesk(context.announce, () => {
     fill(form, JSON.parse(asked)[1]);
     settle();
+    follow = follower(results);
     repeat();
   });
   const empty = h("p", { class: "empty", say: "sample.empty" });
@@ -59,15 +60,18 @@ function mount(root, context) {
   const film = player(turn, (index) => ["player.at", { t: trajectory.t[index] }]);
   const which = segments("sample.which", [["x", "sample.x"], ["x_0", "sample.x_0"]], film.refresh);
   film.node.append(which.node);
-  const save = button("sample.save", async () => download(await scene.canvas(), `${context.model().name}.png`));
-  const tools = h("div", { class: "row tools", hidden: true }, told, save);
+  const files = saver();
+  const tools = h("div", { class: "row tools", hidden: true }, told, files.node);
+  const partial = h("p", { class: "partial", say: "sample.partial", hidden: true });
   const code = snippets();
+  let follow = () => {}; // brings what comes into view, where a person asked for it
   let trajectory = null; // of the answer that is shown, its last state as the samples are
 
+  const results = h("div", { class: "wide" }, desk.node, partial, stage, film.node, tools, code.node);
   root.classList.add("split");
   root.append(
     h("div", { class: "side" }, h("p", { class: "lead", say: "sample.lead" }), form),
-    h("div", { class: "wide" }, desk.node, stage, film.node, tools, code.node),
+    results,
   );
 
   /** The fields that make sense together. */
@@ -87,6 +91,7 @@ function mount(root, context) {
     if (fields.sampler !== "ancestral" && model.process !== "gaussian") fields.sampler = "ancestral";
     fill(form, { seed: draw(), ...fields });
     settle();
+    follow = () => {};
     if (state.seed === undefined) clear();
     else if (!desk.busy() || asked !== named()) repeat();
   }
@@ -106,6 +111,7 @@ function mount(root, context) {
     event.preventDefault();
     if (!form.elements.keep.checked) form.elements.seed.value = draw();
     context.visit(fieldsNow());
+    follow = follower(results);
     repeat();
   }
 
@@ -117,6 +123,7 @@ function mount(root, context) {
     let answer = answers.get(mine);
     if (!answer) {
       scene.show(Array(body.num_samples).fill(null));
+      setTimeout(follow); // once the bar is there
       let seen = false;
       const onPreview = ({ estimates }) => {
         if (asked === mine) scene.show(pad(estimates, body.num_samples));
@@ -124,7 +131,7 @@ function mount(root, context) {
       };
       answer = await desk.ask("/sample", body, { previews: Math.min(PREVIEWS, body.num_samples), onPreview });
       if (asked !== mine) return;
-      if (!answer) return seen || stage.replaceChildren(empty);
+      if (!answer) return seen ? (partial.hidden = false) : stage.replaceChildren(empty);
       remember(mine, answer);
     } else desk.cancel();
     present(answer, body);
@@ -151,14 +158,18 @@ function mount(root, context) {
     stage.replaceChildren(scene.node);
     trajectory = null;
     film.hide();
-    tools.hidden = true;
+    tools.hidden = partial.hidden = true;
     code.hide();
   }
 
   function present(answer, { num_samples, ...named }) {
+    const [shown, model] = [scene, context.model()];
     scene.show(answer.samples);
     tools.hidden = false;
-    tell(told, ["sample.told", { n: num_samples, cost: answer.network_evaluations, seed: String(answer.seed) }]);
+    const { name, steps } = answer.sampler;
+    tell(told, ["sample.told", { n: num_samples, sampler: name, steps: steps ?? model.steps, cost: answer.network_evaluations, seed: String(answer.seed) }]);
+    files.offer({ name: `${model.name}-seed-${answer.seed}`, request: { num_samples, ...named }, canvas: () => shown.canvas(), ...tableOf(answer.samples, model) });
+    follow();
     code.show(curl("/sample", { num_samples, ...named }), python("sample", [num_samples], named, 'save("samples.png")'));
     if (answer.trajectory) {
       const { t, x, x_0 } = answer.trajectory;
@@ -180,7 +191,7 @@ function mount(root, context) {
     scene = null;
     stage.replaceChildren(empty);
     film.hide();
-    tools.hidden = true;
+    tools.hidden = partial.hidden = true;
     code.hide();
   }
 

@@ -123,7 +123,11 @@ def problems(*statuses: int) -> dict[int | str, dict[str, Any]]:
 def document(app: FastAPI, schemas: Sequence[type[BaseModel]] = REQUESTS) -> Mapping[str, Any]:
     """The app's document, with the schemas that its routes refer to."""
     found = get_openapi(
-        title=app.title, version=app.version, description=app.description, routes=app.routes
+        title=app.title,
+        version=app.version,
+        description=app.description,
+        routes=app.routes,
+        servers=[{"url": ".", "description": "Where this document lies."}],
     )
     pairs: list[tuple[type[BaseModel], Any]] = [(schema, "validation") for schema in schemas]
     told: tuple[type[BaseModel], ...] = (ProblemDocument, Progress, Preview)

@@ -24,7 +24,7 @@ from typing_extensions import override
 
 from service.app import create_app
 from service.backend import Backend
-from service.connection import BACKLOG, limited, room_for
+from service.connection import backlog_of, limited, room_for
 from service.memory import keep_freed_memory
 from service.models import FILE, find_files
 from service.problems import NotReady, Problem
@@ -75,9 +75,10 @@ def main() -> None:
 
     def fail(problem: Problem) -> None:
         nonlocal failed
-        failed = _FAULT if problem.fields.get("received") is None else _MISTAKE
+        reasons = problem.fields.get("received")  # of each file that is not served
+        failed = _MISTAKE if isinstance(reasons, list) else _FAULT
         _tell(problem.detail)
-        for reason in problem.fields.get("received") or ():
+        for reason in reasons if isinstance(reasons, list) else ():
             _tell(f"  {reason}")
         server.should_exit = True
 
@@ -86,8 +87,9 @@ def main() -> None:
     config = uvicorn.Config(
         app,
         http=limited(settings, backend.metrics),
+        loop="asyncio",  # it reads in pieces of a size that can be set
         ws="none",
-        backlog=BACKLOG,
+        backlog=backlog_of(settings.max_connections),
         timeout_keep_alive=math.ceil(settings.idle_seconds),
         log_config=None,
         timeout_graceful_shutdown=math.ceil(settings.drain_seconds) + _LAST_WORDS,

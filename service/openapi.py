@@ -136,4 +136,13 @@ def document(app: FastAPI, schemas: Sequence[type[BaseModel]] = REQUESTS) -> Map
     components = found.setdefault("components", {}).setdefault("schemas", {})
     for name, schema in definitions.get("$defs", {}).items():
         components.setdefault(name, schema)
+    for schema in components.values():
+        _plain_defaults(schema)
     return found
+
+
+def _plain_defaults(schema: dict[str, Any]) -> None:
+    """Take out the defaults that are objects: generators of clients refuse a schema for them."""
+    for field in schema.get("properties", {}).values():
+        if isinstance(field.get("default"), dict):
+            field["x-default"] = field.pop("default")

@@ -260,6 +260,7 @@ def check_names(names: Iterable[str]) -> None:
     Raises:
         ValueError: each such name, with the setting of the nearest name.
     """
+    help_ = "`python -m service --help` lists them"
     known = [field.upper() for field in Settings.model_fields]
     faults = []
     for name in sorted(names):
@@ -269,7 +270,7 @@ def check_names(names: Iterable[str]) -> None:
         if (given := upper.removeprefix(PREFIX)) in known:
             continue
         near = get_close_matches(given, known, 1)
-        meant = f"did you mean {PREFIX}{near[0]}?" if near else "`python -m service --help` lists them"
+        meant = f"did you mean {PREFIX}{near[0]}?" if near else help_
         faults.append(f"{name}: there is no such setting; {meant}")
     if faults:
         raise ValueError("\n".join(faults))

@@ -13,7 +13,6 @@ from pathlib import Path
 from noneq.cli.reading import FileError
 from noneq.errors import ConnectionFailed, MissingExtra
 
-
 _MISTAKE = 2  # exit status of the service: a setting is wrong, or there are no models
 
 

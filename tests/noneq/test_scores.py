@@ -13,7 +13,7 @@ from PIL import Image
 from noneq import Client
 from noneq.cli import scores
 from noneq.cli.reading import Block
-from noneq.models import Model
+from noneq.models import ModelFacts
 from tests.noneq.conftest import Run
 
 
@@ -96,14 +96,15 @@ def test_no_more_is_read_than_is_asked(monkeypatch: pytest.MonkeyPatch) -> None:
             yield Block("a.npy", i, np.zeros((1, 2)), np.ones((1, 2)))
 
     def score(self: scores.Scoring, block: Block) -> list[scores.Score]:
-        return [scores.Score("a.npy", block.start, "m", "density", self.seed, 0, 0, 0, 0)]
+        return [scores.Score("a.npy", block.start, "m", "density", 0, 0, 0, 0, 0, "", "", "")]
 
     monkeypatch.setattr(scores, "_blocks", blocks)
     monkeypatch.setattr(scores.Scoring, "score", score)
-    model = Model("m", "vector", (2,), "gaussian", 10, "mlp", 1, ())
+    about = "m", "vector", (2,), "gaussian", 10, "mlp", 1, ()
+    model = ModelFacts(*about, "density", "", {}, (), None)
     with Client() as client:
         scoring = scores.Scoring(client, model, 0, {}, parallel=3)
-        for found in scores.run(scoring, ["a.npy"], set()):
+        for found in scores.run(scoring, ["a.npy"]):
             assert not isinstance(found, scores.Fault)
             written.extend(one.row for one in found)
     assert written == list(range(100))

@@ -11,7 +11,7 @@ import sys
 import threading
 import time
 
-_SECONDS = 10.0  # from SIGTERM to the end; nobody waits for an answer any more
+_SECONDS = 5.0  # from SIGTERM to the end; nobody waits for an answer any more
 
 
 def watch(pipe: int) -> None:

@@ -231,12 +231,12 @@ async def test_what_cannot_be_unpacked_is_told_so(
     assert_problem(await client.post("/sample", content=raw, headers=headers), status, slug)
 
 
-# ------------------------------------------------------------------------------- below a proxy's path
+# ---------------------------------------------------------------------------- below a proxy's path
 
 
 @pytest.mark.parametrize("kept", [True, False], ids=["path kept", "path taken away"])
 async def test_a_proxy_may_show_it_below_a_path(below: httpx.AsyncClient, kept: bool) -> None:
-    """Everything that the pages load lies below it, whether the proxy takes the path away or not."""
+    """Everything that the pages load lies below it; the proxy may take the path away or not."""
 
     async def get(shown: str) -> httpx.Response:
         path = urlsplit(shown).path

@@ -59,6 +59,7 @@ class _Server(uvicorn.Server):
 def main() -> None:
     """Serve until SIGTERM or SIGINT, then finish what was accepted."""
     settings = _settings()
+    listener = _listen(settings)
     logging.basicConfig(
         level=settings.log_level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s"
     )
@@ -96,7 +97,6 @@ def main() -> None:
         server_header=False,
         lifespan="on",
     )
-    listener = _listen(settings)
     host = "localhost" if settings.host in ("", "0.0.0.0", "::") else settings.host
     url = f"http://{f'[{host}]' if ':' in host else host}:{listener.getsockname()[1]}"
     server = _Server(config, backend.close)

@@ -152,9 +152,10 @@ def test_a_mistaken_setting_ends_the_command_with_a_line(
 
 def ended(*flags: str) -> int:
     """The exit status of the command that does not come to serve."""
-    with pytest.MonkeyPatch.context() as patch, pytest.raises(SystemExit) as found:
+    with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sys, "argv", ["service", *flags])
-        main()
+        with pytest.raises(SystemExit) as found:
+            main()
     return int(found.value.code or 0)
 
 

@@ -71,10 +71,13 @@ _EVENTS = {
 
 _PROBLEMS = {
     400: "The body cannot be read.",
+    401: "An API key is needed.",
+    403: "A page of another site asks.",
     404: "No such model.",
     406: "No acceptable form of the answer.",
     408: "The body took too long to arrive.",
     413: "The body is too large.",
+    415: "The body's type or coding is none that is read.",
     422: "Invalid request; nothing was computed.",
     503: "Queue full, no room, deadline unmeetable, starting or stopping; see Retry-After.",
     504: "The deadline passed; what was waiting or running has been dropped.",

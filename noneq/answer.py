@@ -15,6 +15,10 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
 
+PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".pdf")
+ENDINGS = (".safetensors", ".npz", ".npy", ".csv", ".json", *PICTURES)
+
+
 @dataclass(frozen=True)
 class Timing:
     """What the headers of an answer say.
@@ -128,7 +132,7 @@ class Answer(ABC):
                 files.write_csv(target, *self.rows())
             case ".json":
                 files.write_json(target, self.document())
-            case ".png" | ".jpg" | ".jpeg" | ".webp" | ".gif" | ".bmp" | ".tif" | ".tiff" | ".pdf":
+            case ending if ending in PICTURES:
                 self.image().save(target)
             case other:
                 raise ValueError(

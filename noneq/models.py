@@ -55,12 +55,14 @@ class ModelFacts(Model):
 
     Attributes:
         default_convention: of its bounds.
+        checksum: of the artefact's file; empty where the service is of an earlier version.
         artefact: process, network, data space, training.
         evaluation: measured bounds, with split and standard error.
         card: Markdown for people; None where there is none.
     """
 
     default_convention: str
+    checksum: str
     artefact: Mapping[str, Any] = field(repr=False)
     evaluation: tuple[Mapping[str, Any], ...] = field(repr=False)
     card: str | None = field(repr=False)
@@ -89,7 +91,7 @@ def read_models(document: Mapping[str, Any]) -> Models:
 
 def read_model(document: Mapping[str, Any]) -> ModelFacts:
     """The answer of GET /models/NAME."""
-    return _model(ModelFacts, document)
+    return _model(ModelFacts, {"checksum": "", **document})
 
 
 def _model(kind: type[Record], document: Mapping[str, Any]) -> Record:

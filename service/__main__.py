@@ -11,10 +11,11 @@ import math
 import os
 import queue
 import signal
+import socket
 import sys
 import threading
 from collections.abc import Callable, Sequence
-from socket import socketpair
+from pathlib import Path
 from types import FrameType
 
 import uvicorn
@@ -22,10 +23,15 @@ from pydantic import ValidationError
 from typing_extensions import override
 
 from service.app import create_app
+from service.backend import Backend
+from service.connection import backlog_of, limited, room_for
 from service.memory import keep_freed_memory
+from service.models import FILE, find_files
+from service.problems import NotReady, Problem
 from service.settings import Settings
 
 _LAST_WORDS = 5  # seconds past the drain, to send what it ended with
+_FAULT, _MISTAKE = 1, 2  # exit status: it cannot listen or start; a setting is wrong
 
 
 class _NoProbes(logging.Filter):
@@ -53,6 +59,7 @@ class _Server(uvicorn.Server):
 def main() -> None:
     """Serve until SIGTERM or SIGINT, then finish what was accepted."""
     settings = _settings()
+    listener = _listen(settings)
     logging.basicConfig(
         level=settings.log_level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s"
     )
@@ -61,39 +68,52 @@ def main() -> None:
     logging.getLogger("uvicorn.access").addFilter(_NoProbes())
     keep_freed_memory()
     lent: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
+    failed = 0
     url = ""
 
     def announce(models: Sequence[str]) -> None:
         print(f"noneq is ready with {', '.join(models)}; a page to try it on: {url}", flush=True)
 
-    app = create_app(settings, announce, lent.put)
+    def fail(problem: Problem) -> None:
+        nonlocal failed
+        reasons = problem.fields.get("received")  # of each file that is not served
+        failed = _MISTAKE if isinstance(reasons, list) else _FAULT
+        _tell(problem.detail)
+        for reason in reasons if isinstance(reasons, list) else ():
+            _tell(f"  {reason}")
+        server.should_exit = True
+
+    app = create_app(settings, announce, lent.put, fail)
+    backend: Backend = app.state.backend
     config = uvicorn.Config(
         app,
-        host=settings.host,
-        port=settings.port,
+        http=limited(settings, backend.metrics),
+        loop="asyncio",  # it reads in pieces of a size that can be set
+        ws="none",
+        backlog=backlog_of(settings.max_connections),
+        timeout_keep_alive=math.ceil(settings.idle_seconds),
         log_config=None,
         timeout_graceful_shutdown=math.ceil(settings.drain_seconds) + _LAST_WORDS,
         server_header=False,
         lifespan="on",
     )
-    socket = config.bind_socket()
     host = "localhost" if settings.host in ("", "0.0.0.0", "::") else settings.host
-    url = f"http://{f'[{host}]' if ':' in host else host}:{socket.getsockname()[1]}"
-    server = _Server(config, app.state.backend.close)
+    url = f"http://{f'[{host}]' if ':' in host else host}:{listener.getsockname()[1]}"
+    server = _Server(config, backend.close)
     ended = threading.Event()
 
     def listen() -> None:
         try:
-            server.run(sockets=[socket])
+            server.run(sockets=[listener])
         finally:
             lent.put(None)
             if not ended.wait(_LAST_WORDS):  # a network call that never returns
-                os._exit(1)
+                os._exit(_FAULT)
 
     came: list[int] = []
     # A handler in Python would wait for the network call that the main thread is in; the byte that
     # comes with a signal does not.
-    bell, heard = socketpair()
+    bell, heard = socket.socketpair()
     bell.setblocking(False)
     for sig in (signal.SIGTERM, signal.SIGINT):
         signal.signal(sig, lambda *_: None)
@@ -102,6 +122,11 @@ def main() -> None:
     def heed() -> None:
         while True:
             for sig in heard.recv(16):
+                if not came and isinstance(backend.state(), NotReady):
+                    # Nothing has been accepted, and what is being loaded may never end.
+                    last = threading.Timer(_LAST_WORDS, os._exit, [_status(sig)])
+                    last.daemon = True
+                    last.start()
                 came.append(sig)
                 server.handle_exit(sig, None)
 
@@ -110,7 +135,11 @@ def main() -> None:
     while (engine := lent.get()) is not None:
         engine()
     ended.set()
-    sys.exit(130 if signal.SIGINT in came else 0 if server.started else 1)
+    sys.exit(failed or (_status(*came) if server.started else _FAULT))
+
+
+def _status(*came: int) -> int:
+    return 130 if signal.SIGINT in came else 0
 
 
 def _settings() -> Settings:
@@ -118,15 +147,44 @@ def _settings() -> Settings:
     try:
         settings = Settings.from_command_line()
         settings.resolve_device()
+        if not find_files(settings.models):
+            raise ValueError(f"no models in {settings.models}: {_why_none(settings.models)}")
+        most = room_for(settings.max_connections)
+        return settings.model_copy(update={"max_connections": most})
     except ValidationError as error:
         for fault in error.errors(include_url=False):
             name = "_".join(["NONEQ", *map(str, fault["loc"])]).upper()
-            print(f"{name}: {fault['msg']}, came {fault['input']!r}", file=sys.stderr)
-        sys.exit(2)
-    except ValueError as error:
-        print(error, file=sys.stderr)
-        sys.exit(2)
-    return settings
+            _tell(f"{name}: {fault['msg']}, came {fault['input']!r}")
+    except (ValueError, OSError) as error:
+        _tell(str(error))
+    sys.exit(_MISTAKE)
+
+
+def _why_none(folder: Path) -> str:
+    if not folder.exists():
+        return "there is no such folder; NONEQ_MODELS names it"
+    if (folder / FILE).exists():
+        return "this is a model itself; NONEQ_MODELS names the folder that holds it"
+    return f"each is a folder in it with a file {FILE}; `python -m training export` makes one"
+
+
+def _listen(settings: Settings) -> socket.socket:
+    """The socket; where it cannot be had, the process ends and says why."""
+    family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
+    found = socket.socket(family)
+    try:
+        found.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        found.bind((settings.host, settings.port))
+    except OSError as error:
+        where = f"{settings.host}:{settings.port}"
+        why = error.strerror or error
+        _tell(f"cannot listen on {where}: {why}; NONEQ_HOST and NONEQ_PORT say where")
+        sys.exit(_FAULT)
+    return found
+
+
+def _tell(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
 
 
 if __name__ == "__main__":

@@ -283,6 +283,7 @@ class ModelAnswer(ModelSummary):
     artefact: dict[str, Any] = Field(
         description="The artefact's document: process, network, space, training."
     )
+    checksum: str = Field(description="Of the artefact's file: sha256, in hexadecimal.")
     evaluation: list[dict[str, Any]] = Field(
         description="Measured bounds, with split and error; `quantiles` are the 101 percentiles of "
         "the estimated bound of one datum, nats, over `quantiles_count` of the data, or over all."

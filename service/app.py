@@ -10,11 +10,13 @@ from anyio import to_thread
 from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
+from starlette.middleware.cors import CORSMiddleware
 
 from service import facts, openapi, routes
 from service.backend import Backend
 from service.docs import add_docs
 from service.engine.engine import Host
+from service.gate import Gate
 from service.metrics import Metrics
 from service.middleware import ApiKeys, RequestContext, problem_response
 from service.page import add_page
@@ -43,6 +45,7 @@ def create_app(
     settings: Settings,
     announce: Callable[[Sequence[str]], None] | None = None,
     host: Host | None = None,
+    fail: Callable[[Problem], None] | None = None,
 ) -> FastAPI:
     """The service, not yet started.
 
@@ -53,13 +56,14 @@ def create_app(
         settings: of the operator.
         announce: called once, in a worker thread, with the models' names when it is ready.
         host: runs the engine; see `Engine`.
+        fail: called once, likewise, with the problem where it never will be ready.
     """
     metrics = Metrics()
     backend = Backend(settings, metrics, host)
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
-        opening = asyncio.create_task(to_thread.run_sync(backend.open, announce))
+        opening = asyncio.create_task(to_thread.run_sync(backend.open, announce, fail))
         try:
             yield
         finally:
@@ -73,6 +77,7 @@ def create_app(
         lifespan=lifespan,
         docs_url=None,
         redoc_url=None,
+        generate_unique_id_function=lambda route: route.name,
     )
     app.state.backend = backend
     app.include_router(routes.router)
@@ -84,6 +89,15 @@ def create_app(
     app.add_exception_handler(RequestValidationError, _on_validation_error)
     # The last added is the outermost.
     app.add_middleware(ApiKeys, keys=settings.accepted_keys)
+    if settings.origins:
+        app.add_middleware(
+            CORSMiddleware,
+            allow_origins=sorted(settings.origins),
+            allow_methods=["GET", "HEAD", "POST"],
+            allow_headers=["*"],
+            expose_headers=["x-request-id", "x-queue-time", "x-compute-time", "retry-after"],
+        )
+    app.add_middleware(Gate, settings=settings)
     app.add_middleware(RequestContext, metrics=metrics)
     return app
 

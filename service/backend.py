@@ -46,11 +46,16 @@ class Backend:
         self._closing = False
         self.decoding = asyncio.Semaphore(_DECODERS)
 
-    def open(self, announce: Callable[[Sequence[str]], None] | None = None) -> None:
+    def open(
+        self,
+        announce: Callable[[Sequence[str]], None] | None = None,
+        fail: Callable[[Problem], None] | None = None,
+    ) -> None:
         """Load the folder, start the engine and warm it; blocks. `state` tells what went wrong.
 
         Args:
             announce: called with the models' names once requests can be answered.
+            fail: called with the problem where they never will be.
         """
         try:
             settings = self.settings
@@ -66,8 +71,11 @@ class Backend:
             _log.exception("the service cannot start")
             self._failure = f"{type(error).__name__}: {error}"
         self._opened.set()
-        if announce is not None and self.state() is None:
+        problem = self.state()
+        if problem is None and announce is not None:
             announce(list(self.catalogue.served))
+        if problem is not None and fail is not None and not self._closing:
+            fail(problem)
 
     def close(self) -> None:
         """Take nothing new, finish what was accepted, and stop; blocks.

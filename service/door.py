@@ -15,7 +15,7 @@ from contextlib import asynccontextmanager
 
 from starlette.requests import Request
 
-from service.encoding import BINARY, media_type
+from service.encoding import BINARY, content_coding, media_type
 from service.engine.engine import Engine
 from service.problems import BodyTimeout, BodyTooLarge, DeadlineExceeded, InvalidRequest
 from service.settings import Settings
@@ -55,20 +55,24 @@ async def body_of(
 ) -> AsyncIterator[bytes]:
     """The body, whose room is reserved until the block ends: read, decode and submit within it.
 
+    It is as it came, packed perhaps; then there is room for what it unpacks to as well.
+
     Raises:
         QueueFull, NoRoom, Draining, EngineDead: nothing has been read.
         BodyTooLarge: by what it declares, and nothing has been read, or else as it arrives.
         BodyTimeout, DeadlineExceeded: it did not arrive in time.
+        UnsupportedMediaType: it is packed in a way that is not known.
         starlette.requests.ClientDisconnect: the client left.
     """
     limit = body_limit(request.headers.get("content-type"), settings)
+    packed = content_coding(request.headers.getlist("content-encoding")) is not None
     declared = request.headers.get("content-length", "")
     size = limit  # a body in pieces may become as long as any may
     if declared.isdecimal():
         size = int(declared[:18])  # Python reads no number of thousands of digits
         if size > limit or len(declared) > 18:
             raise _too_large(f"{size} bytes", limit, settings)
-    with engine.reserve(size):
+    with engine.reserve(size + limit if packed else size):
         yield await _read(request, settings, limit, deadline)
 
 

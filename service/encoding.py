@@ -6,6 +6,7 @@ metadata, under "request" on the way in and "answer" on the way out. Nothing is 
 
 import json
 import math
+import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from io import BytesIO
@@ -38,6 +39,10 @@ TENSORS = ("data", "observed", "known", "noise_std")
 _OBJECTS = 1000  # that are written at once
 _NUMBERS = 10_000  # likewise, or the last axis of an array
 _LEVELS = 3  # of an answer that are written apart: its fields, the results, their fields
+
+#: How a body may be packed (RFC 9110, 8.4.1), and zlib's own numbers for that.
+CODINGS = {"gzip": 31, "x-gzip": 31, "deflate": 15}
+_PIECE = 2**16
 
 _BINARY_FORM = (
     "a safetensors file with tensors named data, observed, known or noise_std, and the other "
@@ -109,6 +114,59 @@ def _media_range(item: str) -> tuple[str, float]:
 def media_type(content_type: str | None) -> str:
     """What a body says it is, without parameters; JSON where it says nothing."""
     return (content_type or JSON).split(";")[0].strip().lower()
+
+
+def content_coding(given: Sequence[str]) -> str | None:
+    """How a body is packed, by its headers Content-Encoding; None where it is not.
+
+    Raises:
+        UnsupportedMediaType: in a way that is not known, or more than once.
+    """
+    names = [name for line in given for part in line.split(",") if (name := part.strip().lower())]
+    packed = [name for name in names if name != "identity"]
+    if len(packed) > 1 or any(name not in CODINGS for name in packed):
+        raise UnsupportedMediaType(
+            "The body's content coding is none that is read.",
+            received=", ".join(names)[:100],
+            expected=list(CODINGS),
+            fix="Send the body as it is, without Content-Encoding, or with gzip.",
+        )
+    return packed[0] if packed else None
+
+
+def inflate(raw: bytes, coding: str | None, limit: int) -> bytes:
+    """A body unpacked; no more than `limit` bytes of it are ever made.
+
+    Raises:
+        BodyTooLarge: it would be longer.
+        MalformedBody: it is not packed so, or cut off.
+    """
+    if coding is None:
+        return raw
+    out, left = bytearray(), raw
+    try:
+        while left:
+            unpack = zlib.decompressobj(CODINGS[coding])
+            while left and not unpack.eof:
+                out += unpack.decompress(left, min(_PIECE, limit - len(out) + 1))
+                if len(out) > limit:
+                    raise BodyTooLarge(
+                        f"The body is larger than {limit} bytes when unpacked.",
+                        received=f"{len(raw)} bytes of {coding}",
+                        expected=f"at most {limit} bytes",
+                        fix="Send fewer data a request.",
+                    )
+                left = unpack.unconsumed_tail
+            if not unpack.eof:
+                raise zlib.error("it ends too early")
+            left = unpack.unused_data.lstrip(b"\0") if coding != "deflate" else b""
+    except zlib.error as error:
+        raise MalformedBody(
+            f"The body is not {coding}: {error}.",
+            expected=f"a whole body packed by {coding}",
+            fix="Pack it anew, or send it as it is, without Content-Encoding.",
+        ) from None
+    return bytes(out)
 
 
 def decode_body(content_type: str | None, raw: bytes, max_json_bytes: int) -> Body:

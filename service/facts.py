@@ -54,6 +54,7 @@ async def show_model(request: Request, name: str) -> Response:
         **_summary(served).model_dump(),
         default_convention=served.model.space.default_convention,
         artefact=facts,
+        checksum=served.checksum,
         evaluation=evaluation,
         card=served.card,
     )

@@ -39,6 +39,12 @@ def problem_response(problem: Problem, scope: Scope) -> Response:
     return Response(body, problem.status, headers, media_type=MEDIA_TYPE)
 
 
+def path_of(scope: Scope) -> str:
+    """The path that was asked for, below the service's own."""
+    path: str = scope["path"].removeprefix(scope.get("root_path", ""))
+    return path
+
+
 def unforeseen() -> InternalError:
     """What a caller is told of an exception that is no problem; the log has the rest."""
     return InternalError(
@@ -103,7 +109,7 @@ class ApiKeys:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one request."""
-        if scope["type"] != "http" or not self.digests or self._open(scope["path"]):
+        if scope["type"] != "http" or not self.digests or self._open(path_of(scope)):
             await self.app(scope, receive, send)
             return
         headers = Headers(scope=scope)

@@ -5,7 +5,9 @@ listed among them. A corrupt or foreign one is set aside with the reason and the
 served.
 """
 
+import hashlib
 import logging
+import stat
 from collections.abc import Mapping
 from copy import deepcopy
 from dataclasses import dataclass, field, replace
@@ -66,6 +68,7 @@ class Served:
         name: its folder's.
         model: on its device.
         metadata: the artefact's document.
+        checksum: sha256 of its file, in hexadecimal.
         card: for people.
         readers: the classifiers that fit it.
         examples: held-out data [N, *event], data units, to try things on; N may be 0.
@@ -74,6 +77,7 @@ class Served:
     name: str
     model: DiffusionModel
     metadata: Metadata
+    checksum: str
     card: str | None = None
     readers: tuple[Reader, ...] = ()
     examples: Tensor = field(default_factory=lambda: torch.zeros(0))
@@ -136,18 +140,21 @@ def load_folder(folder: Path, device: str, default: str | None = None) -> Catalo
     served: dict[str, Served] = {}
     classifiers: dict[str, Reader] = {}
     refused: list[Refused] = []
-    files = sorted(folder.glob(f"*/{FILE}"))
+    files = find_files(folder)
     if not files:
         _log.warning("no %s/*/%s: nothing to serve", folder, FILE)
     for path in files:
         name = path.parent.name
         try:
+            _check_file(path)
             if kind_of(path) == "classifier":
                 classifier, _ = load_classifier(path, device)
                 host = deepcopy(classifier).cpu()
                 classifiers[name] = Reader(name, classifier, host)
                 continue
             model, metadata = load(path, device)
+            with path.open("rb") as file:
+                checksum = hashlib.file_digest(file, "sha256").hexdigest()
         except (ArtefactError, OSError) as error:
             refused.append(_refuse(path, folder, error))
             continue
@@ -155,8 +162,8 @@ def load_folder(folder: Path, device: str, default: str | None = None) -> Catalo
             _log.exception("loading %s failed", path)
             refused.append(_refuse(path, folder, error))
             continue
-        examples = _examples(path.parent, model.space)
-        served[name] = Served(name, model, metadata, _card(path.parent), examples=examples)
+        card, examples = _card(path.parent), _examples(path.parent, model.space)
+        served[name] = Served(name, model, metadata, checksum, card, examples=examples)
     for name, found in served.items():
         readers = tuple(reader for reader in classifiers.values() if reader.fits(found.model))
         served[name] = replace(found, readers=readers)
@@ -172,6 +179,58 @@ def load_folder(folder: Path, device: str, default: str | None = None) -> Catalo
     return Catalogue(served, tuple(refused), default, classifiers)
 
 
+def find_files(folder: Path) -> list[Path]:
+    """Whatever goes by the name NAME/model.safetensors, in order: also what cannot be read.
+
+    Raises:
+        OSError: the folder cannot be read.
+    """
+    try:
+        below = sorted(folder.iterdir())
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+    return [path / FILE for path in below if _is_there(path / FILE)]
+
+
+def _is_there(path: Path) -> bool:
+    """Whether there is something of that name, be it a link to nothing or in a closed folder."""
+    try:
+        path.lstat()
+    except (FileNotFoundError, NotADirectoryError):
+        return path.parent.is_symlink() and not path.parent.exists()
+    except OSError:
+        return True
+    return True
+
+
+_KINDS = {
+    stat.S_IFDIR: "folder",
+    stat.S_IFIFO: "pipe",
+    stat.S_IFSOCK: "socket",
+    stat.S_IFCHR: "device",
+    stat.S_IFBLK: "device",
+}
+
+
+def _check_file(path: Path) -> None:
+    """Refuse what is no file that can be read, before it is opened: a pipe would never end.
+
+    Raises:
+        ArtefactError: it is none.
+    """
+    fix = "put the artefact itself there, readable for the service's user"
+    try:
+        kind = stat.S_IFMT(path.stat().st_mode)
+        if kind != stat.S_IFREG:
+            raise ArtefactError(f"{path}: it is a {_KINDS.get(kind, 'thing')}, no file: {fix}")
+        with path.open("rb"):
+            pass
+    except FileNotFoundError:
+        raise ArtefactError(f"{path}: it is a link to a file that is not there: {fix}") from None
+    except OSError as error:
+        raise ArtefactError(f"{path}: it cannot be read ({error.strerror}): {fix}") from error
+
+
 def _refuse(path: Path, folder: Path, error: Exception) -> Refused:
     file = path.relative_to(folder).as_posix()
     _log.error("refused %s: %s", file, error)
@@ -184,8 +243,11 @@ def _refuse(path: Path, folder: Path, error: Exception) -> Refused:
 
 
 def _card(folder: Path) -> str | None:
+    path = folder / CARD
     try:
-        with (folder / CARD).open("rb") as file:
+        if not path.is_file():  # a pipe would never end
+            return None
+        with path.open("rb") as file:
             return file.read(_LONGEST_CARD).decode("utf-8", "replace")
     except OSError:
         return None
@@ -194,6 +256,9 @@ def _card(folder: Path) -> str | None:
 def _examples(folder: Path, space: DataSpace) -> Tensor:
     """Those beside the artefact; a file that cannot be read is as none."""
     try:
+        path = folder / heldout.FILE
+        if path.exists():
+            _check_file(path)
         return heldout.read(folder, space)
     except (ArtefactError, OSError) as error:
         _log.error("%s is served without examples: %s", folder.name, error)

@@ -74,10 +74,13 @@ _EVENTS = {
 
 _PROBLEMS = {
     400: "The body cannot be read.",
+    401: "An API key is needed.",
+    403: "A page of another site asks.",
     404: "No such model.",
     406: "No acceptable form of the answer.",
     408: "The body took too long to arrive.",
     413: "The body is too large.",
+    415: "The body's type or coding is none that is read.",
     422: "Invalid request; nothing was computed.",
     503: "Queue full, no room, deadline unmeetable, starting or stopping; see Retry-After.",
     504: "The deadline passed; what was waiting or running has been dropped.",
@@ -126,7 +129,11 @@ def problems(*statuses: int) -> dict[int | str, dict[str, Any]]:
 def document(app: FastAPI, schemas: Sequence[type[BaseModel]] = REQUESTS) -> Mapping[str, Any]:
     """The app's document, with the schemas that its routes refer to."""
     found = get_openapi(
-        title=app.title, version=app.version, description=app.description, routes=app.routes
+        title=app.title,
+        version=app.version,
+        description=app.description,
+        routes=app.routes,
+        servers=[{"url": ".", "description": "Where this document lies."}],
     )
     pairs: list[tuple[type[BaseModel], Any]] = [(schema, "validation") for schema in schemas]
     told: tuple[type[BaseModel], ...] = (ProblemDocument, Progress, Preview)
@@ -135,4 +142,13 @@ def document(app: FastAPI, schemas: Sequence[type[BaseModel]] = REQUESTS) -> Map
     components = found.setdefault("components", {}).setdefault("schemas", {})
     for name, schema in definitions.get("$defs", {}).items():
         components.setdefault(name, schema)
+    for schema in components.values():
+        _plain_defaults(schema)
     return found
+
+
+def _plain_defaults(schema: dict[str, Any]) -> None:
+    """Take out the defaults that are objects: generators of clients refuse a schema for them."""
+    for field in schema.get("properties", {}).values():
+        if isinstance(field.get("default"), dict):
+            field["x-default"] = field.pop("default")

@@ -78,6 +78,31 @@ class Unauthorized(Problem):
         return {"www-authenticate": "Bearer"}
 
 
+class ForeignOrigin(Problem):
+    """A browser sent it for a page of a site that is not allowed to ask."""
+
+    status = 403
+    title = "Another site's page may not ask"
+    slug = "foreign-origin"
+
+
+class UnknownHost(Problem):
+    """The header Host names another service; see `allowed_hosts`."""
+
+    status = 421
+    title = "The service does not go by that name"
+    slug = "unknown-host"
+
+
+class HeadersTooLarge(Problem):
+    """More headers, or longer ones, than a request may have."""
+
+    status = 431
+    title = "The headers are too large"
+    slug = "headers-too-large"
+    refusal = True
+
+
 class UnknownRoute(Problem):
     """No such path."""
 
@@ -138,7 +163,7 @@ class BodyTooLarge(Problem):
 
 
 class UnsupportedMediaType(Problem):
-    """The body's content type is none that the route reads."""
+    """The body's content type, or its coding, is none that the route reads."""
 
     status = 415
     title = "Unsupported content type"
@@ -222,6 +247,13 @@ class QueueFull(Unavailable):
 
     title = "The queue is full"
     slug = "queue-full"
+
+
+class TooManyConnections(Unavailable):
+    """There are `max_connections`, and all of them have a request."""
+
+    title = "Too many connections"
+    slug = "too-many-connections"
 
 
 class NotReady(Unavailable):

@@ -113,7 +113,7 @@ def _fields(schema: Document) -> Iterator[str]:
 
 def _default(field: Document) -> str:
     """A default as JSON; of an object the name alone, for its other fields have their own."""
-    value = field.get("default")
+    value = field.get("default", field.get("x-default"))
     value = dict(list(value.items())[:1]) if isinstance(value, dict) else value
     return f"`{json.dumps(value)}` | "
 

@@ -18,8 +18,17 @@ from starlette.requests import ClientDisconnect
 from service.answers import LoglikAnswer, PosteriorAnswer, SampleAnswer
 from service.backend import backend_of
 from service.conditions import Conditions, DenoiseRequest, InpaintRequest, PosteriorRequest
-from service.door import DEADLINE, body_of, find_deadline
-from service.encoding import BINARY, EVENTS, PNG, decode_body, json_kind, negotiate
+from service.door import DEADLINE, body_limit, body_of, find_deadline
+from service.encoding import (
+    BINARY,
+    EVENTS,
+    PNG,
+    content_coding,
+    decode_body,
+    inflate,
+    json_kind,
+    negotiate,
+)
 from service.engine.results import Ticket
 from service.models import Catalogue
 from service.openapi import request_body, responses
@@ -129,11 +138,13 @@ async def _accept(
     backend = backend_of(request)
     backend.check()
     settings, content_type = backend.settings, request.headers.get("content-type")
+    coding, limit = request.headers.getlist("content-encoding"), body_limit(content_type, settings)
     deadline = find_deadline(request.headers.getlist(DEADLINE), settings.deadline_seconds)
     async with body_of(request, backend.engine, settings, deadline) as raw:
 
         def ready_work() -> Work[Any]:
-            asked = parse(schema, content_type, raw, settings.max_json_bytes)
+            body = inflate(raw, content_coding(coding), limit)
+            asked = parse(schema, content_type, body, settings.max_json_bytes)
             work = prepare(asked, backend.catalogue, settings)
             work.check(form)
             return work

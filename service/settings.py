@@ -6,7 +6,10 @@ environment, then the defaults below; `Settings(...)` in a test takes values as 
 Work is counted in network evaluations: a request of 16 samples by 1000 steps costs 16 000.
 """
 
-from collections.abc import Sequence
+import os
+import re
+from collections.abc import Iterable, Sequence
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Literal, Self
 
@@ -15,12 +18,17 @@ from pydantic_settings import BaseSettings, CliApp, SettingsConfigDict
 
 LogLevel = Literal["debug", "info", "warning", "error", "critical"]
 
+PREFIX = "NONEQ_"
+#: Variables of the client and of `python -m training`, and those that Kubernetes sets beside a
+#: service of the name "noneq".
+_OTHERS = re.compile(r"NONEQ_(URL|API_KEY|DATA|SERVICE_(HOST|PORT)(_\w+)?|PORT_\d+_\w+)")
+
 
 class Settings(BaseSettings):
     """Everything an operator may choose. Frozen; the descriptions are the flags' help."""
 
     model_config = SettingsConfigDict(
-        env_prefix="NONEQ_",
+        env_prefix=PREFIX,
         env_ignore_empty=True,
         frozen=True,
         extra="forbid",
@@ -49,6 +57,38 @@ class Settings(BaseSettings):
     )
     api_keys: SecretStr = Field(
         SecretStr(""), description="Accepted API keys, separated by commas; empty: open to all."
+    )
+    allowed_hosts: str = Field(
+        "",
+        description="Names that callers may reach the service by, separated by commas; "
+        "`.example.org` for all below it, `*` for any. Beside them: localhost, IP addresses, names "
+        "of local networks; with API keys any.",
+    )
+    allow_origins: str = Field(
+        "",
+        description="Other sites whose pages may ask in a browser, as https://example.org, "
+        "separated by commas.",
+    )
+    root_path: str = Field(
+        "",
+        pattern=r"^(/[A-Za-z0-9._~-]+)*/?$",
+        description="Path below which a proxy shows the service, as /noneq.",
+    )
+    max_connections: int = Field(
+        1000,
+        ge=8,
+        description="Most connections at once; beyond it those without a request are closed, and "
+        "where all have one a new one gets 503, but for /health/. Fewer where the limit of open "
+        "files says so.",
+    )
+    header_seconds: float = Field(
+        10.0, gt=0, description="Longest wait for a request's headers to be whole, in seconds."
+    )
+    idle_seconds: float = Field(
+        75.0,
+        gt=0,
+        description="How long a connection may wait for its next request, in seconds; a proxy's "
+        "own limit should be less.",
     )
 
     max_body_bytes: int = Field(
@@ -165,14 +205,33 @@ class Settings(BaseSettings):
 
     @classmethod
     def from_command_line(cls, arguments: Sequence[str] | None = None) -> "Settings":
-        """Settings of flags, then environment; `None` reads `sys.argv`. `--help` lists them all."""
+        """Settings of flags, then environment; `None` reads `sys.argv`. `--help` lists them all.
+
+        Raises:
+            ValueError: a value cannot be, or a variable NONEQ_* is no setting.
+        """
+        check_names(name for name, value in os.environ.items() if value)
         return CliApp.run(cls, cli_args=None if arguments is None else list(arguments))
 
     @property
     def accepted_keys(self) -> frozenset[str]:
         """The API keys, parted; empty when the service is open to all."""
-        parts = self.api_keys.get_secret_value().split(",")
-        return frozenset(key for part in parts if (key := part.strip()))
+        return frozenset(_parts(self.api_keys.get_secret_value()))
+
+    @property
+    def hosts(self) -> frozenset[str]:
+        """The names of `allowed_hosts`, parted; lower case."""
+        return frozenset(name.lower() for name in _parts(self.allowed_hosts))
+
+    @property
+    def origins(self) -> frozenset[str]:
+        """The sites of `allow_origins`, parted, as the header Origin has them."""
+        return frozenset(site.lower().rstrip("/") for site in _parts(self.allow_origins))
+
+    @property
+    def prefix(self) -> str:
+        """`root_path` without a slash at its end."""
+        return self.root_path.rstrip("/")
 
     def resolve_device(self) -> str:
         """`device`, with "auto" resolved.
@@ -193,3 +252,29 @@ class Settings(BaseSettings):
                     "use cpu or auto, or install a CUDA build of PyTorch and its driver"
                 )
         return self.device
+
+
+def check_names(names: Iterable[str]) -> None:
+    """Refuse environment variables that look like settings and are none.
+
+    Raises:
+        ValueError: each such name, with the setting of the nearest name.
+    """
+    help_ = "`python -m service --help` lists them"
+    known = [field.upper() for field in Settings.model_fields]
+    faults = []
+    for name in sorted(names):
+        upper = name.upper()
+        if not upper.startswith(PREFIX) or _OTHERS.fullmatch(upper):
+            continue
+        if (given := upper.removeprefix(PREFIX)) in known:
+            continue
+        near = get_close_matches(given, known, 1)
+        meant = f"did you mean {PREFIX}{near[0]}?" if near else help_
+        faults.append(f"{name}: there is no such setting; {meant}")
+    if faults:
+        raise ValueError("\n".join(faults))
+
+
+def _parts(text: str) -> list[str]:
+    return [part for piece in text.split(",") if (part := piece.strip())]

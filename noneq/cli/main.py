@@ -26,10 +26,10 @@ import json
 import os
 import sys
 from collections.abc import Callable, Sequence
-from pathlib import Path
 
 from noneq import errors
 from noneq.cli import offline, verbs
+from noneq.cli.output import Place
 
 USAGE, UNREACHED, LATER, KEY, FAULT, MISSING, INTERRUPTED = 2, 3, 4, 5, 6, 7, 130
 
@@ -73,7 +73,10 @@ def parser() -> argparse.ArgumentParser:
     drawn.add_argument("--steps", type=int, help="of the sampler (default: all there are)")
     drawn.add_argument("--seed", type=int, help="of the noise (default: drawn, and told)")
     drawn.add_argument(
-        "-o", "--out", type=Path, help="a file, by whose ending it is written, or a folder"
+        "-o",
+        "--out",
+        type=Place.of_answer,
+        help="a file, by whose ending it is written, or a folder/, which is made",
     )
 
     def verb(name: str, run: Run, parent: argparse.ArgumentParser) -> argparse.ArgumentParser:
@@ -90,7 +93,8 @@ def parser() -> argparse.ArgumentParser:
 
     one = verb("loglik", verbs.do_loglik, asked)
     one.add_argument("files", nargs="+", help="pictures, folders, .npy, .csv")
-    one.add_argument("-o", "--out", type=Path, help="a table (.csv); one that is there is gone on")
+    about = "a table (.csv); one that is there is gone on with"
+    one.add_argument("-o", "--out", type=Place.of_table, help=about)
     one.add_argument("--seed", type=int, default=0, help="of the noise (default 0)")
     one.add_argument("--terms", type=int, help="network evaluations a datum (default: all steps)")
     one.add_argument("--trajectories", type=int, help="bound by so many whole trajectories")
@@ -152,6 +156,9 @@ def main(words: Sequence[str] | None = None) -> int:
         return _fail(error, MISSING, as_json=False)
     try:
         run: Run = given.run
+        place: Place | None = getattr(given, "out", None)
+        if place is not None:
+            place.check()
         status = run(given)
         sys.stdout.flush()
         return status

@@ -8,8 +8,11 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.util import find_spec
+from pathlib import Path
 
-from noneq.errors import ConnectionFailed, MissingExtra
+from noneq.errors import ConnectionFailed, FileError, MissingExtra
+
+_MISTAKE = 2  # exit status of the service: a setting is wrong, or there are no models
 
 
 @dataclass(frozen=True)
@@ -62,26 +65,33 @@ def enter(verb: str, words: Sequence[str]) -> int:
 
 @contextmanager
 def local_service(models: str) -> Iterator[str]:
-    """The URL of a service of one's own, for as long as the block takes.
+    """The URL of a service of one's own, for as long as the block takes, or this process lives.
 
     Args:
         models: the folder that it serves.
 
     Raises:
         MissingExtra: the service is not installed.
+        FileError: there are no models in the folder, or a setting is wrong.
         ConnectionFailed: it did not start.
     """
     DOORS["serve"].check()
-    command = [sys.executable, "-m", "service", "--port", "0", "--models", models]
+    if not any(Path(models).glob("*/model.safetensors")):  # known at once, without its start
+        raise FileError(f"no models in {models}: each is a folder in it with a model.safetensors")
+    command = [sys.executable, "-m", "noneq.cli.tethered", "service", "--port", "0"]
     with subprocess.Popen(
-        [*command, "--log-level", "error"], stdout=subprocess.PIPE, text=True
+        [*command, "--host", "127.0.0.1", "--models", models, "--log-level", "error"],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
     ) as process:
         try:
             assert process.stdout is not None
             line = process.stdout.readline()
             found = re.search(r"http://\S+", line)
             if found is None:
-                raise ConnectionFailed(f"a service of {models} did not start: see above")
+                said = f"a service of {models} did not start: see above"
+                raise FileError(said) if process.wait() == _MISTAKE else ConnectionFailed(said)
             yield found[0]
         finally:
             process.terminate()

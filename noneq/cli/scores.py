@@ -1,8 +1,10 @@
 """Scores of many data, in bounded memory and resumable: `noneq loglik`.
 
-A score is a function of the datum's block, the seed and the settings alone, for each block has a
-seed of its own, the first 63 bits of sha256("seed/" + its values): what is left out, or was done
-before an interruption, changes no other line. A picture is a block, and so are 256 rows of a table.
+A score is a function of the model, the datum's block, the seed and the settings alone, for each
+block has a seed of its own, the first 63 bits of sha256("seed/" + its values): what is left out, or
+was done before an interruption, changes no other line. A picture is a block, and so are 256 rows of
+a table. Each line says how it was made and of what, so that a table is gone on with in the same way
+only, and what has changed since is scored anew.
 """
 
 import csv
@@ -12,14 +14,16 @@ import math
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import asdict, dataclass, fields
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, TextIO
 
+from noneq import files
 from noneq.answers import Likelihoods
 from noneq.client import Client
 from noneq.errors import BadRequest, FileError, TooLarge, UnknownModel
-from noneq.models import Model
+from noneq.models import Model, ModelFacts
 from noneq.reading import Block, read
 
 Key = tuple[str, int]
@@ -39,6 +43,9 @@ class Score:
         standard_error: of this estimate.
         bits_per_dim: lower is likelier.
         relative_to_prior: K - L_null.
+        settings: what else was asked of the estimate, as "steps=8 terms=20".
+        model_checksum: of the model's artefact: its first 16 digits.
+        data_checksum: of the block that the datum was scored in.
     """
 
     file: str
@@ -50,10 +57,16 @@ class Score:
     standard_error: float
     bits_per_dim: float
     relative_to_prior: float
+    settings: str
+    model_checksum: str
+    data_checksum: str
 
 
 _ENDLESS = (math.inf, -math.inf)
 COLUMNS = tuple(field.name for field in fields(Score))
+#: What all scores of a table have in common.
+MADE_BY = ("model", "model_checksum", "convention", "seed", "settings")
+_DIGITS = 16  # of a checksum that are written
 
 
 @dataclass(frozen=True)
@@ -69,10 +82,22 @@ class Scoring:
     """
 
     client: Client
-    model: Model
+    model: ModelFacts
     seed: int
     settings: Mapping[str, Any]
     parallel: int = 8
+
+    @property
+    def made_by(self) -> dict[str, str]:
+        """How every score is made, as a table has it."""
+        asked = {name: x for name, x in sorted(self.settings.items()) if name != "convention"}
+        return {
+            "model": self.model.name,
+            "model_checksum": self.model.checksum[:_DIGITS],
+            "convention": str(self.settings.get("convention", self.model.default_convention)),
+            "seed": str(self.seed),
+            "settings": " ".join(f"{name}={value}" for name, value in asked.items()),
+        }
 
     def score(self, block: Block) -> list[Score]:
         """The scores of a block."""
@@ -80,16 +105,11 @@ class Scoring:
             block.values, model=self.model.name, seed=block_seed(self.seed, block), **self.settings
         )
         names, rows = found.rows()
+        made = {**self.made_by, "seed": self.seed, "data_checksum": block_checksum(block)}
+        columns = [{n: x for n, x in zip(names, row, strict=True) if n in COLUMNS} for row in rows]
         return [
-            Score(
-                block.file,
-                block.start + i,
-                found.model,
-                found.convention,
-                self.seed,
-                **dict(zip(names, row, strict=True)),  # type: ignore[arg-type]  # all numbers
-            )
-            for i, row in enumerate(rows)
+            Score(file=block.file, row=block.start + i, **made, **of)  # type: ignore[arg-type]
+            for i, of in enumerate(columns)
         ]
 
 
@@ -97,6 +117,12 @@ def block_seed(seed: int, block: Block) -> int:
     """The seed of a block's noise."""
     digest = hashlib.sha256(f"{seed}/".encode() + block.values.tobytes()).digest()
     return int.from_bytes(digest[:8], "big") >> 1
+
+
+def block_checksum(block: Block) -> str:
+    """Of what was scored, not of the file: the same picture in another format is the same."""
+    about = f"{block.values.dtype.str}{block.values.shape}".encode()
+    return hashlib.sha256(about + block.values.tobytes()).hexdigest()[:_DIGITS]
 
 
 @dataclass(frozen=True)
@@ -130,35 +156,91 @@ class Lines:
         self._out.flush()
 
 
-def scored(path: Path, model: str, seed: int) -> set[Key]:
-    """What a table of an earlier run holds; a line that was cut off is removed from it.
+@dataclass
+class Table:
+    """A table of scores that is gone on with.
 
-    Raises:
-        FileError: it holds something else, or scores of another model or seed.
+    Attributes:
+        path: its file.
+        done: what it holds: of which datum, and the checksum of the block that it was scored in.
+        replaced: how many of them turned out to be of data that have changed.
     """
-    raw = path.read_bytes()
-    whole = raw[: raw.rfind(b"\n") + 1]
-    if len(whole) < len(raw):
-        path.write_bytes(whole)
-    lines = csv.reader(whole.decode().splitlines())
-    if not whole:
-        return set()
-    if tuple(next(lines)) != COLUMNS:
-        raise FileError(f"{path} is no table of scores: name another file, or remove it")
-    found: set[Key] = set()
-    for line in lines:
+
+    path: Path
+    done: dict[Key, str] = field(default_factory=dict)
+    replaced: int = 0
+    _stale: set[tuple[Key, str]] = field(default_factory=set)
+
+    @classmethod
+    def read(cls, path: Path, scoring: Scoring) -> "Table":
+        """What a table of an earlier run holds; a line that was cut off is removed from it.
+
+        Raises:
+            FileError: it holds something else, or scores that were made in another way.
+        """
+        found = cls(path)
+        raw = path.read_bytes() if path.exists() else b""
+        whole = raw[: raw.rfind(b"\n") + 1]
+        lines = csv.reader(whole.decode("utf-8", "replace").splitlines())
+        if whole and tuple(next(lines)) != COLUMNS:
+            raise FileError(f"{path} is no table of such scores: name another file, or remove it")
+        for line in lines:
+            if len(line) != len(COLUMNS):
+                raise FileError(f"{path}, line {lines.line_num}: it has {len(line)} cells")
+            of = dict(zip(COLUMNS, line, strict=True))
+            _check_way(path, of, scoring.made_by)
+            key = of["file"], int(of["row"])
+            before = found.done.get(key, of["data_checksum"])
+            if before != of["data_checksum"]:  # an interruption kept it from being removed
+                found._stale.add((key, before))
+            found.done[key] = of["data_checksum"]
+        if len(whole) < len(raw):
+            path.write_bytes(whole)
+        return found
+
+    def has(self, block: Block) -> bool:
+        """Whether all of a block is there as it is now; scores of what it was before are stale."""
+        checksum = block_checksum(block)
+        keys = [(block.file, block.start + i) for i in range(len(block.values))]
+        for key in keys:
+            if self.done.get(key, checksum) != checksum:
+                self._stale.add((key, self.done.pop(key)))
+                self.replaced += 1
+        return all(key in self.done for key in keys)
+
+    @contextmanager
+    def writing(self) -> Iterator["Lines"]:
+        """The open file, to which lines are added; at the end, those that are stale are removed."""
+        with self.path.open("a", newline="", encoding="utf-8") as out:
+            yield Lines(out, as_json=False, heading=out.tell() == 0)
+        if self._stale:
+            with self.path.open(newline="", encoding="utf-8") as old:
+                lines = [line for line in csv.reader(old) if not self._is_stale(line)]
+            files.write_csv(self.path, COLUMNS, lines[1:])
+
+    def _is_stale(self, line: Sequence[str]) -> bool:
         of = dict(zip(COLUMNS, line, strict=True))
-        if (of["model"], of["seed"]) != (model, str(seed)):
-            raise FileError(
-                f"{path} holds scores of model {of['model']} with seed {of['seed']}, not of "
-                f"{model} with {seed}: name another file, or the same model and seed"
-            )
-        found.add((of["file"], int(of["row"])))
-    return found
+        key = of["file"], int(of["row"]) if of["row"].isdecimal() else -1
+        return (key, of["data_checksum"]) in self._stale
 
 
-def run(scoring: Scoring, names: Iterable[Path], done: set[Key]) -> Iterator[list[Score] | Fault]:
-    """The scores of what is not done yet, block after block in the order of the files.
+def _check_way(path: Path, of: Mapping[str, str], made_by: Mapping[str, str]) -> None:
+    """Raise FileError where a score was not made as the others would be."""
+    others = [name for name in MADE_BY if of[name] != made_by[name]]
+    if others:
+        was, now = (
+            ", ".join(f"{name.replace('_', ' ')} {x[name] or 'as by default'}" for name in others)
+            for x in (of, made_by)
+        )
+        raise FileError(
+            f"{path} holds scores with {was}, not with {now}: name another file, or ask as before"
+        )
+
+
+def run(
+    scoring: Scoring, names: Iterable[Path], table: Table | None = None
+) -> Iterator[list[Score] | Fault]:
+    """The scores of what a table does not have, block after block in the order of the files.
 
     What cannot be read, or is no datum of the model, is a `Fault` in its place; the others are
     scored. At most two blocks for each of the parallel requests are held.
@@ -166,10 +248,11 @@ def run(scoring: Scoring, names: Iterable[Path], done: set[Key]) -> Iterator[lis
     Raises:
         NoneqError: what would befall the others as well.
     """
+    done = {} if table is None else table.done
     waiting: deque[Fault | tuple[Block, Future[list[Score]]]] = deque()
     with ThreadPoolExecutor(scoring.parallel) as pool:
         try:
-            for block in _blocks(names, scoring.model, done):
+            for block in _blocks(names, scoring.model, table):
                 if isinstance(block, Fault):
                     waiting.append(block)
                 else:
@@ -183,7 +266,7 @@ def run(scoring: Scoring, names: Iterable[Path], done: set[Key]) -> Iterator[lis
             raise
 
 
-def _blocks(names: Iterable[Path], model: Model, done: set[Key]) -> Iterator[Block | Fault]:
+def _blocks(names: Iterable[Path], model: Model, table: Table | None) -> Iterator[Block | Fault]:
     """What there is to score."""
     for path in names:
         try:
@@ -191,14 +274,14 @@ def _blocks(names: Iterable[Path], model: Model, done: set[Key]) -> Iterator[Blo
                 if block.gap is not None:
                     yield Fault(block.gap)
                     continue
-                if any((block.file, block.start + i) not in done for i in range(len(block.values))):
+                if table is None or not table.has(block):
                     yield block
         except FileError as error:
             yield Fault(str(error))
 
 
 def _settled(
-    one: "Fault | tuple[Block, Future[list[Score]]]", done: set[Key]
+    one: "Fault | tuple[Block, Future[list[Score]]]", done: Mapping[Key, str]
 ) -> list[Score] | Fault:
     """The scores of a block that are new, once they are there."""
     if isinstance(one, Fault):

@@ -9,13 +9,14 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from noneq import pictures, reading
+from noneq import reading
 from noneq.answer import Answer
 from noneq.answers import Posterior
 from noneq.cli import environment, offline, scores, terminal
+from noneq.cli.output import Place
 from noneq.client import Client
 from noneq.errors import FileError, NotPictured
-from noneq.models import Model
+from noneq.models import Model, ModelFacts
 from noneq.retries import Patience
 from noneq.wire import Array
 
@@ -42,7 +43,7 @@ def _client(url: str, patience: Patience = ASKING) -> Client:
     return Client(url, api_key=environment.api_key(), patience=patience)
 
 
-def find_model(client: Client, name: str | None) -> Model:
+def find_model(client: Client, name: str | None) -> ModelFacts:
     """The model of that name, or the one that answers where none is named."""
     if name is None:
         name = client.models().default
@@ -200,15 +201,21 @@ def do_loglik(given: argparse.Namespace) -> int:
         scoring = scores.Scoring(patient, model, given.seed, settings, given.parallel)
         if given.out is None:
             lines = scores.Lines(sys.stdout, as_json=given.json)
-            _, faults = _write(scores.run(scoring, files, set()), lines)
+            _, faults = _write(scores.run(scoring, files), lines)
             return SOME_FAILED if faults else 0
-        done = _resumed(given.out, model.name, given.seed)
-        with given.out.open("a", newline="", encoding="utf-8") as out:
-            lines = scores.Lines(out, as_json=False, heading=out.tell() == 0)
-            count, faults = _write(scores.run(scoring, files, done), lines)
-    told = {"file": str(given.out), "scored": count, "before": len(done), "faults": faults}
-    words = f"{given.out}: {count} scored, {len(done)} were there, {faults} faults"
-    print(json.dumps(told) if given.json else words)
+        table = scores.Table.read(given.out.path, scoring)
+        if table.done:
+            told = f"{given.out} has {len(table.done)} scores already; they are skipped"
+            print(f"noneq: {told}", file=sys.stderr)
+        with table.writing() as lines:
+            count, faults = _write(scores.run(scoring, files, table), lines)
+    if table.replaced:
+        told = f"{given.out}: {table.replaced} of another content than before were scored anew"
+        print(f"noneq: {told}", file=sys.stderr)
+    before = len(table.done)
+    about = {"file": str(given.out), "scored": count, "before": before, "faults": faults}
+    words = f"{given.out}: {count} scored, {before} were there, {faults} faults"
+    print(json.dumps(about) if given.json else words)
     return SOME_FAILED if faults else 0
 
 
@@ -227,33 +234,25 @@ def _write(found: Iterator[list[scores.Score] | scores.Fault], lines: scores.Lin
     return count, faults
 
 
-def _resumed(out: Path, model: str, seed: int) -> set[scores.Key]:
-    done = scores.scored(out, model, seed) if out.exists() else set()
-    if done:
-        print(f"noneq: {out} has {len(done)} scores already; they are skipped", file=sys.stderr)
-    return done
-
-
 def deliver(answer: Answer, given: argparse.Namespace) -> int:
     """Save, print or show an answer, as the arguments say."""
-    out: Path | None = given.out
+    place: Place | None = given.out
     if isinstance(answer, Posterior):
         _warn(answer)
-    if given.json and out is None:
+    if given.json and place is None:
         print(json.dumps(answer.document(), allow_nan=False))
         return 0
     shown = False
-    if out is None and sys.stdout.isatty():
+    if place is None and sys.stdout.isatty():
         try:
             terminal.show(answer.pixels(), sys.stdout)
             shown = True
         except NotPictured:
             pass
-    if out is None and not shown:
+    if place is None and not shown:
         ending = ".png" if answer.numpy().ndim >= 4 else ".csv"
-        out = Path(f"{answer.model}-{answer.seed}{ending}")
-    if out is not None:
-        out = _folder(answer, out) if out.is_dir() else answer.save(out)
+        place = Place.of_answer(f"{answer.model}-{answer.seed}{ending}")
+    out = None if place is None else place.save(answer)
     told: Mapping[str, Any] = {**answer.body.fields, "file": None if out is None else str(out)}
     where = f"{out}  " if out is not None else ""
     print(json.dumps(told) if given.json else f"{where}(model {answer.model}, seed {answer.seed})")
@@ -273,16 +272,3 @@ def _warn(answer: Posterior) -> None:
 def _first(likely: Mapping[str, float], most: int = 5) -> list[tuple[str, float]]:
     """The likeliest labels."""
     return sorted(likely.items(), key=lambda label: -label[1])[:most]
-
-
-def _folder(answer: Answer, folder: Path) -> Path:
-    """Each sample as a file of its own."""
-    samples = answer.numpy()
-    events = samples.reshape(-1, *samples.shape[-3:]) if samples.ndim >= 4 else None
-    if events is None:
-        return answer.save(folder / f"{answer.model}-{answer.seed}.csv")
-    white = pictures.top(events)
-    for i, event in enumerate(events):
-        tile = pictures.tile(event, white)
-        pictures.to_pillow(tile).save(folder / f"{answer.model}-{answer.seed}-{i:04}.png")
-    return folder

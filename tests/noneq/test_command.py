@@ -1,6 +1,9 @@
 """The command: every verb, every exit status, files in and out."""
 
 import json
+import os
+import signal
+import subprocess
 import sys
 from collections.abc import Callable
 from contextlib import AbstractContextManager
@@ -10,7 +13,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from noneq import Busy, DeadlineMissed, NoneqError, ServerFault, errors
+from noneq import Busy, DeadlineMissed, NoneqError, ServerFault, errors, load
 from noneq.cli import offline
 from noneq.cli.main import STATUS
 from noneq.client import Client
@@ -45,6 +48,91 @@ def test_samples_go_where_they_are_wanted(noneq: Run) -> None:
     ]
     with Image.open("each/grey-7-0001.png") as picture:
         assert np.allclose(np.asarray(picture.convert("L")), samples[1, 0], atol=1)
+
+
+@pytest.mark.parametrize(
+    ("out", "told"),
+    [
+        ("foo", "ends in nothing"),
+        ("a.doc", "ends in .doc"),
+        ("file.txt/a.npy", "cannot be written"),
+        ("file.txt/", "cannot be written"),
+        ("full/a.npy", "cannot be written"),
+    ],
+)
+def test_where_nothing_can_be_written_nothing_is_asked(
+    noneq: Run, monkeypatch: pytest.MonkeyPatch, out: str, told: str
+) -> None:
+    Path("file.txt").write_text("kept")
+    Path("full").symlink_to("/proc")  # where nobody can write, whoever runs the tests
+    monkeypatch.setenv("NONEQ_URL", "http://127.0.0.1:9")  # nobody is there to ask
+    status, _, err = noneq("sample", "-m", "grey", "-o", out)
+    assert status == 2
+    assert told in err
+    assert Path("file.txt").read_text() == "kept"
+
+
+@pytest.mark.parametrize("out", ["a.npy", "scores", "folder"])
+def test_scores_are_a_table(noneq: Run, out: str) -> None:
+    Path("folder").mkdir()
+    Path("x.csv").write_text("0.5,1.5\n")
+    status, _, err = noneq("loglik", "x.csv", *MIXTURE, "-o", out)
+    assert status == 2
+    assert "write .csv" in err
+
+
+def test_folders_are_made(noneq: Run) -> None:
+    ask = ("sample", "-m", "grey", "-n", "2", "--seed", "7", "-o")
+    assert noneq(*ask, "new/each/")[0] == 0
+    assert [path.name for path in sorted(Path("new/each").iterdir())] == [
+        "grey-7-0000.png", "grey-7-0001.png"
+    ]  # fmt: skip
+    assert noneq(*ask, "deep/er/a.npy")[0] == 0
+    assert np.load("deep/er/a.npy").shape == (2, 1, 6, 8)
+    Path("x.csv").write_text("0.5,1.5\n")
+    assert noneq("loglik", "x.csv", *MIXTURE, "-o", "other/scores.csv", "--terms", "5")[0] == 0
+    assert len(Path("other/scores.csv").read_text().splitlines()) == 2
+
+
+def test_a_look_at_where_to_write_changes_nothing(
+    noneq: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Path("there.npy").write_text("kept")
+    monkeypatch.setattr("noneq.retries._FIRST", 0.0)
+    monkeypatch.setenv("NONEQ_URL", "http://127.0.0.1:9")
+    for name in ("there.npy", "new.npy"):
+        assert noneq("sample", "-m", "grey", "-o", name)[0] == 3
+    assert Path("there.npy").read_text() == "kept"
+    assert not Path("new.npy").exists()
+
+
+def test_what_was_computed_is_never_lost(noneq: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No picture can be made, the disk is full: the answer is kept whole, and it is told where."""
+    ask = ("sample", *MIXTURE, "--seed", "7", "--steps", "3", "-o")
+
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    def unseen(*_: object) -> None:
+        raise errors.NotPictured("there is no picture of these")
+
+    monkeypatch.setattr("noneq.pictures.to_pillow", unseen)
+    status, _, err = noneq(*ask, "sub/a.png")
+    assert status == 2
+    assert "no picture" in err
+    assert "sub/gaussian-mixture-7.safetensors" in err
+    first = load("sub/gaussian-mixture-7.safetensors").numpy()
+    assert first.shape == (1, 2)
+    monkeypatch.setattr("noneq.files.write_npy", full)
+    status, _, err = noneq(*ask, "sub/b.npy")
+    assert status == 2
+    assert "No space left" in err
+    assert "sub/gaussian-mixture-7-1.safetensors" in err  # nothing is written over
+    assert np.allclose(load("sub/gaussian-mixture-7-1.safetensors").numpy(), first)
+    monkeypatch.setattr("noneq.files.write", full)
+    status, _, err = noneq(*ask, "sub/b.npy")
+    assert status == 2
+    assert "'samples': [[" in err
 
 
 def test_without_a_terminal_a_picture_becomes_a_file(noneq: Run) -> None:
@@ -288,11 +376,56 @@ def test_the_other_verbs_become_the_parts_that_answer_them(
     assert "pip install 'noneq[" in err
 
 
-def test_a_service_of_ones_own_lasts_as_long_as_the_command(
-    noneq: Run, folder: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.fixture
+def local(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A service of one's own starts from this checkout, soon."""
     monkeypatch.setenv("NONEQ_BATCH_SIZE", "8")  # not found by trying, which takes a while
     monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parents[2]))
+
+
+@pytest.mark.usefixtures("local")
+def test_a_service_of_ones_own_lasts_as_long_as_the_command(noneq: Run, folder: Path) -> None:
     ask = ("sample", "--local", str(folder), "-m", "bit-patterns", "--steps", "2", "-o", "a.npy")
     assert noneq(*ask)[0] == 0
     assert np.load("a.npy").shape == (1, 4)
+
+
+def test_without_models_there_is_no_service_of_ones_own(noneq: Run) -> None:
+    status, _, err = noneq("models", "--local")
+    assert status == 2
+    assert "no models in models" in err
+    assert noneq("models", "--local", "nowhere")[0] == 2
+
+
+_PARENT = """
+import subprocess, sys
+child = subprocess.Popen(
+    [sys.executable, "-m", "noneq.cli.tethered", "tethered_module"],
+    stdin=subprocess.PIPE,
+)
+child.wait()
+"""
+
+
+@pytest.mark.parametrize("sig", [signal.SIGTERM, signal.SIGKILL])
+@pytest.mark.parametrize("deaf", [False, True])
+def test_a_child_ends_with_its_parent(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, sig: signal.Signals, deaf: bool
+) -> None:
+    """Whatever ends the parent, and if need be without being asked twice."""
+    (tmp_path / "tethered_module.py").write_text(
+        "import signal, time, os\n"
+        f"signal.signal(signal.SIGTERM, signal.{'SIG_IGN' if deaf else 'SIG_DFL'})\n"
+        "import noneq.cli.tethered\n"
+        "print(os.getpid(), flush=True)\n"
+        "time.sleep(600)\n"
+    )
+    monkeypatch.setenv("PYTHONPATH", f"{Path(__file__).parents[2]}{os.pathsep}{tmp_path}")
+    with subprocess.Popen(
+        [sys.executable, "-c", _PARENT], stdout=subprocess.PIPE, text=True
+    ) as parent:
+        assert parent.stdout is not None
+        child = int(parent.stdout.readline())
+        os.kill(child, 0)
+        parent.send_signal(sig)
+        assert parent.stdout.read() == ""  # ends when the child, which has it too, has ended

@@ -24,6 +24,7 @@ EXPECTED = {
     "too-expensive": errors.TooLarge,
     "no-room": errors.Busy,
     "queue-full": errors.Busy,
+    "too-many-connections": errors.Busy,
     "not-ready": errors.Busy,
     "draining": errors.Busy,
     "deadline-unmeetable": errors.DeadlineMissed,

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from pydantic import ValidationError
 
-from service.settings import Settings
+from service.settings import Settings, check_names
 
 
 def test_defaults() -> None:
@@ -69,6 +69,39 @@ def test_settings_do_not_change() -> None:
 def test_what_cannot_be_is_refused(given: dict[str, object], says: str) -> None:
     with pytest.raises(ValidationError, match=says):
         Settings(**given)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("name", "meant"),
+    [
+        ("NONEQ_MAX_QUEUECOST", "did you mean NONEQ_MAX_QUEUE_COST?"),
+        ("NONEQ_BACH_SIZE", "did you mean NONEQ_BATCH_SIZE?"),
+        ("noneq_prot", "did you mean NONEQ_PORT?"),
+        ("NONEQ_ZZZ", "--help"),
+    ],
+)
+def test_a_variable_that_is_no_setting_is_refused(
+    monkeypatch: pytest.MonkeyPatch, name: str, meant: str
+) -> None:
+    monkeypatch.setenv(name, "5")
+    with pytest.raises(ValueError, match=f"{name}: .*{re.escape(meant)}"):
+        Settings.from_command_line([])
+    monkeypatch.setenv(name, "")  # says nothing
+    Settings.from_command_line([])
+
+
+def test_variables_of_others_are_left_alone() -> None:
+    root = Path(__file__).parents[2]
+    texts = [(root / name).read_text() for name in ("docker-compose.yml", "Makefile", "Dockerfile")]
+    named = {name for text in texts for name in re.findall(r"NONEQ_[A-Z_]*[A-Z]", text)}
+    kubernetes = {"NONEQ_SERVICE_HOST", "NONEQ_SERVICE_PORT_HTTP", "NONEQ_PORT_8000_TCP_ADDR"}
+    check_names(named | kubernetes | {"NONEQ_URL", "NONEQ_API_KEY", "NONEQ_DATA", "PATH"})
+
+
+@pytest.mark.parametrize("given", ["noneq", "/a b", "//", "https://x/noneq"])
+def test_a_root_path_is_a_path(given: str) -> None:
+    with pytest.raises(ValidationError, match="root_path"):
+        Settings(root_path=given)
 
 
 def test_devices() -> None:

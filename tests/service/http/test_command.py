@@ -1,7 +1,10 @@
 """`python -m service`: it begins with a line, and ends on SIGTERM without losing a request."""
 
 import json
+import os
 import signal
+import socket
+import subprocess
 import sys
 import threading
 import time
@@ -145,3 +148,61 @@ def test_a_mistaken_setting_ends_the_command_with_a_line(
         main()
     assert ended.value.code == 2
     assert told in capsys.readouterr().err
+
+
+def ended(*flags: str) -> int:
+    """The exit status of the command that does not come to serve."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "argv", ["service", *flags])
+        with pytest.raises(SystemExit) as found:
+            main()
+    return int(found.value.code or 0)
+
+
+def test_without_models_it_ends_and_says_so(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert ended("--models", str(tmp_path / "nowhere")) == 2
+    told = capsys.readouterr().err
+    assert (
+        told == f"no models in {tmp_path}/nowhere: there is no such folder; NONEQ_MODELS names it\n"
+    )
+    assert ended("--models", str(tmp_path)) == 2
+    (tmp_path / "model.safetensors").touch()
+    assert ended("--models", str(tmp_path)) == 2
+    assert "this is a model itself" in capsys.readouterr().err
+
+
+def test_a_port_in_use_ends_it_with_1(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with socket.socket() as other:
+        other.bind(("127.0.0.1", 0))
+        other.listen()
+        port = other.getsockname()[1]
+        assert ended("--models", str(folder), "--port", str(port)) == 1
+    told = capsys.readouterr().err
+    assert f"cannot listen on 127.0.0.1:{port}: Address already in use" in told
+
+
+def test_where_nothing_can_be_served_it_ends_and_says_why(tmp_path: Path) -> None:
+    (tmp_path / "piped").mkdir()
+    os.mkfifo(tmp_path / "piped" / "model.safetensors")
+    flags = ("--models", str(tmp_path), "--port", "0", "--log-level", "critical")
+    command = [sys.executable, "-m", "service", *flags]
+    found = subprocess.run(command, capture_output=True, text=True, timeout=100, check=False)
+    assert found.returncode == 2
+    assert found.stderr.splitlines() == [
+        "No model is served.",
+        "  piped/model.safetensors: it is a pipe, no file",
+    ]
+
+
+def test_it_serves_the_others_beside_a_pipe_and_heeds_sigterm(folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "good").symlink_to(folder / "gaussian-mixture")
+    (tmp_path / "piped").mkdir()
+    os.mkfifo(tmp_path / "piped" / "model.safetensors")
+    with running(tmp_path) as (process, url, line):
+        assert "ready with good;" in line
+        (refused,) = httpx.get(f"{url}/models").json()["refused"]
+        assert refused["file"] == "piped/model.safetensors"
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(30) == 0

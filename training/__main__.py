@@ -210,6 +210,11 @@ def parser() -> argparse.ArgumentParser:
         choices=VARIANCES,
         help="of the model from now on (default as it was; these three need no other network)",
     )
+    one.add_argument(
+        "--terms",
+        action="store_true",
+        help="of the bound alone: errors, variance and paths, and so the model, stay as they are",
+    )
     one.add_argument("--write", action="store_true", help="into the artefact and its card")
 
     one = command("report", do_report, device, models)

@@ -29,7 +29,7 @@ from training.converted import ConvertedConfig, is_converted
 from training.evaluate import as_planned
 from training.fit import build_model
 from training.given import data_for
-from training.profile import measured_points, profiled
+from training.profile import measure_terms, measured_points, profiled
 from training.progress import progress_bar, rows_done, steps_made
 from training.provenance import commit, versions
 from training.schedule import averaged_table
@@ -231,6 +231,28 @@ def with_profile(
     # Copied by hand it would not be checked again.
     document = metadata.model_dump() | changes
     return found, Metadata.model_validate(document)
+
+
+def with_terms(
+    model: DiffusionModel,
+    metadata: Metadata,
+    dataset: data.Dataset,
+    profile: ProfileConfig,
+    *,
+    quiet: bool = False,
+) -> Metadata:
+    """Measure the terms of the model's profile anew, in place; returns its document.
+
+    The model's answers stay the same, and what was evaluated too.
+    """
+    if metadata.profile is None:
+        raise ValueError("the model has no profile whose terms could be measured: make one first")
+    x_0 = model.space.to_model(dataset.train[: profile.rows // 2])
+    work = len(measured_points(model.T, profile.points)) * 2 * len(x_0)
+    with progress_bar(work, "row", "terms", unit_scale=True, disable=quiet) as bar:
+        measure_terms(model, x_0, profile, progress=rows_done(bar))
+    made = profile.model_copy(update={"longest": metadata.profile.longest})
+    return metadata.model_copy(update={"profile": made})
 
 
 def write_examples(path: Path, dataset: data.Dataset) -> Path:

@@ -110,6 +110,12 @@ def do_profile(arguments: argparse.Namespace) -> int:
     given = {"rows": arguments.rows, "points": arguments.points, "seed": arguments.seed}
     keys = config.profile.model_dump() | {k: v for k, v in given.items() if v is not None}
     profile = ProfileConfig.model_validate(keys)
+    if arguments.terms:
+        document = export.with_terms(model, metadata, dataset, profile)
+        print(inspect.steps_table(model))
+        if arguments.write:
+            save(path, model, document)
+        return 0
     variance = arguments.variance or metadata.variance
     found, document = export.with_profile(model, metadata, dataset, profile, variance)
     print(inspect.steps_table(found))

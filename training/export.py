@@ -5,6 +5,7 @@ models/NAME/README.md           the card: the facts for people
 models/NAME/samples.png         a sheet of its samples
 models/NAME/entropy.png, .csv   its report
 models/NAME/examples.safetensors   held-out data to try things on
+models/NAME/reference.safetensors  the terms of held-out data, that others are compared with
 """
 
 from pathlib import Path
@@ -12,7 +13,7 @@ from pathlib import Path
 import torch
 from PIL import Image
 
-from diffusion import heldout
+from diffusion import heldout, reference
 from diffusion.checkpoint import Evaluation, Metadata, Provenance, read_metadata, save
 from diffusion.model import DiffusionModel
 from diffusion.networks import BitPatterns, GaussianMixture
@@ -201,6 +202,9 @@ def export(
     path.chmod(0o644)  # safetensors writes for the owner alone; a server runs as another user
     write_examples(path, dataset)
     report.remove(path)  # that of the artefact before
+    path.with_name(reference.FILE).unlink(missing_ok=True)
+    if measure:
+        write_reference(path, model, dataset, quiet=quiet)
     if measure and model.T > 1:
         report.write(path, model, dataset)
     write_companions(path, config.title, model, quiet=quiet)
@@ -259,6 +263,24 @@ def write_examples(path: Path, dataset: data.Dataset) -> Path:
     """Write some of the test split beside an artefact, as `diffusion.heldout` has them."""
     rows = heldout.choose(dataset.test, dataset.space)
     return heldout.write(path.parent, rows, dataset.space)
+
+
+def write_reference(
+    path: Path,
+    model: DiffusionModel,
+    dataset: data.Dataset,
+    *,
+    batch: int = 256,
+    quiet: bool = False,
+) -> Path:
+    """Write the terms of held-out data beside an artefact, as `diffusion.reference` has them."""
+    x_0 = model.space.to_model(reference.pick(dataset.test)).to(model.device)
+    place = torch.zeros(1, dtype=torch.int64)
+    one = reference.choice(model).settle(model, place, 0, model.space.default_convention)
+    work = one.count * len(x_0)
+    with progress_bar(work, "term", "held-out", unit_scale=True, disable=quiet) as bar:
+        found = reference.measure(model, x_0, batch=batch, progress=rows_done(bar))
+    return reference.write(path.parent, model, found)
 
 
 def write_companions(

@@ -103,6 +103,14 @@ def do_heldout(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def do_reference(arguments: argparse.Namespace) -> int:
+    """Measure the terms of held-out data, that others are compared with, beside an artefact."""
+    path, model, metadata = _opened(arguments)
+    _, _, dataset = _source(model, metadata, arguments.data)
+    print(export.write_reference(path, model, dataset, batch=arguments.batch))
+    return 0
+
+
 def do_profile(arguments: argparse.Namespace) -> int:
     """Measure an artefact's errors step by step; with --write, into it and its card."""
     path, model, metadata = _opened(arguments)

@@ -24,6 +24,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import pairwise
 from pathlib import Path
 from typing import Literal, NamedTuple, Self, final
 
@@ -140,12 +141,12 @@ class Reference:
         far = crowd.far(parts)
         beyond = (crowd.own_far >= far[:, None]).sum(1)
         typicality = (1 + beyond.double()) / (1 + len(self))
-        names = [("prior", self.T, self.T)] + [("last", 1, 1)] * bool(steps.last)
-        names += [("steps", first, final) for first, final in crowd.spans]
-        bands = [
-            Band(*name, parts[:, i], _larger(crowd.own[:, i], parts[:, i]))
-            for i, name in enumerate(names)
-        ]
+        among = [(x, _larger(own, x)) for x, own in zip(parts.T, crowd.own.T, strict=True)]
+        bands = [Band("prior", self.T, self.T, *among[0])]
+        if steps.last:
+            bands.append(Band("last", 1, 1, *among[1]))
+        for span, one in zip(crowd.spans, among[len(bands) :], strict=True):
+            bands.append(Band("steps", *span, *one))
         return Standing(rarer, typicality, tuple(bands))
 
     @lru_cache(maxsize=32)  # noqa: B019, references live as long as the process
@@ -161,7 +162,7 @@ class Reference:
         # Their noise is next to nothing where the file has fewer draws of the last step than these.
         some = torch.rand(len(self), self.last, generator=dice).argsort(1)
         some = some.repeat(1, -(-last // max(self.last, 1)))[:, :last]
-        drawn = torch.cat((self.values.gather(1, some), self.values.gather(1, self.last + stratum)), 1)
+        drawn = self.values.gather(1, torch.cat((some, self.last + stratum), 1))
         rest = self.paper if convention == "paper" else self.prior
         return _Crowd.of(drawn, rest, last, size)
 
@@ -205,7 +206,7 @@ class _Crowd:
         """From terms [N, n], closed parts [N], and the strata's sizes."""
         groups = _groups((values[:, last:] * size).abs().mean(0))
         ends = torch.cat((torch.zeros(1, dtype=torch.float64), size.cumsum(0)))[groups] + 1
-        spans = tuple((int(a) + 1, int(b)) for a, b in zip(ends[:-1], ends[1:], strict=True))
+        spans = tuple((int(a) + 1, int(b)) for a, b in pairwise(ends))
         one = torch.zeros(1)
         found = cls(last, size, groups, spans, one, one, one, one, one, one)
         own = found.parts(values, rest)
@@ -234,7 +235,7 @@ class _Crowd:
         found = [rest.double()[:, None]]
         if self.last:
             found.append(values[:, : self.last].mean(1, keepdim=True))
-        for a, b in zip(self.groups[:-1].tolist(), self.groups[1:].tolist(), strict=True):
+        for a, b in pairwise(self.groups.tolist()):
             found.append(weighted[:, a:b].sum(1, keepdim=True))
         return torch.cat(found, 1)
 
@@ -355,7 +356,7 @@ def read(folder: Path, model: DiffusionModel) -> Reference | None:
 
 
 def _larger(crowd: Tensor, values: Tensor) -> Tensor:
-    """The share of `crowd` [M] larger than each of `values` [N], half of what is equal; NaN of NaN."""
+    """The share of `crowd` [M] above each of `values` [N], half of what is equal; NaN of NaN."""
     ordered, values = crowd.sort().values, values.contiguous()
     low = torch.searchsorted(ordered, values)
     high = torch.searchsorted(ordered, values, right=True)

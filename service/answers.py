@@ -131,12 +131,14 @@ class Loglik(BaseModel):
     typicality: float | None = Field(
         None,
         description="A p-value, uniform on held-out data: the share of them that are as far out as "
-        "this datum, to whichever side, in their bound and its parts by noise level (`bands`). Near "
-        "0 the datum is unlike them, though it may be likelier: an empty picture. Null as "
+        "this datum, to whichever side, in their bound and its parts by noise level (`bands`). "
+        "Near 0 the datum is unlike them, though it may be likelier: an empty picture. Null as "
         "`rarer_than`.",
     )
     bands: list[Band] | None = Field(None, description="What `typicality` is made of.")
-    reason: str | None = Field(None, description="Why there is no finite bound, where there is none.")
+    reason: str | None = Field(
+        None, description="Why there is no finite bound, where there is none."
+    )
     parts: Parts
     per_step: Terms | None = Field(None, description="Where it was asked for.")
 

@@ -220,9 +220,7 @@ def _between(points: Tensor, values: Tensor, T: int, first: int = 1) -> Tensor:
     return torch.from_numpy(np.interp(np.log(every), points.double().log(), values))
 
 
-def _fill_terms(
-    profile: Profile, points: Tensor, mean: list[Tensor], spread: list[Tensor]
-) -> None:
+def _fill_terms(profile: Profile, points: Tensor, mean: list[Tensor], spread: list[Tensor]) -> None:
     """Fill in the terms' tables from the measured points, and the strata that follow from them."""
     means, spreads = torch.stack(mean), torch.stack(spread)
     profile.mean[1], profile.spread[1] = means[0], spreads[0]

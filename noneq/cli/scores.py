@@ -39,6 +39,8 @@ class Score:
         standard_error: of this estimate.
         bits_per_dim: lower is likelier.
         relative_to_prior: K - L_null.
+        rarer_than: the share of held-out data with a larger bound; NaN where not measured.
+        typicality: a p-value, near 0 where the datum is unlike held-out ones; likewise.
     """
 
     file: str
@@ -50,9 +52,10 @@ class Score:
     standard_error: float
     bits_per_dim: float
     relative_to_prior: float
+    rarer_than: float
+    typicality: float
 
 
-_ENDLESS = (math.inf, -math.inf)
 COLUMNS = tuple(field.name for field in fields(Score))
 
 
@@ -122,7 +125,8 @@ class Lines:
             line = asdict(score)
             if self._as_json:
                 finite = {
-                    name: None if value in _ENDLESS else value for name, value in line.items()
+                    name: None if isinstance(value, float) and not math.isfinite(value) else value
+                    for name, value in line.items()
                 }
                 self._out.write(json.dumps(finite) + "\n")
             else:

@@ -183,7 +183,9 @@ class LoglikWork(Work[TermResult]):
         measured = self._measured()
         if measured is None:
             return Standing(uncompared=f"Not measured on held-out data: {why}.")
-        rarer = [math.nan if math.isnan(x) else measured.rarer_than(x) for x in found.bound.tolist()]
+        rarer = [
+            math.nan if math.isnan(x) else measured.rarer_than(x) for x in found.bound.tolist()
+        ]
         told = f"Typicality is not known: {why}."
         return Standing(torch.tensor(rarer, dtype=torch.float64), uncompared=told)
 

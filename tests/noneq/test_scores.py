@@ -96,7 +96,7 @@ def test_no_more_is_read_than_is_asked(monkeypatch: pytest.MonkeyPatch) -> None:
             yield Block("a.npy", i, np.zeros((1, 2)), np.ones((1, 2)))
 
     def score(self: scores.Scoring, block: Block) -> list[scores.Score]:
-        return [scores.Score("a.npy", block.start, "m", "density", self.seed, 0, 0, 0, 0)]
+        return [scores.Score("a.npy", block.start, "m", "density", self.seed, 0, 0, 0, 0, 0, 0)]
 
     monkeypatch.setattr(scores, "_blocks", blocks)
     monkeypatch.setattr(scores.Scoring, "score", score)

@@ -8,11 +8,11 @@ from pathlib import Path
 import torch
 from pydantic import ValidationError
 
+from diffusion import reference
 from diffusion.checkpoint import Provenance, save
 from diffusion.plan import DDIM
 from diffusion.prediction import VarianceKind
 from diffusion.profile import ProfileConfig
-from diffusion import reference
 from training import report
 from training.config import EvaluationConfig
 from training.convert.found import ConvertError

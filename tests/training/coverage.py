@@ -17,7 +17,7 @@ from diffusion.space import Convention, DataSpace
 from diffusion.trajectory import trajectory_bound
 from training.profile import profiled
 
-EXAMPLES, REPEATED, DRAWS = 40, 60, 400
+EXAMPLES, REPEATED, DRAWS = 30, 50, 150
 KINDS = ("vectors", "levels", "bits")
 
 

@@ -318,7 +318,9 @@ def write_card(path: Path, title: str, model: DiffusionModel) -> None:
     """Write the card beside an artefact, of what is there."""
     reported = all(file.exists() for file in report.files(path))
     pictured = path.with_name("samples.png").exists()
-    text = card(read_metadata(path), title, parameters(model), reported=reported, pictured=pictured)
+    compared = path.with_name(reference.FILE).exists()
+    beside = {"reported": reported, "pictured": pictured, "compared": compared}
+    text = card(read_metadata(path), title, parameters(model), **beside)
     path.with_name("README.md").write_text(text)
 
 

@@ -106,8 +106,9 @@ def do_heldout(arguments: argparse.Namespace) -> int:
 def do_reference(arguments: argparse.Namespace) -> int:
     """Measure the terms of held-out data, that others are compared with, beside an artefact."""
     path, model, metadata = _opened(arguments)
-    _, _, dataset = _source(model, metadata, arguments.data)
+    config, _, dataset = _source(model, metadata, arguments.data)
     print(export.write_reference(path, model, dataset, batch=arguments.batch))
+    export.write_card(path, config.title, model)
     return 0
 
 

@@ -29,6 +29,7 @@ from diffusion.noise import Noise
 from diffusion.prediction import Prediction
 from diffusion.space import Convention, DataSpace
 from diffusion.strata import Steps, term_noise
+from diffusion.uncertainty import of_draws, of_strata, quantile, summed
 
 _FAR = 1e3  # standard deviations; stands for infinity where a gradient must stay finite
 
@@ -39,9 +40,9 @@ class BoundResult:
     """The bound of N data, nats, float64 [N] each; `bound` = `prior` + `steps` + `last` + `gain`.
 
     `standard_error` is that of the Monte Carlo estimate of one datum's bound, from the spread of
-    the last step's draws and from successive differences between strata, less the trend that a
-    profile tells (a little on the large side). `gain` is what several trajectories add to their
-    average (`trajectory.weigh`), else 0.
+    the last step's draws, from successive differences between strata, and from what a profile tells
+    beforehand (`diffusion.uncertainty`); `freedom` its degrees of freedom. `gain` is what several
+    trajectories add to their average (`trajectory.weigh`), else 0.
     """
 
     bound: Tensor
@@ -50,6 +51,13 @@ class BoundResult:
     steps: Tensor
     last: Tensor
     gain: Tensor
+    freedom: Tensor
+
+    @property
+    def interval(self) -> Tensor:
+        """In which the bound's expectation lies, 95%, nats [N, 2]: by Student's t."""
+        half = quantile(self.freedom) * self.standard_error
+        return torch.stack((self.bound - half, self.bound + half), 1)
 
 
 def evaluate(
@@ -177,20 +185,16 @@ def combine(steps: Steps, values: Tensor, prior: Tensor, closed_last: Tensor | N
     """
     values = values.double()
     weighted = values[:, steps.last :] * steps.weight[steps.last :]
-    total = weighted.sum(1)
-    strata = weighted.shape[1]
-    variance = torch.zeros_like(prior)
-    if strata > 1:
-        rest = weighted
-        if steps.expected is not None:
-            rest = weighted - steps.expected * (total / steps.expected.sum())[:, None]
-        variance = variance + rest.diff(dim=1).square().sum(1) / 2 * strata / (strata - 1)
-    draws = values[:, : steps.last]
+    total, draws = weighted.sum(1), values[:, : steps.last]
+    parts = []
+    if weighted.shape[1] > 1 or (weighted.shape[1] and steps.expected is not None):
+        parts.append(of_strata(weighted, steps.expected))
     if steps.last > 1:
-        variance = variance + draws.var(1) / steps.last
+        parts.append(of_draws(draws, steps.expected))
+    zero = torch.zeros_like(prior)
+    variance, freedom = summed(*parts) if parts else (zero, zero + 1)
     last = closed_last if closed_last is not None else draws.mean(1)
-    error, gain = variance.sqrt(), torch.zeros_like(prior)
-    return BoundResult(prior + total + last, error, prior, total, last, gain)
+    return BoundResult(prior + total + last, variance.sqrt(), prior, total, last, zero, freedom)
 
 
 def closed_last(
@@ -242,8 +246,37 @@ def bound(
     check_convention(model, convention)
     rows = torch.arange(len(x_0))
     steps = (choice or Choice(terms=terms)).settle(model, rows, seed, convention)
+    values = draw_terms(
+        model, x_0, steps, seed=seed, convention=convention, batch=batch, progress=progress
+    )
+    prior, last = prior_part(model, x_0, convention), closed_last(model, x_0, convention, steps.end)
+    return combine(steps, values, prior.cpu(), None if last is None else last.cpu())
+
+
+@torch.inference_mode()
+def draw_terms(
+    model: DiffusionModel,
+    x_0: Tensor,
+    steps: Steps,
+    *,
+    seed: int,
+    convention: Convention,
+    batch: int = 64,
+    progress: Callable[[int], None] | None = None,
+) -> Tensor:
+    """The terms of the bounds of N data, float64 [N, n] on the CPU, in the order of `steps`.
+
+    Args:
+        model: the model.
+        x_0: [N, *event], model units.
+        steps: which terms.
+        seed: of the noise.
+        convention: of the bound.
+        batch: rows a network call.
+        progress: called with the number of evaluations just made.
+    """
     values = torch.empty(len(x_0) * steps.count, dtype=torch.float64)
-    datum = rows.repeat_interleave(steps.count)
+    datum = torch.arange(len(x_0)).repeat_interleave(steps.count)
     t, s, draw = steps.t.flatten(), steps.s.flatten(), steps.draw.flatten()
     for start in range(0, len(values), batch):
         part = slice(start, start + batch)
@@ -258,13 +291,7 @@ def bound(
         values[part] = found.double().cpu()
         if progress is not None:
             progress(len(here))
-    last = closed_last(model, x_0, convention, steps.end)
-    return combine(
-        steps,
-        values.view(len(x_0), steps.count),
-        prior_part(model, x_0, convention).cpu(),
-        None if last is None else last.cpu(),
-    )
+    return values.view(len(x_0), steps.count)
 
 
 def bits(nats: Tensor | float) -> Tensor | float:

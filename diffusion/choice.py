@@ -66,7 +66,15 @@ class Choice(BaseModel):
             return choose_steps(T, rows, seed, convention, self.terms, path=path)
         strata = self._strata(model, convention)
         return choose_steps(
-            T, rows, seed, convention, self.terms, strata=strata, profile=model.profile
+            T,
+            rows,
+            seed,
+            convention,
+            self.terms,
+            strata=strata,
+            profile=model.profile,
+            own=convention == model.space.default_convention,
+            bits=model.space.kind == "bits",
         )
 
     def path(self, model: DiffusionModel) -> Tensor:

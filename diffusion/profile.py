@@ -23,8 +23,8 @@ class ProfileConfig(BaseModel):
 
     Attributes:
         rows: at each step that is measured, half as many data with two draws of noise each.
-        points: how many of the T steps are measured, evenly spaced, the others interpolated; None
-            for all.
+        points: how many of the T steps are measured, closer where t is small, the others
+            interpolated; None for all.
         longest: most steps of the paths that are kept.
         seed: of the noise.
     """

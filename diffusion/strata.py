@@ -20,6 +20,7 @@ from torch import Tensor
 from diffusion.noise import CounterNoise, Stream, counter_noise
 from diffusion.profile import Profile
 from diffusion.space import Convention
+from diffusion.uncertainty import Expected
 
 _LAST_DRAWS = 8
 
@@ -36,8 +37,7 @@ class Steps:
         weight: float64 [n]: the bound's estimate is the prior's part + sum of weight times term.
         last: how many of the n are draws of the last step.
         end: where the last step begins: 1, unless the chain leaves steps out.
-        expected: float64 [n - last], nats: what each stratum adds on average, where a profile
-            tells; an estimate of the error then takes no trend for noise.
+        expected: what each stratum adds on average and how much it varies, where a profile tells.
     """
 
     t: Tensor
@@ -46,7 +46,7 @@ class Steps:
     weight: Tensor
     last: int
     end: int
-    expected: Tensor | None = None
+    expected: Expected | None = None
 
     @property
     def count(self) -> int:
@@ -92,6 +92,8 @@ def choose_steps(
     strata: Strata | None = None,
     path: Tensor | None = None,
     profile: Profile | None = None,
+    own: bool = True,
+    bits: bool = False,
 ) -> Steps:
     """All T steps, or an unbiased, stratified choice of `terms` of them for each datum.
 
@@ -107,6 +109,8 @@ def choose_steps(
         strata: of these in place of `even_strata`.
         path: int64 [steps + 1], 0 = t_0 < ... < t_steps = T, of a chain that leaves steps out.
         profile: of the model, where there is one; not with `path`, for it is of all T steps.
+        own: whether the convention is the data's own, of whose last step the profile tells.
+        bits: whether data are bits.
 
     Raises:
         ValueError: too few terms.
@@ -126,7 +130,7 @@ def choose_steps(
     weight = torch.cat((torch.full((last,), 1 / max(last, 1), dtype=torch.float64), size.double()))
     t, s = path[place], path[place - 1]
     draw = torch.cat((draws, path[each]), 1)
-    expected = None if profile is None else profile.mean.cpu().cumsum(0)[edges].diff()
+    expected = None if profile is None else Expected.of(profile, edges, own, bits)
     return Steps(t, s, draw, weight, last, int(path[1]), expected)
 
 

@@ -164,7 +164,8 @@ def weigh(
 
     The standard error is the jackknife's, over trajectories: it sees a bound that hangs on one
     weight alone, as the delta method does not, and is on average not too small (Efron and Stein
-    1981).
+    1981). It has one degree of freedom less than there are trajectories. A profile tells nothing of
+    it: weights differ by what the kernels miss, and not by what single terms vary.
 
     Args:
         model: the model.
@@ -182,8 +183,9 @@ def weigh(
     steps, last = parts[:, :, 1:].sum(2), parts[:, :, 0]
     log_w = prior + steps + last
     bound = log_w.logsumexp(1) - math.log(trajectories.each)
-    error, gain = _jackknife(log_w), bound - log_w.mean(1)
-    return BoundResult(bound, error, prior.mean(1), steps.mean(1), last.mean(1), gain)
+    gain, freedom = bound - log_w.mean(1), torch.full_like(bound, trajectories.each - 1.0)
+    averages = prior.mean(1), steps.mean(1), last.mean(1)
+    return BoundResult(bound, _jackknife(log_w), *averages, gain, freedom)
 
 
 @torch.inference_mode()

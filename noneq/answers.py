@@ -189,7 +189,8 @@ class Posterior(Answer):
 class Likelihoods(Answer):
     """Lower bounds on log p(x_0), nats, of N data: `bound` = `prior` + `steps` + `last` + `gain`.
 
-    Minus infinity says that the model excludes the datum.
+    Minus infinity says that the model excludes the datum, NaN that its arithmetic ends before it
+    reaches so far out; `reasons` tells which and where.
     """
 
     kind = "likelihoods"
@@ -214,6 +215,45 @@ class Likelihoods(Answer):
     def rarer_than(self) -> Array | None:
         """The share of held-out data with a larger bound, float64 [N]; None where not measured."""
         return self.body.tensors.get("rarer_than")
+
+    @property
+    def typicality(self) -> Array | None:
+        """p-values float64 [N], uniform on held-out data; None where not measured.
+
+        Near 0 a datum is unlike held-out ones, to whichever side: it may be likelier than they are.
+        """
+        return self.body.tensors.get("typicality")
+
+    @property
+    def bands(self) -> Mapping[str, Array] | None:
+        """What `typicality` is made of, by noise level; None where not measured.
+
+        t [bands, 2] the least and greatest of each, nats [N, bands], rarer_than [N, bands].
+        """
+        found = {name: self.body.tensors.get(f"band_{name}") for name in _BAND}
+        return {n: x for n, x in found.items() if x is not None} or None
+
+    @property
+    def degrees_of_freedom(self) -> Array | None:
+        """Of `standard_error`, float64 [N]: few of them say that it is itself uncertain."""
+        return self.body.tensors.get("degrees_of_freedom")
+
+    @property
+    def interval(self) -> Array | None:
+        """In which the bound without this estimate's noise lies, 95%, nats float64 [N, 2]."""
+        return self.body.tensors.get("interval")
+
+    @property
+    def uncompared(self) -> str | None:
+        """Why `rarer_than` or `typicality` is None, where one is."""
+        found = self.body.fields.get("uncompared")
+        return None if found is None else str(found)
+
+    @property
+    def reasons(self) -> Mapping[int, str]:
+        """Why there is no finite bound, by the datum's place."""
+        found: Mapping[str, str] = self.body.fields.get("reasons") or {}
+        return {int(place): reason for place, reason in found.items()}
 
     @property
     def bits_per_dim(self) -> Array:
@@ -242,8 +282,10 @@ class Likelihoods(Answer):
 
     def rows(self) -> tuple[Sequence[str], Sequence[Sequence[object]]]:
         """A row for each datum."""
-        columns = {name: getattr(self, name) for name in _SCORES}
-        return _SCORES, list(zip(*(x.tolist() for x in columns.values()), strict=True))
+        unknown = np.full(len(self.bound), np.nan)
+        columns = [getattr(self, name) for name in _SCORES]
+        rows = zip(*((unknown if x is None else x).tolist() for x in columns), strict=True)
+        return _SCORES, list(rows)
 
     @classmethod
     def lift(cls, document: Mapping[str, Any]) -> Body:
@@ -254,9 +296,19 @@ class Likelihoods(Answer):
             for name in ("bound", "relative_to_prior")
         }
         tensors["standard_error"] = _column([one["standard_error"] for one in results], np.nan)
-        rarer = [one.get("rarer_than") for one in results]
-        if None not in rarer:
-            tensors["rarer_than"] = _column(rarer, np.nan)
+        for name in ("rarer_than", "typicality", "degrees_of_freedom"):
+            found = [one.get(name) for one in results]
+            if set(found) != {None}:
+                tensors[name] = _column(found, np.nan)
+        ends = [one.get("interval") or (None, None) for one in results]
+        if "degrees_of_freedom" in tensors:
+            tensors["interval"] = np.array([_column(pair, np.nan) for pair in ends])
+        bands = [one.get("bands") for one in results]
+        if bands and None not in bands:
+            tensors["band_t"] = np.array([[band["first"], band["final"]] for band in bands[0]])
+            for name in ("nats", "rarer_than"):
+                rows = [_column([band[name] for band in one], np.nan) for one in bands]
+                tensors[f"band_{name}"] = np.array(rows)
         for name in _PARTS:
             tensors[name] = _column([one["parts"][name] for one in results], -np.inf)
         terms = [one["per_step"] for one in results]
@@ -270,7 +322,15 @@ class Likelihoods(Answer):
 
 _PARTS = ("prior", "steps", "last", "gain")
 _TERM = ("t", "weight", "value")
-_SCORES = ("bound", "standard_error", "bits_per_dim", "relative_to_prior")
+_BAND = ("t", "nats", "rarer_than")
+_SCORES = (
+    "bound",
+    "standard_error",
+    "bits_per_dim",
+    "relative_to_prior",
+    "rarer_than",
+    "typicality",
+)
 
 
 def _column(values: Sequence[float | None], absent: float) -> Array:

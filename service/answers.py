@@ -94,12 +94,33 @@ Terms = Annotated[
 ]
 
 
+class Band(BaseModel):
+    """A part of the bound, among held-out data."""
+
+    part: Literal["prior", "last", "steps"]
+    first: int = Field(description="The least t of it.")
+    final: int = Field(description="The greatest.")
+    nats: float | None
+    rarer_than: float | None = Field(
+        description="The share of held-out data in which it is larger: near 1 the datum holds more "
+        "than they do at this level of noise, near 0 less."
+    )
+
+
 class Loglik(BaseModel):
-    """The bound of one datum. Null stands for minus infinity: the model excludes the datum."""
+    """The bound of one datum. Null stands for minus infinity, or no number: `reason` says which."""
 
     bound: float | None = Field(description="Nats; at most log p(x_0), but for its standard error.")
     standard_error: float | None = Field(
-        description="Of this estimate, nats; of trajectories the jackknife's over them."
+        description="Of this estimate, nats, from its own terms and the model's profile; of "
+        "trajectories the jackknife's over them, likewise."
+    )
+    degrees_of_freedom: float | None = Field(
+        description="Of the standard error, which of few terms is itself uncertain."
+    )
+    interval: tuple[float, float] | None = Field(
+        description="In which the bound without the noise of this estimate lies, 95%, nats: by "
+        "Student's t with those degrees of freedom."
     )
     bits: float | None = Field(description="The bound in bits.")
     bits_per_dim: float | None = Field(
@@ -108,10 +129,20 @@ class Loglik(BaseModel):
     relative_to_prior: float | None = Field(description="K - L_null, nats: gained over pi.")
     rarer_than: float | None = Field(
         None,
-        description="The share of held-out data with a larger bound, by the percentiles of the "
-        "model's evaluation; null where it was not evaluated so: in this convention, on this "
-        "chain. The noise of the estimates widens the percentiles, and moves this bound among "
-        "them.",
+        description="The share of held-out data with a larger bound, each estimated with the noise "
+        "of this request: uniform on new held-out data. Null where that is not known; "
+        "`uncompared` says why. Likely is not typical: see `typicality`.",
+    )
+    typicality: float | None = Field(
+        None,
+        description="A p-value, uniform on held-out data: the share of them that are as far out as "
+        "this datum, to whichever side, in their bound and its parts by noise level (`bands`). "
+        "Near 0 the datum is unlike them, though it may be likelier: an empty picture. Null as "
+        "`rarer_than`.",
+    )
+    bands: list[Band] | None = Field(None, description="What `typicality` is made of.")
+    reason: str | None = Field(
+        None, description="Why there is no finite bound, where there is none."
     )
     parts: Parts
     per_step: Terms | None = Field(None, description="Where it was asked for.")
@@ -125,6 +156,12 @@ class LoglikAnswer(_Answer):
     terms: int = Field(description="Network evaluations made for each datum.")
     trajectories: int | None = Field(None, description="As asked.")
     steps: int = Field(description="Of the chain whose bound it is.")
+    uncompared: str | None = Field(
+        None, description="Why `rarer_than` or `typicality` is null, where one is for all data."
+    )
+    reasons: dict[str, str] = Field(
+        default_factory=dict, description="Each `reason`, by the datum's place in `data`."
+    )
     results: list[Loglik]
     network_evaluations: int
 

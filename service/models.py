@@ -16,12 +16,13 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from diffusion import heldout
+from diffusion import heldout, reference
 from diffusion.artefact import ArtefactError, kind_of
 from diffusion.checkpoint import Metadata, load
 from diffusion.classifier import Classifier
 from diffusion.classifier import load as load_classifier
 from diffusion.model import DiffusionModel
+from diffusion.reference import Reference
 from diffusion.space import DataSpace
 from service.problems import InvalidRequest, UnknownModel
 
@@ -72,6 +73,7 @@ class Served:
         card: for people.
         readers: the classifiers that fit it.
         examples: held-out data [N, *event], data units, to try things on; N may be 0.
+        reference: held-out data's terms, that others are compared with; None where there are none.
     """
 
     name: str
@@ -81,6 +83,7 @@ class Served:
     card: str | None = None
     readers: tuple[Reader, ...] = ()
     examples: Tensor = field(default_factory=lambda: torch.zeros(0))
+    reference: Reference | None = None
 
 
 @dataclass(frozen=True)
@@ -162,8 +165,15 @@ def load_folder(folder: Path, device: str, default: str | None = None) -> Catalo
             _log.exception("loading %s failed", path)
             refused.append(_refuse(path, folder, error))
             continue
-        card, examples = _card(path.parent), _examples(path.parent, model.space)
-        served[name] = Served(name, model, metadata, checksum, card, examples=examples)
+        served[name] = Served(
+            name,
+            model,
+            metadata,
+            checksum,
+            _card(path.parent),
+            examples=_examples(path.parent, model.space),
+            reference=_reference(path.parent, model),
+        )
     for name, found in served.items():
         readers = tuple(reader for reader in classifiers.values() if reader.fits(found.model))
         served[name] = replace(found, readers=readers)
@@ -263,6 +273,15 @@ def _examples(folder: Path, space: DataSpace) -> Tensor:
     except (ArtefactError, OSError) as error:
         _log.error("%s is served without examples: %s", folder.name, error)
         return torch.zeros(0, *space.shape)
+
+
+def _reference(folder: Path, model: DiffusionModel) -> Reference | None:
+    """That beside the artefact; a file that cannot be read is as none."""
+    try:
+        return reference.read(folder, model)
+    except (ArtefactError, OSError) as error:
+        _log.error("%s is served without a reference: %s", folder.name, error)
+        return None
 
 
 def _folder(file: str) -> str:

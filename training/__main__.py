@@ -10,6 +10,7 @@
     python -m training evaluate swissroll     measure an exported artefact
     python -m training quantiles swissroll    add the spread over data to what was measured
     python -m training heldout swissroll      write a few test data beside an artefact
+    python -m training reference swissroll    write the terms of test data beside an artefact
     python -m training report swissroll       entropies of its reverse steps, plotted, into its card
     python -m training inspect swissroll      print an exported artefact's facts
     python -m training peer deadleaves        Gaussian mixtures of the same data, measured
@@ -43,6 +44,7 @@ from training.commands.measuring import (
     do_peer,
     do_profile,
     do_quantiles,
+    do_reference,
     do_report,
 )
 from training.commands.publishing import do_examples, do_figures, do_paper, do_schedules
@@ -182,6 +184,11 @@ def parser() -> argparse.ArgumentParser:
     one = command("heldout", do_heldout, models)
     one.add_argument("name", help="of a model, or a path ending in .safetensors")
 
+    one = command("reference", do_reference, device, models)
+    one.add_argument("name", help="of a model, or a path ending in .safetensors")
+    one.add_argument("--data", help=f"in the place of its own: {NAMED}")
+    one.add_argument("--batch", type=int, default=256, help="rows a network call")
+
     one = command("parzen", do_parzen, device, models)
     one.add_argument("name", help="of a model; with --data of a file in training/configs")
     one.add_argument("--data", action="store_true", help="training data in the samples' place")
@@ -209,6 +216,11 @@ def parser() -> argparse.ArgumentParser:
         "--variance",
         choices=VARIANCES,
         help="of the model from now on (default as it was; these three need no other network)",
+    )
+    one.add_argument(
+        "--terms",
+        action="store_true",
+        help="of the bound alone: errors, variance and paths, and so the model, stay as they are",
     )
     one.add_argument("--write", action="store_true", help="into the artefact and its card")
 

@@ -23,6 +23,7 @@ def card(
     *,
     reported: bool = False,
     pictured: bool = True,
+    compared: bool = False,
 ) -> str:
     """The card as Markdown.
 
@@ -32,6 +33,7 @@ def card(
         parameters: the number of fitted weights.
         reported: whether the files of `report` are beside it.
         pictured: whether the sheet of samples is.
+        compared: whether the terms of held-out data are.
     """
     m, training = metadata, metadata.training
     space = f"{m.space.kind}, shape {list(m.space.shape)}"
@@ -90,6 +92,12 @@ def card(
             ]
     else:
         lines.append("Not evaluated yet: `python -m training evaluate " + m.name + " --write`.")
+    if compared:
+        lines += [
+            "",
+            "`rarer_than` and `typicality` of `/loglik` hold data against the terms of held-out",
+            "ones ([reference.safetensors](reference.safetensors)), at the noise of the request.",
+        ]
     shorter = [e for e in m.evaluation if e.steps and e.convention == m.space.default_convention]
     if shorter:
         lines += ["", "## Chains of fewer steps", "", steps_table(shorter), ""]

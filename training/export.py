@@ -5,6 +5,7 @@ models/NAME/README.md           the card: the facts for people
 models/NAME/samples.png         a sheet of its samples
 models/NAME/entropy.png, .csv   its report
 models/NAME/examples.safetensors   held-out data to try things on
+models/NAME/reference.safetensors  the terms of held-out data, that others are compared with
 """
 
 from pathlib import Path
@@ -12,7 +13,7 @@ from pathlib import Path
 import torch
 from PIL import Image
 
-from diffusion import heldout
+from diffusion import heldout, reference
 from diffusion.checkpoint import Evaluation, Metadata, Provenance, read_metadata, save
 from diffusion.model import DiffusionModel
 from diffusion.networks import BitPatterns, GaussianMixture
@@ -29,7 +30,7 @@ from training.converted import ConvertedConfig, is_converted
 from training.evaluate import as_planned
 from training.fit import build_model
 from training.given import data_for
-from training.profile import measured_points, profiled
+from training.profile import measure_terms, measured_points, profiled
 from training.progress import progress_bar, rows_done, steps_made
 from training.provenance import commit, versions
 from training.schedule import averaged_table
@@ -201,6 +202,9 @@ def export(
     path.chmod(0o644)  # safetensors writes for the owner alone; a server runs as another user
     write_examples(path, dataset)
     report.remove(path)  # that of the artefact before
+    path.with_name(reference.FILE).unlink(missing_ok=True)
+    if measure:
+        write_reference(path, model, dataset, quiet=quiet)
     if measure and model.T > 1:
         report.write(path, model, dataset)
     write_companions(path, config.title, model, quiet=quiet)
@@ -233,10 +237,50 @@ def with_profile(
     return found, Metadata.model_validate(document)
 
 
+def with_terms(
+    model: DiffusionModel,
+    metadata: Metadata,
+    dataset: data.Dataset,
+    profile: ProfileConfig,
+    *,
+    quiet: bool = False,
+) -> Metadata:
+    """Measure the terms of the model's profile anew, in place; returns its document.
+
+    The model's answers stay the same, and what was evaluated too.
+    """
+    if metadata.profile is None:
+        raise ValueError("the model has no profile whose terms could be measured: make one first")
+    x_0 = model.space.to_model(dataset.train[: profile.rows // 2])
+    work = len(measured_points(model.T, profile.points)) * 2 * len(x_0)
+    with progress_bar(work, "row", "terms", unit_scale=True, disable=quiet) as bar:
+        measure_terms(model, x_0, profile, progress=rows_done(bar))
+    made = profile.model_copy(update={"longest": metadata.profile.longest})
+    return metadata.model_copy(update={"profile": made})
+
+
 def write_examples(path: Path, dataset: data.Dataset) -> Path:
     """Write some of the test split beside an artefact, as `diffusion.heldout` has them."""
     rows = heldout.choose(dataset.test, dataset.space)
     return heldout.write(path.parent, rows, dataset.space)
+
+
+def write_reference(
+    path: Path,
+    model: DiffusionModel,
+    dataset: data.Dataset,
+    *,
+    batch: int = 256,
+    quiet: bool = False,
+) -> Path:
+    """Write the terms of held-out data beside an artefact, as `diffusion.reference` has them."""
+    x_0 = model.space.to_model(reference.pick(dataset.test)).to(model.device)
+    place = torch.zeros(1, dtype=torch.int64)
+    one = reference.choice(model).settle(model, place, 0, model.space.default_convention)
+    work = one.count * len(x_0)
+    with progress_bar(work, "term", "held-out", unit_scale=True, disable=quiet) as bar:
+        found = reference.measure(model, x_0, batch=batch, progress=rows_done(bar))
+    return reference.write(path.parent, model, found)
 
 
 def write_companions(
@@ -274,7 +318,9 @@ def write_card(path: Path, title: str, model: DiffusionModel) -> None:
     """Write the card beside an artefact, of what is there."""
     reported = all(file.exists() for file in report.files(path))
     pictured = path.with_name("samples.png").exists()
-    text = card(read_metadata(path), title, parameters(model), reported=reported, pictured=pictured)
+    compared = path.with_name(reference.FILE).exists()
+    beside = {"reported": reported, "pictured": pictured, "compared": compared}
+    text = card(read_metadata(path), title, parameters(model), **beside)
     path.with_name("README.md").write_text(text)
 
 

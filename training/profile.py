@@ -3,9 +3,11 @@
     x_t ~ q(x_t | x_0) at each measured t, x_0 from the training split, each with two draws
 
 One network call serves everything: the errors, the terms, and the cost of the jumps from t to every
-s < t. Steps between two measured ones are interpolated. The data and the draws are the same at
-every t, so that tables are as smooth in t as the model: paths chosen by noisy tables would follow
-the noise.
+s < t. Steps between two measured ones are interpolated: errors and terms as powers of t, for they
+fall by orders of magnitude in the first few steps. The last step's log-probability, at t = 1, is
+another quantity than the terms of t >= 2, and no line is drawn between the two. The data and the
+draws are the same at every t, so that tables are as smooth in t as the model: paths chosen by
+noisy tables would follow the noise.
 """
 
 import math
@@ -26,6 +28,7 @@ from diffusion.profile import Profile, ProfileConfig
 
 SCALAR: tuple[VarianceKind, ...] = ("lower", "upper", "optimal")
 """Variances that are one number for all elements, and known before any x_t."""
+_LEAST = 1e-30  # nats; stands for 0 where a logarithm is taken
 _ELEMENTS = 2**21  # of a batch of jumps: some tens of MB
 _FACTORS = torch.arange(-4, 25, dtype=torch.float64) / 4  # powers of 2, of `Profile.last`
 
@@ -64,29 +67,66 @@ def profiled(
         error = here.error()
         # What is written here, "optimal" reads when the kernel is asked for.
         profile.error[t], profile.last[t] = error, here.last(error)
-        terms = here.costs(torch.tensor([t - 1])).view(-1, 2).neg()
+        mean, spread = here.terms()
         columns["error"].append(profile.error[t].cpu())
         columns["last"].append(profile.last[t].cpu())
-        columns["mean"].append(terms.mean())
-        columns["spread"].append((terms.diff(dim=1).square().mean() / 2).sqrt())
+        columns["mean"].append(mean)
+        columns["spread"].append(spread)
         ends = torch.cat((torch.zeros(1, dtype=torch.long), points[:i]))
         ends = ends[:1] if scalar else ends
         costs.append(here.costs(ends).mean(1))
         if progress is not None:
             progress(len(here.t))
-    for name, values in columns.items():
-        table = _between(points, torch.stack(values), model.T, name in ("error", "last"))
+    for name in ("error", "last"):
+        table = _between(points, torch.stack(columns[name]).log(), model.T).exp()
         getattr(profile, name)[1:] = table.to(model.device)
+    _fill_terms(profile, points, columns["mean"], columns["spread"])
     _find_paths(found, points, costs)
-    if model.T > 1:
-        profile.strata.copy_(pack(shortest(_strata_costs(profile), profile.longest_strata)[0]))
     return found
 
 
+@torch.inference_mode()
+def measure_terms(
+    model: DiffusionModel,
+    x_0: Tensor,
+    config: ProfileConfig,
+    progress: Callable[[int], None] | None = None,
+) -> None:
+    """Measure the mean and spread of the bound's terms anew, and the strata by them, in place.
+
+    Errors, variances and paths stay as they are, and with them the model and its samples.
+
+    Args:
+        model: in evaluation mode, with a profile.
+        x_0: as in `profiled`.
+        config: how much is measured.
+        progress: called with the number of network rows just made.
+    """
+    profile = model.profile
+    if profile is None:
+        raise ValueError("the model has no profile whose terms could be measured: make one first")
+    points = measured_points(model.T, config.points)
+    x_0 = x_0[: config.rows // 2].to(model.device)
+    means: list[Tensor] = []
+    spreads: list[Tensor] = []
+    for t in points.tolist():
+        mean, spread = _Point(model, x_0, t, config).terms()
+        means.append(mean)
+        spreads.append(spread)
+        if progress is not None:
+            progress(2 * len(x_0))
+    _fill_terms(profile, points, means, spreads)
+
+
 def measured_points(T: int, points: int | None) -> Tensor:
-    """The steps that are measured, ascending from 1 to T, int64."""
+    """The steps that are measured, ascending from 1, 2 to T, int64: closer where t is small."""
     count = T if points is None else min(points, T)
-    return torch.linspace(1, T, count, dtype=torch.float64).round().long()
+    if count < 3:
+        return torch.linspace(1, T, count, dtype=torch.float64).round().long()
+    place = torch.linspace(0, 1, count - 1, dtype=torch.float64)
+    rest = (2 + (T - 2) * place**1.5).round().long()
+    rest = rest.maximum(torch.arange(2, count + 1))  # distinct
+    return torch.cat((torch.ones(1, dtype=torch.int64), rest))
 
 
 def closed_costs(model: DiffusionModel) -> Tensor:
@@ -132,6 +172,11 @@ class _Point:
         found = (self.x_0 - self.prediction.x_0).double().square().mean()
         return found.clamp_min(torch.finfo(torch.float32).tiny)
 
+    def terms(self) -> tuple[Tensor, Tensor]:
+        """Mean and spread of the bound's term, nats; at t = 1 of the last step's part."""
+        terms = self.costs(self.t[:1].cpu() - 1).view(-1, 2).neg()
+        return terms.mean(), (terms.diff(dim=1).square().mean() / 2).sqrt()
+
     def last(self, error: Tensor) -> Tensor:
         """The variance of a step to x_0 that makes the mean of its part greatest."""
         space = self.model.space
@@ -169,12 +214,25 @@ class _Point:
         return torch.cat(found).double().cpu().view(len(ends), rows)
 
 
-def _between(points: Tensor, values: Tensor, T: int, positive: bool) -> Tensor:
-    """Values for t = 1..T by linear interpolation, of their logarithms where they are positive."""
-    every = np.arange(1, T + 1)
-    if positive:
-        return torch.from_numpy(np.interp(every, points.numpy(), values.log().numpy())).exp()
-    return torch.from_numpy(np.interp(every, points.numpy(), values.numpy()))
+def _between(points: Tensor, values: Tensor, T: int, first: int = 1) -> Tensor:
+    """Values for t = first..T, linear between `points` in the logarithm of t."""
+    every = np.arange(first, T + 1)
+    return torch.from_numpy(np.interp(np.log(every), points.double().log(), values))
+
+
+def _fill_terms(profile: Profile, points: Tensor, mean: list[Tensor], spread: list[Tensor]) -> None:
+    """Fill in the terms' tables from the measured points, and the strata that follow from them."""
+    means, spreads = torch.stack(mean), torch.stack(spread)
+    profile.mean[1], profile.spread[1] = means[0], spreads[0]
+    if profile.T == 1:
+        return
+    # What is not t = 1 is minus a divergence, but for rounding.
+    rest = points[1:]
+    for table, values, sign in ((profile.mean, -means[1:], -1), (profile.spread, spreads[1:], 1)):
+        logs = values.clamp_min(_LEAST).log()
+        table[2:] = sign * _between(rest, logs, profile.T, first=2).exp().to(table.device)
+        table[rest] = sign * values.to(table.device)  # without the clamp
+    profile.strata.copy_(pack(shortest(_strata_costs(profile), profile.longest_strata)[0]))
 
 
 def _strata_costs(profile: Profile) -> Tensor:
@@ -196,7 +254,7 @@ def _find_paths(model: DiffusionModel, points: Tensor, costs: list[Tensor]) -> N
     if model.variance in SCALAR:
         nodes = torch.arange(model.T + 1)
         cost = closed_costs(model)
-        cost[1:, 0] = _between(points, torch.cat(costs), model.T, positive=False)
+        cost[1:, 0] = _between(points, torch.cat(costs), model.T)
     else:
         nodes = torch.cat((torch.zeros(1, dtype=torch.long), points))
         cost = torch.full((len(nodes), len(nodes)), math.inf, dtype=torch.float64)

@@ -43,6 +43,8 @@ class Score:
         standard_error: of this estimate.
         bits_per_dim: lower is likelier.
         relative_to_prior: K - L_null.
+        rarer_than: the share of held-out data with a larger bound; NaN where not measured.
+        typicality: a p-value, near 0 where the datum is unlike held-out ones; likewise.
         settings: what else was asked of the estimate, as "steps=8 terms=20".
         model_checksum: of the model's artefact: its first 16 digits.
         data_checksum: of the block that the datum was scored in.
@@ -57,12 +59,13 @@ class Score:
     standard_error: float
     bits_per_dim: float
     relative_to_prior: float
+    rarer_than: float
+    typicality: float
     settings: str
     model_checksum: str
     data_checksum: str
 
 
-_ENDLESS = (math.inf, -math.inf)
 COLUMNS = tuple(field.name for field in fields(Score))
 #: What all scores of a table have in common.
 MADE_BY = ("model", "model_checksum", "convention", "seed", "settings")
@@ -148,7 +151,8 @@ class Lines:
             line = asdict(score)
             if self._as_json:
                 finite = {
-                    name: None if value in _ENDLESS else value for name, value in line.items()
+                    name: None if isinstance(value, float) and not math.isfinite(value) else value
+                    for name, value in line.items()
                 }
                 self._out.write(json.dumps(finite) + "\n")
             else:

@@ -52,7 +52,8 @@ class TermResult(Timing):
     Attributes:
         bound: float64 [N] each, on the CPU.
         values: float64 [rows, units] nats, the terms in the order of the job's `steps`. A term of
-            minus infinity is an answer: the model holds the datum to be impossible.
+            minus infinity is an answer: the model holds the datum to be impossible. NaN too: the
+            datum is so far out that the network's arithmetic ends there.
     """
 
     bound: BoundResult

@@ -2,12 +2,12 @@
 
 import { h } from "./elements.js";
 import { cautions } from "./panels.js";
-import { perDim, shareAbove } from "./standing.js";
+import { perDim } from "./standing.js";
 import { badge, letter, thumb } from "./thumbs.js";
 import { number } from "./words.js";
 
 const PARTS = ["prior", "steps", "last", "gain"];
-const UNUSUAL = 0.05; // of held-out data as far out or further
+const ODD = 0.02; // of held-out data themselves so many are told to be unlike them
 const RAISED = "⁰¹²³⁴⁵⁶⁷⁸⁹";
 const digits = (value, count) => number(value, { maximumFractionDigits: count, minimumFractionDigits: count, signDisplay: "negative" }).replace("-", "−");
 
@@ -50,25 +50,21 @@ function figure(bits, error) {
 /** Whether a datum's place among held-out data is known. */
 const placed = ({ rarer_than: share }) => share !== null && share !== undefined;
 
-/** "Rarer than 99.7% of held-out data", and between which shares a standard error leaves it. */
-function place({ rarer_than: share, bound, standard_error: error }, held) {
+const percent = (value) => `${number(100 * value, { maximumFractionDigits: 1 })}%`;
+
+/** "Rarer than 99.7% of held-out data". */
+function place({ rarer_than: share }, held) {
   if (!placed({ rarer_than: share })) return null;
-  const percent = (value) => `${number(100 * value, { maximumFractionDigits: 1 })}%`;
   const values = { share: percent(Math.max(share, 1 - share)), split: held?.split ?? "" };
   const said = share >= 1 ? "verdict.rarest" : share <= 0 ? "verdict.likeliest" : share >= 0.5 ? "verdict.rarer" : "verdict.likelier";
-  const sentence = h("p", { class: "place", say: [said, values] });
-  if (!held || !error) return sentence;
-  const [low, high] = [shareAbove(held.quantiles, bound + error), shareAbove(held.quantiles, bound - error)];
-  const range = share >= 0.5 ? [low, high] : [1 - high, 1 - low];
-  if (percent(range[0]) === percent(range[1])) return sentence;
-  return h("div", {}, sentence, h("small", { say: ["verdict.range", { low: percent(range[0]), high: percent(range[1]) }] }));
+  return h("p", { class: "place", say: [said, values] });
 }
 
-/** How many held-out data are as unusual, to either side, where the service says so: likely is not typical. */
+/** Whether it is like held-out data, which is more than how likely it is. */
 function typical({ typicality: share }) {
-  if (typeof share !== "number") return null;
-  const percent = `${number(100 * share, { maximumFractionDigits: 1 })}%`;
-  return h("p", share < UNUSUAL ? { class: "unusual", say: ["verdict.unusual", { share: percent }] } : { say: ["verdict.typical", { share: percent }] });
+  if (share === null || share === undefined) return null;
+  const odd = share < ODD;
+  return h("p", { class: odd ? "unusual" : "", say: [odd ? "verdict.odd" : "verdict.typical", { share: percent(share) }], hint: "verdict.typical.why" });
 }
 
 function partsOf(result) {

@@ -8,13 +8,14 @@ import torch
 from torch import Tensor
 from typing_extensions import override
 
+from diffusion import reference
 from diffusion.bound import check_convention, null_log_prob
 from diffusion.checkpoint import Evaluation
 from diffusion.choice import Choice
 from diffusion.space import Convention
-from diffusion.strata import Steps
+from diffusion.strata import Steps, even_strata
 from diffusion.trajectory import Trajectories
-from service.answers import Loglik, LoglikAnswer, Parts
+from service.answers import Band, Loglik, LoglikAnswer, Parts
 from service.arrays import check_values, read_events, refusal
 from service.columns import Columns
 from service.encoding import BINARY, EVENTS, JSON
@@ -28,6 +29,17 @@ from service.settings import Settings
 from service.work.base import Work, check_rows, settle_seed
 
 TERM_BYTES = 80  # of a term as JSON, most often less
+
+
+@final
+@dataclass(frozen=True)
+class Standing:
+    """Where data stand among held-out ones, [N] each; None, or nothing, where it is not known."""
+
+    rarer_than: Tensor | None = None
+    typicality: Tensor | None = None
+    bands: tuple[reference.Band, ...] = ()
+    uncompared: str | None = None
 
 
 @final
@@ -77,16 +89,25 @@ class LoglikWork(Work[TermResult]):
     @override
     def answer(self, result: TermResult) -> LoglikAnswer:
         columns = {name: x.tolist() for name, x in self._bounds(result).items()}
-        per_bit = math.log(2)
-        dims, measured = self.served.model.space.dims, self._measured()
+        per_bit, dims = math.log(2), self.served.model.space.dims
+        standing, reasons = self._standing(result), self._reasons(result)
+        rarer, typicality = (
+            [None] * len(self.job.x_0) if x is None else [_finite(one) for one in x.tolist()]
+            for x in (standing.rarer_than, standing.typicality)
+        )
         results = [
             Loglik(
                 bound=_finite(bound),
                 standard_error=_finite(columns["standard_error"][i]),
+                degrees_of_freedom=_finite(columns["degrees_of_freedom"][i] + 0 * bound),
+                interval=_interval(*columns["interval"][i]),
                 bits=_finite(bound / per_bit),
                 bits_per_dim=_finite(-bound / per_bit / dims),
                 relative_to_prior=_finite(columns["relative_to_prior"][i]),
-                rarer_than=None if measured is None else measured.rarer_than(bound),
+                rarer_than=rarer[i],
+                typicality=typicality[i],
+                bands=[_band(band, i) for band in standing.bands] or None,
+                reason=reasons.get(i),
                 parts=Parts(
                     prior=_finite(columns["prior"][i]),
                     steps=_finite(columns["steps"][i]),
@@ -106,6 +127,8 @@ class LoglikWork(Work[TermResult]):
             terms=self.job.units * self.job.each,
             trajectories=self.request.trajectories,
             steps=self.request.steps or self.served.model.T,
+            uncompared=standing.uncompared,
+            reasons={str(i): reason for i, reason in reasons.items()},
             results=results,
             network_evaluations=result.network_evaluations,
         )
@@ -113,10 +136,14 @@ class LoglikWork(Work[TermResult]):
     @override
     def tensors(self, result: TermResult) -> dict[str, Tensor]:
         found = self._bounds(result)
-        measured = self._measured()
-        if measured is not None:
-            rarer = [measured.rarer_than(bound) for bound in found["bound"].tolist()]
-            found["rarer_than"] = torch.tensor(rarer, dtype=torch.float64)
+        standing = self._standing(result)
+        if standing.rarer_than is not None:
+            found["rarer_than"] = standing.rarer_than
+        if standing.typicality is not None:
+            found["typicality"] = standing.typicality
+            found["band_t"] = torch.tensor([[band.first, band.final] for band in standing.bands])
+            found["band_nats"] = torch.stack([band.nats for band in standing.bands], 1)
+            found["band_rarer_than"] = torch.stack([b.rarer_than for b in standing.bands], 1)
         if self.request.per_step:
             steps, values = self._steps(), result.values.view(len(self.job.x_0), -1)
             found |= {"term_t": steps.t, "term_weight": steps.weight, "term_value": values}
@@ -129,6 +156,8 @@ class LoglikWork(Work[TermResult]):
         return {
             "bound": bound.bound,
             "standard_error": bound.standard_error,
+            "degrees_of_freedom": bound.freedom,
+            "interval": bound.interval,
             "relative_to_prior": bound.bound - null,
             "prior": bound.prior,
             "steps": bound.steps,
@@ -136,17 +165,65 @@ class LoglikWork(Work[TermResult]):
             "gain": bound.gain,
         }
 
+    def _standing(self, result: TermResult) -> Standing:
+        """Where the data stand among held-out ones, estimated likewise."""
+        asked, steps, found = self.request, self.job.steps, result.bound
+        whole = isinstance(steps, Steps) and asked.steps in (None, self.served.model.T)
+        known, convention = self.served.reference, self.job.convention
+        if not whole:
+            why = "of the whole chain alone are held-out data's terms known"
+        elif known is None:
+            why = "the model ships without held-out data's terms"
+        else:
+            why = known.refusal(convention) or ""
+        if not why and known is not None and isinstance(steps, Steps):
+            closed = found.last if convention == "paper" else None
+            among = known.stand(steps, convention, result.values, found.prior, closed)
+            return Standing(among.rarer_than, among.typicality, among.bands)
+        measured = self._measured()
+        if measured is None:
+            return Standing(uncompared=f"Not measured on held-out data: {why}.")
+        rarer = [
+            math.nan if math.isnan(x) else measured.rarer_than(x) for x in found.bound.tolist()
+        ]
+        told = f"Typicality is not known: {why}."
+        return Standing(torch.tensor(rarer, dtype=torch.float64), uncompared=told)
+
     def _measured(self) -> Evaluation | None:
-        """What is known of the same bound of held-out data: convention and chain are the same."""
+        """The evaluation of held-out data by the same estimator: its noise is the same too."""
         asked, T = self.request, self.served.model.T
         steps = None if asked.steps == T else asked.steps
-        chain = steps, asked.spacing if steps else None, asked.trajectories
-        for measured in self.served.metadata.evaluation:
-            its_chain = measured.steps, measured.spacing, measured.trajectories
-            same = its_chain == chain and measured.convention == self.job.convention
-            if same and measured.split == "test" and measured.quantiles is not None:
-                return measured
+        every = even_strata(steps or T, self.job.convention).count
+        terms = None if asked.trajectories or self.job.units >= every else self.job.units
+        of = steps, asked.spacing if steps else None, asked.trajectories, terms, asked.strata
+        for e in self.served.metadata.evaluation:
+            its = e.steps, e.spacing, e.trajectories, e.terms, e.strata
+            same = its == of and e.convention == self.job.convention
+            if same and e.split == "test" and e.quantiles is not None:
+                return e
         return None
+
+    def _reasons(self, result: TermResult) -> dict[int, str]:
+        """Why data have no finite bound, by their places."""
+        lost = (~result.bound.bound.isfinite()).nonzero().flatten().tolist()
+        return {i: self._reason(result, i) for i in lost}
+
+    def _reason(self, result: TermResult, datum: int) -> str:
+        t = self._steps().t[datum]
+        values = result.values.view(len(self.job.x_0), -1)[datum]
+        far = float(self.job.x_0[datum].abs().max())
+        where = f"It is {far:.3g} at the most in the model's units, where data are about 1"
+        wrong = values.isnan() | values.isposinf()
+        if bool(wrong.any()):
+            step = int(t[int(wrong.nonzero()[0])])
+            return (
+                f"The bound of this datum is no number: at t = {step} the network's arithmetic "
+                f"leaves the finite numbers. {where}."
+            )
+        if bool(values.isneginf().any()):
+            step = int(t[int(values.isneginf().nonzero()[0])])
+            return f"The model holds this datum to be impossible: its term at t = {step} is -inf."
+        return f"The bound of this datum is beyond what a number can hold. {where}."
 
     def _steps(self) -> Steps:
         """The terms of each datum as a table."""
@@ -194,6 +271,15 @@ def _whole(request: LoglikRequest, T: int, said: list[str]) -> Trajectories:
         return Trajectories(request.trajectories, T)
     except ValueError as error:
         raise refusal(error, "trajectories", request.trajectories) from None
+
+
+def _band(band: reference.Band, datum: int) -> Band:
+    nats, rarer = (_finite(float(x[datum])) for x in (band.nats, band.rarer_than))
+    return Band(part=band.name, first=band.first, final=band.final, nats=nats, rarer_than=rarer)
+
+
+def _interval(low: float, high: float) -> tuple[float, float] | None:
+    return (low, high) if math.isfinite(low) and math.isfinite(high) else None
 
 
 def _finite(value: float) -> float | None:

@@ -162,7 +162,8 @@ def test_no_more_is_read_than_is_asked(monkeypatch: pytest.MonkeyPatch) -> None:
             yield Block("a.npy", i, np.zeros((1, 2)), np.ones((1, 2)))
 
     def score(_: scores.Scoring, block: Block) -> list[scores.Score]:
-        return [scores.Score("a.npy", block.start, "m", "density", 0, 0, 0, 0, 0, "", "", "")]
+        told = 0, 0, 0, 0, 0, 0, 0, "", "", ""
+        return [scores.Score("a.npy", block.start, "m", "density", *told)]
 
     monkeypatch.setattr(scores, "_blocks", blocks)
     monkeypatch.setattr(scores.Scoring, "score", score)

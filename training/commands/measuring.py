@@ -103,6 +103,15 @@ def do_heldout(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def do_reference(arguments: argparse.Namespace) -> int:
+    """Measure the terms of held-out data, that others are compared with, beside an artefact."""
+    path, model, metadata = _opened(arguments)
+    config, _, dataset = _source(model, metadata, arguments.data)
+    print(export.write_reference(path, model, dataset, batch=arguments.batch))
+    export.write_card(path, config.title, model)
+    return 0
+
+
 def do_profile(arguments: argparse.Namespace) -> int:
     """Measure an artefact's errors step by step; with --write, into it and its card."""
     path, model, metadata = _opened(arguments)
@@ -110,6 +119,12 @@ def do_profile(arguments: argparse.Namespace) -> int:
     given = {"rows": arguments.rows, "points": arguments.points, "seed": arguments.seed}
     keys = config.profile.model_dump() | {k: v for k, v in given.items() if v is not None}
     profile = ProfileConfig.model_validate(keys)
+    if arguments.terms:
+        document = export.with_terms(model, metadata, dataset, profile)
+        print(inspect.steps_table(model))
+        if arguments.write:
+            save(path, model, document)
+        return 0
     variance = arguments.variance or metadata.variance
     found, document = export.with_profile(model, metadata, dataset, profile, variance)
     print(inspect.steps_table(found))

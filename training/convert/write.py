@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 from pydantic import ValidationError
 
+from diffusion import reference
 from diffusion.checkpoint import Provenance, save
 from diffusion.plan import DDIM
 from diffusion.prediction import VarianceKind
@@ -106,6 +107,7 @@ def convert(
     path = out / "model.safetensors"
     save(path, model, metadata)
     report.remove(path)  # that of the artefact before
+    path.with_name(reference.FILE).unlink(missing_ok=True)
     sampler = DDIM(steps=min(options.steps, model.T))
     write_companions(path, record.title, model, rows=options.samples, sampler=sampler, quiet=quiet)
     return path

@@ -81,7 +81,9 @@ async def test_a_datum_far_out_is_the_rarest(client: httpx.AsyncClient) -> None:
 async def test_what_the_model_excludes_is_rarer_than_all(client: httpx.AsyncClient) -> None:
     model, _ = bit_patterns()
     assert isinstance(model.network, BitPatterns)
-    answer = await ask(client, "/loglik", model="bit-patterns", data=[[0, 0, 0, 0]], seed=1)
+    answer = await ask(
+        client, "/loglik", model="bit-patterns", data=[[0, 0, 0, 0]], seed=1, terms=TERMS
+    )
     (result,) = answer["results"]
     assert result["bound"] is None or result["bound"] < -4
     assert result["rarer_than"] == 1
@@ -91,8 +93,9 @@ async def test_what_the_model_excludes_is_rarer_than_all(client: httpx.AsyncClie
     ("asked", "known"),
     [
         ({}, True),
-        ({"terms": None}, True),  # the same bound, with less noise
-        ({"terms": None, "steps": 100}, True),  # that is all of them
+        ({"steps": 100}, True),  # that is all of them
+        ({"terms": None}, False),  # the same bound, but with less noise
+        ({"terms": 10}, False),
         ({"terms": None, "steps": 20}, False),
         ({"terms": None, "trajectories": 2}, False),
         ({"convention": "paper"}, False),
@@ -108,6 +111,7 @@ async def test_only_the_bound_that_was_evaluated_has_a_rarity(
     raw = await client.post("/loglik", json=body, headers={"accept": "application/octet-stream"})
     tensors = load(raw.content)
     assert ("rarer_than" in tensors) == known
+    assert plain["uncompared"].startswith("Typicality is not" if known else "Not measured")
     if known:
         assert tensors["rarer_than"].tolist() == found
         assert 0 <= min(found) <= max(found) <= 1

@@ -203,7 +203,9 @@ def export(
     report.remove(path)  # that of the artefact before
     if measure and model.T > 1:
         report.write(path, model, dataset)
-    write_companions(path, config.title, model, quiet=quiet)
+    steps = config.evaluation.sampler_steps
+    sampler = None if steps is None else Ancestral(steps=min(steps, model.T))
+    write_companions(path, config.title, model, sampler=sampler, quiet=quiet)
     return path
 
 

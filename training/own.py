@@ -11,11 +11,12 @@ from pathlib import Path
 from typing import Any
 
 from training import config as configs
-from training.data import Dataset, load
+from training import densities
+from training.data import SPLITS, Dataset, load
 from training.given import data_of
 
 STEPS = {"image": 3000, "vector": 6000, "bits": 6000}
-T = {"image": 1000, "vector": 200, "bits": 500}
+T = {"image": 1000, "vector": 500, "bits": 500}
 
 _OPTIMISER = {"lr": 2e-3, "betas": [0.9, 0.99], "warmup": 100, "clip": 1.0}
 
@@ -27,8 +28,8 @@ def settings(dataset: Dataset) -> dict[str, Any]:
         return _images(space.shape)
     if space.kind == "bits":
         share = float(dataset.train.mean())
-        return _bits(space.dims, min(0.95, max(0.05, share)))
-    return _vectors(space.dims)
+        return _bits(dataset, min(0.95, max(0.05, share)))
+    return _vectors(dataset)
 
 
 def _images(shape: tuple[int, ...]) -> dict[str, Any]:
@@ -57,35 +58,60 @@ def _images(shape: tuple[int, ...]) -> dict[str, Any]:
     }
 
 
-def _vectors(dims: int) -> dict[str, Any]:
+def _vectors(dataset: Dataset) -> dict[str, Any]:
+    rows, dims = dataset.space.to_model(dataset.train), dataset.space.dims
+    choice = densities.choose(rows, bits=False)
+    base = {"kind": "gaussian-mixture", "components": choice.components, "features": dims}
     return {
-        "prediction": "v",
+        "prediction": "x_0",
         "variance": "moment",
         "batch": 256,
-        "process": {"kind": "gaussian", "T": T["vector"], "schedule": _log_snr(10.0, -6.0)},
-        "network": _mlp(dims, 2) | {"clock": "log_snr"},
-        "optimiser": _OPTIMISER,
-        "watch": {"every": 1000, "data": 256, "terms": 16, "samples": 500, "sampler_steps": 50},
-        "evaluation": {"data": 2000},
-        "profile": {"rows": 400},
+        "process": {"kind": "gaussian", "T": T["vector"], "schedule": _log_snr(12.0, -7.0)},
+        "network": {"kind": "corrected", "base": base, "correction": _mlp(len(rows), dims, 2)},
+        "base": {"prior": choice.prior},
+        **_ROWS,
+        "evaluation": {"data": 2000, "sampler_steps": 100},
+        "profile": {"points": 100, "rows": 400},
     }
 
 
-def _bits(dims: int, base_rate: float) -> dict[str, Any]:
+def _bits(dataset: Dataset, base_rate: float) -> dict[str, Any]:
+    rows, dims, rate = dataset.train, dataset.space.dims, round(base_rate, 3)
+    choice = densities.choose(rows, bits=True)
+    base = {"kind": "bernoulli-mixture", "components": choice.components, "features": dims}
     return {
         "prediction": "x_0",
         "batch": 256,
-        "process": {"kind": "binomial", "T": T["bits"], "base_rate": round(base_rate, 3)},
-        "network": _mlp(dims, 1) | {"clock": "step"},
-        "optimiser": _OPTIMISER,
-        "watch": {"every": 1000, "data": 256, "terms": 32, "samples": 40, "sampler_steps": 100},
-        "evaluation": {"data": 1000},
+        "process": {"kind": "binomial", "T": T["bits"], "base_rate": rate},
+        "network": {
+            "kind": "corrected",
+            "base": base | {"base_rate": rate},
+            "correction": _mlp(len(rows), dims, 1),
+        },
+        **_ROWS,
+        "evaluation": {"data": 1000, "sampler_steps": 100},
         "profile": {"points": 100, "rows": 200},
     }
 
 
-def _mlp(dims: int, outputs: int) -> dict[str, Any]:
-    return {"kind": "mlp", "features": dims, "outputs": outputs, "width": 128, "depth": 4}
+_ROWS = {
+    "optimiser": _OPTIMISER | {"weight_decay": 0.01},
+    "average": {"decay": 0.99},
+    "stopping": {"patience": 10},
+    "watch": {"every": 50, "sheets": 500, "data": 500, "terms": 32, "samples": 500},
+}
+
+
+def _valid(rows: int) -> float:
+    """The share to look at meanwhile: about a hundred rows, which tell when the bound turns."""
+    return round(min(0.15, max(0.05, 100 / rows)), 3)
+
+
+def _mlp(rows: int, dims: int, outputs: int) -> dict[str, Any]:
+    """Wider where more rows can tell it more."""
+    width = 64 if rows < 1000 else 128
+    size = {"width": width, "depth": 3 if rows < 1000 else 4}
+    return {"kind": "mlp", "features": dims, "outputs": outputs, **size, "clock": "log_snr"}
 
 
 def _log_snr(first: float, last: float) -> dict[str, Any]:
@@ -113,6 +139,8 @@ def configure(
             f"{name!r} is no name of a model: write letters, digits, '-', '_' and '.' (--name)"
         )
     keys: dict[str, Any] = {"name": name, "title": path.name, "data": data_of(path, side, grey)}
+    dataset = load(configs.read_data(keys["data"]))
+    keys["data"]["valid"] = _valid(sum(len(dataset.split(name)) for name in SPLITS))
     dataset = load(configs.read_data(keys["data"]))
     keys |= {"steps": steps or STEPS[dataset.space.kind], **settings(dataset)}
     return keys, dataset

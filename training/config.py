@@ -15,7 +15,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, model_validator
 
 from diffusion.choice import Choice, StrataKind
-from diffusion.networks import NetworkConfig
+from diffusion.networks import CorrectedConfig, NetworkConfig
 from diffusion.prediction import VarianceKind
 from diffusion.process import ProcessConfig
 from diffusion.profile import ProfileConfig
@@ -142,9 +142,13 @@ class StoppingConfig(Frozen):
 
 
 class BaseConfig(Frozen):
-    """How the base of a "corrected" network is fitted: `training.densities.Choice` has it."""
+    """How the base of a "corrected" network is fitted, as `training.densities.Choice` says.
 
-    prior: float = Field(default=0.0, ge=0)
+    The network's base has `starts` times as many components as a start.
+    """
+
+    starts: int = Field(default=1, gt=0)
+    shrunk: bool = False
 
 
 class WatchConfig(Frozen):
@@ -239,6 +243,16 @@ class FitConfig(Frozen):
         return self
 
     @model_validator(mode="after")
+    def _starts_fit(self) -> "FitConfig":
+        network, starts = self.network, self.base.starts
+        if isinstance(network, CorrectedConfig) and network.base.components % starts:
+            raise ValueError(
+                f"the components of a base are a multiple of its starts ({starts}), came "
+                f"{network.base.components}"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _stops_what_it_can(self) -> "FitConfig":
         if self.stopping is not None and (self.schedule or self.projection):
             raise ValueError(
@@ -277,11 +291,16 @@ def read(name: str, overrides: Mapping[str, Any] | None = None) -> dict[str, Any
         raise ConfigError(
             f"no configuration {path}; give one of {known}, or the path of a .toml file"
         )
-    try:
-        keys = tomllib.loads(path.read_text())
-    except tomllib.TOMLDecodeError as error:
-        raise ConfigError(f"{path} is no TOML: {error}") from error
+    keys = parse(path.read_text(), str(path))
     return {"name": path.stem, **keys, **(overrides or {})}
+
+
+def parse(text: str, where: str) -> dict[str, Any]:
+    """The keys of a TOML text; ConfigError names where it came from."""
+    try:
+        return tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigError(f"{where} is no TOML: {error}") from error
 
 
 def read_data(keys: Mapping[str, Any]) -> AnyConfig:

@@ -1,19 +1,22 @@
 """Simple densities of tables: what a fit starts from, chosen by cross-validation in seconds.
 
 Reals, in model units (unit variance): a mixture of Gaussians by variational Bayes (scikit-learn),
-whose covariances have an inverse Wishart prior,
+whose covariances have an inverse Wishart prior around one that they share,
 
-    Sigma_k = (N_k S_k + nu_0 prior S) / (N_k + nu_0 + ...),    nu_0 = D + 2
+    Sigma_k ~ (N_k S_k + nu_0 S) / (N_k + nu_0),    nu_0 = D + 10
 
-around `prior` times the data's own covariance S; one component is a Gaussian, shrunk as far as
-Ledoit and Wolf (2004) find best where that is better. Bits: a mixture of independent bits by
-expectation-maximisation, each with half a pseudo-count for a one and for a zero.
+S by maximum likelihood of a mixture of one covariance, and the mean of several such mixtures from
+different starts, which is a mixture again and better than they are. One component is a Gaussian,
+shrunk as far as Ledoit and Wolf (2004) find best where that is better. Bits: a mixture of
+independent bits by expectation-maximisation, with half a pseudo-count for a one and for a zero.
+
+A choice is made by 5-fold cross-validation: the greatest log-density of rows not fitted to.
 """
 
 import math
 import warnings
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -21,23 +24,32 @@ from torch import Tensor
 from diffusion.networks import BernoulliMixture, GaussianMixture
 
 FOLDS = 5
-COMPONENTS = (1, 2, 3, 5, 8, 12, 20)
-PRIORS = (1.0, 0.3, 0.1)
+COMPONENTS = (1, 2, 3, 4, 5, 8, 12, 20)
+STARTS = 3
 LARGEST = 3000
 """Rows that a choice is made on; more tell it no better and take longer."""
 WIDEST = 100
 """Columns beyond which one Gaussian is not taken apart into several."""
-_FLOOR = 1e-6  # added to variances of columns of unit variance: a direction without any has a density
+_FLOOR = (
+    1e-6  # added to variances of columns of unit variance: a direction without any has a density
+)
 
 Density = GaussianMixture | BernoulliMixture
 
 
 @dataclass(frozen=True)
 class Choice:
-    """Which simple density: its components, and how wide its prior is (reals; 0: Ledoit-Wolf)."""
+    """Which simple density.
+
+    Attributes:
+        components: of each start; 1 for a Gaussian or for independent bits.
+        starts: mixtures whose mean is taken.
+        shrunk: one Gaussian as Ledoit and Wolf shrink it.
+    """
 
     components: int
-    prior: float = 0.0
+    starts: int = 1
+    shrunk: bool = False
 
 
 def fit(rows: Tensor, choice: Choice, base_rate: float | None = None) -> Density:
@@ -50,42 +62,47 @@ def fit(rows: Tensor, choice: Choice, base_rate: float | None = None) -> Density
     """
     if base_rate is not None:
         return _bits(rows.double(), choice.components, base_rate)
-    if choice.prior == 0:
-        return gaussian(rows, shrunk=True)
-    return _mixture(rows.double(), choice.components, choice.prior)
+    if choice.components == 1:
+        return gaussian(rows, shrunk=choice.shrunk)
+    found = [_mixture(rows.double(), choice.components, seed) for seed in range(choice.starts)]
+    parts = zip(*((m.weights / len(found), m.means, m.covariances) for m in found), strict=True)
+    return _gaussians(*(torch.cat(part) for part in parts))
 
 
 def choose(rows: Tensor, bits: bool) -> Choice:
     """The choice with the greatest log-density of rows that it was not fitted to, 5 folds."""
     rows = rows[:LARGEST]
     rate = 0.5 if bits else None
-    folds = min(FOLDS, len(rows))
-
-    def score(choice: Choice) -> float:
-        total = 0.0
-        for fold in range(folds):
-            out = torch.arange(len(rows)) % folds == fold
-            total += float(fit(rows[~out], choice, rate).log_prob(rows[out]).sum())
-        return total / len(rows)
-
     if bits:
-        return _climb([Choice(k) for k in COMPONENTS], len(rows), score)[0]
-    found = [(c, score(c)) for c in (Choice(1), Choice(1, 1.0))]
+        return _climb([Choice(k) for k in COMPONENTS], rows, rate)[0]
+    found = [(c, score(rows, c)) for c in (Choice(1, shrunk=True), Choice(1))]
     if rows.shape[1] <= WIDEST:
-        for prior in PRIORS:
-            found.append(_climb([Choice(k, prior) for k in COMPONENTS[1:]], len(rows), score))
-    return max(found, key=lambda pair: pair[1])[0]
+        found.append(_climb([Choice(k) for k in COMPONENTS[1:]], rows, rate))
+    best = max(found, key=lambda pair: pair[1])[0]
+    # More starts are no better for a choice, and better for the density that is chosen.
+    many = best.components > 1 and rows.shape[1] <= WIDEST // 2
+    return replace(best, starts=STARTS) if many else best
+
+
+def score(rows: Tensor, choice: Choice, base_rate: float | None = None) -> float:
+    """The mean log-density of each of 5 folds by the other four, nats."""
+    fold = torch.arange(len(rows)) % FOLDS
+    total = 0.0
+    for one in fold.unique():
+        out = fold == one
+        total += float(fit(rows[~out], choice, base_rate).log_prob(rows[out]).sum())
+    return total / len(rows)
 
 
 def _climb(
-    choices: Sequence[Choice], rows: int, score: Callable[[Choice], float]
+    choices: Sequence[Choice], rows: Tensor, base_rate: float | None
 ) -> tuple[Choice, float]:
     """The best of choices in order of size, tried until the score has fallen twice."""
     found: list[tuple[Choice, float]] = []
     for choice in choices:
-        if found and choice.components > rows // 10:
+        if found and choice.components > len(rows) // 10:
             break
-        found.append((choice, score(choice)))
+        found.append((choice, score(rows, choice, base_rate)))
         if len(found) > 2 and found[-1][1] < found[-2][1] < found[-3][1]:
             break
     return max(found, key=lambda pair: pair[1])
@@ -117,25 +134,23 @@ def _gaussians(weights: Tensor, means: Tensor, covariances: Tensor) -> GaussianM
     return GaussianMixture.from_values(weights.clamp_min(1e-12), means, whole)
 
 
-def _mixture(rows: Tensor, components: int, prior: float) -> GaussianMixture:
+def _mixture(rows: Tensor, components: int, seed: int) -> GaussianMixture:
     from sklearn.mixture import BayesianGaussianMixture  # a second to import
+    from sklearn.mixture import GaussianMixture as Tied
 
-    dims = rows.shape[1]
-    covariance = rows.mT.cov(correction=0).reshape(dims, dims)
-    covariance = covariance + _FLOOR * torch.eye(dims, dtype=torch.float64)
-    model = BayesianGaussianMixture(
-        n_components=components,
-        weight_concentration_prior_type="dirichlet_distribution",
-        mean_precision_prior=0.1,
-        degrees_of_freedom_prior=dims + 2,
-        covariance_prior=(prior * (dims + 2) * covariance).numpy(),
-        reg_covar=_FLOOR,
-        max_iter=200,
-        random_state=0,
-    )
+    freedom = rows.shape[1] + 10
+    settings = {"n_components": components, "reg_covar": _FLOOR, "random_state": seed}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # not converged, fewer different rows than components
-        model.fit(rows.numpy())
+        tied = Tied(covariance_type="tied", **settings).fit(rows.numpy())
+        model = BayesianGaussianMixture(
+            weight_concentration_prior_type="dirichlet_distribution",
+            mean_precision_prior=0.1,
+            degrees_of_freedom_prior=freedom,
+            covariance_prior=freedom * tied.covariances_,
+            max_iter=200,
+            **settings,
+        ).fit(rows.numpy())
     values = (torch.from_numpy(x) for x in (model.weights_, model.means_, model.covariances_))
     return _gaussians(*values)
 

@@ -67,6 +67,15 @@ class RunOptions:
     stop_at: int | None = None
 
 
+def known(dataset: data.Dataset) -> Tensor:
+    """The rows that a simple density is fitted to, model units: all that no report is made of.
+
+    `valid` is among them: what stops the network is its gain over the density, and a density that
+    has seen these rows only makes that gain harder.
+    """
+    return dataset.space.to_model(torch.cat((dataset.train, dataset.valid))[:DENSITY])
+
+
 def build_model(
     config: FitConfig, dataset: data.Dataset, seed: int | None = None
 ) -> DiffusionModel:
@@ -82,9 +91,9 @@ def build_model(
     if isinstance(network, Corrected):
         base = network.config.base
         rate = base.base_rate if isinstance(base, BernoulliMixtureConfig) else None
-        choice = densities.Choice(base.components, config.base.prior)
-        rows = dataset.space.to_model(dataset.train[:DENSITY])
-        network.place(densities.fit(rows, choice, rate))
+        start = config.base
+        choice = densities.Choice(base.components // start.starts, start.starts, start.shrunk)
+        network.place(densities.fit(known(dataset), choice, rate))
     return model
 
 

@@ -13,6 +13,7 @@ from typing import Any
 from training import config as configs
 from training import densities
 from training.data import SPLITS, Dataset, load
+from training.fit import known
 from training.given import data_of
 
 STEPS = {"image": 3000, "vector": 6000, "bits": 6000}
@@ -59,16 +60,24 @@ def _images(shape: tuple[int, ...]) -> dict[str, Any]:
 
 
 def _vectors(dataset: Dataset) -> dict[str, Any]:
-    rows, dims = dataset.space.to_model(dataset.train), dataset.space.dims
-    choice = densities.choose(rows, bits=False)
-    base = {"kind": "gaussian-mixture", "components": choice.components, "features": dims}
+    dims = dataset.space.dims
+    choice = densities.choose(known(dataset), bits=False)
+    base = {
+        "kind": "gaussian-mixture",
+        "components": choice.components * choice.starts,
+        "features": dims,
+    }
     return {
         "prediction": "x_0",
         "variance": "moment",
         "batch": 256,
         "process": {"kind": "gaussian", "T": T["vector"], "schedule": _log_snr(12.0, -7.0)},
-        "network": {"kind": "corrected", "base": base, "correction": _mlp(len(rows), dims, 2)},
-        "base": {"prior": choice.prior},
+        "network": {
+            "kind": "corrected",
+            "base": base,
+            "correction": _mlp(len(dataset.train), dims, 2),
+        },
+        "base": {"starts": choice.starts, "shrunk": choice.shrunk},
         **_ROWS,
         "evaluation": {"data": 2000, "sampler_steps": 100},
         "profile": {"points": 100, "rows": 400},
@@ -76,8 +85,8 @@ def _vectors(dataset: Dataset) -> dict[str, Any]:
 
 
 def _bits(dataset: Dataset, base_rate: float) -> dict[str, Any]:
-    rows, dims, rate = dataset.train, dataset.space.dims, round(base_rate, 3)
-    choice = densities.choose(rows, bits=True)
+    dims, rate = dataset.space.dims, round(base_rate, 3)
+    choice = densities.choose(known(dataset), bits=True)
     base = {"kind": "bernoulli-mixture", "components": choice.components, "features": dims}
     return {
         "prediction": "x_0",
@@ -86,7 +95,7 @@ def _bits(dataset: Dataset, base_rate: float) -> dict[str, Any]:
         "network": {
             "kind": "corrected",
             "base": base | {"base_rate": rate},
-            "correction": _mlp(len(rows), dims, 1),
+            "correction": _mlp(len(dataset.train), dims, 1),
         },
         **_ROWS,
         "evaluation": {"data": 1000, "sampler_steps": 100},
@@ -95,10 +104,10 @@ def _bits(dataset: Dataset, base_rate: float) -> dict[str, Any]:
 
 
 _ROWS = {
-    "optimiser": _OPTIMISER | {"weight_decay": 0.01},
-    "average": {"decay": 0.99},
-    "stopping": {"patience": 10},
-    "watch": {"every": 50, "sheets": 500, "data": 500, "terms": 32, "samples": 500},
+    "optimiser": _OPTIMISER | {"lr": 5e-4, "weight_decay": 0.01},
+    "average": {"decay": 0.995},
+    "stopping": {"patience": 8},
+    "watch": {"every": 100, "sheets": 500, "data": 250, "terms": 64, "samples": 500},
 }
 
 
@@ -118,6 +127,16 @@ def _log_snr(first: float, last: float) -> dict[str, Any]:
     return {"kind": "linear-log-snr", "first": first, "last": last}
 
 
+def model_name(path: Path, name: str | None) -> str:
+    """The name that was given, or the path's own made a name; ConfigError if it is none."""
+    name = name or re.sub(r"[^a-z0-9]+", "-", path.resolve().stem.lower()).strip("-")
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", name):
+        raise configs.ConfigError(
+            f"{name!r} is no name of a model: write letters, digits, '-', '_' and '.' (--name)"
+        )
+    return name
+
+
 def configure(
     path: Path, name: str | None, *, side: int = 32, grey: bool = False, steps: int | None = None
 ) -> tuple[dict[str, Any], Dataset]:
@@ -133,17 +152,72 @@ def configure(
     Raises:
         ConfigError, DataError: what is there cannot be fitted to.
     """
-    name = name or re.sub(r"[^a-z0-9]+", "-", path.resolve().stem.lower()).strip("-")
-    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", name):
-        raise configs.ConfigError(
-            f"{name!r} is no name of a model: write letters, digits, '-', '_' and '.' (--name)"
-        )
+    name = model_name(path, name)
     keys: dict[str, Any] = {"name": name, "title": path.name, "data": data_of(path, side, grey)}
     dataset = load(configs.read_data(keys["data"]))
     keys["data"]["valid"] = _valid(sum(len(dataset.split(name)) for name in SPLITS))
     dataset = load(configs.read_data(keys["data"]))
     keys |= {"steps": steps or STEPS[dataset.space.kind], **settings(dataset)}
     return keys, dataset
+
+
+def prepare(
+    path: Path,
+    name: str | None,
+    runs: Path,
+    *,
+    side: int | None = None,
+    grey: bool | None = None,
+    steps: int | None = None,
+) -> tuple[Path, configs.FitConfig, Dataset]:
+    """The file of settings for what there is at a path, the configuration in it, and the data.
+
+    A file that is there is used as it stands, whoever wrote it; `steps` are changed in it, so that
+    a longer fit goes on where a shorter one ended.
+
+    Args:
+        path: as `configure` takes it.
+        name: of the model; None for the path's own.
+        runs: the folder of run folders, where the file is.
+        side: pixels that pictures are scaled to; None for the file's, or 32.
+        grey: without their colours; None for the file's, or not.
+        steps: of the fit; None for the file's, or a number that suits a CPU.
+
+    Raises:
+        ConfigError, DataError: what is there cannot be fitted to, or the file is of other data.
+    """
+    name = model_name(path, name)
+    written = runs / f"{name}.toml"
+    if not written.exists():
+        keys, dataset = configure(path, name, side=side or 32, grey=bool(grey), steps=steps)
+        runs.mkdir(exist_ok=True)
+        written.write_text(f"# Made by `noneq train {path}`.\n{to_toml(keys)}")
+        return written, configs.load(str(written)), dataset
+    text = written.read_text()
+    if steps is not None:
+        # Keys of no table stand before the first one.
+        head, table, rest = text.partition("\n[")
+        found, changed = re.subn(r"(?m)^steps\s*=.*$", f"steps = {steps}", head)
+        text = (found if changed else f"steps = {steps}\n{head}") + table + rest
+        configs.parse(text, str(written))
+        written.write_text(text)
+    config = configs.load(str(written))
+    wanted = data_of(path, side or int(getattr(config.data, "side", 32)), bool(grey))
+    if grey is None and wanted["kind"] == "pictures":
+        wanted["colour"] = getattr(config.data, "colour", True)
+    there = {key: getattr(config.data, key, None) for key in wanted}
+    if there != wanted:
+        raise configs.ConfigError(
+            f"{written} is of other data ({there}) than these ({wanted}): delete it, or give this "
+            "model another --name"
+        )
+    print(f"using {written} as it stands; delete it for the defaults")
+    return written, config, load(config.data)
+
+
+def one_thread(config: configs.FitConfig) -> bool:
+    """Whether a network is so small that threads wait for each other longer than they work."""
+    return config.network.kind in ("mlp", "rbf", "corrected")
 
 
 def to_toml(keys: Mapping[str, Any], of: str = "") -> str:
@@ -166,10 +240,11 @@ def expectations(config: configs.FitConfig, dataset: Dataset, weights: int) -> s
     size = " x ".join(map(str, dataset.space.shape))
     kinds = {"image": "pictures", "vector": "rows of numbers", "bits": "rows of bits"}
     epochs = config.steps * config.batch / len(dataset.train)
+    stop = " at most, fewer where the held-out bound turns" if config.stopping else ""
     return (
         f"{config.name}: {kinds[dataset.space.kind]} of {size}: {len(dataset.train)} to fit, "
         f"{len(dataset.valid)} to look at meanwhile, {len(dataset.test)} to report\n"
         f"a {config.network.kind} of {weights:,} weights, T = {config.process.T}; {config.steps} "
-        f"steps of {config.batch}, which is {epochs:.3g} times through the data; the bar tells the "
-        "time left\nCtrl-C saves; the same command goes on"
+        f"steps of {config.batch}{stop}: {epochs:.3g} times through the data\n"
+        "Ctrl-C saves; the same command goes on"
     )

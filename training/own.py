@@ -17,6 +17,8 @@ from training.fit import known
 from training.given import data_of
 
 STEPS = {"image": 3000, "vector": 6000, "bits": 6000}
+PASSES = 3000
+"""Times through the data at most, beyond the first 300 steps: few data need no more."""
 T = {"image": 1000, "vector": 500, "bits": 500}
 
 _OPTIMISER = {"lr": 2e-3, "betas": [0.9, 0.99], "warmup": 100, "clip": 1.0}
@@ -53,8 +55,16 @@ def _images(shape: tuple[int, ...]) -> dict[str, Any]:
         },
         "optimiser": _OPTIMISER,
         "average": {"decay": 0.998},
-        "watch": {"every": 500, "data": 64, "terms": 8, "samples": 16, "sampler_steps": 20},
-        "evaluation": {"data": 500, "terms": 20},
+        "stopping": {"patience": 5},
+        "watch": {
+            "every": 100,
+            "sheets": 500,
+            "data": 64,
+            "terms": 8,
+            "samples": 16,
+            "sampler_steps": 20,
+        },
+        "evaluation": {"data": 500, "terms": 20, "sampler_steps": 100},
         "profile": {"points": 50, "rows": 64},
     }
 
@@ -157,7 +167,9 @@ def configure(
     dataset = load(configs.read_data(keys["data"]))
     keys["data"]["valid"] = _valid(sum(len(dataset.split(name)) for name in SPLITS))
     dataset = load(configs.read_data(keys["data"]))
-    keys |= {"steps": steps or STEPS[dataset.space.kind], **settings(dataset)}
+    made = settings(dataset)
+    most = max(300, PASSES * len(dataset.train) // made["batch"])
+    keys |= {"steps": steps or min(STEPS[dataset.space.kind], most), **made}
     return keys, dataset
 
 

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from diffusion.networks import CorrectedConfig
 from training import config as configs
 from training import densities
 from training.data import SPLITS, Dataset, load
@@ -227,6 +228,16 @@ def prepare(
     return written, config, load(config.data)
 
 
+def _network(config: configs.FitConfig) -> str:
+    """What is fitted, in words."""
+    network = config.network
+    if not isinstance(network, CorrectedConfig):
+        return f"a {network.kind}"
+    count, bits = network.base.components, config.process.kind == "binomial"
+    one, more = ("independent bits", "classes of bits") if bits else ("one Gaussian", "Gaussians")
+    return f"{one if count == 1 else f'{count} {more}'}, corrected by a network"
+
+
 def one_thread(config: configs.FitConfig) -> bool:
     """Whether a network is so small that threads wait for each other longer than they work."""
     return config.network.kind in ("mlp", "rbf", "corrected")
@@ -256,7 +267,7 @@ def expectations(config: configs.FitConfig, dataset: Dataset, weights: int) -> s
     return (
         f"{config.name}: {kinds[dataset.space.kind]} of {size}: {len(dataset.train)} to fit, "
         f"{len(dataset.valid)} to look at meanwhile, {len(dataset.test)} to report\n"
-        f"a {config.network.kind} of {weights:,} weights, T = {config.process.T}; {config.steps} "
+        f"{_network(config)} of {weights:,} weights, T = {config.process.T}; {config.steps} "
         f"steps of {config.batch}{stop}: {epochs:.3g} times through the data\n"
         "Ctrl-C saves; the same command goes on"
     )

@@ -101,9 +101,9 @@ def measure(name: str, seed: int) -> dict[str, tuple[float, float]]:
     fit.averaged.network.load_state_dict(weights)
     space = dataset.space
     # Of few rows the noise of one estimate would be most of the error.
-    settings = {"convention": space.default_convention, "batch": 2048}
-    x_0, seeds = space.to_model(test), range(1 + 500 // len(test))
-    each = [bound(fit.averaged, x_0, seed=100 * seed + i, **settings).bound for i in seeds]
+    x_0, seeds = space.to_model(test), range(100 * seed, 100 * seed + 1 + 500 // len(test))
+    kind = space.default_convention
+    each = [bound(fit.averaged, x_0, seed=i, convention=kind, batch=2048).bound for i in seeds]
     values = torch.stack(each).mean(0)
     seconds, bit = time.process_time() - began, np.log(2)
     found = {"noneq train": (float(values.mean()) / bit, 0.0)}

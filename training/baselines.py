@@ -96,7 +96,10 @@ def _by_bic(rows: Tensor) -> LogProb:
         for components in range(1, 1 + min(8, len(rows) // 10)):
             for kind in ("full", "diag"):
                 model = GaussianMixture(
-                    n_components=components, covariance_type=kind, reg_covar=1e-6, random_state=0
+                    n_components=components,
+                    covariance_type=kind,
+                    reg_covar=densities.FLOOR,
+                    random_state=0,
                 )
                 tried.append(model.fit(data))
     best = min(tried, key=lambda model: float(model.bic(data)))

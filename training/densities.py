@@ -30,9 +30,11 @@ LARGEST = 3000
 """Rows that a choice is made on; more tell it no better and take longer."""
 WIDEST = 100
 """Columns beyond which one Gaussian is not taken apart into several."""
-_FLOOR = (
-    1e-6  # added to variances of columns of unit variance: a direction without any has a density
-)
+FLOOR = 3e-5
+"""Added to variances of columns of unit variance: a direction without any has a density.
+
+Several times the noise of a fit's first step, which would blur what is narrower.
+"""
 
 Density = GaussianMixture | BernoulliMixture
 
@@ -130,7 +132,7 @@ def independent(rows: Tensor) -> GaussianMixture:
 def _gaussians(weights: Tensor, means: Tensor, covariances: Tensor) -> GaussianMixture:
     """The mixture, its covariances symmetric and above the floor."""
     eye = torch.eye(means.shape[1], dtype=torch.float64)
-    whole = (covariances + covariances.mT) / 2 + _FLOOR * eye
+    whole = (covariances + covariances.mT) / 2 + FLOOR * eye
     return GaussianMixture.from_values(weights.clamp_min(1e-12), means, whole)
 
 
@@ -139,7 +141,7 @@ def _mixture(rows: Tensor, components: int, seed: int) -> GaussianMixture:
     from sklearn.mixture import GaussianMixture as Tied
 
     freedom = rows.shape[1] + 10
-    settings = {"n_components": components, "reg_covar": _FLOOR, "random_state": seed}
+    settings = {"n_components": components, "reg_covar": FLOOR, "random_state": seed}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # not converged, fewer different rows than components
         tied = Tied(covariance_type="tied", **settings).fit(rows.numpy())

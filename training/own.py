@@ -122,9 +122,9 @@ _ROWS = {
 }
 
 
-def _valid(rows: int) -> float:
-    """The share to look at meanwhile: about a hundred rows, which tell when the bound turns."""
-    return round(min(0.15, max(0.05, 100 / rows)), 3)
+def _valid(rows: int, wanted: int) -> float:
+    """The share to look at meanwhile: a twentieth, or of few rows enough to tell the turn."""
+    return round(min(0.15, max(0.05, wanted / rows)), 3)
 
 
 def _mlp(rows: int, dims: int, outputs: int) -> dict[str, Any]:
@@ -166,7 +166,8 @@ def configure(
     name = model_name(path, name)
     keys: dict[str, Any] = {"name": name, "title": path.name, "data": data_of(path, side, grey)}
     dataset = load(configs.read_data(keys["data"]))
-    keys["data"]["valid"] = _valid(sum(len(dataset.split(name)) for name in SPLITS))
+    wanted = 10 if dataset.space.kind == "image" else 100
+    keys["data"]["valid"] = _valid(sum(len(dataset.split(name)) for name in SPLITS), wanted)
     dataset = load(configs.read_data(keys["data"]))
     made = settings(dataset)
     most = max(300, PASSES * len(dataset.train) // made["batch"])

@@ -45,6 +45,7 @@ class Provenance(Frozen):
         data: the data set's name.
         checksum: of the data, "algorithm:hex"; of generated data, of the generator's settings.
         steps: of training; 0 for a closed form.
+        kept: the step whose weights these are, where the best were kept; None for the last.
         seed: of training.
         commit: of the code that trained; "-dirty" where it had changes.
         versions: of the libraries.
@@ -56,6 +57,7 @@ class Provenance(Frozen):
     data: str
     checksum: str | None = None
     steps: int = Field(0, ge=0)
+    kept: int | None = Field(None, ge=0)
     seed: int = 0
     commit: str | None = None
     versions: dict[str, str] = Field(default_factory=dict)

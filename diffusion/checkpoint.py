@@ -34,6 +34,7 @@ __all__ = [
     "FORMAT",
     "KEY",
     "ArtefactError",
+    "Baseline",
     "Evaluation",
     "Metadata",
     "Provenance",
@@ -124,6 +125,26 @@ class Evaluation(Frozen):
         return self.convention, self.split, self.steps, self.spacing, self.trajectories
 
 
+class Baseline(Frozen):
+    """A simple density, fitted to the rows that the model knows, measured on the same of `test`.
+
+    Attributes:
+        name: in words.
+        convention: of the bounds.
+        count: rows.
+        bound: its mean log-density or log-probability, nats.
+        gain: mean over rows of the model's bound less its own, nats: below 0 where it is better.
+        standard_error: of the gain.
+    """
+
+    name: str
+    convention: Convention
+    count: int = Field(ge=2)
+    bound: float
+    gain: float
+    standard_error: float
+
+
 class Metadata(Frozen):
     """The JSON document of an artefact."""
 
@@ -137,6 +158,7 @@ class Metadata(Frozen):
     space: DataSpace
     training: Provenance
     evaluation: tuple[Evaluation, ...] = ()
+    baselines: tuple[Baseline, ...] = ()
     profile: ProfileConfig | None = None
 
     @model_validator(mode="after")

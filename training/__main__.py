@@ -98,9 +98,11 @@ def parser() -> argparse.ArgumentParser:
     one = command("train", do_train, device, models)
     one.add_argument("data", type=Path, help="a folder of pictures, or a table (.csv, .npy)")
     one.add_argument("--name", help="of the model (default the data's own)")
-    one.add_argument("--side", type=int, default=32, help="pixels pictures are scaled to (32)")
+    one.add_argument("--side", type=int, help="pixels pictures are scaled to (32)")
     one.add_argument("--grey", action="store_true", help="pictures without their colours")
-    one.add_argument("--steps", type=int, help="of the fit (default a number that suits a CPU)")
+    one.add_argument(
+        "--steps", type=int, help="of the fit, at most; more than before goes on from there"
+    )
     one.add_argument("--plan", action="store_true", help="write the configuration and stop")
     one.add_argument("--restart", action="store_true", help="begin anew over an old run")
     one.add_argument("--no-evaluation", action="store_true", help="write the card without numbers")

@@ -15,7 +15,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, model_validator
 
 from diffusion.choice import Choice, StrataKind
-from diffusion.networks import NetworkConfig
+from diffusion.networks import CorrectedConfig, NetworkConfig
 from diffusion.prediction import VarianceKind
 from diffusion.process import ProcessConfig
 from diffusion.profile import ProfileConfig
@@ -132,10 +132,33 @@ class AverageConfig(Frozen):
     decay: float = Field(default=0.999, ge=0, lt=1)
 
 
+class StoppingConfig(Frozen):
+    """Keep the averaged weights of the greatest held-out bound, and stop when it has turned.
+
+    The bound is that of `watch`; the fit ends after `patience` looks without a better one.
+    """
+
+    patience: int = Field(default=10, gt=0)
+
+
+class BaseConfig(Frozen):
+    """How the base of a "corrected" network is fitted, as `training.densities.Choice` says.
+
+    The network's base has `starts` times as many components as a start.
+    """
+
+    starts: int = Field(default=1, gt=0)
+    shrunk: bool = False
+
+
 class WatchConfig(Frozen):
-    """What is looked at, `every` so many steps: `data` rows of valid at `terms` steps each."""
+    """What is looked at, `every` so many steps: `data` rows of valid at `terms` steps each.
+
+    A sheet of `samples` is drawn each time, or every `sheets` steps, a multiple of `every`.
+    """
 
     every: int = Field(default=500, gt=0)
+    sheets: int | None = Field(default=None, gt=0)
     data: int = Field(default=256, gt=0)
     terms: int = Field(default=16, gt=0)
     samples: int = Field(default=64, gt=0)
@@ -145,13 +168,15 @@ class WatchConfig(Frozen):
 class EvaluationConfig(Frozen):
     """The held-out bound that the card reports.
 
-    `terms` steps a datum, None for all of them, of even strata or by importance.
+    `terms` steps a datum, None for all of them, of even strata or by importance. `sampler_steps` of
+    the sheet of samples beside it, None for all T.
     """
 
     conventions: tuple[Convention, ...] = ()
     data: int | None = Field(default=None, gt=0)
     terms: int | None = Field(default=None, gt=0)
     strata: StrataKind = "even"
+    sampler_steps: int | None = Field(default=None, gt=0)
     seed: int = Field(default=1, ge=0)
 
     @property
@@ -180,6 +205,7 @@ class FitConfig(Frozen):
     initial: str | None = None
     schedule: ScheduleConfig | None = None
     projection: ProjectionConfig | None = None
+    base: BaseConfig = BaseConfig()
     objective: ObjectiveConfig = ObjectiveConfig()
     optimiser: OptimiserConfig = OptimiserConfig()
     average: AverageConfig = AverageConfig()
@@ -187,6 +213,7 @@ class FitConfig(Frozen):
     steps: int = Field(gt=0)
     seed: int = Field(default=0, ge=0)
     precision: Literal["float32", "bfloat16"] = "float32"
+    stopping: StoppingConfig | None = None
     watch: WatchConfig = WatchConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
     profile: ProfileConfig = ProfileConfig()
@@ -212,6 +239,25 @@ class FitConfig(Frozen):
         if self.projection is not None and self.schedule is not None:
             raise ValueError(
                 "a projection keeps the schedule: leave out [projection] or [schedule]"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _starts_fit(self) -> "FitConfig":
+        network, starts = self.network, self.base.starts
+        if isinstance(network, CorrectedConfig) and network.base.components % starts:
+            raise ValueError(
+                f"the components of a base are a multiple of its starts ({starts}), came "
+                f"{network.base.components}"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _stops_what_it_can(self) -> "FitConfig":
+        if self.stopping is not None and (self.schedule or self.projection):
+            raise ValueError(
+                "the best weights are kept of a network alone: leave out [stopping], or [schedule] "
+                "and [projection]"
             )
         return self
 
@@ -245,11 +291,16 @@ def read(name: str, overrides: Mapping[str, Any] | None = None) -> dict[str, Any
         raise ConfigError(
             f"no configuration {path}; give one of {known}, or the path of a .toml file"
         )
-    try:
-        keys = tomllib.loads(path.read_text())
-    except tomllib.TOMLDecodeError as error:
-        raise ConfigError(f"{path} is no TOML: {error}") from error
+    keys = parse(path.read_text(), str(path))
     return {"name": path.stem, **keys, **(overrides or {})}
+
+
+def parse(text: str, where: str) -> dict[str, Any]:
+    """The keys of a TOML text; ConfigError names where it came from."""
+    try:
+        return tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigError(f"{where} is no TOML: {error}") from error
 
 
 def read_data(keys: Mapping[str, Any]) -> AnyConfig:

@@ -49,6 +49,7 @@ def evaluate(
     seed: int = 1,
     batch: int = 512,
     quiet: bool = False,
+    keep: dict[Convention, Tensor] | None = None,
 ) -> list[Evaluation]:
     """The bound of the first `count` rows of a split, one Evaluation a convention.
 
@@ -64,9 +65,11 @@ def evaluate(
         seed: of the noise.
         batch: rows a network call.
         quiet: draw no progress bar.
+        keep: takes each row's bound in nats, by convention, where it is given.
 
     Raises:
-        ValueError: a convention that the data do not have; terms of trajectories.
+        ValueError: a convention that the data do not have; terms of trajectories; fewer than two
+            rows, whose spread is not known.
     """
     if trajectories is not None and choice != ALL_TERMS:
         raise ValueError(
@@ -74,6 +77,11 @@ def evaluate(
             "what chooses terms and steps"
         )
     rows = dataset.split(split)[:count]
+    if len(rows) < 2:
+        raise ValueError(
+            f"a standard error needs two rows of {split} or more, came {len(rows)}: evaluate more, "
+            "or hold out more of the data"
+        )
     x_0 = model.space.to_model(rows).to(model.device)
     found: list[Evaluation] = []
     steps: Tensor | None = None
@@ -101,6 +109,8 @@ def evaluate(
                 )
             values, gain = result.bound, float(result.gain.mean())
             steps = result.steps if trajectories is None else None
+        if keep is not None:
+            keep[convention] = values
         mean = float(values.mean())
         quantiles = values.double().quantile(PERCENTILES) if values.isfinite().all() else None
         entropy = dataset.entropy
@@ -140,6 +150,7 @@ def as_planned(
     *,
     batch: int = 512,
     quiet: bool = False,
+    keep: dict[Convention, Tensor] | None = None,
 ) -> list[Evaluation]:
     """The bound on the test split, as a configuration plans its evaluation."""
     return evaluate(
@@ -151,6 +162,7 @@ def as_planned(
         seed=plan.seed,
         batch=batch,
         quiet=quiet,
+        keep=keep,
     )
 
 

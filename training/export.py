@@ -12,9 +12,10 @@ from pathlib import Path
 
 import torch
 from PIL import Image
+from torch import Tensor
 
 from diffusion import heldout, reference
-from diffusion.checkpoint import Evaluation, Metadata, Provenance, read_metadata, save
+from diffusion.checkpoint import Baseline, Evaluation, Metadata, Provenance, read_metadata, save
 from diffusion.model import DiffusionModel
 from diffusion.networks import BitPatterns, GaussianMixture
 from diffusion.plan import DDIM, Ancestral
@@ -22,8 +23,9 @@ from diffusion.prediction import VarianceKind
 from diffusion.profile import ProfileConfig
 from diffusion.sampling import sample
 from diffusion.schedule import TableSchedule
+from diffusion.space import Convention
+from training import baselines, data, oracle, report, state
 from training import config as configs
-from training import data, oracle, report, state
 from training.artefacts import artefact_path
 from training.card import card
 from training.converted import ConvertedConfig, is_converted
@@ -67,6 +69,7 @@ def from_checkpoint(
         data=config.data.kind,
         checksum=document.checksum,
         steps=document.step,
+        kept=document.best.step if document.best else None,
         seed=config.seed,
         commit=document.commit,
         versions=document.versions,
@@ -166,6 +169,7 @@ def export(
     models: Path,
     device: torch.device,
     measure: bool = True,
+    beside: bool = False,
     quiet: bool = False,
 ) -> Path:
     """Write models/NAME from a fit or an oracle; returns the artefact's path.
@@ -177,6 +181,7 @@ def export(
         device: to evaluate and to sample on.
         measure: profile, evaluate as the configuration says, and report; otherwise the card has no
             table, and there is a profile only where the variance is read from it.
+        beside: measure simple densities beside a fit (`training.baselines`).
         quiet: draw no progress bar.
     """
     config: configs.FitConfig | oracle.OracleConfig
@@ -194,9 +199,15 @@ def export(
             model, metadata, dataset, config.profile, variance, quiet=quiet
         )
     evaluations: list[Evaluation] = []
+    found: list[Baseline] = []
     if measure:
-        evaluations = as_planned(model, dataset, config.evaluation, quiet=quiet)
-    metadata = metadata.model_copy(update={"evaluation": tuple(evaluations)})
+        each: dict[Convention, Tensor] = {}
+        evaluations = as_planned(model, dataset, config.evaluation, quiet=quiet, keep=each)
+        values = each.get(model.space.default_convention)
+        if beside and values is not None and isinstance(config, configs.FitConfig):
+            found = baselines.compare(config, dataset, dataset.test[: len(values)], values)
+    changes = {"evaluation": tuple(evaluations), "baselines": tuple(found)}
+    metadata = metadata.model_copy(update=changes)
     path = artefact_path(models, metadata.name)
     save(path, model, metadata)
     path.chmod(0o644)  # safetensors writes for the owner alone; a server runs as another user
@@ -207,7 +218,9 @@ def export(
         write_reference(path, model, dataset, quiet=quiet)
     if measure and model.T > 1:
         report.write(path, model, dataset)
-    write_companions(path, config.title, model, quiet=quiet)
+    steps = config.evaluation.sampler_steps
+    sampler = None if steps is None else Ancestral(steps=min(steps, model.T))
+    write_companions(path, config.title, model, sampler=sampler, quiet=quiet)
     return path
 
 

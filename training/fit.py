@@ -21,11 +21,12 @@ from torch import Tensor, nn
 
 from diffusion.bound import prior_part
 from diffusion.model import DiffusionModel
-from diffusion.networks import RBF, build
+from diffusion.networks import RBF, BernoulliMixtureConfig, Corrected, build
 from diffusion.noise import Stream, counter_noise
-from training import data, state
+from training import data, densities, state
 from training.average import Average
 from training.batches import Batches, stream_seed
+from training.best import Best
 from training.config import FitConfig, completed
 from training.initial import take_weights
 from training.objective import Objective
@@ -39,6 +40,8 @@ from training.watch import Watch
 
 #: Rows of the training data among which basis functions are placed.
 PLACING = 2000
+#: And to which a simple density is fitted.
+DENSITY = 20_000
 
 
 class FitError(RuntimeError):
@@ -64,6 +67,15 @@ class RunOptions:
     stop_at: int | None = None
 
 
+def known(dataset: data.Dataset) -> Tensor:
+    """The rows that a simple density is fitted to, model units: all that no report is made of.
+
+    `valid` is among them: what stops the network is its gain over the density, and a density that
+    has seen these rows only makes that gain harder.
+    """
+    return dataset.space.to_model(torch.cat((dataset.train, dataset.valid))[:DENSITY])
+
+
 def build_model(
     config: FitConfig, dataset: data.Dataset, seed: int | None = None
 ) -> DiffusionModel:
@@ -76,6 +88,12 @@ def build_model(
     )
     if isinstance(network, RBF):
         network.place(dataset.space.to_model(dataset.train[:PLACING]))
+    if isinstance(network, Corrected):
+        base = network.config.base
+        rate = base.base_rate if isinstance(base, BernoulliMixtureConfig) else None
+        start = config.base
+        choice = densities.Choice(base.components // start.starts, start.starts, start.shrunk)
+        network.place(densities.fit(known(dataset), choice, rate))
     return model
 
 
@@ -135,6 +153,8 @@ class Fit:
         self.steps = Steps(self.model.T, config.objective.steps, config.seed)
         self.batches = Batches(len(self.rows), config.batch, config.seed)
         self.step, self.seconds, self.commit = 0, 0.0, commit()
+        stopping = config.stopping
+        self.best = Best(self.averaged.network, stopping.patience) if stopping else None
         if begun:
             self._resume()
         if options.compile:
@@ -145,23 +165,41 @@ class Fit:
         if self.config.projection is not None:
             return self._project()
         last = min(self.config.steps, self.options.stop_at or self.config.steps)
-        every = self.config.watch.every
         with signals() as caught, self._watch(last) as watch:
-            while self.step < last:
+            if self.best is not None and self.best.looks is None:
+                self._look(watch, last)
+            while self.step < last and not self._turned():
                 began = time.monotonic()
                 nats, scalars = self._advance()
                 self.step += 1
                 self.seconds += time.monotonic() - began
                 if watch is not None:
                     watch.step(self.step, nats, scalars)
-                    if self.step % every == 0 or self.step == last:
-                        watch.look(self.step)
+                self._look(watch, last)
                 stop = self.ranks.any(bool(caught))
-                if stop or self.step % self.options.save_every == 0 or self.step == last:
+                ended = self.step == last or self._turned()
+                if stop or ended or self.step % self.options.save_every == 0:
                     self.save()
                 if stop:
                     break
-        return self.step >= self.config.steps
+        return self.step >= self.config.steps or self._turned()
+
+    def _turned(self) -> bool:
+        """Whether the first rank, which looks, has seen the held-out bound turn."""
+        return self.best is not None and self.ranks.any(self.best.turned)
+
+    def _look(self, watch: Watch | None, last: int) -> None:
+        """Look at the averaged weights where it is time, and keep them if they are the best."""
+        step, config = self.step, self.config.watch
+        due = step % config.every == 0
+        if watch is None or not (due or step == last):
+            return
+        values = watch.look(step)
+        # What a broken-off run sees at its end, the whole one does not.
+        if self.best is not None and (due or step == self.config.steps):
+            self.best.show(step, values)
+        if step == last or step % (config.sheets or config.every) == 0:
+            watch.draw(step)
 
     def save(self) -> None:
         """Write the checkpoint."""
@@ -172,6 +210,7 @@ class Fit:
             **state.named("average", self.averaged.network.state_dict()),
             **state.named("optimiser", state.optimiser_tensors(self.optimiser, self.names)),
             **(self.learning.tensors() if self.learning else {}),
+            **(state.named("best", self.best.tensors()) if self.best else {}),
             "steps.history": self.steps.history,
             "steps.seen": self.steps.seen,
         }
@@ -184,6 +223,7 @@ class Fit:
             commit=self.commit,
             versions=versions(),
             config=self.config.model_dump(mode="json"),
+            best=self.best.looks if self.best else None,
         )
         state.save(self.options.out, document, tensors)
 
@@ -260,6 +300,7 @@ class Fit:
                 self.step, self.seconds = last, time.monotonic() - began
                 if watch is not None:
                     watch.look(last)
+                    watch.draw(last)
             self.save()
         return True
 
@@ -281,3 +322,6 @@ class Fit:
         self.steps.history = tensors["steps.history"]
         self.steps.seen = tensors["steps.seen"]
         self.step, self.seconds = found.step, found.seconds
+        if self.best is not None and found.best is not None:
+            extended = self.config.steps > int(found.config["steps"])
+            self.best.load(found.best, state.under("best", tensors), extended)

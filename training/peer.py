@@ -143,7 +143,7 @@ def fit(patches: Tensor, config: PeerConfig, quiet: bool = False) -> GaussianMix
         from sklearn.exceptions import ConvergenceWarning
         from sklearn.mixture import GaussianMixture as Fitted
     except ImportError as error:
-        raise DataError("the peer needs scikit-learn: pip install '.[peers]'") from error
+        raise DataError("the peer needs scikit-learn: pip install '.[train]'") from error
     found = Fitted(
         config.components,
         max_iter=ITERATIONS,

@@ -58,7 +58,9 @@ def _bits(rows: Tensor, side: int = 10) -> Picture:
 
 
 def _points(rows: Tensor, side: int = 512) -> Picture:
-    """The first two coordinates in model units, 3 each way."""
+    """The first two coordinates in model units, 3 each way; of one, rows from bottom to top."""
+    if rows.shape[1] == 1:
+        rows = torch.cat((rows, torch.linspace(-2.9, 2.9, len(rows))[:, None]), 1)
     places = ((rows[:, :2] / 6.0 + 0.5) * (side - 1)).round().long()
     inside = ((places >= 1) & (places < side - 1)).all(dim=1)
     picture = np.full((side, side, 3), 255, dtype=np.uint8)

@@ -1,6 +1,7 @@
 """The checkpoint of a fit: one .safetensors file, everything that the next step depends on.
 
-Tensors: `network.*` (weights and buffers), `average.*` (the same, averaged), `optimiser.FIELD.*`,
+Tensors: `network.*` (weights and buffers), `average.*` (the same, averaged), `best.*` (the average
+    of the greatest held-out bound, where a fit stops by that), `optimiser.FIELD.*`,
     and those of the t sampler. The header's metadata holds a JSON document: step, seconds,
     configuration, checksum of the data. One file, replaced as a whole, so a kill at any moment
     leaves a whole one. `state.json` beside it repeats the document for people to read.
@@ -16,6 +17,8 @@ from pydantic import BaseModel, ConfigDict, Field
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
+
+from training.best import Looks
 
 FORMAT = 1
 KEY = "noneq-fit"
@@ -38,6 +41,7 @@ class State(BaseModel):
     commit: str | None = None
     versions: dict[str, str] = Field(default_factory=dict)
     config: dict[str, Any]
+    best: Looks | None = None
 
 
 def checkpoint_path(out: Path) -> Path:
@@ -131,7 +135,10 @@ def load_optimiser(
 
 
 def check_same(was: dict[str, Any], now: dict[str, Any], out: Path) -> None:
-    """Raise CheckpointError if a checkpoint's configuration decides other weights than this one."""
+    """Raise CheckpointError if a checkpoint's configuration decides other weights than this one.
+
+    More or fewer `steps` are no other configuration: a fit may be extended past its end.
+    """
     was, now = _deciding(was), _deciding(now)
     changed = sorted(key for key in was.keys() | now.keys() if was.get(key) != now.get(key))
     if changed:
@@ -144,11 +151,11 @@ def check_same(was: dict[str, Any], now: dict[str, Any], out: Path) -> None:
 
 def _deciding(config: dict[str, Any]) -> dict[str, Any]:
     """What of a configuration decides the weights; an optimal variance is fitted as "lower" is."""
-    free = {"file", "title", "watch", "evaluation", "profile"}
+    free = {"file", "title", "steps", "stopping", "watch", "evaluation", "profile"}
     fitted = {"optimal": "lower"}.get(config.get("variance") or "", config.get("variance"))
     return {key: value for key, value in config.items() if key not in free} | {"variance": fitted}
 
 
 def averaged_tensors(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The averaged network's state in a checkpoint's tensors."""
-    return under("average", tensors)
+    """The averaged network's state in a checkpoint's tensors: the best where that was kept."""
+    return under("best", tensors) or under("average", tensors)

@@ -88,8 +88,8 @@ class Watch:
         )
         self._scalars(step, {f"train/{unit(self.space)}": value, **scalars})
 
-    def look(self, step: int) -> float:
-        """The held-out estimate of the averaged weights, in nats, and a sheet of samples."""
+    def look(self, step: int) -> Tensor:
+        """The held-out estimate of the averaged weights, of each row, nats float64 [N]."""
         terms = max(self.config.terms, min_terms(self.model.T, self.convention))
         found = bound(
             self.model, self.held_out, seed=0, convention=self.convention, terms=terms, batch=256
@@ -97,12 +97,15 @@ class Watch:
         nats = float(found.bound.mean())
         self._held = f", held-out {shown(self.space, nats):.4g}"
         self._scalars(step, {f"valid/{unit(self.space)}": shown(self.space, nats)})
+        return found.bound
+
+    def draw(self, step: int) -> None:
+        """A sheet of samples of the averaged weights."""
         steps = min(self.config.sampler_steps, self.model.T)
         drawn = sample(self.model, self.config.samples, seed=0, sampler=Ancestral(steps=steps))
         picture = torch.from_numpy(sheet(self.space, self.space.to_data(drawn.cpu())))
         self.writer.add_image("samples", picture, step, dataformats="HWC")
         self.writer.flush()
-        return nats
 
     def _scalars(self, step: int, scalars: dict[str, float]) -> None:
         for name, value in scalars.items():

@@ -11,14 +11,25 @@ from typing import Annotated, Any
 from pydantic import Discriminator, Tag
 
 from diffusion.networks.base import Network
+from diffusion.networks.bernoulli_mixture import BernoulliMixture, BernoulliMixtureConfig
 from diffusion.networks.bit_patterns import BitPatterns, BitPatternsConfig
+from diffusion.networks.corrected import Corrected, CorrectedConfig
 from diffusion.networks.dense import MLP, RBF, MLPConfig, RBFConfig
 from diffusion.networks.gaussian_mixture import GaussianMixture, GaussianMixtureConfig
 from diffusion.networks.installed import Installed, InstalledConfig
 from diffusion.networks.multiscale import Multiscale, MultiscaleConfig
 from diffusion.networks.unet import UNet, UNetConfig
 
-_KINDS = ("mlp", "rbf", "multiscale", "unet", "gaussian-mixture", "bit-patterns")
+_KINDS = (
+    "mlp",
+    "rbf",
+    "corrected",
+    "multiscale",
+    "unet",
+    "gaussian-mixture",
+    "bernoulli-mixture",
+    "bit-patterns",
+)
 
 
 def _whose(value: Any) -> str | None:  # noqa: ANN401  (whatever a document holds)
@@ -30,9 +41,11 @@ def _whose(value: Any) -> str | None:  # noqa: ANN401  (whatever a document hold
 NetworkConfig = Annotated[
     Annotated[MLPConfig, Tag("mlp")]
     | Annotated[RBFConfig, Tag("rbf")]
+    | Annotated[CorrectedConfig, Tag("corrected")]
     | Annotated[MultiscaleConfig, Tag("multiscale")]
     | Annotated[UNetConfig, Tag("unet")]
     | Annotated[GaussianMixtureConfig, Tag("gaussian-mixture")]
+    | Annotated[BernoulliMixtureConfig, Tag("bernoulli-mixture")]
     | Annotated[BitPatternsConfig, Tag("bit-patterns")]
     | Annotated[Installed, Tag("installed")],
     Discriminator(_whose),
@@ -41,8 +54,12 @@ NetworkConfig = Annotated[
 __all__ = [
     "MLP",
     "RBF",
+    "BernoulliMixture",
+    "BernoulliMixtureConfig",
     "BitPatterns",
     "BitPatternsConfig",
+    "Corrected",
+    "CorrectedConfig",
     "GaussianMixture",
     "GaussianMixtureConfig",
     "InstalledConfig",
@@ -62,19 +79,23 @@ def build(config: NetworkConfig) -> Network:
     """Build the network that a configuration describes, with fresh weights.
 
     Args:
-        config: one of the six configurations, or an installed package's.
+        config: one of our configurations, or an installed package's.
     """
     match config:
         case MLPConfig():
             return MLP(config)
         case RBFConfig():
             return RBF(config)
+        case CorrectedConfig():
+            return Corrected(config)
         case MultiscaleConfig():
             return Multiscale(config)
         case UNetConfig():
             return UNet(config)
         case GaussianMixtureConfig():
             return GaussianMixture(config)
+        case BernoulliMixtureConfig():
+            return BernoulliMixture(config)
         case BitPatternsConfig():
             return BitPatterns(config)
         case InstalledConfig():

@@ -95,7 +95,7 @@ class GaussianMixture(Mixture):
         """
         time = condition[0].double()[:, None]
         signal, noise = time.sigmoid(), (-time).sigmoid()
-        log_joint, r, total = self._project(x_t, signal.sqrt(), noise)
+        log_joint, r, total = self.project(x_t, signal.sqrt(), noise)
         p = log_joint.softmax(1)[:, :, None]  # [B, K, 1]
         means = self._means(signal.sqrt(), r, total)
         mean = (p * means).sum(1)
@@ -118,7 +118,7 @@ class GaussianMixture(Mixture):
     def marginal_log_prob(self, x_t: Tensor, log_snr: Tensor) -> Tensor:
         """log q(x_t), nats, float64 [B]; log_snr [B]."""
         log_snr = log_snr.double()[:, None]
-        return self._project(x_t, log_snr.sigmoid().sqrt(), (-log_snr).sigmoid())[0].logsumexp(1)
+        return self.project(x_t, log_snr.sigmoid().sqrt(), (-log_snr).sigmoid())[0].logsumexp(1)
 
     def sample(self, noise: Noise) -> Tensor:
         """Draws from p(x_0), one for each of the noise's rows, float32 [B, D]."""
@@ -144,7 +144,7 @@ class GaussianMixture(Mixture):
         y is [B, D] and sigma in model units; float64 [B, D] and [B, D, D] come back.
         """
         one = torch.ones(len(y), 1, dtype=torch.float64, device=y.device)
-        log_joint, r, total = self._project(y, one, sigma**2 * one)
+        log_joint, r, total = self.project(y, one, sigma**2 * one)
         p = log_joint.softmax(1)
         means = self._means(one, r, total)
         mean = torch.einsum("bk,bki->bi", p, means)
@@ -174,7 +174,7 @@ class GaussianMixture(Mixture):
         found = self.from_values(weights, means, (kept + kept.mT) / 2)
         return found, float(log_joint.logsumexp(0))
 
-    def _project(self, x: Tensor, scale: Tensor, var: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def project(self, x: Tensor, scale: Tensor, var: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """What each component says of x = scale x_0 + sqrt(var) n; scale and var [B, 1].
 
         First log p(k) p(x | k) [B, K]; then, in the component's axes, x - scale mu_k and its

@@ -40,7 +40,7 @@ class Door:
             )
 
 
-_TRAIN = ("torch", "matplotlib", "tqdm")
+_TRAIN = ("torch", "matplotlib", "sklearn", "tqdm")
 DOORS = {
     "serve": Door(("service",), "serve", ("torch", "uvicorn"), "start the service"),
     "train": Door(("training", "train"), "train", _TRAIN, "fit a model to your own data"),

@@ -108,7 +108,7 @@ def test_what_a_classifier_reads_is_a_line(visit: Open) -> None:
     assert page.get_by_text("Of the service.").is_visible()  # a warning, wherever it is given
 
 
-def test_what_is_not_typical_is_called_unusual(visit: Open) -> None:
+def test_what_is_not_typical_is_told(visit: Open) -> None:
     script = """async () => {
       const { verdicts } = await import("./static/verdicts.js");
       const nats = { bound: -2, standard_error: 0.1, bits: -3, bits_per_dim: 0.7 };
@@ -122,9 +122,9 @@ def test_what_is_not_typical_is_called_unusual(visit: Open) -> None:
     page = visit()
     page.evaluate(script)
     told = page.locator(".verdict").all_inner_texts()
-    assert "Unusual: only 0.4% of held-out data" in told[0]
-    assert "Typical: 50% of held-out data" in told[1]
-    assert "ypical" not in told[2]
+    assert "Unlike held-out data: at most 0.4%" in told[0]
+    assert "Like held-out data: 50%" in told[1]
+    assert "ike held-out data" not in told[2]
     assert "It is too far out." in told[3]
 
 

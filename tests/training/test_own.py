@@ -215,8 +215,10 @@ def test_the_plan_is_told_and_nothing_is_fitted(
     monkeypatch.chdir(folder.parent)
     assert main(["train", "photographs", "--side", "8", "--grey", "--plan"]) == 0
     told = capsys.readouterr().out
-    assert "34 to fit, 2 to look at meanwhile, 4 to report" in told
-    assert "3000 steps of 64" in told
+    assert "30 to fit, 6 to look at meanwhile, 4 to report" in told
+    assert "1406 steps of 64" in told  # 3000 times through the data
+    assert "to fit, " in told
+    assert "to measure and draw" in told
     assert [path.name for path in Path("runs").iterdir()] == ["photographs.toml"]
 
 

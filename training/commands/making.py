@@ -2,11 +2,15 @@
 
 import argparse
 import sys
+from dataclasses import replace
 from pathlib import Path
 
-from diffusion.checkpoint import load
+import torch
+
+from diffusion.checkpoint import load, read_metadata
 from training import (
     classifier,
+    estimate,
     export,
     inspect,
     oracle,
@@ -16,9 +20,10 @@ from training import config as configs
 from training.artefacts import find
 from training.convert import Options, convert, write_diffusers
 from training.convert.openai import Flags
-from training.fit import Fit, RunOptions, build_model
+from training.fit import Fit, RunOptions
 from training.parallel import pick_device, ranks
 from training.signals import INTERRUPTED, interrupted
+from training.verdict import verdict
 
 
 def do_fit(arguments: argparse.Namespace) -> int:
@@ -52,26 +57,28 @@ def do_fit(arguments: argparse.Namespace) -> int:
 
 
 def do_train(arguments: argparse.Namespace) -> int:
-    """From data of one's own to a model that can be served; 130 if it was interrupted."""
-    keys, dataset = own.configure(
+    """From data of one's own to a model; 1 if it is not ready, 130 if it was interrupted."""
+    written, config, dataset = own.prepare(
         arguments.data,
         arguments.name,
+        Path("runs"),
         side=arguments.side,
-        grey=arguments.grey,
+        grey=arguments.grey or None,
         steps=arguments.steps,
     )
-    runs = Path("runs")
-    written = runs / f"{keys['name']}.toml"
-    runs.mkdir(exist_ok=True)
-    written.write_text(f"# Made by `noneq train {arguments.data}`.\n{own.to_toml(keys)}")
-    config = configs.load(str(written))
-    weights = export.parameters(build_model(config, dataset))
-    print(f"{own.expectations(config, dataset, weights)}\n{written} has all the settings")
-    if arguments.plan:
-        return 0
-    options = RunOptions(out=runs / config.name, restart=arguments.restart, save_every=200)
+    if not arguments.threads and own.one_thread(config):
+        torch.set_num_threads(1)  # more of them wait for each other longer than they work
+    options = RunOptions(
+        out=written.parent / config.name, restart=arguments.restart, save_every=200
+    )
     with ranks(arguments.device) as place:
-        if not Fit(config, options, place).run():
+        tried = Fit(config, replace(options, restart=True), place, dataset)
+        print(own.expectations(config, dataset, export.parameters(tried.model)))
+        print(f"{estimate.measure(tried, evaluate=not arguments.no_evaluation)}, on this machine")
+        print(f"{written} has all the settings; edit it and give the same command again")
+        if arguments.plan:
+            return 0
+        if not Fit(config, options, place, dataset).run():
             return interrupted()
     path = export.export(
         str(written),
@@ -79,9 +86,15 @@ def do_train(arguments: argparse.Namespace) -> int:
         models=arguments.models,
         device=pick_device(arguments.device),
         measure=not arguments.no_evaluation,
+        beside=True,
     )
     print(inspect.describe(path))
-    print(f"\nserve it: noneq serve --models {arguments.models}")
+    found = verdict(read_metadata(path))
+    if found is not None and not found.ready:
+        print(f"\n{found}", file=sys.stderr)
+        return 1
+    print("" if found is None else f"\n{found}")
+    print(f"serve it: noneq serve --models {arguments.models}")
     return 0
 
 

@@ -95,7 +95,7 @@ def load(config: PicturesConfig) -> Dataset:
         )
     digests = sorted(by_digest)
     rows = torch.stack([by_digest[digest] for digest in digests])
-    test = max(1, round(config.test * len(rows)))
+    test = max(2, round(config.test * len(rows)))  # of one row the error is not known
     held_out = test + max(1, round(config.valid * len(rows)))
     return Dataset(
         name=config.kind,

@@ -113,21 +113,23 @@ class Filter(Course):
         here = Look.joined([*systems.looks, *self._looks(model, systems, unit, together, S * P)])
         log_w, log_z = systems.log_w + here.log_r.reshape(S, P), systems.log_evidence
         log_w = torch.where(log_w < math.inf, log_w, -math.inf)  # a lost particle is worth nothing
-        ess, origin = effective(log_w), systems.origin
+        ess, origin, variance = effective(log_w), systems.origin, systems.variance
         choose = torch.ones_like(ess, dtype=torch.bool) if last else ess < P / 2
         place = torch.arange(P, device=device).expand(S, P)
         if bool(choose.any()):
             noise = counter_noise(systems.seed, systems.number, t.expand(S), Stream.RESAMPLING)
-            drawn = systematic(log_w, noise.uniform((1,))[:, 0].double(), P)
-            place = torch.where(choose[:, None], drawn, place)
+            u = noise.uniform((1,))[:, 0].double()
+            final = drawn(log_w, u, self.draws)  # of the last step, before log_w is evened out
+            place = torch.where(choose[:, None], systematic(log_w, u, P), place)
             log_z = torch.where(choose, log_z + log_mean(log_w), log_z)
+            apart = variance + jackknife(log_w)
+            told = spread(log_w, origin, apart) if last else apart
+            variance = torch.where(choose, told, variance)
             log_w = torch.where(choose[:, None], 0.0, log_w)
             origin = origin.gather(1, place)
         row = systems.particle
         if last and here.left is None:
-            middle = torch.full_like(log_z, 0.5)
-            place = place.gather(1, systematic(torch.zeros_like(log_w), middle, self.draws))
-            row = row[:, : self.draws]
+            place, row = final, row[:, : self.draws]
         rows = (torch.arange(S, device=device)[:, None] * P + place).flatten()
         proposal = here.proposal.rows(rows)
         x = proposal.sample(counter_noise(systems.seed, row.flatten(), t.expand(len(rows))))
@@ -135,15 +137,19 @@ class Filter(Course):
             each = zip(x.split(together or len(x)), rows.split(together or len(x)), strict=True)
             log_w = torch.cat([here.left(*part) for part in each]).reshape(S, P)
             log_z = log_z + log_mean(log_w)
+            variance = spread(log_w, origin, apart + jackknife(log_w))
             noise = counter_noise(systems.seed, systems.number, 0, Stream.RESAMPLING)
             u = noise.uniform((1,))[:, 0].double()
             origin = origin.gather(1, systematic(log_w, u, P))
             first = torch.arange(S, device=device)[:, None] * P
-            picked = (first + systematic(log_w, u, self.draws)).flatten()
+            picked = (first + drawn(log_w, u, self.draws)).flatten()
             x, rows = x[picked], rows[picked]
+        moved = systems.moved
         if not last:
+            ratio = proposal.log_ratio(x)
+            moved = moved + ratio.reshape(S, P).nan_to_num(0.0, 0.0, 0.0).mean(1)
             # Where r_t was 0 nothing weighs anything, and what has been paid does not matter.
-            paid = here.log_r[rows] + proposal.log_ratio(x)
+            paid = here.log_r[rows] + ratio
             paid = torch.where(torch.isneginf(here.log_r[rows]), 0.0, paid)
             log_w = log_w - paid.reshape(S, P)
             # A network sent far from its data may answer anything: such a particle is worth
@@ -158,6 +164,8 @@ class Filter(Course):
             x_0=here.x_0[rows].nan_to_num(0.0).unflatten(0, (S, -1)),
             log_w=log_w,
             log_evidence=log_z,
+            variance=variance,
+            moved=moved,
             ess=torch.cat((systems.ess, ess[:, None]), 1),
             origin=origin,
             looks=(),
@@ -199,9 +207,32 @@ def systematic(log_w: Tensor, uniform: Tensor, count: int) -> Tensor:
     Returns:
         int64 [S, count], ascending.
     """
-    edges = shares(log_w).cumsum(1)
     ticks = torch.arange(count, dtype=torch.float64, device=log_w.device) + uniform[:, None]
-    found = torch.searchsorted(edges / edges[:, -1:], ticks / count, right=True)
+    return _at(log_w, ticks / count)
+
+
+def drawn(log_w: Tensor, uniform: Tensor, count: int) -> Tensor:
+    """Places drawn, each of them j with probability w_j / sum(w): (u + i / count) mod 1.
+
+    All together they are as even as those of `systematic`, whose first place is always a low one:
+    taken alone, or few, its places are no draws by the weights.
+
+    Args:
+        log_w: and what follows: as `systematic` takes them.
+        uniform: u, one for each system, float64 [S].
+        count: how many places to draw.
+
+    Returns:
+        int64 [S, count].
+    """
+    ticks = torch.arange(count, dtype=torch.float64, device=log_w.device) / count
+    return _at(log_w, (ticks + uniform[:, None]) % 1)
+
+
+def _at(log_w: Tensor, ticks: Tensor) -> Tensor:
+    """Where the shares of the weights, laid end to end, reach ticks of 0 to 1, [S, count]."""
+    edges = shares(log_w).cumsum(1)
+    found = torch.searchsorted(edges / edges[:, -1:], ticks.contiguous(), right=True)
     return found.clamp(max=log_w.shape[1] - 1)
 
 
@@ -213,6 +244,37 @@ def effective(log_w: Tensor) -> Tensor:
 def log_mean(log_w: Tensor) -> Tensor:
     """log of the mean weight, [S]; -inf where all are."""
     return log_w.logsumexp(1) - math.log(log_w.shape[1])
+
+
+def spread(log_w: Tensor, origin: Tensor, apart: Tensor) -> Tensor:
+    """Variance of a system's log of Z, by the system alone, float64 [S].
+
+        V = 1 - P / (P - 1) (1 - sum over ancestors a of (sum of the weights from a)^2)
+
+    estimates the variance of Z / E[Z] (Lee and Whiteley 2018, Equation 4, with the factor of one
+    resampling: the systematic one adds little), so -log(1 - V) that of its logarithm. It is never
+    more than 1 and says nothing once all descend from one: then what the resamplings tell, one by
+    one, stands in, and at least 1. Of one particle nothing is known: infinite.
+
+    Args:
+        log_w: last, nats, float64 [S, P].
+        origin: from which of the first particles each descends, int64 [S, P].
+        apart: sum of `jackknife` over the resamplings, float64 [S].
+    """
+    P = log_w.shape[1]
+    if P == 1:
+        return torch.full_like(apart, math.inf)
+    families = torch.zeros_like(log_w).scatter_add(1, origin, shares(log_w))
+    single = (origin == origin[:, :1]).all(1)
+    V = 1 - P / (P - 1) * (1 - families.square().sum(1))
+    return torch.where(single, apart.clamp_min(1.0), -torch.log1p(-V.clamp(0.0, 1 - 1e-9)))
+
+
+def jackknife(log_w: Tensor) -> Tensor:
+    """Variance of `log_mean` by leaving out one weight at a time (Tukey 1958), float64 [S]."""
+    P = log_w.shape[1]
+    left = torch.log1p(-shares(log_w).clamp(max=1 - 1e-15))
+    return left.var(1, correction=0) * (P - 1)
 
 
 def shares(log_w: Tensor) -> Tensor:

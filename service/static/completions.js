@@ -166,9 +166,7 @@ function readings(labels) {
   return told.map(([label, p]) => `${label} (${number(100 * p, { maximumFractionDigits: 1 })}%)`).join(", ");
 }
 
-/** In the page's language what is poor, where the page can tell. */
-function reading({ warning: text, ancestors, particles }) {
-  if (!text) return [];
-  if (particles > 1 && ancestors === 1) return [["trust.collapsed", { n: particles }], "trust.mend"];
-  return text.includes("systems differ") ? ["trust.disagree", "trust.mend"] : [];
+/** In the page's language what is poor, where the service warns of its particles. */
+function reading({ warning: text }) {
+  return text ? ["trust.disagree", "trust.mend"] : [];
 }

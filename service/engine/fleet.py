@@ -14,7 +14,7 @@ from service.engine.allowance import Allowance
 from service.engine.faults import describe, fatal, out_of_memory
 from service.engine.fixed import graph_recorder
 from service.engine.intake import Intake
-from service.engine.rehearsal import exact, rehearse, rehearse_systems
+from service.engine.rehearsal import make_exact, rehearse, rehearse_systems
 from service.engine.room import FIXED, survey
 from service.engine.runner import Runner
 from service.engine.scheduler import Scheduler
@@ -105,13 +105,13 @@ class Fleet:
         runner = Runner(model, room.slots, settings.precision, compiled=settings.compile)
         runner.batch = room.batch
         runner.calls.fill = room.batch if settings.deterministic else 0
+        runner.exact = make_exact(runner)
         rehearse(runner, room.batch)  # allocators and kernels settle
         if settings.graphs and model.device.type == "cuda":
             runner.record(graph_recorder(model.device))
         begun = time.monotonic()
         rehearse(runner, room.batch)
         seconds = time.monotonic() - begun
-        runner.exact = exact(runner)
         systems, evaluations, taken = self._try_systems(runner.calls.model, room.batch)
         self._enter(Queue(name), runner, room.slots, room.batch, seconds)
         self._enter(Queue(name, systems=True), systems, room.slots, evaluations, taken)

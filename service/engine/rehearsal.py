@@ -23,6 +23,9 @@ from service.engine.systems import SystemRunner
 from service.engine.ticks import Entry
 
 _SHUFFLES = 16
+# Elements that a CPU's kernels take at once, at most (two registers of AVX-512). Those left over at
+# the end of a tensor go through other code, with other bits: their rows are then told by their place.
+_VECTOR = 32
 _DIAGONAL = Twist(covariance="diagonal")
 _OTHERS, _CHAIN, _TERM, _OTHER_TERMS = range(-4, 0)  # keys of jobs, in the order of a batch
 
@@ -54,14 +57,27 @@ def rehearse_systems(runner: SystemRunner) -> int:
     return job.cost
 
 
-def exact(runner: Runner) -> bool:
-    """Whether rows get the same bits alone and among others, wherever they stand."""
+def make_exact(runner: Runner) -> bool:
+    """Whether rows get the same bits alone and among others, wherever they stand.
+
+    Where calls are filled up and that is not so, they are filled up to whole vectors.
+    """
     calls = runner.calls
-    return (
-        calls.fill > 0
-        and all(_places_do_not_matter(m, calls.fill) for m in {calls.model, calls.sampling})
-        and _company_does_not_matter(runner)
-    )
+    fill = calls.fill
+    if fill == 0:
+        return False
+    for calls.fill in (fill, -(-fill // _VECTOR) * _VECTOR):
+        if _exact(runner):
+            return True
+    calls.fill = fill
+    return False
+
+
+def _exact(runner: Runner) -> bool:
+    calls = runner.calls
+    return all(
+        _places_do_not_matter(model, calls.fill) for model in {calls.model, calls.sampling}
+    ) and _company_does_not_matter(runner)
 
 
 def _places_do_not_matter(model: DiffusionModel, rows: int) -> bool:
@@ -90,7 +106,7 @@ def _numbers(prediction: Prediction, t: Tensor) -> list[Tensor]:
 
 def _company_does_not_matter(runner: Runner) -> bool:
     """One chain and one term: alone, apart, beside chains and terms, and in a burst."""
-    fill = runner.calls.fill
+    fill = min(runner.calls.fill, runner.batch)
     stage = _Stage(runner, fill)
     chains: list[Tensor] = []
     terms: list[Tensor] = []

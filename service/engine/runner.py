@@ -164,7 +164,8 @@ class Runner:
             x_t, previous = state.x[rows.slots], state.previous[rows.slots]
             seen = state.observation(rows.slots) if rows.observed else None
             of_chains = x_t[:n], rows.update.t[:n]
-        data = gather_terms(self._filled(terms), self._term_jobs, self.model.device)
+        fill = self.calls.fill
+        data = gather_terms(self._filled(terms), self._term_jobs, self.model.device, fill)
         points = [
             Points.draw(self.model, self.data.x_0[data.slots[group.index]], group)
             for group in data.groups

@@ -14,7 +14,7 @@ import signal
 import sys
 import threading
 from collections.abc import Callable, Sequence
-from socket import socketpair
+from socket import IPPROTO_TCP, socketpair
 from types import FrameType
 
 import uvicorn
@@ -24,6 +24,9 @@ from typing_extensions import override
 from service.app import create_app
 from service.memory import keep_freed_memory
 from service.settings import Settings
+
+if sys.platform == "linux":
+    from socket import TCP_USER_TIMEOUT
 
 _LAST_WORDS = 5  # seconds past the drain, to send what it ended with
 
@@ -77,6 +80,11 @@ def main() -> None:
         lifespan="on",
     )
     socket = config.bind_socket()
+    if sys.platform == "linux":
+        # Of a connection that is closed before its client has read the rest; accepted sockets take
+        # this from the one that listens.
+        waits = math.ceil(1000 * settings.write_seconds)
+        socket.setsockopt(IPPROTO_TCP, TCP_USER_TIMEOUT, waits)
     host = "localhost" if settings.host in ("", "0.0.0.0", "::") else settings.host
     url = f"http://{f'[{host}]' if ':' in host else host}:{socket.getsockname()[1]}"
     server = _Server(config, app.state.backend.close)

@@ -29,7 +29,7 @@ import orjson
 from benchmarks.http import get, post
 from benchmarks.server import HOST, serving
 
-_STALLED, _PICTURES = 24, 4
+_STALLED = 24
 _SAMPLED = 100_000  # bytes of a stalled client's answer that it does read
 
 
@@ -74,9 +74,9 @@ def resident(pid: int) -> int:
     return pages * resource.getpagesize()
 
 
-async def stall(port: int, seen: Seen, until: float) -> None:
+async def stall(port: int, seen: Seen, samples: int, until: float) -> None:
     """Ask for much, read a little and stop."""
-    body = {"model": "heartbeat", "num_samples": 4096, "frames": 100, "seed": 1}
+    body = {"model": "heartbeat", "num_samples": samples, "frames": 100, "seed": 1}
     raw = orjson.dumps(body)
     head = f"POST /sample HTTP/1.1\r\nhost: {HOST}\r\ncontent-type: application/json\r\n"
     reader, writer = await asyncio.open_connection(HOST, port, limit=_SAMPLED)
@@ -119,17 +119,18 @@ async def watch(port: int, pid: int, seen: Seen, until: float) -> None:
         await asyncio.sleep(0.25)
 
 
-async def attack(port: int, pid: int, long: int, seconds: float) -> Seen:
+async def attack(port: int, pid: int, long: int, pictures: int, seconds: float) -> Seen:
     """Everything at once, for so long at most."""
     seen, until = Seen(), time.monotonic() + seconds
     picture = bomb()
     slow = {"model": "swissroll", "num_samples": 1, "seed": 2, "sampler": {"name": "ancestral"}}
     quick = {**slow, "sampler": {"name": "ancestral", "steps": 10}}
     tasks = [
-        *(stall(port, seen, until) for _ in range(_STALLED)),
+        # The largest may be more than one request may hold; the others are not.
+        *(stall(port, seen, (4096, 1024)[i % 2], until) for i in range(_STALLED)),
         *(
             ask(port, seen, "picture", "/loglik", {"model": "mnist", "data": [picture]})
-            for _ in range(_PICTURES)
+            for _ in range(pictures)
         ),
         *(ask(port, seen, "long", "/sample", slow) for _ in range(long)),
     ]
@@ -159,11 +160,11 @@ def judge(seen: Seen, idle: int, after: int) -> list[str]:
     return wrong
 
 
-def fire(port: int, pid: int, long: int, seconds: float) -> list[str]:
+def fire(port: int, pid: int, long: int, pictures: int, seconds: float) -> list[str]:
     """Attack, wait a minute, tell; what is not right."""
     time.sleep(12)  # idle: what its start took has been given back
     idle = resident(pid)
-    seen = asyncio.run(attack(port, pid, long, seconds))
+    seen = asyncio.run(attack(port, pid, long, pictures, seconds))
     time.sleep(60)
     after = resident(pid)
     for kind, count in sorted(seen.outcomes.items()):
@@ -186,19 +187,20 @@ def main() -> None:
     )
     parser.add_argument("--pid", type=int, default=0, help="of its process")
     parser.add_argument("--long", type=int, default=1000, help="long requests, at most 2000")
+    parser.add_argument("--pictures", type=int, default=4, help="that unfold, at most 8")
     parser.add_argument("--seconds", type=float, default=60, help="at most 300")
     given = parser.parse_args()
-    long, seconds = min(given.long, 2000), min(given.seconds, 300.0)
+    load = min(given.long, 2000), min(given.pictures, 8), min(given.seconds, 300.0)
     # Each request is a connection.
     resource.setrlimit(resource.RLIMIT_NOFILE, (resource.getrlimit(resource.RLIMIT_NOFILE)[1],) * 2)
     if given.port:
-        wrong = fire(given.port, given.pid, long, seconds)
+        wrong = fire(given.port, given.pid, *load)
     else:
         arguments = ["--models", given.models]
         if given.queue_bytes:
             arguments += ["--max-queue-bytes", given.queue_bytes]
         with serving("service", arguments, "/health/ready") as server:
-            wrong = fire(server.port, server.pid, long, seconds)
+            wrong = fire(server.port, server.pid, *load)
     print("\n".join(wrong) or "all is well")
     sys.exit(1 if wrong else 0)
 

@@ -18,8 +18,8 @@ from service.settings import Settings
 
 _SIZES = [2**i for i in range(13)]  # 1 to 4096
 _LONGEST = 0.25  # seconds of a tick: whoever comes waits for it
-_ENOUGH = 0.9  # of the best rate: what more rows bring beyond that is not worth their wait
-_TRIES = 3  # of each size
+_LOSS = 8  # a call's fixed time is at most such a part of what its rows take
+_TRIES, _ALONE = 3, 10  # of each size, and of one row
 FIXED = 32  # of the deterministic mode, where another size would be other bits
 _HELD = 2**28  # bytes of all slots of a kind, and
 _SHARE = 8  # at most such a part of the bytes of all requests
@@ -53,7 +53,12 @@ def survey(model: DiffusionModel, rows: int, settings: Settings) -> Room:
 
 @torch.inference_mode()
 def _best_batch(model: DiffusionModel) -> int:
-    """The fewest rows at which the network gives nearly as many rows a second as it ever does."""
+    """The fewest rows beside which a network call's fixed time is small.
+
+    A call of k rows takes about a + b k. 1 / b is the best rate of all sizes, a + b the time of one
+    row, and the first power of two with b k >= 8 a is taken: both are measured far from that size,
+    so that it does not hang on small differences between its neighbours.
+    """
     seconds: dict[int, float] = {}
     for size in _SIZES:
         try:
@@ -68,11 +73,10 @@ def _best_batch(model: DiffusionModel) -> int:
     for _ in range(_TRIES - 1):
         for size in seconds:
             seconds[size] = min(seconds[size], _seconds(model, size))
-    # More rows never take less time.
-    least = {size: min(s for n, s in seconds.items() if n >= size) for size in seconds}
-    rates = {size: size / least[size] for size in least}
-    best = max(rates.values())
-    return next(size for size, rate in rates.items() if rate >= _ENOUGH * best)
+    alone = min(seconds[1], *(_seconds(model, 1) for _ in range(_ALONE)))
+    rate = max(size / taken for size, taken in seconds.items())
+    wanted = _LOSS * (alone * rate - 1)
+    return next((size for size in seconds if size >= wanted), max(seconds))
 
 
 def _seconds(model: DiffusionModel, rows: int) -> float:

@@ -16,6 +16,7 @@ import sys
 import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from socket import IPPROTO_TCP
 from types import FrameType
 
 import uvicorn
@@ -29,6 +30,9 @@ from service.memory import keep_freed_memory
 from service.models import FILE, find_files
 from service.problems import NotReady, Problem
 from service.settings import Settings
+
+if sys.platform == "linux":
+    from socket import TCP_USER_TIMEOUT
 
 _LAST_WORDS = 5  # seconds past the drain, to send what it ended with
 _FAULT, _MISTAKE = 1, 2  # exit status: it cannot listen or start; a setting is wrong
@@ -97,6 +101,11 @@ def main() -> None:
         server_header=False,
         lifespan="on",
     )
+    if sys.platform == "linux":
+        # Of a connection that is closed before its client has read the rest; accepted sockets take
+        # this from the one that listens.
+        waits = math.ceil(1000 * settings.write_seconds)
+        listener.setsockopt(IPPROTO_TCP, TCP_USER_TIMEOUT, waits)
     host = "localhost" if settings.host in ("", "0.0.0.0", "::") else settings.host
     url = f"http://{f'[{host}]' if ':' in host else host}:{listener.getsockname()[1]}"
     server = _Server(config, backend.close)

@@ -7,12 +7,13 @@ import asyncio
 import logging
 import threading
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import final
 
 from starlette.requests import Request
 
 from service.engine.engine import Engine, Host
-from service.memory import memory_used
+from service.memory import fit, give_back, give_back_when_idle, memory_used
 from service.metrics import Metrics
 from service.models import Catalogue, Refused, Served, load_folder
 from service.problems import Draining, EngineDead, NotReady, Problem
@@ -37,13 +38,14 @@ class Backend:
     """
 
     def __init__(self, settings: Settings, metrics: Metrics, host: Host | None = None) -> None:
-        self.settings, self.metrics = settings, metrics
+        self.settings, self.metrics = fit(settings), metrics
         self._host = host
         self._catalogue = Catalogue()
         self._engine: Engine | None = None
         self._opened = threading.Event()
         self._failure: str | None = None
         self._closing = False
+        self._ended = threading.Event()
         self.decoding = asyncio.Semaphore(_DECODERS)
 
     def open(
@@ -67,6 +69,9 @@ class Backend:
                 models = {name: served.model for name, served in catalogue.served.items()}
                 self._engine = Engine(models, settings, self.metrics, self._host)
                 self._engine.warm()
+                give_back()  # the trials at start held more than serving does
+                keeper = partial(give_back_when_idle, self._work_done, self._ended)
+                threading.Thread(target=keeper, name="noneq-memory", daemon=True).start()
         except Exception as error:
             _log.exception("the service cannot start")
             self._failure = f"{type(error).__name__}: {error}"
@@ -83,8 +88,14 @@ class Backend:
         What `drain_seconds` do not finish ends in a problem that says so. Again it does nothing.
         """
         self._closing = True
+        self._ended.set()
         if self._engine is not None and not self._engine.drain():
             _log.warning("stopped with work unfinished")
+
+    def _work_done(self) -> int | None:
+        """How many requests there were; None while there is one."""
+        engine = self.engine
+        return engine.accepted if engine.held == 0 else None
 
     @property
     def catalogue(self) -> Catalogue:

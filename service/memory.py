@@ -1,29 +1,104 @@
-"""How much of the device's memory the service holds, and how it holds it."""
+"""Memory: what the service holds, how it keeps and returns it, and what its container allows."""
 
+import contextlib
 import ctypes
+import gc
+import math
 import os
 import sys
+import threading
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import torch
 
+from service.settings import Settings
+
 _STATM = Path("/proc/self/statm")
+_CGROUP, _OWN = Path("/sys/fs/cgroup"), Path("/proc/self/cgroup")
 
-
-_TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3  # of glibc's malloc.h
-_KEPT = 2**30
+_TRIM_THRESHOLD, _MMAP_THRESHOLD, _ARENA_MAX = -1, -3, -8  # of glibc's malloc.h
+_KEPT, _BLOCK = 2**28, 2**25
+_IDLE = 5.0  # seconds
 
 
 def keep_freed_memory() -> None:
-    """Have malloc keep what is freed, where that is glibc's.
+    """Have malloc keep what is freed while there is work, where that is glibc's.
 
-    A network call frees what the next one takes again. By default large blocks go back to the
-    system in between, and every call begins with thousands of page faults: a tenth of its time.
+    A network call frees what the next one takes again. By default its blocks go back to the system
+    in between, and every call begins with thousands of page faults: a tenth of its time. Blocks of
+    32 MiB and more, which are answers rather than calls, do go back at once. Threads share two
+    arenas, or each would keep its own peak.
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is not None:
         mallopt(_TRIM_THRESHOLD, _KEPT)
-        mallopt(_MMAP_THRESHOLD, _KEPT)
+        mallopt(_MMAP_THRESHOLD, _BLOCK)
+        mallopt(_ARENA_MAX, 2)
+
+
+def give_back() -> None:
+    """Return to the system what has been freed."""
+    gc.collect()
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    if trim is not None:
+        trim(0)
+
+
+def give_back_when_idle(work: Callable[[], int | None], ended: threading.Event) -> None:
+    """Whenever there was work and there has been none for a few seconds; until `ended`.
+
+    Args:
+        work: a number that grows with what is done; None while something is under way.
+        ended: tells when to stop.
+    """
+    seen = given = work()
+    while not ended.wait(_IDLE):
+        before, seen = seen, work()
+        if seen is not None and seen == before != given:
+            given = seen
+            give_back()
+
+
+def container_memory(root: Path = _CGROUP) -> int | None:
+    """The least limit on memory that the process's control groups set, bytes; None for none."""
+    limits = [
+        int(text)
+        for name in ("memory.max", "memory/memory.limit_in_bytes")
+        for text in _settings_of(root, name)
+        if text.isdecimal() and int(text) < 2**60  # version 1 has a huge number for none
+    ]
+    return min(limits, default=None)
+
+
+def container_cpus(root: Path = _CGROUP) -> int | None:
+    """How many CPUs' worth of time the control groups allow, rounded up; None for no limit."""
+    shares = [text.split() for text in _settings_of(root, "cpu.max")]
+    cpus = [int(quota) / int(period) for quota, period in shares if quota.isdecimal()]
+    return max(1, math.ceil(min(cpus))) if cpus else None
+
+
+def fit(settings: Settings, root: Path = _CGROUP) -> Settings:
+    """The settings, with those that the operator left open fitted to the container's limits."""
+    found: dict[str, int] = {}
+    memory, cpus = container_memory(root), container_cpus(root)
+    if memory is not None and "max_queue_bytes" not in settings.model_fields_set:
+        least = 2 * settings.max_body_bytes
+        found["max_queue_bytes"] = max(least, min(settings.max_queue_bytes, memory // 4))
+    if cpus is not None and settings.threads == 0:
+        found["threads"] = min(cpus, torch.get_num_threads())
+    return settings.model_copy(update=found)
+
+
+def _settings_of(root: Path, name: str) -> Iterator[str]:
+    """A setting of the process's control group and of those above it."""
+    own = Path("/")
+    with contextlib.suppress(OSError):
+        own = Path(_OWN.read_text().rpartition("::")[2].strip() or "/")
+    base, _, leaf = name.rpartition("/")
+    for group in (own, *own.parents):
+        with contextlib.suppress(OSError):
+            yield (root / base / group.relative_to("/") / leaf).read_text().strip()
 
 
 def memory_used(device: str) -> int:

@@ -34,6 +34,7 @@ from service.models import Catalogue
 from service.openapi import request_body, responses
 from service.problems import InvalidRequest
 from service.schemas import LoglikRequest, SampleRequest
+from service.sending import Answer
 from service.settings import Settings
 from service.streams import EventStream, leaving, previews_wanted
 from service.work.base import Work
@@ -120,15 +121,23 @@ async def _serve(
         work, ticket = await _accept(request, schema, prepare, form)
     except ClientDisconnect:
         return _client_left(request)
+    backend, hold = backend_of(request), ticket.keep()
+    seconds = backend.settings.write_seconds
     if form == EVENTS:
-        return EventStream(work, ticket, backend_of(request).engine, previews)
-    if not await _finished(request, ticket):
-        return _client_left(request)
-    result = ticket.result()
-    request.state.queue_seconds = result.queue_seconds
-    request.state.compute_seconds = result.compute_seconds
-    body = await to_thread.run_sync(work.render, result, form)
-    return Response(body, media_type=form)
+        return EventStream(work, ticket, backend.engine, hold, seconds, previews)
+    try:
+        if not await _finished(request, ticket):
+            hold.release()
+            return _client_left(request)
+        result = ticket.result()
+        request.state.queue_seconds = result.queue_seconds
+        request.state.compute_seconds = result.compute_seconds
+        body = await to_thread.run_sync(work.render, result, form)
+    except BaseException:
+        hold.release()
+        raise
+    hold.resize(len(body))
+    return Answer(body, form, hold, seconds)
 
 
 async def _accept(

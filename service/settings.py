@@ -53,7 +53,11 @@ class Settings(BaseSettings):
         description="cpu, cuda, cuda:N, or auto: CUDA where there is one.",
     )
     threads: int = Field(
-        0, ge=0, le=1024, description="CPU threads of one network call; 0 for PyTorch's choice."
+        0,
+        ge=0,
+        le=1024,
+        description="CPU threads of one network call; 0 for PyTorch's choice, and no more than the "
+        "container's share of CPUs.",
     )
     api_keys: SecretStr = Field(
         SecretStr(""), description="Accepted API keys, separated by commas; empty: open to all."
@@ -124,11 +128,18 @@ class Settings(BaseSettings):
     max_queue_bytes: int = Field(
         2 * 2**30,
         ge=2**20,
-        description="Most bytes of bodies being read, and of accepted requests' data and answers; "
-        "beyond it 503.",
+        description="Most bytes of bodies being read, and of accepted requests' data and answers "
+        "until these are sent; beyond it 503. Where it is not set, at most a quarter of the "
+        "container's memory.",
     )
     body_seconds: float = Field(
         60.0, gt=0, description="Longest wait for a request's body, in seconds; beyond it 408."
+    )
+    write_seconds: float = Field(
+        30.0,
+        gt=0,
+        description="Longest wait for a client to take a piece of its answer (64 KiB), in seconds; "
+        "beyond it the connection is closed and the answer's memory is free.",
     )
     deadline_seconds: float = Field(
         0.0,
@@ -168,8 +179,8 @@ class Settings(BaseSettings):
         0,
         ge=0,
         description="Most chains, most data and most particles of one model held at once; "
-        "at least batch_size, better 16 times it: a quarter is kept for newcomers. 0: that, as "
-        "far as memory goes.",
+        "at least batch_size. Jobs beyond it wait for others to end. 0: one for every request that "
+        "can be there, as far as memory goes.",
     )
     term_share: float = Field(
         0.125,

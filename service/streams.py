@@ -20,10 +20,11 @@ from typing_extensions import override
 from service.answers import Progress
 from service.encoding import EVENTS, JSON, PNG, media_parameter, to_json
 from service.engine.engine import Engine
-from service.engine.results import Ticket, Timing
+from service.engine.results import Hold, Ticket, Timing
 from service.middleware import problem_document, unforeseen
 from service.pace import Pace
 from service.problems import NotAcceptable, Problem
+from service.sending import Stalled, send_within
 from service.work.base import Work
 
 _log = logging.getLogger(__name__)
@@ -75,19 +76,28 @@ class EventStream(Response):
         work: what was asked.
         ticket: of its job.
         engine: that runs it.
+        hold: the bytes that it is counted as.
+        seconds: within which the client takes each piece.
         previews: how many rows to show on their way.
     """
 
     media_type = EVENTS
 
     def __init__(
-        self, work: Work[Any], ticket: Ticket[Any], engine: Engine, previews: int = 0
+        self,
+        work: Work[Any],
+        ticket: Ticket[Any],
+        engine: Engine,
+        hold: Hold,
+        seconds: float,
+        previews: int = 0,
     ) -> None:
         # As of starlette's own streams: there is no body whose length could be told.
         self.status_code = 200
         self.background = None
         self.init_headers(_HEADERS)
         self._work, self._ticket, self._engine, self._previews = work, ticket, engine, previews
+        self._hold, self._seconds = hold, seconds
         self._accepted = time.monotonic()
         self._pace: Pace | None = None
 
@@ -99,7 +109,8 @@ class EventStream(Response):
         left = asyncio.ensure_future(leaving(receive))
 
         async def say(chunk: bytes) -> None:
-            await send({"type": "http.response.body", "body": chunk, "more_body": True})
+            message = {"type": "http.response.body", "body": chunk, "more_body": True}
+            await send_within(send, message, self._seconds)
 
         try:
             head = {"type": "http.response.start", "status": 200, "headers": self.raw_headers}
@@ -112,13 +123,19 @@ class EventStream(Response):
                     scope.setdefault("state", {})["outcome"] = "client-left"
             except Problem as problem:
                 await say(_error(problem, scope))
+            except Stalled:
+                raise
             except Exception:
                 _log.exception("a stream failed")
                 await say(_error(unforeseen(), scope))
             await send({"type": "http.response.body", "body": b"", "more_body": False})
+        except Stalled:
+            # Unfinished: the server closes the connection.
+            scope.setdefault("state", {})["outcome"] = "client-left"
         finally:
             left.cancel()
             self._ticket.cancel()  # of no effect where it has ended
+            self._hold.release()
 
     async def _follow(
         self, say: Say, done: "asyncio.Future[Any]", left: "asyncio.Future[None]"
@@ -158,6 +175,7 @@ class EventStream(Response):
     async def _conclude(self, say: Say, result: Timing) -> None:
         """The last progress, and the answer exactly as the plain route gives it."""
         answer = await to_thread.run_sync(self._work.render, result, JSON)
+        self._hold.resize(self._hold.size + len(answer))
         cost = self._ticket.cost
         progress = Progress(
             state="done",

@@ -22,12 +22,33 @@ with contextlib.suppress(ImportError):
     hypothesis.settings.load_profile("noneq")
 
 
-def pytest_configure() -> None:
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """A machine that is faster or slower than this one, as far as the engine can tell."""
+    parser.addoption(
+        "--engine-speed",
+        type=float,
+        default=1.0,
+        help="the engine takes its network calls to be this many times as fast as they are, so "
+        "that a tick advances as many times the steps; no test may depend on it",
+    )
+
+
+def pytest_configure(config: pytest.Config) -> None:
     """Full float32 precision and deterministic kernels, on any device."""
+    speed = config.getoption("--engine-speed")
+    if speed != 1.0:
+        _speed_up(speed)
     torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
     torch.set_float32_matmul_precision("highest")
     torch.backends.cudnn.allow_tf32 = False
     torch.backends.cudnn.deterministic = True
+
+
+def _speed_up(speed: float) -> None:
+    from service.engine.transfer import Fence
+
+    measured = Fence.seconds
+    Fence.seconds = lambda *given: measured(*given) / speed  # type: ignore[method-assign]
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -131,23 +131,31 @@ def gather_chains(
 
 
 def gather_terms(
-    entries: Sequence[Entry], jobs: Mapping[int, TermJob], device: torch.device
+    entries: Sequence[Entry], jobs: Mapping[int, TermJob], device: torch.device, fill: int = 0
 ) -> TermBatch:
-    """The batch of some terms."""
+    """The batch of some terms.
+
+    With `fill`, each kind's rows are filled up to so many, and last steps, which are evaluated in
+    another way, are a kind of their own: elementwise kernels then never see another size either.
+    """
     rows: list[Tensor] = []
-    kinds: list[tuple[Convention, Stream]] = []
+    kinds: list[tuple[Convention, Stream, bool]] = []
     for key, group in by_job(entries):
         job = jobs[key]
         row, slot, unit = torch.tensor([entry[1:] for entry in group]).unbind(1)
         datum, seed = row // job.each, torch.full_like(row, job.seed)
-        rows.append(torch.stack((slot, unit, seed, datum, *job.steps.at(row, unit)), 1))
+        t, s, draw = job.steps.at(row, unit)
+        rows.append(torch.stack((slot, unit, seed, datum, t, s, draw), 1))
         stream = Stream.TRAJECTORY if isinstance(job.steps, Trajectories) else Stream.TERM
-        kinds += [(job.convention, stream)] * len(group)
+        kinds += [(job.convention, stream, fill > 0 and end == 0) for end in s.tolist()]
     slots, units, *columns = upload(torch.cat(rows), device).unbind(1)
     groups: list[TermGroup] = []
-    for convention, stream in dict.fromkeys(kinds):
-        these = [i for i, kind in enumerate(kinds) if kind == (convention, stream)]
-        i = slice(None) if len(these) == len(kinds) else upload(torch.tensor(these), device)
+    for kind in dict.fromkeys(kinds):
+        convention, stream, _ = kind
+        these = [i for i, other in enumerate(kinds) if other == kind]
+        alone = len(these) == len(kinds)
+        these += these[-1:] * (fill - len(these))
+        i = slice(None) if alone else upload(torch.tensor(these), device)
         seed, datum, t, s, draw = (column[i] for column in columns)
         groups.append(TermGroup(i, t, s, CounterNoise(seed, datum, draw, stream), convention))
     return TermBatch(slots, units, columns[2], groups)

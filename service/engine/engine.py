@@ -99,6 +99,16 @@ class Engine:
         return self._intake.owed
 
     @property
+    def held(self) -> int:
+        """Bytes of bodies being read, of accepted jobs and of answers on their way."""
+        return self._intake.held
+
+    @property
+    def accepted(self) -> int:
+        """How many jobs have come so far."""
+        return self._intake.accepted
+
+    @property
     def seconds_owed(self) -> float:
         """How long all of that takes, at the measured rates."""
         return self._intake.seconds_owed
@@ -281,8 +291,7 @@ class Engine:
         self._fleet.grow(tick.queue, ran, tick.length)
         seconds = runner.fence.seconds(tick.length, time.monotonic() - begun)
         self._scheduler.retire(tick, seconds)
-        self._intake.settle(tick.queue, tick.evaluations)
-        self._intake.measure(tick.queue, tick.evaluations, seconds, tick.length)
+        self._intake.settle(tick.evaluations)
         model, systems = tick.queue
         fill = min(1.0, tick.rows / runner.batch)
         self._metrics.tick(model, tick.evaluations, fill, systems=systems)
@@ -291,6 +300,8 @@ class Engine:
             record.ticket.done += tick.shares[record.key]
         self._metrics.rows(self._scheduler.rows_running, self._scheduler.rows_waiting)
         self._handout.send(runner, tick)
+        # What callers wait for is the whole turn, with what surrounds its network calls.
+        self._intake.measure(tick, max(seconds, time.monotonic() - begun))
 
     def _end(self, key: int, outcome: Timing | Problem | None) -> None:
         """The job is over (None: cancelled): free what it holds, then tell whoever waits."""

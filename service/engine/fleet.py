@@ -5,7 +5,6 @@ served without it.
 """
 
 import logging
-import time
 from collections.abc import Iterator, Mapping
 from typing import final
 
@@ -14,7 +13,13 @@ from service.engine.allowance import Allowance
 from service.engine.faults import describe, fatal, out_of_memory
 from service.engine.fixed import graph_recorder
 from service.engine.intake import Intake
-from service.engine.rehearsal import exact, rehearse, rehearse_systems
+from service.engine.rehearsal import (
+    make_exact,
+    rehearse,
+    rehearse_systems,
+    time_steps,
+    time_systems,
+)
 from service.engine.room import FIXED, survey
 from service.engine.runner import Runner
 from service.engine.scheduler import Scheduler
@@ -105,29 +110,31 @@ class Fleet:
         runner = Runner(model, room.slots, settings.precision, compiled=settings.compile)
         runner.batch = room.batch
         runner.calls.fill = room.batch if settings.deterministic else 0
+        runner.exact = make_exact(runner)
         rehearse(runner, room.batch)  # allocators and kernels settle
         if settings.graphs and model.device.type == "cuda":
             runner.record(graph_recorder(model.device))
-        begun = time.monotonic()
         rehearse(runner, room.batch)
-        seconds = time.monotonic() - begun
-        runner.exact = exact(runner)
-        systems, evaluations, taken = self._try_systems(runner.calls.model, room.batch)
-        self._enter(Queue(name), runner, room.slots, room.batch, seconds)
-        self._enter(Queue(name, systems=True), systems, room.slots, evaluations, taken)
+        chains, systems = Queue(name), Queue(name, systems=True)
+        alone, beside = time_steps(runner)
+        others = self._try_systems(runner.calls.model, room.batch)
+        of_systems = time_systems(others)
+        for rows, seconds in beside.items():
+            self._intake.seed(chains, rows, seconds, terms=True)
+        self._enter(chains, runner, room.slots, alone)
+        self._enter(systems, others, room.slots, of_systems)
         _log.info("model %s: %d rows a tick, %d held", name, room.batch, room.slots)
 
-    def _try_systems(self, model: DiffusionModel, rows: int) -> tuple[SystemRunner, int, float]:
-        """A runner of as many rows as memory holds in a backward pass; what it did in how long."""
+    def _try_systems(self, model: DiffusionModel, rows: int) -> SystemRunner:
+        """A runner of as many rows as memory holds in a backward pass."""
         settings = self._settings
         # A CPU sums in the same order every time; an accelerator's backward passes need not.
         exact = settings.deterministic and model.device.type == "cpu"
         while True:
             runner = SystemRunner(model, rows, exact=exact, compiled=settings.compile)
             try:
-                rehearse_systems(runner)
-                begun = time.monotonic()
-                return runner, rehearse_systems(runner), time.monotonic() - begun
+                rehearse_systems(runner, rows)
+                return runner
             except Exception as error:
                 if rows == 1 or not out_of_memory(error):
                     raise
@@ -138,14 +145,14 @@ class Fleet:
         queue: Queue,
         runner: Runner | SystemRunner,
         slots: int,
-        evaluations: int,
-        seconds: float,
+        times: Mapping[int, float],
     ) -> None:
-        """Its rehearsal went well, so many evaluations in so many seconds: jobs may come."""
+        """Its rehearsal went well, steps of so many rows in so many seconds: jobs may come."""
         self._runners[queue], self._allowances[queue] = runner, Allowance(runner.batch)
-        self._scheduler.serve(queue, runner.batch, slots, seconds)
+        self._scheduler.serve(queue, runner.batch, slots, times[max(times)])
         self._intake.limit(queue, runner.batch)
-        self._intake.measure(queue, evaluations, seconds)
+        for rows, seconds in times.items():
+            self._intake.seed(queue, rows, seconds)
 
     def _allow(self, queue: Queue) -> None:
         """Tell whom it concerns how many rows a tick may have now."""

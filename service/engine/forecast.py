@@ -1,4 +1,4 @@
-"""When a job would be done if no other came, by the scheduler's policy and the measured ticks.
+"""When a job would be done if no other came, by the scheduler's policy and the measured batches.
 
 Among chains and terms: in T ticks with room for M rows, a job with w evaluations left in r rows (of
 chains: at most one evaluation a row and tick) is done, and each other job i has had what the equal
@@ -11,33 +11,33 @@ more than his rows can use. So what lies before a job in the queue is not what i
 jobs count no more than its own length. The other kind counts with what `term_share` gives it.
 
 The time follows from the ticks' size: all jobs together fill E = min(M T, w + sum of
-min(w_i, r_i T)) rows of those T ticks, so T ticks of E / T rows each (`speed`), and beside them the
-other queues' ticks, in the proportion of the scheduler's clocks.
+min(w_i, r_i T)) rows of those T ticks, so T ticks of E / T rows each (`latency`), and beside them
+the other queues' ticks, in the proportion of the scheduler's clocks.
 
-Among systems of particles, where each job has its own ticks and all the same evaluations:
+Among systems of particles, where each job has its own ticks and all the same evaluations, a job of
+e_i evaluations a step has min(w_i, w) / min(M, e_i) ticks of that size until then.
 
-    T = (w + sum over i of min(w_i, w)) / M
-
-All of it is a bound from below, up to the roundings of a tick: those who come later, rows that wait
-for a slot and answers that are long to write only add to it. Not thread-safe; no clock of its own.
+Those who come later only add to it. Not thread-safe; no clock of its own.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, final
 
-from service.engine.speed import Speed
+from service.engine.latency import StepTimes
 from service.engine.ticks import Queue
 
 
 class Load(NamedTuple):
     """What is left of a job: rows of the network that it can use at once, or, where these are
-    independent (terms), as many as there are evaluations; and evaluations.
+    independent (terms), as many as there are evaluations; and evaluations. Of systems also what one
+    step of all of them takes.
     """
 
     rows: int
     evaluations: int
     parallel: bool
+    step: int = 0
 
     def usable(self, room: int) -> int:
         """Rows of a tick that it can use, at most."""
@@ -67,7 +67,7 @@ class Shares:
     batch_size: int
     term_share: float
 
-    def until_done(self, job: Load, others: Loads) -> Span:
+    def until_done(self, job: Load, others: Loads) -> list[Span]:
         """The model's ticks until this job is done, `others` being those that are there now."""
         room, own = self.batch_size, job.evaluations
         rivals: list[tuple[float, float]] = [
@@ -86,7 +86,15 @@ class Shares:
         taken = own + sum(
             n * min(other.evaluations, other.usable(room) * ticks) for other, n in others
         )
-        return Span(ticks, min(room, taken / ticks))
+        return [Span(ticks, min(room, taken / ticks))]
+
+    def until_empty(self, loads: Loads) -> list[Span]:
+        """The model's ticks until all of these are done."""
+        evaluations = sum(n * load.evaluations for load, n in loads)
+        room = self.batch_size
+        longest = max(load.evaluations / load.usable(room) for load, _ in loads)
+        ticks = max(1.0, longest, evaluations / room)
+        return [Span(ticks, evaluations / ticks)]
 
     def demand(self, loads: Loads) -> float:
         """How many ticks these jobs could fill now, at least one: the weight of its clock."""
@@ -104,11 +112,22 @@ class Turns:
 
     batch_size: int
 
-    def until_done(self, job: Load, others: Loads) -> Span:
-        """Ticks of M evaluations until this job is done, `others` being those that are there."""
+    def until_done(self, job: Load, others: Loads) -> list[Span]:
+        """Ticks until this job is done, `others` being those that are there, each with its own."""
         own = job.evaluations
-        taken = own + sum(n * min(other.evaluations, own) for other, n in others)
-        return Span(taken / self.batch_size, self.batch_size)
+        return self._spans([(job, own, 1), *((o, min(o.evaluations, own), n) for o, n in others)])
+
+    def until_empty(self, loads: Loads) -> list[Span]:
+        """Ticks until all of these are done."""
+        return self._spans([(load, load.evaluations, n) for load, n in loads])
+
+    def _spans(self, parts: Iterable[tuple[Load, int, int]]) -> list[Span]:
+        """Each load's evaluations, of so many such jobs, at the size of its own ticks."""
+        spans = []
+        for load, evaluations, count in parts:
+            rows = min(self.batch_size, load.step or load.rows)
+            spans.append(Span(count * evaluations / rows, rows))
+        return spans
 
     def demand(self, loads: Loads) -> float:
         """How many ticks these jobs could fill now, at least one: the weight of its clock."""
@@ -150,39 +169,47 @@ class Forecast:
     def __init__(self, queues: Iterable[Queue], term_share: float) -> None:
         self._term_share = term_share
         self._shares: dict[Queue, Shares | Turns] = {}
-        self._speeds = {queue: Speed() for queue in queues}
-        for queue in self._speeds:
+        # Chains alone advance several steps a tick, which beside terms they do not.
+        self._times = {queue: (StepTimes(), StepTimes()) for queue in queues}
+        for queue in self._times:
             self.limit(queue, 1)
 
     def limit(self, queue: Queue, rows: int) -> None:
         """From now on a tick of `queue` has at most so many rows."""
         self._shares[queue] = Turns(rows) if queue.systems else Shares(rows, self._term_share)
 
-    def measure(self, queue: Queue, evaluations: int, seconds: float, calls: int = 1) -> None:
-        """So many evaluations took so many seconds; or each of several ticks in a burst."""
-        self._speeds[queue].measure(evaluations, seconds, calls)
+    def times(self, queue: Queue, *, terms: bool = False) -> StepTimes:
+        """The clock of a queue's ticks: of those with terms, or of those without."""
+        return self._times[queue][terms]
 
-    def doubt(self, queue: Queue) -> None:
-        """A job was refused and none of its queue is there: so nothing would be measured again."""
-        self._speeds[queue].doubt()
-
-    def seconds(self, queue: Queue, job: Load, others: Mapping[Queue, Loads]) -> float:
-        """The least time until the job is done; 0 where its queue's ticks were never measured.
+    def seconds(
+        self, queue: Queue, job: Load, others: Mapping[Queue, Loads], now: float = 0.0
+    ) -> float:
+        """The time until the job is done; 0 where its queue's ticks were never measured.
 
         Args:
             queue: whose job it is.
             job: all of it.
             others: the jobs that are there now, by queue.
+            now: monotonic seconds.
         """
         beside = others.get(queue, ())
-        shares = self._shares[queue]
-        span = shares.until_done(job, beside)
-        own = span.ticks * self._speeds[queue].seconds(span.rows)
-        total, demand = own, shares.demand([(job, 1), *beside])
+        shares, all_of_it = self._shares[queue], [(job, 1), *beside]
+        own = self._lasting(queue, shares.until_done(job, beside), all_of_it, now)
+        total, demand = own, shares.demand(all_of_it)
         for name, loads in others.items():
             if name != queue and loads:
-                owed = sum(n * load.evaluations for load, n in loads)
-                room = self._shares[name].batch_size
-                needed = owed / room * self._speeds[name].seconds(room)
+                needed = self._until_empty(name, loads, now)
                 total += min(needed, own * self._shares[name].demand(loads) / demand)
         return total
+
+    def until_empty(self, others: Mapping[Queue, Loads], now: float = 0.0) -> float:
+        """The time until all of these jobs are done."""
+        return sum(self._until_empty(name, loads, now) for name, loads in others.items() if loads)
+
+    def _until_empty(self, queue: Queue, loads: Loads, now: float) -> float:
+        return self._lasting(queue, self._shares[queue].until_empty(loads), loads, now)
+
+    def _lasting(self, queue: Queue, spans: Iterable[Span], loads: Loads, now: float) -> float:
+        times = self.times(queue, terms=any(load.parallel for load, _ in loads))
+        return sum(span.ticks * times.seconds(span.rows, now) for span in spans)

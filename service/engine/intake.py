@@ -8,7 +8,6 @@ assignments, or, where a job has a deadline, one pass over those that run and th
 """
 
 import heapq
-import itertools
 import math
 import threading
 import time
@@ -24,8 +23,8 @@ from service.engine.jobs import Job
 from service.engine.limits import APIECE
 from service.engine.peek import Peek, PeekRequest
 from service.engine.record import Record
-from service.engine.results import Ticket, Timing
-from service.engine.ticks import Queue
+from service.engine.results import Hold, Ticket, Timing
+from service.engine.ticks import Queue, Tick
 from service.problems import DeadlineExceeded, Draining, EngineDead, Problem
 from service.settings import Settings
 
@@ -39,10 +38,13 @@ class Intake:
     Args:
         queues: whose jobs may come.
         settings: the queue's bounds and the scheduler's shares.
+
+    Attributes:
+        accepted: how many jobs have come so far.
     """
 
     def __init__(self, queues: Iterable[Queue], settings: Settings) -> None:
-        self._keys = itertools.count()
+        self.accepted = 0
         self._wake = threading.Condition()
         self._admission = Admission(queues, settings)
         self._ledger, self._company = self._admission.ledger, self._admission.company
@@ -74,7 +76,7 @@ class Intake:
     def seconds_owed(self) -> float:
         """How long the accepted work takes, at the measured rates."""
         with self._wake:
-            return self._ledger.seconds_until(self._ledger.owed)
+            return self._admission.seconds_until(1.0)
 
     @property
     def held(self) -> int:
@@ -117,11 +119,14 @@ class Intake:
         with self._wake:
             self._check_open()
             self._admission.check_job(job, size, deadline)
-            key = next(self._keys)
-            ticket: Ticket[Any] = Ticket(job.cost, Future(), partial(self._peek, key))
+            key = self.accepted
+            ticket: Ticket[Any] = Ticket(
+                job.cost, Future(), partial(self._peek, key), partial(self._keep, key, size)
+            )
             now, due = time.monotonic(), math.inf if deadline is None else deadline
             record = Record(key, job, ticket, job.rows, now, size, due)
-            self._ledger.accept(job.queue, job.cost)
+            self.accepted += 1
+            self._ledger.accept(job.cost)
             self._ledger.hold(size)
             self._records[key] = record
             self._company.add(record)
@@ -187,15 +192,20 @@ class Intake:
         with self._wake:
             self._admission.limit(queue, rows)
 
-    def measure(self, queue: Queue, evaluations: int, seconds: float, calls: int = 1) -> None:
-        """So many evaluations, in so many network calls, took so many seconds."""
+    def seed(self, queue: Queue, rows: int, seconds: float, *, terms: bool = False) -> None:
+        """At start a step of so many rows, with terms or without, took so many seconds."""
         with self._wake:
-            self._admission.measure(queue, evaluations, seconds, calls)
+            self._admission.seed(queue, rows, seconds, terms=terms)
 
-    def settle(self, queue: Queue, evaluations: int) -> None:
+    def measure(self, tick: Tick, seconds: float) -> None:
+        """A tick took so many seconds."""
+        with self._wake:
+            self._admission.measure(tick, seconds)
+
+    def settle(self, evaluations: int) -> None:
         """So many of the accepted evaluations have been made."""
         with self._wake:
-            self._ledger.settle(queue, evaluations)
+            self._ledger.settle(evaluations)
 
     def start(self, record: Record, now: float) -> None:
         """A job's first rows are in a tick, which began now, monotonic seconds."""
@@ -208,7 +218,7 @@ class Intake:
         with self._wake:
             del self._records[record.key]
             self._company.remove(record)
-            self._ledger.settle(record.job.queue, unspent)
+            self._ledger.settle(unspent)
             self._ledger.release(record.size)
             if len(self._deadlines) > 2 * len(self._records) + _STALE:
                 self._deadlines = [entry for entry in self._deadlines if entry[1] in self._records]
@@ -266,6 +276,19 @@ class Intake:
                 return peek.future
         peek.future.set_result(None)
         return peek.future
+
+    def _keep(self, key: int, size: int) -> Hold:
+        with self._wake:
+            record = self._records.get(key)
+            if record is None:  # it has ended already and been given back
+                self._ledger.hold(size)
+            else:
+                record.size = 0
+        return Hold(size, self._change)
+
+    def _change(self, size: int) -> None:
+        with self._wake:
+            self._ledger.hold(size)
 
     def _cancel(self, key: int) -> None:
         with self._wake:

@@ -10,7 +10,8 @@ from service.engine.results import Ticket
 
 def whole_of(job: Job) -> Load:
     """All of a job, none of which is done."""
-    return Load(job.rows * job.width, job.cost, job.parallel)
+    step = max(1, job.cost // job.units) if job.queue.systems else 0
+    return Load(job.rows * job.width, job.cost, job.parallel, step)
 
 
 @final

@@ -4,6 +4,10 @@ They let allocators and kernels settle, tell how long a tick takes, and try the 
 deterministic mode on this machine: that a row's bits depend on neither its company nor its place.
 """
 
+import math
+import time
+from collections.abc import Callable
+from functools import partial
 from typing import final
 
 import torch
@@ -23,6 +27,11 @@ from service.engine.systems import SystemRunner
 from service.engine.ticks import Entry
 
 _SHUFFLES = 16
+_TRIES = 3
+_BURST = 0.02  # seconds, as the scheduler's
+# Elements that a CPU's kernels take at once, at most (two registers of AVX-512). Those left over at
+# the end of a tensor go through other code, with other bits, which tells their rows by their place.
+_VECTOR = 32
 _DIAGONAL = Twist(covariance="diagonal")
 _OTHERS, _CHAIN, _TERM, _OTHER_TERMS = range(-4, 0)  # keys of jobs, in the order of a batch
 
@@ -35,8 +44,59 @@ def rehearse(runner: Runner, rows: int) -> None:
     stage.clear()
 
 
-def rehearse_systems(runner: SystemRunner) -> int:
-    """Two steps of systems that see everything, as many as a tick has; their evaluations."""
+def time_steps(runner: Runner) -> tuple[dict[int, float], dict[int, float]]:
+    """Seconds of a step by rows: of chains alone, which advance several a tick, and of terms."""
+    alone, beside = {}, {}
+    for rows in _sizes(runner.batch):
+        stage = _Stage(runner, rows, runner.model.T)
+
+        def chains(length: int, stage: "_Stage" = stage, rows: int = rows) -> None:
+            stage.run(rows, 0, own_chain=False, own_term=False, length=length)
+            entries = [Entry(_OTHERS, row, row, 0) for row in range(rows)]
+            runner.receive(runner.collect(entries, [], length))
+
+        def terms(stage: "_Stage" = stage, rows: int = rows) -> None:
+            stage.run(0, rows, own_chain=False, own_term=False)
+            runner.receive(runner.collect([], [Entry(_OTHER_TERMS, 0, 1, 0)]))
+
+        once = _shortest(partial(chains, 1))
+        length = max(1, min(stage.steps, int(_BURST / once)))
+        alone[rows] = (
+            once if length == 1 else min(once, _shortest(partial(chains, length)) / length)
+        )
+        beside[rows] = _shortest(terms)
+        stage.clear()
+    return alone, beside
+
+
+def time_systems(runner: SystemRunner) -> dict[int, float]:
+    """Seconds of a step of systems by its evaluations."""
+    found = {}
+    for rows in _sizes(runner.batch):
+        begun = time.perf_counter()
+        evaluations, steps = rehearse_systems(runner, rows)
+        seconds = time.perf_counter() - begun
+        found[evaluations // steps] = seconds / steps
+    return found
+
+
+def _sizes(most: int) -> list[int]:
+    """One row, a full batch, and a few sizes between."""
+    return sorted({1, most, *(8**i for i in range(1, 4) if 8**i < most)})
+
+
+def _shortest(act: Callable[[], object]) -> float:
+    """Of a few tries: whatever else the machine does only makes them longer."""
+    found = math.inf
+    for _ in range(_TRIES):
+        begun = time.perf_counter()
+        act()
+        found = min(found, time.perf_counter() - begun)
+    return found
+
+
+def rehearse_systems(runner: SystemRunner, rows: int) -> tuple[int, int]:
+    """Two steps of so many systems that see everything; their evaluations, and how many steps."""
     model = runner.model
     known = torch.ones(1, *model.event, dtype=torch.bool)
     if model.space.kind == "bits":
@@ -44,24 +104,37 @@ def rehearse_systems(runner: SystemRunner) -> int:
     else:
         seen = Observation.of_reals(torch.zeros(1, *model.event), known, 1.0)
     course = Filter(Ancestral(steps=min(2, model.T)).plan(model), 1, twist=_DIAGONAL)
-    job = SystemJob.of("", model, 1, course, seen, runner.batch)
+    job = SystemJob.of("", model, 1, course, seen, rows)
     runner.open(_OTHERS, job)
     for unit in range(job.units):
         entries = [Entry(_OTHERS, row, 0, unit) for row in range(job.rows)]
         runner.run(entries, [])
     runner.receive(runner.collect(entries, entries))  # waits for the device
     runner.close(_OTHERS)
-    return job.cost
+    return job.cost, job.units
 
 
-def exact(runner: Runner) -> bool:
-    """Whether rows get the same bits alone and among others, wherever they stand."""
+def make_exact(runner: Runner) -> bool:
+    """Whether rows get the same bits alone and among others, wherever they stand.
+
+    Where calls are filled up and that is not so, they are filled up to whole vectors.
+    """
     calls = runner.calls
-    return (
-        calls.fill > 0
-        and all(_places_do_not_matter(m, calls.fill) for m in {calls.model, calls.sampling})
-        and _company_does_not_matter(runner)
-    )
+    fill = calls.fill
+    if fill == 0:
+        return False
+    for calls.fill in (fill, -(-fill // _VECTOR) * _VECTOR):
+        if _exact(runner):
+            return True
+    calls.fill = fill
+    return False
+
+
+def _exact(runner: Runner) -> bool:
+    calls = runner.calls
+    return all(
+        _places_do_not_matter(model, calls.fill) for model in {calls.model, calls.sampling}
+    ) and _company_does_not_matter(runner)
 
 
 def _places_do_not_matter(model: DiffusionModel, rows: int) -> bool:
@@ -90,7 +163,7 @@ def _numbers(prediction: Prediction, t: Tensor) -> list[Tensor]:
 
 def _company_does_not_matter(runner: Runner) -> bool:
     """One chain and one term: alone, apart, beside chains and terms, and in a burst."""
-    fill = runner.calls.fill
+    fill = min(runner.calls.fill, runner.batch)
     stage = _Stage(runner, fill)
     chains: list[Tensor] = []
     terms: list[Tensor] = []
@@ -118,12 +191,13 @@ class _Stage:
     Args:
         runner: whose ticks are rehearsed.
         rows: how many others there may be.
+        most: steps of the chains.
     """
 
-    def __init__(self, runner: Runner, rows: int) -> None:
+    def __init__(self, runner: Runner, rows: int, most: int = 3) -> None:
         self._runner = runner
         model = runner.model
-        plan = Ancestral(steps=min(3, model.T)).plan(model)
+        plan = Ancestral(steps=min(most, model.T)).plan(model)
         self.steps = len(plan)
         convention = model.space.default_convention
         steps = choose_steps(model.T, torch.arange(1), 0, convention)

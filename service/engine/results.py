@@ -76,6 +76,33 @@ class SystemResult(Timing):
 Result_co = TypeVar("Result_co", bound=Timing, covariant=True)
 
 
+class Hold:
+    """Bytes that a caller holds: a job's until it has ended, its answer's until that is sent.
+
+    Args:
+        size: how many.
+        change: counts so many bytes more, or fewer.
+    """
+
+    def __init__(self, size: int, change: Callable[[int], None]) -> None:
+        self._size, self._change = size, change
+
+    def resize(self, size: int) -> None:
+        """From now on it is so many."""
+        if size != self._size:
+            self._change(size - self._size)
+            self._size = size
+
+    def release(self) -> None:
+        """None any more; again it does nothing."""
+        self.resize(0)
+
+    @property
+    def size(self) -> int:
+        """How many."""
+        return self._size
+
+
 @final
 class Ticket(Generic[Result_co]):
     """An accepted job.
@@ -93,12 +120,13 @@ class Ticket(Generic[Result_co]):
         cost: int,
         future: "Future[Result_co]",
         peek: "Callable[[int], Future[Peek | None]]",
+        keep: Callable[[], Hold],
     ) -> None:
         self.cost = cost
         self.done = 0
         self.queue_seconds: float | None = None
         self.future = future
-        self._peek = peek
+        self._peek, self._keep = peek, keep
 
     def cancel(self) -> bool:
         """Give the job up: its rows leave at the next tick. False when it has already ended."""
@@ -111,6 +139,10 @@ class Ticket(Generic[Result_co]):
     def peek(self, rows: int) -> "Future[Peek | None]":
         """Ask how its first `rows` rows stand; None is the answer of terms, and once it is over."""
         return self._peek(rows)
+
+    def keep(self) -> Hold:
+        """What the job holds, for the caller to give back once it is sent; not at its end, then."""
+        return self._keep()
 
     def on_cancel(self, act: Callable[[], None]) -> None:
         """Call `act` (in the canceller's thread) should the job be cancelled."""

@@ -18,11 +18,12 @@ from service.settings import Settings
 
 _SIZES = [2**i for i in range(13)]  # 1 to 4096
 _LONGEST = 0.25  # seconds of a tick: whoever comes waits for it
-_ENOUGH = 0.95  # of the best rate: what more rows bring beyond that is not worth their wait
-_TRIES = 3
+_LOSS = 8  # a call's fixed time is at most such a part of what its rows take
+_TRIES, _ALONE = 3, 10  # of each size, and of one row
 FIXED = 32  # of the deterministic mode, where another size would be other bits
-_HELD = 2**28  # bytes of all slots of a kind
-_FEWEST, _BATCHES = 512, 16  # slots: so many, and so many batches
+_HELD = 2**28  # bytes of all slots of a kind, and
+_SHARE = 8  # at most such a part of the bytes of all requests
+_MOST = 2**15  # slots: there is no room for more requests, by what each holds at least
 
 
 @dataclass(frozen=True)
@@ -47,41 +48,55 @@ def survey(model: DiffusionModel, rows: int, settings: Settings) -> Room:
         settings: of the service.
     """
     batch = rows or (FIXED if settings.deterministic else _best_batch(model))
-    return Room(batch, settings.slots or _slots(model, batch))
+    return Room(batch, settings.slots or _slots(model, batch, settings.max_queue_bytes))
 
 
 @torch.inference_mode()
 def _best_batch(model: DiffusionModel) -> int:
-    """The fewest rows at which the network gives nearly as many rows a second as it ever does."""
-    rates: dict[int, float] = {}
+    """The fewest rows beside which a network call's fixed time is small.
+
+    A call of k rows takes about a + b k. 1 / b is the best rate of all sizes, a + b the time of one
+    row, and the first power of two with b k >= 8 a is taken: both are measured far from that size,
+    so that it does not hang on small differences between its neighbours.
+    """
+    seconds: dict[int, float] = {}
     for size in _SIZES:
         try:
-            seconds = _seconds(model, size)
+            seconds[size] = _seconds(model, size)
         except Exception as error:
-            if not rates or not out_of_memory(error):
+            if not seconds or not out_of_memory(error):
                 raise
             break
-        rates[size] = size / seconds
-        if 2 * seconds > _LONGEST:
+        if 2 * seconds[size] > _LONGEST:
             break
-    best = max(rates.values())
-    return next(size for size, rate in rates.items() if rate >= _ENOUGH * best)
+    # Other sizes come between the tries of each, so that a slow moment is not one size's alone.
+    for _ in range(_TRIES - 1):
+        for size in seconds:
+            seconds[size] = min(seconds[size], _seconds(model, size))
+    alone = min(seconds[1], *(_seconds(model, 1) for _ in range(_ALONE)))
+    rate = max(size / taken for size, taken in seconds.items())
+    wanted = _LOSS * (alone * rate - 1)
+    return next((size for size in seconds if size >= wanted), max(seconds))
 
 
 def _seconds(model: DiffusionModel, rows: int) -> float:
-    """The shortest of a few network calls."""
+    """A network call: of a CPU the time that it had, for others may use it as well."""
+    clock = time.thread_time if model.device.type == "cpu" else time.perf_counter
     noise = counter_noise(0, torch.arange(rows, device=model.device), model.T + 1)
     x_t = begin(model, noise, None, rows)
     t = torch.full((rows,), model.T, device=model.device)
-    found = math.inf
-    for _ in range(_TRIES):
-        begun = time.perf_counter()
-        model.predict(x_t, t).x_0.sum().item()  # waits for the device
-        found = min(found, time.perf_counter() - begun)
-    return found
+    model.predict(x_t, t).x_0.sum().item()  # the first of a size is another one
+    begun = clock()
+    model.predict(x_t, t).x_0.sum().item()  # waits for the device
+    return clock() - begun
 
 
-def _slots(model: DiffusionModel, batch: int) -> int:
-    """Some batches' worth, as far as memory goes: x_t, x_0hat, what was seen, and terms."""
+def _slots(model: DiffusionModel, batch: int, room: int) -> int:
+    """As many as memory allows: x_t, x_0hat, what was seen, and terms.
+
+    A job that finds no slot waits for others to end, however short it is. So there is one for the
+    first row of every job that can be there. Memory is taken only by slots that are used, on a CPU.
+    """
     size = 4 * (4 * math.prod(model.event) + model.T)
-    return max(2 * batch, min(_HELD // size, max(_FEWEST, _BATCHES * batch)))
+    held = _HELD if model.device.type == "cpu" else _HELD // 4
+    return max(2 * batch, min(held // size, room // _SHARE // size, _MOST))

@@ -92,7 +92,7 @@ class Runner:
             if isinstance(job, TermJob):
                 self._term_jobs[key] = job
                 self._results[key] = torch.zeros(job.rows, job.units, dtype=torch.float64)
-                self.data.reserve(job.units)
+                self.data.reserve(units=job.units)
             else:
                 assert isinstance(job, ChainJob)  # systems have a runner of their own
                 self._chain_jobs[key] = job
@@ -164,7 +164,8 @@ class Runner:
             x_t, previous = state.x[rows.slots], state.previous[rows.slots]
             seen = state.observation(rows.slots) if rows.observed else None
             of_chains = x_t[:n], rows.update.t[:n]
-        data = gather_terms(self._filled(terms), self._term_jobs, self.model.device)
+        fill = self.calls.fill
+        data = gather_terms(self._filled(terms), self._term_jobs, self.model.device, fill)
         points = [
             Points.draw(self.model, self.data.x_0[data.slots[group.index]], group)
             for group in data.groups
@@ -292,6 +293,7 @@ class Runner:
         for key, entries in by_job([entry for entry in chains if entry.unit == 0]):
             rows = torch.tensor([entry.row for entry in entries])
             self.chains.write(self._slots(entries), *self._start(self._chain_jobs[key], rows))
+        self.data.reserve(slots=1 + max((entry.slot for entry in terms), default=-1))
         for key, entries in by_job([entry for entry in terms if entry.unit == 0]):
             term_job = self._term_jobs[key]
             x_0 = term_job.x_0[[entry.row // term_job.each for entry in entries]]

@@ -27,8 +27,11 @@ class ChainSlots:
     def __init__(self, model: DiffusionModel, count: int) -> None:
         self._model = model
         self.spare = count
-        self.x = torch.zeros(count + 1, *model.event, device=model.device)
-        self.previous = torch.zeros_like(self.x)
+        # Not zeroed: a CPU's memory is taken only where it is written, by slots that are used.
+        self.x = torch.empty(count + 1, *model.event, device=model.device)
+        self.previous = torch.empty_like(self.x)
+        for state in (self.x, self.previous):
+            state[self.spare] = 0.0
         self.finite = torch.ones(count + 1, dtype=torch.bool, device=model.device)
         self._observed: Observation | None = None  # allocated when a first job has one
 
@@ -72,15 +75,18 @@ class DatumSlots:
 
     Attributes:
         x_0: [count, *event], model units.
-        values: nats [count, units], each term where it has been evaluated.
+        values: nats [slots in use, units], each term where it has been evaluated.
     """
 
     def __init__(self, model: DiffusionModel, count: int) -> None:
-        self.x_0 = torch.zeros(count, *model.event, device=model.device)
-        self.values = torch.zeros(count, model.T, device=model.device)
+        self.x_0 = torch.empty(count, *model.event, device=model.device)
+        self.values = torch.zeros(0, model.T, device=model.device)
 
-    def reserve(self, units: int) -> None:
-        """Make room for `units` terms a datum."""
-        lacking = units - self.values.shape[1]
-        if lacking > 0:
-            self.values = torch.nn.functional.pad(self.values, (0, lacking))
+    def reserve(self, units: int = 0, slots: int = 0) -> None:
+        """Make room for `units` terms a datum, in so many slots from the first."""
+        rows, columns = self.values.shape
+        wide, long = max(0, units - columns), max(0, slots - rows)
+        if wide or long:
+            # By half more at least, so that it happens seldom.
+            long = max(long, min(rows // 2, len(self.x_0) - rows)) if long else 0
+            self.values = torch.nn.functional.pad(self.values, (0, wide, 0, long))

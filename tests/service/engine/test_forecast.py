@@ -1,13 +1,14 @@
 """The estimate of a deadline, held against the scheduler itself."""
 
 import math
+from collections.abc import Callable
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from service.engine.forecast import Forecast, Load, Loads, Shares
-from service.engine.speed import Speed
+from service.engine.forecast import Forecast, Load, Loads, Shares, Span, Turns
+from service.engine.latency import StepTimes
 from service.engine.ticks import Queue, Work
 from tests.service.engine.ticks import scheduler_of
 
@@ -47,7 +48,7 @@ LOADS = st.builds(load, st.integers(1, 20), st.integers(1, 30), st.booleans())
 def test_no_job_is_done_much_before_its_estimate(
     job: Load, others: list[Load], batch_size: int
 ) -> None:
-    span = Shares(batch_size, SHARE).until_done(job, each(*others))
+    (span,) = Shares(batch_size, SHARE).until_done(job, each(*others))
     turn = (len(others) + 1) / batch_size
     assert span.ticks <= 1.25 * (ticks_taken(job, others, batch_size) + turn + 1)
     assert 0 < span.rows <= batch_size
@@ -59,73 +60,96 @@ def test_no_job_is_done_much_before_its_estimate(
     batch_size=st.integers(1, 16),
 )
 def test_nor_long_after_it(job: Load, others: list[Load], batch_size: int) -> None:
-    span = Shares(batch_size, SHARE).until_done(job, each(*others))
+    (span,) = Shares(batch_size, SHARE).until_done(job, each(*others))
     least = job.evaluations / job.rows  # a chain's own steps, which the last row begins late
     turn = (len(others) + 1) / (SHARE * batch_size if job.parallel else batch_size)
     assert ticks_taken(job, others, batch_size) <= 1.25 * span.ticks + least + 2 * turn + 2
 
 
+def ticks(batch_size: int) -> Callable[..., float]:
+    return lambda job, others: Shares(batch_size, SHARE).until_done(job, others)[0].ticks
+
+
 def test_a_short_job_does_not_wait_for_long_ones() -> None:
-    shares = Shares(32, SHARE)
+    until_done = ticks(32)
     long = [(load(4000, 1000), 3)]
-    assert shares.until_done(load(1, 20), long).ticks == pytest.approx(20)
-    assert shares.until_done(load(32, 20), long).ticks == pytest.approx(80)
+    assert until_done(load(1, 20), long) == pytest.approx(20)
+    assert until_done(load(32, 20), long) == pytest.approx(80)
     # A thousand jobs as short as itself are what it waits for.
-    assert shares.until_done(load(1, 20), [(load(1, 20), 1000)]).ticks == pytest.approx(
-        625, rel=0.01
-    )
+    assert until_done(load(1, 20), [(load(1, 20), 1000)]) == pytest.approx(625, rel=0.01)
     # Who cannot use his share leaves it: ten chains of a row each.
     narrow = [(load(1, 1000), 10)]
-    assert shares.until_done(load(32, 50), narrow).ticks == pytest.approx(1600 / 22)
+    assert until_done(load(32, 50), narrow) == pytest.approx(1600 / 22)
 
 
 def test_the_other_kind_counts_with_its_share() -> None:
-    shares = Shares(32, SHARE)
+    until_done = ticks(32)
     chains, terms = load(400, 1000), load(400, 1000, parallel=True)
-    assert shares.until_done(load(28, 10), each(terms)).ticks == pytest.approx(10)
-    assert shares.until_done(load(56, 10), each(terms)).ticks == pytest.approx(20)
-    assert shares.until_done(load(4, 10, True), each(chains)).ticks == pytest.approx(10)
-    assert shares.until_done(load(4, 10, True), each(load(2, 1000))).ticks == pytest.approx(40 / 30)
+    assert until_done(load(28, 10), each(terms)) == pytest.approx(10)
+    assert until_done(load(56, 10), each(terms)) == pytest.approx(20)
+    assert until_done(load(4, 10, True), each(chains)) == pytest.approx(10)
+    assert until_done(load(4, 10, True), each(load(2, 1000))) == pytest.approx(40 / 30)
 
 
-def measured(speed: Speed, rows: int, seconds: float, ticks: int = 20) -> None:
+def measured(times: StepTimes, rows: int, seconds: float, ticks: int = 20, now: float = 0) -> None:
     for _ in range(ticks):
-        speed.measure(rows, seconds)
+        times.measure(rows, seconds, 1, now)
 
 
-def test_a_speed_bounds_the_sizes_that_were_not_measured() -> None:
-    speed = Speed()
-    assert speed.seconds(8) == 0.0
-    measured(speed, 32, 0.064)
-    assert speed.seconds(32) == pytest.approx(0.064)
-    assert speed.seconds(1) == pytest.approx(0.002)  # no more a row than in a full tick
-    assert speed.seconds(64) == pytest.approx(0.064)  # no less than a smaller tick
-    measured(speed, 1, 0.02)
-    assert speed.seconds(1) == pytest.approx(0.02)
-    assert speed.seconds(8) == pytest.approx(0.02)
-    assert speed.seconds(32) == pytest.approx(0.064)
-    measured(speed, 32, 0.032, ticks=400)
-    assert speed.seconds(32) == pytest.approx(0.032, rel=0.01)
+def test_between_the_sizes_that_were_measured_times_are_interpolated() -> None:
+    times = StepTimes()
+    assert times.seconds(8, 0) == 0.0
+    measured(times, 32, 0.064)
+    assert times.seconds(32, 0) == pytest.approx(0.064)
+    assert times.seconds(64, 0) == pytest.approx(0.128)
+    measured(times, 2, 0.02)
+    assert times.seconds(1, 0) == pytest.approx(0.02)
+    assert times.seconds(17, 0) == pytest.approx(0.042)
+    measured(times, 32, 0.032, ticks=400)
+    assert times.seconds(32, 0) == pytest.approx(0.032, rel=0.01)
 
 
-def test_a_few_ticks_are_not_believed() -> None:
-    speed = Speed()
-    measured(speed, 8, 1.0, ticks=5)  # the first ones: caches are cold
-    assert speed.seconds(8) == 0.0
-    measured(speed, 8, 0.01, ticks=300)
-    assert speed.seconds(8) == pytest.approx(0.01, rel=0.1)
+def test_what_was_timed_at_start_is_known_at_once_and_gives_way_to_what_is_measured() -> None:
+    times = StepTimes()
+    times.seed(8, 0.01)
+    assert times.seconds(8, 0) == pytest.approx(0.01)
+    measured(times, 8, 0.02, ticks=1)
+    assert times.seconds(8, 0) == pytest.approx(0.011, rel=0.02)
+    measured(times, 8, 0.02, ticks=300)
+    assert times.seconds(8, 0) == pytest.approx(0.02, rel=0.01)
 
 
-def test_a_size_that_is_no_longer_measured_is_no_longer_known() -> None:
-    speed = Speed()
-    measured(speed, 32, 60.0, ticks=100)  # the machine was busy with something else just then
-    measured(speed, 1, 0.01, ticks=100)
-    assert speed.seconds(32) == pytest.approx(60.0)
-    measured(speed, 1, 0.01, ticks=2000)
-    assert speed.seconds(32) == pytest.approx(0.01)
+def test_a_burst_counts_as_its_steps() -> None:
+    burst, single = StepTimes(), StepTimes()
+    for times in (burst, single):
+        times.seed(8, 0.01)
+    burst.measure(8, 0.03, 25, 0)
+    measured(single, 8, 0.03, ticks=25)
+    assert burst.seconds(8, 0) == pytest.approx(single.seconds(8, 0))
+
+
+def test_a_slow_moment_passes_with_time_and_not_by_asking() -> None:
+    times = StepTimes()
+    times.seed(32, 0.05)
+    measured(times, 32, 60.0, ticks=400, now=10)  # the machine was busy with something else
+    assert [times.seconds(32, 10) for _ in range(9)] == [pytest.approx(60, rel=0.01)] * 9
+    assert times.seconds(32, 70) == pytest.approx(30, rel=0.01)
+    assert times.seconds(32, 10 + 1800) == pytest.approx(0.05, rel=0.01)
+
+
+def test_systems_have_ticks_of_their_own_size() -> None:
+    narrow, wide = Load(4, 400, False, 8), Load(64, 6400, False, 128)
+    assert Turns(32).until_done(narrow, each(wide)) == [Span(50, 8), Span(12.5, 32)]
+    assert Turns(32).until_empty(each(narrow, wide)) == [Span(50, 8), Span(200, 32)]
 
 
 A, B = Queue("a"), Queue("b")
+
+
+def timed(forecast: Forecast, a: float, b: float) -> None:
+    for queue, seconds in ((A, a), (B, b)):
+        for terms in (False, True):
+            measured(forecast.times(queue, terms=terms), 10, seconds)
 
 
 def test_seconds_follow_the_ticks_and_the_other_models() -> None:
@@ -134,18 +158,17 @@ def test_seconds_follow_the_ticks_and_the_other_models() -> None:
     forecast.limit(B, 10)
     job = load(10, 100)
     assert forecast.seconds(A, job, {}) == 0.0
-    for _ in range(20):
-        forecast.measure(A, 10, 0.1)
-        forecast.measure(B, 10, 1.0)
+    timed(forecast, 0.1, 1.0)
     assert forecast.seconds(A, job, {}) == pytest.approx(10.0)
     assert forecast.seconds(A, job, {A: each(job)}) == pytest.approx(20.0)
     # The other model gets as much time as this one, or what it has left to do.
     assert forecast.seconds(A, job, {B: each(load(10, 1000))}) == pytest.approx(20.0)
     assert forecast.seconds(A, job, {B: each(load(10, 3))}) == pytest.approx(13.0)
-    # One chain alone makes small ticks, and they are held to be no dearer a row.
-    assert forecast.seconds(A, load(1, 100), {}) == pytest.approx(1.0)
-    forecast.doubt(A)
-    assert forecast.seconds(A, job, {}) == pytest.approx(5.0)
+    assert forecast.until_empty({A: each(job), B: each(load(10, 3))}) == pytest.approx(13.0)
+    # A long chain alone keeps the queue as long as it has steps.
+    assert forecast.until_empty({A: each(load(1, 100), load(2, 1))}) == pytest.approx(10.0)
+    # Asking changes nothing.
+    assert len({forecast.seconds(A, job, {}) for _ in range(9)}) == 1
 
 
 @given(
@@ -158,22 +181,20 @@ def test_a_number_of_equal_jobs_is_as_many_copies(
 ) -> None:
     shares = Shares(batch_size, SHARE)
     copies = each(*(kind for kind, count in kinds for _ in range(count)))
-    assert shares.until_done(job, kinds) == pytest.approx(shares.until_done(job, copies))
+    (of_kinds,), (of_copies,) = (shares.until_done(job, loads) for loads in (kinds, copies))
+    assert of_kinds == pytest.approx(of_copies)
     assert shares.demand(kinds) == pytest.approx(shares.demand(copies))
     forecast = Forecast((A, B), SHARE)
     forecast.limit(A, batch_size)
     forecast.limit(B, batch_size)
-    for _ in range(20):
-        forecast.measure(A, 8, 0.1)
-        forecast.measure(B, 8, 1.0)
+    timed(forecast, 0.1, 1.0)
     together, apart = ({A: loads, B: loads} for loads in (kinds, copies))
     assert forecast.seconds(A, job, together) == pytest.approx(forecast.seconds(A, job, apart))
 
 
 @given(others=st.lists(LOADS, max_size=6), job=LOADS, more=LOADS)
 def test_more_company_never_helps(others: list[Load], job: Load, more: Load) -> None:
-    shares = Shares(8, SHARE)
-    before = shares.until_done(job, each(*others))
-    after = shares.until_done(job, each(*others, more))
-    assert after.ticks >= before.ticks * (1 - 1e-9)
-    assert math.isfinite(after.ticks)
+    before = ticks(8)(job, each(*others))
+    after = ticks(8)(job, each(*others, more))
+    assert after >= before * (1 - 1e-9)
+    assert math.isfinite(after)

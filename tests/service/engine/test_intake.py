@@ -13,7 +13,7 @@ from diffusion.sampling import DDIM
 from service.engine import ChainJob
 from service.engine.intake import Intake
 from service.engine.limits import check_limits, size_of
-from service.engine.ticks import Queue
+from service.engine.ticks import Entry, Queue, Tick
 from service.problems import (
     DeadlineExceeded,
     DeadlineUnmeetable,
@@ -30,16 +30,21 @@ MIB = 2**20
 
 def intake(**settings: int) -> Intake:
     given = {"batch_size": 8, "slots": 128, "max_body_bytes": MIB} | settings
-    return Intake((Queue("g"), Queue("h")), Settings.model_validate(given))
+    door = Intake((Queue("g"), Queue("h")), Settings.model_validate(given))
+    for name in "gh":
+        door.limit(Queue(name), 8)
+    return door
 
 
 def chains(model: DiffusionModel, rows: int, steps: int = 10, name: str = "g") -> ChainJob:
     return ChainJob(name, rows, 7, DDIM(steps=steps).plan(model))
 
 
-def measure(door: Intake, seconds: float, rows: int = 8, ticks: int = 20) -> None:
+def measure(door: Intake, seconds: float, rows: int = 8, ticks: int = 20, steps: int = 1) -> None:
+    entries = [Entry(0, row, row, 0) for row in range(rows)]
+    tick = Tick(Queue("g"), entries, [], [], {0: rows * steps}, steps)
     for _ in range(ticks):
-        door.measure(Queue("g"), rows, seconds)
+        door.measure(tick, seconds)
 
 
 def soon(seconds: float) -> float:
@@ -80,31 +85,46 @@ def test_long_jobs_before_it_do_not_make_a_short_one_late(gaussian: DiffusionMod
     assert door.owed == 3 * 40_000 + 20
 
 
-@pytest.mark.parametrize("company", [None, "another model", "another size"])
-def test_a_measurement_that_keeps_everybody_out_is_not_believed_for_ever(
-    gaussian: DiffusionModel, company: str | None
-) -> None:
+def test_asking_again_does_not_change_the_estimate(gaussian: DiffusionModel) -> None:
     door = intake()
-    measure(door, 60.0)  # the machine was busy with something else just then
-    if company == "another model":
-        door.accept(chains(gaussian, 8, name="h"))
-    if company == "another size":
-        door.accept(chains(gaussian, 1))
-    for _ in range(10):
-        try:
-            door.accept(chains(gaussian, 8), deadline=soon(10))
-        except DeadlineUnmeetable:
-            if company == "another size":
-                measure(door, 0.001, rows=1, ticks=500)
-            continue
-        return
-    raise AssertionError("nobody was let in to measure it anew")
+    measure(door, 60.0)
+    found = []
+    for _ in range(9):
+        with pytest.raises(DeadlineUnmeetable) as caught:
+            door.accept(chains(gaussian, 8), deadline=soon(0.5))
+        found.append(caught.value.fields["estimated_seconds"])
+    assert found == [pytest.approx(600, rel=1e-3)] * 9
+
+
+def test_a_new_server_knows_what_was_timed_at_start(gaussian: DiffusionModel) -> None:
+    door = intake()
+    for rows, seconds in ((1, 1.0), (8, 3.0)):
+        door.seed(Queue("g"), rows, seconds)
+    for rows, seconds in ((1, 10), (8, 30), (16, 60)):
+        with pytest.raises(DeadlineUnmeetable) as caught:
+            door.accept(chains(gaussian, rows), deadline=soon(0.5))
+        assert caught.value.fields["estimated_seconds"] == pytest.approx(seconds, rel=1e-3)
+
+
+def test_whoever_finds_the_queue_full_comes_back_when_there_is_room_for_him(
+    gaussian: DiffusionModel,
+) -> None:
+    """Each behind those that were told before him, none later than all of it takes."""
+    door = intake(max_queue_cost=240)
+    measure(door, 1.0)
+    for _ in range(3):
+        door.accept(chains(gaussian, 8))  # ten seconds each
+    told = []
+    for _ in range(5):
+        with pytest.raises(QueueFull) as caught:
+            door.accept(chains(gaussian, 8))
+        told.append(caught.value.retry_after)
+    assert told == [10, 20, 30, 30, 30]
 
 
 def test_a_tick_of_many_calls_tells_how_long_each_takes(gaussian: DiffusionModel) -> None:
     door = intake()
-    for _ in range(20):
-        door.measure(Queue("g"), 8 * 50, 50.0, calls=50)
+    measure(door, 50.0, steps=50)
     with pytest.raises(DeadlineUnmeetable) as caught:
         door.accept(chains(gaussian, 8), deadline=soon(5))
     assert caught.value.fields["estimated_seconds"] <= 10

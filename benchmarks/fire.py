@@ -1,0 +1,209 @@
+"""A service under fire: `python -m benchmarks.fire --queue-bytes 536870912`.
+
+All at once, on localhost, each bounded in number and in time:
+
+- clients that ask for large answers and stop reading;
+- pictures that unfold to more than they declare;
+- many long requests, each of one sample;
+- a short request now and then, and /health/live all the while.
+
+Right is: the process lives, what was accepted is answered, health answers within a second, and a
+minute later the memory is back within a fifth of what it was before. `--pid` and `--port` say
+where a service is that has been started otherwise, in a container say.
+"""
+
+import argparse
+import asyncio
+import base64
+import resource
+import struct
+import sys
+import time
+import zlib
+from collections import Counter
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import orjson
+
+from benchmarks.http import get, post
+from benchmarks.server import HOST, serving
+
+_STALLED = 24
+_SAMPLED = 100_000  # bytes of a stalled client's answer that it does read
+
+
+@dataclass
+class Seen:
+    """What came of it.
+
+    Attributes:
+        outcomes: how many requests of each kind ended how.
+        health: seconds of each answer of /health/live; infinity for none.
+        memory: bytes resident, now and then.
+        short: seconds of each short request that was answered.
+    """
+
+    outcomes: Counter[str] = field(default_factory=Counter)
+    health: list[float] = field(default_factory=list)
+    memory: list[int] = field(default_factory=list)
+    short: list[float] = field(default_factory=list)
+
+
+def bomb(side: int = 13_300) -> str:
+    """A grey PNG whose second header declares far more than its first, in base64."""
+
+    def chunk(name: bytes, data: bytes) -> bytes:
+        return (
+            struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
+        )
+
+    def header(size: int) -> bytes:
+        return chunk(b"IHDR", struct.pack(">IIBBBBB", size, size, 8, 0, 0, 0, 0))
+
+    packer = zlib.compressobj(9)
+    line = bytes(side + 1)
+    packed = b"".join(packer.compress(line) for _ in range(side)) + packer.flush()
+    parts = header(28), header(side), chunk(b"IDAT", packed), chunk(b"IEND", b"")
+    return base64.b64encode(b"\x89PNG\r\n\x1a\n" + b"".join(parts)).decode()
+
+
+def resident(pid: int) -> int:
+    """Bytes of memory that a process holds."""
+    pages = int(Path(f"/proc/{pid}/statm").read_text().split()[1])
+    return pages * resource.getpagesize()
+
+
+async def stall(port: int, seen: Seen, samples: int, until: float) -> None:
+    """Ask for much, read a little and stop."""
+    body = {"model": "heartbeat", "num_samples": samples, "frames": 100, "seed": 1}
+    raw = orjson.dumps(body)
+    head = f"POST /sample HTTP/1.1\r\nhost: {HOST}\r\ncontent-type: application/json\r\n"
+    reader, writer = await asyncio.open_connection(HOST, port, limit=_SAMPLED)
+    try:
+        writer.write(f"{head}content-length: {len(raw)}\r\n\r\n".encode() + raw)
+        async with asyncio.timeout(max(0.1, until - time.monotonic())):
+            status = (await reader.readline()).split()[1].decode()
+        seen.outcomes[f"large and not read: {status}"] += 1
+        if status == "200":
+            writer.transport.pause_reading()  # type: ignore[attr-defined]
+            await asyncio.sleep(max(0.0, until - time.monotonic()))
+    except (TimeoutError, OSError, IndexError):
+        seen.outcomes["large and not read: no answer"] += 1
+    finally:
+        writer.transport.abort()
+
+
+async def ask(port: int, seen: Seen, kind: str, path: str, body: object) -> None:
+    """One request to its end."""
+    begun = time.monotonic()
+    try:
+        status = str((await post(port, path, body)).status)
+    except OSError:
+        status = "lost"
+    seen.outcomes[f"{kind}: {status}"] += 1
+    if kind == "short" and status == "200":
+        seen.short.append(time.monotonic() - begun)
+
+
+async def watch(port: int, pid: int, seen: Seen, until: float) -> None:
+    """Health and memory until then."""
+    while time.monotonic() < until:
+        begun = time.monotonic()
+        try:
+            alive = (await get(port, "/health/live")).status == 200
+            seen.health.append(time.monotonic() - begun if alive else float("inf"))
+        except OSError:
+            seen.health.append(float("inf"))
+        seen.memory.append(resident(pid))
+        await asyncio.sleep(0.25)
+
+
+async def attack(port: int, pid: int, long: int, pictures: int, seconds: float) -> Seen:
+    """Everything at once, for so long at most."""
+    seen, until = Seen(), time.monotonic() + seconds
+    picture = bomb()
+    slow = {"model": "swissroll", "num_samples": 1, "seed": 2, "sampler": {"name": "ancestral"}}
+    quick = {**slow, "sampler": {"name": "ancestral", "steps": 10}}
+    tasks = [
+        # The largest may be more than one request may hold; the others are not.
+        *(stall(port, seen, (4096, 1024)[i % 2], until) for i in range(_STALLED)),
+        *(
+            ask(port, seen, "picture", "/loglik", {"model": "mnist", "data": [picture]})
+            for _ in range(pictures)
+        ),
+        *(ask(port, seen, "long", "/sample", slow) for _ in range(long)),
+    ]
+    running = [asyncio.ensure_future(task) for task in tasks]
+    watching = asyncio.ensure_future(watch(port, pid, seen, until))
+    while time.monotonic() < until - 5:
+        await ask(port, seen, "short", "/sample", quick)
+        await asyncio.sleep(1)
+    await watching
+    _, pending = await asyncio.wait(running, timeout=60)
+    for task in pending:
+        task.cancel()
+        seen.outcomes["cut off here"] += 1
+    return seen
+
+
+def judge(seen: Seen, idle: int, after: int) -> list[str]:
+    """What is not right."""
+    wrong = []
+    lost = sum(n for kind, n in seen.outcomes.items() if kind.endswith("lost"))
+    if lost:
+        wrong.append(f"{lost} requests were lost")
+    if max(seen.health) > 1:
+        wrong.append(f"/health/live took {max(seen.health):.2f} seconds")
+    if after > 1.2 * idle:
+        wrong.append(f"memory is {after >> 20} MiB a minute later, {idle >> 20} before")
+    return wrong
+
+
+def fire(port: int, pid: int, long: int, pictures: int, seconds: float) -> list[str]:
+    """Attack, wait a minute, tell; what is not right."""
+    time.sleep(12)  # idle: what its start took has been given back
+    idle = resident(pid)
+    seen = asyncio.run(attack(port, pid, long, pictures, seconds))
+    time.sleep(60)
+    after = resident(pid)
+    for kind, count in sorted(seen.outcomes.items()):
+        print(f"{kind}: {count}")
+    print(f"/health/live: at most {max(seen.health):.3f} s of {len(seen.health)}")
+    if seen.short:
+        print(f"short requests: at most {max(seen.short):.2f} s of {len(seen.short)}")
+    most = max(seen.memory)
+    print(f"memory, MiB: {idle >> 20} idle, {most >> 20} at most, {after >> 20} a minute later")
+    return judge(seen, idle, after)
+
+
+def main() -> None:
+    """Attack a service that is started here, or one that runs."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--models", default="models", help="folder of a service started here")
+    parser.add_argument("--queue-bytes", default="", help="its NONEQ_MAX_QUEUE_BYTES")
+    parser.add_argument(
+        "--port", type=int, default=0, help="of a service that runs on this machine"
+    )
+    parser.add_argument("--pid", type=int, default=0, help="of its process")
+    parser.add_argument("--long", type=int, default=1000, help="long requests, at most 2000")
+    parser.add_argument("--pictures", type=int, default=4, help="that unfold, at most 8")
+    parser.add_argument("--seconds", type=float, default=60, help="at most 300")
+    given = parser.parse_args()
+    load = min(given.long, 2000), min(given.pictures, 8), min(given.seconds, 300.0)
+    # Each request is a connection.
+    resource.setrlimit(resource.RLIMIT_NOFILE, (resource.getrlimit(resource.RLIMIT_NOFILE)[1],) * 2)
+    if given.port:
+        wrong = fire(given.port, given.pid, *load)
+    else:
+        arguments = ["--models", given.models]
+        if given.queue_bytes:
+            arguments += ["--max-queue-bytes", given.queue_bytes]
+        with serving("service", arguments, "/health/ready") as server:
+            wrong = fire(server.port, server.pid, *load)
+    print("\n".join(wrong) or "all is well")
+    sys.exit(1 if wrong else 0)
+
+
+if __name__ == "__main__":
+    main()

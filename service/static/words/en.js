@@ -93,6 +93,10 @@ export default {
   "problem.not-acceptable": "There is no such form of answer",
   "problem.method-not-allowed": "This address does not do that",
   "problem.unknown-route": "There is nothing at this address",
+  "problem.too-many-connections": "The service has too many connections",
+  "problem.unknown-host": "The service does not go by this name",
+  "problem.foreign-origin": "Another site's page may not ask",
+  "problem.headers-too-large": "The request has too many headers",
 
   "key.title": "An API key is needed",
   "key.refused": "The service refused that key. Check it and enter it again.",

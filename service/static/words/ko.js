@@ -93,6 +93,10 @@ export default {
   "problem.not-acceptable": "그런 형식으로는 답할 수 없습니다",
   "problem.method-not-allowed": "이 주소에서는 할 수 없는 일입니다",
   "problem.unknown-route": "이 주소에는 아무것도 없습니다",
+  "problem.too-many-connections": "서비스에 연결이 너무 많습니다",
+  "problem.unknown-host": "서비스가 이 이름의 요청은 받지 않습니다",
+  "problem.foreign-origin": "다른 사이트의 페이지는 요청할 수 없습니다",
+  "problem.headers-too-large": "요청의 헤더가 너무 큽니다",
 
   "key.title": "API 키가 필요합니다",
   "key.refused": "서비스가 그 키를 거부했습니다. 키를 확인하고 다시 입력하세요.",

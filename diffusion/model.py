@@ -124,8 +124,8 @@ class DiffusionModel(nn.Module):
         Args:
             x_t: [B, *event], model units.
             t: int64 [B], 1..T, or `times` of it.
-            clip: keep x_0hat within the data's range where it has one. Training leaves it out, for
-                a clipped element has no gradient.
+            clip: keep x_0hat within the data's range where it has one, and all of it within what
+                the process allows. Training leaves it out, for a clipped element has no gradient.
         """
         at = t if isinstance(t, Times) else self.times(t)
         ours = isinstance(self.network, Network)
@@ -139,10 +139,9 @@ class DiffusionModel(nn.Module):
         return self.clip(found) if clip else found
 
     def clip(self, prediction: Prediction) -> Prediction:
-        """The same with x_0hat kept within the data's range, where it has one."""
-        if self._low is None or self._high is None:
+        """The same with x_0hat within the data's range, or what the process allows, and z too."""
+        if not isinstance(prediction, GaussianPrediction):  # a probability has no other range
             return prediction
-        assert isinstance(prediction, GaussianPrediction)  # of reals, as whatever has a range is
         return prediction.clipped(self._low, self._high)
 
     def times(self, t: Tensor) -> Times:

@@ -6,11 +6,12 @@ Every choice is read here and nowhere else, and each becomes an estimate of x_0,
 and every stride s < t serves every model.
 """
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Literal, final
+from typing import Literal, Self, final
 
 import torch
 from torch import Tensor
@@ -19,6 +20,17 @@ from typing_extensions import override
 from diffusion.distributions import Bernoulli, Distribution, Normal
 from diffusion.process import BinomialProcess, GaussianProcess, blend, per_row
 from diffusion.profile import Profile
+
+#: E[eps | x_t], the noise in x_t as it can be told, and its spread are within so many standard
+#: deviations, whatever the data: P(E[eps^2 | x_t] > k^2) <= k exp(-(k^2 - 1) / 2) over x_t ~ q, by
+#: Jensen and Chernoff, for eps is normal; 1.5e-7 an element here.
+_FARTHEST = 6.0
+#: Where x_t itself is far out, x_0hat may at least be in the middle of data of unit variance.
+_MIDDLE = 3.0
+#: Of z in Var(x_0 | x_t) = (1 - alpha_bar_t) e^z: below it a kernel would be a point.
+_LEAST_LOG = -20.0
+#: Of alpha_bar, where it is divided by.
+_LEAST_SIGNAL = 1e-6
 
 PredictionKind = Literal["eps", "x_0", "v", "perturbation"]
 VarianceKind = Literal["lower", "upper", "interpolated", "moment", "optimal"]
@@ -64,9 +76,28 @@ class GaussianPrediction(Prediction):
     own: Tensor | None = None
     profile: Profile | None = None
 
-    def clipped(self, low: Tensor, high: Tensor) -> "GaussianPrediction":
-        """The same with x_0hat kept between two values in model units."""
-        return replace(self, x_0=self.x_0.clamp(low, high))
+    def clipped(self, low: Tensor | None = None, high: Tensor | None = None) -> Self:
+        """The same within what the data or, where they have no range, the process allows.
+
+        A network sent where it has never been may answer anything, e^z of it above all. x_0hat is
+        kept between `low` and `high`; without these, where eps_hat is within k = 6 of 0 or x_0hat
+        within 3, which no true E[x_0 | x_t] leaves but with probability 1.5e-7. z is kept within
+        -1 and 1 of "interpolated"; of "moment" Var(x_0 | x_t) is at most k^2 (1 - alpha_bar_t) /
+        alpha_bar_t, by the same bound.
+        """
+        at = self.process.alpha_bar[self.t].clamp_min(_LEAST_SIGNAL)
+        if low is None or high is None:
+            far = per_row(_FARTHEST * (1 / at - 1).sqrt(), self.x_t)
+            centre = per_row(at.rsqrt(), self.x_t) * self.x_t
+            low, high = (centre - far).clamp(max=-_MIDDLE), (centre + far).clamp(min=_MIDDLE)
+        extra = self.extra
+        if extra is not None:
+            if self.variance == "moment":
+                most = per_row(2 * math.log(_FARTHEST) - at.log(), self.x_t)
+                extra = extra.clamp_min(_LEAST_LOG).minimum(most)
+            else:
+                extra = extra.clamp(-1.0, 1.0)
+        return replace(self, x_0=self.x_0.clamp(low, high), extra=extra)
 
     @override
     def kernel(self, s: Tensor) -> Normal:
@@ -96,8 +127,10 @@ class GaussianPrediction(Prediction):
             before = self.t - 1
             own_of_x_0, _, own_posterior = self.process.posterior_coefficients(self.t, before)
             var_x_0 = (self.own - per_row(own_posterior, self.own)).clamp_min(0)
-            scale = per_row((of_x_0 / own_of_x_0).square(), self.own)
-            match = per_row(posterior, self.own) + scale * var_x_0
+            at = self.process.alpha_bar[self.t].clamp_min(_LEAST_SIGNAL)
+            most = per_row(_FARTHEST**2 * (1 / at - 1), self.own)
+            var_x_0 = (var_x_0 / per_row(own_of_x_0.square(), self.own)).minimum(most)
+            match = per_row(posterior, self.own) + per_row(of_x_0.square(), self.own) * var_x_0
             match = torch.where(var_x_0 > 0, match, per_row(lower, self.own))
             return torch.where(per_row(s == before, self.own).bool(), self.own, match)
         assert self.variance is not None  # DiffusionModel sees to it

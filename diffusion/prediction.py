@@ -76,6 +76,14 @@ class GaussianPrediction(Prediction):
     own: Tensor | None = None
     profile: Profile | None = None
 
+    @property
+    def most_variance(self) -> Tensor:
+        """k^2 (1 - alpha_bar_t) / alpha_bar_t, k = 6: the most that Var(x_0 | x_t) may be, in any
+        direction of length 1, but with probability 1.5e-7 over x_t; float64 [B].
+        """
+        at = self.process.alpha_bar[self.t].clamp_min(_LEAST_SIGNAL)
+        return _FARTHEST**2 * (1 / at - 1)
+
     def clipped(self, low: Tensor | None = None, high: Tensor | None = None) -> Self:
         """The same within what the data or, where they have no range, the process allows.
 
@@ -127,8 +135,7 @@ class GaussianPrediction(Prediction):
             before = self.t - 1
             own_of_x_0, _, own_posterior = self.process.posterior_coefficients(self.t, before)
             var_x_0 = (self.own - per_row(own_posterior, self.own)).clamp_min(0)
-            at = self.process.alpha_bar[self.t].clamp_min(_LEAST_SIGNAL)
-            most = per_row(_FARTHEST**2 * (1 / at - 1), self.own)
+            most = per_row(self.most_variance, self.own)
             var_x_0 = (var_x_0 / per_row(own_of_x_0.square(), self.own)).minimum(most)
             match = per_row(posterior, self.own) + per_row(of_x_0.square(), self.own) * var_x_0
             match = torch.where(var_x_0 > 0, match, per_row(lower, self.own))

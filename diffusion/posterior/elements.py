@@ -15,6 +15,9 @@ background is most of what is seen, that is what keeps weights alive: a network'
 narrowing for all elements, leaves one particle of any number.
 """
 
+from dataclasses import dataclass
+from typing import Self, final
+
 import torch
 from torch import Tensor
 
@@ -25,7 +28,7 @@ from diffusion.operators import Mask
 from diffusion.posterior.proposal import Independent, Look
 from diffusion.posterior.solve import conjugate_gradients
 from diffusion.prediction import GaussianPrediction
-from diffusion.process import GaussianProcess, per_row
+from diffusion.process import per_row
 
 #: V_t at t = T, of data of unit variance: early errors of x_0hat are shared by many elements, and
 #: count for less than as many of their own (4 rather than 1 was measured on digits).
@@ -34,31 +37,68 @@ _SHARED = 4.0
 _FREE = 32
 
 
+@final
+@dataclass(frozen=True)
+class Elements:
+    """x_s and x_0 given x_t, element by element.
+
+    Attributes:
+        var: of x_s, float64 [B, *event].
+        slope: h, by which x_0hat goes with x_s, float64 [B, *event].
+        now: V_t, float64, broadcastable to `var`.
+        then: V_s, likewise.
+    """
+
+    var: Tensor
+    slope: Tensor
+    now: Tensor
+    then: Tensor
+
+    @classmethod
+    def of(
+        cls, model: DiffusionModel, prediction: GaussianPrediction, s: Tensor, surprise: Tensor
+    ) -> Self:
+        """From what the network says of x_t; `surprise` as `certain` takes it."""
+        x_t, process = prediction.x_t, prediction.process
+        # In float64: 1 - alpha_bar is all but nothing at the end.
+        at, later = (per_row(process.alpha_bar[step], x_t.double()) for step in (prediction.t, s))
+        snr, snr_s = at / (1 - at), later / (1 - later)
+
+        def after(v: Tensor) -> Tensor:
+            """Of x_s, from that of x_t."""
+            return 1 / (1 / v + snr_s - snr)
+
+        wide = 1 / (snr + 1 / _SHARED)
+        slope = after(certain(model, prediction, surprise)) * snr_s / later.sqrt()
+        var = prediction.kernel(s).var.expand_as(x_t).double()
+        return cls(var, slope.expand_as(x_t), wide, after(wide))
+
+    @property
+    def seen(self) -> Tensor:
+        """The variance of x_0hat(x_s) about x_0hat(x_t), and V_s: what y has but for its noise."""
+        return self.slope.square() * self.var + self.then
+
+
+def surprise_of(observation: Observation, x_0: Tensor) -> Tensor:
+    """|y - x_0hat| of the elements that were seen for themselves, else 0; float64 [B, *event]."""
+    factor = observation.factor
+    assert isinstance(factor, Normal)  # reals
+    if not isinstance(observation.operator, Mask):
+        return torch.zeros_like(x_0, dtype=torch.float64)
+    return torch.where(observation.known, (factor.mean - x_0).double().abs(), 0.0)
+
+
 @torch.no_grad()
 def look_at_elements(
-    model: DiffusionModel, x_t: Tensor, t: Tensor, s: Tensor, observation: Observation
+    model: DiffusionModel, prediction: GaussianPrediction, s: Tensor, observation: Observation
 ) -> Look:
-    """r_t(x_t) and the proposal of x_s, s above 0, as in `twist.look`; one evaluation."""
-    process = model.process
-    assert isinstance(process, GaussianProcess)  # `look` sees to it
-    prediction = model.predict(x_t, t)
-    assert isinstance(prediction, GaussianPrediction)
-    kernel, x_0 = prediction.kernel(s), prediction.x_0
+    """r_t(x_t) and the proposal of x_s, s above 0, as in `twist.look`, of what the network said."""
+    x_t, x_0, kernel = prediction.x_t, prediction.x_0, prediction.kernel(s)
     operator, factor, known = observation.operator, observation.factor, observation.known
     assert isinstance(factor, Normal)  # reals
-    # In float64: 1 - alpha_bar is all but nothing at the end.
-    at, later = (per_row(process.alpha_bar[step], x_t.double()) for step in (t, s))
-    snr, snr_s = at / (1 - at), later / (1 - later)
-    var = kernel.var.expand_as(x_t).double()
-
-    def after(v: Tensor) -> Tensor:
-        """Of x_s, from that of x_t."""
-        return 1 / (1 / v + snr_s - snr)
-
-    wide = 1 / (snr + 1 / _SHARED)
     off = torch.where(known, (factor.mean - operator.forward(x_0)).double(), 0.0)
-    surprise = off.abs() if isinstance(operator, Mask) else torch.zeros_like(var)
-    slope = after(certain(model, prediction, surprise)) * snr_s / later.sqrt()
+    elements = Elements.of(model, prediction, s, surprise_of(observation, x_0))
+    var, slope = elements.var, elements.slope
     noise = torch.where(known, factor.var.expand_as(factor.mean).double(), 1.0)
 
     def solve(v: Tensor) -> tuple[Tensor, Tensor]:
@@ -74,10 +114,10 @@ def look_at_elements(
 
         return conjugate_gradients(seen, off, torch.zeros_like(off), _FREE)[0], diagonal
 
-    solved, diagonal = solve(wide)
+    solved, diagonal = solve(elements.now)
     log_det = torch.where(known, diagonal.log() + LOG_2PI, 0.0)
     log_r = -0.5 * (off * solved + log_det).flatten(1).sum(1)
-    moves, diagonal = solve(slope.square() * var + after(wide))
+    moves, diagonal = solve(elements.seen)
     mean = kernel.mean + slope * var * operator.adjoint(moves, x_t.shape[1:])
     if isinstance(operator, Mask):
         # What is seen of an element narrows its step; with other operators the weights see to it.

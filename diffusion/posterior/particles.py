@@ -112,6 +112,7 @@ class Filter(Course):
         t = self.plan.t[unit : unit + 1].to(device)
         here = Look.joined([*systems.looks, *self._looks(model, systems, unit, together, S * P)])
         log_w, log_z = systems.log_w + here.log_r.reshape(S, P), systems.log_evidence
+        log_w = torch.where(log_w < math.inf, log_w, -math.inf)  # a lost particle is worth nothing
         ess, origin = effective(log_w), systems.origin
         choose = torch.ones_like(ess, dtype=torch.bool) if last else ess < P / 2
         place = torch.arange(P, device=device).expand(S, P)
@@ -147,13 +148,14 @@ class Filter(Course):
             log_w = log_w - paid.reshape(S, P)
             # A network sent far from its data may answer anything: such a particle is worth
             # nothing, and waits at 0 to be replaced.
-            lost = ~(x.abs() <= _FAR).flatten(1).all(1) | log_w.flatten().isnan()
+            lost = ~(x.abs() <= _FAR).flatten(1).all(1) | ~(log_w < math.inf).flatten()
             log_w = torch.where(lost.reshape(S, P), -math.inf, log_w)
             x = torch.where(lost.reshape(-1, *[1] * (x.ndim - 1)), 0.0, x)
         return replace(
             systems,
-            x=x.unflatten(0, (S, -1)),
-            x_0=here.x_0[rows].unflatten(0, (S, -1)),
+            # Where all of a system are lost its evidence is 0, and what is drawn of it any number.
+            x=x.nan_to_num(0.0).unflatten(0, (S, -1)),
+            x_0=here.x_0[rows].nan_to_num(0.0).unflatten(0, (S, -1)),
             log_w=log_w,
             log_evidence=log_z,
             ess=torch.cat((systems.ess, ess[:, None]), 1),

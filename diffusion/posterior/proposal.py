@@ -87,6 +87,14 @@ class Look:
     x_0: Tensor
     left: Left | None = None
 
+    def where(self, good: Tensor, other: "Look") -> "Look":
+        """This where `good`, bool [B], else the other of the same x_0hat and kind of proposal."""
+        place = (
+            good.logical_not() * len(good) + torch.arange(len(good), device=good.device)
+        ).long()
+        log_r = torch.where(good, self.log_r, other.log_r)
+        return Look(log_r, joined([self.proposal, other.proposal]).rows(place), self.x_0)
+
     @classmethod
     def joined(cls, parts: "Sequence[Look]") -> Self:
         """Looks of the same kind, their rows in turn."""

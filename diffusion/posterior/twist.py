@@ -28,7 +28,12 @@ from diffusion.distributions import LOG_2PI, Bernoulli, Normal
 from diffusion.model import DiffusionModel
 from diffusion.observation import Observation
 from diffusion.operators import Mask
-from diffusion.posterior.elements import look_at_elements, own_variance
+from diffusion.posterior.elements import (
+    Elements,
+    look_at_elements,
+    own_variance,
+    surprise_of,
+)
 from diffusion.posterior.proposal import Independent, Look
 from diffusion.posterior.solve import conjugate_gradients, dot
 from diffusion.prediction import BinomialPrediction, GaussianPrediction
@@ -36,6 +41,8 @@ from diffusion.process import BinomialProcess, GaussianProcess, per_row
 
 #: V_t is at least so much of 1 - alpha_bar: a network's Jacobian is no perfect covariance.
 _FLOOR = 1e-5
+#: What of a covariance's size may be negative, and what is left of it then; and not symmetric.
+_NEGATIVE, _LEAST, _SKEW = 1e-3, 1e-6, 0.5
 #: A step fixes at most so much of what is seen, for r_s is an estimate: weights stay bounded.
 _MOST = 0.95
 
@@ -135,7 +142,9 @@ def look(
         return Look(nothing, Independent(kernel, kernel), prediction.x_0)
     exact = bool(twist.exact(count).all())
     if twist.independent and not exact:
-        return look_at_elements(model, x_t, t, s, observation)
+        prediction = model.predict(x_t, t)
+        assert isinstance(prediction, GaussianPrediction)  # of reals
+        return look_at_elements(model, prediction, s, observation)
     with torch.inference_mode(False), torch.enable_grad():
         x = x_t.clone().requires_grad_()
         seen = model.predict(x, t, clip=False)
@@ -155,46 +164,103 @@ def look(
 
     to_x_0, _, _ = model.process.posterior_coefficients(t, s)
     gain = to_x_0.reshape(-1, *[1] * (x_t.ndim - 1))
-    x_0 = prediction.x_0.detach()
     if exact:
-        return _exact(x_0, kernel, gain, spread, observation)
-    return _iterated(x_0, kernel, gain, spread, own.double(), observation, twist)
+        return _exact(model, prediction, s, gain, spread, observation)
+    return _iterated(model, prediction, s, gain, spread, own.double(), observation, twist)
 
 
 Spread = Callable[[Tensor], Tensor]
 
 
 def _exact(
-    x_0: Tensor, kernel: Normal, gain: Tensor, spread: Spread, observation: Observation
+    model: DiffusionModel,
+    prediction: GaussianPrediction,
+    s: Tensor,
+    gain: Tensor,
+    spread: Spread,
+    observation: Observation,
 ) -> Look:
-    """With S = sigma^2 + A V A^T worked out: Cov(x_s, y | x_t) = c_0 V A^T."""
+    """With S = sigma^2 + A V A^T worked out: Cov(x_s, y | x_t) = c_0 V A^T.
+
+    Rows whose A V A^T is no covariance take V element by element, as `elements` has it.
+    """
+    x_0, kernel = prediction.x_0, prediction.kernel(s)
     matrix, off, noise = observation.linear(x_0)
     each = [spread(row.expand(len(x_0), -1).reshape(x_0.shape)) for row in matrix.unbind(1)]
     seen = torch.stack(each, 1).flatten(2)  # A V, [B, M, D]
-    own = seen @ matrix.mT
-    values, axes = torch.linalg.eigh((own + own.mT) / 2)
-    own = (axes * values.clamp_min(0)[:, None]) @ axes.mT
+    own, good = covariance(seen @ matrix.mT, matrix, prediction)
     slope = gain.flatten(1)[:, None] * seen / kernel.var.expand_as(x_0).double().flatten(1)[:, None]
-    proposal = Conditioned.on(kernel, slope, off, own + torch.diag_embed(noise), _MOST)
-    return Look(proposal.log_z, proposal, x_0)
+    total = own + torch.diag_embed(noise)
+    if bool(good.all()):
+        proposal = Conditioned.on(kernel, slope, off, total, _MOST)
+        return Look(proposal.log_z, proposal, x_0)
+    elements = Elements.of(model, prediction, s, surprise_of(observation, x_0))
+
+    def through(v: Tensor) -> Tensor:
+        """sigma^2 + A diag(v) A^T, [B, M, M]."""
+        scaled = matrix * v.expand_as(x_0).flatten(1)[:, None]
+        return scaled @ matrix.mT + torch.diag_embed(noise)
+
+    pick = good[:, None, None]
+    slope = torch.where(pick, slope, matrix * elements.slope.flatten(1)[:, None])
+    proposal = Conditioned.on(
+        kernel, slope, off, torch.where(pick, total, through(elements.seen)), _MOST
+    )
+    by_elements = Conditioned.on(kernel, slope, off, through(elements.now)).log_z
+    return Look(torch.where(good, proposal.log_z, by_elements), proposal, x_0)
+
+
+def covariance(
+    own: Tensor, matrix: Tensor, prediction: GaussianPrediction
+) -> tuple[Tensor, Tensor]:
+    """A V A^T as a covariance, and whether it is one; float64 [B, M, M], bool [B].
+
+    V comes of a network's Jacobian, which is symmetric and positive only as far as the network is
+    right. It is taken for a covariance where it is finite, symmetric to half of its size, without
+    an eigenvalue below -1e-3 of the greatest, and in no direction wider than what the process
+    allows of Var(x_0 | x_t) (`prediction.most_variance`). Eigenvalues are then at least 1e-6 of the
+    greatest.
+
+    Args:
+        own: A V A^T, float64 [B, M, M].
+        matrix: A, [B or 1, M, D].
+        prediction: of x_t.
+    """
+    finite = own.isfinite().flatten(1).all(1)
+    own = torch.where(finite[:, None, None], own, 0.0)
+    even = (own + own.mT) / 2
+    values, axes = torch.linalg.eigh(even)
+    size = values.abs().amax(1)
+    skew = (own - even).flatten(1).norm(dim=1)
+    width = matrix.square().sum(2).sum(1)  # at least the greatest eigenvalue of A A^T
+    good = finite & (size > 0) & (skew <= _SKEW * even.flatten(1).norm(dim=1))
+    good &= (values[:, 0] >= -_NEGATIVE * size) & (size <= width * prediction.most_variance)
+    values = values.clamp_min(_LEAST * size[:, None])
+    return (axes * values[:, None]) @ axes.mT, good
 
 
 def _iterated(
-    x_0: Tensor,
-    kernel: Normal,
+    model: DiffusionModel,
+    prediction: GaussianPrediction,
+    s: Tensor,
     gain: Tensor,
     spread: Spread,
     own: Tensor,
     observation: Observation,
     twist: Twist,
 ) -> Look:
-    """With S u = y - A x_0hat solved for u only; the determinant is that of S's diagonal."""
+    """With S u = y - A x_0hat solved for u only; the determinant is that of S's diagonal.
+
+    Rows whose S turns out to be no covariance on the way take V element by element.
+    """
+    x_0, kernel = prediction.x_0, prediction.kernel(s)
     operator, factor, known = observation.operator, observation.factor, observation.known
     assert isinstance(factor, Normal)  # reals
     event = x_0.shape[1:]
     off = torch.where(known, (factor.mean - operator.forward(x_0)).double(), 0.0)
     noise = torch.where(known, factor.var.expand_as(factor.mean).double(), 1.0)
     diagonal = torch.where(known, noise + operator.variance(own), 1.0)
+    positive = torch.ones(len(x_0), dtype=torch.bool, device=x_0.device)
 
     if twist.covariance == "diagonal":
         solved = off / diagonal
@@ -203,8 +269,12 @@ def _iterated(
 
         def seen(u: Tensor) -> tuple[Tensor, Tensor]:
             """S u and V A^T u."""
+            nonlocal positive
             pulled = spread(operator.adjoint(u, event))
-            return torch.where(known, noise * u + operator.forward(pulled), 0.0), pulled
+            image = operator.forward(pulled)
+            size = (dot(u, u) * dot(image, image)).sqrt()
+            positive = positive & (dot(u, image) >= -_NEGATIVE * size)
+            return torch.where(known, noise * u + image, 0.0), pulled
 
         solved, pull = conjugate_gradients(seen, off, torch.zeros_like(own), twist.products)
     log_det = torch.where(known, diagonal.log() + LOG_2PI, 0.0)
@@ -216,7 +286,11 @@ def _iterated(
         # What is seen of an element narrows its step; with other operators the weights see to it.
         narrow = torch.where(known, gain.square() * own.square() / diagonal, 0.0) / var.double()
         var = (var.double() * (1 - narrow.clamp(max=_MOST))).to(x_0.dtype)
-    return Look(log_r, Independent(kernel, Normal(mean, var)), x_0)
+    found = Look(log_r, Independent(kernel, Normal(mean, var)), x_0)
+    good = positive & log_r.isfinite() & mean.isfinite().flatten(1).all(1)
+    if bool(good.all()):
+        return found
+    return found.where(good, look_at_elements(model, prediction, s, observation))
 
 
 def _look_at_bits(

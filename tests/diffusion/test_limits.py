@@ -1,4 +1,4 @@
-"""What the process allows: no network sends a chain out of the finite numbers, and no truth is cut."""
+"""What the process allows: no chain leaves the finite numbers, and no truth is cut."""
 
 import math
 from typing import Literal

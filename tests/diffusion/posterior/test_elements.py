@@ -12,8 +12,9 @@ from diffusion.networks import GaussianMixture
 from diffusion.noise import counter_noise
 from diffusion.observation import Observation
 from diffusion.operators import AveragePooling, Dense, Mask, Operator
-from diffusion.posterior.elements import certain, look_at_elements
-from diffusion.posterior.proposal import Independent
+from diffusion.posterior.elements import certain
+from diffusion.posterior.elements import look_at_elements as look_at
+from diffusion.posterior.proposal import Independent, Look
 from diffusion.prediction import GaussianPrediction
 from diffusion.process import GaussianProcess
 from diffusion.schedule import LogSnrSchedule
@@ -28,6 +29,14 @@ def apart() -> DiffusionModel:
     covariance = torch.diag(torch.tensor([0.3, 1.0, 0.05, 2.0])).double()
     mean = torch.tensor([[0.3, -0.2, 0.1, 0.5]]).double()
     return gaussian(GaussianMixture.from_values(torch.ones(1), mean, covariance[None]))
+
+
+def look_at_elements(
+    model: DiffusionModel, x_t: Tensor, t: Tensor, s: Tensor, seen: Observation
+) -> Look:
+    prediction = model.predict(x_t, t)
+    assert isinstance(prediction, GaussianPrediction)
+    return look_at(model, prediction, s, seen)
 
 
 @pytest.mark.parametrize("operator", [Mask(), AveragePooling(size=2)])

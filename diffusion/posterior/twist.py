@@ -287,7 +287,8 @@ def _iterated(
         narrow = torch.where(known, gain.square() * own.square() / diagonal, 0.0) / var.double()
         var = (var.double() * (1 - narrow.clamp(max=_MOST))).to(x_0.dtype)
     found = Look(log_r, Independent(kernel, Normal(mean, var)), x_0)
-    good = positive & log_r.isfinite() & mean.isfinite().flatten(1).all(1)
+    # |V A^T u|^2 <= (the most of V) u^T A V A^T u of any covariance.
+    good = positive & log_r.isfinite() & (dot(pull, pull) <= prediction.most_variance * fit)
     if bool(good.all()):
         return found
     return found.where(good, look_at_elements(model, prediction, s, observation))

@@ -78,7 +78,8 @@ class Observation:
             assert isinstance(seen.factor, Normal)
             exact = (seen.factor.var == 0).flatten(1).any(0)
             rows = operator.matrix(event, y.device)[exact]
-            if len(rows) and int(torch.linalg.matrix_rank(rows, rtol=1e-7)) < len(rows):
+            rows = rows / rows.abs().amax(1, keepdim=True).clamp_min(1e-300)  # of any units
+            if len(rows) and int(torch.linalg.matrix_rank(rows, rtol=1e-6)) < len(rows):
                 raise ValueError(
                     f"of {len(rows)} numbers seen without noise some follow from the others (a "
                     "singular operator): leave them out, or give a noise above 0"

@@ -153,7 +153,9 @@ class Diagnostics(BaseModel):
         None, description="The step of a matched start, its noise nearest to the observation's."
     )
     start_noise: float | None = Field(
-        None, description="That step's noise: a deviation in data units, or a flip probability."
+        None,
+        description="That step's noise, which the answer is of: a deviation in data units, null "
+        "where elements differ in scale, or a flip probability.",
     )
 
 

@@ -61,9 +61,11 @@ class Conditions(Asked):
     method: MethodIn = Field(
         default=AutoMethod(name="auto"),
         description="How, by its name or with its fields. `auto`: `matched` where everything was "
-        "seen with the same independent noise, else `twisted`. `twisted`: weighted particles, the "
-        "exact posterior as they grow. `matched`: the plain chain from the step that has that "
-        "noise. `product`, the 2015 paper's kernels times r, and `resample`, RePaint: biased.",
+        "seen with the same independent noise and some step has it within 2%, else `twisted`. "
+        "`twisted`: weighted particles, the exact posterior as they grow. `matched`: the plain "
+        "chain from the step whose noise is nearest: refused where no step has so much or so "
+        "little, with a warning where it differs. `product`, the 2015 paper's kernels times r, and "
+        "`resample`, RePaint: biased.",
     )
     particles: int | None = Field(
         None, ge=1, description="Of each system; short for the method's field."

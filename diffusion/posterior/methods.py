@@ -29,7 +29,7 @@ class Resample(_Method):
 
 @final
 class Matched(_Method):
-    """The plain chain from the step whose noise is the observation's."""
+    """The plain chain from the step whose noise is nearest to the observation's."""
 
     name: Literal["matched"] = "matched"
 
@@ -59,7 +59,7 @@ class Twisted(_Method):
 
 @final
 class Auto(_Method):
-    """The matched start where everything was seen with the same independent noise, else twisted."""
+    """The matched start where all was seen with the noise of some step, else twisted."""
 
     name: Literal["auto"] = "auto"
     twisted: Twisted = Twisted()

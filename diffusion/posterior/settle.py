@@ -1,5 +1,6 @@
 """What a method comes to here: which one `auto` is, its systems' course, its chains' start."""
 
+import math
 from collections.abc import Sequence
 
 from torch import Tensor
@@ -10,7 +11,7 @@ from diffusion.observation import Observation
 from diffusion.operators import Mask
 from diffusion.plan import DDIM, Ancestral, DPMSolver
 from diffusion.posterior.factors import Expert, Factor
-from diffusion.posterior.matched import MatchedStart, matched_start
+from diffusion.posterior.matched import MatchedStart, check_start, matched_start
 from diffusion.posterior.methods import Auto, Matched, Method, Product, Resample, Settled, Twisted
 from diffusion.posterior.particles import Filter
 from diffusion.posterior.product import Constant
@@ -35,7 +36,9 @@ def settle(
     for factor in factors:
         factor.check(model, len(observation))
     if isinstance(method, Auto):
-        plain = not factors and _noise(model, observation) is not None
+        noise = None if factors else _noise(model, observation)
+        # Where no step has that noise the plain chain from the nearest is another posterior.
+        plain = noise is not None and matched_start(model, _values(observation), noise).exact
         method = Matched() if plain else method.twisted
     if factors and not isinstance(method, Twisted):
         raise ValueError(
@@ -84,7 +87,8 @@ def start_of(model: DiffusionModel, observation: Observation) -> MatchedStart:
     """Where the plain chains begin that are method `matched`.
 
     Raises:
-        ValueError: not everything was seen with the same independent noise.
+        ValueError: not everything was seen with the same independent noise, or with more or less
+            of it than any step has.
     """
     noise = _noise(model, observation)
     if noise is None:
@@ -92,7 +96,9 @@ def start_of(model: DiffusionModel, observation: Observation) -> MatchedStart:
             "a matched start needs the same independent noise on every element (of bits, base "
             "rate 1/2): use 'twisted'"
         )
-    return matched_start(model, _values(observation), noise)
+    start = matched_start(model, _values(observation), noise)
+    check_start(start, model)
+    return start
 
 
 def biased(method: Settled) -> bool:
@@ -132,6 +138,8 @@ def _noise(model: DiffusionModel, observation: Observation) -> float | None:
         assert isinstance(factor, Bernoulli)
         if not isinstance(model.process, BinomialProcess) or model.process.base_rate != 0.5:
             return None
-        noise = (-factor.logits.abs()).sigmoid()
+        noise = (-factor.logits.double().abs()).sigmoid()
     first = float(noise.flatten()[0])
-    return first if first > 0 and bool((noise == first).all()) else None
+    most = math.inf if isinstance(factor, Normal) else 0.5  # of flips as good as that no step is
+    same = bool(((noise - first).abs() <= 1e-5 * first).all())  # to rounding, in other units
+    return first if 0 < first < most and same else None

@@ -148,7 +148,7 @@ class PosteriorWork(Work[ChainResult | SystemResult]):
                 quantiles=None if quantiles is None else quantiles[i].numpy(),
                 label=None if labels is None else labels[i],
                 labels=None if read is None else read[i],
-                diagnostics=self._told(told, float(self.gained[i])),
+                diagnostics=self._told(told, i),
             )
             for i, (samples, told) in enumerate(
                 zip(found["samples"], self._diagnostics(result), strict=True)
@@ -215,12 +215,16 @@ class PosteriorWork(Work[ChainResult | SystemResult]):
             return (Told(),) * count
         return diagnose(self.method, result.cloud, count, self.served.model.T)
 
-    def _told(self, told: Told, gained: float) -> Diagnostics:
+    def _told(self, told: Told, datum: int) -> Diagnostics:
         """The same in data units, as it is answered."""
         space, start = self.served.model.space, self.start
-        noise = None if start is None else start.noise
-        if noise is not None:  # all elements have one scale then
-            noise *= float(space.affine[1].flatten()[0])
+        gained, suspect = float(self.gained[datum]), self.seen.warnings(space)[datum]
+        said = told.warning, suspect, None if start is None else start.warning
+        warning = "; ".join(part for part in said if part) or None
+        scale = space.affine[1].flatten()
+        noise = None  # elements of several scales have no one deviation
+        if start is not None and bool((scale == scale[0]).all()):
+            noise = start.noise * float(scale[0])
         evidence = told.log_evidence
         return Diagnostics(
             particles=told.particles,
@@ -230,7 +234,7 @@ class PosteriorWork(Work[ChainResult | SystemResult]):
             ancestors=told.ancestors,
             log_evidence=None if evidence is None else evidence + gained,
             log_evidence_error=told.log_evidence_error,
-            warning=told.warning,
+            warning=warning,
             start=None if start is None else start.t,
             start_noise=noise,
         )

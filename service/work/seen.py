@@ -9,13 +9,18 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from diffusion.operators import AveragePooling, Blur, LinearOperator, Mask
+from diffusion.operators import AveragePooling, Blur, Dense, LinearOperator, Mask
 from diffusion.space import DataSpace
 from service.arrays import Events, check_values, read_events, read_mask, refusal
 from service.conditions import Conditions
 from service.problems import InvalidRequest, TooExpensive
 
 _MOST_NUMBERS = 1024  # seen through an operator: a step solves for all of them together
+_WEIGHTS = 1e-12, 1e12  # a row's greatest, of an operator
+_FARTHEST = 1e6  # of what was seen, in standard deviations of data or of noise, whichever is more
+_NOISIEST = 1e9  # in standard deviations of data
+_FINEST = 1e-12  # likewise: less is none, for float32 does not hold its square
+_SCALED = 2.0  # of 255: an image within so much of 0 was scaled by its sender
 
 
 @dataclass(frozen=True)
@@ -45,6 +50,19 @@ class Seen:
         """Which elements of the data are known as they are, bool [N, *seen]; only by a `Mask`."""
         return self.known & (self.noise == 0) & isinstance(self.operator, Mask)
 
+    def warnings(self, space: DataSpace) -> tuple[str | None, ...]:
+        """What is suspect of each datum's numbers, in words."""
+        count = len(self.values)
+        if space.levels is None or space.levels < 16 or isinstance(self.operator, Dense):
+            return (None,) * count
+        size = self.values.abs().flatten(1).amax(1)
+        top = space.levels - 1
+        said = (
+            f"what was observed is within {_SCALED:g} of 0, where this model's data are 0 to {top}:"
+            f" if your images are 0 to 1 or -1 to 1, scale them, and their noise, to 0..{top}"
+        )
+        return tuple(said if 0 < most <= _SCALED else None for most in size.tolist())
+
     @property
     def picture(self) -> tuple[Tensor, Tensor] | None:
         """y and which of it is known as data to look at, [N, *event]; None where it is none."""
@@ -73,11 +91,16 @@ def read_seen(request: Conditions, space: DataSpace) -> Seen:
     noise = _fit_noise(noise, seen, len(events.values), request)
     known = _known(request, seen, events)
     values = torch.where(known, events.values, 0.0)  # what was not seen may be anything
-    found = Seen(values, known, noise, operator)
     if not bool(torch.isfinite(values).all()):
         raise InvalidRequest(
-            "observed holds NaN or an infinity.", location="observed", expected="finite numbers"
+            "observed holds NaN or an infinity, or a number beyond float32.",
+            location="observed",
+            expected="finite numbers",
+            fix="Replace it, or say in known that it was not seen.",
         )
+    if space.kind != "bits":
+        noise = _check_sizes(values, known, noise, operator, space)
+    found = Seen(values, known, noise, operator)
     if space.kind == "bits" or isinstance(operator, Mask):
         as_they_are = known if space.kind == "bits" else found.exact
         check_values(torch.where(as_they_are, values, 0.0), space, "observed")
@@ -228,6 +251,57 @@ def _known(request: Conditions, seen: DataSpace, events: Events) -> Tensor:
             fix="Use /sample to draw without an observation.",
         )
     return known
+
+
+def _check_sizes(
+    values: Tensor, known: Tensor, noise: Tensor, operator: LinearOperator, space: DataSpace
+) -> Tensor:
+    """The noise, none where it is next to none; InvalidRequest of numbers beyond all measure.
+
+    Arithmetic is of float32, whose squares end at 1e38: what is refused here is told so, in place
+    of an answer of infinities.
+    """
+    shift, scale = (part.broadcast_to(space.shape) for part in space.affine)
+    if isinstance(operator, Mask):
+        centre, spread = shift, scale
+    else:
+        matrix = operator.matrix(space.shape, values.device)
+        weight = matrix.abs().amax(1)
+        wrong = (weight > 0) & ((weight < _WEIGHTS[0]) | (weight > _WEIGHTS[1]))
+        if bool(wrong.any()):
+            place = int(wrong.nonzero()[0])
+            raise InvalidRequest(
+                f"The weights of number {place} that the operator sees are beyond measure.",
+                location="operator",
+                received=float(weight[place]),
+                expected=f"a greatest weight of each from {_WEIGHTS[0]:g} to {_WEIGHTS[1]:g}",
+                fix="Measure what is seen in other units.",
+            )
+        centre = (matrix @ shift.flatten()).reshape(values.shape[1:])
+        spread = (matrix * scale.flatten()).norm(dim=1).reshape(values.shape[1:])
+    if bool((noise > _NOISIEST * spread.clamp_min(1e-300)).any()):
+        raise InvalidRequest(
+            "noise_std is so much that nothing is seen through it.",
+            location="noise_std",
+            received=float(noise.max()),
+            expected=f"at most {_NOISIEST:g} standard deviations of the data",
+            fix="Leave out what says nothing, or check the units.",
+        )
+    noise = torch.where(noise < _FINEST * spread, 0.0, noise.double())
+    far = (values.double() - centre).abs() > _FARTHEST * torch.maximum(spread, noise)
+    far = (far & known).flatten(1)
+    if bool(far.any()):
+        datum, place = far.nonzero()[0].tolist()
+        raise InvalidRequest(
+            f"observed has a number farther out than {_FARTHEST:g} standard deviations.",
+            location="observed",
+            index=datum,
+            received=float(values.flatten(1)[datum, place]),
+            expected=f"about {float(centre.flatten()[place]):g}, give or take some "
+            f"{float(spread.flatten()[place]):g}",
+            fix="Check the units.",
+        )
+    return noise
 
 
 def _check_range(found: Seen, space: DataSpace) -> None:

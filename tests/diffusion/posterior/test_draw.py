@@ -28,6 +28,7 @@ from diffusion.posterior.twist import Twist
 from tests.diffusion.models import binomial, gaussian
 
 ALL = torch.ones(2, 2, dtype=torch.bool)
+NOISE = math.exp(-4 + 6 * 10 / 19)  # that of t = 7, of 20 steps
 SHARP = torch.tensor([[0.01, 0.01], [1.0, 1.0]])
 HALF = torch.tensor([[True, False], [True, True]])
 
@@ -36,11 +37,14 @@ def test_auto_takes_the_matched_start_where_it_holds(
     mixture: GaussianMixture, heartbeat: BitPatterns
 ) -> None:
     model, y = gaussian(mixture), torch.zeros(2, 2)
-    assert settle(model, Observation.of_reals(y, ALL, 0.3), Auto()) == Matched()
+    assert settle(model, Observation.of_reals(y, ALL, NOISE), Auto()) == Matched()
     mine = Auto(twisted=Twisted(particles=3))
     for seen in (
         Observation.of_reals(y, ALL),
-        Observation.of_reals(y, HALF, 0.3),
+        Observation.of_reals(y, HALF, NOISE),
+        Observation.of_reals(y, ALL, 1.3 * NOISE),  # between two steps
+        Observation.of_reals(y, ALL, 1e-3),  # below the first
+        Observation.of_reals(y, ALL, 1e4),  # above the last
         Observation.of_reals(y, ALL, torch.tensor([0.3, 0.2])),
         Observation.of_linear(AveragePooling(size=1), y, (2,), 0.3),
     ):
@@ -96,7 +100,7 @@ def test_data_of_one_call_stand_alone(mixture: GaussianMixture) -> None:
 
 
 def test_the_matched_start_goes_through(mixture: GaussianMixture) -> None:
-    model, seen = gaussian(mixture), Observation.of_reals(torch.zeros(2, 2), ALL, 0.5)
+    model, seen = gaussian(mixture), Observation.of_reals(torch.zeros(2, 2), ALL, NOISE)
     found = draw(model, seen, 3, seed=1)
     assert found.start is not None
     assert found.network_evaluations == 6 * found.start.t

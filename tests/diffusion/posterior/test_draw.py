@@ -13,12 +13,14 @@ from diffusion.plan import DDIM, Ancestral
 from diffusion.posterior import (
     Auto,
     Matched,
+    MatchedStart,
     Method,
     Product,
     Resample,
     Twisted,
     draw,
     settle,
+    start_of,
 )
 from diffusion.posterior.diagnostics import Diagnostics
 from diffusion.posterior.draw import weigh
@@ -258,3 +260,38 @@ def test_samples_of_independent_systems_weigh_as_their_evidence(mixture: Gaussia
     for method in (Twisted(particles=4, systems="joint"), Product()):
         equal = draw(model, seen, 3, seed=1, method=method, sampler=sampler).weights
         torch.testing.assert_close(equal, torch.full((2, 3), 1 / 3).double())
+
+
+@pytest.mark.parametrize("noise", [1e-4, 0.02, 0.3, 1.0, 1e4])
+def test_noise_that_no_step_has_is_answered_by_its_own_posterior(noise: float) -> None:
+    """Ten steps whose noises are a factor of 3 apart; of one Gaussian they are exact. Mean and
+    standard deviation within 4 standard errors of 300 draws."""
+    network = GaussianMixture.from_values(
+        torch.ones(1), torch.tensor([[0.2, -0.1]]).double(), 0.8 * torch.eye(2)[None].double()
+    )
+    y, count = torch.tensor([[0.5, -0.2]]), 300
+    y = y + noise * (noise > 10)
+    seen = Observation.of_reals(y, torch.ones(1, 2, dtype=torch.bool), noise)
+    found = draw(gaussian(network, 10), seen, count, seed=2)
+    mean, covariance = network.posterior_given_noisy(y.double(), noise)
+    x, std = found.samples[0].double(), covariance[0].diagonal().sqrt()
+    # In float32 a number of size 1 has seven digits.
+    assert bool(((x.mean(0) - mean[0]).abs() < 4 * std / count**0.5 + 1e-6).all())
+    assert bool(((x.std(0) / std - 1).abs() < 4 / (2 * count) ** 0.5 + 2e-3).all())
+
+
+def test_a_matched_start_asked_for_by_name_says_what_noise_it_has(mixture: GaussianMixture) -> None:
+    """Silent within 2%, a warning between two steps, refused beyond the schedule's ends."""
+    model, y = gaussian(mixture), torch.zeros(2, 2)
+
+    def start(noise: float) -> MatchedStart:
+        return start_of(model, Observation.of_reals(y, ALL, noise))
+
+    assert start(NOISE).warning is None
+    assert start(1.019 * NOISE).warning is None
+    warned = start(1.2 * NOISE)
+    assert warned.noise == pytest.approx(NOISE)
+    assert "has 0.833 times the noise asked for" in (warned.warning or "")
+    for beyond, size in ((0.9 * math.exp(-4), "little"), (1.1 * math.exp(6), "much")):
+        with pytest.raises(ValueError, match=f"no step has so {size}: .* use 'auto'"):
+            start(beyond)

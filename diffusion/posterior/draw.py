@@ -16,7 +16,7 @@ from diffusion.posterior.diagnostics import Diagnostics
 from diffusion.posterior.factors import Factor
 from diffusion.posterior.matched import MatchedStart
 from diffusion.posterior.methods import Auto, Matched, Method, Settled, Twisted
-from diffusion.posterior.particles import effective, shares, systematic
+from diffusion.posterior.particles import drawn, effective, shares
 from diffusion.posterior.settle import biased, course_of, settle, start_of
 from diffusion.posterior.systems import Cloud, Course, walk
 from diffusion.sampling import sample
@@ -119,7 +119,7 @@ def gather(method: Settled, cloud: Cloud, count: int, seed: int) -> tuple[Tensor
         return x, weights
     datum = torch.arange(count, device=x.device)
     noise = counter_noise(seed, datum, 0, Stream.RESAMPLING).uniform((1,))[:, 0].double()
-    picked = systematic(each.log(), noise, each.shape[1])
+    picked = drawn(each.log(), noise, each.shape[1])
     return x[datum[:, None], picked], torch.full_like(weights, 1 / weights.shape[1])
 
 

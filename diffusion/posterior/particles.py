@@ -117,16 +117,15 @@ class Filter(Course):
         place = torch.arange(P, device=device).expand(S, P)
         if bool(choose.any()):
             noise = counter_noise(systems.seed, systems.number, t.expand(S), Stream.RESAMPLING)
-            drawn = systematic(log_w, noise.uniform((1,))[:, 0].double(), P)
-            place = torch.where(choose[:, None], drawn, place)
+            u = noise.uniform((1,))[:, 0].double()
+            final = drawn(log_w, u, self.draws)  # of the last step, before log_w is evened out
+            place = torch.where(choose[:, None], systematic(log_w, u, P), place)
             log_z = torch.where(choose, log_z + log_mean(log_w), log_z)
             log_w = torch.where(choose[:, None], 0.0, log_w)
             origin = origin.gather(1, place)
         row = systems.particle
         if last and here.left is None:
-            middle = torch.full_like(log_z, 0.5)
-            place = place.gather(1, systematic(torch.zeros_like(log_w), middle, self.draws))
-            row = row[:, : self.draws]
+            place, row = final, row[:, : self.draws]
         rows = (torch.arange(S, device=device)[:, None] * P + place).flatten()
         proposal = here.proposal.rows(rows)
         x = proposal.sample(counter_noise(systems.seed, row.flatten(), t.expand(len(rows))))
@@ -138,7 +137,7 @@ class Filter(Course):
             u = noise.uniform((1,))[:, 0].double()
             origin = origin.gather(1, systematic(log_w, u, P))
             first = torch.arange(S, device=device)[:, None] * P
-            picked = (first + systematic(log_w, u, self.draws)).flatten()
+            picked = (first + drawn(log_w, u, self.draws)).flatten()
             x, rows = x[picked], rows[picked]
         if not last:
             # Where r_t was 0 nothing weighs anything, and what has been paid does not matter.
@@ -197,9 +196,32 @@ def systematic(log_w: Tensor, uniform: Tensor, count: int) -> Tensor:
     Returns:
         int64 [S, count], ascending.
     """
-    edges = shares(log_w).cumsum(1)
     ticks = torch.arange(count, dtype=torch.float64, device=log_w.device) + uniform[:, None]
-    found = torch.searchsorted(edges / edges[:, -1:], ticks / count, right=True)
+    return _at(log_w, ticks / count)
+
+
+def drawn(log_w: Tensor, uniform: Tensor, count: int) -> Tensor:
+    """Places drawn, each of them j with probability w_j / sum(w): (u + i / count) mod 1.
+
+    All together they are as even as those of `systematic`, whose first place is always a low one:
+    taken alone, or few, its places are no draws by the weights.
+
+    Args:
+        log_w: and what follows: as `systematic` takes them.
+        uniform: u, one for each system, float64 [S].
+        count: how many places to draw.
+
+    Returns:
+        int64 [S, count].
+    """
+    ticks = torch.arange(count, dtype=torch.float64, device=log_w.device) / count
+    return _at(log_w, (ticks + uniform[:, None]) % 1)
+
+
+def _at(log_w: Tensor, ticks: Tensor) -> Tensor:
+    """Where the shares of the weights, laid end to end, reach ticks of 0 to 1, [S, count]."""
+    edges = shares(log_w).cumsum(1)
+    found = torch.searchsorted(edges / edges[:, -1:], ticks.contiguous(), right=True)
     return found.clamp(max=log_w.shape[1] - 1)
 
 

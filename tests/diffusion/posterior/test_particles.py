@@ -17,9 +17,9 @@ from diffusion.observation import Observation
 from diffusion.operators import Dense
 from diffusion.plan import Ancestral
 from diffusion.posterior.factors import Factor
-from diffusion.posterior.particles import Filter, effective, log_mean, systematic
+from diffusion.posterior.particles import Filter, drawn, effective, log_mean, systematic
 from diffusion.posterior.proposal import Independent, Look
-from diffusion.posterior.systems import Cloud, walk
+from diffusion.posterior.systems import Cloud, Systems, walk
 from diffusion.posterior.twist import Twist, look
 from diffusion.sampling import sample
 from tests.diffusion.models import binomial, gaussian
@@ -72,6 +72,37 @@ def test_equal_weights_stay_where_they_are() -> None:
     for u in (0.01, 0.5, 0.99):
         place = systematic(torch.full((1, 6), -3.0).double(), torch.tensor([u]).double(), 6)
         assert place.tolist() == [[0, 1, 2, 3, 4, 5]]
+
+
+def test_each_draw_by_itself_is_in_proportion_to_weights() -> None:
+    """Averaged over u exactly, whichever draw it is; and all together they are even."""
+    w = torch.tensor([0.3, 0.0, 0.4, 0.1, 0.2]).double()
+    u = (torch.arange(3000).double() + 0.5) / 3000
+    for count in (1, 3):
+        places = drawn(w.log().expand(len(u), 5), u, count)
+        each = torch.nn.functional.one_hot(places, 5).double()
+        assert_close(each.mean(0), w.expand(count, 5), rtol=0, atol=1e-3)
+        assert bool(((each.sum(1) - count * w).abs() < 1).all())
+
+
+@pytest.mark.parametrize("draws", [1, 2])
+@pytest.mark.parametrize("w", [[0.3, 0.7], [0.5, 0.4, 0.1], [0.05, 0.3, 0.25, 0.4]])
+def test_a_system_s_samples_are_drawn_by_its_weights(
+    w: list[float], draws: int, line: GaussianMixture
+) -> None:
+    """At the last step of 4,000 systems, each sample's share within 4.5 standard errors."""
+    model, S, P = gaussian(line), 4000, len(w)
+    nothing = Observation.of_reals(Y, torch.zeros_like(KNOWN)).rows(torch.zeros(S).long())
+    x = torch.arange(P).float().repeat(S)[:, None].expand(S * P, 3)  # which particle it is
+    begun = Systems.begun(x, nothing, 9, torch.arange(S))
+    weighed = replace(begun, log_w=torch.tensor(w).double().log().expand(S, P))
+    course = Filter(Ancestral().plan(model), P, draws)
+    found = course.step(model, weighed, len(course) - 1).x_0[:, :, 0].double()
+    of = model.predict(x[:P], torch.ones(P).long()).x_0[:, 0].double()
+    share = (found[..., None] - of).abs().lt(1e-4).double().mean(0)
+    for one in share:
+        for got, wanted in zip(one.tolist(), w, strict=True):
+            assert abs(got - wanted) < 4.5 * (wanted * (1 - wanted) / S) ** 0.5
 
 
 def test_effective_sizes_and_means() -> None:

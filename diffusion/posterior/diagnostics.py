@@ -1,22 +1,34 @@
 """Diagnostics: how far the samples of a posterior can be trusted, in numbers and in words.
 
-    log Z = log mean_k Z_k,     its error = max(std(Z_k) / mean(Z_k), std(log Z_k)) / sqrt(K)
+    log Z = log mean_k Z_k,     u = log(1 + (exp(v) - 1) / K),
+    its error^2 = u + u^2 / 4 + (1.2 moved / steps)^2
 
-over K independent systems of particles. The first of the errors is the mean's own, and it is never
-more than 1, however far the systems are apart, for one of them then makes the mean; the second says
-how far. The effective sample size alone misleads: a system that has lost the right mode has equal
-weights. So the surviving ancestors and the spread of log Z go with it.
+over K independent systems of particles, v the variance of log Z_k. What is drawn is the mean of K
+lognormals (Fenton 1960): its logarithm has the variance u and lies u / 2 too low. Of v each system
+tells something by its own ancestors (`particles.spread`), K of them by their spread too; the former
+count as two systems. The last part is the chain's: each step of a model misses the reversal of q by
+a share of 1 / steps or so of what the observation makes it move (measured, `benchmarks.warnings`).
+
+The effective sample size alone misleads: a system that has lost the right mode has equal weights.
+Nor do few ancestors say that the samples are off: each is still drawn by its system's weights. What
+says it is v: the bias of a sample, in posterior standard deviations, is at most the standard
+deviation of Z_k / E[Z_k] (Cauchy and Schwarz), and grows with it.
 """
 
 import math
 from dataclasses import dataclass
 from typing import Self, final
 
+from torch import Tensor
+
 from diffusion.posterior.particles import log_mean
 from diffusion.posterior.systems import Cloud
 
-#: Nats by which systems may differ in log Z (a standard deviation) before it is said.
-_SPREAD = 1.0
+#: Standard deviation of a system's log Z, nats, from which its samples are off by half a posterior
+#: standard deviation or more (`benchmarks.warnings`, docs/posteriors.md).
+SPREAD = 1.5
+_OWN = 2  # systems that what each says of itself counts as
+_CHAIN = 1.2
 
 
 @final
@@ -30,7 +42,8 @@ class Diagnostics:
         ess: effective sample size before each step, the mean over systems; empty without weights.
         ancestors: first particles from which a system's last ones descend, the median.
         log_evidence: log of the estimate of p(y), nats; None without weights.
-        log_evidence_error: its standard error, from the spread of independent systems; None of one.
+        log_evidence_error: its standard error, chain's steps included; None where nothing can be
+            said: of one system of one particle, or where nothing is possible.
         warning: what is poor and how to mend it, in words; None where nothing is.
     """
 
@@ -46,37 +59,52 @@ class Diagnostics:
     def of(cls, cloud: Cloud, most_steps: int) -> Self:
         """Of the K systems of one datum; a model of `most_steps` steps."""
         log_z, count = cloud.log_evidence, len(cloud.log_evidence)
-        total = float(log_mean(log_z[None]))
-        known = math.isfinite(total)
+        total, steps = float(log_mean(log_z[None])), cloud.ess.shape[1]
+        v = _variance(log_z, cloud.variance) if math.isfinite(total) else None
         error = None
-        if count > 1 and known:
-            of_mean, apart = float((log_z - total).exp().std()), float(log_z.std())
-            error = (max(of_mean, apart) if math.isfinite(apart) else of_mean) / math.sqrt(count)
-        found = cls(
+        if v is not None:
+            # exp(v) is too much for a float where v is in the hundreds; there u = v - log K.
+            u = math.log1p(math.expm1(v) / count) if v < 500 else v - math.log(count)
+            chain = _CHAIN * float(cloud.moved.mean()) / steps
+            error = math.sqrt(u + u**2 / 4 + chain**2)
+        return cls(
             cloud.particles,
             count,
             tuple(cloud.ess.mean(0).tolist()),
             int(cloud.ancestors.median()),
             total,
             error,
+            _warn(total, v, cloud.particles, steps, most_steps),
         )
-        spread = float(log_z.std()) if count > 1 and known else 0.0
-        return cls(**{**vars(found), "warning": found._warn(spread, most_steps)})
 
-    def _warn(self, spread: float, most_steps: int) -> str | None:
-        assert self.log_evidence is not None  # `of` has weights
-        if not math.isfinite(self.log_evidence):
-            return (
-                "the model gives what was observed no probability: check its units and which "
-                "elements are known, or allow for noise"
-            )
-        steps, poor = len(self.ess), []
-        if self.particles > 1 and self.ancestors == 1:
-            poor.append(f"{self.particles} particles collapsed to 1 ancestor")
-        if not spread <= _SPREAD:
-            poor.append(f"independent systems differ by {spread:.1f} nats in the evidence")
-        if not poor:
-            return None
-        more = min(most_steps, max(2 * steps, 250))
-        fix = f"raise particles to {max(64, 4 * self.particles)}"
-        return " and ".join(poor) + ": " + fix + (f" or steps to {more}" if more > steps else "")
+
+def _variance(log_z: Tensor, own: Tensor) -> float | None:
+    """Of one system's log Z, by K of them [K] and by what each says of its own [K].
+
+    Systems that found nothing possible, Z_k = 0, make E[Z^2] / E[Z]^2 so much more.
+    """
+    possible = log_z.isfinite()
+    found = log_z[possible]
+    lost, mine = math.log(len(log_z) / len(found)), float(own[possible].mean())
+    if not math.isfinite(mine):  # of one particle
+        return float(found.var()) + lost if len(found) > 1 else None
+    apart = float((found - found.mean()).square().sum())
+    return (_OWN * mine + apart) / (_OWN + len(found) - 1) + lost
+
+
+def _warn(total: float, v: float | None, particles: int, steps: int, most: int) -> str | None:
+    if not math.isfinite(total):
+        return (
+            "the model gives what was observed no probability: check its units and which "
+            "elements are known, or allow for noise"
+        )
+    if v is None or v <= SPREAD**2:
+        return None
+    more = min(most, max(2 * steps, 250))
+    fix = f"raise particles to {max(64, 4 * particles)}"
+    return (
+        f"systems of {particles} particles differ by {math.sqrt(v):.1f} nats in the evidence, so "
+        "the samples may be off by half a posterior standard deviation or more: "
+        + fix
+        + (f" or steps to {more}" if more > steps else "")
+    )

@@ -40,16 +40,17 @@ class Twisted(_Method):
 
     Attributes:
         particles: of a system.
-        systems: "independent", one for each sample; "weighted", the same, from which samples are
-            drawn by what they count (`draw.weigh`), some more than once: few particles that lost a
-            mode say so in Z, and counted alike with the rest they bias; or "joint", one of all
-            samples of a datum, which is cheaper, and whose samples share ancestors.
+        systems: "weighted", one for each sample, from which samples are drawn by what they count
+            (`draw.weigh`), some more than once: few particles that lost a mode say so in Z, and
+            counted alike with the rest they bias; "independent", the same, each drawn once,
+            whose `weights` say what it counts; or "joint", one of all samples of a datum, which
+            is cheaper, and whose samples share ancestors.
         twist: which r_t.
     """
 
     name: Literal["twisted"] = "twisted"
     particles: int = Field(8, ge=1)
-    systems: Literal["independent", "weighted", "joint"] = "independent"
+    systems: Literal["independent", "weighted", "joint"] = "weighted"
     twist: Twist = Twist()
 
     def each(self, samples: int) -> int:

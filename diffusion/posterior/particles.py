@@ -112,7 +112,7 @@ class Filter(Course):
         t = self.plan.t[unit : unit + 1].to(device)
         here = Look.joined([*systems.looks, *self._looks(model, systems, unit, together, S * P)])
         log_w, log_z = systems.log_w + here.log_r.reshape(S, P), systems.log_evidence
-        ess, origin = effective(log_w), systems.origin
+        ess, origin, variance = effective(log_w), systems.origin, systems.variance
         choose = torch.ones_like(ess, dtype=torch.bool) if last else ess < P / 2
         place = torch.arange(P, device=device).expand(S, P)
         if bool(choose.any()):
@@ -121,6 +121,9 @@ class Filter(Course):
             final = drawn(log_w, u, self.draws)  # of the last step, before log_w is evened out
             place = torch.where(choose[:, None], systematic(log_w, u, P), place)
             log_z = torch.where(choose, log_z + log_mean(log_w), log_z)
+            apart = variance + jackknife(log_w)
+            told = spread(log_w, origin, apart) if last else apart
+            variance = torch.where(choose, told, variance)
             log_w = torch.where(choose[:, None], 0.0, log_w)
             origin = origin.gather(1, place)
         row = systems.particle
@@ -133,15 +136,19 @@ class Filter(Course):
             each = zip(x.split(together or len(x)), rows.split(together or len(x)), strict=True)
             log_w = torch.cat([here.left(*part) for part in each]).reshape(S, P)
             log_z = log_z + log_mean(log_w)
+            variance = spread(log_w, origin, apart + jackknife(log_w))
             noise = counter_noise(systems.seed, systems.number, 0, Stream.RESAMPLING)
             u = noise.uniform((1,))[:, 0].double()
             origin = origin.gather(1, systematic(log_w, u, P))
             first = torch.arange(S, device=device)[:, None] * P
             picked = (first + drawn(log_w, u, self.draws)).flatten()
             x, rows = x[picked], rows[picked]
+        moved = systems.moved
         if not last:
+            ratio = proposal.log_ratio(x)
+            moved = moved + ratio.reshape(S, P).nan_to_num(0.0, 0.0, 0.0).mean(1)
             # Where r_t was 0 nothing weighs anything, and what has been paid does not matter.
-            paid = here.log_r[rows] + proposal.log_ratio(x)
+            paid = here.log_r[rows] + ratio
             paid = torch.where(torch.isneginf(here.log_r[rows]), 0.0, paid)
             log_w = log_w - paid.reshape(S, P)
             # A network sent far from its data may answer anything: such a particle is worth
@@ -155,6 +162,8 @@ class Filter(Course):
             x_0=here.x_0[rows].unflatten(0, (S, -1)),
             log_w=log_w,
             log_evidence=log_z,
+            variance=variance,
+            moved=moved,
             ess=torch.cat((systems.ess, ess[:, None]), 1),
             origin=origin,
             looks=(),
@@ -233,6 +242,37 @@ def effective(log_w: Tensor) -> Tensor:
 def log_mean(log_w: Tensor) -> Tensor:
     """log of the mean weight, [S]; -inf where all are."""
     return log_w.logsumexp(1) - math.log(log_w.shape[1])
+
+
+def spread(log_w: Tensor, origin: Tensor, apart: Tensor) -> Tensor:
+    """Variance of a system's log of Z, by the system alone, float64 [S].
+
+        V = 1 - P / (P - 1) (1 - sum over ancestors a of (sum of the weights from a)^2)
+
+    estimates the variance of Z / E[Z] (Lee and Whiteley 2018, Equation 4, with the factor of one
+    resampling: the systematic one adds little), so -log(1 - V) that of its logarithm. It is never
+    more than 1 and says nothing once all descend from one: then what the resamplings tell, one by
+    one, stands in, and at least 1. Of one particle nothing is known: infinite.
+
+    Args:
+        log_w: last, nats, float64 [S, P].
+        origin: from which of the first particles each descends, int64 [S, P].
+        apart: sum of `jackknife` over the resamplings, float64 [S].
+    """
+    P = log_w.shape[1]
+    if P == 1:
+        return torch.full_like(apart, math.inf)
+    families = torch.zeros_like(log_w).scatter_add(1, origin, shares(log_w))
+    single = (origin == origin[:, :1]).all(1)
+    V = 1 - P / (P - 1) * (1 - families.square().sum(1))
+    return torch.where(single, apart.clamp_min(1.0), -torch.log1p(-V.clamp(0.0, 1 - 1e-9)))
+
+
+def jackknife(log_w: Tensor) -> Tensor:
+    """Variance of `log_mean` by leaving out one weight at a time (Tukey 1958), float64 [S]."""
+    P = log_w.shape[1]
+    left = torch.log1p(-shares(log_w).clamp(max=1 - 1e-15))
+    return left.var(1, correction=0) * (P - 1)
 
 
 def shares(log_w: Tensor) -> Tensor:

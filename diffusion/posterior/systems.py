@@ -35,6 +35,8 @@ class Systems:
         x_0: what the network last took x_0 to be, as `x`.
         log_w: log-weights, without the r_t that the next step is to find, nats, float64 [S, P].
         log_evidence: log of the estimate of Z so far, nats, float64 [S].
+        variance: of that log, as far as the weights of each resampling tell it, float64 [S].
+        moved: nats by which proposals have left the model's own steps, float64 [S].
         ess: effective sample size before each step made, float64 [S, steps].
         origin: from which of the first particles each descends, int64 [S, P].
         factors: what else multiplies p(x_0), of each particle.
@@ -48,6 +50,8 @@ class Systems:
     x_0: Tensor
     log_w: Tensor
     log_evidence: Tensor
+    variance: Tensor
+    moved: Tensor
     ess: Tensor
     origin: Tensor
     factors: tuple[Factor, ...] = ()
@@ -63,8 +67,8 @@ class Systems:
         log_w = torch.zeros(S, P, dtype=torch.float64, device=device)
         origin = torch.arange(P, device=device).expand(S, P)
         seen = observation.rows(each)
-        none = torch.zeros_like(x)
-        return cls(seed, number, seen, x, none, log_w, log_w[:, 0], log_w[:, :0], origin)
+        x_0, none = torch.zeros_like(x), log_w[:, 0]
+        return cls(seed, number, seen, x, x_0, log_w, none, none, none, log_w[:, :0], origin)
 
     def multiplied(self, factors: Sequence[Factor]) -> Self:
         """With other factors of p(x_0), each of S systems."""
@@ -95,8 +99,8 @@ class Systems:
 
     @classmethod
     def _of(cls, seed: int, observation: Observation, tensors: Sequence[Tensor]) -> Self:
-        number, x, x_0, log_w, log_z, ess, origin = tensors
-        return cls(seed, number, observation, x, x_0, log_w, log_z, ess, origin)
+        number, *others = tensors
+        return cls(seed, number, observation, *others)
 
     def _tensors(self) -> list[Tensor]:
         held = (getattr(self, field.name) for field in fields(self))
@@ -189,6 +193,8 @@ class Cloud:
         particles: P.
         samples: [S, n, *event], model units; n draws of each system's weighted particles.
         log_evidence: log of the estimate of Z = p(y), nats, float64 [S]; exp of it has no bias.
+        variance: of that log, each by its own weights (`particles.spread`), float64 [S].
+        moved: nats by which proposals left the model's own steps, float64 [S].
         ess: effective sample size before each step, float64 [S, steps].
         ancestors: from how many of the P first particles the last ones descend, int64 [S].
         evaluations: network evaluations of each system, int64 [S].
@@ -197,6 +203,8 @@ class Cloud:
     particles: int
     samples: Tensor
     log_evidence: Tensor
+    variance: Tensor
+    moved: Tensor
     ess: Tensor
     ancestors: Tensor
     evaluations: Tensor
@@ -207,7 +215,8 @@ class Cloud:
         ancestors = systems.origin.sort(1).values.diff(dim=1).ne(0).sum(1) + 1
         count = systems.observation.count[:: course.particles]
         spent = course.total(model, count, systems.factors)
-        found = systems.x, systems.log_evidence, systems.ess, ancestors, spent
+        log_z, variance, moved = systems.log_evidence, systems.variance, systems.moved
+        found = systems.x, log_z, variance, moved, systems.ess, ancestors, spent
         return cls(course.particles, *found)
 
     @classmethod
@@ -222,7 +231,8 @@ class Cloud:
 
     def tensors(self) -> tuple[Tensor, ...]:
         """All but the number of particles, in order; a row a system."""
-        return self.samples, self.log_evidence, self.ess, self.ancestors, self.evaluations
+        held = (getattr(self, field.name) for field in fields(self))
+        return tuple(part for part in held if isinstance(part, Tensor))
 
 
 @torch.no_grad()

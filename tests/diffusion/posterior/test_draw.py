@@ -29,6 +29,7 @@ from tests.diffusion.models import binomial, gaussian
 
 ALL = torch.ones(2, 2, dtype=torch.bool)
 SHARP = torch.tensor([[0.01, 0.01], [1.0, 1.0]])
+PRODUCTS = Twist(covariance="full", products=1)
 HALF = torch.tensor([[True, False], [True, True]])
 
 
@@ -59,8 +60,8 @@ def test_auto_takes_the_matched_start_where_it_holds(
     [
         (Product(), 6),
         (Resample(jump=2, times=3), 18),
-        (Twisted(particles=4, twist=Twist(covariance="diagonal")), 4 * 11),
-        (Twisted(particles=4, twist=Twist(covariance="full", products=1)), 4 * 11),
+        (Twisted(particles=4, systems="independent", twist=Twist(covariance="diagonal")), 4 * 11),
+        (Twisted(particles=4, systems="independent", twist=PRODUCTS), 4 * 11),
     ],
 )
 def test_samples_and_their_cost(
@@ -114,7 +115,7 @@ def test_one_joint_system_gives_all_samples_of_a_datum(mixture: GaussianMixture)
     assert len(found.samples.flatten(0, 1).unique(dim=0)) == 10
     assert found.network_evaluations == 16 * (7 * 2 + 1) + 16 * (7 * 3 + 1)
     assert [d.systems for d in found.diagnostics] == [1, 1]
-    assert found.diagnostics[0].log_evidence_error is None
+    assert all(0 < (d.log_evidence_error or 0) < 1 for d in found.diagnostics)
     with pytest.raises(ValueError, match="16 particles hold 16 samples at most, came 17"):
         draw(model, seen, 17, seed=1, method=method)
 
@@ -184,7 +185,9 @@ def test_a_method_is_read_by_its_name() -> None:
 # ---- diagnostics ----
 
 
-def told(log_z: list[float], ancestors: int, steps: int = 50) -> Diagnostics:
+def told(
+    log_z: list[float], ancestors: int = 6, steps: int = 50, own: float = 0.0, moved: float = 0.0
+) -> Diagnostics:
     """Of systems of 8 particles."""
     K = len(log_z)
     return Diagnostics.of(
@@ -192,6 +195,8 @@ def told(log_z: list[float], ancestors: int, steps: int = 50) -> Diagnostics:
             8,
             torch.zeros(K, 1, 2),
             torch.tensor(log_z).double(),
+            torch.full((K,), own).double(),
+            torch.full((K,), moved).double(),
             torch.full((K, steps), 5.0).double(),
             torch.full((K,), ancestors),
             torch.full((K,), 9),
@@ -201,32 +206,51 @@ def told(log_z: list[float], ancestors: int, steps: int = 50) -> Diagnostics:
 
 
 def test_evidence_is_the_mean_of_the_systems() -> None:
-    found = told([math.log(1.0), math.log(3.0)], 6)
+    found = told([math.log(1.0), math.log(3.0)])
     assert found.log_evidence == pytest.approx(math.log(2.0))
-    assert found.log_evidence_error == pytest.approx(math.log(3.0) / 2**0.5 / 2**0.5)
     assert found.ess == (5.0,) * 50
     assert found.warning is None
 
 
-def test_the_evidence_s_error_grows_with_the_spread_and_no_slower() -> None:
-    """Of Z about 1 +- 10% it is that of their mean; of systems 40 nats apart it is no 1."""
+def test_the_evidence_s_error_is_by_what_systems_say_of_themselves_and_by_their_spread() -> None:
+    """v is their own, which counts as two systems, and the spread; u of the mean of lognormals."""
+    assert told([0.0], own=0.01).log_evidence_error == pytest.approx(0.1, rel=0.01)
+    assert told([0.0] * 4, own=0.01).log_evidence_error == pytest.approx(
+        (0.01 * 2 / 5 / 4) ** 0.5, rel=0.01
+    )
     close = [math.log(1 + x) for x in (-0.1, 0.0, 0.1)]
-    assert told(close, 6).log_evidence_error == pytest.approx(0.1 / 3**0.5, rel=0.01)
-    assert told([0.0, 40.0], 6).log_evidence_error == pytest.approx(20.0)
-    assert told([-math.inf, 0.0], 6).log_evidence_error == pytest.approx(1.0)
+    wanted = ((2 * 0.01 + 0.02) / 4 / 3) ** 0.5
+    assert told(close, own=0.01).log_evidence_error == pytest.approx(wanted, rel=0.02)
+    u = math.log1p(math.expm1(3.0) / 1)
+    assert told([0.0], own=3.0).log_evidence_error == pytest.approx((u + u * u / 4) ** 0.5)
+    far = told([0.0, 40.0]).log_evidence_error
+    v = 800 / 3
+    assert far == pytest.approx(((v - math.log(2)) + (v - math.log(2)) ** 2 / 4) ** 0.5)
+    lost = told([-math.inf, 0.0]).log_evidence_error
+    assert lost == pytest.approx((math.log(1.5) + math.log(1.5) ** 2 / 4) ** 0.5)
+
+
+def test_the_evidence_s_error_covers_the_chain_s_steps() -> None:
+    assert told([0.0], steps=50, moved=10.0).log_evidence_error == pytest.approx(0.24)
+    assert told([0.0], steps=500, moved=10.0).log_evidence_error == pytest.approx(0.024)
+
+
+def test_nothing_is_said_of_one_system_of_one_particle() -> None:
+    found = told([0.0], own=math.inf)
+    assert (found.log_evidence_error, found.warning) == (None, None)
+    assert told([0.0, 1.0], own=math.inf).log_evidence_error is not None
 
 
 def test_what_is_poor_is_said_in_words() -> None:
-    assert told([0.0, 0.1], 1).warning == (
-        "8 particles collapsed to 1 ancestor: raise particles to 64 or steps to 250"
-    )
-    spread = told([0.0, 4.0], 6).warning
-    assert spread is not None
-    assert "independent systems differ by 2.8 nats in the evidence: raise" in spread
-    assert told([0.0, 0.1], 1, steps=1000).warning == (
-        "8 particles collapsed to 1 ancestor: raise particles to 64"
-    )
-    nothing = told([-math.inf, -math.inf], 4)
+    """Of one system as of several; few ancestors alone are no sign."""
+    for one in (told([0.0], own=4.0), told([0.0, 4.0, -2.0], own=3.0)):
+        assert one.warning is not None
+        assert "nats in the evidence, so the samples may be off by half" in one.warning
+        assert one.warning.endswith("raise particles to 64 or steps to 250")
+    assert "steps" not in (told([0.0], own=4.0, steps=1000).warning or "steps")
+    assert told([0.0, 0.1], ancestors=1).warning is None
+    assert told([0.0], ancestors=1, own=1.0).warning is None
+    nothing = told([-math.inf, -math.inf])
     assert nothing.log_evidence_error is None
     assert nothing.warning is not None
     assert "no probability" in nothing.warning
@@ -245,7 +269,8 @@ def test_samples_of_independent_systems_weigh_as_their_evidence(mixture: Gaussia
     """log of the mean Z_j, and a mean weighed by Z_j / sum Z, as the systems say one by one."""
     model, seen = gaussian(mixture), Observation.of_reals(torch.zeros(2, 2), HALF, 0.2)
     sampler = Ancestral(steps=6)
-    found = draw(model, seen, 3, seed=1, method=Twisted(particles=2), sampler=sampler)
+    method: Method = Twisted(particles=2, systems="independent")
+    found = draw(model, seen, 3, seed=1, method=method, sampler=sampler)
     torch.testing.assert_close(found.weights.sum(1), torch.ones(2).double())
     plan, place = sampler.plan(model), torch.zeros(3, dtype=torch.long)
     alone = walk(model, Filter(plan, 2), seen.rows(place), 1, torch.arange(3))

@@ -1,0 +1,241 @@
+"""Does the warning of a posterior tell good answers from bad, and does its stated error hold?
+
+    python -m benchmarks.warnings [--cases 120] [--systems 128] [--first 0]
+
+Random problems whose posterior is exact: mixtures of Gaussians in 1 to 20 dimensions, mixtures of
+bit patterns, and the two oracles of `models/`; observed as they expect it, or 4 or 8 standard
+deviations out. Each is answered by the defaults (8 particles, 100 steps) many times, with one
+sample and with eight. A case is bad where, over all answers, some element's mean is off by more
+than half a posterior standard deviation; the warning is right where it comes with a bad case's
+answer and stays away from a good one's. An error is right where log p(y) is within 1.96 of it as
+often as that says.
+"""
+
+import argparse
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from benchmarks.measure import machine, table
+from benchmarks.problems import real_model
+from diffusion.checkpoint import load
+from diffusion.model import DiffusionModel
+from diffusion.networks import BitPatterns, GaussianMixture
+from diffusion.noise import counter_noise
+from diffusion.observation import Observation
+from diffusion.operators import Dense
+from diffusion.plan import Ancestral
+from diffusion.posterior import Diagnostics, Twisted, gather
+from diffusion.posterior.particles import Filter
+from diffusion.posterior.systems import Cloud, walk
+from diffusion.process import BinomialProcess
+from diffusion.schedule import InverseTimeSchedule
+from diffusion.space import DataSpace
+
+STEPS = 100
+ANSWERS = (1, 8)
+BAD = 0.5
+
+
+@dataclass(frozen=True)
+class Case:
+    """What was seen of one datum, and what is right: mean and deviation by element, log p(y)."""
+
+    kind: str
+    model: DiffusionModel
+    observation: Observation
+    mean: Tensor
+    std: Tensor
+    log_evidence: float
+
+    def off(self, samples: Tensor) -> float:
+        """The worst element's mean, posterior standard deviations, of samples [n, D]."""
+        apart = (samples.double().mean(0) - self.mean) / self.std
+        return float(apart[self.std > 1e-3 * self.std.max()].abs().max())
+
+
+class Chance:
+    """Draws of one seed."""
+
+    def __init__(self, seed: int) -> None:
+        self._generator = torch.Generator().manual_seed(seed)
+
+    def normal(self, *shape: int) -> Tensor:
+        """Standard normal numbers."""
+        return torch.randn(*shape, generator=self._generator, dtype=torch.float64)
+
+    def uniform(self, *shape: int) -> Tensor:
+        """Uniform numbers in 0 to 1."""
+        return torch.rand(*shape, generator=self._generator, dtype=torch.float64)
+
+    def one(self, *of: float) -> float:
+        """One of these."""
+        return of[int(torch.randint(len(of), (1,), generator=self._generator))]
+
+    def some(self, count: int, of: int) -> Tensor:
+        """So many of 0..of - 1, in random order."""
+        return torch.randperm(of, generator=self._generator)[:count]
+
+
+def mixture(seed: int) -> Case:
+    """A random mixture of Gaussians of about unit size."""
+    chance = Chance(seed)
+    D, C = int(chance.one(1, 2, 3, 5, 8, 12, 20)), int(chance.one(1, 2, 3, 5, 10, 25))
+    weights = chance.uniform(C) + 0.05
+    weights = weights / weights.sum()
+    means, factor = chance.normal(C, D), chance.normal(C, D, D) / D**0.5
+    size = float(10 ** (2 * chance.uniform(1) - 2))  # of a component's variances
+    covariances = size * (factor @ factor.mT + 0.2 * torch.eye(D))
+    width = (1 + size) ** 0.5
+    means, covariances = (means - weights @ means) / width, covariances / width**2
+    network = GaussianMixture.from_values(weights, means, covariances)
+    return seen(network, real_model(network, D), chance, seed)
+
+
+def seen(
+    network: GaussianMixture, model: DiffusionModel, chance: Chance, seed: int, kind: str = "reals"
+) -> Case:
+    """Some of the elements, or a few linear combinations of them, through noise."""
+    D = network.config.features
+    std, masked = chance.one(0.01, 0.1, 0.3, 1.0), bool(chance.one(0, 1))
+    index = chance.some(int(chance.one(*range(1, D + 1))), D)
+    rows = chance.normal(int(chance.one(*range(1, min(D, 4) + 1))), D) / D**0.5
+    matrix = torch.eye(D, dtype=torch.float64)[index] if masked else rows
+    M = len(matrix)
+    x_0 = network.sample(counter_noise(seed, torch.arange(1), 0)).double()[0]
+    y, out = matrix @ x_0 + std * chance.normal(M), chance.one(0, 0, 0, 4, 8)
+    if out:
+        noise = std**2 * torch.eye(M, dtype=torch.float64)
+        total = matrix @ network.covariance() @ matrix.mT + noise
+        way = chance.normal(M)
+        y = matrix @ network.mean() + out * torch.linalg.cholesky(total) @ (way / way.norm())
+    exact, log_evidence = network.posterior(matrix, y, torch.full((M,), std**2))
+    if masked:
+        values, known = torch.zeros(1, D), torch.zeros(1, D, dtype=torch.bool)
+        values[0, index], known[0, index] = y.float(), True
+        observation = Observation.of_reals(values, known, std)
+    else:
+        dense = Dense(rows=matrix.tolist())
+        observation = Observation.of_linear(dense, y[None].float(), (D,), std)
+    deviation = exact.covariance().diagonal().sqrt()
+    title = f"{kind}, {out:g} out" if out else f"{kind}, expected"
+    return Case(title, model, observation, exact.mean(), deviation, log_evidence)
+
+
+def bits(seed: int) -> Case:
+    """A random mixture of bit patterns, some bits seen exactly or one in ten flipped."""
+    chance = Chance(seed)
+    D, C = int(chance.one(3, 5, 8, 12)), int(chance.one(2, 4, 8, 16))
+    patterns, weights = (chance.uniform(C, D) < 0.5).float(), chance.uniform(C) + 0.05
+    patterns = patterns.unique(dim=0)
+    weights = weights[: len(patterns)] / weights[: len(patterns)].sum()
+    network = BitPatterns.from_values(weights, patterns, 0.5)
+    process = BinomialProcess(InverseTimeSchedule().beta(1000), 0.5)
+    space = DataSpace(kind="bits", shape=(D,))
+    return told(network, DiffusionModel(process, network, space, "x_0", None).eval(), chance)
+
+
+def told(network: BitPatterns, model: DiffusionModel, chance: Chance, kind: str = "bits") -> Case:
+    """Some bits of one pattern."""
+    patterns, D = network.patterns.float(), network.patterns.shape[1]
+    known = torch.zeros(D, dtype=torch.bool)
+    known[chance.some(int(chance.one(*range(1, D))), D)] = True
+    flips = chance.one(0.0, 0.1)
+    y = patterns[int(chance.one(*range(len(patterns))))]
+    y = torch.where(known & (chance.uniform(D) < flips), 1 - y, y)
+    agree = torch.where(patterns == y, 1 - flips, flips).double()
+    joint = network.weights * torch.where(known, agree, 1.0).prod(1)
+    chances = joint / joint.sum()
+    mean = chances @ patterns.double()
+    std = (mean * (1 - mean)).clamp_min(0.01).sqrt()  # of a bit that is sure too
+    observation = Observation.of_bits(y[None], known[None], flips)
+    return Case(kind, model, observation, mean, std, float(joint.sum().log()))
+
+
+def cases(first: int, count: int) -> Iterator[Case]:
+    """Three in five of random Gaussians, one of random bits, one of the two oracles."""
+    reals, _ = load(Path("models/gaussian-mixture/model.safetensors"))
+    ones, _ = load(Path("models/bit-patterns/model.safetensors"))
+    for seed in range(first, first + count):
+        kind = seed % 10
+        if kind in (3, 8):
+            yield bits(seed)
+        elif kind == 4 and isinstance(ones.network, BitPatterns):
+            yield told(ones.network, ones, Chance(seed), "bits")
+        elif kind == 9 and isinstance(reals.network, GaussianMixture):
+            yield seen(reals.network, reals, Chance(seed), seed)
+        else:
+            yield mixture(seed)
+
+
+def answers(case: Case, systems: int) -> Cloud:
+    """So many systems of the defaults."""
+    plan = Ancestral(steps=min(STEPS, case.model.T)).plan(case.model)
+    place = torch.zeros(systems, dtype=torch.long)
+    course = Filter(plan, Twisted().particles)
+    return walk(case.model, course, case.observation.rows(place), 5, torch.arange(systems))
+
+
+def judged(case: Case, cloud: Cloud, each: int) -> tuple[bool, float, float]:
+    """Of answers with so many samples: whether bad, how many warn, how often the error holds."""
+    count = len(cloud.log_evidence) // each
+    samples, _ = gather(Twisted(), cloud.rows(slice(count * each)), count, 5)
+    bad = case.off(samples.flatten(0, 1)) > BAD
+    warned, held = 0, 0
+    for k in range(count):
+        one = Diagnostics.of(cloud.rows(slice(k * each, (k + 1) * each)), case.model.T)
+        assert one.log_evidence is not None  # weights tell it
+        assert one.log_evidence_error is not None  # of 8 particles
+        warned += one.warning is not None
+        held += abs(one.log_evidence - case.log_evidence) < 1.96 * one.log_evidence_error
+    return bad, warned / count, held / count
+
+
+def main() -> None:
+    """Measure, and print the confusion by kind."""
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--cases", type=int, default=120)
+    parser.add_argument("--systems", type=int, default=128)
+    parser.add_argument("--first", type=int, default=0)
+    asked = parser.parse_args()
+    torch.set_num_threads(1)
+    print(machine(), flush=True)
+    found: dict[tuple[int, str, bool], list[tuple[float, float]]] = {}
+    for number, case in enumerate(cases(asked.first, asked.cases), asked.first):
+        cloud = answers(case, asked.systems)
+        line = f"{number} {case.kind}: off {case.off(cloud.samples[:, 0]):.2f}"
+        for each in ANSWERS:
+            bad, warned, held = judged(case, cloud, each)
+            found.setdefault((each, case.kind, bad), []).append((warned, held))
+            line += f"; {each}: warned {warned:.2f}, error holds {held:.2f}"
+        print(line, flush=True)
+    rows = []
+    for each in ANSWERS:
+        kinds = sorted({kind for _, kind, _ in found})
+        for kind in (*kinds, "all"):
+            row = [str(each), kind]
+            for bad in (False, True):
+                part = [
+                    one
+                    for (n, of, is_bad), ones in found.items()
+                    if n == each and is_bad == bad and kind in (of, "all")
+                    for one in ones
+                ]
+                share = f"{sum(w for w, _ in part) / len(part):.2f}" if part else ""
+                row += [str(len(part)), share]
+            every = [
+                held
+                for (n, of, _), ones in found.items()
+                if n == each and kind in (of, "all")
+                for _, held in ones
+            ]
+            rows.append([*row, f"{sum(every) / len(every):.2f}"])
+    heads = ["samples", "case", "good", "of these warned", "bad", "of these warned", "error holds"]
+    print("\n" + table(heads, rows))
+
+
+if __name__ == "__main__":
+    main()

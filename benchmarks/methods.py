@@ -16,8 +16,14 @@ DIAGONAL = Twist(covariance="diagonal")
 METHODS: dict[str, tuple[Method, Callable[[int], int]]] = {
     "product": (Product(), lambda _: 1),
     "resample": (Resample(), lambda _: 10),
-    "twisted, diagonal, 8 particles": (Twisted(twist=DIAGONAL), lambda _: 16),
-    "twisted, full, 8 particles": (Twisted(), lambda seen: 8 * (1 + seen)),
+    "twisted, diagonal, 8 particles": (
+        Twisted(twist=DIAGONAL, systems="independent"),
+        lambda _: 16,
+    ),
+    "twisted, full, 8 particles": (
+        Twisted(systems="independent"),
+        lambda seen: 8 * (1 + seen),
+    ),
     "twisted, full, 8 particles, weighted": (
         Twisted(systems="weighted"),
         lambda seen: 8 * (1 + seen),

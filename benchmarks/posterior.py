@@ -1,11 +1,12 @@
 """Posteriors held against the exact ones, method by method and beside peers, at equal cost.
 
-    python -m benchmarks.posterior [--only bits "mixture, 8 dimensions, 1 seen" ...] [--again]
+    python -m benchmarks.posterior [--only "mixture, 8 dimensions, 1 seen" ...] [--again [METHOD]]
 
 Each cell of each table is written to `docs/posteriors.json` when it is done, and not measured anew
-unless asked; the figures are drawn from that file. The mixture is measured by sliced Wasserstein
-distance in data units, bits by total variation, one correlated Gaussian by its means and standard
-deviations, digits by ranks and by what was hidden (`benchmarks.digits`).
+unless asked: whole, or the rows of methods whose names begin so. The figures are drawn from that
+file. The mixture is measured by sliced Wasserstein distance in data units, bits by total variation,
+one correlated Gaussian by its means and standard deviations, digits by ranks and by what was hidden
+(`benchmarks.digits`).
 """
 
 import argparse
@@ -13,7 +14,7 @@ import json
 import math
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import partial
 from itertools import product
 from pathlib import Path
@@ -36,19 +37,24 @@ MIXTURES = ((8, 10, 500), (80, 10, 200), (800, 10, 200))
 SEEN = (1, 2, 4)
 
 
-def measured(features: int, seen: int, seed: int, samples: int, mask: bool) -> list[Row]:
-    """Every method's distance to the exact posterior of one problem, in data units."""
+def measured(
+    features: int, seen: int, seed: int, samples: int, mask: bool, start: str = ""
+) -> list[Row]:
+    """Distances to the exact posterior of one problem, data units, of methods that begin so."""
     of = problem(features, seen, seed, mask)
     exact = of.exact(10 * samples, seed)
-    again = of.exact(samples, seed + 500_000)
-    rows: list[Row] = [{"method": EXACT, "distance": WIDTH * sliced(again, exact), "calls": 0.0}]
-    for name in METHODS:
+    rows: list[Row] = []
+    if EXACT.startswith(start):
+        again = of.exact(samples, seed + 500_000)
+        rows.append({"method": EXACT, "distance": WIDTH * sliced(again, exact), "calls": 0.0})
+    for name in _named(METHODS, start):
         answer = posterior(name, of.model, of.observation, samples, CALLS)
         distance = WIDTH * sliced(answer.samples[0], exact)
         each = answer.network_evaluations / samples
         rows.append({"method": name, "distance": distance, "calls": each})
-    for name, peer in (PEERS | MASKS if mask else PEERS).items():
-        distance = WIDTH * sliced(peer(of, samples, CALLS, seed), exact)
+    peers = PEERS | MASKS if mask else PEERS
+    for name in _named(peers, start):
+        distance = WIDTH * sliced(peers[name](of, samples, CALLS, seed), exact)
         rows.append({"method": name, "distance": distance, "calls": float(CALLS)})
     return rows
 
@@ -71,12 +77,18 @@ def evidence_of(features: int, seen: int, seed: int, systems: int, steps: int) -
     }
 
 
-def mixture(features: int, seen: int, count: int, samples: int, mask: bool = False) -> list[Row]:
+def _named(methods: Iterable[str], start: str) -> list[str]:
+    return [name for name in methods if name.startswith(start)]
+
+
+def mixture(
+    features: int, seen: int, count: int, samples: int, mask: bool = False, start: str = ""
+) -> list[Row]:
     """Mean distance over problems, with the half width of its 95% confidence interval."""
     found: dict[str, list[Row]] = {}
     for k in range(count):
         begun = time.perf_counter()
-        for row in measured(features, seen, _seed(features, seen, k), samples, mask):
+        for row in measured(features, seen, _seed(features, seen, k), samples, mask, start):
             found.setdefault(str(row["method"]), []).append(row)
         print(f"  problem {k}: {time.perf_counter() - begun:.0f} s", flush=True)
     return [_summary(name, rows) for name, rows in found.items()]
@@ -127,18 +139,18 @@ def _interval(values: list[float]) -> float:
     return float(quantile * statistics.stdev(values) / math.sqrt(n))
 
 
-def cells() -> dict[str, Callable[[], list[Row]]]:
-    """Every table, by its title."""
+def cells(start: str = "") -> dict[str, Callable[[], list[Row]]]:
+    """Every table, by its title; of mixtures and bits the rows of methods whose names begin so."""
     found: dict[str, Callable[[], list[Row]]] = {}
     found["correlated"] = lambda: known.correlated(2000)
     for case in problems.CASES:
-        found[case] = partial(known.bits, case, 1000, CALLS)
+        found[case] = partial(known.bits, case, 1000, CALLS, start)
     found["evidence, 8 dimensions"] = partial(evidence, 8, 10, 16)
-    found["mixture, 8 dimensions, 2 coordinates"] = partial(mixture, 8, 2, 5, 300, mask=True)
+    found["mixture, 8 dimensions, 2 coordinates"] = partial(mixture, 8, 2, 5, 300, True, start)
     for features, count, samples in MIXTURES:
         for seen in SEEN:
             title = f"mixture, {features} dimensions, {seen} seen"
-            found[title] = partial(mixture, features, seen, count, samples)
+            found[title] = partial(mixture, features, seen, count, samples, start=start)
     few, many = tuple(digits.METHODS)[:3], tuple(digits.METHODS)[3]
     for part, name, hidden in product(range(3), few, digits.HIDDEN):
         title = f"digits, {hidden} hidden, {name}, part {part}"
@@ -151,6 +163,14 @@ def cells() -> dict[str, Callable[[], list[Row]]]:
     return found
 
 
+def _over(kept: list[Row], rows: list[Row]) -> list[Row]:
+    """Rows in place of those of the same methods; all of them, where some are of none."""
+    if not all("distance" in row for row in rows):
+        return rows
+    new = {row["method"]: row for row in rows}
+    return [new.pop(row["method"], row) for row in kept] + list(new.values())
+
+
 def show(rows: list[Row]) -> str:
     """A Markdown table."""
     cells = [[v if isinstance(v, str) else f"{v:.3g}" for v in row.values()] for row in rows]
@@ -159,25 +179,26 @@ def show(rows: list[Row]) -> str:
 
 def main() -> None:
     """Measure what is not there yet, print and write it, and draw the figures."""
-    made = cells()
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--json", type=Path, default=Path("docs/posteriors.json"))
     parser.add_argument("--figures", type=Path, default=Path("docs/figures"))
-    parser.add_argument("--only", nargs="*", default=list(made), choices=list(made))
-    parser.add_argument("--again", action="store_true", help="what has been measured too")
+    parser.add_argument("--only", nargs="*", default=list(cells()), choices=list(cells()))
+    words = "what has been measured too: all of it, or the rows of methods that begin so"
+    parser.add_argument("--again", nargs="?", const="", metavar="METHOD", help=words)
     asked = parser.parse_args()
+    again = asked.again is not None
     torch.set_num_threads(1)
     print(machine(), flush=True)
     kept = json.loads(asked.json.read_text()) if asked.json.exists() else {}
     for title in asked.only:
-        if title in kept and not asked.again:
+        if title in kept and not again:
             continue
         begun = time.perf_counter()
-        rows = made[title]()
+        rows = cells(asked.again if title in kept else "")[title]()
         print(f"\n{title}: {time.perf_counter() - begun:.0f} s\n\n{show(rows)}", flush=True)
         # Read anew: another process may have written other cells meanwhile.
         kept = json.loads(asked.json.read_text()) if asked.json.exists() else {}
-        kept[title] = rows
+        kept[title] = _over(kept.get(title, []), rows)
         asked.json.write_text(json.dumps(kept, indent=1) + "\n")
     figures.draw_all(kept, asked.figures)
 

@@ -118,7 +118,7 @@ def seen(
         values[0, index], known[0, index] = y.float(), True
         observation = Observation.of_reals(values, known, std)
     else:
-        dense = Dense(rows=matrix.tolist())
+        dense = Dense(rows=tuple(map(tuple, matrix.tolist())))
         observation = Observation.of_linear(dense, y[None].float(), (D,), std)
     deviation = exact.covariance().diagonal().sqrt()
     title = f"{kind}, {out:g} out" if out else f"{kind}, expected"

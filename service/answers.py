@@ -128,7 +128,7 @@ class Diagnostics(BaseModel):
     """How far the samples can be trusted as posterior samples."""
 
     particles: int = Field(description="Of each system; 1 without weights.")
-    systems: int = Field(description="Independent ones; the error of the evidence is from them.")
+    systems: int = Field(description="Independent ones.")
     ess: float = Field(description="Effective sample size of the particles, at its least.")
     ess_by_step: list[float] = Field(
         description="The same before each step, the mean over systems; empty without weights."
@@ -145,10 +145,14 @@ class Diagnostics(BaseModel):
     )
     log_evidence_error: float | None = Field(
         None,
-        description="Its standard error, from independent systems: their mean's, or their "
-        "logarithms', whichever is more; null of one.",
+        description="Its standard error: by what each system's weights and ancestors say of it, by "
+        "how far independent systems are apart, and by the chain's steps; null of one particle.",
     )
-    warning: str | None = Field(None, description="What is poor and how to mend it, in words.")
+    warning: str | None = Field(
+        None,
+        description="That the samples may be off by half a posterior standard deviation or more, "
+        "and how to come closer; null where nothing says so.",
+    )
     start: int | None = Field(
         None, description="The step of a matched start, its noise nearest to the observation's."
     )
@@ -162,9 +166,9 @@ class Posterior(BaseModel):
 
     samples: ArrayOut = Field(description="[num_samples, *shape], data units.")
     weights: list[float] = Field(
-        description="What each sample counts below; they sum to 1. Samples of independent systems "
-        "count as their evidence, as long as that leaves more than half of them; else, and of all "
-        "other methods, all alike."
+        description="What each sample counts below; they sum to 1. Samples of `independent` "
+        "systems count as their evidence, as long as that leaves more than half of them; else, and "
+        "of all other methods, all alike."
     )
     mean: ArrayOut = Field(description="Over the samples, [*shape].")
     std: ArrayOut | None = Field(description="Over the samples, [*shape]; null where there is one.")

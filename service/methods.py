@@ -24,10 +24,11 @@ class TwistedMethod(_Method):
     name: Literal["twisted"]
     particles: int = Field(8, ge=1, description="Of each system.")
     systems: Literal["independent", "weighted", "joint"] = Field(
-        "independent",
-        description="One system for each sample; the same, from which the samples are drawn by the "
-        "systems' evidence, some more than once, where that leaves more than half of them; or one "
-        "for all samples of a datum, which is cheaper, and whose samples share ancestors.",
+        Twisted().systems,
+        description="`weighted`: one system for each sample, from which the samples are drawn by "
+        "the systems' evidence, some more than once, where that leaves more than half of them. "
+        "`independent`: each is drawn once, and `weights` say what it counts. `joint`: one for all "
+        "samples of a datum, which is cheaper, and whose samples share ancestors.",
     )
     covariance: Covariance = Field(
         Twist().covariance,

@@ -99,8 +99,9 @@ class Systems:
 
     @classmethod
     def _of(cls, seed: int, observation: Observation, tensors: Sequence[Tensor]) -> Self:
-        number, *others = tensors
-        return cls(seed, number, observation, *others)
+        number, x, x_0, log_w, log_z, variance, moved, ess, origin = tensors
+        told = log_z, variance, moved, ess, origin
+        return cls(seed, number, observation, x, x_0, log_w, *told)
 
     def _tensors(self) -> list[Tensor]:
         held = (getattr(self, field.name) for field in fields(self))

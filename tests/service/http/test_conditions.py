@@ -43,6 +43,7 @@ async def test_summaries_are_those_of_the_samples_as_they_count(client: httpx.As
     quantiles = [0.05, 0.5, 0.95]
     asked = MIXTURE | {"observed": [[0.3], [1.0]], "operator": LINE, "noise_std": 0.2}
     asked |= {"num_samples": 20, "quantiles": quantiles, "sampler": {"steps": 8}}
+    asked |= {"method": {"name": "twisted", "systems": "independent"}}
     answer = await ask(client, "/posterior", **asked)
     response = await client.post(
         "/posterior", json=asked, headers={"accept": "application/octet-stream"}, timeout=120
@@ -70,7 +71,7 @@ async def test_one_joint_system_gives_all_samples(client: httpx.AsyncClient) -> 
     answer = await ask(client, "/inpaint", **asked, method=method, sampler={"steps": 8})
     told = answer["results"][0]["diagnostics"]
     assert (told["particles"], told["systems"]) == (16, 1)
-    assert told["log_evidence_error"] is None
+    assert 0 < told["log_evidence_error"] < 1
     assert answer["network_evaluations"] == 16 * (7 * 2 + 1)
     assert [sample[0] for sample in answer["results"][0]["samples"]] == [0.3] * 6
 

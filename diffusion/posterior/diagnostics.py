@@ -1,7 +1,7 @@
 """Diagnostics: how far the samples of a posterior can be trusted, in numbers and in words.
 
     log Z = log mean_k Z_k,     u = log(1 + (exp(v) - 1) / K),
-    its error^2 = u + u^2 / 4 + (1.2 moved / steps)^2
+    its error^2 = u + u^2 / 4 + (2.4 moved / steps)^2
 
 over K independent systems of particles, v the variance of log Z_k. What is drawn is the mean of K
 lognormals (Fenton 1960): its logarithm has the variance u and lies u / 2 too low. Of v each system
@@ -28,7 +28,7 @@ from diffusion.posterior.systems import Cloud
 #: standard deviation or more (`benchmarks.warnings`, docs/posteriors.md).
 SPREAD = 1.5
 _OWN = 2  # systems that what each says of itself counts as
-_CHAIN = 1.2
+_CHAIN = 2.4
 
 
 @final

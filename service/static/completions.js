@@ -129,7 +129,7 @@ function agreed(samples, model, { y, look }) {
   return h("p", { class: "told", say: ["repair.off", { off: number(off, { maximumSignificantDigits: 3 }), noise: look.noise }] });
 }
 
-function trust({ biased, sampler }, { diagnostics: told, labels }) {
+function trust({ biased }, { diagnostics: told, labels }) {
   const facts = [];
   const fact = (text, value, why) => facts.push(h("div", {}, h("dt", { say: text }), h("dd", {}, value), h("dd", { class: "why", say: why })));
   const weighed = told.log_evidence !== null;
@@ -143,7 +143,7 @@ function trust({ biased, sampler }, { diagnostics: told, labels }) {
   return h("div", { class: "trust" },
     biased ? h("p", { class: "told", say: "trust.none" }) : null,
     facts.length ? h("dl", {}, ...facts) : null,
-    told.warning ? warning(told, sampler) : null,
+    told.warning ? warning(told.warning) : null,
   );
 }
 
@@ -162,7 +162,6 @@ function readings(labels) {
 }
 
 /** In the page's language what is poor; below it the service's own words. */
-function warning({ warning: text, ancestors, particles }) {
-  const poor = particles > 1 && ancestors === 1 ? ["trust.collapsed", { n: particles }] : "trust.disagree";
-  return h("div", { class: "caution" }, h("p", { say: poor }), h("p", { say: "trust.mend" }), h("small", { lang: "en" }, text));
+function warning(text) {
+  return h("div", { class: "caution" }, h("p", { say: "trust.disagree" }), h("p", { say: "trust.mend" }), h("small", { lang: "en" }, text));
 }

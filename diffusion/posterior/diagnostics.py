@@ -3,11 +3,12 @@
     log Z = log mean_k Z_k,     u = log(1 + (exp(v) - 1) / K),
     its error^2 = u + u^2 / 4 + (2.4 moved / steps)^2
 
-over K independent systems of particles, v the variance of log Z_k. What is drawn is the mean of K
-lognormals (Fenton 1960): its logarithm has the variance u and lies u / 2 too low. Of v each system
-tells something by its own ancestors (`particles.spread`), K of them by their spread too; the former
-count as two systems. The last part is the chain's: each step of a model misses the reversal of q by
-a share of 1 / steps or so of what the observation makes it move (measured, `benchmarks.warnings`).
+over K independent systems of P particles, v the variance of log Z_k. The mean of K lognormals has a
+logarithm of variance u, which lies u / 2 too low (Fenton 1960). Of v each system tells something by
+its own ancestors (`particles.spread`), K of them by their spread too; the former count as two
+systems, and for being an estimate v counts 1 + 2 / (K (P - 3)) times. The last part is the chain's:
+its steps miss the reversal of q by up to so much of the nats that the observation moves them
+(measured: docs/posteriors.md).
 
 The effective sample size alone misleads: a system that has lost the right mode has equal weights.
 Nor do few ancestors say that the samples are off: each is still drawn by its system's weights. What
@@ -63,8 +64,10 @@ class Diagnostics:
         v = _variance(log_z, cloud.variance) if math.isfinite(total) else None
         error = None
         if v is not None:
+            # Itself an estimate: Student's t of m degrees has m / (m - 2) the variance of a normal.
+            sure = v * (1 + 2 / (count * max(cloud.particles - 3, 1)))
             # exp(v) is too much for a float where v is in the hundreds; there u = v - log K.
-            u = math.log1p(math.expm1(v) / count) if v < 500 else v - math.log(count)
+            u = math.log1p(math.expm1(sure) / count) if sure < 500 else sure - math.log(count)
             chain = _CHAIN * float(cloud.moved.mean()) / steps
             error = math.sqrt(u + u**2 / 4 + chain**2)
         return cls(

@@ -213,21 +213,25 @@ def test_evidence_is_the_mean_of_the_systems() -> None:
 
 
 def test_the_evidence_s_error_is_by_what_systems_say_of_themselves_and_by_their_spread() -> None:
-    """v is their own, which counts as two systems, and the spread; u of the mean of lognormals."""
-    assert told([0.0], own=0.01).log_evidence_error == pytest.approx(0.1, rel=0.01)
-    assert told([0.0] * 4, own=0.01).log_evidence_error == pytest.approx(
-        (0.01 * 2 / 5 / 4) ** 0.5, rel=0.01
-    )
+    """v is their own, which counts as two systems, and the spread; u of the mean of lognormals.
+    Of one system of 8 particles v is 7/5 what it is estimated at, of K 1 + 2 / (5 K)."""
+
+    def wanted(v: float, K: int) -> float:
+        sure = v * (1 + 0.4 / K)
+        u = math.log1p(math.expm1(sure) / K) if sure < 500 else sure - math.log(K)
+        return (u + u * u / 4) ** 0.5
+
+    assert told([0.0], own=0.01).log_evidence_error == pytest.approx(0.014**0.5, rel=0.01)
+    alike = told([0.0] * 4, own=0.01).log_evidence_error
+    assert alike == pytest.approx((0.01 * 2 / 5 / 4 * 1.1) ** 0.5, rel=0.01)
     close = [math.log(1 + x) for x in (-0.1, 0.0, 0.1)]
-    wanted = ((2 * 0.01 + 0.02) / 4 / 3) ** 0.5
-    assert told(close, own=0.01).log_evidence_error == pytest.approx(wanted, rel=0.02)
-    u = math.log1p(math.expm1(3.0) / 1)
-    assert told([0.0], own=3.0).log_evidence_error == pytest.approx((u + u * u / 4) ** 0.5)
-    far = told([0.0, 40.0]).log_evidence_error
-    v = 800 / 3
-    assert far == pytest.approx(((v - math.log(2)) + (v - math.log(2)) ** 2 / 4) ** 0.5)
+    found = told(close, own=0.01).log_evidence_error
+    assert found == pytest.approx(wanted((2 * 0.01 + 0.02) / 4, 3), rel=0.02)
+    assert told([0.0], own=3.0).log_evidence_error == pytest.approx(wanted(3.0, 1))
+    assert told([0.0, 40.0]).log_evidence_error == pytest.approx(wanted(800 / 3, 2))
+    assert told([0.0, 80.0]).log_evidence_error == pytest.approx(wanted(3200 / 3, 2))
     lost = told([-math.inf, 0.0]).log_evidence_error
-    assert lost == pytest.approx((math.log(1.5) + math.log(1.5) ** 2 / 4) ** 0.5)
+    assert lost == pytest.approx(wanted(math.log(2), 2))
 
 
 def test_the_evidence_s_error_covers_the_chain_s_steps() -> None:

@@ -71,7 +71,7 @@ async def test_one_joint_system_gives_all_samples(client: httpx.AsyncClient) -> 
     answer = await ask(client, "/inpaint", **asked, method=method, sampler={"steps": 8})
     told = answer["results"][0]["diagnostics"]
     assert (told["particles"], told["systems"]) == (16, 1)
-    assert 0 < told["log_evidence_error"] < 1
+    assert 0 < told["log_evidence_error"] < 3  # of 8 steps
     assert answer["network_evaluations"] == 16 * (7 * 2 + 1)
     assert [sample[0] for sample in answer["results"][0]["samples"]] == [0.3] * 6
 

@@ -15,7 +15,7 @@ Data come as pictures, .csv, .tsv and .npy, and folders of these; answers go to 
 .npz, .json, .safetensors. The service is at NONEQ_URL (http://localhost:8000), the key is
 NONEQ_API_KEY.
 
-Exit status: 0 done; 1 some of the data could not be scored; 2 the command or the request is wrong;
+Exit status: 0 done; 1 data not scored, or a model not ready; 2 the command or the request is wrong;
 3 no service was reached, or the connection broke; 4 the service is busy, or the deadline passed:
 try later; 5 the API key is missing or wrong; 6 the service failed; 7 something is not installed;
 130 interrupted.

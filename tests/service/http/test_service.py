@@ -33,6 +33,7 @@ async def test_models_are_listed_with_those_refused_and_why(client: httpx.AsyncC
         "network": "gaussian-mixture",
         "parameters": 0,
         "classifiers": [],
+        "columns": None,
     }
     assert answer["default"] is None
     refused = {entry["file"]: entry for entry in answer["refused"]}

@@ -280,9 +280,9 @@ def choice(model: DiffusionModel) -> Choice:
     return Choice(terms=min(TERMS, model.profile.longest_strata + 2), strata="importance")
 
 
-def pick(rows: Tensor) -> Tensor:
+def pick(rows: Tensor, count: int = MOST) -> Tensor:
     """The held-out examples that are measured, from all over a split [N, *shape]."""
-    return rows[:: max(1, len(rows) // MOST)][:MOST]
+    return rows[:: max(1, len(rows) // count)][:count]
 
 
 def fingerprint(model: DiffusionModel) -> str:

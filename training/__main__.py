@@ -188,6 +188,7 @@ def parser() -> argparse.ArgumentParser:
 
     one = command("reference", do_reference, device, models)
     one.add_argument("name", help="of a model, or a path ending in .safetensors")
+    one.add_argument("--rows", type=int, help="of test data (default 400)")
     one.add_argument("--data", help=f"in the place of its own: {NAMED}")
     one.add_argument("--batch", type=int, default=256, help="rows a network call")
 

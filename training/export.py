@@ -283,11 +283,14 @@ def write_reference(
     model: DiffusionModel,
     dataset: data.Dataset,
     *,
+    count: int | None = None,
     batch: int = 256,
     quiet: bool = False,
 ) -> Path:
     """Write the terms of held-out data beside an artefact, as `diffusion.reference` has them."""
-    x_0 = model.space.to_model(reference.pick(dataset.test)).to(model.device)
+    x_0 = model.space.to_model(reference.pick(dataset.test, count or reference.MOST)).to(
+        model.device
+    )
     place = torch.zeros(1, dtype=torch.int64)
     one = reference.choice(model).settle(model, place, 0, model.space.default_convention)
     work = one.count * len(x_0)

@@ -8,7 +8,7 @@ model of independent normal pixels, whose answers are finite whatever is asked.
 import shutil
 from pathlib import Path
 
-from diffusion import checkpoint, classifier
+from diffusion import checkpoint, classifier, heldout, reference
 from diffusion.networks import UNetConfig
 from diffusion.networks.encoder import EncoderConfig
 
@@ -33,9 +33,13 @@ def make_models(source: Path, folder: Path) -> None:
             variance="lower",
             space=space,
             training=whole.training,
-            evaluation=whole.evaluation,  # `rarer_than` is told by its percentiles
         )
-        checkpoint.save(folder / name / "model.safetensors", document.build(), document)
+        model = document.build().eval()
+        checkpoint.save(folder / name / "model.safetensors", model, document)
+        if name == "mnist":  # `rarer_than` and `typicality` are told by what stands beside it
+            shown = heldout.read(source / name, space)
+            x_0 = space.to_model(shown.repeat(2, 1, 1, 1))
+            reference.write(folder / name, model, reference.measure(model, x_0))
     reader = classifier.ClassifierMetadata(
         name="mnist-classifier",
         process=process,

@@ -107,7 +107,7 @@ def do_reference(arguments: argparse.Namespace) -> int:
     """Measure the terms of held-out data, that others are compared with, beside an artefact."""
     path, model, metadata = _opened(arguments)
     config, _, dataset = _source(model, metadata, arguments.data)
-    print(export.write_reference(path, model, dataset, batch=arguments.batch))
+    print(export.write_reference(path, model, dataset, count=arguments.rows, batch=arguments.batch))
     export.write_card(path, config.title, model)
     return 0
 

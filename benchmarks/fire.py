@@ -76,7 +76,8 @@ def resident(pid: int) -> int:
 
 async def stall(port: int, seen: Seen, samples: int, until: float) -> None:
     """Ask for much, read a little and stop."""
-    body = {"model": "heartbeat", "num_samples": samples, "frames": 100, "seed": 1}
+    sampler = {"name": "ancestral", "steps": 100}
+    body = {"model": "heartbeat", "num_samples": samples, "frames": 100, "sampler": sampler}
     raw = orjson.dumps(body)
     head = f"POST /sample HTTP/1.1\r\nhost: {HOST}\r\ncontent-type: application/json\r\n"
     reader, writer = await asyncio.open_connection(HOST, port, limit=_SAMPLED)

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import math
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -174,8 +175,9 @@ async def test_when_the_engine_dies_everybody_is_told_and_nobody_waits(
 
 @pytest.mark.parametrize("headers", [PLAIN, EVENTS], ids=["plain", "stream"])
 async def test_a_deadline_that_passes_on_the_way_is_told(
-    app: FastAPI, headers: dict[str, str]
+    app: FastAPI, headers: dict[str, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr("service.engine.admission._LENIENCE", math.inf)  # or it were refused
     async with connect(app) as client:
         with held(app) as gate:
             asked = MIXTURE | {"num_samples": 50}

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import math
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager
 from pathlib import Path
@@ -13,7 +14,6 @@ import torch
 from fastapi import FastAPI
 from safetensors.torch import save
 
-from service.engine.ticks import Queue
 from service.settings import Settings
 
 pytestmark = pytest.mark.anyio
@@ -74,11 +74,14 @@ async def test_a_deadline_that_cannot_be_met_is_refused_and_told_what_could(
     assert 'noneq_refused_total{cause="deadline-unmeetable"} 1.0' in exposition
 
 
-async def test_what_is_not_done_by_its_deadline_is_dropped(folder: Path, serve: Serve) -> None:
+async def test_what_is_not_done_by_its_deadline_is_dropped(
+    folder: Path, serve: Serve, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("service.engine.admission._LENIENCE", math.inf)  # or it were refused
     settings = Settings(models=folder, device="cpu", batch_size=1, deadline_seconds=0.3)
     async with serve(settings) as client:
         engine = app_of(client).state.backend.engine
-        asked = MIXTURE | {"num_samples": 4000}  # nothing has been measured, so it is let in
+        asked = MIXTURE | {"num_samples": 4000}
         response = await client.post("/sample", json=asked, headers={"x-deadline": "1000"})
         assert_problem(response, 504, "deadline-exceeded")
         assert engine.owed == 0
@@ -95,10 +98,10 @@ async def test_a_full_queue_reads_no_body(folder: Path, serve: Serve) -> None:
 
     async with serve(settings) as client:
         ledger = app_of(client).state.backend.engine._intake._admission.ledger
-        ledger.accept(Queue("gaussian-mixture"), 100)
+        ledger.accept(100)
         assert_problem(await client.post("/sample", content=pieces()), 503, "queue-full")
         assert not read
-        ledger.settle(Queue("gaussian-mixture"), 100)
+        ledger.settle(100)
         assert (await client.post("/sample", content=pieces())).status_code == 200
 
 

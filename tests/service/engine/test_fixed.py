@@ -83,6 +83,8 @@ def jobs_of(model: DiffusionModel, dice: random.Random) -> dict[int, ChainJob]:
 def runner_of(model: DiffusionModel, jobs: dict[int, ChainJob], recorded: bool) -> Runner:
     runner = Runner(model, SLOTS)
     runner.batch = BATCH
+    for tensor in (runner.chains.x, runner.chains.previous):
+        tensor.zero_()  # slots that nothing has used yet hold anything
     for key, job in jobs.items():
         runner.open(key, job)
     if recorded:
@@ -164,6 +166,7 @@ def test_what_is_played_is_what_was_recorded() -> None:
 def test_a_size_that_is_wrong_or_fails_is_not_used(caplog: pytest.LogCaptureFixture) -> None:
     model = MODELS["v, lower"]()
     runner, made = Runner(model, SLOTS), 0
+    runner.chains.x.zero_()
 
     def record(play: Play) -> Play:
         """Sizes come largest first, each with nothing seen and then with something."""

@@ -21,7 +21,7 @@ from torch import Tensor
 from benchmarks.measure import compare, machine, seconds, table
 from benchmarks.small import cpu_seconds
 from diffusion.checkpoint import load
-from service.engine.calls import Calls
+from service.engine.device.network import Calls
 from service.memory import keep_freed_memory
 from training.convert import Options, convert
 

@@ -19,11 +19,11 @@ import torch
 from benchmarks.hosted import hosted
 from benchmarks.measure import machine, seconds
 from diffusion.checkpoint import load
+from diffusion.likelihood.estimator import choose_steps
 from diffusion.model import DiffusionModel
 from diffusion.plan import DDIM, Ancestral
 from diffusion.posterior import Observation
-from diffusion.strata import choose_steps
-from service.engine.calls import Calls
+from service.engine.device.network import Calls
 from service.engine.engine import Engine
 from service.engine.jobs import ChainJob, Job, TermJob
 from service.engine.results import Ticket

@@ -7,7 +7,7 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import AutoLocator
 
 from benchmarks.known import EXACT, Row
-from training.figures import COLOUR, INK, panels, write
+from training.study.figures import COLOUR, INK, panels, write
 
 Results = dict[str, list[Row]]
 SCALARS = ("ink", "component 1", "component 2")

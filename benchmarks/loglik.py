@@ -14,11 +14,11 @@ import torch
 
 from benchmarks.hosted import hosted
 from benchmarks.measure import compare, machine, seconds, table
-from diffusion.bound import terms
 from diffusion.checkpoint import load
+from diffusion.likelihood.bound import terms
+from diffusion.likelihood.estimator import choose_steps
 from diffusion.model import DiffusionModel
 from diffusion.noise import Stream, counter_noise
-from diffusion.strata import choose_steps
 from service.engine.engine import Engine
 from service.engine.jobs import TermJob
 from service.memory import keep_freed_memory

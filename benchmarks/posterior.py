@@ -28,7 +28,7 @@ from benchmarks.methods import METHODS, posterior
 from benchmarks.mixtures import WIDTH, problem, sliced
 from benchmarks.peers import MASKS, PEERS
 from diffusion.plan import Ancestral
-from diffusion.posterior.particles import Filter
+from diffusion.posterior.smc import Filter
 from diffusion.posterior.systems import walk
 
 CALLS = 1000

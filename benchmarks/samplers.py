@@ -24,8 +24,8 @@ from diffusion.model import DiffusionModel
 from diffusion.plan import DDIM, Ancestral, DPMSolver
 from diffusion.sampling import sample
 from training.data.dataset import Dataset
-from training.export import source
-from training.galleries import draw
+from training.export.export import source
+from training.study.galleries import draw
 
 ROWS, FAR = 5_000, 10_000  # samples, and the data that they are held against
 STEPS = (5, 10, 20, 40, 100, 500)

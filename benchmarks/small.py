@@ -23,7 +23,7 @@ from diffusion.checkpoint import load
 from diffusion.model import DiffusionModel
 from diffusion.plan import Ancestral
 from diffusion.sampling import sample
-from service.engine.calls import Calls
+from service.engine.device.network import Calls
 from service.engine.engine import Engine
 from service.engine.jobs import ChainJob
 from service.memory import keep_freed_memory

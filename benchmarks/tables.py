@@ -16,10 +16,12 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from diffusion.bound import bound
-from training import baselines, own, state
-from training.fit import Fit, RunOptions
-from training.parallel import Ranks
+from diffusion.likelihood.bound import bound
+from training import user_data as own
+from training.evaluate import baselines
+from training.fit import checkpoint as state
+from training.fit.loop import Fit, RunOptions
+from training.fit.parallel import Ranks
 
 Rows = npt.NDArray[np.float64]
 HELD = 1000  # rows kept of data that can be drawn at will

@@ -29,7 +29,7 @@ from diffusion.observation import Observation
 from diffusion.operators import Dense
 from diffusion.plan import Ancestral
 from diffusion.posterior import Diagnostics, Twisted, gather
-from diffusion.posterior.particles import Filter
+from diffusion.posterior.smc import Filter
 from diffusion.posterior.systems import Cloud, walk
 from diffusion.process import BinomialProcess
 from diffusion.schedule import InverseTimeSchedule

@@ -22,7 +22,7 @@ from diffusion.artefact import (
     restore,
     write,
 )
-from diffusion.choice import Spacing, StrataKind
+from diffusion.likelihood.choice import Spacing, StrataKind
 from diffusion.model import DiffusionModel, check_signal, outputs
 from diffusion.networks import BitPatternsConfig, NetworkConfig, build
 from diffusion.prediction import PredictionKind, VarianceKind

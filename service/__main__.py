@@ -23,13 +23,13 @@ import uvicorn
 from pydantic import ValidationError
 from typing_extensions import override
 
+from service.api.connection import backlog_of, limited, room_for
 from service.app import create_app
-from service.backend import Backend
-from service.connection import backlog_of, limited, room_for
+from service.catalogue import FILE, find_files
+from service.errors import NotReady, Problem
 from service.memory import keep_freed_memory
-from service.models import FILE, find_files
-from service.problems import NotReady, Problem
 from service.settings import Settings
+from service.state import Backend
 
 if sys.platform == "linux":
     from socket import TCP_USER_TIMEOUT

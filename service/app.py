@@ -12,15 +12,14 @@ from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
 
-from service import facts, openapi, routes
-from service.backend import Backend
-from service.docs import add_docs
+from service.api import info as facts
+from service.api import openapi, routes
+from service.api.docs import add_docs
+from service.api.gate import Gate
+from service.api.middleware import ApiKeys, RequestContext, problem_response
+from service.api.web import add_page
 from service.engine.engine import Host
-from service.gate import Gate
-from service.metrics import Metrics
-from service.middleware import ApiKeys, RequestContext, problem_response
-from service.page import add_page
-from service.problems import (
+from service.errors import (
     InternalError,
     InvalidRequest,
     MalformedBody,
@@ -28,7 +27,9 @@ from service.problems import (
     Problem,
     UnknownRoute,
 )
+from service.metrics import Metrics
 from service.settings import Settings
+from service.state import Backend
 
 
 class NoneqApp(FastAPI):

@@ -11,9 +11,9 @@ import sys
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from service import problems
+from service import errors as problems
 from service.app import create_app
-from service.encoding import JSON
+from service.codecs.json import JSON
 from service.settings import Settings
 
 Document = Mapping[str, Any]

@@ -32,9 +32,9 @@ from typing import get_args
 import torch
 
 from diffusion.checkpoint import ArtefactError
-from diffusion.choice import Spacing, StrataKind
+from diffusion.likelihood.choice import Spacing, StrataKind
 from training import config as configs
-from training import data, peer, state
+from training import data
 from training.commands.making import do_classifier, do_convert, do_export, do_fit, do_train
 from training.commands.measuring import (
     do_evaluate,
@@ -49,7 +49,9 @@ from training.commands.measuring import (
 )
 from training.commands.publishing import do_examples, do_figures, do_paper, do_schedules
 from training.convert.openai import Flags
-from training.fit import FitError
+from training.evaluate import patches as peer
+from training.fit import checkpoint as state
+from training.fit.loop import FitError
 
 NAMED = "a folder of pictures, a table, or a configuration for its [data]"
 VARIANCES = ("lower", "upper", "optimal")

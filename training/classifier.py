@@ -3,7 +3,7 @@
     loss = -log p(y | x_t, t),    t spread evenly over 1..T, and a share of the batch at t = 0
 
 whose least, over all functions of (x_t, t), is at the true p(y | x_t). A step is a pure function of
-(seed, step), as in `training.fit`.
+(seed, step), as in `training.fit.loop`.
 """
 
 import math
@@ -22,15 +22,16 @@ from diffusion.noise import Stream, counter_noise
 from diffusion.process import ProcessConfig
 from training import data
 from training.artefacts import artefact_path
-from training.average import Average
-from training.batches import Batches, stream_seed
-from training.card import settings
 from training.config import AverageConfig, ConfigError, Frozen, OptimiserConfig, read
 from training.data import mnist
+from training.data.dataset import stream_seed
 from training.data.mnist import MnistConfig
+from training.export.card import settings
+from training.fit.batches import Batches
+from training.fit.ema import Average
+from training.fit.timesteps import Steps
 from training.progress import progress_bar
 from training.provenance import commit, versions
-from training.steps import Steps
 
 #: Times at which a classifier is measured beside 0, as shares of T, and how many data there.
 _TIMES = tuple(i / 10 for i in range(1, 11))

@@ -14,7 +14,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, model_validator
 
-from diffusion.choice import Choice, StrataKind
+from diffusion.likelihood.choice import Choice, StrataKind
 from diffusion.networks import CorrectedConfig, NetworkConfig
 from diffusion.prediction import VarianceKind
 from diffusion.process import ProcessConfig
@@ -118,7 +118,7 @@ class ScheduleConfig(Frozen):
 
 
 class ProjectionConfig(Frozen):
-    """A fit by variable projection, in place of AdamW: `training.projection` tells how.
+    """A fit by variable projection, in place of AdamW: `training.fit.loop.projection` tells how.
 
     `steps` of the search are made on the same `batch` rows; the readouts are those of `rows` rows.
     """
@@ -142,7 +142,7 @@ class StoppingConfig(Frozen):
 
 
 class BaseConfig(Frozen):
-    """How the base of a "corrected" network is fitted, as `training.densities.Choice` says.
+    """How the base of a "corrected" network is fitted, as `densities.Choice` says.
 
     The network's base has `starts` times as many components as a start.
     """

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from diffusion.checkpoint import Metadata, read_metadata
 from diffusion.model import DiffusionModel
-from training.evaluate import table
+from training.evaluate.bound import table
 
 
 def describe(path: Path) -> str:

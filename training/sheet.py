@@ -16,6 +16,8 @@ Picture = npt.NDArray[np.uint8]
 
 GAP = 2
 
+SHEET_ROWS = {"image": 64, "vector": 2000, "bits": 40}
+
 
 def sheet(space: DataSpace, rows: Tensor, columns: int | None = None) -> Picture:
     """The picture of `rows` [N, *event], data units.

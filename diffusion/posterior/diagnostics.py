@@ -22,7 +22,7 @@ from typing import Self, final
 
 from torch import Tensor
 
-from diffusion.posterior.particles import log_mean
+from diffusion.posterior.smc import log_mean
 from diffusion.posterior.systems import Cloud
 
 #: Standard deviation of a system's log Z, nats, from which its samples are off by half a posterior

@@ -16,8 +16,8 @@ from diffusion.posterior.diagnostics import Diagnostics
 from diffusion.posterior.factors import Factor
 from diffusion.posterior.matched import MatchedStart
 from diffusion.posterior.methods import Auto, Matched, Method, Settled, Twisted
-from diffusion.posterior.particles import drawn, effective, shares
 from diffusion.posterior.settle import biased, course_of, settle, start_of
+from diffusion.posterior.smc import drawn, effective, shares
 from diffusion.posterior.systems import Cloud, Course, walk
 from diffusion.sampling import sample
 

@@ -13,9 +13,9 @@ from diffusion.plan import DDIM, Ancestral, DPMSolver
 from diffusion.posterior.factors import Expert, Factor
 from diffusion.posterior.matched import MatchedStart, check_start, matched_start
 from diffusion.posterior.methods import Auto, Matched, Method, Product, Resample, Settled, Twisted
-from diffusion.posterior.particles import Filter
 from diffusion.posterior.product import Constant
 from diffusion.posterior.repaint import Repaint, check_repaint
+from diffusion.posterior.smc import Filter
 from diffusion.posterior.systems import Course
 from diffusion.posterior.tilt import TIED
 from diffusion.process import BinomialProcess

@@ -21,8 +21,8 @@ from service.engine.forecast import Forecast
 from service.engine.jobs import Job
 from service.engine.ledger import Ledger
 from service.engine.record import whole_of
-from service.engine.ticks import Queue, Tick
-from service.problems import DeadlineExceeded, DeadlineUnmeetable, NoRoom, QueueFull
+from service.engine.scheduling.batch import Queue, Tick
+from service.errors import DeadlineExceeded, DeadlineUnmeetable, NoRoom, QueueFull
 from service.settings import Settings
 
 _LENIENCE = 1.25  # how far an estimate may be past a deadline before it is believed

@@ -11,7 +11,7 @@ from typing import final
 
 from service.engine.forecast import Load, Loads
 from service.engine.record import Record, whole_of
-from service.engine.ticks import Queue
+from service.engine.scheduling.batch import Queue
 
 
 @final

@@ -16,19 +16,19 @@ from typing import Any, final, overload
 import torch
 
 from diffusion.model import DiffusionModel
+from service.engine.device.models import Fleet
 from service.engine.faults import Attempt, describe, fatal, problem_of
-from service.engine.fleet import Fleet
 from service.engine.handout import Handout
-from service.engine.intake import Intake, resolve
 from service.engine.jobs import ChainJob, Job, SystemJob, TermJob
 from service.engine.limits import check_limits
 from service.engine.peek import Peek, PeekRequest
+from service.engine.queue import Intake, resolve
 from service.engine.record import Record
 from service.engine.results import ChainResult, SystemResult, TermResult, Ticket, Timing
-from service.engine.scheduler import Scheduler
-from service.engine.ticks import Queue, Tick, Work
+from service.engine.scheduling.batch import Queue, Tick, Work
+from service.engine.scheduling.scheduler import Scheduler
+from service.errors import NotReady, Problem, UnknownModel
 from service.metrics import Metrics
-from service.problems import NotReady, Problem, UnknownModel
 from service.settings import Settings
 
 _log = logging.getLogger(__name__)

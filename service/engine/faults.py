@@ -12,8 +12,8 @@ from typing import final
 
 import torch
 
-from service.engine.ticks import Entry
-from service.problems import InternalError, OutOfMemory, Problem
+from service.engine.scheduling.batch import Entry
+from service.errors import InternalError, OutOfMemory, Problem
 
 _log = logging.getLogger(__name__)
 

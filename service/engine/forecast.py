@@ -24,8 +24,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, final
 
-from service.engine.latency import StepTimes
-from service.engine.ticks import Queue
+from service.engine.scheduling.batch import Queue
+from service.engine.scheduling.latency import StepTimes
 
 
 class Load(NamedTuple):

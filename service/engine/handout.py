@@ -10,15 +10,15 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from typing import final
 
+from service.engine.device.landing import Landing
+from service.engine.device.runner import Runner
+from service.engine.device.smc import SystemRunner
 from service.engine.faults import fatal, problem_of
-from service.engine.landing import Landing
 from service.engine.record import Record
 from service.engine.results import Timing
-from service.engine.runner import Runner
-from service.engine.systems import SystemRunner
-from service.engine.ticks import Entry, Tick
+from service.engine.scheduling.batch import Entry, Tick
+from service.errors import NumericalFailure, Problem
 from service.metrics import Metrics
-from service.problems import NumericalFailure, Problem
 
 _log = logging.getLogger(__name__)
 

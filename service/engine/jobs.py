@@ -11,16 +11,16 @@ from typing import ClassVar, final
 
 from torch import Tensor
 
+from diffusion.likelihood.estimator import Steps
+from diffusion.likelihood.iwae import Trajectories
 from diffusion.model import DiffusionModel
 from diffusion.plan import Plan
 from diffusion.posterior import Observation
 from diffusion.posterior.factors import Factor
 from diffusion.posterior.systems import Course
 from diffusion.space import Convention
-from diffusion.strata import Steps
-from diffusion.trajectory import Trajectories
-from service.engine.film import Frames
-from service.engine.ticks import Queue
+from service.engine.frames import Frames
+from service.engine.scheduling.batch import Queue
 
 
 @final
@@ -97,15 +97,15 @@ class ChainJob:
 class TermJob:
     """Bound log p(x_0) of N data.
 
-    The answer is that of `diffusion.bound.bound` with the same seed, convention and choice; of
-    trajectories, whose every one is a row, that of `diffusion.trajectory.trajectory_bound`.
+    The answer is that of `diffusion.likelihood.bound.bound` with the same seed, convention and
+    choice; of trajectories, whose every one is a row, that of `likelihood.iwae.trajectory_bound`.
 
     Args:
         model: name of the model.
         x_0: [N, *event], model units.
         seed: of the noise, 0..2^63 - 1.
         steps: which terms, `Choice.settle(model, arange(N), seed, convention)`, or
-            `diffusion.trajectory.Trajectories(S, T)`.
+            `diffusion.likelihood.iwae.Trajectories(S, T)`.
         convention: of the bound.
         answer_bytes: what its caller will write of the terms, for it counts too.
     """

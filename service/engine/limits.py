@@ -4,7 +4,7 @@ import math
 
 from diffusion.model import DiffusionModel
 from service.engine.jobs import Job, SystemJob, TermJob
-from service.problems import TooExpensive
+from service.errors import TooExpensive
 from service.settings import Settings
 
 APIECE = 2**16  # bytes that a request holds beside its data: connection, plan, records

@@ -7,9 +7,9 @@ from typing import Generic, TypeVar, final
 
 from torch import Tensor
 
-from diffusion.bound import BoundResult
+from diffusion.likelihood.bound import BoundResult
 from diffusion.posterior.systems import Cloud
-from service.engine.film import Film
+from service.engine.frames import Film
 from service.engine.peek import Peek
 
 
@@ -111,7 +111,7 @@ class Ticket(Generic[Result_co]):
         cost: its network evaluations.
         done: those made so far.
         queue_seconds: from acceptance to the first network call with a row of it; None until then.
-        future: its result, or the `service.problems.Problem` that ended it. Cancelling the future
+        future: its result, or the `service.errors.Problem` that ended it. Cancelling the future
             (also through `asyncio.wrap_future`) is cancelling the job.
     """
 

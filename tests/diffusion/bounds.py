@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from diffusion.bound import (
+from diffusion.likelihood.bound import (
     evaluate,
     prior_part,
     terms,

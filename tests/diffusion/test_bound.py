@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.testing import assert_close
 
-from diffusion.bound import (
+from diffusion.likelihood.bound import (
     bound,
     evaluate,
     prior_part,

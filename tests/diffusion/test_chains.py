@@ -4,9 +4,9 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from diffusion.bound import bound, closed_last, evaluate
-from diffusion.choice import Choice
 from diffusion.distributions import Distribution
+from diffusion.likelihood.bound import bound, closed_last, evaluate
+from diffusion.likelihood.choice import Choice
 from diffusion.model import DiffusionModel
 from diffusion.networks import GaussianMixture
 from diffusion.noise import counter_noise

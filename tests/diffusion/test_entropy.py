@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.testing import assert_close
 
-from diffusion.entropy import excess_entropy, step_bounds
+from diffusion.likelihood.entropy import excess_entropy, step_bounds
 from diffusion.model import DiffusionModel
 from diffusion.networks import BitPatterns, GaussianMixture
 from diffusion.noise import counter_noise

@@ -6,12 +6,13 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from diffusion.bound import (
+from diffusion.likelihood.bound import (
     BoundResult,
     bound,
     null_log_prob,
     terms,
 )
+from diffusion.likelihood.estimator import choose_steps, min_terms
 from diffusion.model import DiffusionModel
 from diffusion.networks import MLP, GaussianMixture, MLPConfig
 from diffusion.noise import counter_noise
@@ -20,7 +21,6 @@ from diffusion.schedule import (
     LogSnrSchedule,
 )
 from diffusion.space import Convention, DataSpace
-from diffusion.strata import choose_steps, min_terms
 from tests.diffusion.bounds import (
     CONVENTIONS,
     LEVELS,

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 from torch.testing import assert_close
 
-from diffusion.bound import (
+from diffusion.distributions import Normal
+from diffusion.likelihood.bound import (
     bits,
     bound,
     check_convention,
@@ -16,7 +17,6 @@ from diffusion.bound import (
     discretised_log_prob,
     null_log_prob,
 )
-from diffusion.distributions import Normal
 from diffusion.networks import GaussianMixture
 from diffusion.space import Convention, DataSpace
 from tests.diffusion.bounds import (

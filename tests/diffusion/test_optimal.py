@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.testing import assert_close
 
-from diffusion.bound import evaluate
+from diffusion.likelihood.bound import evaluate
 from diffusion.model import DiffusionModel
 from diffusion.networks import GaussianMixture
 from diffusion.noise import counter_noise

@@ -9,14 +9,14 @@ import pytest
 import torch
 from torch import Tensor
 
-from diffusion import reference
 from diffusion.artefact import ArtefactError
-from diffusion.bound import closed_last, draw_terms, prior_part
-from diffusion.choice import Choice
+from diffusion.likelihood import reference
+from diffusion.likelihood.bound import closed_last, draw_terms, prior_part
+from diffusion.likelihood.choice import Choice
+from diffusion.likelihood.reference import Reference, Standing, fingerprint, measure
 from diffusion.model import DiffusionModel
 from diffusion.networks import BitPatterns, GaussianMixture
 from diffusion.noise import counter_noise
-from diffusion.reference import Reference, Standing, fingerprint, measure
 from diffusion.space import Convention
 from tests.diffusion import models
 from tests.diffusion.bounds import few_bits

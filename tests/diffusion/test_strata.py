@@ -8,13 +8,8 @@ import torch
 from torch import Tensor
 from torch.testing import assert_close
 
-from diffusion.choice import Choice
-from diffusion.model import DiffusionModel
-from diffusion.networks import GaussianMixture
-from diffusion.paths import pack, shortest
-from diffusion.profile import Profile
-from diffusion.space import Convention
-from diffusion.strata import (
+from diffusion.likelihood.choice import Choice
+from diffusion.likelihood.estimator import (
     Strata,
     choose_steps,
     even_strata,
@@ -23,6 +18,11 @@ from diffusion.strata import (
     predicted_error,
     strata_for,
 )
+from diffusion.model import DiffusionModel
+from diffusion.networks import GaussianMixture
+from diffusion.paths import pack, shortest
+from diffusion.profile import Profile
+from diffusion.space import Convention
 from tests.diffusion.bounds import gaussian
 
 T = 9

@@ -12,14 +12,14 @@ import torch
 from torch import Tensor
 from torch.testing import assert_close
 
-from diffusion.bound import bound, discretised_log_prob
 from diffusion.distributions import Normal
+from diffusion.likelihood.bound import bound, discretised_log_prob
+from diffusion.likelihood.iwae import Trajectories, _jackknife, neighbours, trajectory_bound
 from diffusion.model import DiffusionModel
 from diffusion.networks import GaussianMixture
 from diffusion.process import BinomialProcess, GaussianProcess, Process
 from diffusion.schedule import InverseTimeSchedule, LinearSchedule, LogSnrSchedule
 from diffusion.space import Convention
-from diffusion.trajectory import Trajectories, _jackknife, neighbours, trajectory_bound
 from tests.diffusion.bounds import (
     CONVENTIONS,
     LEVELS,

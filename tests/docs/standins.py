@@ -8,7 +8,8 @@ model of independent normal pixels, whose answers are finite whatever is asked.
 import shutil
 from pathlib import Path
 
-from diffusion import checkpoint, classifier, heldout, reference
+from diffusion import checkpoint, classifier, heldout
+from diffusion.likelihood import reference
 from diffusion.networks import UNetConfig
 from diffusion.networks.encoder import EncoderConfig
 

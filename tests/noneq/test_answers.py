@@ -33,8 +33,8 @@ from noneq import (
 )
 from noneq.question import Question
 from noneq.wire import Body, encode
-from service.conditions import DenoiseRequest, InpaintRequest, PosteriorRequest
-from service.schemas import LoglikRequest, SampleRequest
+from service.schemas.conditions import DenoiseRequest, InpaintRequest, PosteriorRequest
+from service.schemas.requests import LoglikRequest, SampleRequest
 from service.settings import Settings
 from tests.service.http.caller import connect, starting
 

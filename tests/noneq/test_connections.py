@@ -35,7 +35,7 @@ from noneq import (
 )
 from noneq.wire import EVENTS, Body, encode
 from service.app import create_app
-from service.problems import QueueFull
+from service.errors import QueueFull
 from service.settings import Settings
 from tests.noneq.conftest import ONCE, on_a_socket
 from tests.noneq.scripted import CUT, CUT_STREAM, cutting, response, scripted

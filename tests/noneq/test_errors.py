@@ -7,7 +7,7 @@ from email.utils import formatdate
 import pytest
 
 from noneq import errors
-from service import problems
+from service import errors as problems
 
 
 def closed_set(kind: type[problems.Problem] = problems.Problem) -> Iterator[type[problems.Problem]]:

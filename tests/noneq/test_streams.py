@@ -23,7 +23,7 @@ from noneq import (
     UnknownModel,
     questions,
 )
-from service import streams
+from service.api import streams
 from service.app import create_app
 from service.engine.engine import Engine
 from service.settings import Settings

@@ -9,8 +9,9 @@ from PIL import Image
 from noneq import Client
 from service.settings import Settings
 from tests.noneq.conftest import listening
-from training import export, own
+from training import user_data as own
 from training.__main__ import main
+from training.export import export
 
 
 def test_a_folder_of_pictures_becomes_a_served_model(

@@ -8,9 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from service import encoding
-from service.columns import Columns
-from service.encoding import to_json
+from service.codecs import json as encoding
+from service.codecs.columns import Columns
+from service.codecs.json import to_json
 
 NUMPY = orjson.OPT_SERIALIZE_NUMPY
 LEAVES = (

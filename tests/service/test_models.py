@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from diffusion.classifier import save as save_classifier
-from service.models import load_folder
+from service.catalogue import load_folder
 from tests.diffusion.artefacts import saved
 from tests.diffusion.test_classifier import described, made
 

@@ -6,9 +6,9 @@ import pytest
 from prometheus_client import Counter, Gauge, Histogram
 from pydantic import SecretStr
 
-from service import problems
+from service import errors as problems
+from service.errors import Problem
 from service.metrics import Metrics
-from service.problems import Problem
 from service.settings import Settings
 
 PAGE = (Path(__file__).parents[2] / "docs" / "operations.md").read_text(encoding="utf-8")

@@ -12,8 +12,8 @@ from PIL import Image
 
 from diffusion.space import DataSpace
 from noneq.reading.png import SIGNATURE
-from service.png import decode_mask, decode_png
-from service.problems import InvalidRequest
+from service.codecs.png import decode_mask, decode_png
+from service.errors import InvalidRequest
 
 BITS = DataSpace(kind="bits", shape=(1, 2, 3))
 GREY = DataSpace(kind="image", shape=(1, 2, 3), shift=127.5, scale=128.0, levels=256)

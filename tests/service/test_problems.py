@@ -4,8 +4,8 @@ import json
 
 import pytest
 
-from service import problems
-from service.problems import (
+from service import errors as problems
+from service.errors import (
     InvalidRequest,
     MethodNotAllowed,
     Problem,

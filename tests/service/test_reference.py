@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from service import problems
+from service import errors as problems
 from service.app import create_app
 from service.reference import page
 from service.settings import Settings

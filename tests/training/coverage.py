@@ -5,8 +5,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from diffusion.bound import BoundResult, bound, closed_last, draw_terms, prior_part
-from diffusion.choice import Choice
+from diffusion.likelihood.bound import BoundResult, bound, closed_last, draw_terms, prior_part
+from diffusion.likelihood.choice import Choice
+from diffusion.likelihood.iwae import trajectory_bound
 from diffusion.model import DiffusionModel
 from diffusion.networks import BitPatterns, GaussianMixture
 from diffusion.noise import counter_noise
@@ -14,8 +15,7 @@ from diffusion.process import BinomialProcess, GaussianProcess
 from diffusion.profile import ProfileConfig
 from diffusion.schedule import InverseTimeSchedule, LogSnrSchedule
 from diffusion.space import Convention, DataSpace
-from diffusion.trajectory import trajectory_bound
-from training.profile import profiled
+from training.evaluate.profile import profiled
 
 EXAMPLES, REPEATED, DRAWS = 30, 50, 150
 KINDS = ("vectors", "levels", "bits")

@@ -7,12 +7,12 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from training import state
-from training.best import Best
 from training.config import FitConfig
-from training.export import from_checkpoint
-from training.fit import Fit, RunOptions
-from training.parallel import Ranks
+from training.export.export import from_checkpoint
+from training.fit import checkpoint as state
+from training.fit.best import Best
+from training.fit.loop import Fit, RunOptions
+from training.fit.parallel import Ranks
 
 ALONE = Ranks(0, 1, torch.device("cpu"))
 
@@ -35,8 +35,8 @@ def scripted(running: Fit, monkeypatch: pytest.MonkeyPatch, bounds: list[float])
         looked.append(step)
         return torch.full((3,), bounds[step // 4], dtype=torch.float64)
 
-    monkeypatch.setattr("training.watch.Watch.look", look)
-    monkeypatch.setattr("training.watch.Watch.draw", lambda *_: None)
+    monkeypatch.setattr("training.fit.monitor.Watch.look", look)
+    monkeypatch.setattr("training.fit.monitor.Watch.draw", lambda *_: None)
     del running
     return looked
 

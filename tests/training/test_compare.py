@@ -6,11 +6,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from training import compare, config, data
+from training import config, data
+from training.build import build_model
 from training.config import ConfigError
-from training.evaluate import evaluate
-from training.fit import build_model
-from training.parallel import Ranks
+from training.evaluate.bound import evaluate
+from training.fit.parallel import Ranks
+from training.study import schedules as compare
 
 ALONE = Ranks(0, 1, torch.device("cpu"))
 

@@ -5,8 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from training import classifier, config, oracle
+from training import classifier, config
 from training.config import FOLDER, ConfigError
+from training.export import oracle
 
 NAMES = sorted(path.stem for path in FOLDER.glob("*.toml"))
 

@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 import torch
 
-from diffusion.bound import evaluate, prior_part
 from diffusion.checkpoint import Provenance
+from diffusion.likelihood.bound import evaluate, prior_part
 from diffusion.noise import DrawnNoise
 from diffusion.space import Convention
 from tests.training.published import Published, published_bits

@@ -26,7 +26,7 @@ from training.convert.files import checked
 from training.convert.unet import UNetDocument, diffusers_key
 from training.converted import ConvertedConfig
 from training.data import PicturesConfig
-from training.export import source
+from training.export.export import source
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # of the peer's imports and its saving, not ours
 WEIGHTS = "unet/diffusion_pytorch_model.safetensors"

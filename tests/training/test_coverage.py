@@ -8,9 +8,9 @@ import torch
 from scipy import stats
 from torch import Tensor
 
-from diffusion.choice import Choice, StrataKind
+from diffusion.likelihood.choice import Choice, StrataKind
+from diffusion.likelihood.uncertainty import quantile
 from diffusion.model import DiffusionModel
-from diffusion.uncertainty import quantile
 from tests.training import coverage
 
 T = 60

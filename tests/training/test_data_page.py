@@ -11,7 +11,7 @@ from PIL import Image
 from noneq.cli import offline
 from noneq.cli.main import parser as client_parser
 from service.settings import Settings
-from training import own
+from training import user_data as own
 from training.__main__ import parser as training_parser
 
 PAGE = (Path(__file__).parents[2] / "docs" / "data.md").read_text(encoding="utf-8")

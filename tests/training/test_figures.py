@@ -11,8 +11,8 @@ from diffusion.networks import BitPatterns, GaussianMixture
 from diffusion.process import BinomialProcess, GaussianProcess
 from diffusion.schedule import GeometricSchedule, InverseTimeSchedule
 from diffusion.space import DataSpace
-from training import figures
 from training.data.heartbeat import patterns
+from training.study import figures
 
 
 def gaussian() -> DiffusionModel:

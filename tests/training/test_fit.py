@@ -14,16 +14,17 @@ from torch import Tensor
 
 import training
 from diffusion import heldout
-from diffusion.bound import bound, prior_part
 from diffusion.checkpoint import load as load_artefact
 from diffusion.checkpoint import read_metadata, rewrite
+from diffusion.likelihood.bound import bound, prior_part
 from diffusion.noise import Stream, counter_noise
-from training import data, state
+from training import data
 from training.__main__ import main
 from training.config import FitConfig
-from training.fit import Fit, RunOptions
-from training.objective import Objective
-from training.parallel import Ranks, pick_device
+from training.fit import checkpoint as state
+from training.fit.loop import Fit, RunOptions
+from training.fit.objective import Objective
+from training.fit.parallel import Ranks, pick_device
 
 ALONE = Ranks(0, 1, torch.device("cpu"))
 
@@ -260,7 +261,7 @@ def test_the_command_line_from_fit_to_artefact(
     assert main([*several, "--terms", "6"]) == 2
     assert "leave out trajectories, or what" in capsys.readouterr().err
     assert main(["inspect", "small", "--models", models]) == 0
-    assert "training.steps" in capsys.readouterr().out
+    assert "training.fit.timesteps" in capsys.readouterr().out
 
 
 def test_what_was_measured_is_measured_again_with_its_quantiles(

@@ -13,7 +13,7 @@ from diffusion.process import GaussianProcess
 from diffusion.profile import Profile
 from diffusion.schedule import LogSnrSchedule
 from diffusion.space import DataSpace
-from training import galleries
+from training.study import galleries
 
 
 @pytest.fixture

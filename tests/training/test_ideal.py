@@ -5,16 +5,16 @@ import math
 import pytest
 import torch
 
-from diffusion.bound import bound
+from diffusion.likelihood.bound import bound
 from diffusion.model import DiffusionModel
 from diffusion.networks import BitPatterns
 from diffusion.noise import Stream, counter_noise
 from diffusion.process import BinomialProcess, GaussianProcess
 from diffusion.schedule import GeometricSchedule, InverseTimeSchedule
 from diffusion.space import DataSpace
-from training import ideal
 from training.data.heartbeat import patterns
 from training.data.swissroll import FIRST, LAST, SwissRoll
+from training.study import ideal
 
 ROLL = SwissRoll(0.05)
 

@@ -8,9 +8,9 @@ import torch
 from diffusion.checkpoint import load as load_artefact
 from diffusion.checkpoint import save
 from training.config import ConfigError, FitConfig, load
-from training.export import from_checkpoint
-from training.fit import Fit, RunOptions
-from training.parallel import Ranks
+from training.export.export import from_checkpoint
+from training.fit.loop import Fit, RunOptions
+from training.fit.parallel import Ranks
 
 ALONE = Ranks(0, 1, torch.device("cpu"))
 

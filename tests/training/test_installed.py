@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from diffusion.networks import InstalledConfig
-from service.models import load_folder
+from service.catalogue import load_folder
 from tests.packages import install
 from training.__main__ import main
 

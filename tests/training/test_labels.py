@@ -16,7 +16,7 @@ from diffusion.schedule import LogSnrSchedule
 from tests.diffusion.models import gaussian
 from tests.diffusion.posterior.test_factors import Components
 from training.data.dataset import eight_bit
-from training.labels import by_label, figure, make, read_off
+from training.study.labels import by_label, figure, make, read_off
 
 
 def test_labels_share_out_what_was_seen() -> None:

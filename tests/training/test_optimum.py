@@ -6,8 +6,8 @@ import torch
 
 from diffusion.process import GaussianProcess
 from diffusion.schedule import GeometricSchedule, LinearSchedule, LogSnrSchedule, alpha_bar
-from training import ideal, optimum
 from training.data.swissroll import SwissRoll
+from training.study import ideal, optimum
 
 ROLL = SwissRoll(0.15)
 T = 4

@@ -6,10 +6,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from diffusion.bound import bound
 from diffusion.checkpoint import load
-from training import oracle
-from training.export import export
+from diffusion.likelihood.bound import bound
+from training.export import oracle
+from training.export.export import export
 
 NAMES = ("gaussian-mixture", "bit-patterns")
 

@@ -12,22 +12,15 @@ import torch
 from PIL import Image
 
 from diffusion.checkpoint import read_metadata
-from training import (
-    compare,
-    config,
-    data,
-    export,
-    figures,
-    galleries,
-    page,
-    paper,
-    parzen,
-    peer,
-    record,
-)
+from training import config, data
 from training.artefacts import artefact_path
 from training.data import files
-from training.fit import Fit
+from training.evaluate import parzen
+from training.evaluate import patches as peer
+from training.export import export
+from training.fit.loop import Fit
+from training.study import figures, galleries, page, paper, record
+from training.study import schedules as compare
 
 STEPS = 4
 VALID = {"valid": 40, "test": 70}

@@ -9,9 +9,10 @@ import torch
 
 from diffusion.plan import Ancestral, DPMSolver
 from diffusion.space import DataSpace
-from training import oracle, parzen
 from training.__main__ import main
-from training.parzen import log_density, run_folder, samples, score, to_unit
+from training.evaluate import parzen
+from training.evaluate.parzen import log_density, run_folder, samples, score, to_unit
+from training.export import oracle
 
 
 def test_one_sample_is_a_gaussian() -> None:

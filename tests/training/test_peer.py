@@ -13,7 +13,7 @@ from diffusion.networks import GaussianMixture
 from diffusion.space import DataSpace
 from training.__main__ import main
 from training.data import DataError, Dataset, HeartbeatConfig, load
-from training.peer import (
+from training.evaluate.patches import (
     L_NULL,
     PeerConfig,
     causal_log_prob,

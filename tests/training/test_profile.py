@@ -8,9 +8,10 @@ import torch
 from torch import Tensor
 from torch.testing import assert_close
 
-from diffusion.bound import bound, prior_part
 from diffusion.checkpoint import load
-from diffusion.choice import Choice
+from diffusion.likelihood.bound import bound, prior_part
+from diffusion.likelihood.choice import Choice
+from diffusion.likelihood.estimator import even_strata, important_strata, predicted_error
 from diffusion.model import DiffusionModel
 from diffusion.networks import BitPatterns, GaussianMixture
 from diffusion.noise import Stream, counter_noise
@@ -18,9 +19,8 @@ from diffusion.process import BinomialProcess, GaussianProcess
 from diffusion.profile import ProfileConfig
 from diffusion.schedule import InverseTimeSchedule, LogSnrSchedule
 from diffusion.space import DataSpace
-from diffusion.strata import even_strata, important_strata, predicted_error
 from training.__main__ import main
-from training.profile import closed_costs, measured_points, profiled
+from training.evaluate.profile import closed_costs, measured_points, profiled
 
 T = 20
 MEANS = torch.tensor([[1.1, -0.6], [-0.9, 0.7]]).double()

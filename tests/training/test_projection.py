@@ -7,17 +7,17 @@ from pathlib import Path
 import pytest
 import torch
 
-from diffusion.bound import bound
+from diffusion.likelihood.bound import bound
 from diffusion.model import DiffusionModel
 from diffusion.networks import RBF, RBFConfig, build
 from diffusion.process import GaussianProcess
 from diffusion.schedule import GeometricSchedule
 from diffusion.space import DataSpace
-from training import fit as fit_module
 from training.config import FitConfig
-from training.fit import Fit, RunOptions
-from training.parallel import Ranks
-from training.projection import draw, projected, readout, search, slopes, start
+from training.fit import loop as fit_module
+from training.fit.loop import Fit, RunOptions
+from training.fit.parallel import Ranks
+from training.fit.projection import draw, projected, readout, search, slopes, start
 
 T, UNITS = 8, 8
 

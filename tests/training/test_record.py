@@ -6,7 +6,7 @@ import pytest
 import torch
 from pydantic import BaseModel
 
-from training import record
+from training.study import record
 
 
 class Found(BaseModel):

@@ -14,7 +14,7 @@ from diffusion.process import GaussianConfig
 from diffusion.schedule import LogSnrSchedule
 from diffusion.space import DataSpace
 from training.__main__ import main
-from training.report import POINTS, files, measure
+from training.evaluate.entropy import POINTS, files, measure
 
 
 def of_one_gaussian(T: int) -> tuple[DiffusionModel, torch.Tensor]:

@@ -6,11 +6,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from diffusion.bound import discretised_log_prob
 from diffusion.checkpoint import Evaluation, Metadata, read_metadata
 from diffusion.distributions import Normal
+from diffusion.likelihood.bound import discretised_log_prob
 from diffusion.space import DataSpace
-from training import page, paper, record, results
+from training.study import page, paper, record, results
 
 MODELS = Path(__file__).parents[2] / "models"
 

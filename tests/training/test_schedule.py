@@ -7,8 +7,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from diffusion.bound import bound, prior_part, terms
 from diffusion.checkpoint import load
+from diffusion.likelihood.bound import bound, prior_part, terms
 from diffusion.model import DiffusionModel
 from diffusion.networks import GaussianMixture, RBFConfig, build
 from diffusion.noise import Stream, counter_noise
@@ -21,12 +21,13 @@ from diffusion.schedule import (
     check_beta,
 )
 from diffusion.space import Convention, DataSpace
-from training import data, state
+from training import data
 from training.config import FitConfig, ScheduleConfig
-from training.export import export
-from training.fit import Fit, RunOptions
-from training.parallel import Ranks
-from training.schedule import LearnedSchedule
+from training.export.export import export
+from training.fit import checkpoint as state
+from training.fit.loop import Fit, RunOptions
+from training.fit.parallel import Ranks
+from training.fit.schedule import LearnedSchedule
 
 DATA = functools.cache(data.load)
 ALONE = Ranks(0, 1, torch.device("cpu"))

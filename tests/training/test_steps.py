@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from training.batches import Batches
-from training.steps import HISTORY, Steps
+from training.fit.batches import Batches
+from training.fit.timesteps import HISTORY, Steps
 
 T = 20
 TERMS = torch.linspace(-3.0, 0.0, T).exp().double()  # a term for each t, very unequal

@@ -8,9 +8,12 @@ import torch
 from PIL import Image
 
 from diffusion.checkpoint import Baseline, Evaluation, read_metadata, rewrite
-from training import baselines, config, data, own, state
+from training import config, data
+from training import user_data as own
 from training.__main__ import main
-from training.verdict import verdict
+from training.evaluate import baselines
+from training.evaluate.verdict import verdict
+from training.fit import checkpoint as state
 
 ARTEFACT = Path("models/rows/model.safetensors")
 

@@ -8,22 +8,18 @@ from pathlib import Path
 import torch
 
 from diffusion.checkpoint import load, read_metadata
-from training import (
-    classifier,
-    estimate,
-    export,
-    inspect,
-    oracle,
-    own,
-)
+from training import classifier, inspect
 from training import config as configs
+from training import user_data as own
 from training.artefacts import find
 from training.convert import Options, convert, write_diffusers
 from training.convert.openai import Flags
-from training.fit import Fit, RunOptions
-from training.parallel import pick_device, ranks
-from training.signals import INTERRUPTED, interrupted
-from training.verdict import verdict
+from training.evaluate.verdict import verdict
+from training.export import export, oracle
+from training.fit import estimate
+from training.fit.loop import Fit, RunOptions
+from training.fit.parallel import pick_device, ranks
+from training.fit.signals import INTERRUPTED, interrupted
 
 
 def do_fit(arguments: argparse.Namespace) -> int:

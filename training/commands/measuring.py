@@ -10,24 +10,21 @@ import torch
 from pydantic import TypeAdapter
 
 from diffusion.checkpoint import Metadata, load, read_metadata, rewrite, save
-from diffusion.choice import Choice
+from diffusion.likelihood.choice import Choice
 from diffusion.model import DiffusionModel
 from diffusion.plan import Sampler
 from diffusion.profile import ProfileConfig
 from training import config as configs
-from training import (
-    data,
-    export,
-    inspect,
-    parzen,
-    peer,
-    record,
-    report,
-)
+from training import data, inspect
 from training.artefacts import artefact_path, find
 from training.converted import ConvertedConfig
-from training.evaluate import evaluate, measured_again, table
-from training.parallel import pick_device
+from training.evaluate import entropy as report
+from training.evaluate import parzen
+from training.evaluate import patches as peer
+from training.evaluate.bound import evaluate, measured_again, table
+from training.export import export
+from training.fit.parallel import pick_device
+from training.study import record
 
 
 def _opened(arguments: argparse.Namespace) -> tuple[Path, DiffusionModel, Metadata]:

@@ -3,18 +3,15 @@
 import argparse
 from functools import partial
 
-from training import (
-    compare,
-    examples,
-    record,
-)
-from training.parallel import ranks
-from training.signals import interrupted
+from training.fit.parallel import ranks
+from training.fit.signals import interrupted
+from training.study import examples, record
+from training.study import schedules as compare
 
 
 def do_figures(arguments: argparse.Namespace) -> int:
     """Remake the pictures."""
-    from training import figures, labels  # matplotlib takes a second, and nothing else needs it
+    from training.study import figures, labels
 
     made = figures.make(arguments.models, arguments.folder)
     made += labels.make(arguments.models, arguments.folder)
@@ -26,7 +23,7 @@ def do_figures(arguments: argparse.Namespace) -> int:
 
 def do_paper(arguments: argparse.Namespace) -> int:
     """Fit, measure and draw what is not done yet of the paper's experiments; docs/results.md."""
-    from training import paper  # matplotlib takes a second to import
+    from training.study import paper
 
     places = paper.Places(models=arguments.models, runs=arguments.runs, docs=arguments.docs)
     names = arguments.names or paper.EXPERIMENTS

@@ -8,18 +8,18 @@ from pathlib import Path
 import torch
 from pydantic import ValidationError
 
-from diffusion import reference
 from diffusion.checkpoint import Provenance, save
+from diffusion.likelihood import reference
 from diffusion.plan import DDIM
 from diffusion.prediction import VarianceKind
 from diffusion.profile import ProfileConfig
-from training import report
 from training.config import EvaluationConfig
 from training.convert.found import ConvertError
 from training.convert.source import read
 from training.converted import ConvertedConfig
-from training.evaluate import as_planned
-from training.export import with_profile, write_companions
+from training.evaluate import entropy as report
+from training.evaluate.bound import as_planned
+from training.export.export import with_profile, write_companions
 from training.given import data_for
 from training.provenance import commit, versions
 

@@ -86,3 +86,9 @@ def checksum(*tensors: Tensor) -> str:
     for tensor in tensors:
         digest.update(tensor.contiguous().numpy().tobytes())
     return f"sha256:{digest.hexdigest()}"
+
+
+def stream_seed(seed: int, purpose: str, index: int) -> int:
+    """A seed of its own for each (seed, purpose, index): 63 bits of their sha256."""
+    digest = hashlib.sha256(f"{seed}/{purpose}/{index}".encode()).digest()
+    return int.from_bytes(digest[:8], "big") >> 1

@@ -19,7 +19,8 @@ log2(noise sqrt(2 pi e)) = 4.05 bits a pixel for the 4 levels that are the defau
 K, the log-density at unit variance, at most log2(deviation / (noise sqrt(2 pi e))) = 1.97.
 
 Sohl-Dickstein et al. (2015, Section 3.2.3 and Table 1) report K = 1.489 bits a pixel, for
-another generator's images. The two are not comparable; `training.peer` fits a peer to these.
+another generator's images. The two are not comparable; `training.evaluate.patches` fits a peer
+to these.
 Source: Jeulin's and Matheron's model; Lee, Mumford and Huang, "Occlusion models for natural images"
 (IJCV 2001), for r^-3 and what follows from it.
 """

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from diffusion.artefact import Provenance
-from diffusion.bound import bound
 from diffusion.checkpoint import Metadata, load, save
+from diffusion.likelihood.bound import bound
 from diffusion.model import DiffusionModel
 from diffusion.networks import (
     BernoulliMixture,

@@ -24,7 +24,7 @@ from diffusion.posterior import (
 )
 from diffusion.posterior.diagnostics import Diagnostics
 from diffusion.posterior.draw import weigh
-from diffusion.posterior.particles import Filter
+from diffusion.posterior.smc import Filter
 from diffusion.posterior.systems import Cloud, walk
 from diffusion.posterior.twist import Twist
 from tests.diffusion.models import binomial, gaussian

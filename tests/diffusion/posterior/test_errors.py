@@ -12,7 +12,7 @@ from diffusion.observation import Observation
 from diffusion.operators import Dense
 from diffusion.plan import Ancestral
 from diffusion.posterior import Diagnostics
-from diffusion.posterior.particles import Filter, jackknife, log_mean, spread
+from diffusion.posterior.smc import Filter, jackknife, log_mean, spread
 from diffusion.posterior.systems import Cloud, walk
 from diffusion.posterior.twist import Twist
 from tests.diffusion.models import binomial, gaussian

@@ -27,7 +27,7 @@ from diffusion.posterior import (
     draw,
     settle,
 )
-from diffusion.posterior.particles import Filter
+from diffusion.posterior.smc import Filter
 from diffusion.posterior.systems import Cloud, walk
 from diffusion.posterior.twist import Covariance, Twist
 from tests.diffusion.models import binomial, gaussian

@@ -17,8 +17,8 @@ from diffusion.observation import Observation
 from diffusion.operators import Dense
 from diffusion.plan import Ancestral
 from diffusion.posterior.factors import Factor
-from diffusion.posterior.particles import Filter, drawn, effective, log_mean, systematic
 from diffusion.posterior.proposal import Independent, Look
+from diffusion.posterior.smc import Filter, drawn, effective, log_mean, systematic
 from diffusion.posterior.systems import Cloud, Systems, walk
 from diffusion.posterior.twist import Twist, look
 from diffusion.sampling import sample

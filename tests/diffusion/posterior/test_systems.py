@@ -10,9 +10,9 @@ from diffusion.observation import Observation
 from diffusion.operators import Dense, Mask
 from diffusion.plan import Ancestral
 from diffusion.posterior import Product, draw
-from diffusion.posterior.particles import Filter
 from diffusion.posterior.product import Constant
 from diffusion.posterior.repaint import Repaint
+from diffusion.posterior.smc import Filter
 from diffusion.posterior.systems import Cloud, Course, Systems, walk
 from diffusion.posterior.twist import Twist
 from diffusion.sampling import sample

@@ -3,12 +3,12 @@
 import torch
 from torch import Tensor
 
+from diffusion.likelihood.estimator import choose_steps
+from diffusion.likelihood.iwae import Trajectories
 from diffusion.model import DiffusionModel
 from diffusion.plan import DDIM, Ancestral, DPMSolver
 from diffusion.posterior import Observation
 from diffusion.space import Convention
-from diffusion.strata import choose_steps
-from diffusion.trajectory import Trajectories
 from service.engine import ChainJob, TermJob
 
 

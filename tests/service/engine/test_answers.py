@@ -6,13 +6,13 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from diffusion.bound import bound
+from diffusion.likelihood.bound import bound
+from diffusion.likelihood.iwae import trajectory_bound
 from diffusion.model import DiffusionModel
 from diffusion.plan import DDIM, Ancestral, DPMSolver
 from diffusion.posterior import Observation
 from diffusion.sampling import sample
 from diffusion.space import Convention
-from diffusion.trajectory import trajectory_bound
 from service.engine import ChainJob, Engine, TermJob
 from tests.service.engine.jobs import chains, terms, trajectories
 

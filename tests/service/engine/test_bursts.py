@@ -3,8 +3,8 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from service.engine.scheduler import BURST_SECONDS, Scheduler
-from service.engine.ticks import Queue
+from service.engine.scheduling.batch import Queue
+from service.engine.scheduling.scheduler import BURST_SECONDS, Scheduler
 from tests.service.engine.ticks import chain, data, scheduler_of
 
 

@@ -13,7 +13,7 @@ from diffusion.networks import MLP, RBF, MLPConfig, RBFConfig, UNet, UNetConfig
 from diffusion.networks.base import Network
 from diffusion.process import GaussianConfig
 from diffusion.space import DataSpace
-from service.engine.calls import Calls, Precision, Rows
+from service.engine.device.network import Calls, Precision, Rows
 
 T = 12
 

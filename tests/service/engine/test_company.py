@@ -12,9 +12,9 @@ from diffusion.space import DataSpace
 from service.engine import ChainJob
 from service.engine.company import Company
 from service.engine.forecast import Load
-from service.engine.intake import Intake
+from service.engine.queue import Intake
 from service.engine.record import whole_of
-from service.engine.ticks import Queue
+from service.engine.scheduling.batch import Queue
 from service.settings import Settings
 from tests.service.engine.conftest import mixture
 

@@ -17,8 +17,7 @@ from diffusion.plan import DDIM, Ancestral
 from diffusion.posterior import Observation
 from diffusion.sampling import sample
 from service.engine import Engine
-from service.metrics import Metrics
-from service.problems import (
+from service.errors import (
     DeadlineExceeded,
     Draining,
     NotReady,
@@ -27,6 +26,7 @@ from service.problems import (
     TooExpensive,
     UnknownModel,
 )
+from service.metrics import Metrics
 from service.settings import Settings
 from tests.service.engine.jobs import chains, terms
 

@@ -7,14 +7,14 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from diffusion.likelihood.estimator import choose_steps
+from diffusion.likelihood.iwae import Trajectories
 from diffusion.model import DiffusionModel
 from diffusion.networks import MLP, MLPConfig, UNet, UNetConfig
 from diffusion.plan import DDIM, Ancestral, DPMSolver, Sampler
 from diffusion.posterior import Observation
 from diffusion.process import BinomialConfig, GaussianConfig
 from diffusion.space import DataSpace
-from diffusion.strata import choose_steps
-from diffusion.trajectory import Trajectories
 from service.engine import ChainJob, Engine, TermJob
 from service.engine.jobs import Job
 from service.engine.results import ChainResult, TermResult

@@ -10,15 +10,15 @@ import torch
 from torch import Tensor
 from torch.testing import assert_close
 
-from diffusion.bound import bound
+from diffusion.likelihood.bound import bound
+from diffusion.likelihood.estimator import choose_steps
 from diffusion.model import DiffusionModel
 from diffusion.networks import BitPatterns
 from diffusion.plan import Ancestral
 from diffusion.sampling import sample
-from diffusion.strata import choose_steps
 from service.engine import ChainJob, Engine, TermJob, Ticket
 from service.engine.faults import describe, fatal, out_of_memory, problem_of
-from service.problems import (
+from service.errors import (
     EngineDead,
     InternalError,
     NumericalFailure,
@@ -80,7 +80,7 @@ def test_a_row_that_is_not_finite_fails_its_request_only(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     # On a fast machine a burst would hold the whole job.
-    monkeypatch.setattr("service.engine.scheduler.BURST_SECONDS", 0.0)
+    monkeypatch.setattr("service.engine.scheduling.scheduler.BURST_SECONDS", 0.0)
     engine = make_engine(g=faulty)
     mischief.on_marked = spoiling(torch.nan)  # infinities are kept within limits by the model
     bad = among_others(engine, faulty, mischief, marked(faulty))

@@ -10,18 +10,18 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.testing import assert_close
 
+from diffusion.likelihood.estimator import choose_steps
 from diffusion.model import DiffusionModel
 from diffusion.networks import GaussianMixture
 from diffusion.noise import Stream, counter_noise
 from diffusion.plan import DDIM, Ancestral, DPMSolver, Plan, Sampler
 from diffusion.sampling import begin, step
-from diffusion.strata import choose_steps
 from service.engine import ChainJob, Engine, TermJob
-from service.engine.film import Film, Frames
+from service.engine.device.runner import Runner
+from service.engine.frames import Film, Frames
 from service.engine.limits import size_of
 from service.engine.results import ChainResult
-from service.engine.runner import Runner
-from service.engine.ticks import Entry
+from service.engine.scheduling.batch import Entry
 from tests.diffusion.models import gaussian as gaussian_model
 from tests.service.engine.test_exact import elementwise, flags, vectors
 

@@ -16,9 +16,9 @@ from diffusion.prediction import PredictionKind, VarianceKind
 from diffusion.process import BinomialConfig, GaussianConfig, Process
 from diffusion.space import DataSpace
 from service.engine import ChainJob, Engine
-from service.engine.fixed import FixedTicks, Play, graph_recorder
-from service.engine.runner import Runner
-from service.engine.ticks import Entry
+from service.engine.device.graphs import FixedTicks, Play, graph_recorder
+from service.engine.device.runner import Runner
+from service.engine.scheduling.batch import Entry
 
 T, SLOTS, BATCH = 9, 24, 8
 

@@ -8,8 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from service.engine.forecast import Forecast, Load, Loads, Shares, Span, Turns
-from service.engine.latency import StepTimes
-from service.engine.ticks import Queue, Work
+from service.engine.scheduling.batch import Queue, Work
+from service.engine.scheduling.latency import StepTimes
 from tests.service.engine.ticks import scheduler_of
 
 SHARE = 0.125

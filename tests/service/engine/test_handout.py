@@ -9,14 +9,14 @@ import torch
 from torch import Tensor
 from torch.testing import assert_close
 
-from diffusion.bound import bound
+from diffusion.likelihood.bound import bound
 from diffusion.model import DiffusionModel
 from diffusion.plan import DDIM
 from diffusion.sampling import sample
 from service.engine import Engine
-from service.engine.runner import Runner
+from service.engine.device.runner import Runner
 from service.engine.transfer import Departures
-from service.problems import NumericalFailure
+from service.errors import NumericalFailure
 from tests.service.engine.jobs import chains, terms
 
 
@@ -42,7 +42,7 @@ def log(monkeypatch: pytest.MonkeyPatch) -> list[str]:
         found.append("tick")
         run(runner, *given, **named)  # type: ignore[arg-type]
 
-    monkeypatch.setattr("service.engine.scheduler.BURST_SECONDS", 0.0)
+    monkeypatch.setattr("service.engine.scheduling.scheduler.BURST_SECONDS", 0.0)
     monkeypatch.setattr(Departures, "send", send)
     monkeypatch.setattr(Runner, "run", noted)
     return found

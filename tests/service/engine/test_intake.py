@@ -11,10 +11,10 @@ import torch
 from diffusion.model import DiffusionModel
 from diffusion.sampling import DDIM
 from service.engine import ChainJob
-from service.engine.intake import Intake
 from service.engine.limits import check_limits, size_of
-from service.engine.ticks import Entry, Queue, Tick
-from service.problems import (
+from service.engine.queue import Intake
+from service.engine.scheduling.batch import Entry, Queue, Tick
+from service.errors import (
     DeadlineExceeded,
     DeadlineUnmeetable,
     Draining,

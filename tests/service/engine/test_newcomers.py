@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from service.engine.ticks import Queue, Work
+from service.engine.scheduling.batch import Queue, Work
 from tests.service.engine.ticks import chain, entries, fill, scheduler_of, ticks_until
 
 

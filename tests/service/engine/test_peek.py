@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 from torch.testing import assert_close
 
+from diffusion.likelihood.estimator import choose_steps
 from diffusion.model import DiffusionModel
 from diffusion.plan import Ancestral
 from diffusion.sampling import sample
-from diffusion.strata import choose_steps
 from service.engine import ChainJob, Engine, TermJob
 from service.engine.peek import Peek
 
@@ -42,7 +42,7 @@ class Steps:
 @pytest.fixture(autouse=True)
 def a_step_a_tick(monkeypatch: pytest.MonkeyPatch) -> None:
     """Each network call is a tick of its own, and can be watched."""
-    monkeypatch.setattr("service.engine.scheduler.BURST_SECONDS", 0.0)
+    monkeypatch.setattr("service.engine.scheduling.scheduler.BURST_SECONDS", 0.0)
 
 
 @pytest.fixture
@@ -154,7 +154,7 @@ def test_a_look_that_is_given_up_or_fails_harms_nobody(
     def fail(*_: object) -> Peek:
         raise torch.OutOfMemoryError("no room")
 
-    monkeypatch.setattr("service.engine.runner.Peek.of", fail)
+    monkeypatch.setattr("service.engine.device.runner.Peek.of", fail)
     future = ticket.peek(3)
     steps.set()
     assert future.result(60) is None

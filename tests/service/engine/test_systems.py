@@ -16,19 +16,19 @@ from diffusion.observation import Observation
 from diffusion.operators import Dense
 from diffusion.plan import Ancestral
 from diffusion.posterior.factors import Expert
-from diffusion.posterior.particles import Filter
 from diffusion.posterior.product import Constant
 from diffusion.posterior.repaint import Repaint
+from diffusion.posterior.smc import Filter
 from diffusion.posterior.systems import Cloud, Course, walk
 from diffusion.posterior.twist import Twist
 from diffusion.process import GaussianConfig
 from diffusion.sampling import sample
 from diffusion.space import DataSpace
 from service.engine import Engine, SystemJob, SystemResult, Ticket
-from service.engine.systems import SystemRunner
-from service.engine.ticks import Entry
+from service.engine.device.smc import SystemRunner
+from service.engine.scheduling.batch import Entry
+from service.errors import InternalError, NumericalFailure, OutOfMemory
 from service.metrics import Metrics
-from service.problems import InternalError, NumericalFailure, OutOfMemory
 from tests.service.engine.jobs import chains, terms
 
 Y = torch.tensor([[0.4, 0.0], [-0.9, 0.3], [0.0, -1.2]])

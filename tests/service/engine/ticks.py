@@ -2,8 +2,8 @@
 
 from collections.abc import Iterable
 
-from service.engine.scheduler import Scheduler
-from service.engine.ticks import Entry, Queue, Tick, Work
+from service.engine.scheduling.batch import Entry, Queue, Tick, Work
+from service.engine.scheduling.scheduler import Scheduler
 
 
 def scheduler_of(

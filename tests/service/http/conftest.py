@@ -28,7 +28,7 @@ from diffusion.process import BinomialConfig, GaussianConfig
 from diffusion.profile import ProfileConfig
 from diffusion.schedule import LogSnrSchedule
 from diffusion.space import DataSpace
-from service import streams
+from service.api import streams
 from service.settings import Settings
 from tests.service.http.caller import connect, starting
 

@@ -16,8 +16,8 @@ from starlette.responses import PlainTextResponse
 from starlette.routing import Route
 from uvicorn.server import ServerState
 
-from service.connection import limited, room_for
-from service.gate import Gate
+from service.api.connection import limited, room_for
+from service.api.gate import Gate
 from service.metrics import Metrics
 from service.settings import Settings
 

@@ -15,7 +15,7 @@ from safetensors.torch import load
 
 from diffusion import heldout
 from diffusion.checkpoint import save
-from service.models import load_folder
+from service.catalogue import load_folder
 from service.settings import Settings
 from tests.service.http.caller import ask, assert_problem
 from tests.service.http.conftest import bit_patterns, gaussian_mixture, grey_images, serving

@@ -13,7 +13,7 @@ from PIL import Image
 from safetensors.torch import load, save
 
 from diffusion.posterior.summary import Summary
-from service.work.loglik import TERM_BYTES
+from service.handlers.loglik import TERM_BYTES
 from tests.service.http.caller import ask
 
 pytestmark = pytest.mark.anyio

@@ -19,7 +19,7 @@ from diffusion.plan import Ancestral
 from diffusion.posterior import Expert, Label, Method, Posterior, Twisted, draw
 from diffusion.posterior.twist import Twist
 from diffusion.posterior.units import in_model_units
-from service.models import Reader, load_folder
+from service.catalogue import Reader, load_folder
 from service.settings import Settings
 from tests.diffusion.posterior.test_factors import Components, classifier, product
 from tests.service.http.caller import ask, assert_problem, connect, starting

@@ -16,15 +16,15 @@ from safetensors.torch import load
 from torch import Tensor
 from torch.testing import assert_close
 
-from diffusion.bound import bound
-from diffusion.choice import Choice
+from diffusion.likelihood.bound import bound
+from diffusion.likelihood.choice import Choice
+from diffusion.likelihood.iwae import trajectory_bound
 from diffusion.model import DiffusionModel
 from diffusion.networks import BitPatterns, GaussianMixture
 from diffusion.noise import counter_noise
 from diffusion.posterior import Observation
 from diffusion.sampling import sample
 from diffusion.space import Convention
-from diffusion.trajectory import trajectory_bound
 from tests.service.http.caller import ask
 
 pytestmark = pytest.mark.anyio

@@ -285,7 +285,7 @@ async def test_an_unforeseen_failure_tells_no_secrets(
     def fail(*_: object) -> None:
         raise RuntimeError("/secret/path")
 
-    monkeypatch.setattr("service.work.sample.make_plan", fail)
+    monkeypatch.setattr("service.handlers.sample.make_plan", fail)
     response = await client.post("/sample", json=MIXTURE)
     assert "secret" not in response.text
     assert_problem(response, 500, "internal-error")

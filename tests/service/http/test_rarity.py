@@ -9,8 +9,8 @@ import pytest
 import torch
 from safetensors.torch import load
 
-from diffusion.bound import bound
 from diffusion.checkpoint import Evaluation, save
+from diffusion.likelihood.bound import bound
 from diffusion.networks import BitPatterns, GaussianMixture
 from diffusion.noise import counter_noise
 from diffusion.space import Convention

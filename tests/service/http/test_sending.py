@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 from starlette.types import Message, Scope
 
-from service import sending
+from service.api import sending
+from service.api.sending import Answer, Stalled, send_within
 from service.engine.results import Hold
-from service.sending import Answer, Stalled, send_within
 from service.settings import Settings
 from tests.service.http.caller import starting
 

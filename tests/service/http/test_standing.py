@@ -9,8 +9,8 @@ import pytest
 import torch
 from safetensors.torch import load
 
-from diffusion import reference
 from diffusion.checkpoint import save
+from diffusion.likelihood import reference
 from diffusion.networks import GaussianMixture
 from diffusion.noise import counter_noise
 from service.settings import Settings

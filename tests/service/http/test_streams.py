@@ -10,7 +10,7 @@ import torch
 from fastapi import FastAPI
 from torch import Tensor
 
-from service import streams
+from service.api import streams
 from tests.service.http.caller import (
     MIXTURE,
     SHORT,
@@ -125,7 +125,9 @@ async def test_what_fails_on_the_way_ends_in_the_plain_problem(
         calls += 1
         return out * torch.nan if calls % 10 == 0 else out
 
-    monkeypatch.setattr("service.engine.scheduler.BURST_SECONDS", 0.0)  # each call is a tick
+    monkeypatch.setattr(
+        "service.engine.scheduling.scheduler.BURST_SECONDS", 0.0
+    )  # each call is a tick
     hook = network(app).register_forward_hook(spoil)
     transport = httpx.ASGITransport(app)
     try:
@@ -153,7 +155,7 @@ async def test_an_unforeseen_failure_tells_no_secrets(
     def fail(*_: object) -> bytes:
         raise RuntimeError("/secret/path")
 
-    monkeypatch.setattr("service.work.sample.SampleWork.answer", fail)
+    monkeypatch.setattr("service.handlers.sample.SampleWork.answer", fail)
     asked = MIXTURE | {"sampler": {"name": "ddim", "steps": 1}}
     response = await client.post("/sample", json=asked, headers=EVENTS)
     name, data = parse(response.text)[-1]

@@ -1,0 +1,299 @@
+"""The bound K on log p(x_0), term by term (Sohl-Dickstein et al. 2015, Equation 14).
+
+    K = prior + sum_{t = 2..T} -KL(q(x_{t-1} | x_t, x_0) || p(x_{t-1} | x_t)) + last
+
+By convention:
+
+- "discretised": prior = -KL(q(x_T | x_0) || pi), last = E log P(x_0 | x_1), the probability of the
+  exact 8-bit or binary value (Ho, Jain and Abbeel 2020, Section 3.3);
+- "density": the same with the model's own Gaussian last step, a log-density in data units;
+- "paper": prior = H_q(x_T | x_0) - H_p(x_T), last = -H_q(x_1 | x_0): the last step is fixed,
+  p(x_0 | x_1) = T_pi(x_0 | x_1; beta_1); in model units.
+
+Every figure is in nats. A term is estimated with one draw of x_t, so terms need no order.
+"""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import final
+
+import torch
+from torch import Tensor
+from torch.special import log_ndtr
+
+from diffusion.distributions import Normal
+from diffusion.likelihood.choice import Choice
+from diffusion.likelihood.estimator import Steps, term_noise
+from diffusion.likelihood.uncertainty import of_draws, of_strata, quantile, summed
+from diffusion.model import DiffusionModel
+from diffusion.noise import Noise
+from diffusion.prediction import Prediction
+from diffusion.space import Convention, DataSpace
+
+_FAR = 1e3  # standard deviations; stands for infinity where a gradient must stay finite
+
+
+@final
+@dataclass(frozen=True)
+class BoundResult:
+    """The bound of N data, nats, float64 [N] each; `bound` = `prior` + `steps` + `last` + `gain`.
+
+    `standard_error` is that of the Monte Carlo estimate of one datum's bound, from the spread of
+    the last step's draws, from successive differences between strata, and from what a profile tells
+    beforehand (`diffusion.likelihood.uncertainty`); `freedom` its degrees of freedom. `gain` is
+    what several trajectories add to their average (`trajectory.weigh`), else 0.
+    """
+
+    bound: Tensor
+    standard_error: Tensor
+    prior: Tensor
+    steps: Tensor
+    last: Tensor
+    gain: Tensor
+    freedom: Tensor
+
+    @property
+    def interval(self) -> Tensor:
+        """In which the bound's expectation lies, 95%, nats [N, 2]: by Student's t."""
+        half = quantile(self.freedom) * self.standard_error
+        return torch.stack((self.bound - half, self.bound + half), 1)
+
+
+def evaluate(
+    model: DiffusionModel,
+    prediction: Prediction,
+    x_0: Tensor,
+    x_t: Tensor,
+    t: Tensor,
+    convention: Convention,
+    s: Tensor | None = None,
+) -> Tensor:
+    """Terms of the bound from a network call already made, nats [B].
+
+    -KL(q(x_s | x_t, x_0) || p(x_s | x_t)), and at s = 0 the last step's part.
+
+    Args:
+        model: the model.
+        prediction: `model.predict(x_t, t)`.
+        x_0: [B, *event], model units.
+        x_t: [B, *event], drawn from q(x_t | x_0).
+        t: int64 [B].
+        convention: of the bound; "paper" has no network's part at s = 0, and gives its closed form.
+        s: int64 [B], where the steps end; t - 1 where it is not given.
+    """
+    s = t - 1 if s is None else s
+    last = s == 0
+    if not bool(last.any()):
+        return -model.process.posterior(x_0, x_t, t, s).kl(prediction.kernel(s))
+    if not bool(last.all()):
+        values = x_0.new_empty(len(t))
+        for rows in (last, ~last):
+            part = prediction.rows(rows)
+            found = evaluate(model, part, x_0[rows], x_t[rows], t[rows], convention, s[rows])
+            values[rows] = found.to(values.dtype)
+        return values
+    if convention == "paper":
+        return -model.process.marginal(x_0, t).entropy()
+    kernel = prediction.kernel(s)
+    if convention == "density":
+        return kernel.log_prob(x_0) + model.space.log_jacobian()
+    if isinstance(kernel, Normal):
+        return discretised_log_prob(kernel, x_0, model.space)
+    return kernel.log_prob(x_0)
+
+
+def terms(
+    model: DiffusionModel,
+    x_0: Tensor,
+    t: Tensor,
+    noise: Noise,
+    convention: Convention,
+    clip: bool = True,
+) -> Tensor:
+    """Terms of the bound, one for each row, nats [B]; differentiable in the model's parameters.
+
+    Args:
+        model: the model.
+        x_0: [B, *event], model units.
+        t: int64 [B], 1..T.
+        noise: of the forward draw.
+        convention: of the bound.
+        clip: as in `DiffusionModel.predict`; training leaves it out.
+    """
+    x_t = model.process.marginal(x_0, t).sample(noise)
+    return evaluate(model, model.predict(x_t, t, clip), x_0, x_t, t, convention)
+
+
+def prior_part(model: DiffusionModel, x_0: Tensor, convention: Convention) -> Tensor:
+    """The part that needs no network, nats float64 [N]."""
+    last = torch.full((len(x_0),), model.T, device=x_0.device)
+    marginal = model.process.marginal(x_0.double(), last)
+    prior = model.process.prior(model.event, len(x_0))
+    if convention == "paper":
+        return (marginal.entropy() - prior.entropy()).double()
+    return -marginal.kl(prior).double()
+
+
+def null_log_prob(model: DiffusionModel, x_0: Tensor, convention: Convention) -> Tensor:
+    """L_null, the log-likelihood under pi alone in the same convention, nats float64 [N]."""
+    x_0 = x_0.double()
+    prior = model.process.prior(model.event, len(x_0))
+    if isinstance(prior, Normal):
+        if convention == "discretised":
+            return discretised_log_prob(
+                Normal(prior.mean.double(), prior.var.double()), x_0, model.space
+            )
+        jacobian = model.space.log_jacobian() if convention == "density" else 0.0
+        return prior.log_prob(x_0).double() + jacobian
+    return prior.log_prob(x_0).double()
+
+
+def discretised_log_prob(kernel: Normal, x_0: Tensor, space: DataSpace) -> Tensor:
+    """log of the kernel's mass in the bin of each level, the end bins open, nats [B].
+
+    Phi((x + h - mean) / std) - Phi((x - h - mean) / std), h half a level in model units
+    (Ho, Jain and Abbeel 2020, Equation 13).
+    """
+    if space.levels is None or space.bounds is None:
+        raise ValueError(
+            'convention "discretised" needs data with levels: use "density" or "paper"'
+        )
+    low, high = (bound.to(x_0.device) for bound in space.bounds)
+    half = (high - low) / (2 * (space.levels - 1))
+    x, mean = x_0.double(), kernel.mean.double()
+    std = kernel.var.double().sqrt()
+    below = torch.where(x <= low + half, -_FAR, (x - half - mean) / std).clamp(-_FAR, _FAR)
+    above = torch.where(x >= high - half, _FAR, (x + half - mean) / std).clamp(-_FAR, _FAR)
+    # In the upper tail the difference is taken from the other side, where it does not cancel.
+    flip = below + above > 0
+    lower = log_ndtr(torch.where(flip, -above, below))
+    upper = log_ndtr(torch.where(flip, -below, above))
+    mass = upper + torch.log(-torch.expm1((lower - upper).clamp(max=-1e-30)))
+    total: Tensor = mass.flatten(1).sum(1)
+    return total
+
+
+def combine(steps: Steps, values: Tensor, prior: Tensor, closed_last: Tensor | None) -> BoundResult:
+    """The bound of each datum from its terms' values.
+
+    Args:
+        steps: which terms.
+        values: [N, n], nats, in the order of `steps`.
+        prior: [N], `prior_part`.
+        closed_last: [N], the last part where it needs no network ("paper"), else None.
+    """
+    values = values.double()
+    weighted = values[:, steps.last :] * steps.weight[steps.last :]
+    total, draws = weighted.sum(1), values[:, : steps.last]
+    parts = []
+    if weighted.shape[1] > 1 or (weighted.shape[1] and steps.expected is not None):
+        parts.append(of_strata(weighted, steps.expected))
+    if steps.last > 1:
+        parts.append(of_draws(draws, steps.expected))
+    zero = torch.zeros_like(prior)
+    variance, freedom = summed(*parts) if parts else (zero, zero + 1)
+    last = closed_last if closed_last is not None else draws.mean(1)
+    return BoundResult(prior + total + last, variance.sqrt(), prior, total, last, zero, freedom)
+
+
+def closed_last(
+    model: DiffusionModel, x_0: Tensor, convention: Convention, end: int = 1
+) -> Tensor | None:
+    """The last part of "paper", -H_q(x_1 | x_0), which needs no network, float64 [N]; else None.
+
+    `end` is where a chain that leaves steps out begins its last one, in place of 1.
+    """
+    if convention != "paper":
+        return None
+    t = torch.full((len(x_0),), end, device=x_0.device)
+    return -model.process.marginal(x_0.double(), t).entropy()
+
+
+def check_convention(model: DiffusionModel, convention: Convention) -> None:
+    """Raise ValueError where a convention does not fit the data."""
+    kind, levels = model.space.kind, model.space.levels
+    if convention == "discretised" and levels is None and kind != "bits":
+        raise ValueError('real data have no discretised bound: use "density" or "paper"')
+    if convention == "density" and kind == "bits":
+        raise ValueError('bits have no density: use "discretised" or "paper"')
+
+
+@torch.inference_mode()
+def bound(
+    model: DiffusionModel,
+    x_0: Tensor,
+    *,
+    seed: int,
+    convention: Convention,
+    terms: int | None = None,
+    choice: Choice | None = None,
+    batch: int = 64,
+    progress: Callable[[int], None] | None = None,
+) -> BoundResult:
+    """The bound on log p(x_0) of N data.
+
+    Args:
+        model: the model.
+        x_0: [N, *event], model units.
+        seed: of the noise.
+        convention: of the bound.
+        terms: network evaluations a datum; None for all steps.
+        choice: which terms, where more is said than their number.
+        batch: rows a network call.
+        progress: called with the number of evaluations just made.
+    """
+    check_convention(model, convention)
+    rows = torch.arange(len(x_0))
+    steps = (choice or Choice(terms=terms)).settle(model, rows, seed, convention)
+    values = draw_terms(
+        model, x_0, steps, seed=seed, convention=convention, batch=batch, progress=progress
+    )
+    prior, last = prior_part(model, x_0, convention), closed_last(model, x_0, convention, steps.end)
+    return combine(steps, values, prior.cpu(), None if last is None else last.cpu())
+
+
+@torch.inference_mode()
+def draw_terms(
+    model: DiffusionModel,
+    x_0: Tensor,
+    steps: Steps,
+    *,
+    seed: int,
+    convention: Convention,
+    batch: int = 64,
+    progress: Callable[[int], None] | None = None,
+) -> Tensor:
+    """The terms of the bounds of N data, float64 [N, n] on the CPU, in the order of `steps`.
+
+    Args:
+        model: the model.
+        x_0: [N, *event], model units.
+        steps: which terms.
+        seed: of the noise.
+        convention: of the bound.
+        batch: rows a network call.
+        progress: called with the number of evaluations just made.
+    """
+    values = torch.empty(len(x_0) * steps.count, dtype=torch.float64)
+    datum = torch.arange(len(x_0)).repeat_interleave(steps.count)
+    t, s, draw = steps.t.flatten(), steps.s.flatten(), steps.draw.flatten()
+    for start in range(0, len(values), batch):
+        part = slice(start, start + batch)
+        here, device = datum[part], x_0.device
+        noise = term_noise(
+            torch.full_like(here, seed).to(device), here.to(device), draw[part].to(device)
+        )
+        x, at = x_0[here.to(device)], t[part].to(device)
+        x_t = model.process.marginal(x, at).sample(noise)
+        to = s[part].to(device)
+        found = evaluate(model, model.predict(x_t, at), x, x_t, at, convention, to)
+        values[part] = found.double().cpu()
+        if progress is not None:
+            progress(len(here))
+    return values.view(len(x_0), steps.count)
+
+
+def bits(nats: Tensor | float) -> Tensor | float:
+    """Nats to bits."""
+    return nats / math.log(2)

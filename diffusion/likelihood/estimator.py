@@ -1,0 +1,231 @@
+"""Strata of a chain's steps: which terms of the bound are evaluated, and what each counts for.
+
+    K = prior + sum over the chosen of weight * term,     weight = steps of the stratum
+
+Unbiased whatever the strata, for each stands for all its steps by one of them, any as likely as
+another. The estimate's variance is that of the last step's draws and
+
+    sum over strata of k * sum over its k steps of spread_t^2 + (mean_t - their mean)^2
+
+which a profile tells beforehand; strata of even importance make it as small as it can be.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import final
+
+import torch
+from torch import Tensor
+
+from diffusion.likelihood.uncertainty import Expected
+from diffusion.noise import CounterNoise, Stream, counter_noise
+from diffusion.profile import Profile
+from diffusion.space import Convention
+
+_LAST_DRAWS = 8
+
+
+@final
+@dataclass(frozen=True)
+class Steps:
+    """Which terms of each datum's bound are evaluated.
+
+    Attributes:
+        t: int64 [N, n]: each row the last step's draws first, then ascending strata of the others.
+        s: int64 [N, n]: where each step ends; 0 for the last.
+        draw: int64 [N, n]: the noise's step, distinct within a row.
+        weight: float64 [n]: the bound's estimate is the prior's part + sum of weight times term.
+        last: how many of the n are draws of the last step.
+        end: where the last step begins: 1, unless the chain leaves steps out.
+        expected: what each stratum adds on average and how much it varies, where a profile tells.
+    """
+
+    t: Tensor
+    s: Tensor
+    draw: Tensor
+    weight: Tensor
+    last: int
+    end: int
+    expected: Expected | None = None
+
+    @property
+    def count(self) -> int:
+        """Network evaluations a datum."""
+        return len(self.weight)
+
+    @property
+    def nbytes(self) -> int:
+        """Of host memory."""
+        return self.t.nbytes + self.s.nbytes + self.draw.nbytes
+
+    def at(self, row: Tensor, unit: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """t, s and the noise's step of terms, int64 [B] each."""
+        return self.t[row, unit], self.s[row, unit], self.draw[row, unit]
+
+
+@final
+@dataclass(frozen=True)
+class Strata:
+    """A division of the steps 2..T of a chain, and draws of its last.
+
+    Attributes:
+        last: draws of the last step.
+        edges: int64 [n + 1]: stratum i holds the steps edges[i] < t <= edges[i + 1].
+    """
+
+    last: int
+    edges: Tensor
+
+    @property
+    def count(self) -> int:
+        """Network evaluations a datum."""
+        return self.last + len(self.edges) - 1
+
+
+def choose_steps(
+    T: int,
+    rows: Tensor,
+    seed: int,
+    convention: Convention,
+    terms: int | None = None,
+    *,
+    strata: Strata | None = None,
+    path: Tensor | None = None,
+    profile: Profile | None = None,
+    own: bool = True,
+    bits: bool = False,
+) -> Steps:
+    """All T steps, or an unbiased, stratified choice of `terms` of them for each datum.
+
+    One t is drawn in each stratum. The last step is always there and has several draws (up to 8),
+    for one draw would hide its own error; "paper" needs none.
+
+    Args:
+        T: steps of the process.
+        rows: int64 [N], which data of the request: the noise's rows.
+        seed: of the request.
+        convention: of the bound.
+        terms: network evaluations a datum, at least 4; None for all steps.
+        strata: of these in place of `even_strata`.
+        path: int64 [steps + 1], 0 = t_0 < ... < t_steps = T, of a chain that leaves steps out.
+        profile: of the model, where there is one; not with `path`, for it is of all T steps.
+        own: whether the convention is the data's own, of whose last step the profile tells.
+        bits: whether data are bits.
+
+    Raises:
+        ValueError: too few terms.
+    """
+    path = torch.arange(T + 1) if path is None else path
+    strata = strata or even_strata(len(path) - 1, convention, terms)
+    last, edges = strata.last, strata.edges
+    size = edges.diff()
+    noise = counter_noise(seed, rows.cpu(), 0, Stream.TERM)
+    each = torch.empty(len(rows), 0, dtype=torch.long)
+    if len(size):
+        each = edges[:-1] + 1 + (noise.uniform((len(size),)).double() * size).long()
+    ones = torch.ones(len(rows), last, dtype=torch.long)
+    place = torch.cat((ones, each), 1)
+    # Draws of the last step are numbered past T, so that no two terms of a datum share noise.
+    draws = T + 1 + torch.arange(last).expand(len(rows), last)
+    weight = torch.cat((torch.full((last,), 1 / max(last, 1), dtype=torch.float64), size.double()))
+    t, s = path[place], path[place - 1]
+    draw = torch.cat((draws, path[each]), 1)
+    expected = None if profile is None else Expected.of(profile, edges, own, bits)
+    return Steps(t, s, draw, weight, last, int(path[1]), expected)
+
+
+def even_strata(T: int, convention: Convention, terms: int | None = None) -> Strata:
+    """Strata of even width: `terms` in all, or every one of 2..T its own.
+
+    Raises:
+        ValueError: too few terms.
+    """
+    least = min_terms(T, convention)
+    if terms is not None and terms < least:
+        raise ValueError(f"`terms` is at least {least} for this model, came {terms}")
+    last = 0 if convention == "paper" else _LAST_DRAWS
+    count = T - 1
+    if terms is not None and terms < T - 1 + last:
+        last = min(last, max(2, terms // 4, terms - (T - 1)))
+        count = terms - last
+    edges = torch.arange(count + 1, dtype=torch.float64) * (T - 1) / max(count, 1)
+    return Strata(last, edges.round().long() + 1)
+
+
+def important_strata(profile: Profile, convention: Convention, terms: int) -> Strata:
+    """The strata, and the draws of the last step, that leave the least error (`predicted_error`).
+
+    Raises:
+        ValueError: too few terms, or more than there are strata for.
+    """
+    draws = [0] if convention == "paper" else range(2, _LAST_DRAWS + 1)
+    possible = [n for n in draws if 1 <= terms - n <= profile.longest_strata]
+    if not possible or terms < min_terms(profile.T, convention):
+        least, most = min_terms(profile.T, convention), profile.longest_strata + max(draws)
+        raise ValueError(
+            f"by importance {least} to {most} `terms` can be chosen for this model, came {terms}: "
+            "ask for that many, or for all"
+        )
+    found = [Strata(n, profile.edges(terms - n)) for n in possible]
+    return min(found, key=lambda strata: predicted_error(profile, strata))
+
+
+def predicted_error(profile: Profile, strata: Strata) -> float:
+    """The standard error of a datum's bound, nats: the root of its mean square over training data.
+
+    Of the data's own convention, or "paper", where `strata` have no draws of the last step.
+    """
+    spread, mean = profile.spread.cpu(), profile.mean.cpu()
+    square, first = (x.cumsum(0)[strata.edges] for x in (spread.square() + mean.square(), mean))
+    variance = (strata.edges.diff() * square.diff() - first.diff().square()).sum()
+    if strata.last:
+        variance = variance + spread[1].square() / strata.last
+    return float(variance.clamp_min(0).sqrt())
+
+
+def strata_for(
+    profile: Profile, convention: Convention, target: float, choose: Callable[[int], Strata]
+) -> Strata:
+    """The fewest terms whose predicted error is at most `target` nats.
+
+    Args:
+        profile: of the model.
+        convention: of the bound.
+        target: above 0.
+        choose: the strata of a number of terms; where it knows none of so many, all steps are.
+
+    Raises:
+        ValueError: a smaller error than all the steps leave.
+    """
+    whole = even_strata(profile.T, convention)
+    floor = predicted_error(profile, whole)
+    if target < floor:
+        raise ValueError(
+            f"one draw of each of the {profile.T} steps leaves a standard error of about "
+            f"{floor:.3g} nats, came a `target_error` of {target:g}: ask for more, or for all "
+            "terms with several seeds, and average"
+        )
+    low, high = min_terms(profile.T, convention), whole.count
+    best = whole
+    while low < high:
+        middle = (low + high) // 2
+        try:
+            found = choose(middle)
+        except ValueError:
+            high = middle
+            continue
+        if predicted_error(profile, found) <= target:
+            high, best = middle, found
+        else:
+            low = middle + 1
+    return best
+
+
+def min_terms(T: int, convention: Convention) -> int:
+    """The fewest terms that give an estimate and its error."""
+    return min(T - 1, 2) + (0 if convention == "paper" else 2)
+
+
+def term_noise(seed: Tensor, row: Tensor, draw: Tensor) -> CounterNoise:
+    """The noise of terms: of the forward draw x_t given x_0, int64 [B] each."""
+    return CounterNoise(seed, row, draw, Stream.TERM)

@@ -1,0 +1,379 @@
+"""What held-out examples' terms are, so that others can be compared with them:
+models/NAME/reference.safetensors.
+
+Of each held-out example the file holds one draw of the bound's term in each of many strata. From
+these, any estimate with fewer terms can be drawn again: a stratum of the request takes the draw of
+the file's stratum that a step of it, chosen at random, lies in. So held-out estimates with the very
+noise of the request stand beside the request's own, and
+
+    rarer_than   = share of held-out examples with a larger bound
+    typicality p = (1 + number of held-out examples as far out or farther) / (1 + N)
+
+are uniform on new held-out data at any number of terms. How far out an example is, its features z
+say: the bound, its prior and last parts, and the terms of t >= 2 in a few bands of noise levels.
+
+    D^2 = (z - mean)^T cov^-1 (z - mean)
+
+with mean and covariance of the held-out examples, of each of them without itself (closed form).
+Parts that are minus a divergence or a log-probability enter as the logarithm of their size, in
+which far too little is as far out as far too much: an empty picture has hardly any.
+"""
+
+import hashlib
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import lru_cache
+from itertools import pairwise
+from pathlib import Path
+from typing import Literal, NamedTuple, Self, final
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from diffusion.artefact import ArtefactError
+from diffusion.likelihood.bound import closed_last, draw_terms, prior_part
+from diffusion.likelihood.choice import Choice
+from diffusion.likelihood.estimator import Steps
+from diffusion.model import DiffusionModel
+from diffusion.space import Convention
+
+FILE = "reference.safetensors"
+MOST = 400  # examples
+LEAST = 50  # of them, to tell anything by
+SMALL = 64  # elements of an example, whose network is small: then all terms are measured
+TERMS = 64  # of each larger one
+BANDS = 6
+SEED = 2**62  # of the noise: no request's by accident
+_FLOOR = 0.02  # of a part's mean size, below which its logarithm does not follow it
+_RIDGE = 1e-6
+
+
+class Band(NamedTuple):
+    """A part of the bound, among held-out examples.
+
+    Attributes:
+        name: prior, last or steps.
+        first: the least t of it.
+        final: the greatest.
+        nats: of each example, [N].
+        rarer_than: the share of held-out examples in which it is larger, [N].
+    """
+
+    name: Literal["prior", "last", "steps"]
+    first: int
+    final: int
+    nats: Tensor
+    rarer_than: Tensor
+
+
+class Standing(NamedTuple):
+    """Where N examples stand among held-out ones.
+
+    Attributes:
+        rarer_than: [N]; NaN where the bound is no number.
+        typicality: p-values [N]; the least there is where the bound is no finite number.
+        bands: what it is made of.
+    """
+
+    rarer_than: Tensor
+    typicality: Tensor
+    bands: tuple[Band, ...]
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class Reference:
+    """The terms of held-out examples.
+
+    Attributes:
+        convention: of the last step's draws: the data's own.
+        T: steps of the model.
+        last: how many draws of the last step there are.
+        edges: int64 [n - last + 1] of the strata, as in `diffusion.likelihood.estimator`.
+        values: nats, float64 [N, n]: draws of the last step, then of each stratum.
+        prior: nats, float64 [N].
+        paper: nats, float64 [N]: prior and last part in convention "paper".
+    """
+
+    convention: Convention
+    T: int
+    last: int
+    edges: Tensor
+    values: Tensor
+    prior: Tensor
+    paper: Tensor
+
+    def __len__(self) -> int:
+        return len(self.values)
+
+    def refusal(self, convention: Convention) -> str | None:
+        """Why a bound in this convention cannot be compared; None where it can."""
+        if len(self) < LEAST:
+            return f"the model ships with {len(self)} held-out examples' terms, {LEAST} are needed"
+        if convention not in (self.convention, "paper"):
+            return f"held-out examples were measured in convention {self.convention!r} and 'paper'"
+        return None
+
+    def stand(
+        self,
+        steps: Steps,
+        convention: Convention,
+        values: Tensor,
+        prior: Tensor,
+        closed: Tensor | None,
+    ) -> Standing:
+        """Where examples stand among these, by their terms.
+
+        Args:
+            steps: which terms, of the whole chain.
+            convention: one that `refusal` lets pass.
+            values: [N, n], nats, in the order of `steps`.
+            prior: [N], `bound.prior_part`.
+            closed: [N], `bound.closed_last`; None but for "paper".
+        """
+        crowd = self._crowd(convention, steps.last, tuple(steps.weight[steps.last :].tolist()))
+        parts = crowd.parts(values.double(), prior if closed is None else prior + closed)
+        bounds = parts.sum(1)
+        rarer = _larger(crowd.bounds, bounds)
+        far = crowd.far(parts)
+        beyond = (crowd.own_far >= far[:, None]).sum(1)
+        typicality = (1 + beyond.double()) / (1 + len(self))
+        among = [(x, _larger(own, x)) for x, own in zip(parts.T, crowd.own.T, strict=True)]
+        bands = [Band("prior", self.T, self.T, *among[0])]
+        if steps.last:
+            bands.append(Band("last", 1, 1, *among[1]))
+        for span, one in zip(crowd.spans, among[len(bands) :], strict=True):
+            bands.append(Band("steps", *span, *one))
+        return Standing(rarer, typicality, tuple(bands))
+
+    @lru_cache(maxsize=32)  # noqa: B019, references live as long as the process
+    def _crowd(self, convention: Convention, last: int, sizes: tuple[float, ...]) -> "_Crowd":
+        """These examples, estimated by such terms."""
+        size = torch.tensor(sizes, dtype=torch.float64)
+        edges = torch.cat((torch.zeros(1), size.cumsum(0))) + 1
+        dice = torch.Generator().manual_seed(len(sizes))
+        chosen = torch.rand(len(self), len(size), generator=dice, dtype=torch.float64)
+        t = (edges[:-1] + 1 + (chosen * size).floor()).long()
+        # Stratum i holds edges[i] < t <= edges[i + 1].
+        stratum = torch.searchsorted(self.edges, t) - 1
+        # Their noise is next to nothing where the file has fewer draws of the last step than these.
+        some = torch.rand(len(self), self.last, generator=dice).argsort(1)
+        some = some.repeat(1, -(-last // max(self.last, 1)))[:, :last]
+        drawn = self.values.gather(1, torch.cat((some, self.last + stratum), 1))
+        rest = self.paper if convention == "paper" else self.prior
+        return _Crowd.of(drawn, rest, last, size)
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class _Crowd:
+    """Held-out examples as a request would have estimated them.
+
+    Attributes:
+        last: draws of the last step.
+        size: float64 [n - last], of the strata.
+        groups: int64 [bands + 1], the strata at which bands begin.
+        spans: the first and last t of each band.
+        own: float64 [N, parts].
+        logs: which parts enter by their logarithm, bool [parts].
+        floor: nats, float64 [parts].
+        mean: of the features, float64 [features].
+        root: of the covariance's inverse, float64 [features, features].
+        own_far: float64 [N], each example's D^2 by the others.
+    """
+
+    last: int
+    size: Tensor
+    groups: Tensor
+    spans: tuple[tuple[int, int], ...]
+    own: Tensor
+    logs: Tensor
+    floor: Tensor
+    mean: Tensor
+    root: Tensor
+    own_far: Tensor
+
+    @property
+    def bounds(self) -> Tensor:
+        """Of the held-out examples, [N]."""
+        return self.own.sum(1)
+
+    @classmethod
+    def of(cls, values: Tensor, rest: Tensor, last: int, size: Tensor) -> Self:
+        """From terms [N, n], closed parts [N], and the strata's sizes."""
+        groups = _groups((values[:, last:] * size).abs().mean(0))
+        ends = torch.cat((torch.zeros(1, dtype=torch.float64), size.cumsum(0)))[groups] + 1
+        spans = tuple((int(a) + 1, int(b)) for a, b in pairwise(ends))
+        one = torch.zeros(1)
+        found = cls(last, size, groups, spans, one, one, one, one, one, one)
+        own = found.parts(values, rest)
+        logs, floor = (own <= 1e-6).all(0), _FLOOR * own.abs().mean(0).clamp_min(1e-12)
+        found = cls(last, size, groups, spans, own, logs, floor, one, one, one)
+        z = found.features(own)
+        mean, n = z.mean(0), len(z)
+        cov = z.T.cov()
+        cov = cov + torch.diag(_RIDGE * cov.diagonal() + 1e-18)
+        # A part that is the same of all examples, but for rounding, tells nothing.
+        same = cov.diagonal().sqrt() <= 1e-5 * mean.abs() + 1e-8
+        cov[same], cov[:, same] = 0.0, 0.0
+        cov[same, same] = math.inf
+        keep = (~same).nonzero().flatten()
+        root = torch.zeros_like(cov)
+        inner = torch.linalg.inv(torch.linalg.cholesky(cov[keep][:, keep]))
+        root[keep[:, None], keep] = inner
+        # Each by the mean and covariance of the others (Sherman and Morrison).
+        q = ((z - mean) @ root.T).square().sum(1) / (n - 1)
+        own_far = (n - 2) * (n / (n - 1)) ** 2 * q / (1 - n / (n - 1) * q).clamp_min(1e-12)
+        return cls(last, size, groups, spans, own, logs, floor, mean, root, own_far)
+
+    def parts(self, values: Tensor, rest: Tensor) -> Tensor:
+        """The closed part, the last where it is drawn, and the bands, nats [N, parts]."""
+        weighted = values[:, self.last :] * self.size
+        found = [rest.double()[:, None]]
+        if self.last:
+            found.append(values[:, : self.last].mean(1, keepdim=True))
+        for a, b in pairwise(self.groups.tolist()):
+            found.append(weighted[:, a:b].sum(1, keepdim=True))
+        return torch.cat(found, 1)
+
+    def features(self, parts: Tensor) -> Tensor:
+        """What D^2 is of, [N, parts + 1]."""
+        sizes = ((-parts).clamp_min(0) + self.floor).log()
+        return torch.cat((torch.where(self.logs, sizes, parts), parts.sum(1, keepdim=True)), 1)
+
+    def far(self, parts: Tensor) -> Tensor:
+        """D^2 [N]; infinite where a part is."""
+        z = self.features(parts) - self.mean
+        return (z @ self.root.T).square().sum(1).nan_to_num(math.inf, posinf=math.inf)
+
+
+def measure(
+    model: DiffusionModel,
+    x_0: Tensor,
+    *,
+    batch: int = 256,
+    progress: Callable[[int], None] | None = None,
+) -> Reference:
+    """The terms of held-out examples x_0 [N, *event], model units."""
+    convention = model.space.default_convention
+    steps = choice(model).settle(model, torch.arange(len(x_0)), SEED, convention)
+    values = draw_terms(
+        model, x_0, steps, seed=SEED, convention=convention, batch=batch, progress=progress
+    )
+    edges = torch.cat((torch.zeros(1), steps.weight[steps.last :].cumsum(0))).round().long() + 1
+    prior = prior_part(model, x_0, convention).cpu()
+    last = closed_last(model, x_0, "paper")
+    assert last is not None  # of "paper" it has a closed form
+    paper = (prior_part(model, x_0, "paper") + last).cpu()
+    return Reference(convention, model.T, steps.last, edges, values, prior, paper)
+
+
+def choice(model: DiffusionModel) -> Choice:
+    """Which terms of each held-out example are measured."""
+    if model.space.dims <= SMALL or model.T < TERMS:
+        return Choice()
+    if model.profile is None:
+        return Choice(terms=TERMS)
+    return Choice(terms=min(TERMS, model.profile.longest_strata + 2), strata="importance")
+
+
+def pick(rows: Tensor, count: int = MOST) -> Tensor:
+    """The held-out examples that are measured, from all over a split [N, *shape]."""
+    return rows[:: max(1, len(rows) // count)][:count]
+
+
+def fingerprint(model: DiffusionModel) -> str:
+    """Of all that a bound depends on: a reference is of one model."""
+    found = hashlib.sha256()
+    for name, tensor in sorted(model.state_dict().items()):
+        if name.startswith("profile.") and name not in ("profile.error", "profile.last"):
+            continue
+        found.update(name.encode())
+        found.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
+    found.update(str(model.variance).encode())
+    return found.hexdigest()
+
+
+def write(folder: Path, model: DiffusionModel, reference: Reference) -> Path:
+    """Write it beside its model's artefact; returns the path."""
+    if not bool(reference.values.isfinite().all()):
+        raise ValueError("a held-out example has a term that is no finite number: leave it out")
+    path = folder / FILE
+    small = torch.float32 if model.space.dims > SMALL else torch.float16
+    tensors = {
+        "edges": reference.edges.int(),
+        "values": reference.values.to(small),
+        "prior": reference.prior,
+        "paper": reference.paper,
+    }
+    header = {
+        "convention": reference.convention,
+        "T": str(reference.T),
+        "last": str(reference.last),
+        "model": fingerprint(model),
+    }
+    save_file({n: x.contiguous() for n, x in tensors.items()}, path, header)
+    path.chmod(0o644)  # the server may be another user; save_file writes for the owner alone
+    return path
+
+
+def read(folder: Path, model: DiffusionModel) -> Reference | None:
+    """What stands beside an artefact; None where there is no such file.
+
+    Raises:
+        ArtefactError: the file holds something else, or is of another model.
+    """
+    path = folder / FILE
+    if not path.exists():
+        return None
+    fix = "measure it anew with `python -m training reference`"
+    try:
+        with safe_open(path, framework="pt") as file:
+            header = file.metadata() or {}
+            edges, values, prior, paper = (
+                file.get_tensor(name) for name in ("edges", "values", "prior", "paper")
+            )
+        T, last = int(header["T"]), int(header["last"])
+        if header["model"] != fingerprint(model):
+            raise ArtefactError(f"{path}: it is of another model: {fix}")
+        convention = model.space.default_convention
+        n = len(values)
+        strata = values.shape[1] - last
+        if header["convention"] != convention or model.T != T or len(edges) != strata + 1:
+            raise ValueError("its shapes are not the model's")
+        if prior.shape != (n,) or paper.shape != (n,) or not bool(values.isfinite().all()):
+            raise ValueError("its values are not held-out examples' terms")
+    except (KeyError, SafetensorError, ValueError, IndexError) as error:
+        if isinstance(error, ArtefactError):
+            raise
+        raise ArtefactError(f"{path}: it holds no reference: {error}: {fix}") from error
+    return Reference(
+        convention, T, last, edges.long(), values.double(), prior.double(), paper.double()
+    )
+
+
+def _larger(crowd: Tensor, values: Tensor) -> Tensor:
+    """The share of `crowd` [M] above each of `values` [N], half of what is equal; NaN of NaN."""
+    ordered, values = crowd.sort().values, values.contiguous()
+    low = torch.searchsorted(ordered, values)
+    high = torch.searchsorted(ordered, values, right=True)
+    share = 1 - (low + high).double() / (2 * len(crowd))
+    return share.where(~values.isnan(), math.nan)
+
+
+def _groups(weight: Tensor) -> Tensor:
+    """Where at most BANDS bands of even weight begin, of strata [n] of these, and the end."""
+    n = len(weight)
+    count = min(BANDS, n)
+    if not count:
+        return torch.zeros(1, dtype=torch.int64)
+    before = torch.cat((torch.zeros(1, dtype=torch.float64), weight.double().cumsum(0)))
+    wanted = torch.arange(1, count, dtype=torch.float64) / count * before[-1]
+    places = [0]
+    for i, place in enumerate(torch.searchsorted(before, wanted).tolist()):
+        # Each band has one stratum at the least, and leaves one to every later band.
+        places.append(min(max(place, places[-1] + 1), n - (count - 1 - i)))
+    return torch.tensor([*places, n])

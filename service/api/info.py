@@ -1,0 +1,136 @@
+"""What is served, and how the service fares: the routes that are asked with GET."""
+
+from typing import Annotated
+
+from anyio import to_thread
+from fastapi import APIRouter, Query, Request, Response
+from fastapi.routing import APIRoute
+from pydantic import BaseModel
+
+from diffusion.heldout import MOST
+from service.api import heldout
+from service.api.openapi import examples_responses, problems
+from service.catalogue import Served
+from service.codecs.json import JSON, negotiate, to_json
+from service.metrics import CONTENT_TYPE
+from service.schemas.responses import (
+    ClassifierSummary,
+    ExamplesAnswer,
+    Health,
+    ModelAnswer,
+    ModelsAnswer,
+    ModelSummary,
+    RefusedFile,
+)
+from service.state import backend_of
+
+router = APIRouter()
+
+
+# ------------------------------------------------------------------------------------------ models
+
+
+@router.get("/models", tags=["models"], response_model=ModelsAnswer)
+async def list_models(request: Request) -> Response:
+    """What is served, and which files of the folder are not, with reasons."""
+    catalogue = backend_of(request).catalogue
+    answer = ModelsAnswer(
+        models=[_summary(served) for served in catalogue.served.values()],
+        default=catalogue.default,
+        refused=[RefusedFile(**vars(refused)) for refused in catalogue.refused],
+    )
+    return _json(answer)
+
+
+@router.get(
+    "/models/{name}", tags=["models"], response_model=ModelAnswer, responses=problems(404, 422)
+)
+async def show_model(request: Request, name: str) -> Response:
+    """What the artefact says: space, process, training, evaluation; and its card."""
+    served = backend_of(request).find(name)
+    facts = served.metadata.model_dump(mode="json")
+    evaluation = facts.pop("evaluation")
+    answer = ModelAnswer(
+        **_summary(served).model_dump(),
+        default_convention=served.model.space.default_convention,
+        artefact=facts,
+        checksum=served.checksum,
+        evaluation=evaluation,
+        card=served.card,
+    )
+    return _json(answer)
+
+
+@router.get(
+    "/models/{name}/examples",
+    tags=["models"],
+    response_model=ExamplesAnswer,
+    responses=examples_responses(),
+)
+async def show_examples(
+    request: Request,
+    name: str,
+    count: Annotated[int, Query(ge=1, le=MOST, description="At most so many.")] = 16,
+) -> Response:
+    """Held-out data to try things on: none of them was fitted to."""
+    served = backend_of(request).find(name)
+    form = negotiate(", ".join(request.headers.getlist("accept")), heldout.OFFERS)
+    body = await to_thread.run_sync(heldout.render, served, count, form)
+    return Response(body, media_type=form)
+
+
+def _summary(served: Served) -> ModelSummary:
+    metadata, model = served.metadata, served.model
+    return ModelSummary(
+        name=served.name,
+        kind=model.space.kind,
+        shape=list(model.space.shape),
+        process=metadata.process.kind,
+        steps=model.T,
+        network=metadata.network.kind,
+        parameters=sum(x.numel() for x in model.network.state_dict().values()),
+        classifiers=[
+            ClassifierSummary(name=reader.name, labels=list(reader.labels))
+            for reader in served.readers
+        ],
+        columns=model.space.columns,
+    )
+
+
+# ------------------------------------------------------------------------------------------ health
+
+
+@router.get("/health/live", tags=["health"], response_model=Health)
+async def live(request: Request) -> Response:
+    """Whether the process serves; anything but 200 asks for a restart."""
+    problem = backend_of(request).dead()
+    if problem is not None:
+        raise problem
+    return _json(Health(status="live"))
+
+
+@router.get("/health/ready", tags=["health"], response_model=Health, responses=problems(503))
+async def ready(request: Request) -> Response:
+    """Whether requests are answered now: every model loaded and warm."""
+    backend = backend_of(request)
+    backend.check()
+    return _json(Health(status="ready", models=list(backend.catalogue.served)))
+
+
+@router.get("/metrics", tags=["health"])
+async def metrics(request: Request) -> Response:
+    """Prometheus' text exposition."""
+    return Response(backend_of(request).metrics.render(), media_type=CONTENT_TYPE)
+
+
+# HEAD wherever GET is (RFC 9110, 9.3.2), for probes: FastAPI's own GET routes answer GET alone. The
+# server leaves the body out. As routes apart these are not in the document.
+for _route in list(router.routes):
+    if isinstance(_route, APIRoute) and "GET" in (_route.methods or ()):
+        router.add_api_route(
+            _route.path, _route.endpoint, methods=["HEAD"], include_in_schema=False
+        )
+
+
+def _json(answer: BaseModel) -> Response:
+    return Response(to_json(answer.model_dump()), media_type=JSON)

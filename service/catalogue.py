@@ -1,0 +1,289 @@
+"""The models folder: NAME/model.safetensors, each served under its folder's name.
+
+An artefact says its kind: a classifier is kept beside the models, for their posteriors, and is not
+listed among them. A corrupt or foreign one is set aside with the reason and the fix; the others are
+served.
+"""
+
+import hashlib
+import logging
+import stat
+from collections.abc import Mapping
+from copy import deepcopy
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from diffusion import heldout
+from diffusion.artefact import ArtefactError, kind_of
+from diffusion.checkpoint import Metadata, load
+from diffusion.classifier import Classifier
+from diffusion.classifier import load as load_classifier
+from diffusion.likelihood import reference
+from diffusion.likelihood.reference import Reference
+from diffusion.model import DiffusionModel
+from diffusion.space import DataSpace
+from service.errors import InvalidRequest, UnknownModel
+
+_log = logging.getLogger(__name__)
+
+FILE = "model.safetensors"
+CARD = "README.md"
+_LONGEST_CARD = 1_000_000  # bytes; a card is text for people
+
+
+@dataclass(frozen=True)
+class Reader:
+    """A classifier that stands beside the models.
+
+    Attributes:
+        name: its folder's.
+        classifier: on the models' device, where it guides.
+        host: the same on the CPU, where answers are read.
+    """
+
+    name: str
+    classifier: Classifier
+    host: Classifier
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """The names that it knows, in order."""
+        return self.classifier.labels
+
+    def fits(self, model: DiffusionModel) -> bool:
+        """Whether it reads that model's data, under that model's process."""
+        try:
+            self.classifier.check(model.process, model.space)
+        except ValueError:
+            return False
+        return True
+
+
+@dataclass(frozen=True)
+class Served:
+    """A model that answers: its network and everything its artefact says of it.
+
+    Attributes:
+        name: its folder's.
+        model: on its device.
+        metadata: the artefact's document.
+        checksum: sha256 of its file, in hexadecimal.
+        card: for people.
+        readers: the classifiers that fit it.
+        examples: held-out data [N, *event], data units, to try things on; N may be 0.
+        reference: held-out data's terms, that others are compared with; None where there are none.
+    """
+
+    name: str
+    model: DiffusionModel
+    metadata: Metadata
+    checksum: str
+    card: str | None = None
+    readers: tuple[Reader, ...] = ()
+    examples: Tensor = field(default_factory=lambda: torch.zeros(0))
+    reference: Reference | None = None
+
+
+@dataclass(frozen=True)
+class Refused:
+    """A file that is not served, and why."""
+
+    file: str
+    reason: str
+    fix: str
+
+
+@dataclass(frozen=True)
+class Catalogue:
+    """What a folder held.
+
+    Attributes:
+        served: by name, in alphabetical order.
+        refused: the files that were set aside.
+        default: which model serves a request that names none; None where that is not settled.
+        classifiers: by name, in alphabetical order.
+    """
+
+    served: Mapping[str, Served] = field(default_factory=dict)
+    refused: tuple[Refused, ...] = ()
+    default: str | None = None
+    classifiers: Mapping[str, Reader] = field(default_factory=dict)
+
+    def find(self, name: str | None) -> Served:
+        """The model of that name; without a name the default, or the only one there is.
+
+        Raises:
+            UnknownModel: no model of that name.
+            InvalidRequest: no name, and more than one model without a default.
+        """
+        names = list(self.served)
+        chosen = name if name is not None else self.default
+        if chosen is None:
+            raise InvalidRequest(
+                f"The request names no model, and {len(names)} are served without a default.",
+                location="model",
+                expected=names,
+                fix="Name one in `model`; the operator may set NONEQ_DEFAULT_MODEL.",
+            )
+        if chosen not in self.served:
+            aside = [refused.file for refused in self.refused if _folder(refused.file) == chosen]
+            raise UnknownModel(
+                f"No model of that name is served{', for its file was refused' if aside else ''}.",
+                received=chosen[:200],
+                expected=names,
+                fix="GET /models lists the models, and the files that were refused with reasons.",
+            )
+        return self.served[chosen]
+
+
+def load_folder(folder: Path, device: str, default: str | None = None) -> Catalogue:
+    """Load every `*/model.safetensors` of a folder; a missing folder is an empty one."""
+    served: dict[str, Served] = {}
+    classifiers: dict[str, Reader] = {}
+    refused: list[Refused] = []
+    files = find_files(folder)
+    if not files:
+        _log.warning("no %s/*/%s: nothing to serve", folder, FILE)
+    for path in files:
+        name = path.parent.name
+        try:
+            _check_file(path)
+            if kind_of(path) == "classifier":
+                classifier, _ = load_classifier(path, device)
+                host = deepcopy(classifier).cpu()
+                classifiers[name] = Reader(name, classifier, host)
+                continue
+            model, metadata = load(path, device)
+            with path.open("rb") as file:
+                checksum = hashlib.file_digest(file, "sha256").hexdigest()
+        except (ArtefactError, OSError) as error:
+            refused.append(_refuse(path, folder, error))
+            continue
+        except Exception as error:  # a hostile file must not keep the others from being served
+            _log.exception("loading %s failed", path)
+            refused.append(_refuse(path, folder, error))
+            continue
+        served[name] = Served(
+            name,
+            model,
+            metadata,
+            checksum,
+            _card(path.parent),
+            examples=_examples(path.parent, model.space),
+            reference=_reference(path.parent, model),
+        )
+    for name, found in served.items():
+        readers = tuple(reader for reader in classifiers.values() if reader.fits(found.model))
+        served[name] = replace(found, readers=readers)
+    if default is not None and default not in served:
+        _log.error(
+            "NONEQ_DEFAULT_MODEL=%s is not among the served models (%s): requests have to name one",
+            default,
+            ", ".join(served) or "none",
+        )
+        default = None
+    if default is None and len(served) == 1:
+        default = next(iter(served))
+    return Catalogue(served, tuple(refused), default, classifiers)
+
+
+def find_files(folder: Path) -> list[Path]:
+    """Whatever goes by the name NAME/model.safetensors, in order: also what cannot be read.
+
+    Raises:
+        OSError: the folder cannot be read.
+    """
+    try:
+        below = sorted(folder.iterdir())
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+    return [path / FILE for path in below if _is_there(path / FILE)]
+
+
+def _is_there(path: Path) -> bool:
+    """Whether there is something of that name, be it a link to nothing or in a closed folder."""
+    try:
+        path.lstat()
+    except (FileNotFoundError, NotADirectoryError):
+        return path.parent.is_symlink() and not path.parent.exists()
+    except OSError:
+        return True
+    return True
+
+
+_KINDS = {
+    stat.S_IFDIR: "folder",
+    stat.S_IFIFO: "pipe",
+    stat.S_IFSOCK: "socket",
+    stat.S_IFCHR: "device",
+    stat.S_IFBLK: "device",
+}
+
+
+def _check_file(path: Path) -> None:
+    """Refuse what is no file that can be read, before it is opened: a pipe would never end.
+
+    Raises:
+        ArtefactError: it is none.
+    """
+    fix = "put the artefact itself there, readable for the service's user"
+    try:
+        kind = stat.S_IFMT(path.stat().st_mode)
+        if kind != stat.S_IFREG:
+            raise ArtefactError(f"{path}: it is a {_KINDS.get(kind, 'thing')}, no file: {fix}")
+        with path.open("rb"):
+            pass
+    except FileNotFoundError:
+        raise ArtefactError(f"{path}: it is a link to a file that is not there: {fix}") from None
+    except OSError as error:
+        raise ArtefactError(f"{path}: it cannot be read ({error.strerror}): {fix}") from error
+
+
+def _refuse(path: Path, folder: Path, error: Exception) -> Refused:
+    file = path.relative_to(folder).as_posix()
+    _log.error("refused %s: %s", file, error)
+    # An ArtefactError reads "path: reason: fix"; the path in it is the server's own affair.
+    text = str(error).replace(f"{path}: ", "").replace(str(path), file) or type(error).__name__
+    reason, separator, fix = text.rpartition(": ")
+    if not separator or not isinstance(error, ArtefactError):
+        reason, fix = text, "Export the artefact anew with `python -m training export`."
+    return Refused(file, reason, fix)
+
+
+def _card(folder: Path) -> str | None:
+    path = folder / CARD
+    try:
+        if not path.is_file():  # a pipe would never end
+            return None
+        with path.open("rb") as file:
+            return file.read(_LONGEST_CARD).decode("utf-8", "replace")
+    except OSError:
+        return None
+
+
+def _examples(folder: Path, space: DataSpace) -> Tensor:
+    """Those beside the artefact; a file that cannot be read is as none."""
+    try:
+        path = folder / heldout.FILE
+        if path.exists():
+            _check_file(path)
+        return heldout.read(folder, space)
+    except (ArtefactError, OSError) as error:
+        _log.error("%s is served without examples: %s", folder.name, error)
+        return torch.zeros(0, *space.shape)
+
+
+def _reference(folder: Path, model: DiffusionModel) -> Reference | None:
+    """That beside the artefact; a file that cannot be read is as none."""
+    try:
+        return reference.read(folder, model)
+    except (ArtefactError, OSError) as error:
+        _log.error("%s is served without a reference: %s", folder.name, error)
+        return None
+
+
+def _folder(file: str) -> str:
+    return file.partition("/")[0]

@@ -1,0 +1,223 @@
+"""Values: nested lists, PNGs or tensors in, arrays out, in data units.
+
+Images are 0..255 as [C, H, W] (or [H, W] for one channel), vectors [D] in the units of their data
+set, bits 0/1. Here shapes are checked; which values are data, the model's data space says.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from diffusion.space import DataSpace
+from noneq.reading.arrays import advice
+from service.codecs.json import json_kind
+from service.codecs.png import decode_mask, decode_png
+from service.errors import InvalidRequest
+
+_NUMBERS = {int, float, bool}
+
+
+@dataclass(frozen=True)
+class Events:
+    """N data.
+
+    Attributes:
+        values: [N, *event], data units, of the space's dtype.
+        opaque: [N, *event] bool, False where a PNG was transparent; None where nothing was.
+    """
+
+    values: Tensor
+    opaque: Tensor | None = None
+
+
+def read_events(
+    value: Sequence[Any] | Tensor, space: DataSpace, name: str, dtype: torch.dtype | None = None
+) -> Events:
+    """N data of one model, from lists, PNGs, or a tensor.
+
+    Args:
+        value: what came.
+        space: what one data point is.
+        name: where it came, for the problem.
+        dtype: of the values; the space's own where it is not given.
+
+    Raises:
+        InvalidRequest: the place, what came and what fits.
+    """
+    dtype = dtype or space.dtype
+    if isinstance(value, Tensor):
+        return Events(_fit(_real(value, dtype, name), space, name))
+    if not any(isinstance(item, str) for item in value):
+        return Events(_fit(_numbers(value, dtype, name), space, name))
+    values, opaque = [], []
+    for position, item in enumerate(value):
+        place = f"{name}[{position}]"
+        if isinstance(item, str):
+            pixels, solid = decode_png(item, space, place)
+            values.append(torch.from_numpy(pixels))
+            opaque.append(torch.from_numpy(solid).expand(space.shape))
+        else:
+            values.append(_fit(_numbers([item], dtype, place), space, place)[0])
+            opaque.append(torch.ones(space.shape, dtype=torch.bool))
+    solid_all = torch.stack(opaque)
+    return Events(torch.stack(values), None if bool(solid_all.all()) else solid_all)
+
+
+def check_values(values: Tensor, space: DataSpace, name: str) -> None:
+    """Raise InvalidRequest unless [N, *event] are data of this space: finite, in range, whole."""
+    try:
+        space.check(values)
+    except ValueError as error:
+        raise refusal(error, name) from None
+
+
+def refusal(error: ValueError, location: str, received: object = None) -> InvalidRequest:
+    """What the model says against a request ("fault, came value: what to do"), as a problem."""
+    told, separator, fix = str(error).rpartition(": ")
+    detail = told if separator else str(error)
+    return InvalidRequest(
+        f"{detail[:1].upper()}{detail[1:]}.",
+        location=location,
+        received=received,
+        fix=f"{fix[:1].upper()}{fix[1:]}." if separator else None,
+    )
+
+
+def read_mask(
+    value: Sequence[Any] | str | Tensor, space: DataSpace, count: int, name: str
+) -> Tensor:
+    """Which elements were observed, [N, *event] bool, from one mask for all N or one each.
+
+    1 or white is observed; a mask of pixels [H, W] holds for all channels.
+    """
+    if isinstance(value, str):
+        mask = torch.from_numpy(decode_mask(value, space, name).copy())[None]
+    elif isinstance(value, Tensor):
+        mask = _fit_mask(_real(value, torch.float32, name), space.shape, name)
+    elif any(isinstance(item, str) for item in value):
+        mask = torch.cat([read_mask(m, space, 1, f"{name}[{i}]") for i, m in enumerate(value)])
+    else:
+        mask = _fit_mask(_numbers(value, torch.float32, name), space.shape, name)
+    if len(mask) not in (1, count):
+        raise InvalidRequest(
+            f"There are {len(mask)} masks for {count} data.",
+            location=name,
+            fix="Send one mask for all, or one each.",
+        )
+    if bool(((mask != 0) & (mask != 1)).any()):
+        raise InvalidRequest(
+            "A mask holds other values than 0 and 1.",
+            location=name,
+            expected="1 where a value was observed, 0 where it was not",
+        )
+    return (mask == 1).expand(count, *space.shape)
+
+
+def plain(x: Tensor, space: DataSpace) -> NDArray[Any]:
+    """Values for JSON: whole numbers where all are (bits, 8-bit images), else the space's dtype."""
+    array = x.detach().to("cpu", space.dtype).numpy()
+    if space.kind == "bits" or space.levels is not None:
+        with np.errstate(invalid="ignore"):  # what does not fit is not equal below
+            whole = array.astype(np.uint16)
+        if bool((whole == array).all()):
+            return np.ascontiguousarray(whole)
+    return np.ascontiguousarray(array)
+
+
+def _fit(array: Tensor, space: DataSpace, name: str) -> Tensor:
+    """[N, *event], from [N, *event] or, for one channel, [N, H, W]."""
+    shape, found = space.shape, tuple(array.shape)
+    grey = len(shape) == 3 and shape[0] == 1
+    if found[1:] == shape and found[0]:
+        return array
+    if grey and found[1:] == shape[1:] and found[0]:
+        return array[:, None]
+    one = f"{list(shape)}" + (f" or {list(shape[1:])}" if grey else "")
+    single = found == shape or (grey and found == shape[1:])
+    raise InvalidRequest(
+        f"{name} has another shape than what is seen of this model's data.",
+        location=name,
+        received=f"shape {list(found)}",
+        expected=f"a list of one or more arrays, each of shape {one}",
+        fix="You sent one datum: put it into a list." if single else _advice(found, shape),
+    )
+
+
+def _advice(found: tuple[int, ...], shape: tuple[int, ...]) -> str:
+    said = advice(found, shape)
+    return f"{said[:1].upper()}{said[1:]}."
+
+
+def _fit_mask(array: Tensor, shape: tuple[int, ...], name: str) -> Tensor:
+    """One mask or N of them as [1 or N, *event]; a mask of pixels is spread over the channels."""
+    pixels = shape[1:] if len(shape) == 3 else None
+    found = tuple(array.shape)
+    if found == shape:
+        return array[None]
+    if found[1:] == shape and found[0]:
+        return array
+    if pixels is not None and found == pixels:
+        return array.expand(1, *shape)
+    if pixels is not None and found[1:] == pixels and found[0]:
+        return array[:, None].expand(-1, *shape)
+    raise InvalidRequest(
+        f"{name} has another shape than this model's data.",
+        location=name,
+        received=f"shape {list(found)}",
+        expected=f"shape {list(shape)}" + (f" or {list(pixels)}" if pixels is not None else ""),
+        fix="Send one mask for all data, or a list with one each.",
+    )
+
+
+def _numbers(value: Sequence[Any], dtype: torch.dtype, name: str) -> Tensor:
+    # Looked for first: numpy would give every number the room of the longest string.
+    other = _other(value)
+    if other is not None:
+        raise InvalidRequest(
+            f"{name} holds something other than numbers.",
+            location=name,
+            received=other,
+            expected="finite numbers",
+            fix="What was not observed is marked in `known`, not left out.",
+        )
+    try:
+        array = np.asarray(value, dtype=np.float64)
+    except (ValueError, TypeError):
+        raise InvalidRequest(
+            f"{name} is ragged: its lists have unequal lengths or depths.",
+            location=name,
+            fix="Send full arrays.",
+        ) from None
+    return torch.from_numpy(array).to(dtype)  # beyond float32 is infinite, which the check refuses
+
+
+def _real(value: Tensor, dtype: torch.dtype, name: str) -> Tensor:
+    if value.is_complex():
+        raise InvalidRequest(f"{name} is complex.", location=name, expected="real numbers")
+    if dtype == torch.float64 and value.is_floating_point() and value.dtype != dtype:
+        raise InvalidRequest(
+            f"{name} holds {str(value.dtype).removeprefix('torch.')}, which rounds this model's "
+            "data: they lie far from 0 beside their spread.",
+            location=name,
+            expected="float64",
+            fix="Send float64 tensors, or JSON.",
+        )
+    return value.to(dtype)
+
+
+def _other(value: object) -> str | None:
+    """In JSON's words, something in nested lists that is no number; None where all are."""
+    waiting = [value]
+    while waiting:
+        item = waiting.pop()
+        if isinstance(item, list):
+            if not set(map(type, item)) <= _NUMBERS:
+                waiting.extend(part for part in item if type(part) not in _NUMBERS)
+        elif type(item) not in _NUMBERS:
+            return json_kind(item)
+    return None

@@ -1,0 +1,325 @@
+"""Bodies: a request is JSON or safetensors, an answer what `Accept` asks for.
+
+A binary body is a safetensors file: tensors, and every other field as one JSON object in its
+metadata, under "request" on the way in and "answer" on the way out. Nothing is ever unpickled.
+"""
+
+import json
+import math
+import zlib
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from io import BytesIO
+from typing import Any
+
+import numpy as np
+import orjson
+import safetensors.torch
+from safetensors import SafetensorError
+from torch import Tensor
+
+from service.codecs.columns import Columns
+from service.errors import (
+    BodyTooLarge,
+    InvalidRequest,
+    MalformedBody,
+    NotAcceptable,
+    UnsupportedMediaType,
+)
+
+JSON = "application/json"
+PNG = "image/png"
+BINARY = "application/octet-stream"
+EVENTS = "text/event-stream"
+
+REQUEST_KEY = "request"
+ANSWER_KEY = "answer"
+TENSORS = ("data", "observed", "known", "noise_std")
+
+_OBJECTS = 1000  # that are written at once
+_NUMBERS = 10_000  # likewise, or the last axis of an array
+_LEVELS = 3  # of an answer that are written apart: its fields, the results, their fields
+
+#: How a body may be packed (RFC 9110, 8.4.1), and zlib's own numbers for that.
+CODINGS = {"gzip": 31, "x-gzip": 31, "deflate": 15}
+_PIECE = 2**16
+
+_BINARY_FORM = (
+    "a safetensors file with tensors named data, observed, known or noise_std, and the other "
+    f'fields as one JSON object in its metadata under the key "{REQUEST_KEY}"'
+)
+
+
+@dataclass(frozen=True)
+class Body:
+    """A request before it is checked: its fields, and the tensors of a binary one."""
+
+    fields: dict[str, Any]
+    tensors: dict[str, Tensor] = field(default_factory=dict)
+
+
+def negotiate(accept: str | None, offers: Sequence[str]) -> str:
+    """The offer that an `Accept` header likes best (RFC 9110, 12.5.1); of equals the first.
+
+    Raises:
+        NotAcceptable: none of them; the problem lists what can be had.
+    """
+    if not accept or not accept.strip():
+        return offers[0]
+    ranges = [_media_range(item) for item in accept.split(",")]
+    best, best_quality = offers[0], 0.0
+    for offer in offers:
+        fits = [
+            (name == offer, name != "*/*", quality)
+            for name, quality in ranges
+            if name in (offer, offer.split("/")[0] + "/*", "*/*")
+        ]
+        quality = max(fits)[2] if fits else 0.0  # the most specific range decides
+        if quality > best_quality:
+            best, best_quality = offer, quality
+    if best_quality == 0.0:
+        raise NotAcceptable(
+            "The Accept header names no form that this route answers in.",
+            received=accept[:200],
+            expected=list(offers),
+            fix=f"Send one of these in Accept, or leave it out for {offers[0]}.",
+        )
+    return best
+
+
+def media_parameter(accept: str, form: str, key: str) -> str | None:
+    """What an `Accept` header says of one of its forms by `form; key=value`; None for nothing."""
+    for item in accept.split(","):
+        name, *parameters = (part.strip() for part in item.lower().split(";"))
+        for parameter in parameters:
+            found, _, value = parameter.partition("=")
+            if name == form and found.strip() == key:
+                return value.strip().strip('"')
+    return None
+
+
+def _media_range(item: str) -> tuple[str, float]:
+    name, *parameters = (part.strip() for part in item.lower().split(";"))
+    quality = 1.0
+    for parameter in parameters:
+        key, _, value = parameter.partition("=")
+        if key.strip() == "q":
+            try:
+                quality = float(value)
+            except ValueError:
+                quality = 0.0
+    return name, min(1.0, max(0.0, quality)) if math.isfinite(quality) else 0.0
+
+
+def media_type(content_type: str | None) -> str:
+    """What a body says it is, without parameters; JSON where it says nothing."""
+    return (content_type or JSON).split(";")[0].strip().lower()
+
+
+def content_coding(given: Sequence[str]) -> str | None:
+    """How a body is packed, by its headers Content-Encoding; None where it is not.
+
+    Raises:
+        UnsupportedMediaType: in a way that is not known, or more than once.
+    """
+    names = [name for line in given for part in line.split(",") if (name := part.strip().lower())]
+    packed = [name for name in names if name != "identity"]
+    if len(packed) > 1 or any(name not in CODINGS for name in packed):
+        raise UnsupportedMediaType(
+            "The body's content coding is none that is read.",
+            received=", ".join(names)[:100],
+            expected=list(CODINGS),
+            fix="Send the body as it is, without Content-Encoding, or with gzip.",
+        )
+    return packed[0] if packed else None
+
+
+def inflate(raw: bytes, coding: str | None, limit: int) -> bytes:
+    """A body unpacked; no more than `limit` bytes of it are ever made.
+
+    Raises:
+        BodyTooLarge: it would be longer.
+        MalformedBody: it is not packed so, or cut off.
+    """
+    if coding is None:
+        return raw
+    out, left = bytearray(), raw
+    try:
+        while left:
+            unpack = zlib.decompressobj(CODINGS[coding])
+            while left and not unpack.eof:
+                out += unpack.decompress(left, min(_PIECE, limit - len(out) + 1))
+                if len(out) > limit:
+                    raise BodyTooLarge(
+                        f"The body is larger than {limit} bytes when unpacked.",
+                        received=f"{len(raw)} bytes of {coding}",
+                        expected=f"at most {limit} bytes",
+                        fix="Send fewer data a request.",
+                    )
+                left = unpack.unconsumed_tail
+            if not unpack.eof:
+                raise zlib.error("it ends too early")
+            left = unpack.unused_data.lstrip(b"\0") if coding != "deflate" else b""
+    except zlib.error as error:
+        raise MalformedBody(
+            f"The body is not {coding}: {error}.",
+            expected=f"a whole body packed by {coding}",
+            fix="Pack it anew, or send it as it is, without Content-Encoding.",
+        ) from None
+    return bytes(out)
+
+
+def decode_body(content_type: str | None, raw: bytes, max_json_bytes: int) -> Body:
+    """A JSON object, or a safetensors file whose metadata holds the other fields.
+
+    Args:
+        content_type: as the header has it.
+        raw: the body; of JSON, no longer than `max_json_bytes`.
+        max_json_bytes: most JSON that is decoded.
+
+    Raises:
+        BodyTooLarge: a safetensors file's header holds more JSON.
+        UnsupportedMediaType: neither of them.
+        MalformedBody: no JSON, no object, no safetensors.
+        InvalidRequest: NaN or an infinity where JSON has none; unknown tensors.
+    """
+    kind = media_type(content_type)
+    if kind == BINARY:
+        return _decode_binary(raw, max_json_bytes)
+    # `curl -d` calls its body a form when nobody tells it otherwise: a brace says what it is.
+    form = kind == "application/x-www-form-urlencoded" and raw.lstrip()[:1] in (b"{", b"")
+    if kind in (JSON, "text/json", "text/plain") or kind.endswith("+json") or form:
+        return Body(_json_object(raw, "The body"))
+    raise UnsupportedMediaType(
+        "The body's content type is none that this route reads.",
+        received=kind[:100],
+        expected=[JSON, BINARY],
+        fix=f"Send JSON with 'Content-Type: {JSON}', or {_BINARY_FORM}.",
+    )
+
+
+def _json_object(raw: bytes | str, what: str) -> dict[str, Any]:
+    fix = 'Send a JSON object such as {"num_samples": 4}; {} asks for the defaults.'
+    if not raw.strip():
+        raise MalformedBody(f"{what} is empty.", expected="a JSON object", fix=fix)
+    try:
+        fields = orjson.loads(raw)
+    except orjson.JSONDecodeError as error:
+        text = raw.decode("utf-8", "replace") if isinstance(raw, bytes) else raw
+        near = text[error.pos : error.pos + 16]
+        where = f"line {error.lineno}, column {error.colno}"
+        no_number = near.lstrip("-").startswith(("NaN", "Infinity", "nan", "inf"))
+        if no_number or "infinity" in error.msg:
+            raise InvalidRequest(
+                f"{what} holds NaN or an infinity ({where}), which JSON does not have.",
+                received=near,
+                expected="finite numbers",
+                fix="Remove or replace such values; mark what was not observed in `known`.",
+            ) from None
+        raise MalformedBody(
+            f"{what} is no JSON: {error.msg.split(':')[0]} ({where}).",
+            received=near,
+            expected="a JSON object",
+            fix=fix,
+        ) from None
+    if not isinstance(fields, dict):
+        raise MalformedBody(
+            f"{what} is JSON, but a {json_kind(fields)}.", expected="a JSON object", fix=fix
+        )
+    return fields
+
+
+def _decode_binary(raw: bytes, max_json_bytes: int) -> Body:
+    length = int.from_bytes(raw[:8], "little")  # of the header, which follows and is JSON
+    if max_json_bytes < length < len(raw):
+        raise BodyTooLarge(
+            "The header of the safetensors file is too large.",
+            received=f"{length} bytes",
+            expected=f"at most {max_json_bytes} bytes",
+            fix="Send data as tensors, not in the metadata.",
+        )
+    try:
+        tensors = safetensors.torch.load(raw)
+        header = json.loads(raw[8 : 8 + length])
+    except (SafetensorError, ValueError, KeyError, TypeError, RuntimeError) as error:
+        raise MalformedBody(
+            f"The body is no safetensors file: {error}.",
+            expected=_BINARY_FORM,
+            fix=f"Write it with safetensors' own save(), or send JSON with 'Content-Type: {JSON}'.",
+        ) from None
+    unknown = sorted(set(tensors) - set(TENSORS))
+    if unknown:
+        raise InvalidRequest(
+            f"The body holds tensors of other names: {', '.join(unknown)[:200]}.",
+            expected=_BINARY_FORM,
+            fix="Rename or remove them.",
+        )
+    metadata = header.get("__metadata__") or {}
+    fields = {}
+    if REQUEST_KEY in metadata:
+        fields = _json_object(metadata[REQUEST_KEY], f'The metadata field "{REQUEST_KEY}"')
+    both = sorted(set(fields) & set(tensors))
+    if both:
+        raise InvalidRequest(
+            f"{', '.join(both)} came twice, as a tensor and as a field.", fix="Send one of the two."
+        )
+    return Body(fields, tensors)
+
+
+def to_json(answer: Mapping[str, Any]) -> bytes:
+    """JSON with NaN and infinities as null; float32 arrays at float32's own precision.
+
+    It is written piece by piece, with little held beside the text. For orjson keeps the interpreter
+    to itself as long as it writes, in whatever thread, and the largest answer at once holds up
+    everybody for a third of a second.
+    """
+    out = BytesIO()
+    out.writelines(_pieces(answer, _LEVELS))
+    return out.getvalue()
+
+
+def _pieces(value: object, levels: int) -> Iterator[bytes]:
+    opening = b"["
+    if isinstance(value, np.ndarray) and value.ndim > 1 and len(value):
+        for row in value:
+            yield opening
+            yield from _pieces(row, levels) if row.size > _NUMBERS else [_dumps(row)]
+            opening = b","
+        yield b"]"
+    elif isinstance(value, Columns):
+        yield opening
+        for start in range(0, len(value), _OBJECTS):
+            part = _dumps(value.objects(start, start + _OBJECTS))[1:-1]
+            yield b"," + part if start else part
+        yield b"]"
+    elif isinstance(value, list) and value and levels:
+        for item in value:
+            yield opening
+            yield from _pieces(item, levels - 1)
+            opening = b","
+        yield b"]"
+    elif isinstance(value, dict) and value and levels:
+        opening = b"{"
+        for key, of in value.items():
+            yield opening + _dumps(key) + b":"
+            yield from _pieces(of, levels - 1)
+            opening = b","
+        yield b"}"
+    else:
+        yield _dumps(value)
+
+
+def _dumps(value: object) -> bytes:
+    return orjson.dumps(value, option=orjson.OPT_SERIALIZE_NUMPY)
+
+
+def to_binary(answer: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> bytes:
+    """A safetensors file: tensors as they are; the other fields as JSON under "answer"."""
+    exact = {name: x.detach().cpu().contiguous() for name, x in tensors.items()}
+    return safetensors.torch.save(exact, metadata={ANSWER_KEY: to_json(answer).decode()})
+
+
+def json_kind(value: object) -> str:
+    """JSON's own word for what a value is."""
+    names = {dict: "object", list: "array", str: "string", bool: "boolean", type(None): "null"}
+    return names.get(type(value), "number")

@@ -1,0 +1,123 @@
+"""PNGs in: a base64 PNG as pixels 0..255, or bits in black and white, and where it is opaque.
+
+They are read by the rules for all pictures (`noneq.reading.pictures`): the size and every chunk is
+checked before any pixel is decoded, so that a small file that unfolds to gigabytes costs nothing.
+Pillow is asked for no other format.
+"""
+
+import base64
+import binascii
+
+import numpy as np
+from numpy.typing import NDArray
+
+from diffusion.space import DataSpace
+from noneq.errors import FileError
+from noneq.reading import pictures
+from noneq.reading.pictures import Picture
+from noneq.reading.png import SIGNATURE
+from service.errors import InvalidRequest
+
+_DATA_URL = "data:image/png;base64,"
+
+
+def decode_png(
+    text: str, space: DataSpace, place: str
+) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
+    """A base64 PNG, plain or as a data: URL.
+
+    Args:
+        text: what came.
+        space: whose size and channels it has to have; a grey PNG serves three channels too.
+        place: where it came, for the problem.
+
+    Returns:
+        Values [C, H, W] in data units, 0..255 or bits (white is 1), and opaque [H, W]: what is
+        transparent in part was not seen either.
+
+    Raises:
+        InvalidRequest: no image is wanted, or it is no PNG, of another size or depth, or damaged;
+            or bits are wanted and there are greys.
+    """
+    if space.kind == "vector" or len(space.shape) != 3 or space.shape[0] not in (1, 3):
+        raise InvalidRequest(
+            f"{place} is text, and this model's data are no images a PNG can hold.",
+            location=place,
+            expected=f"numbers of shape {list(space.shape)}",
+            fix="Send nested lists of numbers.",
+        )
+    picture = _picture(text, space.shape, place)
+    try:
+        pixels = picture.channels(space.shape[0])
+        if space.kind == "bits":
+            pixels = np.repeat(picture.white("0", "1")[None], len(pixels), axis=0)
+    except FileError as error:
+        raise _refused(error, place) from None
+    return pixels.astype(np.float32), picture.opaque
+
+
+def decode_mask(text: str, space: DataSpace, place: str) -> NDArray[np.bool_]:
+    """A PNG in black (unknown) and white (observed), [C, H, W]; one mask for all channels.
+
+    What is not opaque is unknown too.
+    """
+    if len(space.shape) != 3:
+        raise InvalidRequest(
+            f"{place} is text, and this model's data are no images a PNG can hold.",
+            location=place,
+            expected=f"zeros and ones of shape {list(space.shape)}",
+            fix="Send nested lists of numbers.",
+        )
+    picture = _picture(text, space.shape, place)
+    try:
+        return np.broadcast_to(picture.white("unknown", "observed"), space.shape)
+    except FileError as error:
+        raise _refused(error, place) from None
+
+
+def _picture(text: str, shape: tuple[int, ...], place: str) -> Picture:
+    """The picture, of that size."""
+    raw = _png_bytes(text, place)
+    try:
+        return pictures.decode(raw, (shape[-1], shape[-2]), formats=("PNG",))
+    except FileError as error:
+        raise _refused(error, place) from None
+
+
+def _refused(error: FileError, place: str) -> InvalidRequest:
+    """What the reader of pictures says against one, as a problem."""
+    detail, _, fix = str(error).partition(": ")
+    return InvalidRequest(
+        f"{place} is a PNG that cannot be used: {detail}.",
+        location=place,
+        received=error.received,
+        expected=error.expected,
+        fix=f"{fix[:1].upper()}{fix[1:]}." if fix else "Encode it again.",
+    )
+
+
+def _png_bytes(text: str, place: str) -> bytes:
+    payload = text.strip()
+    if payload[:5].lower() == "data:":
+        if payload[: len(_DATA_URL)].lower() != _DATA_URL:
+            raise InvalidRequest(
+                f"{place} is a data URL of something else.",
+                location=place,
+                received=payload[:40],
+                expected=f"{_DATA_URL}...",
+                fix="Convert it to PNG: no other format is read.",
+            )
+        payload = payload[len(_DATA_URL) :]
+    try:
+        raw = base64.b64decode("".join(payload.split()), validate=True)
+    except (binascii.Error, ValueError):
+        raw = b""
+    if not raw.startswith(SIGNATURE):
+        raise InvalidRequest(
+            f"{place} is text, but no PNG in base64.",
+            location=place,
+            received=payload[:40],
+            expected="a PNG in base64, plain or as a data: URL",
+            fix="Encode a PNG file with base64, or send nested lists of numbers.",
+        )
+    return raw

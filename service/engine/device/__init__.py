@@ -1,0 +1,1 @@
+"""What runs on the device: models, batches, network calls, state."""

@@ -1,0 +1,318 @@
+"""One tick of one model: a single network call on rows of any jobs, at any steps.
+
+    prediction = network(chains' x_t and terms' x_t ~ q(x_t | x_0), joined)
+    chains: x_s by `diffusion.sampling.advance`
+    terms: nats by `service.engine.device.points`
+
+No policy: which rows, in which slots, is the scheduler's choice. Until everything of a tick has
+been computed nothing is written back, so one that failed can be tried again, whole or in parts.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import final
+
+import torch
+from torch import Tensor
+
+from diffusion.likelihood import iwae as trajectory
+from diffusion.likelihood.bound import closed_last, combine, prior_part
+from diffusion.likelihood.iwae import Trajectories
+from diffusion.model import DiffusionModel
+from diffusion.noise import Stream, counter_noise
+from diffusion.posterior import Observation
+from diffusion.sampling import advance, begin, burst
+from service.engine.device.batches import ChainBatch, by_job, gather_chains, gather_terms
+from service.engine.device.graphs import FixedTicks, Record, one_step
+from service.engine.device.landing import Landing
+from service.engine.device.network import Calls, Precision, Rows
+from service.engine.device.points import Points
+from service.engine.device.slots import ChainSlots, DatumSlots
+from service.engine.frames import Camera, Film, Shot
+from service.engine.jobs import ChainJob, Job, TermJob
+from service.engine.peek import Peek
+from service.engine.results import ChainResult, TermResult
+from service.engine.scheduling.batch import Entry
+from service.engine.transfer import Departures, Fence, upload
+
+
+@final
+class Runner:
+    """The device's side of one model.
+
+    Args:
+        model: the model, on its device.
+        slots: most chains, and most data, held at once.
+        precision: of sampling; bounds are of the model as it is.
+        compiled: whether the network goes through torch.compile.
+
+    Attributes:
+        batch: most rows of a tick.
+        calls: how the network is called, filled up or not.
+        exact: whether filling was tested to give a row the same bits in any company and place.
+        chains: their state.
+        data: theirs.
+        fence: between one tick and the next.
+    """
+
+    def __init__(
+        self,
+        model: DiffusionModel,
+        slots: int,
+        precision: Precision = "float32",
+        *,
+        compiled: bool = False,
+    ) -> None:
+        self.model, self.calls = model, Calls(model, precision, compiled=compiled)
+        self.batch, self.exact = 1, False
+        self.chains = ChainSlots(model, slots)
+        self.data = DatumSlots(model, slots)
+        self._chain_jobs: dict[int, ChainJob] = {}
+        self._term_jobs: dict[int, TermJob] = {}
+        self._results: dict[int, Tensor] = {}  # samples, or values of terms, as they come
+        self._films: dict[int, Film] = {}  # of the jobs that asked for frames
+        self._taken: list[tuple[Shot, Tensor]] = []  # of these, since the last were sent
+        self._fixed: FixedTicks | None = None
+        self.fence, self._departures = Fence(model.device), Departures(model.device)
+
+    @property
+    def fill(self) -> int:
+        """Rows that every tick is filled up to; 0 for none."""
+        return self.calls.fill
+
+    def allow(self, rows: int) -> None:
+        """A tick has at most so many rows, from now on."""
+        # Another number of rows is other bits, also for who comes when it is the old one again.
+        self.batch, self.exact = rows, False
+        self.calls.fill = min(self.calls.fill, 1) * rows
+
+    def open(self, key: int, job: Job) -> None:
+        """Get ready for entries of this job, of chains or terms."""
+        # The caller gets these tensors, so they must not be inference tensors.
+        with torch.inference_mode(False):
+            if isinstance(job, TermJob):
+                self._term_jobs[key] = job
+                self._results[key] = torch.zeros(job.rows, job.units, dtype=torch.float64)
+                self.data.reserve(units=job.units)
+            else:
+                assert isinstance(job, ChainJob)  # systems have a runner of their own
+                self._chain_jobs[key] = job
+                self._results[key] = torch.zeros(job.rows, *self.model.event)
+                if job.frames is not None:
+                    self._films[key] = Film.blank(job.frames, job.rows, self.model.event)
+
+    def close(self, key: int) -> None:
+        """Forget the job."""
+        for held in (self._chain_jobs, self._term_jobs, self._results, self._films):
+            held.pop(key, None)
+
+    def run(
+        self,
+        chains: Sequence[Entry],
+        terms: Sequence[Entry],
+        length: int = 1,
+        piece: int | None = None,
+    ) -> None:
+        """The tick: one network call, then one update of the chains and one of the terms.
+
+        Args:
+            chains: entries of chains.
+            terms: entries of terms.
+            length: steps of each chain; more than one where there are no terms.
+            piece: none, for a chain is one row.
+        """
+        assert piece is None
+        chains, terms = sorted(chains), sorted(terms)  # by job; places in a batch mean nothing
+        begun = self.fence.begin()
+        self._admit(chains, terms)
+        camera = Camera(self._films, chains, length)
+        rows = None
+        if chains:
+            jobs, share = self._chain_jobs, not self.calls.fill
+            rows = gather_chains(self._filled(chains), length, jobs, self.model.device, share)
+        if terms:
+            self._run_terms(terms, rows, len(chains))
+        elif rows is not None:
+            self._run_chains(rows, length, camera)
+        if length == 1 and rows is not None and camera.wants(1):
+            camera(1, self.chains.x[rows.slots], self.chains.previous[rows.slots])
+        self._taken += camera.taken
+        self.fence.wait(begun, length)
+
+    def record(self, recorder: Record) -> None:
+        """Have ticks of chains alone recorded, at every size up to `batch`."""
+        self._fixed = FixedTicks(self.calls.sampling, self.chains, self.batch, recorder)
+
+    def _run_chains(self, rows: ChainBatch, length: int, camera: Camera) -> None:
+        """Chains alone: recorded, where that could be done; of one step nothing is taken yet."""
+        model, state = self.calls.sampling, self.chains
+        fixed = self._fixed and self._fixed.find(len(rows.slots), rows.observed)
+        if fixed is not None:
+            fixed.run(rows, camera if length > 1 else None)
+        elif length == 1:
+            one_step(model, state, rows)
+        else:
+            x_t, previous = state.x[rows.slots], state.previous[rows.slots]
+            seen = state.observation(rows.slots) if rows.observed else None
+            found = burst(model, x_t, previous, rows.update, rows.seed, rows.row, seen, camera)
+            state.advance(rows.slots, *found)
+
+    def _run_terms(self, terms: list[Entry], rows: ChainBatch | None, n: int) -> None:
+        """Terms, and with them one step of chains, n of them beside what fills up."""
+        state, m = self.chains, len(terms)
+        of_chains: Rows | None = None
+        if rows is not None:
+            x_t, previous = state.x[rows.slots], state.previous[rows.slots]
+            seen = state.observation(rows.slots) if rows.observed else None
+            of_chains = x_t[:n], rows.update.t[:n]
+        fill = self.calls.fill
+        data = gather_terms(self._filled(terms), self._term_jobs, self.model.device, fill)
+        points = [
+            Points.draw(self.model, self.data.x_0[data.slots[group.index]], group)
+            for group in data.groups
+        ]
+        drawn = data.join([point.x_t for point in points])
+        chain, term = self.calls(of_chains, (drawn[:m], data.t[:m]))
+        assert term is not None  # terms were asked for
+        found = [
+            point.evaluate(self.model, term.rows(group.index), group)
+            for group, point in zip(data.groups, points, strict=True)
+        ]
+        values = data.join(found)
+        if rows is not None and chain is not None:
+            x_s = advance(chain, x_t, previous, rows.update, rows.noise, seen)
+            state.advance(rows.slots, x_s, chain.x_0)
+        self.data.values[data.slots, data.units] = values
+
+    def collect(self, chains: Sequence[Entry], ends: Sequence[Entry], length: int = 1) -> Landing:
+        """Send the results of finished rows, and frames of others, to the host, off their slots.
+
+        Args:
+            chains: entries of chains, to be looked at whether they are finite.
+            ends: entries of finished rows.
+            length: as `run` was given it.
+        """
+        groups = by_job(sorted(ends))
+        leaving = [self.chains.finite[self._slots(chains)]]
+        for key, entries in groups:
+            slots = self._slots(entries)
+            if key in self._chain_jobs:
+                leaving.append(self.chains.x[slots])
+            else:
+                leaving.append(self.data.values[slots, : self._term_jobs[key].units])
+        shots = [shot for shot, _ in self._taken]
+        leaving += [states for _, states in self._taken]
+        self._taken = []
+        (finite, *parts), wait = self._departures.send(leaving)
+        taken = list(zip(shots, parts[len(groups) :], strict=True))
+        return Landing(list(chains), groups, length, finite, parts[: len(groups)], wait, taken)
+
+    def receive(self, landing: Landing) -> dict[int, str]:
+        """Take the results in, once they are there; it waits for them.
+
+        Returns:
+            Jobs with a row that left the finite numbers, and what happened to it.
+        """
+        landing.wait()
+        for shot, states in landing.shots:
+            if shot.key in self._films:  # not given up meanwhile
+                self._films[shot.key].keep(shot, states)
+        found: dict[int, str] = {}
+        for entry, good in zip(landing.chains, landing.finite.tolist(), strict=True):
+            job = self._chain_jobs.get(entry.key)
+            if not good and job is not None:
+                t = int(job.plan.t[entry.unit + landing.length - 1])
+                found[entry.key] = f"sample {entry.row} became NaN or infinite by step t = {t}"
+        for (key, entries), part in zip(landing.ends, landing.parts, strict=True):
+            if key not in self._results:  # given up meanwhile
+                continue
+            # What is not finite among terms is that example's answer; others do not suffer by it.
+            values = part.to(self._results[key].dtype)
+            self._results[key][[entry.row for entry in entries]] = values
+        return found
+
+    def result(
+        self, key: int, queue_seconds: float, compute_seconds: float
+    ) -> ChainResult | TermResult:
+        """The answer of a job whose rows have all been collected."""
+        if key in self._chain_jobs:
+            chains, samples, film = self._chain_jobs[key], self._results[key], self._films.get(key)
+            if film is not None:
+                with torch.inference_mode(False), torch.no_grad():
+                    film.end(self._start(chains, torch.arange(chains.rows))[0].cpu(), samples)
+            return ChainResult(
+                samples=samples,
+                film=film,
+                queue_seconds=queue_seconds,
+                compute_seconds=compute_seconds,
+                network_evaluations=chains.cost,
+                exact=self.exact,
+            )
+        job, values = self._term_jobs[key], self._results[key]
+        with torch.inference_mode(False), torch.no_grad():
+            x_0 = job.x_0.to(self.model.device)
+            if isinstance(job.steps, Trajectories):
+                found = trajectory.weigh(self.model, x_0, job.steps, job.seed, values)
+            else:
+                prior = prior_part(self.model, x_0, job.convention).cpu()
+                last = closed_last(self.model, x_0, job.convention, job.steps.end)
+                found = combine(job.steps, values, prior, None if last is None else last.cpu())
+        return TermResult(
+            bound=found,
+            values=values,
+            queue_seconds=queue_seconds,
+            compute_seconds=compute_seconds,
+            network_evaluations=job.cost,
+            exact=self.exact,
+        )
+
+    def peek(
+        self, key: int, rows: int, started: int, slots: Mapping[int, int], done: int
+    ) -> Peek | None:
+        """The first `rows` rows of a job between ticks; None where it has no chains.
+
+        Args:
+            key: of the job.
+            rows: at most.
+            started: how many have.
+            slots: by row, of those that have not ended.
+            done: network evaluations the job has had.
+        """
+        if key not in self._chain_jobs:
+            return None
+        rows = min(rows, started)
+        finished = [row not in slots for row in range(rows)]
+        with torch.inference_mode(False), torch.no_grad():
+            index = [slots[row] for row, ended in enumerate(finished) if not ended]
+            at = torch.tensor(index, dtype=torch.int64, device=self.model.device)
+            estimates = self.chains.previous[at]
+            return Peek.of(done, finished, self._results[key][:rows].clone(), estimates)
+
+    def _admit(self, chains: Sequence[Entry], terms: Sequence[Entry]) -> None:
+        """Write the state of rows at their first unit, job by job: jobs bring their own data."""
+        device = self.model.device
+        for key, entries in by_job([entry for entry in chains if entry.unit == 0]):
+            rows = torch.tensor([entry.row for entry in entries])
+            self.chains.write(self._slots(entries), *self._start(self._chain_jobs[key], rows))
+        self.data.reserve(slots=1 + max((entry.slot for entry in terms), default=-1))
+        for key, entries in by_job([entry for entry in terms if entry.unit == 0]):
+            term_job = self._term_jobs[key]
+            x_0 = term_job.x_0[[entry.row // term_job.each for entry in entries]]
+            self.data.x_0[self._slots(entries)] = upload(x_0, device)
+
+    def _start(self, job: ChainJob, rows: Tensor) -> tuple[Tensor, Observation | None]:
+        """Where some rows of a job begin, [len(rows), *event], and what was seen of them."""
+        device, seen = self.model.device, None
+        if job.observation is not None:
+            seen = job.observation.rows(rows).each(lambda part: upload(part, device))
+        if job.start is not None:
+            return upload(job.start[rows], device), seen
+        noise = counter_noise(job.seed, upload(rows, device), self.model.T + 1, Stream.CHAIN)
+        return begin(self.model, noise, seen, len(rows)), seen
+
+    def _slots(self, entries: Sequence[Entry]) -> Tensor:
+        slots = torch.tensor([entry.slot for entry in entries], dtype=torch.int64)
+        return upload(slots, self.model.device)
+
+    def _filled(self, entries: list[Entry]) -> list[Entry]:
+        """The entries, the last of them repeated up to `fill`."""
+        return [*entries, *entries[-1:] * (self.calls.fill - len(entries))]

@@ -1,0 +1,306 @@
+"""The door between threads: what was accepted and has not ended.
+
+    accepted = answered + failed + cancelled,    and nothing is accepted past the queue's bounds
+
+Any thread may come in by `reserve` and `accept`, cancel, or wait for the end; the engine's thread
+takes, settles and ends. Everything here is under one lock that nobody holds for longer than a few
+assignments, or, where a job has a deadline, one pass over those that run and the kinds that wait.
+"""
+
+import heapq
+import math
+import threading
+import time
+from collections.abc import Iterable, Iterator
+from concurrent.futures import Future
+from contextlib import contextmanager
+from functools import partial
+from typing import Any, final
+
+from service.engine.admission import Admission
+from service.engine.faults import describe
+from service.engine.jobs import Job
+from service.engine.limits import APIECE
+from service.engine.peek import Peek, PeekRequest
+from service.engine.record import Record
+from service.engine.results import Hold, Ticket, Timing
+from service.engine.scheduling.batch import Queue, Tick
+from service.errors import DeadlineExceeded, Draining, EngineDead, Problem
+from service.settings import Settings
+
+_STALE = 64  # deadlines of ended jobs that are kept beside as many as there are jobs
+
+
+@final
+class Intake:
+    """Accepted jobs, on their way to the engine's thread and back.
+
+    Args:
+        queues: whose jobs may come.
+        settings: the queue's bounds and the scheduler's shares.
+
+    Attributes:
+        accepted: how many jobs have come so far.
+    """
+
+    def __init__(self, queues: Iterable[Queue], settings: Settings) -> None:
+        self.accepted = 0
+        self._wake = threading.Condition()
+        self._admission = Admission(queues, settings)
+        self._ledger, self._company = self._admission.ledger, self._admission.company
+        self._deadlines: list[tuple[float, int]] = []  # a heap; some are of jobs that have ended
+        self._records: dict[int, Record] = {}
+        self._new: list[Record] = []
+        self._cancelled: list[int] = []
+        self._peeks: list[PeekRequest] = []
+        self._draining = self._stopping = self._closed = False
+        self._error: BaseException | None = None
+
+    @property
+    def draining(self) -> bool:
+        """Whether new jobs are refused."""
+        return self._draining
+
+    @property
+    def closed(self) -> bool:
+        """Whether the engine's thread is over."""
+        return self._closed
+
+    @property
+    def owed(self) -> int:
+        """Network evaluations accepted and not yet done."""
+        with self._wake:
+            return self._ledger.owed
+
+    @property
+    def seconds_owed(self) -> float:
+        """How long the accepted work takes, at the measured rates."""
+        with self._wake:
+            return self._admission.seconds_until(1.0)
+
+    @property
+    def held(self) -> int:
+        """Bytes of bodies being read and of accepted jobs."""
+        with self._wake:
+            return self._ledger.held
+
+    @contextmanager
+    def reserve(self, size: int) -> Iterator[None]:
+        """Room for a body of so many bytes, until it has been read and its job accepted.
+
+        Raises:
+            QueueFull, NoRoom, Draining, EngineDead: it need not be read, nothing would come of it.
+        """
+        size += APIECE
+        with self._wake:
+            self._check_open()
+            self._admission.check_body(size)
+            self._ledger.hold(size)
+        try:
+            yield
+        finally:
+            with self._wake:
+                self._ledger.release(size)
+
+    def accept(self, job: Job, size: int = 0, deadline: float | None = None) -> Ticket[Any]:
+        """Take a job in.
+
+        Args:
+            job: what is asked.
+            size: bytes that it holds until its end.
+            deadline: when its answer is of no more use, monotonic seconds.
+
+        Raises:
+            QueueFull, NoRoom: it fits when some of the accepted work is done.
+            DeadlineUnmeetable, DeadlineExceeded: it would end, or it is, past its deadline.
+            Draining, EngineDead: nothing is taken any more.
+        """
+        size += APIECE
+        with self._wake:
+            self._check_open()
+            self._admission.check_job(job, size, deadline)
+            key = self.accepted
+            ticket: Ticket[Any] = Ticket(
+                job.cost, Future(), partial(self._peek, key), partial(self._keep, key, size)
+            )
+            now, due = time.monotonic(), math.inf if deadline is None else deadline
+            record = Record(key, job, ticket, job.rows, now, size, due)
+            self.accepted += 1
+            self._ledger.accept(job.cost)
+            self._ledger.hold(size)
+            self._records[key] = record
+            self._company.add(record)
+            self._new.append(record)
+            if deadline is not None:
+                heapq.heappush(self._deadlines, (deadline, key))
+            self._wake.notify_all()
+        ticket.on_cancel(lambda: self._cancel(key))
+        return ticket
+
+    def take(self, *, wait: bool) -> tuple[list[Record], list[int]] | None:
+        """What is new and what was cancelled since; None when it is time to stop.
+
+        Args:
+            wait: sleep until there is something to say.
+        """
+        with self._wake:
+            if wait:
+                self._wake.wait_for(
+                    lambda: self._new or self._cancelled or self._peeks or self._stopping
+                )
+            if self._stopping:
+                return None
+            new, self._new = self._new, []
+            cancelled, self._cancelled = self._cancelled, []
+            return new, cancelled
+
+    def overdue(self) -> dict[int, DeadlineExceeded]:
+        """The jobs whose deadline has passed, and what their callers are told."""
+        now, records = time.monotonic(), []
+        with self._wake:
+            # Those that the engine has not taken yet are its own business at the next tick.
+            untaken = {record.key for record in self._new}
+            early: list[tuple[float, int]] = []
+            while self._deadlines and self._deadlines[0][0] <= now:
+                deadline, key = heapq.heappop(self._deadlines)
+                if key in untaken:
+                    early.append((deadline, key))
+                elif key in self._records:
+                    records.append(self._records[key])
+            for entry in early:
+                heapq.heappush(self._deadlines, entry)
+        fix = "Allow more time, or ask for fewer rows, steps or terms."
+        return {
+            record.key: DeadlineExceeded(
+                f"The deadline passed after {record.ticket.done} of {record.ticket.cost} network "
+                "evaluations.",
+                fix=fix,
+            )
+            for record in records
+        }
+
+    def take_peeks(self) -> list[PeekRequest]:
+        """Who wants to look at a job; whoever is here must be answered."""
+        if not self._peeks:  # without the lock: what comes now is seen before the next tick
+            return []
+        with self._wake:
+            peeks, self._peeks = self._peeks, []
+            return peeks
+
+    def limit(self, queue: Queue, rows: int) -> None:
+        """A tick of `queue` has at most so many rows."""
+        with self._wake:
+            self._admission.limit(queue, rows)
+
+    def seed(self, queue: Queue, rows: int, seconds: float, *, terms: bool = False) -> None:
+        """At start a step of so many rows, with terms or without, took so many seconds."""
+        with self._wake:
+            self._admission.seed(queue, rows, seconds, terms=terms)
+
+    def measure(self, tick: Tick, seconds: float) -> None:
+        """A tick took so many seconds."""
+        with self._wake:
+            self._admission.measure(tick, seconds)
+
+    def settle(self, evaluations: int) -> None:
+        """So many of the accepted evaluations have been made."""
+        with self._wake:
+            self._ledger.settle(evaluations)
+
+    def start(self, record: Record, now: float) -> None:
+        """A job's first rows are in a tick, which began now, monotonic seconds."""
+        record.started = now
+        with self._wake:
+            self._company.start(record)
+
+    def end(self, record: Record, unspent: int, outcome: Timing | Problem | None) -> None:
+        """A job is over (None: cancelled), with so many evaluations that were not made."""
+        with self._wake:
+            del self._records[record.key]
+            self._company.remove(record)
+            self._ledger.settle(unspent)
+            self._ledger.release(record.size)
+            if len(self._deadlines) > 2 * len(self._records) + _STALE:
+                self._deadlines = [entry for entry in self._deadlines if entry[1] in self._records]
+                heapq.heapify(self._deadlines)
+            self._wake.notify_all()
+        resolve(record.ticket.future, outcome)
+
+    def drain(self, timeout: float) -> bool:
+        """Refuse new jobs and wait until the accepted ones have ended; whether they all did."""
+        with self._wake:
+            self._draining = True
+            self._wake.wait_for(lambda: not self._records or self._closed, timeout)
+            return not self._records and self._error is None
+
+    def stop(self) -> None:
+        """Tell the engine's thread to stop."""
+        with self._wake:
+            self._draining = self._stopping = True
+            self._wake.notify_all()
+
+    def close(self, error: BaseException | None) -> None:
+        """The engine's thread is over: nobody is let in, and whoever is left is told."""
+        with self._wake:
+            self._closed, self._error = True, error
+            left = list(self._records.values())
+            self._records.clear()
+            peeks, self._peeks = self._peeks, []
+            self._wake.notify_all()
+        for record in left:
+            resolve(record.ticket.future, self.obituary())
+        for peek in peeks:
+            resolve(peek.future, None)
+
+    def obituary(self) -> Problem:
+        """Why nothing more is done, once closed."""
+        if self._error is None:
+            return Draining("The service stopped before this was finished.")
+        return EngineDead(
+            f"The engine ended by an error: {describe(self._error)}",
+            fix="The service must be restarted; its log has the rest.",
+        )
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise self.obituary()
+        if self._draining:
+            raise Draining("The service finishes what it accepted and takes nothing new.")
+
+    def _peek(self, key: int, rows: int) -> "Future[Peek | None]":
+        peek = PeekRequest(key, rows, Future())
+        with self._wake:
+            if key in self._records:
+                self._peeks.append(peek)
+                self._wake.notify_all()
+                return peek.future
+        peek.future.set_result(None)
+        return peek.future
+
+    def _keep(self, key: int, size: int) -> Hold:
+        with self._wake:
+            record = self._records.get(key)
+            if record is None:  # it has ended already and been given back
+                self._ledger.hold(size)
+            else:
+                record.size = 0
+        return Hold(size, self._change)
+
+    def _change(self, size: int) -> None:
+        with self._wake:
+            self._ledger.hold(size)
+
+    def _cancel(self, key: int) -> None:
+        with self._wake:
+            self._cancelled.append(key)
+            self._wake.notify_all()
+
+
+def resolve(future: "Future[Any]", outcome: Timing | Peek | Problem | None) -> None:
+    """Set the outcome, unless the future has been cancelled in the meantime."""
+    if not future.set_running_or_notify_cancel():
+        return
+    if isinstance(outcome, Problem):
+        future.set_exception(outcome)
+    else:
+        future.set_result(outcome)

@@ -1,0 +1,1 @@
+"""Which rows run next, and how long that takes; no tensors."""

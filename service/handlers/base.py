@@ -1,0 +1,125 @@
+"""What every kind of work shares: its forms of answer, and the limits checked before it begins.
+
+cost = rows * network evaluations a row, held against the settings before any network is called.
+"""
+
+import base64
+import secrets
+from abc import ABC, abstractmethod
+from typing import Any, Generic, TypeVar
+
+from pydantic import BaseModel
+from torch import Tensor
+
+from diffusion.plan import DDIM, Ancestral, DPMSolver, Plan
+from service.catalogue import Served
+from service.codecs.arrays import plain, refusal
+from service.codecs.contact_sheet import Strip, check_sheet, contact_sheet, image
+from service.codecs.json import BINARY, EVENTS, JSON, PNG, to_binary, to_json
+from service.engine.jobs import Job
+from service.engine.peek import Peek
+from service.errors import TooExpensive
+from service.schemas.responses import Preview, RowState
+
+Result = TypeVar("Result")
+AnySampler = TypeVar("AnySampler", Ancestral, DDIM, DPMSolver, Ancestral | DDIM | DPMSolver)
+
+
+class Work(ABC, Generic[Result]):
+    """One request, ready to run.
+
+    Attributes:
+        served: the model that answers.
+        job: what the engine does.
+        offers: the forms of its answer, the default first.
+    """
+
+    offers: tuple[str, ...] = (JSON, PNG, BINARY, EVENTS)
+    served: Served
+    job: Job
+
+    def check(self, form: str) -> None:
+        """Raise InvalidRequest where the answer does not go into `form`."""
+        if form == PNG:
+            check_sheet(self.served.model.space, *self.layout)
+
+    def render(self, result: Result, form: str) -> bytes:
+        """The answer in one of `offers`."""
+        if form == PNG:
+            return contact_sheet(self.served.model.space, self.strips(result))
+        if form == BINARY:
+            answer = self.answer(result).model_dump(exclude=self.arrays)
+            return to_binary(answer, self.tensors(result))
+        return to_json(self.answer(result).model_dump())
+
+    @property
+    @abstractmethod
+    def arrays(self) -> dict[str, Any]:
+        """Which fields of the answer a binary one holds as tensors (pydantic's `exclude`)."""
+
+    @abstractmethod
+    def answer(self, result: Result) -> BaseModel:
+        """The answer as documented, with arrays for lists."""
+
+    @abstractmethod
+    def tensors(self, result: Result) -> dict[str, Tensor]:
+        """The arrays of a binary answer."""
+
+    @property
+    def layout(self) -> tuple[int, int]:
+        """How many strips a contact sheet has, and samples a strip."""
+        raise NotImplementedError(f"{type(self).__name__} offers no picture")
+
+    def strips(self, result: Result) -> list[Strip]:
+        """What a contact sheet shows."""
+        raise NotImplementedError(f"{type(self).__name__} offers no picture")
+
+    def preview(self, peek: Peek, count: int) -> Preview:
+        """The first `count` rows of the job on their way; waits for the device."""
+        space = self.served.model.space
+        x_0 = self.estimates(peek.x_0())
+        drawn: list[Any] = list(plain(x_0, space))
+        for i, picture in enumerate(image(x, space) for x in x_0):
+            if picture is not None:
+                drawn[i] = base64.b64encode(picture).decode()
+        states: list[RowState] = ["finished" if ended else "running" for ended in peek.finished]
+        for _ in range(len(drawn), min(count, self.job.samples)):
+            states.append("waiting")
+            drawn.append(None)
+        return Preview(step=peek.done, rows=states, estimates=drawn)
+
+    def estimates(self, x_0: Tensor) -> Tensor:
+        """The job's first rows [k, *event] in data units, from model units."""
+        return self.served.model.space.to_data(x_0)
+
+
+def settle_seed(seed: int | None) -> int:
+    """The caller's, or a fresh one that every JSON reader holds exactly."""
+    return secrets.randbelow(2**32) if seed is None else seed
+
+
+def check_rows(count: int, location: str, limit: int, setting: str) -> None:
+    """Raise TooExpensive beyond a limit of the settings."""
+    if count > limit:
+        raise TooExpensive(
+            f"{location} asks for more than one request may.",
+            location=location,
+            received=count,
+            expected=f"at most {limit}",
+            fix=f"Ask for fewer, or in several requests; the operator sets the limit ({setting}).",
+        )
+
+
+def make_plan(
+    sampler: Ancestral | DDIM | DPMSolver, served: Served, start: int | None = None
+) -> Plan:
+    """The sampler's steps on this model; InvalidRequest where it has none such."""
+    try:
+        return sampler.plan(served.model, start)
+    except ValueError as error:
+        raise refusal(error, "sampler", sampler.model_dump()) from None
+
+
+def stated(sampler: AnySampler, served: Served) -> AnySampler:
+    """The sampler with its number of steps written out."""
+    return sampler if sampler.steps else sampler.model_copy(update={"steps": served.model.T})

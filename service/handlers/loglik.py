@@ -1,0 +1,287 @@
+"""/loglik: the bound K on log p(x_0), from its terms."""
+
+import math
+from dataclasses import dataclass, replace
+from typing import Any, final
+
+import torch
+from torch import Tensor
+from typing_extensions import override
+
+from diffusion.checkpoint import Evaluation
+from diffusion.likelihood import reference
+from diffusion.likelihood.bound import check_convention, null_log_prob
+from diffusion.likelihood.choice import Choice
+from diffusion.likelihood.estimator import Steps, even_strata
+from diffusion.likelihood.iwae import Trajectories
+from diffusion.space import Convention
+from service.catalogue import Catalogue, Served
+from service.codecs.arrays import check_values, read_events, refusal
+from service.codecs.columns import Columns
+from service.codecs.json import BINARY, EVENTS, JSON
+from service.engine.jobs import TermJob
+from service.engine.limits import check_cost
+from service.engine.results import TermResult
+from service.errors import InvalidRequest
+from service.handlers.base import Work, check_rows, settle_seed
+from service.schemas.requests import LoglikRequest
+from service.schemas.responses import Band, Loglik, LoglikAnswer, Parts
+from service.settings import Settings
+
+TERM_BYTES = 80  # of a term as JSON, most often less
+
+
+@final
+@dataclass(frozen=True)
+class Standing:
+    """Where data stand among held-out ones, [N] each; None, or nothing, where it is not known."""
+
+    rarer_than: Tensor | None = None
+    typicality: Tensor | None = None
+    bands: tuple[reference.Band, ...] = ()
+    uncompared: str | None = None
+
+
+@final
+@dataclass(frozen=True)
+class LoglikWork(Work[TermResult]):
+    """Bounds on log p(x_0)."""
+
+    served: Served
+    job: TermJob
+    request: LoglikRequest
+    offers = (JSON, BINARY, EVENTS)
+
+    @classmethod
+    def prepare(
+        cls, request: LoglikRequest, catalogue: Catalogue, settings: Settings
+    ) -> "LoglikWork":
+        """The work, or the problem that forbids it."""
+        served = catalogue.find(request.model)
+        space, count = served.model.space, len(request.data)
+        check_rows(count, "data", settings.max_data, "NONEQ_MAX_DATA")
+        convention = request.convention or space.default_convention
+        seed = settle_seed(request.seed)
+        # Of one datum first: what they all cost is known before much is made of it.
+        one = _settle(request, served, 1, seed, convention)
+        check_cost(count * (request.trajectories or 1) * one.count, settings)
+        events = read_events(request.data, space, "data")
+        if events.opaque is not None:
+            raise InvalidRequest(
+                "A PNG in data has transparent pixels, and a likelihood needs every pixel.",
+                location="data",
+                fix="Send opaque PNGs; /inpaint draws what was not seen.",
+            )
+        check_values(events.values, space, "data")
+        steps = _settle(request, served, count, seed, convention)
+        x_0 = space.to_model(events.values)
+        job = TermJob(served.name, x_0, seed, steps, convention)
+        check_cost(job.cost, settings)
+        if request.per_step:
+            job = replace(job, answer_bytes=job.cost * TERM_BYTES)
+        return cls(served, job, request)
+
+    @property
+    @override
+    def arrays(self) -> dict[str, Any]:
+        return {"results": True}
+
+    @override
+    def answer(self, result: TermResult) -> LoglikAnswer:
+        columns = {name: x.tolist() for name, x in self._bounds(result).items()}
+        per_bit, dims = math.log(2), self.served.model.space.dims
+        standing, reasons = self._standing(result), self._reasons(result)
+        rarer, typicality = (
+            [None] * len(self.job.x_0) if x is None else [_finite(one) for one in x.tolist()]
+            for x in (standing.rarer_than, standing.typicality)
+        )
+        results = [
+            Loglik(
+                bound=_finite(bound),
+                standard_error=_finite(columns["standard_error"][i]),
+                degrees_of_freedom=_finite(columns["degrees_of_freedom"][i] + 0 * bound),
+                interval=_interval(*columns["interval"][i]),
+                bits=_finite(bound / per_bit),
+                bits_per_dim=_finite(-bound / per_bit / dims),
+                relative_to_prior=_finite(columns["relative_to_prior"][i]),
+                rarer_than=rarer[i],
+                typicality=typicality[i],
+                bands=[_band(band, i) for band in standing.bands] or None,
+                reason=reasons.get(i),
+                parts=Parts(
+                    prior=_finite(columns["prior"][i]),
+                    steps=_finite(columns["steps"][i]),
+                    last=_finite(columns["last"][i]),
+                    gain=_finite(columns["gain"][i]),
+                ),
+                per_step=self._terms(result, i) if self.request.per_step else None,
+            )
+            for i, bound in enumerate(columns["bound"])
+        ]
+        return LoglikAnswer(
+            model=self.served.name,
+            seed=self.job.seed,
+            exact=result.exact,
+            estimator=self.request.estimator,
+            convention=self.job.convention,
+            terms=self.job.units * self.job.each,
+            trajectories=self.request.trajectories,
+            steps=self.request.steps or self.served.model.T,
+            uncompared=standing.uncompared,
+            reasons={str(i): reason for i, reason in reasons.items()},
+            results=results,
+            network_evaluations=result.network_evaluations,
+        )
+
+    @override
+    def tensors(self, result: TermResult) -> dict[str, Tensor]:
+        found = self._bounds(result)
+        standing = self._standing(result)
+        if standing.rarer_than is not None:
+            found["rarer_than"] = standing.rarer_than
+        if standing.typicality is not None:
+            found["typicality"] = standing.typicality
+            found["band_t"] = torch.tensor([[band.first, band.final] for band in standing.bands])
+            found["band_nats"] = torch.stack([band.nats for band in standing.bands], 1)
+            found["band_rarer_than"] = torch.stack([b.rarer_than for b in standing.bands], 1)
+        if self.request.per_step:
+            steps, values = self._steps(), result.values.view(len(self.job.x_0), -1)
+            found |= {"term_t": steps.t, "term_weight": steps.weight, "term_value": values}
+        return found
+
+    def _bounds(self, result: TermResult) -> dict[str, Tensor]:
+        """What there is one of for each datum."""
+        model, bound = self.served.model, result.bound
+        null = null_log_prob(model, self.job.x_0.to(model.device), self.job.convention).cpu()
+        return {
+            "bound": bound.bound,
+            "standard_error": bound.standard_error,
+            "degrees_of_freedom": bound.freedom,
+            "interval": bound.interval,
+            "relative_to_prior": bound.bound - null,
+            "prior": bound.prior,
+            "steps": bound.steps,
+            "last": bound.last,
+            "gain": bound.gain,
+        }
+
+    def _standing(self, result: TermResult) -> Standing:
+        """Where the data stand among held-out ones, estimated likewise."""
+        asked, steps, found = self.request, self.job.steps, result.bound
+        whole = isinstance(steps, Steps) and asked.steps in (None, self.served.model.T)
+        known, convention = self.served.reference, self.job.convention
+        if not whole:
+            why = "of the whole chain alone are held-out data's terms known"
+        elif known is None:
+            why = "the model ships without held-out data's terms"
+        else:
+            why = known.refusal(convention) or ""
+        if not why and known is not None and isinstance(steps, Steps):
+            closed = found.last if convention == "paper" else None
+            among = known.stand(steps, convention, result.values, found.prior, closed)
+            return Standing(among.rarer_than, among.typicality, among.bands)
+        measured = self._measured()
+        if measured is None:
+            return Standing(uncompared=f"Not measured on held-out data: {why}.")
+        rarer = [
+            math.nan if math.isnan(x) else measured.rarer_than(x) for x in found.bound.tolist()
+        ]
+        told = f"Typicality is not known: {why}."
+        return Standing(torch.tensor(rarer, dtype=torch.float64), uncompared=told)
+
+    def _measured(self) -> Evaluation | None:
+        """The evaluation of held-out data by the same estimator: its noise is the same too."""
+        asked, T = self.request, self.served.model.T
+        steps = None if asked.steps == T else asked.steps
+        every = even_strata(steps or T, self.job.convention).count
+        terms = None if asked.trajectories or self.job.units >= every else self.job.units
+        of = steps, asked.spacing if steps else None, asked.trajectories, terms, asked.strata
+        for e in self.served.metadata.evaluation:
+            its = e.steps, e.spacing, e.trajectories, e.terms, e.strata
+            same = its == of and e.convention == self.job.convention
+            if same and e.split == "test" and e.quantiles is not None:
+                return e
+        return None
+
+    def _reasons(self, result: TermResult) -> dict[int, str]:
+        """Why data have no finite bound, by their places."""
+        lost = (~result.bound.bound.isfinite()).nonzero().flatten().tolist()
+        return {i: self._reason(result, i) for i in lost}
+
+    def _reason(self, result: TermResult, datum: int) -> str:
+        t = self._steps().t[datum]
+        values = result.values.view(len(self.job.x_0), -1)[datum]
+        far = float(self.job.x_0[datum].abs().max())
+        where = f"It is {far:.3g} at the most in the model's units, where data are about 1"
+        wrong = values.isnan() | values.isposinf()
+        if bool(wrong.any()):
+            step = int(t[int(wrong.nonzero()[0])])
+            return (
+                f"The bound of this datum is no number: at t = {step} the network's arithmetic "
+                f"leaves the finite numbers. {where}."
+            )
+        if bool(values.isneginf().any()):
+            step = int(t[int(values.isneginf().nonzero()[0])])
+            return f"The model holds this datum to be impossible: its term at t = {step} is -inf."
+        return f"The bound of this datum is beyond what a number can hold. {where}."
+
+    def _steps(self) -> Steps:
+        """The terms of each datum as a table."""
+        steps = self.job.steps
+        return steps.steps(len(self.job.x_0)) if isinstance(steps, Trajectories) else steps
+
+    def _terms(self, result: TermResult, datum: int) -> Columns:
+        steps, values = self._steps(), result.values.view(len(self.job.x_0), -1)
+        columns = {"t": steps.t[datum], "weight": steps.weight, "value": values[datum]}
+        return Columns({name: x.numpy() for name, x in columns.items()})
+
+
+def _settle(
+    request: LoglikRequest, served: Served, count: int, seed: int, convention: Convention
+) -> Steps | Trajectories:
+    """The terms of the first `count` data, or the problem that forbids them."""
+    model = served.model
+    try:
+        check_convention(model, convention)
+    except ValueError as error:
+        raise refusal(error, "convention", convention) from None
+    asked = request.model_dump(include=set(Choice.model_fields))
+    said = [name for name in ("steps", "target_error", "terms") if asked[name] is not None]
+    if request.trajectories is not None:
+        return _whole(request, model.T, [*said, *(["strata"] * (request.strata != "even"))])
+    try:
+        return Choice(**asked).settle(model, torch.arange(count), seed, convention)
+    except ValueError as error:
+        location = said[0] if said else "strata"
+        raise refusal(error, location, asked[location]) from None
+
+
+def _whole(request: LoglikRequest, T: int, said: list[str]) -> Trajectories:
+    """Whole trajectories, with which no other choice of terms can go."""
+    assert request.trajectories is not None  # they are what is asked for
+    if said:
+        raise InvalidRequest(
+            f"A trajectory's weight needs every step, so `{said[0]}` cannot go with "
+            "`trajectories`.",
+            location=said[0],
+            received=getattr(request, said[0]),
+            fix=f"Leave out `{said[0]}`, or `trajectories`.",
+        )
+    try:
+        return Trajectories(request.trajectories, T)
+    except ValueError as error:
+        raise refusal(error, "trajectories", request.trajectories) from None
+
+
+def _band(band: reference.Band, datum: int) -> Band:
+    nats, rarer = (_finite(float(x[datum])) for x in (band.nats, band.rarer_than))
+    return Band(part=band.name, first=band.first, final=band.final, nats=nats, rarer_than=rarer)
+
+
+def _interval(low: float, high: float) -> tuple[float, float] | None:
+    return (low, high) if math.isfinite(low) and math.isfinite(high) else None
+
+
+def _finite(value: float) -> float | None:
+    """JSON has no infinity: the bound of a datum that the model excludes is null."""
+    return value if math.isfinite(value) else None

@@ -1,0 +1,105 @@
+"""/sample: draws from p(x_0), chains from x_T down."""
+
+from dataclasses import dataclass
+from typing import Any, final
+
+import torch
+from torch import Tensor
+from typing_extensions import override
+
+from service.catalogue import Catalogue, Served
+from service.codecs.arrays import plain
+from service.codecs.contact_sheet import Strip
+from service.engine.frames import Film, Frames
+from service.engine.jobs import ChainJob
+from service.engine.limits import check_cost
+from service.engine.results import ChainResult
+from service.handlers.base import Work, check_rows, make_plan, settle_seed, stated
+from service.schemas.requests import SampleRequest
+from service.schemas.responses import SampleAnswer, Trajectory
+from service.settings import Settings
+
+_FRAME_BYTES = 12  # of a number of a frame as JSON
+
+
+@final
+@dataclass(frozen=True)
+class SampleWork(Work[ChainResult]):
+    """Draws from p(x_0)."""
+
+    served: Served
+    job: ChainJob
+    request: SampleRequest
+
+    @classmethod
+    def prepare(
+        cls, request: SampleRequest, catalogue: Catalogue, settings: Settings
+    ) -> "SampleWork":
+        """The work, or the problem that forbids it."""
+        rows, served = request.num_samples, catalogue.find(request.model)
+        check_rows(rows, "num_samples", settings.max_samples, "NONEQ_MAX_SAMPLES")
+        plan = make_plan(request.sampler, served)
+        frames, text = None, 0
+        if request.frames:
+            frames = Frames.spread(request.frames, len(plan))
+            numbers = 2 * len(frames.units) * rows * served.model.space.dims
+            text = numbers * _FRAME_BYTES
+        seed = settle_seed(request.seed)
+        job = ChainJob(served.name, rows, seed, plan, frames=frames, answer_bytes=text)
+        check_cost(job.cost, settings)
+        return cls(served, job, request)
+
+    @property
+    @override
+    def arrays(self) -> dict[str, Any]:
+        return {"samples": True, "trajectory": True}
+
+    @override
+    def answer(self, result: ChainResult) -> SampleAnswer:
+        space = self.served.model.space
+        return SampleAnswer(
+            model=self.served.name,
+            seed=self.job.seed,
+            exact=result.exact,
+            sampler=stated(self.request.sampler, self.served),
+            shape=list(space.shape),
+            columns=space.columns,
+            samples=plain(space.to_data(result.samples), space),
+            trajectory=self._trajectory(result.film),
+            network_evaluations=result.network_evaluations,
+        )
+
+    @override
+    def tensors(self, result: ChainResult) -> dict[str, Tensor]:
+        found = {"samples": self.served.model.space.to_data(result.samples)}
+        if result.film is not None:
+            t, x, x_0 = self._states(result.film)
+            found |= {"trajectory_t": t, "trajectory_x": x, "trajectory_x_0": x_0}
+        return found
+
+    @property
+    @override
+    def layout(self) -> tuple[int, int]:
+        frames = self.job.frames
+        return (1, self.job.rows) if frames is None else (self.job.rows, len(frames.units))
+
+    @override
+    def strips(self, result: ChainResult) -> list[Strip]:
+        space = self.served.model.space
+        if result.film is None:
+            return [Strip(space.to_data(result.samples))]
+        return [Strip(space.to_data(x), film=True) for x in result.film.x.unbind(1)]
+
+    def _states(self, film: Film) -> tuple[Tensor, Tensor, Tensor]:
+        """t, x and x_0 of the frames, data units."""
+        space, plan = self.served.model.space, self.job.plan
+        t = torch.cat((plan.t, plan.t.new_zeros(1)))[list(film.frames.units)]
+        x, x_0 = (space.to_data_units(z.flatten(0, 1)).view_as(z) for z in (film.x, film.x_0))
+        return t, x, x_0
+
+    def _trajectory(self, film: Film | None) -> Trajectory | None:
+        if film is None:
+            return None
+        space = self.served.model.space
+        t, x, x_0 = self._states(film)
+        return Trajectory(t=t.tolist(), x=plain(x, space), x_0=plain(x_0, space))

@@ -1,0 +1,166 @@
+"""What stands behind the routes: the models of a folder, the engine, and whether both are ready.
+
+opening -> ready -> draining;    opening -> failed, where there is nothing to serve
+"""
+
+import asyncio
+import logging
+import threading
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import final
+
+from starlette.requests import Request
+
+from service.catalogue import Catalogue, Refused, Served, load_folder
+from service.engine.engine import Engine, Host
+from service.errors import Draining, EngineDead, NotReady, Problem
+from service.memory import fit, give_back, give_back_when_idle, memory_used
+from service.metrics import Metrics
+from service.settings import Settings
+
+_log = logging.getLogger(__name__)
+
+_DECODERS = 4  # bodies decoded at once: more are no faster, and hold more memory
+
+
+@final
+class Backend:
+    """The served models and the engine that runs them.
+
+    Args:
+        settings: the folder, the device, the limits.
+        metrics: where the engine counts.
+        host: runs the engine; see `Engine`.
+
+    Attributes:
+        decoding: held by whoever decodes a body.
+    """
+
+    def __init__(self, settings: Settings, metrics: Metrics, host: Host | None = None) -> None:
+        self.settings, self.metrics = fit(settings), metrics
+        self._host = host
+        self._catalogue = Catalogue()
+        self._engine: Engine | None = None
+        self._opened = threading.Event()
+        self._failure: str | None = None
+        self._closing = False
+        self._ended = threading.Event()
+        self.decoding = asyncio.Semaphore(_DECODERS)
+
+    def open(
+        self,
+        announce: Callable[[Sequence[str]], None] | None = None,
+        fail: Callable[[Problem], None] | None = None,
+    ) -> None:
+        """Load the folder, start the engine and warm it; blocks. `state` tells what went wrong.
+
+        Args:
+            announce: called with the models' names once requests can be answered.
+            fail: called with the problem where they never will be.
+        """
+        try:
+            settings = self.settings
+            device = settings.resolve_device()
+            catalogue = load_folder(settings.models, device, settings.default_model)
+            self._catalogue = catalogue
+            self.metrics.watch_memory(device, lambda: memory_used(device))
+            if catalogue.served:
+                models = {name: served.model for name, served in catalogue.served.items()}
+                self._engine = Engine(models, settings, self.metrics, self._host)
+                self._engine.warm()
+                give_back()  # the trials at start held more than serving does
+                keeper = partial(give_back_when_idle, self._work_done, self._ended)
+                threading.Thread(target=keeper, name="noneq-memory", daemon=True).start()
+        except Exception as error:
+            _log.exception("the service cannot start")
+            self._failure = f"{type(error).__name__}: {error}"
+        self._opened.set()
+        problem = self.state()
+        if problem is None and announce is not None:
+            announce(list(self.catalogue.served))
+        if problem is not None and fail is not None and not self._closing:
+            fail(problem)
+
+    def close(self) -> None:
+        """Take nothing new, finish what was accepted, and stop; blocks.
+
+        What `drain_seconds` do not finish ends in a problem that says so. Again it does nothing.
+        """
+        self._closing = True
+        self._ended.set()
+        if self._engine is not None and not self._engine.drain():
+            _log.warning("stopped with work unfinished")
+
+    def _work_done(self) -> int | None:
+        """How many requests there were; None while there is one."""
+        engine = self.engine
+        return engine.accepted if engine.held == 0 else None
+
+    @property
+    def catalogue(self) -> Catalogue:
+        """What is served; without the models that failed their first network call."""
+        found = self._catalogue
+        failed = {} if self._engine is None else self._engine.refused
+        if not failed:
+            return found
+        served = {name: model for name, model in found.served.items() if name not in failed}
+        fix = "See the log; export the artefact anew, or choose another device (NONEQ_DEVICE)."
+        refused = [Refused(name, reason, fix) for name, reason in failed.items()]
+        default = found.default if found.default in served else None
+        if default is None and len(served) == 1:
+            default = next(iter(served))
+        return Catalogue(served, (*found.refused, *refused), default, found.classifiers)
+
+    @property
+    def engine(self) -> Engine:
+        """The engine, once `check` has passed."""
+        if self._engine is None:
+            raise NotReady("There is no engine: no model is served.")
+        return self._engine
+
+    def find(self, name: str | None) -> Served:
+        """The model of that name, or the default; see `Catalogue.find`."""
+        return self.catalogue.find(name)
+
+    def dead(self) -> EngineDead | None:
+        """The problem that only a restart mends."""
+        engine = self._engine
+        if self._opened.is_set() and not self._closing and engine is not None and not engine.alive:
+            return EngineDead("The engine's thread has ended.", fix="Restart the service.")
+        return None
+
+    def state(self) -> Problem | None:
+        """Why nothing can be asked now; None when everything can."""
+        if self._closing:
+            return Draining("The service is stopping.", fix="Ask another replica, or again later.")
+        if not self._opened.is_set():
+            return NotReady("The models are being loaded and warmed up.", retry_after=2)
+        if self._failure is not None:
+            return NotReady(
+                f"The service could not start: {self._failure}.",
+                retry_after=60,
+                fix="The operator mends the cause and restarts the service.",
+            )
+        if not self.catalogue.served:
+            return NotReady(
+                "No model is served.",
+                retry_after=60,
+                expected="NAME/model.safetensors in the folder named by NONEQ_MODELS",
+                received=[f"{refused.file}: {refused.reason}" for refused in self.catalogue.refused]
+                or "no such file",
+                fix="Put an artefact there (`python -m training export` makes one) and restart.",
+            )
+        return self.dead()
+
+    def check(self) -> None:
+        """Raise the problem of `state`, if there is one."""
+        problem = self.state()
+        if problem is not None:
+            raise problem
+
+
+def backend_of(request: Request) -> Backend:
+    """The one behind the app that was asked."""
+    found: Backend = request.app.state.backend
+    return found

@@ -1,1 +1,0 @@
-"""Requests as work for the engine, and its results as answers; a file for each kind of question."""

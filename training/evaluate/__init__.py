@@ -1,0 +1,1 @@
+"""What a model is worth: bounds, profiles, entropies, and simple densities beside it."""

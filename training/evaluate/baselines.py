@@ -1,0 +1,166 @@
+"""Simple densities beside a model: fitted to the rows that it knows, measured on the same `test`.
+
+    gain_n = K_n - log p_simple(x_n),    standard error of their mean = std(gain_n) / sqrt(N)
+
+Everything is in nats of the data's own convention and units. They take seconds, so that a fit that
+tells no more than they do is found out before anyone relies on it.
+"""
+
+import math
+import warnings
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from diffusion.checkpoint import Baseline
+from diffusion.networks import BernoulliMixtureConfig, Corrected
+from diffusion.space import DataSpace
+from training import densities
+from training.build import build_model, known
+from training.config import FitConfig
+from training.data import Dataset
+
+LARGEST = 3000
+"""Rows that a mixture by BIC and a kernel density are fitted to."""
+WIDEST = 100
+"""Columns beyond which those two have no chance, and take long."""
+PIXELS = 4096
+"""Elements of a picture beyond which no Gaussian is fitted to it."""
+BANDWIDTHS = 10.0 ** torch.linspace(-1.5, 0.5, 13)
+
+LogProb = Callable[[Tensor], Tensor]
+
+
+def compare(config: FitConfig, dataset: Dataset, rows: Tensor, values: Tensor) -> list[Baseline]:
+    """The baselines of a fit, the best of them first.
+
+    Args:
+        config: of the fit, whose base is one of them if it has one.
+        dataset: whose `train` and `valid` they are fitted to.
+        rows: held out, data units [N, *event].
+        values: the model's bounds of them in the data's own convention, nats [N].
+    """
+    space, convention = dataset.space, dataset.space.default_convention
+    found = []
+    for name, log_prob in _fitted(config, dataset).items():
+        each = log_prob(space.to_model(rows)).double().cpu()
+        if convention == "density":
+            each = each + space.log_jacobian()
+        gain = values.double().cpu() - each
+        found.append(
+            Baseline(
+                name=name,
+                convention=convention,
+                count=len(gain),
+                bound=float(each.mean()),
+                gain=float(gain.mean()),
+                standard_error=float(gain.std()) / math.sqrt(len(gain)),
+            )
+        )
+    return sorted(found, key=lambda baseline: -baseline.bound)
+
+
+def _fitted(config: FitConfig, dataset: Dataset) -> dict[str, LogProb]:
+    """log-densities of rows in model units, by name."""
+    space = dataset.space
+    if space.kind == "image":
+        return _of_images(torch.cat((dataset.train, dataset.valid)), space)
+    rows = known(dataset)
+    found: dict[str, LogProb] = {}
+    network = build_model(config, dataset).network
+    if isinstance(network, Corrected) and network.base.config.components > 1:
+        k = network.base.config.components
+        bits = isinstance(network.base.config, BernoulliMixtureConfig)
+        kind = "independent bits" if bits else "Gaussians"
+        found[f"the fit's base: {k} {kind}, by cross-validation"] = network.base.log_prob
+    if space.kind == "bits":
+        found["independent columns"] = densities.fit(rows, densities.Choice(1), 0.5).log_prob
+        return found
+    found["independent Gaussian columns"] = densities.independent(rows).log_prob
+    found["one Gaussian"] = densities.gaussian(rows, shrunk=False).log_prob
+    found["one Gaussian, shrunk"] = densities.gaussian(rows, shrunk=True).log_prob
+    if space.dims <= WIDEST:
+        found["a Gaussian mixture, by BIC"] = _by_bic(rows[:LARGEST])
+        found["a kernel density, by cross-validation"] = _kernels(rows[:LARGEST])
+    return found
+
+
+def _by_bic(rows: Tensor) -> LogProb:
+    from sklearn.mixture import GaussianMixture  # a second to import
+
+    data = rows.double().numpy()
+    tried = []
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # not converged: its BIC tells
+        for components in range(1, 1 + min(8, len(rows) // 10)):
+            for kind in ("full", "diag"):
+                model = GaussianMixture(
+                    n_components=components,
+                    covariance_type=kind,
+                    reg_covar=densities.FLOOR,
+                    random_state=0,
+                )
+                tried.append(model.fit(data))
+    best = min(tried, key=lambda model: float(model.bic(data)))
+    return lambda x: torch.from_numpy(best.score_samples(x.double().numpy()))
+
+
+def _kernels(rows: Tensor) -> LogProb:
+    """Gaussian kernels in the data's principal axes, of the bandwidth that 5 folds like best."""
+    rows = rows.double()
+    whole = densities.gaussian(rows, shrunk=True)
+    white = (whole.axes[0] / whole.variances[0].sqrt()).double()  # columns [D, D]
+    shrink = -0.5 * float(whole.variances.log().sum())
+    centres = rows @ white
+    dims = rows.shape[1]
+
+    def log_prob(x: Tensor, of: Tensor, width: float) -> Tensor:
+        squares = torch.cdist(x, of).square()
+        norm = dims * math.log(width * math.sqrt(2 * math.pi)) + math.log(len(of))
+        return (-0.5 * squares / width**2).logsumexp(1) - norm
+
+    def score(width: float) -> float:
+        fold = torch.arange(len(centres)) % densities.FOLDS
+        parts = (log_prob(centres[fold == f], centres[fold != f], width) for f in fold.unique())
+        return float(sum(part.sum() for part in parts))
+
+    best = max(BANDWIDTHS.tolist(), key=score)
+    return lambda x: log_prob(x.double() @ white, centres, best) + shrink
+
+
+def _of_images(train: Tensor, space: DataSpace) -> dict[str, LogProb]:
+    """Independent pixels of one histogram a channel, and one Gaussian of dequantised pixels."""
+    assert space.levels is not None  # pictures have
+    channels, levels = space.shape[0], space.levels
+    pixels = train.movedim(1, 0).flatten(1).long()
+    counts = torch.stack([row.bincount(minlength=levels) for row in pixels]).double() + 0.5
+    logs = (counts / counts.sum(1, keepdim=True)).log()
+
+    def histogram(x: Tensor) -> Tensor:
+        level = space.to_data(x).long().flatten(2)
+        each = [logs[c][level[:, c]].sum(1) for c in range(channels)]
+        return torch.stack(each).sum(0)
+
+    found: dict[str, LogProb] = {"independent pixels, a histogram a channel": histogram}
+    if space.dims <= PIXELS:
+        found["one Gaussian of all pixels, shrunk"] = _pixels(train[:LARGEST], space)
+    return found
+
+
+def _pixels(train: Tensor, space: DataSpace) -> LogProb:
+    """E_u log N(x + u): at most the log-probability of the levels, u uniform over a level."""
+    from sklearn.covariance import ledoit_wolf  # a second to import
+
+    generator = torch.Generator().manual_seed(0)
+
+    def levels(x: Tensor) -> Tensor:
+        u = torch.rand(x.shape, generator=generator, dtype=torch.float64)
+        return (x.double() + u - 0.5).flatten(1)
+
+    rows = levels(train)
+    mean = rows.mean(0)
+    covariance = torch.from_numpy(ledoit_wolf((rows - mean).numpy(), assume_centered=True)[0])
+    factor = torch.linalg.cholesky(covariance + torch.eye(len(mean)) / 12)
+    normal = torch.distributions.MultivariateNormal(mean, scale_tril=factor)
+    return lambda x: normal.log_prob(levels(space.to_data(x)))

@@ -1,0 +1,291 @@
+"""The held-out bound: K averaged over a split, with the standard error of that average.
+
+    bound = (1 / N) sum_n K_n,    standard error = std(K_n) / sqrt(N)
+
+Each K_n is one datum's estimate, stratified over the steps, so the spread over data holds both the
+data's own and that of the noise. "paper" shares the network's terms with the convention evaluated
+before it: the two differ only in parts with closed forms.
+"""
+
+import math
+import platform
+from collections.abc import Sequence
+from dataclasses import replace
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from diffusion.checkpoint import Evaluation
+from diffusion.likelihood.bound import (
+    bound,
+    check_convention,
+    closed_last,
+    null_log_prob,
+    prior_part,
+)
+from diffusion.likelihood.choice import Choice
+from diffusion.likelihood.iwae import Trajectories, trajectory_bound
+from diffusion.model import DiffusionModel
+from diffusion.space import Convention
+from training.config import EvaluationConfig
+from training.data import SPLITS, Dataset, Split
+from training.progress import progress_bar, rows_done
+
+ALL_TERMS = Choice()
+PERCENTILES = torch.linspace(0, 1, 101, dtype=torch.float64)
+ROUNDING = 0.01  # standard errors by which a bound may move that is measured again
+
+
+def evaluate(
+    model: DiffusionModel,
+    dataset: Dataset,
+    conventions: Sequence[Convention],
+    *,
+    split: Split = "test",
+    count: int | None = None,
+    choice: Choice = ALL_TERMS,
+    trajectories: int | None = None,
+    seed: int = 1,
+    batch: int = 512,
+    quiet: bool = False,
+    keep: dict[Convention, Tensor] | None = None,
+) -> list[Evaluation]:
+    """The bound of the first `count` rows of a split, one Evaluation a convention.
+
+    Args:
+        model: in evaluation mode.
+        dataset: what it is held against.
+        conventions: which; the data's own if empty.
+        split: "test" unless a choice is being made.
+        count: data; None for the whole split.
+        choice: which terms, of which chain.
+        trajectories: bound by so many of them together, T evaluations each; None for the ordinary
+            bound.
+        seed: of the noise.
+        batch: rows a network call.
+        quiet: draw no progress bar.
+        keep: takes each row's bound in nats, by convention, where it is given.
+
+    Raises:
+        ValueError: a convention that the data do not have; terms of trajectories; fewer than two
+            rows, whose spread is not known.
+    """
+    if trajectories is not None and choice != ALL_TERMS:
+        raise ValueError(
+            "a trajectory's weight needs every step of the whole chain: leave out trajectories, or "
+            "what chooses terms and steps"
+        )
+    rows = dataset.split(split)[:count]
+    if len(rows) < 2:
+        raise ValueError(
+            f"a standard error needs two rows of {split} or more, came {len(rows)}: evaluate more, "
+            "or hold out more of the data"
+        )
+    x_0 = model.space.to_model(rows).to(model.device)
+    found: list[Evaluation] = []
+    steps: Tensor | None = None
+    gain = 0.0
+    # "paper" last, so that it finds another convention's terms.
+    for convention in sorted(conventions or (model.space.default_convention,), key="paper".__eq__):
+        check_convention(model, convention)
+        prior = prior_part(model, x_0, convention).cpu()
+        last = closed_last(model, x_0, convention, int(choice.path(model)[1]))
+        if steps is not None and last is not None:
+            values = prior + steps + last.cpu()
+        else:
+            if trajectories is None:
+                place = torch.zeros(1, dtype=torch.int64)
+                each = choice.settle(model, place, seed, convention).count
+                run = partial(bound, choice=choice)
+            else:
+                each = trajectories * Trajectories(trajectories, model.T).count
+                run = partial(trajectory_bound, trajectories=trajectories)
+            work = each * len(x_0)
+            with progress_bar(work, "term", convention, unit_scale=True, disable=quiet) as bar:
+                told = rows_done(bar)
+                result = run(
+                    model, x_0, seed=seed, convention=convention, batch=batch, progress=told
+                )
+            values, gain = result.bound, float(result.gain.mean())
+            steps = result.steps if trajectories is None else None
+        if keep is not None:
+            keep[convention] = values
+        mean = float(values.mean())
+        quantiles = values.double().quantile(PERCENTILES) if values.isfinite().all() else None
+        entropy = dataset.entropy
+        if entropy is not None and convention == "paper":  # in model units, as this convention is
+            in_bits = model.space.kind == "bits"
+            shift = 0.0 if in_bits else model.space.log_jacobian()
+            entropy = (entropy[0] + shift, entropy[1])
+        found.append(
+            Evaluation(
+                convention=convention,
+                split=split,
+                count=len(x_0),
+                terms=each if choice.terms or choice.target_error else None,
+                steps=choice.steps,
+                spacing=None if choice.steps is None else choice.spacing,
+                strata=choice.strata,
+                trajectories=trajectories,
+                gain=None if trajectories is None else gain,
+                seed=seed,
+                bound=mean,
+                standard_error=float(values.std()) / math.sqrt(len(values)),
+                bits=mean / math.log(2),
+                bits_per_dim=-mean / math.log(2) / model.space.dims,
+                null=float(null_log_prob(model, x_0, convention).mean()),
+                entropy=None if entropy is None else entropy[0],
+                machine=f"{model.device.type}, {platform.machine()}",
+                quantiles=None if quantiles is None else tuple(quantiles.tolist()),
+            )
+        )
+    return found
+
+
+def as_planned(
+    model: DiffusionModel,
+    dataset: Dataset,
+    plan: EvaluationConfig,
+    *,
+    batch: int = 512,
+    quiet: bool = False,
+    keep: dict[Convention, Tensor] | None = None,
+) -> list[Evaluation]:
+    """The bound on the test split, as a configuration plans its evaluation."""
+    return evaluate(
+        model,
+        dataset,
+        plan.conventions,
+        count=plan.data,
+        choice=plan.choice,
+        seed=plan.seed,
+        batch=batch,
+        quiet=quiet,
+        keep=keep,
+    )
+
+
+def measured_again(
+    model: DiffusionModel,
+    dataset: Dataset,
+    evaluations: Sequence[Evaluation],
+    *,
+    data: int | None = None,
+    batch: int = 512,
+    quiet: bool = False,
+) -> list[Evaluation]:
+    """The ordinary bounds among these, of the same data by the same noise, with their quantiles.
+
+    All else stays as it was.
+
+    Args:
+        model: that was evaluated.
+        dataset: of the same data.
+        evaluations: that an artefact has.
+        data: measure only so many, from all over the split: some are in order of label; all if
+            None.
+        batch: rows a network call.
+        quiet: draw no progress bar.
+
+    Raises:
+        ValueError: a mean or its standard error does not come out as it was.
+    """
+    found: list[Evaluation] = []
+    whole = [e for e in evaluations if e.whole]
+    if data is not None:
+        train, valid, test = (_some(dataset.split(name), data) for name in SPLITS)
+        dataset = replace(dataset, train=train, valid=valid, test=test)
+    for settings in dict.fromkeys((e.split, e.count, e.terms, e.strata, e.seed) for e in whole):
+        split, count, terms, strata, seed = settings
+        alike = {
+            e.convention: e
+            for e in whole
+            if (e.split, e.count, e.terms, e.strata, e.seed) == settings
+        }
+        again = evaluate(
+            model,
+            dataset,
+            list(alike),
+            split=next(name for name in SPLITS if name == split),
+            count=count if data is None else min(count, data),
+            choice=Choice(terms=terms, strata=strata),
+            seed=seed,
+            batch=batch,
+            quiet=quiet,
+        )
+        for new in again:
+            old = alike[new.convention]
+            _check_same(old, new)
+            part = None if new.count == old.count else new.count
+            changes = {"quantiles": new.quantiles, "quantiles_count": part}
+            found.append(old.model_copy(update=changes))
+    return found
+
+
+def _some(rows: Tensor, count: int) -> Tensor:
+    return rows[:: max(1, len(rows) // count)][:count]
+
+
+def _check_same(old: Evaluation, new: Evaluation) -> None:
+    """Raise ValueError where a bound that was measured again, perhaps in part, is another one."""
+    off, allowed = abs(new.bound - old.bound), 4.5 * new.standard_error
+    if new.count == old.count:
+        off = max(off, abs(new.standard_error - old.standard_error))
+        allowed = ROUNDING * old.standard_error
+    if not off <= allowed:
+        raise ValueError(
+            f"measured again on {new.count} data, the bound ({old.convention}) is {new.bound:.6g} "
+            f"± {new.standard_error:.4g} nats, it was {old.bound:.6g} ± {old.standard_error:.4g} "
+            f"on {old.count}: evaluate it anew with --write"
+        )
+
+
+def _chain(evaluation: Evaluation) -> str:
+    """How many steps, and how they are spaced."""
+    return f"{evaluation.steps}, {evaluation.spacing}" if evaluation.steps else "all"
+
+
+def steps_table(evaluations: Sequence[Evaluation]) -> str:
+    """The bound as a function of the number of steps, as a Markdown table, in bits an element."""
+    columns = sorted({e.spacing for e in evaluations if e.spacing})
+    lines = ["| steps | data | " + " | ".join(f"{spacing} spacing" for spacing in columns) + " |"]
+    lines.append("|---|---|" + "---|" * len(columns))
+    for steps in sorted({e.steps for e in evaluations if e.steps}):
+        found = {e.spacing: e for e in evaluations if e.steps == steps}
+        cells = [per_dim(found[s]) if s in found else "" for s in columns]
+        count = ", ".join(sorted({str(e.count) for e in found.values()}))
+        lines.append(f"| {steps} | {count} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def per_dim(evaluation: Evaluation) -> str:
+    """Bits an element with the standard error."""
+    error = evaluation.standard_error * evaluation.bits_per_dim / -evaluation.bound
+    return f"{evaluation.bits_per_dim:.4f} ± {error:.4f}"
+
+
+def table(evaluations: Sequence[Evaluation]) -> str:
+    """Evaluations as a Markdown table, in bits."""
+    lines = [
+        "| convention | split | data | steps | terms a datum | K (bits) | standard error "
+        "| bits/dim | K - L_null (bits) | minus entropy (bits) |",
+        "|---|---|---|---|---|---|---|---|---|---|",
+    ]
+    for e in evaluations:
+        bit = math.log(2)
+        limit = "" if e.entropy is None else f"{-e.entropy / bit:.4f}"
+        lines.append(
+            f"| {e.convention} | {e.split} | {e.count} | {_chain(e)} | {_terms(e)} | {e.bits:.4f} "
+            f"| {e.standard_error / bit:.4f} | {e.bits_per_dim:.4f} "
+            f"| {(e.bound - e.null) / bit:.4f} | {limit} |"
+        )
+    return "\n".join(lines)
+
+
+def _terms(e: Evaluation) -> str:
+    """Which terms were evaluated, in words."""
+    if e.trajectories is None:
+        return f"{e.terms or 'all'}{', by importance' if e.strata == 'importance' else ''}"
+    assert e.gain is not None  # `evaluate` sees to it
+    return f"all of {e.trajectories} trajectories (gain {e.gain / math.log(2):.4f})"

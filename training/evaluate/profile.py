@@ -1,0 +1,265 @@
+"""The pass that makes a profile: what the model's errors on training data are, step by step.
+
+    x_t ~ q(x_t | x_0) at each measured t, x_0 from the training split, each with two draws
+
+One network call serves everything: the errors, the terms, and the cost of the jumps from t to every
+s < t. Steps between two measured ones are interpolated: errors and terms as powers of t, for they
+fall by orders of magnitude in the first few steps. The last step's log-probability, at t = 1, is
+another quantity than the terms of t >= 2, and no line is drawn between the two. The data and the
+draws are the same at every t, so that tables are as smooth in t as the model: paths chosen by
+noisy tables would follow the noise.
+"""
+
+import math
+from collections.abc import Callable
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from diffusion.distributions import Normal
+from diffusion.likelihood.bound import discretised_log_prob, evaluate
+from diffusion.model import DiffusionModel
+from diffusion.noise import Stream, counter_noise
+from diffusion.paths import pack, shortest
+from diffusion.prediction import GaussianPrediction, Prediction, VarianceKind, variance_terms
+from diffusion.process import GaussianProcess
+from diffusion.profile import Profile, ProfileConfig
+
+SCALAR: tuple[VarianceKind, ...] = ("lower", "upper", "optimal")
+"""Variances that are one number for all elements, and known before any x_t."""
+_LEAST = 1e-30  # nats; stands for 0 where a logarithm is taken
+_ELEMENTS = 2**21  # of a batch of jumps: some tens of MB
+_FACTORS = torch.arange(-4, 25, dtype=torch.float64) / 4  # powers of 2, of `Profile.last`
+
+
+@torch.inference_mode()
+def profiled(
+    model: DiffusionModel,
+    x_0: Tensor,
+    config: ProfileConfig,
+    variance: VarianceKind | None = None,
+    progress: Callable[[int], None] | None = None,
+) -> DiffusionModel:
+    """The same model with its profile.
+
+    Where the variance is not in SCALAR, paths keep to the measured steps, and are no longer.
+
+    Args:
+        model: in evaluation mode.
+        x_0: training data, model units [N, *event]; the first of them are used.
+        config: how much is measured.
+        variance: of the new model; the old one's where it is not given.
+        progress: called with the number of network rows just made.
+    """
+    points = measured_points(model.T, config.points)
+    scalar = (variance or model.variance) in SCALAR
+    longest = min(config.longest, model.T if scalar else len(points))
+    profile = Profile(model.T, longest)
+    kinds = model.prediction, variance or model.variance
+    found = DiffusionModel(model.process, model.network, model.space, *kinds, profile)
+    found = found.to(model.device).eval()
+    columns: dict[str, list[Tensor]] = {n: [] for n in ("error", "last", "mean", "spread")}
+    costs: list[Tensor] = []
+    x_0 = x_0[: config.rows // 2].to(model.device)
+    for i, t in enumerate(points.tolist()):
+        here = _Point(found, x_0, t, config)
+        error = here.error()
+        # What is written here, "optimal" reads when the kernel is asked for.
+        profile.error[t], profile.last[t] = error, here.last(error)
+        mean, spread = here.terms()
+        columns["error"].append(profile.error[t].cpu())
+        columns["last"].append(profile.last[t].cpu())
+        columns["mean"].append(mean)
+        columns["spread"].append(spread)
+        ends = torch.cat((torch.zeros(1, dtype=torch.long), points[:i]))
+        ends = ends[:1] if scalar else ends
+        costs.append(here.costs(ends).mean(1))
+        if progress is not None:
+            progress(len(here.t))
+    for name in ("error", "last"):
+        table = _between(points, torch.stack(columns[name]).log(), model.T).exp()
+        getattr(profile, name)[1:] = table.to(model.device)
+    _fill_terms(profile, points, columns["mean"], columns["spread"])
+    _find_paths(found, points, costs)
+    return found
+
+
+@torch.inference_mode()
+def measure_terms(
+    model: DiffusionModel,
+    x_0: Tensor,
+    config: ProfileConfig,
+    progress: Callable[[int], None] | None = None,
+) -> None:
+    """Measure the mean and spread of the bound's terms anew, and the strata by them, in place.
+
+    Errors, variances and paths stay as they are, and with them the model and its samples.
+
+    Args:
+        model: in evaluation mode, with a profile.
+        x_0: as in `profiled`.
+        config: how much is measured.
+        progress: called with the number of network rows just made.
+    """
+    profile = model.profile
+    if profile is None:
+        raise ValueError("the model has no profile whose terms could be measured: make one first")
+    points = measured_points(model.T, config.points)
+    x_0 = x_0[: config.rows // 2].to(model.device)
+    means: list[Tensor] = []
+    spreads: list[Tensor] = []
+    for t in points.tolist():
+        mean, spread = _Point(model, x_0, t, config).terms()
+        means.append(mean)
+        spreads.append(spread)
+        if progress is not None:
+            progress(2 * len(x_0))
+    _fill_terms(profile, points, means, spreads)
+
+
+def measured_points(T: int, points: int | None) -> Tensor:
+    """The steps that are measured, ascending from 1, 2 to T, int64: closer where t is small."""
+    count = T if points is None else min(points, T)
+    if count < 3:
+        return torch.linspace(1, T, count, dtype=torch.float64).round().long()
+    place = torch.linspace(0, 1, count - 1, dtype=torch.float64)
+    rest = (2 + (T - 2) * place**1.5).round().long()
+    rest = rest.maximum(torch.arange(2, count + 1))  # distinct
+    return torch.cat((torch.ones(1, dtype=torch.int64), rest))
+
+
+def closed_costs(model: DiffusionModel) -> Tensor:
+    """The expected KL of every jump t -> s, s >= 1, in closed form, nats float64 [T + 1, T + 1].
+
+    E KL = (d / 2) (v / V - 1 + log(V / v) + c_0^2 e_t / V), v the posterior's variance and V the
+    kernel's, one number each. What is not 1 <= s < t is infinite.
+    """
+    process, profile = model.process, model.profile
+    assert isinstance(process, GaussianProcess)
+    assert profile is not None
+    assert model.variance is not None
+    t, s = torch.tril_indices(model.T + 1, model.T + 1, -1)
+    t, s = t[s > 0].to(model.device), s[s > 0].to(model.device)
+    of_x_0, _, v = process.posterior_coefficients(t, s)
+    V = variance_terms(process, model.variance, t, s, profile)[:, 0]
+    shift = of_x_0.square() * profile.error[t]
+    costs = torch.full((model.T + 1, model.T + 1), torch.inf, dtype=torch.float64)
+    found = model.space.dims / 2 * (v / V - 1 - (v / V).log() + shift / V)
+    costs[t.cpu(), s.cpu()] = found.cpu()
+    return costs
+
+
+class _Point:
+    """What is asked of one t, from one network call.
+
+    Args:
+        model: the model.
+        x_0: [n / 2, *event], model units.
+        t: which step.
+        config: whose seed numbers the noise.
+    """
+
+    def __init__(self, model: DiffusionModel, x_0: Tensor, t: int, config: ProfileConfig) -> None:
+        self.model, self.x_0 = model, x_0.repeat_interleave(2, 0)
+        self.t = torch.full((len(self.x_0),), t, device=x_0.device)
+        noise = counter_noise(config.seed, torch.arange(len(self.x_0)), 0, Stream.TRAINING)
+        self.x_t = model.process.marginal(self.x_0, self.t).sample(noise)
+        self.prediction: Prediction = model.predict(self.x_t, self.t)
+
+    def error(self) -> Tensor:
+        """E |x_0 - x_0hat|^2 / d; not quite 0, even of a network that makes no error at all."""
+        found = (self.x_0 - self.prediction.x_0).double().square().mean()
+        return found.clamp_min(torch.finfo(torch.float32).tiny)
+
+    def terms(self) -> tuple[Tensor, Tensor]:
+        """Mean and spread of the bound's term, nats; at t = 1 of the last step's part."""
+        terms = self.costs(self.t[:1].cpu() - 1).view(-1, 2).neg()
+        return terms.mean(), (terms.diff(dim=1).square().mean() / 2).sqrt()
+
+    def last(self, error: Tensor) -> Tensor:
+        """The variance of a step to x_0 that makes the mean of its part greatest."""
+        space = self.model.space
+        if space.levels is None or not isinstance(self.prediction, GaussianPrediction):
+            return error
+        tried = error * 2 ** _FACTORS.to(error.device)
+        mean = self.prediction.x_0
+        shape = (1,) * mean.ndim
+        found = [
+            discretised_log_prob(Normal(mean, v.view(shape)), self.x_0, space).mean() for v in tried
+        ]
+        return tried[torch.stack(found).argmax()]
+
+    def costs(self, ends: Tensor) -> Tensor:
+        """KL(q(x_s | x_t, x_0) || p(x_s | x_t)) for each s of `ends`, nats float64 [len(ends), n].
+
+        At s = 0 minus the last step's part, in the data's own convention.
+        """
+        rows, convention = len(self.t), self.model.space.default_convention
+        together = max(1, _ELEMENTS // self.x_0.numel())
+        found = []
+        for some in ends.to(self.t.device).split(together):
+            row = torch.arange(rows, device=self.t.device).repeat(len(some))
+            found.append(
+                -evaluate(
+                    self.model,
+                    self.prediction.rows(row),
+                    self.x_0[row],
+                    self.x_t[row],
+                    self.t[row],
+                    convention,
+                    some.repeat_interleave(rows),
+                )
+            )
+        return torch.cat(found).double().cpu().view(len(ends), rows)
+
+
+def _between(points: Tensor, values: Tensor, T: int, first: int = 1) -> Tensor:
+    """Values for t = first..T, linear between `points` in the logarithm of t."""
+    every = np.arange(first, T + 1)
+    return torch.from_numpy(np.interp(np.log(every), points.double().log(), values))
+
+
+def _fill_terms(profile: Profile, points: Tensor, mean: list[Tensor], spread: list[Tensor]) -> None:
+    """Fill in the terms' tables from the measured points, and the strata that follow from them."""
+    means, spreads = torch.stack(mean), torch.stack(spread)
+    profile.mean[1], profile.spread[1] = means[0], spreads[0]
+    if profile.T == 1:
+        return
+    # What is not t = 1 is minus a divergence, but for rounding.
+    rest = points[1:]
+    for table, values, sign in ((profile.mean, -means[1:], -1), (profile.spread, spreads[1:], 1)):
+        logs = values.clamp_min(_LEAST).log()
+        table[2:] = sign * _between(rest, logs, profile.T, first=2).exp().to(table.device)
+        table[rest] = sign * values.to(table.device)  # without the clamp
+    profile.strata.copy_(pack(shortest(_strata_costs(profile), profile.longest_strata)[0]))
+
+
+def _strata_costs(profile: Profile) -> Tensor:
+    """The variance of a stratum a < t <= b of 2..T, drawn once, at [b - 1, a - 1], [T, T].
+
+    (b - a) sum of (spread_t^2 + (mean_t - their mean)^2), as in `diffusion.likelihood.estimator`.
+    """
+    mean, spread = profile.mean.cpu()[1:], profile.spread.cpu()[1:]
+    first, second = mean.cumsum(0), (mean.square() + spread.square()).cumsum(0)
+    place = torch.arange(profile.T, dtype=torch.float64)
+    size, sums, squares = (x[:, None] - x for x in (place, first, second))
+    return size * squares - sums.square()
+
+
+def _find_paths(model: DiffusionModel, points: Tensor, costs: list[Tensor]) -> None:
+    """Fill in the best paths: over all steps where costs have a closed form, else over `points`."""
+    profile = model.profile
+    assert profile is not None
+    if model.variance in SCALAR:
+        nodes = torch.arange(model.T + 1)
+        cost = closed_costs(model)
+        cost[1:, 0] = _between(points, torch.cat(costs), model.T)
+    else:
+        nodes = torch.cat((torch.zeros(1, dtype=torch.long), points))
+        cost = torch.full((len(nodes), len(nodes)), math.inf, dtype=torch.float64)
+        for i, known in enumerate(costs):
+            cost[i + 1, : i + 1] = known
+    paths, totals = shortest(cost, profile.longest)
+    profile.paths.copy_(pack([nodes[path] for path in paths]))
+    profile.costs.copy_(totals)

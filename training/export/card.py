@@ -1,0 +1,198 @@
+"""The model card: an artefact's facts, for people."""
+
+import json
+import shlex
+from pathlib import Path
+from typing import Any
+
+from diffusion.checkpoint import Metadata
+from training.converted import ConvertedConfig, is_converted
+from training.data import AnyConfig
+from training.evaluate.bound import steps_table, table
+from training.evaluate.verdict import beside, verdict
+
+CONVENTIONS = {
+    "discretised": "the log-probability of the exact 8-bit or binary value",
+    "density": "the log-density in data units, with the model's own last step",
+    "paper": "Equation 14 of Sohl-Dickstein et al. 2015, with its fixed last step, in model units",
+}
+
+
+def card(
+    metadata: Metadata,
+    title: str,
+    parameters: int,
+    *,
+    reported: bool = False,
+    pictured: bool = True,
+    compared: bool = False,
+) -> str:
+    """The card as Markdown.
+
+    Args:
+        metadata: of the artefact.
+        title: its heading.
+        parameters: the number of fitted weights.
+        reported: whether the files of `report` are beside it.
+        pictured: whether the sheet of samples is.
+        compared: whether the terms of held-out data are.
+    """
+    m, training = metadata, metadata.training
+    space = f"{m.space.kind}, shape {list(m.space.shape)}"
+    if m.space.levels:
+        space += f", {m.space.levels} levels"
+    facts = [
+        ("data", space),
+        ("process", f"{m.process.kind}, T = {m.process.T}, {settings(m.process.schedule)}"),
+        ("network", f"{settings(m.network)}"),
+        ("weights", f"{parameters:,}" if parameters else "none: closed form"),
+        ("prediction", m.prediction),
+        ("variance", m.variance or "none (bits)"),
+        ("trained on", training.data + (f" ({training.checksum})" if training.checksum else "")),
+    ]
+    if m.process.kind == "binomial":
+        facts.insert(2, ("base rate", str(m.process.base_rate)))
+    if training.steps:
+        batch = training.config.get("batch")
+        minutes = (training.seconds or 0.0) / 60
+        done = f"{training.steps:,} steps of {batch} rows, {minutes:.0f} minutes"
+        if training.kept is not None:
+            done += f"; the best weights by `valid`, of step {training.kept:,}, were kept"
+        if training.kept == 0:
+            done += ": the network adds nothing to the density that it began from"
+        facts += [
+            ("training", done),
+            ("on", training.device or "unknown"),
+            ("seed", str(training.seed)),
+        ]
+    facts += [
+        ("code", training.commit or "uncommitted"),
+        ("libraries", ", ".join(f"{k} {v}" for k, v in sorted(training.versions.items()))),
+    ]
+    picture = ["![samples](samples.png)", ""] if pictured else []
+    lines = [f"# {m.name}: {title}", "", *picture, "| | |", "|---|---|"]
+    lines += [f"| {key} | {value} |" for key, value in facts]
+    fitted = "No row of `test` was fitted to."
+    if is_converted(training.config):
+        converted = ConvertedConfig.model_validate(training.config)
+        lines += _conversion(converted)
+        if converted.data is not None:
+            fitted = (
+                f"{named(converted.data)}: whether\nany row was fitted to elsewhere is not known."
+            )
+    lines += ["", "## Evaluation", ""]
+    if m.evaluation:
+        whole = [e for e in m.evaluation if e.steps is None]
+        lines += [table(whole or m.evaluation), ""]
+        for name in dict.fromkeys(e.convention for e in m.evaluation):
+            lines.append(f"- `{name}`: {CONVENTIONS[name]}.")
+        lines += [
+            "",
+            "K is a lower bound on the mean log-likelihood: higher is better (bits/dim: lower).",
+            f"The standard error is over data and noise. {fitted} `minus",
+            "entropy` is what a perfect model would reach, where it is known.",
+        ]
+        if any(e.trajectories for e in m.evaluation):
+            lines += [
+                "Several trajectories are weighed together (Equation 9): a tighter bound, by their",
+                "`gain` over the mean of single ones, in bits.",
+            ]
+    else:
+        lines.append("Not evaluated yet: `python -m training evaluate " + m.name + " --write`.")
+    if compared:
+        lines += [
+            "",
+            "`rarer_than` and `typicality` of `/loglik` hold data against the terms of held-out",
+            "ones ([reference.safetensors](reference.safetensors)), at the noise of the request.",
+        ]
+    if m.baselines:
+        lines += ["", "## Beside simple densities", "", *_beside(m), ""]
+    shorter = [e for e in m.evaluation if e.steps and e.convention == m.space.default_convention]
+    if shorter:
+        lines += ["", "## Chains of fewer steps", "", steps_table(shorter), ""]
+        lines += ["The bound of the chain that takes only so many of the T steps, in bits/dim: at"]
+        lines += ["as many network evaluations. `optimal` steps are the best by the profile."]
+    if reported:
+        lines += [
+            "",
+            "## Entropy of each reverse step",
+            "",
+            "![entropy of each reverse step](entropy.png)",
+            "",
+            "Bits an element, model units, for t = 2..T ([table](entropy.csv)). That of the",
+            "exact reverse step, H_q(x_{t-1} | x_t), lies between the bounds (Equation 24 of",
+            "Sohl-Dickstein et al. 2015): the lower is that of one who knows x_0 too, the",
+            "upper that of the forward step. The model's own is a mean over data of `test`;",
+            "its band is one standard error.",
+        ]
+    lines += ["", "## To remake it", "", "```", *_commands(m), "```", ""]
+    return "\n".join(lines)
+
+
+def _beside(metadata: Metadata) -> list[str]:
+    """What simple densities of the same data come to, and the verdict."""
+    found = verdict(metadata)
+    said = [] if found is None else [f"**{line}.**" for line in str(found).splitlines()]
+    return [
+        *said,
+        "",
+        beside(metadata),
+        "",
+        "Each was fitted to `train` and `valid` and measured on the same rows of `test`, which",
+        "neither the model nor they have seen: what the fit begins from is chosen by",
+        "cross-validation within `train` and `valid`, its end by `valid`. The model's gain is its",
+        "bound less the simple density's, row by row.",
+    ]
+
+
+def _conversion(config: ConvertedConfig) -> list[str]:
+    """What it was converted from, and what was left behind."""
+    lines = [
+        "",
+        "## Converted",
+        "",
+        f"From files of {config.library}, every tensor of them used:",
+        "",
+    ]
+    lines += [f"- `{name}` ({checksum})" for name, checksum in config.files.items()]
+    if config.notes:
+        lines += ["", "What they say of their sampler, and this artefact does otherwise:", ""]
+        lines += [f"- {note}" for note in config.notes]
+    return lines
+
+
+def _commands(metadata: Metadata) -> list[str]:
+    if is_converted(metadata.training.config):
+        return [str(metadata.training.config["command"])]
+    own = _own(metadata)
+    if own is not None:
+        return [own]
+    name = metadata.training.config.get("file") or metadata.name
+    export = f"python -m training export {name}"
+    return [f"python -m training fit {name}", export] if metadata.training.steps else [export]
+
+
+def _own(metadata: Metadata) -> str | None:
+    """The command that makes a model of one's own data, None of others."""
+    data = metadata.training.config.get("data") or {}
+    place = data.get("folder") if data.get("kind") == "pictures" else data.get("file")
+    if data.get("kind") not in ("pictures", "table") or place is None:
+        return None
+    words = ["noneq", "train", place, "--name", metadata.name]
+    if data["kind"] == "pictures":
+        words += ["--side", str(data["side"])] + ([] if data["colour"] else ["--grey"])
+    return shlex.join(words)
+
+
+def named(config: AnyConfig) -> str:
+    """The kind of data, and the name of one's own folder or file; not where it lies."""
+    keys = config.model_dump()
+    own = keys.get("folder") or keys.get("file")
+    return f"Data: {config.kind}" + (f" of {Path(own).name}" if own else "")
+
+
+def settings(config: Any) -> str:  # noqa: ANN401  (any frozen configuration)
+    """A configuration's kind and keys, in a line."""
+    keys = config.model_dump(mode="json")
+    kind = keys.pop("kind")
+    return " ".join([str(kind), *(f"{k}={json.dumps(v)}" for k, v in keys.items())])

@@ -1,0 +1,349 @@
+"""Export: from a fit's checkpoint, or an oracle's configuration, to a folder that can be served.
+
+models/NAME/model.safetensors   the artefact: averaged weights and every fact
+models/NAME/README.md           the card: the facts for people
+models/NAME/samples.png         a sheet of its samples
+models/NAME/entropy.png, .csv   its report
+models/NAME/examples.safetensors   held-out data to try things on
+models/NAME/reference.safetensors  the terms of held-out data, that others are compared with
+"""
+
+from pathlib import Path
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from diffusion import heldout
+from diffusion.checkpoint import Baseline, Evaluation, Metadata, Provenance, read_metadata, save
+from diffusion.likelihood import reference
+from diffusion.model import DiffusionModel
+from diffusion.networks import BitPatterns, GaussianMixture
+from diffusion.plan import DDIM, Ancestral
+from diffusion.prediction import VarianceKind
+from diffusion.profile import ProfileConfig
+from diffusion.sampling import sample
+from diffusion.schedule import TableSchedule
+from diffusion.space import Convention
+from training import config as configs
+from training import data
+from training.artefacts import artefact_path
+from training.build import build_model
+from training.converted import ConvertedConfig, is_converted
+from training.evaluate import baselines
+from training.evaluate import entropy as report
+from training.evaluate.bound import as_planned
+from training.evaluate.profile import measure_terms, measured_points, profiled
+from training.export import oracle
+from training.export.card import card
+from training.fit import checkpoint as state
+from training.fit.schedule import averaged_table
+from training.given import data_for
+from training.progress import progress_bar, rows_done, steps_made
+from training.provenance import commit, versions
+from training.sheet import SHEET_ROWS, sheet
+
+Source = configs.FitConfig | oracle.OracleConfig | ConvertedConfig
+
+
+def from_checkpoint(
+    out: Path, device: torch.device
+) -> tuple[DiffusionModel, Metadata, data.Dataset]:
+    """The averaged model of a run folder, its document, and its data.
+
+    Raises:
+        CheckpointError: no checkpoint there, or of other data.
+    """
+    document = state.read_state(out)
+    config = configs.FitConfig.model_validate(document.config)
+    dataset = data.load(config.data)
+    if dataset.checksum != document.checksum:
+        raise state.CheckpointError(
+            f"{out} was fitted to data with checksum {document.checksum}, these have "
+            f"{dataset.checksum}; fit again"
+        )
+    model = build_model(config, dataset)
+    tensors = state.read_tensors(out)
+    model.network.load_state_dict(state.averaged_tensors(tensors))
+    process, table = config.process, averaged_table(config, tensors)
+    if table is not None:
+        model.process.take(table)
+        process = process.model_copy(update={"schedule": TableSchedule()})
+    training = Provenance(
+        data=config.data.kind,
+        checksum=document.checksum,
+        steps=document.step,
+        kept=document.best.step if document.best else None,
+        seed=config.seed,
+        commit=document.commit,
+        versions=document.versions,
+        seconds=document.seconds,
+        device=document.device,
+        config=document.config,
+    )
+    metadata = Metadata(
+        name=config.name,
+        process=process,
+        network=config.network,
+        prediction=config.prediction,
+        variance=config.fitted_variance,
+        space=dataset.space,
+        training=training,
+    )
+    return model.to(device).eval().requires_grad_(False), metadata, dataset
+
+
+def from_oracle(name: str, device: torch.device) -> tuple[DiffusionModel, Metadata, data.Dataset]:
+    """The model of an oracle's configuration, its document, and exact draws from it."""
+    config = oracle.load(name)
+    model = oracle.build(config)
+    assert isinstance(model.network, GaussianMixture | BitPatterns)  # `oracle.build` makes no other
+    dataset = oracle.dataset(config, model)
+    training = Provenance(
+        data="exact draws of its own",
+        checksum=dataset.checksum,
+        steps=0,
+        seed=config.seed,
+        commit=commit(),
+        versions=versions(),
+        config=config.model_dump(mode="json"),
+    )
+    metadata = Metadata(
+        name=config.name,
+        process=config.process,
+        network=model.network.config,
+        prediction=model.prediction,
+        variance=model.variance,
+        space=model.space,
+        training=training,
+    )
+    return model.to(device).eval().requires_grad_(False), metadata, dataset
+
+
+def source(model: DiffusionModel, metadata: Metadata) -> tuple[Source, data.Dataset]:
+    """The configuration and the data that an artefact was made from.
+
+    Raises:
+        ConfigError: of a converted one, which no data were given.
+    """
+    document = metadata.training.config
+    if is_converted(document):
+        converted = ConvertedConfig.model_validate(document)
+        if converted.data is None:
+            raise configs.ConfigError(
+                f"{metadata.name} was converted without data: measure it with --data, a folder of "
+                "pictures, say; with --write they are remembered"
+            )
+        return converted, data.load(converted.data)
+    if not metadata.training.steps:
+        of_oracle = oracle.OracleConfig.model_validate(document)
+        return of_oracle, oracle.dataset(of_oracle, model)
+    config = configs.FitConfig.model_validate(document)
+    return config, data.load(config.data)
+
+
+def source_with(
+    model: DiffusionModel, metadata: Metadata, name: str
+) -> tuple[ConvertedConfig, Metadata, data.Dataset]:
+    """As `source`, but for the data that a name means; and the document that remembers them.
+
+    What was evaluated on other data is left out of it.
+
+    Raises:
+        ConfigError: of an artefact that was not converted, or data of another kind.
+    """
+    document = metadata.training.config
+    if not is_converted(document):
+        raise configs.ConfigError(
+            f"{metadata.name} is measured on the data that it was made with: leave out --data; "
+            "`noneq loglik` scores any others"
+        )
+    before = ConvertedConfig.model_validate(document)
+    config, dataset = data_for(name, model.space)
+    now = before.model_copy(update={"data": config})
+    training = metadata.training.model_copy(update={"config": now.model_dump(mode="json")})
+    kept = metadata.evaluation if config == before.data else ()
+    return now, metadata.model_copy(update={"training": training, "evaluation": kept}), dataset
+
+
+def export(
+    name: str,
+    *,
+    out: Path | None,
+    models: Path,
+    device: torch.device,
+    measure: bool = True,
+    beside: bool = False,
+    quiet: bool = False,
+) -> Path:
+    """Write models/NAME from a fit or an oracle; returns the artefact's path.
+
+    Args:
+        name: of the configuration, or its path.
+        out: the run folder; runs/ and what the configuration is called if None.
+        models: the folder of models.
+        device: to evaluate and to sample on.
+        measure: profile, evaluate as the configuration says, and report; otherwise the card has no
+            table, and there is a profile only where the variance is read from it.
+        beside: measure simple densities beside a fit (`training.evaluate.baselines`).
+        quiet: draw no progress bar.
+    """
+    config: configs.FitConfig | oracle.OracleConfig
+    if oracle.is_oracle(name):
+        config = oracle.load(name)
+        model, metadata, dataset = from_oracle(name, device)
+        variance = metadata.variance
+    else:
+        folder = out or Path("runs") / configs.load(name).called
+        model, metadata, dataset = from_checkpoint(folder, device)
+        config = configs.load(name)  # what is measured is today's wish, not the fit's
+        variance = config.variance if config.variance == "optimal" else metadata.variance
+    if measure or variance == "optimal":
+        model, metadata = with_profile(
+            model, metadata, dataset, config.profile, variance, quiet=quiet
+        )
+    evaluations: list[Evaluation] = []
+    found: list[Baseline] = []
+    if measure:
+        each: dict[Convention, Tensor] = {}
+        evaluations = as_planned(model, dataset, config.evaluation, quiet=quiet, keep=each)
+        values = each.get(model.space.default_convention)
+        if beside and values is not None and isinstance(config, configs.FitConfig):
+            found = baselines.compare(config, dataset, dataset.test[: len(values)], values)
+    changes = {"evaluation": tuple(evaluations), "baselines": tuple(found)}
+    metadata = metadata.model_copy(update=changes)
+    path = artefact_path(models, metadata.name)
+    save(path, model, metadata)
+    path.chmod(0o644)  # safetensors writes for the owner alone; a server runs as another user
+    write_examples(path, dataset)
+    report.remove(path)  # that of the artefact before
+    path.with_name(reference.FILE).unlink(missing_ok=True)
+    if measure:
+        write_reference(path, model, dataset, quiet=quiet)
+    if measure and model.T > 1:
+        report.write(path, model, dataset)
+    steps = config.evaluation.sampler_steps
+    sampler = None if steps is None else Ancestral(steps=min(steps, model.T))
+    write_companions(path, config.title, model, sampler=sampler, quiet=quiet)
+    return path
+
+
+def with_profile(
+    model: DiffusionModel,
+    metadata: Metadata,
+    dataset: data.Dataset,
+    profile: ProfileConfig,
+    variance: VarianceKind | None,
+    *,
+    quiet: bool = False,
+) -> tuple[DiffusionModel, Metadata]:
+    """The model with its profile, of training data, and its document; a new variance, perhaps.
+
+    What was evaluated with another variance is left out.
+    """
+    x_0 = model.space.to_model(dataset.train[: profile.rows // 2])
+    work = len(measured_points(model.T, profile.points)) * 2 * len(x_0)
+    with progress_bar(work, "row", "profile", unit_scale=True, disable=quiet) as bar:
+        found = profiled(model, x_0, profile, variance, progress=rows_done(bar))
+    kept = metadata.evaluation if variance == metadata.variance else ()
+    assert found.profile is not None
+    made = profile.model_copy(update={"longest": found.profile.longest})
+    changes = {"profile": made, "variance": variance, "evaluation": kept}
+    # Copied by hand it would not be checked again.
+    document = metadata.model_dump() | changes
+    return found, Metadata.model_validate(document)
+
+
+def with_terms(
+    model: DiffusionModel,
+    metadata: Metadata,
+    dataset: data.Dataset,
+    profile: ProfileConfig,
+    *,
+    quiet: bool = False,
+) -> Metadata:
+    """Measure the terms of the model's profile anew, in place; returns its document.
+
+    The model's answers stay the same, and what was evaluated too.
+    """
+    if metadata.profile is None:
+        raise ValueError("the model has no profile whose terms could be measured: make one first")
+    x_0 = model.space.to_model(dataset.train[: profile.rows // 2])
+    work = len(measured_points(model.T, profile.points)) * 2 * len(x_0)
+    with progress_bar(work, "row", "terms", unit_scale=True, disable=quiet) as bar:
+        measure_terms(model, x_0, profile, progress=rows_done(bar))
+    made = profile.model_copy(update={"longest": metadata.profile.longest})
+    return metadata.model_copy(update={"profile": made})
+
+
+def write_examples(path: Path, dataset: data.Dataset) -> Path:
+    """Write some of the test split beside an artefact, as `diffusion.heldout` has them."""
+    rows = heldout.choose(dataset.test, dataset.space)
+    return heldout.write(path.parent, rows, dataset.space)
+
+
+def write_reference(
+    path: Path,
+    model: DiffusionModel,
+    dataset: data.Dataset,
+    *,
+    count: int | None = None,
+    batch: int = 256,
+    quiet: bool = False,
+) -> Path:
+    """Write the terms of held-out data beside an artefact, as `likelihood.reference` has them."""
+    x_0 = model.space.to_model(reference.pick(dataset.test, count or reference.MOST)).to(
+        model.device
+    )
+    place = torch.zeros(1, dtype=torch.int64)
+    one = reference.choice(model).settle(model, place, 0, model.space.default_convention)
+    work = one.count * len(x_0)
+    with progress_bar(work, "term", "held-out", unit_scale=True, disable=quiet) as bar:
+        found = reference.measure(model, x_0, batch=batch, progress=rows_done(bar))
+    return reference.write(path.parent, model, found)
+
+
+def write_companions(
+    path: Path,
+    title: str,
+    model: DiffusionModel,
+    *,
+    rows: int | None = None,
+    sampler: Ancestral | DDIM | None = None,
+    quiet: bool = False,
+) -> None:
+    """Write the card and the sheet of samples beside an artefact.
+
+    Args:
+        path: of the artefact.
+        title: of the card.
+        model: the artefact's.
+        rows: samples on the sheet, 0 for no sheet; as many as suit the kind of data if None.
+        sampler: ancestral at all T steps where it is not given.
+        quiet: draw no progress bar.
+    """
+    rows = SHEET_ROWS[model.space.kind] if rows is None else rows
+    picture = path.with_name("samples.png")
+    picture.unlink(missing_ok=True)  # that of the artefact before
+    if rows:
+        steps = len((sampler or Ancestral()).plan(model))
+        with progress_bar(steps, "step", "samples", disable=quiet) as bar:
+            drawn = sample(model, rows, seed=0, sampler=sampler, progress=steps_made(bar))
+        shown = sheet(model.space, model.space.to_data(drawn.cpu()))
+        Image.fromarray(shown).save(picture, optimize=True)
+    write_card(path, title, model)
+
+
+def write_card(path: Path, title: str, model: DiffusionModel) -> None:
+    """Write the card beside an artefact, of what is there."""
+    reported = all(file.exists() for file in report.files(path))
+    pictured = path.with_name("samples.png").exists()
+    compared = path.with_name(reference.FILE).exists()
+    beside = {"reported": reported, "pictured": pictured, "compared": compared}
+    text = card(read_metadata(path), title, parameters(model), **beside)
+    path.with_name("README.md").write_text(text)
+
+
+def parameters(model: DiffusionModel) -> int:
+    """The number of fitted weights."""
+    return sum(p.numel() for p in model.network.parameters())

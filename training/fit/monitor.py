@@ -1,0 +1,112 @@
+"""What a fit shows of itself: a progress bar, TensorBoard scalars, and sheets of samples.
+
+    held-out estimate = mean over a few rows of `valid` of K, a few stratified terms each, fixed
+    seed
+
+The same rows and noise each time, so the curve shows the model and not the draw.
+"""
+
+import math
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+import torch
+from torch import Tensor
+from torch.utils.tensorboard import SummaryWriter
+
+from diffusion.likelihood.bound import bound
+from diffusion.likelihood.estimator import min_terms
+from diffusion.model import DiffusionModel
+from diffusion.plan import Ancestral
+from diffusion.sampling import sample
+from diffusion.space import Convention, DataSpace
+from training.config import WatchConfig
+from training.progress import progress_bar
+from training.sheet import sheet
+
+
+def unit(space: DataSpace) -> str:
+    """The unit that this data's bound is shown in."""
+    return "bits/dim" if space.kind == "image" else "bits"
+
+
+def shown(space: DataSpace, nats: float) -> float:
+    """A mean bound in nats, in that unit: bits/dim count downwards, bits upwards."""
+    bits = nats / math.log(2)
+    return -bits / space.dims if space.kind == "image" else bits
+
+
+class Watch:
+    """Shows a fit. Only the first rank has one.
+
+    Args:
+        model: with the averaged weights.
+        held_out: rows of `valid`, model units, on the model's device.
+        convention: of the bound that is shown.
+        config: how much and how often.
+        out: the run folder.
+        first, last: the steps this run begins and ends at.
+    """
+
+    def __init__(
+        self,
+        model: DiffusionModel,
+        held_out: Tensor,
+        convention: Convention,
+        config: WatchConfig,
+        out: Path,
+        first: int,
+        last: int,
+    ) -> None:
+        self.model, self.held_out, self.convention = model, held_out, convention
+        self.config, self.space = config, model.space
+        self.writer = SummaryWriter(str(out / "tensorboard"), purge_step=first)
+        self.bar = progress_bar(last, "step", out.name, initial=first)
+        self._smooth: float | None = None
+        self._held: str = ""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.bar.close()
+        self.writer.close()
+
+    def step(self, step: int, nats: float, scalars: dict[str, float]) -> None:
+        """After a step: its batch's mean bound estimate in nats, and what else is to be plotted."""
+        value = shown(self.space, nats)
+        self._smooth = value if self._smooth is None else 0.98 * self._smooth + 0.02 * value
+        self.bar.update(1)
+        self.bar.set_postfix_str(
+            f"loss {self._smooth:.4g} {unit(self.space)}{self._held}", refresh=False
+        )
+        self._scalars(step, {f"train/{unit(self.space)}": value, **scalars})
+
+    def look(self, step: int) -> Tensor:
+        """The held-out estimate of the averaged weights, of each row, nats float64 [N]."""
+        terms = max(self.config.terms, min_terms(self.model.T, self.convention))
+        found = bound(
+            self.model, self.held_out, seed=0, convention=self.convention, terms=terms, batch=256
+        )
+        nats = float(found.bound.mean())
+        self._held = f", held-out {shown(self.space, nats):.4g}"
+        self._scalars(step, {f"valid/{unit(self.space)}": shown(self.space, nats)})
+        return found.bound
+
+    def draw(self, step: int) -> None:
+        """A sheet of samples of the averaged weights."""
+        steps = min(self.config.sampler_steps, self.model.T)
+        drawn = sample(self.model, self.config.samples, seed=0, sampler=Ancestral(steps=steps))
+        picture = torch.from_numpy(sheet(self.space, self.space.to_data(drawn.cpu())))
+        self.writer.add_image("samples", picture, step, dataformats="HWC")
+        self.writer.flush()
+
+    def _scalars(self, step: int, scalars: dict[str, float]) -> None:
+        for name, value in scalars.items():
+            self.writer.add_scalar(name, value, step)

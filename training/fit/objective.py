@@ -1,0 +1,66 @@
+"""The loss of a batch:
+
+    loss = mean over rows of w_t (bound * -T term_t / dims + simple * error_t)
+
+With "bound" alone this is -K / dims without the prior's part, which no weight changes; a schedule
+that is learned does, and has it added. error_t is
+the mean square of eps - eps_hat = sqrt(SNR_t) (x_0hat - x_0) over elements (Ho, Jain and Abbeel
+2020, Equation 14), and for bits the cross-entropy of x_0.
+"""
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from diffusion.likelihood.bound import evaluate, prior_part
+from diffusion.model import DiffusionModel
+from diffusion.noise import Noise
+from diffusion.prediction import BinomialPrediction, Prediction
+from diffusion.process import per_row
+from diffusion.space import Convention
+
+
+@dataclass(frozen=True)
+class Loss:
+    """Of one rank's rows: the scalar to descend, and each row's term (nats, no gradient)."""
+
+    value: Tensor
+    terms: Tensor
+
+
+@dataclass(frozen=True)
+class Objective:
+    """The two losses and their weights, with the convention of the last step's term."""
+
+    bound: float
+    simple: float
+    convention: Convention
+
+    def __call__(
+        self, model: DiffusionModel, x_0: Tensor, t: Tensor, weight: Tensor, noise: Noise
+    ) -> Loss:
+        """The loss of rows x_0 [B, *event] (model units) at t [B], with weights w_t [B]."""
+        x_t = model.process.marginal(x_0, t).sample(noise)
+        prediction = model.predict(x_t, t, clip=False)
+        terms = evaluate(model, prediction, x_0, x_t, t, self.convention)
+        each = x_0.new_zeros(len(x_0))
+        if self.bound:
+            each = each - self.bound * (model.T / model.space.dims) * terms
+        if self.simple:
+            each = each + self.simple * simple_error(model, prediction, x_0, t)
+        value = (weight * each).mean()
+        if model.process.beta.requires_grad:
+            prior = prior_part(model, x_0, self.convention).mean()
+            value = value - self.bound * prior / model.space.dims
+        return Loss(value, terms.detach())
+
+
+def simple_error(model: DiffusionModel, prediction: Prediction, x_0: Tensor, t: Tensor) -> Tensor:
+    """error_t of each row, [B]."""
+    if isinstance(prediction, BinomialPrediction):
+        each = F.binary_cross_entropy_with_logits(prediction.logits, x_0, reduction="none")
+        return each.flatten(1).mean(1)
+    snr = torch.exp(model.process.log_snr(t))
+    return (per_row(snr, x_0) * (prediction.x_0 - x_0).square()).flatten(1).mean(1)

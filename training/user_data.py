@@ -1,0 +1,275 @@
+"""Data of one's own: a folder of pictures or a table of numbers, and a configuration for them.
+
+The sizes are for a CPU: a network of a million weights or less, and half an hour rather than a day.
+The configuration is written as a file, which is the place to change them.
+"""
+
+import json
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from diffusion.networks import CorrectedConfig
+from training import config as configs
+from training import densities
+from training.build import known
+from training.data import SPLITS, Dataset, load
+from training.given import data_of
+
+STEPS = {"image": 3000, "vector": 6000, "bits": 6000}
+PASSES = 3000
+"""Times through the data at most, beyond the first 300 steps: few data need no more."""
+T = {"image": 1000, "vector": 500, "bits": 500}
+
+_OPTIMISER = {"lr": 2e-3, "betas": [0.9, 0.99], "warmup": 100, "clip": 1.0}
+
+
+def settings(dataset: Dataset) -> dict[str, Any]:
+    """All of a configuration but its name, data and steps, by what the data are."""
+    space = dataset.space
+    if space.kind == "image":
+        return _images(space.shape)
+    if space.kind == "bits":
+        share = float(dataset.train.mean())
+        return _bits(dataset, min(0.95, max(0.05, share)))
+    return _vectors(dataset)
+
+
+def _images(shape: tuple[int, ...]) -> dict[str, Any]:
+    channels, side, _ = shape
+    patch = 2 if side % 4 == 0 else 1
+    return {
+        "prediction": "v",
+        "variance": "optimal",
+        "batch": 64,
+        "process": {"kind": "gaussian", "T": T["image"], "schedule": _log_snr(13.3, -5.0)},
+        "network": {
+            "kind": "unet",
+            "in_channels": channels,
+            "channels": [32, 64] if side % (2 * patch) == 0 else [64],
+            "blocks": 1,
+            "patch": patch,
+            "fourier": [6, 7, 8],
+            "gates": True,
+            "clock": "log_snr",
+        },
+        "optimiser": _OPTIMISER,
+        "average": {"decay": 0.998},
+        "stopping": {"patience": 5},
+        "watch": {
+            "every": 100,
+            "sheets": 500,
+            "data": 64,
+            "terms": 8,
+            "samples": 16,
+            "sampler_steps": 20,
+        },
+        "evaluation": {"data": 500, "terms": 20, "sampler_steps": 100},
+        "profile": {"points": 50, "rows": 64},
+    }
+
+
+def _vectors(dataset: Dataset) -> dict[str, Any]:
+    dims = dataset.space.dims
+    choice = densities.choose(known(dataset), bits=False)
+    base = {
+        "kind": "gaussian-mixture",
+        "components": choice.components * choice.starts,
+        "features": dims,
+    }
+    return {
+        "prediction": "x_0",
+        "variance": "moment",
+        "batch": 256,
+        "process": {"kind": "gaussian", "T": T["vector"], "schedule": _log_snr(12.0, -7.0)},
+        "network": {
+            "kind": "corrected",
+            "base": base,
+            "correction": _mlp(len(dataset.train), dims, 2),
+        },
+        "base": {"starts": choice.starts, "shrunk": choice.shrunk},
+        **_ROWS,
+        "evaluation": {"data": 2000, "sampler_steps": 100},
+        "profile": {"points": 100, "rows": 400},
+    }
+
+
+def _bits(dataset: Dataset, base_rate: float) -> dict[str, Any]:
+    dims, rate = dataset.space.dims, round(base_rate, 3)
+    choice = densities.choose(known(dataset), bits=True)
+    base = {"kind": "bernoulli-mixture", "components": choice.components, "features": dims}
+    return {
+        "prediction": "x_0",
+        "batch": 256,
+        "process": {"kind": "binomial", "T": T["bits"], "base_rate": rate},
+        "network": {
+            "kind": "corrected",
+            "base": base | {"base_rate": rate},
+            "correction": _mlp(len(dataset.train), dims, 1),
+        },
+        **_ROWS,
+        "evaluation": {"data": 1000, "sampler_steps": 100},
+        "profile": {"points": 100, "rows": 200},
+    }
+
+
+_ROWS = {
+    "optimiser": _OPTIMISER | {"lr": 5e-4, "weight_decay": 0.01},
+    "average": {"decay": 0.995},
+    "stopping": {"patience": 8},
+    "watch": {"every": 100, "sheets": 500, "data": 250, "terms": 64, "samples": 500},
+}
+
+
+def _valid(rows: int, wanted: int) -> float:
+    """The share to look at meanwhile: a twentieth, or of few rows enough to tell the turn."""
+    return round(min(0.15, max(0.05, wanted / rows)), 3)
+
+
+def _mlp(rows: int, dims: int, outputs: int) -> dict[str, Any]:
+    """Wider where more rows can tell it more."""
+    width = 64 if rows < 1000 else 128
+    size = {"width": width, "depth": 3 if rows < 1000 else 4}
+    return {"kind": "mlp", "features": dims, "outputs": outputs, **size, "clock": "log_snr"}
+
+
+def _log_snr(first: float, last: float) -> dict[str, Any]:
+    return {"kind": "linear-log-snr", "first": first, "last": last}
+
+
+def model_name(path: Path, name: str | None) -> str:
+    """The name that was given, or the path's own made a name; ConfigError if it is none."""
+    name = name or re.sub(r"[^a-z0-9]+", "-", path.resolve().stem.lower()).strip("-")
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", name):
+        raise configs.ConfigError(
+            f"{name!r} is no name of a model: write letters, digits, '-', '_' and '.' (--name)"
+        )
+    return name
+
+
+def configure(
+    path: Path, name: str | None, *, side: int = 32, grey: bool = False, steps: int | None = None
+) -> tuple[dict[str, Any], Dataset]:
+    """The keys of a configuration for what there is at a path, and the data.
+
+    Args:
+        path: a folder of pictures, or a .csv or .npy.
+        name: of the model; None for the path's own.
+        side: pixels that pictures are scaled to.
+        grey: without their colours.
+        steps: of the fit; None for a number that suits a CPU.
+
+    Raises:
+        ConfigError, DataError: what is there cannot be fitted to.
+    """
+    name = model_name(path, name)
+    keys: dict[str, Any] = {"name": name, "title": path.name, "data": data_of(path, side, grey)}
+    dataset = load(configs.read_data(keys["data"]))
+    wanted = 10 if dataset.space.kind == "image" else 100
+    keys["data"]["valid"] = _valid(sum(len(dataset.split(name)) for name in SPLITS), wanted)
+    dataset = load(configs.read_data(keys["data"]))
+    made = settings(dataset)
+    most = max(300, PASSES * len(dataset.train) // made["batch"])
+    keys |= {"steps": steps or min(STEPS[dataset.space.kind], most), **made}
+    return keys, dataset
+
+
+def prepare(
+    path: Path,
+    name: str | None,
+    runs: Path,
+    *,
+    side: int | None = None,
+    grey: bool | None = None,
+    steps: int | None = None,
+) -> tuple[Path, configs.FitConfig, Dataset]:
+    """The file of settings for what there is at a path, the configuration in it, and the data.
+
+    A file that is there is used as it stands, whoever wrote it; `steps` are changed in it, so that
+    a longer fit goes on where a shorter one ended.
+
+    Args:
+        path: as `configure` takes it.
+        name: of the model; None for the path's own.
+        runs: the folder of run folders, where the file is.
+        side: pixels that pictures are scaled to; None for the file's, or 32.
+        grey: without their colours; None for the file's, or not.
+        steps: of the fit; None for the file's, or a number that suits a CPU.
+
+    Raises:
+        ConfigError, DataError: what is there cannot be fitted to, or the file is of other data.
+    """
+    name = model_name(path, name)
+    written = runs / f"{name}.toml"
+    if not written.exists():
+        keys, dataset = configure(path, name, side=side or 32, grey=bool(grey), steps=steps)
+        runs.mkdir(exist_ok=True)
+        written.write_text(f"# Made by `noneq train {path}`.\n{to_toml(keys)}")
+        return written, configs.load(str(written)), dataset
+    text = written.read_text()
+    if steps is not None:
+        # Keys of no table stand before the first one.
+        head, table, rest = text.partition("\n[")
+        found, changed = re.subn(r"(?m)^steps\s*=.*$", f"steps = {steps}", head)
+        text = (found if changed else f"steps = {steps}\n{head}") + table + rest
+        configs.parse(text, str(written))
+        written.write_text(text)
+    config = configs.load(str(written))
+    wanted = data_of(path, side or int(getattr(config.data, "side", 32)), bool(grey))
+    if grey is None and wanted["kind"] == "pictures":
+        wanted["colour"] = getattr(config.data, "colour", True)
+    there = {key: getattr(config.data, key, None) for key in wanted}
+    if there != wanted:
+        raise configs.ConfigError(
+            f"{written} is of other data ({there}) than these ({wanted}): delete it, or give this "
+            "model another --name"
+        )
+    print(f"using {written} as it stands; delete it for the defaults")
+    return written, config, load(config.data)
+
+
+def _network(config: configs.FitConfig) -> str:
+    """What is fitted, in words."""
+    network = config.network
+    if not isinstance(network, CorrectedConfig):
+        return f"a {network.kind}"
+    count, bits = network.base.components, config.process.kind == "binomial"
+    one, more = ("independent bits", "classes of bits") if bits else ("one Gaussian", "Gaussians")
+    return f"{one if count == 1 else f'{count} {more}'}, corrected by a network"
+
+
+def one_thread(config: configs.FitConfig) -> bool:
+    """Whether a network is so small that threads wait for each other longer than they work."""
+    return config.network.kind in ("mlp", "rbf", "corrected")
+
+
+def to_toml(keys: Mapping[str, Any], of: str = "") -> str:
+    """A configuration as TOML: plain keys first, then a table for each mapping."""
+    plain = [f"{k} = {_value(v)}" for k, v in keys.items() if not isinstance(v, Mapping)]
+    head = [f"[{of}]"] if of else []
+    tables = [
+        to_toml(v, f"{of}.{k}" if of else k) for k, v in keys.items() if isinstance(v, Mapping)
+    ]
+    return "\n".join([*head, *plain, ""]) + "".join(f"\n{one}" for one in tables)
+
+
+def _value(value: object) -> str:
+    """Numbers, strings, truth and lists of them: JSON's form of these is TOML's too."""
+    return json.dumps(value, ensure_ascii=False)
+
+
+def expectations(config: configs.FitConfig, dataset: Dataset, weights: int) -> str:
+    """What will be done, in a few lines."""
+    size = " x ".join(map(str, dataset.space.shape))
+    kinds = {"image": "pictures", "vector": "rows of numbers", "bits": "rows of bits"}
+    notes = "".join(f"\n{note}" for note in dataset.notes)
+    epochs = config.steps * config.batch / len(dataset.train)
+    stop = " at most, fewer where the held-out bound turns" if config.stopping else ""
+    return (
+        f"{config.name}: {kinds[dataset.space.kind]} of {size}: {len(dataset.train)} to fit, "
+        f"{len(dataset.valid)} to look at meanwhile, {len(dataset.test)} to report\n"
+        f"{_network(config)} of {weights:,} weights, T = {config.process.T}; {config.steps} "
+        f"steps of {config.batch}{stop}: {epochs:.3g} times through the data\n"
+        f"Ctrl-C saves; the same command goes on{notes}"
+    )

@@ -14,10 +14,10 @@ from torch import Tensor
 from diffusion.likelihood.estimator import Steps
 from diffusion.likelihood.iwae import Trajectories
 from diffusion.model import DiffusionModel
-from diffusion.plan import Plan
 from diffusion.posterior import Observation
 from diffusion.posterior.factors import Factor
 from diffusion.posterior.smc import SMCKernel
+from diffusion.samplers import Plan
 from diffusion.space import Convention
 from service.engine.frames import Frames
 from service.engine.scheduling.batch import Queue
@@ -28,7 +28,7 @@ from service.engine.scheduling.batch import Queue
 class ChainJob:
     """Draw `rows` times from p(x_0) r(x_0).
 
-    Row i of the answer is row i of `diffusion.sampling.sample` with the same seed, plan, start and
+    Row i of the answer is row i of `diffusion.samplers.sample` with the same seed, plan, start and
     observation, whatever else the engine does.
 
     Args:
@@ -104,7 +104,7 @@ class TermJob:
         model: name of the model.
         x_0: [N, *event], model units.
         seed: of the noise, 0..2^63 - 1.
-        steps: which terms, `Choice.settle(model, arange(N), seed, convention)`, or
+        steps: which terms, `Choice.resolve(model, arange(N), seed, convention)`, or
             `diffusion.likelihood.iwae.Trajectories(S, T)`.
         convention: of the bound.
         answer_bytes: what its caller will write of the terms, for it counts too.

@@ -12,7 +12,7 @@ import torch
 
 from diffusion.model import DiffusionModel
 from diffusion.noise import counter_noise
-from diffusion.sampling import begin
+from diffusion.samplers import begin
 from service.engine.faults import out_of_memory
 from service.settings import Settings
 

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from diffusion.likelihood.iwae import Trajectories
 from diffusion.noise import CounterNoise, Stream
-from diffusion.plan import Update
+from diffusion.samplers import Update
 from diffusion.space import Convention
 from service.engine.jobs import ChainJob, TermJob
 from service.engine.scheduling.batch import Entry

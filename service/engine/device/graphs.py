@@ -16,8 +16,7 @@ from torch import Tensor
 
 from diffusion.model import DiffusionModel
 from diffusion.noise import counter_noise
-from diffusion.plan import Ancestral, Update
-from diffusion.sampling import advance, begin
+from diffusion.samplers import Ancestral, Update, advance, begin
 from service.engine.device.batches import ChainBatch
 from service.engine.device.slots import ChainSlots
 from service.engine.faults import describe

@@ -1,7 +1,7 @@
 """One tick of one model: a single network call on rows of any jobs, at any steps.
 
     prediction = network(chains' x_t and terms' x_t ~ q(x_t | x_0), joined)
-    chains: x_s by `diffusion.sampling.advance`
+    chains: x_s by `diffusion.samplers.advance`
     terms: nats by `service.engine.device.points`
 
 No policy: which rows, in which slots, is the scheduler's choice. Until everything of a tick has
@@ -20,7 +20,7 @@ from diffusion.likelihood.iwae import Trajectories
 from diffusion.model import DiffusionModel
 from diffusion.noise import Stream, counter_noise
 from diffusion.posterior import Observation
-from diffusion.sampling import advance, begin, burst
+from diffusion.samplers import advance, begin, burst
 from service.engine.device.batches import ChainBatch, by_job, gather_chains, gather_terms
 from service.engine.device.graphs import FixedTicks, Record, one_step
 from service.engine.device.landing import Landing

@@ -18,10 +18,10 @@ from diffusion.model import DiffusionModel
 from diffusion.noise import counter_noise
 from diffusion.observation import in_model_units
 from diffusion.operators import Mask
-from diffusion.plan import Ancestral
 from diffusion.posterior.particle_filter import ParticleFilter
 from diffusion.posterior.twist import Twist
 from diffusion.prediction import Prediction
+from diffusion.samplers import Ancestral
 from service.engine.device.runner import Runner
 from service.engine.device.smc import SystemRunner
 from service.engine.jobs import ChainJob, SystemJob, TermJob

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from diffusion.model import DiffusionModel
-from diffusion.sampling import DDIM
+from diffusion.samplers import DDIM
 from service.engine import ChainJob
 from service.engine.limits import check_limits, size_of
 from service.engine.queue import Intake

@@ -26,7 +26,7 @@ from benchmarks.server import serving
 _TOGETHER = 6  # requests under way: rows of several share batches
 _EMPTY_ALLOWED = {  # null where there is nothing to say, each documented in docs/api.md
     "std", "quantiles", "label", "labels", "trajectory", "per_step", "warning", "reason",
-    "start", "start_noise", "terms", "trajectories", "log_evidence", "log_evidence_error",
+    "start", "start_noise", "columns", "uncompared", "bands", "standing", "terms", "trajectories", "log_evidence", "log_evidence_error",
 }  # fmt: skip
 
 

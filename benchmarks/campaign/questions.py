@@ -101,7 +101,7 @@ class Questions:
         elif choice == 1:
             fields["steps"] = int(self.rng.integers(1, 12))
         else:
-            fields["terms"] = int(self.rng.integers(1, 12))
+            fields["terms"] = int(self.rng.integers(4, 12))
         fields["per_step"] = bool(self._chance(0.2))
         return Question("/loglik", fields)
 

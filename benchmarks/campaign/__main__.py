@@ -24,10 +24,10 @@ from benchmarks.http import get, post
 from benchmarks.server import serving
 
 _TOGETHER = 6  # requests under way: rows of several share batches
-_EMPTY_ALLOWED = {  # null where there is nothing to say, each documented in docs/api.md
-    "std", "quantiles", "label", "labels", "trajectory", "per_step", "warning", "reason",
-    "start", "start_noise", "columns", "uncompared", "bands", "standing", "terms", "trajectories", "log_evidence", "log_evidence_error",
-}  # fmt: skip
+_EMPTY_ALLOWED = set(
+    "std quantiles label labels trajectory per_step warning reason start start_noise columns "
+    "uncompared bands terms trajectories log_evidence log_evidence_error".split()
+)  # null where there is nothing to say, each documented in docs/api.md
 
 
 async def targets(port: int) -> list[Target]:
@@ -103,12 +103,11 @@ async def campaign(port: int, requests: int, seed: int) -> int:
             counts[question.path, kinds[question.fields["model"]], told] += 1
             if wrong:
                 failures.append((question, wrong))
+                print(f"\n{wrong}\n  {question.path} {json.dumps(question.fields)[:2000]}")
             if len(waiting) % 100 == 0:
                 print(f"{requests - len(waiting)} asked, {len(failures)} failed", file=sys.stderr)
 
     await asyncio.gather(*(work() for _ in range(_TOGETHER)))
-    for question, wrong in failures:
-        print(f"\n{wrong}\n  {question.path} {json.dumps(question.fields)[:2000]}")
     print("\n| route | data | answer | requests |\n|---|---|---|---|")
     for (path, kind, told), count in sorted(counts.items()):
         print(f"| `{path}` | {kind} | {told} | {count} |")

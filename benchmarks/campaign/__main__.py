@@ -24,27 +24,12 @@ from benchmarks.http import get, post
 from benchmarks.server import serving
 
 _TOGETHER = 6  # requests under way: rows of several share batches
-_EMPTY_ALLOWED = set(
-    [
-        "std",
-        "quantiles",
-        "label",
-        "labels",
-        "trajectory",
-        "per_step",
-        "warning",
-        "reason",
-        "start",
-        "start_noise",
-        "columns",
-        "uncompared",
-        "bands",
-        "terms",
-        "trajectories",
-        "log_evidence",
-        "log_evidence_error",
-    ]
-)  # null where there is nothing to say, each documented in docs/api.md
+#: Null where there is nothing to say, each documented in docs/api.md.
+_EMPTY_ALLOWED = {
+    *("std", "quantiles", "label", "labels", "trajectory", "per_step", "warning", "reason"),
+    *("start", "start_noise", "columns", "uncompared", "bands", "terms", "trajectories"),
+    *("log_evidence", "log_evidence_error"),
+}
 
 
 async def targets(port: int) -> list[Target]:

@@ -64,6 +64,13 @@ class LoglikWork(Work[TermResult]):
         seed = settle_seed(request.seed)
         # Of one datum first: what they all cost is known before much is made of it.
         one = _settle(request, served, 1, seed, convention)
+        if not one.count:
+            raise InvalidRequest(
+                "The convention 'paper' fixes the last step, so a chain of one step has no term.",
+                location="steps" if request.steps else "convention",
+                received=request.steps or convention,
+                fix="Take 2 steps or more, or another convention.",
+            )
         check_cost(count * (request.trajectories or 1) * one.count, settings)
         events = read_events(request.data, space, "data")
         if events.opaque is not None:

@@ -22,9 +22,9 @@ from service.api.sending import Stalled, send_within
 from service.codecs.json import EVENTS, JSON, PNG, media_parameter, to_json
 from service.engine.engine import Engine
 from service.engine.results import Hold, Ticket, Timing
+from service.engine.scheduling.latency import Pace
 from service.errors import NotAcceptable, Problem
 from service.handlers.base import Work
-from service.pace import Pace
 from service.schemas.responses import Progress
 
 _log = logging.getLogger(__name__)

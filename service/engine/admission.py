@@ -1,4 +1,16 @@
-"""Whether there is room and time for one more: in the queue, in memory, before its deadline.
+"""What one request may ask for, whatever else is there: its cost and its bytes.
+
+Accepted work, by what bounds it: evaluations that are not made yet, and bytes that are held.
+
+Not thread-safe: the engine holds its lock.
+
+What is left of the jobs that are there: of those that wait by kinds, of those that run singly.
+
+Jobs that wait have all of it left, so that equal requests are one kind with a number: thirty
+thousand of them cost a forecast as much as one. Those that run differ, and are no more than there
+are slots. Not thread-safe: the intake holds its lock.
+
+Whether there is room and time for one more: in the queue, in memory, before its deadline.
 
     owed < max_queue_cost,    held + size <= max_queue_bytes,    forecast <= deadline - now
 
@@ -11,19 +23,167 @@ told before him and have not come back yet.
 Not thread-safe: the intake holds its lock.
 """
 
+import math
+import sys
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Iterable
 from typing import final
 
-from service.engine.company import Company
-from service.engine.forecast import Forecast
-from service.engine.jobs import Job
-from service.engine.ledger import Ledger
-from service.engine.record import whole_of
+from diffusion.model import DiffusionModel
+from service.engine.jobs import Job, Record, SystemJob, TermJob, whole_of
 from service.engine.scheduling.batch import Queue, Tick
-from service.errors import DeadlineExceeded, DeadlineUnmeetable, NoRoom, QueueFull
+from service.engine.scheduling.latency import Forecast, Load, Loads
+from service.errors import DeadlineExceeded, DeadlineUnmeetable, NoRoom, QueueFull, TooExpensive
 from service.settings import Settings
+
+APIECE = 2**16  # bytes that a request holds beside its data: connection, plan, records
+
+
+def check_cost(cost: int, settings: Settings) -> None:
+    """Raise TooExpensive beyond `max_request_cost`."""
+    if cost > settings.max_request_cost:
+        raise TooExpensive(
+            "The request needs more network evaluations than one request may.",
+            received=cost,
+            expected=f"at most {settings.max_request_cost}",
+            fix="Ask for fewer samples or data, for fewer steps (`sampler.steps`) or `terms`, or "
+            "split it; the operator sets the limit (NONEQ_MAX_REQUEST_COST).",
+        )
+
+
+def check_limits(job: Job, model: DiffusionModel, settings: Settings) -> int:
+    """The bytes that the job holds from acceptance to its end.
+
+    Raises:
+        TooExpensive: its cost, or its bytes, are more than one request may have.
+    """
+    check_cost(job.cost, settings)
+    size = size_of(job, model)
+    # Its body is still held when it is accepted: beside that it must fit, or it never would.
+    room = settings.max_queue_bytes - settings.max_body_bytes - 2 * APIECE
+    if size > room:
+        raise TooExpensive(
+            "The request's data and answer would hold more memory than one request may.",
+            expected=f"at most {room} bytes",
+            received=size,
+            fix="Part it into several requests; the operator sets NONEQ_MAX_QUEUE_BYTES.",
+        )
+    return size
+
+
+def size_of(job: Job, model: DiffusionModel) -> int:
+    """Bytes of host memory that a job holds from acceptance to its end: what came, its answer."""
+    if isinstance(job, TermJob):
+        answer = 8 * job.cost + job.answer_bytes
+        return job.x_0.nbytes + job.steps.nbytes + answer
+    brought = [] if job.observation is None else list(job.observation.tensors)
+    answer = 4 * job.samples * math.prod(model.event)
+    if isinstance(job, SystemJob):
+        answer += 8 * job.rows * job.units  # the effective sample size by step
+        return sum(part.nbytes for part in brought) + answer
+    if job.frames is not None:
+        answer += 2 * len(job.frames.units) * answer + job.answer_bytes
+    if job.start is not None:
+        brought.append(job.start)
+    return sum(part.nbytes for part in brought) + answer
+
+
+@final
+class Ledger:
+    """What is accepted and not yet done.
+
+    Args:
+        limit: most network evaluations accepted and not yet done.
+        room: most bytes held at once, of bodies being read and of accepted jobs.
+    """
+
+    def __init__(self, limit: int, room: int = sys.maxsize) -> None:
+        self._limit, self._room = limit, room
+        self._held = self._owed = 0
+
+    @property
+    def owed(self) -> int:
+        """Network evaluations accepted and not yet done."""
+        return self._owed
+
+    def excess(self, cost: int) -> int:
+        """By how many evaluations a job of this cost would overrun the limit; 0 where it fits."""
+        return max(0, self.owed + cost - self._limit)
+
+    @property
+    def held(self) -> int:
+        """Bytes of bodies being read and of accepted jobs."""
+        return self._held
+
+    def overflow(self, size: int) -> int:
+        """By how many bytes this would overrun the room; 0 where it fits."""
+        return max(0, self._held + size - self._room)
+
+    def hold(self, size: int) -> None:
+        """So many bytes are taken; fewer than none are given back."""
+        self._held += size
+
+    def release(self, size: int) -> None:
+        """So many bytes are given back."""
+        self._held -= size
+
+    def accept(self, cost: int) -> None:
+        """A job has been accepted."""
+        self._owed += cost
+
+    def settle(self, evaluations: int) -> None:
+        """So many evaluations are done, or no longer wanted."""
+        self._owed -= evaluations
+
+
+@final
+class Company:
+    """The jobs that have been accepted and have not ended.
+
+    Args:
+        queues: whose they are.
+    """
+
+    def __init__(self, queues: Iterable[Queue]) -> None:
+        self._waiting: dict[Queue, Counter[Load]] = {name: Counter() for name in queues}
+        self._running: dict[Queue, dict[int, Record]] = {name: {} for name in self._waiting}
+        self._size = 0
+
+    def __len__(self) -> int:
+        return self._size
+
+    def add(self, record: Record) -> None:
+        """A job waits."""
+        self._waiting[record.job.queue][whole_of(record.job)] += 1
+        self._size += 1
+
+    def start(self, record: Record) -> None:
+        """It runs."""
+        self._forget(record)
+        self._running[record.job.queue][record.key] = record
+
+    def remove(self, record: Record) -> None:
+        """It has ended, whether it ran or not."""
+        if self._running[record.job.queue].pop(record.key, None) is None:
+            self._forget(record)
+        self._size -= 1
+
+    def loads(self) -> dict[Queue, Loads]:
+        """What is left of all, by queue; only of queues that have some."""
+        found: dict[Queue, Loads] = {}
+        for name, waiting in self._waiting.items():
+            running = [(record.left, 1) for record in self._running[name].values()]
+            if waiting or running:
+                found[name] = [*waiting.items(), *running]
+        return found
+
+    def _forget(self, record: Record) -> None:
+        waiting, load = self._waiting[record.job.queue], whole_of(record.job)
+        waiting[load] -= 1
+        if not waiting[load]:
+            del waiting[load]
+
 
 _LENIENCE = 1.25  # how far an estimate may be past a deadline before it is believed
 _STALE = 0.1  # seconds for which the time that all needs is not worked out again

@@ -16,15 +16,21 @@ from typing import Any, final, overload
 import torch
 
 from diffusion.model import DiffusionModel
+from service.engine.admission import check_limits
 from service.engine.device.models import Fleet
 from service.engine.faults import Attempt, describe, fatal, problem_of
-from service.engine.handout import Handout
-from service.engine.jobs import ChainJob, Job, SystemJob, TermJob
-from service.engine.limits import check_limits
-from service.engine.peek import Peek, PeekRequest
+from service.engine.jobs import ChainJob, Job, Record, SystemJob, TermJob
+from service.engine.output import Handout
 from service.engine.queue import Intake, resolve
-from service.engine.record import Record
-from service.engine.results import ChainResult, SystemResult, TermResult, Ticket, Timing
+from service.engine.results import (
+    ChainResult,
+    Peek,
+    PeekRequest,
+    SystemResult,
+    TermResult,
+    Ticket,
+    Timing,
+)
 from service.engine.scheduling.batch import Queue, Tick, Work
 from service.engine.scheduling.scheduler import Scheduler
 from service.errors import NotReady, Problem, UnknownModel

@@ -3,11 +3,13 @@
 Three kinds of work and no more: chains, whose steps follow each other; terms of bounds, which are
 independent; and systems of particles, whose particles advance together. Every route is one of the
 three; the engine does not know which route a job came from.
+
+An accepted job that has not ended.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar, final
+from typing import Any, ClassVar, final
 
 from torch import Tensor
 
@@ -19,8 +21,9 @@ from diffusion.posterior import Observation
 from diffusion.posterior.factors import Factor
 from diffusion.posterior.systems import Course
 from diffusion.space import Convention
-from service.engine.frames import Frames
+from service.engine.results import Frames, Ticket
 from service.engine.scheduling.batch import Queue
+from service.engine.scheduling.latency import Load
 
 
 @final
@@ -261,3 +264,43 @@ class SystemJob:
 
 
 Job = ChainJob | TermJob | SystemJob
+
+
+def whole_of(job: Job) -> Load:
+    """All of a job, none of which is done."""
+    step = max(1, job.cost // job.units) if job.queue.systems else 0
+    return Load(job.rows * job.width, job.cost, job.parallel, step)
+
+
+@final
+@dataclass(eq=False)
+class Record:
+    """What the engine keeps of a job from acceptance to its end.
+
+    Attributes:
+        key: its name within the engine.
+        job: what was asked.
+        ticket: what its caller holds.
+        rows_left: rows whose result is outstanding.
+        accepted: when it came, monotonic seconds.
+        size: bytes that it holds.
+        deadline: when its answer is of no more use, monotonic seconds; infinity for never.
+        started: when a row of it was first in a tick; None until then.
+    """
+
+    key: int
+    job: Job
+    ticket: Ticket[Any]
+    rows_left: int
+    accepted: float
+    size: int
+    deadline: float
+    started: float | None = None
+
+    @property
+    def left(self) -> Load:
+        """What is left of it. Read beside the engine's thread, so a tick late at worst."""
+        ticket = self.ticket
+        whole = whole_of(self.job)
+        left = max(1, ticket.cost - ticket.done)
+        return whole._replace(rows=max(1, self.rows_left * self.job.width), evaluations=left)

@@ -17,13 +17,10 @@ from contextlib import contextmanager
 from functools import partial
 from typing import Any, final
 
-from service.engine.admission import Admission
+from service.engine.admission import APIECE, Admission
 from service.engine.faults import describe
-from service.engine.jobs import Job
-from service.engine.limits import APIECE
-from service.engine.peek import Peek, PeekRequest
-from service.engine.record import Record
-from service.engine.results import Hold, Ticket, Timing
+from service.engine.jobs import Job, Record
+from service.engine.results import Hold, Peek, PeekRequest, Ticket, Timing
 from service.engine.scheduling.batch import Queue, Tick
 from service.errors import DeadlineExceeded, Draining, EngineDead, Problem
 from service.settings import Settings

@@ -1,16 +1,136 @@
-"""What the engine answers, and what a caller holds until then."""
+"""Film: the states of chains on their way, kept at some of their steps.
 
-from collections.abc import Callable
+    frame i of k is the state before step floor(i n / k) of n:    x_t, and x_0hat from it
+
+The network's estimate at a state comes with the step that follows it, so nothing is evaluated for
+the frames alone; and they are taken between the steps of a tick, which is no shorter for them.
+
+A look at a running chain job: x_0hat of its first rows, copied between two ticks.
+
+Nothing is copied unless somebody asks, and the engine's thread waits for no device: it takes a
+snapshot there, and whoever asked brings it over.
+
+What the engine answers, and what a caller holds until then.
+"""
+
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
-from typing import Generic, TypeVar, final
+from typing import Generic, Literal, NamedTuple, TypeVar, final
 
+import torch
 from torch import Tensor
 
 from diffusion.likelihood.bound import BoundResult
 from diffusion.posterior.systems import Cloud
-from service.engine.frames import Film
-from service.engine.peek import Peek
+
+
+@final
+@dataclass(frozen=True)
+class Frames:
+    """Which states of a chain of n steps are kept.
+
+    Attributes:
+        units: u_0 = 0 < u_1 < ... < u_k = n: the states before these steps, the last behind all.
+    """
+
+    units: tuple[int, ...]
+
+    @classmethod
+    def spread(cls, count: int, steps: int) -> "Frames":
+        """k = min(count, steps) of them and the start, as evenly as whole steps allow."""
+        k = min(count, steps)
+        return cls(tuple(i * steps // k for i in range(k + 1)))
+
+
+class Shot(NamedTuple):
+    """Rows of a job at one of its frames: x_t, or x_0hat from there; and their places in a tick."""
+
+    key: int
+    frame: int
+    of: Literal["x", "x_0"]
+    rows: list[int]
+    places: list[int]
+
+
+@final
+@dataclass(frozen=True)
+class Film:
+    """What is kept of a job's chains, on the CPU, model units.
+
+    Attributes:
+        frames: which states.
+        x: x_t, [k + 1, rows, *event].
+        x_0: the network's estimate from each, [k + 1, rows, *event]; of the last, x itself.
+    """
+
+    frames: Frames
+    x: Tensor
+    x_0: Tensor
+
+    @classmethod
+    def blank(cls, frames: Frames, rows: int, event: Sequence[int]) -> "Film":
+        """Of chains that have not begun."""
+        x = torch.zeros(len(frames.units), rows, *event)
+        return cls(frames, x, torch.zeros_like(x))
+
+    def keep(self, shot: Shot, states: Tensor) -> None:
+        """Take a shot in: states [len(rows), *event]."""
+        whole = self.x if shot.of == "x" else self.x_0
+        whole[shot.frame, shot.rows] = states.to(whole.dtype)
+
+    def end(self, start: Tensor, samples: Tensor) -> None:
+        """The first state of all rows, and the last, [rows, *event]."""
+        self.x[0], self.x[-1], self.x_0[-1] = start, samples, samples
+
+
+@final
+@dataclass(frozen=True)
+class Peek:
+    """The first rows of a chain job, those of them that have started.
+
+    Attributes:
+        done: network evaluations made so far, by all rows.
+        finished: for each row from the first, whether it has ended.
+        samples: x_0 [rows, *event] on the CPU, model units; of meaning where finished.
+        estimates: x_0hat of the rows that have not ended, in order, on the model's device.
+        taken: passes when an accelerator has taken the snapshot; None on the CPU.
+    """
+
+    done: int
+    finished: list[bool]
+    samples: Tensor
+    estimates: Tensor
+    taken: torch.cuda.Event | None
+
+    @classmethod
+    def of(cls, done: int, finished: list[bool], samples: Tensor, estimates: Tensor) -> "Peek":
+        """A look at tensors that nobody else holds."""
+        taken = None
+        if estimates.is_cuda:
+            taken = torch.cuda.Event()
+            taken.record(torch.cuda.current_stream(estimates.device))
+        return cls(done, finished, samples, estimates, taken)
+
+    def x_0(self) -> Tensor:
+        """Samples of the rows that ended, x_0hat of the others: [rows, *event], model units.
+
+        It waits for the device, so not on the event loop.
+        """
+        if self.taken is not None:
+            self.taken.synchronize()
+        running = ~torch.tensor(self.finished, dtype=torch.bool)
+        x_0 = self.samples.clone()
+        x_0[running] = self.estimates.cpu()
+        return x_0
+
+
+class PeekRequest(NamedTuple):
+    """Somebody asks for the first `rows` rows of job `key`; None is the answer once it is over."""
+
+    key: int
+    rows: int
+    future: "Future[Peek | None]"
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -19,8 +19,8 @@ from service.catalogue import Catalogue, Served
 from service.codecs.arrays import check_values, read_events, refusal
 from service.codecs.columns import Columns
 from service.codecs.json import BINARY, EVENTS, JSON
+from service.engine.admission import check_cost
 from service.engine.jobs import TermJob
-from service.engine.limits import check_cost
 from service.engine.results import TermResult
 from service.errors import InvalidRequest
 from service.handlers.base import Work, check_rows, settle_seed

@@ -10,10 +10,9 @@ from typing_extensions import override
 from service.catalogue import Catalogue, Served
 from service.codecs.arrays import plain
 from service.codecs.contact_sheet import Strip
-from service.engine.frames import Film, Frames
+from service.engine.admission import check_cost
 from service.engine.jobs import ChainJob
-from service.engine.limits import check_cost
-from service.engine.results import ChainResult
+from service.engine.results import ChainResult, Film, Frames
 from service.handlers.base import Work, check_rows, make_plan, settle_seed, stated
 from service.schemas.requests import SampleRequest
 from service.schemas.responses import SampleAnswer, Trajectory

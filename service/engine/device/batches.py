@@ -2,22 +2,40 @@
 
 Rows of one job share its plan, its seed and its convention, so the columns are looked up job by job
 and joined; entries come sorted by job. Which rows, in which slots, is the scheduler's choice.
+
+The state of rows between ticks, on the device: row i of a tick is state[slot_i].
+
+A slot is a place in preallocated tensors. Which row has which slot is the scheduler's business;
+what a state means is the runner's. Positions in a batch mean nothing.
+
+Points: where the terms of bounds are evaluated, x_t ~ q(x_t | x_0).
+
+nats by `likelihood.bound.evaluate`, of trajectories by `likelihood.iwae.evaluate`
+
+What the end of a tick brings, on its way from the device to the host.
 """
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from itertools import groupby
+from typing import final
 
 import torch
 from torch import Tensor
 
+from diffusion.likelihood import iwae as trajectory
+from diffusion.likelihood.bound import evaluate
 from diffusion.likelihood.iwae import Trajectories
+from diffusion.model import DiffusionModel
 from diffusion.noise import CounterNoise, Stream
 from diffusion.plan import Update
+from diffusion.posterior import Observation
+from diffusion.prediction import Prediction
 from diffusion.space import Convention
+from service.engine.device.transfer import upload
 from service.engine.jobs import ChainJob, TermJob
+from service.engine.results import Shot
 from service.engine.scheduling.batch import Entry
-from service.engine.transfer import upload
 
 
 @dataclass(frozen=True)
@@ -159,3 +177,143 @@ def gather_terms(
         seed, datum, t, s, draw = (column[i] for column in columns)
         groups.append(TermGroup(i, t, s, CounterNoise(seed, datum, draw, stream), convention))
     return TermBatch(slots, units, columns[2], groups)
+
+
+@final
+class ChainSlots:
+    """State of `count` chains, and of one slot more that no chain gets.
+
+    Attributes:
+        spare: that slot; whatever is written to it harms nobody.
+        x: x_t, [count + 1, *event].
+        previous: x_0hat of the step before, [count + 1, *event].
+        finite: whether all of the chain so far was finite, [count + 1].
+    """
+
+    def __init__(self, model: DiffusionModel, count: int) -> None:
+        self._model = model
+        self.spare = count
+        # Not zeroed: a CPU's memory is taken only where it is written, by slots that are used.
+        self.x = torch.empty(count + 1, *model.event, device=model.device)
+        self.previous = torch.empty_like(self.x)
+        for state in (self.x, self.previous):
+            state[self.spare] = 0.0
+        self.finite = torch.ones(count + 1, dtype=torch.bool, device=model.device)
+        self._observed: Observation | None = None  # allocated when a first job has one
+
+    def write(self, slots: Tensor, x: Tensor, seen: Observation | None) -> None:
+        """The state of new chains: x_T (or where else they start) and what was seen of them."""
+        self.x[slots] = x
+        self.previous[slots] = 0.0
+        self.finite[slots] = True
+        if seen is None and self._observed is None:
+            return
+        if seen is None:
+            seen = self.nothing(len(slots))
+        for place, value in zip(self.observe().tensors, seen.tensors, strict=True):
+            place[slots] = value
+
+    def observe(self) -> Observation:
+        """What was seen of every slot; room is made for it when it is first asked for."""
+        if self._observed is None:
+            self._observed = self.nothing(self.spare + 1)
+        return self._observed
+
+    def advance(self, slots: Tensor, x_s: Tensor, x_0: Tensor) -> None:
+        """The state of these chains after a step."""
+        self.x[slots] = x_s
+        self.previous[slots] = x_0
+        # Of bits a NaN probability draws a zero, so the estimate is looked at as well.
+        self.finite[slots] &= (x_s + x_0).flatten(1).isfinite().all(1)
+
+    def observation(self, slots: Tensor) -> Observation | None:
+        """What was seen of these chains, [B, *event]; r = 1 where nothing was."""
+        return None if self._observed is None else self._observed.rows(slots)
+
+    def nothing(self, rows: int) -> Observation:
+        """r = 1."""
+        return Observation.nothing(self._model.process, self._model.event, rows)
+
+
+@final
+class DatumSlots:
+    """State of `count` data whose bounds are being evaluated.
+
+    Attributes:
+        x_0: [count, *event], model units.
+        values: nats [slots in use, units], each term where it has been evaluated.
+    """
+
+    def __init__(self, model: DiffusionModel, count: int) -> None:
+        self.x_0 = torch.empty(count, *model.event, device=model.device)
+        self.values = torch.zeros(0, model.T, device=model.device)
+
+    def reserve(self, units: int = 0, slots: int = 0) -> None:
+        """Make room for `units` terms a datum, in so many slots from the first."""
+        rows, columns = self.values.shape
+        wide, long = max(0, units - columns), max(0, slots - rows)
+        if wide or long:
+            # By half more at least, so that it happens seldom.
+            long = max(long, min(rows // 2, len(self.x_0) - rows)) if long else 0
+            self.values = torch.nn.functional.pad(self.values, (0, wide, 0, long))
+
+
+@final
+@dataclass(frozen=True)
+class Points:
+    """x_0 and x_t of the terms of a group, [G, *event].
+
+    Attributes:
+        x_0: model units.
+        x_t: of trajectories in float64.
+        before: x_{t-1} of trajectories, else None.
+    """
+
+    x_0: Tensor
+    x_t: Tensor
+    before: Tensor | None = None
+
+    @classmethod
+    def draw(cls, model: DiffusionModel, x_0: Tensor, group: TermGroup) -> "Points":
+        """The points of a group whose data are `x_0`."""
+        process = model.process
+        if group.of_trajectories:
+            before, x_t = trajectory.neighbours(process, x_0, group.t, group.noise)
+            return cls(x_0, x_t, before)
+        return cls(x_0, process.marginal(x_0, group.t).sample(group.noise))
+
+    def evaluate(self, model: DiffusionModel, prediction: Prediction, group: TermGroup) -> Tensor:
+        """The terms of the group, nats [G], from what the network says of x_t."""
+        x_0, t, convention = self.x_0, group.t, group.convention
+        if self.before is None:
+            return evaluate(model, prediction, x_0, self.x_t, t, convention, group.s)
+        return trajectory.evaluate(model, prediction, x_0, self.before, self.x_t, t, convention)
+
+
+@final
+@dataclass(frozen=True)
+class Landing:
+    """What a tick's end brings.
+
+    Attributes:
+        chains: entries of its chains.
+        ends: keys and entries of the rows that it finished, by job.
+        length: steps that each chain made.
+        finite: whether each of the chains was finite, bool [len(chains)].
+        parts: the results of `ends`, in their order; of systems, what their wave found.
+        arrived: waits until everything is there; None where it is.
+        shots: frames of its chains, with their states.
+    """
+
+    chains: list[Entry]
+    ends: list[tuple[int, list[Entry]]]
+    length: int
+    finite: Tensor
+    parts: list[Tensor]
+    arrived: Callable[[], None] | None
+    shots: list[tuple[Shot, Tensor]] = field(default_factory=list)
+
+    def wait(self) -> None:
+        """Until all of it is on the host."""
+        if self.arrived is not None:
+            self.arrived()

@@ -18,10 +18,9 @@ from diffusion.model import DiffusionModel
 from diffusion.noise import counter_noise
 from diffusion.plan import Ancestral, Update
 from diffusion.sampling import advance, begin
-from service.engine.device.batches import ChainBatch
-from service.engine.device.slots import ChainSlots
+from service.engine.device.batches import ChainBatch, ChainSlots
+from service.engine.device.frames import Camera
 from service.engine.faults import describe
-from service.engine.frames import Camera
 
 _log = logging.getLogger(__name__)
 

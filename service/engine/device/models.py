@@ -1,4 +1,6 @@
-"""The models on the device: each one's runners, their room, and what memory allows of that.
+"""How many rows memory allows at once: found by running out of it, and by trying again later.
+
+The models on the device: each one's runners, their room, and what memory allows of that.
 
 A model is tried before it is served: one that fails is refused, with the reason, and the others are
 served without it.
@@ -6,26 +8,59 @@ served without it.
 
 import logging
 from collections.abc import Iterator, Mapping
-from typing import final
+from typing import Final, final
 
 from diffusion.model import DiffusionModel
-from service.engine.allowance import Allowance
 from service.engine.device.graphs import graph_recorder
 from service.engine.device.runner import Runner
 from service.engine.device.smc import SystemRunner
 from service.engine.device.warmup import (
+    FIXED,
     make_exact,
     rehearse,
     rehearse_systems,
+    survey,
     time_steps,
     time_systems,
 )
 from service.engine.faults import describe, fatal, out_of_memory
 from service.engine.queue import Intake
-from service.engine.room import FIXED, survey
 from service.engine.scheduling.batch import Queue
 from service.engine.scheduling.scheduler import Scheduler
 from service.settings import Settings
+
+_PATIENCE: Final = 100  # full network calls that go well before more rows are tried
+
+
+@final
+class Allowance:
+    """Most rows of a tick now: fewer once memory ran out, by and by as many as before.
+
+    Args:
+        most: rows while memory lasts.
+
+    Attributes:
+        rows: of a tick now.
+    """
+
+    def __init__(self, most: int) -> None:
+        self.rows = self._most = most
+        self._good = 0
+
+    def shrink(self, rows: int) -> None:
+        """Memory held so many and no more."""
+        self.rows, self._good = rows, 0
+
+    def grow(self, rows: int, calls: int) -> bool:
+        """So many network calls of so many rows went well; whether more rows may be tried."""
+        if self.rows == self._most or rows < self.rows:
+            return False
+        self._good += calls
+        if self._good < _PATIENCE:
+            return False
+        self.rows, self._good = min(2 * self.rows, self._most), 0
+        return True
+
 
 _log = logging.getLogger(__name__)
 

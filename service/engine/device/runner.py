@@ -2,7 +2,7 @@
 
     prediction = network(chains' x_t and terms' x_t ~ q(x_t | x_0), joined)
     chains: x_s by `diffusion.sampling.advance`
-    terms: nats by `service.engine.device.points`
+    terms: nats by `service.engine.device.batches`
 
 No policy: which rows, in which slots, is the scheduler's choice. Until everything of a tick has
 been computed nothing is written back, so one that failed can be tried again, whole or in parts.
@@ -21,18 +21,23 @@ from diffusion.model import DiffusionModel
 from diffusion.noise import Stream, counter_noise
 from diffusion.posterior import Observation
 from diffusion.sampling import advance, begin, burst
-from service.engine.device.batches import ChainBatch, by_job, gather_chains, gather_terms
+from service.engine.device.batches import (
+    ChainBatch,
+    ChainSlots,
+    DatumSlots,
+    Landing,
+    Points,
+    by_job,
+    gather_chains,
+    gather_terms,
+)
+from service.engine.device.frames import Camera
 from service.engine.device.graphs import FixedTicks, Record, one_step
-from service.engine.device.landing import Landing
 from service.engine.device.network import Calls, Precision, Rows
-from service.engine.device.points import Points
-from service.engine.device.slots import ChainSlots, DatumSlots
-from service.engine.frames import Camera, Film, Shot
+from service.engine.device.transfer import Departures, Fence, upload
 from service.engine.jobs import ChainJob, Job, TermJob
-from service.engine.peek import Peek
-from service.engine.results import ChainResult, TermResult
+from service.engine.results import ChainResult, Film, Peek, Shot, TermResult
 from service.engine.scheduling.batch import Entry
-from service.engine.transfer import Departures, Fence, upload
 
 
 @final

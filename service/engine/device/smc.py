@@ -19,12 +19,11 @@ from torch import Tensor
 
 from diffusion.model import DiffusionModel
 from diffusion.posterior.systems import Cloud, Systems
-from service.engine.device.landing import Landing
+from service.engine.device.batches import Landing
+from service.engine.device.transfer import Departures, Fence, upload
 from service.engine.jobs import Job, SystemJob
-from service.engine.peek import Peek
-from service.engine.results import SystemResult
+from service.engine.results import Peek, SystemResult
 from service.engine.scheduling.batch import Entry
-from service.engine.transfer import Departures, Fence, upload
 
 
 @final

@@ -1,6 +1,6 @@
 """Accepted work."""
 
-from service.engine.ledger import Ledger
+from service.engine.admission import Ledger
 
 
 def test_what_is_owed_bounds_what_is_accepted() -> None:

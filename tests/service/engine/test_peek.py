@@ -15,7 +15,7 @@ from diffusion.model import DiffusionModel
 from diffusion.plan import Ancestral
 from diffusion.sampling import sample
 from service.engine import ChainJob, Engine, TermJob
-from service.engine.peek import Peek
+from service.engine.results import Peek
 
 SAMPLER, SEED, ROWS = Ancestral(steps=4), 7, 6
 

@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from service.engine.forecast import Load, Turns
 from service.engine.scheduling.batch import Entry, Queue, Work
+from service.engine.scheduling.latency import Load, Turns
 from service.engine.scheduling.scheduler import Scheduler
 from tests.service.engine.ticks import chain, data, scheduler_of
 

@@ -7,9 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from service.engine.forecast import Forecast, Load, Loads, Shares, Span, Turns
 from service.engine.scheduling.batch import Queue, Work
-from service.engine.scheduling.latency import StepTimes
+from service.engine.scheduling.latency import Forecast, Load, Loads, Shares, Span, StepTimes, Turns
 from tests.service.engine.ticks import scheduler_of
 
 SHARE = 0.125

@@ -17,10 +17,9 @@ from diffusion.noise import Stream, counter_noise
 from diffusion.plan import DDIM, Ancestral, DPMSolver, Plan, Sampler
 from diffusion.sampling import begin, step
 from service.engine import ChainJob, Engine, TermJob
+from service.engine.admission import size_of
 from service.engine.device.runner import Runner
-from service.engine.frames import Film, Frames
-from service.engine.limits import size_of
-from service.engine.results import ChainResult
+from service.engine.results import ChainResult, Film, Frames
 from service.engine.scheduling.batch import Entry
 from tests.diffusion.models import gaussian as gaussian_model
 from tests.service.engine.test_exact import elementwise, flags, vectors

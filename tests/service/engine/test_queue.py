@@ -11,7 +11,7 @@ import torch
 from diffusion.model import DiffusionModel
 from diffusion.sampling import DDIM
 from service.engine import ChainJob
-from service.engine.limits import check_limits, size_of
+from service.engine.admission import check_limits, size_of
 from service.engine.queue import Intake
 from service.engine.scheduling.batch import Entry, Queue, Tick
 from service.errors import (

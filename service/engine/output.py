@@ -10,11 +10,11 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from typing import final
 
-from service.engine.device.landing import Landing
+from service.engine.device.batches import Landing
 from service.engine.device.runner import Runner
 from service.engine.device.smc import SystemRunner
 from service.engine.faults import fatal, problem_of
-from service.engine.record import Record
+from service.engine.jobs import Record
 from service.engine.results import Timing
 from service.engine.scheduling.batch import Entry, Tick
 from service.errors import NumericalFailure, Problem

@@ -10,11 +10,11 @@ from diffusion.plan import DDIM
 from diffusion.process import GaussianConfig
 from diffusion.space import DataSpace
 from service.engine import ChainJob
-from service.engine.company import Company
-from service.engine.forecast import Load
+from service.engine.admission import Company
+from service.engine.jobs import whole_of
 from service.engine.queue import Intake
-from service.engine.record import whole_of
 from service.engine.scheduling.batch import Queue
+from service.engine.scheduling.latency import Load
 from service.settings import Settings
 from tests.service.engine.conftest import mixture
 

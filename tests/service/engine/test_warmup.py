@@ -9,10 +9,10 @@ import pytest
 import torch
 
 from diffusion.model import DiffusionModel
-from service.engine import room
-from service.engine.allowance import Allowance
-from service.engine.limits import APIECE
-from service.engine.room import Room, survey
+from service.engine.admission import APIECE
+from service.engine.device import warmup as room
+from service.engine.device.models import Allowance
+from service.engine.device.warmup import Room, survey
 from service.settings import Settings
 
 

@@ -7,73 +7,14 @@ the frames alone; and they are taken between the steps of a tick, which is no sh
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Literal, NamedTuple, final
+from typing import final
 
 import torch
 from torch import Tensor
 
+from service.engine.device.transfer import upload
+from service.engine.results import Film, Shot
 from service.engine.scheduling.batch import Entry
-from service.engine.transfer import upload
-
-
-@final
-@dataclass(frozen=True)
-class Frames:
-    """Which states of a chain of n steps are kept.
-
-    Attributes:
-        units: u_0 = 0 < u_1 < ... < u_k = n: the states before these steps, the last behind all.
-    """
-
-    units: tuple[int, ...]
-
-    @classmethod
-    def spread(cls, count: int, steps: int) -> "Frames":
-        """k = min(count, steps) of them and the start, as evenly as whole steps allow."""
-        k = min(count, steps)
-        return cls(tuple(i * steps // k for i in range(k + 1)))
-
-
-class Shot(NamedTuple):
-    """Rows of a job at one of its frames: x_t, or x_0hat from there; and their places in a tick."""
-
-    key: int
-    frame: int
-    of: Literal["x", "x_0"]
-    rows: list[int]
-    places: list[int]
-
-
-@final
-@dataclass(frozen=True)
-class Film:
-    """What is kept of a job's chains, on the CPU, model units.
-
-    Attributes:
-        frames: which states.
-        x: x_t, [k + 1, rows, *event].
-        x_0: the network's estimate from each, [k + 1, rows, *event]; of the last, x itself.
-    """
-
-    frames: Frames
-    x: Tensor
-    x_0: Tensor
-
-    @classmethod
-    def blank(cls, frames: Frames, rows: int, event: Sequence[int]) -> "Film":
-        """Of chains that have not begun."""
-        x = torch.zeros(len(frames.units), rows, *event)
-        return cls(frames, x, torch.zeros_like(x))
-
-    def keep(self, shot: Shot, states: Tensor) -> None:
-        """Take a shot in: states [len(rows), *event]."""
-        whole = self.x if shot.of == "x" else self.x_0
-        whole[shot.frame, shot.rows] = states.to(whole.dtype)
-
-    def end(self, start: Tensor, samples: Tensor) -> None:
-        """The first state of all rows, and the last, [rows, *event]."""
-        self.x[0], self.x[-1], self.x_0[-1] = start, samples, samples
 
 
 @final

@@ -15,7 +15,7 @@ from diffusion.plan import DDIM
 from diffusion.sampling import sample
 from service.engine import Engine
 from service.engine.device.runner import Runner
-from service.engine.transfer import Departures
+from service.engine.device.transfer import Departures
 from service.errors import NumericalFailure
 from tests.service.engine.jobs import chains, terms
 

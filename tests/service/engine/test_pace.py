@@ -2,7 +2,7 @@
 
 import pytest
 
-from service.pace import Pace
+from service.engine.scheduling.latency import Pace
 
 
 def test_nothing_is_known_before_the_first_progress() -> None:

@@ -31,7 +31,8 @@ from service.engine.results import (
     Ticket,
     Timing,
 )
-from service.engine.scheduling.batch import Queue, Tick, Work
+from service.engine.scheduling.batch import Queue, Tick
+from service.engine.scheduling.latency import Throughput
 from service.engine.scheduling.scheduler import Scheduler
 from service.errors import NotReady, Problem, UnknownModel
 from service.metrics import Metrics
@@ -69,8 +70,9 @@ class Engine:
         self._metrics = metrics or Metrics()
         self._scheduler = Scheduler(term_share=settings.term_share)
         queues = [Queue(name, systems) for name in models for systems in (False, True)]
-        self._intake = Intake(queues, settings)
-        self._fleet = Fleet(models, settings, self._scheduler, self._intake)
+        self._throughput = {queue: Throughput() for queue in queues}
+        self._intake = Intake(self._throughput, settings)
+        self._fleet = Fleet(models, settings, self._scheduler, self._throughput)
         self._metrics.watch_queue(lambda: self._intake.owed, settings.max_queue_cost)
         for name in models:
             self._metrics.serve(name)
@@ -150,6 +152,8 @@ class Engine:
     def submit(self, job: TermJob, deadline: float | None = None) -> Ticket[TermResult]: ...
     @overload
     def submit(self, job: SystemJob, deadline: float | None = None) -> Ticket[SystemResult]: ...
+    @overload
+    def submit(self, job: Job, deadline: float | None = None) -> Ticket[Any]: ...
     def submit(self, job: Job, deadline: float | None = None) -> Ticket[Any]:
         """Accept a job; from here on it will end, one way or another. From any thread.
 
@@ -254,8 +258,7 @@ class Engine:
             self._intake.end(record, job.cost, self._unknown(job.model))
             return
         self._records[record.key] = record
-        shape = job.rows, job.units, job.parallel, job.width, job.costs, job.last
-        self._scheduler.add(Work(record.key, job.queue, *shape))
+        self._scheduler.add(record.key, job.shape)
         try:
             self._fleet[job.queue].open(record.key, job)
         except Exception as error:
@@ -307,7 +310,7 @@ class Engine:
         self._metrics.rows(self._scheduler.rows_running, self._scheduler.rows_waiting)
         self._handout.send(runner, tick)
         # What callers wait for is the whole turn, with what surrounds its network calls.
-        self._intake.measure(tick, max(seconds, time.monotonic() - begun))
+        self._throughput[tick.queue].measure(tick, max(seconds, time.monotonic() - begun))
 
     def _end(self, key: int, outcome: Timing | Problem | None) -> None:
         """The job is over (None: cancelled): free what it holds, then tell whoever waits."""

@@ -7,11 +7,15 @@ three; the engine does not know which route a job came from.
 An accepted job that has not ended.
 """
 
+import math
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, final
+from functools import cached_property
+from typing import Any, final
 
 from torch import Tensor
+from typing_extensions import override
 
 from diffusion.likelihood.estimator import Steps
 from diffusion.likelihood.iwae import Trajectories
@@ -22,13 +26,50 @@ from diffusion.posterior.factors import Factor
 from diffusion.posterior.systems import Course
 from diffusion.space import Convention
 from service.engine.results import Frames, Ticket
-from service.engine.scheduling.batch import Queue
-from service.engine.scheduling.latency import Load
+from service.engine.scheduling.batch import JobShape, Load, Queue
+
+
+class Job(ABC):
+    """Work for one model; frozen once made.
+
+    Attributes:
+        model: name of the model.
+    """
+
+    model: str
+
+    @property
+    @abstractmethod
+    def shape(self) -> JobShape:
+        """The job in numbers."""
+
+    @property
+    @abstractmethod
+    def samples(self) -> int:
+        """How many samples it draws."""
+
+    @abstractmethod
+    def check(self, model: DiffusionModel) -> None:
+        """Raise ValueError where a part does not fit the model or the others."""
+
+    @abstractmethod
+    def size(self, model: DiffusionModel) -> int:
+        """Bytes of host memory that it holds from acceptance to its end."""
+
+    @property
+    def cost(self) -> int:
+        """Network evaluations."""
+        return self.shape.cost
+
+    @property
+    def queue(self) -> Queue:
+        """Whom it may share a batch with."""
+        return self.shape.queue
 
 
 @final
 @dataclass(frozen=True)
-class ChainJob:
+class ChainJob(Job):
     """Draw `rows` times from p(x_0) r(x_0).
 
     Row i of the answer is row i of `diffusion.sampling.sample` with the same seed, plan, start and
@@ -45,11 +86,6 @@ class ChainJob:
         answer_bytes: what its caller will write of these states, for it counts too.
     """
 
-    parallel: ClassVar[bool] = False
-    width: ClassVar[int] = 1
-    costs: ClassVar[tuple[int, ...]] = ()
-    last: ClassVar[int] = 1
-
     model: str
     rows: int
     seed: int
@@ -59,6 +95,7 @@ class ChainJob:
     frames: Frames | None = None
     answer_bytes: int = 0
 
+    @override
     def check(self, model: DiffusionModel) -> None:
         """Raise ValueError where a part does not fit the model or the others."""
         shape = (self.rows, *model.event)
@@ -79,17 +116,25 @@ class ChainJob:
         """Network evaluations a row."""
         return len(self.plan)
 
-    @property
-    def cost(self) -> int:
-        """Rows times network evaluations."""
-        return self.rows * self.units
+    @cached_property
+    @override
+    def shape(self) -> JobShape:
+        """Rows of steps, in sequence."""
+        return JobShape(Queue(self.model), self.rows, self.units)
+
+    @override
+    def size(self, model: DiffusionModel) -> int:
+        """Bytes that it holds: what came, its samples, and its frames."""
+        brought = [] if self.observation is None else list(self.observation.tensors)
+        if self.start is not None:
+            brought.append(self.start)
+        answer = 4 * self.samples * math.prod(model.event)
+        if self.frames is not None:
+            answer += 2 * len(self.frames.units) * answer + self.answer_bytes
+        return sum(part.nbytes for part in brought) + answer
 
     @property
-    def queue(self) -> Queue:
-        """Whom it may share a tick with."""
-        return Queue(self.model)
-
-    @property
+    @override
     def samples(self) -> int:
         """How many samples it draws."""
         return self.rows
@@ -97,7 +142,7 @@ class ChainJob:
 
 @final
 @dataclass(frozen=True)
-class TermJob:
+class TermJob(Job):
     """Bound log p(x_0) of N data.
 
     The answer is that of `diffusion.likelihood.bound.bound` with the same seed, convention and
@@ -113,11 +158,6 @@ class TermJob:
         answer_bytes: what its caller will write of the terms, for it counts too.
     """
 
-    parallel: ClassVar[bool] = True
-    width: ClassVar[int] = 1
-    costs: ClassVar[tuple[int, ...]] = ()
-    last: ClassVar[int] = 1
-
     model: str
     x_0: Tensor
     seed: int
@@ -125,6 +165,7 @@ class TermJob:
     convention: Convention
     answer_bytes: int = 0
 
+    @override
     def check(self, model: DiffusionModel) -> None:
         """Raise ValueError where a part does not fit the model or the others."""
         shape = (len(self.x_0), *model.event)
@@ -154,17 +195,19 @@ class TermJob:
         """Network evaluations a row."""
         return self.steps.count
 
-    @property
-    def cost(self) -> int:
-        """Rows times network evaluations."""
-        return self.rows * self.units
+    @cached_property
+    @override
+    def shape(self) -> JobShape:
+        """Rows of terms, which are independent."""
+        return JobShape(Queue(self.model), self.rows, self.units, parallel=True)
+
+    @override
+    def size(self, model: DiffusionModel) -> int:
+        """Bytes that it holds: the examples, which steps, and the terms."""
+        return self.x_0.nbytes + self.steps.nbytes + 8 * self.cost + self.answer_bytes
 
     @property
-    def queue(self) -> Queue:
-        """Whom it may share a tick with."""
-        return Queue(self.model)
-
-    @property
+    @override
     def samples(self) -> int:
         """How many samples it draws."""
         return 0
@@ -172,7 +215,7 @@ class TermJob:
 
 @final
 @dataclass(frozen=True)
-class SystemJob:
+class SystemJob(Job):
     """Draw from p(x_0) r(x_0) by systems of particles, `each` for every datum.
 
     System i of the answer is what `systems.walk` makes of it with the same seed, course,
@@ -188,8 +231,6 @@ class SystemJob:
         factors: what else p(x_0) is multiplied by, each of N data; their networks on the model's
             device, and such as `diffusion.posterior.settle` lets pass.
     """
-
-    parallel: ClassVar[bool] = False
 
     model: str
     seed: int
@@ -216,6 +257,7 @@ class SystemJob:
         costs = tuple(spent.tolist())
         return cls(name, seed, course, observation, each, costs, tuple(factors))
 
+    @override
     def check(self, model: DiffusionModel) -> None:
         """Raise ValueError where a part does not fit the model or the others."""
         wanted = self.observation.operator.seen(model.event)
@@ -243,33 +285,29 @@ class SystemJob:
         return self.course.particles
 
     @property
-    def cost(self) -> int:
-        """Network evaluations."""
-        return (self.units - 1) * sum(self.costs) + self.rows * self.last
-
-    @property
     def last(self) -> int:
         """Network evaluations of each system by its last unit."""
         return self.width * (1 + sum(factor.evaluations for factor in self.factors))
 
-    @property
-    def queue(self) -> Queue:
-        """Whom it may share a tick with."""
-        return Queue(self.model, systems=True)
+    @cached_property
+    @override
+    def shape(self) -> JobShape:
+        """Rows of particles, in sequence."""
+        lane = Queue(self.model, systems=True)
+        costs, last = self.costs, self.last
+        return JobShape(lane, self.rows, self.units, False, self.width, costs, last)
+
+    @override
+    def size(self, model: DiffusionModel) -> int:
+        """Bytes that it holds: what came, its samples, and the effective sample size by step."""
+        brought = sum(part.nbytes for part in self.observation.tensors)
+        return brought + 4 * self.samples * math.prod(model.event) + 8 * self.rows * self.units
 
     @property
+    @override
     def samples(self) -> int:
         """How many samples it draws."""
         return self.rows * self.course.draws
-
-
-Job = ChainJob | TermJob | SystemJob
-
-
-def whole_of(job: Job) -> Load:
-    """All of a job, none of which is done."""
-    step = max(1, job.cost // job.units) if job.queue.systems else 0
-    return Load(job.rows * job.width, job.cost, job.parallel, step)
 
 
 @final
@@ -300,7 +338,6 @@ class Record:
     @property
     def left(self) -> Load:
         """What is left of it. Read beside the engine's thread, so a tick late at worst."""
-        ticket = self.ticket
-        whole = whole_of(self.job)
-        left = max(1, ticket.cost - ticket.done)
-        return whole._replace(rows=max(1, self.rows_left * self.job.width), evaluations=left)
+        whole, ticket = self.job.shape.load, self.ticket
+        rows = max(1, self.rows_left * self.job.shape.width)
+        return whole._replace(rows=rows, evaluations=max(1, ticket.cost - ticket.done))

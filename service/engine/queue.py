@@ -11,7 +11,7 @@ import heapq
 import math
 import threading
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator, Mapping
 from concurrent.futures import Future
 from contextlib import contextmanager
 from functools import partial
@@ -21,7 +21,8 @@ from service.engine.admission import APIECE, Admission
 from service.engine.faults import describe
 from service.engine.jobs import Job, Record
 from service.engine.results import Hold, Peek, PeekRequest, Ticket, Timing
-from service.engine.scheduling.batch import Queue, Tick
+from service.engine.scheduling.batch import Queue
+from service.engine.scheduling.latency import Throughput
 from service.errors import DeadlineExceeded, Draining, EngineDead, Problem
 from service.settings import Settings
 
@@ -33,18 +34,18 @@ class Intake:
     """Accepted jobs, on their way to the engine's thread and back.
 
     Args:
-        queues: whose jobs may come.
-        settings: the queue's bounds and the scheduler's shares.
+        throughput: of every queue whose jobs may come.
+        settings: the bounds and the scheduler's shares.
 
     Attributes:
         accepted: how many jobs have come so far.
     """
 
-    def __init__(self, queues: Iterable[Queue], settings: Settings) -> None:
+    def __init__(self, throughput: Mapping[Queue, Throughput], settings: Settings) -> None:
         self.accepted = 0
         self._wake = threading.Condition()
-        self._admission = Admission(queues, settings)
-        self._ledger, self._company = self._admission.ledger, self._admission.company
+        self._admission = Admission(throughput, settings)
+        self._backlog = self._admission.backlog
         self._deadlines: list[tuple[float, int]] = []  # a heap; some are of jobs that have ended
         self._records: dict[int, Record] = {}
         self._new: list[Record] = []
@@ -67,7 +68,7 @@ class Intake:
     def owed(self) -> int:
         """Network evaluations accepted and not yet done."""
         with self._wake:
-            return self._ledger.owed
+            return self._backlog.pending
 
     @property
     def seconds_owed(self) -> float:
@@ -79,7 +80,7 @@ class Intake:
     def held(self) -> int:
         """Bytes of bodies being read and of accepted jobs."""
         with self._wake:
-            return self._ledger.held
+            return self._backlog.held
 
     @contextmanager
     def reserve(self, size: int) -> Iterator[None]:
@@ -92,12 +93,12 @@ class Intake:
         with self._wake:
             self._check_open()
             self._admission.check_body(size)
-            self._ledger.hold(size)
+            self._backlog.held += size
         try:
             yield
         finally:
             with self._wake:
-                self._ledger.release(size)
+                self._backlog.held -= size
 
     def accept(self, job: Job, size: int = 0, deadline: float | None = None) -> Ticket[Any]:
         """Take a job in.
@@ -121,12 +122,10 @@ class Intake:
                 job.cost, Future(), partial(self._peek, key), partial(self._keep, key, size)
             )
             now, due = time.monotonic(), math.inf if deadline is None else deadline
-            record = Record(key, job, ticket, job.rows, now, size, due)
+            record = Record(key, job, ticket, job.shape.rows, now, size, due)
             self.accepted += 1
-            self._ledger.accept(job.cost)
-            self._ledger.hold(size)
             self._records[key] = record
-            self._company.add(record)
+            self._backlog.add(record)
             self._new.append(record)
             if deadline is not None:
                 heapq.heappush(self._deadlines, (deadline, key))
@@ -184,39 +183,22 @@ class Intake:
             peeks, self._peeks = self._peeks, []
             return peeks
 
-    def limit(self, queue: Queue, rows: int) -> None:
-        """A tick of `queue` has at most so many rows."""
-        with self._wake:
-            self._admission.limit(queue, rows)
-
-    def seed(self, queue: Queue, rows: int, seconds: float, *, terms: bool = False) -> None:
-        """At start a step of so many rows, with terms or without, took so many seconds."""
-        with self._wake:
-            self._admission.seed(queue, rows, seconds, terms=terms)
-
-    def measure(self, tick: Tick, seconds: float) -> None:
-        """A tick took so many seconds."""
-        with self._wake:
-            self._admission.measure(tick, seconds)
-
     def settle(self, evaluations: int) -> None:
         """So many of the accepted evaluations have been made."""
         with self._wake:
-            self._ledger.settle(evaluations)
+            self._backlog.pending -= evaluations
 
     def start(self, record: Record, now: float) -> None:
         """A job's first rows are in a tick, which began now, monotonic seconds."""
         record.started = now
         with self._wake:
-            self._company.start(record)
+            self._backlog.start(record)
 
     def end(self, record: Record, unspent: int, outcome: Timing | Problem | None) -> None:
         """A job is over (None: cancelled), with so many evaluations that were not made."""
         with self._wake:
             del self._records[record.key]
-            self._company.remove(record)
-            self._ledger.settle(unspent)
-            self._ledger.release(record.size)
+            self._backlog.remove(record, unspent)
             if len(self._deadlines) > 2 * len(self._records) + _STALE:
                 self._deadlines = [entry for entry in self._deadlines if entry[1] in self._records]
                 heapq.heapify(self._deadlines)
@@ -278,14 +260,14 @@ class Intake:
         with self._wake:
             record = self._records.get(key)
             if record is None:  # it has ended already and been given back
-                self._ledger.hold(size)
+                self._backlog.held += size
             else:
                 record.size = 0
         return Hold(size, self._change)
 
     def _change(self, size: int) -> None:
         with self._wake:
-            self._ledger.hold(size)
+            self._backlog.held += size
 
     def _cancel(self, key: int) -> None:
         with self._wake:

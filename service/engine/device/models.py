@@ -24,8 +24,8 @@ from service.engine.device.warmup import (
     time_systems,
 )
 from service.engine.faults import describe, fatal, out_of_memory
-from service.engine.queue import Intake
 from service.engine.scheduling.batch import Queue
+from service.engine.scheduling.latency import Throughput
 from service.engine.scheduling.scheduler import Scheduler
 from service.settings import Settings
 
@@ -73,7 +73,7 @@ class Fleet:
         models: by name, each in eval mode on its device.
         settings: batch size, slots, precision.
         scheduler: told of each model's room.
-        intake: told of it too, and of how long a tick takes.
+        throughput: of each queue; gets its batch size, and how long a batch takes.
 
     Attributes:
         models: as given.
@@ -85,11 +85,12 @@ class Fleet:
         models: Mapping[str, DiffusionModel],
         settings: Settings,
         scheduler: Scheduler,
-        intake: Intake,
+        throughput: Mapping[Queue, Throughput],
     ) -> None:
         self.models = dict(models)
         self.refused: dict[str, str] = {}
-        self._settings, self._scheduler, self._intake = settings, scheduler, intake
+        self._settings, self._scheduler = settings, scheduler
+        self._throughput = throughput
         self._runners: dict[Queue, Runner | SystemRunner] = {}
         self._allowances: dict[Queue, Allowance] = {}
 
@@ -155,7 +156,7 @@ class Fleet:
         others = self._try_systems(runner.calls.model, room.batch)
         of_systems = time_systems(others)
         for rows, seconds in beside.items():
-            self._intake.seed(chains, rows, seconds, terms=True)
+            self._throughput[chains].seed(rows, seconds, terms=True)
         self._enter(chains, runner, room.slots, alone)
         self._enter(systems, others, room.slots, of_systems)
         _log.info("model %s: %d rows a tick, %d held", name, room.batch, room.slots)
@@ -184,14 +185,14 @@ class Fleet:
     ) -> None:
         """Its rehearsal went well, steps of so many rows in so many seconds: jobs may come."""
         self._runners[queue], self._allowances[queue] = runner, Allowance(runner.batch)
-        self._scheduler.serve(queue, runner.batch, slots, times[max(times)])
-        self._intake.limit(queue, runner.batch)
+        throughput = self._throughput[queue]
+        throughput.batch_size = runner.batch
         for rows, seconds in times.items():
-            self._intake.seed(queue, rows, seconds)
+            throughput.seed(rows, seconds)
+        self._scheduler.serve(queue, throughput, slots)
 
     def _allow(self, queue: Queue) -> None:
         """Tell whom it concerns how many rows a tick may have now."""
         rows = self._allowances[queue].rows
-        self._scheduler.limit(queue, rows)
-        self._intake.limit(queue, rows)
+        self._throughput[queue].batch_size = rows
         self._runners[queue].allow(rows)

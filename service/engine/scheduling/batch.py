@@ -1,6 +1,6 @@
 """What the scheduler knows of jobs, and what it says of ticks: numbers, no tensors."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -14,27 +14,48 @@ class Queue(NamedTuple):
     systems: bool = False
 
 
+class Load(NamedTuple):
+    """What is left of a job.
+
+    Attributes:
+        rows: of the network, that it can use at once; of terms, any number up to `evaluations`.
+        evaluations: network evaluations.
+        parallel: whether its positions are independent (terms).
+        step: of particle systems, the evaluations of one step of all of them.
+    """
+
+    rows: int
+    evaluations: int
+    parallel: bool
+    step: int = 0
+
+    def usable(self, room: int) -> int:
+        """Rows of a batch that it can use, at most."""
+        return min(room, self.evaluations if self.parallel else self.rows)
+
+
+Loads = Sequence[tuple[Load, int]]  # each with how many jobs there are of it
+
+
 @dataclass(frozen=True)
-class Work:
-    """What the scheduler knows of a job.
+class JobShape:
+    """A job in numbers: all that admission, the forecast and the scheduler know of it.
 
     Args:
-        key: names the job; unique among those not finished.
-        queue: whom it may share a tick with.
-        rows: how many chains, data, or systems.
-        units: of each row: steps of a chain or a system, terms of a datum.
-        parallel: whether a row's units are independent (a datum's terms) or in sequence.
+        queue: whom it may share a batch with.
+        rows: how many chains, examples, or particle systems.
+        units: of each row: steps of a chain or a system, terms of an example.
+        parallel: whether a row's units are independent (an example's terms) or in sequence.
         width: rows of the network that each row is: the particles of a system.
         costs: network evaluations of each system by every unit but its last; of other rows every
             unit takes one.
         last: network evaluations of each system by its last unit.
     """
 
-    key: int
     queue: Queue
     rows: int
     units: int
-    parallel: bool
+    parallel: bool = False
     width: int = 1
     costs: tuple[int, ...] = ()
     last: int = 1
@@ -44,6 +65,19 @@ class Work:
             raise ValueError(
                 f"a job has at least one row of one unit, came {self.rows} rows of {self.units}"
             )
+
+    @property
+    def cost(self) -> int:
+        """Network evaluations."""
+        if not self.queue.systems:
+            return self.rows * self.units
+        return (self.units - 1) * sum(self.costs) + self.rows * self.last
+
+    @property
+    def load(self) -> Load:
+        """All of it, none of which is done."""
+        step = max(1, self.cost // self.units) if self.queue.systems else 0
+        return Load(self.rows * self.width, self.cost, self.parallel, step)
 
 
 class Entry(NamedTuple):

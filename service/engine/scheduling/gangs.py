@@ -21,21 +21,24 @@ import math
 from dataclasses import dataclass
 from typing import final
 
-from service.engine.scheduling.batch import Entry, Queue, Tick, Work
+from service.engine.scheduling.batch import Entry, JobShape, Queue, Tick
+from service.engine.scheduling.latency import Throughput
 
 
 @dataclass(slots=True)
 class _Turn:
     """A job on its way: systems from `first` on, `wave` of them at `unit`, the others behind."""
 
-    work: Work
+    key: int
+    work: JobShape
     had: int  # evaluations, and what it joined at
     left: int  # evaluations not handed out
     first: int = 0
     wave: int = 0
     unit: int = 0
     seen: int = 0  # particles of a single system that this unit's pieces have had
-    pace: float = math.inf  # seconds of a network call of its latest tick
+    # Of its own latest batch, as steps of two jobs differ by more than their network calls.
+    seconds_per_call: float = math.inf
 
 
 @final
@@ -45,14 +48,11 @@ class Waves:
     Args:
         queue: whose ticks these are.
         slots: most particles that are held at once, where it is more than one wave.
-        capacity: most rows of a tick, where it is more than one system.
-
-    Attributes:
-        capacity: as it is now.
+        throughput: most rows of a batch, where it is more than one system.
     """
 
-    def __init__(self, queue: Queue, slots: int, capacity: int) -> None:
-        self._queue, self._slots, self.capacity = queue, slots, capacity
+    def __init__(self, queue: Queue, slots: int, throughput: Throughput) -> None:
+        self._queue, self._slots, self._throughput = queue, slots, throughput
         self._jobs: dict[int, _Turn] = {}
         self._now = 0
 
@@ -73,15 +73,14 @@ class Waves:
     def demand(self) -> float:
         """How many batches its jobs could fill now, at least one: a tick is never less."""
         usable = sum(
-            min(self.capacity, (job.work.rows - job.first) * job.work.width)
+            min(self._throughput.batch_size, (job.work.rows - job.first) * job.work.width)
             for job in self._jobs.values()
         )
-        return max(1.0, usable / self.capacity)
+        return max(1.0, usable / self._throughput.batch_size)
 
-    def add(self, work: Work) -> None:
+    def add(self, key: int, work: JobShape) -> None:
         """Take in a job."""
-        left = (work.units - 1) * sum(work.costs) + work.rows * work.last
-        self._jobs[work.key] = _Turn(work, self._now, left)
+        self._jobs[key] = _Turn(key, work, self._now, work.cost)
 
     def remove(self, key: int) -> int:
         """Drop a job; the evaluations that were not handed out."""
@@ -99,12 +98,12 @@ class Waves:
         work, self._now = job.work, job.had
         job.wave = job.wave or self._wave(job)
         rows = range(job.first, job.first + job.wave)
-        entries = [Entry(work.key, row, 0, job.unit) for row in rows]
+        entries = [Entry(job.key, row, 0, job.unit) for row in rows]
         each, calls = sum(work.costs[row] for row in rows), self._calls(job.wave * work.width)
-        room, length, piece = max(1, int(burst / job.pace)), 1, None
+        room, length, piece = max(1, int(burst / job.seconds_per_call)), 1, None
         if job.wave == 1 and (job.seen or room < calls):
             whole = each if job.unit < work.units - 1 else work.last
-            piece = min(room * self.capacity, work.width - job.seen)
+            piece = min(room * self._throughput.batch_size, work.width - job.seen)
             # Shares of the whole, rounded so that they add up to it.
             had, job.seen = job.seen, job.seen + piece
             cost = whole * job.seen // work.width - whole * had // work.width
@@ -118,7 +117,7 @@ class Waves:
         job.had += cost
         job.left -= cost
         ends = entries if job.unit == work.units else []
-        return Tick(self._queue, entries, [], ends, {work.key: cost}, length, work.width, piece)
+        return Tick(self._queue, entries, [], ends, {job.key: cost}, length, work.width, piece)
 
     def retire(self, tick: Tick, seconds: float) -> list[int]:
         """The tick is done. Which jobs are over."""
@@ -126,14 +125,14 @@ class Waves:
         job = self._jobs.get(key)
         if job is None:  # removed while the tick ran
             return []
-        job.pace = max(seconds, 1e-9) / (tick.length * self._calls(tick.rows))
+        job.seconds_per_call = max(seconds, 1e-9) / (tick.length * self._calls(tick.rows))
         if job.unit == job.work.units:
             job.first, job.wave, job.unit = job.first + job.wave, 0, 0
         return [key] if job.first == job.work.rows else []
 
     def _calls(self, rows: int) -> int:
         """Network calls of so many rows."""
-        return -(-rows // self.capacity)
+        return -(-rows // self._throughput.batch_size)
 
     def _movable(self, job: _Turn) -> bool:
         """Whether it has begun a wave, or may begin one."""
@@ -142,4 +141,4 @@ class Waves:
 
     def _wave(self, job: _Turn) -> int:
         """How many systems it would begin with."""
-        return min(job.work.rows - job.first, max(1, self.capacity // job.work.width))
+        return min(job.work.rows - job.first, max(1, self._throughput.batch_size // job.work.width))

@@ -1,4 +1,6 @@
-"""How long a batch takes, by its rows: the one clock, fed once a batch and read by every estimate.
+"""How long batches take, and what follows for a job: when it will be done if no other comes.
+
+`StepTimes` is the one clock. It is fed once a batch, and everything that estimates a time reads it.
 
     seconds(k): linear between the sizes that were measured; s_1 below them, s_b k / b beyond them
 
@@ -7,44 +9,41 @@ measured later counts by its last 50 batches. A size that was slow once and has 
 goes back to its best, by half in a minute: a slow moment does not refuse callers for good, and
 asking again changes nothing.
 
-When a job would be done if no other came, by the scheduler's policy and the measured batches.
-
-Among chains and terms: in T ticks with room for M rows, a job with w evaluations left in r rows (of
-chains: at most one evaluation a row and tick) is done, and each other job i has had what the equal
-shares give it:
+`Forecast` follows the scheduler's policy as a flow. Among chains and terms: in T batches with room
+for M rows, a job with w evaluations left in r rows (of chains: at most one evaluation a row and
+batch) is done, and each other job i has had what the equal shares give it:
 
     T = max(n, (w + sum over i of min(w_i, w, r_i T)) / M),   n = w / r of chains, w / M of terms
 
-that is: nobody gets more than the job itself while its share is full, more than is left of him, or
-more than his rows can use. So what lies before a job in the queue is not what it waits for: long
-jobs count no more than its own length. The other kind counts with what `term_share` gives it.
+that is: no job gets more than this one while its share is full, more than it has left, or more than
+its rows can use. So long jobs that are already queued delay a job by no more than its own length.
+The other kind counts with what `term_share` gives it.
 
-The time follows from the ticks' size: all jobs together fill E = min(M T, w + sum of
-min(w_i, r_i T)) rows of those T ticks, so T ticks of E / T rows each (`latency`), and beside them
-the other queues' ticks, in the proportion of the scheduler's clocks.
+The time follows from the batches' size: all jobs together fill E = min(M T, w + sum of
+min(w_i, r_i T)) rows of those T batches, so T batches of E / T rows each, and beside them the other
+lanes' batches, in the proportion of the scheduler's virtual times.
 
-Among systems of particles, where each job has its own ticks and all the same evaluations, a job of
-e_i evaluations a step has min(w_i, w) / min(M, e_i) ticks of that size until then.
+Among particle systems, where each job has batches of its own and all get the same evaluations, a
+job of e_i evaluations a step has min(w_i, w) / min(M, e_i) batches of that size until then.
 
-Those who come later only add to it. Not thread-safe; no clock of its own.
-
-How long a job still takes, by its own pace: seconds_left = (total - done) / rate.
-
-The rate is that of the last seconds, so it holds whatever else the engine is doing by the end of
-them. No clock here: the caller says when.
+Jobs that come later only add to it. `JobProgress` measures instead of forecasting: what is left of
+a running job over its own rate.
 """
 
 import itertools
 import math
-from collections.abc import Iterable, Mapping, Sequence
+import threading
+import time
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import NamedTuple, final
 
-from service.engine.scheduling.batch import Queue
+from service.engine.scheduling.batch import Load, Loads, Queue, Tick
 
 _FORGET = 0.98  # of a batch's weight at the next of its size: about the last 50 count
 _SEED = 10.0  # batches that a timing at start counts as
 _HALF_LIFE = 60.0  # seconds
+_WINDOW = 10.0  # seconds after which what was measured has lost most of its weight
 
 
 @dataclass(slots=True)
@@ -74,21 +73,22 @@ class StepTimes:
 
     def __init__(self) -> None:
         self._sizes: dict[int, _Size] = {}
+        self._lock = threading.Lock()  # the engine's thread measures, those that submit read
 
     def seed(self, rows: int, seconds: float, now: float = 0.0) -> None:
         """A batch of so many rows was timed at start, seconds of one step."""
-        size = self._sizes.setdefault(rows.bit_length(), _Size())
-        size.add(_SEED, 1.0, rows, seconds, now)
+        self._add(_SEED, 1.0, rows, seconds, now)
 
     def measure(self, rows: int, seconds: float, steps: int, now: float) -> None:
         """A batch of so many rows by so many steps took so many seconds a step."""
         kept = _FORGET**steps
-        size = self._sizes.setdefault(rows.bit_length(), _Size())
-        size.add((1 - kept) / (1 - _FORGET), kept, rows, seconds, now)
+        self._add((1 - kept) / (1 - _FORGET), kept, rows, seconds, now)
 
     def seconds(self, rows: float, now: float) -> float:
         """A step of so many rows; 0 where nothing has been measured."""
-        known = sorted((size.rows / size.weight, size.mean(now)) for size in self._sizes.values())
+        with self._lock:
+            sizes = self._sizes.values()
+            known = sorted((size.rows / size.weight, size.mean(now)) for size in sizes)
         if not known:
             return 0.0
         if rows <= known[0][0]:
@@ -99,24 +99,41 @@ class StepTimes:
         most, longest = known[-1]
         return longest * rows / most
 
+    def _add(self, weight: float, kept: float, rows: int, seconds: float, now: float) -> None:
+        with self._lock:
+            size = self._sizes.setdefault(rows.bit_length(), _Size())
+            size.add(weight, kept, rows, seconds, now)
 
-class Load(NamedTuple):
-    """What is left of a job: rows of the network that it can use at once, or, where these are
-    independent (terms), as many as there are evaluations; and evaluations. Of systems also what one
-    step of all of them takes.
+
+@final
+class Throughput:
+    """How many rows the batches of one queue may have now, and how long they take.
+
+    Args:
+        batch_size: most rows of a batch.
+
+    Attributes:
+        batch_size: as it is now; fewer after memory ran out.
     """
 
-    rows: int
-    evaluations: int
-    parallel: bool
-    step: int = 0
+    def __init__(self, batch_size: int = 1) -> None:
+        self.batch_size = batch_size
+        # Chains alone advance several steps in a batch, which beside terms they do not.
+        self._times = StepTimes(), StepTimes()
 
-    def usable(self, room: int) -> int:
-        """Rows of a tick that it can use, at most."""
-        return min(room, self.evaluations if self.parallel else self.rows)
+    def seed(self, rows: int, seconds: float, *, terms: bool = False) -> None:
+        """At start a step of so many rows, with terms or without, took so many seconds."""
+        self._times[terms].seed(rows, seconds, time.monotonic())
 
+    def measure(self, batch: Tick, seconds: float) -> None:
+        """A batch took so many seconds."""
+        steps = batch.length
+        times = self._times[bool(batch.terms)]
+        times.measure(batch.evaluations // steps, seconds / steps, steps, time.monotonic())
 
-Loads = Sequence[tuple[Load, int]]  # each with how many jobs there are of it
+    def seconds(self, rows: float, *, terms: bool = False) -> float:
+        """A step of a batch of so many rows, with terms or without; 0 where none was measured."""
+        return self._times[terms].seconds(rows, time.monotonic())
 
 
 class Span(NamedTuple):
@@ -231,68 +248,56 @@ def _crossing(own: int, rivals: Iterable[tuple[float, float]], room: int) -> flo
 
 @final
 class Forecast:
-    """The measured ticks of every queue, and what follows for a job that is about to come.
+    """What follows from the measured batches for a job that is about to come. Not thread-safe.
 
     Args:
-        queues: their names.
+        throughput: of every queue.
         term_share: the scheduler's.
     """
 
-    def __init__(self, queues: Iterable[Queue], term_share: float) -> None:
-        self._term_share = term_share
-        self._shares: dict[Queue, Shares | Turns] = {}
-        # Chains alone advance several steps a tick, which beside terms they do not.
-        self._times = {queue: (StepTimes(), StepTimes()) for queue in queues}
-        for queue in self._times:
-            self.limit(queue, 1)
+    def __init__(self, throughput: Mapping[Queue, Throughput], term_share: float) -> None:
+        self._throughput, self._term_share = throughput, term_share
 
-    def limit(self, queue: Queue, rows: int) -> None:
-        """From now on a tick of `queue` has at most so many rows."""
-        self._shares[queue] = Turns(rows) if queue.systems else Shares(rows, self._term_share)
-
-    def times(self, queue: Queue, *, terms: bool = False) -> StepTimes:
-        """The clock of a queue's ticks: of those with terms, or of those without."""
-        return self._times[queue][terms]
-
-    def seconds(
-        self, queue: Queue, job: Load, others: Mapping[Queue, Loads], now: float = 0.0
-    ) -> float:
-        """The time until the job is done; 0 where its queue's ticks were never measured.
+    def seconds(self, queue: Queue, job: Load, others: Mapping[Queue, Loads]) -> float:
+        """The time until the job is done; 0 where its queue's batches were never measured.
 
         Args:
             queue: whose job it is.
             job: all of it.
             others: the jobs that are there now, by queue.
-            now: monotonic seconds.
         """
         beside = others.get(queue, ())
-        shares, all_of_it = self._shares[queue], [(job, 1), *beside]
-        own = self._lasting(queue, shares.until_done(job, beside), all_of_it, now)
-        total, demand = own, shares.demand(all_of_it)
+        policy, all_of_it = self._policy(queue), [(job, 1), *beside]
+        own = self._lasting(queue, policy.until_done(job, beside), all_of_it)
+        total, demand = own, policy.demand(all_of_it)
         for name, loads in others.items():
             if name != queue and loads:
-                needed = self._until_empty(name, loads, now)
-                total += min(needed, own * self._shares[name].demand(loads) / demand)
+                needed = self._until_empty(name, loads)
+                total += min(needed, own * self._policy(name).demand(loads) / demand)
         return total
 
-    def until_empty(self, others: Mapping[Queue, Loads], now: float = 0.0) -> float:
+    def until_empty(self, others: Mapping[Queue, Loads]) -> float:
         """The time until all of these jobs are done."""
-        return sum(self._until_empty(name, loads, now) for name, loads in others.items() if loads)
+        return sum(self._until_empty(name, loads) for name, loads in others.items() if loads)
 
-    def _until_empty(self, queue: Queue, loads: Loads, now: float) -> float:
-        return self._lasting(queue, self._shares[queue].until_empty(loads), loads, now)
+    def _policy(self, queue: Queue) -> "Shares | Turns":
+        rows = self._throughput[queue].batch_size
+        return Turns(rows) if queue.systems else Shares(rows, self._term_share)
 
-    def _lasting(self, queue: Queue, spans: Iterable[Span], loads: Loads, now: float) -> float:
-        times = self.times(queue, terms=any(load.parallel for load, _ in loads))
-        return sum(span.ticks * times.seconds(span.rows, now) for span in spans)
+    def _until_empty(self, queue: Queue, loads: Loads) -> float:
+        return self._lasting(queue, self._policy(queue).until_empty(loads), loads)
 
-
-_WINDOW = 10.0  # seconds after which what was measured has lost most of its weight
+    def _lasting(self, queue: Queue, spans: Iterable[Span], loads: Loads) -> float:
+        throughput, terms = self._throughput[queue], any(load.parallel for load, _ in loads)
+        return sum(span.ticks * throughput.seconds(span.rows, terms=terms) for span in spans)
 
 
 @final
-class Pace:
-    """A job's progress over time.
+class JobProgress:
+    """How long a job still takes, by its own rate: seconds_left = (total - done) / rate.
+
+    The rate is that of the last seconds, so it reflects whatever else the engine is doing now. It
+    has no clock of its own: the caller passes the time.
 
     Args:
         total: network evaluations it needs.
@@ -308,7 +313,7 @@ class Pace:
     def observe(self, done: int, now: float) -> None:
         """So many evaluations are done by now."""
         if done == self._done or now <= self._changed:
-            return  # between ticks nothing is learnt
+            return  # between batches nothing is learnt
         passed = now - self._changed
         kept = math.exp(-passed / _WINDOW)
         self._evaluations = kept * self._evaluations + done - self._done

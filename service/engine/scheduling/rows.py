@@ -33,7 +33,8 @@ from collections import Counter, deque
 from dataclasses import dataclass, field
 from typing import final
 
-from service.engine.scheduling.batch import Entry, Queue, Tick, Work
+from service.engine.scheduling.batch import Entry, JobShape, Queue, Tick
+from service.engine.scheduling.latency import Throughput
 
 
 @dataclass(slots=True)
@@ -49,7 +50,8 @@ class Row:
 class Progress:
     """A job on its way: `running` rows hold slots, oldest first; rows from `waiting` on do not."""
 
-    work: Work
+    key: int
+    work: JobShape
     running: list[Row] = field(default_factory=list)
     waiting: int = 0
     tick: int = -1
@@ -87,7 +89,7 @@ class Lane:
                 job.tick, job.taken = tick, 0
             row = self._next_row(job)
             if row is not None:
-                entries.append(Entry(job.work.key, row.row, row.slot, row.unit))
+                entries.append(Entry(job.key, row.row, row.slot, row.unit))
                 row.unit += 1
                 job.taken += 1
                 self.rotation.append(job)
@@ -134,23 +136,16 @@ class Shared:
     Args:
         queue: whose ticks these are.
         slots: most chains, and most data, that hold a slot at once.
-        capacity: most rows of a tick.
-        seconds: what a tick takes, as far as is known.
+        throughput: most rows of a batch, and how long it takes.
         term_share: share of a batch kept for terms while chains could fill it.
-
-    Attributes:
-        capacity: as it is now.
     """
 
-    def __init__(
-        self, queue: Queue, slots: int, capacity: int, seconds: float, term_share: float
-    ) -> None:
+    def __init__(self, queue: Queue, slots: int, throughput: Throughput, term_share: float) -> None:
         self._queue, self._term_share = queue, term_share
         self._chains, self._terms = Lane(slots), Lane(slots)
         self._jobs: dict[int, Progress] = {}
-        self._pace, self._paced = seconds, capacity  # of a unit of the latest tick, and its rows
+        self._throughput = throughput
         self._term_credit = 0.0
-        self.capacity = capacity
 
     def __len__(self) -> int:
         """How many jobs are not finished."""
@@ -168,12 +163,12 @@ class Shared:
 
     def demand(self) -> float:
         """How many batches its jobs could fill now, at least one: a tick is never less."""
-        usable = sum(job.usable(self.capacity) for job in self._jobs.values())
-        return max(1.0, usable / self.capacity)
+        usable = sum(job.usable(self._throughput.batch_size) for job in self._jobs.values())
+        return max(1.0, usable / self._throughput.batch_size)
 
-    def add(self, work: Work) -> None:
+    def add(self, key: int, work: JobShape) -> None:
         """Take in a job, behind those that came before."""
-        job = self._jobs[work.key] = Progress(work)
+        job = self._jobs[key] = Progress(key, work)
         self._lane(work).rotation.append(job)
 
     def remove(self, key: int) -> int:
@@ -199,7 +194,7 @@ class Shared:
 
     def retire(self, tick: Tick, seconds: float) -> list[int]:
         """The tick is done: slots of rows that ended are free again. Which jobs are over."""
-        self._pace, self._paced = max(seconds, 1e-9) / tick.length, len(tick)
+        del seconds  # `latency.Throughput` is told by the engine
         over = []
         for key in {entry.key for entry in tick.ends}:
             job = self._jobs.get(key)
@@ -210,7 +205,7 @@ class Shared:
                 over.append(key)
         return over
 
-    def _lane(self, work: Work) -> Lane:
+    def _lane(self, work: JobShape) -> Lane:
         return self._terms if work.parallel else self._chains
 
     def _length(self, number: int, burst: float) -> int:
@@ -220,14 +215,14 @@ class Shared:
         taken = [job for job in self._chains.rotation if job.tick == number]
         rows = [(job, row) for job in taken for row in job.running[: job.taken]]
         left = min(job.work.units - row.unit for job, row in rows)
-        seconds = self._pace * max(1.0, len(rows) / self._paced)  # at most, by the latest tick
-        more = max(0, min(left, int(burst / seconds)))
+        seconds = self._throughput.seconds(len(rows))
+        more = min(left, int(burst / seconds)) if seconds else 0
         for _, row in rows:
             row.unit += more
         return 1 + more
 
     def _fill(self, number: int) -> tuple[list[Entry], list[Entry]]:
-        room = self.capacity
+        room = self._throughput.batch_size
         kept = 0
         if self._chains.rotation and self._terms.rotation:
             # A share below one row adds up over ticks, so it holds for batches of any size.

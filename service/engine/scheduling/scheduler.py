@@ -12,10 +12,9 @@ more than a batch, systems that fill none either have half of the time, whatever
 Pure Python: no tensors, no time, no threads. The caller says how long a tick took.
 """
 
-import math
-
-from service.engine.scheduling.batch import Queue, Tick, Work
+from service.engine.scheduling.batch import JobShape, Queue, Tick
 from service.engine.scheduling.gangs import Waves
+from service.engine.scheduling.latency import Throughput
 from service.engine.scheduling.rows import Shared
 
 BURST_SECONDS = 0.02  # of a tick that goes on for several units
@@ -50,33 +49,28 @@ class Scheduler:
         """Rows that have not started."""
         return sum(queue.waiting for queue in self._queues.values())
 
-    def serve(self, queue: Queue, batch_size: int, slots: int, seconds: float = math.inf) -> None:
+    def serve(self, queue: Queue, throughput: Throughput, slots: int) -> None:
         """Take in jobs of a queue, with this room of its own.
 
         Args:
             queue: its name.
-            batch_size: most rows of a tick.
-            slots: most chains, and most data, that hold a slot at once; of systems, particles.
-            seconds: what a tick takes, as far as is known: the first may be a burst then.
+            throughput: most rows of a batch, and how long one takes.
+            slots: most chains, and most examples, that hold a slot at once; of systems, particles.
         """
         self._clocks[queue] = 0.0
         if queue.systems:
-            self._queues[queue] = Waves(queue, slots, batch_size)
+            self._queues[queue] = Waves(queue, slots, throughput)
         else:
-            self._queues[queue] = Shared(queue, slots, batch_size, seconds, self._term_share)
+            self._queues[queue] = Shared(queue, slots, throughput, self._term_share)
 
-    def limit(self, queue: Queue, rows: int) -> None:
-        """From now on a tick of `queue` has at most `rows` rows."""
-        self._queues[queue].capacity = max(1, rows)
-
-    def add(self, work: Work) -> None:
-        """Take in a job."""
+    def add(self, key: int, work: JobShape) -> None:
+        """Take in a job; `key` names it, unique among those that are not finished."""
         queue = self._queues[work.queue]
         if not len(queue):
             # Time spent idle earns nothing: it joins the others where they are now.
             self._clocks[work.queue] = max(self._clocks[work.queue], self._now)
-        self._jobs[work.key] = work.queue
-        queue.add(work)
+        self._jobs[key] = work.queue
+        queue.add(key, work)
 
     def remove(self, key: int) -> int:
         """Drop a job (finished or not, known or not) and free what it holds.

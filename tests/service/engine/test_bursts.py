@@ -1,25 +1,27 @@
 """A tick of many steps."""
 
+from dataclasses import replace
+
 from hypothesis import given
 from hypothesis import strategies as st
 
 from service.engine.scheduling.batch import Queue
-from service.engine.scheduling.scheduler import BURST_SECONDS, Scheduler
+from service.engine.scheduling.scheduler import BURST_SECONDS
 from tests.service.engine.ticks import chain, data, scheduler_of
 
 
 def test_a_lone_job_of_a_quick_model_advances_many_steps_a_tick() -> None:
     """For about BURST_SECONDS, to the first row's end and not past it."""
     scheduler = scheduler_of("m", batch_size=4, slots=10)
-    scheduler.add(chain(0, rows=4, units=100))
+    scheduler.add(*chain(0, rows=4, units=100))
     lengths: list[int] = []
     for _ in range(3):
         tick = scheduler.next()
         assert tick is not None
         lengths.append(tick.length)
-        scheduler.retire(tick, BURST_SECONDS / 30 * tick.length)
+        scheduler.retire(tick, BURST_SECONDS / 30.5 * tick.length)
     assert lengths == [1, 31, 31]
-    scheduler.add(chain(1, rows=1, units=5))
+    scheduler.add(*chain(1, rows=1, units=5))
     tick = scheduler.next()
     assert tick is not None
     assert (tick.length, [entry.unit for entry in tick.chains]) == (5, [63, 0, 63, 63])
@@ -27,13 +29,15 @@ def test_a_lone_job_of_a_quick_model_advances_many_steps_a_tick() -> None:
     tick = scheduler.next()  # that was a slow one
     assert tick is not None
     assert tick.length == 1
-    scheduler.retire(tick, BURST_SECONDS / 1000)
+    for _ in range(10):  # and these are quick
+        scheduler.throughput[tick.queue].measure(replace(tick, length=100, shares={0: 400}), 1e-9)
+    scheduler.retire(tick, 1e-9)
     tick = scheduler.next()  # its rows are no longer in step: it ends with the first that does
     assert tick is not None
     assert tick.length == 100 - 69
     assert [entry.unit for entry in tick.chains] == [69, 69, 69, 64]
     assert len(tick.ends) == 3
-    scheduler.retire(tick, BURST_SECONDS / 1000)
+    scheduler.retire(tick, 1e-9)
     tick = scheduler.next()
     assert tick is not None
     assert [(entry.unit, tick.length) for entry in tick.ends] == [(95, 5)]
@@ -41,16 +45,16 @@ def test_a_lone_job_of_a_quick_model_advances_many_steps_a_tick() -> None:
     assert scheduler.next() is None
 
 
-def test_a_model_whose_pace_is_known_bursts_at_once() -> None:
-    """As long as that pace allows; of more rows than were timed, as if each took its share."""
-    scheduler = Scheduler()
-    scheduler.serve(Queue("m"), batch_size=8, slots=32, seconds=BURST_SECONDS / 10.5)
-    scheduler.add(chain(0, rows=2, units=100))
+def test_a_model_that_was_timed_at_start_bursts_at_once() -> None:
+    """As long as that allows; of more rows than were timed, as if each took its share."""
+    scheduler = scheduler_of("m", batch_size=8, slots=32)
+    scheduler.throughput[Queue("m")].seed(2, BURST_SECONDS / 40.5)
+    scheduler.add(*chain(0, rows=2, units=100))
     tick = scheduler.next()
     assert tick is not None
-    assert tick.length == 11
+    assert tick.length == 41
     scheduler.retire(tick, BURST_SECONDS / 40.5 * tick.length)
-    scheduler.add(chain(1, rows=6, units=100))
+    scheduler.add(*chain(1, rows=6, units=100))
     tick = scheduler.next()
     assert tick is not None
     assert (len(tick), tick.length) == (8, 11)
@@ -59,7 +63,7 @@ def test_a_model_whose_pace_is_known_bursts_at_once() -> None:
 def test_beside_terms_there_is_no_burst() -> None:
     scheduler = scheduler_of("m", batch_size=4, slots=10)
     for work in (chain(0, rows=1, units=100), data(1, rows=1, units=1000)):
-        scheduler.add(work)
+        scheduler.add(*work)
     for _ in range(50):
         tick = scheduler.next()
         assert tick is not None
@@ -77,7 +81,7 @@ def test_a_burst_moves_only_rows_that_are_in_it(
     """And each of them to its end, however many wait for a turn."""
     scheduler = scheduler_of("m", batch_size, slots=64)
     for key, (rows, units) in enumerate(jobs):
-        scheduler.add(chain(key, rows, units))
+        scheduler.add(*chain(key, rows, units))
     done = {(key, row): 0 for key, (rows, _) in enumerate(jobs) for row in range(rows)}
     while (tick := scheduler.next()) is not None:
         for entry in tick.chains:

@@ -17,7 +17,6 @@ from diffusion.noise import Stream, counter_noise
 from diffusion.plan import DDIM, Ancestral, DPMSolver, Plan, Sampler
 from diffusion.sampling import begin, step
 from service.engine import ChainJob, Engine, TermJob
-from service.engine.admission import size_of
 from service.engine.device.runner import Runner
 from service.engine.results import ChainResult, Film, Frames
 from service.engine.scheduling.batch import Entry
@@ -167,10 +166,10 @@ def test_each_frame_has_its_times_noise_and_the_best_estimate(
 def test_frames_count_as_what_they_hold(gaussian: DiffusionModel) -> None:
     plan = Ancestral().plan(gaussian)
     frames = Frames.spread(4, len(plan))
-    plain = size_of(ChainJob("g", ROWS, 0, plan), gaussian)
+    plain = ChainJob("g", ROWS, 0, plan).size(gaussian)
     film = Film.blank(frames, ROWS, gaussian.event)
     filmed = ChainJob("g", ROWS, 0, plan, frames=frames, answer_bytes=1000)
-    assert size_of(filmed, gaussian) == plain + film.x.nbytes + film.x_0.nbytes + 1000
+    assert filmed.size(gaussian) == plain + film.x.nbytes + film.x_0.nbytes + 1000
 
 
 def test_frames_of_another_plan_are_refused(

@@ -7,23 +7,22 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from service.engine.scheduling.batch import Entry, Queue, Work
-from service.engine.scheduling.latency import Load, Turns
-from service.engine.scheduling.scheduler import Scheduler
-from tests.service.engine.ticks import chain, data, scheduler_of
+from service.engine.scheduling.batch import Entry, JobShape, Queue
+from service.engine.scheduling.latency import Throughput, Turns
+from tests.service.engine.ticks import Job, Timed, chain, data, scheduler_of
 
 SYSTEMS = Queue("m", systems=True)
 
 
-def systems(key: int, rows: int, units: int, width: int = 2, cost: int | None = None) -> Work:
+def systems(key: int, rows: int, units: int, width: int = 2, cost: int | None = None) -> Job:
     """Every system's unit costs `cost`, or a particle one evaluation."""
     each = width if cost is None else cost
-    return Work(key, SYSTEMS, rows, units, False, width, (each,) * rows, width)
+    return Job(key, JobShape(SYSTEMS, rows, units, False, width, (each,) * rows, width))
 
 
-def scheduler(batch_size: int = 8, slots: int = 64) -> Scheduler:
+def scheduler(batch_size: int = 8, slots: int = 64) -> Timed:
     found = scheduler_of("m", batch_size, slots)
-    found.serve(SYSTEMS, batch_size, slots)
+    found.serve(SYSTEMS, Throughput(batch_size), slots)
     return found
 
 
@@ -44,7 +43,7 @@ def test_every_unit_once_in_order_in_whole_waves(
     known = {key: systems(key, *work) for key, work in enumerate(works)}
     waiting, cancelled = list(known.values()), set[int]()
     owed = {
-        key: work.rows * ((work.units - 1) * work.costs[0] + work.width)
+        key: work.shape.rows * ((work.shape.units - 1) * work.shape.costs[0] + work.shape.width)
         for key, work in known.items()
     }
     done: dict[tuple[int, int], list[int]] = defaultdict(list)
@@ -52,7 +51,7 @@ def test_every_unit_once_in_order_in_whole_waves(
     pieces = Counter[int]()
     for _ in range(10_000):
         while waiting and (len(turns) == 0 or dice.random() < 0.3):
-            turns.add(waiting.pop(0))
+            turns.add(*waiting.pop(0))
         if dice.random() < 0.02:
             key = dice.randrange(len(works))
             if key not in cancelled and known[key] not in waiting and owed[key]:
@@ -66,31 +65,31 @@ def test_every_unit_once_in_order_in_whole_waves(
             continue
         ((key, cost),) = tick.shares.items()
         work, rows = known[key], {entry.row for entry in tick.chains}
-        assert (tick.queue, tick.terms, tick.width) == (SYSTEMS, [], work.width)
+        assert (tick.queue, tick.terms, tick.width) == (SYSTEMS, [], work.shape.width)
         assert key not in cancelled
-        assert len(rows) == len(tick) == min(len(rows), max(1, batch // work.width))
+        assert len(rows) == len(tick) == min(len(rows), max(1, batch // work.shape.width))
         assert on_the_way[key] in (set(), rows)  # nobody leaves a wave, nobody joins it
         on_the_way[key] = rows
-        held = sum(len(wave) * known[other].width for other, wave in on_the_way.items())
+        held = sum(len(wave) * known[other].shape.width for other, wave in on_the_way.items())
         assert held <= slots or len([wave for wave in on_the_way.values() if wave]) == 1
         spent = 0
         if tick.piece is not None:  # of one system alone, and it has so many more particles
             assert len(rows) == 1
             assert 0 < tick.piece == tick.rows
             (entry,) = tick.chains
-            unit = work.width if entry.unit == work.units - 1 else work.costs[0]
-            spent = -(unit * pieces[key] // work.width)
+            unit = work.shape.width if entry.unit == work.shape.units - 1 else work.shape.costs[0]
+            spent = -(unit * pieces[key] // work.shape.width)
             pieces[key] += tick.piece
-            spent += unit * pieces[key] // work.width
-            assert pieces[key] <= work.width
-        over = tick.piece is None or pieces[key] == work.width
+            spent += unit * pieces[key] // work.shape.width
+            assert pieces[key] <= work.shape.width
+        over = tick.piece is None or pieces[key] == work.shape.width
         for entry in tick.chains:
             units = done[key, entry.row]
             assert entry == Entry(key, entry.row, 0, len(units))
             units.extend(range(entry.unit, entry.unit + tick.length) if over else ())
-            last = len(units) == work.units
+            last = len(units) == work.shape.units
             if tick.piece is None:
-                spent += (tick.length - last) * work.costs[0] + last * work.width
+                spent += (tick.length - last) * work.shape.costs[0] + last * work.shape.width
             assert (entry in tick.ends) == last
         if over:
             pieces[key] = 0
@@ -103,7 +102,9 @@ def test_every_unit_once_in_order_in_whole_waves(
     for key, work in known.items():
         if key not in cancelled:
             assert owed[key] == 0
-            assert all(done[key, row] == list(range(work.units)) for row in range(work.rows))
+            assert all(
+                done[key, row] == list(range(work.shape.units)) for row in range(work.shape.rows)
+            )
 
 
 @settings(max_examples=20)
@@ -119,11 +120,11 @@ def test_jobs_have_equal_evaluations_whatever_their_steps_cost(
     dice = random.Random(seed)
     turns = scheduler()
     for key, cost in enumerate(costs):
-        turns.add(systems(key, 1, 10_000, cost=cost))
+        turns.add(*systems(key, 1, 10_000, cost=cost))
     had, most = Counter[int](), Counter[int]()
     for i in range(300):
         if i == late:
-            turns.add(systems(99, 4, 10_000, cost=7))
+            turns.add(*systems(99, 4, 10_000, cost=7))
             joined = Counter(had)
         tick = turns.next()
         assert tick is not None
@@ -139,11 +140,11 @@ def test_jobs_have_equal_evaluations_whatever_their_steps_cost(
 
 
 @pytest.mark.parametrize("other", [chain(1, 1, 100_000), data(1, 3, 100_000)])
-def test_beside_systems_others_have_their_share_of_the_time(other: Work) -> None:
+def test_beside_systems_others_have_their_share_of_the_time(other: Job) -> None:
     """Half of it, to within a tick, though a tick of systems takes a hundred times as long."""
     turns = scheduler()
-    turns.add(systems(0, 4, 100_000, cost=20))
-    turns.add(other)
+    turns.add(*systems(0, 4, 100_000, cost=20))
+    turns.add(*other)
     spent: Counter[bool] = Counter()
     for _ in range(1000):
         tick = turns.next()
@@ -157,9 +158,9 @@ def test_beside_systems_others_have_their_share_of_the_time(other: Work) -> None
 def test_who_asks_for_more_batches_has_more_of_the_time() -> None:
     """Chains that could fill three ticks at once, beside systems that could fill one."""
     turns = scheduler(batch_size=8)
-    turns.add(systems(0, 4, 100_000))
+    turns.add(*systems(0, 4, 100_000))
     for key in (1, 2, 3):
-        turns.add(chain(key, 8, 100_000))
+        turns.add(*chain(key, 8, 100_000))
     spent: Counter[bool] = Counter()
     for _ in range(1000):
         tick = turns.next()
@@ -172,8 +173,8 @@ def test_who_asks_for_more_batches_has_more_of_the_time() -> None:
 def test_a_system_wider_than_a_tick_goes_alone_in_pieces() -> None:
     """Two units of 20 particles by 8: whoever else is there has turns in between."""
     turns = scheduler(batch_size=8)
-    turns.add(systems(0, 1, 2, width=20, cost=60))
-    turns.add(chain(1, 1, 1000))
+    turns.add(*systems(0, 1, 2, width=20, cost=60))
+    turns.add(*chain(1, 1, 1000))
     pieces, ends, between = [], [], []
     for _ in range(12):
         tick = turns.next()
@@ -193,7 +194,7 @@ def test_a_system_wider_than_a_tick_goes_alone_in_pieces() -> None:
 def test_pieces_are_larger_where_the_network_is_quick() -> None:
     """The first call takes 4 ms: five of them, or whole units, fit into a burst of 20 ms."""
     turns = scheduler(batch_size=8)
-    turns.add(systems(0, 1, 100, width=70))
+    turns.add(*systems(0, 1, 100, width=70))
     pieces = []
     for _ in range(4):
         tick = turns.next()
@@ -212,10 +213,10 @@ def test_pieces_are_larger_where_the_network_is_quick() -> None:
 def test_a_step_begun_in_pieces_ends_in_them_when_memory_changes() -> None:
     """A wider tick takes all that are left, a narrower one fewer; the shares add up."""
     turns = scheduler(batch_size=8)
-    turns.add(systems(0, 1, 2, width=20, cost=50))
+    turns.add(*systems(0, 1, 2, width=20, cost=50))
     found = []
     for rows in (8, 5, 64, 64):
-        turns.limit(SYSTEMS, rows)
+        turns.throughput[SYSTEMS].batch_size = rows
         tick = turns.next()
         assert tick is not None
         found.append((tick.piece, tick.evaluations))
@@ -227,7 +228,7 @@ def test_a_step_begun_in_pieces_ends_in_them_when_memory_changes() -> None:
 def test_a_burst_lasts_no_longer_than_a_tick_may() -> None:
     """The first tells the pace; those after it go on for about 20 ms."""
     turns = scheduler()
-    turns.add(systems(0, 1, 1000))
+    turns.add(*systems(0, 1, 1000))
     lengths = []
     for _ in range(4):
         tick = turns.next()
@@ -239,7 +240,7 @@ def test_a_burst_lasts_no_longer_than_a_tick_may() -> None:
 
 def test_removed_while_its_tick_runs() -> None:
     turns = scheduler()
-    turns.add(systems(0, 4, 10))
+    turns.add(*systems(0, 4, 10))
     tick = turns.next()
     assert tick is not None
     assert turns.remove(0) == 4 * 2 * 10 - tick.evaluations
@@ -256,10 +257,8 @@ def test_the_forecast_is_when_a_job_is_done_to_within_everybodys_tick(
     turns = scheduler(batch, slots=10_000)
     jobs = [systems(key, *work) for key, work in enumerate([own[0], *works])]
     for work in jobs:
-        turns.add(work)
-    loads = [
-        Load(w.rows * w.width, w.rows * ((w.units - 1) * w.costs[0] + w.width), False) for w in jobs
-    ]
+        turns.add(*work)
+    loads = [job.shape.load._replace(step=0) for job in jobs]
     spans = Turns(batch).until_done(loads[0], [(load, 1) for load in loads[1:]])
     made, left, most = 0, loads[0].evaluations, Counter[int]()
     while left:

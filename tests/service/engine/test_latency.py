@@ -7,8 +7,18 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from service.engine.scheduling.batch import Queue, Work
-from service.engine.scheduling.latency import Forecast, Load, Loads, Shares, Span, StepTimes, Turns
+from service.engine.scheduling.batch import JobShape, Queue
+from service.engine.scheduling.latency import (
+    Forecast,
+    JobProgress,
+    Load,
+    Loads,
+    Shares,
+    Span,
+    StepTimes,
+    Throughput,
+    Turns,
+)
 from tests.service.engine.ticks import scheduler_of
 
 SHARE = 0.125
@@ -19,7 +29,7 @@ def ticks_taken(job: Load, others: list[Load], batch_size: int) -> int:
     scheduler = scheduler_of("m", batch_size, slots=32 * batch_size + 64, term_share=SHARE)
     for key, load in enumerate([*others, job]):
         units = load.evaluations // load.rows
-        scheduler.add(Work(key, Queue("m"), load.rows, units, load.parallel))
+        scheduler.add(key, JobShape(Queue("m"), load.rows, units, load.parallel))
     left = job.evaluations
     ticks = 0
     while left:
@@ -145,19 +155,22 @@ def test_systems_have_ticks_of_their_own_size() -> None:
 A, B = Queue("a"), Queue("b")
 
 
-def timed(forecast: Forecast, a: float, b: float) -> None:
+def throughput(batch_size: int) -> dict[Queue, Throughput]:
+    return {queue: Throughput(batch_size) for queue in (A, B)}
+
+
+def timed(throughput: dict[Queue, Throughput], a: float, b: float) -> None:
     for queue, seconds in ((A, a), (B, b)):
         for terms in (False, True):
-            measured(forecast.times(queue, terms=terms), 10, seconds)
+            throughput[queue].seed(10, seconds, terms=terms)
 
 
 def test_seconds_follow_the_ticks_and_the_other_models() -> None:
-    forecast = Forecast((A, B), SHARE)
-    forecast.limit(A, 10)
-    forecast.limit(B, 10)
+    known = throughput(10)
+    forecast = Forecast(known, SHARE)
     job = load(10, 100)
     assert forecast.seconds(A, job, {}) == 0.0
-    timed(forecast, 0.1, 1.0)
+    timed(known, 0.1, 1.0)
     assert forecast.seconds(A, job, {}) == pytest.approx(10.0)
     assert forecast.seconds(A, job, {A: each(job)}) == pytest.approx(20.0)
     # The other model gets as much time as this one, or what it has left to do.
@@ -183,10 +196,9 @@ def test_a_number_of_equal_jobs_is_as_many_copies(
     (of_kinds,), (of_copies,) = (shares.until_done(job, loads) for loads in (kinds, copies))
     assert of_kinds == pytest.approx(of_copies)
     assert shares.demand(kinds) == pytest.approx(shares.demand(copies))
-    forecast = Forecast((A, B), SHARE)
-    forecast.limit(A, batch_size)
-    forecast.limit(B, batch_size)
-    timed(forecast, 0.1, 1.0)
+    known = throughput(batch_size)
+    forecast = Forecast(known, SHARE)
+    timed(known, 0.1, 1.0)
     together, apart = ({A: loads, B: loads} for loads in (kinds, copies))
     assert forecast.seconds(A, job, together) == pytest.approx(forecast.seconds(A, job, apart))
 
@@ -197,3 +209,36 @@ def test_more_company_never_helps(others: list[Load], job: Load, more: Load) -> 
     after = ticks(8)(job, each(*others, more))
     assert after >= before * (1 - 1e-9)
     assert math.isfinite(after)
+
+
+def test_nothing_is_known_before_the_first_progress() -> None:
+    progress = JobProgress(100, started=5.0)
+    assert progress.seconds_left is None
+    progress.observe(0, 7.0)
+    assert progress.seconds_left is None
+
+
+def test_a_steady_job_is_told_exactly() -> None:
+    progress = JobProgress(100, started=5.0)
+    for second in range(1, 21):
+        progress.observe(4 * second, 5.0 + second)
+        assert progress.seconds_left == pytest.approx(25 - second)
+    progress.observe(100, 30.0)
+    assert progress.seconds_left == 0
+
+
+def test_between_ticks_the_estimate_stands() -> None:
+    progress = JobProgress(100, started=0.0)
+    progress.observe(10, 2.0)
+    progress.observe(10, 3.9)
+    assert progress.seconds_left == pytest.approx(18)
+    progress.observe(20, 4.0)
+    assert progress.seconds_left == pytest.approx(16)
+
+
+def test_what_was_long_ago_is_forgotten() -> None:
+    progress = JobProgress(10_000, started=0.0)
+    progress.observe(1000, 1.0)
+    for second in range(2, 62):  # others came, and a tenth of the pace is left
+        progress.observe(1000 + 100 * (second - 1), float(second))
+    assert progress.seconds_left == pytest.approx(3000 / 100, rel=0.05)

@@ -6,16 +6,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from service.engine.scheduling.batch import Queue, Work
+from service.engine.scheduling.batch import JobShape, Queue
 from tests.service.engine.ticks import chain, entries, fill, scheduler_of, ticks_until
 
 
 @pytest.mark.parametrize("slots", [8, 12, 32])
 def test_a_large_job_does_not_lock_a_newcomer_out(slots: int) -> None:
     scheduler = scheduler_of("m", batch_size=8, slots=slots)
-    scheduler.add(chain(0, rows=600, units=1000))
+    scheduler.add(*chain(0, rows=600, units=1000))
     fill(scheduler, 50)
-    scheduler.add(chain(1, rows=1, units=20))
+    scheduler.add(*chain(1, rows=1, units=20))
     assert ticks_until(scheduler, 1) == 1
     assert ticks_until(scheduler, 1, unit=19) == 19
 
@@ -46,11 +46,11 @@ def test_a_newcomer_is_served_at_once_while_its_kind_has_no_more_jobs_than_slots
         alive = [kinds[other] for other, units_left in left.items() if units_left]
         if alive.count(kind) < -(-slots // 4) - 1:
             kinds[key], left[key] = kind, count * units
-            scheduler.add(Work(key, Queue("m"), count, units, kind))
+            scheduler.add(key, JobShape(Queue("m"), count, units, kind))
         for tick in fill(scheduler, pause):
             for entry in entries(tick):
                 left[entry.key] -= 1
-    scheduler.add(Work(999, Queue("m"), rows, 5, parallel))
+    scheduler.add(999, JobShape(Queue("m"), rows, 5, parallel))
     alive = [kinds[other] for other, units_left in left.items() if units_left]
     others, alone = alive.count(parallel), (not parallel) not in alive
     room = batch_size if alone else batch_size * (share if parallel else 1 - share)
@@ -68,7 +68,7 @@ def test_without_a_slot_newcomers_come_in_order_and_within_bounded_ticks(
 ) -> None:
     scheduler = scheduler_of("m", batch_size, slots)
     for key, (rows, pause) in enumerate(longer):
-        scheduler.add(chain(key, rows, units))
+        scheduler.add(*chain(key, rows, units))
         fill(scheduler, pause)
     begun: list[int] = []
     quiet = 0

@@ -11,9 +11,10 @@ import torch
 from diffusion.model import DiffusionModel
 from diffusion.sampling import DDIM
 from service.engine import ChainJob
-from service.engine.admission import check_limits, size_of
+from service.engine.admission import check_limits
 from service.engine.queue import Intake
 from service.engine.scheduling.batch import Entry, Queue, Tick
+from service.engine.scheduling.latency import Throughput
 from service.errors import (
     DeadlineExceeded,
     DeadlineUnmeetable,
@@ -28,11 +29,14 @@ from tests.service.engine.jobs import terms
 MIB = 2**20
 
 
+THROUGHPUT: dict[Intake, Throughput] = {}  # of the model "g"
+
+
 def intake(**settings: int) -> Intake:
     given = {"batch_size": 8, "slots": 128, "max_body_bytes": MIB} | settings
-    door = Intake((Queue("g"), Queue("h")), Settings.model_validate(given))
-    for name in "gh":
-        door.limit(Queue(name), 8)
+    throughput = {Queue(name): Throughput(8) for name in "gh"}
+    door = Intake(throughput, Settings.model_validate(given))
+    THROUGHPUT[door] = throughput[Queue("g")]
     return door
 
 
@@ -44,7 +48,7 @@ def measure(door: Intake, seconds: float, rows: int = 8, ticks: int = 20, steps:
     entries = [Entry(0, row, row, 0) for row in range(rows)]
     tick = Tick(Queue("g"), entries, [], [], {0: rows * steps}, steps)
     for _ in range(ticks):
-        door.measure(tick, seconds)
+        THROUGHPUT[door].measure(tick, seconds)
 
 
 def soon(seconds: float) -> float:
@@ -99,7 +103,7 @@ def test_asking_again_does_not_change_the_estimate(gaussian: DiffusionModel) -> 
 def test_a_new_server_knows_what_was_timed_at_start(gaussian: DiffusionModel) -> None:
     door = intake()
     for rows, seconds in ((1, 1.0), (8, 3.0)):
-        door.seed(Queue("g"), rows, seconds)
+        THROUGHPUT[door].seed(rows, seconds)
     for rows, seconds in ((1, 10), (8, 30), (16, 60)):
         with pytest.raises(DeadlineUnmeetable) as caught:
             door.accept(chains(gaussian, rows), deadline=soon(0.5))
@@ -224,7 +228,7 @@ def test_whatever_the_limits_let_through_is_let_in_when_nobody_else_is_there(
 
     largest = max(rows for rows in range(10_000, 1_000_000, 10_000) if fits(rows))
     job = chains(gaussian, largest, steps=1)
-    door = Intake([Queue("g")], settings)
+    door = Intake({Queue("g"): Throughput()}, settings)
     with door.reserve(settings.max_body_bytes):
         door.accept(job, check_limits(job, gaussian, settings))
     assert door.owed == job.cost
@@ -249,7 +253,7 @@ def test_a_draining_service_reads_nothing() -> None:
 
 def test_a_job_is_as_large_as_what_it_brings_and_what_it_answers(gaussian: DiffusionModel) -> None:
     job = chains(gaussian, 100)
-    assert size_of(job, gaussian) == 100 * 2 * 4
+    assert job.size(gaussian) == 100 * 2 * 4
     given = {"max_queue_bytes": MIB, "max_body_bytes": 2048}
     settings = Settings.model_validate(given)
     assert check_limits(job, gaussian, settings) == 800
@@ -260,4 +264,4 @@ def test_a_job_is_as_large_as_what_it_brings_and_what_it_answers(gaussian: Diffu
 def test_terms_that_are_told_one_by_one_count_as_they_are_written(gaussian: DiffusionModel) -> None:
     job = terms(gaussian, torch.zeros(3, 2), count=8)
     told = replace(job, answer_bytes=1000)
-    assert size_of(told, gaussian) == size_of(job, gaussian) + 1000
+    assert told.size(gaussian) == job.size(gaussian) + 1000

@@ -6,14 +6,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from service.engine.scheduling.batch import Queue, Work
-from tests.service.engine.ticks import chain, data, fill, run_until_done, scheduler_of
+from service.engine.scheduling.batch import JobShape, Queue
+from tests.service.engine.ticks import Job, chain, data, fill, run_until_done, scheduler_of
 
 
 def test_jobs_share_a_full_batch_equally_and_leave_what_they_cannot_use() -> None:
     scheduler = scheduler_of("m", batch_size=12, slots=100)
     for key, rows in enumerate([100, 2, 100]):
-        scheduler.add(chain(key, rows, units=50))
+        scheduler.add(*chain(key, rows, units=50))
     got = [0, 0, 0]
     for _ in range(40):
         tick = scheduler.next()
@@ -28,7 +28,7 @@ def test_jobs_share_a_full_batch_equally_and_leave_what_they_cannot_use() -> Non
 def test_many_jobs_take_turns() -> None:
     scheduler = scheduler_of("m", batch_size=4, slots=100)
     for key in range(10):
-        scheduler.add(chain(key, rows=3, units=1000))
+        scheduler.add(*chain(key, rows=3, units=1000))
     got = [0] * 10
     for _ in range(50):
         tick = scheduler.next()
@@ -47,16 +47,16 @@ def test_a_short_job_behind_long_ones_finishes_in_bounded_ticks(
     batch_size = 8
     scheduler = scheduler_of("m", batch_size, slots=64)
     for key in range(long_jobs):
-        scheduler.add(chain(key, rows=100, units=1000))
+        scheduler.add(*chain(key, rows=100, units=1000))
         for _ in range(3):  # they come one by one, and each takes what there is
             tick = scheduler.next()
             assert tick is not None
             scheduler.retire(tick)
     short = chain(99, rows, units)
-    scheduler.add(short)
+    scheduler.add(*short)
     share = batch_size / (long_jobs + 1)
     bound = units * math.ceil(rows / max(1, math.floor(share))) * math.ceil(1 / min(1, share))
-    assert run_until_done(scheduler, 99, short) <= bound + 1
+    assert run_until_done(scheduler, 99, short.shape) <= bound + 1
 
 
 @given(
@@ -77,19 +77,19 @@ def test_a_job_is_done_within_its_bound_however_long_the_others_are(
 ) -> None:
     scheduler = scheduler_of("m", batch_size, slots=16 * batch_size + 64)
     for key, (count, length) in enumerate(others):
-        scheduler.add(Work(key, Queue("m"), count, 10 * length, parallel))
+        scheduler.add(key, JobShape(Queue("m"), count, 10 * length, parallel))
         fill(scheduler, ticks)
-    work = Work(99, Queue("m"), rows, units, parallel)
-    scheduler.add(work)
+    work = Job(99, JobShape(Queue("m"), rows, units, parallel))
+    scheduler.add(*work)
     turns = (len(others) + 1) / batch_size
     bound = (rows * units + 1) * turns if parallel else units * (rows * turns + 1)
-    assert run_until_done(scheduler, 99, work) <= bound + 1
+    assert run_until_done(scheduler, 99, work.shape) <= bound + 1
 
 
 def test_terms_fill_what_chains_leave() -> None:
     scheduler = scheduler_of("m", batch_size=8, slots=20)
-    scheduler.add(chain(0, rows=3, units=5))
-    scheduler.add(data(1, rows=2, units=100))
+    scheduler.add(*chain(0, rows=3, units=5))
+    scheduler.add(*data(1, rows=2, units=100))
     tick = scheduler.next()
     assert tick is not None
     assert (len(tick.chains), len(tick.terms)) == (3, 5)
@@ -98,8 +98,8 @@ def test_terms_fill_what_chains_leave() -> None:
 @pytest.mark.parametrize("batch_size", [1, 8, 32])
 def test_terms_keep_their_share_beside_saturating_chains(batch_size: int) -> None:
     scheduler = scheduler_of("m", batch_size, slots=100, term_share=0.125)
-    scheduler.add(chain(0, rows=100, units=1000))
-    scheduler.add(data(1, rows=100, units=1000))
+    scheduler.add(*chain(0, rows=100, units=1000))
+    scheduler.add(*data(1, rows=100, units=1000))
     terms = total = 0
     for _ in range(80):
         tick = scheduler.next()
@@ -113,8 +113,8 @@ def test_terms_keep_their_share_beside_saturating_chains(batch_size: int) -> Non
 
 def test_chains_take_a_share_that_terms_do_not_use() -> None:
     scheduler = scheduler_of("m", batch_size=8, slots=100, term_share=0.5)
-    scheduler.add(chain(0, rows=100, units=1000))
-    scheduler.add(data(1, rows=1, units=2))
+    scheduler.add(*chain(0, rows=100, units=1000))
+    scheduler.add(*data(1, rows=1, units=2))
     tick = scheduler.next()
     assert tick is not None
     assert (len(tick.chains), len(tick.terms)) == (6, 2)
@@ -122,8 +122,8 @@ def test_chains_take_a_share_that_terms_do_not_use() -> None:
 
 def test_models_share_the_time_not_the_ticks() -> None:
     scheduler = scheduler_of(["slow", "quick"], batch_size=4, slots=10)
-    scheduler.add(chain(0, rows=4, units=10_000, model="slow"))
-    scheduler.add(chain(1, rows=4, units=10_000, model="quick"))
+    scheduler.add(*chain(0, rows=4, units=10_000, model="slow"))
+    scheduler.add(*chain(1, rows=4, units=10_000, model="quick"))
     spent = {"slow": 0.0, "quick": 0.0}
     cost = {"slow": 0.1, "quick": 0.001}
     while sum(spent.values()) < 20:
@@ -137,8 +137,8 @@ def test_models_share_the_time_not_the_ticks() -> None:
 def test_a_model_asked_for_more_gets_more() -> None:
     scheduler = scheduler_of("ab", batch_size=4, slots=100)
     for key in range(3):
-        scheduler.add(chain(key, rows=4, units=1000, model="a"))
-    scheduler.add(chain(3, rows=4, units=1000, model="b"))
+        scheduler.add(*chain(key, rows=4, units=1000, model="a"))
+    scheduler.add(*chain(3, rows=4, units=1000, model="b"))
     ticks = {"a": 0, "b": 0}
     for _ in range(400):
         tick = scheduler.next()
@@ -150,12 +150,12 @@ def test_a_model_asked_for_more_gets_more() -> None:
 
 def test_an_idle_model_saves_no_time_up() -> None:
     scheduler = scheduler_of("ab", batch_size=4, slots=100)
-    scheduler.add(chain(0, rows=4, units=1000, model="a"))
+    scheduler.add(*chain(0, rows=4, units=1000, model="a"))
     for _ in range(500):
         tick = scheduler.next()
         assert tick is not None
         scheduler.retire(tick)
-    scheduler.add(chain(1, rows=4, units=1000, model="b"))
+    scheduler.add(*chain(1, rows=4, units=1000, model="b"))
     models = []
     for _ in range(20):
         tick = scheduler.next()

@@ -194,8 +194,8 @@ class EventStream(Response):
         if queue is None:
             # Until it has a pace of its own, all that is owed has to be done first. Where that is
             # this job alone nothing is known yet: how much of a batch it fills, its ticks will say.
-            behind = self._engine.owed > ticket.cost
-            left = self._engine.seconds_owed if behind else None
+            behind = self._engine.pending > ticket.cost
+            left = self._engine.seconds_pending if behind else None
         else:
             started = self._accepted + queue
             self._pace = self._pace or JobProgress(ticket.cost, started)

@@ -17,8 +17,8 @@ from collections.abc import Iterable, Mapping
 from typing import final
 
 from diffusion.model import DiffusionModel
-from service.engine.jobs import Job, Record
-from service.engine.scheduling.batch import Load, Loads, Queue
+from service.engine.jobs import ActiveJob, Job
+from service.engine.scheduling.batch import Lane, Load, Loads
 from service.engine.scheduling.latency import Forecast, Throughput
 from service.errors import DeadlineExceeded, DeadlineUnmeetable, NoRoom, QueueFull, TooExpensive
 from service.settings import Settings
@@ -70,53 +70,53 @@ class Backlog:
     there are slots.
 
     Args:
-        queues: whose they are.
+        lanes: whose they are.
 
     Attributes:
         pending: network evaluations accepted and not yet done.
         held: bytes of bodies being read, of accepted jobs and of answers on their way.
     """
 
-    def __init__(self, queues: Iterable[Queue]) -> None:
+    def __init__(self, lanes: Iterable[Lane]) -> None:
         self.pending = self.held = 0
-        self._waiting: dict[Queue, Counter[Load]] = {name: Counter() for name in queues}
-        self._running: dict[Queue, dict[int, Record]] = {name: {} for name in self._waiting}
+        self._waiting: dict[Lane, Counter[Load]] = {name: Counter() for name in lanes}
+        self._running: dict[Lane, dict[int, ActiveJob]] = {name: {} for name in self._waiting}
         self._size = 0
 
     def __len__(self) -> int:
         return self._size
 
-    def add(self, record: Record) -> None:
+    def add(self, record: ActiveJob) -> None:
         """A job waits."""
-        self._waiting[record.job.queue][record.job.shape.load] += 1
+        self._waiting[record.job.lane][record.job.shape.load] += 1
         self._size += 1
         self.pending += record.job.cost
         self.held += record.size
 
-    def start(self, record: Record) -> None:
+    def start(self, record: ActiveJob) -> None:
         """It runs."""
         self._forget(record)
-        self._running[record.job.queue][record.key] = record
+        self._running[record.job.lane][record.key] = record
 
-    def remove(self, record: Record, unspent: int) -> None:
+    def remove(self, record: ActiveJob, unspent: int) -> None:
         """It has ended, whether it ran or not, with so many evaluations that were not made."""
-        if self._running[record.job.queue].pop(record.key, None) is None:
+        if self._running[record.job.lane].pop(record.key, None) is None:
             self._forget(record)
         self._size -= 1
         self.pending -= unspent
         self.held -= record.size
 
-    def loads(self) -> dict[Queue, Loads]:
-        """What is left of all, by queue; only of queues that have some."""
-        found: dict[Queue, Loads] = {}
+    def loads(self) -> dict[Lane, Loads]:
+        """What is left of all, by lane; only of lanes that have some."""
+        found: dict[Lane, Loads] = {}
         for name, waiting in self._waiting.items():
             running = [(record.left, 1) for record in self._running[name].values()]
             if waiting or running:
                 found[name] = [*waiting.items(), *running]
         return found
 
-    def _forget(self, record: Record) -> None:
-        waiting, load = self._waiting[record.job.queue], record.job.shape.load
+    def _forget(self, record: ActiveJob) -> None:
+        waiting, load = self._waiting[record.job.lane], record.job.shape.load
         waiting[load] -= 1
         if not waiting[load]:
             del waiting[load]
@@ -127,14 +127,14 @@ class Admission:
     """The limits that depend on what else is there, and the refusals that follow from them.
 
     Args:
-        throughput: of every queue whose jobs may come.
+        throughput: of every lane whose jobs may come.
         settings: the bounds and the scheduler's shares.
 
     Attributes:
         backlog: what is accepted and held.
     """
 
-    def __init__(self, throughput: Mapping[Queue, Throughput], settings: Settings) -> None:
+    def __init__(self, throughput: Mapping[Lane, Throughput], settings: Settings) -> None:
         self._limit, self._room = settings.max_queue_cost, settings.max_queue_bytes
         self.backlog = Backlog(throughput)
         self._forecast = Forecast(throughput, settings.term_share)
@@ -142,7 +142,7 @@ class Admission:
         self._promised: deque[tuple[float, float]] = deque(maxlen=_PROMISES)  # back when, for what
 
     def seconds_until(self, share: float) -> float:
-        """How long until such a share of what is owed is done."""
+        """How long until such a share of what is pending is done."""
         if not self.backlog.pending:
             return 0.0
         now = time.monotonic()
@@ -169,15 +169,17 @@ class Admission:
             self._check_deadline(job, deadline - time.monotonic())
 
     def _check_queue(self) -> None:
-        owed = self.backlog.pending
-        if owed < self._limit:
+        pending = self.backlog.pending
+        if pending < self._limit:
             return
         # Whoever comes back then finds room for one like those that wait.
-        usual = -(-owed // max(1, len(self.backlog)))
+        usual = -(-pending // max(1, len(self.backlog)))
         raise QueueFull(
-            f"{owed} network evaluations wait.",
+            f"{pending} network evaluations wait.",
             expected=f"fewer than {self._limit} waiting",
-            retry_after=self._promise(max(0, owed + usual - self._limit) / owed, usual / owed),
+            retry_after=self._promise(
+                max(0, pending + usual - self._limit) / pending, usual / pending
+            ),
             fix="Send the same request again after `retry_after` seconds.",
         )
 
@@ -209,10 +211,10 @@ class Admission:
                 fix="Allow more time, or send less.",
             )
         load, others = job.shape.load, self.backlog.loads()
-        needed = self._forecast.seconds(job.queue, load, others)
+        needed = self._forecast.seconds(job.lane, load, others)
         if needed <= _LENIENCE * seconds:
             return
-        alone = self._forecast.seconds(job.queue, load, {})
+        alone = self._forecast.seconds(job.lane, load, {})
         later = alone <= _LENIENCE * seconds
         raise DeadlineUnmeetable(
             f"Among {len(self.backlog)} others this takes about {needed:.3g} seconds, "

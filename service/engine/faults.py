@@ -1,8 +1,8 @@
-"""What goes wrong in a tick, kept to whom it concerns: fail the fewest jobs, retry the rest.
+"""What goes wrong in a batch: fail the fewest jobs, retry the rest.
 
-- out of memory: the tick is halved, and both halves tried, down to one row;
-- another exception: the tick is tried again job by job, and jobs that raise it by themselves fail;
-- an error that poisons the device is nobody's in particular: it passes through and ends the engine.
+- out of memory: the batch is halved, and both halves tried, down to one row;
+- another exception: the batch is tried again job by job, and jobs that raise it alone fail;
+- an error that leaves the device unusable passes through and ends the engine.
 """
 
 import logging
@@ -58,7 +58,7 @@ class Attempt:
     """How to run entries, and whom to tell.
 
     Args:
-        run: the tick; may be called again with fewer entries after it has raised.
+        run: the batch; may be called again with fewer entries after it has raised.
         live: whether a job is still wanted.
         fail: a job has failed.
         shrink: memory ran out; at most so many rows run at once from now on.
@@ -84,7 +84,7 @@ class Attempt:
         if not rows:
             return 0
         problem = self._try(chains, terms)
-        # Out of the `except` block, where the traceback would keep the failed tick's tensors alive.
+        # Outside the `except` block: there the traceback would keep the failed batch's tensors.
         if problem is None:
             return self.at_once or rows
         if isinstance(problem, OutOfMemory) and (self.at_once or rows) > 1:
@@ -115,6 +115,6 @@ class Attempt:
             if fatal(error):
                 raise
             if not out_of_memory(error):
-                _log.exception("a tick of %d rows failed", len(chains) + len(terms))
+                _log.exception("a batch of %d rows failed", len(chains) + len(terms))
             return problem_of(error)
         return None

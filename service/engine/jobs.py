@@ -1,10 +1,9 @@
-"""What the engine is asked: cost = network evaluations, which are known before any is made.
+"""What the engine is asked to do: chains, terms of bounds, and systems of particles.
 
-Three kinds of work and no more: chains, whose steps follow each other; terms of bounds, which are
-independent; and systems of particles, whose particles advance together. Every route is one of the
-three; the engine does not know which route a job came from.
-
-An accepted job that has not ended.
+The steps of a chain follow each other, terms are independent, and the particles of a system advance
+together. Every route makes one of the three; the engine does not know which route a job came from.
+All that admission and the scheduler know of a job is its `shape`; its cost in network evaluations
+follows from that, before any is made.
 """
 
 import math
@@ -26,7 +25,7 @@ from diffusion.posterior.factors import Factor
 from diffusion.posterior.systems import Course
 from diffusion.space import Convention
 from service.engine.results import Frames, Ticket
-from service.engine.scheduling.batch import JobShape, Load, Queue
+from service.engine.scheduling.batch import JobShape, Lane, Load
 
 
 class Job(ABC):
@@ -62,9 +61,9 @@ class Job(ABC):
         return self.shape.cost
 
     @property
-    def queue(self) -> Queue:
+    def lane(self) -> Lane:
         """Whom it may share a batch with."""
-        return self.shape.queue
+        return self.shape.lane
 
 
 @final
@@ -105,14 +104,16 @@ class ChainJob(Job):
             seen = tuple(self.observation.known.shape)
             if seen != shape:
                 raise ValueError(f"`observation` has shape {list(shape)}, came {list(seen)}")
-        if self.rows < 1 or self.units < 1:
-            raise ValueError(f"at least one row of one step, came {self.rows} rows of {self.units}")
-        if self.frames is not None and self.frames.units[-1] != self.units:
-            last = self.frames.units[-1]
-            raise ValueError(f"the last of `frames` is behind step {self.units}, came {last}")
+        if self.rows < 1 or self.positions < 1:
+            raise ValueError(
+                f"at least one row of one step, came {self.rows} rows of {self.positions}"
+            )
+        if self.frames is not None and self.frames.positions[-1] != self.positions:
+            last = self.frames.positions[-1]
+            raise ValueError(f"the last of `frames` is behind step {self.positions}, came {last}")
 
     @property
-    def units(self) -> int:
+    def positions(self) -> int:
         """Network evaluations a row."""
         return len(self.plan)
 
@@ -120,7 +121,7 @@ class ChainJob(Job):
     @override
     def shape(self) -> JobShape:
         """Rows of steps, in sequence."""
-        return JobShape(Queue(self.model), self.rows, self.units)
+        return JobShape(Lane(self.model), self.rows, self.positions)
 
     @override
     def size(self, model: DiffusionModel) -> int:
@@ -130,7 +131,7 @@ class ChainJob(Job):
             brought.append(self.start)
         answer = 4 * self.samples * math.prod(model.event)
         if self.frames is not None:
-            answer += 2 * len(self.frames.units) * answer + self.answer_bytes
+            answer += 2 * len(self.frames.positions) * answer + self.answer_bytes
         return sum(part.nbytes for part in brought) + answer
 
     @property
@@ -174,11 +175,13 @@ class TermJob(Job):
         if isinstance(self.steps, Trajectories):
             if self.steps.T != model.T:
                 raise ValueError(f"`steps.T` is the model's {model.T}, came {self.steps.T}")
-        elif tuple(self.steps.t.shape) != (self.rows, self.units):
-            wanted = [self.rows, self.units]
+        elif tuple(self.steps.t.shape) != (self.rows, self.positions):
+            wanted = [self.rows, self.positions]
             raise ValueError(f"`steps.t` has shape {wanted}, came {list(self.steps.t.shape)}")
-        if self.rows < 1 or self.units < 1:
-            raise ValueError(f"at least one datum with one term, came {self.rows} by {self.units}")
+        if self.rows < 1 or self.positions < 1:
+            raise ValueError(
+                f"at least one datum with one term, came {self.rows} by {self.positions}"
+            )
 
     @property
     def each(self) -> int:
@@ -191,7 +194,7 @@ class TermJob(Job):
         return len(self.x_0) * self.each
 
     @property
-    def units(self) -> int:
+    def positions(self) -> int:
         """Network evaluations a row."""
         return self.steps.count
 
@@ -199,7 +202,7 @@ class TermJob(Job):
     @override
     def shape(self) -> JobShape:
         """Rows of terms, which are independent."""
-        return JobShape(Queue(self.model), self.rows, self.units, parallel=True)
+        return JobShape(Lane(self.model), self.rows, self.positions, parallel=True)
 
     @override
     def size(self, model: DiffusionModel) -> int:
@@ -227,7 +230,7 @@ class SystemJob(Job):
         course: what the systems do.
         observation: what was seen, [N, *seen].
         each: systems of a datum.
-        costs: network evaluations of each system by every unit but its last; see `of`.
+        costs: network evaluations of each system by every position but its last; see `of`.
         factors: what else p(x_0) is multiplied by, each of N data; their networks on the model's
             device, and such as `diffusion.posterior.settle` lets pass.
     """
@@ -264,8 +267,10 @@ class SystemJob(Job):
         if tuple(self.observation.known.shape[1:]) != wanted:
             seen = list(self.observation.known.shape[1:])
             raise ValueError(f"`observation` is of shape {list(wanted)} a datum, came {seen}")
-        if self.rows < 1 or self.units < 1:
-            raise ValueError(f"at least one system of one unit, came {self.rows} of {self.units}")
+        if self.rows < 1 or self.positions < 1:
+            raise ValueError(
+                f"at least one system of one position, came {self.rows} of {self.positions}"
+            )
         if len(self.costs) != self.rows:
             raise ValueError(f"`costs` are of {self.rows} systems, came {len(self.costs)}")
 
@@ -275,7 +280,7 @@ class SystemJob(Job):
         return len(self.observation) * self.each
 
     @property
-    def units(self) -> int:
+    def positions(self) -> int:
         """Of each system."""
         return len(self.course)
 
@@ -286,22 +291,22 @@ class SystemJob(Job):
 
     @property
     def last(self) -> int:
-        """Network evaluations of each system by its last unit."""
+        """Network evaluations of each system by its last position."""
         return self.width * (1 + sum(factor.evaluations for factor in self.factors))
 
     @cached_property
     @override
     def shape(self) -> JobShape:
         """Rows of particles, in sequence."""
-        lane = Queue(self.model, systems=True)
+        lane = Lane(self.model, systems=True)
         costs, last = self.costs, self.last
-        return JobShape(lane, self.rows, self.units, False, self.width, costs, last)
+        return JobShape(lane, self.rows, self.positions, False, self.width, costs, last)
 
     @override
     def size(self, model: DiffusionModel) -> int:
         """Bytes that it holds: what came, its samples, and the effective sample size by step."""
         brought = sum(part.nbytes for part in self.observation.tensors)
-        return brought + 4 * self.samples * math.prod(model.event) + 8 * self.rows * self.units
+        return brought + 4 * self.samples * math.prod(model.event) + 8 * self.rows * self.positions
 
     @property
     @override
@@ -312,7 +317,7 @@ class SystemJob(Job):
 
 @final
 @dataclass(eq=False)
-class Record:
+class ActiveJob:
     """What the engine keeps of a job from acceptance to its end.
 
     Attributes:
@@ -323,7 +328,7 @@ class Record:
         accepted: when it came, monotonic seconds.
         size: bytes that it holds.
         deadline: when its answer is of no more use, monotonic seconds; infinity for never.
-        started: when a row of it was first in a tick; None until then.
+        started: when a row of it was first in a batch; None until then.
     """
 
     key: int
@@ -337,7 +342,7 @@ class Record:
 
     @property
     def left(self) -> Load:
-        """What is left of it. Read beside the engine's thread, so a tick late at worst."""
+        """What is left of it. Read beside the engine's thread, so a batch late at worst."""
         whole, ticket = self.job.shape.load, self.ticket
         rows = max(1, self.rows_left * self.job.shape.width)
         return whole._replace(rows=rows, evaluations=max(1, ticket.cost - ticket.done))

@@ -1,10 +1,10 @@
-"""The door between threads: what was accepted and has not ended.
+"""The request queue: what was accepted and has not ended; the only state that threads share.
 
     accepted = answered + failed + cancelled,    and nothing is accepted past the queue's bounds
 
-Any thread may come in by `reserve` and `accept`, cancel, or wait for the end; the engine's thread
-takes, settles and ends. Everything here is under one lock that nobody holds for longer than a few
-assignments, or, where a job has a deadline, one pass over those that run and the kinds that wait.
+Any thread may `reserve`, `accept`, cancel, or wait for the end; the engine's thread polls,
+completes and ends. Everything here is under one lock, held for no longer than a few assignments or,
+where a job has a deadline, one pass over those that run and the kinds that wait.
 """
 
 import heapq
@@ -19,9 +19,9 @@ from typing import Any, final
 
 from service.engine.admission import APIECE, Admission
 from service.engine.faults import describe
-from service.engine.jobs import Job, Record
+from service.engine.jobs import ActiveJob, Job
 from service.engine.results import Hold, Peek, PeekRequest, Ticket, Timing
-from service.engine.scheduling.batch import Queue
+from service.engine.scheduling.batch import Lane
 from service.engine.scheduling.latency import Throughput
 from service.errors import DeadlineExceeded, Draining, EngineDead, Problem
 from service.settings import Settings
@@ -30,25 +30,25 @@ _STALE = 64  # deadlines of ended jobs that are kept beside as many as there are
 
 
 @final
-class Intake:
+class RequestQueue:
     """Accepted jobs, on their way to the engine's thread and back.
 
     Args:
-        throughput: of every queue whose jobs may come.
+        throughput: of every lane whose jobs may come.
         settings: the bounds and the scheduler's shares.
 
     Attributes:
         accepted: how many jobs have come so far.
     """
 
-    def __init__(self, throughput: Mapping[Queue, Throughput], settings: Settings) -> None:
+    def __init__(self, throughput: Mapping[Lane, Throughput], settings: Settings) -> None:
         self.accepted = 0
         self._wake = threading.Condition()
         self._admission = Admission(throughput, settings)
         self._backlog = self._admission.backlog
         self._deadlines: list[tuple[float, int]] = []  # a heap; some are of jobs that have ended
-        self._records: dict[int, Record] = {}
-        self._new: list[Record] = []
+        self._records: dict[int, ActiveJob] = {}
+        self._new: list[ActiveJob] = []
         self._cancelled: list[int] = []
         self._peeks: list[PeekRequest] = []
         self._draining = self._stopping = self._closed = False
@@ -65,13 +65,13 @@ class Intake:
         return self._closed
 
     @property
-    def owed(self) -> int:
+    def pending(self) -> int:
         """Network evaluations accepted and not yet done."""
         with self._wake:
             return self._backlog.pending
 
     @property
-    def seconds_owed(self) -> float:
+    def seconds_pending(self) -> float:
         """How long the accepted work takes, at the measured rates."""
         with self._wake:
             return self._admission.seconds_until(1.0)
@@ -84,7 +84,7 @@ class Intake:
 
     @contextmanager
     def reserve(self, size: int) -> Iterator[None]:
-        """Room for a body of so many bytes, until it has been read and its job accepted.
+        """Capacity for a body of so many bytes, until it has been read and its job accepted.
 
         Raises:
             QueueFull, NoRoom, Draining, EngineDead: it need not be read, nothing would come of it.
@@ -122,7 +122,7 @@ class Intake:
                 job.cost, Future(), partial(self._peek, key), partial(self._keep, key, size)
             )
             now, due = time.monotonic(), math.inf if deadline is None else deadline
-            record = Record(key, job, ticket, job.shape.rows, now, size, due)
+            record = ActiveJob(key, job, ticket, job.shape.rows, now, size, due)
             self.accepted += 1
             self._records[key] = record
             self._backlog.add(record)
@@ -133,7 +133,7 @@ class Intake:
         ticket.on_cancel(lambda: self._cancel(key))
         return ticket
 
-    def take(self, *, wait: bool) -> tuple[list[Record], list[int]] | None:
+    def poll(self, *, wait: bool) -> tuple[list[ActiveJob], list[int]] | None:
         """What is new and what was cancelled since; None when it is time to stop.
 
         Args:
@@ -154,7 +154,7 @@ class Intake:
         """The jobs whose deadline has passed, and what their callers are told."""
         now, records = time.monotonic(), []
         with self._wake:
-            # Those that the engine has not taken yet are its own business at the next tick.
+            # Those that the engine has not taken yet are its own business at the next batch.
             untaken = {record.key for record in self._new}
             early: list[tuple[float, int]] = []
             while self._deadlines and self._deadlines[0][0] <= now:
@@ -175,26 +175,26 @@ class Intake:
             for record in records
         }
 
-    def take_peeks(self) -> list[PeekRequest]:
+    def poll_peeks(self) -> list[PeekRequest]:
         """Who wants to look at a job; whoever is here must be answered."""
-        if not self._peeks:  # without the lock: what comes now is seen before the next tick
+        if not self._peeks:  # without the lock: what comes now is seen before the next batch
             return []
         with self._wake:
             peeks, self._peeks = self._peeks, []
             return peeks
 
-    def settle(self, evaluations: int) -> None:
+    def complete(self, evaluations: int) -> None:
         """So many of the accepted evaluations have been made."""
         with self._wake:
             self._backlog.pending -= evaluations
 
-    def start(self, record: Record, now: float) -> None:
-        """A job's first rows are in a tick, which began now, monotonic seconds."""
+    def start(self, record: ActiveJob, now: float) -> None:
+        """A job's first rows are in a batch, which began now, monotonic seconds."""
         record.started = now
         with self._wake:
             self._backlog.start(record)
 
-    def end(self, record: Record, unspent: int, outcome: Timing | Problem | None) -> None:
+    def end(self, record: ActiveJob, unspent: int, outcome: Timing | Problem | None) -> None:
         """A job is over (None: cancelled), with so many evaluations that were not made."""
         with self._wake:
             del self._records[record.key]

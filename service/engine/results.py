@@ -1,16 +1,8 @@
-"""Film: the states of chains on their way, kept at some of their steps.
+"""What the engine answers: results, frames, previews; and the ticket that a caller holds.
 
-    frame i of k is the state before step floor(i n / k) of n:    x_t, and x_0hat from it
-
-The network's estimate at a state comes with the step that follows it, so nothing is evaluated for
-the frames alone; and they are taken between the steps of a tick, which is no shorter for them.
-
-A look at a running chain job: x_0hat of its first rows, copied between two ticks.
-
-Nothing is copied unless somebody asks, and the engine's thread waits for no device: it takes a
-snapshot there, and whoever asked brings it over.
-
-What the engine answers, and what a caller holds until then.
+A preview (`Peek`) is x_0hat of a job's first rows, copied between two batches. Nothing is copied
+unless a caller asks, and the engine's thread does not wait for the device: it takes a snapshot, and
+the caller copies it to the host.
 """
 
 from collections.abc import Callable, Sequence
@@ -31,10 +23,10 @@ class Frames:
     """Which states of a chain of n steps are kept.
 
     Attributes:
-        units: u_0 = 0 < u_1 < ... < u_k = n: the states before these steps, the last behind all.
+        positions: u_0 = 0 < u_1 < ... < u_k = n: the states before these steps, and the last.
     """
 
-    units: tuple[int, ...]
+    positions: tuple[int, ...]
 
     @classmethod
     def spread(cls, count: int, steps: int) -> "Frames":
@@ -44,7 +36,7 @@ class Frames:
 
 
 class Shot(NamedTuple):
-    """Rows of a job at one of its frames: x_t, or x_0hat from there; and their places in a tick."""
+    """Rows of a job at one of its frames: x_t or x_0hat from it; and their places in a batch."""
 
     key: int
     frame: int
@@ -71,7 +63,7 @@ class Film:
     @classmethod
     def blank(cls, frames: Frames, rows: int, event: Sequence[int]) -> "Film":
         """Of chains that have not begun."""
-        x = torch.zeros(len(frames.units), rows, *event)
+        x = torch.zeros(len(frames.positions), rows, *event)
         return cls(frames, x, torch.zeros_like(x))
 
     def keep(self, shot: Shot, states: Tensor) -> None:
@@ -141,13 +133,13 @@ class Timing:
         queue_seconds: from acceptance to the first network call with a row of it.
         compute_seconds: from there to the result.
         network_evaluations: rows put through the network for it.
-        exact: whether the same job gives the same bits alone and in any company.
+        batch_invariant: whether the same job gives the same bits alone and in any company.
     """
 
     queue_seconds: float
     compute_seconds: float
     network_evaluations: int
-    exact: bool
+    batch_invariant: bool
 
 
 @final
@@ -171,9 +163,9 @@ class TermResult(Timing):
 
     Attributes:
         bound: float64 [N] each, on the CPU.
-        values: float64 [rows, units] nats, the terms in the order of the job's `steps`. A term of
-            minus infinity is an answer: the model holds the datum to be impossible. NaN too: the
-            datum is so far out that the network's arithmetic ends there.
+        values: float64 [rows, positions] nats, the terms in the order of the job's `steps`. A term
+            of minus infinity is an answer: the example is impossible under the model. NaN too: the
+            example is so far out that the network's arithmetic ends there.
     """
 
     bound: BoundResult
@@ -249,7 +241,7 @@ class Ticket(Generic[Result_co]):
         self._peek, self._keep = peek, keep
 
     def cancel(self) -> bool:
-        """Give the job up: its rows leave at the next tick. False when it has already ended."""
+        """Give the job up: its rows leave at the next batch. False when it has already ended."""
         return self.future.cancel()
 
     def result(self, timeout: float | None = None) -> Result_co:

@@ -157,7 +157,7 @@ class PosteriorWork(Work[ChainResult | SystemResult]):
         return PosteriorAnswer(
             model=self.served.name,
             seed=self.job.seed,
-            exact=result.exact,
+            exact=result.batch_invariant,
             method=self.method.name,
             biased=biased(self.method),
             sampler=stated(self.sampler, self.served),

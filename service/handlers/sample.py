@@ -41,7 +41,7 @@ class SampleWork(Work[ChainResult]):
         frames, text = None, 0
         if request.frames:
             frames = Frames.spread(request.frames, len(plan))
-            numbers = 2 * len(frames.units) * rows * served.model.space.dims
+            numbers = 2 * len(frames.positions) * rows * served.model.space.dims
             text = numbers * _FRAME_BYTES
         seed = settle_seed(request.seed)
         job = ChainJob(served.name, rows, seed, plan, frames=frames, answer_bytes=text)
@@ -59,7 +59,7 @@ class SampleWork(Work[ChainResult]):
         return SampleAnswer(
             model=self.served.name,
             seed=self.job.seed,
-            exact=result.exact,
+            exact=result.batch_invariant,
             sampler=stated(self.request.sampler, self.served),
             shape=list(space.shape),
             columns=space.columns,
@@ -80,7 +80,7 @@ class SampleWork(Work[ChainResult]):
     @override
     def layout(self) -> tuple[int, int]:
         frames = self.job.frames
-        return (1, self.job.rows) if frames is None else (self.job.rows, len(frames.units))
+        return (1, self.job.rows) if frames is None else (self.job.rows, len(frames.positions))
 
     @override
     def strips(self, result: ChainResult) -> list[Strip]:
@@ -92,7 +92,7 @@ class SampleWork(Work[ChainResult]):
     def _states(self, film: Film) -> tuple[Tensor, Tensor, Tensor]:
         """t, x and x_0 of the frames, data units."""
         space, plan = self.served.model.space, self.job.plan
-        t = torch.cat((plan.t, plan.t.new_zeros(1)))[list(film.frames.units)]
+        t = torch.cat((plan.t, plan.t.new_zeros(1)))[list(film.frames.positions)]
         x, x_0 = (space.to_data_units(z.flatten(0, 1)).view_as(z) for z in (film.x, film.x_0))
         return t, x, x_0
 

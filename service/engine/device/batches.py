@@ -1,18 +1,9 @@
-"""Batches: what the rows of a tick need beside their state, as columns on the device.
+"""Batches as tensors: the state of rows between batches, and the columns a batch gathers from it.
 
-Rows of one job share its plan, its seed and its convention, so the columns are looked up job by job
-and joined; entries come sorted by job. Which rows, in which slots, is the scheduler's choice.
-
-The state of rows between ticks, on the device: row i of a tick is state[slot_i].
-
-A slot is a place in preallocated tensors. Which row has which slot is the scheduler's business;
-what a state means is the runner's. Positions in a batch mean nothing.
-
-Points: where the terms of bounds are evaluated, x_t ~ q(x_t | x_0).
-
-nats by `likelihood.bound.evaluate`, of trajectories by `likelihood.iwae.evaluate`
-
-What the end of a tick brings, on its way from the device to the host.
+`ChainSlots` and `ExampleSlots` hold the state by slot. `gather_chains` and `gather_terms` look up
+what the entries of a batch need beside it (coefficients, seeds, times), job by job, for rows of one
+job share its plan, its seed and its convention; entries come sorted by job. `CollectedRows` are the
+results of a batch on their way to the host.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -68,13 +59,13 @@ class TermBatch:
 
     Attributes:
         slots: int64 [B], where the data are.
-        units: int64 [B], which of its job's terms.
+        positions: int64 [B], which of its job's terms.
         t: int64 [B].
         groups: all of them, by kind.
     """
 
     slots: Tensor
-    units: Tensor
+    positions: Tensor
     t: Tensor
     groups: "list[TermGroup]"
 
@@ -119,12 +110,12 @@ def by_job(entries: Sequence[Entry]) -> list[tuple[int, list[Entry]]]:
 
 def gather_chains(
     entries: Sequence[Entry],
-    length: int,
+    num_steps: int,
     jobs: Mapping[int, ChainJob],
     device: torch.device,
     share: bool = True,
 ) -> ChainBatch:
-    """The batch of some chains' next `length` steps.
+    """The batch of some chains' next `num_steps` steps.
 
     With `share`, rows in step share their coefficients and their times: B = 1 in the update.
     """
@@ -132,51 +123,51 @@ def gather_chains(
     rows: list[tuple[int, int, int]] = []
     parts: list[Tensor] = []
     own: list[bool] = []
-    steps = torch.arange(length)[:, None]
+    steps = torch.arange(num_steps)[:, None]
     for key, group in groups:
-        job, units = jobs[key], [entry.unit for entry in group]
+        job, positions = jobs[key], [entry.position for entry in group]
         rows += [(entry.slot, job.seed, entry.row) for entry in group]
         own += [job.plan.own] * len(group)
-        alone = share and len(groups) == 1 and length > 1 and len(set(units)) == 1
-        parts.append(job.plan.joined[steps + torch.tensor(units[:1] if alone else units)])
+        alone = share and len(groups) == 1 and num_steps > 1 and len(set(positions)) == 1
+        parts.append(job.plan.joined[steps + torch.tensor(positions[:1] if alone else positions)])
     slots, seed, row = upload(torch.tensor(rows), device).unbind(1)
     columns = upload(torch.cat(parts, 1), device)
     t, s = columns[..., :2].long().unbind(-1)
     alike = len(set(own)) == 1
     update = Update(t, s, columns[..., 2:], own[0] if alike else upload(torch.tensor(own), device))
     observed = any(jobs[key].observation is not None for key, _ in groups)
-    return ChainBatch(slots, seed, row, update if length > 1 else update.step(0), observed)
+    return ChainBatch(slots, seed, row, update if num_steps > 1 else update.step(0), observed)
 
 
 def gather_terms(
-    entries: Sequence[Entry], jobs: Mapping[int, TermJob], device: torch.device, fill: int = 0
+    entries: Sequence[Entry], jobs: Mapping[int, TermJob], device: torch.device, pad_to: int = 0
 ) -> TermBatch:
     """The batch of some terms.
 
-    With `fill`, each kind's rows are filled up to so many, and last steps, which are evaluated in
+    With `pad_to`, each kind's rows are padded to so many, and last steps, which are evaluated in
     another way, are a kind of their own: elementwise kernels then never see another size either.
     """
     rows: list[Tensor] = []
     kinds: list[tuple[Convention, Stream, bool]] = []
     for key, group in by_job(entries):
         job = jobs[key]
-        row, slot, unit = torch.tensor([entry[1:] for entry in group]).unbind(1)
+        row, slot, position = torch.tensor([entry[1:] for entry in group]).unbind(1)
         datum, seed = row // job.each, torch.full_like(row, job.seed)
-        t, s, draw = job.steps.at(row, unit)
-        rows.append(torch.stack((slot, unit, seed, datum, t, s, draw), 1))
+        t, s, draw = job.steps.at(row, position)
+        rows.append(torch.stack((slot, position, seed, datum, t, s, draw), 1))
         stream = Stream.TRAJECTORY if isinstance(job.steps, Trajectories) else Stream.TERM
-        kinds += [(job.convention, stream, fill > 0 and end == 0) for end in s.tolist()]
-    slots, units, *columns = upload(torch.cat(rows), device).unbind(1)
+        kinds += [(job.convention, stream, pad_to > 0 and end == 0) for end in s.tolist()]
+    slots, positions, *columns = upload(torch.cat(rows), device).unbind(1)
     groups: list[TermGroup] = []
     for kind in dict.fromkeys(kinds):
         convention, stream, _ = kind
         these = [i for i, other in enumerate(kinds) if other == kind]
         alone = len(these) == len(kinds)
-        these += these[-1:] * (fill - len(these))
+        these += these[-1:] * (pad_to - len(these))
         i = slice(None) if alone else upload(torch.tensor(these), device)
         seed, datum, t, s, draw = (column[i] for column in columns)
         groups.append(TermGroup(i, t, s, CounterNoise(seed, datum, draw, stream), convention))
-    return TermBatch(slots, units, columns[2], groups)
+    return TermBatch(slots, positions, columns[2], groups)
 
 
 @final
@@ -236,22 +227,22 @@ class ChainSlots:
 
 
 @final
-class DatumSlots:
+class ExampleSlots:
     """State of `count` data whose bounds are being evaluated.
 
     Attributes:
         x_0: [count, *event], model units.
-        values: nats [slots in use, units], each term where it has been evaluated.
+        values: nats [slots in use, positions], each term where it has been evaluated.
     """
 
     def __init__(self, model: DiffusionModel, count: int) -> None:
         self.x_0 = torch.empty(count, *model.event, device=model.device)
         self.values = torch.zeros(0, model.T, device=model.device)
 
-    def reserve(self, units: int = 0, slots: int = 0) -> None:
-        """Make room for `units` terms a datum, in so many slots from the first."""
+    def reserve(self, positions: int = 0, slots: int = 0) -> None:
+        """Make room for `positions` terms a datum, in so many slots from the first."""
         rows, columns = self.values.shape
-        wide, long = max(0, units - columns), max(0, slots - rows)
+        wide, long = max(0, positions - columns), max(0, slots - rows)
         if wide or long:
             # By half more at least, so that it happens seldom.
             long = max(long, min(rows // 2, len(self.x_0) - rows)) if long else 0
@@ -260,7 +251,7 @@ class DatumSlots:
 
 @final
 @dataclass(frozen=True)
-class Points:
+class TermDraws:
     """x_0 and x_t of the terms of a group, [G, *event].
 
     Attributes:
@@ -274,7 +265,7 @@ class Points:
     before: Tensor | None = None
 
     @classmethod
-    def draw(cls, model: DiffusionModel, x_0: Tensor, group: TermGroup) -> "Points":
+    def draw(cls, model: DiffusionModel, x_0: Tensor, group: TermGroup) -> "TermDraws":
         """The points of a group whose data are `x_0`."""
         process = model.process
         if group.of_trajectories:
@@ -292,13 +283,13 @@ class Points:
 
 @final
 @dataclass(frozen=True)
-class Landing:
-    """What a tick's end brings.
+class CollectedRows:
+    """What a batch's end brings.
 
     Attributes:
         chains: entries of its chains.
         ends: keys and entries of the rows that it finished, by job.
-        length: steps that each chain made.
+        num_steps: steps that each chain made.
         finite: whether each of the chains was finite, bool [len(chains)].
         parts: the results of `ends`, in their order; of systems, what their wave found.
         arrived: waits until everything is there; None where it is.
@@ -307,7 +298,7 @@ class Landing:
 
     chains: list[Entry]
     ends: list[tuple[int, list[Entry]]]
-    length: int
+    num_steps: int
     finite: Tensor
     parts: list[Tensor]
     arrived: Callable[[], None] | None

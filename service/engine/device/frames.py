@@ -1,9 +1,9 @@
-"""Film: the states of chains on their way, kept at some of their steps.
+"""Records the frames of chains: the states at some of their steps, kept for the answer.
 
     frame i of k is the state before step floor(i n / k) of n:    x_t, and x_0hat from it
 
 The network's estimate at a state comes with the step that follows it, so nothing is evaluated for
-the frames alone; and they are taken between the steps of a tick, which is no shorter for them.
+the frames alone; and they are taken between the steps of a batch, which is no shorter for them.
 """
 
 from collections.abc import Mapping, Sequence
@@ -19,38 +19,38 @@ from service.engine.scheduling.batch import Entry
 
 @final
 class Camera:
-    """Takes what is to be kept of a tick, step by step.
+    """Takes what is to be kept of a batch, step by step.
 
     The first states of chains and their last are not among it: `Film.end` has these.
 
     Args:
         films: by job.
-        chains: entries of any jobs, in the order of the tick's rows.
-        length: of the tick.
+        chains: entries of any jobs, in the order of the batch's rows.
+        num_steps: of the batch.
 
     Attributes:
         taken: each shot with its states, [len(rows), *event] on the device.
     """
 
-    def __init__(self, films: Mapping[int, Film], chains: Sequence[Entry], length: int) -> None:
+    def __init__(self, films: Mapping[int, Film], chains: Sequence[Entry], num_steps: int) -> None:
         self.taken: list[tuple[Shot, Tensor]] = []
         self._wanted: dict[int, list[Shot]] = {}
         alike: dict[tuple[int, int], list[int]] = {}  # places of rows at the same step of a job
         for place, entry in enumerate(chains if films else ()):
             if entry.key in films:
-                alike.setdefault((entry.key, entry.unit), []).append(place)
-        for (key, unit), places in alike.items():
+                alike.setdefault((entry.key, entry.position), []).append(place)
+        for (key, position), places in alike.items():
             rows = [chains[place].row for place in places]
-            for frame, its_unit in enumerate(films[key].frames.units[:-1]):
-                made = its_unit - unit  # steps of this tick, when the row is there
-                if frame and 1 <= made <= length:
+            for frame, its_position in enumerate(films[key].frames.positions[:-1]):
+                made = its_position - position  # steps of this batch, when the row is there
+                if frame and 1 <= made <= num_steps:
                     self._wanted.setdefault(made, []).append(Shot(key, frame, "x", rows, places))
-                if 0 <= made < length:
+                if 0 <= made < num_steps:
                     shot = Shot(key, frame, "x_0", rows, places)
                     self._wanted.setdefault(made + 1, []).append(shot)
 
     def wants(self, made: int) -> bool:
-        """Whether something is to be taken after so many steps of the tick."""
+        """Whether something is to be taken after so many steps of the batch."""
         return made in self._wanted
 
     def __call__(self, made: int, x: Tensor, x_0: Tensor) -> None:

@@ -38,7 +38,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import NamedTuple, final
 
-from service.engine.scheduling.batch import Load, Loads, Queue, Tick
+from service.engine.scheduling.batch import Batch, Lane, Load, Loads
 
 _FORGET = 0.98  # of a batch's weight at the next of its size: about the last 50 count
 _SEED = 10.0  # batches that a timing at start counts as
@@ -107,7 +107,7 @@ class StepTimes:
 
 @final
 class Throughput:
-    """How many rows the batches of one queue may have now, and how long they take.
+    """How many rows the batches of one lane may have now, and how long they take.
 
     Args:
         batch_size: most rows of a batch.
@@ -125,9 +125,9 @@ class Throughput:
         """At start a step of so many rows, with terms or without, took so many seconds."""
         self._times[terms].seed(rows, seconds, time.monotonic())
 
-    def measure(self, batch: Tick, seconds: float) -> None:
+    def measure(self, batch: Batch, seconds: float) -> None:
         """A batch took so many seconds."""
-        steps = batch.length
+        steps = batch.num_steps
         times = self._times[bool(batch.terms)]
         times.measure(batch.evaluations // steps, seconds / steps, steps, time.monotonic())
 
@@ -137,27 +137,27 @@ class Throughput:
 
 
 class Span(NamedTuple):
-    """So many ticks, of so many rows each on average."""
+    """So many batches, of so many rows each on average."""
 
-    ticks: float
+    batches: float
     rows: float
 
 
 @final
 @dataclass(frozen=True)
-class Shares:
+class RowPolicy:
     """The scheduler's policy within one model, as a flow.
 
     Args:
-        batch_size: M, most rows of a tick.
-        term_share: of a tick, kept for terms while chains could fill it.
+        batch_size: M, most rows of a batch.
+        term_share: of a batch, kept for terms while chains could fill it.
     """
 
     batch_size: int
     term_share: float
 
     def until_done(self, job: Load, others: Loads) -> list[Span]:
-        """The model's ticks until this job is done, `others` being those that are there now."""
+        """The model's batches until this job is done, `others` being those that are there now."""
         room, own = self.batch_size, job.evaluations
         rivals: list[tuple[float, float]] = [
             (n * min(other.evaluations, own), n * (room if other.parallel else other.usable(room)))
@@ -168,50 +168,50 @@ class Shares:
         if apart:
             share = 1 - self.term_share if job.parallel else self.term_share
             usable = sum(n * other.usable(room) for other, n in apart)
-            owed = sum(n * other.evaluations for other, n in apart)
-            rivals.append((owed, min(usable, share * room)))
+            pending = sum(n * other.evaluations for other, n in apart)
+            rivals.append((pending, min(usable, share * room)))
         least = own / job.usable(room)
-        ticks = max(1.0, least, _crossing(own, rivals, room))
+        batches = max(1.0, least, _crossing(own, rivals, room))
         taken = own + sum(
-            n * min(other.evaluations, other.usable(room) * ticks) for other, n in others
+            n * min(other.evaluations, other.usable(room) * batches) for other, n in others
         )
-        return [Span(ticks, min(room, taken / ticks))]
+        return [Span(batches, min(room, taken / batches))]
 
     def until_empty(self, loads: Loads) -> list[Span]:
-        """The model's ticks until all of these are done."""
+        """The model's batches until all of these are done."""
         evaluations = sum(n * load.evaluations for load, n in loads)
         room = self.batch_size
         longest = max(load.evaluations / load.usable(room) for load, _ in loads)
-        ticks = max(1.0, longest, evaluations / room)
-        return [Span(ticks, evaluations / ticks)]
+        batches = max(1.0, longest, evaluations / room)
+        return [Span(batches, evaluations / batches)]
 
     def demand(self, loads: Loads) -> float:
-        """How many ticks these jobs could fill now, at least one: the weight of its clock."""
+        """How many batches these jobs could fill now, at least one: the weight of its clock."""
         return _demand(loads, self.batch_size)
 
 
 @final
 @dataclass(frozen=True)
-class Turns:
+class GangPolicy:
     """The scheduler's policy among the systems of a model, as a flow.
 
     Args:
-        batch_size: M, most rows of a tick.
+        batch_size: M, most rows of a batch.
     """
 
     batch_size: int
 
     def until_done(self, job: Load, others: Loads) -> list[Span]:
-        """Ticks until this job is done, `others` being those that are there, each with its own."""
+        """Batches until this job is done; each of `others` has its own."""
         own = job.evaluations
         return self._spans([(job, own, 1), *((o, min(o.evaluations, own), n) for o, n in others)])
 
     def until_empty(self, loads: Loads) -> list[Span]:
-        """Ticks until all of these are done."""
+        """Batches until all of these are done."""
         return self._spans([(load, load.evaluations, n) for load, n in loads])
 
     def _spans(self, parts: Iterable[tuple[Load, int, int]]) -> list[Span]:
-        """Each load's evaluations, of so many such jobs, at the size of its own ticks."""
+        """Each load's evaluations, of so many such jobs, at the size of its own batches."""
         spans = []
         for load, evaluations, count in parts:
             rows = min(self.batch_size, load.step or load.rows)
@@ -219,7 +219,7 @@ class Turns:
         return spans
 
     def demand(self, loads: Loads) -> float:
-        """How many ticks these jobs could fill now, at least one: the weight of its clock."""
+        """How many batches these jobs could fill now, at least one: the weight of its clock."""
         return _demand(loads, self.batch_size)
 
 
@@ -233,7 +233,7 @@ def _crossing(own: int, rivals: Iterable[tuple[float, float]], room: int) -> flo
     Args:
         own: evaluations of the job itself.
         rivals: (most, rate) of each other.
-        room: rows of a tick.
+        room: rows of a batch.
     """
     ordered = sorted(rivals, key=lambda rival: rival[0] / rival[1])
     done, rate = float(own), room - sum(rate for _, rate in ordered)
@@ -251,45 +251,45 @@ class Forecast:
     """What follows from the measured batches for a job that is about to come. Not thread-safe.
 
     Args:
-        throughput: of every queue.
+        throughput: of every lane.
         term_share: the scheduler's.
     """
 
-    def __init__(self, throughput: Mapping[Queue, Throughput], term_share: float) -> None:
+    def __init__(self, throughput: Mapping[Lane, Throughput], term_share: float) -> None:
         self._throughput, self._term_share = throughput, term_share
 
-    def seconds(self, queue: Queue, job: Load, others: Mapping[Queue, Loads]) -> float:
-        """The time until the job is done; 0 where its queue's batches were never measured.
+    def seconds(self, lane: Lane, job: Load, others: Mapping[Lane, Loads]) -> float:
+        """The time until the job is done; 0 where its lane's batches were never measured.
 
         Args:
-            queue: whose job it is.
+            lane: whose job it is.
             job: all of it.
-            others: the jobs that are there now, by queue.
+            others: the jobs that are there now, by lane.
         """
-        beside = others.get(queue, ())
-        policy, all_of_it = self._policy(queue), [(job, 1), *beside]
-        own = self._lasting(queue, policy.until_done(job, beside), all_of_it)
+        beside = others.get(lane, ())
+        policy, all_of_it = self._policy(lane), [(job, 1), *beside]
+        own = self._lasting(lane, policy.until_done(job, beside), all_of_it)
         total, demand = own, policy.demand(all_of_it)
         for name, loads in others.items():
-            if name != queue and loads:
+            if name != lane and loads:
                 needed = self._until_empty(name, loads)
                 total += min(needed, own * self._policy(name).demand(loads) / demand)
         return total
 
-    def until_empty(self, others: Mapping[Queue, Loads]) -> float:
+    def until_empty(self, others: Mapping[Lane, Loads]) -> float:
         """The time until all of these jobs are done."""
         return sum(self._until_empty(name, loads) for name, loads in others.items() if loads)
 
-    def _policy(self, queue: Queue) -> "Shares | Turns":
-        rows = self._throughput[queue].batch_size
-        return Turns(rows) if queue.systems else Shares(rows, self._term_share)
+    def _policy(self, lane: Lane) -> "RowPolicy | GangPolicy":
+        rows = self._throughput[lane].batch_size
+        return GangPolicy(rows) if lane.systems else RowPolicy(rows, self._term_share)
 
-    def _until_empty(self, queue: Queue, loads: Loads) -> float:
-        return self._lasting(queue, self._policy(queue).until_empty(loads), loads)
+    def _until_empty(self, lane: Lane, loads: Loads) -> float:
+        return self._lasting(lane, self._policy(lane).until_empty(loads), loads)
 
-    def _lasting(self, queue: Queue, spans: Iterable[Span], loads: Loads) -> float:
-        throughput, terms = self._throughput[queue], any(load.parallel for load, _ in loads)
-        return sum(span.ticks * throughput.seconds(span.rows, terms=terms) for span in spans)
+    def _lasting(self, lane: Lane, spans: Iterable[Span], loads: Loads) -> float:
+        throughput, terms = self._throughput[lane], any(load.parallel for load, _ in loads)
+        return sum(span.batches * throughput.seconds(span.rows, terms=terms) for span in spans)
 
 
 @final

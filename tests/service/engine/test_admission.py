@@ -11,8 +11,8 @@ from diffusion.process import GaussianConfig
 from diffusion.space import DataSpace
 from service.engine import ChainJob
 from service.engine.admission import Backlog
-from service.engine.queue import Intake
-from service.engine.scheduling.batch import Load, Queue
+from service.engine.queue import RequestQueue
+from service.engine.scheduling.batch import Lane, Load
 from service.engine.scheduling.latency import Throughput
 from service.settings import Settings
 from tests.service.engine.conftest import mixture
@@ -33,11 +33,11 @@ def job(model: str, rows: int) -> ChainJob:
 def test_it_holds_what_is_left_of_each(
     asked: list[tuple[str, int]], starts: set[int], ends: set[int]
 ) -> None:
-    throughput = {Queue(name): Throughput() for name in "gh"}
-    door, backlog = Intake(throughput, Settings()), Backlog(throughput)
+    throughput = {Lane(name): Throughput() for name in "gh"}
+    door, backlog = RequestQueue(throughput, Settings()), Backlog(throughput)
     for model, rows in asked:
         door.accept(job(model, rows))
-    taken = door.take(wait=False)
+    taken = door.poll(wait=False)
     assert taken is not None
     records = taken[0]
     for record in records:
@@ -58,16 +58,16 @@ def test_it_holds_what_is_left_of_each(
     for model, loads in backlog.loads().items():
         for load, number in loads:
             found[model, load] += number
-    assert found == Counter((record.job.queue, record.left) for record in left)
+    assert found == Counter((record.job.lane, record.left) for record in left)
 
 
 def test_equal_jobs_that_wait_are_one_kind() -> None:
-    door = Intake({Queue("g"): Throughput()}, Settings())
+    door = RequestQueue({Lane("g"): Throughput()}, Settings())
     for _ in range(100):
         door.accept(job("g", 2))
-    taken = door.take(wait=False)
+    taken = door.poll(wait=False)
     assert taken is not None
-    backlog = Backlog([Queue("g")])
+    backlog = Backlog([Lane("g")])
     for record in taken[0]:
         backlog.add(record)
-    assert backlog.loads() == {Queue("g"): [(job("g", 2).shape.load, 100)]}
+    assert backlog.loads() == {Lane("g"): [(job("g", 2).shape.load, 100)]}

@@ -85,7 +85,7 @@ def answer(engine: Engine, job: Job) -> tuple[Tensor, bool]:
 
 def read(result: ChainResult | TermResult) -> tuple[Tensor, bool]:
     found = result.bound.bound if isinstance(result, TermResult) else result.samples
-    return found, result.exact
+    return found, result.batch_invariant
 
 
 @pytest.mark.parametrize("make", [unet, vectors, flags, elementwise])

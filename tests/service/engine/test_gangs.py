@@ -7,17 +7,17 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from service.engine.scheduling.batch import Entry, JobShape, Queue
-from service.engine.scheduling.latency import Throughput, Turns
-from tests.service.engine.ticks import Job, Timed, chain, data, scheduler_of
+from service.engine.scheduling.batch import Entry, JobShape, Lane
+from service.engine.scheduling.latency import GangPolicy, Throughput
+from tests.service.engine.batches import Job, Timed, chain, data, scheduler_of
 
-SYSTEMS = Queue("m", systems=True)
+SYSTEMS = Lane("m", systems=True)
 
 
-def systems(key: int, rows: int, units: int, width: int = 2, cost: int | None = None) -> Job:
-    """Every system's unit costs `cost`, or a particle one evaluation."""
+def systems(key: int, rows: int, positions: int, width: int = 2, cost: int | None = None) -> Job:
+    """Every system's position costs `cost`, or a particle one evaluation."""
     each = width if cost is None else cost
-    return Job(key, JobShape(SYSTEMS, rows, units, False, width, (each,) * rows, width))
+    return Job(key, JobShape(SYSTEMS, rows, positions, False, width, (each,) * rows, width))
 
 
 def scheduler(batch_size: int = 8, slots: int = 64) -> Timed:
@@ -34,16 +34,16 @@ WORKS = st.lists(
 
 
 @settings(max_examples=40)
-@given(works=WORKS, batch=st.integers(1, 9), slots=st.integers(1, 30), seed=st.integers(0, 99))
-def test_every_unit_once_in_order_in_whole_waves(
-    works: list[tuple[int, int, int, int]], batch: int, slots: int, seed: int
+@given(works=WORKS, batch_size=st.integers(1, 9), slots=st.integers(1, 30), seed=st.integers(0, 99))
+def test_every_position_once_in_order_in_whole_waves(
+    works: list[tuple[int, int, int, int]], batch_size: int, slots: int, seed: int
 ) -> None:
     dice = random.Random(seed)
-    turns = scheduler(batch, slots)
+    turns = scheduler(batch_size, slots)
     known = {key: systems(key, *work) for key, work in enumerate(works)}
     waiting, cancelled = list(known.values()), set[int]()
     owed = {
-        key: work.shape.rows * ((work.shape.units - 1) * work.shape.costs[0] + work.shape.width)
+        key: work.shape.rows * ((work.shape.positions - 1) * work.shape.costs[0] + work.shape.width)
         for key, work in known.items()
     }
     done: dict[tuple[int, int], list[int]] = defaultdict(list)
@@ -58,52 +58,59 @@ def test_every_unit_once_in_order_in_whole_waves(
                 assert turns.remove(key) == owed[key]
                 cancelled.add(key)
                 on_the_way.pop(key, None)
-        tick = turns.next()
-        if tick is None:
+        batch = turns.next()
+        if batch is None:
             if not waiting:
                 break
             continue
-        ((key, cost),) = tick.shares.items()
-        work, rows = known[key], {entry.row for entry in tick.chains}
-        assert (tick.queue, tick.terms, tick.width) == (SYSTEMS, [], work.shape.width)
+        ((key, cost),) = batch.shares.items()
+        work, rows = known[key], {entry.row for entry in batch.chains}
+        assert (batch.lane, batch.terms, batch.width) == (SYSTEMS, [], work.shape.width)
         assert key not in cancelled
-        assert len(rows) == len(tick) == min(len(rows), max(1, batch // work.shape.width))
+        assert len(rows) == len(batch) == min(len(rows), max(1, batch_size // work.shape.width))
         assert on_the_way[key] in (set(), rows)  # nobody leaves a wave, nobody joins it
         on_the_way[key] = rows
         held = sum(len(wave) * known[other].shape.width for other, wave in on_the_way.items())
         assert held <= slots or len([wave for wave in on_the_way.values() if wave]) == 1
         spent = 0
-        if tick.piece is not None:  # of one system alone, and it has so many more particles
+        if batch.piece is not None:  # of one system alone, and it has so many more particles
             assert len(rows) == 1
-            assert 0 < tick.piece == tick.rows
-            (entry,) = tick.chains
-            unit = work.shape.width if entry.unit == work.shape.units - 1 else work.shape.costs[0]
-            spent = -(unit * pieces[key] // work.shape.width)
-            pieces[key] += tick.piece
-            spent += unit * pieces[key] // work.shape.width
+            assert 0 < batch.piece == batch.rows
+            (entry,) = batch.chains
+            position = (
+                work.shape.width
+                if entry.position == work.shape.positions - 1
+                else work.shape.costs[0]
+            )
+            spent = -(position * pieces[key] // work.shape.width)
+            pieces[key] += batch.piece
+            spent += position * pieces[key] // work.shape.width
             assert pieces[key] <= work.shape.width
-        over = tick.piece is None or pieces[key] == work.shape.width
-        for entry in tick.chains:
-            units = done[key, entry.row]
-            assert entry == Entry(key, entry.row, 0, len(units))
-            units.extend(range(entry.unit, entry.unit + tick.length) if over else ())
-            last = len(units) == work.shape.units
-            if tick.piece is None:
-                spent += (tick.length - last) * work.shape.costs[0] + last * work.shape.width
-            assert (entry in tick.ends) == last
+        over = batch.piece is None or pieces[key] == work.shape.width
+        for entry in batch.chains:
+            positions = done[key, entry.row]
+            assert entry == Entry(key, entry.row, 0, len(positions))
+            positions.extend(
+                range(entry.position, entry.position + batch.num_steps) if over else ()
+            )
+            last = len(positions) == work.shape.positions
+            if batch.piece is None:
+                spent += (batch.num_steps - last) * work.shape.costs[0] + last * work.shape.width
+            assert (entry in batch.ends) == last
         if over:
             pieces[key] = 0
-        assert spent == cost == tick.evaluations
+        assert spent == cost == batch.evaluations
         owed[key] -= cost
-        if tick.ends:
+        if batch.ends:
             on_the_way[key] = set()
-        turns.retire(tick, dice.choice((1e-3, 0.01, 1.0)) * tick.length)
+        turns.retire(batch, dice.choice((1e-3, 0.01, 1.0)) * batch.num_steps)
     assert len(turns) == turns.rows_running == turns.rows_waiting == 0
     for key, work in known.items():
         if key not in cancelled:
             assert owed[key] == 0
             assert all(
-                done[key, row] == list(range(work.shape.units)) for row in range(work.shape.rows)
+                done[key, row] == list(range(work.shape.positions))
+                for row in range(work.shape.rows)
             )
 
 
@@ -116,7 +123,7 @@ def test_every_unit_once_in_order_in_whole_waves(
 def test_jobs_have_equal_evaluations_whatever_their_steps_cost(
     costs: list[int], late: int, seed: int
 ) -> None:
-    """Any two that were there all the while, to within a tick of either; also who came late."""
+    """Any two that were there all the while, to within a batch of either; also who came late."""
     dice = random.Random(seed)
     turns = scheduler()
     for key, cost in enumerate(costs):
@@ -126,12 +133,12 @@ def test_jobs_have_equal_evaluations_whatever_their_steps_cost(
         if i == late:
             turns.add(*systems(99, 4, 10_000, cost=7))
             joined = Counter(had)
-        tick = turns.next()
-        assert tick is not None
-        ((key, cost),) = tick.shares.items()
+        batch = turns.next()
+        assert batch is not None
+        ((key, cost),) = batch.shares.items()
         had[key] += cost
         most[key] = max(most[key], cost)
-        turns.retire(tick, dice.choice((0.004, 0.3)) * tick.length)
+        turns.retire(batch, dice.choice((0.004, 0.3)) * batch.num_steps)
     for keys, since in ((range(len(costs)), Counter[int]()), ((*range(len(costs)), 99), joined)):
         for a in keys:
             for b in keys:
@@ -141,50 +148,50 @@ def test_jobs_have_equal_evaluations_whatever_their_steps_cost(
 
 @pytest.mark.parametrize("other", [chain(1, 1, 100_000), data(1, 3, 100_000)])
 def test_beside_systems_others_have_their_share_of_the_time(other: Job) -> None:
-    """Half of it, to within a tick, though a tick of systems takes a hundred times as long."""
+    """Half of it, to within a batch, though a batch of systems takes a hundred times as long."""
     turns = scheduler()
     turns.add(*systems(0, 4, 100_000, cost=20))
     turns.add(*other)
     spent: Counter[bool] = Counter()
     for _ in range(1000):
-        tick = turns.next()
-        assert tick is not None
-        seconds = 0.5 if tick.queue.systems else 0.005 * tick.length
-        spent[tick.queue.systems] += seconds
-        turns.retire(tick, seconds)
+        batch = turns.next()
+        assert batch is not None
+        seconds = 0.5 if batch.lane.systems else 0.005 * batch.num_steps
+        spent[batch.lane.systems] += seconds
+        turns.retire(batch, seconds)
     assert abs(spent[True] - spent[False]) <= 1.0
 
 
 def test_who_asks_for_more_batches_has_more_of_the_time() -> None:
-    """Chains that could fill three ticks at once, beside systems that could fill one."""
+    """Chains that could fill three batches at once, beside systems that could fill one."""
     turns = scheduler(batch_size=8)
     turns.add(*systems(0, 4, 100_000))
     for key in (1, 2, 3):
         turns.add(*chain(key, 8, 100_000))
     spent: Counter[bool] = Counter()
     for _ in range(1000):
-        tick = turns.next()
-        assert tick is not None
-        spent[tick.queue.systems] += 0.1
-        turns.retire(tick, 0.1)
+        batch = turns.next()
+        assert batch is not None
+        spent[batch.lane.systems] += 0.1
+        turns.retire(batch, 0.1)
     assert spent[False] / spent[True] == pytest.approx(3, rel=0.02)
 
 
-def test_a_system_wider_than_a_tick_goes_alone_in_pieces() -> None:
-    """Two units of 20 particles by 8: whoever else is there has turns in between."""
+def test_a_system_wider_than_a_batch_goes_alone_in_pieces() -> None:
+    """Two positions of 20 particles by 8: whoever else is there has turns in between."""
     turns = scheduler(batch_size=8)
     turns.add(*systems(0, 1, 2, width=20, cost=60))
     turns.add(*chain(1, 1, 1000))
     pieces, ends, between = [], [], []
     for _ in range(12):
-        tick = turns.next()
-        assert tick is not None
-        if tick.queue.systems:
-            pieces.append((tick.chains[0].unit, tick.piece, tick.evaluations))
-            ends.append(bool(tick.ends))
+        batch = turns.next()
+        assert batch is not None
+        if batch.lane.systems:
+            pieces.append((batch.chains[0].position, batch.piece, batch.evaluations))
+            ends.append(bool(batch.ends))
         else:
             between.append(len(pieces))
-        turns.retire(tick)
+        turns.retire(batch)
     last = [(1, 8, 8), (1, 8, 8), (1, 4, 4)]
     assert pieces == [(0, 8, 24), (0, 8, 24), (0, 4, 12), *last]
     assert ends == [False] * 5 + [True]
@@ -192,83 +199,83 @@ def test_a_system_wider_than_a_tick_goes_alone_in_pieces() -> None:
 
 
 def test_pieces_are_larger_where_the_network_is_quick() -> None:
-    """The first call takes 4 ms: five of them, or whole units, fit into a burst of 20 ms."""
+    """The first call takes 4 ms: five of them, or whole positions, fit into a burst of 20 ms."""
     turns = scheduler(batch_size=8)
     turns.add(*systems(0, 1, 100, width=70))
     pieces = []
     for _ in range(4):
-        tick = turns.next()
-        assert tick is not None
-        pieces.append(tick.piece)
-        turns.retire(tick, 0.0039 * -(-tick.rows // 8))
+        batch = turns.next()
+        assert batch is not None
+        pieces.append(batch.piece)
+        turns.retire(batch, 0.0039 * -(-batch.rows // 8))
     assert pieces == [8, 40, 22, 40]
-    tick = turns.next()
-    assert tick is not None
-    turns.retire(tick, 1e-4)
-    tick = turns.next()
-    assert tick is not None
-    assert (tick.piece, tick.length, tick.rows) == (None, 88, 70)
+    batch = turns.next()
+    assert batch is not None
+    turns.retire(batch, 1e-4)
+    batch = turns.next()
+    assert batch is not None
+    assert (batch.piece, batch.num_steps, batch.rows) == (None, 88, 70)
 
 
 def test_a_step_begun_in_pieces_ends_in_them_when_memory_changes() -> None:
-    """A wider tick takes all that are left, a narrower one fewer; the shares add up."""
+    """A wider batch takes all that are left, a narrower one fewer; the shares add up."""
     turns = scheduler(batch_size=8)
     turns.add(*systems(0, 1, 2, width=20, cost=50))
     found = []
     for rows in (8, 5, 64, 64):
         turns.throughput[SYSTEMS].batch_size = rows
-        tick = turns.next()
-        assert tick is not None
-        found.append((tick.piece, tick.evaluations))
-        turns.retire(tick)
+        batch = turns.next()
+        assert batch is not None
+        found.append((batch.piece, batch.evaluations))
+        turns.retire(batch)
     assert found == [(8, 20), (5, 12), (7, 18), (None, 20)]
     assert turns.next() is None
 
 
-def test_a_burst_lasts_no_longer_than_a_tick_may() -> None:
+def test_a_burst_lasts_no_longer_than_a_batch_may() -> None:
     """The first tells the pace; those after it go on for about 20 ms."""
     turns = scheduler()
     turns.add(*systems(0, 1, 1000))
     lengths = []
     for _ in range(4):
-        tick = turns.next()
-        assert tick is not None
-        lengths.append(tick.length)
-        turns.retire(tick, 0.0045 * tick.length)
+        batch = turns.next()
+        assert batch is not None
+        lengths.append(batch.num_steps)
+        turns.retire(batch, 0.0045 * batch.num_steps)
     assert lengths == [1, 4, 4, 4]
 
 
-def test_removed_while_its_tick_runs() -> None:
+def test_removed_while_its_batch_runs() -> None:
     turns = scheduler()
     turns.add(*systems(0, 4, 10))
-    tick = turns.next()
-    assert tick is not None
-    assert turns.remove(0) == 4 * 2 * 10 - tick.evaluations
-    turns.retire(tick)
+    batch = turns.next()
+    assert batch is not None
+    assert turns.remove(0) == 4 * 2 * 10 - batch.evaluations
+    turns.retire(batch)
     assert turns.next() is None
 
 
 @settings(max_examples=40)
-@given(works=WORKS, own=WORKS, batch=st.integers(1, 9))
-def test_the_forecast_is_when_a_job_is_done_to_within_everybodys_tick(
-    works: list[tuple[int, int, int, int]], own: list[tuple[int, int, int, int]], batch: int
+@given(works=WORKS, own=WORKS, batch_size=st.integers(1, 9))
+def test_the_forecast_is_when_a_job_is_done_to_within_everybodys_batch(
+    works: list[tuple[int, int, int, int]], own: list[tuple[int, int, int, int]], batch_size: int
 ) -> None:
     """All there from the start: evaluations until the job's last are those of the forecast."""
-    turns = scheduler(batch, slots=10_000)
+    turns = scheduler(batch_size, slots=10_000)
     jobs = [systems(key, *work) for key, work in enumerate([own[0], *works])]
     for work in jobs:
         turns.add(*work)
     loads = [job.shape.load._replace(step=0) for job in jobs]
-    spans = Turns(batch).until_done(loads[0], [(load, 1) for load in loads[1:]])
+    spans = GangPolicy(batch_size).until_done(loads[0], [(load, 1) for load in loads[1:]])
     made, left, most = 0, loads[0].evaluations, Counter[int]()
     while left:
-        tick = turns.next()
-        assert tick is not None
-        ((key, cost),) = tick.shares.items()
-        turns.retire(tick, 1.0 * tick.length)
+        batch = turns.next()
+        assert batch is not None
+        ((key, cost),) = batch.shares.items()
+        turns.retire(batch, 1.0 * batch.num_steps)
         made += cost
         most[key] = max(most[key], cost)
         left -= cost if key == 0 else 0
-    # Who is one tick behind may have his turn first, or not before the job is done.
+    # Who is one batch behind may have his turn first, or not before the job is done.
     slack = sum(most.values()) + most[0] * len(jobs)
-    assert abs(made - sum(span.ticks * span.rows for span in spans)) <= slack
+    assert abs(made - sum(span.batches * span.rows for span in spans)) <= slack

@@ -299,13 +299,13 @@ class Engine:
                 self._metrics.queue_seconds.observe(begun - record.accepted)
         runner = self._models[batch.lane]
         attempt = Attempt(
-            lambda chains, terms: runner.run(chains, terms, batch.num_steps, batch.piece),
+            runner.run,
             live=self._records.__contains__,
             fail=self._end,
             shrink=lambda rows: self._models.shrink(batch.lane, rows),
             at_once=min(batch.rows, runner.batch_size) if batch.lane.systems else None,
         )
-        ran = attempt(batch.chains, batch.terms)
+        ran = attempt(batch)
         self._models.grow(batch.lane, ran, batch.num_steps)
         seconds = runner.fence.seconds(batch.num_steps, time.monotonic() - begun)
         self._scheduler.retire(batch, seconds)

@@ -7,16 +7,15 @@ those of one batch at most are on their way: an answer comes no more than a batc
 import logging
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import final
 
 from service.engine.device.batches import CollectedRows
-from service.engine.device.runner import ChainRunner
-from service.engine.device.smc import SMCRunner
+from service.engine.device.runner import Runner
 from service.engine.faults import fatal, problem_of
 from service.engine.jobs import ActiveJob
 from service.engine.results import Timing
-from service.engine.scheduling.batch import Batch, Entry
+from service.engine.scheduling.batch import Batch
 from service.errors import NumericalFailure, Problem
 from service.metrics import Metrics
 
@@ -40,14 +39,12 @@ class OutputProcessor:
         end: Callable[[int, Timing | Problem], None],
     ) -> None:
         self._records, self._metrics, self._end = records, metrics, end
-        self._due: tuple[ChainRunner | SMCRunner, Batch, CollectedRows] | None = None
+        self._due: tuple[Runner, Batch, CollectedRows] | None = None
 
-    def send(self, runner: ChainRunner | SMCRunner, batch: Batch) -> None:
+    def send(self, runner: Runner, batch: Batch) -> None:
         """A batch is done, or queued: send its results, and hand out those of the one before."""
         try:
-            collected = runner.collect(
-                self._live(batch.chains), self._live(batch.ends), batch.num_steps
-            )
+            collected = runner.collect(batch.only(self._records.__contains__))
         except Exception as error:
             self._fail(batch, error)
             return
@@ -77,7 +74,7 @@ class OutputProcessor:
             if record.rows_left == 0:
                 self._end(key, self._answer(runner, record))
 
-    def _answer(self, runner: ChainRunner | SMCRunner, record: ActiveJob) -> Timing | Problem:
+    def _answer(self, runner: Runner, record: ActiveJob) -> Timing | Problem:
         """The answer of a job whose rows are all done."""
         assert record.started is not None  # its rows were in batches
         queue, compute = record.started - record.accepted, time.monotonic() - record.started
@@ -99,6 +96,3 @@ class OutputProcessor:
         for key in batch.shares:
             if key in self._records:
                 self._end(key, problem_of(error))
-
-    def _live(self, entries: Sequence[Entry]) -> list[Entry]:
-        return [entry for entry in entries if entry.key in self._records]

@@ -11,7 +11,7 @@ from typing import Final, final
 
 from diffusion.model import DiffusionModel
 from service.engine.device.graphs import graph_recorder
-from service.engine.device.runner import ChainRunner
+from service.engine.device.runner import ChainRunner, Runner
 from service.engine.device.smc import SMCRunner
 from service.engine.device.warmup import (
     FIXED,
@@ -90,10 +90,10 @@ class LoadedModels:
         self.refused: dict[str, str] = {}
         self._settings, self._scheduler = settings, scheduler
         self._throughput = throughput
-        self._runners: dict[Lane, ChainRunner | SMCRunner] = {}
+        self._runners: dict[Lane, Runner] = {}
         self._limits: dict[Lane, BatchLimit] = {}
 
-    def __getitem__(self, lane: Lane) -> ChainRunner | SMCRunner:
+    def __getitem__(self, lane: Lane) -> Runner:
         """The runner of a lane whose model is served."""
         return self._runners[lane]
 
@@ -180,7 +180,7 @@ class LoadedModels:
     def _enter(
         self,
         lane: Lane,
-        runner: ChainRunner | SMCRunner,
+        runner: Runner,
         slots: int,
         times: Mapping[int, float],
     ) -> None:
@@ -196,4 +196,4 @@ class LoadedModels:
         """Tell whom it concerns how many rows a batch may have now."""
         rows = self._limits[lane].rows
         self._throughput[lane].batch_size = rows
-        self._runners[lane].allow(rows)
+        self._runners[lane].limit(rows)

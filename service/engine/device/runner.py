@@ -8,11 +8,13 @@ No policy: which rows, in which slots, is the scheduler's choice. Until everythi
 been computed nothing is written back, so one that failed can be tried again, whole or in parts.
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from typing import final
 
 import torch
 from torch import Tensor
+from typing_extensions import override
 
 from diffusion.likelihood import iwae as trajectory
 from diffusion.likelihood.bound import closed_last, combine, prior_part
@@ -36,13 +38,88 @@ from service.engine.device.graphs import ChainGraphs, Record, one_step
 from service.engine.device.network import NetworkCalls, Precision, Rows
 from service.engine.device.transfer import Fence, HostCopies, upload
 from service.engine.jobs import ChainJob, Job, TermJob
-from service.engine.results import ChainResult, Film, Peek, Shot, TermResult
-from service.engine.scheduling.batch import Entry
+from service.engine.results import ChainResult, Film, Peek, Shot, TermResult, Timing
+from service.engine.scheduling.batch import Batch, Entry
+
+
+class Runner(ABC):
+    """The device's side of one lane: it holds the state of rows and advances it batch by batch.
+
+    Args:
+        model: the model, on its device.
+        batch_size: most rows that go through the network at once.
+
+    Attributes:
+        batch_size: as it is now.
+        batch_invariant: whether a job gets the same bits whatever else is in its batches.
+        pad_to: rows that every batch is padded to; 0 for none.
+        fence: between one batch and the next.
+    """
+
+    def __init__(self, model: DiffusionModel, batch_size: int) -> None:
+        self.model, self.batch_size, self.batch_invariant = model, batch_size, False
+        self.fence, self._copies = Fence(model.device), HostCopies(model.device)
+
+    @property
+    def pad_to(self) -> int:
+        """Rows that every batch is padded to."""
+        return 0
+
+    def limit(self, rows: int) -> None:
+        """A batch has at most so many rows, from now on."""
+        # Other rows, other bits: also for jobs that come when it is the old number again.
+        self.batch_size, self.batch_invariant = rows, False
+
+    @abstractmethod
+    def open(self, key: int, job: Job) -> None:
+        """Get ready for entries of this job."""
+
+    @abstractmethod
+    def close(self, key: int) -> None:
+        """Forget the job."""
+
+    @abstractmethod
+    def run(self, batch: Batch) -> None:
+        """Advance the entries; where it raises, nothing has changed and it may be tried again."""
+
+    @abstractmethod
+    def collect(self, batch: Batch) -> CollectedRows:
+        """Send the results of rows that ended to the host, off their slots.
+
+        Args:
+            batch: which has run, without the entries of jobs that have ended meanwhile.
+        """
+
+    @abstractmethod
+    def receive(self, collected: CollectedRows) -> dict[int, str]:
+        """Take the results in, once they are there; it waits for them.
+
+        Returns:
+            Jobs with a row that left the finite numbers, and what happened to it.
+        """
+
+    @abstractmethod
+    def result(self, key: int, queue_seconds: float, compute_seconds: float) -> Timing:
+        """The answer of a job whose rows have all been received."""
+
+    @abstractmethod
+    def peek(
+        self, key: int, rows: int, started: int, slots: Mapping[int, int], done: int
+    ) -> Peek | None:
+        """The first `rows` samples of a job between batches; None where it draws none.
+
+        Args:
+            key: of the job.
+            rows: at most.
+            started: how many of its rows have.
+            slots: by row, of those that have not ended.
+            done: network evaluations the job has had.
+        """
 
 
 @final
-class ChainRunner:
-    """The device's side of one model.
+class ChainRunner(Runner):
+    """Chains and terms of bounds of one model, in the same network calls.
 
     Args:
         model: the model, on its device.
@@ -51,12 +128,9 @@ class ChainRunner:
         compiled: whether the network goes through torch.compile.
 
     Attributes:
-        batch_size: most rows of a batch.
         calls: how the network is called, padded or not.
-        batch_invariant: whether padding was tested to give a row the same bits in any batch.
         chains: their state.
         data: theirs.
-        fence: between one batch and the next.
     """
 
     def __init__(
@@ -67,8 +141,8 @@ class ChainRunner:
         *,
         compiled: bool = False,
     ) -> None:
-        self.model, self.calls = model, NetworkCalls(model, precision, compiled=compiled)
-        self.batch_size, self.batch_invariant = 1, False
+        super().__init__(model, 1)
+        self.calls = NetworkCalls(model, precision, compiled=compiled)
         self.chains = ChainSlots(model, slots)
         self.data = ExampleSlots(model, slots)
         self._chain_jobs: dict[int, ChainJob] = {}
@@ -76,20 +150,21 @@ class ChainRunner:
         self._results: dict[int, Tensor] = {}  # samples, or values of terms, as they come
         self._films: dict[int, Film] = {}  # of the jobs that asked for frames
         self._taken: list[tuple[Shot, Tensor]] = []  # of these, since the last were sent
-        self._fixed: ChainGraphs | None = None
-        self.fence, self._copies = Fence(model.device), HostCopies(model.device)
+        self._graphs: ChainGraphs | None = None
 
     @property
+    @override
     def pad_to(self) -> int:
         """Rows that every batch is padded to; 0 for none."""
         return self.calls.pad_to
 
-    def allow(self, rows: int) -> None:
-        """A batch has at most so many rows, from now on."""
-        # Another number of rows is other bits, also for who comes when it is the old one again.
-        self.batch_size, self.batch_invariant = rows, False
+    @override
+    def limit(self, rows: int) -> None:
+        """A batch has at most so many rows, from now on; padded ones have as many."""
+        super().limit(rows)
         self.calls.pad_to = min(self.calls.pad_to, 1) * rows
 
+    @override
     def open(self, key: int, job: Job) -> None:
         """Get ready for entries of this job, of chains or terms."""
         # The caller gets these tensors, so they must not be inference tensors.
@@ -105,31 +180,23 @@ class ChainRunner:
                 if job.frames is not None:
                     self._films[key] = Film.blank(job.frames, job.rows, self.model.event)
 
+    @override
     def close(self, key: int) -> None:
         """Forget the job."""
         for held in (self._chain_jobs, self._term_jobs, self._results, self._films):
             held.pop(key, None)
 
-    def run(
-        self,
-        chains: Sequence[Entry],
-        terms: Sequence[Entry],
-        num_steps: int = 1,
-        piece: int | None = None,
-    ) -> None:
-        """The batch: one network call, then one update of the chains and one of the terms.
-
-        Args:
-            chains: entries of chains.
-            terms: entries of terms.
-            num_steps: steps of each chain; more than one where there are no terms.
-            piece: none, for a chain is one row.
+    @override
+    def run(self, batch: Batch) -> None:
+        """One network call, then one update of the chains and one of the terms; or, without terms,
+        several steps of the chains.
         """
-        assert piece is None
-        chains, terms = sorted(chains), sorted(terms)  # by job; places in a batch mean nothing
+        num_steps = batch.num_steps
+        # By job; places in a batch mean nothing.
+        chains, terms = sorted(batch.chains), sorted(batch.terms)
         begun = self.fence.begin()
         self._admit(chains, terms)
-        camera = Camera(self._films, chains, num_steps)
+        camera = Camera(self._films, chains, num_steps) if self._films else None
         rows = None
         if chains:
             jobs, share = self._chain_jobs, not self.calls.pad_to
@@ -138,21 +205,22 @@ class ChainRunner:
             self._run_terms(terms, rows, len(chains))
         elif rows is not None:
             self._run_chains(rows, num_steps, camera)
-        if num_steps == 1 and rows is not None and camera.wants(1):
-            camera(1, self.chains.x[rows.slots], self.chains.previous[rows.slots])
-        self._taken += camera.taken
+        if camera is not None:
+            if num_steps == 1 and rows is not None and camera.wants(1):
+                camera(1, self.chains.x[rows.slots], self.chains.previous[rows.slots])
+            self._taken += camera.taken
         self.fence.wait(begun, num_steps)
 
     def record(self, recorder: Record) -> None:
         """Have batches of chains alone recorded, at every size up to `batch_size`."""
-        self._fixed = ChainGraphs(self.calls.sampling, self.chains, self.batch_size, recorder)
+        self._graphs = ChainGraphs(self.calls.sampling, self.chains, self.batch_size, recorder)
 
-    def _run_chains(self, rows: ChainBatch, num_steps: int, camera: Camera) -> None:
+    def _run_chains(self, rows: ChainBatch, num_steps: int, camera: Camera | None) -> None:
         """Chains alone: recorded, where that could be done; of one step nothing is taken yet."""
         model, state = self.calls.sampling, self.chains
-        fixed = self._fixed and self._fixed.find(len(rows.slots), rows.observed)
-        if fixed is not None:
-            fixed.run(rows, camera if num_steps > 1 else None)
+        graph = self._graphs and self._graphs.find(len(rows.slots), rows.observed)
+        if graph is not None:
+            graph.run(rows, camera if num_steps > 1 else None)
         elif num_steps == 1:
             one_step(model, state, rows)
         else:
@@ -188,17 +256,10 @@ class ChainRunner:
             state.advance(rows.slots, x_s, chain.x_0)
         self.data.values[data.slots, data.positions] = values
 
-    def collect(
-        self, chains: Sequence[Entry], ends: Sequence[Entry], num_steps: int = 1
-    ) -> CollectedRows:
-        """Send the results of finished rows, and frames of others, to the host, off their slots.
-
-        Args:
-            chains: entries of chains, to be looked at whether they are finite.
-            ends: entries of finished rows.
-            num_steps: as `run` was given it.
-        """
-        groups = by_job(sorted(ends))
+    @override
+    def collect(self, batch: Batch) -> CollectedRows:
+        """Send the results of rows that ended, and frames of others, to the host."""
+        chains, groups = batch.chains, by_job(sorted(batch.ends))
         leaving = [self.chains.finite[self._slots(chains)]]
         for key, entries in groups:
             slots = self._slots(entries)
@@ -212,9 +273,10 @@ class ChainRunner:
         (finite, *parts), wait = self._copies.send(leaving)
         taken = list(zip(shots, parts[len(groups) :], strict=True))
         return CollectedRows(
-            list(chains), groups, num_steps, finite, parts[: len(groups)], wait, taken
+            chains, groups, batch.num_steps, finite, parts[: len(groups)], wait, taken
         )
 
+    @override
     def receive(self, collected: CollectedRows) -> dict[int, str]:
         """Take the results in, once they are there; it waits for them.
 
@@ -239,6 +301,7 @@ class ChainRunner:
             self._results[key][[entry.row for entry in entries]] = values
         return found
 
+    @override
     def result(
         self, key: int, queue_seconds: float, compute_seconds: float
     ) -> ChainResult | TermResult:
@@ -274,6 +337,7 @@ class ChainRunner:
             batch_invariant=self.batch_invariant,
         )
 
+    @override
     def peek(
         self, key: int, rows: int, started: int, slots: Mapping[int, int], done: int
     ) -> Peek | None:

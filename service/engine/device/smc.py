@@ -10,25 +10,27 @@ Which systems, and how many steps, is the scheduler's choice. Steps wait for the
 covariance has been worked out or particles may have to be resampled.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
 from typing import final
 
 import torch
 from torch import Tensor
+from typing_extensions import override
 
 from diffusion.model import DiffusionModel
 from diffusion.posterior.systems import Cloud, Systems
 from service.engine.device.batches import CollectedRows
-from service.engine.device.transfer import Fence, HostCopies, upload
+from service.engine.device.runner import Runner
+from service.engine.device.transfer import upload
 from service.engine.jobs import Job, SystemJob
 from service.engine.results import Peek, SystemResult
-from service.engine.scheduling.batch import Entry
+from service.engine.scheduling.batch import Batch
 
 
 @final
-class SMCRunner:
-    """The device's side of one model's systems.
+class SMCRunner(Runner):
+    """The particle systems of one model.
 
     Args:
         model: the model, on its device, as it is: weights need every bit.
@@ -36,15 +38,7 @@ class SMCRunner:
         batch_invariant: whether the device gives the same numbers every time.
         compiled: whether the network went through torch.compile, which keeps no graph to go back
             through more than once: then it is called as it was written.
-
-    Attributes:
-        batch_size: most rows that go through the network at once now.
-        batch_invariant: whether a job gets the same bits in any company.
-        pad_to: rows that every batch is padded to: none, for a wave is the same in any company.
-        fence: between one batch and the next.
     """
-
-    pad_to = 0
 
     def __init__(
         self,
@@ -54,53 +48,38 @@ class SMCRunner:
         batch_invariant: bool = False,
         compiled: bool = False,
     ) -> None:
-        self.model, self.batch_size, self.batch_invariant = model, rows, batch_invariant
+        super().__init__(model, rows)
+        self.batch_invariant = batch_invariant
         self._jobs: dict[int, SystemJob] = {}
         self._waves: dict[int, Systems] = {}
         self._found: dict[int, list[Cloud]] = {}
         self._compiled = compiled
-        self.fence, self._copies = Fence(model.device), HostCopies(model.device)
 
+    @override
     def open(self, key: int, job: Job) -> None:
         """Get ready for entries of this job, of systems."""
         assert isinstance(job, SystemJob)  # other kinds have a runner of their own
         self._jobs[key], self._found[key] = job, []
 
+    @override
     def close(self, key: int) -> None:
         """Forget the job."""
         for held in (self._jobs, self._waves, self._found):
             held.pop(key, None)
 
-    def run(
-        self,
-        chains: Sequence[Entry],
-        terms: Sequence[Entry],
-        num_steps: int = 1,
-        piece: int | None = None,
-    ) -> None:
-        """The batch.
-
-        Args:
-            chains: entries of one job's systems, all of a wave, at the same position.
-            terms: none.
-            num_steps: positions.
-            piece: of a single system, how many more particles are looked at; all by default.
-        """
-        assert not terms  # they are another queue's
+    @override
+    def run(self, batch: Batch) -> None:
+        """The next steps of a wave of one job; of a single system perhaps a piece of a step."""
+        chains, piece = batch.chains, batch.piece
         begun = self.fence.begin()
         (key, row, _, position), job = chains[0], self._jobs[chains[0].key]
         # Gradients go through what is made here, which inference tensors do not allow.
         with torch.inference_mode(False), torch.no_grad(), self._as_written():
             systems = self._waves.get(key) or self._begin(job, row, len(chains))
-            for i in range(position, position + num_steps):
+            for i in range(position, position + batch.num_steps):
                 systems = job.course.step(self.model, systems, i, self.batch_size, piece)
         self._waves[key] = systems
-        self.fence.wait(begun, num_steps)
-
-    def allow(self, rows: int) -> None:
-        """At most so many rows go through the network at once, from now on."""
-        # Another number of rows is other bits, also for who comes when it is the old one again.
-        self.batch_size, self.batch_invariant = rows, False
+        self.fence.wait(begun, batch.num_steps)
 
     def _as_written(self) -> AbstractContextManager[object]:
         return torch.compiler.set_stance("force_eager") if self._compiled else nullcontext()
@@ -117,16 +96,10 @@ class SMCRunner:
         systems = job.course.begin(self.model, seen, job.seed, there(number))
         return systems.multiplied([factor.rows(datum).each(there) for factor in job.factors])
 
-    def collect(
-        self, chains: Sequence[Entry], ends: Sequence[Entry], num_steps: int = 1
-    ) -> CollectedRows:
-        """Send what a finished wave found to the host.
-
-        Args:
-            chains: entries of the batch, to be looked at whether they are finite.
-            ends: all of them where the wave is over, or none.
-            num_steps: as `run` was given it.
-        """
+    @override
+    def collect(self, batch: Batch) -> CollectedRows:
+        """Send what a finished wave found to the host."""
+        chains, ends, num_steps = batch.chains, batch.ends, batch.num_steps
         if not chains:  # the job has gone
             return CollectedRows([], [], num_steps, torch.ones(0, dtype=torch.bool), [], None)
         key = chains[0].key
@@ -142,6 +115,7 @@ class SMCRunner:
         ended = [(key, list(ends))] if ends else []
         return CollectedRows(list(chains), ended, num_steps, finite, parts, wait)
 
+    @override
     def receive(self, collected: CollectedRows) -> dict[int, str]:
         """Take a wave's findings in, once they are there; it waits for them.
 
@@ -160,6 +134,7 @@ class SMCRunner:
                 return {entry.key: f"{what} {step}"}
         return {}
 
+    @override
     def result(self, key: int, queue_seconds: float, compute_seconds: float) -> SystemResult:
         """The answer of a job whose systems have all been collected."""
         return SystemResult(
@@ -170,6 +145,7 @@ class SMCRunner:
             batch_invariant=self.batch_invariant,
         )
 
+    @override
     def peek(self, key: int, rows: int, started: int, slots: Mapping[int, int], done: int) -> Peek:
         """The first `rows` samples of a job between batches: the first particles of each system.
 

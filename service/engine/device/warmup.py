@@ -31,7 +31,7 @@ from service.engine.device.runner import ChainRunner
 from service.engine.device.smc import SMCRunner
 from service.engine.faults import out_of_memory
 from service.engine.jobs import ChainJob, SystemJob, TermJob
-from service.engine.scheduling.batch import Entry
+from service.engine.scheduling.batch import Batch, Entry, Lane
 from service.settings import Settings
 
 _SIZES = [2**i for i in range(13)]  # 1 to 4096
@@ -123,6 +123,7 @@ def _slots(model: DiffusionModel, batch_size: int, room: int) -> int:
 
 
 _SHUFFLES = 16
+_LANE = Lane("")  # of warm-up batches; runners do not read it
 _TRIES = 3
 _MULTI_STEP = 0.02  # seconds, as the scheduler's
 # Elements that a CPU's kernels take at once, at most (two registers of AVX-512). Those left over at
@@ -136,7 +137,9 @@ def warm_up(runner: ChainRunner, rows: int) -> None:
     """A batch of `rows` rows, with chains and a term in it."""
     jobs = _WarmUpJobs(runner, rows)
     jobs.run(max(1, rows - 1), 0, own_chain=False, own_term=rows > 1)
-    runner.receive(runner.collect([], [Entry(_OTHERS, 0, 0, 0)]))  # waits for the device
+    runner.receive(
+        runner.collect(Batch(_LANE, [], ends=[Entry(_OTHERS, 0, 0, 0)]))
+    )  # waits for the device
     jobs.clear()
 
 
@@ -149,11 +152,11 @@ def time_steps(runner: ChainRunner) -> tuple[dict[int, float], dict[int, float]]
         def chains(num_steps: int, jobs: "_WarmUpJobs" = jobs, rows: int = rows) -> None:
             jobs.run(rows, 0, own_chain=False, own_term=False, num_steps=num_steps)
             entries = [Entry(_OTHERS, row, row, 0) for row in range(rows)]
-            runner.receive(runner.collect(entries, [], num_steps))
+            runner.receive(runner.collect(Batch(_LANE, entries, num_steps=num_steps)))
 
         def terms(jobs: "_WarmUpJobs" = jobs, rows: int = rows) -> None:
             jobs.run(0, rows, own_chain=False, own_term=False)
-            runner.receive(runner.collect([], [Entry(_OTHER_TERMS, 0, 1, 0)]))
+            runner.receive(runner.collect(Batch(_LANE, [], ends=[Entry(_OTHER_TERMS, 0, 1, 0)])))
 
         once = _shortest(partial(chains, 1))
         num_steps = max(1, min(jobs.steps, int(_MULTI_STEP / once)))
@@ -204,8 +207,8 @@ def warm_up_systems(runner: SMCRunner, rows: int) -> tuple[int, int]:
     runner.open(_OTHERS, job)
     for position in range(job.positions):
         entries = [Entry(_OTHERS, row, 0, position) for row in range(job.rows)]
-        runner.run(entries, [])
-    runner.receive(runner.collect(entries, entries))  # waits for the device
+        runner.run(Batch(_LANE, entries))
+    runner.receive(runner.collect(Batch(_LANE, entries, ends=entries)))  # waits for the device
     runner.close(_OTHERS)
     return job.cost, job.positions
 
@@ -323,7 +326,7 @@ class _WarmUpJobs:
             chains.append(Entry(_CHAIN, 0, 0, position))
         if own_term:
             terms.append(Entry(_TERM, 0, 0, at))
-        self._runner.run(chains, terms, num_steps)
+        self._runner.run(Batch(_LANE, chains, terms, num_steps=num_steps))
 
     def clear(self) -> None:
         """Close the jobs."""

@@ -1,7 +1,7 @@
 """What the scheduler knows of jobs, and the batches it makes of them: numbers, no tensors."""
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
 
@@ -111,15 +111,23 @@ class Batch:
 
     lane: Lane
     chains: list[Entry]
-    terms: list[Entry]
-    ends: list[Entry]
-    shares: Mapping[int, int]
+    terms: list[Entry] = field(default_factory=list)
+    ends: list[Entry] = field(default_factory=list)
+    shares: Mapping[int, int] = field(default_factory=dict)
     num_steps: int = 1
     width: int = 1
     piece: int | None = None
 
     def __len__(self) -> int:
         return len(self.chains) + len(self.terms)
+
+    def only(self, wanted: Callable[[int], bool]) -> "Batch":
+        """The same without the entries of jobs that are not wanted."""
+        chains, terms, ends = (
+            [entry for entry in entries if wanted(entry.key)]
+            for entries in (self.chains, self.terms, self.ends)
+        )
+        return replace(self, chains=chains, terms=terms, ends=ends)
 
     @property
     def rows(self) -> int:

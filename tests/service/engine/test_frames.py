@@ -19,7 +19,7 @@ from diffusion.sampling import begin, step
 from service.engine import ChainJob, Engine, TermJob
 from service.engine.device.runner import ChainRunner
 from service.engine.results import ChainResult, Film, Frames
-from service.engine.scheduling.batch import Entry
+from service.engine.scheduling.batch import Batch, Entry, Lane
 from tests.diffusion.models import gaussian as gaussian_model
 from tests.service.engine.test_exact import elementwise, flags, vectors
 
@@ -93,7 +93,7 @@ def test_a_recorded_batch_is_taken_between_its_steps(
 ) -> None:
     """Chains that are not in step, by batches of a fixed size."""
     runner = ChainRunner(gaussian, slots=32)
-    runner.allow(16)
+    runner.limit(16)
     runner.record(lambda play: play)
     plan = Ancestral().plan(gaussian)
     job = ChainJob("g", ROWS, SEED, plan, frames=Frames.spread(5, len(plan)))
@@ -105,10 +105,12 @@ def test_a_recorded_batch_is_taken_between_its_steps(
             for length in lengths:
                 chains = [Entry(0, row, 20 - row, position) for row in rows]
                 others = [Entry(1, row, row, position) for row in range(2)]
-                runner.run(chains + others, [], length)
+                runner.run(Batch(Lane("m"), chains + others, num_steps=length))
                 position += length
                 ends = chains if position == len(plan) else []
-                assert not runner.receive(runner.collect(chains + others, ends, length))
+                assert not runner.receive(
+                    runner.collect(Batch(Lane("m"), chains + others, [], ends, num_steps=length))
+                )
     result = runner.result(0, 0.0, 0.0)
     assert isinstance(result, ChainResult)
     assert result.film is not None

@@ -18,7 +18,7 @@ from diffusion.space import DataSpace
 from service.engine import ChainJob, Engine
 from service.engine.device.graphs import ChainGraphs, Play, graph_recorder
 from service.engine.device.runner import ChainRunner
-from service.engine.scheduling.batch import Entry
+from service.engine.scheduling.batch import Batch, Entry, Lane
 
 T, SLOTS, BATCH = 9, 24, 8
 
@@ -111,7 +111,7 @@ def test_the_same_bits_as_the_ordinary_batch(make: Callable[[], DiffusionModel])
         length = dice.randint(1, min(3, left))
         entries = [Entry(key, row, *begun[key, row]) for key, row in chosen]
         for runner in runners:
-            runner.run(entries, [], length)
+            runner.run(Batch(Lane("m"), entries, num_steps=length))
         ordinary, fixed = (runner.chains for runner in runners)
         for name in ("x", "previous", "finite"):
             one, other = getattr(ordinary, name)[:SLOTS], getattr(fixed, name)[:SLOTS]
@@ -131,7 +131,7 @@ def test_padding_leaves_everybody_else_alone() -> None:
     runner.chains.x[5:SLOTS] = torch.nan
     runner.chains.previous[5:SLOTS] = 7.0
     runner.chains.finite[5:SLOTS] = False
-    runner.run([Entry(0, row, row, 0) for row in range(5)], [])
+    runner.run(Batch(Lane("m"), [Entry(0, row, row, 0) for row in range(5)]))
     assert bool(runner.chains.x[:5].isfinite().all())
     assert bool(runner.chains.finite[:5].all())
     assert bool(runner.chains.x[5:SLOTS].isnan().all())
@@ -158,7 +158,7 @@ def test_what_is_played_is_what_was_recorded() -> None:
     runner.record(record)
     runner.open(0, ChainJob("m", 3, 1, Ancestral().plan(model)))
     before = played
-    runner.run([Entry(0, row, row, 0) for row in range(3)], [], num_steps=4)
+    runner.run(Batch(Lane("m"), [Entry(0, row, row, 0) for row in range(3)], num_steps=4))
     assert played == before + 4
 
 

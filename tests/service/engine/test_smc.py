@@ -26,7 +26,7 @@ from diffusion.sampling import sample
 from diffusion.space import DataSpace
 from service.engine import Engine, SystemJob, SystemResult, Ticket
 from service.engine.device.smc import SMCRunner
-from service.engine.scheduling.batch import Entry
+from service.engine.scheduling.batch import Batch, Entry
 from service.errors import InternalError, NumericalFailure, OutOfMemory
 from service.metrics import Metrics
 from tests.service.engine.jobs import chains, terms
@@ -283,8 +283,9 @@ def test_a_compiled_network_is_called_as_it_was_written() -> None:
     network.compile(backend="aot_eager", dynamic=True)
     runner.open(0, asked)
     entries = [Entry(0, row, 0, 0) for row in range(asked.rows)]
-    runner.run(entries, [], asked.positions)
-    runner.receive(runner.collect(entries, entries, asked.positions))
+    batch = Batch(asked.lane, entries, ends=entries, num_steps=asked.positions)
+    runner.run(batch)
+    runner.receive(runner.collect(batch))
     assert_close(runner.result(0, 0.0, 0.0).cloud.samples, expected.samples, rtol=1e-4, atol=1e-4)
 
 

@@ -2,7 +2,7 @@
 
 fill of a batch = its rows / batch_size;    a request's life = queue_seconds + compute_seconds
 
-One `Metrics` per app, passed to whoever measures. Nothing is registered globally, so two apps in
+One `Metrics` per app, passed to what measures. Nothing is registered globally, so two apps in
 one process (tests) do not meet.
 """
 
@@ -122,7 +122,7 @@ class Metrics:
         self.batch_fill.observe(fill)
 
     def pad(self, model: str, rows: int) -> None:
-        """Count rows that were added to a batch and asked for by nobody."""
+        """Count rows that were added to a batch as padding."""
         self.padding_rows.labels(model).inc(rows)
 
     def serve(self, model: str) -> None:

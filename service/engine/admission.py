@@ -172,7 +172,7 @@ class Admission:
         pending = self.backlog.pending
         if pending < self._limit:
             return
-        # Whoever comes back then finds room for one like those that wait.
+        # By then there is room for a job like those that wait.
         usual = -(-pending // max(1, len(self.backlog)))
         raise QueueFull(
             f"{pending} network evaluations wait.",

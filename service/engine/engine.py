@@ -230,9 +230,9 @@ class Engine:
                     batch = self._scheduler.next()
                     if batch is not None:
                         self._perform(batch)
-                    if not len(self._scheduler):  # nothing that results could travel beside
+                    if not len(self._scheduler):  # no batch runs while results travel
                         self._output.flush()
-        except BaseException as caught:  # whatever it is, those who wait must be told
+        except BaseException as caught:  # whatever it is, callers must not wait for ever
             _log.critical("the engine's thread has ended", exc_info=caught)
             error = caught
         self._queue.close(error)
@@ -285,7 +285,7 @@ class Engine:
             started, slots = self._scheduler.held(peek.key)
             runner = self._models[record.job.lane]
             return runner.peek(peek.key, peek.rows, started, slots, record.ticket.done)
-        except Exception as error:  # a look must not harm what it looks at, nor who looks
+        except Exception as error:  # a preview must not fail its job
             _log.warning("a preview failed: %s", describe(error))
             return None
 
@@ -322,7 +322,7 @@ class Engine:
         self._throughput[batch.lane].measure(batch, max(seconds, time.monotonic() - begun))
 
     def _end(self, key: int, outcome: Timing | Problem | None) -> None:
-        """The job is over (None: cancelled): free what it holds, then tell whoever waits."""
+        """The job is over (None: cancelled): free what it holds, then resolve its future."""
         record = self._records.pop(key, None)
         if record is None:
             return

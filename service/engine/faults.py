@@ -38,7 +38,7 @@ def describe(error: BaseException) -> str:
 
 
 def problem_of(error: Exception) -> Problem:
-    """The problem that a caller is told of."""
+    """The problem that the caller gets."""
     if isinstance(error, Problem):
         return error
     if out_of_memory(error):

@@ -62,7 +62,7 @@ class Job(ABC):
 
     @property
     def lane(self) -> Lane:
-        """Whom it may share a batch with."""
+        """Which jobs it may share a batch with."""
         return self.shape.lane
 
 
@@ -180,12 +180,12 @@ class TermJob(Job):
             raise ValueError(f"`steps.t` has shape {wanted}, came {list(self.steps.t.shape)}")
         if self.rows < 1 or self.positions < 1:
             raise ValueError(
-                f"at least one datum with one term, came {self.rows} by {self.positions}"
+                f"at least one example with one term, came {self.rows} by {self.positions}"
             )
 
     @property
     def each(self) -> int:
-        """Rows a datum: row i is of datum i // each."""
+        """Rows an example: row i is of example i // each."""
         return self.steps.each if isinstance(self.steps, Trajectories) else 1
 
     @property
@@ -219,7 +219,7 @@ class TermJob(Job):
 @final
 @dataclass(frozen=True)
 class SystemJob(Job):
-    """Draw from p(x_0) r(x_0) by systems of particles, `each` for every datum.
+    """Draw from p(x_0) r(x_0) by systems of particles, `each` for every example.
 
     System i of the answer is what `systems.walk` makes of it with the same seed, course,
     observation and factors, whatever else the engine does.
@@ -229,7 +229,7 @@ class SystemJob(Job):
         seed: of the noise, 0..2^63 - 1.
         course: what the systems do.
         observation: what was seen, [N, *seen].
-        each: systems of a datum.
+        each: systems of an example.
         costs: network evaluations of each system by every position but its last; see `of`.
         factors: what else p(x_0) is multiplied by, each of N data; their networks on the model's
             device, and such as `diffusion.posterior.settle` lets pass.
@@ -266,7 +266,7 @@ class SystemJob(Job):
         wanted = self.observation.operator.seen(model.event)
         if tuple(self.observation.known.shape[1:]) != wanted:
             seen = list(self.observation.known.shape[1:])
-            raise ValueError(f"`observation` is of shape {list(wanted)} a datum, came {seen}")
+            raise ValueError(f"`observation` is of shape {list(wanted)} an example, came {seen}")
         if self.rows < 1 or self.positions < 1:
             raise ValueError(
                 f"at least one system of one position, came {self.rows} of {self.positions}"
@@ -342,7 +342,7 @@ class ActiveJob:
 
     @property
     def left(self) -> Load:
-        """What is left of it. Read beside the engine's thread, so a batch late at worst."""
+        """What is left of it. Read from other threads, so a batch late at worst."""
         whole, ticket = self.job.shape.load, self.ticket
         rows = max(1, self.rows_left * self.job.shape.width)
         return whole._replace(rows=rows, evaluations=max(1, ticket.cost - ticket.done))

@@ -151,7 +151,7 @@ class RequestQueue:
             return new, cancelled
 
     def overdue(self) -> dict[int, DeadlineExceeded]:
-        """The jobs whose deadline has passed, and what their callers are told."""
+        """The jobs whose deadline has passed, and the problems of their callers."""
         now, records = time.monotonic(), []
         with self._wake:
             # Those that the engine has not taken yet are its own business at the next batch.
@@ -176,7 +176,7 @@ class RequestQueue:
         }
 
     def poll_peeks(self) -> list[PeekRequest]:
-        """Who wants to look at a job; whoever is here must be answered."""
+        """The previews that were asked for; each must be answered."""
         if not self._peeks:  # without the lock: what comes now is seen before the next batch
             return []
         with self._wake:
@@ -219,7 +219,7 @@ class RequestQueue:
             self._wake.notify_all()
 
     def close(self, error: BaseException | None) -> None:
-        """The engine's thread is over: nobody is let in, and whoever is left is told."""
+        """The engine's thread is over: accept nothing more, and fail what is left."""
         with self._wake:
             self._closed, self._error = True, error
             left = list(self._records.values())

@@ -35,7 +35,7 @@ class Frames:
         return cls(tuple(i * steps // k for i in range(k + 1)))
 
 
-class Shot(NamedTuple):
+class FrameRows(NamedTuple):
     """Rows of a job at one of its frames: x_t or x_0hat from it; and their places in a batch."""
 
     key: int
@@ -66,7 +66,7 @@ class Film:
         x = torch.zeros(len(frames.positions), rows, *event)
         return cls(frames, x, torch.zeros_like(x))
 
-    def keep(self, shot: Shot, states: Tensor) -> None:
+    def keep(self, shot: FrameRows, states: Tensor) -> None:
         """Take a shot in: states [len(rows), *event]."""
         whole = self.x if shot.of == "x" else self.x_0
         whole[shot.frame, shot.rows] = states.to(whole.dtype)
@@ -97,7 +97,7 @@ class Peek:
 
     @classmethod
     def of(cls, done: int, finished: list[bool], samples: Tensor, estimates: Tensor) -> "Peek":
-        """A look at tensors that nobody else holds."""
+        """A preview of tensors that nothing else writes to."""
         taken = None
         if estimates.is_cuda:
             taken = torch.cuda.Event()
@@ -133,7 +133,7 @@ class Timing:
         queue_seconds: from acceptance to the first network call with a row of it.
         compute_seconds: from there to the result.
         network_evaluations: rows put through the network for it.
-        batch_invariant: whether the same job gives the same bits alone and in any company.
+        batch_invariant: whether the same job gives the same bits whatever else is computed with it.
     """
 
     queue_seconds: float
@@ -159,7 +159,7 @@ class ChainResult(Timing):
 @final
 @dataclass(frozen=True, kw_only=True)
 class TermResult(Timing):
-    """The bound of each datum, and the terms it was put together from.
+    """The bound of each example, and the terms that it is the sum of.
 
     Attributes:
         bound: float64 [N] each, on the CPU.

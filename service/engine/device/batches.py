@@ -25,7 +25,7 @@ from diffusion.prediction import Prediction
 from diffusion.space import Convention
 from service.engine.device.transfer import upload
 from service.engine.jobs import ChainJob, TermJob
-from service.engine.results import Shot
+from service.engine.results import FrameRows
 from service.engine.scheduling.batch import Entry
 
 
@@ -152,9 +152,9 @@ def gather_terms(
     for key, group in by_job(entries):
         job = jobs[key]
         row, slot, position = torch.tensor([entry[1:] for entry in group]).unbind(1)
-        datum, seed = row // job.each, torch.full_like(row, job.seed)
+        example, seed = row // job.each, torch.full_like(row, job.seed)
         t, s, draw = job.steps.at(row, position)
-        rows.append(torch.stack((slot, position, seed, datum, t, s, draw), 1))
+        rows.append(torch.stack((slot, position, seed, example, t, s, draw), 1))
         stream = Stream.TRAJECTORY if isinstance(job.steps, Trajectories) else Stream.TERM
         kinds += [(job.convention, stream, pad_to > 0 and end == 0) for end in s.tolist()]
     slots, positions, *columns = upload(torch.cat(rows), device).unbind(1)
@@ -165,8 +165,8 @@ def gather_terms(
         alone = len(these) == len(kinds)
         these += these[-1:] * (pad_to - len(these))
         i = slice(None) if alone else upload(torch.tensor(these), device)
-        seed, datum, t, s, draw = (column[i] for column in columns)
-        groups.append(TermGroup(i, t, s, CounterNoise(seed, datum, draw, stream), convention))
+        seed, example, t, s, draw = (column[i] for column in columns)
+        groups.append(TermGroup(i, t, s, CounterNoise(seed, example, draw, stream), convention))
     return TermBatch(slots, positions, columns[2], groups)
 
 
@@ -175,7 +175,7 @@ class ChainSlots:
     """State of `count` chains, and of one slot more that no chain gets.
 
     Attributes:
-        spare: that slot; whatever is written to it harms nobody.
+        spare: that slot; whatever is written to it is never read.
         x: x_t, [count + 1, *event].
         previous: x_0hat of the step before, [count + 1, *event].
         finite: whether all of the chain so far was finite, [count + 1].
@@ -240,7 +240,7 @@ class ExampleSlots:
         self.values = torch.zeros(0, model.T, device=model.device)
 
     def reserve(self, positions: int = 0, slots: int = 0) -> None:
-        """Make room for `positions` terms a datum, in so many slots from the first."""
+        """Make room for `positions` terms an example, in so many slots from the first."""
         rows, columns = self.values.shape
         wide, long = max(0, positions - columns), max(0, slots - rows)
         if wide or long:
@@ -293,7 +293,7 @@ class CollectedRows:
         finite: whether each of the chains was finite, bool [len(chains)].
         parts: the results of `ends`, in their order; of systems, what their wave found.
         arrived: waits until everything is there; None where it is.
-        shots: frames of its chains, with their states.
+        frame_rows: frames of its chains, with their states.
     """
 
     chains: list[Entry]
@@ -302,7 +302,7 @@ class CollectedRows:
     finite: Tensor
     parts: list[Tensor]
     arrived: Callable[[], None] | None
-    shots: list[tuple[Shot, Tensor]] = field(default_factory=list)
+    frame_rows: list[tuple[FrameRows, Tensor]] = field(default_factory=list)
 
     def wait(self) -> None:
         """Until all of it is on the host."""

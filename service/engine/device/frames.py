@@ -13,12 +13,12 @@ import torch
 from torch import Tensor
 
 from service.engine.device.transfer import upload
-from service.engine.results import Film, Shot
+from service.engine.results import Film, FrameRows
 from service.engine.scheduling.batch import Entry
 
 
 @final
-class Camera:
+class FrameRecorder:
     """Takes what is to be kept of a batch, step by step.
 
     The first states of chains and their last are not among it: `Film.end` has these.
@@ -33,8 +33,8 @@ class Camera:
     """
 
     def __init__(self, films: Mapping[int, Film], chains: Sequence[Entry], num_steps: int) -> None:
-        self.taken: list[tuple[Shot, Tensor]] = []
-        self._wanted: dict[int, list[Shot]] = {}
+        self.taken: list[tuple[FrameRows, Tensor]] = []
+        self._wanted: dict[int, list[FrameRows]] = {}
         alike: dict[tuple[int, int], list[int]] = {}  # places of rows at the same step of a job
         for place, entry in enumerate(chains if films else ()):
             if entry.key in films:
@@ -44,9 +44,11 @@ class Camera:
             for frame, its_position in enumerate(films[key].frames.positions[:-1]):
                 made = its_position - position  # steps of this batch, when the row is there
                 if frame and 1 <= made <= num_steps:
-                    self._wanted.setdefault(made, []).append(Shot(key, frame, "x", rows, places))
+                    self._wanted.setdefault(made, []).append(
+                        FrameRows(key, frame, "x", rows, places)
+                    )
                 if 0 <= made < num_steps:
-                    shot = Shot(key, frame, "x_0", rows, places)
+                    shot = FrameRows(key, frame, "x_0", rows, places)
                     self._wanted.setdefault(made + 1, []).append(shot)
 
     def wants(self, made: int) -> bool:

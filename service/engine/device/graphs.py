@@ -20,7 +20,7 @@ from diffusion.noise import counter_noise
 from diffusion.plan import Ancestral, Update
 from diffusion.sampling import advance, begin
 from service.engine.device.batches import ChainBatch, ChainSlots
-from service.engine.device.frames import Camera
+from service.engine.device.frames import FrameRecorder
 from service.engine.faults import describe
 
 _log = logging.getLogger(__name__)
@@ -74,8 +74,8 @@ class ChainGraph:
         """From now on `run` plays what `record` made of `play`."""
         self._play = record(self.play)
 
-    def run(self, rows: ChainBatch, camera: Camera | None = None) -> None:
-        """The batch's steps in turn; the camera takes what it wants between them."""
+    def run(self, rows: ChainBatch, recorder: FrameRecorder | None = None) -> None:
+        """The batch's steps in turn; the recorder takes what it wants between them."""
         n, update, own, steps = len(rows.slots), self._rows.update, self._own, rows.update
         self._slots[:n], self._seed[:n], self._row[:n] = rows.slots, rows.seed, rows.row
         self._slots[n:] = self._state.spare  # its step is the one that was there before
@@ -87,8 +87,8 @@ class ChainGraph:
         for made, (t, s, table) in enumerate(zip(*columns, strict=True), 1):
             update.t[:n], update.s[:n], update.table[:n] = t, s, table
             self._play()
-            if camera is not None and camera.wants(made):
-                camera(made, self._state.x[rows.slots], self._state.previous[rows.slots])
+            if recorder is not None and recorder.wants(made):
+                recorder(made, self._state.x[rows.slots], self._state.previous[rows.slots])
 
 
 @final

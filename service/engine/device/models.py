@@ -71,7 +71,7 @@ class LoadedModels:
     Args:
         models: by name, each in eval mode on its device.
         settings: batch size, slots, precision.
-        scheduler: told of each model's room.
+        scheduler: gets the lanes of each model.
         throughput: of each lane; gets its batch size, and how long a batch takes.
 
     Attributes:
@@ -193,7 +193,7 @@ class LoadedModels:
         self._scheduler.serve(lane, throughput, slots)
 
     def _allow(self, lane: Lane) -> None:
-        """Tell whom it concerns how many rows a batch may have now."""
+        """Apply how many rows a batch may have now."""
         rows = self._limits[lane].rows
         self._throughput[lane].batch_size = rows
         self._runners[lane].limit(rows)

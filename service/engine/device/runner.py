@@ -33,12 +33,12 @@ from service.engine.device.batches import (
     gather_chains,
     gather_terms,
 )
-from service.engine.device.frames import Camera
+from service.engine.device.frames import FrameRecorder
 from service.engine.device.graphs import ChainGraphs, Record, one_step
 from service.engine.device.network import NetworkCalls, Precision, Rows
 from service.engine.device.transfer import Fence, HostCopies, upload
 from service.engine.jobs import ChainJob, Job, TermJob
-from service.engine.results import ChainResult, Film, Peek, Shot, TermResult, Timing
+from service.engine.results import ChainResult, Film, FrameRows, Peek, TermResult, Timing
 from service.engine.scheduling.batch import Batch, Entry
 
 
@@ -149,7 +149,7 @@ class ChainRunner(Runner):
         self._term_jobs: dict[int, TermJob] = {}
         self._results: dict[int, Tensor] = {}  # samples, or values of terms, as they come
         self._films: dict[int, Film] = {}  # of the jobs that asked for frames
-        self._taken: list[tuple[Shot, Tensor]] = []  # of these, since the last were sent
+        self._taken: list[tuple[FrameRows, Tensor]] = []  # of these, since the last were sent
         self._graphs: ChainGraphs | None = None
 
     @property
@@ -196,7 +196,7 @@ class ChainRunner(Runner):
         chains, terms = sorted(batch.chains), sorted(batch.terms)
         begun = self.fence.begin()
         self._admit(chains, terms)
-        camera = Camera(self._films, chains, num_steps) if self._films else None
+        recorder = FrameRecorder(self._films, chains, num_steps) if self._films else None
         rows = None
         if chains:
             jobs, share = self._chain_jobs, not self.calls.pad_to
@@ -204,33 +204,33 @@ class ChainRunner(Runner):
         if terms:
             self._run_terms(terms, rows, len(chains))
         elif rows is not None:
-            self._run_chains(rows, num_steps, camera)
-        if camera is not None:
-            if num_steps == 1 and rows is not None and camera.wants(1):
-                camera(1, self.chains.x[rows.slots], self.chains.previous[rows.slots])
-            self._taken += camera.taken
+            self._run_chains(rows, num_steps, recorder)
+        if recorder is not None:
+            if num_steps == 1 and rows is not None and recorder.wants(1):
+                recorder(1, self.chains.x[rows.slots], self.chains.previous[rows.slots])
+            self._taken += recorder.taken
         self.fence.wait(begun, num_steps)
 
     def record(self, recorder: Record) -> None:
         """Have batches of chains alone recorded, at every size up to `batch_size`."""
         self._graphs = ChainGraphs(self.calls.sampling, self.chains, self.batch_size, recorder)
 
-    def _run_chains(self, rows: ChainBatch, num_steps: int, camera: Camera | None) -> None:
+    def _run_chains(self, rows: ChainBatch, num_steps: int, recorder: FrameRecorder | None) -> None:
         """Chains alone: recorded, where that could be done; of one step nothing is taken yet."""
         model, state = self.calls.sampling, self.chains
         graph = self._graphs and self._graphs.find(len(rows.slots), rows.observed)
         if graph is not None:
-            graph.run(rows, camera if num_steps > 1 else None)
+            graph.run(rows, recorder if num_steps > 1 else None)
         elif num_steps == 1:
             one_step(model, state, rows)
         else:
             x_t, previous = state.x[rows.slots], state.previous[rows.slots]
             seen = state.observation(rows.slots) if rows.observed else None
-            found = burst(model, x_t, previous, rows.update, rows.seed, rows.row, seen, camera)
+            found = burst(model, x_t, previous, rows.update, rows.seed, rows.row, seen, recorder)
             state.advance(rows.slots, *found)
 
     def _run_terms(self, terms: list[Entry], rows: ChainBatch | None, n: int) -> None:
-        """Terms, and with them one step of chains, n of them beside what fills up."""
+        """Terms, and with them one step of chains, n of them without padding."""
         state, m = self.chains, len(terms)
         of_chains: Rows | None = None
         if rows is not None:
@@ -267,11 +267,11 @@ class ChainRunner(Runner):
                 leaving.append(self.chains.x[slots])
             else:
                 leaving.append(self.data.values[slots, : self._term_jobs[key].positions])
-        shots = [shot for shot, _ in self._taken]
+        frame_rows = [shot for shot, _ in self._taken]
         leaving += [states for _, states in self._taken]
         self._taken = []
         (finite, *parts), wait = self._copies.send(leaving)
-        taken = list(zip(shots, parts[len(groups) :], strict=True))
+        taken = list(zip(frame_rows, parts[len(groups) :], strict=True))
         return CollectedRows(
             chains, groups, batch.num_steps, finite, parts[: len(groups)], wait, taken
         )
@@ -284,7 +284,7 @@ class ChainRunner(Runner):
             Jobs with a row that left the finite numbers, and what happened to it.
         """
         collected.wait()
-        for shot, states in collected.shots:
+        for shot, states in collected.frame_rows:
             if shot.key in self._films:  # not given up meanwhile
                 self._films[shot.key].keep(shot, states)
         found: dict[int, str] = {}

@@ -87,14 +87,14 @@ class SMCRunner(Runner):
     def _begin(self, job: SystemJob, first: int, count: int) -> Systems:
         """So many systems of a job at x_T."""
         device, number = self.model.device, torch.arange(first, first + count)
-        datum = number // job.each
+        example = number // job.each
 
         def there(part: Tensor) -> Tensor:
             return upload(part, device)
 
-        seen = job.observation.rows(datum).each(there)
+        seen = job.observation.rows(example).each(there)
         systems = job.course.begin(self.model, seen, job.seed, there(number))
-        return systems.multiplied([factor.rows(datum).each(there) for factor in job.factors])
+        return systems.multiplied([factor.rows(example).each(there) for factor in job.factors])
 
     @override
     def collect(self, batch: Batch) -> CollectedRows:
@@ -130,7 +130,7 @@ class SMCRunner(Runner):
             job = self._jobs.get(entry.key)
             if not good and job is not None:
                 step = f"step {entry.position + collected.num_steps} of {job.positions}"
-                what = f"the particles of datum {entry.row // job.each} became NaN or infinite by"
+                what = f"the particles of example {entry.row // job.each} became NaN or infinite by"
                 return {entry.key: f"{what} {step}"}
         return {}
 

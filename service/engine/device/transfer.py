@@ -34,7 +34,7 @@ class HostCopies:
         """The same on the host, and how to wait until they are there; None where they are.
 
         Args:
-            tensors: which nobody writes to from here on.
+            tensors: which nothing writes to from here on.
         """
         stream = self._stream
         if stream is None:

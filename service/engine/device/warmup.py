@@ -35,7 +35,7 @@ from service.engine.scheduling.batch import Batch, Entry, Lane
 from service.settings import Settings
 
 _SIZES = [2**i for i in range(13)]  # 1 to 4096
-_LONGEST = 0.25  # seconds of a batch: whoever comes waits for it
+_LONGEST = 0.25  # seconds of a batch: a new job waits for it
 _LOSS = 8  # a call's fixed time is at most such a part of what its rows take
 _TRIES, _ALONE = 3, 10  # of each size, and of one row
 FIXED = 32  # of the deterministic mode, where another size would be other bits
@@ -73,7 +73,7 @@ def survey(model: DiffusionModel, rows: int, settings: Settings) -> Capacity:
 
 @torch.inference_mode()
 def _best_batch(model: DiffusionModel) -> int:
-    """The fewest rows beside which a network call's fixed time is small.
+    """The fewest rows next to which a network call's fixed time is small.
 
     A call of k rows takes about a + b k. 1 / b is the best rate of all sizes, a + b the time of one
     row, and the first power of two with b k >= 8 a is taken: both are measured far from that size,

@@ -42,7 +42,7 @@ class JobShape:
     """A job in numbers: all that admission, the forecast and the scheduler know of it.
 
     Args:
-        lane: whom it may share a batch with.
+        lane: which jobs it may share a batch with.
         rows: how many chains, examples, or particle systems.
         positions: of each row: steps of a chain or a system, terms of an example.
         parallel: whether a row's positions are independent (an example's terms) or in sequence.
@@ -105,7 +105,7 @@ class Batch:
         shares: network evaluations of each job.
         num_steps: positions that each entry advances; more than one only without terms.
         width: rows of the network that each entry is.
-        piece: of a single system, how many more of its particles are looked at in this batch; the
+        piece: of a single system, how many more of its particles this batch advances; the
             position is over with the last of them. None where every position is made whole.
     """
 

@@ -33,7 +33,7 @@ class _Gang:
     key: int
     work: JobShape
     had: int  # evaluations, and what it joined at
-    left: int  # evaluations not handed out
+    left: int  # evaluations not scheduled
     first: int = 0
     wave: int = 0
     position: int = 0
@@ -84,7 +84,7 @@ class GangScheduler:
         self._jobs[key] = _Gang(key, work, self._now, work.cost)
 
     def remove(self, key: int) -> int:
-        """Drop a job; the evaluations that were not handed out."""
+        """Drop a job; the evaluations that were not scheduled."""
         return self._jobs.pop(key).left
 
     def held(self, key: int) -> tuple[int, dict[int, int]]:

@@ -56,7 +56,7 @@ class Progress:
 
     @property
     def remaining(self) -> int:
-        """Units that have not been handed out."""
+        """Positions that have not been scheduled."""
         rows = self.work.rows - self.waiting
         return rows * self.work.positions + sum(
             self.work.positions - row.position for row in self.running
@@ -109,7 +109,7 @@ class Rotation:
                 return running[-1]
         elif job.taken < len(running):
             return running[job.taken]
-        # A first row may have any slot; further rows leave a quarter of them to those who come.
+        # A first row may have any slot; further rows leave a quarter of them to new jobs.
         if job.waiting == work.rows or len(self.free) <= (self.kept if running else 0):
             return None
         row = Row(job.waiting, self.free.pop())
@@ -171,7 +171,7 @@ class RowScheduler:
         self._rotation(work).jobs.append(job)
 
     def remove(self, key: int) -> int:
-        """Drop a job and free its slots; the evaluations that were not handed out."""
+        """Drop a job and free its slots; the evaluations that were not scheduled."""
         job = self._jobs.pop(key)
         self._rotation(job.work).drop(job)
         return job.remaining
@@ -199,7 +199,7 @@ class RowScheduler:
 
     def retire(self, batch: Batch, seconds: float) -> list[int]:
         """The batch is done: slots of rows that ended are free again. Which jobs are over."""
-        del seconds  # `latency.Throughput` is told by the engine
+        del seconds  # the engine feeds `Throughput`
         over = []
         for key in {entry.key for entry in batch.ends}:
             job = self._jobs.get(key)

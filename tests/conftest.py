@@ -45,7 +45,7 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def _speed_up(speed: float) -> None:
-    from service.engine.transfer import Fence
+    from service.engine.device.transfer import Fence
 
     measured = Fence.seconds
     Fence.seconds = lambda *given: measured(*given) / speed  # type: ignore[method-assign]

@@ -96,7 +96,13 @@ def create_app(
             allow_origins=sorted(settings.origins),
             allow_methods=["GET", "HEAD", "POST"],
             allow_headers=["*"],
-            expose_headers=["x-request-id", "x-queue-time", "x-compute-time", "retry-after"],
+            expose_headers=[
+                "x-request-id",
+                "x-queue-time",
+                "x-compute-time",
+                "retry-after",
+                "deprecation",
+            ],
         )
     app.add_middleware(Gate, settings=settings)
     app.add_middleware(RequestContext, metrics=metrics)

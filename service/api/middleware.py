@@ -18,6 +18,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from service.codecs.json import EVENTS, to_json
 from service.errors import MEDIA_TYPE, InternalError, Problem, Unauthorized
 from service.metrics import Metrics
+from service.schemas.deprecated import SINCE
 
 _log = logging.getLogger(__name__)
 
@@ -56,6 +57,8 @@ def unforeseen() -> InternalError:
 class RequestContext:
     """Outermost: request id, timing headers, the count of outcomes, and the last net for errors.
 
+    A request with old spellings is answered with the header `Deprecation`.
+
     Routes leave `queue_seconds` and `compute_seconds` in the request's state; what asks nothing of
     the engine has 0. A stream begins before there is any to tell: its last progress has them.
     """
@@ -79,6 +82,8 @@ class RequestContext:
                 started = True
                 headers = MutableHeaders(scope=message)
                 headers["x-request-id"] = state["request_id"]
+                if state.get("deprecated", False):
+                    headers["deprecation"] = SINCE
                 if not headers.get("content-type", "").startswith(EVENTS):
                     headers["x-queue-time"] = f"{state.get('queue_seconds', 0.0):.6f}"
                     headers["x-compute-time"] = f"{state.get('compute_seconds', 0.0):.6f}"

@@ -154,6 +154,7 @@ async def _accept(
         def ready_work() -> Work[Any]:
             body = inflate(raw, content_coding(coding), limit)
             asked = parse(schema, content_type, body, settings.max_json_bytes)
+            request.state.deprecated = bool(asked.deprecation)
             work = prepare(asked, backend.catalogue, settings)
             work.check(form)
             return work

@@ -17,8 +17,7 @@ from starlette.requests import ClientDisconnect
 
 from service.api.body import DEADLINE, body_limit, body_of, find_deadline
 from service.api.openapi import request_body, responses
-from service.api.sending import Answer
-from service.api.streams import EventStream, leaving, previews_wanted
+from service.api.streams import Answer, EventStream, leaving, previews_wanted
 from service.catalogue import Catalogue
 from service.codecs.json import (
     BINARY,

@@ -1,14 +1,14 @@
 // What one method found: its completions, their mean and spread, how far to trust them, what they cost.
 
-import { h } from "./elements.js";
-import { agreement } from "./observed.js";
-import { isPicture } from "./parcel.js";
-import { cautions } from "./panels.js";
-import { paint, paintRows } from "./pictures.js";
-import { axes, rangeOf, toCanvas } from "./plots.js";
-import { saver, tableOf } from "./saving.js";
-import { sceneOf } from "./scenes.js";
-import { number, tell } from "./words.js";
+import { h } from "../lib/dom.js";
+import { agreement } from "../lib/observation.js";
+import { isPicture } from "../lib/encode.js";
+import { cautions } from "./controls.js";
+import { paint, paintRows } from "../lib/image.js";
+import { axes, rangeOf, toCanvas } from "../lib/plot.js";
+import { saver, tableOf } from "./download.js";
+import { sceneOf } from "./gallery.js";
+import { number, tell } from "../lib/i18n.js";
 
 const MOST_READ = 3; // labels that are told,
 const LEAST_READ = 0.001; // and how probable they are but for the first
@@ -20,7 +20,7 @@ export const isPlane = ({ kind, shape }) => kind === "vector" && shape.length ==
  * A column: `wait()` until its turn, `preview(estimates)`, then `show(found, request)` or `stop()`.
  * @param {string} method its name in a request
  * @param {object} model an entry of GET /models
- * @param {{y: Array, look: object, prior: Array|null}} seen what was seen (observed.js), and points of
+ * @param {{y: Array, look: object, prior: Array|null}} seen what was seen (observation.js), and points of
  *     the prior to stand behind those of the posterior
  */
 export function column(method, model, seen) {

@@ -3,9 +3,9 @@
 // What is drawn are strokes upon a datum (or upon black): the last one can be taken back. A drawing
 // of the size of MNIST's digits is centred as they are, if asked.
 
-import { h } from "./elements.js";
-import { FINE, centred, lay, readSheet, sheetOf } from "./fitting.js";
-import { button } from "./panels.js";
+import { h } from "../lib/dom.js";
+import { FINE, centred, lay, readSheet, sheetOf } from "../lib/image-fit.js";
+import { button } from "./controls.js";
 
 const STEP = { ArrowLeft: [-1, 0], ArrowRight: [1, 0], ArrowUp: [0, -1], ArrowDown: [0, 1] };
 

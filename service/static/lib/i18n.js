@@ -2,8 +2,8 @@
 //
 // A text is a string with {names} for values, or its plural forms { one, other } chosen by `n`.
 
-import en from "./words/en.js";
-import ko from "./words/ko.js";
+import en from "../words/en.js";
+import ko from "../words/ko.js";
 
 export const BOOKS = { en, ko };
 

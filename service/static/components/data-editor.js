@@ -4,17 +4,17 @@
 // An editor has `node`, `show(x)` for the datum at hand (null: none), and where it shows all of them
 // `mark(data)`; where it can map the density, `map()`, and `mapped()`: whether it has or is about to.
 
-import { chart } from "./chart.js";
-import { h } from "./elements.js";
-import { openDesk } from "./errand.js";
-import { lines } from "./lines.js";
-import { button, reveal } from "./panels.js";
-import { isPicture } from "./parcel.js";
-import { Problem } from "./service.js";
-import { tell } from "./words.js";
-import { sketch } from "./sketch.js";
-import { thumb } from "./thumbs.js";
-import { toggles } from "./toggles.js";
+import { chart } from "./point-canvas.js";
+import { h } from "../lib/dom.js";
+import { openDesk } from "./request-panel.js";
+import { lines } from "./text-input.js";
+import { button, reveal } from "./controls.js";
+import { isPicture } from "../lib/encode.js";
+import { Problem } from "../lib/api.js";
+import { tell } from "../lib/i18n.js";
+import { sketch } from "./draw-canvas.js";
+import { thumb } from "./thumbnail.js";
+import { toggles } from "./bit-toggles.js";
 
 const plain = (value) => Number(value.toPrecision(6)); // held-out data are float32, longer in a link than they are exact
 const [COARSE, FINE] = [24, 40]; // cells of a density's map, each way: as many as the budget allows

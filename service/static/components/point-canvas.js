@@ -1,10 +1,10 @@
 // The plane to put points on, for models of two numbers: a click puts one there; held-out data lie
 // below, and the density's map if it was asked for.
 
-import { h, svg } from "./elements.js";
-import { field, numberInput } from "./panels.js";
-import { axes } from "./plots.js";
-import { hue, letter } from "./thumbs.js";
+import { h, svg } from "../lib/dom.js";
+import { field, numberInput } from "./controls.js";
+import { axes } from "../lib/plot.js";
+import { hue, letter } from "./thumbnail.js";
 
 const SIDE = 420; // of the plot, in its own units
 const REACH = 3.2; // standard deviations each way, if held-out data do not go further

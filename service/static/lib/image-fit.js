@@ -3,7 +3,7 @@
 // All of it goes by way of a sheet, a canvas FINE times the model's size, of whose pixels every block
 // of FINE x FINE is averaged: so edges come out soft, as those of a picture that was made smaller.
 
-import { paint } from "./pictures.js";
+import { paint } from "./image.js";
 
 export const FINE = 10; // pixels of a sheet to one of the model, each way
 const DIGIT = 20; // pixels: the longer side of a digit in MNIST (LeCun et al. 1998)

@@ -7,8 +7,8 @@
 //
 // Every mark gives its element and takes a class, which style.css colours: "accent", "soft", "warn".
 
-import { svg } from "./elements.js";
-import { number } from "./words.js";
+import { svg } from "./dom.js";
+import { number } from "./i18n.js";
 
 const MARGIN = { left: 40, right: 14, top: 12, bottom: 26 };
 const NAME = 17; // more of it for an axis' name

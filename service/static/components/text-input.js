@@ -1,8 +1,8 @@
 // A place to type data of numbers, one a line: for vectors that have no better picture.
 
-import { h } from "./elements.js";
-import { button } from "./panels.js";
-import { rowsOf } from "./parcel.js";
+import { h } from "../lib/dom.js";
+import { button } from "./controls.js";
+import { rowsOf } from "../lib/encode.js";
 
 /**
  * `show()` is of no effect: what was typed is read once, and stays.

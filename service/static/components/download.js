@@ -1,7 +1,7 @@
 // Answers as files: a PNG that holds the request it came of, CSV, and npy.
 
-import { h } from "./elements.js";
-import { button } from "./panels.js";
+import { h } from "../lib/dom.js";
+import { button } from "./controls.js";
 
 const SIGNATURE = 8; // bytes of a PNG before its first chunk,
 const HEADER = 25; // and of that, which is IHDR

@@ -1,7 +1,7 @@
 // The request of a likelihood, as the page sends it, as curl and as Python.
 
-import { paint } from "./pictures.js";
-import { isPicture, pack } from "./parcel.js";
+import { paint } from "../lib/image.js";
+import { isPicture, pack } from "../lib/encode.js";
 import { Code, curl, python } from "./snippets.js";
 
 const PNG = "data:image/png;base64,";

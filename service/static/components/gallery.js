@@ -4,9 +4,9 @@
 // where it is a base64 PNG; points are drawn with arrows towards others, if given), `reach(data)`
 // (makes room for what is to come), and `canvas()`, which promises all of it as one picture to save.
 
-import { h } from "./elements.js";
-import { paint, paintPng, paintRows, sheet } from "./pictures.js";
-import { axes, rangeOf, toCanvas } from "./plots.js";
+import { h } from "../lib/dom.js";
+import { paint, paintPng, paintRows, sheet } from "../lib/image.js";
+import { axes, rangeOf, toCanvas } from "../lib/plot.js";
 
 const STRIDE = 0.5; // an arrow's share of the way
 

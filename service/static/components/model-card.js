@@ -1,9 +1,9 @@
 // What a model says of itself: a fold-out, read from GET /models/NAME once it is opened.
 
-import { h } from "./elements.js";
-import { button, notice } from "./panels.js";
-import { get, Problem } from "./service.js";
-import { number } from "./words.js";
+import { h } from "../lib/dom.js";
+import { button, notice } from "./controls.js";
+import { get, Problem } from "../lib/api.js";
+import { number } from "../lib/i18n.js";
 
 /** The fold-out, `node`, and the button that opens it, `handle`: `show(entry)`, an entry of GET /models. */
 export function modelCard() {

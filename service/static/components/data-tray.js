@@ -1,8 +1,8 @@
 // The data to be scored, side by side; one of them is at hand: the one that is being drawn.
 
-import { h } from "./elements.js";
-import { button } from "./panels.js";
-import { badge, letter, thumb } from "./thumbs.js";
+import { h } from "../lib/dom.js";
+import { button } from "./controls.js";
+import { badge, letter, thumb } from "./thumbnail.js";
 
 export const MOST = 12;
 

@@ -1,8 +1,8 @@
 // A datum as a small picture, by the kind of model; and the letter by which it is spoken of.
 
-import { h } from "./elements.js";
-import { paint, paintRows } from "./pictures.js";
-import { number } from "./words.js";
+import { h } from "../lib/dom.js";
+import { paint, paintRows } from "../lib/image.js";
+import { number } from "../lib/i18n.js";
 
 const SHOWN = 4; // numbers of a vector
 

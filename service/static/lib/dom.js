@@ -3,7 +3,7 @@
 //   h("button", { type: "button", say: "sample.run", on: { click: run } })
 //   h("p", { say: ["scene.sample", { n: 8 }] })
 
-import { tell } from "./words.js";
+import { tell } from "./i18n.js";
 
 const SVG = "http://www.w3.org/2000/svg";
 

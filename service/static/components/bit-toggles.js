@@ -1,7 +1,7 @@
 // Bits to switch: one button each. Arrows go from bit to bit, Space switches, 0 and 1 set and go on.
 
-import { h } from "./elements.js";
-import { tell } from "./words.js";
+import { h } from "../lib/dom.js";
+import { tell } from "../lib/i18n.js";
 
 /**
  * `show(x)` puts bits on it, null all zeros; `onChange(x)` tells what they have become.

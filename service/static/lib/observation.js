@@ -6,7 +6,7 @@
 // says was seen, and stays. A look is { known, block, noise }: `known` is [H][W] for pictures and [D]
 // for lists, 1 where an element is seen; `block` is the side of the blocks that are averaged, 1 for none.
 
-import { isPicture } from "./parcel.js";
+import { isPicture } from "./encode.js";
 
 /** The number of a counter in 0..1, always the same: a finaliser of 32 bits (Steele et al. 2014). */
 function uniform(counter) {

@@ -1,7 +1,7 @@
 // What was seen of a list: of bits each 0, 1 or hidden; of numbers each typed, or hidden.
 
-import { h } from "./elements.js";
-import { tell } from "./words.js";
+import { h } from "../lib/dom.js";
+import { tell } from "../lib/i18n.js";
 
 /**
  * `show(x, known)` shows a datum [D] and which of it is seen.

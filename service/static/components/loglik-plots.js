@@ -1,9 +1,9 @@
 // Where data stand among held-out ones, whose bounds are known by 101 percentiles; and the terms of
 // their bounds, step by step.
 
-import { svg } from "./elements.js";
-import { axes, rangeOf } from "./plots.js";
-import { hue, letter } from "./thumbs.js";
+import { svg } from "../lib/dom.js";
+import { axes, rangeOf } from "../lib/plot.js";
+import { hue, letter } from "./thumbnail.js";
 
 const BARS = 24;
 const [LEFT, RIGHT] = ["← ", " →"]; // where a datum lies beyond the plot

@@ -1,7 +1,7 @@
 // A slider and a button that plays: scrubs through the frames of a trajectory.
 
-import { h } from "./elements.js";
-import { tell } from "./words.js";
+import { h } from "../lib/dom.js";
+import { tell } from "../lib/i18n.js";
 
 const SECONDS = 4; // that playing takes from the first frame to the last
 const STILLS = 8; // seen one a second instead by who asked their system for less motion

@@ -3,10 +3,10 @@
 //
 // What is hidden is transparent, and shows the chequers that style.css puts behind it.
 
-import { h } from "./elements.js";
-import { button } from "./panels.js";
-import { paint } from "./pictures.js";
-import { VEIL_NAMES, veil } from "./observed.js";
+import { h } from "../lib/dom.js";
+import { button } from "./controls.js";
+import { paint } from "../lib/image.js";
+import { VEIL_NAMES, veil } from "../lib/observation.js";
 
 /**
  * `show(y, known, erasable)` shows what is seen of a picture.

@@ -1,8 +1,8 @@
 // One question on its way: progress, patience with a busy server, cancelling, what went wrong.
 
-import { h } from "./elements.js";
-import { meter, notice } from "./panels.js";
-import { Problem, stream } from "./service.js";
+import { h } from "../lib/dom.js";
+import { meter, notice } from "./controls.js";
+import { Problem, stream } from "../lib/api.js";
 
 const PATIENCE = 5; // times that a busy server is asked again
 

@@ -1,11 +1,11 @@
 // Data from files: chosen, dropped on a place, or pasted. Pictures are scaled to the model's size;
 // for vectors and bits a text with a datum a line.
 
-import { h } from "./elements.js";
-import { fit } from "./fitting.js";
-import { button } from "./panels.js";
-import { isPicture, rowsOf } from "./parcel.js";
-import { Problem } from "./service.js";
+import { h } from "../lib/dom.js";
+import { fit } from "../lib/image-fit.js";
+import { button } from "./controls.js";
+import { isPicture, rowsOf } from "../lib/encode.js";
+import { Problem } from "../lib/api.js";
 
 /**
  * A button that opens a chooser of files, hidden until its view has a model to take them for. What is

@@ -1,20 +1,20 @@
 // Draw from p(x_0) r(x_0): hide part of a datum, or see it through noise, and have it completed; by
 // one method or by several, side by side.
 
-import { cells } from "../cells.js";
-import { column, isPlane } from "../completions.js";
-import { h } from "../elements.js";
-import { openDesk } from "../errand.js";
-import { eraser, paintSeen } from "../eraser.js";
-import { intake } from "../intake.js";
-import { fieldsOf, isBlank, isWhole, observe, veil } from "../observed.js";
-import { button, choice, field, fill, follower, notice, numberInput, offer, read } from "../panels.js";
-import { isPicture, pack, unpack } from "../parcel.js";
-import { get, Problem } from "../service.js";
-import { sketch } from "../sketch.js";
-import { curl, python, snippets } from "../snippets.js";
-import { thumb } from "../thumbs.js";
-import { number } from "../words.js";
+import { cells } from "../components/cell-inputs.js";
+import { column, isPlane } from "../components/posterior-result.js";
+import { h } from "../lib/dom.js";
+import { openDesk } from "../components/request-panel.js";
+import { eraser, paintSeen } from "../components/mask-canvas.js";
+import { intake } from "../components/file-input.js";
+import { fieldsOf, isBlank, isWhole, observe, veil } from "../lib/observation.js";
+import { button, choice, field, fill, follower, notice, numberInput, offer, read } from "../components/controls.js";
+import { isPicture, pack, unpack } from "../lib/encode.js";
+import { get, Problem } from "../lib/api.js";
+import { sketch } from "../components/draw-canvas.js";
+import { curl, python, snippets } from "../components/snippets.js";
+import { thumb } from "../components/thumbnail.js";
+import { number } from "../lib/i18n.js";
 
 const KEPT = 24; // answers to which the history goes back without asking again
 const PREVIEWS = 64; // rows, the service's most

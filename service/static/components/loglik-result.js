@@ -1,10 +1,10 @@
 // What the service says of each datum: bits/dim, its place among held-out data, the bound's parts.
 
-import { h } from "./elements.js";
-import { cautions } from "./panels.js";
-import { perDim } from "./standing.js";
-import { badge, letter, thumb } from "./thumbs.js";
-import { number } from "./words.js";
+import { h } from "../lib/dom.js";
+import { cautions } from "./controls.js";
+import { perDim } from "./loglik-plots.js";
+import { badge, letter, thumb } from "./thumbnail.js";
+import { number } from "../lib/i18n.js";
 
 const PARTS = ["prior", "steps", "last", "gain"];
 const ODD = 0.02; // of held-out data themselves so many are told to be unlike them
@@ -105,7 +105,7 @@ function power(tens) {
 /** Which line is whose. */
 export const legend = (results) => h("p", { class: "legend", "aria-hidden": "true" }, ...results.map((_, i) => badge(i)));
 
-/** The answer as a table, a datum a row, and its bounds, nats: for files (saving.js). */
+/** The answer as a table, a datum a row, and its bounds, nats: for files (download.js). */
 export function scores(results) {
   const flat = results.map(({ parts, ...result }, i) => ({ name: letter(i), ...result, ...parts }));
   const names = Object.keys(flat[0]).filter((name) => flat.every((row) => row[name] === null || typeof row[name] !== "object"));

@@ -1,7 +1,7 @@
 // What the views share: fields of a form, the progress bar, the box of problems.
 
-import { h } from "./elements.js";
-import { known, number, say, tell } from "./words.js";
+import { h } from "../lib/dom.js";
+import { known, number, say, tell } from "../lib/i18n.js";
 
 /** A control with its name, and a line below that tells what it is for. */
 export function field(text, control, hint = null) {

@@ -1,8 +1,8 @@
 // The exact curl and Python of a request, to copy.
 
-import { h } from "./elements.js";
-import { button, confirm } from "./panels.js";
-import { keyed, locate } from "./service.js";
+import { h } from "../lib/dom.js";
+import { button, confirm } from "./controls.js";
+import { keyed, locate } from "../lib/api.js";
 
 const DEFAULT = "http://localhost:8000"; // the client's own
 const KEY = "YOUR_API_KEY"; // never the key itself: what is copied is shown to others

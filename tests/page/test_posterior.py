@@ -254,7 +254,7 @@ def test_noise_on_everything_starts_where_it_is_matched(visit: Open, ask: Ask) -
 
 def test_the_noise_that_the_page_adds_is_normal(visit: Open) -> None:
     script = """async () => {
-      const { observe } = await import('./static/observed.js');
+      const { observe } = await import('./static/lib/observation.js');
       const rows = Array.from({ length: 64 }, () => Array(64).fill(100));
       const model = { kind: "image", shape: [1, 64, 64] };
       const known = rows.map((row) => row.map(() => 1));

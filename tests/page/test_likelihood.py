@@ -188,7 +188,7 @@ def test_the_page_and_the_artefact_agree_on_shares(visit: Open) -> None:
     evaluation = measured()[1].evaluation[0]
     bounds = [*np.linspace(-13, 1, 57).tolist(), QUANTILES[0], QUANTILES[7], QUANTILES[-1]]
     script = """async ([quantiles, bounds]) => {
-      const { shareAbove } = await import("./static/standing.js");
+      const { shareAbove } = await import("./static/components/loglik-plots.js");
       return bounds.map((nats) => shareAbove(quantiles, nats));
     }"""
     found = visit().evaluate(script, [QUANTILES, bounds])

@@ -31,7 +31,7 @@ from training.data import MnistConfig, mnist
 STEPS = 50
 METHODS: dict[str, tuple[Method, int]] = {
     "product": (Product(), 250),
-    "resample": (Resample(jump=5, times=5), STEPS),
+    "repaint": (Resample(jump=5, repeats=5), STEPS),
     "twisted, 8 particles": (Twisted(particles=8), STEPS),
     "twisted, 64 particles": (Twisted(particles=64), STEPS),
 }

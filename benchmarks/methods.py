@@ -15,7 +15,7 @@ DIAGONAL = Twist(covariance="diagonal")
 #: A method, and the network evaluations of a step of one sample given how many numbers were seen.
 METHODS: dict[str, tuple[Method, Callable[[int], int]]] = {
     "product": (Product(), lambda _: 1),
-    "resample": (Resample(), lambda _: 10),
+    "repaint": (Resample(), lambda _: 10),
     "twisted, diagonal, 8 particles": (
         Twisted(twist=DIAGONAL, systems="independent"),
         lambda _: 16,

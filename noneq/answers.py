@@ -6,6 +6,7 @@ file that `save` wrote.
 """
 
 import math
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
@@ -97,6 +98,11 @@ class Posterior(Answer):
 
     kind = "posterior"
     needed = ("samples", "mean", "method")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for note in self.body.fields.get("deprecation") or ():
+            warnings.warn(note, DeprecationWarning, stacklevel=2)
 
     @property
     def samples(self) -> Array:

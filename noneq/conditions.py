@@ -24,7 +24,6 @@ class Conditions(Drawn, total=False):
         quantiles: of the samples, also answered.
         method: its name, or its fields: {"name": "twisted", "particles": 16, "systems": "joint"};
             None for the service's choice.
-        particles: for methods that carry some.
         steps: of the ancestral sampler; None for the service's choice.
     """
 
@@ -33,7 +32,6 @@ class Conditions(Drawn, total=False):
     num_samples: int
     quantiles: Sequence[float] | None
     method: str | Mapping[str, object] | None
-    particles: int | None
     steps: int | None
 
 
@@ -68,28 +66,28 @@ def posterior(
     operator: Mapping[str, object] | None = None,
     label: Label | Sequence[Label] | None = None,
     classifier: str | None = None,
-    times: str | None = None,
-    read: bool = False,
+    expert: str | None = None,
+    label_probabilities: bool = False,
     **asked: Unpack[Conditions],
 ) -> Question[Posterior]:
     """Draw data given anything linear that was seen of them, or what they show: POST /posterior.
 
     Args:
-        observed: y, [N, *seen] in data units; None where only a label or `times` says something.
+        observed: y, [N, *seen] in data units; None where only a label or `expert` says something.
         known: 1 or True where a value was observed, as `inpaint` has it; None for everything.
         operator: through which it was seen: {"kind": "average-pooling", "size": 4}, {"kind":
             "blur", "kernel": rows}, {"kind": "dense", "rows": rows}; None for elements as they are.
         label: what the data are to show, by name or place: one for all, or one each. `models()`
             tells each model's labels.
         classifier: that reads labels; not needed where one fits the model.
-        times: another served model of the same data, by whose density p(x_0) is multiplied.
-        read: also answer how likely each label is, in the mean over the samples.
+        expert: another served model of the same data, by whose density p(x_0) is multiplied.
+        label_probabilities: also answer how likely each label is, in the mean over the samples.
         asked: noise_std, num_samples, method, ... as `Conditions` has them, and what every call
             takes.
     """
     fields = {
-        "operator": operator, "label": label, "classifier": classifier, "times": times,
-        "read": read or None, **asked,
+        "operator": operator, "label": label, "classifier": classifier, "expert": expert,
+        "label_probabilities": label_probabilities or None, **asked,
     }  # fmt: skip
     return _posterior("/posterior", fields, observed=observed, known=known)
 

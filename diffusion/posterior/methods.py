@@ -20,11 +20,11 @@ class Product(_Method):
 
 @final
 class Resample(_Method):
-    """RePaint: `jump` steps back, each stretch made `times` times."""
+    """RePaint: `jump` steps back, each stretch made `repeats` times."""
 
-    name: Literal["resample"] = "resample"
+    name: Literal["repaint"] = "repaint"
     jump: int = Field(10, ge=1)
-    times: int = Field(10, ge=1)
+    repeats: int = Field(10, ge=1)
 
 
 @final

@@ -115,7 +115,7 @@ def check_repaint(observation: Observation) -> None:
     factor = observation.factor
     if isinstance(factor, Bernoulli) and bool(factor.logits[observation.known].isfinite().any()):
         raise ValueError(
-            "method 'resample' puts in what was seen as it is, and these bits may have flipped: "
+            "method 'repaint' puts in what was seen as it is, and these bits may have flipped: "
             "use 'twisted'"
         )
 

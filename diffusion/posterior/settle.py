@@ -77,7 +77,7 @@ def course_of(
         return Filter(plan, method.particles, draws, method.twist)
     if isinstance(method, Resample):
         check_repaint(observation)
-        return Repaint(_ancestral(sampler, method).plan(model), method.jump, method.times)
+        return Repaint(_ancestral(sampler, method).plan(model), method.jump, method.repeats)
     if isinstance(method, Product) and not isinstance(observation.operator, Mask):
         return Constant(sampler.plan(model))
     return None

@@ -111,7 +111,7 @@ def parser() -> argparse.ArgumentParser:
         "--quantiles", type=float, nargs="+", metavar="Q", help="of the samples, also answered"
     )
     seen.add_argument("--method", help="as the service has them (default: its choice)")
-    seen.add_argument("--particles", type=int, help="for methods that carry some")
+    seen.add_argument("--particles", type=int, help="of the method; short for --set particles=N")
     seen.add_argument(
         "--set",
         action="append",
@@ -137,8 +137,15 @@ def parser() -> argparse.ArgumentParser:
     through.add_argument("--matrix", metavar="FILE", help="seen through this matrix (.npy, .csv)")
     one.add_argument("--label", nargs="+", help="to show: one for all, or one each")
     one.add_argument("--classifier", help="that reads labels; not needed where one fits")
-    one.add_argument("--times", metavar="MODEL", help="multiply by the density of this model too")
-    one.add_argument("--read", action="store_true", help="also tell how likely each label is")
+    one.add_argument(
+        "--expert", "--times", metavar="MODEL", help="multiply by the density of this model too"
+    )
+    one.add_argument(
+        "--label-probabilities",
+        "--read",
+        action="store_true",
+        help="also tell how likely each label is",
+    )
 
     for name, door in offline.DOORS.items():
         commands.add_parser(name, help=door.about, add_help=False)

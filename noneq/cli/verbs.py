@@ -3,7 +3,7 @@
 import argparse
 import json
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -112,7 +112,7 @@ def do_denoise(given: argparse.Namespace) -> int:
 
 def do_posterior(given: argparse.Namespace) -> int:
     """Draw data given what was seen of them, through anything linear, or what they are to show."""
-    names = ("classifier", "times", "read")
+    names = ("classifier", "expert", "label_probabilities")
     asked: dict[str, Any] = {name: getattr(given, name) for name in names}
     if given.label is not None:
         asked["label"] = given.label[0] if len(given.label) == 1 else given.label
@@ -170,16 +170,20 @@ def _seen(given: argparse.Namespace, model: Model) -> tuple[Array, Array]:
 
 
 def _posterior(given: argparse.Namespace, model: Model) -> dict[str, Any]:
-    names = ("num_samples", "noise_std", "flip_probability", "quantiles", "particles", "steps")
+    names = ("num_samples", "noise_std", "flip_probability", "quantiles", "steps")
     asked = {name: getattr(given, name) for name in (*names, "seed")}
-    return {"model": model.name, "method": _method(given.method, given.set), **asked}
+    return {"model": model.name, "method": _method(given), **asked}
 
 
-def _method(name: str | None, fields: Sequence[str]) -> str | dict[str, Any] | None:
+def _method(given: argparse.Namespace) -> str | dict[str, Any] | None:
     """A method by its name, or with the fields that were set."""
+    fields: list[str] = list(given.set)
+    if given.particles is not None:
+        fields.append(f"particles={given.particles}")
     if not fields:
+        name: str | None = given.method
         return name
-    found: dict[str, Any] = {"name": name or "auto"}
+    found: dict[str, Any] = {"name": given.method or "auto"}
     for field in fields:
         key, equals, value = field.partition("=")
         if not equals:

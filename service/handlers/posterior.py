@@ -165,6 +165,7 @@ class PosteriorWork(Work[ChainResult | SystemResult]):
             columns=space.columns,
             results=results,
             network_evaluations=result.network_evaluations,
+            deprecation=list(self.request.deprecation) or None,
         )
 
     @override
@@ -245,7 +246,7 @@ class PosteriorWork(Work[ChainResult | SystemResult]):
         """The field that says most of what was asked."""
         if not self.seen.nothing:
             return "observed"
-        return "times" if self.beside.labels is None else "label"
+        return "expert" if self.beside.labels is None else "label"
 
     def _check_possible(self, told: tuple[Told, ...]) -> None:
         """Raise InvalidRequest where the model has not seen the like of what was observed."""

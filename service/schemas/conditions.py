@@ -13,7 +13,7 @@ from diffusion.operators import LinearOperator, Mask, Operator
 from diffusion.plan import Ancestral
 from diffusion.posterior.methods import Auto, Resample, Settled
 from service.schemas import examples
-from service.schemas.methods import AutoMethod, MethodIn, ResampleMethod, TwistedMethod
+from service.schemas.methods import AutoMethod, MethodIn, RepaintMethod, TwistedMethod
 from service.schemas.requests import Asked, DataIn, MaskIn, NoiseIn
 
 SYSTEM_STEPS = 100  # of chains whose steps are dear, where a request says nothing of them
@@ -28,8 +28,8 @@ class AskedBeside:
 
     label: str | int | list[str | int] | None = None
     classifier: str | None = None
-    times: str | None = None
-    read: bool = False
+    expert: str | None = None
+    label_probabilities: bool = False
 
 
 class Conditions(Asked):
@@ -66,15 +66,12 @@ class Conditions(Asked):
         "`twisted`: weighted particles, the exact posterior as they grow. `matched`: the plain "
         "chain from the step whose noise is nearest: refused where no step has so much or so "
         "little, with a warning where it differs. `product`, the 2015 paper's kernels times r, and "
-        "`resample`, RePaint: biased.",
-    )
-    particles: int | None = Field(
-        None, ge=1, description="Of each system; short for the method's field."
+        "`repaint`, RePaint: biased.",
     )
     sampler: Ancestral = Field(
         Ancestral(),
         description="The chain's steps; a posterior needs the model's own kernel. Where `steps` "
-        f"is absent: all T, of `twisted` and `resample`, whose steps are dear, at most "
+        f"is absent: all T, of `twisted` and `repaint`, whose steps are dear, at most "
         f"{SYSTEM_STEPS}.",
     )
 
@@ -100,30 +97,13 @@ class Conditions(Asked):
 
     @property
     def wanted(self) -> Auto | Settled:
-        """The method as the library has it.
-
-        Raises:
-            ValueError: particles said twice, or of a method that has none.
-        """
+        """The method as the library has it."""
         method = self.method
         if isinstance(method, TwistedMethod):
-            said = "particles" in method.model_fields_set
-            if self.particles is not None and said and self.particles != method.particles:
-                raise ValueError(
-                    f"`particles` are {self.particles}, and {method.particles} in `method`: "
-                    "say one of them"
-                )
-            if self.particles is not None:
-                method = method.model_copy(update={"particles": self.particles})
             settled = method.settled()
             return Auto(twisted=settled) if isinstance(method, AutoMethod) else settled
-        if self.particles not in (None, 1):
-            raise ValueError(
-                f"method '{method.name}' weights no particles, came {self.particles}: ask for "
-                "'twisted', or for more samples with `num_samples`"
-            )
-        if isinstance(method, ResampleMethod):
-            return Resample(jump=method.jump, times=method.times)
+        if isinstance(method, RepaintMethod):
+            return Resample(jump=method.jump, repeats=method.repeats)
         return method
 
 
@@ -139,8 +119,8 @@ class PosteriorRequest(Conditions):
 
     observed: DataIn | None = Field(
         None,
-        description="What was seen, in data units: arrays or PNGs. With `label` or `times` it may "
-        "be absent: then nothing was, and there is one posterior for each label given, or one.",
+        description="What was seen, in data units: arrays or PNGs. With `label` or `expert` it "
+        "may be absent: then nothing was, and there is one posterior for each label given, or one.",
     )
     label: LabelIn | Annotated[list[LabelIn], Field(min_length=1)] | None = Field(
         None,
@@ -150,13 +130,13 @@ class PosteriorRequest(Conditions):
     classifier: str | None = Field(
         None, description="Who reads labels; may be left out where only one fits the model."
     )
-    times: str | None = Field(
+    expert: str | None = Field(
         None,
         description="Another served model of the same data and process, a product of experts: "
         "p(x_0) p_2(x_0). Elements may be observed beside it, with covariance `diagonal` or "
         "`independent`.",
     )
-    read: bool = Field(
+    label_probabilities: bool = Field(
         False,
         description="Also answer the mean of p(label | x_0) over each datum's samples, for every "
         "label: of samples without a label, p(label | what was seen).",
@@ -182,7 +162,7 @@ class PosteriorRequest(Conditions):
     @property
     @override
     def beside(self) -> AskedBeside:
-        return AskedBeside(self.label, self.classifier, self.times, self.read)
+        return AskedBeside(self.label, self.classifier, self.expert, self.label_probabilities)
 
     @property
     @override

@@ -56,15 +56,15 @@ class AutoMethod(TwistedMethod):
     name: Literal["auto"]  # type: ignore[assignment]
 
 
-class ResampleMethod(_Method):
-    """RePaint's jumps, for comparison: `jump` steps back, each stretch made `times` times; biased.
+class RepaintMethod(_Method):
+    """RePaint, for comparison: `jump` steps back, each stretch made `repeats` times; biased.
 
-    About `steps` * `times` network evaluations a sample.
+    About `steps` * `repeats` network evaluations a sample.
     """
 
-    name: Literal["resample"]
+    name: Literal["repaint"]
     jump: int = Field(10, ge=1, le=1000)
-    times: int = Field(10, ge=1, le=100)
+    repeats: int = Field(10, ge=1, le=100)
 
 
 class _ByName:
@@ -73,7 +73,7 @@ class _ByName:
     def __get_pydantic_json_schema__(
         self, schema: CoreSchema, handler: GetJsonSchemaHandler
     ) -> JsonSchemaValue:
-        names = ["auto", "twisted", "matched", "product", "resample"]
+        names = ["auto", "twisted", "matched", "product", "repaint"]
         return {"anyOf": [{"type": "string", "enum": names}, handler(schema)]}
 
 
@@ -83,7 +83,7 @@ def _named(value: object) -> object:
 
 MethodIn = Annotated[
     Annotated[
-        AutoMethod | TwistedMethod | Matched | Product | ResampleMethod,
+        AutoMethod | TwistedMethod | Matched | Product | RepaintMethod,
         Field(discriminator="name"),
     ],
     BeforeValidator(_named),

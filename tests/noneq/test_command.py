@@ -245,7 +245,7 @@ def test_a_posterior_of_anything_linear_or_of_a_label(noneq: Run) -> None:
     assert status == 0
     assert np.shape(json.loads(out)["quantiles"]) == (1, 2, 2)
     Path("gaps.csv").write_text("0.5,\n")
-    words = ("posterior", "gaps.csv", *MIXTURE, "--times", "gaussian-mixture", "--steps", "10")
+    words = ("posterior", "gaps.csv", *MIXTURE, "--expert", "gaussian-mixture", "--steps", "10")
     assert noneq(*words, "--set", "covariance=diagonal", "-o", "b.npy")[0] == 0
     assert np.all(np.load("b.npy")[..., 0] == 0.5)
     assert noneq(*words, "--set", "covariance=diagonal", "-n", "3", "-o", "b.csv")[0] == 0
@@ -253,7 +253,18 @@ def test_a_posterior_of_anything_linear_or_of_a_label(noneq: Run) -> None:
     assert names == "datum,sample,weight,x0,x1"
     assert [line.split(",")[:2] for line in lines] == [["0", "0"], ["0", "1"], ["0", "2"]]
     assert sum(float(line.split(",")[2]) for line in lines) == pytest.approx(1)
-    words = ("posterior", "-m", "grey", "--label", "dog", "--read", "-n", "2", "-o", "c.npy")
+    words = (
+        "posterior",
+        "-m",
+        "grey",
+        "--label",
+        "dog",
+        "--label-probabilities",
+        "-n",
+        "2",
+        "-o",
+        "c.npy",
+    )
     status, out, _ = noneq(*words, "--particles", "2")
     assert status == 0
     assert np.load("c.npy").shape == (1, 2, 1, 6, 8)

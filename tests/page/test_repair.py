@@ -176,7 +176,7 @@ def test_methods_stand_side_by_side_on_one_observation(visit: Open, ask: Ask) ->
     names = [column.locator("h2").inner_text() for column in columns.all()]
     assert names == ["Twisted particles", "Product (2015)", "Resampling (RePaint)"]
     methods = [m if isinstance(m, str) else m["name"] for m in (body["method"] for body in bodies)]
-    assert methods == ["twisted", "product", "resample"]
+    assert methods == ["twisted", "product", "repaint"]
     rest = [{k: v for k, v in body.items() if k != "method"} for body in bodies]
     assert rest[0] == rest[1] == rest[2]  # the same observation and seed
     assert "no weights" in columns.nth(1).inner_text()

@@ -18,9 +18,9 @@ import { number } from "../words.js";
 
 const KEPT = 24; // answers to which the history goes back without asking again
 const PREVIEWS = 64; // rows, the service's most
-const METHODS = ["auto", "twisted", "product", "resample"];
+const METHODS = ["auto", "twisted", "product", "repaint"];
 const SYSTEMS = ["independent", "weighted", "joint"];
-const JUMPS = { name: "resample", jump: 10, times: 4 }; // RePaint's ten times would cost ten chains
+const JUMPS = { name: "repaint", jump: 10, repeats: 4 }; // RePaint's ten times would cost ten chains
 const PRIOR = 300; // points of the prior behind the posterior's
 
 export const view = { id: "repair", mount };
@@ -109,7 +109,7 @@ function mount(root, context) {
     const { block, label, noise: slider, steps, systems, num_samples: count, particles } = form.elements;
     if (target === block && block.value !== "1" && slider.value === "0") slider.value = 8; // averages are rarely exact
     for (const box of methods) {
-      box.disabled = Boolean(label.value) && ["product", "resample"].includes(box.value); // they take no factors
+      box.disabled = Boolean(label.value) && ["product", "repaint"].includes(box.value); // they take no factors
     }
     if (!chosen().length) methods[0].checked = true;
     const weighed = chosen().some((name) => ["auto", "twisted"].includes(name));
@@ -252,9 +252,9 @@ function mount(root, context) {
       model: model.name,
       ...fieldsOf(model, y, seen),
       ...(label && { label }),
-      ...(model.classifiers.length && { read: true }),
+      ...(model.classifiers.length && { label_probabilities: true }),
       num_samples: Number(num_samples),
-      method: method === "resample" ? JUMPS : method === "product" ? method : { name: method, ...asked.twisted },
+      method: method === "repaint" ? JUMPS : method === "product" ? method : { name: method, ...asked.twisted },
       sampler: { name: "ancestral", steps: Number(steps) },
       seed: Number(seed),
     };

@@ -65,7 +65,7 @@ def test_auto_takes_the_matched_start_where_it_holds(
     ("method", "cost"),
     [
         (Product(), 6),
-        (Resample(jump=2, times=3), 18),
+        (Resample(jump=2, repeats=3), 18),
         (Twisted(particles=4, systems="independent", twist=Twist(covariance="diagonal")), 4 * 11),
         (Twisted(particles=4, systems="independent", twist=PRODUCTS), 4 * 11),
     ],

@@ -17,7 +17,7 @@ from starlette.routing import Route
 from uvicorn.server import ServerState
 
 from service.api.connection import limited, room_for
-from service.api.gate import Gate
+from service.api.middleware import Gate
 from service.metrics import Metrics
 from service.settings import Settings
 

@@ -12,7 +12,7 @@ from starlette.middleware.gzip import GZipMiddleware
 from starlette.types import Scope
 from typing_extensions import override
 
-_FOLDER: Final = Path(__file__).with_name("static")
+_FOLDER: Final = Path(__file__).parents[1] / "static"
 _POLICY: Final = "; ".join(
     (
         "default-src 'none'",

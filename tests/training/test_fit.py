@@ -261,7 +261,7 @@ def test_the_command_line_from_fit_to_artefact(
     assert main([*several, "--terms", "6"]) == 2
     assert "leave out trajectories, or what" in capsys.readouterr().err
     assert main(["inspect", "small", "--models", models]) == 0
-    assert "training.fit.timesteps" in capsys.readouterr().out
+    assert "training.steps" in capsys.readouterr().out
 
 
 def test_what_was_measured_is_measured_again_with_its_quantiles(

@@ -24,18 +24,19 @@ from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
 from diffusion.conditioned import Conditioned
-from diffusion.distributions import LOG_2PI, Bernoulli, Normal
+from diffusion.distributions import LOG_2PI, Normal
 from diffusion.model import DiffusionModel
 from diffusion.observation import Observation
 from diffusion.operators import Mask
 from diffusion.posterior.elements import (
     Elements,
-    look_at_elements,
+    conjugate_gradients,
+    dot,
+    evaluate_elements,
     own_variance,
     surprise_of,
 )
-from diffusion.posterior.proposal import Independent, Look
-from diffusion.posterior.solve import conjugate_gradients, dot
+from diffusion.posterior.proposal import Independent, TwistValue
 from diffusion.prediction import BinomialPrediction, GaussianPrediction
 from diffusion.process import BinomialProcess, GaussianProcess, per_row
 
@@ -95,7 +96,9 @@ class Twist(BaseModel):
 
 
 @torch.no_grad()
-def last_look(model: DiffusionModel, x_t: Tensor, t: Tensor, observation: Observation) -> Look:
+def evaluate_last_twist(
+    model: DiffusionModel, x_t: Tensor, t: Tensor, observation: Observation
+) -> TwistValue:
     """At the last step p(x_0 | x_t) r(x_0) is known in closed form, and r_t = Z~_t.
 
     Args:
@@ -108,18 +111,18 @@ def last_look(model: DiffusionModel, x_t: Tensor, t: Tensor, observation: Observ
     kernel = prediction.kernel(torch.zeros_like(t))
     found, log_z = observation.multiply(kernel)
     proposal = found if isinstance(found, Conditioned) else Independent(kernel, found)
-    return Look(log_z, proposal, prediction.x_0)
+    return TwistValue(log_z, proposal, prediction.x_0)
 
 
 @torch.no_grad()
-def look(
+def evaluate_twist(
     model: DiffusionModel,
     x_t: Tensor,
     t: Tensor,
     s: Tensor,
     observation: Observation,
     twist: Twist,
-) -> Look:
+) -> TwistValue:
     """r_t(x_t), and the proposal of x_s for s above 0.
 
     Args:
@@ -132,19 +135,19 @@ def look(
         twist: which r_t.
     """
     if isinstance(model.process, BinomialProcess):
-        return _look_at_bits(model, x_t, t, s, observation)
+        return _evaluate_bits(model, x_t, t, s, observation)
     assert isinstance(model.process, GaussianProcess)  # there are two
     count = observation.count
     if not bool(count.any()):
         prediction = model.predict(x_t, t)
         kernel = prediction.kernel(s)
         nothing = torch.zeros(len(x_t), dtype=torch.float64, device=x_t.device)
-        return Look(nothing, Independent(kernel, kernel), prediction.x_0)
+        return TwistValue(nothing, Independent(kernel, kernel), prediction.x_0)
     exact = bool(twist.exact(count).all())
     if twist.independent and not exact:
         prediction = model.predict(x_t, t)
         assert isinstance(prediction, GaussianPrediction)  # of reals
-        return look_at_elements(model, prediction, s, observation)
+        return evaluate_elements(model, prediction, s, observation)
     with torch.inference_mode(False), torch.enable_grad():
         x = x_t.clone().requires_grad_()
         seen = model.predict(x, t, clip=False)
@@ -179,7 +182,7 @@ def _exact(
     gain: Tensor,
     spread: Spread,
     observation: Observation,
-) -> Look:
+) -> TwistValue:
     """With S = sigma^2 + A V A^T worked out: Cov(x_s, y | x_t) = c_0 V A^T.
 
     Rows whose A V A^T is no covariance take V element by element, as `elements` has it.
@@ -193,7 +196,7 @@ def _exact(
     total = own + torch.diag_embed(noise)
     if bool(good.all()):
         proposal = Conditioned.on(kernel, slope, off, total, _MOST)
-        return Look(proposal.log_z, proposal, x_0)
+        return TwistValue(proposal.log_z, proposal, x_0)
     elements = Elements.of(model, prediction, s, surprise_of(observation, x_0))
 
     def through(v: Tensor) -> Tensor:
@@ -207,7 +210,7 @@ def _exact(
         kernel, slope, off, torch.where(pick, total, through(elements.seen)), _MOST
     )
     by_elements = Conditioned.on(kernel, slope, off, through(elements.now)).log_z
-    return Look(torch.where(good, proposal.log_z, by_elements), proposal, x_0)
+    return TwistValue(torch.where(good, proposal.log_z, by_elements), proposal, x_0)
 
 
 def covariance(
@@ -248,14 +251,13 @@ def _iterated(
     own: Tensor,
     observation: Observation,
     twist: Twist,
-) -> Look:
+) -> TwistValue:
     """With S u = y - A x_0hat solved for u only; the determinant is that of S's diagonal.
 
     Rows whose S turns out to be no covariance on the way take V element by element.
     """
     x_0, kernel = prediction.x_0, prediction.kernel(s)
     operator, factor, known = observation.operator, observation.factor, observation.known
-    assert isinstance(factor, Normal)  # reals
     event = x_0.shape[1:]
     off = torch.where(known, (factor.mean - operator.forward(x_0)).double(), 0.0)
     noise = torch.where(known, factor.var.expand_as(factor.mean).double(), 1.0)
@@ -286,23 +288,19 @@ def _iterated(
         # What is seen of an element narrows its step; with other operators the weights see to it.
         narrow = torch.where(known, gain.square() * own.square() / diagonal, 0.0) / var.double()
         var = (var.double() * (1 - narrow.clamp(max=_MOST))).to(x_0.dtype)
-    found = Look(log_r, Independent(kernel, Normal(mean, var)), x_0)
+    found = TwistValue(log_r, Independent(kernel, Normal(mean, var)), x_0)
     # |V A^T u|^2 <= (the most of V) u^T A V A^T u of any covariance.
     good = positive & log_r.isfinite() & (dot(pull, pull) <= prediction.most_variance * fit)
     if bool(good.all()):
         return found
-    return found.where(good, look_at_elements(model, prediction, s, observation))
+    return found.where(good, evaluate_elements(model, prediction, s, observation))
 
 
-def _look_at_bits(
+def _evaluate_bits(
     model: DiffusionModel, x_t: Tensor, t: Tensor, s: Tensor, observation: Observation
-) -> Look:
+) -> TwistValue:
     """pi given y by Bayes, element by element, mixed through q(x_s | x_t, x_0)."""
     prediction = model.predict(x_t, t)
     assert isinstance(prediction, BinomialPrediction)
-    kernel = prediction.kernel(s)
-    given, log_r = observation.multiply(Bernoulli(prediction.logits))
-    assert isinstance(given, Bernoulli)
-    mixed = prediction.process.mix(given.logits, x_t, t, s)
-    proposal = Bernoulli(torch.where(observation.known, mixed.logits, kernel.logits))
-    return Look(log_r, Independent(kernel, proposal), prediction.x_0)
+    proposal, log_r = prediction.given(observation, s)
+    return TwistValue(log_r, Independent(prediction.kernel(s), proposal), prediction.x_0)

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from diffusion.distributions import Normal
-from diffusion.likelihood.bound import discretised_log_prob, evaluate
+from diffusion.likelihood.bound import evaluate
 from diffusion.model import DiffusionModel
 from diffusion.noise import Stream, counter_noise
 from diffusion.paths import pack, shortest
@@ -185,9 +185,7 @@ class _Point:
         tried = error * 2 ** _FACTORS.to(error.device)
         mean = self.prediction.x_0
         shape = (1,) * mean.ndim
-        found = [
-            discretised_log_prob(Normal(mean, v.view(shape)), self.x_0, space).mean() for v in tried
-        ]
+        found = [Normal(mean, v.view(shape)).log_mass(self.x_0, space).mean() for v in tried]
         return tried[torch.stack(found).argmax()]
 
     def costs(self, ends: Tensor) -> Tensor:

@@ -18,7 +18,7 @@ from diffusion.likelihood.estimator import choose_steps
 from diffusion.model import DiffusionModel
 from diffusion.plan import Ancestral
 from diffusion.posterior import Observation
-from diffusion.posterior.smc import Filter
+from diffusion.posterior.particle_filter import ParticleFilter
 from diffusion.posterior.twist import Twist
 from diffusion.prediction import Prediction
 from service.engine.device.runner import Runner
@@ -103,7 +103,7 @@ def rehearse_systems(runner: SystemRunner, rows: int) -> tuple[int, int]:
         seen = Observation.of_bits(torch.zeros(1, *model.event), known)
     else:
         seen = Observation.of_reals(torch.zeros(1, *model.event), known, 1.0)
-    course = Filter(Ancestral(steps=min(2, model.T)).plan(model), 1, twist=_DIAGONAL)
+    course = ParticleFilter(Ancestral(steps=min(2, model.T)).plan(model), 1, twist=_DIAGONAL)
     job = SystemJob.of("", model, 1, course, seen, rows)
     runner.open(_OTHERS, job)
     for unit in range(job.units):

@@ -11,7 +11,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Self, final
+from typing import ClassVar, Self, final
 
 import torch
 import torch.nn.functional as F
@@ -41,10 +41,12 @@ class Distribution(ABC):
     As a factor it says what was seen of an element: `values` with `noise`, where `known`.
 
     Attributes:
+        continuous: whether it is a density.
         mean: [B, *event].
         var: broadcastable to `mean`.
     """
 
+    continuous: ClassVar[bool] = True
     mean: Tensor
     var: Tensor
 
@@ -296,6 +298,7 @@ class Bernoulli(Distribution):
         logits: [B, *event]; -inf and inf are certain zeros and ones.
     """
 
+    continuous = False
     logits: Tensor
 
     @classmethod

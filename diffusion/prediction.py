@@ -81,6 +81,10 @@ class Prediction(ABC):
         """x_0hat as the next step's `previous`; NaN where a chain has ever been."""
 
     @abstractmethod
+    def error(self, x_0: Tensor) -> Tensor:
+        """The simple loss of each row, a mean over elements, [B]."""
+
+    @abstractmethod
     def clipped(self, low: Tensor | None = None, high: Tensor | None = None) -> Self:
         """The same within what the data or, where they have no range, the process allows."""
 
@@ -177,6 +181,12 @@ class GaussianPrediction(Prediction):
     @override
     def carried(self, previous: Tensor) -> Tensor:
         return self.x_0
+
+    @override
+    def error(self, x_0: Tensor) -> Tensor:
+        """snr_t |x_0hat - x_0|^2."""
+        snr = torch.exp(self.process.log_snr(self.t))
+        return (per_row(snr, x_0) * (self.x_0 - x_0).square()).flatten(1).mean(1)
 
     @override
     def kernel(self, s: Tensor) -> Normal:
@@ -276,6 +286,12 @@ class BinomialPrediction(Prediction):
         """The same: a probability has no other range."""
         return self
 
+    @override
+    def error(self, x_0: Tensor) -> Tensor:
+        """-log P(x_0 | x_t)."""
+        each = F.binary_cross_entropy_with_logits(self.logits, x_0, reduction="none")
+        return each.flatten(1).mean(1)
+
     def given(self, observation: Observation, s: Tensor) -> tuple[Bernoulli, Tensor]:
         """p(x_s | x_t, y) by Bayes in x_0, element by element, and log of what y is worth, [B].
 
@@ -305,6 +321,12 @@ class BinomialPrediction(Prediction):
     @override
     def at(self, x_t: Tensor) -> "BinomialPrediction":
         return replace(self, x_t=x_t)
+
+
+def as_gaussian(prediction: Prediction) -> GaussianPrediction:
+    """The prediction of a Gaussian process's model, as what it is."""
+    assert isinstance(prediction, GaussianPrediction)
+    return prediction
 
 
 def affine(process: GaussianProcess, kind: PredictionKind, t: Tensor) -> Tensor:

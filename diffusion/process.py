@@ -10,7 +10,7 @@
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from typing import Annotated, Literal, Self, final
+from typing import Annotated, ClassVar, Literal, Self, final
 
 import torch
 import torch.nn.functional as F
@@ -71,6 +71,8 @@ class Process(Tables, ABC):
         beta: float64 [T + 1], beta[0] = 0.
     """
 
+    #: Whether x_t is real, so that x_0hat and twists have gradients in it.
+    continuous: ClassVar[bool] = True
     beta: Tensor
     alpha_bar: Tensor
 
@@ -298,6 +300,8 @@ class BinomialProcess(Process):
         beta: float64 [T + 1].
         base_rate: rho, the probability of a one once all signal is gone.
     """
+
+    continuous = False
 
     def __init__(self, beta: Tensor, base_rate: float = 0.5) -> None:
         super().__init__(beta)

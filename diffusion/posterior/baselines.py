@@ -20,14 +20,12 @@ import torch
 from torch import Tensor
 from typing_extensions import override
 
-from diffusion.distributions import Bernoulli
 from diffusion.model import DiffusionModel
 from diffusion.noise import Stream, counter_noise
 from diffusion.observation import Observation
 from diffusion.operators import Mask
 from diffusion.plan import Plan
 from diffusion.posterior.smc import Particles, SingleParticle
-from diffusion.process import BinomialProcess
 from diffusion.sampling import begin, step
 
 
@@ -85,7 +83,7 @@ class RepaintKernel(SingleParticle):
         together: int | None = None,
         piece: int | None = None,
     ) -> Particles:
-        put = _of_bits if isinstance(model.process, BinomialProcess) else _of_reals
+        put = _of_reals if model.process.continuous else _of_bits
         seed, number, seen = systems.seed, systems.number, systems.observation
         levels = torch.cat((self.plan.t, self.plan.s[-1:])).to(systems.x.device)[:, None]
         x, x_0 = systems.x[:, 0], systems.x_0[:, 0]
@@ -119,7 +117,7 @@ class RepaintKernel(SingleParticle):
 def check_repaint(observation: Observation) -> None:
     """Raise ValueError of bits that may have flipped."""
     factor = observation.factor
-    if isinstance(factor, Bernoulli) and factor.noisy:
+    if not factor.continuous and factor.noisy:
         raise ValueError(
             "method 'repaint' puts in what was seen as it is, and these bits may have flipped: "
             "use 'twisted'"

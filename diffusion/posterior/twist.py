@@ -37,8 +37,8 @@ from diffusion.posterior.elements import (
     surprise_of,
 )
 from diffusion.posterior.proposal import Independent, TwistValue
-from diffusion.prediction import BinomialPrediction, GaussianPrediction
-from diffusion.process import BinomialProcess, GaussianProcess, per_row
+from diffusion.prediction import BinomialPrediction, GaussianPrediction, as_gaussian
+from diffusion.process import per_row
 
 #: V_t is at least so much of 1 - alpha_bar: a network's Jacobian is no perfect covariance.
 _FLOOR = 1e-5
@@ -74,7 +74,7 @@ class Twist(BaseModel):
 
     def ties(self, observation: Observation) -> bool:
         """Whether some proposal's elements come to depend on each other by what was seen."""
-        if not isinstance(observation.factor, Normal):
+        if not observation.factor.continuous:
             return False
         count = observation.count
         through = not isinstance(observation.operator, Mask)
@@ -87,7 +87,7 @@ class Twist(BaseModel):
 
     def evaluations(self, model: DiffusionModel, count: Tensor) -> Tensor:
         """Network evaluations of one step but the last, which takes 1; count int64 [N]."""
-        if isinstance(model.process, BinomialProcess):
+        if not model.process.continuous:
             return torch.ones_like(count)
         if self.independent:
             return torch.where(self.exact(count), 1 + count, 1)
@@ -134,9 +134,8 @@ def evaluate_twist(
             `Twist.exact`, or none.
         twist: which r_t.
     """
-    if isinstance(model.process, BinomialProcess):
+    if not model.process.continuous:
         return _evaluate_bits(model, x_t, t, s, observation)
-    assert isinstance(model.process, GaussianProcess)  # there are two
     count = observation.count
     if not bool(count.any()):
         prediction = model.predict(x_t, t)
@@ -145,15 +144,12 @@ def evaluate_twist(
         return TwistValue(nothing, Independent(kernel, kernel), prediction.x_0)
     exact = bool(twist.exact(count).all())
     if twist.independent and not exact:
-        prediction = model.predict(x_t, t)
-        assert isinstance(prediction, GaussianPrediction)  # of reals
-        return evaluate_elements(model, prediction, s, observation)
+        return evaluate_elements(model, as_gaussian(model.predict(x_t, t)), s, observation)
     with torch.inference_mode(False), torch.enable_grad():
         x = x_t.clone().requires_grad_()
         seen = model.predict(x, t, clip=False)
     # A clipped element has no gradient, so the Jacobian is of what the network said.
-    prediction = model.clip(seen)
-    assert isinstance(prediction, GaussianPrediction)
+    prediction = as_gaussian(model.clip(seen))
     kernel, own = prediction.kernel(s), own_variance(prediction)
     at = model.process.alpha_bar[t]
     scale = per_row(torch.where(at > 0, (1 - at) / at.sqrt(), 0.0), x_t)
@@ -165,7 +161,7 @@ def evaluate_twist(
         (found,) = torch.autograd.grad(seen.x_0, x, u.to(x_t), retain_graph=True)
         return (torch.where(blind, own * u, scale * found) + floor * u).double()
 
-    to_x_0, _, _ = model.process.posterior_coefficients(t, s)
+    to_x_0, _, _ = prediction.process.posterior_coefficients(t, s)
     gain = to_x_0.reshape(-1, *[1] * (x_t.ndim - 1))
     if exact:
         return _exact(model, prediction, s, gain, spread, observation)

@@ -22,7 +22,7 @@ from diffusion.likelihood.bound import evaluate
 from diffusion.model import DiffusionModel
 from diffusion.noise import Stream, counter_noise
 from diffusion.paths import pack, shortest
-from diffusion.prediction import GaussianPrediction, Prediction, VarianceKind, variance_terms
+from diffusion.prediction import Prediction, VarianceKind, variance_terms
 from diffusion.process import GaussianProcess
 from diffusion.profile import Profile, ProfileConfig
 
@@ -180,7 +180,7 @@ class _Point:
     def last(self, error: Tensor) -> Tensor:
         """The variance of a step to x_0 that makes the mean of its part greatest."""
         space = self.model.space
-        if space.levels is None or not isinstance(self.prediction, GaussianPrediction):
+        if space.levels is None:
             return error
         tried = error * 2 ** _FACTORS.to(error.device)
         mean = self.prediction.x_0

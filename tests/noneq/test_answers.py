@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 from fastapi import FastAPI
+from noneq.question import Question
 from PIL import Image
 from pydantic import BaseModel
 
@@ -31,8 +32,7 @@ from noneq import (
     load,
     questions,
 )
-from noneq.question import Question
-from noneq.wire import Body, encode
+from noneq.codec import Body, encode
 from service.schemas.conditions import DenoiseRequest, InpaintRequest, PosteriorRequest
 from service.schemas.requests import LoglikRequest, SampleRequest
 from service.settings import Settings

@@ -33,7 +33,7 @@ from noneq import (
     UnreadableAnswer,
     questions,
 )
-from noneq.wire import EVENTS, Body, encode
+from noneq.codec import EVENTS, Body, encode
 from service.app import create_app
 from service.errors import QueueFull
 from service.settings import Settings
@@ -63,7 +63,7 @@ def pauses(monkeypatch: pytest.MonkeyPatch) -> list[float]:
         found.append(seconds)
 
     monkeypatch.setattr("noneq.client.time", SimpleNamespace(sleep=found.append))
-    monkeypatch.setattr("noneq.asynchronous.anyio", SimpleNamespace(sleep=sleep))
+    monkeypatch.setattr("noneq.client.anyio", SimpleNamespace(sleep=sleep))
     return found
 
 

@@ -11,8 +11,8 @@ from typing import Any, Literal
 
 import numpy as np
 
+from noneq.codec import Array
 from noneq.errors import UnreadableAnswer
-from noneq.wire import Array
 
 RowState = Literal["finished", "running", "waiting"]
 

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
+from noneq.codec import Array
 from noneq.errors import no_pillow
-from noneq.wire import Array
 
 if TYPE_CHECKING:
     from PIL.Image import Image

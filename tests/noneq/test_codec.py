@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from noneq.wire import packed
+from noneq.codec import packed
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from noneq import Client, ConnectionLost, Patience, Preview, Progress
-from noneq.events import EventReader
+from noneq.sse import EventReader
 
 PROGRESS = {
     "state": "running", "step": 3, "total": 8, "seconds_left": None, "queue_seconds": 0.5,

@@ -1,4 +1,4 @@
-"""What the verbs that ask a service do: arguments in, an exit status out."""
+"""The commands that call a service: parsed arguments in, an exit status out."""
 
 import argparse
 import json
@@ -12,13 +12,13 @@ from typing import Any
 from noneq import reading
 from noneq.answer import Answer
 from noneq.answers import Posterior
-from noneq.cli import environment, offline, scores, terminal
+from noneq.cli import environment, local, scores, terminal
 from noneq.cli.output import Place
 from noneq.client import Client
+from noneq.codec import Array
 from noneq.errors import FileError, NotPictured
 from noneq.models import Model, ModelFacts
 from noneq.retries import Patience
-from noneq.wire import Array
 
 SOME_FAILED = 1
 #: A command that somebody waits for gives up soon; one that runs over night does not.
@@ -30,12 +30,12 @@ Counts = tuple[int, int]
 
 @contextmanager
 def asking(given: argparse.Namespace) -> Iterator[Client]:
-    """A client of the service that the arguments name, or of one of one's own."""
+    """A client of the service that the arguments name, or of one started for the call."""
     if given.local is None:
         with _client(given.url or environment.url()) as client:
             yield client
         return
-    with offline.local_service(given.local) as url, _client(url) as client:
+    with local.local_service(given.local) as url, _client(url) as client:
         yield client
 
 

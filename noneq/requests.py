@@ -1,18 +1,22 @@
-"""One call: what is sent, and how what comes back is read. Pure: no socket, no clock.
+"""One call: what is sent, and how its answer is read. No input or output, and no clock.
 
-question -> request;    Reading(status, headers), feed(chunk) -> news, ..., end() -> answer
+    question(path, ...) -> Question -> Reading(status, headers), feed(chunk) -> news, ..., end()
+
+The names of a call's arguments are those of the fields of the service's requests. The others,
+`deadline`, `progress` and `previews`, are settings of the call.
 """
 
 import json
+import secrets
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, Generic, TypeVar, final
+from typing import Any, Generic, TypedDict, TypeVar, final
 
 from noneq.answer import Answer, Timing
+from noneq.codec import BINARY, EVENTS, JSON, Array, Body, decode, encode
 from noneq.errors import ConnectionLost, UnreadableAnswer, read_problem, refusal
-from noneq.events import EventReader, Listener, News, read_preview, read_progress
-from noneq.wire import BINARY, EVENTS, JSON, Body, decode, encode
+from noneq.sse import EventReader, Listener, News, read_preview, read_progress
 
 Found = TypeVar("Found")
 FoundAnswer = TypeVar("FoundAnswer", bound=Answer)
@@ -166,3 +170,68 @@ class Reading(Generic[Found]):
         except (KeyError, TypeError, ValueError) as error:
             raise UnreadableAnswer(f"the answer lacks what it should have: {error!r}") from error
         return self._question.read(body, self._timing)
+
+
+SamplerName = str | Mapping[str, Any]
+
+
+class Asked(TypedDict, total=False):
+    """What every call takes.
+
+    Attributes:
+        model: which; may be left out where one is served, or a default is set.
+        seed: of the noise. Where it is None one is drawn, and sent, so that asking again gives the
+            same answer.
+        deadline: seconds after which the answer is of no more use; the service then drops it.
+        progress: called with each `Progress`, and `Preview`, on the way to the answer.
+    """
+
+    model: str | None
+    seed: int | None
+    deadline: float | None
+    progress: Listener | None
+
+
+class Drawn(Asked, total=False):
+    """What every call takes whose answer are samples.
+
+    Attributes:
+        previews: how many of them are shown on their way.
+    """
+
+    previews: int
+
+
+def question(
+    path: str,
+    read: Callable[[Body, Timing], Found],
+    lift: Callable[[Mapping[str, Any]], Body],
+    asked: Mapping[str, Any],
+    **tensors: Array,
+) -> Question[Found]:
+    """The question that asks `path` what was `asked`: what is None is left out.
+
+    Args:
+        path: of the route.
+        read: the answer, as `Question` has it.
+        lift: its arrays, likewise.
+        asked: fields of the request by name, and what is the call's own.
+        tensors: the fields that are arrays.
+    """
+    fields = {name: x for name, x in asked.items() if x is not None}
+    listener, previews = fields.pop("progress", None), fields.pop("previews", 0)
+    deadline = fields.pop("deadline", None)
+    fields.setdefault("seed", draw_seed())
+    body = Body(fields, tensors)
+    return Question(path, read, lift, body, deadline, listener, previews)
+
+
+def draw_seed() -> int:
+    """A fresh seed, that every reader of JSON holds exactly."""
+    return secrets.randbelow(2**32)
+
+
+def sampler_of(sampler: SamplerName, steps: int | None) -> dict[str, Any]:
+    """A sampler with its settings, by its name alone or with them."""
+    found = {"name": sampler} if isinstance(sampler, str) else dict(sampler)
+    return found if steps is None else {**found, "steps": steps}

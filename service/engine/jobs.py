@@ -22,7 +22,7 @@ from diffusion.model import DiffusionModel
 from diffusion.plan import Plan
 from diffusion.posterior import Observation
 from diffusion.posterior.factors import Factor
-from diffusion.posterior.systems import Course
+from diffusion.posterior.smc import SMCKernel
 from diffusion.space import Convention
 from service.engine.results import Frames, Ticket
 from service.engine.scheduling.batch import JobShape, Lane, Load
@@ -221,7 +221,7 @@ class TermJob(Job):
 class SystemJob(Job):
     """Draw from p(x_0) r(x_0) by systems of particles, `each` for every example.
 
-    System i of the answer is what `systems.walk` makes of it with the same seed, course,
+    System i of the answer is what `smc.run` makes of it with the same seed, course,
     observation and factors, whatever else the engine does.
 
     Args:
@@ -232,12 +232,12 @@ class SystemJob(Job):
         each: systems of an example.
         costs: network evaluations of each system by every position but its last; see `of`.
         factors: what else p(x_0) is multiplied by, each of N data; their networks on the model's
-            device, and such as `diffusion.posterior.settle` lets pass.
+            device, and such as a method's `resolve` lets pass.
     """
 
     model: str
     seed: int
-    course: Course
+    course: SMCKernel
     observation: Observation
     each: int
     costs: tuple[int, ...]
@@ -249,7 +249,7 @@ class SystemJob(Job):
         name: str,
         model: DiffusionModel,
         seed: int,
-        course: Course,
+        course: SMCKernel,
         observation: Observation,
         each: int,
         factors: Sequence[Factor] = (),

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from diffusion.likelihood.bound import BoundResult
-from diffusion.posterior.systems import Cloud
+from diffusion.posterior.smc import SMCResult
 
 
 @final
@@ -177,7 +177,7 @@ class TermResult(Timing):
 class SystemResult(Timing):
     """`cloud`: what the systems found, on the CPU, in the order of their numbers."""
 
-    cloud: Cloud
+    cloud: SMCResult
 
     @property
     def samples(self) -> Tensor:

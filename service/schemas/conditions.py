@@ -11,13 +11,10 @@ from typing_extensions import override
 
 from diffusion.operators import LinearOperator, Mask, Operator
 from diffusion.plan import Ancestral
-from diffusion.posterior.methods import Auto, Resample, Settled
+from diffusion.posterior.methods import Auto, PosteriorMethod, Twisted
 from service.schemas import examples
-from service.schemas.methods import AutoMethod, MethodIn, ResampleMethod, TwistedMethod
+from service.schemas.methods import MethodIn
 from service.schemas.requests import Asked, DataIn, MaskIn, NoiseIn
-
-SYSTEM_STEPS = 100  # of chains whose steps are dear, where a request says nothing of them
-
 
 LabelIn = Annotated[str | int, Field(description="By its name, or its place among the names.")]
 
@@ -60,7 +57,7 @@ class Conditions(Asked):
         description="Also answer these quantiles of the samples, element by element.",
     )
     method: MethodIn = Field(
-        default=AutoMethod(name="auto"),
+        default=Auto(name="auto"),
         description="How, by its name or with its fields. `auto`: `matched` where everything was "
         "seen with the same independent noise and some step has it within 2%, else `twisted`. "
         "`twisted`: weighted particles, the exact posterior as they grow. `matched`: the plain "
@@ -75,7 +72,7 @@ class Conditions(Asked):
         Ancestral(),
         description="The chain's steps; a posterior needs the model's own kernel. Where `steps` "
         f"is absent: all T, of `twisted` and `resample`, whose steps are dear, at most "
-        f"{SYSTEM_STEPS}.",
+        f"{Twisted.default_steps}.",
     )
 
     @property
@@ -99,32 +96,15 @@ class Conditions(Asked):
         return Mask()
 
     @property
-    def wanted(self) -> Auto | Settled:
-        """The method as the library has it.
+    def wanted(self) -> PosteriorMethod:
+        """The method, with the particles of either field.
 
         Raises:
             ValueError: particles said twice, or of a method that has none.
         """
-        method = self.method
-        if isinstance(method, TwistedMethod):
-            said = "particles" in method.model_fields_set
-            if self.particles is not None and said and self.particles != method.particles:
-                raise ValueError(
-                    f"`particles` are {self.particles}, and {method.particles} in `method`: "
-                    "say one of them"
-                )
-            if self.particles is not None:
-                method = method.model_copy(update={"particles": self.particles})
-            settled = method.settled()
-            return Auto(twisted=settled) if isinstance(method, AutoMethod) else settled
-        if self.particles not in (None, 1):
-            raise ValueError(
-                f"method '{method.name}' weights no particles, came {self.particles}: ask for "
-                "'twisted', or for more samples with `num_samples`"
-            )
-        if isinstance(method, ResampleMethod):
-            return Resample(jump=method.jump, times=method.times)
-        return method
+        if self.particles is None:
+            return self.method
+        return self.method.with_particles(self.particles)
 
 
 class PosteriorRequest(Conditions):

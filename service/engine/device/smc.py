@@ -1,6 +1,6 @@
 """SMCRunner: the next steps of a wave of particle systems of one job.
 
-    state <- course.step(model, state, position)        (`diffusion.posterior.systems`)
+    state <- course.step(model, state, position)        (`diffusion.posterior.smc`)
 
 This is the code of the offline loop, so a served answer is the offline one. The state is a value
 that is replaced when a batch has been computed, so one that failed can be tried again; where memory
@@ -19,7 +19,7 @@ from torch import Tensor
 from typing_extensions import override
 
 from diffusion.model import DiffusionModel
-from diffusion.posterior.systems import Cloud, Systems
+from diffusion.posterior.smc import Particles, SMCResult
 from service.engine.device.batches import CollectedRows
 from service.engine.device.runner import Runner
 from service.engine.device.transfer import upload
@@ -51,8 +51,8 @@ class SMCRunner(Runner):
         super().__init__(model, rows)
         self.batch_invariant = batch_invariant
         self._jobs: dict[int, SystemJob] = {}
-        self._waves: dict[int, Systems] = {}
-        self._found: dict[int, list[Cloud]] = {}
+        self._waves: dict[int, Particles] = {}
+        self._found: dict[int, list[SMCResult]] = {}
         self._compiled = compiled
 
     @override
@@ -84,7 +84,7 @@ class SMCRunner(Runner):
     def _as_written(self) -> AbstractContextManager[object]:
         return torch.compiler.set_stance("force_eager") if self._compiled else nullcontext()
 
-    def _begin(self, job: SystemJob, first: int, count: int) -> Systems:
+    def _begin(self, job: SystemJob, first: int, count: int) -> Particles:
         """So many systems of a job at x_T."""
         device, number = self.model.device, torch.arange(first, first + count)
         example = number // job.each
@@ -110,7 +110,7 @@ class SMCRunner(Runner):
                 lost |= ~x.flatten(1).isfinite().all(1)
             leaving = [~lost]
             if ends:
-                leaving += Cloud.of(self.model, job.course, self._waves.pop(key)).tensors()
+                leaving += SMCResult.of(self.model, job.course, self._waves.pop(key)).tensors()
             (finite, *parts), wait = self._copies.send(leaving)
         ended = [(key, list(ends))] if ends else []
         return CollectedRows(list(chains), ended, num_steps, finite, parts, wait)
@@ -125,7 +125,7 @@ class SMCRunner(Runner):
         collected.wait()
         for key, _ in collected.ends:
             if key in self._jobs:  # not given up meanwhile
-                self._found[key].append(Cloud(self._jobs[key].width, *collected.parts))
+                self._found[key].append(SMCResult(self._jobs[key].width, *collected.parts))
         for entry, good in zip(collected.chains, collected.finite.tolist(), strict=True):
             job = self._jobs.get(entry.key)
             if not good and job is not None:
@@ -138,7 +138,7 @@ class SMCRunner(Runner):
     def result(self, key: int, queue_seconds: float, compute_seconds: float) -> SystemResult:
         """The answer of a job whose systems have all been collected."""
         return SystemResult(
-            cloud=Cloud.joined(self._found[key]),
+            cloud=SMCResult.joined(self._found[key]),
             queue_seconds=queue_seconds,
             compute_seconds=compute_seconds,
             network_evaluations=self._jobs[key].cost,

@@ -291,7 +291,7 @@ def test_a_compiled_network_is_called_as_it_was_written() -> None:
 def test_parts_that_do_not_fit_are_refused(gaussian: DiffusionModel) -> None:
     course = course_by("mixed", gaussian)
     seen = Observation.of_reals(torch.zeros(1, 3), torch.ones(1, 3, dtype=torch.bool), 1.0)
-    with pytest.raises(ValueError, match=r"of shape \[2\] a datum, came \[3\]"):
+    with pytest.raises(ValueError, match=r"of shape \[2\] an example, came \[3\]"):
         SystemJob("g", 0, course, seen, 1, (3,)).check(gaussian)
     with pytest.raises(ValueError, match="`costs` are of 6 systems, came 1"):
         SystemJob("g", 0, course, seen_by("noisy"), 2, (3,)).check(gaussian)

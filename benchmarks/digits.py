@@ -22,7 +22,7 @@ from diffusion.classifier import load as load_classifier
 from diffusion.model import DiffusionModel
 from diffusion.noise import counter_noise
 from diffusion.observation import Observation
-from diffusion.posterior import Diagnostics, Method, Product, Resample, Twisted, sample_posterior
+from diffusion.posterior import Diagnostics, Method, Product, Repaint, Twisted, sample_posterior
 from diffusion.posterior.diagnostics import Summary
 from diffusion.samplers import Ancestral, sample
 from training.data import MnistConfig, mnist
@@ -30,7 +30,7 @@ from training.data import MnistConfig, mnist
 STEPS = 50
 METHODS: dict[str, tuple[Method, int]] = {
     "product": (Product(), 250),
-    "resample": (Resample(jump=5, times=5), STEPS),
+    "repaint": (Repaint(jump=5, repeats=5), STEPS),
     "twisted, 8 particles": (Twisted(particles=8), STEPS),
     "twisted, 64 particles": (Twisted(particles=64), STEPS),
 }

@@ -5,7 +5,7 @@ from collections.abc import Callable
 
 from diffusion.model import DiffusionModel
 from diffusion.observation import Observation
-from diffusion.posterior import Method, Posterior, Product, Resample, Twisted, sample_posterior
+from diffusion.posterior import Method, Posterior, Product, Repaint, Twisted, sample_posterior
 from diffusion.posterior.twist import Twist
 from diffusion.process import BinomialProcess
 from diffusion.samplers import Ancestral
@@ -15,7 +15,7 @@ DIAGONAL = Twist(covariance="diagonal")
 #: A method, and the network evaluations of a step of one sample given how many numbers were seen.
 METHODS: dict[str, tuple[Method, Callable[[int], int]]] = {
     "product": (Product(), lambda _: 1),
-    "resample": (Resample(), lambda _: 10),
+    "repaint": (Repaint(), lambda _: 10),
     "twisted, diagonal, 8 particles": (
         Twisted(**DIAGONAL.model_dump(), systems="independent"),
         lambda _: 16,

@@ -22,7 +22,7 @@ from benchmarks.measure import compare, machine, seconds, table
 from diffusion.checkpoint import load
 from diffusion.model import DiffusionModel
 from diffusion.samplers import Ancestral, sample
-from service.engine.device.network import Calls
+from service.engine.device.network import NetworkCalls
 from service.engine.engine import Engine
 from service.engine.jobs import ChainJob
 from service.memory import keep_freed_memory
@@ -93,7 +93,7 @@ def main() -> None:
         model, _ = load(path, asked.device)
         plain, _ = load(path, asked.device)
         scheduler, plan = their_scheduler(plain), Ancestral().plan(model)
-        Calls(model)  # its weights laid out as the engine has them
+        NetworkCalls(model)  # its weights laid out as the engine has them
         for size in asked.sizes:
             mine = partial(ours, model, ChainJob(name, size, 0, plan))
             if asked.alone:

@@ -9,8 +9,7 @@ with Client() as client:
 
 from noneq import questions
 from noneq.answers import Likelihoods, Posterior, Samples, Trajectory, load
-from noneq.asynchronous import AsyncClient
-from noneq.client import Client
+from noneq.client import AsyncClient, Client
 from noneq.errors import (
     BadRequest,
     Busy,
@@ -29,10 +28,10 @@ from noneq.errors import (
     UnknownModel,
     UnreadableAnswer,
 )
-from noneq.events import Preview, Progress
 from noneq.models import Classifier, Model, ModelFacts, Models
 from noneq.reading import read_all as read
 from noneq.retries import Patience
+from noneq.sse import Preview, Progress
 
 __all__ = [
     "AsyncClient",

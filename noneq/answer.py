@@ -7,9 +7,9 @@ from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from noneq import files, pictures
+from noneq import files, images
+from noneq.codec import Array, Body, encode
 from noneq.errors import NotPictured, UnreadableAnswer
-from noneq.wire import Array, Body, encode
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -102,9 +102,9 @@ class Answer(ABC):
             MissingExtra: Pillow is not installed.
             NotPictured: the answer has nothing to draw.
         """
-        return pictures.to_pillow(self.pixels())
+        return images.to_pillow(self.pixels())
 
-    def pixels(self) -> pictures.Pixels:
+    def pixels(self) -> images.Pixels:
         """That picture, uint8 [height, width, 3]."""
         raise NotPictured(f"{type(self).__name__} are numbers: save them as .csv or .npy")
 

@@ -6,6 +6,7 @@ file that `save` wrote.
 """
 
 import math
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
@@ -15,10 +16,10 @@ from typing import Any, NamedTuple, final
 
 import numpy as np
 
-from noneq import pictures
+from noneq import images
 from noneq.answer import Answer
+from noneq.codec import Array, Body, decode
 from noneq.errors import UnreadableAnswer
-from noneq.wire import Array, Body, decode
 
 
 def _float32(value: object) -> Array:
@@ -74,9 +75,9 @@ class Samples(Answer):
         flat = self.samples.reshape(len(self.samples), -1)
         return self.elements(flat.shape[1]), flat.tolist()
 
-    def pixels(self) -> pictures.Pixels:
+    def pixels(self) -> images.Pixels:
         """The samples side by side."""
-        return pictures.sheet(self.samples)
+        return images.sheet(self.samples)
 
     @classmethod
     def lift(cls, document: Mapping[str, Any]) -> Body:
@@ -97,6 +98,11 @@ class Posterior(Answer):
 
     kind = "posterior"
     needed = ("samples", "mean", "method")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for note in self.body.fields.get("deprecation") or ():
+            warnings.warn(note, DeprecationWarning, stacklevel=2)
 
     @property
     def samples(self) -> Array:
@@ -168,10 +174,10 @@ class Posterior(Answer):
         table = [[i, j, w, *x] for (i, j), w, x in zip(each, weights, flat, strict=True)]
         return ["datum", "sample", "weight", *elements], table
 
-    def pixels(self) -> pictures.Pixels:
+    def pixels(self) -> images.Pixels:
         """A line for each datum: its samples, their mean, and twice their deviation."""
         spread = self.std if self.std is not None else np.zeros_like(self.mean)
-        return pictures.strips(self.samples, self.mean, spread)
+        return images.strips(self.samples, self.mean, spread)
 
     @classmethod
     def lift(cls, document: Mapping[str, Any]) -> Body:

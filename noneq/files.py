@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from noneq.wire import Array
+from noneq.codec import Array
 
 
 def write(path: Path, raw: bytes) -> None:

@@ -12,12 +12,9 @@ from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
 
-from service.api import info as facts
-from service.api import openapi, routes
-from service.api.docs import add_docs
-from service.api.gate import Gate
-from service.api.middleware import ApiKeys, RequestContext, problem_response
-from service.api.web import add_page
+from service.api import info, openapi, routes
+from service.api.middleware import ApiKeys, Gate, RequestContext, problem_response
+from service.api.web import add_docs, add_page
 from service.engine.engine import Host
 from service.errors import (
     InternalError,
@@ -82,7 +79,7 @@ def create_app(
     )
     app.state.backend = backend
     app.include_router(routes.router)
-    app.include_router(facts.router)
+    app.include_router(info.router)
     add_docs(app)
     add_page(app)
     app.add_exception_handler(Problem, _on_problem)
@@ -96,7 +93,13 @@ def create_app(
             allow_origins=sorted(settings.origins),
             allow_methods=["GET", "HEAD", "POST"],
             allow_headers=["*"],
-            expose_headers=["x-request-id", "x-queue-time", "x-compute-time", "retry-after"],
+            expose_headers=[
+                "x-request-id",
+                "x-queue-time",
+                "x-compute-time",
+                "retry-after",
+                "deprecation",
+            ],
         )
     app.add_middleware(Gate, settings=settings)
     app.add_middleware(RequestContext, metrics=metrics)
@@ -126,7 +129,7 @@ def _as_problem(request: Request, error: HTTPException) -> Problem:
         )
     if error.status_code == 405:
         allow = (error.headers or {}).get("Allow", "")
-        allow = "GET, HEAD" if allow in ("GET", "HEAD") else allow  # two routes, see facts.py
+        allow = "GET, HEAD" if allow in ("GET", "HEAD") else allow  # two routes, see info.py
         return MethodNotAllowed(
             "The path exists, under another method.",
             allow=allow,

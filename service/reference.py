@@ -1,7 +1,10 @@
-"""`python -m service.reference > docs/api.md`: the API for people, of the OpenAPI document.
+"""The reference pages, made from the code.
 
-Nothing is said here that is not said there: of a field by its description, of an object by its
-docstring, of a problem by its class. A test holds the page against them.
+    python -m service.reference > docs/api.md          # the API, from the OpenAPI document
+    python -m service.reference docs/operations.md     # rewrites its tables of settings and metrics
+
+A field is described by its description, an object by its docstring, a problem by its class. Tests
+compare the pages with the code.
 """
 
 import inspect
@@ -9,12 +12,17 @@ import json
 import re
 import sys
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any
+
+from prometheus_client import Counter, Gauge, Histogram
+from pydantic import SecretStr
 
 from service import errors as problems
 from service.app import create_app
 from service.codecs.json import JSON
-from service.settings import Settings
+from service.metrics import Metrics
+from service.settings import PREFIX, Settings
 
 Document = Mapping[str, Any]
 
@@ -194,5 +202,40 @@ def _problems() -> list[type[problems.Problem]]:
     return sorted(named, key=lambda each: (each.status, each.slug))
 
 
+def with_tables(text: str) -> str:
+    """docs/operations.md with today's tables of settings and metrics."""
+    text = _with_rows(text, "Settings", [_setting(name) for name in Settings.model_fields])
+    metrics = [x for x in vars(Metrics()).values() if isinstance(x, Counter | Gauge | Histogram)]
+    return _with_rows(text, "Watching", [_metric(one) for one in metrics])
+
+
+def _with_rows(text: str, heading: str, rows: list[str]) -> str:
+    """The page with these rows in the first table below a heading."""
+    before, mark, after = text.partition(f"\n## {heading}\n")
+    lines = after.split("\n")
+    start = next(i for i, line in enumerate(lines) if line.startswith("|---")) + 1
+    return before + mark + "\n".join([*lines[:start], *rows, *lines[lines.index("", start) :]])
+
+
+def _setting(name: str) -> str:
+    field = Settings.model_fields[name]
+    default = field.default
+    if isinstance(default, SecretStr):
+        default = default.get_secret_value()
+    shown = str(default).lower() if isinstance(default, bool) else default
+    shown = "" if default in (None, "") else f"`{shown}`"
+    return f"| `{PREFIX}{name.upper()}` | {shown} | {field.description} |"
+
+
+def _metric(one: Counter | Gauge | Histogram) -> str:
+    name = f"{one._name}_total" if isinstance(one, Counter) else one._name
+    labels = ", ".join(f"`{label}`" for label in one._labelnames)
+    return f"| `{name}` | {one._type} | {labels} | {one._documentation} |"
+
+
 if __name__ == "__main__":
-    sys.stdout.write(page(create_app(Settings()).openapi()))
+    if len(sys.argv) > 1:
+        operations = Path(sys.argv[1])
+        operations.write_text(with_tables(operations.read_text(encoding="utf-8")), encoding="utf-8")
+    else:
+        sys.stdout.write(page(create_app(Settings()).openapi()))

@@ -3,7 +3,7 @@
     twisted   particles that follow a twist: the exact posterior as they grow, and Z
     matched   independent noise on everything is that of some step: the plain chain from there
     product   p(x_s | x_t) r(x_s), the 2015 paper's kernel with one r at every step; biased
-    resample  RePaint's jumps; biased
+    repaint   RePaint's jumps; biased
 
 `auto` takes the matched start where it holds and twisted elsewhere. All are exact at best up to the
 model and the number of its steps.
@@ -19,7 +19,7 @@ from diffusion.posterior.methods import (
     Method,
     PosteriorMethod,
     Product,
-    Resample,
+    Repaint,
     Twisted,
 )
 from diffusion.posterior.sample import Posterior, sample_posterior
@@ -37,7 +37,7 @@ __all__ = [
     "Posterior",
     "PosteriorMethod",
     "Product",
-    "Resample",
+    "Repaint",
     "Twisted",
     "matched_start",
     "sample_posterior",

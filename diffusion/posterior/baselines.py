@@ -118,7 +118,7 @@ def check_repaint(observation: Observation) -> None:
     factor = observation.factor
     if not factor.continuous and factor.noisy:
         raise ValueError(
-            "method 'resample' puts in what was seen as it is, and these bits may have flipped: "
+            "method 'repaint' puts in what was seen as it is, and these bits may have flipped: "
             "use 'twisted'"
         )
 

@@ -3,7 +3,7 @@
     twisted   particles that follow a twist: the exact posterior as they grow many, and Z
     matched   the plain chain from the step whose noise is that of the observation
     product   p(x_s | x_t) r(x_s) at every step, the 2015 paper's kernel; biased
-    resample  RePaint; biased
+    repaint   RePaint; biased
     auto      matched where it holds, else twisted
 
 To add a method: a subclass of `PosteriorMethod` here, and its name in `Method`.
@@ -41,25 +41,12 @@ class PosteriorMethod(BaseModel, ABC):
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
     default_steps: ClassVar[int | None] = None
-    name: Literal["twisted", "matched", "product", "resample"]
+    name: Literal["twisted", "matched", "product", "repaint"]
 
     @property
     def biased(self) -> bool:
         """Whether it misses the posterior even of a perfect model with all its steps."""
         return False
-
-    def with_particles(self, particles: int) -> "PosteriorMethod":
-        """The same with so many particles a system.
-
-        Raises:
-            ValueError: a method that has none, or that was configured with another number.
-        """
-        if particles == 1:
-            return self
-        raise ValueError(
-            f"method '{self.name}' weights no particles, came {particles}: ask for 'twisted', or "
-            "for more samples with `num_samples`"
-        )
 
     def resolve(
         self, model: DiffusionModel, observation: Observation, factors: Sequence[Factor] = ()
@@ -159,16 +146,16 @@ class Product(PosteriorMethod):
 
 
 @final
-class Resample(PosteriorMethod):
-    """RePaint, for comparison: `jump` steps back, each stretch made `times` times; biased.
+class Repaint(PosteriorMethod):
+    """RePaint, for comparison: `jump` steps back, each stretch made `repeats` times; biased.
 
-    About `steps` * `times` network evaluations a sample.
+    About `steps` * `repeats` network evaluations a sample.
     """
 
     default_steps: ClassVar[int | None] = 100
-    name: Literal["resample"] = "resample"
+    name: Literal["repaint"] = "repaint"
     jump: int = Field(10, ge=1, le=1000)
-    times: int = Field(10, ge=1, le=100)
+    repeats: int = Field(10, ge=1, le=100)
 
     @property
     @override
@@ -184,7 +171,7 @@ class Resample(PosteriorMethod):
         sampler: Sampler,
     ) -> SMCKernel:
         check_repaint(observation)
-        return RepaintKernel(self._ancestral_plan(model, sampler), self.jump, self.times)
+        return RepaintKernel(self._ancestral_plan(model, sampler), self.jump, self.repeats)
 
 
 @final
@@ -230,14 +217,6 @@ class _Weighted(PosteriorMethod):
         description="Most products of a step with `full`; where more numbers were seen, as many "
         "steps of conjugate gradients.",
     )
-
-    @override
-    def with_particles(self, particles: int) -> Self:
-        if "particles" in self.model_fields_set and particles != self.particles:
-            raise ValueError(
-                f"`particles` are {particles}, and {self.particles} in `method`: say one of them"
-            )
-        return self.model_copy(update={"particles": particles})
 
 
 @final
@@ -325,7 +304,7 @@ class Auto(_Weighted):
 
 
 #: A method's configuration, told apart by `name`.
-Method = Annotated[Auto | Twisted | Matched | Product | Resample, Field(discriminator="name")]
+Method = Annotated[Auto | Twisted | Matched | Product | Repaint, Field(discriminator="name")]
 
 
 def check_factors(

@@ -1,8 +1,8 @@
-"""What the command reads of its environment: where the service is, and what a terminal can show."""
+"""The environment variables that the command reads."""
 
 import os
 
-from noneq.line import URL
+from noneq.client import URL
 
 
 def url() -> str:
@@ -11,10 +11,10 @@ def url() -> str:
 
 
 def api_key() -> str | None:
-    """NONEQ_API_KEY: in the environment, for a command line is seen by every user of a machine."""
+    """NONEQ_API_KEY: in the environment, since every user of a machine sees its command lines."""
     return os.environ.get("NONEQ_API_KEY") or None
 
 
 def true_colour() -> bool:
-    """Whether the terminal says that it has 24 bits of colour."""
+    """Whether the terminal shows 24 bits of colour, by its own account."""
     return os.environ.get("COLORTERM", "").lower() in ("truecolor", "24bit")

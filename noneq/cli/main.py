@@ -28,7 +28,7 @@ import sys
 from collections.abc import Callable, Sequence
 
 from noneq import errors
-from noneq.cli import offline, verbs
+from noneq.cli import commands, local
 from noneq.cli.output import Place
 
 USAGE, UNREACHED, LATER, KEY, FAULT, MISSING, INTERRUPTED = 2, 3, 4, 5, 6, 7, 130
@@ -55,7 +55,7 @@ def parser() -> argparse.ArgumentParser:
     top = argparse.ArgumentParser(
         prog="noneq", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    commands = top.add_subparsers(dest="verb", required=True, metavar="VERB")
+    verbs = top.add_subparsers(dest="verb", required=True, metavar="VERB")
     service = argparse.ArgumentParser(add_help=False)
     service.add_argument("--url", help="of the service (default NONEQ_URL, localhost:8000)")
     service.add_argument(
@@ -80,18 +80,18 @@ def parser() -> argparse.ArgumentParser:
     )
 
     def verb(name: str, run: Run, parent: argparse.ArgumentParser) -> argparse.ArgumentParser:
-        made = commands.add_parser(name, help=run.__doc__, parents=[parent])
+        made = verbs.add_parser(name, help=run.__doc__, parents=[parent])
         made.set_defaults(run=run)
         return made
 
-    one = verb("models", verbs.do_models, service)
+    one = verb("models", commands.do_models, service)
     one.add_argument("name", nargs="?", help="of a model, for its facts and card")
 
-    one = verb("sample", verbs.do_sample, drawn)
+    one = verb("sample", commands.do_sample, drawn)
     samplers = ("ancestral", "ddim", "dpmpp_2m")
     one.add_argument("--sampler", choices=samplers, default="ancestral")
 
-    one = verb("loglik", verbs.do_loglik, asked)
+    one = verb("loglik", commands.do_loglik, asked)
     one.add_argument("files", nargs="+", help="pictures, folders, .npy, .csv")
     about = "a table (.csv); one that is there is gone on with"
     one.add_argument("-o", "--out", type=Place.of_table, help=about)
@@ -111,7 +111,7 @@ def parser() -> argparse.ArgumentParser:
         "--quantiles", type=float, nargs="+", metavar="Q", help="of the samples, also answered"
     )
     seen.add_argument("--method", help="as the service has them (default: its choice)")
-    seen.add_argument("--particles", type=int, help="for methods that carry some")
+    seen.add_argument("--particles", type=int, help="of the method; short for --set particles=N")
     seen.add_argument(
         "--set",
         action="append",
@@ -123,13 +123,13 @@ def parser() -> argparse.ArgumentParser:
     masked.add_argument("--known", help="a mask: a picture, white where it was seen, or .npy")
 
     for name, run, parent in (
-        ("inpaint", verbs.do_inpaint, masked),
-        ("denoise", verbs.do_denoise, seen),
+        ("inpaint", commands.do_inpaint, masked),
+        ("denoise", commands.do_denoise, seen),
     ):
         one = verb(name, run, parent)
         one.add_argument("files", nargs="+", help="pictures, folders, .npy, .csv")
 
-    one = verb("posterior", verbs.do_posterior, masked)
+    one = verb("posterior", commands.do_posterior, masked)
     one.add_argument("files", nargs="*", help="what was observed; none, where a label says it all")
     through = one.add_mutually_exclusive_group()
     through.add_argument("--pooling", type=int, metavar="SIZE", help="seen as means of blocks")
@@ -137,11 +137,18 @@ def parser() -> argparse.ArgumentParser:
     through.add_argument("--matrix", metavar="FILE", help="seen through this matrix (.npy, .csv)")
     one.add_argument("--label", nargs="+", help="to show: one for all, or one each")
     one.add_argument("--classifier", help="that reads labels; not needed where one fits")
-    one.add_argument("--times", metavar="MODEL", help="multiply by the density of this model too")
-    one.add_argument("--read", action="store_true", help="also tell how likely each label is")
+    one.add_argument(
+        "--expert", "--times", metavar="MODEL", help="multiply by the density of this model too"
+    )
+    one.add_argument(
+        "--label-probabilities",
+        "--read",
+        action="store_true",
+        help="also tell how likely each label is",
+    )
 
-    for name, door in offline.DOORS.items():
-        commands.add_parser(name, help=door.about, add_help=False)
+    for name, door in local.DOORS.items():
+        verbs.add_parser(name, help=door.about, add_help=False)
     return top
 
 
@@ -149,8 +156,8 @@ def main(words: Sequence[str] | None = None) -> int:
     """Run one command; what went wrong is said in a line, and by the exit status."""
     words = sys.argv[1:] if words is None else list(words)
     try:
-        if words and words[0] in offline.DOORS:
-            return offline.enter(words[0], words[1:])
+        if words and words[0] in local.DOORS:
+            return local.enter(words[0], words[1:])
         given = parser().parse_args(words)
     except errors.MissingExtra as error:
         return _fail(error, MISSING, as_json=False)

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 
-from noneq import pictures
+from noneq import images
 from noneq.answer import ENDINGS, PICTURES, Answer
 from noneq.errors import FileError, MissingExtra, NoneqError
 
@@ -105,8 +105,8 @@ def _spread(answer: Answer, folder: Path) -> Path:
     events = samples.reshape(-1, *samples.shape[-3:]) if samples.ndim >= 4 else None
     if events is None:
         return answer.save(folder / f"{answer.model}-{answer.seed}.csv")
-    white = pictures.top(events)
+    white = images.top(events)
     for i, event in enumerate(events):
-        tile = pictures.tile(event, white)
-        pictures.to_pillow(tile).save(folder / f"{answer.model}-{answer.seed}-{i:04}.png")
+        tile = images.tile(event, white)
+        images.to_pillow(tile).save(folder / f"{answer.model}-{answer.seed}-{i:04}.png")
     return folder

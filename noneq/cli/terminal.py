@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any, TextIO
 import numpy as np
 
 from noneq.cli import environment
-from noneq.events import Listener, Preview, Progress
-from noneq.pictures import Pixels
+from noneq.images import Pixels
+from noneq.sse import Listener, Preview, Progress
 
 if TYPE_CHECKING:
     from tqdm import tqdm

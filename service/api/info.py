@@ -7,11 +7,13 @@ from fastapi import APIRouter, Query, Request, Response
 from fastapi.routing import APIRoute
 from pydantic import BaseModel
 
-from diffusion.heldout import MOST
-from service.api import heldout
+from diffusion.heldout import FILE, MOST
 from service.api.openapi import examples_responses, problems
 from service.catalogue import Served
-from service.codecs.json import JSON, negotiate, to_json
+from service.codecs.arrays import plain
+from service.codecs.contact_sheet import Strip, contact_sheet
+from service.codecs.json import BINARY, JSON, PNG, negotiate, to_binary, to_json
+from service.errors import NotAcceptable
 from service.metrics import CONTENT_TYPE
 from service.schemas.responses import (
     ClassifierSummary,
@@ -23,6 +25,8 @@ from service.schemas.responses import (
     RefusedFile,
 )
 from service.state import backend_of
+
+EXAMPLE_FORMS = (JSON, PNG, BINARY)
 
 router = APIRouter()
 
@@ -74,9 +78,31 @@ async def show_examples(
 ) -> Response:
     """Held-out data to try things on: none of them was fitted to."""
     served = backend_of(request).find(name)
-    form = negotiate(", ".join(request.headers.getlist("accept")), heldout.OFFERS)
-    body = await to_thread.run_sync(heldout.render, served, count, form)
+    form = negotiate(", ".join(request.headers.getlist("accept")), EXAMPLE_FORMS)
+    body = await to_thread.run_sync(render_examples, served, count, form)
     return Response(body, media_type=form)
+
+
+def render_examples(served: Served, count: int, form: str) -> bytes:
+    """The first `count` of them, in one of EXAMPLE_FORMS.
+
+    Raises:
+        NotAcceptable: a picture of none.
+    """
+    space, data = served.model.space, served.examples[:count]
+    if form == PNG:
+        if not len(data):
+            raise NotAcceptable(
+                f"The model {served.name} ships without examples, so there is nothing to draw.",
+                received=PNG,
+                expected=[JSON, BINARY],
+                fix=f"`python -m training heldout {served.name}` writes {FILE} beside it.",
+            )
+        return contact_sheet(space, [Strip(data)])
+    answer = ExamplesAnswer(model=served.name, data=plain(data, space))
+    if form == BINARY:
+        return to_binary(answer.model_dump(exclude={"data"}), {"data": data})
+    return to_json(answer.model_dump())
 
 
 def _summary(served: Served) -> ModelSummary:

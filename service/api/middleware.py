@@ -1,4 +1,4 @@
-"""What surrounds every request: its id and timings, the key it needs.
+"""What surrounds every request: its id and timings, where it may come from, the key it needs.
 
 Plain ASGI: nothing is buffered, and a client's leaving reaches the routes as it is.
 """
@@ -7,23 +7,44 @@ import hashlib
 import hmac
 import logging
 import re
+import socket
 import uuid
 from collections.abc import Iterable
-from typing import Any
+from ipaddress import ip_address
+from typing import Any, Final
+from urllib.parse import urlsplit
 
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from service.api.connection import CROWDED
 from service.codecs.json import EVENTS, to_json
-from service.errors import MEDIA_TYPE, InternalError, Problem, Unauthorized
+from service.errors import (
+    MEDIA_TYPE,
+    ForeignOrigin,
+    HeadersTooLarge,
+    InternalError,
+    Problem,
+    TooManyConnections,
+    Unauthorized,
+    UnknownHost,
+)
 from service.metrics import Metrics
+from service.schemas.deprecated import SINCE
+from service.settings import Settings
 
 _log = logging.getLogger(__name__)
 
 _SANE_ID = re.compile(r"[A-Za-z0-9._~:/+=-]{1,128}")
 _OPEN = ("/", "/favicon.ico", "/docs", "/openapi.json")
 _OPEN_BELOW = ("/health/", "/docs/", "/static/")
+MOST_HEADERS: Final = 100
+
+_SAFE = ("GET", "HEAD", "OPTIONS")
+_OWN_SITE = ("same-origin", "none")  # none: typed, or a bookmark
+#: Nobody can register a name below these (RFC 6761, 6762, 8375; ICANN's .internal).
+_LOCAL = (".localhost", ".local", ".internal", ".home.arpa")
 
 
 def problem_document(problem: Problem, scope: Scope) -> dict[str, object]:
@@ -56,6 +77,8 @@ def unforeseen() -> InternalError:
 class RequestContext:
     """Outermost: request id, timing headers, the count of outcomes, and the last net for errors.
 
+    A request with old spellings is answered with the header `Deprecation`.
+
     Routes leave `queue_seconds` and `compute_seconds` in the request's state; what asks nothing of
     the engine has 0. A stream begins before there is any to tell: its last progress has them.
     """
@@ -79,6 +102,8 @@ class RequestContext:
                 started = True
                 headers = MutableHeaders(scope=message)
                 headers["x-request-id"] = state["request_id"]
+                if state.get("deprecated", False):
+                    headers["deprecation"] = SINCE
                 if not headers.get("content-type", "").startswith(EVENTS):
                     headers["x-queue-time"] = f"{state.get('queue_seconds', 0.0):.6f}"
                     headers["x-compute-time"] = f"{state.get('compute_seconds', 0.0):.6f}"
@@ -98,6 +123,109 @@ class RequestContext:
             self.metrics.requests.labels(path, outcome).inc()
             if state.get("refused", False):
                 self.metrics.refused.labels(outcome).inc()
+
+
+class Gate:
+    """Refuses what does not come from where requests may come from; the health routes are open.
+
+    A page of another site can make a browser on this machine send requests to a service that has no
+    keys. A form or a "simple" request (https://fetch.spec.whatwg.org/#cors-safelisted-method) does
+    work although the page does not see the answer; `Sec-Fetch-Site` and `Origin`, which a page
+    cannot choose, tell it apart. A name of the page's own that it lets resolve to this machine (DNS
+    rebinding) shows it the answers too; such a name has a domain, so `Host` tells it apart.
+
+    Args:
+        app: behind it.
+        settings: `allowed_hosts`, `allow_origins`, `root_path`, whether there are keys.
+    """
+
+    def __init__(self, app: ASGIApp, settings: Settings) -> None:
+        self.app = app
+        self._prefix, self._origins = settings.prefix, settings.origins
+        own = {settings.host.lower(), socket.gethostname().lower()}
+        self._hosts = settings.hosts | {name for name in own if name}
+        # A foreign page has no key, whatever name it asks under.
+        self._any_host = "*" in self._hosts or (bool(settings.accepted_keys) and not settings.hosts)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve one request."""
+        problem = None
+        if scope["type"] == "http":
+            self._place(scope)
+            problem = self._fault(scope)
+        if problem is None:
+            await self.app(scope, receive, send)
+        else:
+            await problem_response(problem, scope)(scope, receive, send)
+
+    def _place(self, scope: Scope) -> None:
+        """Tell the routes below which path they lie, whether the proxy left it there or not."""
+        if self._prefix:
+            scope["root_path"] = self._prefix
+            if not f"{scope['path']}/".startswith(f"{self._prefix}/"):
+                scope["path"] = self._prefix + scope["path"]
+
+    def _fault(self, scope: Scope) -> Problem | None:
+        if len(scope["headers"]) > MOST_HEADERS:
+            return HeadersTooLarge(
+                "The request has too many headers.",
+                received=len(scope["headers"]),
+                expected=f"at most {MOST_HEADERS}",
+                fix="Send fewer.",
+            )
+        headers = Headers(scope=scope)
+        if path_of(scope).startswith("/health/"):
+            return None
+        if scope.get("state", {}).get(CROWDED, False):
+            return TooManyConnections(
+                "As many connections as may be have requests.",
+                retry_after=1,
+                fix="Try again; the operator sets NONEQ_MAX_CONNECTIONS.",
+            )
+        host = headers.get("host", "")
+        if not (self._any_host or knows(host, self._hosts)):
+            return UnknownHost(
+                "The service does not go by the name that the request asks for.",
+                received=host[:100],
+                expected="localhost, an IP address, a name of the local network, or an allowed one",
+                fix="The operator allows a name with NONEQ_ALLOWED_HOSTS.",
+            )
+        if scope["method"] in _SAFE or self._of_this_site(headers, host):
+            return None
+        return ForeignOrigin(
+            "The request comes from a page of another site.",
+            received=headers.get("origin", "")[:100],
+            fix="The operator allows a site with NONEQ_ALLOW_ORIGINS.",
+        )
+
+    def _of_this_site(self, headers: Headers, host: str) -> bool:
+        """Whether no browser sent it, or one that shows a page of ours or of an allowed site."""
+        origin, site = headers.get("origin", "").lower(), headers.get("sec-fetch-site")
+        if site in _OWN_SITE or (origin and (origin in self._origins or "*" in self._origins)):
+            return True
+        if site is not None:
+            return False
+        # Over plain HTTP, but for localhost, browsers do not say what a site is to another.
+        names = host.lower(), headers.get("x-forwarded-host", "").lower()
+        return not origin or (origin != "null" and urlsplit(origin).netloc in names)
+
+
+def knows(host: str, names: Iterable[str]) -> bool:
+    """Whether a header Host is one that no foreign page could have given: a name, with its port."""
+    name = host.lower().strip()
+    name = name[1 : name.find("]")] if name.startswith("[") else name.partition(":")[0]
+    name = name.rstrip(".")
+    if "." not in name and ":" not in name:  # localhost, a container's name, or none at all
+        return True
+    try:
+        ip_address(name)
+    except ValueError:
+        pass
+    else:
+        return True
+    if name.endswith(_LOCAL):
+        return True
+    return any(name == one or (one.startswith(".") and name.endswith(one)) for one in names)
 
 
 class ApiKeys:

@@ -17,8 +17,7 @@ from starlette.requests import ClientDisconnect
 
 from service.api.body import DEADLINE, body_limit, body_of, find_deadline
 from service.api.openapi import request_body, responses
-from service.api.sending import Answer
-from service.api.streams import EventStream, leaving, previews_wanted
+from service.api.streams import Answer, EventStream, leaving, previews_wanted
 from service.catalogue import Catalogue
 from service.codecs.json import (
     BINARY,
@@ -154,6 +153,7 @@ async def _accept(
         def ready_work() -> Work[Any]:
             body = inflate(raw, content_coding(coding), limit)
             asked = parse(schema, content_type, body, settings.max_json_bytes)
+            request.state.deprecated = bool(asked.deprecation)
             work = prepare(asked, backend.catalogue, settings)
             work.check(form)
             return work

@@ -1,9 +1,11 @@
-"""text/event-stream: how a request fares, then its answer.
+"""Answers on their way out: whole, or as a stream (text/event-stream) that tells of progress first.
 
     progress, [preview], progress, ..., progress, result          or, at any point, error
 
-Everything that refuses a request does so before its stream begins, as on the plain route. Plain
-ASGI: the stream ends with the job or with the client, whichever goes first.
+Answers are sent in pieces, each within a time, and counted until the last is sent: a client that
+stops reading would otherwise keep its answer in memory for ever. What refuses a request does so
+before its stream begins, as on the plain route. Plain ASGI: the stream ends with the job or with
+the client, whichever goes first.
 """
 
 import asyncio
@@ -14,27 +16,77 @@ from typing import Any, Final, final
 
 from anyio import to_thread
 from starlette.responses import Response
-from starlette.types import Receive, Scope, Send
+from starlette.types import Message, Receive, Scope, Send
 from typing_extensions import override
 
 from service.api.middleware import problem_document, unforeseen
-from service.api.sending import Stalled, send_within
 from service.codecs.json import EVENTS, JSON, PNG, media_parameter, to_json
 from service.engine.engine import Engine
 from service.engine.results import Hold, Ticket, Timing
+from service.engine.scheduling.latency import JobProgress
 from service.errors import NotAcceptable, Problem
 from service.handlers.base import Work
-from service.pace import Pace
 from service.schemas.responses import Progress
 
 _log = logging.getLogger(__name__)
 
 CADENCE: Final = 0.2  # seconds between events while something changes
+PIECE: Final = 2**16  # bytes handed to the connection at once; it keeps no more than about two
 HEARTBEAT: Final = 15.0  # seconds of silence that proxies are sure to bear
 MAX_PREVIEWS: Final = 64  # rows
 _HEADERS: Final = {"cache-control": "no-store", "x-accel-buffering": "no"}  # nginx must not collect
 
 Say = Callable[[bytes], Awaitable[None]]
+
+
+class Stalled(Exception):
+    """The client takes nothing more."""
+
+
+async def send_within(send: Send, message: Message, seconds: float) -> None:
+    """Send a message with a part of the body, in pieces.
+
+    Raises:
+        Stalled: the client did not take a piece within so many seconds.
+    """
+    body, more = message["body"], message["more_body"]
+    for i in range(0, len(body), PIECE) or [0]:
+        piece = bytes(body[i : i + PIECE])
+        try:
+            async with asyncio.timeout(seconds):
+                await send({**message, "body": piece, "more_body": more or i + PIECE < len(body)})
+        except TimeoutError:
+            raise Stalled from None
+
+
+@final
+class Answer(Response):
+    """A whole answer.
+
+    Args:
+        body: of it.
+        media_type: of it.
+        hold: the bytes that it is counted as.
+        seconds: within which the client takes each piece.
+    """
+
+    def __init__(self, body: bytes, media_type: str, hold: Hold, seconds: float) -> None:
+        super().__init__(body, media_type=media_type)
+        self._hold, self._seconds = hold, seconds
+
+    @override
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Send it, and give back what it held."""
+        try:
+            head = {"type": "http.response.start", "status": 200, "headers": self.raw_headers}
+            await send(head)
+            whole = {"type": "http.response.body", "body": self.body, "more_body": False}
+            await send_within(send, whole, self._seconds)
+        except Stalled:
+            # Unfinished: the server closes the connection.
+            scope.setdefault("state", {})["outcome"] = "client-left"
+        finally:
+            self._hold.release()
 
 
 def previews_wanted(accept: str, offers: Sequence[str]) -> int:
@@ -99,7 +151,7 @@ class EventStream(Response):
         self._work, self._ticket, self._engine, self._previews = work, ticket, engine, previews
         self._hold, self._seconds = hold, seconds
         self._accepted = time.monotonic()
-        self._pace: Pace | None = None
+        self._pace: JobProgress | None = None
 
     @override
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -194,11 +246,11 @@ class EventStream(Response):
         if queue is None:
             # Until it has a pace of its own, all that is owed has to be done first. Where that is
             # this job alone nothing is known yet: how much of a batch it fills, its ticks will say.
-            behind = self._engine.owed > ticket.cost
-            left = self._engine.seconds_owed if behind else None
+            behind = self._engine.pending > ticket.cost
+            left = self._engine.seconds_pending if behind else None
         else:
             started = self._accepted + queue
-            self._pace = self._pace or Pace(ticket.cost, started)
+            self._pace = self._pace or JobProgress(ticket.cost, started)
             self._pace.observe(done, now)
             left = self._pace.seconds_left
         waited = now - self._accepted if queue is None else queue

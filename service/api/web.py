@@ -1,14 +1,17 @@
-"""/: the page, whose files lie in static/. It loads nothing foreign and runs no inline script.
+"""The page at /, whose files lie in static/, and the API's documentation at /docs.
 
-Its own links are relative, so that it works below whatever path a proxy gives it.
+The page loads nothing from other sites and runs no inline script. Its links are relative, so that
+it works below whatever path a proxy gives it.
 """
 
 from pathlib import Path
 from typing import Final
 
 from fastapi import FastAPI, Request, Response
+from fastapi.openapi.docs import get_swagger_ui_html
 from fastapi.staticfiles import StaticFiles
 from starlette.middleware.gzip import GZipMiddleware
+from starlette.responses import HTMLResponse
 from starlette.types import Scope
 from typing_extensions import override
 
@@ -25,6 +28,7 @@ _POLICY: Final = "; ".join(
         "frame-ancestors 'none'",
     )
 )
+_DOCS: Final = "docs/static"
 _HEADERS: Final = {
     "cache-control": "no-cache",  # asked for again by its ETag: a new version shows at once
     "content-security-policy": _POLICY,
@@ -59,3 +63,24 @@ def add_page(app: FastAPI) -> None:
     @app.get("/favicon.ico", include_in_schema=False)
     async def icon(request: Request) -> Response:
         return await files.get_response("icon.svg", request.scope)
+
+
+def add_docs(app: FastAPI) -> None:
+    """Serve the API's page at /docs, and its scripts below it: it opens offline too.
+
+    Its addresses are relative, so that it works below whatever path a proxy gives it.
+    """
+    # Nothing of that package is imported: it is a folder of Swagger UI that pip keeps up to date.
+    app.mount(f"/{_DOCS}", StaticFiles(packages=[("fastapi_offline", "static")]), name="docs")
+
+    @app.head("/docs", include_in_schema=False)
+    @app.get("/docs", include_in_schema=False)
+    async def docs() -> HTMLResponse:
+        return get_swagger_ui_html(
+            openapi_url="openapi.json",
+            title=app.title,
+            swagger_js_url=f"{_DOCS}/swagger-ui-bundle.js",
+            swagger_css_url=f"{_DOCS}/swagger-ui.css",
+            swagger_favicon_url=f"{_DOCS}/favicon.png",
+            swagger_ui_parameters={"validatorUrl": None},
+        )

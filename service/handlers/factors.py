@@ -60,20 +60,20 @@ def find_beside(asked: AskedBeside, count: int, served: Served, catalogue: Catal
         y = _labels(asked.label, reader, count)
         labels = tuple(reader.labels[i] for i in y)
         factors.append(Label(reader.classifier, torch.tensor(y)))
-    if asked.times is not None:
-        factors.append(_expert(asked.times, served, catalogue))
+    if asked.expert is not None:
+        factors.append(_expert(asked.expert, served, catalogue))
         gained = served.model.space.log_jacobian()  # p_2 is a density too, but of bits
-    return Beside(tuple(factors), labels, reader if asked.read else None, gained)
+    return Beside(tuple(factors), labels, reader if asked.label_probabilities else None, gained)
 
 
 def _reader(asked: AskedBeside, served: Served, catalogue: Catalogue) -> Reader | None:
     """The classifier that was named, or the only one that fits; None where none is needed."""
-    if asked.label is None and not asked.read:
+    if asked.label is None and not asked.label_probabilities:
         if asked.classifier is not None:
             raise InvalidRequest(
                 "classifier says who reads labels, and the request asks for none.",
                 location="classifier",
-                fix="Send a label, or read: true; or leave out classifier.",
+                fix="Send a label, or label_probabilities: true; or leave out classifier.",
             )
         return None
     fitting = {reader.name: reader for reader in served.readers}
@@ -88,7 +88,7 @@ def _reader(asked: AskedBeside, served: Served, catalogue: Catalogue) -> Reader 
         except ValueError as error:
             raise refusal(error, "classifier", asked.classifier) from None
     if not fitting:
-        place = "read" if asked.label is None else "label"
+        place = "label_probabilities" if asked.label is None else "label"
         place = place if asked.classifier is None else "classifier"
         others = ", ".join(catalogue.classifiers) or "none"
         raise InvalidRequest(
@@ -96,7 +96,8 @@ def _reader(asked: AskedBeside, served: Served, catalogue: Catalogue) -> Reader 
             location=place,
             received=asked.classifier,
             expected="a model whose `classifiers`, by GET /models, are not empty",
-            fix=f"Name such a model, or leave out label and read; classifiers served: {others}.",
+            fix="Name such a model, or leave out label and label_probabilities; "
+            f"classifiers served: {others}.",
         )
     raise InvalidRequest(
         "Several classifiers read what this model draws."
@@ -140,7 +141,7 @@ def _expert(name: str, served: Served, catalogue: Catalogue) -> Expert:
     if other is None:
         raise InvalidRequest(
             "No model of that name is served.",
-            location="times",
+            location="expert",
             received=name[:200],
             expected=list(catalogue.served),
             fix="GET /models lists the models.",
@@ -149,5 +150,5 @@ def _expert(name: str, served: Served, catalogue: Catalogue) -> Expert:
     try:
         expert.check(served.model, 1)
     except ValueError as error:
-        raise refusal(error, "times", name) from None
+        raise refusal(error, "expert", name) from None
     return expert

@@ -111,7 +111,7 @@ def read_seen(request: Conditions, space: DataSpace) -> Seen:
 
 def _nothing(request: Conditions, space: DataSpace) -> Seen:
     """r = 1, where something else multiplies p(x_0)."""
-    if request.beside.label is None and request.beside.times is None:
+    if request.beside.label is None and request.beside.expert is None:
         raise InvalidRequest(
             "observed: Field required",
             location="observed",

@@ -22,8 +22,8 @@ from diffusion.samplers import Ancestral
 from service.catalogue import Catalogue, Served
 from service.codecs.arrays import plain, refusal
 from service.codecs.contact_sheet import Strip
+from service.engine.admission import check_cost
 from service.engine.jobs import ChainJob, SystemJob
-from service.engine.limits import check_cost
 from service.engine.results import ChainResult, SystemResult
 from service.errors import InvalidRequest, TooExpensive
 from service.handlers.base import Work, check_rows, make_plan, settle_seed, stated
@@ -73,7 +73,7 @@ class PosteriorWork(Work[ChainResult | SystemResult]):
         except ValueError as error:
             raise refusal(error, "operator") from None
         try:
-            method = request.wanted.resolve(model, observation, beside.factors)
+            method = request.method.resolve(model, observation, beside.factors)
             start = method.start(model, observation)
         except ValueError as error:
             raise refusal(error, "method") from None
@@ -144,7 +144,7 @@ class PosteriorWork(Work[ChainResult | SystemResult]):
         return PosteriorAnswer(
             model=self.served.name,
             seed=self.job.seed,
-            exact=result.exact,
+            exact=result.batch_invariant,
             method=self.method.name,
             biased=self.method.biased,
             sampler=stated(self.sampler, self.served),
@@ -152,6 +152,7 @@ class PosteriorWork(Work[ChainResult | SystemResult]):
             columns=space.columns,
             results=results,
             network_evaluations=result.network_evaluations,
+            deprecation=list(self.request.deprecation) or None,
         )
 
     @override
@@ -232,7 +233,7 @@ class PosteriorWork(Work[ChainResult | SystemResult]):
         """The field that says most of what was asked."""
         if not self.seen.nothing:
             return "observed"
-        return "times" if self.beside.labels is None else "label"
+        return "expert" if self.beside.labels is None else "label"
 
     def _check_possible(self, told: tuple[Told, ...]) -> None:
         """Raise InvalidRequest where the model has not seen the like of what was observed."""

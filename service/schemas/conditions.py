@@ -10,7 +10,7 @@ from pydantic import ConfigDict, Field
 from typing_extensions import override
 
 from diffusion.operators import LinearOperator, Mask, Operator
-from diffusion.posterior.methods import Auto, PosteriorMethod, Twisted
+from diffusion.posterior.methods import Auto, Twisted
 from diffusion.samplers import Ancestral
 from service.schemas import examples
 from service.schemas.methods import MethodIn
@@ -25,8 +25,8 @@ class AskedBeside:
 
     label: str | int | list[str | int] | None = None
     classifier: str | None = None
-    times: str | None = None
-    read: bool = False
+    expert: str | None = None
+    label_probabilities: bool = False
 
 
 class Conditions(Asked):
@@ -63,15 +63,12 @@ class Conditions(Asked):
         "`twisted`: weighted particles, the exact posterior as they grow. `matched`: the plain "
         "chain from the step whose noise is nearest: refused where no step has so much or so "
         "little, with a warning where it differs. `product`, the 2015 paper's kernels times r, and "
-        "`resample`, RePaint: biased.",
-    )
-    particles: int | None = Field(
-        None, ge=1, description="Of each system; short for the method's field."
+        "`repaint`, RePaint: biased.",
     )
     sampler: Ancestral = Field(
         Ancestral(),
         description="The chain's steps; a posterior needs the model's own kernel. Where `steps` "
-        f"is absent: all T, of `twisted` and `resample`, whose steps are dear, at most "
+        f"is absent: all T, of `twisted` and `repaint`, whose steps are dear, at most "
         f"{Twisted.default_steps}.",
     )
 
@@ -95,17 +92,6 @@ class Conditions(Asked):
         """The operator through which they were seen."""
         return Mask()
 
-    @property
-    def wanted(self) -> PosteriorMethod:
-        """The method, with the particles of either field.
-
-        Raises:
-            ValueError: particles said twice, or of a method that has none.
-        """
-        if self.particles is None:
-            return self.method
-        return self.method.with_particles(self.particles)
-
 
 class PosteriorRequest(Conditions):
     """Draw from p(x_0) r(x_0), r what was observed: y = A x_0 + noise, or bits that may flip.
@@ -119,8 +105,8 @@ class PosteriorRequest(Conditions):
 
     observed: DataIn | None = Field(
         None,
-        description="What was seen, in data units: arrays or PNGs. With `label` or `times` it may "
-        "be absent: then nothing was, and there is one posterior for each label given, or one.",
+        description="What was seen, in data units: arrays or PNGs. With `label` or `expert` it "
+        "may be absent: then nothing was, and there is one posterior for each label given, or one.",
     )
     label: LabelIn | Annotated[list[LabelIn], Field(min_length=1)] | None = Field(
         None,
@@ -130,13 +116,13 @@ class PosteriorRequest(Conditions):
     classifier: str | None = Field(
         None, description="Who reads labels; may be left out where only one fits the model."
     )
-    times: str | None = Field(
+    expert: str | None = Field(
         None,
         description="Another served model of the same data and process, a product of experts: "
         "p(x_0) p_2(x_0). Elements may be observed beside it, with covariance `diagonal` or "
         "`independent`.",
     )
-    read: bool = Field(
+    label_probabilities: bool = Field(
         False,
         description="Also answer the mean of p(label | x_0) over each datum's samples, for every "
         "label: of samples without a label, p(label | what was seen).",
@@ -162,7 +148,7 @@ class PosteriorRequest(Conditions):
     @property
     @override
     def beside(self) -> AskedBeside:
-        return AskedBeside(self.label, self.classifier, self.times, self.read)
+        return AskedBeside(self.label, self.classifier, self.expert, self.label_probabilities)
 
     @property
     @override

@@ -76,7 +76,7 @@ POSTERIOR: Final[list[JsonValue]] = [
         "observed": [_UPPER_HALF],
         "noise_std": 25,
         "label": "9",
-        "read": True,
+        "label_probabilities": True,
         "num_samples": 2,
         "sampler": {"steps": 25},
     },

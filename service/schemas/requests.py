@@ -4,15 +4,26 @@ Arrays stay nested lists here, unread: which shapes and values fit, the model sa
 """
 
 import math
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ModelWrapValidatorHandler,
+    PrivateAttr,
+    WithJsonSchema,
+    model_validator,
+)
 from torch import Tensor
 
 from diffusion.likelihood.estimator import Spacing, StrataKind
 from diffusion.samplers import Ancestral, SamplerConfig
 from diffusion.space import Convention
 from service.schemas import examples
+from service.schemas.deprecated import rename
 
 MAX_SEED = 2**63 - 1
 
@@ -87,6 +98,22 @@ class Asked(BaseModel):
     seed: int | None = Field(
         None, ge=0, le=MAX_SEED, description="Of the noise; where absent one is drawn and answered."
     )
+    _deprecation: tuple[str, ...] = PrivateAttr(())
+
+    @model_validator(mode="wrap")
+    @classmethod
+    def _rename(cls, value: Any, handler: ModelWrapValidatorHandler[Self]) -> Self:  # noqa: ANN401
+        if not isinstance(value, dict):
+            return handler(value)
+        fields, notes = rename(value, cls.model_fields)
+        request = handler(fields)
+        request._deprecation = tuple(notes)
+        return request
+
+    @property
+    def deprecation(self) -> tuple[str, ...]:
+        """A note on each field that came in an old spelling."""
+        return self._deprecation
 
 
 class SampleRequest(Asked):

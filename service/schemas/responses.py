@@ -182,8 +182,8 @@ class Diagnostics(BaseModel):
         None,
         description="log p(y), nats, by methods with weights: of bits a log-probability, of reals "
         "the log-density of the numbers seen, in data units. With a label it is of what was seen "
-        "and the label, p(y, label), of a label alone p(label); with `times` the integral of p p_2 "
-        "and whatever else was asked.",
+        "and the label, p(y, label), of a label alone p(label); with `expert` the integral of p "
+        "p_2 and whatever else was asked.",
     )
     log_evidence_error: float | None = Field(
         None,
@@ -224,9 +224,9 @@ class Posterior(BaseModel):
     label: str | None = Field(None, description="What it was asked to be, by name.")
     labels: dict[str, float] | None = Field(
         None,
-        description="By `read`: the mean of p(label | x_0) over the samples, of every label. Of "
-        "samples that follow no label it is p(label | what was seen), where ratios of evidences of "
-        "many numbers are too uncertain.",
+        description="By `label_probabilities`: the mean of p(label | x_0) over the samples, of "
+        "every label. Of samples that follow no label it is p(label | what was seen), where ratios "
+        "of evidences of many numbers are too uncertain.",
     )
     diagnostics: Diagnostics
 
@@ -234,7 +234,7 @@ class Posterior(BaseModel):
 class PosteriorAnswer(_Answer):
     """Samples of p(x_0) r(x_0)."""
 
-    method: Literal["twisted", "matched", "product", "resample"] = Field(
+    method: Literal["twisted", "matched", "product", "repaint"] = Field(
         description="The method that was used."
     )
     biased: bool = Field(description="Whether the method misses the posterior even with all steps.")
@@ -243,6 +243,10 @@ class PosteriorAnswer(_Answer):
     columns: ColumnsOut = None
     results: list[Posterior]
     network_evaluations: int
+    deprecation: list[str] | None = Field(
+        None,
+        description="Which fields of the request have new names; the old go with the next release.",
+    )
 
 
 class Progress(BaseModel):

@@ -16,20 +16,20 @@
 //   context.visit(fields)   puts the view's fields into the link, as a new entry of the history
 //   context.announce(text)  tells a screen reader; text is a key of words/, or [key, values]
 //
-// Nothing is told of another language or theme: texts given by key follow by themselves (elements.js),
-// and plots are SVG whose colours are style.css's (plots.js).
+// Nothing is told of another language or theme: texts given by key follow by themselves (dom.js),
+// and plots are SVG whose colours are style.css's (lib/plot.js).
 //
 // To add one: write views/NAME.js, its texts in words/en.js and words/ko.js, and name it in VIEWS.
 
-import { button, choice, keyDialog, notice } from "./panels.js";
-import { modelCard } from "./card.js";
-import { h, svg } from "./elements.js";
-import * as link from "./link.js";
-import { get, onKeyWanted, onUnreachable, Problem } from "./service.js";
+import { button, choice, keyDialog, notice } from "./components/controls.js";
+import { modelCard } from "./components/model-card.js";
+import { h, svg } from "./lib/dom.js";
+import * as link from "./lib/url.js";
+import { get, onKeyWanted, onUnreachable, Problem } from "./lib/api.js";
 import { view as likelihood } from "./views/likelihood.js";
-import { view as repair } from "./views/repair.js";
+import { view as repair } from "./views/posterior.js";
 import { view as sample } from "./views/sample.js";
-import { preferred, speak, tell } from "./words.js";
+import { preferred, speak, tell } from "./lib/i18n.js";
 
 const VIEWS = [sample, likelihood, repair];
 const KINDS = ["image", "vector", "bits"];

@@ -9,9 +9,9 @@ from torch.testing import assert_close
 from diffusion.distributions import Normal
 from diffusion.model import DiffusionModel
 from diffusion.networks import MLP, GaussianMixture, MLPConfig
-from diffusion.prediction import VarianceKind
+from diffusion.prediction import VarianceKind, as_gaussian
 from diffusion.process import BinomialProcess, GaussianProcess
-from diffusion.samplers import DDIM, Ancestral, DPMSolver, Update, _kernel
+from diffusion.samplers import DDIM, Ancestral, DPMSolver, Update
 from diffusion.schedule import InverseTimeSchedule, LinearSchedule, LogSnrSchedule
 from diffusion.space import DataSpace
 
@@ -144,8 +144,9 @@ def test_an_ancestral_plan_holds_the_models_own_kernel(kind: VarianceKind) -> No
     for steps in (40, 7, 1):
         plan = Ancestral(steps=steps).plan(model)
         x_t, whole = torch.randn(steps, 2), Update(plan.t, plan.s, plan.table, plan.own)
-        prediction = model.predict(x_t, whole.t)
-        own, table = prediction.kernel(whole.s), _kernel(prediction, x_t, torch.zeros(1), whole)
+        prediction = as_gaussian(model.predict(x_t, whole.t))
+        own, columns = prediction.kernel(whole.s), whole.columns(x_t)
+        table = prediction._moved(x_t, columns, torch.zeros(1), False, whole.s)
         assert isinstance(own, Normal)
         assert isinstance(table, Normal)
         assert_close(table.mean, own.mean, rtol=1e-6, atol=1e-6)

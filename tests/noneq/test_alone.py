@@ -21,14 +21,14 @@ sys.meta_path[:] = map(Without, sys.meta_path)
 
 import numpy as np
 import noneq
-from noneq import answers, pictures, wire
+from noneq import answers, codec, images
 from noneq.cli.main import main
 
 assert noneq.Client and noneq.AsyncClient
 tensors = {"samples": np.zeros((2, 1, 4, 4), np.float32)}
-found = noneq.Samples(wire.Body({"model": "m", "seed": 1}, tensors))
+found = noneq.Samples(codec.Body({"model": "m", "seed": 1}, tensors))
 found.save(sys.argv[1] + "/a.npy")
-assert pictures.sheet(found.numpy()).shape == (8, 14, 3)
+assert images.sheet(found.numpy()).shape == (8, 14, 3)
 try:
     found.save(sys.argv[1] + "/a.png")
 except noneq.MissingExtra as error:

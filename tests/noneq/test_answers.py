@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 from fastapi import FastAPI
+from noneq.question import Question
 from PIL import Image
 from pydantic import BaseModel
 
@@ -31,8 +32,7 @@ from noneq import (
     load,
     questions,
 )
-from noneq.question import Question
-from noneq.wire import Body, encode
+from noneq.codec import Body, encode
 from service.schemas.conditions import DenoiseRequest, InpaintRequest, PosteriorRequest
 from service.schemas.requests import LoglikRequest, SampleRequest
 from service.settings import Settings
@@ -65,9 +65,9 @@ CALLS: list[tuple[Ask, tuple[Any, ...], dict[str, Any]]] = [
         {
             "model": "grey",
             "label": ["dog", 2],
-            "read": True,
+            "label_probabilities": True,
             "num_samples": 2,
-            "particles": 2,
+            "method": {"name": "auto", "particles": 2},
             "quantiles": [0.5],
         },
     ),
@@ -189,10 +189,22 @@ async def test_a_posterior_through_an_operator(client: AsyncClient) -> None:
     assert all(math.isfinite(one["log_evidence"]) for one in found.diagnostics)
 
 
+async def test_an_old_spelling_warns(client: AsyncClient) -> None:
+    old: dict[str, Any] = {"particles": 2}
+    asked: dict[str, Any] = {"model": "gaussian-mixture", "steps": 3, **old}
+    with pytest.warns(DeprecationWarning, match="`particles` is now a field of `method`"):
+        await client.posterior(POINTS, [1, 0], **asked)
+
+
 async def test_a_label_and_another_model_multiply_a_posterior(client: AsyncClient) -> None:
     """What the data show is asked and told by name; numpy's own numbers are as good as any."""
     found = await client.posterior(
-        label=np.array([0, 2]), classifier="animals", read=True, num_samples=2, model="grey", seed=3
+        label=np.array([0, 2]),
+        classifier="animals",
+        label_probabilities=True,
+        num_samples=2,
+        model="grey",
+        seed=3,
     )
     assert list(found.label) == ["cat", "crow"]
     assert found.labels is not None
@@ -200,10 +212,10 @@ async def test_a_label_and_another_model_multiply_a_posterior(client: AsyncClien
         assert list(likely) == ["cat", "dog", "crow"]
         assert sum(likely.values()) == pytest.approx(1, abs=1e-5)
     product = await client.posterior(
-        times="gaussian-mixture",
+        expert="gaussian-mixture",
         num_samples=4,
         steps=10,
-        particles=4,
+        method={"name": "auto", "particles": 4},
         model="gaussian-mixture",
         seed=3,
     )

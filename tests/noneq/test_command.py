@@ -14,7 +14,7 @@ import pytest
 from PIL import Image
 
 from noneq import Busy, DeadlineMissed, NoneqError, ServerFault, errors, load
-from noneq.cli import offline
+from noneq.cli import local
 from noneq.cli.main import STATUS
 from noneq.client import Client
 from tests.noneq.conftest import Run
@@ -116,7 +116,7 @@ def test_what_was_computed_is_never_lost(noneq: Run, monkeypatch: pytest.MonkeyP
     def unseen(*_: object) -> None:
         raise errors.NotPictured("there is no picture of these")
 
-    monkeypatch.setattr("noneq.pictures.to_pillow", unseen)
+    monkeypatch.setattr("noneq.images.to_pillow", unseen)
     status, _, err = noneq(*ask, "sub/a.png")
     assert status == 2
     assert "no picture" in err
@@ -245,7 +245,7 @@ def test_a_posterior_of_anything_linear_or_of_a_label(noneq: Run) -> None:
     assert status == 0
     assert np.shape(json.loads(out)["quantiles"]) == (1, 2, 2)
     Path("gaps.csv").write_text("0.5,\n")
-    words = ("posterior", "gaps.csv", *MIXTURE, "--times", "gaussian-mixture", "--steps", "10")
+    words = ("posterior", "gaps.csv", *MIXTURE, "--expert", "gaussian-mixture", "--steps", "10")
     assert noneq(*words, "--set", "covariance=diagonal", "-o", "b.npy")[0] == 0
     assert np.all(np.load("b.npy")[..., 0] == 0.5)
     assert noneq(*words, "--set", "covariance=diagonal", "-n", "3", "-o", "b.csv")[0] == 0
@@ -253,7 +253,18 @@ def test_a_posterior_of_anything_linear_or_of_a_label(noneq: Run) -> None:
     assert names == "datum,sample,weight,x0,x1"
     assert [line.split(",")[:2] for line in lines] == [["0", "0"], ["0", "1"], ["0", "2"]]
     assert sum(float(line.split(",")[2]) for line in lines) == pytest.approx(1)
-    words = ("posterior", "-m", "grey", "--label", "dog", "--read", "-n", "2", "-o", "c.npy")
+    words = (
+        "posterior",
+        "-m",
+        "grey",
+        "--label",
+        "dog",
+        "--label-probabilities",
+        "-n",
+        "2",
+        "-o",
+        "c.npy",
+    )
     status, out, _ = noneq(*words, "--particles", "2")
     assert status == 0
     assert np.load("c.npy").shape == (1, 2, 1, 6, 8)
@@ -371,20 +382,20 @@ def test_the_other_verbs_become_the_parts_that_answer_them(
     with pytest.raises(Entered) as found:
         noneq(*words)
     assert found.value.args == entered
-    monkeypatch.setattr(offline, "find_spec", lambda _: None)
+    monkeypatch.setattr(local, "find_spec", lambda _: None)
     status, _, err = noneq(*words)
     assert status == 7
     assert "pip install 'noneq[" in err
 
 
 @pytest.fixture
-def local(monkeypatch: pytest.MonkeyPatch) -> None:
+def quick_start(monkeypatch: pytest.MonkeyPatch) -> None:
     """A service of one's own starts from this checkout, soon."""
     monkeypatch.setenv("NONEQ_BATCH_SIZE", "8")  # not found by trying, which takes a while
     monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parents[2]))
 
 
-@pytest.mark.usefixtures("local")
+@pytest.mark.usefixtures("quick_start")
 def test_a_service_of_ones_own_lasts_as_long_as_the_command(noneq: Run, folder: Path) -> None:
     ask = ("sample", "--local", str(folder), "-m", "bit-patterns", "--steps", "2", "-o", "a.npy")
     assert noneq(*ask)[0] == 0

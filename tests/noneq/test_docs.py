@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from noneq import NoneqError, errors
-from noneq.cli import offline
+from noneq.cli import local
 from noneq.cli.main import __doc__ as help_text
 from noneq.cli.main import parser
 from service.settings import Settings
@@ -23,8 +23,8 @@ def test_every_command_is_one(line: str) -> None:
     verb, *words = shlex.split(re.split(r"\s{2,}|\s>\s|\s#\s", line)[0])[1:]
     if verb == "serve":
         assert Settings.from_command_line(words).models == Path("models")
-    elif verb in offline.DOORS:
-        training_parser().parse_args([*offline.DOORS[verb].words[1:], *words])
+    elif verb in local.DOORS:
+        training_parser().parse_args([*local.DOORS[verb].words[1:], *words])
     else:
         parser().parse_args([verb, *words])
 

@@ -58,7 +58,7 @@ def png_file(pixels: Bytes) -> "FilePayload":
 )
 def test_data_survive_a_link(visit: Open, shape: list[int], kind: str, data: object) -> None:
     script = """async ([model, data]) => {
-      const { pack, unpack } = await import("./static/parcel.js");
+      const { pack, unpack } = await import("./static/lib/encode.js");
       const text = await pack(data, model);
       const other = { ...model, shape: [...model.shape.slice(0, -1), 99] };
       return Promise.all([unpack(text, model), unpack(text, other), unpack("?" + text, model)]);
@@ -128,7 +128,7 @@ def test_the_snippets_are_the_request(visit: Open, url: str) -> None:
 
 def test_vectors_without_a_picture_are_typed(visit: Open) -> None:
     script = """async () => {
-      const { lines } = await import("./static/lines.js");
+      const { lines } = await import("./static/components/text-input.js");
       const [taken, refused] = [[], []];
       const model = { shape: [3], kind: "vector" };
       const box = lines(model, (data) => taken.push(data), () => refused.push(1));

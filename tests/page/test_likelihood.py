@@ -188,7 +188,7 @@ def test_the_page_and_the_artefact_agree_on_shares(visit: Open) -> None:
     evaluation = measured()[1].evaluation[0]
     bounds = [*np.linspace(-13, 1, 57).tolist(), QUANTILES[0], QUANTILES[7], QUANTILES[-1]]
     script = """async ([quantiles, bounds]) => {
-      const { shareAbove } = await import("./static/standing.js");
+      const { shareAbove } = await import("./static/components/loglik-plots.js");
       return bounds.map((nats) => shareAbove(quantiles, nats));
     }"""
     found = visit().evaluate(script, [QUANTILES, bounds])
@@ -197,7 +197,7 @@ def test_the_page_and_the_artefact_agree_on_shares(visit: Open) -> None:
 
 def test_a_link_repeats_the_answer_in_korean(visit: Open) -> None:
     page = visit("?view=likelihood&model=grey")
-    page.get_by_role("button", name="Held-out datum 2").click()
+    page.get_by_role("button", name="Held-out example 2").click()
     page.get_by_role("button", name="Add it mirrored").click()
     page.get_by_text("How it is estimated").click()
     page.get_by_label("Terms of the bound").select_option("trajectories")

@@ -75,7 +75,7 @@ def test_pictures_are_saved_as_arrays_of_their_shape(visit: Open, ask: Ask) -> N
 
 def test_what_is_no_latin_letter_is_escaped(visit: Open) -> None:
     script = """async () => {
-      const { saver } = await import("./static/saving.js");
+      const { saver } = await import("./static/components/download.js");
       const made = saver();
       const canvas = document.createElement("canvas");
       const request = { label: "눈\\\\\\"" };

@@ -23,7 +23,7 @@ LINK = "?view=sample&model=grey&num_samples=2&sampler=ancestral&steps=4&seed=7"
 
 
 def test_both_languages_have_the_same_texts(visit: Open) -> None:
-    books = visit().evaluate("async () => (await import('./static/words.js')).BOOKS")
+    books = visit().evaluate("async () => (await import('./static/lib/i18n.js')).BOOKS")
     assert books["en"].keys() == books["ko"].keys()
     for key, text in books["en"].items():
         forms = [*text.values()] if isinstance(text, dict) else [text]
@@ -36,7 +36,7 @@ def test_both_languages_have_the_same_texts(visit: Open) -> None:
 
 def test_every_problem_of_the_service_has_a_title(visit: Open) -> None:
     """What it says in detail stays in its own words."""
-    books = visit().evaluate("async () => (await import('./static/words.js')).BOOKS")
+    books = visit().evaluate("async () => (await import('./static/lib/i18n.js')).BOOKS")
     assert {f"problem.{kind.slug}" for kind in concrete()} <= books["en"].keys()
 
 
@@ -266,7 +266,7 @@ def test_nothing_leaves_a_narrow_screen(visit: Open, model: str) -> None:
 
 
 CUT = """async whole => {
-  const { stream } = await import("./static/service.js");
+  const { stream } = await import("./static/lib/api.js");
   const bytes = new TextEncoder().encode(whole);
   const found = new Set();
   const ways = [...bytes].map((_, cut) => [bytes.slice(0, cut), bytes.slice(cut)]);

@@ -81,7 +81,7 @@ def test_the_map_shades_the_densest_quarter_by_all_steps(visit: Open) -> None:
 
 def test_what_a_classifier_reads_is_a_line(visit: Open) -> None:
     script = """async () => {
-      const { column } = await import("./static/completions.js");
+      const { column } = await import("./static/components/posterior-result.js");
       const model = { name: "m", kind: "bits", shape: [4], classifiers: [] };
       const evidence = { log_evidence: -1368.73, log_evidence_error: 51.82 };
       const told = { particles: 2, systems: 2, ess: 1, ancestors: 1, start: null, ...evidence };
@@ -110,7 +110,7 @@ def test_what_a_classifier_reads_is_a_line(visit: Open) -> None:
 
 def test_what_is_not_typical_is_told(visit: Open) -> None:
     script = """async () => {
-      const { verdicts } = await import("./static/verdicts.js");
+      const { verdicts } = await import("./static/components/loglik-result.js");
       const nats = { bound: -2, standard_error: 0.1, bits: -3, bits_per_dim: 0.7 };
       const parts = { prior: 0, steps: -1, last: -1, gain: 0 };
       const whole = { ...nats, parts, relative_to_prior: 1, rarer_than: 0.001 };

@@ -3,33 +3,13 @@
 from pathlib import Path
 
 import pytest
-from prometheus_client import Counter, Gauge, Histogram
-from pydantic import SecretStr
 
 from service import errors as problems
 from service.errors import Problem
-from service.metrics import Metrics
+from service.reference import with_tables
 from service.settings import Settings
 
 PAGE = (Path(__file__).parents[2] / "docs" / "operations.md").read_text(encoding="utf-8")
-
-
-def setting(name: str) -> str:
-    """Its row."""
-    field = Settings.model_fields[name]
-    default = field.default
-    if isinstance(default, SecretStr):
-        default = default.get_secret_value()
-    shown = str(default).lower() if isinstance(default, bool) else default
-    shown = "" if default in (None, "") else f"`{shown}`"
-    return f"| `NONEQ_{name.upper()}` | {shown} | {field.description} |"
-
-
-def metric(one: Counter | Gauge | Histogram) -> str:
-    """Its row."""
-    name = f"{one._name}_total" if isinstance(one, Counter) else one._name
-    labels = ", ".join(f"`{label}`" for label in one._labelnames)
-    return f"| `{name}` | {one._type} | {labels} | {one._documentation} |"
 
 
 def part(heading: str) -> list[str]:
@@ -39,15 +19,23 @@ def part(heading: str) -> list[str]:
     return lines[start : lines.index("", start)]
 
 
-def test_the_settings_are_those_of_the_code() -> None:
-    assert part("Settings") == [setting(name) for name in Settings.model_fields]
+def test_the_tables_of_settings_and_metrics_are_current() -> None:
+    assert with_tables(PAGE) == PAGE, "python -m service.reference docs/operations.md"
 
 
-def test_the_metrics_are_those_of_the_code() -> None:
-    found = [
-        one for one in vars(Metrics()).values() if isinstance(one, Counter | Gauge | Histogram)
-    ]
-    assert part("Watching") == [metric(one) for one in found]
+def test_every_setting_and_metric_has_a_row() -> None:
+    names = {row.split("`")[1] for row in part("Settings")}
+    assert names == {f"NONEQ_{name.upper()}" for name in Settings.model_fields}
+    assert {row.split("`")[1] for row in part("Watching")} >= {
+        "noneq_requests_total",
+        "noneq_system_evaluations_total",
+    }
+
+
+def test_a_changed_row_is_written_anew() -> None:
+    old = PAGE.replace("| `NONEQ_PORT` | `8000` |", "| `NONEQ_PORT` | `80` |")
+    assert old != PAGE
+    assert with_tables(old) == PAGE
 
 
 @pytest.mark.parametrize(

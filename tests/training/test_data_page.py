@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from noneq.cli import offline
+from noneq.cli import local
 from noneq.cli.main import parser as client_parser
 from service.settings import Settings
 from training import user_data as own
@@ -27,7 +27,7 @@ def test_every_command_is_one(line: str) -> None:
     verb, *rest = words[1:] if words[0] == "noneq" else words
     if verb == "serve":
         assert Settings.from_command_line(rest).models == Path("models")
-    elif words[0] == "noneq" and verb not in offline.DOORS:
+    elif words[0] == "noneq" and verb not in local.DOORS:
         client_parser().parse_args([verb, *rest])
     else:
         training_parser().parse_args([verb, *rest])

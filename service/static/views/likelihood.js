@@ -1,21 +1,21 @@
 // How likely are data? Draw, choose or drop them; see their bounds on log p(x_0), where those stand
 // among held-out data, and which steps they come from.
 
-import { editorOf } from "../editors.js";
-import { openDesk } from "../errand.js";
-import { h } from "../elements.js";
-import { intake } from "../intake.js";
-import * as link from "../link.js";
-import { button, cautions, choice, field, fill, follower, notice, numberInput, offer, read } from "../panels.js";
-import { pack, unpack } from "../parcel.js";
-import { stacked } from "../plots.js";
-import { bodyOf, told } from "../question.js";
-import { saver } from "../saving.js";
-import { get, Problem } from "../service.js";
-import { snippets } from "../snippets.js";
-import { course, evaluationOf, histogram } from "../standing.js";
-import { tray, twistButtons } from "../tray.js";
-import { comparison, legend, scores, verdicts } from "../verdicts.js";
+import { editorOf } from "../components/data-editor.js";
+import { openDesk } from "../components/request-panel.js";
+import { h } from "../lib/dom.js";
+import { intake } from "../components/file-input.js";
+import * as link from "../lib/url.js";
+import { button, cautions, choice, field, fill, follower, notice, numberInput, offer, read } from "../components/controls.js";
+import { pack, unpack } from "../lib/encode.js";
+import { stacked } from "../lib/plot.js";
+import { bodyOf, told } from "../components/loglik-request.js";
+import { saver } from "../components/download.js";
+import { get, Problem } from "../lib/api.js";
+import { snippets } from "../components/snippets.js";
+import { course, evaluationOf, histogram } from "../components/loglik-plots.js";
+import { tray, twistButtons } from "../components/data-tray.js";
+import { comparison, legend, scores, verdicts } from "../components/loglik-result.js";
 
 const KEPT = 8; // answers to which the history goes back without asking again
 const LEFT_OUT = "-"; // in a link, of data that would not fit into it

@@ -1,13 +1,13 @@
 // Draw from p(x_0): choose, watch the chains run, go through the trajectory afterwards.
 
-import { openDesk } from "../errand.js";
-import { h } from "../elements.js";
-import { choice, field, fill, follower, numberInput, offer, read, segments } from "../panels.js";
-import { player } from "../player.js";
-import { saver, tableOf } from "../saving.js";
-import { sceneOf } from "../scenes.js";
-import { curl, python, snippets } from "../snippets.js";
-import { tell } from "../words.js";
+import { openDesk } from "../components/request-panel.js";
+import { h } from "../lib/dom.js";
+import { choice, field, fill, follower, numberInput, offer, read, segments } from "../components/controls.js";
+import { player } from "../components/frame-player.js";
+import { saver, tableOf } from "../components/download.js";
+import { sceneOf } from "../components/gallery.js";
+import { curl, python, snippets } from "../components/snippets.js";
+import { tell } from "../lib/i18n.js";
 
 const PREVIEWS = 64; // rows, the service's most
 const FRAMES = 40; // of a trajectory, at most

@@ -15,7 +15,7 @@ from diffusion.posterior import (
     MatchedStart,
     Method,
     Product,
-    Resample,
+    Repaint,
     Twisted,
     sample_posterior,
 )
@@ -62,13 +62,13 @@ def test_auto_takes_the_matched_start_where_it_holds(
     ("method", "cost"),
     [
         (Product(), 6),
-        (Resample(jump=2, times=3), 18),
+        (Repaint(jump=2, repeats=3), 18),
         (Twisted(particles=4, systems="independent", covariance="diagonal"), 4 * 11),
         (Twisted(particles=4, systems="independent", **PRODUCTS.model_dump()), 4 * 11),
     ],
 )
 def test_samples_and_their_cost(
-    method: Product | Resample | Twisted, cost: int, mixture: GaussianMixture
+    method: Product | Repaint | Twisted, cost: int, mixture: GaussianMixture
 ) -> None:
     """What was seen comes back by every method, and calls and products are counted."""
     model, y = gaussian(mixture), torch.tensor([[0.3, 0.0], [-1.0, 0.5]])
@@ -169,9 +169,9 @@ def test_weighted_systems_are_all_there_where_their_evidence_is_too_uncertain(
     assert float(alone.weights[1].std()) > 0.01
 
 
-@pytest.mark.parametrize("method", [Twisted(), Resample()])
+@pytest.mark.parametrize("method", [Twisted(), Repaint()])
 def test_samplers_that_replace_the_kernel_are_refused(
-    method: Twisted | Resample, mixture: GaussianMixture
+    method: Twisted | Repaint, mixture: GaussianMixture
 ) -> None:
     seen = Observation.of_reals(torch.zeros(2, 2), HALF)
     with pytest.raises(ValueError, match=r"sampler 'ddim' replaces: use 'ancestral'"):

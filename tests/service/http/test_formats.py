@@ -269,7 +269,6 @@ async def test_noise_on_everything_is_matched_and_said_so(client: httpx.AsyncCli
         observed=[noisy],
         noise_std=17.26,
         method="product",
-        particles=1,
         seed=1,
     )
     assert (forced["method"], forced["biased"]) == ("product", True)

@@ -17,7 +17,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse
 from starlette.routing import Route
 
-from service.api.gate import Gate, knows
+from service.api.middleware import Gate, knows
 from service.settings import Settings
 from tests.service.http.caller import assert_problem
 

@@ -139,7 +139,7 @@ async def test_a_served_product_is_that_of_draw(
         observed=y.tolist(),
         known=known.int().tolist(),
         noise_std=0.5,
-        times="other",
+        expert="other",
         method=DIAGONAL,
         num_samples=3,
         sampler={"steps": 9},
@@ -165,7 +165,13 @@ async def test_a_label_draws_its_component(
     assert isinstance(network, GaussianMixture)
     method = {"name": "auto", "particles": 4}
     answer = await ask(
-        client, "/posterior", **MIXTURE, label=["0", 2], read=True, num_samples=n, method=method
+        client,
+        "/posterior",
+        **MIXTURE,
+        label=["0", 2],
+        label_probabilities=True,
+        num_samples=n,
+        method=method,
     )
     assert answer["method"] == "twisted"
     for k, result in zip((0, 2), answer["results"], strict=True):
@@ -195,7 +201,7 @@ async def test_what_is_read_off_samples_is_the_label_s_probability(
         observed=[[y, 0]],
         known=[1, 0],
         noise_std=std,
-        read=True,
+        label_probabilities=True,
         num_samples=n,
         method={"name": "twisted", "particles": 4},
     )
@@ -218,7 +224,7 @@ async def test_a_product_has_the_exact_evidence_in_data_units(
         client,
         "/posterior",
         **MIXTURE,
-        times="other",
+        expert="other",
         num_samples=n,
         method={"name": "twisted", "particles": 8},
     )
@@ -254,21 +260,25 @@ REFUSED: list[tuple[dict[str, Any], str, str]] = [
     ({"model": "grey", "label": True}, "label", "valid"),
     ({"label": ["0", "1"], "observed": [[0, 0]], "noise_std": 1}, "label", "2 labels for 1 data"),
     ({"model": "other", "label": "0"}, "label", "classifiers served: animals"),
-    ({"model": "other", "read": True, "times": "other"}, "read", "classifiers served: animals"),
+    (
+        {"model": "other", "label_probabilities": True, "expert": "other"},
+        "label_probabilities",
+        "classifiers served: animals",
+    ),
     ({"classifier": "animals", "label": "cat"}, "classifier", "under another process"),
     ({"classifier": "nobody", "label": "0"}, "classifier", '["components"]'),
-    ({"classifier": "components", "times": "other"}, "classifier", "asks for none"),
-    ({"times": "nobody"}, "times", "other"),
-    ({"times": "bit-patterns"}, "times", "under another process"),
+    ({"classifier": "components", "expert": "other"}, "classifier", "asks for none"),
+    ({"expert": "nobody"}, "expert", "other"),
+    ({"expert": "bit-patterns"}, "expert", "under another process"),
     ({"label": "0", "method": "product"}, "method", "'twisted' for labels"),
-    ({"times": "other", "method": {"name": "resample"}}, "method", "'twisted' for labels"),
+    ({"expert": "other", "method": {"name": "repaint"}}, "method", "'twisted' for labels"),
     ({"label": "0", "known": [1, 0]}, "known", "nothing was"),
     ({"label": "0", "noise_std": 1.0}, "noise_std", "nothing was"),
     ({"label": "0", "operator": LINE}, "operator", "nothing was"),
     ({}, "observed", "Field required"),
-    ({"read": True}, "observed", "/sample"),
-    ({"times": "other", "observed": [[0.3]], "operator": LINE, "noise_std": 1}, "method", "ties"),
-    ({"times": "other", "observed": [[0.3, 0.1]], "noise_std": 1}, "method", "covariance 'diagon"),
+    ({"label_probabilities": True}, "observed", "/sample"),
+    ({"expert": "other", "observed": [[0.3]], "operator": LINE, "noise_std": 1}, "method", "ties"),
+    ({"expert": "other", "observed": [[0.3, 0.1]], "noise_std": 1}, "method", "covariance 'diagon"),
 ]
 
 

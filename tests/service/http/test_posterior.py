@@ -12,7 +12,7 @@ from diffusion.model import DiffusionModel
 from diffusion.networks import GaussianMixture
 from diffusion.observation import in_model_units
 from diffusion.operators import AveragePooling, Dense, LinearOperator, Mask
-from diffusion.posterior import Method, Product, Resample, Twisted, sample_posterior
+from diffusion.posterior import Method, Product, Repaint, Twisted, sample_posterior
 from diffusion.samplers import Ancestral
 from tests.service.http.caller import ask
 from tests.service.http.conftest import PATTERNS, SCALE, SHIFT, WEIGHTS
@@ -51,7 +51,7 @@ SEEN: list[tuple[str, dict[str, Any], LinearOperator]] = [
 ]
 METHODS: list[tuple[Any, Method]] = [
     ("product", Product()),
-    ({"name": "resample", "jump": 2, "times": 2}, Resample(jump=2, times=2)),
+    ({"name": "repaint", "jump": 2, "repeats": 2}, Repaint(jump=2, repeats=2)),
     ({"name": "twisted", "particles": 3}, Twisted(particles=3)),
     (
         {"name": "twisted", "particles": 5, "systems": "joint", "covariance": "diagonal"},
@@ -130,8 +130,7 @@ async def test_a_line_through_a_mixture_has_the_exact_posterior(
         observed=[[y]],
         noise_std=std,
         num_samples=n,
-        method="twisted",
-        particles=4,
+        method={"name": "twisted", "particles": 4},
     )
     row = torch.tensor([[1.0, 0.5]])
     offset = float(row[0] @ torch.tensor(SHIFT))
@@ -163,8 +162,7 @@ async def test_bits_have_the_posterior_of_enumeration(
         known=[1, 0, 0, 0],
         flip_probability=flip,
         num_samples=n,
-        method="twisted",
-        particles=2,
+        method={"name": "twisted", "particles": 2},
     )
     wrong = (PATTERNS[:, known] != y[known]).sum(1)
     joint = WEIGHTS * flip**wrong * (1 - flip) ** (1 - wrong)

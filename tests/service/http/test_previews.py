@@ -74,7 +74,7 @@ async def test_images_are_previewed_as_pngs(app: FastAPI) -> None:
 SEEN = [0.25, 0.25, -1.5, -1.5]
 
 
-METHODS = [{"name": "product"}, {"name": "twisted", "particles": 2}, {"name": "resample"}]
+METHODS = [{"name": "product"}, {"name": "twisted", "particles": 2}, {"name": "repaint"}]
 
 
 @pytest.mark.usefixtures("hasty")

@@ -108,7 +108,11 @@ INVALID: list[tuple[str, dict[str, Any], str]] = [
         "flip_probability",
     ),
     ("/inpaint", MIXTURE | {"observed": [[0, 0]], "known": [1, 0], "method": "magic"}, "method"),
-    ("/inpaint", MIXTURE | {"observed": [[0, 0]], "known": [1, 0], "particles": 0}, "particles"),
+    (
+        "/inpaint",
+        MIXTURE | {"observed": [[0, 0]], "known": [1, 0], "num_samples": 0},
+        "num_samples",
+    ),
     ("/inpaint", MIXTURE | {"observed": [[0, 0]], "known": [1, 0], "operator": {}}, "operator"),
     (
         "/inpaint",

@@ -1,0 +1,114 @@
+"""Arrays as pictures: images side by side, points as a density, bits and long vectors as a raster.
+
+What an array is, its shape says: [C, H, W] is an image, black and white where it holds nothing but
+0 and 1; two elements are a point of the plane; anything else is a line of a raster. Everything here
+is numpy; Pillow is wanted only to write or show a file.
+"""
+
+import math
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from noneq.codec import Array
+from noneq.errors import no_pillow
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+Pixels = NDArray[np.uint8]
+
+_GAP = 2  # pixels between tiles
+_SIDE = 128  # of a density, in cells
+_LEAST = 64  # pixels that a tile is enlarged to
+
+
+def sheet(samples: Array) -> Pixels:
+    """[n, *shape] as one picture, uint8 [height, width, 3]."""
+    if samples.ndim == 4:
+        tiles = [tile(x, top(samples)) for x in samples]
+        columns = math.ceil(math.sqrt(len(tiles)))
+        return _grid([tiles[i : i + columns] for i in range(0, len(tiles), columns)])
+    flat = samples.reshape(len(samples), -1)
+    return _density(flat) if flat.shape[1] == 2 else _raster(flat)
+
+
+def strips(samples: Array, mean: Array, std: Array) -> Pixels:
+    """[N, n, *shape] with [N, *shape] each: a line for each datum, or a block of the raster."""
+    if samples.ndim == 5:
+        white = top(samples)
+        lines = zip(samples, mean, 2 * std, strict=True)
+        return _grid([[tile(x, white) for x in (*drawn, m, s)] for drawn, m, s in lines])
+    if math.prod(samples.shape[2:]) == 2:
+        return _density(samples.reshape(-1, 2))
+    return _raster(samples.reshape(samples.shape[0] * samples.shape[1], -1))
+
+
+def tile(x: Array, white: float) -> Pixels:
+    """[C, H, W] in 0..white as [H, W', 3]; channels that are no colours lie side by side."""
+    levels = np.clip(np.rint(np.nan_to_num(x) * (255.0 / white)), 0, 255).astype(np.uint8)
+    if len(levels) == 3:
+        return np.ascontiguousarray(np.moveaxis(levels, 0, -1))
+    return np.repeat(np.concatenate(list(levels), axis=1)[..., None], 3, axis=-1)
+
+
+def top(samples: Array) -> float:
+    """The value that is white: 1 where there is nothing but 0 and 1, else 255."""
+    return 1.0 if bool(((samples == 0) | (samples == 1)).all()) else 255.0
+
+
+def _grid(lines: Sequence[Sequence[Pixels]]) -> Pixels:
+    height, width, _ = lines[0][0].shape
+    if len(lines) == len(lines[0]) == 1:
+        return lines[0][0]  # one image is itself, pixel for pixel
+    columns = max(len(line) for line in lines)
+    size = (len(lines) * (height + _GAP) + _GAP, columns * (width + _GAP) + _GAP, 3)
+    out = np.full(size, 255, np.uint8)
+    for i, line in enumerate(lines):
+        for j, one in enumerate(line):
+            y, x = i * (height + _GAP) + _GAP, j * (width + _GAP) + _GAP
+            out[y : y + height, x : x + width] = one
+    return out
+
+
+def _density(points: Array) -> Pixels:
+    """How many points [n, 2] fall into each cell of the square around them, dark for many."""
+    finite = points[np.isfinite(points).all(axis=1)].astype(np.float64)
+    if not len(finite):
+        return np.full((_SIDE, _SIDE, 3), 255, np.uint8)
+    middle = (finite.min(axis=0) + finite.max(axis=0)) / 2
+    reach = max(float(np.ptp(finite, axis=0).max()) * 0.55, 1e-6)
+    ends = [(float(m) - reach, float(m) + reach) for m in middle]
+    counts, _, _ = np.histogram2d(finite[:, 0], finite[:, 1], bins=_SIDE, range=ends)
+    return _ink(np.sqrt(counts / counts.max()).T[::-1])
+
+
+def _raster(rows: Array) -> Pixels:
+    """A line for each row, from its least value to its greatest."""
+    values = np.nan_to_num(rows.astype(np.float64))
+    low, high = float(values.min()), float(values.max())
+    factor = max(1, min(16, 512 // max(rows.shape)))
+    ink = _ink((values - low) / max(high - low, 1e-12))
+    return ink.repeat(factor, axis=0).repeat(factor, axis=1)
+
+
+def _ink(share: Array) -> Pixels:
+    grey = np.rint(255 - 235 * share).astype(np.uint8)
+    return np.repeat(grey[..., None], 3, axis=-1)
+
+
+def enlarged(pixels: Pixels) -> Pixels:
+    """The same, by the whole factor that makes it large enough to be seen."""
+    factor = max(1, _LEAST // max(1, min(pixels.shape[:2])))
+    return pixels.repeat(factor, axis=0).repeat(factor, axis=1)
+
+
+def to_pillow(pixels: Pixels) -> "Image":
+    """A Pillow image; MissingExtra where Pillow is not installed."""
+    try:
+        from PIL import Image
+    except ImportError as error:
+        raise no_pillow() from error
+    return Image.fromarray(pixels)

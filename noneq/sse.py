@@ -1,0 +1,102 @@
+"""A stream's events: how a request fares, then its answer.
+
+progress, [preview], progress, ..., progress, result          or, at any point, error
+"""
+
+import base64
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+
+from noneq.codec import Array
+from noneq.errors import UnreadableAnswer
+
+RowState = Literal["finished", "running", "waiting"]
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How far a request is.
+
+    Attributes:
+        state: "waiting" (for others), "running" or "done".
+        step: network evaluations done, all rows together.
+        total: network evaluations needed.
+        seconds_left: an estimate; None until there is one.
+        queue_seconds: waited until the first network call.
+        compute_seconds: since then.
+    """
+
+    state: Literal["waiting", "running", "done"]
+    step: int
+    total: int
+    seconds_left: float | None
+    queue_seconds: float
+    compute_seconds: float
+
+
+@dataclass(frozen=True, eq=False)
+class Preview:
+    """What the network takes the first samples to be, on their way.
+
+    Attributes:
+        step: network evaluations done when it was taken.
+        rows: how each row stands.
+        estimates: of each row, in data units: an image as the bytes of its PNG, all else an array;
+            None while it waits.
+    """
+
+    step: int
+    rows: Sequence[RowState]
+    estimates: Sequence[bytes | Array | None]
+
+
+News = Progress | Preview
+Listener = Callable[[News], None]
+
+
+class EventReader:
+    """Parts a stream's bytes, as they come, into events (name, data)."""
+
+    def __init__(self) -> None:
+        self._pieces: list[bytes] = []
+        self._end = b""
+
+    def feed(self, chunk: bytes) -> Iterator[tuple[str, Any]]:
+        """The events that this chunk ends."""
+        self._pieces.append(chunk)
+        ends = b"\n\n" in self._end + chunk
+        self._end = (self._end + chunk)[-1:]
+        if not ends:
+            return  # an answer of megabytes is put together once, not with every chunk
+        *blocks, rest = b"".join(self._pieces).split(b"\n\n")
+        self._pieces = [rest]
+        for block in blocks:
+            lines = dict(line.partition(b": ")[::2] for line in block.split(b"\n"))
+            if b"event" not in lines:
+                continue  # a comment, which only breaks a silence
+            try:
+                yield lines[b"event"].decode(), json.loads(lines[b"data"])
+            except (KeyError, ValueError) as error:
+                raise UnreadableAnswer(
+                    f"an event of the stream cannot be read: {block!r}"
+                ) from error
+
+
+def read_progress(data: Mapping[str, Any]) -> Progress:
+    """A `progress` event."""
+    return Progress(**{name: data[name] for name in Progress.__dataclass_fields__})
+
+
+def read_preview(data: Mapping[str, Any]) -> Preview:
+    """A `preview` event."""
+    return Preview(data["step"], tuple(data["rows"]), tuple(map(_estimate, data["estimates"])))
+
+
+def _estimate(value: object) -> bytes | Array | None:
+    if isinstance(value, str):
+        return base64.b64decode(value)
+    return None if value is None else np.asarray(value, np.float32)

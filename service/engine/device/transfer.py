@@ -1,0 +1,88 @@
+"""Copies between host and device that do not make the host wait for the device's work.
+
+A copy from or to ordinary memory waits until everything queued before it is done; one of pinned
+memory does not. Results leave on a stream of their own, beside the next batch. So that the host
+does not run ahead without end, it waits for the batch before the last.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import final
+
+import torch
+from torch import Tensor
+
+
+def upload(host: Tensor, device: torch.device) -> Tensor:
+    """A tensor of the host's, on the device; on a GPU it is there when what is queued next runs."""
+    if device.type != "cuda":
+        return host.to(device)
+    return host.pin_memory().to(device, non_blocking=True)
+
+
+@final
+class HostCopies:
+    """The way from the device to the host.
+
+    Args:
+        device: where the tensors are.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None
+
+    def send(self, tensors: Sequence[Tensor]) -> tuple[list[Tensor], Callable[[], None] | None]:
+        """The same on the host, and how to wait until they are there; None where they are.
+
+        Args:
+            tensors: which nothing writes to from here on.
+        """
+        stream = self._stream
+        if stream is None:
+            return list(tensors), None
+        stream.wait_stream(torch.cuda.current_stream(stream.device))
+        with torch.cuda.stream(stream):
+            found = []
+            for tensor in tensors:
+                host = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)
+                found.append(host.copy_(tensor, non_blocking=True))
+                tensor.record_stream(stream)  # its memory is taken until then
+            arrived = torch.cuda.Event()
+            arrived.record(stream)
+        return found, arrived.synchronize
+
+
+@final
+class Fence:
+    """Keeps the host at most one batch ahead of the device, and tells how long batches take there.
+
+    Args:
+        device: where batches run; where that is the CPU there is nothing to wait for.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self._running: tuple[torch.cuda.Event, torch.cuda.Event, int] | None = None
+        self._pace: float | None = None  # seconds a step of the latest that is done
+
+    def begin(self) -> torch.cuda.Event | None:
+        """A batch is about to be queued; `wait` wants what this gives."""
+        return self._mark() if self._device.type == "cuda" else None
+
+    def wait(self, begun: torch.cuda.Event | None, steps: int) -> None:
+        """A batch of so many steps has been queued: wait for the one before it."""
+        if begun is None:
+            return
+        before, self._running = self._running, (begun, self._mark(), steps)
+        if before is not None:
+            first, last, its_steps = before
+            last.synchronize()
+            self._pace = first.elapsed_time(last) / 1000 / its_steps
+
+    def seconds(self, steps: int, spent: float) -> float:
+        """What a batch takes that the host has spent so long on: its own time is not known yet."""
+        return spent if self._pace is None else steps * self._pace
+
+    def _mark(self) -> torch.cuda.Event:
+        event = torch.cuda.Event(enable_timing=True)
+        event.record(torch.cuda.current_stream(self._device))
+        return event

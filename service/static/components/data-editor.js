@@ -1,0 +1,72 @@
+// Where a datum is made, by the kind of model: a drawing, bits to switch, a point of the plane, or
+// numbers typed; and held-out data to begin with.
+//
+// An editor has `node`, `show(x)` for the datum at hand (null: none), and where it shows all of them
+// `mark(data)`; where it can map the density, `map()`, and `mapped()`: whether it has or is about to.
+
+import { chart } from "./point-canvas.js";
+import { h } from "../lib/dom.js";
+import { openDesk } from "./request-panel.js";
+import { lines } from "./text-input.js";
+import { button, reveal } from "./controls.js";
+import { isPicture } from "../lib/encode.js";
+import { Problem } from "../lib/api.js";
+import { tell } from "../lib/i18n.js";
+import { sketch } from "./draw-canvas.js";
+import { thumb } from "./thumbnail.js";
+import { toggles } from "./bit-toggles.js";
+
+const plain = (value) => Number(value.toPrecision(6)); // held-out data are float32, longer in a link than they are exact
+const [COARSE, FINE] = [24, 40]; // cells of a density's map, each way: as many as the budget allows
+const BUDGET = 80_000; // network evaluations of a map, about
+const LAST = 8; // evaluations of the last step; T + 7 of the whole chain
+
+/**
+ * The editor of a model.
+ * @param {object} model an entry of GET /models
+ * @param {object} facts GET /models/NAME, with `examples`
+ * @param {object} held the tray that takes what is made
+ * @param {object} context of the view
+ * @param {(problem: Problem) => void} onProblem
+ * @param {() => void} onMap a person asked for the density's map
+ */
+export function editorOf(model, facts, held, context, onProblem, onMap) {
+  const plane = model.kind === "vector" && model.shape.length === 1 && model.shape[0] === 2;
+  if (plane) return atlas(model, facts, held, context, onMap);
+  const refuse = () => onProblem(new Problem({ type: "urn:noneq:page:no-rows" }));
+  const own = isPicture(model) ? sketch(model, held.put) : model.kind === "bits" ? toggles(model, held.put) : lines(model, held.add, refuse);
+  return { ...own, node: h("div", { class: "bench" }, own.node, begin(model, facts.examples, held)) };
+}
+
+/** Held-out data, each a button. */
+function begin(model, examples, held) {
+  if (!examples.length) return h("p", { class: "told", say: "examples.none" });
+  const picks = examples.map((x, i) => h("button", { type: "button", class: "tile", label: ["examples.one", { n: i + 1 }], on: { click: () => held.add([x]) } }, thumb(x, model)));
+  return h("section", { class: "examples" }, h("h2", { say: "examples.title" }), h("div", { class: "tiles" }, ...picks));
+}
+
+/** The plane, with a map of the density for the asking. */
+function atlas(model, { artefact, examples }, held, context, onMap) {
+  const own = chart(artefact.space, examples, (point) => held.add([point]));
+  const desk = openDesk(context.announce, map);
+
+  /** Every step of the chain counts: a shorter one's bound is loose just where the data are. */
+  async function map() {
+    if (mapped()) return;
+    const side = Math.min(FINE, Math.max(COARSE, Math.floor(Math.sqrt(BUDGET / (model.steps + LAST)))));
+    const body = { model: model.name, data: own.cells(side), seed: 1 };
+    const answer = await desk.ask("/loglik", body);
+    if (!answer) return;
+    const span = own.lay(answer.results.map(({ bound }) => bound));
+    how.hidden = span === null;
+    if (span !== null) tell(how, ["chart.map.how", { n: Number(span.toPrecision(2)) }]);
+    reveal(own.node);
+  }
+
+  const mapped = () => desk.busy() || own.mapped();
+  const next = button("examples.next", () => held.add([examples[at++ % examples.length].map(plain)]));
+  let at = 0;
+  const how = h("small", { hidden: true });
+  const row = h("div", { class: "row" }, button("chart.map", () => (map(), onMap())), examples.length ? next : null);
+  return { node: h("div", { class: "bench" }, own.node, row, how, desk.node), show() {}, mark: own.show, map, mapped };
+}

@@ -21,8 +21,8 @@ from diffusion.model import DiffusionModel
 from diffusion.networks import GaussianMixture
 from diffusion.observation import Observation
 from diffusion.operators import Dense
-from diffusion.plan import Ancestral
-from diffusion.posterior import Auto, Method, Posterior, Twisted, draw
+from diffusion.posterior import Auto, Method, Posterior, Twisted, sample_posterior
+from diffusion.samplers import Ancestral
 
 #: Steps of `twisted` where a request gives none.
 STEPS = 100
@@ -43,7 +43,7 @@ def answers(
     method = method or Auto()
     same = seen.rows(torch.zeros(count, dtype=torch.long))
     sampler = Ancestral(steps=min(STEPS, model.T))
-    return draw(model, same, samples, seed=seed, method=method, sampler=sampler)
+    return sample_posterior(model, same, samples, seed=seed, method=method, sampler=sampler)
 
 
 def gaussian(covariance: Tensor) -> GaussianMixture:
@@ -97,7 +97,7 @@ def modes() -> list[Row]:
         for count, samples, method in (
             (2000, 1, Auto()),
             (60, 64, Auto()),
-            (60, 64, Auto(twisted=Twisted(systems="joint", particles=256))),
+            (60, 64, Auto(systems="joint", particles=256)),
         ):
             found = answers(model, seen, count, samples, method=method)
             of = torch.cdist(found.samples.double(), exact.means.double()).argmin(2)

@@ -22,10 +22,9 @@ from diffusion.classifier import load as load_classifier
 from diffusion.model import DiffusionModel
 from diffusion.noise import counter_noise
 from diffusion.observation import Observation
-from diffusion.plan import Ancestral
 from diffusion.posterior import Diagnostics, Method, Product, Repaint, Twisted, sample_posterior
 from diffusion.posterior.diagnostics import Summary
-from diffusion.sampling import sample
+from diffusion.samplers import Ancestral, sample
 from training.data import MnistConfig, mnist
 
 STEPS = 50

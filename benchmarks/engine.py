@@ -21,8 +21,8 @@ from benchmarks.measure import machine, seconds
 from diffusion.checkpoint import load
 from diffusion.likelihood.estimator import choose_steps
 from diffusion.model import DiffusionModel
-from diffusion.plan import DDIM, Ancestral
 from diffusion.posterior import Observation
+from diffusion.samplers import DDIM, Ancestral
 from service.engine.device.network import NetworkCalls
 from service.engine.engine import Engine
 from service.engine.jobs import ChainJob, Job, TermJob

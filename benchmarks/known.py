@@ -7,8 +7,8 @@ from benchmarks.methods import METHODS, posterior
 from diffusion.distributions import Normal
 from diffusion.noise import counter_noise
 from diffusion.observation import Observation
-from diffusion.plan import Ancestral
 from diffusion.posterior import Auto, Product, sample_posterior
+from diffusion.samplers import Ancestral
 
 Row = dict[str, float | str]
 

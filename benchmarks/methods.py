@@ -5,10 +5,10 @@ from collections.abc import Callable
 
 from diffusion.model import DiffusionModel
 from diffusion.observation import Observation
-from diffusion.plan import Ancestral
 from diffusion.posterior import Method, Posterior, Product, Repaint, Twisted, sample_posterior
 from diffusion.posterior.twist import Twist
 from diffusion.process import BinomialProcess
+from diffusion.samplers import Ancestral
 
 DIAGONAL = Twist(covariance="diagonal")
 

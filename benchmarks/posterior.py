@@ -27,9 +27,9 @@ from benchmarks.measure import machine, table
 from benchmarks.methods import METHODS, posterior
 from benchmarks.mixtures import WIDTH, problem, sliced
 from benchmarks.peers import MASKS, PEERS
-from diffusion.plan import Ancestral
 from diffusion.posterior.particle_filter import ParticleFilter
 from diffusion.posterior.smc import run
+from diffusion.samplers import Ancestral
 
 CALLS = 1000
 #: (dimensions, problems, samples of each): fewer where a sample costs more.

@@ -21,8 +21,7 @@ from benchmarks.measure import machine, table
 from benchmarks.mixtures import sliced
 from diffusion.checkpoint import load
 from diffusion.model import DiffusionModel
-from diffusion.plan import DDIM, Ancestral, DPMSolver
-from diffusion.sampling import sample
+from diffusion.samplers import DDIM, Ancestral, DPMSolver, sample
 from training.data.dataset import Dataset
 from training.export.export import source
 from training.study.galleries import draw

@@ -4,7 +4,7 @@
 
 Small networks are bound by what surrounds them. diffusers has no binomial process: for `heartbeat`
 its loop runs the same network as a Gaussian one of as many steps, which is less work than bits are.
-`--alone` leaves the engine out (`diffusion.sampling.sample`) and counts the thread's CPU time: for
+`--alone` leaves the engine out (`diffusion.samplers.sample`) and counts the thread's CPU time: for
 machines on which others work.
 """
 
@@ -21,8 +21,7 @@ from benchmarks.hosted import hosted
 from benchmarks.measure import compare, machine, seconds, table
 from diffusion.checkpoint import load
 from diffusion.model import DiffusionModel
-from diffusion.plan import Ancestral
-from diffusion.sampling import sample
+from diffusion.samplers import Ancestral, sample
 from service.engine.device.network import NetworkCalls
 from service.engine.engine import Engine
 from service.engine.jobs import ChainJob

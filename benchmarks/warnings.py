@@ -27,11 +27,11 @@ from diffusion.networks import BitPatterns, GaussianMixture
 from diffusion.noise import counter_noise
 from diffusion.observation import Observation
 from diffusion.operators import Dense
-from diffusion.plan import Ancestral
 from diffusion.posterior import Diagnostics, Twisted
 from diffusion.posterior.particle_filter import ParticleFilter
 from diffusion.posterior.smc import SMCResult, run
 from diffusion.process import BinomialProcess
+from diffusion.samplers import Ancestral
 from diffusion.schedule import InverseTimeSchedule
 from diffusion.space import DataSpace
 

@@ -22,7 +22,7 @@ from diffusion.artefact import (
     restore,
     write,
 )
-from diffusion.likelihood.choice import Spacing, StrataKind
+from diffusion.likelihood.estimator import Spacing, StrataKind
 from diffusion.model import DiffusionModel
 from diffusion.networks import BitPatternsConfig, NetworkConfig, build
 from diffusion.prediction import PredictionKind, VarianceKind, check_signal, output_of

@@ -32,7 +32,7 @@ from typing import get_args
 import torch
 
 from diffusion.checkpoint import ArtefactError
-from diffusion.likelihood.choice import Spacing, StrataKind
+from diffusion.likelihood.estimator import Spacing, StrataKind
 from training import config as configs
 from training import data
 from training.commands.making import do_classifier, do_convert, do_export, do_fit, do_train

@@ -14,7 +14,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, model_validator
 
-from diffusion.likelihood.choice import Choice, StrataKind
+from diffusion.likelihood.estimator import Choice, StrataKind
 from diffusion.networks import CorrectedConfig, NetworkConfig
 from diffusion.prediction import VarianceKind
 from diffusion.process import ProcessConfig

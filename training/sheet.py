@@ -28,7 +28,7 @@ def sheet(space: DataSpace, rows: Tensor, columns: int | None = None) -> Picture
         columns: of a grid of images; the nearest to a square if left out.
     """
     if len(space.shape) == 3:
-        top = 1 if space.kind == "bits" else 255
+        top = 1 if space.greatest == 1 else 255
         return _images(rows * (255 / top), columns or math.ceil(math.sqrt(len(rows))))
     if space.kind == "bits":
         return _bits(rows.flatten(1))

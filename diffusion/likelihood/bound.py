@@ -21,8 +21,7 @@ from typing import final
 import torch
 from torch import Tensor
 
-from diffusion.likelihood.choice import Choice
-from diffusion.likelihood.estimator import Steps, term_noise
+from diffusion.likelihood.estimator import Choice, Steps, term_noise
 from diffusion.likelihood.uncertainty import of_draws, of_strata, quantile, summed
 from diffusion.model import DiffusionModel
 from diffusion.noise import Noise
@@ -210,7 +209,7 @@ def bound(
     """
     check_convention(model, convention)
     rows = torch.arange(len(x_0))
-    steps = (choice or Choice(terms=terms)).settle(model, rows, seed, convention)
+    steps = (choice or Choice(terms=terms)).resolve(model, rows, seed, convention)
     values = draw_terms(
         model, x_0, steps, seed=seed, convention=convention, batch=batch, progress=progress
     )

@@ -35,8 +35,7 @@ from torch import Tensor
 
 from diffusion.artefact import ArtefactError
 from diffusion.likelihood.bound import closed_last, draw_terms, prior_part
-from diffusion.likelihood.choice import Choice
-from diffusion.likelihood.estimator import Steps
+from diffusion.likelihood.estimator import Choice, Steps
 from diffusion.model import DiffusionModel
 from diffusion.space import Convention
 
@@ -259,7 +258,7 @@ def measure(
 ) -> Reference:
     """The terms of held-out examples x_0 [N, *event], model units."""
     convention = model.space.default_convention
-    steps = choice(model).settle(model, torch.arange(len(x_0)), SEED, convention)
+    steps = choice(model).resolve(model, torch.arange(len(x_0)), SEED, convention)
     values = draw_terms(
         model, x_0, steps, seed=SEED, convention=convention, batch=batch, progress=progress
     )

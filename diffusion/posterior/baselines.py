@@ -5,7 +5,7 @@
 
 RePaint is a heuristic, biased whatever the model; the product is biased wherever r is not
 E[r(x_0) | x_t]. Where each element was seen for itself a plain chain does the same as the product
-(`diffusion.sampling`); the kernel here takes any linear operator.
+(`diffusion.samplers`); the kernel here takes any linear operator.
 
 Sources: Lugmayr, Danelljan, Romero, Yu, Timofte and Van Gool 2022, Algorithm 1 and Appendix B;
 Sohl-Dickstein et al. 2015, Section 2.5.
@@ -24,9 +24,8 @@ from diffusion.model import DiffusionModel
 from diffusion.noise import Stream, counter_noise
 from diffusion.observation import Observation
 from diffusion.operators import Mask
-from diffusion.plan import Plan
 from diffusion.posterior.smc import Particles, SingleParticle
-from diffusion.sampling import begin, step
+from diffusion.samplers import Plan, begin, step
 
 
 def timeline(steps: int, jump: int, times: int) -> list[int]:

@@ -37,7 +37,7 @@ _CHAIN = 3.4
 @final
 @dataclass(frozen=True)
 class Diagnostics:
-    """What the particles of one datum say of themselves.
+    """What the particles of one posterior show.
 
     Attributes:
         particles: of each system.
@@ -60,7 +60,7 @@ class Diagnostics:
 
     @classmethod
     def of(cls, result: SMCResult, most_steps: int) -> Self:
-        """Of the K systems of one datum; a model of `most_steps` steps."""
+        """Of the K systems of one posterior; a model of `most_steps` steps."""
         log_z, count = result.log_evidence, len(result.log_evidence)
         total, steps = float(log_mean(log_z[None])), result.ess.shape[1]
         v = _variance(log_z, result.variance) if math.isfinite(total) else None

@@ -91,7 +91,7 @@ def surprise_of(observation: Observation, x_0: Tensor) -> Tensor:
 def evaluate_elements(
     model: DiffusionModel, prediction: GaussianPrediction, s: Tensor, observation: Observation
 ) -> TwistValue:
-    """r_t(x_t) and the proposal of x_s, s above 0, as in `twist.look`, of what the network said."""
+    """r_t(x_t) and the proposal of x_s, s above 0, as `twist.evaluate_twist`, of a prediction."""
     x_t, x_0, kernel = prediction.x_t, prediction.x_0, prediction.kernel(s)
     operator, factor, known = observation.operator, observation.factor, observation.known
     off = torch.where(known, (factor.mean - operator.forward(x_0)).double(), 0.0)

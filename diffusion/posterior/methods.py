@@ -20,7 +20,6 @@ from typing_extensions import override
 from diffusion.model import DiffusionModel
 from diffusion.observation import Observation
 from diffusion.operators import Mask
-from diffusion.plan import DDIM, Ancestral, DPMSolver, Plan
 from diffusion.posterior.baselines import ProductKernel, RepaintKernel, check_repaint
 from diffusion.posterior.diagnostics import Diagnostics
 from diffusion.posterior.factors import Factor
@@ -29,6 +28,7 @@ from diffusion.posterior.particle_filter import ParticleFilter
 from diffusion.posterior.proposal import TIED
 from diffusion.posterior.smc import SMCKernel, SMCResult
 from diffusion.posterior.twist import Covariance, Twist
+from diffusion.samplers import Plan, Sampler
 
 
 class PosteriorMethod(BaseModel, ABC):
@@ -69,7 +69,7 @@ class PosteriorMethod(BaseModel, ABC):
         model: DiffusionModel,
         observation: Observation,
         samples: int,
-        sampler: Ancestral | DDIM | DPMSolver,
+        sampler: Sampler,
     ) -> SMCKernel | None:
         """What moves its systems of particles; None where plain chains are enough.
 
@@ -110,7 +110,7 @@ class PosteriorMethod(BaseModel, ABC):
         del seed
         return result.weighted(count)
 
-    def _ancestral_plan(self, model: DiffusionModel, sampler: Ancestral | DDIM | DPMSolver) -> Plan:
+    def _ancestral_plan(self, model: DiffusionModel, sampler: Sampler) -> Plan:
         """The steps of a sampler that draws from the model's own kernel."""
         if sampler.name != "ancestral":
             raise ValueError(
@@ -138,7 +138,7 @@ class Product(PosteriorMethod):
         model: DiffusionModel,
         observation: Observation,
         samples: int,
-        sampler: Ancestral | DDIM | DPMSolver,
+        sampler: Sampler,
     ) -> SMCKernel | None:
         if isinstance(observation.operator, Mask):
             return None
@@ -168,7 +168,7 @@ class Repaint(PosteriorMethod):
         model: DiffusionModel,
         observation: Observation,
         samples: int,
-        sampler: Ancestral | DDIM | DPMSolver,
+        sampler: Sampler,
     ) -> SMCKernel:
         check_repaint(observation)
         return RepaintKernel(self._ancestral_plan(model, sampler), self.jump, self.repeats)
@@ -255,7 +255,7 @@ class Twisted(_Weighted):
         model: DiffusionModel,
         observation: Observation,
         samples: int,
-        sampler: Ancestral | DDIM | DPMSolver,
+        sampler: Sampler,
     ) -> SMCKernel:
         plan = self._ancestral_plan(model, sampler)
         systems = 1 if self.systems == "joint" else samples

@@ -10,13 +10,12 @@ from torch import Tensor
 
 from diffusion.model import DiffusionModel
 from diffusion.observation import Observation
-from diffusion.plan import DDIM, Ancestral, DPMSolver
 from diffusion.posterior.diagnostics import Diagnostics
 from diffusion.posterior.factors import Factor
 from diffusion.posterior.matched import MatchedStart
 from diffusion.posterior.methods import Auto, PosteriorMethod
 from diffusion.posterior.smc import SMCKernel, SMCResult, run
-from diffusion.sampling import sample
+from diffusion.samplers import Ancestral, Sampler, sample
 
 _ELEMENTS = 2**20  # of all the rows that go through the network at once
 
@@ -53,7 +52,7 @@ def sample_posterior(
     *,
     seed: int,
     method: PosteriorMethod | None = None,
-    sampler: Ancestral | DDIM | DPMSolver | None = None,
+    sampler: Sampler | None = None,
     factors: Sequence[Factor] = (),
 ) -> Posterior:
     """Draw from N posteriors.

@@ -154,7 +154,7 @@ class SMCKernel(ABC):
             systems: as `begin`, or the unit or piece before this one, left them.
             unit: which, 0 up to the kernel's length.
             together: most rows that go through the network at once; all where it is not given.
-            piece: of a single system, how many more particles are looked at; all that are left
+            piece: of a single system, how many more particles are evaluated; all that are left
                 where it is not given. The unit is over when there are none left.
         """
 

@@ -5,7 +5,7 @@
     bits   r_t(x_t) = prod over the known of (1 - eps) pi_y + eps (1 - pi_y), pi = P(x_0 | x_t)
 
 A twist says how much a chain at x_t is worth, and where its next step goes: the same estimate,
-taken one step further, multiplies p(x_s | x_t). Particles (`particles`) put right what
+taken one step further, multiplies p(x_s | x_t). Particles (`particle_filter`) correct what
 either gets wrong, so any estimate is allowed, and a better one needs fewer of them.
 
 Cost: one network evaluation for each call, and one for each product with the Jacobian, which takes

@@ -19,10 +19,10 @@ from typing_extensions import override
 from diffusion.likelihood.estimator import Steps
 from diffusion.likelihood.iwae import Trajectories
 from diffusion.model import DiffusionModel
-from diffusion.plan import Plan
 from diffusion.posterior import Observation
 from diffusion.posterior.factors import Factor
 from diffusion.posterior.smc import SMCKernel
+from diffusion.samplers import Plan
 from diffusion.space import Convention
 from service.engine.results import Frames, Ticket
 from service.engine.scheduling.batch import JobShape, Lane, Load
@@ -71,7 +71,7 @@ class Job(ABC):
 class ChainJob(Job):
     """Draw `rows` times from p(x_0) r(x_0).
 
-    Row i of the answer is row i of `diffusion.sampling.sample` with the same seed, plan, start and
+    Row i of the answer is row i of `diffusion.samplers.sample` with the same seed, plan, start and
     observation, whatever else the engine does.
 
     Args:
@@ -153,7 +153,7 @@ class TermJob(Job):
         model: name of the model.
         x_0: [N, *event], model units.
         seed: of the noise, 0..2^63 - 1.
-        steps: which terms, `Choice.settle(model, arange(N), seed, convention)`, or
+        steps: which terms, `Choice.resolve(model, arange(N), seed, convention)`, or
             `diffusion.likelihood.iwae.Trajectories(S, T)`.
         convention: of the bound.
         answer_bytes: what its caller will write of the terms, for it counts too.

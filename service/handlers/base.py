@@ -11,7 +11,7 @@ from typing import Any, Generic, TypeVar
 from pydantic import BaseModel
 from torch import Tensor
 
-from diffusion.plan import DDIM, Ancestral, DPMSolver, Plan
+from diffusion.samplers import DDIM, Ancestral, DPMSolver, Plan
 from service.catalogue import Served
 from service.codecs.arrays import plain, refusal
 from service.codecs.contact_sheet import Strip, check_sheet, contact_sheet, image

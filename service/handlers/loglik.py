@@ -11,8 +11,7 @@ from typing_extensions import override
 from diffusion.checkpoint import Evaluation
 from diffusion.likelihood import reference
 from diffusion.likelihood.bound import check_convention, null_log_prob
-from diffusion.likelihood.choice import Choice
-from diffusion.likelihood.estimator import Steps, even_strata
+from diffusion.likelihood.estimator import Choice, Steps, even_strata
 from diffusion.likelihood.iwae import Trajectories
 from diffusion.space import Convention
 from service.catalogue import Catalogue, Served
@@ -257,7 +256,7 @@ def _settle(
     if request.trajectories is not None:
         return _whole(request, model.T, [*said, *(["strata"] * (request.strata != "even"))])
     try:
-        return Choice(**asked).settle(model, torch.arange(count), seed, convention)
+        return Choice(**asked).resolve(model, torch.arange(count), seed, convention)
     except ValueError as error:
         location = said[0] if said else "strata"
         raise refusal(error, location, asked[location]) from None

@@ -15,10 +15,10 @@ from torch import Tensor
 from typing_extensions import override
 
 from diffusion.observation import in_model_units
-from diffusion.plan import Ancestral
 from diffusion.posterior import MatchedStart, PosteriorMethod
 from diffusion.posterior.diagnostics import Diagnostics as Told
 from diffusion.posterior.diagnostics import Summary
+from diffusion.samplers import Ancestral
 from service.catalogue import Catalogue, Served
 from service.codecs.arrays import plain, refusal
 from service.codecs.contact_sheet import Strip

@@ -10,8 +10,8 @@ from pydantic import ConfigDict, Field
 from typing_extensions import override
 
 from diffusion.operators import LinearOperator, Mask, Operator
-from diffusion.plan import Ancestral
 from diffusion.posterior.methods import Auto, Twisted
+from diffusion.samplers import Ancestral
 from service.schemas import examples
 from service.schemas.methods import MethodIn
 from service.schemas.requests import Asked, DataIn, MaskIn, NoiseIn

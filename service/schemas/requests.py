@@ -19,8 +19,8 @@ from pydantic import (
 )
 from torch import Tensor
 
-from diffusion.likelihood.choice import Spacing, StrataKind
-from diffusion.plan import Ancestral, Sampler
+from diffusion.likelihood.estimator import Spacing, StrataKind
+from diffusion.samplers import Ancestral, SamplerConfig
 from diffusion.space import Convention
 from service.schemas import examples
 from service.schemas.deprecated import rename
@@ -122,7 +122,7 @@ class SampleRequest(Asked):
     model_config = ConfigDict(json_schema_extra={"examples": examples.SAMPLE})
 
     num_samples: int = Field(1, ge=1, description="How many.")
-    sampler: Annotated[Sampler, BeforeValidator(_named)] = Field(
+    sampler: Annotated[SamplerConfig, BeforeValidator(_named)] = Field(
         Ancestral(),
         description="Which steps: `ancestral` (all, or `steps` of them; meant where no name is "
         "said), `ddim` or `dpmpp_2m` (real data only).",

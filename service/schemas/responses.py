@@ -18,7 +18,7 @@ from pydantic import (
 from pydantic.json_schema import JsonSchemaValue
 from pydantic_core.core_schema import is_instance_schema
 
-from diffusion.plan import Ancestral, Sampler
+from diffusion.samplers import Ancestral, SamplerConfig
 from diffusion.space import Convention
 from service.codecs.columns import Columns
 
@@ -52,7 +52,7 @@ class Trajectory(BaseModel):
 class SampleAnswer(_Answer):
     """Samples of p(x_0)."""
 
-    sampler: Sampler
+    sampler: SamplerConfig
     shape: list[int] = Field(description="Of one sample.")
     columns: ColumnsOut = None
     samples: ArrayOut = Field(description="[num_samples, *shape], data units.")

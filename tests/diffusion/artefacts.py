@@ -27,10 +27,9 @@ from diffusion.networks import (
     RBFConfig,
     UNetConfig,
 )
-from diffusion.paths import even, pack
 from diffusion.prediction import PredictionKind, VarianceKind
 from diffusion.process import BinomialConfig, GaussianConfig, ProcessConfig
-from diffusion.profile import ProfileConfig
+from diffusion.profile import ProfileConfig, even, pack
 from diffusion.schedule import CosineSchedule, LogSnrSchedule, TableSchedule
 from diffusion.space import DataSpace
 

@@ -6,7 +6,7 @@ from torch.testing import assert_close
 
 from diffusion.distributions import Distribution
 from diffusion.likelihood.bound import bound, closed_last, evaluate
-from diffusion.likelihood.choice import Choice
+from diffusion.likelihood.estimator import Choice
 from diffusion.model import DiffusionModel
 from diffusion.networks import GaussianMixture
 from diffusion.noise import counter_noise

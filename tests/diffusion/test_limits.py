@@ -14,10 +14,9 @@ from diffusion.model import DiffusionModel
 from diffusion.networks import GaussianMixture
 from diffusion.networks.base import Network
 from diffusion.noise import counter_noise
-from diffusion.plan import DDIM, Ancestral, DPMSolver, Sampler
 from diffusion.prediction import GaussianPrediction, PredictionKind, VarianceKind, output_of
 from diffusion.process import GaussianProcess
-from diffusion.sampling import sample
+from diffusion.samplers import DDIM, Ancestral, DPMSolver, Sampler, sample
 from diffusion.schedule import InverseTimeSchedule, LogSnrSchedule, Schedule
 from diffusion.space import DataSpace
 from tests.diffusion.models import gaussian

@@ -12,8 +12,7 @@ from diffusion.networks import BitPatterns, GaussianMixture
 from diffusion.noise import counter_noise
 from diffusion.observation import Observation
 from diffusion.operators import AveragePooling, Dense, Mask
-from diffusion.plan import DDIM, Ancestral, DPMSolver
-from diffusion.sampling import sample
+from diffusion.samplers import DDIM, Ancestral, DPMSolver, sample
 from tests.diffusion.models import binomial, gaussian
 
 SAMPLERS = [

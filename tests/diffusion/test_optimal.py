@@ -12,8 +12,8 @@ from diffusion.likelihood.bound import evaluate
 from diffusion.model import DiffusionModel
 from diffusion.networks import GaussianMixture
 from diffusion.noise import counter_noise
-from diffusion.plan import Ancestral
 from diffusion.profile import Profile
+from diffusion.samplers import Ancestral
 from tests.diffusion.bounds import drawn, expected, gaussian, sized
 
 T = 12

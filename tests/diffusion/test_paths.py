@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from diffusion.paths import even, pack, shortest, unpack
+from diffusion.profile import even, pack, shortest, unpack
 
 K = 7
 

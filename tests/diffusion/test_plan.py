@@ -9,10 +9,9 @@ from torch.testing import assert_close
 from diffusion.distributions import Normal
 from diffusion.model import DiffusionModel
 from diffusion.networks import MLP, GaussianMixture, MLPConfig
-from diffusion.plan import DDIM, Ancestral, DPMSolver, Update
 from diffusion.prediction import VarianceKind
 from diffusion.process import BinomialProcess, GaussianProcess
-from diffusion.sampling import _kernel
+from diffusion.samplers import DDIM, Ancestral, DPMSolver, Update, _kernel
 from diffusion.schedule import InverseTimeSchedule, LinearSchedule, LogSnrSchedule
 from diffusion.space import DataSpace
 

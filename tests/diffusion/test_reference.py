@@ -12,7 +12,7 @@ from torch import Tensor
 from diffusion.artefact import ArtefactError
 from diffusion.likelihood import reference
 from diffusion.likelihood.bound import closed_last, draw_terms, prior_part
-from diffusion.likelihood.choice import Choice
+from diffusion.likelihood.estimator import Choice
 from diffusion.likelihood.reference import Reference, Standing, fingerprint, measure
 from diffusion.model import DiffusionModel
 from diffusion.networks import BitPatterns, GaussianMixture
@@ -47,7 +47,7 @@ def stand(
     known: Known, x_0: Tensor, choice: Choice, convention: Convention = "density", seed: int = 3
 ) -> Standing:
     model, held_out = known
-    steps = choice.settle(model, torch.arange(len(x_0)), seed, convention)
+    steps = choice.resolve(model, torch.arange(len(x_0)), seed, convention)
     values = draw_terms(model, x_0, steps, seed=seed, convention=convention, batch=2**15)
     prior, closed = prior_part(model, x_0, convention), closed_last(model, x_0, convention)
     return held_out.stand(steps, convention, values, prior, closed)
@@ -107,7 +107,7 @@ def test_likely_is_not_typical() -> None:
 
 def test_what_is_no_number_is_the_farthest(known: Known) -> None:
     model, held_out = known
-    steps = Choice(terms=20).settle(model, torch.arange(2), 0, "density")
+    steps = Choice(terms=20).resolve(model, torch.arange(2), 0, "density")
     values = torch.full((2, 20), -1.0).double()
     values[0, 9], values[1, 9] = math.nan, -math.inf
     found = held_out.stand(steps, "density", values, torch.zeros(2).double(), None)

@@ -13,11 +13,10 @@ from diffusion.distributions import Bernoulli
 from diffusion.model import DiffusionModel
 from diffusion.networks import BitPatterns, GaussianMixture
 from diffusion.noise import CounterNoise, DrawnNoise, counter_noise
-from diffusion.plan import DDIM, Ancestral, DPMSolver, Update
 from diffusion.posterior import Observation
 from diffusion.prediction import VarianceKind
 from diffusion.process import BinomialProcess, GaussianProcess
-from diffusion.sampling import advance, burst, sample, step
+from diffusion.samplers import DDIM, Ancestral, DPMSolver, Update, advance, burst, sample, step
 from diffusion.schedule import InverseTimeSchedule, LogSnrSchedule
 from diffusion.space import DataSpace
 

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 from torch.testing import assert_close
 
-from diffusion.likelihood.choice import Choice
 from diffusion.likelihood.estimator import (
+    Choice,
     Strata,
     choose_steps,
     even_strata,
@@ -20,8 +20,7 @@ from diffusion.likelihood.estimator import (
 )
 from diffusion.model import DiffusionModel
 from diffusion.networks import GaussianMixture
-from diffusion.paths import pack, shortest
-from diffusion.profile import Profile
+from diffusion.profile import Profile, pack, shortest
 from diffusion.space import Convention
 from tests.diffusion.bounds import gaussian
 
@@ -120,12 +119,12 @@ def test_chains_of_fewer_steps_take_their_path(mixture: GaussianMixture) -> None
     assert model.profile is not None
     for spacing, path in (("even", [0, 3, 6, 9]), ("optimal", model.profile.path(3).tolist())):
         choice = Choice(steps=3, spacing=spacing)  # type: ignore[arg-type]
-        steps = choice.settle(model, rows, 0, "density")
+        steps = choice.resolve(model, rows, 0, "density")
         assert steps.t[0].tolist() == [path[1]] * 8 + path[2:]
         assert steps.s[0].tolist() == [0] * 8 + path[1:3]
         assert steps.end == path[1]
-    whole = Choice(steps=T).settle(model, rows, 0, "density")
-    assert torch.equal(whole.t, Choice().settle(model, rows, 0, "density").t)
+    whole = Choice(steps=T).resolve(model, rows, 0, "density")
+    assert torch.equal(whole.t, Choice().resolve(model, rows, 0, "density").t)
 
 
 @pytest.mark.parametrize(
@@ -143,7 +142,7 @@ def test_what_cannot_be_had_is_refused(
     asked: dict[str, object], says: str, mixture: GaussianMixture
 ) -> None:
     with pytest.raises(ValueError, match=says):
-        Choice.model_validate(asked).settle(with_profile(mixture), torch.arange(2), 0, "density")
+        Choice.model_validate(asked).resolve(with_profile(mixture), torch.arange(2), 0, "density")
 
 
 @pytest.mark.parametrize(
@@ -151,4 +150,4 @@ def test_what_cannot_be_had_is_refused(
 )
 def test_what_a_profile_tells_needs_one(asked: dict[str, object], mixture: GaussianMixture) -> None:
     with pytest.raises(ValueError, match=r"there is none: measure it with .*training profile"):
-        Choice.model_validate(asked).settle(gaussian(mixture, T), torch.arange(2), 0, "density")
+        Choice.model_validate(asked).resolve(gaussian(mixture, T), torch.arange(2), 0, "density")

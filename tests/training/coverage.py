@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from diffusion.likelihood.bound import BoundResult, bound, closed_last, draw_terms, prior_part
-from diffusion.likelihood.choice import Choice
+from diffusion.likelihood.estimator import Choice
 from diffusion.likelihood.iwae import trajectory_bound
 from diffusion.model import DiffusionModel
 from diffusion.networks import BitPatterns, GaussianMixture
@@ -70,7 +70,7 @@ def expectation(model: DiffusionModel, x_0: Tensor, convention: Convention) -> T
     last = closed_last(model, x_0, convention)
     total = prior_part(model, x_0, convention) + (0.0 if last is None else last)
     rows = x_0.repeat_interleave(DRAWS, 0)
-    steps = Choice().settle(model, torch.arange(len(rows)), 9, convention)
+    steps = Choice().resolve(model, torch.arange(len(rows)), 9, convention)
     values = draw_terms(model, rows, steps, seed=9, convention=convention, batch=2**15)
     return total + (values * steps.weight).sum(1).view(-1, DRAWS).mean(1)
 

@@ -10,8 +10,7 @@ from torch import Tensor
 from diffusion.checkpoint import Provenance
 from diffusion.model import DiffusionModel
 from diffusion.noise import DrawnNoise
-from diffusion.plan import DDIM, Ancestral
-from diffusion.sampling import advance
+from diffusion.samplers import DDIM, Ancestral, advance
 from diffusion.schedule import CosineSchedule, LinearSchedule
 from tests.training.pipelines import UNETS, Peer, T, ddim, ddpm, saved, unet
 from training.convert import read

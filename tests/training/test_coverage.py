@@ -8,7 +8,7 @@ import torch
 from scipy import stats
 from torch import Tensor
 
-from diffusion.likelihood.choice import Choice, StrataKind
+from diffusion.likelihood.estimator import Choice, StrataKind
 from diffusion.likelihood.uncertainty import quantile
 from diffusion.model import DiffusionModel
 from tests.training import coverage

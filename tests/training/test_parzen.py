@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from diffusion.plan import Ancestral, DPMSolver
+from diffusion.samplers import Ancestral, DPMSolver
 from diffusion.space import DataSpace
 from training.__main__ import main
 from training.evaluate import parzen

@@ -10,8 +10,7 @@ from torch.testing import assert_close
 
 from diffusion.checkpoint import load
 from diffusion.likelihood.bound import bound, prior_part
-from diffusion.likelihood.choice import Choice
-from diffusion.likelihood.estimator import even_strata, important_strata, predicted_error
+from diffusion.likelihood.estimator import Choice, even_strata, important_strata, predicted_error
 from diffusion.model import DiffusionModel
 from diffusion.networks import BitPatterns, GaussianMixture
 from diffusion.noise import Stream, counter_noise
@@ -206,7 +205,7 @@ def test_a_target_is_met() -> None:
     assert abs(float(square.mean()) - target**2) < 4 * error
     even = Choice(target_error=target)
     place = torch.arange(1)
-    counts = [each.settle(model, place, 0, "density").count for each in (choice, even)]
+    counts = [each.resolve(model, place, 0, "density").count for each in (choice, even)]
     assert counts[0] == 20 < counts[1] < 60
 
 

@@ -10,10 +10,10 @@ import torch
 from pydantic import TypeAdapter
 
 from diffusion.checkpoint import Metadata, load, read_metadata, rewrite, save
-from diffusion.likelihood.choice import Choice
+from diffusion.likelihood.estimator import Choice
 from diffusion.model import DiffusionModel
-from diffusion.plan import Sampler
 from diffusion.profile import ProfileConfig
+from diffusion.samplers import Sampler, SamplerConfig
 from training import config as configs
 from training import data, inspect
 from training.artefacts import artefact_path, find
@@ -165,7 +165,7 @@ def do_parzen(arguments: argparse.Namespace) -> int:
         _, model, metadata = _opened(arguments)
         _, dataset = export.source(model, metadata)
         keys = {"name": arguments.sampler, "steps": arguments.steps}
-        sampler: Sampler = TypeAdapter(Sampler).validate_python(keys)
+        sampler: Sampler = TypeAdapter(SamplerConfig).validate_python(keys)
         words += f" --sampler {sampler.name} --steps {arguments.steps} --seed {arguments.seed}"
         words += f" --stop {arguments.stop}" if arguments.stop else ""
         folder = arguments.out or Path("runs") / "parzen" / metadata.name

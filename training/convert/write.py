@@ -10,9 +10,9 @@ from pydantic import ValidationError
 
 from diffusion.checkpoint import Provenance, save
 from diffusion.likelihood import reference
-from diffusion.plan import DDIM
 from diffusion.prediction import VarianceKind
 from diffusion.profile import ProfileConfig
+from diffusion.samplers import DDIM
 from training.config import EvaluationConfig
 from training.convert.found import ConvertError
 from training.convert.source import read

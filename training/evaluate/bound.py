@@ -24,7 +24,7 @@ from diffusion.likelihood.bound import (
     null_log_prob,
     prior_part,
 )
-from diffusion.likelihood.choice import Choice
+from diffusion.likelihood.estimator import Choice
 from diffusion.likelihood.iwae import Trajectories, trajectory_bound
 from diffusion.model import DiffusionModel
 from diffusion.space import Convention
@@ -96,7 +96,7 @@ def evaluate(
         else:
             if trajectories is None:
                 place = torch.zeros(1, dtype=torch.int64)
-                each = choice.settle(model, place, seed, convention).count
+                each = choice.resolve(model, place, seed, convention).count
                 run = partial(bound, choice=choice)
             else:
                 each = trajectories * Trajectories(trajectories, model.T).count

@@ -26,8 +26,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from diffusion.model import DiffusionModel
-from diffusion.plan import Sampler
-from diffusion.sampling import sample
+from diffusion.samplers import Sampler, sample
 from diffusion.space import DataSpace
 from training.data.dataset import Dataset, checksum, stream_seed
 from training.progress import progress_bar, steps_made

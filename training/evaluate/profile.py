@@ -21,10 +21,9 @@ from diffusion.distributions import Normal
 from diffusion.likelihood.bound import evaluate
 from diffusion.model import DiffusionModel
 from diffusion.noise import Stream, counter_noise
-from diffusion.paths import pack, shortest
 from diffusion.prediction import Prediction, VarianceKind, variance_terms
 from diffusion.process import GaussianProcess
-from diffusion.profile import Profile, ProfileConfig
+from diffusion.profile import Profile, ProfileConfig, pack, shortest
 
 SCALAR: tuple[VarianceKind, ...] = ("lower", "upper", "optimal")
 """Variances that are one number for all elements, and known before any x_t."""

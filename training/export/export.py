@@ -19,10 +19,9 @@ from diffusion.checkpoint import Baseline, Evaluation, Metadata, Provenance, rea
 from diffusion.likelihood import reference
 from diffusion.model import DiffusionModel
 from diffusion.networks import BitPatterns, GaussianMixture
-from diffusion.plan import DDIM, Ancestral
 from diffusion.prediction import VarianceKind
 from diffusion.profile import ProfileConfig
-from diffusion.sampling import sample
+from diffusion.samplers import DDIM, Ancestral, sample
 from diffusion.schedule import TableSchedule
 from diffusion.space import Convention
 from training import config as configs
@@ -296,7 +295,7 @@ def write_reference(
         model.device
     )
     place = torch.zeros(1, dtype=torch.int64)
-    one = reference.choice(model).settle(model, place, 0, model.space.default_convention)
+    one = reference.choice(model).resolve(model, place, 0, model.space.default_convention)
     work = one.count * len(x_0)
     with progress_bar(work, "term", "held-out", unit_scale=True, disable=quiet) as bar:
         found = reference.measure(model, x_0, batch=batch, progress=rows_done(bar))

@@ -18,8 +18,7 @@ from torch.utils.tensorboard import SummaryWriter
 from diffusion.likelihood.bound import bound
 from diffusion.likelihood.estimator import min_terms
 from diffusion.model import DiffusionModel
-from diffusion.plan import Ancestral
-from diffusion.sampling import sample
+from diffusion.samplers import Ancestral, sample
 from diffusion.space import Convention, DataSpace
 from training.config import WatchConfig
 from training.progress import progress_bar

@@ -17,8 +17,7 @@ from torch import Tensor
 from diffusion.checkpoint import load
 from diffusion.model import DiffusionModel
 from diffusion.noise import Stream, counter_noise
-from diffusion.plan import Ancestral
-from diffusion.sampling import begin, step
+from diffusion.samplers import Ancestral, begin, step
 from training import data
 from training.artefacts import artefact_path
 from training.config import FitConfig
@@ -138,7 +137,7 @@ def make(models: Path, folder: Path, *, missing: bool = False) -> list[Path]:
         if not artefact.exists() or (missing and path.exists()):
             continue
         model, metadata = load(artefact)
-        if model.space.kind == "bits":
+        if not model.process.continuous:
             figure2(model, path)
         else:
             config = FitConfig.model_validate(metadata.training.config)

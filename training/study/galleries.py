@@ -18,9 +18,8 @@ from torch import Tensor
 from diffusion.checkpoint import load
 from diffusion.model import DiffusionModel
 from diffusion.noise import Stream, counter_noise
-from diffusion.plan import Ancestral
 from diffusion.posterior import Observation, matched_start
-from diffusion.sampling import sample
+from diffusion.samplers import Ancestral, sample
 from training import data
 from training.artefacts import artefact_path
 from training.config import FitConfig

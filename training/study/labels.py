@@ -22,8 +22,8 @@ from diffusion.classifier import load as load_classifier
 from diffusion.model import DiffusionModel
 from diffusion.noise import Stream, counter_noise
 from diffusion.observation import Observation
-from diffusion.plan import Ancestral
 from diffusion.posterior import Label, Posterior, Twisted, sample_posterior
+from diffusion.samplers import Ancestral
 from training import data
 from training.artefacts import artefact_path
 from training.config import FitConfig

@@ -17,7 +17,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from diffusion.paths import shortest
+from diffusion.profile import shortest
 from diffusion.schedule import from_log_snr
 from training.data.swissroll import SwissRoll
 from training.study import ideal

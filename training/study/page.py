@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from diffusion.checkpoint import Evaluation, Metadata, read_metadata
-from diffusion.likelihood.choice import Spacing
+from diffusion.likelihood.estimator import Spacing
 from training.artefacts import artefact_path
 from training.evaluate.bound import per_dim
 from training.study import record

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 
 from diffusion.checkpoint import load
-from diffusion.plan import Ancestral
+from diffusion.samplers import Ancestral
 from training import config as configs
 from training import data
 from training.artefacts import artefact_path

@@ -19,9 +19,9 @@ from diffusion.likelihood.bound import evaluate
 from diffusion.likelihood.iwae import Trajectories
 from diffusion.model import DiffusionModel
 from diffusion.noise import CounterNoise, Stream
-from diffusion.plan import Update
 from diffusion.posterior import Observation
 from diffusion.prediction import Prediction
+from diffusion.samplers import Update
 from diffusion.space import Convention
 from service.engine.device.transfer import upload
 from service.engine.jobs import ChainJob, TermJob

@@ -17,8 +17,7 @@ from torch import Tensor
 
 from diffusion.model import DiffusionModel
 from diffusion.noise import counter_noise
-from diffusion.plan import Ancestral, Update
-from diffusion.sampling import advance, begin
+from diffusion.samplers import Ancestral, Update, advance, begin
 from service.engine.device.batches import ChainBatch, ChainSlots
 from service.engine.device.frames import FrameRecorder
 from service.engine.faults import describe

@@ -1,7 +1,7 @@
 """One batch of one model: a single network call on rows of any jobs, at any steps.
 
     prediction = network(chains' x_t and terms' x_t ~ q(x_t | x_0), joined)
-    chains: x_s by `diffusion.sampling.advance`
+    chains: x_s by `diffusion.samplers.advance`
     terms: nats by `service.engine.device.batches`
 
 No policy: which rows, in which slots, is the scheduler's choice. Until everything of a batch has
@@ -22,7 +22,7 @@ from diffusion.likelihood.iwae import Trajectories
 from diffusion.model import DiffusionModel
 from diffusion.noise import Stream, counter_noise
 from diffusion.posterior import Observation
-from diffusion.sampling import advance, begin, burst
+from diffusion.samplers import advance, begin, burst
 from service.engine.device.batches import (
     ChainBatch,
     ChainSlots,

@@ -22,11 +22,10 @@ from diffusion.model import DiffusionModel
 from diffusion.noise import counter_noise
 from diffusion.observation import in_model_units
 from diffusion.operators import Mask
-from diffusion.plan import Ancestral
 from diffusion.posterior.particle_filter import ParticleFilter
 from diffusion.posterior.twist import Twist
 from diffusion.prediction import Prediction
-from diffusion.sampling import begin
+from diffusion.samplers import Ancestral, begin
 from service.engine.device.runner import ChainRunner
 from service.engine.device.smc import SMCRunner
 from service.engine.faults import out_of_memory

@@ -13,10 +13,10 @@ from diffusion.networks.base import Network
 from diffusion.noise import counter_noise
 from diffusion.observation import Observation
 from diffusion.operators import Dense, Mask
-from diffusion.plan import Ancestral
 from diffusion.posterior import Twisted, sample_posterior
 from diffusion.posterior.twist import Twist, covariance, evaluate_twist
 from diffusion.prediction import GaussianPrediction
+from diffusion.samplers import Ancestral
 from tests.diffusion.models import gaussian
 
 #: What the Jacobian of x_0hat becomes.

@@ -9,7 +9,6 @@ from pydantic import TypeAdapter
 from diffusion.networks import BitPatterns, GaussianMixture
 from diffusion.observation import Observation
 from diffusion.operators import AveragePooling, Dense
-from diffusion.plan import DDIM, Ancestral
 from diffusion.posterior import (
     Auto,
     Matched,
@@ -24,6 +23,7 @@ from diffusion.posterior.diagnostics import Diagnostics
 from diffusion.posterior.particle_filter import ParticleFilter
 from diffusion.posterior.smc import SMCResult, run, weigh
 from diffusion.posterior.twist import Twist
+from diffusion.samplers import DDIM, Ancestral
 from tests.diffusion.models import binomial, gaussian
 
 ALL = torch.ones(2, 2, dtype=torch.bool)

@@ -10,12 +10,12 @@ from diffusion.model import DiffusionModel
 from diffusion.networks import BitPatterns, GaussianMixture
 from diffusion.observation import Observation
 from diffusion.operators import Dense
-from diffusion.plan import Ancestral
 from diffusion.posterior import Diagnostics
 from diffusion.posterior.particle_filter import ParticleFilter
 from diffusion.posterior.resampling import jackknife, log_mean, spread
 from diffusion.posterior.smc import SMCResult, run
 from diffusion.posterior.twist import Twist
+from diffusion.samplers import Ancestral
 from tests.diffusion.models import binomial, gaussian
 
 

@@ -15,7 +15,6 @@ from diffusion.networks import BitPatterns, GaussianMixture, Network
 from diffusion.networks.embedding import Clock
 from diffusion.observation import Observation
 from diffusion.operators import Dense
-from diffusion.plan import Ancestral
 from diffusion.posterior import (
     Auto,
     Expert,
@@ -28,6 +27,7 @@ from diffusion.posterior import (
 from diffusion.posterior.particle_filter import ParticleFilter
 from diffusion.posterior.smc import SMCResult, run
 from diffusion.posterior.twist import Covariance, Twist
+from diffusion.samplers import Ancestral
 from tests.diffusion.models import binomial, gaussian
 from tests.diffusion.posterior.test_particles import check_evidence, cloud, independent_bits
 

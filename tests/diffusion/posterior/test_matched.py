@@ -13,7 +13,7 @@ from diffusion.networks import BitPatterns, GaussianMixture
 from diffusion.noise import counter_noise
 from diffusion.posterior.matched import matched_start
 from diffusion.process import GaussianProcess
-from diffusion.sampling import sample
+from diffusion.samplers import sample
 from diffusion.schedule import InverseTimeSchedule
 from diffusion.space import DataSpace
 from tests.diffusion.models import binomial, gaussian

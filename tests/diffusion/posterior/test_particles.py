@@ -15,14 +15,13 @@ from diffusion.networks import BitPatterns, GaussianMixture
 from diffusion.noise import counter_noise
 from diffusion.observation import Observation
 from diffusion.operators import Dense
-from diffusion.plan import Ancestral
 from diffusion.posterior.factors import Factor
 from diffusion.posterior.particle_filter import ParticleFilter
 from diffusion.posterior.proposal import Independent, TwistValue
 from diffusion.posterior.resampling import drawn, ess, log_mean, systematic
 from diffusion.posterior.smc import Particles, SMCResult, run
 from diffusion.posterior.twist import Twist, evaluate_twist
-from diffusion.sampling import sample
+from diffusion.samplers import Ancestral, sample
 from tests.diffusion.models import binomial, gaussian
 
 TWISTS = [

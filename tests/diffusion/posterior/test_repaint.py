@@ -9,9 +9,9 @@ from diffusion.model import DiffusionModel
 from diffusion.networks import BitPatterns, GaussianMixture
 from diffusion.observation import Observation
 from diffusion.operators import Dense
-from diffusion.plan import Ancestral, Plan
 from diffusion.posterior.baselines import RepaintKernel, timeline
 from diffusion.posterior.smc import SMCResult, run
+from diffusion.samplers import Ancestral, Plan
 from tests.diffusion.models import binomial, gaussian
 
 

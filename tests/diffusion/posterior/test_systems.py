@@ -8,13 +8,12 @@ from diffusion.model import DiffusionModel
 from diffusion.networks import GaussianMixture
 from diffusion.observation import Observation
 from diffusion.operators import Dense, Mask
-from diffusion.plan import Ancestral
 from diffusion.posterior import Product, sample_posterior
 from diffusion.posterior.baselines import ProductKernel, RepaintKernel
 from diffusion.posterior.particle_filter import ParticleFilter
 from diffusion.posterior.smc import Particles, SMCKernel, SMCResult, run
 from diffusion.posterior.twist import Twist
-from diffusion.sampling import sample
+from diffusion.samplers import Ancestral, sample
 from tests.diffusion.models import gaussian
 
 NUMBER = torch.tensor([4, 0, 2])

@@ -6,8 +6,8 @@ from torch import Tensor
 from diffusion.likelihood.estimator import choose_steps
 from diffusion.likelihood.iwae import Trajectories
 from diffusion.model import DiffusionModel
-from diffusion.plan import DDIM, Ancestral, DPMSolver
 from diffusion.posterior import Observation
+from diffusion.samplers import DDIM, Ancestral, DPMSolver
 from diffusion.space import Convention
 from service.engine import ChainJob, TermJob
 

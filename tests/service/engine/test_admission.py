@@ -6,8 +6,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from diffusion.model import DiffusionModel
-from diffusion.plan import DDIM
 from diffusion.process import GaussianConfig
+from diffusion.samplers import DDIM
 from diffusion.space import DataSpace
 from service.engine import ChainJob
 from service.engine.admission import Backlog

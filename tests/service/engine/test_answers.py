@@ -9,9 +9,8 @@ from torch.testing import assert_close
 from diffusion.likelihood.bound import bound
 from diffusion.likelihood.iwae import trajectory_bound
 from diffusion.model import DiffusionModel
-from diffusion.plan import DDIM, Ancestral, DPMSolver
 from diffusion.posterior import Observation
-from diffusion.sampling import sample
+from diffusion.samplers import DDIM, Ancestral, DPMSolver, sample
 from diffusion.space import Convention
 from service.engine import ChainJob, Engine, TermJob
 from tests.service.engine.jobs import chains, terms, trajectories

@@ -13,9 +13,8 @@ from prometheus_client.parser import text_string_to_metric_families
 from torch.testing import assert_close
 
 from diffusion.model import DiffusionModel
-from diffusion.plan import DDIM, Ancestral
 from diffusion.posterior import Observation
-from diffusion.sampling import sample
+from diffusion.samplers import DDIM, Ancestral, sample
 from service.engine import Engine
 from service.errors import (
     DeadlineExceeded,

@@ -11,9 +11,9 @@ from diffusion.likelihood.estimator import choose_steps
 from diffusion.likelihood.iwae import Trajectories
 from diffusion.model import DiffusionModel
 from diffusion.networks import MLP, MLPConfig, UNet, UNetConfig
-from diffusion.plan import DDIM, Ancestral, DPMSolver, Sampler
 from diffusion.posterior import Observation
 from diffusion.process import BinomialConfig, GaussianConfig
+from diffusion.samplers import DDIM, Ancestral, DPMSolver, Sampler
 from diffusion.space import DataSpace
 from service.engine import ChainJob, Engine, TermJob
 from service.engine.jobs import Job

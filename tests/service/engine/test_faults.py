@@ -14,8 +14,7 @@ from diffusion.likelihood.bound import bound
 from diffusion.likelihood.estimator import choose_steps
 from diffusion.model import DiffusionModel
 from diffusion.networks import BitPatterns
-from diffusion.plan import Ancestral
-from diffusion.sampling import sample
+from diffusion.samplers import Ancestral, sample
 from service.engine import ChainJob, Engine, TermJob, Ticket
 from service.engine.faults import describe, fatal, out_of_memory, problem_of
 from service.errors import (

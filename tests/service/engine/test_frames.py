@@ -14,8 +14,7 @@ from diffusion.likelihood.estimator import choose_steps
 from diffusion.model import DiffusionModel
 from diffusion.networks import GaussianMixture
 from diffusion.noise import Stream, counter_noise
-from diffusion.plan import DDIM, Ancestral, DPMSolver, Plan, Sampler
-from diffusion.sampling import begin, step
+from diffusion.samplers import DDIM, Ancestral, DPMSolver, Plan, Sampler, begin, step
 from service.engine import ChainJob, Engine, TermJob
 from service.engine.device.runner import ChainRunner
 from service.engine.results import ChainResult, Film, Frames

@@ -10,10 +10,10 @@ from torch import Tensor, nn
 
 from diffusion.model import DiffusionModel
 from diffusion.networks import MLP, MLPConfig
-from diffusion.plan import DDIM, Ancestral, DPMSolver, Sampler
 from diffusion.posterior import Observation
 from diffusion.prediction import PredictionKind, VarianceKind
 from diffusion.process import BinomialConfig, GaussianConfig, Process
+from diffusion.samplers import DDIM, Ancestral, DPMSolver, Sampler
 from diffusion.space import DataSpace
 from service.engine import ChainJob, Engine
 from service.engine.device.graphs import ChainGraphs, Play, graph_recorder

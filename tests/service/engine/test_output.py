@@ -11,8 +11,7 @@ from torch.testing import assert_close
 
 from diffusion.likelihood.bound import bound
 from diffusion.model import DiffusionModel
-from diffusion.plan import DDIM
-from diffusion.sampling import sample
+from diffusion.samplers import DDIM, sample
 from service.engine import Engine
 from service.engine.device.runner import ChainRunner
 from service.engine.device.transfer import HostCopies

@@ -12,8 +12,7 @@ from torch.testing import assert_close
 
 from diffusion.likelihood.estimator import choose_steps
 from diffusion.model import DiffusionModel
-from diffusion.plan import Ancestral
-from diffusion.sampling import sample
+from diffusion.samplers import Ancestral, sample
 from service.engine import ChainJob, Engine, TermJob
 from service.engine.results import Peek
 

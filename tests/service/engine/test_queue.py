@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from diffusion.model import DiffusionModel
-from diffusion.sampling import DDIM
+from diffusion.samplers import DDIM
 from service.engine import ChainJob
 from service.engine.admission import check_limits
 from service.engine.queue import RequestQueue

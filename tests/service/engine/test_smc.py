@@ -14,14 +14,13 @@ from diffusion.model import DiffusionModel
 from diffusion.networks import MLPConfig, build
 from diffusion.observation import Observation
 from diffusion.operators import Dense
-from diffusion.plan import Ancestral
 from diffusion.posterior.baselines import ProductKernel, RepaintKernel
 from diffusion.posterior.factors import Expert
 from diffusion.posterior.particle_filter import ParticleFilter
 from diffusion.posterior.smc import SMCKernel, SMCResult, run
 from diffusion.posterior.twist import Twist
 from diffusion.process import GaussianConfig
-from diffusion.sampling import sample
+from diffusion.samplers import Ancestral, sample
 from diffusion.space import DataSpace
 from service.engine import Engine, SystemJob, SystemResult, Ticket
 from service.engine.device.smc import SMCRunner

@@ -23,9 +23,8 @@ from diffusion.classifier import save as save_classifier
 from diffusion.model import DiffusionModel
 from diffusion.networks import BitPatterns, GaussianMixture, UNetConfig, build
 from diffusion.networks.encoder import EncoderConfig
-from diffusion.paths import even, pack
 from diffusion.process import BinomialConfig, GaussianConfig
-from diffusion.profile import ProfileConfig
+from diffusion.profile import ProfileConfig, even, pack
 from diffusion.schedule import LogSnrSchedule
 from diffusion.space import DataSpace
 from service.api import streams

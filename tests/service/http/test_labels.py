@@ -15,8 +15,8 @@ from diffusion.model import DiffusionModel
 from diffusion.networks import GaussianMixture
 from diffusion.observation import Observation, in_model_units
 from diffusion.operators import Mask
-from diffusion.plan import Ancestral
 from diffusion.posterior import Expert, Label, Method, Posterior, Twisted, sample_posterior
+from diffusion.samplers import Ancestral
 from service.catalogue import Reader, load_folder
 from service.settings import Settings
 from tests.diffusion.posterior.test_factors import Components, classifier, product

@@ -17,13 +17,13 @@ from torch import Tensor
 from torch.testing import assert_close
 
 from diffusion.likelihood.bound import bound
-from diffusion.likelihood.choice import Choice
+from diffusion.likelihood.estimator import Choice
 from diffusion.likelihood.iwae import trajectory_bound
 from diffusion.model import DiffusionModel
 from diffusion.networks import BitPatterns, GaussianMixture
 from diffusion.noise import counter_noise
 from diffusion.posterior import Observation
-from diffusion.sampling import sample
+from diffusion.samplers import sample
 from diffusion.space import Convention
 from tests.service.http.caller import ask
 
@@ -150,7 +150,7 @@ async def test_every_choice_of_terms_is_the_offline_one(
     bounds = torch.tensor([result["bound"] for result in answer["results"]])
     assert_close(bounds.double(), found.bound, rtol=1e-4, atol=1e-4)
     assert answer["steps"] == steps
-    count = choice.settle(mixture, torch.arange(2), 3, convention).count
+    count = choice.resolve(mixture, torch.arange(2), 3, convention).count
     assert answer["network_evaluations"] == 2 * answer["terms"] == 2 * count
 
 

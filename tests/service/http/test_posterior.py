@@ -12,8 +12,8 @@ from diffusion.model import DiffusionModel
 from diffusion.networks import GaussianMixture
 from diffusion.observation import in_model_units
 from diffusion.operators import AveragePooling, Dense, LinearOperator, Mask
-from diffusion.plan import Ancestral
 from diffusion.posterior import Method, Product, Repaint, Twisted, sample_posterior
+from diffusion.samplers import Ancestral
 from tests.service.http.caller import ask
 from tests.service.http.conftest import PATTERNS, SCALE, SHIFT, WEIGHTS
 

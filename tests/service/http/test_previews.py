@@ -11,8 +11,7 @@ from PIL import Image
 from torch import Tensor
 
 from diffusion.model import DiffusionModel
-from diffusion.plan import Ancestral
-from diffusion.sampling import sample
+from diffusion.samplers import Ancestral, sample
 from tests.service.http.caller import (
     MIXTURE,
     SHORT,

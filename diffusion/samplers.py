@@ -1,15 +1,19 @@
-"""Samplers as plans: which steps, and how x_s follows from x_t at each.
+"""Samplers: which steps, and how x_s follows from x_t at each.
 
     x_s ~ N(a x_t + b x_0hat + c x_0hat_previous, v_0 + v_1 exp(w z)),    of reals
     x_s ~ B(a + b x_t + (c + d x_t) x_0hat),                              of bits
 
 with z the network's second output: ancestral steps, DDIM and DPM-Solver++(2M) alike, so one update
 serves any rows. Only where the network gives the kernel itself (the paper's perturbation) an
-ancestral step draws from that.
+ancestral step draws from that. What was seen multiplies the step's kernel,
+
+    p~(x_s | x_t) proportional to p(x_s | x_t) r(x_s),
+
+p the table's kernel or the network's own.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Annotated, Literal, final
@@ -20,7 +24,12 @@ from torch import Tensor
 from typing_extensions import override
 
 from diffusion.model import DiffusionModel
+from diffusion.noise import CounterNoise, DrawnNoise, Noise, Stream, counter_noise
+from diffusion.observation import Observation
+from diffusion.prediction import Prediction
 from diffusion.process import Process, per_row
+
+_NUMBERS = 2**18  # drawn at once: a few MB
 
 
 @final
@@ -102,7 +111,7 @@ class Plan:
 
     @cached_property
     def joined(self) -> Tensor:
-        """t, s and the table side by side, float64 [n, 8]: looked up at once."""
+        """t, s and the table side by side, float64 [n, 8], to be gathered at once."""
         return torch.cat((self.t[:, None], self.s[:, None], self.table), 1)
 
     def at(self, step: int, device: torch.device) -> Update:
@@ -115,8 +124,15 @@ class Plan:
         return Update(t, s, table, self.own)
 
 
-class _Sampler(BaseModel, ABC):
+class Sampler(BaseModel, ABC):
+    """A sampler's configuration, which makes plans: a subclass counts its steps and fills a table.
+
+    To add one: a subclass here, and its name in `SamplerConfig`.
+    """
+
     model_config = ConfigDict(frozen=True, extra="forbid")
+    name: str
+    steps: int | None
 
     def plan(self, model: DiffusionModel, start: int | None = None) -> Plan:
         """The steps from `start` (T where it is not given) down to 0.
@@ -125,19 +141,21 @@ class _Sampler(BaseModel, ABC):
             ValueError: more steps than there are, or a sampler that the process does not have.
         """
         start = model.T if start is None else start
-        t = _spaced(start, self._count(model.T, start))
+        t = _spaced(start, self.count(model.T, start))
         s = torch.cat((t[1:], t.new_zeros(1)))
-        return self._plan(model, t, s)
+        return self.plan_of(model, t, s)
 
     @abstractmethod
-    def _count(self, T: int, start: int) -> int: ...
+    def count(self, T: int, start: int) -> int:
+        """How many steps a chain from `start` takes, of a process of T."""
 
     @abstractmethod
-    def _plan(self, model: DiffusionModel, t: Tensor, s: Tensor) -> Plan: ...
+    def plan_of(self, model: DiffusionModel, t: Tensor, s: Tensor) -> Plan:
+        """The plan of the steps t -> s, int64 [n] each, descending."""
 
 
 @final
-class Ancestral(_Sampler):
+class Ancestral(Sampler):
     """x_s ~ p(x_s | x_t), the model's own kernel, at any number of steps.
 
     Attributes:
@@ -149,11 +167,11 @@ class Ancestral(_Sampler):
     steps: int | None = Field(None, ge=1)
 
     @override
-    def _count(self, T: int, start: int) -> int:
+    def count(self, T: int, start: int) -> int:
         return _share(T if self.steps is None else self.steps, T, start)
 
     @override
-    def _plan(self, model: DiffusionModel, t: Tensor, s: Tensor) -> Plan:
+    def plan_of(self, model: DiffusionModel, t: Tensor, s: Tensor) -> Plan:
         at = t.to(model.device), s.to(model.device)
         if model.prediction == "perturbation":
             return Plan(t, s, torch.zeros(len(t), 6, dtype=torch.float64), own=True)
@@ -161,7 +179,7 @@ class Ancestral(_Sampler):
 
 
 @final
-class DDIM(_Sampler):
+class DDIM(Sampler):
     """Song, Meng and Ermon 2021, Equation 12: eta = 0 draws no noise, eta = 1 is ancestral's lower.
 
     d = eta sqrt((1 - alpha_bar_s) / (1 - alpha_bar_t) (1 - alpha_bar_t / alpha_bar_s)),
@@ -174,11 +192,11 @@ class DDIM(_Sampler):
     eta: float = Field(0.0, ge=0, le=1)
 
     @override
-    def _count(self, T: int, start: int) -> int:
+    def count(self, T: int, start: int) -> int:
         return _share(self.steps, T, start)
 
     @override
-    def _plan(self, model: DiffusionModel, t: Tensor, s: Tensor) -> Plan:
+    def plan_of(self, model: DiffusionModel, t: Tensor, s: Tensor) -> Plan:
         at_t, at_s = _signal(model.process, t, s, self.name)
         d = self.eta * ((1 - at_s) / (1 - at_t) * (1 - at_t / at_s)).sqrt()
         a = ((1 - at_s - d.square()).clamp_min(0) / (1 - at_t)).sqrt()
@@ -188,7 +206,7 @@ class DDIM(_Sampler):
 
 
 @final
-class DPMSolver(_Sampler):
+class DPMSolver(Sampler):
     """DPM-Solver++(2M), Lu et al. 2022, Algorithm 2, first order at both ends.
 
     With lambda = log(sqrt(alpha_bar) / sigma), h = lambda_s - lambda_t and r = h_previous / h:
@@ -200,11 +218,11 @@ class DPMSolver(_Sampler):
     steps: int = Field(20, ge=1)
 
     @override
-    def _count(self, T: int, start: int) -> int:
+    def count(self, T: int, start: int) -> int:
         return _share(self.steps, T, start)
 
     @override
-    def _plan(self, model: DiffusionModel, t: Tensor, s: Tensor) -> Plan:
+    def plan_of(self, model: DiffusionModel, t: Tensor, s: Tensor) -> Plan:
         at_t, at_s = _signal(model.process, t, s, self.name)
         sigma_t, sigma_s = (1 - at_t).sqrt(), (1 - at_s).sqrt()
         a = sigma_s / sigma_t
@@ -217,7 +235,7 @@ class DPMSolver(_Sampler):
         return Plan(t, s, _table(a, b, c, torch.zeros_like(a)), own=False, points=True)
 
 
-Sampler = Annotated[Ancestral | DDIM | DPMSolver, Field(discriminator="name")]
+SamplerConfig = Annotated[Ancestral | DDIM | DPMSolver, Field(discriminator="name")]
 
 
 def _share(steps: int, T: int, start: int) -> int:
@@ -242,3 +260,155 @@ def _signal(process: Process, t: Tensor, s: Tensor, name: str) -> tuple[Tensor, 
     process.check_sampler(name)
     alpha_bar = process.alpha_bar.cpu()
     return alpha_bar[t], alpha_bar[s]
+
+
+# --------------------------------------------------------------------------------------- sampling
+
+
+def advance(
+    prediction: Prediction,
+    x_t: Tensor,
+    previous: Tensor,
+    update: Update,
+    noise: Noise,
+    observation: Observation | None,
+) -> Tensor:
+    """x_s of B rows from a network call already made, [B, *event].
+
+    Args:
+        prediction: `model.predict(x_t, update.t)`.
+        x_t: [B, *event].
+        previous: the x_0hat of each row's step before, [B, *event]; not used by a first step.
+        update: each row's step.
+        noise: of this step.
+        observation: what was seen, [B, *event]; None where nothing was, of any row.
+    """
+    columns = () if update.own is True else update.columns(x_t)
+    return prediction.draw(x_t, columns, previous, update.own, update.s, noise, observation)
+
+
+def begin(
+    model: DiffusionModel, noise: Noise, observation: Observation | None, rows: int
+) -> Tensor:
+    """x_T of new chains, drawn from pi(x_T) r(x_T), [rows, *event]."""
+    prior = model.process.prior(model.event, rows)
+    return (prior if observation is None else observation.multiply(prior)[0]).sample(noise)
+
+
+def step(
+    model: DiffusionModel,
+    x_t: Tensor,
+    previous: Tensor,
+    update: Update,
+    noise: Noise,
+    observation: Observation | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Advance any rows by one step: x_s and x_0hat, [B, *event] each; one network call."""
+    prediction = model.predict(x_t, update.t)
+    return advance(prediction, x_t, previous, update, noise, observation), prediction.x_0
+
+
+@torch.inference_mode()
+def sample(
+    model: DiffusionModel,
+    rows: int,
+    *,
+    seed: int,
+    sampler: Sampler | None = None,
+    observation: Observation | None = None,
+    start: tuple[int, Tensor] | None = None,
+    stop: int = 0,
+    progress: Callable[[int, Tensor], None] | None = None,
+) -> Tensor:
+    """Draw from p(x_0) r(x_0) with one plan for all rows, model units [rows, *event].
+
+    The noise of a step is numbered by its t, and that of x_T by T + 1, so an answer depends on the
+    seed and the row alone.
+
+    Args:
+        model: the model.
+        rows: how many chains.
+        seed: of the noise.
+        sampler: ancestral at all T steps where it is not given.
+        observation: what was seen, [rows, *event]; nothing where it is not given.
+        start: (t, x_t [rows, *event]) to go on from, in place of x_T.
+        stop: above 0, chains go no further than their first step at t <= stop, and what comes back
+            is x_0hat there: the mean of what they might have come to.
+        progress: called after each step with the number of steps made and x_0hat.
+
+    Raises:
+        ValueError: a sampler that the model or the observation cannot have, or a stop beyond the
+            chain.
+    """
+    device = model.device
+    row = torch.arange(rows, device=device)
+    plan = (sampler or Ancestral()).plan(model, None if start is None else start[0])
+    _check_observation(plan, observation)
+    if start is None:
+        noise = counter_noise(seed, row, model.T + 1, Stream.CHAIN)
+        x = begin(model, noise, observation, rows)
+    else:
+        x = start[1].to(device)
+    seeds, x_0 = torch.full_like(row, seed), torch.zeros_like(x)
+
+    def watch(made: int, _: Tensor, estimate: Tensor) -> None:
+        if progress is not None:
+            progress(made, estimate)
+
+    update = plan.whole(device, slice(plan.until(stop)))
+    end, estimate = burst(model, x, x_0, update, seeds, row, observation, watch)
+    return estimate if stop else end
+
+
+def burst(
+    model: DiffusionModel,
+    x_t: Tensor,
+    previous: Tensor,
+    update: Update,
+    seed: Tensor,
+    row: Tensor,
+    observation: Observation | None = None,
+    watch: Callable[[int, Tensor, Tensor], None] | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Several steps in turn: x_s and x_0hat after the last.
+
+    What does not depend on x_t is worked out for many steps at once: their noise, and the times
+    where they are the same for all rows.
+
+    Args:
+        model: the model.
+        x_t: [B, *event].
+        previous: the x_0hat of the step before, [B, *event].
+        update: the steps, [k, B].
+        seed: of the noise, int64 [B].
+        row: of the noise, int64 [B].
+        observation: what was seen, [B, *event].
+        watch: called after each step with the number of steps made, x_s and x_0hat.
+    """
+    rows = len(x_t)
+    times = model.times(update.t[:, 0]).each() if update.t.shape[1] == 1 else None
+    together = max(1, _NUMBERS // x_t.numel())
+    for i, here in enumerate(update.steps(x_t.dtype)):
+        if i % together == 0:
+            t = update.t[i : i + together]
+            noise = CounterNoise(
+                seed.repeat(len(t)), row.repeat(len(t)), t.expand(-1, rows).flatten()
+            )
+            drawn = model.process.step_noise(noise, model.event)
+            draws = drawn.unflatten(0, (len(t), rows)).unbind()
+        prediction = model.predict(x_t, here.t if times is None else times[i])
+        drawn_here = DrawnNoise(draws[i % together])
+        x_t = advance(prediction, x_t, previous, here, drawn_here, observation)
+        previous = prediction.carried(previous)
+        if watch is not None:
+            watch(i + 1, x_t, previous)
+    return x_t, previous
+
+
+def _check_observation(plan: Plan, observation: Observation | None) -> None:
+    """Raise ValueError where a factor would be ignored: a step that is a point cannot follow it."""
+    if observation is not None and plan.points and observation.factor.noisy:
+        raise ValueError(
+            "steps without noise are points, which an observation with noise does not move: use "
+            "'ancestral', or 'ddim' with eta above 0"
+        )

@@ -7,6 +7,7 @@ rebinding), and then it sees the answers too. Against the first stand `Sec-Fetch
 `Origin`, which a page cannot choose; against the second `Host`, for such a name has a domain.
 """
 
+import asyncio
 import socket
 from collections.abc import Iterable
 from ipaddress import ip_address
@@ -48,6 +49,7 @@ class Gate:
         self._prefix, self._origins = settings.prefix, settings.origins
         own = {settings.host.lower(), socket.gethostname().lower()}
         self._hosts = settings.hosts | {name for name in own if name}
+        self._turn = asyncio.Lock()
         # A foreign page has no key, whatever name it asks under.
         self._any_host = "*" in self._hosts or (bool(settings.accepted_keys) and not settings.hosts)
 
@@ -57,6 +59,11 @@ class Gate:
         if scope["type"] == "http":
             self._place(scope)
             problem = self._fault(scope)
+            if problem is None and not path_of(scope).startswith("/health/"):
+                # One request a round of the event loop: of a thousand that come at once each is
+                # parsed and checked in a round of its own, and health is answered in between.
+                async with self._turn:
+                    await asyncio.sleep(0)
         if problem is None:
             await self.app(scope, receive, send)
         else:

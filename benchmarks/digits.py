@@ -23,15 +23,15 @@ from diffusion.model import DiffusionModel
 from diffusion.noise import counter_noise
 from diffusion.observation import Observation
 from diffusion.plan import Ancestral
-from diffusion.posterior import Diagnostics, Method, Product, Resample, Twisted, draw
-from diffusion.posterior.summary import Summary
+from diffusion.posterior import Diagnostics, Method, Product, Repaint, Twisted, sample_posterior
+from diffusion.posterior.diagnostics import Summary
 from diffusion.sampling import sample
 from training.data import MnistConfig, mnist
 
 STEPS = 50
 METHODS: dict[str, tuple[Method, int]] = {
     "product": (Product(), 250),
-    "repaint": (Resample(jump=5, repeats=5), STEPS),
+    "repaint": (Repaint(jump=5, repeats=5), STEPS),
     "twisted, 8 particles": (Twisted(particles=8), STEPS),
     "twisted, 64 particles": (Twisted(particles=64), STEPS),
 }
@@ -83,7 +83,9 @@ def ranks(name: str, hidden: str, part: int, draws: int, samples: int, steps: in
     x_0 = sample(model(), draws, seed=seed, sampler=sampler)
     observation = Observation.of_reals(x_0, known(hidden).expand(draws, *_EVENT))
     method, _ = METHODS[name]
-    found = draw(model(), observation, samples, seed=seed + 1, method=method, sampler=sampler)
+    found = sample_posterior(
+        model(), observation, samples, seed=seed + 1, method=method, sampler=sampler
+    )
     onto = scalars(hidden)
     of_x_0 = _hidden(x_0, hidden) @ onto
     of_draws = _hidden(found.samples.flatten(0, 1), hidden) @ onto
@@ -112,7 +114,7 @@ def hidden_pixels(name: str, hidden: str, part: int, digits: int, samples: int) 
     """
     method, steps = METHODS[name]
     x_0, labels = _test(slice(part * digits, (part + 1) * digits))
-    found = draw(
+    found = sample_posterior(
         model(),
         Observation.of_reals(x_0, known(hidden).expand_as(x_0)),
         samples,

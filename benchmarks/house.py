@@ -30,7 +30,7 @@ FAMILIES = {
     "Normal", "Bernoulli", "GaussianProcess", "BinomialProcess", "GaussianPrediction",
     "BinomialPrediction", "GaussianConfig", "BinomialConfig",
 }  # fmt: skip
-METHODS = {"Twisted", "Matched", "Product", "Resample", "Repaint", "Auto"}
+METHODS = {"Twisted", "Matched", "Product", "Repaint", "Auto"}
 KINDS = {"image", "vector", "bits", "table"}
 #: Modules that define them.
 OWNERS = {"space.py", "distributions.py", "process.py", "prediction.py", "methods.py"}

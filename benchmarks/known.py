@@ -8,7 +8,7 @@ from diffusion.distributions import Normal
 from diffusion.noise import counter_noise
 from diffusion.observation import Observation
 from diffusion.plan import Ancestral
-from diffusion.posterior import Auto, Product, draw
+from diffusion.posterior import Auto, Product, sample_posterior
 
 Row = dict[str, float | str]
 
@@ -60,7 +60,7 @@ def correlated(samples: int) -> list[Row]:
         exact, _ = network.posterior(matrix[known], factor.mean[0, known], factor.var[0, known])
         mean, std = exact.mean(), exact.covariance().diagonal().sqrt()
         for method, steps in ((Product(), 1000), (Auto(), 200 if bool(known.all()) else 100)):
-            answer = draw(
+            answer = sample_posterior(
                 model, seen, samples, seed=5, method=method, sampler=Ancestral(steps=steps)
             )
             x = answer.samples[0].double()

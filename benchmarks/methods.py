@@ -6,7 +6,7 @@ from collections.abc import Callable
 from diffusion.model import DiffusionModel
 from diffusion.observation import Observation
 from diffusion.plan import Ancestral
-from diffusion.posterior import Method, Posterior, Product, Resample, Twisted, draw
+from diffusion.posterior import Method, Posterior, Product, Repaint, Twisted, sample_posterior
 from diffusion.posterior.twist import Twist
 from diffusion.process import BinomialProcess
 
@@ -15,9 +15,9 @@ DIAGONAL = Twist(covariance="diagonal")
 #: A method, and the network evaluations of a step of one sample given how many numbers were seen.
 METHODS: dict[str, tuple[Method, Callable[[int], int]]] = {
     "product": (Product(), lambda _: 1),
-    "repaint": (Resample(), lambda _: 10),
+    "repaint": (Repaint(), lambda _: 10),
     "twisted, diagonal, 8 particles": (
-        Twisted(twist=DIAGONAL, systems="independent"),
+        Twisted(**DIAGONAL.model_dump(), systems="independent"),
         lambda _: 16,
     ),
     "twisted, full, 8 particles": (
@@ -38,4 +38,6 @@ def posterior(
     method, cost = METHODS[name]
     bits = isinstance(model.process, BinomialProcess)  # of which a look is one call
     steps = min(model.T, math.ceil(calls / cost(0 if bits else int(seen.known.sum()))))
-    return draw(model, seen, samples, seed=0, method=method, sampler=Ancestral(steps=steps))
+    return sample_posterior(
+        model, seen, samples, seed=0, method=method, sampler=Ancestral(steps=steps)
+    )

@@ -28,8 +28,8 @@ from benchmarks.methods import METHODS, posterior
 from benchmarks.mixtures import WIDTH, problem, sliced
 from benchmarks.peers import MASKS, PEERS
 from diffusion.plan import Ancestral
-from diffusion.posterior.smc import Filter
-from diffusion.posterior.systems import walk
+from diffusion.posterior.particle_filter import ParticleFilter
+from diffusion.posterior.smc import run
 
 CALLS = 1000
 #: (dimensions, problems, samples of each): fewer where a sample costs more.
@@ -62,9 +62,9 @@ def measured(
 def evidence_of(features: int, seen: int, seed: int, systems: int, steps: int) -> Row:
     """Root mean square error of log p(y) by one system of 64 particles, and what it costs."""
     of = problem(features, seen, seed)
-    found = walk(
+    found = run(
         of.model,
-        Filter(Ancestral(steps=steps).plan(of.model), particles=64),
+        ParticleFilter(Ancestral(steps=steps).plan(of.model), particles=64),
         of.observation.rows(torch.zeros(systems, dtype=torch.long)),
         seed,
         torch.arange(systems),

@@ -28,9 +28,9 @@ from diffusion.noise import counter_noise
 from diffusion.observation import Observation
 from diffusion.operators import Dense
 from diffusion.plan import Ancestral
-from diffusion.posterior import Diagnostics, Twisted, gather
-from diffusion.posterior.smc import Filter
-from diffusion.posterior.systems import Cloud, walk
+from diffusion.posterior import Diagnostics, Twisted
+from diffusion.posterior.particle_filter import ParticleFilter
+from diffusion.posterior.smc import SMCResult, run
 from diffusion.process import BinomialProcess
 from diffusion.schedule import InverseTimeSchedule
 from diffusion.space import DataSpace
@@ -171,18 +171,18 @@ def cases(first: int, count: int) -> Iterator[Case]:
             yield mixture(seed)
 
 
-def answers(case: Case, systems: int) -> Cloud:
+def answers(case: Case, systems: int) -> SMCResult:
     """So many systems of the defaults."""
     plan = Ancestral(steps=min(STEPS, case.model.T)).plan(case.model)
     place = torch.zeros(systems, dtype=torch.long)
-    course = Filter(plan, Twisted().particles)
-    return walk(case.model, course, case.observation.rows(place), 5, torch.arange(systems))
+    course = ParticleFilter(plan, Twisted().particles)
+    return run(case.model, course, case.observation.rows(place), 5, torch.arange(systems))
 
 
-def judged(case: Case, cloud: Cloud, each: int) -> tuple[bool, float, float]:
+def judged(case: Case, cloud: SMCResult, each: int) -> tuple[bool, float, float]:
     """Of answers with so many samples: whether bad, how many warn, how often the error holds."""
     count = len(cloud.log_evidence) // each
-    samples, _ = gather(Twisted(), cloud.rows(slice(count * each)), count, 5)
+    samples, _ = Twisted().gather(cloud.rows(slice(count * each)), count, 5)
     bad = case.off(samples.flatten(0, 1)) > BAD
     warned, held = 0, 0
     for k in range(count):

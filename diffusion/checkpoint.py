@@ -23,10 +23,10 @@ from diffusion.artefact import (
     write,
 )
 from diffusion.likelihood.choice import Spacing, StrataKind
-from diffusion.model import DiffusionModel, check_signal, outputs
+from diffusion.model import DiffusionModel
 from diffusion.networks import BitPatternsConfig, NetworkConfig, build
-from diffusion.prediction import PredictionKind, VarianceKind
-from diffusion.process import BinomialConfig, ProcessConfig
+from diffusion.prediction import PredictionKind, VarianceKind, check_signal, output_of
+from diffusion.process import ProcessConfig
 from diffusion.profile import ProfileConfig
 from diffusion.space import Convention, DataSpace
 
@@ -163,7 +163,7 @@ class Metadata(Frozen):
 
     @model_validator(mode="after")
     def _fits(self) -> Self:
-        wanted = outputs(self.process.build(), self.prediction, self.variance)
+        wanted = output_of(self.process.build(), self.prediction, self.variance).count
         if self.network.outputs != wanted:
             raise ValueError(
                 f"prediction {self.prediction!r} with variance {self.variance!r} needs a network "
@@ -176,9 +176,8 @@ class Metadata(Frozen):
                 f"variance {reads[1]!r}, came {self.prediction!r} with {self.variance!r}"
             )
         self.network.check(self.space.shape, self.process.T)
-        if isinstance(self.network, BitPatternsConfig) and not (
-            isinstance(self.process, BinomialConfig)
-            and self.process.base_rate == self.network.base_rate
+        if isinstance(self.network, BitPatternsConfig) and (
+            getattr(self.process, "base_rate", None) != self.network.base_rate
         ):
             raise ValueError(
                 "bit patterns need a binomial process of their own base rate "

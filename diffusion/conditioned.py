@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from diffusion.distributions import LOG_2PI, Normal
+from diffusion.distributions import LOG_2PI, Distribution, Normal
 from diffusion.noise import Noise
 
 
@@ -35,14 +35,16 @@ class Conditioned:
         log_z: log N(y; E y, S), nats, float64 [B].
     """
 
-    base: Normal
+    base: Distribution
     axes: Tensor
     rho: Tensor
     surprise: Tensor
     log_z: Tensor
 
     @classmethod
-    def on(cls, base: Normal, slope: Tensor, off: Tensor, total: Tensor, most: float = 1.0) -> Self:
+    def on(
+        cls, base: Distribution, slope: Tensor, off: Tensor, total: Tensor, most: float = 1.0
+    ) -> Self:
         """Given y.
 
         Args:
@@ -85,7 +87,7 @@ class Conditioned:
         lacking = [most - part.rho.shape[1] for part in parts]
         ways = list(zip(parts, lacking, strict=True))
         return cls(
-            Normal.joined([part.base for part in parts]),
+            type(parts[0].base).joined([part.base for part in parts]),
             torch.cat([F.pad(part.axes, (0, 0, 0, n)) for part, n in ways]),
             torch.cat([F.pad(part.rho, (0, n)) for part, n in ways]),
             torch.cat([F.pad(part.surprise, (0, n)) for part, n in ways]),

@@ -11,17 +11,23 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Self, final
+from typing import ClassVar, Self, final
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.special import log_ndtr
 from typing_extensions import override
 
 from diffusion.noise import Noise
+from diffusion.space import DataSpace
 
 #: log(2 pi), a Normal's share of each element.
 LOG_2PI = math.log(2.0 * math.pi)
+_FAR = 1e3  # standard deviations; stands for infinity where a gradient must stay finite
+#: A product is at most so many times as wide as what was multiplied: where a factor grows faster
+#: than a Normal falls there is none, and weights make up for it.
+_WIDEST = 4.0
 
 
 def _sum(x: Tensor) -> Tensor:
@@ -30,7 +36,19 @@ def _sum(x: Tensor) -> Tensor:
 
 
 class Distribution(ABC):
-    """One family over rows [B, *event]; `other` is always of the same family."""
+    """One family over rows [B, *event]; `other` is always of the same family.
+
+    As a factor it says what was seen of an element: `values` with `noise`, where `known`.
+
+    Attributes:
+        continuous: whether it is a density.
+        mean: [B, *event].
+        var: broadcastable to `mean`.
+    """
+
+    continuous: ClassVar[bool] = True
+    mean: Tensor
+    var: Tensor
 
     @abstractmethod
     def sample(self, noise: Noise) -> Tensor:
@@ -60,6 +78,59 @@ class Distribution(ABC):
     @abstractmethod
     def multiply(self, other: Self) -> tuple[Self, Tensor]:
         """The normalised product with `other`, and log Z in nats [B]."""
+
+    @abstractmethod
+    def observe(self, factor: Self) -> tuple[Self, Tensor]:
+        """`multiply` by what was seen, which counts 1 where nothing was; log Z float64 [B]."""
+
+    @property
+    @abstractmethod
+    def tensors(self) -> tuple[Tensor, ...]:
+        """The parameters, [B, *event] each; `type(self)(*tensors)` is the same distribution."""
+
+    @property
+    @abstractmethod
+    def known(self) -> Tensor:
+        """Of which elements a factor says anything, bool [B, *event]."""
+
+    @property
+    @abstractmethod
+    def values(self) -> Tensor:
+        """What was seen, by a factor, [B, *event]."""
+
+    @property
+    @abstractmethod
+    def noise(self) -> Tensor:
+        """With which noise: a standard deviation or a flip probability, [B, *event]."""
+
+    @abstractmethod
+    def log_mass(self, x: Tensor, space: DataSpace) -> Tensor:
+        """log of the probability of the level that each element of x is, nats [B].
+
+        Raises:
+            ValueError: data without levels.
+        """
+
+    @abstractmethod
+    def tilt(self) -> "Tilt":
+        """The density or probability as a factor."""
+
+    @abstractmethod
+    def tilted(self, tilt: "Tilt") -> tuple[Self, Tensor, Tensor]:
+        """The normalised product p f / Z; log Z, float64 [B]; and what of the curvature is missing.
+
+        Where f grows faster than p falls there is no product: then a narrower one is taken and e,
+        float64 [B, *event], 0 elsewhere, says that p f / Z = p' exp(e (x - mean)^2 / 2).
+        """
+
+    @property
+    @abstractmethod
+    def noisy(self) -> bool:
+        """Whether a factor allows for noise in anything that was seen."""
+
+    def double(self) -> Self:
+        """The same in float64."""
+        return type(self)(*(part.double() for part in self.tensors))
 
 
 @final
@@ -134,6 +205,86 @@ class Normal(Distribution):
         log_z = (other_mean - mean).square() / total + total.log() + LOG_2PI
         return product, -0.5 * _sum(torch.where(torch.isinf(total), 0.0, log_z))
 
+    @override
+    def observe(self, factor: Self) -> tuple[Self, Tensor]:
+        product, log_z = self.multiply(factor)
+        return product, log_z.double()
+
+    @property
+    @override
+    def tensors(self) -> tuple[Tensor, ...]:
+        return self.mean, self.var.expand_as(self.mean)
+
+    @property
+    @override
+    def known(self) -> Tensor:
+        return torch.isfinite(self.var).expand_as(self.mean)
+
+    @property
+    @override
+    def values(self) -> Tensor:
+        return self.mean
+
+    @property
+    @override
+    def noise(self) -> Tensor:
+        return self.var.sqrt().expand_as(self.mean)
+
+    @override
+    def log_mass(self, x: Tensor, space: DataSpace) -> Tensor:
+        """log of the mass in the bin of each level, the end bins open, nats [B].
+
+        Phi((x + h - mean) / std) - Phi((x - h - mean) / std), h half a level in model units
+        (Ho, Jain and Abbeel 2020, Equation 13).
+        """
+        if space.levels is None or space.bounds is None:
+            raise ValueError(
+                'convention "discretised" needs data with levels: use "density" or "paper"'
+            )
+        low, high = (bound.to(x.device) for bound in space.bounds)
+        half = (high - low) / (2 * (space.levels - 1))
+        x, mean = x.double(), self.mean.double()
+        std = self.var.double().sqrt()
+        below = torch.where(x <= low + half, -_FAR, (x - half - mean) / std).clamp(-_FAR, _FAR)
+        above = torch.where(x >= high - half, _FAR, (x + half - mean) / std).clamp(-_FAR, _FAR)
+        # In the upper tail the difference is taken from the other side, where it does not cancel.
+        flip = below + above > 0
+        lower = log_ndtr(torch.where(flip, -above, below))
+        upper = log_ndtr(torch.where(flip, -below, above))
+        mass = upper + torch.log(-torch.expm1((lower - upper).clamp(max=-1e-30)))
+        total: Tensor = mass.flatten(1).sum(1)
+        return total
+
+    @override
+    def tilt(self) -> "Tilt":
+        mean = self.mean.double()
+        var = self.var.double().expand_as(mean)
+        constant = -0.5 * _sum(mean.square() / var + var.log() + LOG_2PI)
+        return Tilt(constant, mean / var, 1 / var)
+
+    @override
+    def tilted(self, tilt: "Tilt") -> tuple[Self, Tensor, Tensor]:
+        """With g = h - k mean the slope of log f at the mean: var' = var / (1 + k var), mean' =
+        mean + var' g and log Z = log f(mean) + g^2 var' / 2 - log(1 + k var) / 2; 1 + k var is
+        taken to be at least 1 / 4.
+        """
+        mean = self.mean.double()
+        var = self.var.double().expand_as(mean)
+        narrow = (1 + tilt.curvature * var).clamp_min(1 / _WIDEST)
+        slope, left = tilt.linear - tilt.curvature * mean, var / narrow
+        log_z = tilt.log(mean) + 0.5 * _sum(slope.square() * left - narrow.log())
+        missing = torch.where(var > 0, narrow - 1 - tilt.curvature * var, 0.0) / var.clamp_min(
+            1e-300
+        )
+        dtype = self.mean.dtype
+        product = type(self)((mean + left * slope).to(dtype), left.to(dtype))
+        return product, log_z, missing
+
+    @property
+    @override
+    def noisy(self) -> bool:
+        return bool((torch.isfinite(self.var) & (self.var > 0)).any())
+
     def _log_var(self) -> Tensor:
         return self.var.log().expand_as(self.mean)
 
@@ -147,6 +298,7 @@ class Bernoulli(Distribution):
         logits: [B, *event]; -inf and inf are certain zeros and ones.
     """
 
+    continuous = False
     logits: Tensor
 
     @classmethod
@@ -155,9 +307,14 @@ class Bernoulli(Distribution):
         return cls(torch.logit(probability))
 
     @property
-    def mean(self) -> Tensor:
+    def mean(self) -> Tensor:  # type: ignore[override]
         """The probability of a one, [B, *event]."""
         return self.logits.sigmoid()
+
+    @property
+    def var(self) -> Tensor:  # type: ignore[override]
+        """P(1) (1 - P(1)), [B, *event]."""
+        return self.mean * (1 - self.mean)
 
     @override
     def sample(self, noise: Noise) -> Tensor:
@@ -198,6 +355,60 @@ class Bernoulli(Distribution):
         log_z = torch.logaddexp(self._log(1) + other._log(1), self._log(0) + other._log(0))
         return type(self)(self.logits + other.logits), _sum(log_z)
 
+    @override
+    def observe(self, factor: Self) -> tuple[Self, Tensor]:
+        product, log_z = self.multiply(factor)
+        # A logit of 0 counts 1/2 for a bit of which nothing was seen: it is to count 1.
+        log_z = log_z + math.log(2.0) * (~factor.known).flatten(1).sum(1)
+        return product, log_z.double()
+
+    @property
+    @override
+    def tensors(self) -> tuple[Tensor, ...]:
+        return (self.logits,)
+
+    @property
+    @override
+    def known(self) -> Tensor:
+        return self.logits != 0
+
+    @property
+    @override
+    def values(self) -> Tensor:
+        return (self.logits > 0).to(self.logits.dtype)
+
+    @property
+    @override
+    def noise(self) -> Tensor:
+        return (-self.logits.double().abs()).sigmoid()
+
+    @override
+    def log_mass(self, x: Tensor, space: DataSpace) -> Tensor:
+        return self.log_prob(x)  # a bit is its own level
+
+    @override
+    def tilt(self) -> "Tilt":
+        logits = self.logits.double()
+        return Tilt(_sum(F.logsigmoid(-logits)), logits, torch.zeros_like(logits))
+
+    @override
+    def tilted(self, tilt: "Tilt") -> tuple[Self, Tensor, Tensor]:
+        logits = self.logits.double()
+        one, zero = F.logsigmoid(logits) + tilt.linear, F.logsigmoid(-logits)
+        log_z = tilt.constant + _sum(torch.logaddexp(one, zero))
+        product = type(self)((logits + tilt.linear).to(self.logits.dtype))
+        return product, log_z, torch.zeros_like(logits)
+
+    @property
+    @override
+    def noisy(self) -> bool:
+        return bool(self.logits[self.known].isfinite().any())
+
+    def log_each(self, x: Tensor) -> Tensor:
+        """log-probability of each bit of x, float64 [B, *event]."""
+        logits = self.logits.double()
+        return F.logsigmoid(torch.where(x > 0.5, logits, -logits))
+
     def _log(self, x: int) -> Tensor:
         return F.logsigmoid(self.logits if x else -self.logits)
 
@@ -205,3 +416,34 @@ class Bernoulli(Distribution):
         """E of a function that is `one` at 1 and `zero` at 0; an impossible value adds nothing."""
         p = self.mean
         return torch.where(p > 0, p * one, 0.0) + torch.where(p < 1, (1.0 - p) * zero, 0.0)
+
+
+@final
+@dataclass(frozen=True)
+class Tilt:
+    """A factor f(x) = exp(c + sum_i (h_i x_i - k_i x_i^2 / 2)) of B rows, in canonical form.
+
+    Attributes:
+        constant: c, float64 [B].
+        linear: h, float64 [B, *event].
+        curvature: k, float64, broadcastable to `linear`; of bits 0.
+    """
+
+    constant: Tensor
+    linear: Tensor
+    curvature: Tensor
+
+    def times(self, other: Self, power: Tensor | float = 1.0) -> Self:
+        """f g^power; power a number, or float64 [B]."""
+        power = torch.as_tensor(power, dtype=torch.float64, device=self.constant.device)
+        each = power.reshape(-1, *[1] * (self.linear.ndim - 1))
+        return type(self)(
+            self.constant + power * other.constant,
+            self.linear + each * other.linear,
+            self.curvature + each * other.curvature,
+        )
+
+    def log(self, x: Tensor) -> Tensor:
+        """log f(x), nats, float64 [B]."""
+        x = x.double()
+        return self.constant + _sum(self.linear * x - self.curvature * x.square() / 2)

@@ -69,5 +69,5 @@ def read(folder: Path, space: DataSpace) -> Tensor:
 
 
 def _dtype(space: DataSpace) -> torch.dtype:
-    small = space.kind == "bits" or (space.levels is not None and space.levels <= 256)
+    small = space.greatest is not None and space.greatest < 256
     return torch.uint8 if small else space.dtype

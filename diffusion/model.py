@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Self, final, get_args
+from typing import Self, TypeVar, final, get_args
 
 import torch
 from torch import Tensor, nn
@@ -10,18 +10,12 @@ from typing_extensions import override
 
 from diffusion.distributions import Distribution
 from diffusion.networks import Network
-from diffusion.prediction import (
-    GaussianPrediction,
-    Prediction,
-    PredictionKind,
-    VarianceKind,
-    affine,
-    read_binomial,
-    read_gaussian,
-)
-from diffusion.process import BinomialProcess, GaussianProcess, Process
+from diffusion.prediction import Output, Prediction, PredictionKind, VarianceKind, output_of
+from diffusion.process import Process
 from diffusion.profile import Profile
 from diffusion.space import DataSpace
+
+AnyPrediction = TypeVar("AnyPrediction", bound=Prediction)
 
 
 @final
@@ -90,7 +84,11 @@ class DiffusionModel(nn.Module):
         profile: Profile | None = None,
     ) -> None:
         super().__init__()
-        _check(process, space, prediction, variance)
+        if prediction not in get_args(PredictionKind):
+            raise ValueError(
+                f"prediction is one of {get_args(PredictionKind)}, came {prediction!r}"
+            )
+        output_of(process, prediction, variance, profile).check(space)
         self.process, self.network, self.space = process, network, space
         self.prediction, self.variance, self.profile = prediction, variance, profile
         if variance == "optimal" and profile is None:
@@ -114,6 +112,11 @@ class DiffusionModel(nn.Module):
         return self.space.shape
 
     @property
+    def output(self) -> Output:
+        """What the network's output means."""
+        return output_of(self.process, self.prediction, self.variance, self.profile)
+
+    @property
     def device(self) -> torch.device:
         """Where the model lives."""
         return self.process.beta.device
@@ -131,17 +134,11 @@ class DiffusionModel(nn.Module):
         ours = isinstance(self.network, Network)
         time = at.condition if ours else at.condition[0].expand(len(x_t))
         output = self.network(x_t, time)
-        process, kinds = self.process, (self.prediction, self.variance)
-        if isinstance(process, BinomialProcess):
-            return read_binomial(process, self.prediction, output, x_t, at.t)
-        assert isinstance(process, GaussianProcess)
-        found = read_gaussian(process, *kinds, output, x_t, at.t, at.of_x_0, self.profile)
+        found = self.output.read(output, x_t, at.t, at.of_x_0)
         return self.clip(found) if clip else found
 
-    def clip(self, prediction: Prediction) -> Prediction:
+    def clip(self, prediction: AnyPrediction) -> AnyPrediction:
         """The same with x_0hat within the data's range, or what the process allows, and z too."""
-        if not isinstance(prediction, GaussianPrediction):  # a probability has no other range
-            return prediction
         return prediction.clipped(self._low, self._high)
 
     def times(self, t: Tensor) -> Times:
@@ -169,9 +166,8 @@ class DiffusionModel(nn.Module):
         return self
 
     def _of_x_0(self, t: Tensor) -> Tensor | None:
-        if not isinstance(self.process, GaussianProcess) or self.prediction == "perturbation":
-            return None
-        return affine(self.process, self.prediction, t).float()
+        found = self.output.affine(t)
+        return None if found is None else found.float()
 
     def reverse_kernel(self, x_t: Tensor, t: Tensor, s: Tensor) -> Distribution:
         """p(x_s | x_t), rows [B, *event]; s < t, int64 [B]."""
@@ -181,46 +177,3 @@ class DiffusionModel(nn.Module):
         """The network's clock: t - 1 ("step"), or log SNR ("log_snr"), float32 [B]."""
         snr = self.network.clock == "log_snr"
         return self.process.log_snr(t).float() if snr else (t - 1).float()
-
-
-def outputs(process: Process, prediction: PredictionKind, variance: VarianceKind | None) -> int:
-    """How many numbers an element the network gives: 2 where it gives a variance too, else 1."""
-    if isinstance(process, BinomialProcess):
-        return 1
-    return 2 if prediction == "perturbation" or variance in ("interpolated", "moment") else 1
-
-
-def check_signal(process: Process, prediction: PredictionKind) -> None:
-    """Raise ValueError where a schedule leaves no signal at t = T, and the prediction needs it."""
-    if prediction == "eps" and float(process.alpha_bar[-1]) == 0:
-        raise ValueError(
-            "prediction 'eps' says nothing of x_0 at t = T, where this schedule leaves no signal "
-            "(alpha_bar_T = 0): use 'v' or 'x_0', or a schedule that ends above 0"
-        )
-
-
-def _check(
-    process: Process, space: DataSpace, prediction: PredictionKind, variance: VarianceKind | None
-) -> None:
-    if prediction not in get_args(PredictionKind):
-        raise ValueError(f"prediction is one of {get_args(PredictionKind)}, came {prediction!r}")
-    if isinstance(process, BinomialProcess):
-        if space.kind != "bits":
-            raise ValueError(f"a binomial process models bits, came a space of kind {space.kind!r}")
-        if prediction not in ("x_0", "perturbation") or variance is not None:
-            raise ValueError(
-                "a binomial model predicts 'x_0' or 'perturbation' and has no variance, came "
-                f"prediction {prediction!r}, variance {variance!r}"
-            )
-        return
-    if space.kind == "bits":
-        raise ValueError("bits need a binomial process, came a Gaussian one")
-    if prediction == "perturbation":
-        if variance is not None:
-            raise ValueError(
-                f"prediction 'perturbation' has a variance of its own: leave out {variance!r}"
-            )
-        return
-    if variance not in get_args(VarianceKind):
-        raise ValueError(f"variance is one of {get_args(VarianceKind)}, came {variance!r}")
-    check_signal(process, prediction)

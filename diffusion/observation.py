@@ -16,8 +16,9 @@ from torch import Tensor
 
 from diffusion.conditioned import Conditioned
 from diffusion.distributions import LOG_2PI, Bernoulli, Distribution, Normal
-from diffusion.operators import LinearOperator, Mask
-from diffusion.process import BinomialProcess, Process
+from diffusion.operators import Dense, LinearOperator, Mask
+from diffusion.process import Process
+from diffusion.space import DataSpace
 
 _ELEMENTS = Mask()
 
@@ -75,7 +76,6 @@ class Observation:
             )
         seen = cls.of_reals(y, torch.ones_like(y, dtype=torch.bool), noise_std)
         if not isinstance(operator, Mask):
-            assert isinstance(seen.factor, Normal)
             exact = (seen.factor.var == 0).flatten(1).any(0)
             rows = operator.matrix(event, y.device)[exact]
             rows = rows / rows.abs().amax(1, keepdim=True).clamp_min(1e-300)  # of any units
@@ -97,9 +97,7 @@ class Observation:
     def nothing(cls, process: Process, event: tuple[int, ...], rows: int) -> Self:
         """r = 1: sampling is posterior sampling with nothing seen."""
         empty = torch.zeros(rows, *event, device=process.beta.device)
-        if isinstance(process, BinomialProcess):
-            return cls(Bernoulli(empty))
-        return cls(Normal(empty, torch.full_like(empty, torch.inf)))
+        return cls(process.nothing_seen(empty))
 
     def __len__(self) -> int:
         """N."""
@@ -108,11 +106,21 @@ class Observation:
     @property
     def known(self) -> Tensor:
         """Which numbers were seen, bool [N, *seen]."""
-        factor = self.factor
-        if isinstance(factor, Normal):
-            return torch.isfinite(factor.var).expand_as(factor.mean)
-        assert isinstance(factor, Bernoulli)  # there are two families
-        return factor.logits != 0
+        return self.factor.known
+
+    @property
+    def values(self) -> Tensor:
+        """What was seen where all is known, [N, *seen]: numbers, or bits."""
+        return self.factor.values
+
+    def one_noise(self, process: Process) -> float | None:
+        """The noise that all elements have, each seen for itself; None where there is none."""
+        if not isinstance(self.operator, Mask) or not bool(self.known.all()):
+            return None
+        noise = self.factor.noise
+        first = float(noise.flatten()[0])
+        same = bool(((noise - first).abs() <= 1e-5 * first).all())  # to rounding, in other units
+        return first if 0 < first < process.most_noise and same else None
 
     @property
     def count(self) -> Tensor:
@@ -128,11 +136,7 @@ class Observation:
     @property
     def tensors(self) -> tuple[Tensor, ...]:
         """Mean and variance, or logits, [N, *seen] each."""
-        factor = self.factor
-        if isinstance(factor, Normal):
-            return factor.mean, factor.var.expand_as(factor.mean)
-        assert isinstance(factor, Bernoulli)  # there are two families
-        return (factor.logits,)
+        return self.factor.tensors
 
     def each(self, act: Callable[[Tensor], Tensor]) -> Self:
         """The same with its tensors changed: moved to a device, say."""
@@ -151,18 +155,13 @@ class Observation:
         Returns:
             What the product is drawn from, and log Z~ in nats, float64 [B].
         """
-        factor = self.factor
-        if isinstance(kernel, Normal) and not isinstance(self.operator, Mask):
+        if not isinstance(self.operator, Mask):
             matrix, off, noise = self.linear(kernel.mean)
             spread = matrix * kernel.var.expand_as(kernel.mean).double().flatten(1)[:, None]
             total = spread @ matrix.mT + torch.diag_embed(noise)
             product = Conditioned.on(kernel, matrix, off, total)
             return product, product.log_z
-        found, log_z = kernel.multiply(factor)
-        if isinstance(kernel, Bernoulli):
-            # A factor of logit 0 counts 1/2 for a bit of which nothing was seen: r counts 1.
-            log_z = log_z + math.log(2.0) * (~self.known).flatten(1).sum(1)
-        return found, log_z.double()
+        return kernel.observe(self.factor)
 
     def linear(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """A row by row, y - A x and the noise's variances, for N rows x [N, *event].
@@ -175,7 +174,6 @@ class Observation:
             float64 [N or 1, M, D], [N, M] and [N, M].
         """
         factor = self.factor
-        assert isinstance(factor, Normal)  # a linear observation is of reals
         off = (factor.mean - self.operator.forward(x)).double().flatten(1)
         var = factor.var.expand_as(factor.mean).double().flatten(1)
         if not isinstance(self.operator, Mask):
@@ -192,3 +190,52 @@ class Observation:
             torch.where(real, off.gather(1, place), 0.0),
             torch.where(real, var.gather(1, place), none),
         )
+
+
+def in_model_units(
+    space: DataSpace,
+    operator: LinearOperator,
+    y: Tensor,
+    known: Tensor,
+    noise: Tensor,
+) -> tuple[Observation, Tensor]:
+    """r in model units, x = c z + b, and what log p(y) in those gains in data units, nats [N].
+
+        y = A x + noise n   <=>   (y - A b) / c = A z + (noise / c) n
+
+    where all elements have one scale c; where each is seen for itself, each has its own; else c
+    goes into the matrix, y - A b = (A c) z + noise n.
+
+    Args:
+        space: of the data.
+        operator: A; of bits a `Mask`.
+        y: [N, *seen], data units.
+        known: bool [N, *seen]; all where A is no `Mask`.
+        noise: data units, broadcastable to `y`; of bits a single flip probability.
+
+    Raises:
+        ValueError: an operator that these data do not have, or a singular one seen without noise.
+    """
+    if space.kind == "bits":
+        if not isinstance(operator, Mask):
+            raise ValueError(
+                "bits are seen one by one, each as it is or flipped: leave out `operator`"
+            )
+        return Observation.of_bits(y, known, float(noise)), torch.zeros(len(y)).double()
+    shift, scale = (part.broadcast_to(space.shape)[None] for part in space.affine)
+    if isinstance(operator, Mask):
+        gained = -torch.where(known, scale.log(), 0.0).flatten(1).sum(1)
+        std = (noise.double() / scale).float().expand_as(y)
+        return Observation.of_reals(space.to_model(y), known, std), gained
+    first = float(scale.flatten()[0])
+    if bool((scale != first).any()):
+        shift = operator.forward(shift).flatten(1)
+        rows = operator.matrix(space.shape, y.device) * scale.flatten()
+        y, noise = y.flatten(1), noise.expand_as(y).flatten(1)
+        ours: LinearOperator = Dense(rows=tuple(map(tuple, rows.tolist())))
+        first = 1.0
+    else:
+        shift, ours = operator.forward(shift), operator
+    z, std = (y.double() - shift) / first, noise.double() / first
+    found = Observation.of_linear(ours, z.float(), space.shape, std.float())
+    return found, -math.log(first) * found.count.double()

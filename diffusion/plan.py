@@ -17,12 +17,10 @@ from typing import Annotated, Literal, final
 import torch
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
-from torch.nn import functional as F
 from typing_extensions import override
 
 from diffusion.model import DiffusionModel
-from diffusion.prediction import variance_terms
-from diffusion.process import BinomialProcess, GaussianProcess, Process, per_row
+from diffusion.process import Process, per_row
 
 
 @final
@@ -77,12 +75,14 @@ class Plan:
         s: int64 [n]: where each step ends; the last at 0.
         table: float64 [n, 6]: a, b, c, v_0, v_1, w; of bits a, b, c, d, 0, 0.
         own: whether the steps draw from the network's own kernel; `table` is then not used.
+        points: whether the steps have no noise.
     """
 
     t: Tensor
     s: Tensor
     table: Tensor
     own: bool
+    points: bool = False
 
     def __len__(self) -> int:
         """The number of steps, each one network evaluation a row."""
@@ -154,19 +154,10 @@ class Ancestral(_Sampler):
 
     @override
     def _plan(self, model: DiffusionModel, t: Tensor, s: Tensor) -> Plan:
-        process, at = model.process, (t.to(model.device), s.to(model.device))
+        at = t.to(model.device), s.to(model.device)
         if model.prediction == "perturbation":
             return Plan(t, s, torch.zeros(len(t), 6, dtype=torch.float64), own=True)
-        if isinstance(process, BinomialProcess):
-            table = F.pad(process.mixing(*at), (0, 2))
-        else:
-            assert isinstance(process, GaussianProcess)  # there are two
-            assert model.variance is not None  # DiffusionModel sees to it
-            b, a, _ = process.posterior_coefficients(*at)
-            mean = torch.stack((a, b, torch.zeros_like(a)), 1)
-            variance = variance_terms(process, model.variance, *at, model.profile)
-            table = torch.cat((mean, variance), 1)
-        return Plan(t, s, table.cpu(), own=False)
+        return Plan(t, s, model.output.table(*at).cpu(), own=False)
 
 
 @final
@@ -192,7 +183,8 @@ class DDIM(_Sampler):
         d = self.eta * ((1 - at_s) / (1 - at_t) * (1 - at_t / at_s)).sqrt()
         a = ((1 - at_s - d.square()).clamp_min(0) / (1 - at_t)).sqrt()
         b = at_s.sqrt() - a * at_t.sqrt()
-        return Plan(t, s, _table(a, b, torch.zeros_like(a), d.square()), own=False)
+        table = _table(a, b, torch.zeros_like(a), d.square())
+        return Plan(t, s, table, own=False, points=not bool((d > 0).any()))
 
 
 @final
@@ -222,7 +214,7 @@ class DPMSolver(_Sampler):
         half_inverse[1:] = h[1:] / (2 * h[:-1])
         half_inverse[-1] = 0.0
         b, c = change * (1 + half_inverse), -change * half_inverse
-        return Plan(t, s, _table(a, b, c, torch.zeros_like(a)), own=False)
+        return Plan(t, s, _table(a, b, c, torch.zeros_like(a)), own=False, points=True)
 
 
 Sampler = Annotated[Ancestral | DDIM | DPMSolver, Field(discriminator="name")]
@@ -247,7 +239,6 @@ def _table(a: Tensor, b: Tensor, c: Tensor, var: Tensor) -> Tensor:
 
 
 def _signal(process: Process, t: Tensor, s: Tensor, name: str) -> tuple[Tensor, Tensor]:
-    if not isinstance(process, GaussianProcess):
-        raise ValueError(f"sampler '{name}' is for real data: bits have 'ancestral'")
+    process.check_sampler(name)
     alpha_bar = process.alpha_bar.cpu()
     return alpha_bar[t], alpha_bar[s]

@@ -9,17 +9,21 @@ and every stride s < t serves every model.
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import Literal, Self, final
+from typing import Literal, Self, final, get_args
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 from typing_extensions import override
 
 from diffusion.distributions import Bernoulli, Distribution, Normal
-from diffusion.process import BinomialProcess, GaussianProcess, blend, per_row
+from diffusion.noise import Noise
+from diffusion.observation import Observation
+from diffusion.process import BinomialProcess, GaussianProcess, Process, blend, per_row
 from diffusion.profile import Profile
+from diffusion.space import DataSpace
 
 #: E[eps | x_t], the noise in x_t as it can be told, and its spread are within so many standard
 #: deviations, whatever the data: P(E[eps^2 | x_t] > k^2) <= k exp(-(k^2 - 1) / 2) over x_t ~ q, by
@@ -48,6 +52,41 @@ class Prediction(ABC):
     @abstractmethod
     def kernel(self, s: Tensor) -> Distribution:
         """p(x_s | x_t), s < t, int64 [B]."""
+
+    @abstractmethod
+    def draw(
+        self,
+        x_t: Tensor,
+        columns: Sequence[Tensor],
+        previous: Tensor,
+        own: Tensor | bool,
+        s: Tensor,
+        noise: Noise,
+        observation: Observation | None,
+    ) -> Tensor:
+        """x_s by a step of a plan, [B, *event].
+
+        Args:
+            x_t: [B, *event], as it was before it was rounded for the network.
+            columns: of the plan's table, `per_row` of x_t.
+            previous: the x_0hat of each row's step before, [B, *event].
+            own: which rows draw from the network's own kernel, bool [B]; or all alike.
+            s: int64 [B].
+            noise: of this step.
+            observation: what was seen, [B, *event]; None where nothing was, of any row.
+        """
+
+    @abstractmethod
+    def carried(self, previous: Tensor) -> Tensor:
+        """x_0hat as the next step's `previous`; NaN where a chain has ever been."""
+
+    @abstractmethod
+    def error(self, x_0: Tensor) -> Tensor:
+        """The simple loss of each row, a mean over elements, [B]."""
+
+    @abstractmethod
+    def clipped(self, low: Tensor | None = None, high: Tensor | None = None) -> Self:
+        """The same within what the data or, where they have no range, the process allows."""
 
     @abstractmethod
     def rows(self, index: slice | Tensor) -> "Prediction":
@@ -84,6 +123,7 @@ class GaussianPrediction(Prediction):
         at = self.process.alpha_bar[self.t].clamp_min(_LEAST_SIGNAL)
         return _FARTHEST**2 * (1 / at - 1)
 
+    @override
     def clipped(self, low: Tensor | None = None, high: Tensor | None = None) -> Self:
         """The same within what the data or, where they have no range, the process allows.
 
@@ -106,6 +146,47 @@ class GaussianPrediction(Prediction):
             else:
                 extra = extra.clamp(-1.0, 1.0)
         return replace(self, x_0=self.x_0.clamp(low, high), extra=extra)
+
+    @override
+    def draw(
+        self,
+        x_t: Tensor,
+        columns: Sequence[Tensor],
+        previous: Tensor,
+        own: Tensor | bool,
+        s: Tensor,
+        noise: Noise,
+        observation: Observation | None,
+    ) -> Tensor:
+        kernel = self.kernel(s) if own is True else self._moved(x_t, columns, previous, own, s)
+        return (kernel if observation is None else observation.multiply(kernel)[0]).sample(noise)
+
+    def _moved(
+        self,
+        x_t: Tensor,
+        columns: Sequence[Tensor],
+        previous: Tensor,
+        own: Tensor | bool,
+        s: Tensor,
+    ) -> Normal:
+        """N(a x_t + b x_0hat + c previous, v_0 + v_1 exp(w z)), or the network's own kernel."""
+        a, b, c, v_0, v_1, w = columns
+        mean = torch.addcmul(blend(a, x_t, b, self.x_0), c, previous)
+        var = self.var_of(v_0, v_1, w)
+        if isinstance(own, bool):
+            return Normal(mean, var)
+        rows, kernel = per_row(own, x_t).bool(), self.kernel(s)
+        return Normal(torch.where(rows, kernel.mean, mean), torch.where(rows, kernel.var, var))
+
+    @override
+    def carried(self, previous: Tensor) -> Tensor:
+        return self.x_0
+
+    @override
+    def error(self, x_0: Tensor) -> Tensor:
+        """snr_t |x_0hat - x_0|^2."""
+        snr = torch.exp(self.process.log_snr(self.t))
+        return (per_row(snr, x_0) * (self.x_0 - x_0).square()).flatten(1).mean(1)
 
     @override
     def kernel(self, s: Tensor) -> Normal:
@@ -172,6 +253,57 @@ class BinomialPrediction(Prediction):
         return self.logits.sigmoid()
 
     @override
+    def draw(
+        self,
+        x_t: Tensor,
+        columns: Sequence[Tensor],
+        previous: Tensor,
+        own: Tensor | bool,
+        s: Tensor,
+        noise: Noise,
+        observation: Observation | None,
+    ) -> Tensor:
+        """x_s = 1 where u < a + b x_t + (c + d x_t) x_0hat; by logits what was seen."""
+        if own is not False:
+            kernel = self.kernel(s)
+            found = kernel if observation is None else observation.multiply(kernel)[0]
+            return found.sample(noise)
+        a, b, c, d, _, _ = columns
+        ones = torch.addcmul(b * x_t + a, d * x_t + c, self.x_0)
+        if observation is not None:
+            restricted, _ = observation.multiply(self.kernel(s))
+            assert isinstance(restricted, Bernoulli)
+            ones = torch.where(observation.known, restricted.mean, ones)
+        return (noise.uniform(x_t.shape[1:]).to(ones) < ones).to(x_t.dtype)
+
+    @override
+    def carried(self, previous: Tensor) -> Tensor:
+        # A NaN probability draws a zero: without a Gaussian's arithmetic it is kept by hand.
+        return torch.add(self.x_0, previous, alpha=0.0)
+
+    @override
+    def clipped(self, low: Tensor | None = None, high: Tensor | None = None) -> Self:
+        """The same: a probability has no other range."""
+        return self
+
+    @override
+    def error(self, x_0: Tensor) -> Tensor:
+        """-log P(x_0 | x_t)."""
+        each = F.binary_cross_entropy_with_logits(self.logits, x_0, reduction="none")
+        return each.flatten(1).mean(1)
+
+    def given(self, observation: Observation, s: Tensor) -> tuple[Bernoulli, Tensor]:
+        """p(x_s | x_t, y) by Bayes in x_0, element by element, and log of what y is worth, [B].
+
+        Elements of which nothing was seen keep the kernel p(x_s | x_t).
+        """
+        found, log_r = observation.multiply(Bernoulli(self.logits))
+        assert isinstance(found, Bernoulli)
+        mixed = self.process.mix(found.logits, self.x_t, self.t, s)
+        logits = torch.where(observation.known, mixed.logits, self.kernel(s).logits)
+        return Bernoulli(logits), log_r
+
+    @override
     def kernel(self, s: Tensor) -> Bernoulli:
         mixed = self.process.mix(self.logits, self.x_t, self.t, s)
         if self.own is None:
@@ -189,6 +321,12 @@ class BinomialPrediction(Prediction):
     @override
     def at(self, x_t: Tensor) -> "BinomialPrediction":
         return replace(self, x_t=x_t)
+
+
+def as_gaussian(prediction: Prediction) -> GaussianPrediction:
+    """The prediction of a Gaussian process's model, as what it is."""
+    assert isinstance(prediction, GaussianPrediction)
+    return prediction
 
 
 def affine(process: GaussianProcess, kind: PredictionKind, t: Tensor) -> Tensor:
@@ -321,3 +459,151 @@ def read_binomial(
     own = Bernoulli(output + process.forward_kernel(x_t, t).logits)
     x_0 = process.unmix(own, x_t, t, t - 1)
     return BinomialPrediction(process, x_t, t, torch.logit(x_0, eps=1e-6), own)
+
+
+@dataclass(frozen=True)
+class Output(ABC):
+    """What a network's output means under one kind of process.
+
+    Attributes:
+        prediction: what the network predicts.
+        variance: the reverse kernel's variance, if that is chosen.
+        profile: what was measured of the model, if anything was.
+    """
+
+    prediction: PredictionKind
+    variance: VarianceKind | None
+    profile: Profile | None = None
+
+    @property
+    @abstractmethod
+    def count(self) -> int:
+        """How many numbers an element the network gives."""
+
+    @abstractmethod
+    def check(self, space: DataSpace) -> None:
+        """Raise ValueError unless prediction, variance and data fit each other."""
+
+    @abstractmethod
+    def affine(self, t: Tensor) -> Tensor | None:
+        """(p, q) of x_0hat = p x_t + q f, float64 [B, 2]; None where it is no such combination."""
+
+    @abstractmethod
+    def read(
+        self, output: Tensor, x_t: Tensor, t: Tensor, of_x_0: Tensor | Sequence[Tensor] | None
+    ) -> Prediction:
+        """The output [B, ...] as a prediction; `of_x_0` is `affine`, worked out before."""
+
+    @abstractmethod
+    def table(self, t: Tensor, s: Tensor) -> Tensor:
+        """The ancestral steps of a plan, float64 [n, 6]."""
+
+
+@final
+@dataclass(frozen=True)
+class GaussianOutput(Output):
+    """eps, x_0, v or the paper's own mean, with or without a variance."""
+
+    process: GaussianProcess = field(kw_only=True)
+
+    @property
+    @override
+    def count(self) -> int:
+        """2 where the network gives a variance too, else 1."""
+        own = self.prediction == "perturbation" or self.variance in ("interpolated", "moment")
+        return 2 if own else 1
+
+    @override
+    def check(self, space: DataSpace) -> None:
+        if space.kind == "bits":
+            raise ValueError("bits need a binomial process, came a Gaussian one")
+        if self.prediction == "perturbation":
+            if self.variance is not None:
+                raise ValueError(
+                    "prediction 'perturbation' has a variance of its own: leave out "
+                    f"{self.variance!r}"
+                )
+            return
+        if self.variance not in get_args(VarianceKind):
+            raise ValueError(f"variance is one of {get_args(VarianceKind)}, came {self.variance!r}")
+        check_signal(self.process, self.prediction)
+
+    @override
+    def affine(self, t: Tensor) -> Tensor | None:
+        return (
+            None if self.prediction == "perturbation" else affine(self.process, self.prediction, t)
+        )
+
+    @override
+    def read(
+        self, output: Tensor, x_t: Tensor, t: Tensor, of_x_0: Tensor | Sequence[Tensor] | None
+    ) -> GaussianPrediction:
+        kinds = self.prediction, self.variance
+        return read_gaussian(self.process, *kinds, output, x_t, t, of_x_0, self.profile)
+
+    @override
+    def table(self, t: Tensor, s: Tensor) -> Tensor:
+        assert self.variance is not None  # only "perturbation" has none, whose kernel is its own
+        b, a, _ = self.process.posterior_coefficients(t, s)
+        mean = torch.stack((a, b, torch.zeros_like(a)), 1)
+        variance = variance_terms(self.process, self.variance, t, s, self.profile)
+        return torch.cat((mean, variance), 1)
+
+
+@final
+@dataclass(frozen=True)
+class BinomialOutput(Output):
+    """The logits of x_0, or the paper's own kernel."""
+
+    process: BinomialProcess = field(kw_only=True)
+
+    @property
+    @override
+    def count(self) -> int:
+        return 1
+
+    @override
+    def check(self, space: DataSpace) -> None:
+        if space.kind != "bits":
+            raise ValueError(f"a binomial process models bits, came a space of kind {space.kind!r}")
+        if self.prediction not in ("x_0", "perturbation") or self.variance is not None:
+            raise ValueError(
+                "a binomial model predicts 'x_0' or 'perturbation' and has no variance, came "
+                f"prediction {self.prediction!r}, variance {self.variance!r}"
+            )
+
+    @override
+    def affine(self, t: Tensor) -> None:
+        return None
+
+    @override
+    def read(
+        self, output: Tensor, x_t: Tensor, t: Tensor, of_x_0: Tensor | Sequence[Tensor] | None
+    ) -> BinomialPrediction:
+        return read_binomial(self.process, self.prediction, output, x_t, t)
+
+    @override
+    def table(self, t: Tensor, s: Tensor) -> Tensor:
+        return F.pad(self.process.mixing(t, s), (0, 2))
+
+
+def output_of(
+    process: Process,
+    prediction: PredictionKind,
+    variance: VarianceKind | None,
+    profile: Profile | None = None,
+) -> Output:
+    """What a network's output means under a process."""
+    if isinstance(process, BinomialProcess):
+        return BinomialOutput(prediction, variance, profile, process=process)
+    assert isinstance(process, GaussianProcess)  # there are two
+    return GaussianOutput(prediction, variance, profile, process=process)
+
+
+def check_signal(process: Process, prediction: PredictionKind) -> None:
+    """Raise ValueError where a schedule leaves no signal at t = T, and the prediction needs it."""
+    if prediction == "eps" and float(process.alpha_bar[-1]) == 0:
+        raise ValueError(
+            "prediction 'eps' says nothing of x_0 at t = T, where this schedule leaves no signal "
+            "(alpha_bar_T = 0): use 'v' or 'x_0', or a schedule that ends above 0"
+        )

@@ -7,9 +7,10 @@
 (Sohl-Dickstein et al. 2015, Table App.1). Coefficients are worked out in float64 and cast once.
 """
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from typing import Annotated, Literal, Self, final
+from typing import Annotated, ClassVar, Literal, Self, final
 
 import torch
 import torch.nn.functional as F
@@ -17,7 +18,8 @@ from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 from typing_extensions import override
 
-from diffusion.distributions import Bernoulli, Distribution, Normal
+from diffusion.distributions import LOG_2PI, Bernoulli, Distribution, Normal, Tilt
+from diffusion.noise import Noise
 from diffusion.schedule import InverseTimeSchedule, LogSnrSchedule, Schedule, alpha_bar, check_beta
 
 
@@ -69,6 +71,8 @@ class Process(Tables, ABC):
         beta: float64 [T + 1], beta[0] = 0.
     """
 
+    #: Whether x_t is real, so that x_0hat and twists have gradients in it.
+    continuous: ClassVar[bool] = True
     beta: Tensor
     alpha_bar: Tensor
 
@@ -104,6 +108,54 @@ class Process(Tables, ABC):
     @abstractmethod
     def prior(self, event: Sequence[int], rows: int) -> Distribution:
         """pi(x_T), rows of shape [rows, *event]."""
+
+    @abstractmethod
+    def nothing_seen(self, like: Tensor) -> Distribution:
+        """The factor 1 over rows like `like` [B, *event], of the process's family."""
+
+    @property
+    @abstractmethod
+    def most_noise(self) -> float:
+        """Observations with independent noise below this look like x_t of some step; 0: none do."""
+
+    @abstractmethod
+    def matched_step(self, noise: float) -> tuple[int, float, float]:
+        """The step t whose x_t looks most like an observation y with that noise.
+
+        Returns:
+            t; the number c with which x_t = c y; and the noise of that step.
+
+        Raises:
+            ValueError: no step does.
+        """
+
+    @property
+    @abstractmethod
+    def power(self) -> float:
+        """E x_T^2 of an element, under pi."""
+
+    @abstractmethod
+    def step_noise(self, noise: Noise, event: Sequence[int]) -> Tensor:
+        """The numbers that a draw of one step takes, [B, *event]."""
+
+    @abstractmethod
+    def likelihood(self, x_t: Tensor, t: Tensor, s: Tensor) -> Tilt:
+        """q(x_t | x_s) as a function of x_s."""
+
+    @abstractmethod
+    def guide(self, slope: Tensor, var: Tensor, t: Tensor, s: Tensor) -> Tensor:
+        """The slope by which p(x_s | x_t) is tilted, of the slope of log r_t at x_t.
+
+        Args:
+            slope: float64 [B, *event].
+            var: of p(x_s | x_t), float64, broadcastable to `slope`.
+            t: int64 [B], or [1].
+            s: int64, likewise.
+        """
+
+    def check_sampler(self, name: str) -> None:
+        """Raise ValueError unless chains of this process can be drawn by that sampler."""
+        del name
 
     @abstractmethod
     def marginal(self, x_0: Tensor, t: Tensor) -> Distribution:
@@ -151,6 +203,48 @@ class GaussianProcess(Process):
     def prior(self, event: Sequence[int], rows: int) -> Normal:
         mean = torch.zeros(rows, *event, device=self.beta.device)
         return Normal(mean, torch.ones_like(mean))
+
+    @override
+    def nothing_seen(self, like: Tensor) -> Normal:
+        return Normal(like, torch.full_like(like, torch.inf))
+
+    @property
+    @override
+    def most_noise(self) -> float:
+        return math.inf
+
+    @override
+    def matched_step(self, noise: float) -> tuple[int, float, float]:
+        """(1 - alpha_bar_t) / alpha_bar_t = noise^2, the nearest such t on a logarithmic scale."""
+        alpha_bar = self.alpha_bar[1:]
+        log_ratio = torch.log1p(-alpha_bar) - torch.log(alpha_bar)
+        t = int((log_ratio - 2 * math.log(noise)).abs().argmin()) + 1
+        at = float(alpha_bar[t - 1])
+        return t, math.sqrt(at), math.sqrt((1 - at) / at)
+
+    @property
+    @override
+    def power(self) -> float:
+        return 1.0
+
+    @override
+    def step_noise(self, noise: Noise, event: Sequence[int]) -> Tensor:
+        return noise.normal(event)
+
+    @override
+    def likelihood(self, x_t: Tensor, t: Tensor, s: Tensor) -> Tilt:
+        rate, x = per_row(self.rate(t, s), x_t.double()), x_t.double()
+        var = 1 - rate
+        each = x.square() / var + (var.log() + LOG_2PI).expand_as(x)
+        constant = -0.5 * each.flatten(1).sum(1)
+        return Tilt(constant, rate.sqrt() * x / var, (rate / var).expand_as(x))
+
+    @override
+    def guide(self, slope: Tensor, var: Tensor, t: Tensor, s: Tensor) -> Tensor:
+        """By Tweedie's formula at x_t and at x_s; 0 where x_t has no signal."""
+        rate = self.rate(t, s)
+        gain = torch.where(rate > 0, (1 - rate) / rate.sqrt(), 0.0)
+        return per_row(gain, slope) * slope / var
 
     @override
     def marginal(self, x_0: Tensor, t: Tensor) -> Normal:
@@ -207,6 +301,8 @@ class BinomialProcess(Process):
         base_rate: rho, the probability of a one once all signal is gone.
     """
 
+    continuous = False
+
     def __init__(self, beta: Tensor, base_rate: float = 0.5) -> None:
         super().__init__(beta)
         if not 0 < base_rate < 1:
@@ -217,6 +313,59 @@ class BinomialProcess(Process):
     def prior(self, event: Sequence[int], rows: int) -> Bernoulli:
         shape = (rows, *event)
         return Bernoulli.of(torch.full(shape, self.base_rate, device=self.beta.device))
+
+    @override
+    def nothing_seen(self, like: Tensor) -> Bernoulli:
+        return Bernoulli(torch.zeros_like(like))
+
+    @property
+    @override
+    def most_noise(self) -> float:
+        """Flips as often as not leave nothing; other base rates flip zeros and ones unequally."""
+        return 0.5 if self.base_rate == 0.5 else 0.0
+
+    @override
+    def matched_step(self, noise: float) -> tuple[int, float, float]:
+        """alpha_bar_t = 1 - 2 noise, the nearest t; the base rate is 1/2."""
+        if self.base_rate != 0.5:
+            raise ValueError(
+                "a matched start for flipped bits needs base rate 1/2, this process has "
+                f"{self.base_rate:g} and flips zeros and ones unequally: use method 'product'"
+            )
+        if noise >= 0.5:
+            raise ValueError(
+                f"flips of probability 1/2 or more leave nothing to go by, came {noise:g}: "
+                "for more than 1/2 invert the bits"
+            )
+        alpha_bar = self.alpha_bar[1:]
+        t = int((alpha_bar - (1 - 2 * noise)).abs().argmin()) + 1
+        return t, 1.0, float(1 - alpha_bar[t - 1]) / 2
+
+    @property
+    @override
+    def power(self) -> float:
+        return self.base_rate
+
+    @override
+    def step_noise(self, noise: Noise, event: Sequence[int]) -> Tensor:
+        return noise.uniform(event)
+
+    @override
+    def likelihood(self, x_t: Tensor, t: Tensor, s: Tensor) -> Tilt:
+        zero, one = (
+            self.forward_kernel(torch.full_like(x_t, bit), t, s).log_each(x_t) for bit in (0.0, 1.0)
+        )
+        return Tilt(zero.flatten(1).sum(1), one - zero, torch.zeros_like(zero))
+
+    @override
+    def guide(self, slope: Tensor, var: Tensor, t: Tensor, s: Tensor) -> Tensor:
+        """The same slope: log r_s is taken as linear about x_t."""
+        return slope
+
+    @override
+    def check_sampler(self, name: str) -> None:
+        if name != "ancestral":
+            raise ValueError(f"sampler '{name}' is for real data: bits have 'ancestral'")
 
     @override
     def marginal(self, x_0: Tensor, t: Tensor) -> Bernoulli:

@@ -8,13 +8,11 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from diffusion.distributions import Bernoulli, Distribution, Normal
 from diffusion.model import DiffusionModel
 from diffusion.noise import CounterNoise, DrawnNoise, Noise, Stream, counter_noise
 from diffusion.observation import Observation
 from diffusion.plan import DDIM, Ancestral, DPMSolver, Plan, Update
-from diffusion.prediction import GaussianPrediction, Prediction
-from diffusion.process import GaussianProcess, blend, per_row
+from diffusion.prediction import Prediction
 
 _NUMBERS = 2**18  # drawn at once: a few MB
 
@@ -37,41 +35,8 @@ def advance(
         noise: of this step.
         observation: what was seen, [B, *event]; None where nothing was, of any row.
     """
-    if update.own is False and not isinstance(prediction, GaussianPrediction):
-        return _draw_bits(prediction, x_t, update, noise, observation)
-    kernel = _kernel(prediction, x_t, previous, update)
-    return (kernel if observation is None else observation.multiply(kernel)[0]).sample(noise)
-
-
-def _kernel(prediction: Prediction, x_t: Tensor, previous: Tensor, update: Update) -> Distribution:
-    if update.own is True or not isinstance(prediction, GaussianPrediction):
-        return prediction.kernel(update.s)
-    a, b, c, v_0, v_1, w = update.columns(x_t)
-    mean = torch.addcmul(blend(a, x_t, b, prediction.x_0), c, previous)
-    var = prediction.var_of(v_0, v_1, w)
-    if update.own is False:
-        return Normal(mean, var)
-    own, kernel = per_row(update.own, x_t).bool(), prediction.kernel(update.s)
-    return Normal(torch.where(own, kernel.mean, mean), torch.where(own, kernel.var, var))
-
-
-def _draw_bits(
-    prediction: Prediction,
-    x_t: Tensor,
-    update: Update,
-    noise: Noise,
-    observation: Observation | None,
-) -> Tensor:
-    """x_s = 1 where u < a + b x_t + (c + d x_t) x_0hat, [B, *event]; by logits what was seen."""
-    a, b, c, d, _, _ = update.columns(x_t)
-    ones = torch.addcmul(b * x_t + a, d * x_t + c, prediction.x_0)
-    if observation is not None:
-        seen = observation.factor
-        assert isinstance(seen, Bernoulli)  # of bits
-        restricted, _ = observation.multiply(prediction.kernel(update.s))
-        assert isinstance(restricted, Bernoulli)
-        ones = torch.where(seen.logits == 0, ones, restricted.mean)
-    return (noise.uniform(x_t.shape[1:]).to(ones) < ones).to(x_t.dtype)
+    columns = () if update.own is True else update.columns(x_t)
+    return prediction.draw(x_t, columns, previous, update.own, update.s, noise, observation)
 
 
 def begin(
@@ -174,7 +139,6 @@ def burst(
     """
     rows = len(x_t)
     times = model.times(update.t[:, 0]).each() if update.t.shape[1] == 1 else None
-    normal = isinstance(model.process, GaussianProcess)
     together = max(1, _NUMBERS // x_t.numel())
     for i, here in enumerate(update.steps(x_t.dtype)):
         if i % together == 0:
@@ -182,14 +146,12 @@ def burst(
             noise = CounterNoise(
                 seed.repeat(len(t)), row.repeat(len(t)), t.expand(-1, rows).flatten()
             )
-            drawn = noise.normal(model.event) if normal else noise.uniform(model.event)
+            drawn = model.process.step_noise(noise, model.event)
             draws = drawn.unflatten(0, (len(t), rows)).unbind()
         prediction = model.predict(x_t, here.t if times is None else times[i])
         drawn_here = DrawnNoise(draws[i % together])
         x_t = advance(prediction, x_t, previous, here, drawn_here, observation)
-        # A NaN probability draws a zero: without a Gaussian's arithmetic it is kept by hand.
-        x_0 = prediction.x_0
-        previous = x_0 if normal else torch.add(x_0, previous, alpha=0.0)
+        previous = prediction.carried(previous)
         if watch is not None:
             watch(i + 1, x_t, previous)
     return x_t, previous
@@ -197,10 +159,7 @@ def burst(
 
 def _check_observation(plan: Plan, observation: Observation | None) -> None:
     """Raise ValueError where a factor would be ignored: a step that is a point cannot follow it."""
-    factor = None if observation is None else observation.factor
-    if not isinstance(factor, Normal) or plan.own or bool((plan.table[:, 3:5] > 0).any()):
-        return
-    if bool((torch.isfinite(factor.var) & (factor.var > 0)).any()):
+    if observation is not None and plan.points and observation.factor.noisy:
         raise ValueError(
             "steps without noise are points, which an observation with noise does not move: use "
             "'ancestral', or 'ddim' with eta above 0"

@@ -86,9 +86,31 @@ class DataSpace(BaseModel):
         return math.prod(self.shape)
 
     @property
+    def greatest(self) -> int | None:
+        """The greatest value of an element where it takes the integers from 0; None of reals."""
+        if self.kind == "bits":
+            return 1
+        return None if self.levels is None else self.levels - 1
+
+    @property
+    def in_pngs(self) -> bool:
+        """Whether a data point is a picture that a PNG can hold."""
+        return self.kind != "vector" and len(self.shape) == 3 and self.shape[0] in (1, 3)
+
+    @property
+    def noise_name(self) -> Literal["noise_std", "flip_probability"]:
+        """What an observation's noise is: a standard deviation, or a probability of a flip."""
+        return "flip_probability" if self.kind == "bits" else "noise_std"
+
+    @property
+    def unit(self) -> Literal["bits/dim", "bits"]:
+        """The unit that these data's bound is shown in."""
+        return "bits/dim" if self.kind == "image" else "bits"
+
+    @property
     def default_convention(self) -> Convention:
         """Which convention of the bound is this data's own."""
-        return "density" if self.levels is None and self.kind != "bits" else "discretised"
+        return "density" if self.greatest is None else "discretised"
 
     @property
     def affine(self) -> tuple[Tensor, Tensor]:

@@ -20,18 +20,14 @@ from typing import final
 
 import torch
 from torch import Tensor
-from torch.special import log_ndtr
 
-from diffusion.distributions import Normal
 from diffusion.likelihood.choice import Choice
 from diffusion.likelihood.estimator import Steps, term_noise
 from diffusion.likelihood.uncertainty import of_draws, of_strata, quantile, summed
 from diffusion.model import DiffusionModel
 from diffusion.noise import Noise
 from diffusion.prediction import Prediction
-from diffusion.space import Convention, DataSpace
-
-_FAR = 1e3  # standard deviations; stands for infinity where a gradient must stay finite
+from diffusion.space import Convention
 
 
 @final
@@ -98,9 +94,7 @@ def evaluate(
     kernel = prediction.kernel(s)
     if convention == "density":
         return kernel.log_prob(x_0) + model.space.log_jacobian()
-    if isinstance(kernel, Normal):
-        return discretised_log_prob(kernel, x_0, model.space)
-    return kernel.log_prob(x_0)
+    return kernel.log_mass(x_0, model.space)
 
 
 def terms(
@@ -139,39 +133,10 @@ def null_log_prob(model: DiffusionModel, x_0: Tensor, convention: Convention) ->
     """L_null, the log-likelihood under pi alone in the same convention, nats float64 [N]."""
     x_0 = x_0.double()
     prior = model.process.prior(model.event, len(x_0))
-    if isinstance(prior, Normal):
-        if convention == "discretised":
-            return discretised_log_prob(
-                Normal(prior.mean.double(), prior.var.double()), x_0, model.space
-            )
-        jacobian = model.space.log_jacobian() if convention == "density" else 0.0
-        return prior.log_prob(x_0).double() + jacobian
-    return prior.log_prob(x_0).double()
-
-
-def discretised_log_prob(kernel: Normal, x_0: Tensor, space: DataSpace) -> Tensor:
-    """log of the kernel's mass in the bin of each level, the end bins open, nats [B].
-
-    Phi((x + h - mean) / std) - Phi((x - h - mean) / std), h half a level in model units
-    (Ho, Jain and Abbeel 2020, Equation 13).
-    """
-    if space.levels is None or space.bounds is None:
-        raise ValueError(
-            'convention "discretised" needs data with levels: use "density" or "paper"'
-        )
-    low, high = (bound.to(x_0.device) for bound in space.bounds)
-    half = (high - low) / (2 * (space.levels - 1))
-    x, mean = x_0.double(), kernel.mean.double()
-    std = kernel.var.double().sqrt()
-    below = torch.where(x <= low + half, -_FAR, (x - half - mean) / std).clamp(-_FAR, _FAR)
-    above = torch.where(x >= high - half, _FAR, (x + half - mean) / std).clamp(-_FAR, _FAR)
-    # In the upper tail the difference is taken from the other side, where it does not cancel.
-    flip = below + above > 0
-    lower = log_ndtr(torch.where(flip, -above, below))
-    upper = log_ndtr(torch.where(flip, -below, above))
-    mass = upper + torch.log(-torch.expm1((lower - upper).clamp(max=-1e-30)))
-    total: Tensor = mass.flatten(1).sum(1)
-    return total
+    if convention == "discretised":
+        return prior.log_mass(x_0, model.space).double()
+    jacobian = model.space.log_jacobian() if convention == "density" else 0.0
+    return prior.log_prob(x_0).double() + jacobian
 
 
 def combine(steps: Steps, values: Tensor, prior: Tensor, closed_last: Tensor | None) -> BoundResult:

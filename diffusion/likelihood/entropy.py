@@ -17,7 +17,7 @@ from torch import Tensor
 
 from diffusion.model import DiffusionModel
 from diffusion.noise import Noise
-from diffusion.process import BinomialProcess, Process
+from diffusion.process import Process
 
 
 def step_bounds(process: Process, power: float, t: Tensor) -> tuple[Tensor, Tensor]:
@@ -32,7 +32,7 @@ def step_bounds(process: Process, power: float, t: Tensor) -> tuple[Tensor, Tens
         t: int64 [B], 1..T; for reals the lower bound of t = 1 is minus infinity.
     """
     one = torch.ones(len(t), 1, dtype=torch.float64, device=t.device)
-    s, end = t - 1, process.base_rate if isinstance(process, BinomialProcess) else 1.0
+    s, end = t - 1, process.power
 
     def mean(of: Callable[[Tensor], Tensor], weight: Tensor) -> Tensor:
         """E of what is affine in x^2, from its values at x = 0 and 1."""

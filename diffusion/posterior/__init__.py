@@ -11,11 +11,18 @@ model and the number of its steps.
 
 from diffusion.observation import Observation
 from diffusion.posterior.diagnostics import Diagnostics
-from diffusion.posterior.draw import Posterior, diagnose, draw, gather
 from diffusion.posterior.factors import Expert, Factor, Label
 from diffusion.posterior.matched import MatchedStart, matched_start
-from diffusion.posterior.methods import Auto, Matched, Method, Product, Resample, Settled, Twisted
-from diffusion.posterior.settle import biased, course_of, settle, start_of
+from diffusion.posterior.methods import (
+    Auto,
+    Matched,
+    Method,
+    PosteriorMethod,
+    Product,
+    Repaint,
+    Twisted,
+)
+from diffusion.posterior.sample import Posterior, sample_posterior
 
 __all__ = [
     "Auto",
@@ -28,16 +35,10 @@ __all__ = [
     "Method",
     "Observation",
     "Posterior",
+    "PosteriorMethod",
     "Product",
-    "Resample",
-    "Settled",
+    "Repaint",
     "Twisted",
-    "biased",
-    "course_of",
-    "diagnose",
-    "draw",
-    "gather",
     "matched_start",
-    "settle",
-    "start_of",
+    "sample_posterior",
 ]

@@ -17,13 +17,15 @@ deviation of Z_k / E[Z_k] (Cauchy and Schwarz), and grows with it.
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Self, final
 
+import torch
 from torch import Tensor
 
-from diffusion.posterior.smc import log_mean
-from diffusion.posterior.systems import Cloud
+from diffusion.posterior.resampling import log_mean
+from diffusion.posterior.smc import SMCResult
 
 #: Standard deviation of a system's log Z, nats, from which its samples are off by half a posterior
 #: standard deviation or more (`benchmarks.warnings`, docs/posteriors.md).
@@ -45,7 +47,7 @@ class Diagnostics:
         log_evidence: log of the estimate of p(y), nats; None without weights.
         log_evidence_error: its standard error, chain's steps included; None where nothing can be
             said: of one system of one particle, or where nothing is possible.
-        warning: what is poor and how to mend it, in words; None where nothing is.
+        warning: what is poor and how to fix it, in words; None where nothing is.
     """
 
     particles: int = 1
@@ -57,27 +59,27 @@ class Diagnostics:
     warning: str | None = None
 
     @classmethod
-    def of(cls, cloud: Cloud, most_steps: int) -> Self:
+    def of(cls, result: SMCResult, most_steps: int) -> Self:
         """Of the K systems of one datum; a model of `most_steps` steps."""
-        log_z, count = cloud.log_evidence, len(cloud.log_evidence)
-        total, steps = float(log_mean(log_z[None])), cloud.ess.shape[1]
-        v = _variance(log_z, cloud.variance) if math.isfinite(total) else None
+        log_z, count = result.log_evidence, len(result.log_evidence)
+        total, steps = float(log_mean(log_z[None])), result.ess.shape[1]
+        v = _variance(log_z, result.variance) if math.isfinite(total) else None
         error = None
         if v is not None:
             # Itself an estimate: Student's t of m degrees has m / (m - 2) the variance of a normal.
-            sure = v * (1 + 2 / (count * max(cloud.particles - 3, 1)))
+            sure = v * (1 + 2 / (count * max(result.particles - 3, 1)))
             # exp(v) is too much for a float where v is in the hundreds; there u = v - log K.
             u = math.log1p(math.expm1(sure) / count) if sure < 500 else sure - math.log(count)
-            chain = _CHAIN * float(cloud.moved.mean()) / steps
+            chain = _CHAIN * float(result.moved.mean()) / steps
             error = math.sqrt(u + u**2 / 4 + chain**2)
         return cls(
-            cloud.particles,
+            result.particles,
             count,
-            tuple(cloud.ess.mean(0).tolist()),
-            int(cloud.ancestors.median()),
+            tuple(result.ess.mean(0).tolist()),
+            int(result.ancestors.median()),
             total,
             error,
-            _warn(total, v, cloud.particles, steps, most_steps),
+            _warn(total, v, result.particles, steps, most_steps),
         )
 
 
@@ -111,3 +113,64 @@ def _warn(total: float, v: float | None, particles: int, steps: int, most: int) 
         + fix
         + (f" or steps to {more}" if more > steps else "")
     )
+
+
+@final
+@dataclass(frozen=True)
+class Summary:
+    """What people ask of the samples of N posteriors: mean, deviation, quantiles, by element.
+
+        mean = sum_j w_j x_j,    var = sum_j w_j (x_j - mean)^2 / (1 - sum_j w_j^2)
+
+    with weights that sum to 1; equal ones make them the usual estimates, var without bias.
+
+    Attributes:
+        mean: [N, *event].
+        std: [N, *event]; of a single sample NaN, for one says nothing of spread.
+        quantiles: [N, levels, *event].
+    """
+
+    mean: Tensor
+    std: Tensor
+    quantiles: Tensor
+
+    @classmethod
+    def of(
+        cls, samples: Tensor, weights: Tensor | None = None, levels: Sequence[float] = ()
+    ) -> Self:
+        """Of n samples each.
+
+        Args:
+            samples: [N, n, *event], model units or data units; the answer is in the same.
+            weights: [N, n], at least 0, summing to 1; equal where they are not given.
+            levels: of the quantiles, each 0 to 1: the least sample with so much weight at or below
+                it.
+
+        Raises:
+            ValueError: a level outside 0 to 1.
+        """
+        if any(not 0 <= level <= 1 for level in levels):
+            raise ValueError(f"quantiles are of levels from 0 to 1, came {list(levels)}")
+        N, n = samples.shape[:2]
+        if weights is None:
+            weights = torch.full((N, n), 1 / n, dtype=torch.float64, device=samples.device)
+        x, w = samples.double().flatten(2), weights.double()[:, :, None]
+        first = x[:, :1]  # from which all are measured: what they share comes back bit for bit
+        mean = first[:, 0] + (w * (x - first)).sum(1)
+        left = 1 - w.square().sum(1)
+        std = ((w * (x - mean[:, None]).square()).sum(1) / left.clamp_min(0)).sqrt()
+        std = torch.where(left > 1e-12, std, torch.nan)
+        ordered, place = x.sort(1)
+        below = w.expand_as(x).gather(1, place).cumsum(1)
+        found = [
+            ordered.gather(1, (below < level - 1e-9).sum(1, keepdim=True).clamp(max=n - 1))
+            for level in levels
+        ]
+        empty = x.new_zeros(N, 0, x.shape[2])
+        event, dtype = samples.shape[2:], samples.dtype
+        quantiles = torch.cat([empty, *found], 1).unflatten(2, event)
+        return cls(
+            mean.unflatten(1, event).to(dtype),
+            std.unflatten(1, event).to(dtype),
+            quantiles.to(dtype),
+        )

@@ -15,6 +15,7 @@ background is most of what is seen, that is what keeps weights alive: a network'
 narrowing for all elements, leaves one particle of any number.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Self, final
 
@@ -25,8 +26,7 @@ from diffusion.distributions import LOG_2PI, Normal
 from diffusion.model import DiffusionModel
 from diffusion.observation import Observation
 from diffusion.operators import Mask
-from diffusion.posterior.proposal import Independent, Look
-from diffusion.posterior.solve import conjugate_gradients
+from diffusion.posterior.proposal import Independent, TwistValue
 from diffusion.prediction import GaussianPrediction
 from diffusion.process import per_row
 
@@ -82,20 +82,18 @@ class Elements:
 def surprise_of(observation: Observation, x_0: Tensor) -> Tensor:
     """|y - x_0hat| of the elements that were seen for themselves, else 0; float64 [B, *event]."""
     factor = observation.factor
-    assert isinstance(factor, Normal)  # reals
     if not isinstance(observation.operator, Mask):
         return torch.zeros_like(x_0, dtype=torch.float64)
     return torch.where(observation.known, (factor.mean - x_0).double().abs(), 0.0)
 
 
 @torch.no_grad()
-def look_at_elements(
+def evaluate_elements(
     model: DiffusionModel, prediction: GaussianPrediction, s: Tensor, observation: Observation
-) -> Look:
+) -> TwistValue:
     """r_t(x_t) and the proposal of x_s, s above 0, as in `twist.look`, of what the network said."""
     x_t, x_0, kernel = prediction.x_t, prediction.x_0, prediction.kernel(s)
     operator, factor, known = observation.operator, observation.factor, observation.known
-    assert isinstance(factor, Normal)  # reals
     off = torch.where(known, (factor.mean - operator.forward(x_0)).double(), 0.0)
     elements = Elements.of(model, prediction, s, surprise_of(observation, x_0))
     var, slope = elements.var, elements.slope
@@ -123,7 +121,7 @@ def look_at_elements(
         # What is seen of an element narrows its step; with other operators the weights see to it.
         var = var * (1 - torch.where(known, slope.square() * var / diagonal, 0.0))
     proposal = Normal(mean.to(x_t.dtype), var.to(x_t.dtype))
-    return Look(log_r, Independent(kernel, proposal), x_0)
+    return TwistValue(log_r, Independent(kernel, proposal), x_0)
 
 
 def certain(model: DiffusionModel, prediction: GaussianPrediction, surprise: Tensor) -> Tensor:
@@ -153,3 +151,30 @@ def own_variance(prediction: GaussianPrediction) -> Tensor:
         return prediction.kernel(torch.zeros_like(prediction.t)).var
     at = prediction.process.alpha_bar[prediction.t]
     return per_row(1 - at, prediction.x_0).expand_as(prediction.x_0)
+
+
+def conjugate_gradients(
+    apply: Callable[[Tensor], tuple[Tensor, Tensor]], off: Tensor, pull: Tensor, steps: int
+) -> tuple[Tensor, Tensor]:
+    """u of S u = off after so many steps from 0, each row on its own, and V A^T u.
+
+    A row whose S turns out not to be positive stops where it is.
+    """
+    solved, left = torch.zeros_like(off), off
+    towards, size = off, dot(off, off)
+    for _ in range(steps):
+        image, pulled = apply(towards)
+        curve = dot(towards, image)
+        good = (curve > 0) & (size > 1e-20)
+        step = torch.where(good, size / torch.where(good, curve, 1.0), 0.0)
+        solved = solved + per_row(step, off) * towards
+        pull = pull + per_row(step, pull) * pulled
+        left = left - per_row(step, off) * image
+        before, size = size, dot(left, left)
+        towards = left + per_row(size / before.clamp_min(1e-20), off) * towards
+    return solved, pull
+
+
+def dot(a: Tensor, b: Tensor) -> Tensor:
+    """[B]."""
+    return (a * b).flatten(1).sum(1)

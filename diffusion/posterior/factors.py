@@ -2,8 +2,8 @@
 
     p~(x_0) = p(x_0) r(x_0) p(y | x_0) p_2(x_0) / Z
 
-Each says, at every step, what a twist's look becomes of it (`twist`): how much x_t is worth by it
-too, and where x_s is better drawn. Particles see to the rest (`particles`), so their evidence is
+At every step each changes the twist's value: how much x_t is worth by it too, and where x_s is
+better drawn. The particles' weights correct the rest (`particle_filter`), so their evidence is
 that of the whole product: p(y), p(y and what was seen), or the integral of p p_2.
 Ratios of evidences are probabilities: p(y | what was seen) = Z_y / sum over y of Z_y.
 """
@@ -18,10 +18,8 @@ from torch import Tensor
 from typing_extensions import override
 
 from diffusion.classifier import Classifier, same_process
-from diffusion.distributions import Bernoulli, Normal
 from diffusion.model import DiffusionModel
-from diffusion.posterior.proposal import Left, Look
-from diffusion.posterior.tilt import Tilt, join, kernel_of, steer
+from diffusion.posterior.proposal import Left, TwistValue, join, kernel_of, steer
 from diffusion.process import Process, per_row
 
 
@@ -32,6 +30,11 @@ class Factor(ABC):
     @abstractmethod
     def evaluations(self) -> int:
         """Network evaluations that it adds to a step."""
+
+    @property
+    def elementwise(self) -> bool:
+        """Whether it multiplies only proposals whose elements are independent."""
+        return False
 
     @abstractmethod
     def check(self, model: DiffusionModel, count: int) -> None:
@@ -46,8 +49,8 @@ class Factor(ABC):
         """The same with the tensors of its rows changed: moved to a device, say."""
 
     @abstractmethod
-    def look(self, here: Look, x_t: Tensor, t: Tensor, s: Tensor) -> Look:
-        """What a look at x_t becomes.
+    def multiply(self, here: TwistValue, x_t: Tensor, t: Tensor, s: Tensor) -> TwistValue:
+        """The twist's value at x_t, multiplied by this factor.
 
         Args:
             here: of the model and whatever else it is multiplied by.
@@ -107,7 +110,7 @@ class Label(Factor):
         return replace(self, y=act(self.y))
 
     @override
-    def look(self, here: Look, x_t: Tensor, t: Tensor, s: Tensor) -> Look:
+    def multiply(self, here: TwistValue, x_t: Tensor, t: Tensor, s: Tensor) -> TwistValue:
         if int(s.max()) == 0:
             log_r = self._log_prob(x_t, t, self.y)
 
@@ -122,13 +125,8 @@ class Label(Factor):
             log_r = self._log_prob(x, t, self.y.clone())
             (slope,) = torch.autograd.grad(log_r.sum(), x)
         log_r, slope, kernel = log_r.detach(), slope.double(), kernel_of(here.proposal)
-        if isinstance(kernel, Normal):
-            rate, var = self.classifier.process.rate(t, s), kernel.var.double()
-            gain = torch.where(rate > 0, (1 - rate) / rate.sqrt(), 0.0)  # x_T without signal
-            slope = per_row(gain, slope) * slope / var
-        else:
-            assert isinstance(kernel, Bernoulli)  # there are two families
-            var = (kernel.mean * (1 - kernel.mean)).double()
+        var = kernel.var.double()
+        slope = self.classifier.process.guide(slope, var, t, s)
         # p(x_s | x_t, y) <= p(x_s | x_t) / r_t, so their divergence is at most -log r_t.
         size = (var * slope.square()).flatten(1).sum(1)
         most = (-2 * log_r / size.clamp_min(1e-300)).clamp(max=1.0).sqrt()
@@ -173,6 +171,11 @@ class Expert(Factor):
         """One call."""
         return 1
 
+    @property
+    @override
+    def elementwise(self) -> bool:
+        return True
+
     @override
     def check(self, model: DiffusionModel, count: int) -> None:
         same_process(self.model.process, model.process, "this model runs")
@@ -191,11 +194,11 @@ class Expert(Factor):
         return self
 
     @override
-    def look(self, here: Look, x_t: Tensor, t: Tensor, s: Tensor) -> Look:
+    def multiply(self, here: TwistValue, x_t: Tensor, t: Tensor, s: Tensor) -> TwistValue:
         process, t, s = self.model.process, t.expand(len(x_t)), s.expand(len(x_t))
-        prior = Tilt.of(process.prior(self.model.event, len(x_t)))
-        tilt = Tilt.of(self.model.predict(x_t, t).kernel(s))
-        tilt = tilt.times(Tilt.of_likelihood(process, x_t, t, s), -1.0)
+        prior = process.prior(self.model.event, len(x_t)).tilt()
+        tilt = self.model.predict(x_t, t).kernel(s).tilt()
+        tilt = tilt.times(process.likelihood(x_t, t, s), -1.0)
         tilt = tilt.times(prior, -_share(process, s))
         joined = join(here.proposal, tilt)
         log_r = here.log_r + joined.log_z + _share(process, t) * prior.log(x_t)

@@ -16,11 +16,9 @@ import math
 from dataclasses import dataclass
 from typing import final
 
-import torch
 from torch import Tensor
 
 from diffusion.model import DiffusionModel
-from diffusion.process import BinomialProcess
 
 #: The share by which a step's noise may differ from what was asked for `auto` to take it.
 CLOSE = 0.02
@@ -68,8 +66,7 @@ class MatchedStart:
 def matched_start(model: DiffusionModel, y: Tensor, noise: float) -> MatchedStart:
     """The step whose noise equals an observation's, y = x_0 + noise n (or bits flipped).
 
-    Gaussian: (1 - alpha_bar_t) / alpha_bar_t = noise^2, the nearest such t on a logarithmic scale.
-    Bits with base rate 1/2: alpha_bar_t = 1 - 2 noise, the nearest t.
+    `Process.matched_step` says which.
 
     Args:
         model: the model.
@@ -82,25 +79,8 @@ def matched_start(model: DiffusionModel, y: Tensor, noise: float) -> MatchedStar
     """
     if not 0 < noise < math.inf:
         raise ValueError(f"a matched start needs noise above 0, came {noise:g}")
-    alpha_bar = model.process.alpha_bar[1:]
-    if isinstance(model.process, BinomialProcess):
-        if model.process.base_rate != 0.5:
-            raise ValueError(
-                "a matched start for flipped bits needs base rate 1/2, this process has "
-                f"{model.process.base_rate:g} and flips zeros and ones unequally: "
-                "use method 'product'"
-            )
-        if noise >= 0.5:
-            raise ValueError(
-                f"flips of probability 1/2 or more leave nothing to go by, came {noise:g}: "
-                "for more than 1/2 invert the bits"
-            )
-        t = int((alpha_bar - (1 - 2 * noise)).abs().argmin()) + 1
-        return MatchedStart(t, y, float(1 - alpha_bar[t - 1]) / 2, noise)
-    log_ratio = torch.log1p(-alpha_bar) - torch.log(alpha_bar)
-    t = int((log_ratio - 2 * math.log(noise)).abs().argmin()) + 1
-    at = float(alpha_bar[t - 1])
-    return MatchedStart(t, math.sqrt(at) * y, math.sqrt((1 - at) / at), noise)
+    t, scale, found = model.process.matched_step(noise)
+    return MatchedStart(t, scale * y, found, noise)
 
 
 def check_start(start: MatchedStart, model: DiffusionModel) -> None:

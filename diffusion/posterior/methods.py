@@ -1,72 +1,315 @@
-"""Methods: how a posterior is drawn from, as configurations; `diffusion.posterior` goes by them."""
+"""Methods: how a posterior is drawn from. A method's configuration is also what acts.
 
-from typing import Annotated, Literal, final
+    twisted   particles that follow a twist: the exact posterior as they grow many, and Z
+    matched   the plain chain from the step whose noise is that of the observation
+    product   p(x_s | x_t) r(x_s) at every step, the 2015 paper's kernel; biased
+    repaint   RePaint; biased
+    auto      matched where it holds, else twisted
+
+To add a method: a subclass of `PosteriorMethod` here, and its name in `Method`.
+"""
+
+from abc import ABC
+from collections.abc import Sequence
+from typing import Annotated, ClassVar, Literal, Self, final
 
 from pydantic import BaseModel, ConfigDict, Field
+from torch import Tensor
+from typing_extensions import override
 
-from diffusion.posterior.twist import Twist
+from diffusion.model import DiffusionModel
+from diffusion.observation import Observation
+from diffusion.operators import Mask
+from diffusion.plan import DDIM, Ancestral, DPMSolver, Plan
+from diffusion.posterior.baselines import ProductKernel, RepaintKernel, check_repaint
+from diffusion.posterior.diagnostics import Diagnostics
+from diffusion.posterior.factors import Factor
+from diffusion.posterior.matched import MatchedStart, check_start, matched_start
+from diffusion.posterior.particle_filter import ParticleFilter
+from diffusion.posterior.proposal import TIED
+from diffusion.posterior.smc import SMCKernel, SMCResult
+from diffusion.posterior.twist import Covariance, Twist
 
 
-class _Method(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
+class PosteriorMethod(BaseModel, ABC):
+    """One way to draw from a posterior, as it was configured.
+
+    Attributes:
+        name: which method.
+        default_steps: of a chain whose length is not given, at most; None: all T.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+    default_steps: ClassVar[int | None] = None
+    name: Literal["twisted", "matched", "product", "repaint"]
+
+    @property
+    def biased(self) -> bool:
+        """Whether it misses the posterior even of a perfect model with all its steps."""
+        return False
+
+    def resolve(
+        self, model: DiffusionModel, observation: Observation, factors: Sequence[Factor] = ()
+    ) -> "PosteriorMethod":
+        """The method that answers: itself, unless it chooses among others.
+
+        Raises:
+            ValueError: factors that do not fit, or that the method does not support.
+        """
+        check_factors(model, observation, factors)
+        if factors:
+            raise ValueError(
+                f"method '{self.name}' knows what was seen and no other factor: use 'twisted' for "
+                "labels and products of models"
+            )
+        return self
+
+    def kernel(
+        self,
+        model: DiffusionModel,
+        observation: Observation,
+        samples: int,
+        sampler: Ancestral | DDIM | DPMSolver,
+    ) -> SMCKernel | None:
+        """What moves its systems of particles; None where plain chains are enough.
+
+        Args:
+            model: the model.
+            observation: what was seen.
+            samples: of each posterior.
+            sampler: the steps.
+
+        Raises:
+            ValueError: a sampler or an observation that the method does not support, or more
+                samples of a joint system than it has particles.
+        """
+        del model, observation, samples, sampler
+        return None
+
+    def start(self, model: DiffusionModel, observation: Observation) -> MatchedStart | None:
+        """Where its plain chains begin; None: at x_T.
+
+        Raises:
+            ValueError: an observation without such a start.
+        """
+        del model, observation
+        return None
+
+    def covariance_size(self, observation: Observation) -> int:
+        """The most numbers seen whose covariance is computed for each particle; 0 for none."""
+        del observation
+        return 0
+
+    def diagnose(self, result: SMCResult, count: int, T: int) -> tuple[Diagnostics, ...]:
+        """What the systems of each of `count` posteriors show, of a model of T steps."""
+        del result, T
+        return (Diagnostics(),) * count
+
+    def gather(self, result: SMCResult, count: int, seed: int) -> tuple[Tensor, Tensor]:
+        """The samples of `count` posteriors, [N, n, *event], and their weights, float64 [N, n]."""
+        del seed
+        return result.weighted(count)
+
+    def _ancestral_plan(self, model: DiffusionModel, sampler: Ancestral | DDIM | DPMSolver) -> Plan:
+        """The steps of a sampler that draws from the model's own kernel."""
+        if sampler.name != "ancestral":
+            raise ValueError(
+                f"method '{self.name}' follows the model's own kernel p(x_s | x_t), "
+                f"which sampler '{sampler.name}' replaces: use 'ancestral', with fewer steps if "
+                "need be"
+            )
+        return sampler.plan(model)
 
 
 @final
-class Product(_Method):
-    """The 2015 paper's (Section 2.5): r_t = r for every t, one row a sample, no weights."""
+class Product(PosteriorMethod):
+    """The 2015 paper's kernel (Section 2.5): r_t = r for every t, one row a sample, no weights."""
 
     name: Literal["product"] = "product"
 
+    @property
+    @override
+    def biased(self) -> bool:
+        return True
+
+    @override
+    def kernel(
+        self,
+        model: DiffusionModel,
+        observation: Observation,
+        samples: int,
+        sampler: Ancestral | DDIM | DPMSolver,
+    ) -> SMCKernel | None:
+        if isinstance(observation.operator, Mask):
+            return None
+        return ProductKernel(sampler.plan(model))
+
 
 @final
-class Resample(_Method):
-    """RePaint: `jump` steps back, each stretch made `repeats` times."""
+class Repaint(PosteriorMethod):
+    """RePaint, for comparison: `jump` steps back, each stretch made `repeats` times; biased.
 
+    About `steps` * `repeats` network evaluations a sample.
+    """
+
+    default_steps: ClassVar[int | None] = 100
     name: Literal["repaint"] = "repaint"
-    jump: int = Field(10, ge=1)
-    repeats: int = Field(10, ge=1)
+    jump: int = Field(10, ge=1, le=1000)
+    repeats: int = Field(10, ge=1, le=100)
+
+    @property
+    @override
+    def biased(self) -> bool:
+        return True
+
+    @override
+    def kernel(
+        self,
+        model: DiffusionModel,
+        observation: Observation,
+        samples: int,
+        sampler: Ancestral | DDIM | DPMSolver,
+    ) -> SMCKernel:
+        check_repaint(observation)
+        return RepaintKernel(self._ancestral_plan(model, sampler), self.jump, self.repeats)
 
 
 @final
-class Matched(_Method):
+class Matched(PosteriorMethod):
     """The plain chain from the step whose noise is nearest to the observation's."""
 
     name: Literal["matched"] = "matched"
 
+    @override
+    def start(self, model: DiffusionModel, observation: Observation) -> MatchedStart:
+        noise = observation.one_noise(model.process)
+        if noise is None:
+            raise ValueError(
+                "a matched start needs the same independent noise on every element (of bits, base "
+                "rate 1/2): use 'twisted'"
+            )
+        start = matched_start(model, observation.values, noise)
+        check_start(start, model)
+        return start
+
+
+class _Weighted(PosteriorMethod):
+    """The configuration of weighted particles."""
+
+    particles: int = Field(8, ge=1, description="Of each system.")
+    systems: Literal["independent", "weighted", "joint"] = Field(
+        "weighted",
+        description="`weighted`: one system for each sample, from which the samples are drawn by "
+        "the systems' evidence, some more than once, where that leaves more than half of them. "
+        "`independent`: each is drawn once, and `weights` say what it counts. `joint`: one for all "
+        "samples of a data point, which is cheaper, and whose samples share ancestors.",
+    )
+    covariance: Covariance = Field(
+        Twist().covariance,
+        description="Of x_0 given x_t: `full` by products with the network's Jacobian, `diagonal` "
+        "by one, `independent` by none; `auto` is full up to `products` numbers seen, then "
+        "independent.",
+    )
+    products: int = Field(
+        Twist().products,
+        ge=1,
+        le=64,
+        description="Most products of a step with `full`; where more numbers were seen, as many "
+        "steps of conjugate gradients.",
+    )
+
 
 @final
-class Twisted(_Method):
-    """Particles that follow a twist.
+class Twisted(_Weighted):
+    """Particles that follow a twist: the posterior as they grow many, and its evidence.
 
-    Attributes:
-        particles: of a system.
-        systems: "weighted", one for each sample, from which samples are drawn by what they count
-            (`draw.weigh`), some more than once: few particles that lost a mode say so in Z, and
-            counted alike with the rest they bias; "independent", the same, each drawn once,
-            whose `weights` say what it counts; or "joint", one of all samples of a datum, which
-            is cheaper, and whose samples share ancestors.
-        twist: which r_t.
+    A step takes 1 + min(numbers seen, `products`) network evaluations a particle with the `full`
+    covariance, 2 with the `diagonal`, 1 with the `independent` and of bits.
     """
 
+    default_steps: ClassVar[int | None] = 100
     name: Literal["twisted"] = "twisted"
-    particles: int = Field(8, ge=1)
-    systems: Literal["independent", "weighted", "joint"] = "weighted"
-    twist: Twist = Twist()
 
-    def each(self, samples: int) -> int:
-        """Systems of a datum, for so many samples of it."""
-        return 1 if self.systems == "joint" else samples
+    @property
+    def twist(self) -> Twist:
+        """Which r_t."""
+        return Twist(covariance=self.covariance, products=self.products)
+
+    @property
+    @override
+    def biased(self) -> bool:
+        return self.particles == 1
+
+    @override
+    def resolve(
+        self, model: DiffusionModel, observation: Observation, factors: Sequence[Factor] = ()
+    ) -> Self:
+        check_factors(model, observation, factors)
+        if any(factor.elementwise for factor in factors) and self.twist.ties(observation):
+            raise ValueError(TIED)
+        return self
+
+    @override
+    def kernel(
+        self,
+        model: DiffusionModel,
+        observation: Observation,
+        samples: int,
+        sampler: Ancestral | DDIM | DPMSolver,
+    ) -> SMCKernel:
+        plan = self._ancestral_plan(model, sampler)
+        systems = 1 if self.systems == "joint" else samples
+        return ParticleFilter(plan, self.particles, samples // systems, self.twist)
+
+    @override
+    def covariance_size(self, observation: Observation) -> int:
+        count = observation.count
+        exact = self.twist.exact(count)
+        return int(count[exact].max()) if bool(exact.any()) else 0
+
+    @override
+    def diagnose(self, result: SMCResult, count: int, T: int) -> tuple[Diagnostics, ...]:
+        each = len(result.log_evidence) // count
+        parts = (slice(i * each, (i + 1) * each) for i in range(count))
+        return tuple(Diagnostics.of(result.rows(part), T) for part in parts)
+
+    @override
+    def gather(self, result: SMCResult, count: int, seed: int) -> tuple[Tensor, Tensor]:
+        if self.systems == "weighted":
+            return result.redrawn(count, seed)
+        return result.weighted(count)
 
 
 @final
-class Auto(_Method):
-    """The matched start where all was seen with the noise of some step, else twisted."""
+class Auto(_Weighted):
+    """`matched` where it holds, else `twisted` with these fields."""
 
-    name: Literal["auto"] = "auto"
-    twisted: Twisted = Twisted()
+    name: Literal["auto"] = "auto"  # type: ignore[assignment]
+
+    @property
+    def twisted(self) -> Twisted:
+        """What answers where the matched start does not hold."""
+        return Twisted(**self.model_dump(exclude={"name"}))
+
+    @override
+    def resolve(
+        self, model: DiffusionModel, observation: Observation, factors: Sequence[Factor] = ()
+    ) -> PosteriorMethod:
+        check_factors(model, observation, factors)
+        noise = None if factors else observation.one_noise(model.process)
+        # Where no step has that noise the plain chain from the nearest is another posterior.
+        if noise is not None and matched_start(model, observation.values, noise).exact:
+            return Matched()
+        return self.twisted.resolve(model, observation, factors)
 
 
 #: A method's configuration, told apart by `name`.
-Method = Annotated[Product | Resample | Matched | Twisted | Auto, Field(discriminator="name")]
-#: One that says by itself what is done.
-Settled = Product | Resample | Matched | Twisted
+Method = Annotated[Auto | Twisted | Matched | Product | Repaint, Field(discriminator="name")]
+
+
+def check_factors(
+    model: DiffusionModel, observation: Observation, factors: Sequence[Factor]
+) -> None:
+    """Raise ValueError unless each can multiply the model's p(x_0)."""
+    for factor in factors:
+        factor.check(model, len(observation))

@@ -1,4 +1,14 @@
-"""Proposals of a particle's next step, beside the kernel that they replace."""
+"""Proposals of a particle's next step, beside the kernel that they replace, and factors of them.
+
+A factor whose logarithm is quadratic, element by element,
+
+    f(x) = exp(c + sum_i (h_i x_i - k_i x_i^2 / 2)),    of bits k = 0
+
+is held in canonical (information) form (`Tilt`). Every Normal, every Bernoulli, and every product
+or power of them is such a factor, 1 / q(x_t | x_s) as a function of x_s too, so products of models
+stay in closed form (Sohl-Dickstein et al. 2015, Section 2.5). To `join` is to multiply what is
+aimed at; to `steer` is to draw elsewhere and aim at the same.
+"""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -7,7 +17,8 @@ from typing import Any, Protocol, Self, final
 import torch
 from torch import Tensor
 
-from diffusion.distributions import Bernoulli, Distribution, Normal
+from diffusion.conditioned import Conditioned
+from diffusion.distributions import Distribution, Tilt
 from diffusion.noise import Noise
 
 
@@ -49,7 +60,7 @@ class Independent:
 
     def log_ratio(self, x: Tensor) -> Tensor:
         """log q(x) - log p(x), nats, float64 [B]."""
-        q, p = (_double(part).log_prob(x.double()) for part in (self.proposal, self.kernel))
+        q, p = (part.double().log_prob(x.double()) for part in (self.proposal, self.kernel))
         return q - p
 
     def rows(self, index: Tensor) -> Self:
@@ -72,7 +83,7 @@ Left = Callable[[Tensor, Tensor], Tensor]
 
 @final
 @dataclass(frozen=True)
-class Look:
+class TwistValue:
     """What a twist says of B rows at x_t.
 
     Attributes:
@@ -87,16 +98,16 @@ class Look:
     x_0: Tensor
     left: Left | None = None
 
-    def where(self, good: Tensor, other: "Look") -> "Look":
+    def where(self, good: Tensor, other: "TwistValue") -> "TwistValue":
         """This where `good`, bool [B], else the other of the same x_0hat and kind of proposal."""
         place = (
             good.logical_not() * len(good) + torch.arange(len(good), device=good.device)
         ).long()
         log_r = torch.where(good, self.log_r, other.log_r)
-        return Look(log_r, joined([self.proposal, other.proposal]).rows(place), self.x_0)
+        return TwistValue(log_r, joined([self.proposal, other.proposal]).rows(place), self.x_0)
 
     @classmethod
-    def joined(cls, parts: "Sequence[Look]") -> Self:
+    def joined(cls, parts: "Sequence[TwistValue]") -> Self:
         """Looks of the same kind, their rows in turn."""
         if len(parts) == 1:
             return parts[0]
@@ -110,7 +121,7 @@ class Look:
 
 
 def _left_of(lefts: Sequence[Left], sizes: Sequence[int]) -> Left:
-    """What is left of looks of so many rows each, side by side."""
+    """What is left of values of so many rows each, side by side."""
 
     def left(x_0: Tensor, index: Tensor) -> Tensor:
         found = torch.empty(len(index), dtype=torch.float64, device=x_0.device)
@@ -125,9 +136,147 @@ def _left_of(lefts: Sequence[Left], sizes: Sequence[int]) -> Left:
     return left
 
 
-def _double(distribution: Distribution) -> Distribution:
-    """The same in float64: differences of log-densities of many elements cancel."""
-    if isinstance(distribution, Normal):
-        return Normal(distribution.mean.double(), distribution.var.double())
-    assert isinstance(distribution, Bernoulli)  # there are two families
-    return Bernoulli(distribution.logits.double())
+#: Why a product of models is not to be had beside some observations.
+TIED = (
+    "a product of models is worked out element by element, and what was seen ties them together: "
+    "observe elements (operator 'mask'), with covariance 'diagonal' or 'independent'"
+)
+
+
+@final
+@dataclass(frozen=True)
+class Joined:
+    """A proposal q multiplied by f, as what it aims at is: q' = q f / Z.
+
+    Attributes:
+        inner: q.
+        drawn: q'.
+        log_z: log Z, float64 [B].
+        missing: of `Distribution.tilted`, and the mean that it is about.
+        mean: likewise.
+    """
+
+    inner: Proposal
+    drawn: Distribution
+    log_z: Tensor
+    missing: Tensor
+    mean: Tensor
+
+    def sample(self, noise: Noise) -> Tensor:
+        """One draw a row, [B, *event]."""
+        return self.drawn.sample(noise)
+
+    def log_ratio(self, x: Tensor) -> Tensor:
+        """log q'(x) - log p(x) f(x), nats, float64 [B]."""
+        return self.inner.log_ratio(x) - self.log_z - self.owed(x)
+
+    def owed(self, x: Tensor) -> Tensor:
+        """log q(x) f(x) / (Z q'(x)), nats, float64 [B]; 0 where the product is exact."""
+        return 0.5 * _sum(self.missing * (x.double() - self.mean.double()).square())
+
+    def rows(self, index: Tensor) -> Self:
+        """Some of the rows, or one several times; int64 [b]."""
+        parts = (part[index] for part in (self.log_z, self.missing, self.mean))
+        return type(self)(self.inner.rows(index), self.drawn.rows(index), *parts)
+
+    @classmethod
+    def joined(cls, parts: "Sequence[Joined]") -> Self:
+        """Their rows in turn."""
+        held = [(part.log_z, part.missing, part.mean) for part in parts]
+        drawn = type(parts[0].drawn).joined([part.drawn for part in parts])
+        return cls(
+            joined([part.inner for part in parts]),
+            drawn,
+            *(torch.cat(column) for column in zip(*held, strict=True)),
+        )
+
+
+@final
+@dataclass(frozen=True)
+class Steered:
+    """A proposal q drawn elsewhere, q' = q exp(slope x) / E_q exp(slope x); it aims at the same.
+
+    Attributes:
+        inner: q.
+        drawn: q'.
+        slope: float64 [B, *event].
+        log_z: log E_q exp(slope x), float64 [B].
+    """
+
+    inner: Proposal
+    drawn: Distribution | Conditioned
+    slope: Tensor
+    log_z: Tensor
+
+    def sample(self, noise: Noise) -> Tensor:
+        """One draw a row, [B, *event]."""
+        return self.drawn.sample(noise)
+
+    def log_ratio(self, x: Tensor) -> Tensor:
+        """log q'(x) - log p(x), nats, float64 [B]."""
+        return self.inner.log_ratio(x) + _sum(self.slope * x.double()) - self.log_z
+
+    def rows(self, index: Tensor) -> Self:
+        """Some of the rows, or one several times; int64 [b]."""
+        parts = (part[index] for part in (self.slope, self.log_z))
+        return type(self)(self.inner.rows(index), self.drawn.rows(index), *parts)
+
+    @classmethod
+    def joined(cls, parts: "Sequence[Steered]") -> Self:
+        """Their rows in turn."""
+        held = [(part.slope, part.log_z) for part in parts]
+        kind: Any = type(parts[0].drawn)  # alike in all of them
+        return cls(
+            joined([part.inner for part in parts]),
+            kind.joined([part.drawn for part in parts]),
+            *(torch.cat(column) for column in zip(*held, strict=True)),
+        )
+
+
+def join(proposal: Proposal, tilt: Tilt) -> Joined:
+    """The proposal for p f of one for p.
+
+    Raises:
+        ValueError: a proposal whose elements depend on each other.
+    """
+    drawn = _drawn(proposal)
+    if isinstance(drawn, Conditioned):
+        raise ValueError(TIED)
+    product, log_z, missing = drawn.tilted(tilt)
+    return Joined(proposal, product, log_z, missing, drawn.mean)
+
+
+def steer(proposal: Proposal, slope: Tensor) -> Steered:
+    """The proposal tilted by exp(slope x), slope [B, *event]."""
+    slope, drawn = slope.double(), _drawn(proposal)
+    if isinstance(drawn, Conditioned):
+        moved, log_z = drawn.tilted(slope)
+        return Steered(proposal, moved, slope, log_z)
+    zero = torch.zeros_like(slope)
+    product, log_z, _ = drawn.tilted(Tilt(zero.flatten(1).sum(1), slope, zero))
+    return Steered(proposal, product, slope, log_z)
+
+
+def kernel_of(proposal: Proposal) -> Distribution:
+    """p(x_s | x_t), which the proposal stands beside."""
+    if isinstance(proposal, Independent):
+        return proposal.kernel
+    if isinstance(proposal, Conditioned):
+        return proposal.base
+    assert isinstance(proposal, Joined | Steered)  # there are four
+    return kernel_of(proposal.inner)
+
+
+def _drawn(proposal: Proposal) -> Distribution | Conditioned:
+    """What a proposal is drawn from."""
+    if isinstance(proposal, Independent):
+        return proposal.proposal
+    if isinstance(proposal, Conditioned):
+        return proposal
+    assert isinstance(proposal, Joined | Steered)  # there are four
+    return proposal.drawn
+
+
+def _sum(x: Tensor) -> Tensor:
+    """Sum over everything but the rows."""
+    return x.flatten(1).sum(1)

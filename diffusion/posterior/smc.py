@@ -1,21 +1,16 @@
-"""Particles: weighted rows that follow a twist, exact as they grow many, unbiased in Z at once.
+"""Systems of particles on their way from x_T to x_0: their state, and how a kernel moves them.
 
-    w_s = w_t p(x_s | x_t) r_s(x_s) / (q(x_s | x_t, y) r_t(x_t)),     Z = E[prod of mean weights]
+    state_T = begin,    state_s = step(state_t)
 
-A system is P particles of one observation. They resample among themselves alone, systematically,
-when their effective sample size falls below P / 2, and at the end, where p(x_0 | x_1) r(x_0) is
-drawn from as it stands; what it is multiplied by beside that (`factors`) weighs the draws
-once more. All noise is numbered by (seed, particle, step), so a system is the same alone and in any
-batch.
-
-Sources: Wu, Trippe, Naesseth, Blei and Cunningham 2023; Del Moral, Doucet and Jasra 2006 (weights
-of any proposal, Z without bias); Kitagawa 1996 (systematic resampling).
+A system is P particles that see one observation and advance together. Its noise is numbered by its
+seed, its number and its particles, so that it is the same alone and in any batch, and whatever
+calls the steps: `run` in one loop, or a service in turns with other work.
 """
 
-import math
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
-from typing import final
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass, fields, replace
+from typing import Self, final
 
 import torch
 from torch import Tensor
@@ -24,260 +19,265 @@ from typing_extensions import override
 from diffusion.model import DiffusionModel
 from diffusion.noise import Stream, counter_noise
 from diffusion.observation import Observation
-from diffusion.plan import Plan
-from diffusion.posterior.proposal import Look
-from diffusion.posterior.systems import Course, Systems
-from diffusion.posterior.twist import Twist, last_look, look
-
-LookAt = Callable[[Tensor, Tensor, Tensor, Observation], Look]
-
-_TWIST = Twist()
-_FAR = 1e6  # of x_t, whose noise is about 1: no chain of finite probability goes there
+from diffusion.posterior.factors import Factor
+from diffusion.posterior.proposal import TwistValue
+from diffusion.posterior.resampling import drawn, weigh
 
 
 @final
 @dataclass(frozen=True)
-class Filter(Course):
-    """Systems that follow a twist.
+class Particles:
+    """S systems of P particles at some t.
 
-    Args:
-        plan: an ancestral plan from T down to 0.
-        particles: P.
-        draws: samples of each system, at most P.
-        twist: which r_t.
-        look_at: another twist in its place: (x_t, t, s, observation) of B rows to a `Look`, for s
-            above 0.
-
-    Raises:
-        ValueError: more draws than particles.
+    Attributes:
+        seed: of their noise.
+        number: which systems of the seed they are, int64 [S].
+        observation: what was seen, of each particle, [S P, *seen].
+        x: x_t, [S, P, *event]; once at 0, the n draws of each system, [S, n, *event].
+        x_0: what the network last took x_0 to be, as `x`.
+        log_w: log-weights, without the r_t that the next step is to find, nats, float64 [S, P].
+        log_evidence: log of the estimate of Z so far, nats, float64 [S].
+        variance: of that log, as far as the weights of each resampling tell it, float64 [S].
+        moved: nats by which proposals have left the model's own steps, float64 [S].
+        ess: effective sample size before each step made, float64 [S, steps].
+        ancestors: from which of the first particles each descends, int64 [S, P].
+        factors: what else multiplies p(x_0), of each particle.
+        evaluated: the twist at the first of the particles, where a step is made in pieces.
     """
 
-    plan: Plan
+    seed: int
+    number: Tensor
+    observation: Observation
+    x: Tensor
+    x_0: Tensor
+    log_w: Tensor
+    log_evidence: Tensor
+    variance: Tensor
+    moved: Tensor
+    ess: Tensor
+    ancestors: Tensor
+    factors: tuple[Factor, ...] = ()
+    evaluated: tuple[TwistValue, ...] = ()
+
+    @classmethod
+    def begun(cls, x: Tensor, observation: Observation, seed: int, number: Tensor) -> Self:
+        """With equal weights, at x_T [S P, *event]; `observation` [S, *seen]."""
+        S, device = len(number), x.device
+        x = x.unflatten(0, (S, -1))
+        P = x.shape[1]
+        each = torch.arange(S, device=device).repeat_interleave(P)
+        log_w = torch.zeros(S, P, dtype=torch.float64, device=device)
+        ancestors = torch.arange(P, device=device).expand(S, P)
+        seen = observation.rows(each)
+        x_0, none = torch.zeros_like(x), log_w[:, 0]
+        return cls(seed, number, seen, x, x_0, log_w, none, none, none, log_w[:, :0], ancestors)
+
+    def multiplied(self, factors: Sequence[Factor]) -> Self:
+        """With other factors of p(x_0), each of S systems."""
+        S, P = self.log_w.shape
+        each = torch.arange(S, device=self.x.device).repeat_interleave(P)
+        return replace(self, factors=tuple(factor.rows(each) for factor in factors))
+
+    @classmethod
+    def joined(cls, parts: "Sequence[Particles]") -> Self:
+        """Systems of one seed and as many particles, without other factors, side by side."""
+        tensors = zip(*(part._tensors() for part in parts), strict=True)
+        seen = Observation.joined([part.observation for part in parts])
+        return cls._of(parts[0].seed, seen, [torch.cat(tensor) for tensor in tensors])
+
+    def rows(self, index: Tensor) -> Self:
+        """Some of the systems; int64 [s]."""
+        P = self.log_w.shape[1]
+        each = (index[:, None] * P + torch.arange(P, device=index.device)).flatten()
+        seen = self.observation.rows(each)
+        found = self._of(self.seed, seen, [tensor[index] for tensor in self._tensors()])
+        return replace(found, factors=tuple(factor.rows(each) for factor in self.factors))
+
+    @property
+    def particle(self) -> Tensor:
+        """The number of each particle in the seed's noise, int64 [S, P]."""
+        P = self.log_w.shape[1]
+        return self.number[:, None] * P + torch.arange(P, device=self.x.device)
+
+    @classmethod
+    def _of(cls, seed: int, observation: Observation, tensors: Sequence[Tensor]) -> Self:
+        number, x, x_0, log_w, log_z, variance, moved, ess, ancestors = tensors
+        told = log_z, variance, moved, ess, ancestors
+        return cls(seed, number, observation, x, x_0, log_w, *told)
+
+    def _tensors(self) -> list[Tensor]:
+        held = (getattr(self, field.name) for field in fields(self))
+        return [part for part in held if isinstance(part, Tensor)]
+
+
+class SMCKernel(ABC):
+    """How systems of one kind go from x_T to x_0, in so many units of work.
+
+    Attributes:
+        particles: P.
+        draws: samples of each system, at most P.
+    """
+
     particles: int
-    draws: int = 1
-    twist: Twist = _TWIST
-    look_at: LookAt | None = None
+    draws: int
 
-    def __post_init__(self) -> None:
-        if not 1 <= self.draws <= self.particles:
-            raise ValueError(
-                f"{self.particles} particles hold {self.particles} samples at most, came "
-                f"{self.draws} to draw: raise the particles, or draw from more systems"
-            )
-
-    @override
+    @abstractmethod
     def __len__(self) -> int:
-        return len(self.plan)
+        """How many units there are."""
 
-    @override
-    def evaluations(self, model: DiffusionModel, count: Tensor) -> Tensor:
-        return self.particles * self.twist.evaluations(model, count)
-
-    @override
+    @abstractmethod
     def begin(
         self, model: DiffusionModel, observation: Observation, seed: int, number: Tensor
-    ) -> Systems:
-        row = number[:, None] * self.particles + torch.arange(self.particles, device=number.device)
-        prior = model.process.prior(model.event, row.numel())
-        x = prior.sample(counter_noise(seed, row.flatten(), model.T + 1))
-        return Systems.begun(x, observation, seed, number)
+    ) -> Particles:
+        """At x_T.
 
-    @override
+        Args:
+            model: the model.
+            observation: what was seen, [S, *seen].
+            seed: of the noise.
+            number: which systems of the seed, int64 [S].
+        """
+
+    @abstractmethod
     def step(
         self,
         model: DiffusionModel,
-        systems: Systems,
+        systems: Particles,
         unit: int,
         together: int | None = None,
         piece: int | None = None,
-    ) -> Systems:
-        done = sum(len(here.log_r) for here in systems.looks)
-        if piece is not None and done + piece < systems.log_w.numel():
-            looks = self._looks(model, systems, unit, together, done + piece)
-            return replace(systems, looks=(*systems.looks, *looks))
-        kind = self.twist.exact(systems.observation.count[:: self.particles])
-        parts = [place.nonzero()[:, 0] for place in (kind, ~kind)]
-        if unit == len(self) - 1 or not all(map(len, parts)):
-            return self._step(model, systems, unit, together)
-        # Covariances that are worked out and those that are not: each system by its own way.
-        moved = [self._step(model, systems.rows(part), unit, together) for part in parts]
-        both = Systems.joined(moved).rows(torch.cat(parts).argsort())
-        return replace(both, factors=systems.factors)
+    ) -> Particles:
+        """After the next unit, or a piece of it.
 
-    def _step(
-        self, model: DiffusionModel, systems: Systems, unit: int, together: int | None
-    ) -> Systems:
-        S, P = systems.log_w.shape
-        device, last = systems.x.device, unit == len(self) - 1
-        t = self.plan.t[unit : unit + 1].to(device)
-        here = Look.joined([*systems.looks, *self._looks(model, systems, unit, together, S * P)])
-        log_w, log_z = systems.log_w + here.log_r.reshape(S, P), systems.log_evidence
-        log_w = torch.where(log_w < math.inf, log_w, -math.inf)  # a lost particle is worth nothing
-        ess, origin, variance = effective(log_w), systems.origin, systems.variance
-        choose = torch.ones_like(ess, dtype=torch.bool) if last else ess < P / 2
-        place = torch.arange(P, device=device).expand(S, P)
-        if bool(choose.any()):
-            noise = counter_noise(systems.seed, systems.number, t.expand(S), Stream.RESAMPLING)
-            u = noise.uniform((1,))[:, 0].double()
-            final = drawn(log_w, u, self.draws)  # of the last step, before log_w is evened out
-            place = torch.where(choose[:, None], systematic(log_w, u, P), place)
-            log_z = torch.where(choose, log_z + log_mean(log_w), log_z)
-            apart = variance + jackknife(log_w)
-            told = spread(log_w, origin, apart) if last else apart
-            variance = torch.where(choose, told, variance)
-            log_w = torch.where(choose[:, None], 0.0, log_w)
-            origin = origin.gather(1, place)
-        row = systems.particle
-        if last and here.left is None:
-            place, row = final, row[:, : self.draws]
-        rows = (torch.arange(S, device=device)[:, None] * P + place).flatten()
-        proposal = here.proposal.rows(rows)
-        x = proposal.sample(counter_noise(systems.seed, row.flatten(), t.expand(len(rows))))
-        if last and here.left is not None:
-            each = zip(x.split(together or len(x)), rows.split(together or len(x)), strict=True)
-            log_w = torch.cat([here.left(*part) for part in each]).reshape(S, P)
-            log_z = log_z + log_mean(log_w)
-            variance = spread(log_w, origin, apart + jackknife(log_w))
-            noise = counter_noise(systems.seed, systems.number, 0, Stream.RESAMPLING)
-            u = noise.uniform((1,))[:, 0].double()
-            origin = origin.gather(1, systematic(log_w, u, P))
-            first = torch.arange(S, device=device)[:, None] * P
-            picked = (first + drawn(log_w, u, self.draws)).flatten()
-            x, rows = x[picked], rows[picked]
-        moved = systems.moved
-        if not last:
-            ratio = proposal.log_ratio(x)
-            moved = moved + ratio.reshape(S, P).nan_to_num(0.0, 0.0, 0.0).mean(1)
-            # Where r_t was 0 nothing weighs anything, and what has been paid does not matter.
-            paid = here.log_r[rows] + ratio
-            paid = torch.where(torch.isneginf(here.log_r[rows]), 0.0, paid)
-            log_w = log_w - paid.reshape(S, P)
-            # A network sent far from its data may answer anything: such a particle is worth
-            # nothing, and waits at 0 to be replaced.
-            lost = ~(x.abs() <= _FAR).flatten(1).all(1) | ~(log_w < math.inf).flatten()
-            log_w = torch.where(lost.reshape(S, P), -math.inf, log_w)
-            x = torch.where(lost.reshape(-1, *[1] * (x.ndim - 1)), 0.0, x)
-        return replace(
-            systems,
-            # Where all of a system are lost its evidence is 0, and what is drawn of it any number.
-            x=x.nan_to_num(0.0).unflatten(0, (S, -1)),
-            x_0=here.x_0[rows].nan_to_num(0.0).unflatten(0, (S, -1)),
-            log_w=log_w,
-            log_evidence=log_z,
-            variance=variance,
-            moved=moved,
-            ess=torch.cat((systems.ess, ess[:, None]), 1),
-            origin=origin,
-            looks=(),
-        )
+        Args:
+            model: the model.
+            systems: as `begin`, or the unit or piece before this one, left them.
+            unit: which, 0 up to the kernel's length.
+            together: most rows that go through the network at once; all where it is not given.
+            piece: of a single system, how many more particles are looked at; all that are left
+                where it is not given. The unit is over when there are none left.
+        """
 
-    def _looks(
-        self, model: DiffusionModel, systems: Systems, unit: int, together: int | None, end: int
-    ) -> Iterator[Look]:
-        """What is to be said of each particle not yet looked at, up to `end`; so many at once."""
-        x, device = systems.x.flatten(0, 1), systems.x.device
-        t, s = (part[unit : unit + 1].to(device) for part in (self.plan.t, self.plan.s))
-        begin = sum(len(here.log_r) for here in systems.looks)
-        for place in torch.arange(begin, end, device=device).split(together or len(x)):
-            x_t, seen, factors = x, systems.observation, systems.factors
-            if len(place) < len(x):
-                x_t, seen = x[place], seen.rows(place)
-                factors = tuple(factor.rows(place) for factor in factors)
-            if unit == len(self) - 1:
-                here = last_look(model, x_t, t, seen)
-            elif self.look_at is not None:
-                here = self.look_at(x_t, t, s, seen)
-            else:
-                here = look(model, x_t, t, s, seen, self.twist)
-            for factor in factors:
-                here = factor.look(here, x_t, t, s)
-            yield here
+    @abstractmethod
+    def evaluations(self, model: DiffusionModel, count: Tensor) -> Tensor:
+        """Network evaluations of a system by each unit but the last, which takes `particles`.
+
+        Args:
+            model: the model.
+            count: of how many numbers each system has seen, int64 [S].
+
+        Returns:
+            int64 [S].
+        """
+
+    def total(self, model: DiffusionModel, count: Tensor, factors: Sequence[Factor] = ()) -> Tensor:
+        """Network evaluations of each system, int64 [S]."""
+        others = len(self) * self.particles * sum(factor.evaluations for factor in factors)
+        return (len(self) - 1) * self.evaluations(model, count) + self.particles + others
 
 
-def systematic(log_w: Tensor, uniform: Tensor, count: int) -> Tensor:
-    """Places drawn in proportion to weights: (i + u) / count through their cumulative sum.
+class SingleParticle(SMCKernel):
+    """A kernel of one particle a system, without weights: one network evaluation a unit."""
 
-    Of place j come floor or ceil of count w_j / sum(w), on average exactly that.
+    particles = 1
+    draws = 1
+
+    @override
+    def evaluations(self, model: DiffusionModel, count: Tensor) -> Tensor:
+        return torch.ones_like(count)
+
+
+@final
+@dataclass(frozen=True)
+class SMCResult:
+    """What S systems of P particles found.
+
+    Attributes:
+        particles: P.
+        samples: [S, n, *event], model units; n draws of each system's weighted particles.
+        log_evidence: log of the estimate of Z = p(y), nats, float64 [S]; exp of it has no bias.
+        variance: of that log, each by its own weights (`resampling.spread`), float64 [S].
+        moved: nats by which proposals left the model's own steps, float64 [S].
+        ess: effective sample size before each step, float64 [S, steps].
+        ancestors: from how many of the P first particles the last ones descend, int64 [S].
+        evaluations: network evaluations of each system, int64 [S].
+    """
+
+    particles: int
+    samples: Tensor
+    log_evidence: Tensor
+    variance: Tensor
+    moved: Tensor
+    ess: Tensor
+    ancestors: Tensor
+    evaluations: Tensor
+
+    @classmethod
+    def of(cls, model: DiffusionModel, kernel: SMCKernel, systems: Particles) -> Self:
+        """Of systems that are at x_0."""
+        ancestors = systems.ancestors.sort(1).values.diff(dim=1).ne(0).sum(1) + 1
+        count = systems.observation.count[:: kernel.particles]
+        spent = kernel.total(model, count, systems.factors)
+        log_z, variance, moved = systems.log_evidence, systems.variance, systems.moved
+        found = systems.x, log_z, variance, moved, systems.ess, ancestors, spent
+        return cls(kernel.particles, *found)
+
+    @classmethod
+    def joined(cls, parts: "Sequence[SMCResult]") -> Self:
+        """Systems of as many particles, side by side."""
+        tensors = zip(*(part.tensors() for part in parts), strict=True)
+        return cls(parts[0].particles, *(torch.cat(tensor) for tensor in tensors))
+
+    def rows(self, index: slice | Tensor) -> Self:
+        """Some of the systems."""
+        return type(self)(self.particles, *(tensor[index] for tensor in self.tensors()))
+
+    def weighted(self, count: int) -> tuple[Tensor, Tensor]:
+        """The samples of `count` posteriors, [N, n, *event], and their weights, float64 [N, n].
+
+        Weights are those of `resampling.weigh`; samples of one system share its weight.
+        """
+        x = self.samples.unflatten(0, (count, -1))
+        weights = weigh(self.log_evidence.reshape(count, -1)) / x.shape[2]
+        return x.flatten(1, 2), weights.repeat_interleave(x.shape[2], 1)
+
+    def redrawn(self, count: int, seed: int) -> tuple[Tensor, Tensor]:
+        """The same drawn again by their systems' weights, so that all have equal ones."""
+        x, weights = self.weighted(count)
+        posterior = torch.arange(count, device=x.device)
+        noise = counter_noise(seed, posterior, 0, Stream.RESAMPLING).uniform((1,))[:, 0].double()
+        each = weigh(self.log_evidence.reshape(count, -1))
+        picked = drawn(each.log(), noise, each.shape[1])
+        return x[posterior[:, None], picked], torch.full_like(weights, 1 / weights.shape[1])
+
+    def tensors(self) -> tuple[Tensor, ...]:
+        """All but the number of particles, in order; a row a system."""
+        held = (getattr(self, field.name) for field in fields(self))
+        return tuple(part for part in held if isinstance(part, Tensor))
+
+
+@torch.no_grad()
+def run(
+    model: DiffusionModel,
+    kernel: SMCKernel,
+    observation: Observation,
+    seed: int,
+    number: Tensor,
+    factors: Sequence[Factor] = (),
+    together: int | None = None,
+) -> SMCResult:
+    """Move systems from x_T to x_0.
 
     Args:
-        log_w: nats, float64 [S, P]; where all are -inf, all weigh the same.
-        uniform: u, one for each system, float64 [S].
-        count: how many places to draw.
-
-    Returns:
-        int64 [S, count], ascending.
+        model: the model.
+        kernel: what moves them.
+        observation: and what follows: as `SMCKernel.begin` takes them.
+        seed: of the noise.
+        number: which systems of the seed, int64 [S].
+        factors: what else multiplies p(x_0) of each system, if the kernel is a `ParticleFilter`.
+        together: most rows that go through a network at once; all where it is not given.
     """
-    ticks = torch.arange(count, dtype=torch.float64, device=log_w.device) + uniform[:, None]
-    return _at(log_w, ticks / count)
-
-
-def drawn(log_w: Tensor, uniform: Tensor, count: int) -> Tensor:
-    """Places drawn, each of them j with probability w_j / sum(w): (u + i / count) mod 1.
-
-    All together they are as even as those of `systematic`, whose first place is always a low one:
-    taken alone, or few, its places are no draws by the weights.
-
-    Args:
-        log_w: and what follows: as `systematic` takes them.
-        uniform: u, one for each system, float64 [S].
-        count: how many places to draw.
-
-    Returns:
-        int64 [S, count].
-    """
-    ticks = torch.arange(count, dtype=torch.float64, device=log_w.device) / count
-    return _at(log_w, (ticks + uniform[:, None]) % 1)
-
-
-def _at(log_w: Tensor, ticks: Tensor) -> Tensor:
-    """Where the shares of the weights, laid end to end, reach ticks of 0 to 1, [S, count]."""
-    edges = shares(log_w).cumsum(1)
-    found = torch.searchsorted(edges / edges[:, -1:], ticks.contiguous(), right=True)
-    return found.clamp(max=log_w.shape[1] - 1)
-
-
-def effective(log_w: Tensor) -> Tensor:
-    """The effective sample size (sum w)^2 / sum w^2, 1 to P, float64 [S]."""
-    return 1 / shares(log_w).square().sum(1)
-
-
-def log_mean(log_w: Tensor) -> Tensor:
-    """log of the mean weight, [S]; -inf where all are."""
-    return log_w.logsumexp(1) - math.log(log_w.shape[1])
-
-
-def spread(log_w: Tensor, origin: Tensor, apart: Tensor) -> Tensor:
-    """Variance of a system's log of Z, by the system alone, float64 [S].
-
-        V = 1 - P / (P - 1) (1 - sum over ancestors a of (sum of the weights from a)^2)
-
-    estimates the variance of Z / E[Z] (Lee and Whiteley 2018, Equation 4, with the factor of one
-    resampling: the systematic one adds little), so -log(1 - V) that of its logarithm. It is never
-    more than 1 and says nothing once all descend from one: then what the resamplings tell, one by
-    one, stands in, and at least 1. Of one particle nothing is known: infinite.
-
-    Args:
-        log_w: last, nats, float64 [S, P].
-        origin: from which of the first particles each descends, int64 [S, P].
-        apart: sum of `jackknife` over the resamplings, float64 [S].
-    """
-    P = log_w.shape[1]
-    if P == 1:
-        return torch.full_like(apart, math.inf)
-    families = torch.zeros_like(log_w).scatter_add(1, origin, shares(log_w))
-    single = (origin == origin[:, :1]).all(1)
-    V = 1 - P / (P - 1) * (1 - families.square().sum(1))
-    return torch.where(single, apart.clamp_min(1.0), -torch.log1p(-V.clamp(0.0, 1 - 1e-9)))
-
-
-def jackknife(log_w: Tensor) -> Tensor:
-    """Variance of `log_mean` by leaving out one weight at a time (Tukey 1958), float64 [S]."""
-    P = log_w.shape[1]
-    left = torch.log1p(-shares(log_w).clamp(max=1 - 1e-15))
-    return left.var(1, correction=0) * (P - 1)
-
-
-def shares(log_w: Tensor) -> Tensor:
-    """Weights that sum to 1, [S, P]; equal ones where nothing weighs anything."""
-    none = torch.isneginf(log_w).all(1, keepdim=True)
-    return torch.where(none, 0.0, log_w).softmax(1)
+    systems = kernel.begin(model, observation, seed, number.to(model.device)).multiplied(factors)
+    for unit in range(len(kernel)):
+        systems = kernel.step(model, systems, unit, together)
+    return SMCResult.of(model, kernel, systems)

@@ -24,20 +24,21 @@ from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
 from diffusion.conditioned import Conditioned
-from diffusion.distributions import LOG_2PI, Bernoulli, Normal
+from diffusion.distributions import LOG_2PI, Normal
 from diffusion.model import DiffusionModel
 from diffusion.observation import Observation
 from diffusion.operators import Mask
 from diffusion.posterior.elements import (
     Elements,
-    look_at_elements,
+    conjugate_gradients,
+    dot,
+    evaluate_elements,
     own_variance,
     surprise_of,
 )
-from diffusion.posterior.proposal import Independent, Look
-from diffusion.posterior.solve import conjugate_gradients, dot
-from diffusion.prediction import BinomialPrediction, GaussianPrediction
-from diffusion.process import BinomialProcess, GaussianProcess, per_row
+from diffusion.posterior.proposal import Independent, TwistValue
+from diffusion.prediction import BinomialPrediction, GaussianPrediction, as_gaussian
+from diffusion.process import per_row
 
 #: V_t is at least so much of 1 - alpha_bar: a network's Jacobian is no perfect covariance.
 _FLOOR = 1e-5
@@ -73,7 +74,7 @@ class Twist(BaseModel):
 
     def ties(self, observation: Observation) -> bool:
         """Whether some proposal's elements come to depend on each other by what was seen."""
-        if not isinstance(observation.factor, Normal):
+        if not observation.factor.continuous:
             return False
         count = observation.count
         through = not isinstance(observation.operator, Mask)
@@ -86,7 +87,7 @@ class Twist(BaseModel):
 
     def evaluations(self, model: DiffusionModel, count: Tensor) -> Tensor:
         """Network evaluations of one step but the last, which takes 1; count int64 [N]."""
-        if isinstance(model.process, BinomialProcess):
+        if not model.process.continuous:
             return torch.ones_like(count)
         if self.independent:
             return torch.where(self.exact(count), 1 + count, 1)
@@ -95,7 +96,9 @@ class Twist(BaseModel):
 
 
 @torch.no_grad()
-def last_look(model: DiffusionModel, x_t: Tensor, t: Tensor, observation: Observation) -> Look:
+def evaluate_last_twist(
+    model: DiffusionModel, x_t: Tensor, t: Tensor, observation: Observation
+) -> TwistValue:
     """At the last step p(x_0 | x_t) r(x_0) is known in closed form, and r_t = Z~_t.
 
     Args:
@@ -108,18 +111,18 @@ def last_look(model: DiffusionModel, x_t: Tensor, t: Tensor, observation: Observ
     kernel = prediction.kernel(torch.zeros_like(t))
     found, log_z = observation.multiply(kernel)
     proposal = found if isinstance(found, Conditioned) else Independent(kernel, found)
-    return Look(log_z, proposal, prediction.x_0)
+    return TwistValue(log_z, proposal, prediction.x_0)
 
 
 @torch.no_grad()
-def look(
+def evaluate_twist(
     model: DiffusionModel,
     x_t: Tensor,
     t: Tensor,
     s: Tensor,
     observation: Observation,
     twist: Twist,
-) -> Look:
+) -> TwistValue:
     """r_t(x_t), and the proposal of x_s for s above 0.
 
     Args:
@@ -131,26 +134,22 @@ def look(
             `Twist.exact`, or none.
         twist: which r_t.
     """
-    if isinstance(model.process, BinomialProcess):
-        return _look_at_bits(model, x_t, t, s, observation)
-    assert isinstance(model.process, GaussianProcess)  # there are two
+    if not model.process.continuous:
+        return _evaluate_bits(model, x_t, t, s, observation)
     count = observation.count
     if not bool(count.any()):
         prediction = model.predict(x_t, t)
         kernel = prediction.kernel(s)
         nothing = torch.zeros(len(x_t), dtype=torch.float64, device=x_t.device)
-        return Look(nothing, Independent(kernel, kernel), prediction.x_0)
+        return TwistValue(nothing, Independent(kernel, kernel), prediction.x_0)
     exact = bool(twist.exact(count).all())
     if twist.independent and not exact:
-        prediction = model.predict(x_t, t)
-        assert isinstance(prediction, GaussianPrediction)  # of reals
-        return look_at_elements(model, prediction, s, observation)
+        return evaluate_elements(model, as_gaussian(model.predict(x_t, t)), s, observation)
     with torch.inference_mode(False), torch.enable_grad():
         x = x_t.clone().requires_grad_()
         seen = model.predict(x, t, clip=False)
     # A clipped element has no gradient, so the Jacobian is of what the network said.
-    prediction = model.clip(seen)
-    assert isinstance(prediction, GaussianPrediction)
+    prediction = as_gaussian(model.clip(seen))
     kernel, own = prediction.kernel(s), own_variance(prediction)
     at = model.process.alpha_bar[t]
     scale = per_row(torch.where(at > 0, (1 - at) / at.sqrt(), 0.0), x_t)
@@ -162,7 +161,7 @@ def look(
         (found,) = torch.autograd.grad(seen.x_0, x, u.to(x_t), retain_graph=True)
         return (torch.where(blind, own * u, scale * found) + floor * u).double()
 
-    to_x_0, _, _ = model.process.posterior_coefficients(t, s)
+    to_x_0, _, _ = prediction.process.posterior_coefficients(t, s)
     gain = to_x_0.reshape(-1, *[1] * (x_t.ndim - 1))
     if exact:
         return _exact(model, prediction, s, gain, spread, observation)
@@ -179,7 +178,7 @@ def _exact(
     gain: Tensor,
     spread: Spread,
     observation: Observation,
-) -> Look:
+) -> TwistValue:
     """With S = sigma^2 + A V A^T worked out: Cov(x_s, y | x_t) = c_0 V A^T.
 
     Rows whose A V A^T is no covariance take V element by element, as `elements` has it.
@@ -193,7 +192,7 @@ def _exact(
     total = own + torch.diag_embed(noise)
     if bool(good.all()):
         proposal = Conditioned.on(kernel, slope, off, total, _MOST)
-        return Look(proposal.log_z, proposal, x_0)
+        return TwistValue(proposal.log_z, proposal, x_0)
     elements = Elements.of(model, prediction, s, surprise_of(observation, x_0))
 
     def through(v: Tensor) -> Tensor:
@@ -207,7 +206,7 @@ def _exact(
         kernel, slope, off, torch.where(pick, total, through(elements.seen)), _MOST
     )
     by_elements = Conditioned.on(kernel, slope, off, through(elements.now)).log_z
-    return Look(torch.where(good, proposal.log_z, by_elements), proposal, x_0)
+    return TwistValue(torch.where(good, proposal.log_z, by_elements), proposal, x_0)
 
 
 def covariance(
@@ -248,14 +247,13 @@ def _iterated(
     own: Tensor,
     observation: Observation,
     twist: Twist,
-) -> Look:
+) -> TwistValue:
     """With S u = y - A x_0hat solved for u only; the determinant is that of S's diagonal.
 
     Rows whose S turns out to be no covariance on the way take V element by element.
     """
     x_0, kernel = prediction.x_0, prediction.kernel(s)
     operator, factor, known = observation.operator, observation.factor, observation.known
-    assert isinstance(factor, Normal)  # reals
     event = x_0.shape[1:]
     off = torch.where(known, (factor.mean - operator.forward(x_0)).double(), 0.0)
     noise = torch.where(known, factor.var.expand_as(factor.mean).double(), 1.0)
@@ -286,23 +284,19 @@ def _iterated(
         # What is seen of an element narrows its step; with other operators the weights see to it.
         narrow = torch.where(known, gain.square() * own.square() / diagonal, 0.0) / var.double()
         var = (var.double() * (1 - narrow.clamp(max=_MOST))).to(x_0.dtype)
-    found = Look(log_r, Independent(kernel, Normal(mean, var)), x_0)
+    found = TwistValue(log_r, Independent(kernel, Normal(mean, var)), x_0)
     # |V A^T u|^2 <= (the most of V) u^T A V A^T u of any covariance.
     good = positive & log_r.isfinite() & (dot(pull, pull) <= prediction.most_variance * fit)
     if bool(good.all()):
         return found
-    return found.where(good, look_at_elements(model, prediction, s, observation))
+    return found.where(good, evaluate_elements(model, prediction, s, observation))
 
 
-def _look_at_bits(
+def _evaluate_bits(
     model: DiffusionModel, x_t: Tensor, t: Tensor, s: Tensor, observation: Observation
-) -> Look:
+) -> TwistValue:
     """pi given y by Bayes, element by element, mixed through q(x_s | x_t, x_0)."""
     prediction = model.predict(x_t, t)
     assert isinstance(prediction, BinomialPrediction)
-    kernel = prediction.kernel(s)
-    given, log_r = observation.multiply(Bernoulli(prediction.logits))
-    assert isinstance(given, Bernoulli)
-    mixed = prediction.process.mix(given.logits, x_t, t, s)
-    proposal = Bernoulli(torch.where(observation.known, mixed.logits, kernel.logits))
-    return Look(log_r, Independent(kernel, proposal), prediction.x_0)
+    proposal, log_r = prediction.given(observation, s)
+    return TwistValue(log_r, Independent(prediction.kernel(s), proposal), prediction.x_0)

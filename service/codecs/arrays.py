@@ -121,7 +121,7 @@ def read_mask(
 def plain(x: Tensor, space: DataSpace) -> NDArray[Any]:
     """Values for JSON: whole numbers where all are (bits, 8-bit images), else the space's dtype."""
     array = x.detach().to("cpu", space.dtype).numpy()
-    if space.kind == "bits" or space.levels is not None:
+    if space.greatest is not None:
         with np.errstate(invalid="ignore"):  # what does not fit is not equal below
             whole = array.astype(np.uint16)
         if bool((whole == array).all()):

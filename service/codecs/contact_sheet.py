@@ -95,7 +95,7 @@ def _drawn_as(space: DataSpace) -> str:
 
 
 def _tiles(space: DataSpace, strips: Sequence[Strip]) -> Pixels:
-    top = 1 if space.kind == "bits" else (space.levels or 256) - 1
+    top = space.greatest or 255
     first = strips[0]
     if first.film:
         lines = [[_tile(x, top) for x in strip.samples] for strip in strips]

@@ -39,7 +39,7 @@ def decode_png(
         InvalidRequest: no image is wanted, or it is no PNG, of another size or depth, or damaged;
             or bits are wanted and there are greys.
     """
-    if space.kind == "vector" or len(space.shape) != 3 or space.shape[0] not in (1, 3):
+    if not space.in_pngs:
         raise InvalidRequest(
             f"{place} is text, and this model's data are no images a PNG can hold.",
             location=place,

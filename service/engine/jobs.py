@@ -17,7 +17,7 @@ from diffusion.model import DiffusionModel
 from diffusion.plan import Plan
 from diffusion.posterior import Observation
 from diffusion.posterior.factors import Factor
-from diffusion.posterior.systems import Course
+from diffusion.posterior.smc import SMCKernel
 from diffusion.space import Convention
 from service.engine.frames import Frames
 from service.engine.scheduling.batch import Queue
@@ -172,7 +172,7 @@ class TermJob:
 class SystemJob:
     """Draw from p(x_0) r(x_0) by systems of particles, `each` for every datum.
 
-    System i of the answer is what `systems.walk` makes of it with the same seed, course,
+    System i of the answer is what `smc.run` makes of it with the same seed, course,
     observation and factors, whatever else the engine does.
 
     Args:
@@ -183,14 +183,14 @@ class SystemJob:
         each: systems of a datum.
         costs: network evaluations of each system by every unit but its last; see `of`.
         factors: what else p(x_0) is multiplied by, each of N data; their networks on the model's
-            device, and such as `diffusion.posterior.settle` lets pass.
+            device, and such as a method's `resolve` lets pass.
     """
 
     parallel: ClassVar[bool] = False
 
     model: str
     seed: int
-    course: Course
+    course: SMCKernel
     observation: Observation
     each: int
     costs: tuple[int, ...]
@@ -202,7 +202,7 @@ class SystemJob:
         name: str,
         model: DiffusionModel,
         seed: int,
-        course: Course,
+        course: SMCKernel,
         observation: Observation,
         each: int,
         factors: Sequence[Factor] = (),

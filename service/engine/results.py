@@ -8,7 +8,7 @@ from typing import Generic, TypeVar, final
 from torch import Tensor
 
 from diffusion.likelihood.bound import BoundResult
-from diffusion.posterior.systems import Cloud
+from diffusion.posterior.smc import SMCResult
 from service.engine.frames import Film
 from service.engine.peek import Peek
 
@@ -65,7 +65,7 @@ class TermResult(Timing):
 class SystemResult(Timing):
     """`cloud`: what the systems found, on the CPU, in the order of their numbers."""
 
-    cloud: Cloud
+    cloud: SMCResult
 
     @property
     def samples(self) -> Tensor:

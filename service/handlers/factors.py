@@ -62,8 +62,7 @@ def find_beside(asked: AskedBeside, count: int, served: Served, catalogue: Catal
         factors.append(Label(reader.classifier, torch.tensor(y)))
     if asked.expert is not None:
         factors.append(_expert(asked.expert, served, catalogue))
-        if served.model.space.kind != "bits":
-            gained = served.model.space.log_jacobian()  # p_2 is a density too
+        gained = served.model.space.log_jacobian()  # p_2 is a density too, but of bits
     return Beside(tuple(factors), labels, reader if asked.label_probabilities else None, gained)
 
 

@@ -101,7 +101,7 @@ def read_seen(request: Conditions, space: DataSpace) -> Seen:
     if space.kind != "bits":
         noise = _check_sizes(values, known, noise, operator, space)
     found = Seen(values, known, noise, operator)
-    if space.kind == "bits" or isinstance(operator, Mask):
+    if isinstance(operator, Mask):
         as_they_are = known if space.kind == "bits" else found.exact
         check_values(torch.where(as_they_are, values, 0.0), space, "observed")
     else:
@@ -155,11 +155,12 @@ def _seen_space(operator: LinearOperator, space: DataSpace) -> DataSpace:
 
 def _noise(request: Conditions, space: DataSpace) -> object:
     """What the request says of the noise that this space has."""
-    bits = space.kind == "bits"
-    mine, other = ("flip_probability", "noise_std") if bits else ("noise_std", "flip_probability")
+    mine = space.noise_name
+    of = {"noise_std": "bits", "flip_probability": "real data"}  # whose noise the other is not
+    (other,) = of.keys() - {mine}
     if getattr(request, other) is not None:
         raise InvalidRequest(
-            f"{other} has no meaning for {'bits' if bits else 'real data'}.",
+            f"{other} has no meaning for {of[other]}.",
             location=other,
             expected=mine,
             fix=f"Send {mine} instead.",
@@ -169,7 +170,7 @@ def _noise(request: Conditions, space: DataSpace) -> object:
 
 def _fit_noise(noise: object, seen: DataSpace, count: int, request: Conditions) -> Tensor:
     """One number for all, or [N, *seen]."""
-    name = "flip_probability" if seen.kind == "bits" else "noise_std"
+    name = seen.noise_name
     if isinstance(noise, list | Tensor):
         found = _array(noise, seen, count)
     else:

@@ -2,9 +2,9 @@
 
 Of /posterior r may have other factors (`service.handlers.factors`).
 
-Which method answers, and what systems of particles do for it, says `diffusion.posterior`: so a
-served answer is that of its `draw`. Plain chains do where each row goes its own way, systems where
-particles are weighted, jump, or see the datum through an operator.
+A method of `diffusion.posterior.methods` says which method answers and what moves its systems of
+particles, so a served answer is that of `sample_posterior`. Plain chains are enough where rows are
+independent; systems are needed where particles are weighted, jump, or are seen through an operator.
 """
 
 from dataclasses import dataclass
@@ -14,24 +14,11 @@ import torch
 from torch import Tensor
 from typing_extensions import override
 
-from diffusion.observation import Observation
+from diffusion.observation import in_model_units
 from diffusion.plan import Ancestral
-from diffusion.posterior import (
-    Matched,
-    MatchedStart,
-    Resample,
-    Settled,
-    Twisted,
-    biased,
-    course_of,
-    diagnose,
-    gather,
-    settle,
-    start_of,
-)
+from diffusion.posterior import MatchedStart, PosteriorMethod
 from diffusion.posterior.diagnostics import Diagnostics as Told
-from diffusion.posterior.summary import Summary
-from diffusion.posterior.units import in_model_units
+from diffusion.posterior.diagnostics import Summary
 from service.catalogue import Catalogue, Served
 from service.codecs.arrays import plain, refusal
 from service.codecs.contact_sheet import Strip
@@ -42,7 +29,7 @@ from service.errors import InvalidRequest, TooExpensive
 from service.handlers.base import Work, check_rows, make_plan, settle_seed, stated
 from service.handlers.factors import Beside, find_beside
 from service.handlers.observation import Seen, read_seen
-from service.schemas.conditions import SYSTEM_STEPS, Conditions
+from service.schemas.conditions import Conditions
 from service.schemas.responses import Diagnostics, Posterior, PosteriorAnswer
 from service.settings import Settings
 
@@ -59,7 +46,7 @@ class PosteriorWork(Work[ChainResult | SystemResult]):
     request: Conditions
     seen: Seen
     beside: Beside
-    method: Settled
+    method: PosteriorMethod
     sampler: Ancestral
     start: MatchedStart | None
     gained: Tensor
@@ -86,25 +73,25 @@ class PosteriorWork(Work[ChainResult | SystemResult]):
         except ValueError as error:
             raise refusal(error, "operator") from None
         try:
-            method = settle(model, observation, request.wanted, beside.factors)
-            start = start_of(model, observation) if isinstance(method, Matched) else None
+            method = request.method.resolve(model, observation, beside.factors)
+            start = method.start(model, observation)
         except ValueError as error:
             raise refusal(error, "method") from None
         sampler = _sampler(request.sampler, method, model.T)
         plan = make_plan(sampler, served, None if start is None else start.t)
         try:
-            course = course_of(model, observation, method, each, sampler)
+            kernel = method.kernel(model, observation, each, sampler)
         except ValueError as error:
             raise refusal(error, "method") from None
         seed = settle_seed(request.seed)
-        if course is not None:
-            systems = each // course.draws
+        if kernel is not None:
+            systems = each // kernel.draws
             most = settings.max_particles
-            check_rows(course.particles, "particles", most, "NONEQ_MAX_PARTICLES")
-            check_cost(count * systems * course.particles * len(course), settings)
-            _check_axes(method, observation, model.space.dims)
+            check_rows(kernel.particles, "particles", most, "NONEQ_MAX_PARTICLES")
+            check_cost(count * systems * kernel.particles * len(kernel), settings)
+            _check_axes(kernel.particles, method.covariance_size(observation), model.space.dims)
             job: ChainJob | SystemJob = SystemJob.of(
-                served.name, model, seed, course, observation, systems, beside.factors
+                served.name, model, seed, kernel, observation, systems, beside.factors
             )
         else:
             check_cost(count * each * len(plan), settings)
@@ -159,7 +146,7 @@ class PosteriorWork(Work[ChainResult | SystemResult]):
             seed=self.job.seed,
             exact=result.exact,
             method=self.method.name,
-            biased=biased(self.method),
+            biased=self.method.biased,
             sampler=stated(self.sampler, self.served),
             shape=list(space.shape),
             columns=space.columns,
@@ -196,7 +183,7 @@ class PosteriorWork(Work[ChainResult | SystemResult]):
         x, weights = result.samples, torch.full(self.layout, 1 / self.layout[1]).double()
         if isinstance(result, SystemResult):
             count, seed = len(self.seen.values), self.job.seed
-            picked, weights = gather(self.method, result.cloud, count, seed)
+            picked, weights = self.method.gather(result.cloud, count, seed)
             x = picked.flatten(0, 1)
         shape = *self.layout, *self.served.model.space.shape
         return self.estimates(x).reshape(shape), weights
@@ -215,7 +202,7 @@ class PosteriorWork(Work[ChainResult | SystemResult]):
         count = len(self.seen.values)
         if isinstance(result, ChainResult):
             return (Told(),) * count
-        return diagnose(self.method, result.cloud, count, self.served.model.T)
+        return self.method.diagnose(result.cloud, count, self.served.model.T)
 
     def _told(self, told: Told, datum: int) -> Diagnostics:
         """The same in data units, as it is answered."""
@@ -262,24 +249,20 @@ class PosteriorWork(Work[ChainResult | SystemResult]):
                 )
 
 
-def _check_axes(method: Settled, observation: Observation, dims: int) -> None:
+def _check_axes(particles: int, seen: int, dims: int) -> None:
     """Raise TooExpensive where the covariances of one system's particles take too much memory."""
-    if not isinstance(method, Twisted):
-        return
-    exact = method.twist.exact(observation.count)
-    most = int(observation.count[exact].max()) if bool(exact.any()) else 0
-    if method.particles * most * dims > _MOST_AXES:
+    if particles * seen * dims > _MOST_AXES:
         raise TooExpensive(
             "The covariances of a system's particles take more memory than one request may.",
             location="method",
-            received=f"{method.particles} particles by {most} numbers seen by {dims} elements",
+            received=f"{particles} particles by {seen} numbers seen by {dims} elements",
             expected=f"at most {_MOST_AXES}",
             fix="Ask for fewer particles or products, or the diagonal covariance.",
         )
 
 
-def _sampler(asked: Ancestral, method: Settled, T: int) -> Ancestral:
+def _sampler(asked: Ancestral, method: PosteriorMethod, T: int) -> Ancestral:
     """As asked, or as many steps as the method has where nothing is said of them."""
-    if asked.steps is None and isinstance(method, Twisted | Resample):
-        return Ancestral(steps=min(T, SYSTEM_STEPS))
+    if asked.steps is None and method.default_steps is not None:
+        return Ancestral(steps=min(T, method.default_steps))
     return asked

@@ -11,13 +11,10 @@ from typing_extensions import override
 
 from diffusion.operators import LinearOperator, Mask, Operator
 from diffusion.plan import Ancestral
-from diffusion.posterior.methods import Auto, Resample, Settled
+from diffusion.posterior.methods import Auto, Twisted
 from service.schemas import examples
-from service.schemas.methods import AutoMethod, MethodIn, RepaintMethod, TwistedMethod
+from service.schemas.methods import MethodIn
 from service.schemas.requests import Asked, DataIn, MaskIn, NoiseIn
-
-SYSTEM_STEPS = 100  # of chains whose steps are dear, where a request says nothing of them
-
 
 LabelIn = Annotated[str | int, Field(description="By its name, or its place among the names.")]
 
@@ -60,7 +57,7 @@ class Conditions(Asked):
         description="Also answer these quantiles of the samples, element by element.",
     )
     method: MethodIn = Field(
-        default=AutoMethod(name="auto"),
+        default=Auto(name="auto"),
         description="How, by its name or with its fields. `auto`: `matched` where everything was "
         "seen with the same independent noise and some step has it within 2%, else `twisted`. "
         "`twisted`: weighted particles, the exact posterior as they grow. `matched`: the plain "
@@ -72,7 +69,7 @@ class Conditions(Asked):
         Ancestral(),
         description="The chain's steps; a posterior needs the model's own kernel. Where `steps` "
         f"is absent: all T, of `twisted` and `repaint`, whose steps are dear, at most "
-        f"{SYSTEM_STEPS}.",
+        f"{Twisted.default_steps}.",
     )
 
     @property
@@ -94,17 +91,6 @@ class Conditions(Asked):
     def through(self) -> LinearOperator:
         """The operator through which they were seen."""
         return Mask()
-
-    @property
-    def wanted(self) -> Auto | Settled:
-        """The method as the library has it."""
-        method = self.method
-        if isinstance(method, TwistedMethod):
-            settled = method.settled()
-            return Auto(twisted=settled) if isinstance(method, AutoMethod) else settled
-        if isinstance(method, RepaintMethod):
-            return Resample(jump=method.jump, repeats=method.repeats)
-        return method
 
 
 class PosteriorRequest(Conditions):

@@ -10,12 +10,12 @@ from torch.testing import assert_close
 from typing_extensions import override
 
 from diffusion.distributions import Normal
-from diffusion.model import DiffusionModel, outputs
+from diffusion.model import DiffusionModel
 from diffusion.networks import GaussianMixture
 from diffusion.networks.base import Network
 from diffusion.noise import counter_noise
 from diffusion.plan import DDIM, Ancestral, DPMSolver, Sampler
-from diffusion.prediction import GaussianPrediction, PredictionKind, VarianceKind
+from diffusion.prediction import GaussianPrediction, PredictionKind, VarianceKind, output_of
 from diffusion.process import GaussianProcess
 from diffusion.sampling import sample
 from diffusion.schedule import InverseTimeSchedule, LogSnrSchedule, Schedule
@@ -50,7 +50,7 @@ def wild(
     schedule: Schedule | None = None,
 ) -> DiffusionModel:
     process = GaussianProcess((schedule or LogSnrSchedule(first=14.0, last=-1.3)).beta(T))
-    network = Wild(outputs(process, prediction, variance))
+    network = Wild(output_of(process, prediction, variance).count)
     space = DataSpace(kind="vector", shape=(2,))
     return DiffusionModel(process, network, space, prediction, variance).eval()
 

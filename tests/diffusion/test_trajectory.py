@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.testing import assert_close
 
 from diffusion.distributions import Normal
-from diffusion.likelihood.bound import bound, discretised_log_prob
+from diffusion.likelihood.bound import bound
 from diffusion.likelihood.iwae import Trajectories, _jackknife, neighbours, trajectory_bound
 from diffusion.model import DiffusionModel
 from diffusion.networks import GaussianMixture
@@ -123,7 +123,7 @@ def exact_real(model: DiffusionModel, x_0: Tensor, convention: Convention) -> Te
         p = width * p @ towards(grid, step).log_prob(grid.repeat(n, 1)).exp().view(n, n)
     kernel, x = towards(x_0, 1), x_0.repeat(n, 1)
     if convention == "discretised":
-        last = discretised_log_prob(kernel, x, model.space)
+        last = kernel.log_mass(x, model.space)
     else:
         jacobian = model.space.log_jacobian() if convention == "density" else 0.0
         last = kernel.log_prob(x) + jacobian

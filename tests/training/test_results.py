@@ -8,7 +8,6 @@ import torch
 
 from diffusion.checkpoint import Evaluation, Metadata, read_metadata
 from diffusion.distributions import Normal
-from diffusion.likelihood.bound import discretised_log_prob
 from diffusion.space import DataSpace
 from training.study import page, paper, record, results
 
@@ -36,7 +35,7 @@ def test_a_gaussian_of_levels_has_no_gain_over_the_null_model(
     generator = torch.Generator().manual_seed(0)
     rows = (127.5 + deviation * torch.randn(16, *space.shape, generator=generator)).round()
     kernel = Normal(torch.zeros(1, 1, 1, 1), torch.tensor((deviation / 128.0) ** 2))
-    nats = discretised_log_prob(kernel, space.to_model(rows), space)
+    nats = kernel.log_mass(space.to_model(rows), space)
     each = -nats / math.log(2) / space.dims
     metadata = read_metadata(MODELS / "mnist" / "model.safetensors")
     metadata = metadata.model_copy(update={"space": space})

@@ -7,9 +7,9 @@ from typing import Any, Literal
 from torch import Tensor
 
 from diffusion.checkpoint import Metadata, Provenance
-from diffusion.model import DiffusionModel, check_signal
+from diffusion.model import DiffusionModel
 from diffusion.networks import UNetConfig
-from diffusion.prediction import PredictionKind, VarianceKind
+from diffusion.prediction import PredictionKind, VarianceKind, check_signal
 from diffusion.process import GaussianConfig
 from diffusion.schedule import Schedule, TableSchedule
 from diffusion.space import DataSpace

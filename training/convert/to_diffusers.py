@@ -73,14 +73,14 @@ def _problems(metadata: Metadata) -> list[str]:
         problems.append(f"its reverse kernel has variance {metadata.variance!r}")
     space = metadata.space
     ends = None if space.bounds is None else torch.stack(space.bounds).abs()
-    if space.kind != "image" or ends is None or not bool((ends == 1).all()):
+    if len(space.shape) != 3 or ends is None or not bool((ends == 1).all()):
         problems.append(
             "its model units are not levels from -1 to 1 "
             f"({space.kind}, levels {space.levels}, shift {space.shift}, scale {space.scale})"
         )
     if not isinstance(metadata.network, UNetConfig):
         problems.append(f"its network is of kind {metadata.network.kind!r}, no U-Net")
-    elif space.kind == "image":
+    elif len(space.shape) == 3:
         problems += unet_problems(metadata.network, (space.shape[1], space.shape[2]))
     return problems
 

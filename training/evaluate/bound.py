@@ -115,9 +115,7 @@ def evaluate(
         quantiles = values.double().quantile(PERCENTILES) if values.isfinite().all() else None
         entropy = dataset.entropy
         if entropy is not None and convention == "paper":  # in model units, as this convention is
-            in_bits = model.space.kind == "bits"
-            shift = 0.0 if in_bits else model.space.log_jacobian()
-            entropy = (entropy[0] + shift, entropy[1])
+            entropy = (entropy[0] + model.space.log_jacobian(), entropy[1])
         found.append(
             Evaluation(
                 convention=convention,

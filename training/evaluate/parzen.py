@@ -88,7 +88,7 @@ def to_unit(space: DataSpace, x: Tensor) -> Tensor:
 
 def greatest(space: DataSpace) -> int:
     """The greatest value of an element: 1 of bits, 255 of 8-bit images."""
-    if space.kind != "bits" and space.levels is None:
+    if space.greatest is None:
         raise ValueError(
             "the Parzen score is of data in [0, 1]: it needs bits or images with levels, not real "
             "vectors"

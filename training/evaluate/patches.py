@@ -106,7 +106,7 @@ def unit_scale(dataset: Dataset) -> tuple[float, float]:
         DataError: other data than images of levels.
     """
     space = dataset.space
-    if space.kind != "image" or space.levels is None:
+    if len(space.shape) != 3 or space.levels is None:
         raise DataError(
             f"the units are of images of levels; {dataset.name} is {space.kind} of shape "
             f"{list(space.shape)}"

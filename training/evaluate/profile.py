@@ -18,11 +18,11 @@ import torch
 from torch import Tensor
 
 from diffusion.distributions import Normal
-from diffusion.likelihood.bound import discretised_log_prob, evaluate
+from diffusion.likelihood.bound import evaluate
 from diffusion.model import DiffusionModel
 from diffusion.noise import Stream, counter_noise
 from diffusion.paths import pack, shortest
-from diffusion.prediction import GaussianPrediction, Prediction, VarianceKind, variance_terms
+from diffusion.prediction import Prediction, VarianceKind, variance_terms
 from diffusion.process import GaussianProcess
 from diffusion.profile import Profile, ProfileConfig
 
@@ -180,14 +180,12 @@ class _Point:
     def last(self, error: Tensor) -> Tensor:
         """The variance of a step to x_0 that makes the mean of its part greatest."""
         space = self.model.space
-        if space.levels is None or not isinstance(self.prediction, GaussianPrediction):
+        if space.levels is None:
             return error
         tried = error * 2 ** _FACTORS.to(error.device)
         mean = self.prediction.x_0
         shape = (1,) * mean.ndim
-        found = [
-            discretised_log_prob(Normal(mean, v.view(shape)), self.x_0, space).mean() for v in tried
-        ]
+        found = [Normal(mean, v.view(shape)).log_mass(self.x_0, space).mean() for v in tried]
         return tried[torch.stack(found).argmax()]
 
     def costs(self, ends: Tensor) -> Tensor:

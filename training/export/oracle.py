@@ -112,7 +112,7 @@ def dataset(config: OracleConfig, model: DiffusionModel) -> Dataset:
 
     def log_density(x: Tensor) -> Tensor:
         nats: Tensor = mixture.log_prob(space.to_model(x))
-        return nats if space.kind == "bits" else nats + space.log_jacobian()
+        return nats + space.log_jacobian()
 
     test = rows(0, config.rows)
     if isinstance(mixture, BitPatterns):

@@ -28,13 +28,13 @@ from training.sheet import sheet
 
 def unit(space: DataSpace) -> str:
     """The unit that this data's bound is shown in."""
-    return "bits/dim" if space.kind == "image" else "bits"
+    return space.unit
 
 
 def shown(space: DataSpace, nats: float) -> float:
     """A mean bound in nats, in that unit: bits/dim count downwards, bits upwards."""
     bits = nats / math.log(2)
-    return -bits / space.dims if space.kind == "image" else bits
+    return -bits / space.dims if space.unit == "bits/dim" else bits
 
 
 class Watch:

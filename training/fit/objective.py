@@ -10,15 +10,11 @@ the mean square of eps - eps_hat = sqrt(SNR_t) (x_0hat - x_0) over elements (Ho,
 
 from dataclasses import dataclass
 
-import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from diffusion.likelihood.bound import evaluate, prior_part
 from diffusion.model import DiffusionModel
 from diffusion.noise import Noise
-from diffusion.prediction import BinomialPrediction, Prediction
-from diffusion.process import per_row
 from diffusion.space import Convention
 
 
@@ -49,18 +45,9 @@ class Objective:
         if self.bound:
             each = each - self.bound * (model.T / model.space.dims) * terms
         if self.simple:
-            each = each + self.simple * simple_error(model, prediction, x_0, t)
+            each = each + self.simple * prediction.error(x_0)
         value = (weight * each).mean()
         if model.process.beta.requires_grad:
             prior = prior_part(model, x_0, self.convention).mean()
             value = value - self.bound * prior / model.space.dims
         return Loss(value, terms.detach())
-
-
-def simple_error(model: DiffusionModel, prediction: Prediction, x_0: Tensor, t: Tensor) -> Tensor:
-    """error_t of each row, [B]."""
-    if isinstance(prediction, BinomialPrediction):
-        each = F.binary_cross_entropy_with_logits(prediction.logits, x_0, reduction="none")
-        return each.flatten(1).mean(1)
-    snr = torch.exp(model.process.log_snr(t))
-    return (per_row(snr, x_0) * (prediction.x_0 - x_0).square()).flatten(1).mean(1)

@@ -28,7 +28,6 @@ from torch import Tensor
 from diffusion.model import DiffusionModel
 from diffusion.networks import RBF
 from diffusion.noise import Stream, counter_noise
-from diffusion.process import GaussianProcess
 from training.config import FitConfig
 
 #: Keeps a Gram matrix of functions that hardly differ invertible; a share of the rows.
@@ -185,7 +184,6 @@ def slopes(now: Projected, draws: Draws) -> tuple[Tensor, Tensor]:
 def readouts(model: DiffusionModel, network: RBF, x_0: Tensor, seed: int) -> None:
     """Give the network, float64, the readouts W_t and z_t that make E KL_t least, t = 1..T."""
     process, x = model.process, x_0.double()
-    assert isinstance(process, GaussianProcess)  # the configuration sees to it
     snr = process.log_snr(torch.arange(model.T + 1)).exp()  # infinite at t = 0
     for t in range(1, model.T + 1):
         phi = network.basis(_noised(model, x, t, seed))

@@ -23,7 +23,7 @@ from diffusion.model import DiffusionModel
 from diffusion.noise import Stream, counter_noise
 from diffusion.observation import Observation
 from diffusion.plan import Ancestral
-from diffusion.posterior import Label, Posterior, Twisted, draw
+from diffusion.posterior import Label, Posterior, Twisted, sample_posterior
 from training import data
 from training.artefacts import artefact_path
 from training.config import FitConfig
@@ -76,7 +76,7 @@ def by_label(
         seed: of every draw.
     """
     y = torch.arange(len(reader.labels))
-    found: Posterior = draw(
+    found: Posterior = sample_posterior(
         model,
         seen.rows(torch.zeros_like(y)),
         samples,
@@ -105,7 +105,7 @@ def read_off(
     seed: int = 0,
 ) -> Tensor:
     """E[p(y | x_0) | what was seen] over samples that follow no label, [K]; as in `by_label`."""
-    found = draw(
+    found = sample_posterior(
         model,
         seen,
         samples,

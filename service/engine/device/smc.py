@@ -1,6 +1,6 @@
 """One tick of one model's systems of particles: the next steps of a wave of one job.
 
-    state <- course.step(model, state, unit)        (`diffusion.posterior.systems`)
+    state <- course.step(model, state, unit)        (`diffusion.posterior.smc`)
 
 The very code of the offline loop, so a served answer is the offline one. The state is a value that
 is replaced when a tick has been computed, so one that failed can be tried again; where memory ran
@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from diffusion.model import DiffusionModel
-from diffusion.posterior.systems import Cloud, Systems
+from diffusion.posterior.smc import Particles, SMCResult
 from service.engine.device.landing import Landing
 from service.engine.jobs import Job, SystemJob
 from service.engine.peek import Peek
@@ -52,8 +52,8 @@ class SystemRunner:
     ) -> None:
         self.model, self.batch, self.exact = model, rows, exact
         self._jobs: dict[int, SystemJob] = {}
-        self._waves: dict[int, Systems] = {}
-        self._found: dict[int, list[Cloud]] = {}
+        self._waves: dict[int, Particles] = {}
+        self._found: dict[int, list[SMCResult]] = {}
         self._compiled = compiled
         self.fence, self._departures = Fence(model.device), Departures(model.device)
 
@@ -101,7 +101,7 @@ class SystemRunner:
     def _as_written(self) -> AbstractContextManager[object]:
         return torch.compiler.set_stance("force_eager") if self._compiled else nullcontext()
 
-    def _begin(self, job: SystemJob, first: int, count: int) -> Systems:
+    def _begin(self, job: SystemJob, first: int, count: int) -> Particles:
         """So many systems of a job at x_T."""
         device, number = self.model.device, torch.arange(first, first + count)
         datum = number // job.each
@@ -131,7 +131,7 @@ class SystemRunner:
                 lost |= ~x.flatten(1).isfinite().all(1)
             leaving = [~lost]
             if ends:
-                leaving += Cloud.of(self.model, job.course, self._waves.pop(key)).tensors()
+                leaving += SMCResult.of(self.model, job.course, self._waves.pop(key)).tensors()
             (finite, *parts), wait = self._departures.send(leaving)
         ended = [(key, list(ends))] if ends else []
         return Landing(list(chains), ended, length, finite, parts, wait)
@@ -145,7 +145,7 @@ class SystemRunner:
         landing.wait()
         for key, _ in landing.ends:
             if key in self._jobs:  # not given up meanwhile
-                self._found[key].append(Cloud(self._jobs[key].width, *landing.parts))
+                self._found[key].append(SMCResult(self._jobs[key].width, *landing.parts))
         for entry, good in zip(landing.chains, landing.finite.tolist(), strict=True):
             job = self._jobs.get(entry.key)
             if not good and job is not None:
@@ -157,7 +157,7 @@ class SystemRunner:
     def result(self, key: int, queue_seconds: float, compute_seconds: float) -> SystemResult:
         """The answer of a job whose systems have all been collected."""
         return SystemResult(
-            cloud=Cloud.joined(self._found[key]),
+            cloud=SMCResult.joined(self._found[key]),
             queue_seconds=queue_seconds,
             compute_seconds=compute_seconds,
             network_evaluations=self._jobs[key].cost,

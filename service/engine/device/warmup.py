@@ -13,12 +13,13 @@ from typing import final
 import torch
 from torch import Tensor
 
-from diffusion.distributions import Bernoulli, Normal
 from diffusion.likelihood.estimator import choose_steps
 from diffusion.model import DiffusionModel
+from diffusion.noise import counter_noise
+from diffusion.observation import in_model_units
+from diffusion.operators import Mask
 from diffusion.plan import Ancestral
-from diffusion.posterior import Observation
-from diffusion.posterior.smc import Filter
+from diffusion.posterior.particle_filter import ParticleFilter
 from diffusion.posterior.twist import Twist
 from diffusion.prediction import Prediction
 from service.engine.device.runner import Runner
@@ -99,11 +100,9 @@ def rehearse_systems(runner: SystemRunner, rows: int) -> tuple[int, int]:
     """Two steps of so many systems that see everything; their evaluations, and how many steps."""
     model = runner.model
     known = torch.ones(1, *model.event, dtype=torch.bool)
-    if model.space.kind == "bits":
-        seen = Observation.of_bits(torch.zeros(1, *model.event), known)
-    else:
-        seen = Observation.of_reals(torch.zeros(1, *model.event), known, 1.0)
-    course = Filter(Ancestral(steps=min(2, model.T)).plan(model), 1, twist=_DIAGONAL)
+    values = torch.zeros(1, *model.event)
+    seen, _ = in_model_units(model.space, Mask(), values, known, torch.tensor(0.25))
+    course = ParticleFilter(Ancestral(steps=min(2, model.T)).plan(model), 1, twist=_DIAGONAL)
     job = SystemJob.of("", model, 1, course, seen, rows)
     runner.open(_OTHERS, job)
     for unit in range(job.units):
@@ -140,8 +139,8 @@ def _exact(runner: Runner) -> bool:
 def _places_do_not_matter(model: DiffusionModel, rows: int) -> bool:
     """Random rows at random steps, in random other places, some of them several times."""
     dice = torch.Generator().manual_seed(0)
-    x_t = torch.randn(rows, *model.event, generator=dice)
-    x_t = ((x_t > 0).float() if model.space.kind == "bits" else x_t).to(model.device)
+    noise = counter_noise(0, torch.arange(rows, device=model.device), 0)
+    x_t = model.process.prior(model.event, rows).sample(noise)
     t = torch.randint(1, model.T + 1, (rows,), generator=dice).to(model.device)
     whole = _numbers(model.predict(x_t, t), t)
     for _ in range(_SHUFFLES):
@@ -155,10 +154,7 @@ def _places_do_not_matter(model: DiffusionModel, rows: int) -> bool:
 def _numbers(prediction: Prediction, t: Tensor) -> list[Tensor]:
     """Everything that a prediction says."""
     kernel = prediction.kernel(t - 1)
-    if isinstance(kernel, Normal):
-        return [prediction.x_0, kernel.mean, kernel.var.expand_as(kernel.mean)]
-    assert isinstance(kernel, Bernoulli)  # there are two families
-    return [prediction.x_0, kernel.logits]
+    return [prediction.x_0, *kernel.tensors]
 
 
 def _company_does_not_matter(runner: Runner) -> bool:

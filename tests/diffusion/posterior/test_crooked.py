@@ -14,8 +14,8 @@ from diffusion.noise import counter_noise
 from diffusion.observation import Observation
 from diffusion.operators import Dense, Mask
 from diffusion.plan import Ancestral
-from diffusion.posterior import Twisted, draw
-from diffusion.posterior.twist import Twist, covariance, look
+from diffusion.posterior import Twisted, sample_posterior
+from diffusion.posterior.twist import Twist, covariance, evaluate_twist
 from diffusion.prediction import GaussianPrediction
 from tests.diffusion.models import gaussian
 
@@ -75,8 +75,10 @@ def test_every_observation_is_answered(kind: str, std: float, mixture: GaussianM
     model = model_of(mixture, kind)
     for twist in (Twist(), Twist(covariance="full", products=1), Twist(covariance="diagonal")):
         for seen in seen_of(std):
-            method = Twisted(particles=4, twist=twist)
-            found = draw(model, seen, 2, seed=0, method=method, sampler=Ancestral(steps=5))
+            method = Twisted(particles=4, **twist.model_dump())
+            found = sample_posterior(
+                model, seen, 2, seed=0, method=method, sampler=Ancestral(steps=5)
+            )
             assert bool(found.samples.isfinite().all())
             if twist == Twist():
                 for told in found.diagnostics:
@@ -95,15 +97,15 @@ def test_what_is_no_covariance_is_the_independent_twist(
         return  # one number has a positive variance by them
     x_t, t, s = torch.randn(6, 2), torch.tensor([14]), torch.tensor([9])
     model = model_of(mixture, kind)
-    found = look(model, x_t, t, s, seen, Twist(covariance="full"))
-    wanted = look(model, x_t, t, s, seen, Twist(covariance="independent"))
+    found = evaluate_twist(model, x_t, t, s, seen, Twist(covariance="full"))
+    wanted = evaluate_twist(model, x_t, t, s, seen, Twist(covariance="independent"))
     assert_close(found.log_r, wanted.log_r)
     noise = counter_noise(0, torch.arange(6), 0)
     if isinstance(seen.operator, Mask):
         rows, other = found.proposal.sample(noise), wanted.proposal.sample(noise)
         assert_close(rows, other, rtol=1e-4, atol=1e-4)
         assert_close(found.proposal.log_ratio(rows), wanted.proposal.log_ratio(rows))
-    good = look(gaussian(mixture), x_t, t, s, seen, Twist(covariance="full"))
+    good = evaluate_twist(gaussian(mixture), x_t, t, s, seen, Twist(covariance="full"))
     assert bool((good.log_r - wanted.log_r).abs().max() > 1e-3)
 
 
@@ -134,7 +136,9 @@ def test_posteriors_are_exact_without_a_covariance(kind: str, mixture: GaussianM
     exact, log_evidence = mixture.posterior(
         torch.tensor([[0.0, 1.0]]), torch.tensor([0.4]), torch.tensor([1e-8])
     )
-    found = draw(model_of(mixture, kind, 60), seen, systems, seed=3, method=Twisted(particles=8))
+    found = sample_posterior(
+        model_of(mixture, kind, 60), seen, systems, seed=3, method=Twisted(particles=8)
+    )
     x = found.samples[0, :, 0].double()
     mean, std = float(exact.mean()[0]), float(exact.covariance()[0, 0].sqrt())
     weighed = float((found.weights[0] * x).sum())

@@ -16,16 +16,13 @@ from diffusion.posterior import (
     MatchedStart,
     Method,
     Product,
-    Resample,
+    Repaint,
     Twisted,
-    draw,
-    settle,
-    start_of,
+    sample_posterior,
 )
 from diffusion.posterior.diagnostics import Diagnostics
-from diffusion.posterior.draw import weigh
-from diffusion.posterior.smc import Filter
-from diffusion.posterior.systems import Cloud, walk
+from diffusion.posterior.particle_filter import ParticleFilter
+from diffusion.posterior.smc import SMCResult, run, weigh
 from diffusion.posterior.twist import Twist
 from tests.diffusion.models import binomial, gaussian
 
@@ -40,8 +37,8 @@ def test_auto_takes_the_matched_start_where_it_holds(
     mixture: GaussianMixture, heartbeat: BitPatterns
 ) -> None:
     model, y = gaussian(mixture), torch.zeros(2, 2)
-    assert settle(model, Observation.of_reals(y, ALL, NOISE), Auto()) == Matched()
-    mine = Auto(twisted=Twisted(particles=3))
+    assert Auto().resolve(model, Observation.of_reals(y, ALL, NOISE)) == Matched()
+    mine = Auto(particles=3)
     for seen in (
         Observation.of_reals(y, ALL),
         Observation.of_reals(y, HALF, NOISE),
@@ -51,32 +48,32 @@ def test_auto_takes_the_matched_start_where_it_holds(
         Observation.of_reals(y, ALL, torch.tensor([0.3, 0.2])),
         Observation.of_linear(AveragePooling(size=1), y, (2,), 0.3),
     ):
-        assert settle(model, seen, mine) == mine.twisted
+        assert mine.resolve(model, seen) == mine.twisted
     fair = BitPatterns.from_values(torch.ones(1), torch.zeros(1, 3))
     bits, known = torch.zeros(2, 3), torch.ones(2, 3, dtype=torch.bool)
-    assert settle(binomial(fair), Observation.of_bits(bits, known, 0.1), Auto()) == Matched()
-    assert settle(binomial(fair), Observation.of_bits(bits, known), Auto()) == Twisted()
+    assert Auto().resolve(binomial(fair), Observation.of_bits(bits, known, 0.1)) == Matched()
+    assert Auto().resolve(binomial(fair), Observation.of_bits(bits, known)) == Twisted()
     uneven = Observation.of_bits(torch.zeros(2, 20), torch.ones(2, 20, dtype=torch.bool), 0.1)
-    assert settle(binomial(heartbeat), uneven, Auto()) == Twisted()
-    assert settle(model, Observation.of_reals(y, ALL, 0.3), Product()) == Product()
+    assert Auto().resolve(binomial(heartbeat), uneven) == Twisted()
+    assert Product().resolve(model, Observation.of_reals(y, ALL, 0.3)) == Product()
 
 
 @pytest.mark.parametrize(
     ("method", "cost"),
     [
         (Product(), 6),
-        (Resample(jump=2, repeats=3), 18),
-        (Twisted(particles=4, systems="independent", twist=Twist(covariance="diagonal")), 4 * 11),
-        (Twisted(particles=4, systems="independent", twist=PRODUCTS), 4 * 11),
+        (Repaint(jump=2, repeats=3), 18),
+        (Twisted(particles=4, systems="independent", covariance="diagonal"), 4 * 11),
+        (Twisted(particles=4, systems="independent", **PRODUCTS.model_dump()), 4 * 11),
     ],
 )
 def test_samples_and_their_cost(
-    method: Product | Resample | Twisted, cost: int, mixture: GaussianMixture
+    method: Product | Repaint | Twisted, cost: int, mixture: GaussianMixture
 ) -> None:
     """What was seen comes back by every method, and calls and products are counted."""
     model, y = gaussian(mixture), torch.tensor([[0.3, 0.0], [-1.0, 0.5]])
     seen = Observation.of_reals(y, HALF)
-    found = draw(model, seen, 3, seed=1, method=method, sampler=Ancestral(steps=6))
+    found = sample_posterior(model, seen, 3, seed=1, method=method, sampler=Ancestral(steps=6))
     assert found.samples.shape == (2, 3, 2)
     assert bool((found.samples[:, :, 0] == y[:, :1]).all())
     assert bool((found.samples[1] == y[1]).all())
@@ -85,7 +82,7 @@ def test_samples_and_their_cost(
     assert found.method == method
     assert found.biased is not isinstance(method, Twisted)
     assert len(found.diagnostics) == 2
-    again = draw(model, seen, 3, seed=1, method=method, sampler=Ancestral(steps=6))
+    again = sample_posterior(model, seen, 3, seed=1, method=method, sampler=Ancestral(steps=6))
     assert torch.equal(again.samples, found.samples)
 
 
@@ -93,9 +90,11 @@ def test_data_of_one_call_stand_alone(mixture: GaussianMixture) -> None:
     """Few numbers seen of one datum, many of the other: each by its own way, with its own cost."""
     model, y = gaussian(mixture), torch.tensor([[-1.0, 0.5], [0.3, 0.0]])
     known = torch.tensor([[True, True], [True, False]])
-    method = Twisted(particles=3, twist=Twist(covariance="full", products=1))
-    both = draw(model, Observation.of_reals(y, known, 0.2), 2, seed=1, method=method)
-    first = draw(model, Observation.of_reals(y[:1], known[:1], 0.2), 2, seed=1, method=method)
+    method = Twisted(particles=3, covariance="full", products=1)
+    both = sample_posterior(model, Observation.of_reals(y, known, 0.2), 2, seed=1, method=method)
+    first = sample_posterior(
+        model, Observation.of_reals(y[:1], known[:1], 0.2), 2, seed=1, method=method
+    )
     torch.testing.assert_close(first.samples[0], both.samples[0], rtol=1e-4, atol=1e-4)
     assert first.network_evaluations * 2 == both.network_evaluations
     told, wanted = both.diagnostics[0], first.diagnostics[0]
@@ -104,26 +103,26 @@ def test_data_of_one_call_stand_alone(mixture: GaussianMixture) -> None:
 
 def test_the_matched_start_goes_through(mixture: GaussianMixture) -> None:
     model, seen = gaussian(mixture), Observation.of_reals(torch.zeros(2, 2), ALL, NOISE)
-    found = draw(model, seen, 3, seed=1)
+    found = sample_posterior(model, seen, 3, seed=1)
     assert found.start is not None
     assert found.network_evaluations == 6 * found.start.t
     assert not found.biased
     half = Observation.of_reals(torch.zeros(2, 2), HALF, 0.5)
     with pytest.raises(ValueError, match=r"same independent noise .* use 'twisted'"):
-        draw(model, half, 3, seed=1, method=Matched())
+        sample_posterior(model, half, 3, seed=1, method=Matched())
 
 
 def test_one_joint_system_gives_all_samples_of_a_datum(mixture: GaussianMixture) -> None:
     model, seen = gaussian(mixture), Observation.of_reals(torch.zeros(2, 2), HALF, 0.2)
     method = Twisted(particles=16, systems="joint")
-    found = draw(model, seen, 5, seed=1, method=method, sampler=Ancestral(steps=8))
+    found = sample_posterior(model, seen, 5, seed=1, method=method, sampler=Ancestral(steps=8))
     assert found.samples.shape == (2, 5, 2)
     assert len(found.samples.flatten(0, 1).unique(dim=0)) == 10
     assert found.network_evaluations == 16 * (7 * 2 + 1) + 16 * (7 * 3 + 1)
     assert [d.systems for d in found.diagnostics] == [1, 1]
     assert all(0 < (d.log_evidence_error or 0) < 1 for d in found.diagnostics)
     with pytest.raises(ValueError, match="16 particles hold 16 samples at most, came 17"):
-        draw(model, seen, 17, seed=1, method=method)
+        sample_posterior(model, seen, 17, seed=1, method=method)
 
 
 def test_weighted_systems_are_right_where_few_particles_alone_are_not() -> None:
@@ -141,8 +140,8 @@ def test_weighted_systems_are_right_where_few_particles_alone_are_not() -> None:
     error = (wanted * (1 - wanted) / (n / 4)) ** 0.5
     off = {}
     for systems in ("independent", "weighted"):
-        method = Twisted(particles=2, systems=systems, twist=Twist(covariance="independent"))
-        found = draw(model, seen, n, seed=2, method=method, sampler=Ancestral(steps=10))
+        method = Twisted(particles=2, systems=systems, covariance="independent")
+        found = sample_posterior(model, seen, n, seed=2, method=method, sampler=Ancestral(steps=10))
         off[systems] = abs(float((found.samples[0, :, 0] > 0).double().mean()) - wanted)
         assert found.network_evaluations == n * 2 * 10
     assert off["weighted"] < 4.5 * error < off["independent"]
@@ -159,8 +158,8 @@ def test_weighted_systems_are_all_there_where_their_evidence_is_too_uncertain(
     sampler, copies = Ancestral(steps=4), []
     for systems in ("independent", "weighted"):
         twist = Twist(covariance="diagonal")
-        method = Twisted(particles=1, systems=systems, twist=twist)
-        copies.append(draw(model, seen, 8, seed=3, method=method, sampler=sampler))
+        method = Twisted(particles=1, systems=systems, **twist.model_dump())
+        copies.append(sample_posterior(model, seen, 8, seed=3, method=method, sampler=sampler))
     alone, drawn = copies
     assert [len(x.unique(dim=0)) for x in alone.samples] == [8, 8]
     ordered = [x.samples[0].sort(0).values for x in copies]
@@ -170,21 +169,19 @@ def test_weighted_systems_are_all_there_where_their_evidence_is_too_uncertain(
     assert float(alone.weights[1].std()) > 0.01
 
 
-@pytest.mark.parametrize("method", [Twisted(), Resample()])
+@pytest.mark.parametrize("method", [Twisted(), Repaint()])
 def test_samplers_that_replace_the_kernel_are_refused(
-    method: Twisted | Resample, mixture: GaussianMixture
+    method: Twisted | Repaint, mixture: GaussianMixture
 ) -> None:
     seen = Observation.of_reals(torch.zeros(2, 2), HALF)
     with pytest.raises(ValueError, match=r"sampler 'ddim' replaces: use 'ancestral'"):
-        draw(gaussian(mixture), seen, 1, seed=0, method=method, sampler=DDIM(steps=5))
+        sample_posterior(gaussian(mixture), seen, 1, seed=0, method=method, sampler=DDIM(steps=5))
 
 
 def test_a_method_is_read_by_its_name() -> None:
     adapter: TypeAdapter[Method] = TypeAdapter(Method)
-    read = adapter.validate_python(
-        {"name": "twisted", "particles": 4, "twist": {"covariance": "diagonal"}}
-    )
-    assert read == Twisted(particles=4, twist=Twist(covariance="diagonal"))
+    read = adapter.validate_python({"name": "twisted", "particles": 4, "covariance": "diagonal"})
+    assert read == Twisted(particles=4, covariance="diagonal")
     assert adapter.validate_json(Auto().model_dump_json()) == Auto()
 
 
@@ -197,7 +194,7 @@ def told(
     """Of systems of 8 particles."""
     K = len(log_z)
     return Diagnostics.of(
-        Cloud(
+        SMCResult(
             8,
             torch.zeros(K, 1, 2),
             torch.tensor(log_z).double(),
@@ -280,15 +277,15 @@ def test_samples_of_independent_systems_weigh_as_their_evidence(mixture: Gaussia
     model, seen = gaussian(mixture), Observation.of_reals(torch.zeros(2, 2), HALF, 0.2)
     sampler = Ancestral(steps=6)
     method: Method = Twisted(particles=2, systems="independent")
-    found = draw(model, seen, 3, seed=1, method=method, sampler=sampler)
+    found = sample_posterior(model, seen, 3, seed=1, method=method, sampler=sampler)
     torch.testing.assert_close(found.weights.sum(1), torch.ones(2).double())
     plan, place = sampler.plan(model), torch.zeros(3, dtype=torch.long)
-    alone = walk(model, Filter(plan, 2), seen.rows(place), 1, torch.arange(3))
+    alone = run(model, ParticleFilter(plan, 2), seen.rows(place), 1, torch.arange(3))
     wanted = alone.log_evidence.softmax(0)
     torch.testing.assert_close(found.weights[0], wanted, rtol=1e-3, atol=1e-4)
     assert float(wanted.std()) > 0.01
     for method in (Twisted(particles=4, systems="joint"), Product()):
-        equal = draw(model, seen, 3, seed=1, method=method, sampler=sampler).weights
+        equal = sample_posterior(model, seen, 3, seed=1, method=method, sampler=sampler).weights
         torch.testing.assert_close(equal, torch.full((2, 3), 1 / 3).double())
 
 
@@ -302,7 +299,7 @@ def test_noise_that_no_step_has_is_answered_by_its_own_posterior(noise: float) -
     y, count = torch.tensor([[0.5, -0.2]]), 300
     y = y + noise * (noise > 10)
     seen = Observation.of_reals(y, torch.ones(1, 2, dtype=torch.bool), noise)
-    found = draw(gaussian(network, 10), seen, count, seed=2)
+    found = sample_posterior(gaussian(network, 10), seen, count, seed=2)
     mean, covariance = network.posterior_given_noisy(y.double(), noise)
     x, std = found.samples[0].double(), covariance[0].diagonal().sqrt()
     # In float32 a number of size 1 has seven digits.
@@ -315,7 +312,7 @@ def test_a_matched_start_asked_for_by_name_says_what_noise_it_has(mixture: Gauss
     model, y = gaussian(mixture), torch.zeros(2, 2)
 
     def start(noise: float) -> MatchedStart:
-        return start_of(model, Observation.of_reals(y, ALL, noise))
+        return Matched().start(model, Observation.of_reals(y, ALL, noise))
 
     assert start(NOISE).warning is None
     assert start(1.019 * NOISE).warning is None

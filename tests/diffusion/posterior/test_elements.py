@@ -13,8 +13,8 @@ from diffusion.noise import counter_noise
 from diffusion.observation import Observation
 from diffusion.operators import AveragePooling, Dense, Mask, Operator
 from diffusion.posterior.elements import certain
-from diffusion.posterior.elements import look_at_elements as look_at
-from diffusion.posterior.proposal import Independent, Look
+from diffusion.posterior.elements import evaluate_elements as evaluate
+from diffusion.posterior.proposal import Independent, TwistValue
 from diffusion.prediction import GaussianPrediction
 from diffusion.process import GaussianProcess
 from diffusion.schedule import LogSnrSchedule
@@ -31,12 +31,12 @@ def apart() -> DiffusionModel:
     return gaussian(GaussianMixture.from_values(torch.ones(1), mean, covariance[None]))
 
 
-def look_at_elements(
+def evaluate_elements(
     model: DiffusionModel, x_t: Tensor, t: Tensor, s: Tensor, seen: Observation
-) -> Look:
+) -> TwistValue:
     prediction = model.predict(x_t, t)
     assert isinstance(prediction, GaussianPrediction)
-    return look_at(model, prediction, s, seen)
+    return evaluate(model, prediction, s, seen)
 
 
 @pytest.mark.parametrize("operator", [Mask(), AveragePooling(size=2)])
@@ -50,10 +50,10 @@ def test_of_independent_elements_the_step_is_the_kernel_times_r_s(
     x_t = torch.randn(1, D).expand(200, D)
     y = torch.randn(1, *operator.seen((D,))).expand(200, -1)
     seen = Observation.of_linear(operator, y, (D,), 0.1)
-    proposal = look_at_elements(model, x_t, at, then, seen).proposal
+    proposal = evaluate_elements(model, x_t, at, then, seen).proposal
     assert isinstance(proposal, Independent)
     x_s = proposal.sample(counter_noise(0, torch.arange(200), 0))
-    value = look_at_elements(model, x_s, then, then - 1, seen).log_r
+    value = evaluate_elements(model, x_s, then, then - 1, seen).log_r
     if isinstance(operator, Mask):
         left = proposal.log_ratio(x_s) - value
         assert value.std() > 0.1
@@ -64,7 +64,7 @@ def test_of_independent_elements_the_step_is_the_kernel_times_r_s(
     mode = proposal.proposal.mean[:1].double()
 
     def log_product(x: Tensor) -> Tensor:
-        rows = look_at_elements(
+        rows = evaluate_elements(
             model, x.float(), then, then - 1, seen.rows(torch.zeros(len(x)).long())
         )
         assert isinstance(proposal.kernel, Normal)
@@ -120,7 +120,7 @@ def test_what_is_sure_and_right_is_left_alone_and_what_is_wrong_moves() -> None:
     x_t = torch.randn(1, 1, 2, 2)
     known = torch.tensor([[[[True, True], [False, False]]]])
     y = torch.tensor([[[[-1.0, -1.0], [0.0, 0.0]]]])
-    found = look_at_elements(model, x_t, t, s, Observation.of_reals(y, known)).proposal
+    found = evaluate_elements(model, x_t, t, s, Observation.of_reals(y, known)).proposal
     assert isinstance(found, Independent)
     kernel, proposal = found.kernel, found.proposal
     assert isinstance(kernel, Normal)
@@ -142,7 +142,7 @@ def test_r_is_the_density_of_y_about_the_estimate(operator: Operator) -> None:
     model, t, x_t = apart(), torch.tensor([9]), torch.randn(6, D)
     y = torch.randn(1, 2).expand(6, 2)
     seen = Observation.of_linear(operator, y, (D,), 0.3)
-    found = look_at_elements(model, x_t, t, t - 1, seen).log_r
+    found = evaluate_elements(model, x_t, t, t - 1, seen).log_r
     assert isinstance(model.process, GaussianProcess)
     at = model.process.alpha_bar[9]
     matrix = operator.matrix((D,), torch.device("cpu"))

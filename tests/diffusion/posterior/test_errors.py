@@ -12,21 +12,22 @@ from diffusion.observation import Observation
 from diffusion.operators import Dense
 from diffusion.plan import Ancestral
 from diffusion.posterior import Diagnostics
-from diffusion.posterior.smc import Filter, jackknife, log_mean, spread
-from diffusion.posterior.systems import Cloud, walk
+from diffusion.posterior.particle_filter import ParticleFilter
+from diffusion.posterior.resampling import jackknife, log_mean, spread
+from diffusion.posterior.smc import SMCResult, run
 from diffusion.posterior.twist import Twist
 from tests.diffusion.models import binomial, gaussian
 
 
 def systems(
     model: DiffusionModel, seen: Observation, count: int, particles: int = 8, **more: Twist
-) -> Cloud:
+) -> SMCResult:
     """At all the model's steps."""
-    course = Filter(Ancestral().plan(model), particles, **more)
-    return walk(model, course, seen.rows(torch.zeros(count).long()), 6, torch.arange(count))
+    course = ParticleFilter(Ancestral().plan(model), particles, **more)
+    return run(model, course, seen.rows(torch.zeros(count).long()), 6, torch.arange(count))
 
 
-def told(cloud: Cloud, each: int) -> list[Diagnostics]:
+def told(cloud: SMCResult, each: int) -> list[Diagnostics]:
     """What answers of so many systems say."""
     count = len(cloud.log_evidence) // each
     return [Diagnostics.of(cloud.rows(slice(k * each, (k + 1) * each)), 1000) for k in range(count)]
@@ -46,7 +47,7 @@ def least(count: int) -> float:
     return 0.95 - 4.5 * (0.95 * 0.05 / count) ** 0.5
 
 
-def of_chain(cloud: Cloud) -> tuple[Cloud, float]:
+def of_chain(cloud: SMCResult) -> tuple[SMCResult, float]:
     """The same without the error of the chain's steps, and log p(y) of the chain as it is."""
     still = replace(cloud, moved=torch.zeros_like(cloud.moved))
     return still, float(log_mean(cloud.log_evidence[None]))

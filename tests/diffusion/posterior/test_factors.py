@@ -23,12 +23,10 @@ from diffusion.posterior import (
     Label,
     Product,
     Twisted,
-    course_of,
-    draw,
-    settle,
+    sample_posterior,
 )
-from diffusion.posterior.smc import Filter
-from diffusion.posterior.systems import Cloud, walk
+from diffusion.posterior.particle_filter import ParticleFilter
+from diffusion.posterior.smc import SMCResult, run
 from diffusion.posterior.twist import Covariance, Twist
 from tests.diffusion.models import binomial, gaussian
 from tests.diffusion.posterior.test_particles import check_evidence, cloud, independent_bits
@@ -99,7 +97,7 @@ def found_by(
     steps: int,
     seen: Observation | None = None,
     **more: object,
-) -> Cloud:
+) -> SMCResult:
     place = torch.zeros(systems, dtype=torch.long)
     seen = nothing(model) if seen is None else seen
     return cloud(model, seen, systems, particles, steps, factors=[factor.rows(place)], **more)
@@ -342,17 +340,17 @@ def test_draw_takes_factors(mixture: GaussianMixture) -> None:
     reader = classifier(model, Components(mixture), 2)
     seen = Observation.nothing(model.process, model.event, 2)
     factors = [Label(reader, torch.tensor([0, 1]))]
-    method = Auto(twisted=Twisted(particles=4))
-    found = draw(model, seen, 20, seed=1, method=method, factors=factors)
+    method = Auto(particles=4)
+    found = sample_posterior(model, seen, 20, seed=1, method=method, factors=factors)
     assert found.network_evaluations == 2 * 20 * 4 * 60
     assert bool((found.samples[0, :, 0] > 0).float().mean() > 0.9)
     assert bool((found.samples[1, :, 0] < 0).float().mean() > 0.9)
     alone = Observation.nothing(model.process, model.event, 1)
-    first = draw(
+    first = sample_posterior(
         model, alone, 20, seed=1, method=method, factors=[factors[0].rows(torch.tensor([0]))]
     )
     assert_close(first.samples[0], found.samples[0], rtol=1e-4, atol=1e-4)
-    twice = draw(model, alone, 2, seed=1, method=method, factors=[Expert(other)])
+    twice = sample_posterior(model, alone, 2, seed=1, method=method, factors=[Expert(other)])
     assert twice.network_evaluations == 2 * 4 * (60 + 60)
 
 
@@ -375,13 +373,13 @@ def test_no_network_gets_more_rows_than_are_allowed(
     reader = classifier(model, network, 8 if kind == "bits" else 2)
     factors = [[label(reader, 0)], [Expert(other)], [label(reader, 0), Expert(other)]]
     used: list[Factor] = factors[["label", "model", "both"].index(which)]  # type: ignore[assignment]
-    course = Filter(Ancestral(steps=6).plan(model), 7, twist=Twist(covariance="diagonal"))
+    course = ParticleFilter(Ancestral(steps=6).plan(model), 7, twist=Twist(covariance="diagonal"))
     place, sizes = torch.zeros(2, dtype=torch.long), list[int]()
     walked = [seen.rows(place), 4, torch.arange(2), [factor.rows(place) for factor in used]]
-    whole = walk(model, course, *walked)  # type: ignore[arg-type]
+    whole = run(model, course, *walked)  # type: ignore[arg-type]
     for part in (model.network, other.network, network):
         part.register_forward_pre_hook(lambda _, inputs: sizes.append(len(inputs[0])))
-    parts = walk(model, course, *walked, together=3)  # type: ignore[arg-type]
+    parts = run(model, course, *walked, together=3)  # type: ignore[arg-type]
     assert max(sizes) == 3
     for ours, theirs in zip(parts.tensors(), whole.tensors(), strict=True):
         assert_close(ours, theirs, rtol=1e-4, atol=1e-4)
@@ -393,7 +391,7 @@ def test_what_cannot_be_joined_is_refused(mixture: GaussianMixture, heartbeat: B
 
     def refuses(words: str, factor: Factor, **more: object) -> None:
         with pytest.raises(ValueError, match=words):
-            draw(model, seen, 1, seed=0, factors=[factor], **more)  # type: ignore[arg-type]
+            sample_posterior(model, seen, 1, seed=0, factors=[factor], **more)  # type: ignore[arg-type]
 
     reader = classifier(model, Components(mixture), 2)
     refuses("use 'twisted' for labels", label(reader, 0), method=Product())
@@ -429,12 +427,12 @@ def test_a_product_is_refused_at_once_where_it_would_be_on_the_way(
     else:
         mask = torch.tensor(known[what]).bool()
         seen = Observation.of_reals(torch.zeros(len(mask), 2), mask, 0.5)
-    method = Twisted(particles=2, twist=Twist(covariance=covariance, products=products))
-    course = course_of(model, seen, method, 1, Ancestral(steps=3))
+    method = Twisted(particles=2, covariance=covariance, products=products)
+    course = method.kernel(model, seen, 1, Ancestral(steps=3))
     assert course is not None
     number = torch.arange(len(seen))
     asked = [Expert(model)]
-    early = refusal(lambda: settle(model, seen, method, asked))
-    assert early == refusal(lambda: walk(model, course, seen, 0, number, asked))
+    early = refusal(lambda: method.resolve(model, seen, asked))
+    assert early == refusal(lambda: run(model, course, seen, 0, number, asked))
     tied = {"neither": False, "line": True}.get(what, covariance in ("auto", "full"))
     assert bool(early) == (tied and not (what in ("both", "mixed") and products == 1))

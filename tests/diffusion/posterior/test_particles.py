@@ -17,10 +17,11 @@ from diffusion.observation import Observation
 from diffusion.operators import Dense
 from diffusion.plan import Ancestral
 from diffusion.posterior.factors import Factor
-from diffusion.posterior.proposal import Independent, Look
-from diffusion.posterior.smc import Filter, drawn, effective, log_mean, systematic
-from diffusion.posterior.systems import Cloud, Systems, walk
-from diffusion.posterior.twist import Twist, look
+from diffusion.posterior.particle_filter import ParticleFilter
+from diffusion.posterior.proposal import Independent, TwistValue
+from diffusion.posterior.resampling import drawn, ess, log_mean, systematic
+from diffusion.posterior.smc import Particles, SMCResult, run
+from diffusion.posterior.twist import Twist, evaluate_twist
 from diffusion.sampling import sample
 from tests.diffusion.models import binomial, gaussian
 
@@ -40,13 +41,13 @@ def cloud(
     steps: int,
     factors: Sequence[Factor] = (),
     **more: object,
-) -> Cloud:
-    course = Filter(Ancestral(steps=steps).plan(model), particles, **more)  # type: ignore[arg-type]
+) -> SMCResult:
+    course = ParticleFilter(Ancestral(steps=steps).plan(model), particles, **more)  # type: ignore[arg-type]
     seen = observation.rows(torch.zeros(systems, dtype=torch.long))
-    return walk(model, course, seen, 4, torch.arange(systems), factors)
+    return run(model, course, seen, 4, torch.arange(systems), factors)
 
 
-def check_evidence(found: Cloud, log_evidence: float) -> None:
+def check_evidence(found: SMCResult, log_evidence: float) -> None:
     """The mean of the estimates is p(y), within 4.5 standard errors, and their spread is not 0."""
     ratio = (found.log_evidence - log_evidence).exp()
     error = float(ratio.std()) / len(ratio) ** 0.5
@@ -94,9 +95,9 @@ def test_a_system_s_samples_are_drawn_by_its_weights(
     model, S, P = gaussian(line), 4000, len(w)
     nothing = Observation.of_reals(Y, torch.zeros_like(KNOWN)).rows(torch.zeros(S).long())
     x = torch.arange(P).float().repeat(S)[:, None].expand(S * P, 3)  # which particle it is
-    begun = Systems.begun(x, nothing, 9, torch.arange(S))
+    begun = Particles.begun(x, nothing, 9, torch.arange(S))
     weighed = replace(begun, log_w=torch.tensor(w).double().log().expand(S, P))
-    course = Filter(Ancestral().plan(model), P, draws)
+    course = ParticleFilter(Ancestral().plan(model), P, draws)
     found = course.step(model, weighed, len(course) - 1).x_0[:, :, 0].double()
     of = model.predict(x[:P], torch.ones(P).long()).x_0[:, 0].double()
     share = (found[..., None] - of).abs().lt(1e-4).double().mean(0)
@@ -107,13 +108,13 @@ def test_a_system_s_samples_are_drawn_by_its_weights(
 
 def test_effective_sizes_and_means() -> None:
     log_w = torch.tensor([[0.0, 0, 0, 0], [5, -math.inf, -math.inf, -math.inf]]).double()
-    assert effective(log_w).tolist() == [4, 1]
+    assert ess(log_w).tolist() == [4, 1]
     assert_close(log_mean(log_w), torch.tensor([0, 5 - math.log(4)]).double())
 
 
 def test_where_nothing_weighs_anything_all_weigh_the_same() -> None:
     none = torch.full((1, 4), -math.inf).double()
-    assert effective(none).tolist() == [4]
+    assert ess(none).tolist() == [4]
     assert systematic(none, torch.tensor([0.5]).double(), 4).tolist() == [[0, 1, 2, 3]]
     assert log_mean(none).tolist() == [-math.inf]
 
@@ -138,18 +139,18 @@ def test_the_evidence_has_no_bias_even_by_a_bad_twist(line: GaussianMixture) -> 
     model, seen = gaussian(line), Observation.of_reals(Y, KNOWN, 0.5)
     exact = line.posterior(torch.eye(3)[:2], Y[0, :2], torch.full((2,), 0.25))[1]
 
-    def blind(x: Tensor, t: Tensor, s: Tensor, _: Observation) -> Look:
+    def blind(x: Tensor, t: Tensor, s: Tensor, _: Observation) -> TwistValue:
         kernel = model.predict(x, t).kernel(s)
-        return Look(torch.zeros(len(x)).double(), Independent(kernel, kernel), x)
+        return TwistValue(torch.zeros(len(x)).double(), Independent(kernel, kernel), x)
 
-    def wrong(x: Tensor, t: Tensor, s: Tensor, _: Observation) -> Look:
+    def wrong(x: Tensor, t: Tensor, s: Tensor, _: Observation) -> TwistValue:
         kernel = model.predict(x, t).kernel(s)
         away = type(kernel)(kernel.mean + 0.1, 1.2 * kernel.var)  # type: ignore[attr-defined, call-arg]
-        return Look(-0.3 * x.double().sum(1), Independent(kernel, away), x)
+        return TwistValue(-0.3 * x.double().sum(1), Independent(kernel, away), x)
 
     spreads = []
     for twist in (blind, wrong, None):
-        found = cloud(model, seen, 1500, 8, 5, look_at=twist)
+        found = cloud(model, seen, 1500, 8, 5, evaluate=twist)
         check_evidence(found, exact)
         spreads.append(float(found.log_evidence.std()))
     assert spreads[2] < 0.5 * min(spreads[:2])
@@ -161,8 +162,8 @@ def test_a_particle_that_is_lost_counts_for_nothing(line: GaussianMixture, far: 
     model, seen = gaussian(line), Observation.of_reals(Y, KNOWN, 0.5)
     exact = line.posterior(torch.eye(3)[:2], Y[0, :2], torch.full((2,), 0.25))[1]
 
-    def losing(x: Tensor, t: Tensor, s: Tensor, here: Observation) -> Look:
-        found = look(model, x, t, s, here, Twist(covariance="diagonal"))
+    def losing(x: Tensor, t: Tensor, s: Tensor, here: Observation) -> TwistValue:
+        found = evaluate_twist(model, x, t, s, here, Twist(covariance="diagonal"))
         assert isinstance(found.proposal, Independent)
         kernel, to = found.proposal.kernel, found.proposal.proposal
         lost = (torch.arange(len(x)) % 4 == 0) & (t == model.T)
@@ -170,7 +171,7 @@ def test_a_particle_that_is_lost_counts_for_nothing(line: GaussianMixture, far: 
         sent = Normal(torch.where(lost[:, None], far, to.mean), to.var)
         return replace(found, proposal=Independent(kernel, sent))
 
-    found = cloud(model, seen, 1500, 4, 5, look_at=losing)
+    found = cloud(model, seen, 1500, 4, 5, evaluate=losing)
     assert bool(found.samples.isfinite().all())
     check_evidence(found, exact + math.log(3 / 4))
 
@@ -180,14 +181,14 @@ def test_the_paper_s_kernel_with_weights_has_no_bias_either(line: GaussianMixtur
     model, seen = gaussian(line), Observation.of_reals(Y, KNOWN, 0.5)
     exact = line.posterior(torch.eye(3)[:2], Y[0, :2], torch.full((2,), 0.25))[1]
 
-    def constant(x: Tensor, t: Tensor, s: Tensor, here: Observation) -> Look:
+    def constant(x: Tensor, t: Tensor, s: Tensor, here: Observation) -> TwistValue:
         kernel = model.predict(x, t).kernel(s)
         product, _ = here.multiply(kernel)
         off = (x - Y)[:, :2].double() / 0.5
         log_r = -0.5 * (off.square() + math.log(2 * math.pi * 0.25)).sum(1)
-        return Look(log_r, Independent(kernel, product), x)  # type: ignore[arg-type]
+        return TwistValue(log_r, Independent(kernel, product), x)  # type: ignore[arg-type]
 
-    check_evidence(cloud(model, seen, 1500, 8, 5, look_at=constant), exact)
+    check_evidence(cloud(model, seen, 1500, 8, 5, evaluate=constant), exact)
 
 
 def independent_bits() -> BitPatterns:
@@ -207,11 +208,11 @@ def test_the_evidence_of_bits_has_no_bias(flips: float) -> None:
     # The twist is exact here, so there is nothing to average: every estimate is p(y).
     assert_close(found.log_evidence, torch.full((1500,), exact).double(), rtol=1e-4, atol=1e-4)
 
-    def blind(x: Tensor, t: Tensor, s: Tensor, _: Observation) -> Look:
+    def blind(x: Tensor, t: Tensor, s: Tensor, _: Observation) -> TwistValue:
         kernel = model.predict(x, t).kernel(s)
-        return Look(torch.zeros(len(x)).double(), Independent(kernel, kernel), x)
+        return TwistValue(torch.zeros(len(x)).double(), Independent(kernel, kernel), x)
 
-    check_evidence(cloud(model, seen, 1500, 4, 5, look_at=blind), exact)
+    check_evidence(cloud(model, seen, 1500, 4, 5, evaluate=blind), exact)
 
 
 # ---- the posterior ----
@@ -274,9 +275,9 @@ def test_a_system_is_the_same_alone_and_in_any_company(mixture: GaussianMixture)
     known = torch.tensor([[True, False], [True, False], [True, True]])
     seen = Observation.of_reals(y, known, 0.2)
 
-    def of(place: list[int]) -> Cloud:
+    def of(place: list[int]) -> SMCResult:
         index = torch.tensor(place)
-        return walk(model, Filter(plan, 5, draws=2), seen.rows(index), 5, index)
+        return run(model, ParticleFilter(plan, 5, draws=2), seen.rows(index), 5, index)
 
     whole = of([0, 1, 2])
     assert bool((whole.ess < 2.5).any())  # so that some do resample
@@ -300,13 +301,13 @@ def test_ancestors_are_counted(line: GaussianMixture) -> None:
     """One particle that weighs all leaves one ancestor; equal weights leave all."""
     model, seen = gaussian(line), Observation.of_reals(Y, KNOWN, 5.0)
 
-    def favour(x: Tensor, t: Tensor, s: Tensor, _: Observation) -> Look:
+    def favour(x: Tensor, t: Tensor, s: Tensor, _: Observation) -> TwistValue:
         kernel = model.predict(x, t).kernel(s)
         first = torch.arange(len(x)) % 4 == 0
         r = torch.where(first & (t == 20), 50.0, 0.0).double()
-        return Look(r, Independent(kernel, kernel), x)
+        return TwistValue(r, Independent(kernel, kernel), x)
 
-    assert cloud(model, seen, 3, 4, 20, look_at=favour).ancestors.tolist() == [1, 1, 1]
+    assert cloud(model, seen, 3, 4, 20, evaluate=favour).ancestors.tolist() == [1, 1, 1]
     nothing = Observation.of_reals(Y, torch.zeros_like(KNOWN))
     found = cloud(model, nothing, 3, 4, 5)
     assert found.ancestors.tolist() == [4, 4, 4]
@@ -324,11 +325,11 @@ def test_nothing_seen_is_the_model_itself(line: GaussianMixture) -> None:
 def test_the_impossible_has_no_evidence_and_no_nan(line: GaussianMixture) -> None:
     model, seen = gaussian(line), Observation.of_reals(Y, KNOWN, 0.5)
 
-    def never(x: Tensor, t: Tensor, s: Tensor, _: Observation) -> Look:
+    def never(x: Tensor, t: Tensor, s: Tensor, _: Observation) -> TwistValue:
         kernel = model.predict(x, t).kernel(s)
-        return Look(torch.full((len(x),), -math.inf).double(), Independent(kernel, kernel), x)
+        return TwistValue(torch.full((len(x),), -math.inf).double(), Independent(kernel, kernel), x)
 
-    found = cloud(model, seen, 3, 4, 5, look_at=never)
+    found = cloud(model, seen, 3, 4, 5, evaluate=never)
     assert found.log_evidence.tolist() == [-math.inf] * 3
     assert bool(found.samples.isfinite().all())
 

@@ -10,8 +10,8 @@ from diffusion.networks import BitPatterns, GaussianMixture
 from diffusion.observation import Observation
 from diffusion.operators import Dense
 from diffusion.plan import Ancestral, Plan
-from diffusion.posterior.repaint import Repaint, timeline
-from diffusion.posterior.systems import Cloud, walk
+from diffusion.posterior.baselines import RepaintKernel, timeline
+from diffusion.posterior.smc import SMCResult, run
 from tests.diffusion.models import binomial, gaussian
 
 
@@ -21,9 +21,9 @@ def repaint(
     plan: Plan,
     jump: int = 10,
     times: int = 10,
-) -> Cloud:
-    course = Repaint(plan, jump, times)
-    return walk(model, course, observation, 1, torch.arange(len(observation)))
+) -> SMCResult:
+    course = RepaintKernel(plan, jump, times)
+    return run(model, course, observation, 1, torch.arange(len(observation)))
 
 
 @pytest.mark.parametrize(("steps", "jump", "times"), [(6, 2, 3), (7, 3, 2), (4, 9, 5), (5, 1, 1)])

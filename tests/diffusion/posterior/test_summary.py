@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from diffusion.posterior.summary import Summary
+from diffusion.posterior.diagnostics import Summary
 
 
 def test_equal_weights_are_the_usual_estimates() -> None:

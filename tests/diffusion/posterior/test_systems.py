@@ -9,11 +9,10 @@ from diffusion.networks import GaussianMixture
 from diffusion.observation import Observation
 from diffusion.operators import Dense, Mask
 from diffusion.plan import Ancestral
-from diffusion.posterior import Product, draw
-from diffusion.posterior.product import Constant
-from diffusion.posterior.repaint import Repaint
-from diffusion.posterior.smc import Filter
-from diffusion.posterior.systems import Cloud, Course, Systems, walk
+from diffusion.posterior import Product, sample_posterior
+from diffusion.posterior.baselines import ProductKernel, RepaintKernel
+from diffusion.posterior.particle_filter import ParticleFilter
+from diffusion.posterior.smc import Particles, SMCKernel, SMCResult, run
 from diffusion.posterior.twist import Twist
 from diffusion.sampling import sample
 from tests.diffusion.models import gaussian
@@ -24,15 +23,15 @@ MASKED = Observation.of_reals(Y, torch.tensor([[True, False], [True, True], [Fal
 LINE = Observation.of_linear(Dense(rows=((1.0, 0.5),)), Y[:, :1], (2,), 0.2)
 
 
-def courses(model: DiffusionModel) -> list[tuple[Course, Observation]]:
+def courses(model: DiffusionModel) -> list[tuple[SMCKernel, Observation]]:
     plan = Ancestral(steps=6).plan(model)
     return [
         # One datum's covariance is worked out, another's is not.
-        (Filter(plan, 5, 2, Twist(covariance="full", products=1)), MASKED),
-        (Filter(plan, 4, twist=Twist(covariance="diagonal")), LINE),
-        (Filter(plan, 4), LINE),
-        (Repaint(plan, 2, 3), MASKED),
-        (Constant(plan), LINE),
+        (ParticleFilter(plan, 5, 2, Twist(covariance="full", products=1)), MASKED),
+        (ParticleFilter(plan, 4, twist=Twist(covariance="diagonal")), LINE),
+        (ParticleFilter(plan, 4), LINE),
+        (RepaintKernel(plan, 2, 3), MASKED),
+        (ProductKernel(plan), LINE),
     ]
 
 
@@ -40,11 +39,11 @@ def courses(model: DiffusionModel) -> list[tuple[Course, Observation]]:
 def test_a_few_rows_at_once_are_all_of_them(place: int, mixture: GaussianMixture) -> None:
     model = gaussian(mixture)
     course, seen = courses(model)[place]
-    whole = walk(model, course, seen, 3, NUMBER)
+    whole = run(model, course, seen, 3, NUMBER)
     systems = course.begin(model, seen, 3, NUMBER)
     for unit in range(len(course)):
         systems = course.step(model, systems, unit, 3)
-    parts = Cloud.of(model, course, systems)
+    parts = SMCResult.of(model, course, systems)
     for ours, theirs in zip(parts.tensors(), whole.tensors(), strict=True):
         assert_close(ours, theirs, rtol=1e-4, atol=1e-4)
 
@@ -58,14 +57,14 @@ def test_a_step_made_in_pieces_is_the_step(
     model = gaussian(mixture)
     course, seen = courses(model)[place]
     first, number = seen.rows(torch.tensor([0])), NUMBER[:1]
-    whole = walk(model, course, first, 3, number)
+    whole = run(model, course, first, 3, number)
     systems, pieces = course.begin(model, first, 3, number), -(-course.particles // piece)
     for unit in range(len(course)):
         for k in range(pieces):
             before = systems
             systems = course.step(model, systems, unit, 2, piece)
             assert (systems.x is before.x) == (k < pieces - 1)
-    parts = Cloud.of(model, course, systems)
+    parts = SMCResult.of(model, course, systems)
     for ours, theirs in zip(parts.tensors(), whole.tensors(), strict=True):
         assert_close(ours, theirs, rtol=1e-4, atol=1e-4)
 
@@ -75,12 +74,12 @@ def test_systems_can_be_taken_apart_and_put_together(place: int, mixture: Gaussi
     """Between any two steps, in any order."""
     model = gaussian(mixture)
     course, seen = courses(model)[place]
-    whole = walk(model, course, seen, 3, NUMBER)
+    whole = run(model, course, seen, 3, NUMBER)
     systems, order = course.begin(model, seen, 3, NUMBER), torch.tensor([2, 0, 1])
     for unit in range(len(course)):
         parts = [course.step(model, systems.rows(order[i : i + 1]), unit) for i in range(3)]
-        systems = Systems.joined(parts).rows(order.argsort())
-    found = Cloud.of(model, course, systems)
+        systems = Particles.joined(parts).rows(order.argsort())
+    found = SMCResult.of(model, course, systems)
     for ours, theirs in zip(found.tensors(), whole.tensors(), strict=True):
         assert_close(ours, theirs, rtol=1e-4, atol=1e-4)
 
@@ -88,8 +87,8 @@ def test_systems_can_be_taken_apart_and_put_together(place: int, mixture: Gaussi
 def test_the_product_seen_one_by_one_is_that_of_plain_chains(mixture: GaussianMixture) -> None:
     """As a course and as a chain: the same kernel, the same noise."""
     model = gaussian(mixture)
-    course = Constant(Ancestral(steps=6).plan(model))
-    found = walk(model, course, MASKED, 3, torch.arange(3)).samples[:, 0]
+    course = ProductKernel(Ancestral(steps=6).plan(model))
+    found = run(model, course, MASKED, 3, torch.arange(3)).samples[:, 0]
     chain = sample(model, 3, seed=3, sampler=Ancestral(steps=6), observation=MASKED)
     assert_close(found, chain)
     assert found[0, 0] != Y[0, 0]  # it was seen with noise
@@ -104,7 +103,7 @@ def test_a_dense_identity_is_a_mask(mixture: GaussianMixture) -> None:
     together = Observation.of_linear(Dense(rows=((1.0, 0.0), (0.0, 1.0))), y, (2,), 0.5)
     assert isinstance(one_by_one.operator, Mask)
     a, b = (
-        draw(model, seen, n, seed=seed, method=Product()).samples[0].double()
+        sample_posterior(model, seen, n, seed=seed, method=Product()).samples[0].double()
         for seed, seen in ((1, one_by_one), (2, together))
     )
     error = (a.var(0) / n + b.var(0) / n).sqrt()
@@ -114,5 +113,5 @@ def test_a_dense_identity_is_a_mask(mixture: GaussianMixture) -> None:
 
 def test_what_a_course_costs(mixture: GaussianMixture) -> None:
     model = gaussian(mixture)
-    found = [walk(model, *pair, 3, NUMBER).evaluations.tolist() for pair in courses(model)]
+    found = [run(model, *pair, 3, NUMBER).evaluations.tolist() for pair in courses(model)]
     assert found == [[5 * 11] * 3, [4 * 11] * 3, [4 * 11] * 3, [18] * 3, [6] * 3]

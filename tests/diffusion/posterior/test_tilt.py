@@ -8,10 +8,9 @@ from torch import Tensor
 from torch.testing import assert_close
 
 from diffusion.conditioned import Conditioned
-from diffusion.distributions import Bernoulli, Normal
+from diffusion.distributions import Bernoulli, Normal, Tilt
 from diffusion.noise import counter_noise
-from diffusion.posterior.proposal import Independent
-from diffusion.posterior.tilt import Tilt, join, kernel_of, steer
+from diffusion.posterior.proposal import Independent, join, kernel_of, steer
 from diffusion.process import BinomialProcess, GaussianProcess, Process
 from diffusion.schedule import InverseTimeSchedule, LogSnrSchedule
 
@@ -30,7 +29,7 @@ def normal(mean: float, var: float) -> Normal:
 @pytest.mark.parametrize("curvature", [2.0, 0.0, -0.7])
 def test_a_normal_times_a_factor_by_quadrature(curvature: float) -> None:
     factor, base = tilt(0.3, -0.8, curvature), normal(0.5, 1.0)
-    product, log_z, missing = factor.multiply(base)
+    product, log_z, missing = base.tilted(factor)
     x = GRID[:, None]
     log_f = torch.cat([factor.log(part) for part in x.split(1)])
     log_q = base.log_prob(x)
@@ -43,7 +42,7 @@ def test_a_normal_times_a_factor_by_quadrature(curvature: float) -> None:
 def test_where_there_is_no_product_what_is_missing_says_so() -> None:
     """1 + k var = -1: p f = Z p' exp(e (x - mean)^2 / 2), p' four times as wide as p."""
     factor, base = tilt(0.3, -0.8, -2.0), normal(0.5, 1.0)
-    product, log_z, missing = factor.multiply(base)
+    product, log_z, missing = base.tilted(factor)
     assert isinstance(product, Normal)
     assert float(product.var) == 4
     assert float(missing) == pytest.approx(1.25)
@@ -55,7 +54,7 @@ def test_where_there_is_no_product_what_is_missing_says_so() -> None:
 
 def test_what_is_known_exactly_stays() -> None:
     known = Normal(torch.tensor([[0.7]]), torch.zeros(1, 1))
-    product, log_z, _ = tilt(0.3, -0.8, 2.0).multiply(known)
+    product, log_z, _ = known.tilted(tilt(0.3, -0.8, 2.0))
     assert isinstance(product, Normal)
     assert torch.equal(product.mean, known.mean)
     assert float(product.var) == 0
@@ -64,7 +63,7 @@ def test_what_is_known_exactly_stays() -> None:
 
 def test_bits_times_a_factor_by_enumeration() -> None:
     factor, base = tilt(0.3, -0.8, 0.0), Bernoulli(torch.tensor([[0.4]]).double())
-    product, log_z, _ = factor.multiply(base)
+    product, log_z, _ = base.tilted(factor)
     x = torch.tensor([[0.0], [1.0]]).double()
     joint = torch.cat([factor.log(part) for part in x]) + base.log_prob(x)
     assert_close(log_z[0], joint.logsumexp(0))
@@ -82,12 +81,12 @@ def test_factors_of_a_process(process: Process) -> None:
     """q(x_t | x_s) as a function of x_s, densities, and their powers."""
     t, s = torch.tensor([20, 13, 1]), torch.tensor([12, 12, 0])
     x_s, x_t = torch.rand(2, 3, 4, generator=torch.Generator().manual_seed(0)).round().unbind()
-    likelihood = Tilt.of_likelihood(process, x_t, t, s)
+    likelihood = process.likelihood(x_t, t, s)
     forward = process.forward_kernel(x_s, t, s)
     assert_close(likelihood.log(x_s), forward.log_prob(x_t).double(), rtol=1e-5, atol=1e-5)
     prior = process.prior((4,), 3)
     power = torch.tensor([0.5, -1.0, 2.0]).double()
-    both = likelihood.times(Tilt.of(prior), power)
+    both = likelihood.times(prior.tilt(), power)
     wanted = likelihood.log(x_s) + power * prior.log_prob(x_s).double()
     assert_close(both.log(x_s), wanted, rtol=1e-5, atol=1e-5)
 

@@ -13,7 +13,7 @@ from diffusion.networks import BitPatterns, GaussianMixture
 from diffusion.noise import counter_noise
 from diffusion.observation import Observation
 from diffusion.operators import Dense
-from diffusion.posterior.twist import Twist, last_look, look
+from diffusion.posterior.twist import Twist, evaluate_last_twist, evaluate_twist
 from diffusion.process import GaussianProcess
 from diffusion.schedule import InverseTimeSchedule
 from diffusion.space import DataSpace
@@ -61,7 +61,7 @@ def test_of_one_gaussian_the_full_twist_is_exact(t: int) -> None:
     model = gaussian(network)
     x_t, at = torch.randn(6, D), float(model.process.alpha_bar[t])
     here = torch.tensor([t])
-    found = look(model, x_t, here, here - 1, seen(6), Twist())
+    found = evaluate_twist(model, x_t, here, here - 1, seen(6), Twist())
     _, _, wanted = exact(network, at, x_t)
     assert_close(found.log_r, wanted, rtol=2e-3, atol=2e-3)
 
@@ -72,13 +72,17 @@ def test_conjugate_gradients_solve_what_the_matrix_does() -> None:
     model, x_t, t = gaussian(chain()), torch.randn(6, D), torch.tensor([9])
     each = torch.eye(D).tolist()
     observed = Observation.of_linear(Dense(rows=each), torch.zeros(6, D), (D,), 0.4)
-    exact = look(model, x_t, t, t - 1, observed, Twist(covariance="full", products=D)).log_r
+    exact = evaluate_twist(
+        model, x_t, t, t - 1, observed, Twist(covariance="full", products=D)
+    ).log_r
     # A row of zeros makes one number more than there are products, and says nothing.
     one_more = Dense(rows=[*each, [0.0] * D])
     extra = Observation.of_linear(one_more, torch.zeros(6, D + 1), (D,), 0.4)
-    iterated = look(model, x_t, t, t - 1, extra, Twist(covariance="full", products=D)).log_r
+    iterated = evaluate_twist(
+        model, x_t, t, t - 1, extra, Twist(covariance="full", products=D)
+    ).log_r
     assert_close(iterated.diff(), exact.diff(), rtol=1e-3, atol=1e-3)
-    hasty = look(model, x_t, t, t - 1, extra, Twist(covariance="full", products=1)).log_r
+    hasty = evaluate_twist(model, x_t, t, t - 1, extra, Twist(covariance="full", products=1)).log_r
     assert (hasty.diff() - exact.diff()).abs().max() > 1e-2
 
 
@@ -89,7 +93,7 @@ def test_a_proposal_moves_towards_the_posterior_mean(twist: Twist) -> None:
     network = chain()
     model, t, s = gaussian(network), torch.tensor([9]), torch.tensor([8])
     x_t = torch.randn(1, D).expand(4000, D)
-    found = look(model, x_t, t, s, seen(4000), twist)
+    found = evaluate_twist(model, x_t, t, s, seen(4000), twist)
     x_s = found.proposal.sample(counter_noise(0, torch.arange(4000), 0)).double()
     centre, left, _ = exact(network, float(model.process.alpha_bar[9]), x_t[:1])
     spread = MATRIX @ left @ MATRIX.mT + 0.09 * torch.eye(2).double()
@@ -116,7 +120,7 @@ def test_proposals_are_normalised(twist: Twist) -> None:
     y = torch.tensor([[0.4, 0.0, -0.6, 0.0]]).expand(n, D)
     known = torch.tensor([[True, False, True, False]]).expand(n, D)
     for observed in (seen(n), Observation.of_reals(y, known), Observation.of_reals(y, known, 0.2)):
-        found = look(model, x_t, t, s, observed, twist)
+        found = evaluate_twist(model, x_t, t, s, observed, twist)
         x_s = found.proposal.sample(counter_noise(0, torch.arange(n), 0))
         ratio = (-found.proposal.log_ratio(x_s)).exp()
         assert abs(float(ratio.mean()) - 1) < 5 * float(ratio.std()) / n**0.5
@@ -129,7 +133,7 @@ def test_of_bits_by_the_definition(heartbeat: BitPatterns) -> None:
     pi = model.predict(x_t, t).x_0.double()
     pi_y = torch.where(y > 0.5, pi, 1 - pi)
     for eps in (0.0, 0.1):
-        found = look(model, x_t, t, t - 1, Observation.of_bits(y, known, eps), Twist())
+        found = evaluate_twist(model, x_t, t, t - 1, Observation.of_bits(y, known, eps), Twist())
         wanted = torch.where(known, (1 - eps) * pi_y + eps * (1 - pi_y), 1.0).log().sum(1)
         assert_close(found.log_r, wanted, rtol=1e-3, atol=1e-3)
 
@@ -141,7 +145,7 @@ def test_the_last_look_is_the_papers_product(line: GaussianMixture) -> None:
     observed = Observation.of_reals(y, torch.ones(5, 3, dtype=torch.bool), 0.3)
     kernel = model.predict(x_t, t).kernel(t - 1)
     wanted = MultivariateNormal(kernel.mean, torch.diag_embed(kernel.var + 0.09)).log_prob(y)  # type: ignore[attr-defined]
-    assert_close(last_look(model, x_t, t, observed).log_r.float(), wanted)
+    assert_close(evaluate_last_twist(model, x_t, t, observed).log_r.float(), wanted)
 
 
 def test_a_step_costs_what_it_says(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -161,10 +165,10 @@ def test_a_step_costs_what_it_says(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.autograd, "grad", counted(gradient))
     for twist in TWISTS:
         made[0] = 0
-        look(model, x_t, t, t - 1, seen(3), twist)
+        evaluate_twist(model, x_t, t, t - 1, seen(3), twist)
         assert made[0] == int(twist.evaluations(model, torch.tensor([2])))
     made[0] = 0
-    last_look(model, x_t, torch.tensor([1]), seen(3))
+    evaluate_last_twist(model, x_t, torch.tensor([1]), seen(3))
     assert made[0] == 1
 
 
@@ -174,7 +178,7 @@ def test_a_start_without_signal_and_inference_mode_are_no_trouble(twist: Twist) 
     model = DiffusionModel(process, chain(), DataSpace(kind="vector", shape=(D,)), "x_0", "moment")
     with torch.inference_mode():
         t, x_t = torch.tensor([20]), torch.randn(3, D)
-        found = look(model, x_t, t, t - 1, seen(3), twist)
+        found = evaluate_twist(model, x_t, t, t - 1, seen(3), twist)
         x_s = found.proposal.sample(counter_noise(0, torch.arange(3), 0))
         assert bool((found.log_r + found.proposal.log_ratio(x_s) + x_s.sum(1)).isfinite().all())
 
@@ -185,7 +189,7 @@ def test_every_prediction_and_variance_has_a_twist(mixture: GaussianMixture) -> 
     lower = DiffusionModel(model.process, _First(mixture), model.space, "x_0", "lower").eval()
     t, x_t = torch.tensor([9]), torch.randn(3, 2)
     observed = Observation.of_reals(torch.zeros(3, 2), torch.tensor([[True, False]]).expand(3, 2))
-    found = look(lower, x_t, t, t - 1, observed, Twist(covariance="diagonal"))
+    found = evaluate_twist(lower, x_t, t, t - 1, observed, Twist(covariance="diagonal"))
     x_0 = lower.predict(x_t, t).x_0[:, :1]
     var = float(1 - model.process.alpha_bar[9])
     wanted = MultivariateNormal(x_0, torch.tensor([[var]])).log_prob(torch.zeros(3, 1))

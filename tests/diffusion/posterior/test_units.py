@@ -8,8 +8,8 @@ from torch import Tensor
 from torch.testing import assert_close
 
 from diffusion.distributions import Bernoulli, Normal
+from diffusion.observation import in_model_units
 from diffusion.operators import AveragePooling, Blur, Dense, LinearOperator, Mask
-from diffusion.posterior.units import in_model_units
 from diffusion.space import DataSpace
 
 EVEN = DataSpace(kind="vector", shape=(4,), shift=(1.0, -2.0, 0.5, 3.0), scale=2.5)

@@ -15,11 +15,10 @@ from diffusion.networks import MLPConfig, build
 from diffusion.observation import Observation
 from diffusion.operators import Dense
 from diffusion.plan import Ancestral
+from diffusion.posterior.baselines import ProductKernel, RepaintKernel
 from diffusion.posterior.factors import Expert
-from diffusion.posterior.product import Constant
-from diffusion.posterior.repaint import Repaint
-from diffusion.posterior.smc import Filter
-from diffusion.posterior.systems import Cloud, Course, walk
+from diffusion.posterior.particle_filter import ParticleFilter
+from diffusion.posterior.smc import SMCKernel, SMCResult, run
 from diffusion.posterior.twist import Twist
 from diffusion.process import GaussianConfig
 from diffusion.sampling import sample
@@ -47,28 +46,28 @@ def seen_by(kind: str) -> Observation:
     return Observation.of_reals(Y, KNOWN, 0.3 if kind == "noisy" else 0.0)
 
 
-def course_by(name: str, model: DiffusionModel) -> Course:
+def course_by(name: str, model: DiffusionModel) -> SMCKernel:
     plan = Ancestral(steps=7).plan(model)
     if name == "repaint":
-        return Repaint(plan, jump=2, times=2)
+        return RepaintKernel(plan, jump=2, times=2)
     if name == "product":
-        return Constant(plan)
+        return ProductKernel(plan)
     covariance = "diagonal" if name == "diagonal" else "full"
     twist = Twist.model_validate({"covariance": covariance, "products": 1})
     # More particles than a tick has rows, or a few systems together.
-    return Filter(plan, 12 if name == "wide" else 3, 2, twist=twist)
+    return ParticleFilter(plan, 12 if name == "wide" else 3, 2, twist=twist)
 
 
 def job(model: DiffusionModel, course: str, seen: str, each: int = 3, seed: int = 5) -> SystemJob:
     return SystemJob.of("g", model, seed, course_by(course, model), seen_by(seen), each)
 
 
-def offline(model: DiffusionModel, asked: SystemJob) -> Cloud:
+def offline(model: DiffusionModel, asked: SystemJob) -> SMCResult:
     number = torch.arange(asked.rows)
     datum = number // asked.each
     factors = [factor.rows(datum) for factor in asked.factors]
     seen = asked.observation.rows(datum)
-    return walk(model, asked.course, seen, asked.seed, number, factors)
+    return run(model, asked.course, seen, asked.seed, number, factors)
 
 
 def broken(*_: Tensor) -> Tensor:
@@ -125,7 +124,7 @@ def test_a_product_with_another_model_counts_its_calls_too(
 ) -> None:
     """Each of 7 steps of 9 systems of 3 particles calls both networks once."""
     seen, course = seen_by("noisy"), course_by("diagonal", gaussian)
-    assert isinstance(course, Filter)
+    assert isinstance(course, ParticleFilter)
     course = replace(course, twist=Twist(covariance="independent"))
     factors = [Expert(gaussian)]
     asked = SystemJob.of("g", gaussian, 5, course, seen, 3, factors)
@@ -256,11 +255,11 @@ def test_a_look_shows_the_first_particles_of_each_system(
 ) -> None:
     """One system done, one on its way, one behind: two samples each."""
     engine, asked = make_engine(g=gaussian), job(gaussian, "wide", "exact", each=1)
-    looks = []
+    values = []
     ticket = engine.submit(asked)
     while not ticket.future.done():
-        looks.append(ticket.peek(5).result(60))
-    seen = [look for look in looks if look is not None]
+        values.append(ticket.peek(5).result(60))
+    seen = [look for look in values if look is not None]
     expected = ticket.result().samples
     for look in seen:
         x_0 = look.x_0()

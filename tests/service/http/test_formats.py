@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 from safetensors.torch import load, save
 
-from diffusion.posterior.summary import Summary
+from diffusion.posterior.diagnostics import Summary
 from service.handlers.loglik import TERM_BYTES
 from tests.service.http.caller import ask
 

@@ -13,12 +13,10 @@ import torch
 from diffusion.checkpoint import save
 from diffusion.model import DiffusionModel
 from diffusion.networks import GaussianMixture
-from diffusion.observation import Observation
+from diffusion.observation import Observation, in_model_units
 from diffusion.operators import Mask
 from diffusion.plan import Ancestral
-from diffusion.posterior import Expert, Label, Method, Posterior, Twisted, draw
-from diffusion.posterior.twist import Twist
-from diffusion.posterior.units import in_model_units
+from diffusion.posterior import Expert, Label, Method, Posterior, Twisted, sample_posterior
 from service.catalogue import Reader, load_folder
 from service.settings import Settings
 from tests.diffusion.posterior.test_factors import Components, classifier, product
@@ -122,7 +120,7 @@ async def test_a_served_label_is_that_of_draw(
     )
     factors = [Label(reader, torch.tensor([2, 0]))]
     method: Method = Twisted(particles=4)
-    offline = draw(model, seen, 3, seed=3, method=method, factors=factors)
+    offline = sample_posterior(model, seen, 3, seed=3, method=method, factors=factors)
     assert_offline(answer, offline, model, gained.tolist())
     assert [result["label"] for result in answer["results"]] == ["crow", "cat"]
     assert answer["results"][0]["labels"] is None
@@ -146,9 +144,11 @@ async def test_a_served_product_is_that_of_draw(
         num_samples=3,
         sampler={"steps": 9},
     )
-    method = Twisted(particles=4, twist=Twist(covariance="diagonal"))
+    method = Twisted(particles=4, covariance="diagonal")
     sampler, factors = Ancestral(steps=9), [Expert(other)]
-    offline = draw(mixture, seen, 3, seed=7, method=method, sampler=sampler, factors=factors)
+    offline = sample_posterior(
+        mixture, seen, 3, seed=7, method=method, sampler=sampler, factors=factors
+    )
     gained = gained - 2 * math.log(SCALE)  # p_2 is a density in data units too
     assert_offline(answer, offline, mixture, gained.tolist())
     assert answer["results"][0]["label"] is None

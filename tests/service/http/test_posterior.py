@@ -10,11 +10,10 @@ import torch
 
 from diffusion.model import DiffusionModel
 from diffusion.networks import GaussianMixture
+from diffusion.observation import in_model_units
 from diffusion.operators import AveragePooling, Dense, LinearOperator, Mask
 from diffusion.plan import Ancestral
-from diffusion.posterior import Method, Product, Resample, Twisted, draw
-from diffusion.posterior.twist import Twist
-from diffusion.posterior.units import in_model_units
+from diffusion.posterior import Method, Product, Repaint, Twisted, sample_posterior
 from tests.service.http.caller import ask
 from tests.service.http.conftest import PATTERNS, SCALE, SHIFT, WEIGHTS
 
@@ -52,15 +51,15 @@ SEEN: list[tuple[str, dict[str, Any], LinearOperator]] = [
 ]
 METHODS: list[tuple[Any, Method]] = [
     ("product", Product()),
-    ({"name": "repaint", "jump": 2, "repeats": 2}, Resample(jump=2, repeats=2)),
+    ({"name": "repaint", "jump": 2, "repeats": 2}, Repaint(jump=2, repeats=2)),
     ({"name": "twisted", "particles": 3}, Twisted(particles=3)),
     (
         {"name": "twisted", "particles": 5, "systems": "joint", "covariance": "diagonal"},
-        Twisted(particles=5, systems="joint", twist=Twist(covariance="diagonal")),
+        Twisted(particles=5, systems="joint", covariance="diagonal"),
     ),
     (
         {"name": "auto", "particles": 3, "products": 1},
-        Twisted(particles=3, twist=Twist(products=1)),
+        Twisted(particles=3, products=1),
     ),
 ]
 
@@ -92,7 +91,9 @@ async def test_the_served_answer_is_that_of_draw(
     known = torch.tensor(seen.get("known", 1)).bool().expand_as(y)
     noise = torch.tensor(seen.get("noise_std", 0.0))
     observation, gained = in_model_units(model.space, operator, y, known, noise)
-    offline = draw(model, observation, 4, seed=3, method=method, sampler=Ancestral(steps=9))
+    offline = sample_posterior(
+        model, observation, 4, seed=3, method=method, sampler=Ancestral(steps=9)
+    )
     samples = torch.tensor([result["samples"] for result in answer["results"]])
     expected = model.space.to_data(offline.samples.flatten(0, 1)).reshape(samples.shape)
     assert torch.allclose(samples.float(), expected, rtol=1e-4, atol=1e-3)

@@ -1,9 +1,14 @@
-"""RePaint: what was seen is put in at every step, noised alike, and jumps back up blend it in.
+"""Two biased methods, for comparison: RePaint, and the 2015 paper's product with a constant r.
 
-    A x_s <- sqrt(alpha_bar_s) y + sqrt(1 - alpha_bar_s) A n,    then `jump` steps back up, `times`
+    RePaint  A x_s <- sqrt(alpha_bar_s) y + sqrt(1 - alpha_bar_s) A n,  then `jump` steps back up
+    product  x_s ~ p(x_s | x_t) r(x_s) / Z~_t(x_t)
 
-A heuristic, biased whatever the model; here for comparison. Source: Lugmayr, Danelljan, Romero, Yu,
-Timofte and Van Gool 2022, Algorithm 1 and Appendix B.
+RePaint is a heuristic, biased whatever the model; the product is biased wherever r is not
+E[r(x_0) | x_t]. Where each element was seen for itself a plain chain does the same as the product
+(`diffusion.sampling`); the kernel here takes any linear operator.
+
+Sources: Lugmayr, Danelljan, Romero, Yu, Timofte and Van Gool 2022, Algorithm 1 and Appendix B;
+Sohl-Dickstein et al. 2015, Section 2.5.
 """
 
 import itertools
@@ -15,14 +20,13 @@ import torch
 from torch import Tensor
 from typing_extensions import override
 
-from diffusion.distributions import Bernoulli, Normal
 from diffusion.model import DiffusionModel
 from diffusion.noise import Stream, counter_noise
 from diffusion.observation import Observation
 from diffusion.operators import Mask
 from diffusion.plan import Plan
-from diffusion.posterior.systems import Alone, Systems
-from diffusion.process import BinomialProcess, GaussianProcess
+from diffusion.posterior.smc import Particles, SingleParticle
+from diffusion.sampling import begin, step
 
 
 def timeline(steps: int, jump: int, times: int) -> list[int]:
@@ -42,8 +46,8 @@ def timeline(steps: int, jump: int, times: int) -> list[int]:
 
 @final
 @dataclass(frozen=True)
-class Repaint(Alone):
-    """Systems of one particle; a unit is a step down, after the jump back up that leads to it.
+class RepaintKernel(SingleParticle):
+    """Particles of one particle; a unit is a step down, after the jump back up that leads to it.
 
     Observations with noise are put in while the chain's own noise is the greater of the two.
 
@@ -64,22 +68,22 @@ class Repaint(Alone):
     @override
     def begin(
         self, model: DiffusionModel, observation: Observation, seed: int, number: Tensor
-    ) -> Systems:
+    ) -> Particles:
         check_repaint(observation)
         prior = model.process.prior(model.event, len(number))
         x = prior.sample(counter_noise(seed, number, 0))
-        return Systems.begun(x, observation, seed, number)
+        return Particles.begun(x, observation, seed, number)
 
     @override
     def step(
         self,
         model: DiffusionModel,
-        systems: Systems,
+        systems: Particles,
         unit: int,
         together: int | None = None,
         piece: int | None = None,
-    ) -> Systems:
-        put = _of_bits if isinstance(model.process, BinomialProcess) else _of_reals
+    ) -> Particles:
+        put = _of_reals if model.process.continuous else _of_bits
         seed, number, seen = systems.seed, systems.number, systems.observation
         levels = torch.cat((self.plan.t, self.plan.s[-1:])).to(systems.x.device)[:, None]
         x, x_0 = systems.x[:, 0], systems.x_0[:, 0]
@@ -113,7 +117,7 @@ class Repaint(Alone):
 def check_repaint(observation: Observation) -> None:
     """Raise ValueError of bits that may have flipped."""
     factor = observation.factor
-    if isinstance(factor, Bernoulli) and bool(factor.logits[observation.known].isfinite().any()):
+    if not factor.continuous and factor.noisy:
         raise ValueError(
             "method 'repaint' puts in what was seen as it is, and these bits may have flipped: "
             "use 'twisted'"
@@ -125,8 +129,6 @@ def _of_reals(
 ) -> Tensor:
     """x_s with A x_s replaced where the chain is noisier than y."""
     process, factor, operator = model.process, observation.factor, observation.operator
-    assert isinstance(process, GaussianProcess)
-    assert isinstance(factor, Normal)  # reals
     at = float(process.alpha_bar[s])
     ones = torch.ones_like(x[:1])
     gained = (1 - at) * operator.variance(ones)  # the chain's own noise in A x_s
@@ -145,8 +147,49 @@ def _of_bits(
 ) -> Tensor:
     """x_s with the known bits drawn from q(x_s | x_0 = y)."""
     factor = observation.factor
-    assert isinstance(factor, Bernoulli)
-    chance = model.process.marginal((factor.logits > 0).to(x.dtype), s)
-    assert isinstance(chance, Bernoulli)
+    chance = model.process.marginal(factor.values.to(x.dtype), s)
     drawn = (torch.special.ndtr(noise) < chance.mean).to(x.dtype)
     return torch.where(observation.known, drawn, x)
+
+
+@final
+@dataclass(frozen=True)
+class ProductKernel(SingleParticle):
+    """Particles of one particle under a constant r.
+
+    Args:
+        plan: from T down to 0.
+    """
+
+    plan: Plan
+
+    @override
+    def __len__(self) -> int:
+        return len(self.plan)
+
+    @override
+    def begin(
+        self, model: DiffusionModel, observation: Observation, seed: int, number: Tensor
+    ) -> Particles:
+        noise = counter_noise(seed, number, model.T + 1)
+        return Particles.begun(
+            begin(model, noise, observation, len(number)), observation, seed, number
+        )
+
+    @override
+    def step(
+        self,
+        model: DiffusionModel,
+        systems: Particles,
+        unit: int,
+        together: int | None = None,
+        piece: int | None = None,
+    ) -> Particles:
+        x, x_0, seen = systems.x[:, 0], systems.x_0[:, 0], systems.observation
+        update = self.plan.at(unit, x.device)
+        parts: list[tuple[Tensor, Tensor]] = []
+        for place in torch.arange(len(x), device=x.device).split(together or len(x)):
+            noise = counter_noise(systems.seed, systems.number[place], update.t.expand(len(place)))
+            parts.append(step(model, x[place], x_0[place], update, noise, seen.rows(place)))
+        moved, guessed = (torch.cat(column)[:, None] for column in zip(*parts, strict=True))
+        return replace(systems, x=moved, x_0=guessed)

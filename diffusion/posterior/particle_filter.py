@@ -1,0 +1,197 @@
+"""The particle filter: weighted rows that follow a twist, exact as they grow many, unbiased in Z.
+
+    w_s = w_t p(x_s | x_t) r_s(x_s) / (q(x_s | x_t, y) r_t(x_t)),     Z = E[prod of mean weights]
+
+A system is P particles of one observation. They resample among themselves alone, systematically,
+when their effective sample size falls below P / 2, and at the end, where p(x_0 | x_1) r(x_0) is
+drawn from as it stands; what it is multiplied by beside that (`factors`) weighs the draws
+once more. All noise is numbered by (seed, particle, step), so a system is the same alone and in any
+batch.
+
+Sources: Wu, Trippe, Naesseth, Blei and Cunningham 2023; Del Moral, Doucet and Jasra 2006 (weights
+of any proposal, Z without bias); Kitagawa 1996 (systematic resampling).
+"""
+
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from typing import final
+
+import torch
+from torch import Tensor
+from typing_extensions import override
+
+from diffusion.model import DiffusionModel
+from diffusion.noise import Stream, counter_noise
+from diffusion.observation import Observation
+from diffusion.plan import Plan
+from diffusion.posterior.proposal import TwistValue
+from diffusion.posterior.resampling import drawn, ess, jackknife, log_mean, spread, systematic
+from diffusion.posterior.smc import Particles, SMCKernel
+from diffusion.posterior.twist import Twist, evaluate_last_twist, evaluate_twist
+
+TwistFunction = Callable[[Tensor, Tensor, Tensor, Observation], TwistValue]
+
+_TWIST = Twist()
+_FAR = 1e6  # of x_t, whose noise is about 1: no chain of finite probability goes there
+
+
+@final
+@dataclass(frozen=True)
+class ParticleFilter(SMCKernel):
+    """Particles that follow a twist.
+
+    Args:
+        plan: an ancestral plan from T down to 0.
+        particles: P.
+        draws: samples of each system, at most P.
+        twist: which r_t.
+        twist_function: another twist in its place: (x_t, t, s, observation) of B rows to a
+            `TwistValue`, for s above 0.
+
+    Raises:
+        ValueError: more draws than particles.
+    """
+
+    plan: Plan
+    particles: int
+    draws: int = 1
+    twist: Twist = _TWIST
+    twist_function: TwistFunction | None = None
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.draws <= self.particles:
+            raise ValueError(
+                f"{self.particles} particles hold {self.particles} samples at most, came "
+                f"{self.draws} to draw: raise the particles, or draw from more systems"
+            )
+
+    @override
+    def __len__(self) -> int:
+        return len(self.plan)
+
+    @override
+    def evaluations(self, model: DiffusionModel, count: Tensor) -> Tensor:
+        return self.particles * self.twist.evaluations(model, count)
+
+    @override
+    def begin(
+        self, model: DiffusionModel, observation: Observation, seed: int, number: Tensor
+    ) -> Particles:
+        row = number[:, None] * self.particles + torch.arange(self.particles, device=number.device)
+        prior = model.process.prior(model.event, row.numel())
+        x = prior.sample(counter_noise(seed, row.flatten(), model.T + 1))
+        return Particles.begun(x, observation, seed, number)
+
+    @override
+    def step(
+        self,
+        model: DiffusionModel,
+        systems: Particles,
+        unit: int,
+        together: int | None = None,
+        piece: int | None = None,
+    ) -> Particles:
+        done = sum(len(here.log_r) for here in systems.evaluated)
+        if piece is not None and done + piece < systems.log_w.numel():
+            values = self._evaluate(model, systems, unit, together, done + piece)
+            return replace(systems, evaluated=(*systems.evaluated, *values))
+        kind = self.twist.exact(systems.observation.count[:: self.particles])
+        parts = [place.nonzero()[:, 0] for place in (kind, ~kind)]
+        if unit == len(self) - 1 or not all(map(len, parts)):
+            return self._step(model, systems, unit, together)
+        # Covariances that are worked out and those that are not: each system by its own way.
+        moved = [self._step(model, systems.rows(part), unit, together) for part in parts]
+        both = Particles.joined(moved).rows(torch.cat(parts).argsort())
+        return replace(both, factors=systems.factors)
+
+    def _step(
+        self, model: DiffusionModel, systems: Particles, unit: int, together: int | None
+    ) -> Particles:
+        S, P = systems.log_w.shape
+        device, last = systems.x.device, unit == len(self) - 1
+        t = self.plan.t[unit : unit + 1].to(device)
+        here = TwistValue.joined(
+            [*systems.evaluated, *self._evaluate(model, systems, unit, together, S * P)]
+        )
+        log_w, log_z = systems.log_w + here.log_r.reshape(S, P), systems.log_evidence
+        log_w = torch.where(log_w < math.inf, log_w, -math.inf)  # a lost particle is worth nothing
+        size, ancestors, variance = ess(log_w), systems.ancestors, systems.variance
+        choose = torch.ones_like(size, dtype=torch.bool) if last else size < P / 2
+        place = torch.arange(P, device=device).expand(S, P)
+        if bool(choose.any()):
+            noise = counter_noise(systems.seed, systems.number, t.expand(S), Stream.RESAMPLING)
+            u = noise.uniform((1,))[:, 0].double()
+            final = drawn(log_w, u, self.draws)  # of the last step, before log_w is evened out
+            place = torch.where(choose[:, None], systematic(log_w, u, P), place)
+            log_z = torch.where(choose, log_z + log_mean(log_w), log_z)
+            apart = variance + jackknife(log_w)
+            told = spread(log_w, ancestors, apart) if last else apart
+            variance = torch.where(choose, told, variance)
+            log_w = torch.where(choose[:, None], 0.0, log_w)
+            ancestors = ancestors.gather(1, place)
+        row = systems.particle
+        if last and here.left is None:
+            place, row = final, row[:, : self.draws]
+        rows = (torch.arange(S, device=device)[:, None] * P + place).flatten()
+        proposal = here.proposal.rows(rows)
+        x = proposal.sample(counter_noise(systems.seed, row.flatten(), t.expand(len(rows))))
+        if last and here.left is not None:
+            each = zip(x.split(together or len(x)), rows.split(together or len(x)), strict=True)
+            log_w = torch.cat([here.left(*part) for part in each]).reshape(S, P)
+            log_z = log_z + log_mean(log_w)
+            variance = spread(log_w, ancestors, apart + jackknife(log_w))
+            noise = counter_noise(systems.seed, systems.number, 0, Stream.RESAMPLING)
+            u = noise.uniform((1,))[:, 0].double()
+            ancestors = ancestors.gather(1, systematic(log_w, u, P))
+            first = torch.arange(S, device=device)[:, None] * P
+            picked = (first + drawn(log_w, u, self.draws)).flatten()
+            x, rows = x[picked], rows[picked]
+        moved = systems.moved
+        if not last:
+            ratio = proposal.log_ratio(x)
+            moved = moved + ratio.reshape(S, P).nan_to_num(0.0, 0.0, 0.0).mean(1)
+            # Where r_t was 0 nothing weighs anything, and what has been paid does not matter.
+            paid = here.log_r[rows] + ratio
+            paid = torch.where(torch.isneginf(here.log_r[rows]), 0.0, paid)
+            log_w = log_w - paid.reshape(S, P)
+            # A network sent far from its data may answer anything: such a particle is worth
+            # nothing, and waits at 0 to be replaced.
+            lost = ~(x.abs() <= _FAR).flatten(1).all(1) | ~(log_w < math.inf).flatten()
+            log_w = torch.where(lost.reshape(S, P), -math.inf, log_w)
+            x = torch.where(lost.reshape(-1, *[1] * (x.ndim - 1)), 0.0, x)
+        return replace(
+            systems,
+            # Where all of a system are lost its evidence is 0, and what is drawn of it any number.
+            x=x.nan_to_num(0.0).unflatten(0, (S, -1)),
+            x_0=here.x_0[rows].nan_to_num(0.0).unflatten(0, (S, -1)),
+            log_w=log_w,
+            log_evidence=log_z,
+            variance=variance,
+            moved=moved,
+            ess=torch.cat((systems.ess, size[:, None]), 1),
+            ancestors=ancestors,
+            evaluated=(),
+        )
+
+    def _evaluate(
+        self, model: DiffusionModel, systems: Particles, unit: int, together: int | None, end: int
+    ) -> Iterator[TwistValue]:
+        """The twist at each particle not yet evaluated, up to `end`; so many at once."""
+        x, device = systems.x.flatten(0, 1), systems.x.device
+        t, s = (part[unit : unit + 1].to(device) for part in (self.plan.t, self.plan.s))
+        begin = sum(len(here.log_r) for here in systems.evaluated)
+        for place in torch.arange(begin, end, device=device).split(together or len(x)):
+            x_t, seen, factors = x, systems.observation, systems.factors
+            if len(place) < len(x):
+                x_t, seen = x[place], seen.rows(place)
+                factors = tuple(factor.rows(place) for factor in factors)
+            if unit == len(self) - 1:
+                here = evaluate_last_twist(model, x_t, t, seen)
+            elif self.twist_function is not None:
+                here = self.twist_function(x_t, t, s, seen)
+            else:
+                here = evaluate_twist(model, x_t, t, s, seen, self.twist)
+            for factor in factors:
+                here = factor.multiply(here, x_t, t, s)
+            yield here

@@ -1,0 +1,134 @@
+"""Samples of N posteriors, by plain chains or by systems of particles."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import final
+
+import torch
+from torch import Tensor
+
+from diffusion.model import DiffusionModel
+from diffusion.observation import Observation
+from diffusion.plan import DDIM, Ancestral, DPMSolver
+from diffusion.posterior.diagnostics import Diagnostics
+from diffusion.posterior.factors import Factor
+from diffusion.posterior.matched import MatchedStart
+from diffusion.posterior.methods import Auto, PosteriorMethod
+from diffusion.posterior.smc import SMCKernel, SMCResult, run
+from diffusion.sampling import sample
+
+_ELEMENTS = 2**20  # of all the rows that go through the network at once
+
+
+@final
+@dataclass(frozen=True)
+class Posterior:
+    """Samples of N posteriors.
+
+    Attributes:
+        samples: [N, n, *event], model units.
+        weights: of each sample in averages, [N, n], float64, those of each posterior summing to 1
+            (`resampling.weigh`). Equal where samples are not of independent systems.
+        method: the one that answered.
+        biased: whether it misses the posterior even of a perfect model with all its steps.
+        diagnostics: of each posterior.
+        network_evaluations: of all, by the rule of `diffusion.posterior.twist`.
+        start: where the chains began, by "matched".
+    """
+
+    samples: Tensor
+    weights: Tensor
+    method: PosteriorMethod
+    biased: bool
+    diagnostics: tuple[Diagnostics, ...]
+    network_evaluations: int
+    start: MatchedStart | None = None
+
+
+def sample_posterior(
+    model: DiffusionModel,
+    observation: Observation,
+    samples: int,
+    *,
+    seed: int,
+    method: PosteriorMethod | None = None,
+    sampler: Ancestral | DDIM | DPMSolver | None = None,
+    factors: Sequence[Factor] = (),
+) -> Posterior:
+    """Draw from N posteriors.
+
+    Args:
+        model: the model.
+        observation: what was seen, [N, *seen].
+        samples: n, of each posterior.
+        seed: of the noise; sample j of posterior i is numbered i n + j.
+        method: how; `Auto()` where it is not given.
+        sampler: the chain's steps; ancestral at all T where it is not given.
+        factors: what else p(x_0) is multiplied by, by "twisted" alone: labels, other models.
+
+    Raises:
+        ValueError: a method that the observation or the factors do not allow, or a sampler that it
+            does not; a factor of another process or space.
+    """
+    resolved = (Auto() if method is None else method).resolve(model, observation, factors)
+    start, sampler = resolved.start(model, observation), sampler or Ancestral()
+    kernel = resolved.kernel(model, observation, samples, sampler)
+    if kernel is not None:
+        return _by_particles(model, observation, samples, seed, resolved, kernel, factors)
+    count = len(observation) * samples
+    each = torch.arange(len(observation), device=model.device).repeat_interleave(samples)
+    x = sample(
+        model,
+        count,
+        seed=seed,
+        sampler=sampler,
+        observation=None if start else observation.rows(each),
+        start=(start.t, start.x_t.repeat_interleave(samples, 0)) if start else None,
+    )
+    return Posterior(
+        x.unflatten(0, (-1, samples)),
+        torch.full((len(observation), samples), 1 / samples, dtype=torch.float64),
+        resolved,
+        biased=resolved.biased,
+        diagnostics=(Diagnostics(),) * len(observation),
+        network_evaluations=len(sampler.plan(model, start.t if start else None)) * count,
+        start=start,
+    )
+
+
+def _by_particles(
+    model: DiffusionModel,
+    observation: Observation,
+    samples: int,
+    seed: int,
+    method: PosteriorMethod,
+    kernel: SMCKernel,
+    factors: Sequence[Factor],
+) -> Posterior:
+    """`sample_posterior` by systems of particles, as many at once as memory allows."""
+    N, each = len(observation), samples // kernel.draws
+    most = max(1, _ELEMENTS // math.prod(model.event))
+    result = SMCResult.joined(
+        [
+            run(
+                model,
+                kernel,
+                observation.rows(number // each),
+                seed,
+                number,
+                [factor.rows(number // each) for factor in factors],
+                together=most,
+            )
+            for number in torch.arange(N * each, device=model.device).split(
+                max(1, most // kernel.particles)
+            )
+        ]
+    )
+    return Posterior(
+        *method.gather(result, N, seed),
+        method,
+        biased=method.biased,
+        diagnostics=method.diagnose(result, N, model.T),
+        network_evaluations=int(result.evaluations.sum()),
+    )

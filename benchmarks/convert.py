@@ -21,7 +21,7 @@ from torch import Tensor
 from benchmarks.measure import compare, machine, seconds, table
 from benchmarks.small import cpu_seconds
 from diffusion.checkpoint import load
-from service.engine.device.network import Calls
+from service.engine.device.network import NetworkCalls
 from service.memory import keep_freed_memory
 from training.convert import Options, convert
 
@@ -44,18 +44,18 @@ def peer(width: int) -> UNet2DModel:
     ).eval()
 
 
-def converted(theirs: UNet2DModel, folder: Path, *, compiled: bool) -> Calls:
+def converted(theirs: UNet2DModel, folder: Path, *, compiled: bool) -> NetworkCalls:
     """Its weights, through a folder and a conversion, as the engine calls them."""
     source = folder / "pipeline"
     if not source.exists():
         DDPMPipeline(theirs, DDPMScheduler()).save_pretrained(source)
     path = convert(source, folder / "model", Options(samples=0), torch.device("cpu"), quiet=True)
-    return Calls(load(path)[0], compiled=compiled)
+    return NetworkCalls(load(path)[0], compiled=compiled)
 
 
 @torch.inference_mode()
 def measured(
-    ours: Calls, theirs: UNet2DModel, size: int, clock: Callable[..., float], rounds: int
+    ours: NetworkCalls, theirs: UNet2DModel, size: int, clock: Callable[..., float], rounds: int
 ) -> list[str]:
     """A line of the table: milliseconds a call of each, and the ratio.
 

@@ -23,7 +23,7 @@ from diffusion.likelihood.estimator import choose_steps
 from diffusion.model import DiffusionModel
 from diffusion.plan import DDIM, Ancestral
 from diffusion.posterior import Observation
-from service.engine.device.network import Calls
+from service.engine.device.network import NetworkCalls
 from service.engine.engine import Engine
 from service.engine.jobs import ChainJob, Job, TermJob
 from service.engine.results import Ticket
@@ -74,7 +74,7 @@ def _keep_full(engine: Engine, model: DiffusionModel, window: float) -> float:
 @torch.inference_mode()
 def network_rate(model: DiffusionModel, batch: int, window: float) -> float:
     """Rows a second of nothing but the network, laid out as the engine has it."""
-    Calls(model)
+    NetworkCalls(model)
     device = model.device
     x = torch.randn(batch, *model.event, device=device)
     t = torch.randint(1, model.T + 1, (batch,), device=device)

@@ -23,7 +23,7 @@ from diffusion.checkpoint import load
 from diffusion.model import DiffusionModel
 from diffusion.plan import Ancestral
 from diffusion.sampling import sample
-from service.engine.device.network import Calls
+from service.engine.device.network import NetworkCalls
 from service.engine.engine import Engine
 from service.engine.jobs import ChainJob
 from service.memory import keep_freed_memory
@@ -94,7 +94,7 @@ def main() -> None:
         model, _ = load(path, asked.device)
         plain, _ = load(path, asked.device)
         scheduler, plan = their_scheduler(plain), Ancestral().plan(model)
-        Calls(model)  # its weights laid out as the engine has them
+        NetworkCalls(model)  # its weights laid out as the engine has them
         for size in asked.sizes:
             mine = partial(ours, model, ChainJob(name, size, 0, plan))
             if asked.alone:

@@ -1,8 +1,8 @@
 """What an operator watches, as Prometheus metrics in a registry of the app's own.
 
-fill of a tick = its rows / batch_size;    a request's life = queue_seconds + compute_seconds
+fill of a batch = its rows / batch_size;    a request's life = queue_seconds + compute_seconds
 
-One `Metrics` per app, passed to whoever measures. Nothing is registered globally, so two apps in
+One `Metrics` per app, passed to what measures. Nothing is registered globally, so two apps in
 one process (tests) do not meet.
 """
 
@@ -113,8 +113,8 @@ class Metrics:
         self.rows_running.set(running)
         self.rows_waiting.set(waiting)
 
-    def tick(self, model: str, evaluations: int, fill: float, *, systems: bool = False) -> None:
-        """Count a tick, perhaps of systems: its evaluations, and its rows over the batch size."""
+    def batch(self, model: str, evaluations: int, fill: float, *, systems: bool = False) -> None:
+        """Count a batch, perhaps of systems: its evaluations, and its rows over the batch size."""
         self.ticks.labels(model).inc()
         if systems:
             self.system_evaluations.labels(model).inc(evaluations)
@@ -122,7 +122,7 @@ class Metrics:
         self.batch_fill.observe(fill)
 
     def pad(self, model: str, rows: int) -> None:
-        """Count rows that were added to a tick and asked for by nobody."""
+        """Count rows that were added to a batch as padding."""
         self.padding_rows.labels(model).inc(rows)
 
     def serve(self, model: str) -> None:

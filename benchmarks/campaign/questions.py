@@ -99,9 +99,11 @@ class Questions:
         if choice == 0 and not target.dear:
             fields["trajectories"] = small
         elif choice == 1:
-            fields["steps"] = int(self.rng.integers(1, 12))
+            # The paper's convention fixes the last step: one step alone has no term.
+            least = 2 if fields["convention"] == "paper" else 1
+            fields["steps"] = int(self.rng.integers(least, 12))
         else:
-            fields["terms"] = int(self.rng.integers(1, 12))
+            fields["terms"] = int(self.rng.integers(4, 12))
         fields["per_step"] = bool(self._chance(0.2))
         return Question("/loglik", fields)
 

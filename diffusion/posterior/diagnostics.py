@@ -1,7 +1,7 @@
 """Diagnostics: how far the samples of a posterior can be trusted, in numbers and in words.
 
     log Z = log mean_k Z_k,     u = log(1 + (exp(v) - 1) / K),
-    its error^2 = u + u^2 / 4 + (2.4 moved / steps)^2
+    its error^2 = u + u^2 / 4 + (3.4 moved / steps)^2
 
 over K independent systems of P particles, v the variance of log Z_k. The mean of K lognormals has a
 logarithm of variance u, which lies u / 2 too low (Fenton 1960). Of v each system tells something by
@@ -31,7 +31,7 @@ from diffusion.posterior.smc import SMCResult
 #: standard deviation or more (`benchmarks.warnings`, docs/posteriors.md).
 SPREAD = 1.5
 _OWN = 2  # systems that what each says of itself counts as
-_CHAIN = 2.4
+_CHAIN = 3.4
 
 
 @final

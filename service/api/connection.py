@@ -2,7 +2,8 @@
 
 uvicorn's own parser in Python is taken whatever else is installed, for the faster ones have no
 limit on headers. Beyond `max_connections` the connection that has waited longest without a request
-makes room, so that idle ones, however many, keep nobody out.
+makes room, so that idle ones, however many, keep nobody out. One that has just come is no idle one:
+its request is on its way.
 """
 
 import asyncio
@@ -23,6 +24,7 @@ _log = logging.getLogger(__name__)
 
 HEADER_BYTES = 16 * 2**10  # of a request line and its headers
 _BACKLOG = 1024  # connections that the kernel has accepted and the server has not
+_GRACE = 1.0  # seconds that a connection has for its first bytes before it counts as idle
 CROWDED = "crowded"  # in a request's state: it came over a connection beyond the limit
 _SPARE = 64  # connections beyond the limit, for /health/ and to be told so
 _FILES = 128  # that the process has open besides: models, log, event loop
@@ -49,10 +51,12 @@ class Connection(H11Protocol):
 
     cycle: RequestResponseCycle | None  # type: ignore[assignment]  # None before the first request
     _timer: asyncio.TimerHandle | None = None
+    _since: float = 0.0  # when it came, by the loop's clock
 
     @override
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
+        self._since = self.loop.time()
         self.fresh[self] = None
         self._watch()
         if len(self.connections) <= self.most or self._make_room():
@@ -65,7 +69,9 @@ class Connection(H11Protocol):
 
     def _make_room(self) -> bool:
         """Close the connection that has waited longest, first of those that never had a request."""
-        victim = next((one for one in (*self.fresh, *self.kept) if one is not self), None)
+        oldest = next(iter(self.fresh))  # this one is there too
+        idle = self._since - oldest._since > _GRACE
+        victim = oldest if idle else next(iter(self.kept), None)
         if victim is None:
             return False
         victim.transport.close()

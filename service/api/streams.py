@@ -23,9 +23,9 @@ from service.api.middleware import problem_document, unforeseen
 from service.codecs.json import EVENTS, JSON, PNG, media_parameter, to_json
 from service.engine.engine import Engine
 from service.engine.results import Hold, Ticket, Timing
+from service.engine.scheduling.latency import JobProgress
 from service.errors import NotAcceptable, Problem
 from service.handlers.base import Work
-from service.pace import Pace
 from service.schemas.responses import Progress
 
 _log = logging.getLogger(__name__)
@@ -151,7 +151,7 @@ class EventStream(Response):
         self._work, self._ticket, self._engine, self._previews = work, ticket, engine, previews
         self._hold, self._seconds = hold, seconds
         self._accepted = time.monotonic()
-        self._pace: Pace | None = None
+        self._pace: JobProgress | None = None
 
     @override
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -246,11 +246,11 @@ class EventStream(Response):
         if queue is None:
             # Until it has a pace of its own, all that is owed has to be done first. Where that is
             # this job alone nothing is known yet: how much of a batch it fills, its ticks will say.
-            behind = self._engine.owed > ticket.cost
-            left = self._engine.seconds_owed if behind else None
+            behind = self._engine.pending > ticket.cost
+            left = self._engine.seconds_pending if behind else None
         else:
             started = self._accepted + queue
-            self._pace = self._pace or Pace(ticket.cost, started)
+            self._pace = self._pace or JobProgress(ticket.cost, started)
             self._pace.observe(done, now)
             left = self._pace.seconds_left
         waited = now - self._accepted if queue is None else queue

@@ -1,33 +1,125 @@
-"""Whether there is room and time for one more: in the queue, in memory, before its deadline.
+"""Whether one more job is accepted: its own limits, and what is already there.
 
-    owed < max_queue_cost,    held + size <= max_queue_bytes,    forecast <= deadline - now
+    pending < max_queue_cost,    held + size <= max_queue_bytes,    forecast <= deadline - now
 
-What a job costs does not count at the door: near a full queue the short ones would always fit, and
-the long ones never. So the last to be let in may go past the limit, by one job at the most.
+The cost of the job itself does not count: near a full queue short jobs would always fit and long
+ones never. So the last one may go past the limit, by one job at the most.
 
-Whoever is refused for want of room is told when there will be some for him, behind those that were
-told before him and have not come back yet.
+A caller that is refused for want of room gets a `retry_after` by which there will be some, behind
+those that were refused before and have not come back yet.
 
-Not thread-safe: the intake holds its lock.
+Nothing here is thread-safe: the queue holds its lock.
 """
 
 import time
-from collections import deque
-from collections.abc import Iterable
+from collections import Counter, deque
+from collections.abc import Iterable, Mapping
 from typing import final
 
-from service.engine.company import Company
-from service.engine.forecast import Forecast
-from service.engine.jobs import Job
-from service.engine.ledger import Ledger
-from service.engine.record import whole_of
-from service.engine.scheduling.batch import Queue, Tick
-from service.errors import DeadlineExceeded, DeadlineUnmeetable, NoRoom, QueueFull
+from diffusion.model import DiffusionModel
+from service.engine.jobs import ActiveJob, Job
+from service.engine.scheduling.batch import Lane, Load, Loads
+from service.engine.scheduling.latency import Forecast, Throughput
+from service.errors import DeadlineExceeded, DeadlineUnmeetable, NoRoom, QueueFull, TooExpensive
 from service.settings import Settings
 
 _LENIENCE = 1.25  # how far an estimate may be past a deadline before it is believed
 _STALE = 0.1  # seconds for which the time that all needs is not worked out again
 _PROMISES = 1000  # refusals that are remembered
+APIECE = 2**16  # bytes that a request holds beside its data: connection, plan, records
+
+
+def check_cost(cost: int, settings: Settings) -> None:
+    """Raise TooExpensive beyond `max_request_cost`."""
+    if cost > settings.max_request_cost:
+        raise TooExpensive(
+            "The request needs more network evaluations than one request may.",
+            received=cost,
+            expected=f"at most {settings.max_request_cost}",
+            fix="Ask for fewer samples or data, for fewer steps (`sampler.steps`) or `terms`, or "
+            "split it; the operator sets the limit (NONEQ_MAX_REQUEST_COST).",
+        )
+
+
+def check_limits(job: Job, model: DiffusionModel, settings: Settings) -> int:
+    """The bytes that the job holds from acceptance to its end.
+
+    Raises:
+        TooExpensive: its cost, or its bytes, are more than one request may have.
+    """
+    check_cost(job.cost, settings)
+    size = job.size(model)
+    # Its body is still held when it is accepted: beside that it must fit, or it never would.
+    room = settings.max_queue_bytes - settings.max_body_bytes - 2 * APIECE
+    if size > room:
+        raise TooExpensive(
+            "The request's data and answer would hold more memory than one request may.",
+            expected=f"at most {room} bytes",
+            received=size,
+            fix="Part it into several requests; the operator sets NONEQ_MAX_QUEUE_BYTES.",
+        )
+    return size
+
+
+@final
+class Backlog:
+    """The accepted jobs that have not ended: evaluations pending, bytes held, what is left of each.
+
+    Jobs that wait have all of it left, so equal requests are one kind with a number: thirty
+    thousand of them cost a forecast as much as one. Those that run differ, and are no more than
+    there are slots.
+
+    Args:
+        lanes: whose they are.
+
+    Attributes:
+        pending: network evaluations accepted and not yet done.
+        held: bytes of bodies being read, of accepted jobs and of answers on their way.
+    """
+
+    def __init__(self, lanes: Iterable[Lane]) -> None:
+        self.pending = self.held = 0
+        self._waiting: dict[Lane, Counter[Load]] = {name: Counter() for name in lanes}
+        self._running: dict[Lane, dict[int, ActiveJob]] = {name: {} for name in self._waiting}
+        self._size = 0
+
+    def __len__(self) -> int:
+        return self._size
+
+    def add(self, record: ActiveJob) -> None:
+        """A job waits."""
+        self._waiting[record.job.lane][record.job.shape.load] += 1
+        self._size += 1
+        self.pending += record.job.cost
+        self.held += record.size
+
+    def start(self, record: ActiveJob) -> None:
+        """It runs."""
+        self._forget(record)
+        self._running[record.job.lane][record.key] = record
+
+    def remove(self, record: ActiveJob, unspent: int) -> None:
+        """It has ended, whether it ran or not, with so many evaluations that were not made."""
+        if self._running[record.job.lane].pop(record.key, None) is None:
+            self._forget(record)
+        self._size -= 1
+        self.pending -= unspent
+        self.held -= record.size
+
+    def loads(self) -> dict[Lane, Loads]:
+        """What is left of all, by lane; only of lanes that have some."""
+        found: dict[Lane, Loads] = {}
+        for name, waiting in self._waiting.items():
+            running = [(record.left, 1) for record in self._running[name].values()]
+            if waiting or running:
+                found[name] = [*waiting.items(), *running]
+        return found
+
+    def _forget(self, record: ActiveJob) -> None:
+        waiting, load = self._waiting[record.job.lane], record.job.shape.load
+        waiting[load] -= 1
+        if not waiting[load]:
+            del waiting[load]
 
 
 @final
@@ -35,43 +127,27 @@ class Admission:
     """The limits that depend on what else is there, and the refusals that follow from them.
 
     Args:
-        queues: whose jobs may come.
-        settings: the queue's bounds and the scheduler's shares.
+        throughput: of every lane whose jobs may come.
+        settings: the bounds and the scheduler's shares.
 
     Attributes:
-        ledger: what is accepted and held.
-        company: the jobs themselves.
+        backlog: what is accepted and held.
     """
 
-    def __init__(self, queues: Iterable[Queue], settings: Settings) -> None:
+    def __init__(self, throughput: Mapping[Lane, Throughput], settings: Settings) -> None:
         self._limit, self._room = settings.max_queue_cost, settings.max_queue_bytes
-        names = list(queues)
-        self.ledger = Ledger(self._limit, self._room)
-        self.company = Company(names)
-        self._forecast = Forecast(names, settings.term_share)
+        self.backlog = Backlog(throughput)
+        self._forecast = Forecast(throughput, settings.term_share)
         self._all = -_STALE, 0.0  # when it was worked out, and how long all takes from then
         self._promised: deque[tuple[float, float]] = deque(maxlen=_PROMISES)  # back when, for what
 
-    def limit(self, queue: Queue, rows: int) -> None:
-        """From now on a tick of `queue` has at most so many rows."""
-        self._forecast.limit(queue, rows)
-
-    def seed(self, queue: Queue, rows: int, seconds: float, *, terms: bool = False) -> None:
-        """At start a step of so many rows, with terms or without, took so many seconds."""
-        self._forecast.times(queue, terms=terms).seed(rows, seconds, time.monotonic())
-
-    def measure(self, tick: Tick, seconds: float) -> None:
-        """A tick took so many seconds."""
-        steps, times = tick.length, self._forecast.times(tick.queue, terms=bool(tick.terms))
-        times.measure(tick.evaluations // steps, seconds / steps, steps, time.monotonic())
-
     def seconds_until(self, share: float) -> float:
-        """How long until such a share of what is owed is done."""
-        if not self.ledger.owed:
+        """How long until such a share of what is pending is done."""
+        if not self.backlog.pending:
             return 0.0
         now = time.monotonic()
         if now - self._all[0] >= _STALE:
-            self._all = now, self._forecast.until_empty(self.company.loads(), now)
+            self._all = now, self._forecast.until_empty(self.backlog.loads())
         return min(1.0, share) * self._all[1]
 
     def check_body(self, size: int) -> None:
@@ -93,24 +169,26 @@ class Admission:
             self._check_deadline(job, deadline - time.monotonic())
 
     def _check_queue(self) -> None:
-        owed = self.ledger.owed
-        if owed < self._limit:
+        pending = self.backlog.pending
+        if pending < self._limit:
             return
-        # Whoever comes back then finds room for one like those that wait.
-        usual = -(-owed // max(1, len(self.company)))
+        # By then there is room for a job like those that wait.
+        usual = -(-pending // max(1, len(self.backlog)))
         raise QueueFull(
-            f"{owed} network evaluations wait.",
+            f"{pending} network evaluations wait.",
             expected=f"fewer than {self._limit} waiting",
-            retry_after=self._promise(self.ledger.excess(usual) / owed, usual / owed),
+            retry_after=self._promise(
+                max(0, pending + usual - self._limit) / pending, usual / pending
+            ),
             fix="Send the same request again after `retry_after` seconds.",
         )
 
     def _check_room(self, size: int) -> None:
-        lacking = self.ledger.overflow(size)
-        if lacking:
-            held = max(1, self.ledger.held)  # evaluations free it evenly
+        lacking = self.backlog.held + size - self._room
+        if lacking > 0:
+            held = max(1, self.backlog.held)  # evaluations free it evenly
             raise NoRoom(
-                f"The requests in hand hold {self.ledger.held} bytes, this would add {size}.",
+                f"The requests in hand hold {self.backlog.held} bytes, this would add {size}.",
                 expected=f"at most {self._room} bytes",
                 retry_after=self._promise(lacking / held, size / held),
                 fix="Send the same request again after `retry_after` seconds, or a smaller one.",
@@ -132,15 +210,14 @@ class Admission:
                 "The deadline passed before the request had been read.",
                 fix="Allow more time, or send less.",
             )
-        load, others = whole_of(job), self.company.loads()
-        now = time.monotonic()
-        needed = self._forecast.seconds(job.queue, load, others, now)
+        load, others = job.shape.load, self.backlog.loads()
+        needed = self._forecast.seconds(job.lane, load, others)
         if needed <= _LENIENCE * seconds:
             return
-        alone = self._forecast.seconds(job.queue, load, {}, now)
+        alone = self._forecast.seconds(job.lane, load, {})
         later = alone <= _LENIENCE * seconds
         raise DeadlineUnmeetable(
-            f"Among {len(self.company)} others this takes about {needed:.3g} seconds, "
+            f"Among {len(self.backlog)} others this takes about {needed:.3g} seconds, "
             f"{alone:.3g} without them.",
             received=f"{seconds:.3g} seconds left",
             estimated_seconds=needed,

@@ -1,9 +1,18 @@
-"""The engine: one thread that owns the device and loops admit, schedule, advance, retire.
+"""The engine: one thread that owns the device and batches the rows of all requests.
 
-Jobs come from any thread by `submit`; answers leave by futures, resolved on the engine's thread.
-What fails fails alone: a row that is not finite ends its job, an exception in a tick ends the jobs
-that raise it by themselves, out of memory halves the tick. Only what poisons the device, or the
-thread itself, ends the engine, and every job with it: nobody hangs.
+The way of a request:
+
+1. A handler makes a job (`jobs`): chains, terms of a bound, or particle systems.
+2. `Engine.submit`, in the caller's thread, checks its limits (`admission`) and puts it into the
+   request queue (`queue`); the caller holds a ticket (`results`).
+3. The engine's thread loops: poll the queue; ask the scheduler for the next batch (`scheduling`);
+   run it on the model's runner (`device.runner`, `device.smc`), with retries (`faults`); free the
+   slots of rows that ended; send their results to the host (`output`).
+4. When the last row of a job has arrived, the ticket's future gets the answer.
+
+What fails fails alone: a row that is not finite ends its job, an exception in a batch ends the jobs
+that raise it alone, out of memory halves the batch. Only an error that leaves the device unusable,
+or one of the thread itself, ends the engine, and every job with it: no caller waits for ever.
 """
 
 import logging
@@ -16,16 +25,23 @@ from typing import Any, final, overload
 import torch
 
 from diffusion.model import DiffusionModel
-from service.engine.device.models import Fleet
+from service.engine.admission import check_limits
+from service.engine.device.models import LoadedModels
 from service.engine.faults import Attempt, describe, fatal, problem_of
-from service.engine.handout import Handout
-from service.engine.jobs import ChainJob, Job, SystemJob, TermJob
-from service.engine.limits import check_limits
-from service.engine.peek import Peek, PeekRequest
-from service.engine.queue import Intake, resolve
-from service.engine.record import Record
-from service.engine.results import ChainResult, SystemResult, TermResult, Ticket, Timing
-from service.engine.scheduling.batch import Queue, Tick, Work
+from service.engine.jobs import ActiveJob, ChainJob, Job, SystemJob, TermJob
+from service.engine.output import OutputProcessor
+from service.engine.queue import RequestQueue, resolve
+from service.engine.results import (
+    ChainResult,
+    Peek,
+    PeekRequest,
+    SystemResult,
+    TermResult,
+    Ticket,
+    Timing,
+)
+from service.engine.scheduling.batch import Batch, Lane
+from service.engine.scheduling.latency import Throughput
 from service.engine.scheduling.scheduler import Scheduler
 from service.errors import NotReady, Problem, UnknownModel
 from service.metrics import Metrics
@@ -62,15 +78,16 @@ class Engine:
         self._settings = settings
         self._metrics = metrics or Metrics()
         self._scheduler = Scheduler(term_share=settings.term_share)
-        queues = [Queue(name, systems) for name in models for systems in (False, True)]
-        self._intake = Intake(queues, settings)
-        self._fleet = Fleet(models, settings, self._scheduler, self._intake)
-        self._metrics.watch_queue(lambda: self._intake.owed, settings.max_queue_cost)
+        lanes = [Lane(name, systems) for name in models for systems in (False, True)]
+        self._throughput = {lane: Throughput() for lane in lanes}
+        self._queue = RequestQueue(self._throughput, settings)
+        self._models = LoadedModels(models, settings, self._scheduler, self._throughput)
+        self._metrics.watch_queue(lambda: self._queue.pending, settings.max_queue_cost)
         for name in models:
             self._metrics.serve(name)
-        self._metrics.watch_room(lambda: self._intake.held, settings.max_queue_bytes)
-        self._records: dict[int, Record] = {}  # the engine thread's own: admitted, not ended
-        self._handout = Handout(self._records, self._metrics, self._end)
+        self._metrics.watch_room(lambda: self._queue.held, settings.max_queue_bytes)
+        self._records: dict[int, ActiveJob] = {}  # the engine thread's own: admitted, not ended
+        self._output = OutputProcessor(self._records, self._metrics, self._end)
         self._host = host or _own_thread
         self._owner: threading.Thread | None = None
         self._ended = threading.Event()
@@ -81,37 +98,37 @@ class Engine:
     @property
     def alive(self) -> bool:
         """Whether the engine's thread runs."""
-        return self._started and not self._intake.closed
+        return self._started and not self._queue.closed
 
     @property
     def ready(self) -> bool:
         """Whether it is warm and takes new jobs."""
-        return self.alive and self._warm.is_set() and not self._intake.draining
+        return self.alive and self._warm.is_set() and not self._queue.draining
 
     @property
     def refused(self) -> Mapping[str, str]:
         """Models that failed their first network call, and why; complete once warm."""
-        return dict(self._fleet.refused)
+        return dict(self._models.refused)
 
     @property
-    def owed(self) -> int:
+    def pending(self) -> int:
         """Network evaluations accepted and not yet done."""
-        return self._intake.owed
+        return self._queue.pending
 
     @property
     def held(self) -> int:
         """Bytes of bodies being read, of accepted jobs and of answers on their way."""
-        return self._intake.held
+        return self._queue.held
 
     @property
     def accepted(self) -> int:
         """How many jobs have come so far."""
-        return self._intake.accepted
+        return self._queue.accepted
 
     @property
-    def seconds_owed(self) -> float:
+    def seconds_pending(self) -> float:
         """How long all of that takes, at the measured rates."""
-        return self._intake.seconds_owed
+        return self._queue.seconds_pending
 
     def start(self) -> None:
         """Start the thread, which warms the models and then serves. Once; again it does nothing."""
@@ -129,14 +146,14 @@ class Engine:
         self.start()
         self._warm.wait()
         if not self.alive:
-            raise self._intake.obituary()
+            raise self._queue.obituary()
 
     def reserve(self, size: int) -> AbstractContextManager[None]:
-        """Room for a body of so many bytes while it is read, decoded and submitted.
+        """Capacity for a body of so many bytes while it is read, decoded and submitted.
 
         Entering raises QueueFull, NoRoom, Draining or EngineDead where nothing would come of it.
         """
-        return self._intake.reserve(size)
+        return self._queue.reserve(size)
 
     @overload
     def submit(self, job: ChainJob, deadline: float | None = None) -> Ticket[ChainResult]: ...
@@ -144,13 +161,15 @@ class Engine:
     def submit(self, job: TermJob, deadline: float | None = None) -> Ticket[TermResult]: ...
     @overload
     def submit(self, job: SystemJob, deadline: float | None = None) -> Ticket[SystemResult]: ...
+    @overload
+    def submit(self, job: Job, deadline: float | None = None) -> Ticket[Any]: ...
     def submit(self, job: Job, deadline: float | None = None) -> Ticket[Any]:
         """Accept a job; from here on it will end, one way or another. From any thread.
 
         Args:
             job: what is asked.
             deadline: when its answer is of no more use (`time.monotonic`); then it is dropped,
-                within a tick, and its ticket raises DeadlineExceeded.
+                within a batch, and its ticket raises DeadlineExceeded.
 
         Raises:
             UnknownModel: no such model, or one that failed its warm-up.
@@ -164,18 +183,18 @@ class Engine:
             Draining: the engine is stopping.
             EngineDead: the engine's thread has ended by an error.
         """
-        if job.model not in self._fleet.served:
+        if job.model not in self._models.served:
             raise self._unknown(job.model)
-        model = self._fleet.models[job.model]
+        model = self._models.models[job.model]
         job.check(model)
         size = check_limits(job, model, self._settings)
         if not self._started:
             raise NotReady("The engine has not been started.")
-        return self._intake.accept(job, size, deadline)
+        return self._queue.accept(job, size, deadline)
 
     def _unknown(self, name: str) -> UnknownModel:
-        why = self._fleet.refused.get(name, "is not served")
-        return UnknownModel(f"The model {why}.", received=name, expected=self._fleet.served)
+        why = self._models.refused.get(name, "is not served")
+        return UnknownModel(f"The model {why}.", received=name, expected=self._models.served)
 
     def drain(self, timeout: float | None = None) -> bool:
         """Refuse new jobs, finish the accepted ones, stop; after `timeout` seconds, stop anyway.
@@ -186,13 +205,13 @@ class Engine:
         Returns:
             Whether everything accepted was finished.
         """
-        finished = self._intake.drain(self._settings.drain_seconds if timeout is None else timeout)
+        finished = self._queue.drain(self._settings.drain_seconds if timeout is None else timeout)
         self.stop()
         return finished
 
     def stop(self, timeout: float = 30.0) -> None:
-        """End the thread after its tick (waiting that long for it); what is unfinished fails."""
-        self._intake.stop()
+        """End the thread after its batch (waiting that long for it); what is unfinished fails."""
+        self._queue.stop()
         if self._started and self._owner is not threading.current_thread():
             self._ended.wait(timeout)
 
@@ -205,18 +224,18 @@ class Engine:
             if self._settings.threads:
                 torch.set_num_threads(self._settings.threads)
             with torch.inference_mode():
-                self._fleet.prepare()
+                self._models.prepare()
                 self._warm.set()
                 while self._admit():
-                    tick = self._scheduler.next()
-                    if tick is not None:
-                        self._perform(tick)
-                    if not len(self._scheduler):  # nothing that results could travel beside
-                        self._handout.flush()
-        except BaseException as caught:  # whatever it is, those who wait must be told
+                    batch = self._scheduler.next()
+                    if batch is not None:
+                        self._perform(batch)
+                    if not len(self._scheduler):  # no batch runs while results travel
+                        self._output.flush()
+        except BaseException as caught:  # whatever it is, callers must not wait for ever
             _log.critical("the engine's thread has ended", exc_info=caught)
             error = caught
-        self._intake.close(error)
+        self._queue.close(error)
         self._warm.set()
         self._ended.set()
 
@@ -226,7 +245,7 @@ class Engine:
         Returns:
             False when it is time to stop.
         """
-        taken = self._intake.take(wait=len(self._scheduler) == 0)
+        taken = self._queue.poll(wait=len(self._scheduler) == 0)
         if taken is None:
             return False
         new, cancelled = taken
@@ -234,24 +253,23 @@ class Engine:
             self._open(record)
         for key in cancelled:
             self._end(key, None)
-        for key, problem in self._intake.overdue().items():
+        for key, problem in self._queue.overdue().items():
             self._end(key, problem)
-        for peek in self._intake.take_peeks():
+        for peek in self._queue.poll_peeks():
             resolve(peek.future, self._look(peek))
         self._metrics.rows(self._scheduler.rows_running, self._scheduler.rows_waiting)
         return True
 
-    def _open(self, record: Record) -> None:
+    def _open(self, record: ActiveJob) -> None:
         """Make a job known to its model's runner and to the scheduler."""
         job = record.job
-        if job.model in self._fleet.refused:  # it was accepted while the models were tried
-            self._intake.end(record, job.cost, self._unknown(job.model))
+        if job.model in self._models.refused:  # it was accepted while the models were tried
+            self._queue.end(record, job.cost, self._unknown(job.model))
             return
         self._records[record.key] = record
-        shape = job.rows, job.units, job.parallel, job.width, job.costs, job.last
-        self._scheduler.add(Work(record.key, job.queue, *shape))
+        self._scheduler.add(record.key, job.shape)
         try:
-            self._fleet[job.queue].open(record.key, job)
+            self._models[job.lane].open(record.key, job)
         except Exception as error:
             if fatal(error):
                 raise
@@ -259,58 +277,58 @@ class Engine:
 
     def _look(self, peek: PeekRequest) -> Peek | None:
         """How a job stands; None where there is nothing to see."""
-        self._handout.flush()  # rows that have left their slots are there then, or their job over
+        self._output.flush()  # rows that have left their slots are there then, or their job over
         record = self._records.get(peek.key)
         if record is None:
             return None
         try:
             started, slots = self._scheduler.held(peek.key)
-            runner = self._fleet[record.job.queue]
+            runner = self._models[record.job.lane]
             return runner.peek(peek.key, peek.rows, started, slots, record.ticket.done)
-        except Exception as error:  # a look must not harm what it looks at, nor who looks
+        except Exception as error:  # a preview must not fail its job
             _log.warning("a preview failed: %s", describe(error))
             return None
 
-    def _perform(self, tick: Tick) -> None:
-        """One tick: advance its rows, send what is finished on its way."""
+    def _perform(self, batch: Batch) -> None:
+        """One batch: advance its rows, send what is finished on its way."""
         begun = time.monotonic()
-        for record in self._live(tick.shares):
+        for record in self._live(batch.shares):
             if record.started is None:
-                self._intake.start(record, begun)
+                self._queue.start(record, begun)
                 record.ticket.queue_seconds = begun - record.accepted
                 self._metrics.queue_seconds.observe(begun - record.accepted)
-        runner = self._fleet[tick.queue]
+        runner = self._models[batch.lane]
         attempt = Attempt(
-            lambda chains, terms: runner.run(chains, terms, tick.length, tick.piece),
+            runner.run,
             live=self._records.__contains__,
             fail=self._end,
-            shrink=lambda rows: self._fleet.shrink(tick.queue, rows),
-            at_once=min(tick.rows, runner.batch) if tick.queue.systems else None,
+            shrink=lambda rows: self._models.shrink(batch.lane, rows),
+            at_once=min(batch.rows, runner.batch_size) if batch.lane.systems else None,
         )
-        ran = attempt(tick.chains, tick.terms)
-        self._fleet.grow(tick.queue, ran, tick.length)
-        seconds = runner.fence.seconds(tick.length, time.monotonic() - begun)
-        self._scheduler.retire(tick, seconds)
-        self._intake.settle(tick.evaluations)
-        model, systems = tick.queue
-        fill = min(1.0, tick.rows / runner.batch)
-        self._metrics.tick(model, tick.evaluations, fill, systems=systems)
-        self._metrics.pad(model, max(0, runner.fill - len(tick)) * tick.length)
-        for record in self._live(tick.shares):
-            record.ticket.done += tick.shares[record.key]
+        ran = attempt(batch)
+        self._models.grow(batch.lane, ran, batch.num_steps)
+        seconds = runner.fence.seconds(batch.num_steps, time.monotonic() - begun)
+        self._scheduler.retire(batch, seconds)
+        self._queue.complete(batch.evaluations)
+        model, systems = batch.lane
+        fill = min(1.0, batch.rows / runner.batch_size)
+        self._metrics.batch(model, batch.evaluations, fill, systems=systems)
+        self._metrics.pad(model, max(0, runner.pad_to - len(batch)) * batch.num_steps)
+        for record in self._live(batch.shares):
+            record.ticket.done += batch.shares[record.key]
         self._metrics.rows(self._scheduler.rows_running, self._scheduler.rows_waiting)
-        self._handout.send(runner, tick)
+        self._output.send(runner, batch)
         # What callers wait for is the whole turn, with what surrounds its network calls.
-        self._intake.measure(tick, max(seconds, time.monotonic() - begun))
+        self._throughput[batch.lane].measure(batch, max(seconds, time.monotonic() - begun))
 
     def _end(self, key: int, outcome: Timing | Problem | None) -> None:
-        """The job is over (None: cancelled): free what it holds, then tell whoever waits."""
+        """The job is over (None: cancelled): free what it holds, then resolve its future."""
         record = self._records.pop(key, None)
         if record is None:
             return
         left = self._scheduler.remove(key)
-        self._fleet[record.job.queue].close(key)
-        self._intake.end(record, left, outcome)
+        self._models[record.job.lane].close(key)
+        self._queue.end(record, left, outcome)
 
-    def _live(self, keys: Iterable[int]) -> list[Record]:
+    def _live(self, keys: Iterable[int]) -> list[ActiveJob]:
         return [self._records[key] for key in keys if key in self._records]

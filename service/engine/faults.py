@@ -1,18 +1,18 @@
-"""What goes wrong in a tick, kept to whom it concerns: fail the fewest jobs, retry the rest.
+"""What goes wrong in a batch: fail the fewest jobs, retry the rest.
 
-- out of memory: the tick is halved, and both halves tried, down to one row;
-- another exception: the tick is tried again job by job, and jobs that raise it by themselves fail;
-- an error that poisons the device is nobody's in particular: it passes through and ends the engine.
+- out of memory: the batch is halved, and both halves tried, down to one row;
+- another exception: the batch is tried again job by job, and jobs that raise it alone fail;
+- an error that leaves the device unusable passes through and ends the engine.
 """
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import final
 
 import torch
 
-from service.engine.scheduling.batch import Entry
+from service.engine.scheduling.batch import Batch
 from service.errors import InternalError, OutOfMemory, Problem
 
 _log = logging.getLogger(__name__)
@@ -38,7 +38,7 @@ def describe(error: BaseException) -> str:
 
 
 def problem_of(error: Exception) -> Problem:
-    """The problem that a caller is told of."""
+    """The problem that the caller gets."""
     if isinstance(error, Problem):
         return error
     if out_of_memory(error):
@@ -55,10 +55,10 @@ def problem_of(error: Exception) -> Problem:
 @final
 @dataclass(frozen=True)
 class Attempt:
-    """How to run entries, and whom to tell.
+    """How to run a batch, and what to do when that fails.
 
     Args:
-        run: the tick; may be called again with fewer entries after it has raised.
+        run: runs it; may be called again with fewer entries after it has raised.
         live: whether a job is still wanted.
         fail: a job has failed.
         shrink: memory ran out; at most so many rows run at once from now on.
@@ -66,25 +66,25 @@ class Attempt:
             all, as many of them as there are; None where entries can be parted.
     """
 
-    run: Callable[[Sequence[Entry], Sequence[Entry]], None]
+    run: Callable[[Batch], None]
     live: Callable[[int], bool]
     fail: Callable[[int, Problem], None]
     shrink: Callable[[int], None]
     at_once: int | None = None
 
-    def __call__(self, chains: Sequence[Entry], terms: Sequence[Entry]) -> int:
-        """Run these entries, whole or in parts; afterwards each has run or its job has failed.
+    def __call__(self, batch: Batch) -> int:
+        """Run it, whole or in parts; afterwards each entry has run or its job has failed.
 
         Returns:
             The most rows that ran at once.
         """
-        chains = [entry for entry in chains if self.live(entry.key)]
-        terms = [entry for entry in terms if self.live(entry.key)]
-        rows, keys = len(chains) + len(terms), {entry.key for entry in (*chains, *terms)}
+        batch = batch.only(self.live)
+        chains, terms = batch.chains, batch.terms
+        rows, keys = len(batch), {entry.key for entry in (*chains, *terms)}
         if not rows:
             return 0
-        problem = self._try(chains, terms)
-        # Out of the `except` block, where the traceback would keep the failed tick's tensors alive.
+        problem = self._try(batch)
+        # Outside the `except` block: there the traceback would keep the failed batch's tensors.
         if problem is None:
             return self.at_once or rows
         if isinstance(problem, OutOfMemory) and (self.at_once or rows) > 1:
@@ -94,27 +94,27 @@ class Attempt:
                 torch.cuda.empty_cache()
             self.shrink(half)
             if self.at_once is not None:
-                return replace(self, at_once=half)(chains, terms)
+                return replace(self, at_once=half)(batch)
             cut = max(0, half - len(chains))
-            ran = max(self(chains[:half], terms[:cut]), self(chains[half:], terms[cut:]))
+            ran = max(
+                self(replace(batch, chains=chains[:half], terms=terms[:cut])),
+                self(replace(batch, chains=chains[half:], terms=terms[cut:])),
+            )
             # A row that runs out of memory by itself says nothing of how many others may run.
             self.shrink(ran or half)
             return ran
         if len(keys) > 1:
-            return max(
-                self([e for e in chains if e.key == key], [e for e in terms if e.key == key])
-                for key in sorted(keys)
-            )
+            return max(self(batch.only(key.__eq__)) for key in sorted(keys))
         self.fail(keys.pop(), problem)
         return 0
 
-    def _try(self, chains: Sequence[Entry], terms: Sequence[Entry]) -> Problem | None:
+    def _try(self, batch: Batch) -> Problem | None:
         try:
-            self.run(chains, terms)
+            self.run(batch)
         except Exception as error:
             if fatal(error):
                 raise
             if not out_of_memory(error):
-                _log.exception("a tick of %d rows failed", len(chains) + len(terms))
+                _log.exception("a batch of %d rows failed", len(batch))
             return problem_of(error)
         return None

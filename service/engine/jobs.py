@@ -1,15 +1,20 @@
-"""What the engine is asked: cost = network evaluations, which are known before any is made.
+"""What the engine is asked to do: chains, terms of bounds, and systems of particles.
 
-Three kinds of work and no more: chains, whose steps follow each other; terms of bounds, which are
-independent; and systems of particles, whose particles advance together. Every route is one of the
-three; the engine does not know which route a job came from.
+The steps of a chain follow each other, terms are independent, and the particles of a system advance
+together. Every route makes one of the three; the engine does not know which route a job came from.
+All that admission and the scheduler know of a job is its `shape`; its cost in network evaluations
+follows from that, before any is made.
 """
 
+import math
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar, final
+from functools import cached_property
+from typing import Any, final
 
 from torch import Tensor
+from typing_extensions import override
 
 from diffusion.likelihood.estimator import Steps
 from diffusion.likelihood.iwae import Trajectories
@@ -19,13 +24,51 @@ from diffusion.posterior import Observation
 from diffusion.posterior.factors import Factor
 from diffusion.posterior.smc import SMCKernel
 from diffusion.space import Convention
-from service.engine.frames import Frames
-from service.engine.scheduling.batch import Queue
+from service.engine.results import Frames, Ticket
+from service.engine.scheduling.batch import JobShape, Lane, Load
+
+
+class Job(ABC):
+    """Work for one model; frozen once made.
+
+    Attributes:
+        model: name of the model.
+    """
+
+    model: str
+
+    @property
+    @abstractmethod
+    def shape(self) -> JobShape:
+        """The job in numbers."""
+
+    @property
+    @abstractmethod
+    def samples(self) -> int:
+        """How many samples it draws."""
+
+    @abstractmethod
+    def check(self, model: DiffusionModel) -> None:
+        """Raise ValueError where a part does not fit the model or the others."""
+
+    @abstractmethod
+    def size(self, model: DiffusionModel) -> int:
+        """Bytes of host memory that it holds from acceptance to its end."""
+
+    @property
+    def cost(self) -> int:
+        """Network evaluations."""
+        return self.shape.cost
+
+    @property
+    def lane(self) -> Lane:
+        """Which jobs it may share a batch with."""
+        return self.shape.lane
 
 
 @final
 @dataclass(frozen=True)
-class ChainJob:
+class ChainJob(Job):
     """Draw `rows` times from p(x_0) r(x_0).
 
     Row i of the answer is row i of `diffusion.sampling.sample` with the same seed, plan, start and
@@ -42,11 +85,6 @@ class ChainJob:
         answer_bytes: what its caller will write of these states, for it counts too.
     """
 
-    parallel: ClassVar[bool] = False
-    width: ClassVar[int] = 1
-    costs: ClassVar[tuple[int, ...]] = ()
-    last: ClassVar[int] = 1
-
     model: str
     rows: int
     seed: int
@@ -56,6 +94,7 @@ class ChainJob:
     frames: Frames | None = None
     answer_bytes: int = 0
 
+    @override
     def check(self, model: DiffusionModel) -> None:
         """Raise ValueError where a part does not fit the model or the others."""
         shape = (self.rows, *model.event)
@@ -65,28 +104,38 @@ class ChainJob:
             seen = tuple(self.observation.known.shape)
             if seen != shape:
                 raise ValueError(f"`observation` has shape {list(shape)}, came {list(seen)}")
-        if self.rows < 1 or self.units < 1:
-            raise ValueError(f"at least one row of one step, came {self.rows} rows of {self.units}")
-        if self.frames is not None and self.frames.units[-1] != self.units:
-            last = self.frames.units[-1]
-            raise ValueError(f"the last of `frames` is behind step {self.units}, came {last}")
+        if self.rows < 1 or self.positions < 1:
+            raise ValueError(
+                f"at least one row of one step, came {self.rows} rows of {self.positions}"
+            )
+        if self.frames is not None and self.frames.positions[-1] != self.positions:
+            last = self.frames.positions[-1]
+            raise ValueError(f"the last of `frames` is behind step {self.positions}, came {last}")
 
     @property
-    def units(self) -> int:
+    def positions(self) -> int:
         """Network evaluations a row."""
         return len(self.plan)
 
-    @property
-    def cost(self) -> int:
-        """Rows times network evaluations."""
-        return self.rows * self.units
+    @cached_property
+    @override
+    def shape(self) -> JobShape:
+        """Rows of steps, in sequence."""
+        return JobShape(Lane(self.model), self.rows, self.positions)
+
+    @override
+    def size(self, model: DiffusionModel) -> int:
+        """Bytes that it holds: what came, its samples, and its frames."""
+        brought = [] if self.observation is None else list(self.observation.tensors)
+        if self.start is not None:
+            brought.append(self.start)
+        answer = 4 * self.samples * math.prod(model.event)
+        if self.frames is not None:
+            answer += 2 * len(self.frames.positions) * answer + self.answer_bytes
+        return sum(part.nbytes for part in brought) + answer
 
     @property
-    def queue(self) -> Queue:
-        """Whom it may share a tick with."""
-        return Queue(self.model)
-
-    @property
+    @override
     def samples(self) -> int:
         """How many samples it draws."""
         return self.rows
@@ -94,7 +143,7 @@ class ChainJob:
 
 @final
 @dataclass(frozen=True)
-class TermJob:
+class TermJob(Job):
     """Bound log p(x_0) of N data.
 
     The answer is that of `diffusion.likelihood.bound.bound` with the same seed, convention and
@@ -110,11 +159,6 @@ class TermJob:
         answer_bytes: what its caller will write of the terms, for it counts too.
     """
 
-    parallel: ClassVar[bool] = True
-    width: ClassVar[int] = 1
-    costs: ClassVar[tuple[int, ...]] = ()
-    last: ClassVar[int] = 1
-
     model: str
     x_0: Tensor
     seed: int
@@ -122,6 +166,7 @@ class TermJob:
     convention: Convention
     answer_bytes: int = 0
 
+    @override
     def check(self, model: DiffusionModel) -> None:
         """Raise ValueError where a part does not fit the model or the others."""
         shape = (len(self.x_0), *model.event)
@@ -130,15 +175,17 @@ class TermJob:
         if isinstance(self.steps, Trajectories):
             if self.steps.T != model.T:
                 raise ValueError(f"`steps.T` is the model's {model.T}, came {self.steps.T}")
-        elif tuple(self.steps.t.shape) != (self.rows, self.units):
-            wanted = [self.rows, self.units]
+        elif tuple(self.steps.t.shape) != (self.rows, self.positions):
+            wanted = [self.rows, self.positions]
             raise ValueError(f"`steps.t` has shape {wanted}, came {list(self.steps.t.shape)}")
-        if self.rows < 1 or self.units < 1:
-            raise ValueError(f"at least one datum with one term, came {self.rows} by {self.units}")
+        if self.rows < 1 or self.positions < 1:
+            raise ValueError(
+                f"at least one example with one term, came {self.rows} by {self.positions}"
+            )
 
     @property
     def each(self) -> int:
-        """Rows a datum: row i is of datum i // each."""
+        """Rows an example: row i is of example i // each."""
         return self.steps.each if isinstance(self.steps, Trajectories) else 1
 
     @property
@@ -147,21 +194,23 @@ class TermJob:
         return len(self.x_0) * self.each
 
     @property
-    def units(self) -> int:
+    def positions(self) -> int:
         """Network evaluations a row."""
         return self.steps.count
 
-    @property
-    def cost(self) -> int:
-        """Rows times network evaluations."""
-        return self.rows * self.units
+    @cached_property
+    @override
+    def shape(self) -> JobShape:
+        """Rows of terms, which are independent."""
+        return JobShape(Lane(self.model), self.rows, self.positions, parallel=True)
+
+    @override
+    def size(self, model: DiffusionModel) -> int:
+        """Bytes that it holds: the examples, which steps, and the terms."""
+        return self.x_0.nbytes + self.steps.nbytes + 8 * self.cost + self.answer_bytes
 
     @property
-    def queue(self) -> Queue:
-        """Whom it may share a tick with."""
-        return Queue(self.model)
-
-    @property
+    @override
     def samples(self) -> int:
         """How many samples it draws."""
         return 0
@@ -169,8 +218,8 @@ class TermJob:
 
 @final
 @dataclass(frozen=True)
-class SystemJob:
-    """Draw from p(x_0) r(x_0) by systems of particles, `each` for every datum.
+class SystemJob(Job):
+    """Draw from p(x_0) r(x_0) by systems of particles, `each` for every example.
 
     System i of the answer is what `smc.run` makes of it with the same seed, course,
     observation and factors, whatever else the engine does.
@@ -180,13 +229,11 @@ class SystemJob:
         seed: of the noise, 0..2^63 - 1.
         course: what the systems do.
         observation: what was seen, [N, *seen].
-        each: systems of a datum.
-        costs: network evaluations of each system by every unit but its last; see `of`.
+        each: systems of an example.
+        costs: network evaluations of each system by every position but its last; see `of`.
         factors: what else p(x_0) is multiplied by, each of N data; their networks on the model's
             device, and such as a method's `resolve` lets pass.
     """
-
-    parallel: ClassVar[bool] = False
 
     model: str
     seed: int
@@ -213,14 +260,17 @@ class SystemJob:
         costs = tuple(spent.tolist())
         return cls(name, seed, course, observation, each, costs, tuple(factors))
 
+    @override
     def check(self, model: DiffusionModel) -> None:
         """Raise ValueError where a part does not fit the model or the others."""
         wanted = self.observation.operator.seen(model.event)
         if tuple(self.observation.known.shape[1:]) != wanted:
             seen = list(self.observation.known.shape[1:])
-            raise ValueError(f"`observation` is of shape {list(wanted)} a datum, came {seen}")
-        if self.rows < 1 or self.units < 1:
-            raise ValueError(f"at least one system of one unit, came {self.rows} of {self.units}")
+            raise ValueError(f"`observation` is of shape {list(wanted)} an example, came {seen}")
+        if self.rows < 1 or self.positions < 1:
+            raise ValueError(
+                f"at least one system of one position, came {self.rows} of {self.positions}"
+            )
         if len(self.costs) != self.rows:
             raise ValueError(f"`costs` are of {self.rows} systems, came {len(self.costs)}")
 
@@ -230,7 +280,7 @@ class SystemJob:
         return len(self.observation) * self.each
 
     @property
-    def units(self) -> int:
+    def positions(self) -> int:
         """Of each system."""
         return len(self.course)
 
@@ -240,24 +290,59 @@ class SystemJob:
         return self.course.particles
 
     @property
-    def cost(self) -> int:
-        """Network evaluations."""
-        return (self.units - 1) * sum(self.costs) + self.rows * self.last
-
-    @property
     def last(self) -> int:
-        """Network evaluations of each system by its last unit."""
+        """Network evaluations of each system by its last position."""
         return self.width * (1 + sum(factor.evaluations for factor in self.factors))
 
-    @property
-    def queue(self) -> Queue:
-        """Whom it may share a tick with."""
-        return Queue(self.model, systems=True)
+    @cached_property
+    @override
+    def shape(self) -> JobShape:
+        """Rows of particles, in sequence."""
+        lane = Lane(self.model, systems=True)
+        costs, last = self.costs, self.last
+        return JobShape(lane, self.rows, self.positions, False, self.width, costs, last)
+
+    @override
+    def size(self, model: DiffusionModel) -> int:
+        """Bytes that it holds: what came, its samples, and the effective sample size by step."""
+        brought = sum(part.nbytes for part in self.observation.tensors)
+        return brought + 4 * self.samples * math.prod(model.event) + 8 * self.rows * self.positions
 
     @property
+    @override
     def samples(self) -> int:
         """How many samples it draws."""
         return self.rows * self.course.draws
 
 
-Job = ChainJob | TermJob | SystemJob
+@final
+@dataclass(eq=False)
+class ActiveJob:
+    """What the engine keeps of a job from acceptance to its end.
+
+    Attributes:
+        key: its name within the engine.
+        job: what was asked.
+        ticket: what its caller holds.
+        rows_left: rows whose result is outstanding.
+        accepted: when it came, monotonic seconds.
+        size: bytes that it holds.
+        deadline: when its answer is of no more use, monotonic seconds; infinity for never.
+        started: when a row of it was first in a batch; None until then.
+    """
+
+    key: int
+    job: Job
+    ticket: Ticket[Any]
+    rows_left: int
+    accepted: float
+    size: int
+    deadline: float
+    started: float | None = None
+
+    @property
+    def left(self) -> Load:
+        """What is left of it. Read from other threads, so a batch late at worst."""
+        whole, ticket = self.job.shape.load, self.ticket
+        rows = max(1, self.rows_left * self.job.shape.width)
+        return whole._replace(rows=rows, evaluations=max(1, ticket.cost - ticket.done))

@@ -1,30 +1,28 @@
-"""The door between threads: what was accepted and has not ended.
+"""The request queue: what was accepted and has not ended; the only state that threads share.
 
     accepted = answered + failed + cancelled,    and nothing is accepted past the queue's bounds
 
-Any thread may come in by `reserve` and `accept`, cancel, or wait for the end; the engine's thread
-takes, settles and ends. Everything here is under one lock that nobody holds for longer than a few
-assignments, or, where a job has a deadline, one pass over those that run and the kinds that wait.
+Any thread may `reserve`, `accept`, cancel, or wait for the end; the engine's thread polls,
+completes and ends. Everything here is under one lock, held for no longer than a few assignments or,
+where a job has a deadline, one pass over those that run and the kinds that wait.
 """
 
 import heapq
 import math
 import threading
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator, Mapping
 from concurrent.futures import Future
 from contextlib import contextmanager
 from functools import partial
 from typing import Any, final
 
-from service.engine.admission import Admission
+from service.engine.admission import APIECE, Admission
 from service.engine.faults import describe
-from service.engine.jobs import Job
-from service.engine.limits import APIECE
-from service.engine.peek import Peek, PeekRequest
-from service.engine.record import Record
-from service.engine.results import Hold, Ticket, Timing
-from service.engine.scheduling.batch import Queue, Tick
+from service.engine.jobs import ActiveJob, Job
+from service.engine.results import Hold, Peek, PeekRequest, Ticket, Timing
+from service.engine.scheduling.batch import Lane
+from service.engine.scheduling.latency import Throughput
 from service.errors import DeadlineExceeded, Draining, EngineDead, Problem
 from service.settings import Settings
 
@@ -32,25 +30,25 @@ _STALE = 64  # deadlines of ended jobs that are kept beside as many as there are
 
 
 @final
-class Intake:
+class RequestQueue:
     """Accepted jobs, on their way to the engine's thread and back.
 
     Args:
-        queues: whose jobs may come.
-        settings: the queue's bounds and the scheduler's shares.
+        throughput: of every lane whose jobs may come.
+        settings: the bounds and the scheduler's shares.
 
     Attributes:
         accepted: how many jobs have come so far.
     """
 
-    def __init__(self, queues: Iterable[Queue], settings: Settings) -> None:
+    def __init__(self, throughput: Mapping[Lane, Throughput], settings: Settings) -> None:
         self.accepted = 0
         self._wake = threading.Condition()
-        self._admission = Admission(queues, settings)
-        self._ledger, self._company = self._admission.ledger, self._admission.company
+        self._admission = Admission(throughput, settings)
+        self._backlog = self._admission.backlog
         self._deadlines: list[tuple[float, int]] = []  # a heap; some are of jobs that have ended
-        self._records: dict[int, Record] = {}
-        self._new: list[Record] = []
+        self._records: dict[int, ActiveJob] = {}
+        self._new: list[ActiveJob] = []
         self._cancelled: list[int] = []
         self._peeks: list[PeekRequest] = []
         self._draining = self._stopping = self._closed = False
@@ -67,13 +65,13 @@ class Intake:
         return self._closed
 
     @property
-    def owed(self) -> int:
+    def pending(self) -> int:
         """Network evaluations accepted and not yet done."""
         with self._wake:
-            return self._ledger.owed
+            return self._backlog.pending
 
     @property
-    def seconds_owed(self) -> float:
+    def seconds_pending(self) -> float:
         """How long the accepted work takes, at the measured rates."""
         with self._wake:
             return self._admission.seconds_until(1.0)
@@ -82,11 +80,11 @@ class Intake:
     def held(self) -> int:
         """Bytes of bodies being read and of accepted jobs."""
         with self._wake:
-            return self._ledger.held
+            return self._backlog.held
 
     @contextmanager
     def reserve(self, size: int) -> Iterator[None]:
-        """Room for a body of so many bytes, until it has been read and its job accepted.
+        """Capacity for a body of so many bytes, until it has been read and its job accepted.
 
         Raises:
             QueueFull, NoRoom, Draining, EngineDead: it need not be read, nothing would come of it.
@@ -95,12 +93,12 @@ class Intake:
         with self._wake:
             self._check_open()
             self._admission.check_body(size)
-            self._ledger.hold(size)
+            self._backlog.held += size
         try:
             yield
         finally:
             with self._wake:
-                self._ledger.release(size)
+                self._backlog.held -= size
 
     def accept(self, job: Job, size: int = 0, deadline: float | None = None) -> Ticket[Any]:
         """Take a job in.
@@ -124,12 +122,10 @@ class Intake:
                 job.cost, Future(), partial(self._peek, key), partial(self._keep, key, size)
             )
             now, due = time.monotonic(), math.inf if deadline is None else deadline
-            record = Record(key, job, ticket, job.rows, now, size, due)
+            record = ActiveJob(key, job, ticket, job.shape.rows, now, size, due)
             self.accepted += 1
-            self._ledger.accept(job.cost)
-            self._ledger.hold(size)
             self._records[key] = record
-            self._company.add(record)
+            self._backlog.add(record)
             self._new.append(record)
             if deadline is not None:
                 heapq.heappush(self._deadlines, (deadline, key))
@@ -137,7 +133,7 @@ class Intake:
         ticket.on_cancel(lambda: self._cancel(key))
         return ticket
 
-    def take(self, *, wait: bool) -> tuple[list[Record], list[int]] | None:
+    def poll(self, *, wait: bool) -> tuple[list[ActiveJob], list[int]] | None:
         """What is new and what was cancelled since; None when it is time to stop.
 
         Args:
@@ -155,10 +151,10 @@ class Intake:
             return new, cancelled
 
     def overdue(self) -> dict[int, DeadlineExceeded]:
-        """The jobs whose deadline has passed, and what their callers are told."""
+        """The jobs whose deadline has passed, and the problems of their callers."""
         now, records = time.monotonic(), []
         with self._wake:
-            # Those that the engine has not taken yet are its own business at the next tick.
+            # Those that the engine has not taken yet are its own business at the next batch.
             untaken = {record.key for record in self._new}
             early: list[tuple[float, int]] = []
             while self._deadlines and self._deadlines[0][0] <= now:
@@ -179,47 +175,30 @@ class Intake:
             for record in records
         }
 
-    def take_peeks(self) -> list[PeekRequest]:
-        """Who wants to look at a job; whoever is here must be answered."""
-        if not self._peeks:  # without the lock: what comes now is seen before the next tick
+    def poll_peeks(self) -> list[PeekRequest]:
+        """The previews that were asked for; each must be answered."""
+        if not self._peeks:  # without the lock: what comes now is seen before the next batch
             return []
         with self._wake:
             peeks, self._peeks = self._peeks, []
             return peeks
 
-    def limit(self, queue: Queue, rows: int) -> None:
-        """A tick of `queue` has at most so many rows."""
-        with self._wake:
-            self._admission.limit(queue, rows)
-
-    def seed(self, queue: Queue, rows: int, seconds: float, *, terms: bool = False) -> None:
-        """At start a step of so many rows, with terms or without, took so many seconds."""
-        with self._wake:
-            self._admission.seed(queue, rows, seconds, terms=terms)
-
-    def measure(self, tick: Tick, seconds: float) -> None:
-        """A tick took so many seconds."""
-        with self._wake:
-            self._admission.measure(tick, seconds)
-
-    def settle(self, evaluations: int) -> None:
+    def complete(self, evaluations: int) -> None:
         """So many of the accepted evaluations have been made."""
         with self._wake:
-            self._ledger.settle(evaluations)
+            self._backlog.pending -= evaluations
 
-    def start(self, record: Record, now: float) -> None:
-        """A job's first rows are in a tick, which began now, monotonic seconds."""
+    def start(self, record: ActiveJob, now: float) -> None:
+        """A job's first rows are in a batch, which began now, monotonic seconds."""
         record.started = now
         with self._wake:
-            self._company.start(record)
+            self._backlog.start(record)
 
-    def end(self, record: Record, unspent: int, outcome: Timing | Problem | None) -> None:
+    def end(self, record: ActiveJob, unspent: int, outcome: Timing | Problem | None) -> None:
         """A job is over (None: cancelled), with so many evaluations that were not made."""
         with self._wake:
             del self._records[record.key]
-            self._company.remove(record)
-            self._ledger.settle(unspent)
-            self._ledger.release(record.size)
+            self._backlog.remove(record, unspent)
             if len(self._deadlines) > 2 * len(self._records) + _STALE:
                 self._deadlines = [entry for entry in self._deadlines if entry[1] in self._records]
                 heapq.heapify(self._deadlines)
@@ -240,7 +219,7 @@ class Intake:
             self._wake.notify_all()
 
     def close(self, error: BaseException | None) -> None:
-        """The engine's thread is over: nobody is let in, and whoever is left is told."""
+        """The engine's thread is over: accept nothing more, and fail what is left."""
         with self._wake:
             self._closed, self._error = True, error
             left = list(self._records.values())
@@ -281,14 +260,14 @@ class Intake:
         with self._wake:
             record = self._records.get(key)
             if record is None:  # it has ended already and been given back
-                self._ledger.hold(size)
+                self._backlog.held += size
             else:
                 record.size = 0
         return Hold(size, self._change)
 
     def _change(self, size: int) -> None:
         with self._wake:
-            self._ledger.hold(size)
+            self._backlog.held += size
 
     def _cancel(self, key: int) -> None:
         with self._wake:

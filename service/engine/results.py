@@ -1,16 +1,128 @@
-"""What the engine answers, and what a caller holds until then."""
+"""What the engine answers: results, frames, previews; and the ticket that a caller holds.
 
-from collections.abc import Callable
+A preview (`Peek`) is x_0hat of a job's first rows, copied between two batches. Nothing is copied
+unless a caller asks, and the engine's thread does not wait for the device: it takes a snapshot, and
+the caller copies it to the host.
+"""
+
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
-from typing import Generic, TypeVar, final
+from typing import Generic, Literal, NamedTuple, TypeVar, final
 
+import torch
 from torch import Tensor
 
 from diffusion.likelihood.bound import BoundResult
 from diffusion.posterior.smc import SMCResult
-from service.engine.frames import Film
-from service.engine.peek import Peek
+
+
+@final
+@dataclass(frozen=True)
+class Frames:
+    """Which states of a chain of n steps are kept.
+
+    Attributes:
+        positions: u_0 = 0 < u_1 < ... < u_k = n: the states before these steps, and the last.
+    """
+
+    positions: tuple[int, ...]
+
+    @classmethod
+    def spread(cls, count: int, steps: int) -> "Frames":
+        """k = min(count, steps) of them and the start, as evenly as whole steps allow."""
+        k = min(count, steps)
+        return cls(tuple(i * steps // k for i in range(k + 1)))
+
+
+class FrameRows(NamedTuple):
+    """Rows of a job at one of its frames: x_t or x_0hat from it; and their places in a batch."""
+
+    key: int
+    frame: int
+    of: Literal["x", "x_0"]
+    rows: list[int]
+    places: list[int]
+
+
+@final
+@dataclass(frozen=True)
+class Film:
+    """What is kept of a job's chains, on the CPU, model units.
+
+    Attributes:
+        frames: which states.
+        x: x_t, [k + 1, rows, *event].
+        x_0: the network's estimate from each, [k + 1, rows, *event]; of the last, x itself.
+    """
+
+    frames: Frames
+    x: Tensor
+    x_0: Tensor
+
+    @classmethod
+    def blank(cls, frames: Frames, rows: int, event: Sequence[int]) -> "Film":
+        """Of chains that have not begun."""
+        x = torch.zeros(len(frames.positions), rows, *event)
+        return cls(frames, x, torch.zeros_like(x))
+
+    def keep(self, shot: FrameRows, states: Tensor) -> None:
+        """Take a shot in: states [len(rows), *event]."""
+        whole = self.x if shot.of == "x" else self.x_0
+        whole[shot.frame, shot.rows] = states.to(whole.dtype)
+
+    def end(self, start: Tensor, samples: Tensor) -> None:
+        """The first state of all rows, and the last, [rows, *event]."""
+        self.x[0], self.x[-1], self.x_0[-1] = start, samples, samples
+
+
+@final
+@dataclass(frozen=True)
+class Peek:
+    """The first rows of a chain job, those of them that have started.
+
+    Attributes:
+        done: network evaluations made so far, by all rows.
+        finished: for each row from the first, whether it has ended.
+        samples: x_0 [rows, *event] on the CPU, model units; of meaning where finished.
+        estimates: x_0hat of the rows that have not ended, in order, on the model's device.
+        taken: passes when an accelerator has taken the snapshot; None on the CPU.
+    """
+
+    done: int
+    finished: list[bool]
+    samples: Tensor
+    estimates: Tensor
+    taken: torch.cuda.Event | None
+
+    @classmethod
+    def of(cls, done: int, finished: list[bool], samples: Tensor, estimates: Tensor) -> "Peek":
+        """A preview of tensors that nothing else writes to."""
+        taken = None
+        if estimates.is_cuda:
+            taken = torch.cuda.Event()
+            taken.record(torch.cuda.current_stream(estimates.device))
+        return cls(done, finished, samples, estimates, taken)
+
+    def x_0(self) -> Tensor:
+        """Samples of the rows that ended, x_0hat of the others: [rows, *event], model units.
+
+        It waits for the device, so not on the event loop.
+        """
+        if self.taken is not None:
+            self.taken.synchronize()
+        running = ~torch.tensor(self.finished, dtype=torch.bool)
+        x_0 = self.samples.clone()
+        x_0[running] = self.estimates.cpu()
+        return x_0
+
+
+class PeekRequest(NamedTuple):
+    """Somebody asks for the first `rows` rows of job `key`; None is the answer once it is over."""
+
+    key: int
+    rows: int
+    future: "Future[Peek | None]"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,13 +133,13 @@ class Timing:
         queue_seconds: from acceptance to the first network call with a row of it.
         compute_seconds: from there to the result.
         network_evaluations: rows put through the network for it.
-        exact: whether the same job gives the same bits alone and in any company.
+        batch_invariant: whether the same job gives the same bits whatever else is computed with it.
     """
 
     queue_seconds: float
     compute_seconds: float
     network_evaluations: int
-    exact: bool
+    batch_invariant: bool
 
 
 @final
@@ -47,13 +159,13 @@ class ChainResult(Timing):
 @final
 @dataclass(frozen=True, kw_only=True)
 class TermResult(Timing):
-    """The bound of each datum, and the terms it was put together from.
+    """The bound of each example, and the terms that it is the sum of.
 
     Attributes:
         bound: float64 [N] each, on the CPU.
-        values: float64 [rows, units] nats, the terms in the order of the job's `steps`. A term of
-            minus infinity is an answer: the model holds the datum to be impossible. NaN too: the
-            datum is so far out that the network's arithmetic ends there.
+        values: float64 [rows, positions] nats, the terms in the order of the job's `steps`. A term
+            of minus infinity is an answer: the example is impossible under the model. NaN too: the
+            example is so far out that the network's arithmetic ends there.
     """
 
     bound: BoundResult
@@ -129,7 +241,7 @@ class Ticket(Generic[Result_co]):
         self._peek, self._keep = peek, keep
 
     def cancel(self) -> bool:
-        """Give the job up: its rows leave at the next tick. False when it has already ended."""
+        """Give the job up: its rows leave at the next batch. False when it has already ended."""
         return self.future.cancel()
 
     def result(self, timeout: float | None = None) -> Result_co:

@@ -17,7 +17,7 @@ from service.codecs.arrays import plain, refusal
 from service.codecs.contact_sheet import Strip, check_sheet, contact_sheet, image
 from service.codecs.json import BINARY, EVENTS, JSON, PNG, to_binary, to_json
 from service.engine.jobs import Job
-from service.engine.peek import Peek
+from service.engine.results import Peek
 from service.errors import TooExpensive
 from service.schemas.responses import Preview, RowState
 

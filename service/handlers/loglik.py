@@ -19,8 +19,8 @@ from service.catalogue import Catalogue, Served
 from service.codecs.arrays import check_values, read_events, refusal
 from service.codecs.columns import Columns
 from service.codecs.json import BINARY, EVENTS, JSON
+from service.engine.admission import check_cost
 from service.engine.jobs import TermJob
-from service.engine.limits import check_cost
 from service.engine.results import TermResult
 from service.errors import InvalidRequest
 from service.handlers.base import Work, check_rows, settle_seed
@@ -64,6 +64,13 @@ class LoglikWork(Work[TermResult]):
         seed = settle_seed(request.seed)
         # Of one datum first: what they all cost is known before much is made of it.
         one = _settle(request, served, 1, seed, convention)
+        if not one.count:
+            raise InvalidRequest(
+                "The convention 'paper' fixes the last step, so a chain of one step has no term.",
+                location="steps" if request.steps else "convention",
+                received=request.steps or convention,
+                fix="Take 2 steps or more, or another convention.",
+            )
         check_cost(count * (request.trajectories or 1) * one.count, settings)
         events = read_events(request.data, space, "data")
         if events.opaque is not None:
@@ -121,10 +128,10 @@ class LoglikWork(Work[TermResult]):
         return LoglikAnswer(
             model=self.served.name,
             seed=self.job.seed,
-            exact=result.exact,
+            exact=result.batch_invariant,
             estimator=self.request.estimator,
             convention=self.job.convention,
-            terms=self.job.units * self.job.each,
+            terms=self.job.positions * self.job.each,
             trajectories=self.request.trajectories,
             steps=self.request.steps or self.served.model.T,
             uncompared=standing.uncompared,
@@ -194,7 +201,7 @@ class LoglikWork(Work[TermResult]):
         asked, T = self.request, self.served.model.T
         steps = None if asked.steps == T else asked.steps
         every = even_strata(steps or T, self.job.convention).count
-        terms = None if asked.trajectories or self.job.units >= every else self.job.units
+        terms = None if asked.trajectories or self.job.positions >= every else self.job.positions
         of = steps, asked.spacing if steps else None, asked.trajectories, terms, asked.strata
         for e in self.served.metadata.evaluation:
             its = e.steps, e.spacing, e.trajectories, e.terms, e.strata

@@ -22,8 +22,8 @@ from diffusion.posterior.diagnostics import Summary
 from service.catalogue import Catalogue, Served
 from service.codecs.arrays import plain, refusal
 from service.codecs.contact_sheet import Strip
+from service.engine.admission import check_cost
 from service.engine.jobs import ChainJob, SystemJob
-from service.engine.limits import check_cost
 from service.engine.results import ChainResult, SystemResult
 from service.errors import InvalidRequest, TooExpensive
 from service.handlers.base import Work, check_rows, make_plan, settle_seed, stated
@@ -144,7 +144,7 @@ class PosteriorWork(Work[ChainResult | SystemResult]):
         return PosteriorAnswer(
             model=self.served.name,
             seed=self.job.seed,
-            exact=result.exact,
+            exact=result.batch_invariant,
             method=self.method.name,
             biased=self.method.biased,
             sampler=stated(self.sampler, self.served),

@@ -10,10 +10,9 @@ from typing_extensions import override
 from service.catalogue import Catalogue, Served
 from service.codecs.arrays import plain
 from service.codecs.contact_sheet import Strip
-from service.engine.frames import Film, Frames
+from service.engine.admission import check_cost
 from service.engine.jobs import ChainJob
-from service.engine.limits import check_cost
-from service.engine.results import ChainResult
+from service.engine.results import ChainResult, Film, Frames
 from service.handlers.base import Work, check_rows, make_plan, settle_seed, stated
 from service.schemas.requests import SampleRequest
 from service.schemas.responses import SampleAnswer, Trajectory
@@ -42,7 +41,7 @@ class SampleWork(Work[ChainResult]):
         frames, text = None, 0
         if request.frames:
             frames = Frames.spread(request.frames, len(plan))
-            numbers = 2 * len(frames.units) * rows * served.model.space.dims
+            numbers = 2 * len(frames.positions) * rows * served.model.space.dims
             text = numbers * _FRAME_BYTES
         seed = settle_seed(request.seed)
         job = ChainJob(served.name, rows, seed, plan, frames=frames, answer_bytes=text)
@@ -60,7 +59,7 @@ class SampleWork(Work[ChainResult]):
         return SampleAnswer(
             model=self.served.name,
             seed=self.job.seed,
-            exact=result.exact,
+            exact=result.batch_invariant,
             sampler=stated(self.request.sampler, self.served),
             shape=list(space.shape),
             columns=space.columns,
@@ -81,7 +80,7 @@ class SampleWork(Work[ChainResult]):
     @override
     def layout(self) -> tuple[int, int]:
         frames = self.job.frames
-        return (1, self.job.rows) if frames is None else (self.job.rows, len(frames.units))
+        return (1, self.job.rows) if frames is None else (self.job.rows, len(frames.positions))
 
     @override
     def strips(self, result: ChainResult) -> list[Strip]:
@@ -93,7 +92,7 @@ class SampleWork(Work[ChainResult]):
     def _states(self, film: Film) -> tuple[Tensor, Tensor, Tensor]:
         """t, x and x_0 of the frames, data units."""
         space, plan = self.served.model.space, self.job.plan
-        t = torch.cat((plan.t, plan.t.new_zeros(1)))[list(film.frames.units)]
+        t = torch.cat((plan.t, plan.t.new_zeros(1)))[list(film.frames.positions)]
         x, x_0 = (space.to_data_units(z.flatten(0, 1)).view_as(z) for z in (film.x, film.x_0))
         return t, x, x_0
 

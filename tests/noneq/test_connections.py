@@ -258,7 +258,7 @@ def test_a_full_queue_over_a_socket_is_waited_for(
         held(app) as gate,
     ):
         first = pool.submit(client.sample, 51, model="gaussian-mixture", seed=1)
-        while app.state.backend.engine.owed == 0:
+        while app.state.backend.engine.pending == 0:
             time.sleep(0.005)
 
         def sleep(seconds: float) -> None:
@@ -285,7 +285,7 @@ async def test_a_full_queue_is_busy_and_says_for_how_long(app: FastAPI) -> None:
 
             async with anyio.create_task_group() as tasks:
                 tasks.start_soon(first)
-                await until(lambda: app.state.backend.engine.owed > 0)
+                await until(lambda: app.state.backend.engine.pending > 0)
                 with pytest.raises(Busy, match="queue is full") as raised:
                     await client.sample(1, model="gaussian-mixture")
                 assert raised.value.retry_after is not None

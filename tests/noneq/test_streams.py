@@ -64,7 +64,7 @@ def wait_in_mid_work(app: FastAPI, go: threading.Semaphore) -> None:
     for _ in range(300):  # of 700; it learns of the leaving between two of them
         go.release()
         time.sleep(0.02)
-        if engine(app).owed == 0:
+        if engine(app).pending == 0:
             return
     pytest.fail("the rows are not freed")
 

@@ -197,7 +197,7 @@ def test_the_page_and_the_artefact_agree_on_shares(visit: Open) -> None:
 
 def test_a_link_repeats_the_answer_in_korean(visit: Open) -> None:
     page = visit("?view=likelihood&model=grey")
-    page.get_by_role("button", name="Held-out datum 2").click()
+    page.get_by_role("button", name="Held-out example 2").click()
     page.get_by_role("button", name="Add it mirrored").click()
     page.get_by_text("How it is estimated").click()
     page.get_by_label("Terms of the bound").select_option("trajectories")

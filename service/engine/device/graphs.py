@@ -1,10 +1,11 @@
-"""Chains' ticks at fixed numbers of rows, whose tensors stay where they are, to be recorded.
+"""CUDA graphs of a chain's step: gather, network, update, noise and write back in one launch.
 
-    state at slots <- one step of it;    rows beside those asked for work on a slot nobody has
+    state at slots <- one step of it;    rows beside those asked for work on a slot that is unused
 
-A CUDA graph holds such a tick whole: gather, network, update, noise and write back are then one
-launch. What it is recorded with is an argument, so a CPU can run the same code: there the recording
-is the function itself. Every size is tried against the ordinary tick before it is used.
+A graph replays the same kernels on the same memory, so each has a fixed number of rows and tensors
+that stay where they are. What it is recorded with is an argument, so a CPU can run the same code:
+there the recording is the function itself. Every size is compared with the ordinary batch before
+it is used.
 """
 
 import logging
@@ -18,10 +19,9 @@ from diffusion.model import DiffusionModel
 from diffusion.noise import counter_noise
 from diffusion.plan import Ancestral, Update
 from diffusion.sampling import advance, begin
-from service.engine.device.batches import ChainBatch
-from service.engine.device.slots import ChainSlots
+from service.engine.device.batches import ChainBatch, ChainSlots
+from service.engine.device.frames import FrameRecorder
 from service.engine.faults import describe
-from service.engine.frames import Camera
 
 _log = logging.getLogger(__name__)
 
@@ -42,7 +42,7 @@ def one_step(model: DiffusionModel, state: ChainSlots, rows: ChainBatch) -> None
 
 
 @final
-class FixedTick:
+class ChainGraph:
     """One step of up to `size` chains.
 
     Args:
@@ -74,8 +74,8 @@ class FixedTick:
         """From now on `run` plays what `record` made of `play`."""
         self._play = record(self.play)
 
-    def run(self, rows: ChainBatch, camera: Camera | None = None) -> None:
-        """The batch's steps in turn; the camera takes what it wants between them."""
+    def run(self, rows: ChainBatch, recorder: FrameRecorder | None = None) -> None:
+        """The batch's steps in turn; the recorder takes what it wants between them."""
         n, update, own, steps = len(rows.slots), self._rows.update, self._own, rows.update
         self._slots[:n], self._seed[:n], self._row[:n] = rows.slots, rows.seed, rows.row
         self._slots[n:] = self._state.spare  # its step is the one that was there before
@@ -87,18 +87,18 @@ class FixedTick:
         for made, (t, s, table) in enumerate(zip(*columns, strict=True), 1):
             update.t[:n], update.s[:n], update.table[:n] = t, s, table
             self._play()
-            if camera is not None and camera.wants(made):
-                camera(made, self._state.x[rows.slots], self._state.previous[rows.slots])
+            if recorder is not None and recorder.wants(made):
+                recorder(made, self._state.x[rows.slots], self._state.previous[rows.slots])
 
 
 @final
-class FixedTicks:
-    """A tick of every size up to the batch, in powers of two, with and without observations.
+class ChainGraphs:
+    """A batch of every size up to the batch, in powers of two, with and without observations.
 
     Args:
         model: the model, on its device.
         state: of its chains.
-        batch: most rows of a tick.
+        batch_size: most rows of a batch.
         record: what each is recorded with.
 
     Attributes:
@@ -106,43 +106,43 @@ class FixedTicks:
     """
 
     def __init__(
-        self, model: DiffusionModel, state: ChainSlots, batch: int, record: Record
+        self, model: DiffusionModel, state: ChainSlots, batch_size: int, record: Record
     ) -> None:
         self.failed: dict[int, str] = {}
-        self._ticks: dict[tuple[int, bool], FixedTick] = {}
+        self._graphs: dict[tuple[int, bool], ChainGraph] = {}
         state.observe()  # what is recorded must find it where it stays
-        self._sizes = sorted(_sizes(batch))
+        self._sizes = sorted(_sizes(batch_size))
         # The largest first: smaller ones find the memory that it took.
         for size in reversed(self._sizes):
-            found: dict[tuple[int, bool], FixedTick] = {}
+            found: dict[tuple[int, bool], ChainGraph] = {}
             try:
                 for observed in (False, True):
-                    tick = found[size, observed] = FixedTick(model, state, size, observed)
-                    tick.record(record)
-                    _try(model, state, tick, size, observed)
-                self._ticks |= found
+                    graph = found[size, observed] = ChainGraph(model, state, size, observed)
+                    graph.record(record)
+                    _try(model, state, graph, size, observed)
+                self._graphs |= found
             except Exception as error:
                 if model.device.type == "cuda":
                     torch.cuda.synchronize(model.device)  # raises where the device itself is lost
                 self.failed[size] = describe(error)
                 _log.warning("%d rows run without a recording: %s", size, describe(error))
 
-    def find(self, rows: int, observed: bool) -> FixedTick | None:
-        """The tick for so many rows; None where they are too many, or theirs failed."""
+    def find(self, rows: int, observed: bool) -> ChainGraph | None:
+        """The batch for so many rows; None where they are too many, or theirs failed."""
         size = next((size for size in self._sizes if size >= rows), None)
-        return None if size is None else self._ticks.get((size, observed))
+        return None if size is None else self._graphs.get((size, observed))
 
 
-def _sizes(batch: int) -> Iterator[int]:
+def _sizes(batch_size: int) -> Iterator[int]:
     size = 1
-    while size < batch:
+    while size < batch_size:
         yield size
         size *= 2
-    yield batch
+    yield batch_size
 
 
 def _try(
-    model: DiffusionModel, state: ChainSlots, tick: FixedTick, size: int, observed: bool
+    model: DiffusionModel, state: ChainSlots, graph: ChainGraph, size: int, observed: bool
 ) -> None:
     """Raise RuntimeError where a recorded step is not the ordinary one, up to rounding.
 
@@ -158,7 +158,7 @@ def _try(
     for recorded in (False, True):
         state.write(row, x, state.nothing(rows))
         if recorded:
-            tick.run(batch)
+            graph.run(batch)
         else:
             one_step(model, state, batch)
         found.append((state.x[row], state.previous[row]))

@@ -16,7 +16,7 @@ Rows = tuple[Tensor, Tensor]  # x_t [B, *event], model units, and t, int64 [B]
 
 
 @final
-class Calls:
+class NetworkCalls:
     """How a model's network is called.
 
     Args:
@@ -28,7 +28,7 @@ class Calls:
     Attributes:
         model: what bounds are of.
         sampling: what chains are of; the same, or one that computes with fewer bits.
-        fill: rows that every call is filled up to, by repeating one; 0 for none. What a row
+        pad_to: rows that every call is padded to, by repeating one; 0 for none. What a row
             computes then no longer depends on how many others there are.
     """
 
@@ -56,7 +56,7 @@ class Calls:
             kinds = model.space, model.prediction, model.variance, model.profile
             self.sampling = DiffusionModel(model.process, network, *kinds).to(model.device).eval()
             self.sampling.tabulate()
-        self.fill = 0
+        self.pad_to = 0
 
     def __call__(
         self, chains: Rows | None, terms: Rows | None
@@ -65,7 +65,7 @@ class Calls:
         if chains is None or terms is None or self.sampling is not self.model:
             return self._apart(self.sampling, chains), self._apart(self.model, terms)
         n, m = len(chains[0]), len(terms[0])
-        x_t, t = (self._filled(torch.cat(parts)) for parts in zip(chains, terms, strict=True))
+        x_t, t = (self._padded(torch.cat(parts)) for parts in zip(chains, terms, strict=True))
         found = self.model.predict(x_t, t)
         return found.rows(self._places(0, n)), found.rows(self._places(n, m))
 
@@ -73,20 +73,20 @@ class Calls:
         if rows is None:
             return None
         x_t, t = rows
-        return model.predict(self._filled(x_t), self._filled(t))
+        return model.predict(self._padded(x_t), self._padded(t))
 
-    def _filled(self, rows: Tensor) -> Tensor:
-        """The rows, the last of them repeated up to `fill`."""
-        lacking = self.fill - len(rows)
+    def _padded(self, rows: Tensor) -> Tensor:
+        """The rows, the last of them repeated up to `pad_to`."""
+        lacking = self.pad_to - len(rows)
         if lacking <= 0:
             return rows
         return torch.cat((rows, rows[-1:].expand(lacking, *rows.shape[1:])))
 
     def _places(self, first: int, count: int) -> slice | Tensor:
-        """Where in a batch `count` rows are, the last of them repeated up to `fill`."""
-        if self.fill <= count:
+        """Where in a batch `count` rows are, the last of them repeated up to `pad_to`."""
+        if self.pad_to <= count:
             return slice(first, first + count)
-        places = torch.arange(first, first + self.fill, device=self.model.device)
+        places = torch.arange(first, first + self.pad_to, device=self.model.device)
         return places.clamp(max=first + count - 1)
 
 

@@ -1,18 +1,20 @@
-"""One tick of one model: a single network call on rows of any jobs, at any steps.
+"""One batch of one model: a single network call on rows of any jobs, at any steps.
 
     prediction = network(chains' x_t and terms' x_t ~ q(x_t | x_0), joined)
     chains: x_s by `diffusion.sampling.advance`
-    terms: nats by `service.engine.device.points`
+    terms: nats by `service.engine.device.batches`
 
-No policy: which rows, in which slots, is the scheduler's choice. Until everything of a tick has
+No policy: which rows, in which slots, is the scheduler's choice. Until everything of a batch has
 been computed nothing is written back, so one that failed can be tried again, whole or in parts.
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from typing import final
 
 import torch
 from torch import Tensor
+from typing_extensions import override
 
 from diffusion.likelihood import iwae as trajectory
 from diffusion.likelihood.bound import closed_last, combine, prior_part
@@ -21,23 +23,103 @@ from diffusion.model import DiffusionModel
 from diffusion.noise import Stream, counter_noise
 from diffusion.posterior import Observation
 from diffusion.sampling import advance, begin, burst
-from service.engine.device.batches import ChainBatch, by_job, gather_chains, gather_terms
-from service.engine.device.graphs import FixedTicks, Record, one_step
-from service.engine.device.landing import Landing
-from service.engine.device.network import Calls, Precision, Rows
-from service.engine.device.points import Points
-from service.engine.device.slots import ChainSlots, DatumSlots
-from service.engine.frames import Camera, Film, Shot
+from service.engine.device.batches import (
+    ChainBatch,
+    ChainSlots,
+    CollectedRows,
+    ExampleSlots,
+    TermDraws,
+    by_job,
+    gather_chains,
+    gather_terms,
+)
+from service.engine.device.frames import FrameRecorder
+from service.engine.device.graphs import ChainGraphs, Record, one_step
+from service.engine.device.network import NetworkCalls, Precision, Rows
+from service.engine.device.transfer import Fence, HostCopies, upload
 from service.engine.jobs import ChainJob, Job, TermJob
-from service.engine.peek import Peek
-from service.engine.results import ChainResult, TermResult
-from service.engine.scheduling.batch import Entry
-from service.engine.transfer import Departures, Fence, upload
+from service.engine.results import ChainResult, Film, FrameRows, Peek, TermResult, Timing
+from service.engine.scheduling.batch import Batch, Entry
+
+
+class Runner(ABC):
+    """The device's side of one lane: it holds the state of rows and advances it batch by batch.
+
+    Args:
+        model: the model, on its device.
+        batch_size: most rows that go through the network at once.
+
+    Attributes:
+        batch_size: as it is now.
+        batch_invariant: whether a job gets the same bits whatever else is in its batches.
+        pad_to: rows that every batch is padded to; 0 for none.
+        fence: between one batch and the next.
+    """
+
+    def __init__(self, model: DiffusionModel, batch_size: int) -> None:
+        self.model, self.batch_size, self.batch_invariant = model, batch_size, False
+        self.fence, self._copies = Fence(model.device), HostCopies(model.device)
+
+    @property
+    def pad_to(self) -> int:
+        """Rows that every batch is padded to."""
+        return 0
+
+    def limit(self, rows: int) -> None:
+        """A batch has at most so many rows, from now on."""
+        # Other rows, other bits: also for jobs that come when it is the old number again.
+        self.batch_size, self.batch_invariant = rows, False
+
+    @abstractmethod
+    def open(self, key: int, job: Job) -> None:
+        """Get ready for entries of this job."""
+
+    @abstractmethod
+    def close(self, key: int) -> None:
+        """Forget the job."""
+
+    @abstractmethod
+    def run(self, batch: Batch) -> None:
+        """Advance the entries; where it raises, nothing has changed and it may be tried again."""
+
+    @abstractmethod
+    def collect(self, batch: Batch) -> CollectedRows:
+        """Send the results of rows that ended to the host, off their slots.
+
+        Args:
+            batch: which has run, without the entries of jobs that have ended meanwhile.
+        """
+
+    @abstractmethod
+    def receive(self, collected: CollectedRows) -> dict[int, str]:
+        """Take the results in, once they are there; it waits for them.
+
+        Returns:
+            Jobs with a row that left the finite numbers, and what happened to it.
+        """
+
+    @abstractmethod
+    def result(self, key: int, queue_seconds: float, compute_seconds: float) -> Timing:
+        """The answer of a job whose rows have all been received."""
+
+    @abstractmethod
+    def peek(
+        self, key: int, rows: int, started: int, slots: Mapping[int, int], done: int
+    ) -> Peek | None:
+        """The first `rows` samples of a job between batches; None where it draws none.
+
+        Args:
+            key: of the job.
+            rows: at most.
+            started: how many of its rows have.
+            slots: by row, of those that have not ended.
+            done: network evaluations the job has had.
+        """
 
 
 @final
-class Runner:
-    """The device's side of one model.
+class ChainRunner(Runner):
+    """Chains and terms of bounds of one model, in the same network calls.
 
     Args:
         model: the model, on its device.
@@ -46,12 +128,9 @@ class Runner:
         compiled: whether the network goes through torch.compile.
 
     Attributes:
-        batch: most rows of a tick.
-        calls: how the network is called, filled up or not.
-        exact: whether filling was tested to give a row the same bits in any company and place.
+        calls: how the network is called, padded or not.
         chains: their state.
         data: theirs.
-        fence: between one tick and the next.
     """
 
     def __init__(
@@ -62,37 +141,38 @@ class Runner:
         *,
         compiled: bool = False,
     ) -> None:
-        self.model, self.calls = model, Calls(model, precision, compiled=compiled)
-        self.batch, self.exact = 1, False
+        super().__init__(model, 1)
+        self.calls = NetworkCalls(model, precision, compiled=compiled)
         self.chains = ChainSlots(model, slots)
-        self.data = DatumSlots(model, slots)
+        self.data = ExampleSlots(model, slots)
         self._chain_jobs: dict[int, ChainJob] = {}
         self._term_jobs: dict[int, TermJob] = {}
         self._results: dict[int, Tensor] = {}  # samples, or values of terms, as they come
         self._films: dict[int, Film] = {}  # of the jobs that asked for frames
-        self._taken: list[tuple[Shot, Tensor]] = []  # of these, since the last were sent
-        self._fixed: FixedTicks | None = None
-        self.fence, self._departures = Fence(model.device), Departures(model.device)
+        self._taken: list[tuple[FrameRows, Tensor]] = []  # of these, since the last were sent
+        self._graphs: ChainGraphs | None = None
 
     @property
-    def fill(self) -> int:
-        """Rows that every tick is filled up to; 0 for none."""
-        return self.calls.fill
+    @override
+    def pad_to(self) -> int:
+        """Rows that every batch is padded to; 0 for none."""
+        return self.calls.pad_to
 
-    def allow(self, rows: int) -> None:
-        """A tick has at most so many rows, from now on."""
-        # Another number of rows is other bits, also for who comes when it is the old one again.
-        self.batch, self.exact = rows, False
-        self.calls.fill = min(self.calls.fill, 1) * rows
+    @override
+    def limit(self, rows: int) -> None:
+        """A batch has at most so many rows, from now on; padded ones have as many."""
+        super().limit(rows)
+        self.calls.pad_to = min(self.calls.pad_to, 1) * rows
 
+    @override
     def open(self, key: int, job: Job) -> None:
         """Get ready for entries of this job, of chains or terms."""
         # The caller gets these tensors, so they must not be inference tensors.
         with torch.inference_mode(False):
             if isinstance(job, TermJob):
                 self._term_jobs[key] = job
-                self._results[key] = torch.zeros(job.rows, job.units, dtype=torch.float64)
-                self.data.reserve(units=job.units)
+                self._results[key] = torch.zeros(job.rows, job.positions, dtype=torch.float64)
+                self.data.reserve(positions=job.positions)
             else:
                 assert isinstance(job, ChainJob)  # systems have a runner of their own
                 self._chain_jobs[key] = job
@@ -100,74 +180,67 @@ class Runner:
                 if job.frames is not None:
                     self._films[key] = Film.blank(job.frames, job.rows, self.model.event)
 
+    @override
     def close(self, key: int) -> None:
         """Forget the job."""
         for held in (self._chain_jobs, self._term_jobs, self._results, self._films):
             held.pop(key, None)
 
-    def run(
-        self,
-        chains: Sequence[Entry],
-        terms: Sequence[Entry],
-        length: int = 1,
-        piece: int | None = None,
-    ) -> None:
-        """The tick: one network call, then one update of the chains and one of the terms.
-
-        Args:
-            chains: entries of chains.
-            terms: entries of terms.
-            length: steps of each chain; more than one where there are no terms.
-            piece: none, for a chain is one row.
+    @override
+    def run(self, batch: Batch) -> None:
+        """One network call, then one update of the chains and one of the terms; or, without terms,
+        several steps of the chains.
         """
-        assert piece is None
-        chains, terms = sorted(chains), sorted(terms)  # by job; places in a batch mean nothing
+        num_steps = batch.num_steps
+        # By job; places in a batch mean nothing.
+        chains, terms = sorted(batch.chains), sorted(batch.terms)
         begun = self.fence.begin()
         self._admit(chains, terms)
-        camera = Camera(self._films, chains, length)
+        recorder = FrameRecorder(self._films, chains, num_steps) if self._films else None
         rows = None
         if chains:
-            jobs, share = self._chain_jobs, not self.calls.fill
-            rows = gather_chains(self._filled(chains), length, jobs, self.model.device, share)
+            jobs, share = self._chain_jobs, not self.calls.pad_to
+            rows = gather_chains(self._padded(chains), num_steps, jobs, self.model.device, share)
         if terms:
             self._run_terms(terms, rows, len(chains))
         elif rows is not None:
-            self._run_chains(rows, length, camera)
-        if length == 1 and rows is not None and camera.wants(1):
-            camera(1, self.chains.x[rows.slots], self.chains.previous[rows.slots])
-        self._taken += camera.taken
-        self.fence.wait(begun, length)
+            self._run_chains(rows, num_steps, recorder)
+        if recorder is not None:
+            if num_steps == 1 and rows is not None and recorder.wants(1):
+                recorder(1, self.chains.x[rows.slots], self.chains.previous[rows.slots])
+            self._taken += recorder.taken
+        self.fence.wait(begun, num_steps)
 
     def record(self, recorder: Record) -> None:
-        """Have ticks of chains alone recorded, at every size up to `batch`."""
-        self._fixed = FixedTicks(self.calls.sampling, self.chains, self.batch, recorder)
+        """Have batches of chains alone recorded, at every size up to `batch_size`."""
+        self._graphs = ChainGraphs(self.calls.sampling, self.chains, self.batch_size, recorder)
 
-    def _run_chains(self, rows: ChainBatch, length: int, camera: Camera) -> None:
+    def _run_chains(self, rows: ChainBatch, num_steps: int, recorder: FrameRecorder | None) -> None:
         """Chains alone: recorded, where that could be done; of one step nothing is taken yet."""
         model, state = self.calls.sampling, self.chains
-        fixed = self._fixed and self._fixed.find(len(rows.slots), rows.observed)
-        if fixed is not None:
-            fixed.run(rows, camera if length > 1 else None)
-        elif length == 1:
+        graph = self._graphs and self._graphs.find(len(rows.slots), rows.observed)
+        if graph is not None:
+            graph.run(rows, recorder if num_steps > 1 else None)
+        elif num_steps == 1:
             one_step(model, state, rows)
         else:
             x_t, previous = state.x[rows.slots], state.previous[rows.slots]
             seen = state.observation(rows.slots) if rows.observed else None
-            found = burst(model, x_t, previous, rows.update, rows.seed, rows.row, seen, camera)
+            found = burst(model, x_t, previous, rows.update, rows.seed, rows.row, seen, recorder)
             state.advance(rows.slots, *found)
 
     def _run_terms(self, terms: list[Entry], rows: ChainBatch | None, n: int) -> None:
-        """Terms, and with them one step of chains, n of them beside what fills up."""
+        """Terms, and with them one step of chains, n of them without padding."""
         state, m = self.chains, len(terms)
         of_chains: Rows | None = None
         if rows is not None:
             x_t, previous = state.x[rows.slots], state.previous[rows.slots]
             seen = state.observation(rows.slots) if rows.observed else None
             of_chains = x_t[:n], rows.update.t[:n]
-        fill = self.calls.fill
-        data = gather_terms(self._filled(terms), self._term_jobs, self.model.device, fill)
+        pad_to = self.calls.pad_to
+        data = gather_terms(self._padded(terms), self._term_jobs, self.model.device, pad_to)
         points = [
-            Points.draw(self.model, self.data.x_0[data.slots[group.index]], group)
+            TermDraws.draw(self.model, self.data.x_0[data.slots[group.index]], group)
             for group in data.groups
         ]
         drawn = data.join([point.x_t for point in points])
@@ -181,48 +254,46 @@ class Runner:
         if rows is not None and chain is not None:
             x_s = advance(chain, x_t, previous, rows.update, rows.noise, seen)
             state.advance(rows.slots, x_s, chain.x_0)
-        self.data.values[data.slots, data.units] = values
+        self.data.values[data.slots, data.positions] = values
 
-    def collect(self, chains: Sequence[Entry], ends: Sequence[Entry], length: int = 1) -> Landing:
-        """Send the results of finished rows, and frames of others, to the host, off their slots.
-
-        Args:
-            chains: entries of chains, to be looked at whether they are finite.
-            ends: entries of finished rows.
-            length: as `run` was given it.
-        """
-        groups = by_job(sorted(ends))
+    @override
+    def collect(self, batch: Batch) -> CollectedRows:
+        """Send the results of rows that ended, and frames of others, to the host."""
+        chains, groups = batch.chains, by_job(sorted(batch.ends))
         leaving = [self.chains.finite[self._slots(chains)]]
         for key, entries in groups:
             slots = self._slots(entries)
             if key in self._chain_jobs:
                 leaving.append(self.chains.x[slots])
             else:
-                leaving.append(self.data.values[slots, : self._term_jobs[key].units])
-        shots = [shot for shot, _ in self._taken]
+                leaving.append(self.data.values[slots, : self._term_jobs[key].positions])
+        frame_rows = [shot for shot, _ in self._taken]
         leaving += [states for _, states in self._taken]
         self._taken = []
-        (finite, *parts), wait = self._departures.send(leaving)
-        taken = list(zip(shots, parts[len(groups) :], strict=True))
-        return Landing(list(chains), groups, length, finite, parts[: len(groups)], wait, taken)
+        (finite, *parts), wait = self._copies.send(leaving)
+        taken = list(zip(frame_rows, parts[len(groups) :], strict=True))
+        return CollectedRows(
+            chains, groups, batch.num_steps, finite, parts[: len(groups)], wait, taken
+        )
 
-    def receive(self, landing: Landing) -> dict[int, str]:
+    @override
+    def receive(self, collected: CollectedRows) -> dict[int, str]:
         """Take the results in, once they are there; it waits for them.
 
         Returns:
             Jobs with a row that left the finite numbers, and what happened to it.
         """
-        landing.wait()
-        for shot, states in landing.shots:
+        collected.wait()
+        for shot, states in collected.frame_rows:
             if shot.key in self._films:  # not given up meanwhile
                 self._films[shot.key].keep(shot, states)
         found: dict[int, str] = {}
-        for entry, good in zip(landing.chains, landing.finite.tolist(), strict=True):
+        for entry, good in zip(collected.chains, collected.finite.tolist(), strict=True):
             job = self._chain_jobs.get(entry.key)
             if not good and job is not None:
-                t = int(job.plan.t[entry.unit + landing.length - 1])
+                t = int(job.plan.t[entry.position + collected.num_steps - 1])
                 found[entry.key] = f"sample {entry.row} became NaN or infinite by step t = {t}"
-        for (key, entries), part in zip(landing.ends, landing.parts, strict=True):
+        for (key, entries), part in zip(collected.ends, collected.parts, strict=True):
             if key not in self._results:  # given up meanwhile
                 continue
             # What is not finite among terms is that example's answer; others do not suffer by it.
@@ -230,6 +301,7 @@ class Runner:
             self._results[key][[entry.row for entry in entries]] = values
         return found
 
+    @override
     def result(
         self, key: int, queue_seconds: float, compute_seconds: float
     ) -> ChainResult | TermResult:
@@ -245,7 +317,7 @@ class Runner:
                 queue_seconds=queue_seconds,
                 compute_seconds=compute_seconds,
                 network_evaluations=chains.cost,
-                exact=self.exact,
+                batch_invariant=self.batch_invariant,
             )
         job, values = self._term_jobs[key], self._results[key]
         with torch.inference_mode(False), torch.no_grad():
@@ -262,13 +334,14 @@ class Runner:
             queue_seconds=queue_seconds,
             compute_seconds=compute_seconds,
             network_evaluations=job.cost,
-            exact=self.exact,
+            batch_invariant=self.batch_invariant,
         )
 
+    @override
     def peek(
         self, key: int, rows: int, started: int, slots: Mapping[int, int], done: int
     ) -> Peek | None:
-        """The first `rows` rows of a job between ticks; None where it has no chains.
+        """The first `rows` rows of a job between batches; None where it has no chains.
 
         Args:
             key: of the job.
@@ -288,13 +361,13 @@ class Runner:
             return Peek.of(done, finished, self._results[key][:rows].clone(), estimates)
 
     def _admit(self, chains: Sequence[Entry], terms: Sequence[Entry]) -> None:
-        """Write the state of rows at their first unit, job by job: jobs bring their own data."""
+        """Write the state of rows at their first position, job by job."""
         device = self.model.device
-        for key, entries in by_job([entry for entry in chains if entry.unit == 0]):
+        for key, entries in by_job([entry for entry in chains if entry.position == 0]):
             rows = torch.tensor([entry.row for entry in entries])
             self.chains.write(self._slots(entries), *self._start(self._chain_jobs[key], rows))
         self.data.reserve(slots=1 + max((entry.slot for entry in terms), default=-1))
-        for key, entries in by_job([entry for entry in terms if entry.unit == 0]):
+        for key, entries in by_job([entry for entry in terms if entry.position == 0]):
             term_job = self._term_jobs[key]
             x_0 = term_job.x_0[[entry.row // term_job.each for entry in entries]]
             self.data.x_0[self._slots(entries)] = upload(x_0, device)
@@ -313,6 +386,6 @@ class Runner:
         slots = torch.tensor([entry.slot for entry in entries], dtype=torch.int64)
         return upload(slots, self.model.device)
 
-    def _filled(self, entries: list[Entry]) -> list[Entry]:
-        """The entries, the last of them repeated up to `fill`."""
-        return [*entries, *entries[-1:] * (self.calls.fill - len(entries))]
+    def _padded(self, entries: list[Entry]) -> list[Entry]:
+        """The entries, the last of them repeated up to `pad_to`."""
+        return [*entries, *entries[-1:] * (self.calls.pad_to - len(entries))]

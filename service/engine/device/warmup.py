@@ -1,12 +1,16 @@
-"""Rehearsals: ticks that nobody asked for, before the first that somebody did.
+"""Before a model is served: find its batch size, run it until times settle, test batch invariance.
 
-They let allocators and kernels settle, tell how long a tick takes, and try the claim of the
-deterministic mode on this machine: that a row's bits depend on neither its company nor its place.
+- The best size of a network call runs from a few rows, for a U-Net on a CPU, to thousands, for a
+  small network anywhere: `survey` finds it by trying.
+- Warm-up batches let allocators and kernels settle and tell how long a step takes.
+- `make_batch_invariant` tries the claim of the deterministic mode on this machine: the bits of a
+  row depend neither on the other rows of its batch nor on its place among them.
 """
 
 import math
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
 from typing import final
 
@@ -22,14 +26,106 @@ from diffusion.plan import Ancestral
 from diffusion.posterior.particle_filter import ParticleFilter
 from diffusion.posterior.twist import Twist
 from diffusion.prediction import Prediction
-from service.engine.device.runner import Runner
-from service.engine.device.smc import SystemRunner
+from diffusion.sampling import begin
+from service.engine.device.runner import ChainRunner
+from service.engine.device.smc import SMCRunner
+from service.engine.faults import out_of_memory
 from service.engine.jobs import ChainJob, SystemJob, TermJob
-from service.engine.scheduling.batch import Entry
+from service.engine.scheduling.batch import Batch, Entry, Lane
+from service.settings import Settings
+
+_SIZES = [2**i for i in range(13)]  # 1 to 4096
+_LONGEST = 0.25  # seconds of a batch: a new job waits for it
+_LOSS = 8  # a call's fixed time is at most such a part of what its rows take
+_TRIES, _ALONE = 3, 10  # of each size, and of one row
+FIXED = 32  # of the deterministic mode, where another size would be other bits
+_HELD = 2**28  # bytes of all slots of a kind, and
+_SHARE = 8  # at most such a part of the bytes of all requests
+_MOST = 2**15  # slots: there is no room for more requests, by what each holds at least
+
+
+@dataclass(frozen=True)
+class Capacity:
+    """A model's room.
+
+    Attributes:
+        batch_size: most rows of a batch.
+        slots: most chains, and most data, held at once.
+    """
+
+    batch_size: int
+    slots: int
+
+
+def survey(model: DiffusionModel, rows: int, settings: Settings) -> Capacity:
+    """The room of a model: what the settings leave open is found by trying.
+
+    Args:
+        model: on its device.
+        rows: most rows of a batch; 0 where that is to be found.
+        settings: of the service.
+    """
+    batch_size = rows or (FIXED if settings.deterministic else _best_batch(model))
+    return Capacity(
+        batch_size, settings.slots or _slots(model, batch_size, settings.max_queue_bytes)
+    )
+
+
+@torch.inference_mode()
+def _best_batch(model: DiffusionModel) -> int:
+    """The fewest rows next to which a network call's fixed time is small.
+
+    A call of k rows takes about a + b k. 1 / b is the best rate of all sizes, a + b the time of one
+    row, and the first power of two with b k >= 8 a is taken: both are measured far from that size,
+    so that it does not hang on small differences between its neighbours.
+    """
+    seconds: dict[int, float] = {}
+    for size in _SIZES:
+        try:
+            seconds[size] = _seconds(model, size)
+        except Exception as error:
+            if not seconds or not out_of_memory(error):
+                raise
+            break
+        if 2 * seconds[size] > _LONGEST:
+            break
+    # Other sizes come between the tries of each, so that a slow moment is not one size's alone.
+    for _ in range(_TRIES - 1):
+        for size in seconds:
+            seconds[size] = min(seconds[size], _seconds(model, size))
+    alone = min(seconds[1], *(_seconds(model, 1) for _ in range(_ALONE)))
+    rate = max(size / taken for size, taken in seconds.items())
+    wanted = _LOSS * (alone * rate - 1)
+    return next((size for size in seconds if size >= wanted), max(seconds))
+
+
+def _seconds(model: DiffusionModel, rows: int) -> float:
+    """A network call: of a CPU the time that it had, for others may use it as well."""
+    clock = time.thread_time if model.device.type == "cpu" else time.perf_counter
+    noise = counter_noise(0, torch.arange(rows, device=model.device), model.T + 1)
+    x_t = begin(model, noise, None, rows)
+    t = torch.full((rows,), model.T, device=model.device)
+    model.predict(x_t, t).x_0.sum().item()  # the first of a size is another one
+    begun = clock()
+    model.predict(x_t, t).x_0.sum().item()  # waits for the device
+    return clock() - begun
+
+
+def _slots(model: DiffusionModel, batch_size: int, room: int) -> int:
+    """As many as memory allows: x_t, x_0hat, what was seen, and terms.
+
+    A job that finds no slot waits for others to end, however short it is. So there is one for the
+    first row of every job that can be there. Memory is taken only by slots that are used, on a CPU.
+    """
+    size = 4 * (4 * math.prod(model.event) + model.T)
+    held = _HELD if model.device.type == "cpu" else _HELD // 4
+    return max(2 * batch_size, min(held // size, room // _SHARE // size, _MOST))
+
 
 _SHUFFLES = 16
+_LANE = Lane("")  # of warm-up batches; runners do not read it
 _TRIES = 3
-_BURST = 0.02  # seconds, as the scheduler's
+_MULTI_STEP = 0.02  # seconds, as the scheduler's
 # Elements that a CPU's kernels take at once, at most (two registers of AVX-512). Those left over at
 # the end of a tensor go through other code, with other bits, which tells their rows by their place.
 _VECTOR = 32
@@ -37,45 +133,47 @@ _DIAGONAL = Twist(covariance="diagonal")
 _OTHERS, _CHAIN, _TERM, _OTHER_TERMS = range(-4, 0)  # keys of jobs, in the order of a batch
 
 
-def rehearse(runner: Runner, rows: int) -> None:
-    """A tick of `rows` rows, with chains and a term in it."""
-    stage = _Stage(runner, rows)
-    stage.run(max(1, rows - 1), 0, own_chain=False, own_term=rows > 1)
-    runner.receive(runner.collect([], [Entry(_OTHERS, 0, 0, 0)]))  # waits for the device
-    stage.clear()
+def warm_up(runner: ChainRunner, rows: int) -> None:
+    """A batch of `rows` rows, with chains and a term in it."""
+    jobs = _WarmUpJobs(runner, rows)
+    jobs.run(max(1, rows - 1), 0, own_chain=False, own_term=rows > 1)
+    runner.receive(
+        runner.collect(Batch(_LANE, [], ends=[Entry(_OTHERS, 0, 0, 0)]))
+    )  # waits for the device
+    jobs.clear()
 
 
-def time_steps(runner: Runner) -> tuple[dict[int, float], dict[int, float]]:
-    """Seconds of a step by rows: of chains alone, which advance several a tick, and of terms."""
+def time_steps(runner: ChainRunner) -> tuple[dict[int, float], dict[int, float]]:
+    """Seconds of a step by rows: of chains alone, which advance several a batch, and of terms."""
     alone, beside = {}, {}
-    for rows in _sizes(runner.batch):
-        stage = _Stage(runner, rows, runner.model.T)
+    for rows in _sizes(runner.batch_size):
+        jobs = _WarmUpJobs(runner, rows, runner.model.T)
 
-        def chains(length: int, stage: "_Stage" = stage, rows: int = rows) -> None:
-            stage.run(rows, 0, own_chain=False, own_term=False, length=length)
+        def chains(num_steps: int, jobs: "_WarmUpJobs" = jobs, rows: int = rows) -> None:
+            jobs.run(rows, 0, own_chain=False, own_term=False, num_steps=num_steps)
             entries = [Entry(_OTHERS, row, row, 0) for row in range(rows)]
-            runner.receive(runner.collect(entries, [], length))
+            runner.receive(runner.collect(Batch(_LANE, entries, num_steps=num_steps)))
 
-        def terms(stage: "_Stage" = stage, rows: int = rows) -> None:
-            stage.run(0, rows, own_chain=False, own_term=False)
-            runner.receive(runner.collect([], [Entry(_OTHER_TERMS, 0, 1, 0)]))
+        def terms(jobs: "_WarmUpJobs" = jobs, rows: int = rows) -> None:
+            jobs.run(0, rows, own_chain=False, own_term=False)
+            runner.receive(runner.collect(Batch(_LANE, [], ends=[Entry(_OTHER_TERMS, 0, 1, 0)])))
 
         once = _shortest(partial(chains, 1))
-        length = max(1, min(stage.steps, int(_BURST / once)))
+        num_steps = max(1, min(jobs.steps, int(_MULTI_STEP / once)))
         alone[rows] = (
-            once if length == 1 else min(once, _shortest(partial(chains, length)) / length)
+            once if num_steps == 1 else min(once, _shortest(partial(chains, num_steps)) / num_steps)
         )
         beside[rows] = _shortest(terms)
-        stage.clear()
+        jobs.clear()
     return alone, beside
 
 
-def time_systems(runner: SystemRunner) -> dict[int, float]:
+def time_systems(runner: SMCRunner) -> dict[int, float]:
     """Seconds of a step of systems by its evaluations."""
     found = {}
-    for rows in _sizes(runner.batch):
+    for rows in _sizes(runner.batch_size):
         begun = time.perf_counter()
-        evaluations, steps = rehearse_systems(runner, rows)
+        evaluations, steps = warm_up_systems(runner, rows)
         seconds = time.perf_counter() - begun
         found[evaluations // steps] = seconds / steps
     return found
@@ -96,7 +194,7 @@ def _shortest(act: Callable[[], object]) -> float:
     return found
 
 
-def rehearse_systems(runner: SystemRunner, rows: int) -> tuple[int, int]:
+def warm_up_systems(runner: SMCRunner, rows: int) -> tuple[int, int]:
     """Two steps of so many systems that see everything; their evaluations, and how many steps."""
     model = runner.model
     known = torch.ones(1, *model.event, dtype=torch.bool)
@@ -105,38 +203,38 @@ def rehearse_systems(runner: SystemRunner, rows: int) -> tuple[int, int]:
     course = ParticleFilter(Ancestral(steps=min(2, model.T)).plan(model), 1, twist=_DIAGONAL)
     job = SystemJob.of("", model, 1, course, seen, rows)
     runner.open(_OTHERS, job)
-    for unit in range(job.units):
-        entries = [Entry(_OTHERS, row, 0, unit) for row in range(job.rows)]
-        runner.run(entries, [])
-    runner.receive(runner.collect(entries, entries))  # waits for the device
+    for position in range(job.positions):
+        entries = [Entry(_OTHERS, row, 0, position) for row in range(job.rows)]
+        runner.run(Batch(_LANE, entries))
+    runner.receive(runner.collect(Batch(_LANE, entries, ends=entries)))  # waits for the device
     runner.close(_OTHERS)
-    return job.cost, job.units
+    return job.cost, job.positions
 
 
-def make_exact(runner: Runner) -> bool:
+def make_batch_invariant(runner: ChainRunner) -> bool:
     """Whether rows get the same bits alone and among others, wherever they stand.
 
-    Where calls are filled up and that is not so, they are filled up to whole vectors.
+    Where calls are padded and that is not so, they are padded to whole vectors.
     """
     calls = runner.calls
-    fill = calls.fill
-    if fill == 0:
+    pad_to = calls.pad_to
+    if pad_to == 0:
         return False
-    for calls.fill in (fill, -(-fill // _VECTOR) * _VECTOR):
-        if _exact(runner):
+    for calls.pad_to in (pad_to, -(-pad_to // _VECTOR) * _VECTOR):
+        if _batch_invariant(runner):
             return True
-    calls.fill = fill
+    calls.pad_to = pad_to
     return False
 
 
-def _exact(runner: Runner) -> bool:
+def _batch_invariant(runner: ChainRunner) -> bool:
     calls = runner.calls
     return all(
-        _places_do_not_matter(model, calls.fill) for model in {calls.model, calls.sampling}
-    ) and _company_does_not_matter(runner)
+        _same_in_any_place(model, calls.pad_to) for model in {calls.model, calls.sampling}
+    ) and _same_beside_others(runner)
 
 
-def _places_do_not_matter(model: DiffusionModel, rows: int) -> bool:
+def _same_in_any_place(model: DiffusionModel, rows: int) -> bool:
     """Random rows at random steps, in random other places, some of them several times."""
     dice = torch.Generator().manual_seed(0)
     noise = counter_noise(0, torch.arange(rows, device=model.device), 0)
@@ -157,40 +255,40 @@ def _numbers(prediction: Prediction, t: Tensor) -> list[Tensor]:
     return [prediction.x_0, *kernel.tensors]
 
 
-def _company_does_not_matter(runner: Runner) -> bool:
-    """One chain and one term: alone, apart, beside chains and terms, and in a burst."""
-    fill = min(runner.calls.fill, runner.batch)
-    stage = _Stage(runner, fill)
+def _same_beside_others(runner: ChainRunner) -> bool:
+    """One chain and one term: alone, apart, beside chains and terms, and in a multi-step batch."""
+    pad_to = min(runner.calls.pad_to, runner.batch_size)
+    jobs = _WarmUpJobs(runner, pad_to)
     chains: list[Tensor] = []
     terms: list[Tensor] = []
-    companies = [(0, 0), (fill // 2, fill - 2 - fill // 2), (fill - 2, 0), (0, fill - 2)]
-    for others, other_terms in companies if fill > 2 else []:
-        for unit in range(stage.steps):
-            stage.run(others, other_terms, unit=unit)
+    companies = [(0, 0), (pad_to // 2, pad_to - 2 - pad_to // 2), (pad_to - 2, 0), (0, pad_to - 2)]
+    for others, other_terms in companies if pad_to > 2 else []:
+        for position in range(jobs.steps):
+            jobs.run(others, other_terms, position=position)
         chains.append(runner.chains.x[0].clone())
-        terms.append(runner.data.values[0, stage.units].clone())
-    for unit in range(stage.steps):
-        stage.run(0, 0, unit=unit, own_term=False)
-        stage.run(0, 0, unit=unit, own_chain=False)
+        terms.append(runner.data.values[0, jobs.positions].clone())
+    for position in range(jobs.steps):
+        jobs.run(0, 0, position=position, own_term=False)
+        jobs.run(0, 0, position=position, own_chain=False)
     chains.append(runner.chains.x[0].clone())
-    terms.append(runner.data.values[0, stage.units].clone())
-    stage.run(0, 0, own_term=False, length=stage.steps)
+    terms.append(runner.data.values[0, jobs.positions].clone())
+    jobs.run(0, 0, own_term=False, num_steps=jobs.steps)
     chains.append(runner.chains.x[0].clone())
-    stage.clear()
+    jobs.clear()
     return all(torch.equal(x, found[0]) for found in (chains, terms) for x in found)
 
 
 @final
-class _Stage:
+class _WarmUpJobs:
     """Jobs that are open for a rehearsal: one chain and one term of our own, in slot 0, and others.
 
     Args:
-        runner: whose ticks are rehearsed.
+        runner: whose batches are rehearsed.
         rows: how many others there may be.
         most: steps of the chains.
     """
 
-    def __init__(self, runner: Runner, rows: int, most: int = 3) -> None:
+    def __init__(self, runner: ChainRunner, rows: int, most: int = 3) -> None:
         self._runner = runner
         model = runner.model
         plan = Ancestral(steps=min(most, model.T)).plan(model)
@@ -203,27 +301,27 @@ class _Stage:
         runner.open(_TERM, TermJob("", x_0, 1, steps, convention))
         runner.open(_OTHER_TERMS, TermJob("", x_0, 2, steps, convention))
         # Terms of the last step come first and are worked out apart: take some of both kinds.
-        self.units = [0, steps.count // 2, steps.count - 1][: self.steps]
+        self.positions = [0, steps.count // 2, steps.count - 1][: self.steps]
 
     def run(
         self,
         others: int,
         other_terms: int,
         *,
-        unit: int = 0,
+        position: int = 0,
         own_chain: bool = True,
         own_term: bool = True,
-        length: int = 1,
+        num_steps: int = 1,
     ) -> None:
-        """One tick at the `unit`-th step."""
-        at = self.units[unit]
-        chains = [Entry(_OTHERS, row, own_chain + row, unit) for row in range(others)]
+        """One batch at the `position`-th step."""
+        at = self.positions[position]
+        chains = [Entry(_OTHERS, row, own_chain + row, position) for row in range(others)]
         terms = [Entry(_OTHER_TERMS, 0, 1, (at + row) % 2) for row in range(other_terms)]
         if own_chain:
-            chains.append(Entry(_CHAIN, 0, 0, unit))
+            chains.append(Entry(_CHAIN, 0, 0, position))
         if own_term:
             terms.append(Entry(_TERM, 0, 0, at))
-        self._runner.run(chains, terms, length)
+        self._runner.run(Batch(_LANE, chains, terms, num_steps=num_steps))
 
     def clear(self) -> None:
         """Close the jobs."""

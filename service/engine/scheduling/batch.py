@@ -1,90 +1,133 @@
-"""What the scheduler knows of jobs, and what it says of ticks: numbers, no tensors."""
+"""What the scheduler knows of jobs, and the batches it makes of them: numbers, no tensors."""
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
 
-class Queue(NamedTuple):
-    """Jobs that may meet in a tick: a model's chains and terms; or its systems of particles, which
-    need other calls of the network and so ticks of their own.
+class Lane(NamedTuple):
+    """Jobs that may share a batch: a model's chains and terms; or its systems of particles, which
+    need other calls of the network and so batches of their own.
     """
 
     model: str
     systems: bool = False
 
 
-@dataclass(frozen=True)
-class Work:
-    """What the scheduler knows of a job.
+class Load(NamedTuple):
+    """What is left of a job.
 
-    Args:
-        key: names the job; unique among those not finished.
-        queue: whom it may share a tick with.
-        rows: how many chains, data, or systems.
-        units: of each row: steps of a chain or a system, terms of a datum.
-        parallel: whether a row's units are independent (a datum's terms) or in sequence.
-        width: rows of the network that each row is: the particles of a system.
-        costs: network evaluations of each system by every unit but its last; of other rows every
-            unit takes one.
-        last: network evaluations of each system by its last unit.
+    Attributes:
+        rows: of the network, that it can use at once; of terms, any number up to `evaluations`.
+        evaluations: network evaluations.
+        parallel: whether its positions are independent (terms).
+        step: of particle systems, the evaluations of one step of all of them.
     """
 
-    key: int
-    queue: Queue
     rows: int
-    units: int
+    evaluations: int
     parallel: bool
+    step: int = 0
+
+    def usable(self, room: int) -> int:
+        """Rows of a batch that it can use, at most."""
+        return min(room, self.evaluations if self.parallel else self.rows)
+
+
+Loads = Sequence[tuple[Load, int]]  # each with how many jobs there are of it
+
+
+@dataclass(frozen=True)
+class JobShape:
+    """A job in numbers: all that admission, the forecast and the scheduler know of it.
+
+    Args:
+        lane: which jobs it may share a batch with.
+        rows: how many chains, examples, or particle systems.
+        positions: of each row: steps of a chain or a system, terms of an example.
+        parallel: whether a row's positions are independent (an example's terms) or in sequence.
+        width: rows of the network that each row is: the particles of a system.
+        costs: network evaluations of each system by every position but its last; of other rows
+            every position takes one.
+        last: network evaluations of each system by its last position.
+    """
+
+    lane: Lane
+    rows: int
+    positions: int
+    parallel: bool = False
     width: int = 1
     costs: tuple[int, ...] = ()
     last: int = 1
 
     def __post_init__(self) -> None:
-        if self.rows < 1 or self.units < 1:
+        if self.rows < 1 or self.positions < 1:
             raise ValueError(
-                f"a job has at least one row of one unit, came {self.rows} rows of {self.units}"
+                "a job has at least one row of one position, "
+                f"came {self.rows} rows of {self.positions}"
             )
+
+    @property
+    def cost(self) -> int:
+        """Network evaluations."""
+        if not self.lane.systems:
+            return self.rows * self.positions
+        return (self.positions - 1) * sum(self.costs) + self.rows * self.last
+
+    @property
+    def load(self) -> Load:
+        """All of it, none of which is done."""
+        step = max(1, self.cost // self.positions) if self.lane.systems else 0
+        return Load(self.rows * self.width, self.cost, self.parallel, step)
 
 
 class Entry(NamedTuple):
-    """One row of a tick: unit `unit` of row `row` of job `key`, whose state is in `slot`."""
+    """A row in a batch: `position` of row `row` of job `key`, whose state is in `slot`."""
 
     key: int
     row: int
     slot: int
-    unit: int
+    position: int
 
 
 @dataclass(frozen=True)
-class Tick:
+class Batch:
     """The rows of one turn of the device.
 
-    An entry with unit 0 is of a row that begins; `ends` are the entries after which a row is
-    finished, to be read before the next tick.
+    An entry with position 0 is of a row that begins; `ends` are the entries after which a row is
+    finished, to be read before the next batch.
 
     Attributes:
-        queue: whose.
-        chains: rows whose units are in sequence: chains, or the systems of one job.
-        terms: rows whose units are independent, in the same network call.
+        lane: whose.
+        chains: rows whose positions are in sequence: chains, or the systems of one job.
+        terms: rows whose positions are independent, in the same network call.
         ends: those that finish.
         shares: network evaluations of each job.
-        length: units that each entry advances; more than one only without terms.
+        num_steps: positions that each entry advances; more than one only without terms.
         width: rows of the network that each entry is.
-        piece: of a single system, how many more of its particles are looked at in this tick; the
-            unit is over with the last of them. None where every unit is made whole.
+        piece: of a single system, how many more of its particles this batch advances; the
+            position is over with the last of them. None where every position is made whole.
     """
 
-    queue: Queue
+    lane: Lane
     chains: list[Entry]
-    terms: list[Entry]
-    ends: list[Entry]
-    shares: Mapping[int, int]
-    length: int = 1
+    terms: list[Entry] = field(default_factory=list)
+    ends: list[Entry] = field(default_factory=list)
+    shares: Mapping[int, int] = field(default_factory=dict)
+    num_steps: int = 1
     width: int = 1
     piece: int | None = None
 
     def __len__(self) -> int:
         return len(self.chains) + len(self.terms)
+
+    def only(self, wanted: Callable[[int], bool]) -> "Batch":
+        """The same without the entries of jobs that are not wanted."""
+        chains, terms, ends = (
+            [entry for entry in entries if wanted(entry.key)]
+            for entries in (self.chains, self.terms, self.ends)
+        )
+        return replace(self, chains=chains, terms=terms, ends=ends)
 
     @property
     def rows(self) -> int:

@@ -1,4 +1,6 @@
-"""How long a batch takes, by its rows: the one clock, fed once a batch and read by every estimate.
+"""How long batches take, and what follows for a job: when it will be done if no other comes.
+
+`StepTimes` is the one clock. It is fed once a batch, and everything that estimates a time reads it.
 
     seconds(k): linear between the sizes that were measured; s_1 below them, s_b k / b beyond them
 
@@ -6,16 +8,42 @@ Sizes are first timed at start, so a server that has done nothing yet knows how 
 measured later counts by its last 50 batches. A size that was slow once and has not been seen since
 goes back to its best, by half in a minute: a slow moment does not refuse callers for good, and
 asking again changes nothing.
+
+`Forecast` follows the scheduler's policy as a flow. Among chains and terms: in T batches with room
+for M rows, a job with w evaluations left in r rows (of chains: at most one evaluation a row and
+batch) is done, and each other job i has had what the equal shares give it:
+
+    T = max(n, (w + sum over i of min(w_i, w, r_i T)) / M),   n = w / r of chains, w / M of terms
+
+that is: no job gets more than this one while its share is full, more than it has left, or more than
+its rows can use. So long jobs that are already queued delay a job by no more than its own length.
+The other kind counts with what `term_share` gives it.
+
+The time follows from the batches' size: all jobs together fill E = min(M T, w + sum of
+min(w_i, r_i T)) rows of those T batches, so T batches of E / T rows each, and beside them the other
+lanes' batches, in the proportion of the scheduler's virtual times.
+
+Among particle systems, where each job has batches of its own and all get the same evaluations, a
+job of e_i evaluations a step has min(w_i, w) / min(M, e_i) batches of that size until then.
+
+Jobs that come later only add to it. `JobProgress` measures instead of forecasting: what is left of
+a running job over its own rate.
 """
 
 import itertools
 import math
+import threading
+import time
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import final
+from typing import NamedTuple, final
+
+from service.engine.scheduling.batch import Batch, Lane, Load, Loads
 
 _FORGET = 0.98  # of a batch's weight at the next of its size: about the last 50 count
 _SEED = 10.0  # batches that a timing at start counts as
 _HALF_LIFE = 60.0  # seconds
+_WINDOW = 10.0  # seconds after which what was measured has lost most of its weight
 
 
 @dataclass(slots=True)
@@ -45,21 +73,22 @@ class StepTimes:
 
     def __init__(self) -> None:
         self._sizes: dict[int, _Size] = {}
+        self._lock = threading.Lock()  # the engine's thread measures, those that submit read
 
     def seed(self, rows: int, seconds: float, now: float = 0.0) -> None:
         """A batch of so many rows was timed at start, seconds of one step."""
-        size = self._sizes.setdefault(rows.bit_length(), _Size())
-        size.add(_SEED, 1.0, rows, seconds, now)
+        self._add(_SEED, 1.0, rows, seconds, now)
 
     def measure(self, rows: int, seconds: float, steps: int, now: float) -> None:
         """A batch of so many rows by so many steps took so many seconds a step."""
         kept = _FORGET**steps
-        size = self._sizes.setdefault(rows.bit_length(), _Size())
-        size.add((1 - kept) / (1 - _FORGET), kept, rows, seconds, now)
+        self._add((1 - kept) / (1 - _FORGET), kept, rows, seconds, now)
 
     def seconds(self, rows: float, now: float) -> float:
         """A step of so many rows; 0 where nothing has been measured."""
-        known = sorted((size.rows / size.weight, size.mean(now)) for size in self._sizes.values())
+        with self._lock:
+            sizes = self._sizes.values()
+            known = sorted((size.rows / size.weight, size.mean(now)) for size in sizes)
         if not known:
             return 0.0
         if rows <= known[0][0]:
@@ -69,3 +98,231 @@ class StepTimes:
                 return at_a + (at_b - at_a) * (rows - a) / (b - a)
         most, longest = known[-1]
         return longest * rows / most
+
+    def _add(self, weight: float, kept: float, rows: int, seconds: float, now: float) -> None:
+        with self._lock:
+            size = self._sizes.setdefault(rows.bit_length(), _Size())
+            size.add(weight, kept, rows, seconds, now)
+
+
+@final
+class Throughput:
+    """How many rows the batches of one lane may have now, and how long they take.
+
+    Args:
+        batch_size: most rows of a batch.
+
+    Attributes:
+        batch_size: as it is now; fewer after memory ran out.
+    """
+
+    def __init__(self, batch_size: int = 1) -> None:
+        self.batch_size = batch_size
+        # Chains alone advance several steps in a batch, which beside terms they do not.
+        self._times = StepTimes(), StepTimes()
+
+    def seed(self, rows: int, seconds: float, *, terms: bool = False) -> None:
+        """At start a step of so many rows, with terms or without, took so many seconds."""
+        self._times[terms].seed(rows, seconds, time.monotonic())
+
+    def measure(self, batch: Batch, seconds: float) -> None:
+        """A batch took so many seconds."""
+        steps = batch.num_steps
+        times = self._times[bool(batch.terms)]
+        times.measure(batch.evaluations // steps, seconds / steps, steps, time.monotonic())
+
+    def seconds(self, rows: float, *, terms: bool = False) -> float:
+        """A step of a batch of so many rows, with terms or without; 0 where none was measured."""
+        return self._times[terms].seconds(rows, time.monotonic())
+
+
+class Span(NamedTuple):
+    """So many batches, of so many rows each on average."""
+
+    batches: float
+    rows: float
+
+
+@final
+@dataclass(frozen=True)
+class RowPolicy:
+    """The scheduler's policy within one model, as a flow.
+
+    Args:
+        batch_size: M, most rows of a batch.
+        term_share: of a batch, kept for terms while chains could fill it.
+    """
+
+    batch_size: int
+    term_share: float
+
+    def until_done(self, job: Load, others: Loads) -> list[Span]:
+        """The model's batches until this job is done, `others` being those that are there now."""
+        room, own = self.batch_size, job.evaluations
+        rivals: list[tuple[float, float]] = [
+            (n * min(other.evaluations, own), n * (room if other.parallel else other.usable(room)))
+            for other, n in others
+            if other.parallel == job.parallel
+        ]
+        apart = [(other, n) for other, n in others if other.parallel != job.parallel]
+        if apart:
+            share = 1 - self.term_share if job.parallel else self.term_share
+            usable = sum(n * other.usable(room) for other, n in apart)
+            pending = sum(n * other.evaluations for other, n in apart)
+            rivals.append((pending, min(usable, share * room)))
+        least = own / job.usable(room)
+        batches = max(1.0, least, _crossing(own, rivals, room))
+        taken = own + sum(
+            n * min(other.evaluations, other.usable(room) * batches) for other, n in others
+        )
+        return [Span(batches, min(room, taken / batches))]
+
+    def until_empty(self, loads: Loads) -> list[Span]:
+        """The model's batches until all of these are done."""
+        evaluations = sum(n * load.evaluations for load, n in loads)
+        room = self.batch_size
+        longest = max(load.evaluations / load.usable(room) for load, _ in loads)
+        batches = max(1.0, longest, evaluations / room)
+        return [Span(batches, evaluations / batches)]
+
+    def demand(self, loads: Loads) -> float:
+        """How many batches these jobs could fill now, at least one: the weight of its clock."""
+        return _demand(loads, self.batch_size)
+
+
+@final
+@dataclass(frozen=True)
+class GangPolicy:
+    """The scheduler's policy among the systems of a model, as a flow.
+
+    Args:
+        batch_size: M, most rows of a batch.
+    """
+
+    batch_size: int
+
+    def until_done(self, job: Load, others: Loads) -> list[Span]:
+        """Batches until this job is done; each of `others` has its own."""
+        own = job.evaluations
+        return self._spans([(job, own, 1), *((o, min(o.evaluations, own), n) for o, n in others)])
+
+    def until_empty(self, loads: Loads) -> list[Span]:
+        """Batches until all of these are done."""
+        return self._spans([(load, load.evaluations, n) for load, n in loads])
+
+    def _spans(self, parts: Iterable[tuple[Load, int, int]]) -> list[Span]:
+        """Each load's evaluations, of so many such jobs, at the size of its own batches."""
+        spans = []
+        for load, evaluations, count in parts:
+            rows = min(self.batch_size, load.step or load.rows)
+            spans.append(Span(count * evaluations / rows, rows))
+        return spans
+
+    def demand(self, loads: Loads) -> float:
+        """How many batches these jobs could fill now, at least one: the weight of its clock."""
+        return _demand(loads, self.batch_size)
+
+
+def _demand(loads: Loads, room: int) -> float:
+    return max(1.0, sum(n * load.usable(room) for load, n in loads) / room)
+
+
+def _crossing(own: int, rivals: Iterable[tuple[float, float]], room: int) -> float:
+    """The T > 0 with room T = own + sum of min(most, rate T); there is one, for the sum is concave.
+
+    Args:
+        own: evaluations of the job itself.
+        rivals: (most, rate) of each other.
+        room: rows of a batch.
+    """
+    ordered = sorted(rivals, key=lambda rival: rival[0] / rival[1])
+    done, rate = float(own), room - sum(rate for _, rate in ordered)
+    for most, its_rate in ordered:
+        # Up to T = most / its_rate this one and those behind it take their full rates.
+        if rate > 0 and done / rate <= most / its_rate:
+            break
+        done += most
+        rate += its_rate
+    return done / rate
+
+
+@final
+class Forecast:
+    """What follows from the measured batches for a job that is about to come. Not thread-safe.
+
+    Args:
+        throughput: of every lane.
+        term_share: the scheduler's.
+    """
+
+    def __init__(self, throughput: Mapping[Lane, Throughput], term_share: float) -> None:
+        self._throughput, self._term_share = throughput, term_share
+
+    def seconds(self, lane: Lane, job: Load, others: Mapping[Lane, Loads]) -> float:
+        """The time until the job is done; 0 where its lane's batches were never measured.
+
+        Args:
+            lane: whose job it is.
+            job: all of it.
+            others: the jobs that are there now, by lane.
+        """
+        beside = others.get(lane, ())
+        policy, all_of_it = self._policy(lane), [(job, 1), *beside]
+        own = self._lasting(lane, policy.until_done(job, beside), all_of_it)
+        total, demand = own, policy.demand(all_of_it)
+        for name, loads in others.items():
+            if name != lane and loads:
+                needed = self._until_empty(name, loads)
+                total += min(needed, own * self._policy(name).demand(loads) / demand)
+        return total
+
+    def until_empty(self, others: Mapping[Lane, Loads]) -> float:
+        """The time until all of these jobs are done."""
+        return sum(self._until_empty(name, loads) for name, loads in others.items() if loads)
+
+    def _policy(self, lane: Lane) -> "RowPolicy | GangPolicy":
+        rows = self._throughput[lane].batch_size
+        return GangPolicy(rows) if lane.systems else RowPolicy(rows, self._term_share)
+
+    def _until_empty(self, lane: Lane, loads: Loads) -> float:
+        return self._lasting(lane, self._policy(lane).until_empty(loads), loads)
+
+    def _lasting(self, lane: Lane, spans: Iterable[Span], loads: Loads) -> float:
+        throughput, terms = self._throughput[lane], any(load.parallel for load, _ in loads)
+        return sum(span.batches * throughput.seconds(span.rows, terms=terms) for span in spans)
+
+
+@final
+class JobProgress:
+    """How long a job still takes, by its own rate: seconds_left = (total - done) / rate.
+
+    The rate is that of the last seconds, so it reflects whatever else the engine is doing now. It
+    has no clock of its own: the caller passes the time.
+
+    Args:
+        total: network evaluations it needs.
+        started: when its first row was put through the network, seconds.
+    """
+
+    def __init__(self, total: int, started: float) -> None:
+        self._total = total
+        self._done = 0
+        self._changed = started
+        self._evaluations = self._seconds = 0.0
+
+    def observe(self, done: int, now: float) -> None:
+        """So many evaluations are done by now."""
+        if done == self._done or now <= self._changed:
+            return  # between batches nothing is learnt
+        passed = now - self._changed
+        kept = math.exp(-passed / _WINDOW)
+        self._evaluations = kept * self._evaluations + done - self._done
+        self._seconds = kept * self._seconds + passed
+        self._done, self._changed = done, now
+
+    @property
+    def seconds_left(self) -> float | None:
+        """From when the last progress was seen; None until there was some."""
+        if not self._evaluations:
+            return None
+        return (self._total - self._done) * self._seconds / self._evaluations

@@ -1,61 +1,150 @@
-"""Chains and terms of one model in the same ticks: share(job) = min(what it can use, M / jobs).
+"""Continuous batching of a model's chains and terms: share(job) = min(what it can use, M / jobs).
 
-There are two kinds of row: of a *chain* the units are steps and follow each other, one a tick at
-most; of a *datum* they are terms of a bound, independent of each other, any number a tick. A row
-holds a slot from its first unit to its last.
+There are two kinds of row. The positions of a *chain* are its sampling steps, which follow each
+other: at most one in a single-step batch. Those of an *example* are terms of its bound, which are
+independent: any number in a batch. A row holds a slot from its first position to its last.
 
-- Jobs of a kind take turns, a row a turn, until the tick is full, so each has an equal share of it
-  and whoever cannot use all of its share leaves it to the others. A chain job of r rows by n steps
-  among J jobs, in ticks with room for M rows of their kind, is done in n (r J / M + 1) + 1 ticks,
-  however long the others are; of terms, whose order is free, in (r n + 1) J / M + 1.
+- Jobs of a kind take turns, a row a turn, until the batch is full, so each has an equal share of it
+  and a job that cannot use all of its share leaves it to the others. A chain job of r rows by n
+  steps among J jobs, in batches with room for M rows of their kind, is done in
+  n (r J / M + 1) + 1 batches, however long the others are; of terms, whose order is free, in
+  (r n + 1) J / M + 1.
 - A job advances its oldest rows first and starts a new row only where its share exceeds the rows
   it has running, so slots are held by rows that move. The i-th oldest job never had more than an
   i-th of the batch, so J jobs hold no more than the sum over i of ceil(M / i) slots.
-- A quarter of the slots is kept for first rows: a job that has a row gets no other out of it. So
-  while there are no more jobs of a kind than that quarter has slots, a newcomer finds one at once
-  and is in a tick within ceil(J / M) ticks, whatever runs. Beyond that, newcomers get the slots
+- A quarter of the slots is kept for first rows: a job that has a row gets no other from it. So
+  while there are no more jobs of a kind than that quarter has slots, a new job finds one at once
+  and is in a batch within ceil(J / M) batches, whatever runs. Beyond that, new jobs get the slots
   that rows leave, in the order they came, before any job gets a further row: the first of them
-  within n ceil(slots / M) ticks, n the steps of the longest row.
+  within n ceil(slots / M) batches, n the steps of the longest row.
 - Chains go first and terms fill the batch. While chains alone could fill it, `term_share` of it is
   kept for terms.
-- Without terms beside them a tick's chains advance several steps in it, for about as long as a
-  burst may take: small networks take less time than a tick's bookkeeping, and whoever waits has
-  his turn no later than that.
+- Without terms beside them the chains of a batch advance several steps in it (a multi-step batch),
+  for about as long as the caller's budget: small networks take less time than the bookkeeping of a
+  batch, and a job that waits is delayed no longer than that.
 
-Pure Python: no tensors, no time, no threads.
+Pure Python: no tensors, no threads.
 """
 
-from collections import Counter
+from collections import Counter, deque
+from dataclasses import dataclass, field
 from typing import final
 
-from service.engine.scheduling.batch import Entry, Queue, Tick, Work
-from service.engine.scheduling.lanes import Lane, Progress
+from service.engine.scheduling.batch import Batch, Entry, JobShape, Lane
+from service.engine.scheduling.latency import Throughput
+
+
+@dataclass(slots=True)
+class Row:
+    """A row with a slot, and the position that is its next."""
+
+    row: int
+    slot: int
+    position: int = 0
+
+
+@dataclass(slots=True)
+class Progress:
+    """A job on its way: `running` rows hold slots, oldest first; rows from `waiting` on do not."""
+
+    key: int
+    work: JobShape
+    running: list[Row] = field(default_factory=list)
+    waiting: int = 0
+    batch: int = -1
+    taken: int = 0
+
+    @property
+    def remaining(self) -> int:
+        """Positions that have not been scheduled."""
+        rows = self.work.rows - self.waiting
+        return rows * self.work.positions + sum(
+            self.work.positions - row.position for row in self.running
+        )
+
+    def usable(self, most: int) -> int:
+        """How many rows of a batch it could use, up to `most`."""
+        if self.work.parallel:
+            return min(most, self.remaining)
+        return min(most, len(self.running) + self.work.rows - self.waiting)
+
+
+class Rotation:
+    """The jobs of one kind in rotation, and the slots their rows hold."""
+
+    def __init__(self, slots: int) -> None:
+        self.free = list(range(slots - 1, -1, -1))
+        self.kept = -(-slots // 4)
+        self.jobs: deque[Progress] = deque()
+
+    def take(self, room: int, batch: int) -> list[Entry]:
+        """Up to `room` entries, a row a turn; the rotation goes on where it stopped."""
+        entries: list[Entry] = []
+        blocked: list[Progress] = []
+        satisfied: list[Progress] = []
+        while len(entries) < room and self.jobs:
+            job = self.jobs.popleft()
+            if job.batch != batch:
+                job.batch, job.taken = batch, 0
+            row = self._next_row(job)
+            if row is not None:
+                entries.append(Entry(job.key, row.row, row.slot, row.position))
+                row.position += 1
+                job.taken += 1
+                self.jobs.append(job)
+            elif job.taken:
+                satisfied.append(job)
+            else:
+                blocked.append(job)
+        # Who got nothing for want of a slot is the first to be asked again.
+        self.jobs.extendleft(reversed(blocked))
+        self.jobs.extend(satisfied)
+        return entries
+
+    def _next_row(self, job: Progress) -> Row | None:
+        """The job's oldest row that may run a position in this batch; None where there is none."""
+        work, running = job.work, job.running
+        if work.parallel:
+            if running and running[-1].position < work.positions:
+                return running[-1]
+        elif job.taken < len(running):
+            return running[job.taken]
+        # A first row may have any slot; further rows leave a quarter of them to new jobs.
+        if job.waiting == work.rows or len(self.free) <= (self.kept if running else 0):
+            return None
+        row = Row(job.waiting, self.free.pop())
+        running.append(row)
+        job.waiting += 1
+        return row
+
+    def complete(self, job: Progress) -> None:
+        """Free the slots of rows whose last position is done."""
+        self.free.extend(row.slot for row in job.running if row.position == job.work.positions)
+        job.running = [row for row in job.running if row.position < job.work.positions]
+
+    def drop(self, job: Progress) -> None:
+        """Take the job out, whatever it was doing."""
+        self.free.extend(row.slot for row in job.running)
+        self.jobs.remove(job)
 
 
 @final
-class Shared:
-    """The two lanes of a model.
+class RowScheduler:
+    """The chains and terms of a model.
 
     Args:
-        queue: whose ticks these are.
+        lane: whose batches these are.
         slots: most chains, and most data, that hold a slot at once.
-        capacity: most rows of a tick.
-        seconds: what a tick takes, as far as is known.
+        throughput: most rows of a batch, and how long it takes.
         term_share: share of a batch kept for terms while chains could fill it.
-
-    Attributes:
-        capacity: as it is now.
     """
 
-    def __init__(
-        self, queue: Queue, slots: int, capacity: int, seconds: float, term_share: float
-    ) -> None:
-        self._queue, self._term_share = queue, term_share
-        self._chains, self._terms = Lane(slots), Lane(slots)
+    def __init__(self, lane: Lane, slots: int, throughput: Throughput, term_share: float) -> None:
+        self._lane, self._term_share = lane, term_share
+        self._chains, self._terms = Rotation(slots), Rotation(slots)
         self._jobs: dict[int, Progress] = {}
-        self._pace, self._paced = seconds, capacity  # of a unit of the latest tick, and its rows
+        self._throughput = throughput
         self._term_credit = 0.0
-        self.capacity = capacity
 
     def __len__(self) -> int:
         """How many jobs are not finished."""
@@ -72,19 +161,19 @@ class Shared:
         return sum(job.work.rows - job.waiting for job in self._jobs.values())
 
     def demand(self) -> float:
-        """How many batches its jobs could fill now, at least one: a tick is never less."""
-        usable = sum(job.usable(self.capacity) for job in self._jobs.values())
-        return max(1.0, usable / self.capacity)
+        """How many batches its jobs could fill now, at least one: a batch is never less."""
+        usable = sum(job.usable(self._throughput.batch_size) for job in self._jobs.values())
+        return max(1.0, usable / self._throughput.batch_size)
 
-    def add(self, work: Work) -> None:
+    def add(self, key: int, work: JobShape) -> None:
         """Take in a job, behind those that came before."""
-        job = self._jobs[work.key] = Progress(work)
-        self._lane(work).rotation.append(job)
+        job = self._jobs[key] = Progress(key, work)
+        self._rotation(work).jobs.append(job)
 
     def remove(self, key: int) -> int:
-        """Drop a job and free its slots; the evaluations that were not handed out."""
+        """Drop a job and free its slots; the evaluations that were not scheduled."""
         job = self._jobs.pop(key)
-        self._lane(job.work).drop(job)
+        self._rotation(job.work).drop(job)
         return job.remaining
 
     def held(self, key: int) -> tuple[int, dict[int, int]]:
@@ -92,50 +181,56 @@ class Shared:
         job = self._jobs[key]
         return job.waiting, {row.row: row.slot for row in job.running}
 
-    def next(self, number: int, burst: float) -> Tick:
-        """The rows of the next tick, which may take about `burst` seconds if it has no terms."""
+    def next(self, number: int, budget: float) -> Batch:
+        """The rows of the next batch, which may take about `budget` seconds if it has no terms."""
         chains, terms = self._fill(number)
-        length = self._length(number, burst)
-        units = {key: self._jobs[key].work.units for key in {e.key for e in (*chains, *terms)}}
-        ends = [entry for entry in (*chains, *terms) if entry.unit + length == units[entry.key]]
+        num_steps = self._num_steps(number, budget)
+        positions = {
+            key: self._jobs[key].work.positions for key in {e.key for e in (*chains, *terms)}
+        }
+        ends = [
+            entry
+            for entry in (*chains, *terms)
+            if entry.position + num_steps == positions[entry.key]
+        ]
         entries = Counter(entry.key for entry in (*chains, *terms))
-        shares = {key: count * length for key, count in entries.items()}
-        return Tick(self._queue, chains, terms, ends, shares, length)
+        shares = {key: count * num_steps for key, count in entries.items()}
+        return Batch(self._lane, chains, terms, ends, shares, num_steps)
 
-    def retire(self, tick: Tick, seconds: float) -> list[int]:
-        """The tick is done: slots of rows that ended are free again. Which jobs are over."""
-        self._pace, self._paced = max(seconds, 1e-9) / tick.length, len(tick)
+    def retire(self, batch: Batch, seconds: float) -> list[int]:
+        """The batch is done: slots of rows that ended are free again. Which jobs are over."""
+        del seconds  # the engine feeds `Throughput`
         over = []
-        for key in {entry.key for entry in tick.ends}:
+        for key in {entry.key for entry in batch.ends}:
             job = self._jobs.get(key)
-            if job is None:  # removed while the tick ran
+            if job is None:  # removed while the batch ran
                 continue
-            self._lane(job.work).settle(job)
+            self._rotation(job.work).complete(job)
             if not job.running and job.waiting == job.work.rows:
                 over.append(key)
         return over
 
-    def _lane(self, work: Work) -> Lane:
+    def _rotation(self, work: JobShape) -> Rotation:
         return self._terms if work.parallel else self._chains
 
-    def _length(self, number: int, burst: float) -> int:
-        """How many units the entries just chosen advance; their rows are moved on accordingly."""
-        if self._terms.rotation:
+    def _num_steps(self, number: int, budget: float) -> int:
+        """How many steps the chosen entries advance; their rows are moved on by as many."""
+        if self._terms.jobs:
             return 1
-        taken = [job for job in self._chains.rotation if job.tick == number]
+        taken = [job for job in self._chains.jobs if job.batch == number]
         rows = [(job, row) for job in taken for row in job.running[: job.taken]]
-        left = min(job.work.units - row.unit for job, row in rows)
-        seconds = self._pace * max(1.0, len(rows) / self._paced)  # at most, by the latest tick
-        more = max(0, min(left, int(burst / seconds)))
+        left = min(job.work.positions - row.position for job, row in rows)
+        seconds = self._throughput.seconds(len(rows))
+        more = min(left, int(budget / seconds)) if seconds else 0
         for _, row in rows:
-            row.unit += more
+            row.position += more
         return 1 + more
 
     def _fill(self, number: int) -> tuple[list[Entry], list[Entry]]:
-        room = self.capacity
+        room = self._throughput.batch_size
         kept = 0
-        if self._chains.rotation and self._terms.rotation:
-            # A share below one row adds up over ticks, so it holds for batches of any size.
+        if self._chains.jobs and self._terms.jobs:
+            # A share below one row adds up over batches, so it holds for batches of any size.
             self._term_credit += self._term_share * room
             kept = int(self._term_credit)
             self._term_credit -= kept

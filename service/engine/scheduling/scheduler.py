@@ -1,40 +1,39 @@
-"""Which rows have the next turn of the device: the earliest clock's, seconds / batches asked for.
+"""Weighted fair queueing: the lane with the earliest virtual time has the next batch.
 
-Every job is so many rows of so many units of work. A *tick* is of one queue: the chains and terms
-of a model, which share it (`scheduling.rows`), or its systems of particles, which have ticks of
-their own (`scheduling.gangs`).
+    virtual time of a lane += seconds of its batch / how many batches its jobs could fill
 
-Queues take turns in proportion: each tick's seconds, divided by how many batches the queue's jobs
-could fill, advance the queue's clock, and the earliest clock goes next. So tiny models are not held
-up by the long ticks of large ones, nor samples by those of systems: beside one job that fills no
-more than a batch, systems that fill none either have half of the time, whatever their steps cost.
+A *lane* holds the jobs that may share a batch: the chains and terms of a model (`scheduling.rows`),
+or its particle systems, which have batches of their own (`scheduling.gangs`).
 
-Pure Python: no tensors, no time, no threads. The caller says how long a tick took.
+So small models are not held up by the long batches of large ones, nor samples by those of particle
+systems: beside one job that fills no more than a batch, systems that fill none either have half of
+the time, whatever their steps cost. A lane that was idle joins at the virtual time of now.
+
+Pure Python: no tensors, no threads. The caller passes how long a batch took.
 """
 
-import math
+from service.engine.scheduling.batch import Batch, JobShape, Lane
+from service.engine.scheduling.gangs import GangScheduler
+from service.engine.scheduling.latency import Throughput
+from service.engine.scheduling.rows import RowScheduler
 
-from service.engine.scheduling.batch import Queue, Tick, Work
-from service.engine.scheduling.gangs import Waves
-from service.engine.scheduling.rows import Shared
-
-BURST_SECONDS = 0.02  # of a tick that goes on for several units
+MULTI_STEP_SECONDS = 0.02  # of a batch that goes on for several positions
 
 
 class Scheduler:
-    """Jobs in, ticks out.
+    """Jobs in, batches out.
 
     Args:
         term_share: share of a batch kept for terms while chains could fill it.
     """
 
     def __init__(self, term_share: float = 0.125) -> None:
-        self._queues: dict[Queue, Shared | Waves] = {}
-        self._clocks: dict[Queue, float] = {}
-        self._jobs: dict[int, Queue] = {}
+        self._lanes: dict[Lane, RowScheduler | GangScheduler] = {}
+        self._virtual_time: dict[Lane, float] = {}
+        self._jobs: dict[int, Lane] = {}
         self._term_share = term_share
         self._now = 0.0
-        self._tick = 0
+        self._number = 0
 
     def __len__(self) -> int:
         """How many jobs are not finished."""
@@ -43,40 +42,35 @@ class Scheduler:
     @property
     def rows_running(self) -> int:
         """Rows that hold a slot, and systems on their way."""
-        return sum(queue.running for queue in self._queues.values())
+        return sum(lane.running for lane in self._lanes.values())
 
     @property
     def rows_waiting(self) -> int:
         """Rows that have not started."""
-        return sum(queue.waiting for queue in self._queues.values())
+        return sum(lane.waiting for lane in self._lanes.values())
 
-    def serve(self, queue: Queue, batch_size: int, slots: int, seconds: float = math.inf) -> None:
-        """Take in jobs of a queue, with this room of its own.
+    def serve(self, lane: Lane, throughput: Throughput, slots: int) -> None:
+        """Take in jobs of a lane, with this room of its own.
 
         Args:
-            queue: its name.
-            batch_size: most rows of a tick.
-            slots: most chains, and most data, that hold a slot at once; of systems, particles.
-            seconds: what a tick takes, as far as is known: the first may be a burst then.
+            lane: its name.
+            throughput: most rows of a batch, and how long one takes.
+            slots: most chains, and most examples, that hold a slot at once; of systems, particles.
         """
-        self._clocks[queue] = 0.0
-        if queue.systems:
-            self._queues[queue] = Waves(queue, slots, batch_size)
+        self._virtual_time[lane] = 0.0
+        if lane.systems:
+            self._lanes[lane] = GangScheduler(lane, slots, throughput)
         else:
-            self._queues[queue] = Shared(queue, slots, batch_size, seconds, self._term_share)
+            self._lanes[lane] = RowScheduler(lane, slots, throughput, self._term_share)
 
-    def limit(self, queue: Queue, rows: int) -> None:
-        """From now on a tick of `queue` has at most `rows` rows."""
-        self._queues[queue].capacity = max(1, rows)
-
-    def add(self, work: Work) -> None:
-        """Take in a job."""
-        queue = self._queues[work.queue]
-        if not len(queue):
+    def add(self, key: int, work: JobShape) -> None:
+        """Take in a job; `key` names it, unique among those that are not finished."""
+        lane = self._lanes[work.lane]
+        if not len(lane):
             # Time spent idle earns nothing: it joins the others where they are now.
-            self._clocks[work.queue] = max(self._clocks[work.queue], self._now)
-        self._jobs[work.key] = work.queue
-        queue.add(work)
+            self._virtual_time[work.lane] = max(self._virtual_time[work.lane], self._now)
+        self._jobs[key] = work.lane
+        lane.add(key, work)
 
     def remove(self, key: int) -> int:
         """Drop a job (finished or not, known or not) and free what it holds.
@@ -85,25 +79,25 @@ class Scheduler:
             The network evaluations it had left.
         """
         name = self._jobs.pop(key, None)
-        return 0 if name is None else self._queues[name].remove(key)
+        return 0 if name is None else self._lanes[name].remove(key)
 
     def held(self, key: int) -> tuple[int, dict[int, int]]:
         """How many rows of a job have started, and the slots, by row, of those yet to end."""
-        return self._queues[self._jobs[key]].held(key)
+        return self._lanes[self._jobs[key]].held(key)
 
-    def next(self) -> Tick | None:
-        """The rows of the next tick, or None when nothing is left to do. Call `retire` after it."""
-        asked = [name for name, queue in self._queues.items() if len(queue)]
+    def next(self) -> Batch | None:
+        """The next batch, or None when nothing is left to do. Call `retire` after it."""
+        asked = [name for name, lane in self._lanes.items() if len(lane)]
         if not asked:
             return None
-        name = min(asked, key=self._clocks.__getitem__)
-        self._now = self._clocks[name]
-        self._tick += 1
-        return self._queues[name].next(self._tick, BURST_SECONDS)
+        name = min(asked, key=self._virtual_time.__getitem__)
+        self._now = self._virtual_time[name]
+        self._number += 1
+        return self._lanes[name].next(self._number, MULTI_STEP_SECONDS)
 
-    def retire(self, tick: Tick, seconds: float = 1.0) -> None:
-        """The tick is done, in so many seconds: what rows that ended held is free again."""
-        queue = self._queues[tick.queue]
-        self._clocks[tick.queue] += seconds / queue.demand()
-        for key in queue.retire(tick, seconds):
+    def retire(self, batch: Batch, seconds: float = 1.0) -> None:
+        """The batch is done, in so many seconds: what rows that ended held is free again."""
+        lane = self._lanes[batch.lane]
+        self._virtual_time[batch.lane] += seconds / lane.demand()
+        for key in lane.retire(batch, seconds):
             self.remove(key)

@@ -57,8 +57,10 @@ def line_through(
     mixture: GaussianMixture, y: float, std: float
 ) -> tuple[Observation, GaussianMixture, float]:
     """x_0 + x_1 / 2 seen through noise; the exact posterior and log p(y)."""
-    matrix = torch.tensor([[1.0, 0.5]])
-    seen = Observation.of_linear(Dense(rows=((1.0, 0.5),)), torch.tensor([[y]]), (2,), std)
+    D = mixture.config.features
+    row = (1.0, 0.5) + (0.0,) * (D - 2)
+    matrix = torch.tensor([row])
+    seen = Observation.of_linear(Dense(rows=(row,)), torch.tensor([[y]]), (D,), std)
     return seen, *mixture.posterior(matrix, torch.tensor([y]), torch.tensor([std**2]))
 
 
@@ -95,7 +97,7 @@ def test_leaving_out_one_weight_at_a_time_tells_the_variance_of_a_log_mean() -> 
 def test_a_single_system_states_its_own_error(twist: Twist, mixture: GaussianMixture) -> None:
     """Of 8 particles and of 32: within 4.5 standard errors of .95, or more often."""
     seen = line_through(mixture, 0.3, 0.1)[0]
-    for count, particles in ((240, 8), (60, 32)):
+    for count, particles in ((160, 8), (40, 32)):
         found = systems(gaussian(mixture, 20), seen, count, particles, twist=twist)
         cloud, log_evidence = of_chain(found)
         assert held(told(cloud, 1), log_evidence) > least(count)
@@ -125,11 +127,16 @@ def test_several_systems_state_their_error(each: int, mixture: GaussianMixture) 
     assert float(stated.median()) < 2.5 * float(off.square().mean().sqrt())
 
 
-def test_the_stated_error_covers_the_chain_s_steps_far_out() -> None:
+@pytest.mark.parametrize(("features", "correlation"), [(2, 0.9), (8, 0.98)])
+def test_the_stated_error_covers_the_chain_s_steps_far_out(
+    features: int, correlation: float
+) -> None:
     """One Gaussian whose elements go together, 8 deviations out: a chain whose steps do not know
     that is off by more than so many systems differ."""
-    covariance = torch.tensor([[[1.0, 0.9], [0.9, 1.0]]]).double()
-    network = GaussianMixture.from_values(torch.ones(1), torch.zeros(1, 2).double(), covariance)
+    place = torch.arange(features)
+    covariance = correlation ** (place[:, None] - place).abs().double()[None]
+    zero = torch.zeros(1, features).double()
+    network = GaussianMixture.from_values(torch.ones(1), zero, covariance)
     y = 8 * float(covariance[0, 0, 0] + covariance[0, 0, 1] + covariance[0, 1, 1] / 4) ** 0.5
     seen, _, log_evidence = line_through(network, y, 0.1)
     cloud = systems(gaussian(network, 60), seen, 64)

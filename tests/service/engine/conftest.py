@@ -1,4 +1,4 @@
-"""Oracles small enough for a tick of a millisecond, and a network that misbehaves on demand."""
+"""Oracles small enough for a batch of a millisecond, and a network that misbehaves on demand."""
 
 import threading
 from collections.abc import Callable, Iterator

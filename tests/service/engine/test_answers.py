@@ -92,7 +92,7 @@ def test_bounds_are_those_of_the_offline_loop(
     for name in ("bound", "standard_error", "prior", "steps", "last"):
         ours, theirs = getattr(result.bound, name), getattr(expected, name)
         assert_close(ours, theirs, rtol=1e-4, atol=1e-5, msg=name)
-    assert result.values.shape == (job.rows, job.units)
+    assert result.values.shape == (job.rows, job.positions)
     for other in others:
         other.result(120)
 

@@ -90,10 +90,10 @@ def test_cancelling_frees_the_rows_and_the_queue(
         ticket.result(120)
     engine.submit(chains(faulty, 1, sampler=Ancestral(steps=1))).result(120)
     *under_way, last = mischief.sizes
-    assert set(under_way) == {8}  # the tick that was under way, perhaps a burst: no row behind it
+    assert set(under_way) == {8}  # the batch that was under way, perhaps a burst: no row behind it
     assert len(under_way) <= faulty.T
     assert last == 1  # the next job's
-    assert engine.owed == 0
+    assert engine.pending == 0
     assert metrics.registry.get_sample_value("noneq_rows_running") == 0
     assert metrics.registry.get_sample_value("noneq_rows_waiting") == 0
 
@@ -111,7 +111,7 @@ def test_a_full_queue_says_when_to_come_back(
     assert caught.value.headers["retry-after"] == str(caught.value.retry_after)
     mischief.gate.set()
     first.result(120), fits.result(120)
-    assert engine.owed == 0
+    assert engine.pending == 0
     engine.submit(chains(faulty, 2)).result(120)
 
 
@@ -136,9 +136,9 @@ def test_a_deadline_that_passes_frees_the_rows_of_running_and_waiting_jobs(
             ticket.result(120)
     patient.result(120)
     *under_way, last = mischief.sizes
-    assert set(under_way) == {8}  # the tick that was under way, perhaps a burst of both steps
+    assert set(under_way) == {8}  # the batch that was under way, perhaps a burst of both steps
     assert last == 1  # and who has time
-    assert engine.owed == 0
+    assert engine.pending == 0
     assert metrics.registry.get_sample_value("noneq_rows_running") == 0
     assert metrics.registry.get_sample_value("noneq_rows_waiting") == 0
     assert metrics.registry.get_sample_value("noneq_queue_bytes") == 0
@@ -159,7 +159,7 @@ def test_too_dear_a_request_is_refused_at_once(
     with pytest.raises(TooExpensive) as caught:
         engine.submit(chains(gaussian, 1000))
     assert caught.value.fields["received"] == 16_000
-    assert engine.owed == 0
+    assert engine.pending == 0
 
 
 def test_an_unknown_model(gaussian: DiffusionModel, make_engine: Callable[..., Engine]) -> None:
@@ -246,7 +246,7 @@ def test_many_threads_submit_and_cancel(
         thread.join(60)
     assert not wrong
     assert engine.drain(120)
-    assert engine.owed == 0
+    assert engine.pending == 0
 
 
 def test_metrics_count_what_was_done(

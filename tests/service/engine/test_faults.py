@@ -57,7 +57,7 @@ def spoiling(value: float) -> Callable[[Tensor, Tensor], Tensor]:
 def among_others(
     engine: Engine, model: DiffusionModel, mischief: SimpleNamespace, job: ChainJob | TermJob
 ) -> Ticket[Any]:
-    """The job's ticket, once the healthy jobs in its ticks have given the right answers."""
+    """The job's ticket, once the healthy jobs in its batches have given the right answers."""
     mischief.gate.clear()
     x_0 = torch.linspace(-1, 1, 6).view(3, 2)
     before = engine.submit(healthy(model))
@@ -80,7 +80,7 @@ def test_a_row_that_is_not_finite_fails_its_request_only(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     # On a fast machine a burst would hold the whole job.
-    monkeypatch.setattr("service.engine.scheduling.scheduler.BURST_SECONDS", 0.0)
+    monkeypatch.setattr("service.engine.scheduling.scheduler.MULTI_STEP_SECONDS", 0.0)
     engine = make_engine(g=faulty)
     mischief.on_marked = spoiling(torch.nan)  # infinities are kept within limits by the model
     bad = among_others(engine, faulty, mischief, marked(faulty))
@@ -88,7 +88,7 @@ def test_a_row_that_is_not_finite_fails_its_request_only(
         bad.result(120)
     assert bad.done < bad.cost  # it did not run to its end
     assert engine.drain(120)
-    assert engine.owed == 0
+    assert engine.pending == 0
 
 
 def test_a_term_that_is_not_finite_is_that_examples_answer(
@@ -123,10 +123,10 @@ def test_an_exception_fails_the_request_that_raises_it(
     with pytest.raises(InternalError, match="a broken kernel"):
         bad.result(120)
     assert engine.drain(120)
-    assert engine.owed == 0
+    assert engine.pending == 0
 
 
-def test_out_of_memory_halves_the_tick_and_loses_nothing(
+def test_out_of_memory_halves_the_batch_and_loses_nothing(
     faulty: DiffusionModel, mischief: SimpleNamespace, make_engine: Callable[..., Engine]
 ) -> None:
     engine = make_engine(g=faulty)
@@ -139,10 +139,10 @@ def test_out_of_memory_halves_the_tick_and_loses_nothing(
     assert engine.alive
 
 
-def test_where_memory_lasts_again_ticks_grow_back(
+def test_where_memory_lasts_again_batches_grow_back(
     faulty: DiffusionModel, mischief: SimpleNamespace, make_engine: Callable[..., Engine]
 ) -> None:
-    engine = make_engine(g=faulty)  # 8 rows a tick
+    engine = make_engine(g=faulty)  # 8 rows a batch
     mischief.most_rows = 3
     engine.submit(healthy(faulty, rows=8)).result(120)
     mischief.most_rows = None

@@ -1,4 +1,4 @@
-"""A look at a job between two ticks: x_0hat as the offline loop has it, and nobody is harmed."""
+"""A look at a job between two batches: x_0hat as the offline loop has it, and nobody is harmed."""
 
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
@@ -15,7 +15,7 @@ from diffusion.model import DiffusionModel
 from diffusion.plan import Ancestral
 from diffusion.sampling import sample
 from service.engine import ChainJob, Engine, TermJob
-from service.engine.peek import Peek
+from service.engine.results import Peek
 
 SAMPLER, SEED, ROWS = Ancestral(steps=4), 7, 6
 
@@ -40,9 +40,9 @@ class Steps:
 
 
 @pytest.fixture(autouse=True)
-def a_step_a_tick(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Each network call is a tick of its own, and can be watched."""
-    monkeypatch.setattr("service.engine.scheduling.scheduler.BURST_SECONDS", 0.0)
+def a_step_a_batch(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each network call is a batch of its own, and can be watched."""
+    monkeypatch.setattr("service.engine.scheduling.scheduler.MULTI_STEP_SECONDS", 0.0)
 
 
 @pytest.fixture
@@ -63,7 +63,7 @@ def look(future: "Future[Peek | None]") -> tuple[int, list[bool], Tensor]:
     return peek.done, peek.finished, peek.x_0()
 
 
-def test_a_look_after_each_tick(
+def test_a_look_after_each_batch(
     faulty: DiffusionModel,
     mischief: SimpleNamespace,
     make_engine: Callable[..., Engine],
@@ -89,15 +89,17 @@ def test_a_look_after_each_tick(
     assert torch.equal(ticket.result(60).samples, engine.submit(chains(faulty)).result(60).samples)
 
     close = {"rtol": 1e-4, "atol": 1e-5}
-    for tick, (done, finished, x_0) in enumerate(seen[:3]):  # four rows on their way, two not begun
-        assert (done, finished) == (4 * (tick + 1), [False] * 4)
-        assert_close(x_0, hats[tick][:4], **close)
+    for batch, (done, finished, x_0) in enumerate(
+        seen[:3]
+    ):  # four rows on their way, two not begun
+        assert (done, finished) == (4 * (batch + 1), [False] * 4)
+        assert_close(x_0, hats[batch][:4], **close)
     done, finished, x_0 = seen[3]
     assert (done, finished) == (16, [True] * 4)
     assert_close(x_0, samples[:4], **close)
-    for tick, (done, finished, x_0) in enumerate(seen[4:]):
-        assert (done, finished) == (16 + 2 * (tick + 1), [True] * 4 + [False] * 2)
-        assert_close(x_0, torch.cat((samples[:4], hats[tick][4:])), **close)
+    for batch, (done, finished, x_0) in enumerate(seen[4:]):
+        assert (done, finished) == (16 + 2 * (batch + 1), [True] * 4 + [False] * 2)
+        assert_close(x_0, torch.cat((samples[:4], hats[batch][4:])), **close)
 
 
 def test_a_look_at_the_first_rows_only_and_before_any_began(
@@ -193,15 +195,15 @@ def test_a_ticket_says_how_long_it_waited(
     engine = make_engine(g=faulty, limits={"batch_size": 4, "slots": 6})
     mischief.gate = steps
     first = engine.submit(chains(faulty, 4))
-    steps.arrive()  # the engine is in the first tick, and stays there
+    steps.arrive()  # the engine is in the first batch, and stays there
     second = engine.submit(chains(faulty, 1))
     assert first.queue_seconds is not None
     assert second.queue_seconds is None
-    assert engine.seconds_owed > 0
+    assert engine.seconds_pending > 0
     steps.permits.release()
     steps.arrive()  # in the second, where a newcomer has its turn
     assert second.queue_seconds is not None
     told = first.queue_seconds, second.queue_seconds
     steps.set()
     assert (first.result(60).queue_seconds, second.result(60).queue_seconds) == told
-    assert engine.seconds_owed == 0
+    assert engine.seconds_pending == 0

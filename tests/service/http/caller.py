@@ -150,7 +150,7 @@ def before_calls(network: torch.nn.Module, act: Callable[..., None]) -> Iterator
     """Something is done before each network call, and each is a tick of its own."""
     hook = network.register_forward_pre_hook(act)
     try:
-        with mock.patch("service.engine.scheduling.scheduler.BURST_SECONDS", 0.0):
+        with mock.patch("service.engine.scheduling.scheduler.MULTI_STEP_SECONDS", 0.0):
             yield
     finally:
         hook.remove()

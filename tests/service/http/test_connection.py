@@ -16,6 +16,7 @@ from starlette.responses import PlainTextResponse
 from starlette.routing import Route
 from uvicorn.server import ServerState
 
+from service.api import connection
 from service.api.connection import limited, room_for
 from service.api.middleware import Gate
 from service.metrics import Metrics
@@ -142,7 +143,8 @@ def test_a_slow_body_is_no_slow_header() -> None:
         assert told(line).endswith(b"\r\n\r\n5")
 
 
-def test_idle_connections_make_room_and_requests_do_not() -> None:
+def test_idle_connections_make_room_and_requests_do_not(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(connection, "_GRACE", 0.0)
     with listening(max_connections=8) as port, ExitStack() as stack:
         kept = stack.enter_context(connect(port, GET))
         assert told(kept).startswith(b"HTTP/1.1 200")
@@ -157,6 +159,17 @@ def test_idle_connections_make_room_and_requests_do_not() -> None:
         assert told(kept).startswith(b"HTTP/1.1 200")  # it was used: others went first
         busy.sendall(b"345")
         assert told(busy).endswith(b"\r\n\r\n5")
+
+
+def test_of_many_that_come_at_once_each_is_answered(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(connection, "_GRACE", 60.0)
+    with listening(max_connections=8) as port, ExitStack() as stack:
+        lines = [stack.enter_context(connect(port)) for _ in range(20)]
+        for line in lines:
+            line.sendall(GET)
+        answers = [told(line) for line in lines]
+        assert all(answer.startswith(b"HTTP/1.1 200") for answer in answers[:8])
+        assert all(answer.startswith(b"HTTP/1.1 503") for answer in answers[8:])
 
 
 def test_where_all_have_requests_others_are_told_so_but_for_health() -> None:

@@ -1,5 +1,6 @@
 """Nothing that may be asked is a fault of the service: every answer is finite, or says why not."""
 
+import asyncio
 import json
 import math
 from collections.abc import AsyncIterator
@@ -76,8 +77,13 @@ async def check(client: httpx.AsyncClient, path: str, **asked: object) -> dict[s
     return answer
 
 
+async def check_all(client: httpx.AsyncClient, path: str, asked: list[dict[str, Any]]) -> list[Any]:
+    """Several at once, which the engine puts through the network together."""
+    return await asyncio.gather(*(check(client, path, **one) for one in asked))
+
+
 @pytest.mark.parametrize("name", ["ancestral", "ddim", "dpmpp_2m"])
-@pytest.mark.parametrize("steps", [1, 2, 3, 5, 8, 39])
+@pytest.mark.parametrize("steps", [1, 2, 3, 8, 39])
 async def test_samples_of_any_steps_are_finite(
     extreme: httpx.AsyncClient, name: str, steps: int
 ) -> None:
@@ -87,9 +93,9 @@ async def test_samples_of_any_steps_are_finite(
         assert len(found["samples"]) == 64
 
 
-NOISES = (0, 1e-300, 1e-38, 1e-20, 1e-12, 1e-6, 0.1, 1.0, 1e4, 1e8, 1e20, 1e38, 1e300)
+NOISES = (0, 1e-300, 1e-38, 1e-12, 1e-6, 0.1, 1e4, 1e20, 1e300)
 METHODS = ("auto", "twisted", "matched", "product", "repaint")
-SHORT = {"steps": 5}
+SHORT = {"steps": 4}
 
 
 @pytest.mark.parametrize("noise", NOISES)
@@ -97,30 +103,32 @@ SHORT = {"steps": 5}
 async def test_any_noise_is_answered(extreme: httpx.AsyncClient, model: str, noise: float) -> None:
     y = {"wild": [1.5, -0.3, -3.1], "gaussian-mixture": [0.4, -1.0]}[model]
     asked = {"model": model, "observed": [y], "noise_std": noise, "seed": 1, "sampler": SHORT}
-    for method in METHODS:
-        for known in (None, [1] + [0] * (len(y) - 1), [1, 1] + [0] * (len(y) - 2)):
-            await check(extreme, "/posterior", **asked, method=method, known=known)
-    for covariance in ("full", "diagonal", "independent"):
-        for products in (1, 8):
-            method = {"name": "twisted", "covariance": covariance, "products": products}
-            method |= {"particles": 3}
-            found = await check(extreme, "/posterior", **asked, method=method)
-            assert "samples" in str(found) or noise > 1e8
+    masks = (None, [1] + [0] * (len(y) - 1), [1, 1] + [0] * (len(y) - 2))
+    each = [asked | {"method": method, "known": known} for method in METHODS for known in masks]
+    await check_all(extreme, "/posterior", each)
+    twists = [{"name": "twisted", "covariance": c} for c in ("full", "diagonal", "independent")]
+    twists.append({"name": "twisted", "covariance": "full", "products": 1})
+    each = [asked | {"method": twist | {"particles": 3}} for twist in twists]
+    for found in await check_all(extreme, "/posterior", each):
+        assert "samples" in str(found) or noise > 1e8
 
 
-@pytest.mark.parametrize("value", [0.0, 1e-300, 1e-38, 30.0, -1e4, 1e6, -1e15, 1e30, 3e38, 1e300])
+@pytest.mark.parametrize("value", [0.0, 1e-300, 30.0, -1e4, 1e6, -1e15, 3e38, 1e300])
 @pytest.mark.parametrize("model", ["wild", "gaussian-mixture"])
 async def test_any_value_is_answered(extreme: httpx.AsyncClient, model: str, value: float) -> None:
     count = {"wild": 3, "gaussian-mixture": 2}[model]
-    for known in (None, [1] + [0] * (count - 1)):
-        for noise in (0, 0.1):
-            for method in ("auto", "product", "repaint"):
-                asked = {"observed": [[value] * count], "known": known, "noise_std": noise}
-                asked |= {"method": method, "quantiles": [0, 1e-320, 0.5, 1], "sampler": SHORT}
-                await check(extreme, "/posterior", model=model, **asked, num_samples=2)
+    asked = {"model": model, "observed": [[value] * count], "num_samples": 2, "sampler": SHORT}
+    asked["quantiles"] = [0, 1e-320, 0.5, 1]
+    each = [
+        asked | {"known": known, "noise_std": noise, "method": method}
+        for known in (None, [1] + [0] * (count - 1))
+        for noise in (0, 0.1)
+        for method in ("auto", "product", "repaint")
+    ]
+    await check_all(extreme, "/posterior", each)
 
 
-WEIGHTS = (0.0, 1e-320, 1e-39, 1e-13, 1e-6, 1.0, 1e6, 1e13, 1e39, 1e308)
+WEIGHTS = (0.0, 1e-320, 1e-39, 1e-6, 1.0, 1e13, 1e39, 1e308)
 
 
 @pytest.mark.parametrize("weight", WEIGHTS)
@@ -129,29 +137,32 @@ async def test_any_operator_is_answered(
     extreme: httpx.AsyncClient, weight: float, second: list[float] | None
 ) -> None:
     rows = [[weight, 1.0]] + ([] if second is None else [second])
-    for noise in (0, 1e-3):
-        for method in ("auto", "product", "repaint"):
-            asked = {"model": "gaussian-mixture", "observed": [[0.5] * len(rows)], "method": method}
-            asked |= {"operator": {"kind": "dense", "rows": rows}, "sampler": SHORT}
-            found = await check(extreme, "/posterior", **asked, noise_std=noise)
-            if weight > 1e12:
-                assert found["status"] == 422
-                assert "operator" in json.dumps(found)
+    asked = {"model": "gaussian-mixture", "observed": [[0.5] * len(rows)], "sampler": SHORT}
+    asked["operator"] = {"kind": "dense", "rows": rows}
+    each = [
+        asked | {"method": method, "noise_std": noise}
+        for noise in (0, 1e-3)
+        for method in ("auto", "product", "repaint")
+    ]
+    for found in await check_all(extreme, "/posterior", each):
+        if weight > 1e12:
+            assert found["status"] == 422
+            assert "operator" in json.dumps(found)
 
 
 async def test_every_pixel_of_an_untrained_network_is_answered(extreme: httpx.AsyncClient) -> None:
     """Few enough pixels for a Jacobian, of a network that has learnt nothing."""
     picture = torch.zeros(6, 8)
     picture[2:4, 2:4] = 255
-    for few in (1, 2, 8):
+    each: list[dict[str, Any]] = []
+    for few in (1, 8):
         mask = torch.zeros(48)
         mask[torch.randperm(48, generator=torch.Generator().manual_seed(few))[:few]] = 1
-        for noise in (0, 1e-5, 20, 1e6):
-            asked = {"observed": [picture.tolist()], "known": mask.view(6, 8).tolist()}
-            found = await check(
-                extreme, "/inpaint", model="grey", **asked, noise_std=noise, num_samples=2
-            )
-            assert len(found["results"][0]["samples"]) == 2
+        asked = {"model": "grey", "observed": [picture.tolist()], "num_samples": 2}
+        asked |= {"known": mask.view(6, 8).tolist()}
+        each += [asked | {"noise_std": noise} for noise in (0, 20, 1e6)]
+    for found in await check_all(extreme, "/inpaint", each):
+        assert len(found["results"][0]["samples"]) == 2
 
 
 @pytest.mark.parametrize("flips", [0, 5e-324, 1e-300, 1e-9, 0.25, 0.5 - 2**-54])

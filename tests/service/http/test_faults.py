@@ -83,7 +83,7 @@ async def all_at_once(
             for path, body in asked
             for headers in (PLAIN, EVENTS)
         ]
-        records = backend.engine._intake._records
+        records = backend.engine._queue._records
         await until(lambda: len(records) == len(waiting))
         gate.set()
         async with asyncio.timeout(60):
@@ -185,7 +185,7 @@ async def test_a_deadline_that_passes_on_the_way_is_told(
                 ask(client, "/sample", asked, headers | {"x-deadline": "0.2"})
             )
             patient = asyncio.ensure_future(ask(client, "/sample", HEALTHY, headers))
-            intake = app.state.backend.engine._intake
+            intake = app.state.backend.engine._queue
             await until(lambda: len(intake._records) == 2)
             await asyncio.sleep(0.25)  # the deadline is one of the clock's
             gate.set()
@@ -201,7 +201,7 @@ async def test_a_full_queue_is_no_stream(folder: Path) -> None:
     async with starting(settings) as app, connect(app) as client:
         with held(app) as gate:
             first = asyncio.ensure_future(ask(client, "/sample", asked, EVENTS))
-            await until(lambda: app.state.backend.engine.owed == 100)
+            await until(lambda: app.state.backend.engine.pending == 100)
             refused = await client.post("/sample", json=asked, headers=EVENTS)
             gate.set()
             assert (await asyncio.wait_for(first, 60))[0] == 200

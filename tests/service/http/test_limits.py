@@ -69,7 +69,7 @@ async def test_a_deadline_that_cannot_be_met_is_refused_and_told_what_could(
     assert document["estimated_seconds"] > 0.1
     assert "seconds left" in document["received"]
     assert "retry-after" not in response.headers  # nobody is before it
-    assert engine.owed == 0
+    assert engine.pending == 0
     exposition = (await client.get("/metrics")).text
     assert 'noneq_refused_total{cause="deadline-unmeetable"} 1.0' in exposition
 
@@ -84,7 +84,7 @@ async def test_what_is_not_done_by_its_deadline_is_dropped(
         asked = MIXTURE | {"num_samples": 4000}
         response = await client.post("/sample", json=asked, headers={"x-deadline": "1000"})
         assert_problem(response, 504, "deadline-exceeded")
-        assert engine.owed == 0
+        assert engine.pending == 0
 
 
 async def test_a_full_queue_reads_no_body(folder: Path, serve: Serve) -> None:
@@ -97,11 +97,11 @@ async def test_a_full_queue_reads_no_body(folder: Path, serve: Serve) -> None:
         yield json.dumps(MIXTURE).encode()
 
     async with serve(settings) as client:
-        ledger = app_of(client).state.backend.engine._intake._admission.ledger
-        ledger.accept(100)
+        backlog = app_of(client).state.backend.engine._queue._backlog
+        backlog.pending += 100
         assert_problem(await client.post("/sample", content=pieces()), 503, "queue-full")
         assert not read
-        ledger.settle(100)
+        backlog.pending -= 100
         assert (await client.post("/sample", content=pieces())).status_code == 200
 
 
@@ -115,7 +115,7 @@ async def test_a_burst_of_large_bodies_is_read_as_far_as_there_is_room(
     held = []
 
     async with serve(settings) as client:
-        intake = app_of(client).state.backend.engine._intake
+        intake = app_of(client).state.backend.engine._queue
 
         async def pieces() -> AsyncIterator[bytes]:
             for start in range(0, MIB, MIB // 4):
@@ -169,7 +169,7 @@ async def test_a_body_that_stops_halfway_keeps_nobody_out(
         asked = client.post("/sample", content=stopping(), headers=headers)
         late = await asyncio.wait_for(asked, 60)
         assert_problem(late, status, slug)
-        assert app_of(client).state.backend.engine._intake.held == 0
+        assert app_of(client).state.backend.engine._queue.held == 0
         assert (await client.post("/sample", json=MIXTURE)).status_code == 200
 
 
@@ -212,7 +212,7 @@ async def test_json_has_a_limit_of_its_own_and_tensors_have_not(
         file = save(tensors, {"request": body.decode()})
         response = await client.post("/loglik", content=sent(file), headers=binary)
         assert_problem(response, 413, "body-too-large")
-        assert app_of(client).state.backend.engine._intake.held == 0
+        assert app_of(client).state.backend.engine._queue.held == 0
 
 
 async def test_json_that_is_too_long_is_not_read(folder: Path, serve: Serve) -> None:
@@ -236,7 +236,7 @@ async def test_json_that_is_too_long_is_not_read(folder: Path, serve: Serve) -> 
 
 async def test_a_body_that_is_no_request_gives_its_room_back(client: httpx.AsyncClient) -> None:
     assert (await client.post("/loglik", content=b"{")).status_code == 400
-    assert app_of(client).state.backend.engine._intake.held == 0
+    assert app_of(client).state.backend.engine._queue.held == 0
 
 
 async def test_the_header_is_documented_on_every_question(client: httpx.AsyncClient) -> None:

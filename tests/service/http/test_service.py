@@ -204,10 +204,10 @@ async def test_a_client_that_leaves_frees_its_rows(folder: Path) -> None:
         backend = app.state.backend
         asked = {"model": "gaussian-mixture", "num_samples": 4000}
         caller = Caller(app, asked, "application/json")
-        await until(lambda: backend.engine.owed > 0)
+        await until(lambda: backend.engine.pending > 0)
         await caller.leave()
         assert (await caller.sent.get())["status"] == 499
-        await until(lambda: backend.engine.owed == 0)
+        await until(lambda: backend.engine.pending == 0)
         assert 'outcome="client-left"' in backend.metrics.render().decode()
 
 

@@ -104,3 +104,12 @@ async def test_a_torn_reference_is_as_none(client: httpx.AsyncClient) -> None:
     answer = await ask(client, "/loglik", model="bit-patterns", data=[[0, 0, 1, 1]], seed=1)
     assert answer["results"][0]["typicality"] is None
     assert "without held-out" in answer["uncompared"]
+
+
+async def test_a_chain_of_one_step_has_no_term_in_the_papers_convention(
+    client: httpx.AsyncClient,
+) -> None:
+    asked = {"model": "gaussian-mixture", "data": [[0.5, -1.0]], "convention": "paper", "steps": 1}
+    response = await client.post("/loglik", json=asked)
+    assert response.status_code == 422, response.text
+    assert "2 steps or more" in response.json()["fix"]

@@ -28,10 +28,10 @@ async def test_a_client_that_leaves_frees_its_rows(app: FastAPI, previews: int) 
         accept = f"text/event-stream; previews={previews}"
         caller = Caller(app, MIXTURE | {"num_samples": 2000}, accept)
         await caller.next("progress")
-        assert backend.engine.owed == 200_000
+        assert backend.engine.pending == 200_000
         await caller.leave()  # at once, though the engine is in the middle of a tick
         gate.set()
-        await until(lambda: backend.engine.owed == 0)
+        await until(lambda: backend.engine.pending == 0)
     assert 'noneq_requests_total{outcome="client-left",route="/sample"}' in (
         backend.metrics.render().decode()
     )
@@ -46,7 +46,7 @@ async def test_a_client_that_leaves_while_a_preview_is_awaited(app: FastAPI) -> 
         while (await caller.next("progress"))[1]["step"] == 0:
             pass
         await caller.leave()  # the second call is under way, and the preview waits for its end
-    await until(lambda: backend.engine.owed == 0)
+    await until(lambda: backend.engine.pending == 0)
     assert backend.engine.ready
 
 

@@ -126,7 +126,7 @@ async def test_what_fails_on_the_way_ends_in_the_plain_problem(
         return out * torch.nan if calls % 10 == 0 else out
 
     monkeypatch.setattr(
-        "service.engine.scheduling.scheduler.BURST_SECONDS", 0.0
+        "service.engine.scheduling.scheduler.MULTI_STEP_SECONDS", 0.0
     )  # each call is a tick
     hook = network(app).register_forward_hook(spoil)
     transport = httpx.ASGITransport(app)

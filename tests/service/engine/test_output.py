@@ -1,4 +1,4 @@
-"""Results that take their time to the host: handed out beside the next tick, and none is lost."""
+"""Results that take their time to the host: handed out beside the next batch, and none is lost."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -14,19 +14,19 @@ from diffusion.model import DiffusionModel
 from diffusion.plan import DDIM
 from diffusion.sampling import sample
 from service.engine import Engine
-from service.engine.device.runner import Runner
-from service.engine.transfer import Departures
+from service.engine.device.runner import ChainRunner
+from service.engine.device.transfer import HostCopies
 from service.errors import NumericalFailure
 from tests.service.engine.jobs import chains, terms
 
 
 @pytest.fixture
 def log(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """What comes when: a tick, results sent, results waited for. A step a tick, as on a GPU."""
+    """What comes when: a batch, results sent, results waited for. A step a batch, as on a GPU."""
     found: list[str] = []
-    run = Runner.run
+    run = ChainRunner.run
 
-    def send(_: Departures, tensors: Sequence[Tensor]) -> tuple[list[Tensor], Callable[[], None]]:
+    def send(_: HostCopies, tensors: Sequence[Tensor]) -> tuple[list[Tensor], Callable[[], None]]:
         found.append("sent")
         there = [torch.full_like(tensor, 1) for tensor in tensors]
         taken = [tensor.clone() for tensor in tensors]
@@ -38,17 +38,17 @@ def log(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
         return there, arrive
 
-    def noted(runner: Runner, *given: object, **named: object) -> None:
-        found.append("tick")
+    def noted(runner: ChainRunner, *given: object, **named: object) -> None:
+        found.append("batch")
         run(runner, *given, **named)  # type: ignore[arg-type]
 
-    monkeypatch.setattr("service.engine.scheduling.scheduler.BURST_SECONDS", 0.0)
-    monkeypatch.setattr(Departures, "send", send)
-    monkeypatch.setattr(Runner, "run", noted)
+    monkeypatch.setattr("service.engine.scheduling.scheduler.MULTI_STEP_SECONDS", 0.0)
+    monkeypatch.setattr(HostCopies, "send", send)
+    monkeypatch.setattr(ChainRunner, "run", noted)
     return found
 
 
-def test_a_ticks_results_travel_while_the_next_one_runs(
+def test_a_batches_results_travel_while_the_next_one_runs(
     log: list[str], gaussian: DiffusionModel, make_engine: Callable[..., Engine]
 ) -> None:
     engine = make_engine(g=gaussian)
@@ -57,7 +57,7 @@ def test_a_ticks_results_travel_while_the_next_one_runs(
     found = engine.submit(job).result(120)
     assert_close(found.samples, sample(gaussian, 2, seed=7, sampler=DDIM(steps=4)))
     engine.stop()
-    assert log == ["tick", "sent", *["tick", "sent", "waited"] * 3, "waited"]
+    assert log == ["batch", "sent", *["batch", "sent", "waited"] * 3, "waited"]
 
 
 def test_every_answer_is_the_one_asked_for(
@@ -82,7 +82,7 @@ def test_every_answer_is_the_one_asked_for(
     wanted = bound(gaussian, x_0, seed=7, convention="density").bound
     assert_close(told.result(120).bound.bound, wanted, rtol=1e-4, atol=1e-4)
     assert engine.drain(60)
-    assert engine.owed == 0
+    assert engine.pending == 0
     assert log.count("sent") == log.count("waited")
 
 

@@ -10,11 +10,10 @@ from diffusion.plan import DDIM
 from diffusion.process import GaussianConfig
 from diffusion.space import DataSpace
 from service.engine import ChainJob
-from service.engine.company import Company
-from service.engine.forecast import Load
-from service.engine.queue import Intake
-from service.engine.record import whole_of
-from service.engine.scheduling.batch import Queue
+from service.engine.admission import Backlog
+from service.engine.queue import RequestQueue
+from service.engine.scheduling.batch import Lane, Load
+from service.engine.scheduling.latency import Throughput
 from service.settings import Settings
 from tests.service.engine.conftest import mixture
 
@@ -34,37 +33,41 @@ def job(model: str, rows: int) -> ChainJob:
 def test_it_holds_what_is_left_of_each(
     asked: list[tuple[str, int]], starts: set[int], ends: set[int]
 ) -> None:
-    door, company = Intake((Queue("g"), Queue("h")), Settings()), Company((Queue("g"), Queue("h")))
+    throughput = {Lane(name): Throughput() for name in "gh"}
+    door, backlog = RequestQueue(throughput, Settings()), Backlog(throughput)
     for model, rows in asked:
         door.accept(job(model, rows))
-    taken = door.take(wait=False)
+    taken = door.poll(wait=False)
     assert taken is not None
     records = taken[0]
     for record in records:
-        company.add(record)
+        backlog.add(record)
     for i, record in enumerate(records):
         if i in starts:
-            company.start(record)
+            backlog.start(record)
             record.ticket.done = 5
     left = [record for i, record in enumerate(records) if i not in ends]
     for record in records:
         if record not in left:
-            company.remove(record)
-    assert len(company) == len(left)
+            backlog.remove(record, record.job.cost - record.ticket.done)
+            backlog.pending -= record.ticket.done
+    assert len(backlog) == len(left)
+    assert backlog.pending == sum(record.job.cost for record in left)
+    assert backlog.held == sum(record.size for record in left)
     found: Counter[tuple[str, Load]] = Counter()
-    for model, loads in company.loads().items():
+    for model, loads in backlog.loads().items():
         for load, number in loads:
             found[model, load] += number
-    assert found == Counter((record.job.queue, record.left) for record in left)
+    assert found == Counter((record.job.lane, record.left) for record in left)
 
 
 def test_equal_jobs_that_wait_are_one_kind() -> None:
-    door = Intake([Queue("g")], Settings())
+    door = RequestQueue({Lane("g"): Throughput()}, Settings())
     for _ in range(100):
         door.accept(job("g", 2))
-    taken = door.take(wait=False)
+    taken = door.poll(wait=False)
     assert taken is not None
-    company = Company([Queue("g")])
+    backlog = Backlog([Lane("g")])
     for record in taken[0]:
-        company.add(record)
-    assert company.loads() == {Queue("g"): [(whole_of(job("g", 2)), 100)]}
+        backlog.add(record)
+    assert backlog.loads() == {Lane("g"): [(job("g", 2).shape.load, 100)]}

@@ -7,33 +7,42 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from service.engine.forecast import Forecast, Load, Loads, Shares, Span, Turns
-from service.engine.scheduling.batch import Queue, Work
-from service.engine.scheduling.latency import StepTimes
-from tests.service.engine.ticks import scheduler_of
+from service.engine.scheduling.batch import JobShape, Lane
+from service.engine.scheduling.latency import (
+    Forecast,
+    GangPolicy,
+    JobProgress,
+    Load,
+    Loads,
+    RowPolicy,
+    Span,
+    StepTimes,
+    Throughput,
+)
+from tests.service.engine.batches import scheduler_of
 
 SHARE = 0.125
 
 
-def ticks_taken(job: Load, others: list[Load], batch_size: int) -> int:
-    """How many ticks the scheduler takes, all jobs there from the beginning."""
+def batches_taken(job: Load, others: list[Load], batch_size: int) -> int:
+    """How many batches the scheduler takes, all jobs there from the beginning."""
     scheduler = scheduler_of("m", batch_size, slots=32 * batch_size + 64, term_share=SHARE)
     for key, load in enumerate([*others, job]):
-        units = load.evaluations // load.rows
-        scheduler.add(Work(key, Queue("m"), load.rows, units, load.parallel))
+        positions = load.evaluations // load.rows
+        scheduler.add(key, JobShape(Lane("m"), load.rows, positions, load.parallel))
     left = job.evaluations
-    ticks = 0
+    batches = 0
     while left:
-        tick = scheduler.next()
-        assert tick is not None
-        scheduler.retire(tick)
-        left -= sum(entry.key == len(others) for entry in (*tick.chains, *tick.terms))
-        ticks += 1
-    return ticks
+        batch = scheduler.next()
+        assert batch is not None
+        scheduler.retire(batch)
+        left -= sum(entry.key == len(others) for entry in (*batch.chains, *batch.terms))
+        batches += 1
+    return batches
 
 
-def load(rows: int, units: int, parallel: bool = False) -> Load:
-    return Load(rows, rows * units, parallel)
+def load(rows: int, positions: int, parallel: bool = False) -> Load:
+    return Load(rows, rows * positions, parallel)
 
 
 def each(*loads: Load) -> Loads:
@@ -48,9 +57,9 @@ LOADS = st.builds(load, st.integers(1, 20), st.integers(1, 30), st.booleans())
 def test_no_job_is_done_much_before_its_estimate(
     job: Load, others: list[Load], batch_size: int
 ) -> None:
-    (span,) = Shares(batch_size, SHARE).until_done(job, each(*others))
+    (span,) = RowPolicy(batch_size, SHARE).until_done(job, each(*others))
     turn = (len(others) + 1) / batch_size
-    assert span.ticks <= 1.25 * (ticks_taken(job, others, batch_size) + turn + 1)
+    assert span.batches <= 1.25 * (batches_taken(job, others, batch_size) + turn + 1)
     assert 0 < span.rows <= batch_size
 
 
@@ -60,18 +69,18 @@ def test_no_job_is_done_much_before_its_estimate(
     batch_size=st.integers(1, 16),
 )
 def test_nor_long_after_it(job: Load, others: list[Load], batch_size: int) -> None:
-    (span,) = Shares(batch_size, SHARE).until_done(job, each(*others))
+    (span,) = RowPolicy(batch_size, SHARE).until_done(job, each(*others))
     least = job.evaluations / job.rows  # a chain's own steps, which the last row begins late
     turn = (len(others) + 1) / (SHARE * batch_size if job.parallel else batch_size)
-    assert ticks_taken(job, others, batch_size) <= 1.25 * span.ticks + least + 2 * turn + 2
+    assert batches_taken(job, others, batch_size) <= 1.25 * span.batches + least + 2 * turn + 2
 
 
-def ticks(batch_size: int) -> Callable[..., float]:
-    return lambda job, others: Shares(batch_size, SHARE).until_done(job, others)[0].ticks
+def batches(batch_size: int) -> Callable[..., float]:
+    return lambda job, others: RowPolicy(batch_size, SHARE).until_done(job, others)[0].batches
 
 
 def test_a_short_job_does_not_wait_for_long_ones() -> None:
-    until_done = ticks(32)
+    until_done = batches(32)
     long = [(load(4000, 1000), 3)]
     assert until_done(load(1, 20), long) == pytest.approx(20)
     assert until_done(load(32, 20), long) == pytest.approx(80)
@@ -83,7 +92,7 @@ def test_a_short_job_does_not_wait_for_long_ones() -> None:
 
 
 def test_the_other_kind_counts_with_its_share() -> None:
-    until_done = ticks(32)
+    until_done = batches(32)
     chains, terms = load(400, 1000), load(400, 1000, parallel=True)
     assert until_done(load(28, 10), each(terms)) == pytest.approx(10)
     assert until_done(load(56, 10), each(terms)) == pytest.approx(20)
@@ -91,8 +100,10 @@ def test_the_other_kind_counts_with_its_share() -> None:
     assert until_done(load(4, 10, True), each(load(2, 1000))) == pytest.approx(40 / 30)
 
 
-def measured(times: StepTimes, rows: int, seconds: float, ticks: int = 20, now: float = 0) -> None:
-    for _ in range(ticks):
+def measured(
+    times: StepTimes, rows: int, seconds: float, batches: int = 20, now: float = 0
+) -> None:
+    for _ in range(batches):
         times.measure(rows, seconds, 1, now)
 
 
@@ -105,7 +116,7 @@ def test_between_the_sizes_that_were_measured_times_are_interpolated() -> None:
     measured(times, 2, 0.02)
     assert times.seconds(1, 0) == pytest.approx(0.02)
     assert times.seconds(17, 0) == pytest.approx(0.042)
-    measured(times, 32, 0.032, ticks=400)
+    measured(times, 32, 0.032, batches=400)
     assert times.seconds(32, 0) == pytest.approx(0.032, rel=0.01)
 
 
@@ -113,9 +124,9 @@ def test_what_was_timed_at_start_is_known_at_once_and_gives_way_to_what_is_measu
     times = StepTimes()
     times.seed(8, 0.01)
     assert times.seconds(8, 0) == pytest.approx(0.01)
-    measured(times, 8, 0.02, ticks=1)
+    measured(times, 8, 0.02, batches=1)
     assert times.seconds(8, 0) == pytest.approx(0.011, rel=0.02)
-    measured(times, 8, 0.02, ticks=300)
+    measured(times, 8, 0.02, batches=300)
     assert times.seconds(8, 0) == pytest.approx(0.02, rel=0.01)
 
 
@@ -124,41 +135,44 @@ def test_a_burst_counts_as_its_steps() -> None:
     for times in (burst, single):
         times.seed(8, 0.01)
     burst.measure(8, 0.03, 25, 0)
-    measured(single, 8, 0.03, ticks=25)
+    measured(single, 8, 0.03, batches=25)
     assert burst.seconds(8, 0) == pytest.approx(single.seconds(8, 0))
 
 
 def test_a_slow_moment_passes_with_time_and_not_by_asking() -> None:
     times = StepTimes()
     times.seed(32, 0.05)
-    measured(times, 32, 60.0, ticks=400, now=10)  # the machine was busy with something else
+    measured(times, 32, 60.0, batches=400, now=10)  # the machine was busy with something else
     assert [times.seconds(32, 10) for _ in range(9)] == [pytest.approx(60, rel=0.01)] * 9
     assert times.seconds(32, 70) == pytest.approx(30, rel=0.01)
     assert times.seconds(32, 10 + 1800) == pytest.approx(0.05, rel=0.01)
 
 
-def test_systems_have_ticks_of_their_own_size() -> None:
+def test_systems_have_batches_of_their_own_size() -> None:
     narrow, wide = Load(4, 400, False, 8), Load(64, 6400, False, 128)
-    assert Turns(32).until_done(narrow, each(wide)) == [Span(50, 8), Span(12.5, 32)]
-    assert Turns(32).until_empty(each(narrow, wide)) == [Span(50, 8), Span(200, 32)]
+    assert GangPolicy(32).until_done(narrow, each(wide)) == [Span(50, 8), Span(12.5, 32)]
+    assert GangPolicy(32).until_empty(each(narrow, wide)) == [Span(50, 8), Span(200, 32)]
 
 
-A, B = Queue("a"), Queue("b")
+A, B = Lane("a"), Lane("b")
 
 
-def timed(forecast: Forecast, a: float, b: float) -> None:
-    for queue, seconds in ((A, a), (B, b)):
+def throughput(batch_size: int) -> dict[Lane, Throughput]:
+    return {lane: Throughput(batch_size) for lane in (A, B)}
+
+
+def timed(throughput: dict[Lane, Throughput], a: float, b: float) -> None:
+    for lane, seconds in ((A, a), (B, b)):
         for terms in (False, True):
-            measured(forecast.times(queue, terms=terms), 10, seconds)
+            throughput[lane].seed(10, seconds, terms=terms)
 
 
-def test_seconds_follow_the_ticks_and_the_other_models() -> None:
-    forecast = Forecast((A, B), SHARE)
-    forecast.limit(A, 10)
-    forecast.limit(B, 10)
+def test_seconds_follow_the_batches_and_the_other_models() -> None:
+    known = throughput(10)
+    forecast = Forecast(known, SHARE)
     job = load(10, 100)
     assert forecast.seconds(A, job, {}) == 0.0
-    timed(forecast, 0.1, 1.0)
+    timed(known, 0.1, 1.0)
     assert forecast.seconds(A, job, {}) == pytest.approx(10.0)
     assert forecast.seconds(A, job, {A: each(job)}) == pytest.approx(20.0)
     # The other model gets as much time as this one, or what it has left to do.
@@ -179,22 +193,54 @@ def test_seconds_follow_the_ticks_and_the_other_models() -> None:
 def test_a_number_of_equal_jobs_is_as_many_copies(
     job: Load, kinds: list[tuple[Load, int]], batch_size: int
 ) -> None:
-    shares = Shares(batch_size, SHARE)
+    shares = RowPolicy(batch_size, SHARE)
     copies = each(*(kind for kind, count in kinds for _ in range(count)))
     (of_kinds,), (of_copies,) = (shares.until_done(job, loads) for loads in (kinds, copies))
     assert of_kinds == pytest.approx(of_copies)
     assert shares.demand(kinds) == pytest.approx(shares.demand(copies))
-    forecast = Forecast((A, B), SHARE)
-    forecast.limit(A, batch_size)
-    forecast.limit(B, batch_size)
-    timed(forecast, 0.1, 1.0)
+    known = throughput(batch_size)
+    forecast = Forecast(known, SHARE)
+    timed(known, 0.1, 1.0)
     together, apart = ({A: loads, B: loads} for loads in (kinds, copies))
     assert forecast.seconds(A, job, together) == pytest.approx(forecast.seconds(A, job, apart))
 
 
 @given(others=st.lists(LOADS, max_size=6), job=LOADS, more=LOADS)
 def test_more_company_never_helps(others: list[Load], job: Load, more: Load) -> None:
-    before = ticks(8)(job, each(*others))
-    after = ticks(8)(job, each(*others, more))
+    before = batches(8)(job, each(*others))
+    after = batches(8)(job, each(*others, more))
     assert after >= before * (1 - 1e-9)
     assert math.isfinite(after)
+
+
+def test_nothing_is_known_before_the_first_progress() -> None:
+    progress = JobProgress(100, started=5.0)
+    assert progress.seconds_left is None
+    progress.observe(0, 7.0)
+    assert progress.seconds_left is None
+
+
+def test_a_steady_job_is_told_exactly() -> None:
+    progress = JobProgress(100, started=5.0)
+    for second in range(1, 21):
+        progress.observe(4 * second, 5.0 + second)
+        assert progress.seconds_left == pytest.approx(25 - second)
+    progress.observe(100, 30.0)
+    assert progress.seconds_left == 0
+
+
+def test_between_batches_the_estimate_stands() -> None:
+    progress = JobProgress(100, started=0.0)
+    progress.observe(10, 2.0)
+    progress.observe(10, 3.9)
+    assert progress.seconds_left == pytest.approx(18)
+    progress.observe(20, 4.0)
+    assert progress.seconds_left == pytest.approx(16)
+
+
+def test_what_was_long_ago_is_forgotten() -> None:
+    progress = JobProgress(10_000, started=0.0)
+    progress.observe(1000, 1.0)
+    for second in range(2, 62):  # others came, and a tenth of the pace is left
+        progress.observe(1000 + 100 * (second - 1), float(second))
+    assert progress.seconds_left == pytest.approx(3000 / 100, rel=0.05)

@@ -24,8 +24,8 @@ from diffusion.process import GaussianConfig
 from diffusion.sampling import sample
 from diffusion.space import DataSpace
 from service.engine import Engine, SystemJob, SystemResult, Ticket
-from service.engine.device.smc import SystemRunner
-from service.engine.scheduling.batch import Entry
+from service.engine.device.smc import SMCRunner
+from service.engine.scheduling.batch import Batch, Entry
 from service.errors import InternalError, NumericalFailure, OutOfMemory
 from service.metrics import Metrics
 from tests.service.engine.jobs import chains, terms
@@ -54,7 +54,7 @@ def course_by(name: str, model: DiffusionModel) -> SMCKernel:
         return ProductKernel(plan)
     covariance = "diagonal" if name == "diagonal" else "full"
     twist = Twist.model_validate({"covariance": covariance, "products": 1})
-    # More particles than a tick has rows, or a few systems together.
+    # More particles than a batch has rows, or a few systems together.
     return ParticleFilter(plan, 12 if name == "wide" else 3, 2, twist=twist)
 
 
@@ -116,7 +116,7 @@ def test_the_answer_is_the_offline_one_alone_and_among_others(
     again, first = found[2].cloud.tensors(), alone.result().cloud.tensors()
     assert all(torch.equal(a, b) for a, b in zip(again, first, strict=True))
     assert_close(found[1].samples, sample(model, 5, seed=7), rtol=1e-4, atol=1e-4)
-    assert engine.owed == 0
+    assert engine.pending == 0
 
 
 def test_a_product_with_another_model_counts_its_calls_too(
@@ -141,7 +141,7 @@ def test_exact_is_said_of_the_deterministic_mode_alone(
         make_engine(limits=CALLS | {"deterministic": mode}, g=gaussian).submit(asked).result(120)
         for mode in (True, False)
     ]
-    assert [result.exact for result in told] == [True, False]
+    assert [result.batch_invariant for result in told] == [True, False]
 
 
 def test_progress_and_evaluations_are_counted(
@@ -160,7 +160,7 @@ def test_progress_and_evaluations_are_counted(
     assert value("noneq_system_evaluations_total", {"model": "g"}) == asked.cost
 
 
-def test_a_system_wider_than_a_tick_takes_several(
+def test_a_system_wider_than_a_batch_takes_several(
     faulty: DiffusionModel, mischief: SimpleNamespace, make_engine: Callable[..., Engine]
 ) -> None:
     """7 steps of one system of 12 particles by 8 rows: who comes waits for 8 rows at most."""
@@ -199,7 +199,7 @@ def test_where_one_row_is_too_much_its_job_fails_and_no_other(
         engine.submit(asked).result(120)
     mischief.most_rows = None
     assert_offline(faulty, asked, engine.submit(asked).result(120))
-    assert engine.owed == 0
+    assert engine.pending == 0
 
 
 @pytest.mark.parametrize(
@@ -227,7 +227,7 @@ def test_a_fault_ends_the_job_that_has_it_and_no_other(
         tickets[1].result(120)
     for ticket in (tickets[0], tickets[2]):
         assert_offline(faulty, good, ticket.result(120))
-    assert engine.owed == 0
+    assert engine.pending == 0
 
 
 def test_who_leaves_frees_his_systems_at_the_next_step(
@@ -245,7 +245,7 @@ def test_who_leaves_frees_his_systems_at_the_next_step(
     other.result(120)
     assert engine.drain(60)
     assert long.done < long.cost / 10
-    assert engine.owed == 0
+    assert engine.pending == 0
     for name in ("rows_running", "rows_waiting", "queue_bytes"):
         assert metrics.registry.get_sample_value(f"noneq_{name}") == 0
 
@@ -277,20 +277,21 @@ def test_a_compiled_network_is_called_as_it_was_written() -> None:
     parts = network, space, "x_0", "upper"
     model = DiffusionModel(GaussianConfig(T=9).build(), *parts).eval()  # type: ignore[arg-type]
     asked = job(model, "mixed", "noisy")
-    runner = SystemRunner(model, 32, compiled=True)
+    runner = SMCRunner(model, 32, compiled=True)
     expected = offline(model, asked)
     network.compile(backend="aot_eager", dynamic=True)
     runner.open(0, asked)
     entries = [Entry(0, row, 0, 0) for row in range(asked.rows)]
-    runner.run(entries, [], asked.units)
-    runner.receive(runner.collect(entries, entries, asked.units))
+    batch = Batch(asked.lane, entries, ends=entries, num_steps=asked.positions)
+    runner.run(batch)
+    runner.receive(runner.collect(batch))
     assert_close(runner.result(0, 0.0, 0.0).cloud.samples, expected.samples, rtol=1e-4, atol=1e-4)
 
 
 def test_parts_that_do_not_fit_are_refused(gaussian: DiffusionModel) -> None:
     course = course_by("mixed", gaussian)
     seen = Observation.of_reals(torch.zeros(1, 3), torch.ones(1, 3, dtype=torch.bool), 1.0)
-    with pytest.raises(ValueError, match=r"of shape \[2\] a datum, came \[3\]"):
+    with pytest.raises(ValueError, match=r"of shape \[2\] an example, came \[3\]"):
         SystemJob("g", 0, course, seen, 1, (3,)).check(gaussian)
     with pytest.raises(ValueError, match="`costs` are of 6 systems, came 1"):
         SystemJob("g", 0, course, seen_by("noisy"), 2, (3,)).check(gaussian)

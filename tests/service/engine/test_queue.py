@@ -11,9 +11,10 @@ import torch
 from diffusion.model import DiffusionModel
 from diffusion.sampling import DDIM
 from service.engine import ChainJob
-from service.engine.limits import check_limits, size_of
-from service.engine.queue import Intake
-from service.engine.scheduling.batch import Entry, Queue, Tick
+from service.engine.admission import check_limits
+from service.engine.queue import RequestQueue
+from service.engine.scheduling.batch import Batch, Entry, Lane
+from service.engine.scheduling.latency import Throughput
 from service.errors import (
     DeadlineExceeded,
     DeadlineUnmeetable,
@@ -28,11 +29,14 @@ from tests.service.engine.jobs import terms
 MIB = 2**20
 
 
-def intake(**settings: int) -> Intake:
+THROUGHPUT: dict[RequestQueue, Throughput] = {}  # of the model "g"
+
+
+def intake(**settings: int) -> RequestQueue:
     given = {"batch_size": 8, "slots": 128, "max_body_bytes": MIB} | settings
-    door = Intake((Queue("g"), Queue("h")), Settings.model_validate(given))
-    for name in "gh":
-        door.limit(Queue(name), 8)
+    throughput = {Lane(name): Throughput(8) for name in "gh"}
+    door = RequestQueue(throughput, Settings.model_validate(given))
+    THROUGHPUT[door] = throughput[Lane("g")]
     return door
 
 
@@ -40,11 +44,13 @@ def chains(model: DiffusionModel, rows: int, steps: int = 10, name: str = "g") -
     return ChainJob(name, rows, 7, DDIM(steps=steps).plan(model))
 
 
-def measure(door: Intake, seconds: float, rows: int = 8, ticks: int = 20, steps: int = 1) -> None:
+def measure(
+    door: RequestQueue, seconds: float, rows: int = 8, batches: int = 20, steps: int = 1
+) -> None:
     entries = [Entry(0, row, row, 0) for row in range(rows)]
-    tick = Tick(Queue("g"), entries, [], [], {0: rows * steps}, steps)
-    for _ in range(ticks):
-        door.measure(tick, seconds)
+    batch = Batch(Lane("g"), entries, [], [], {0: rows * steps}, steps)
+    for _ in range(batches):
+        THROUGHPUT[door].measure(batch, seconds)
 
 
 def soon(seconds: float) -> float:
@@ -54,7 +60,7 @@ def soon(seconds: float) -> float:
 def test_without_a_measurement_no_deadline_is_held_to_be_too_near(gaussian: DiffusionModel) -> None:
     door = intake()
     door.accept(chains(gaussian, 8000), deadline=soon(100))
-    assert door.owed == 80_000
+    assert door.pending == 80_000
 
 
 def test_what_cannot_be_done_in_time_is_refused_with_the_time_it_takes(
@@ -72,7 +78,7 @@ def test_what_cannot_be_done_in_time_is_refused_with_the_time_it_takes(
         door.accept(chains(gaussian, 40), deadline=soon(10))
     assert caught.value.retry_after is None
     assert caught.value.headers == {}
-    assert door.owed == 80
+    assert door.pending == 80
     door.accept(chains(gaussian, 8), deadline=soon(20))
 
 
@@ -82,7 +88,7 @@ def test_long_jobs_before_it_do_not_make_a_short_one_late(gaussian: DiffusionMod
     for _ in range(3):
         door.accept(chains(gaussian, 4000))
     door.accept(chains(gaussian, 2), deadline=soon(10))
-    assert door.owed == 3 * 40_000 + 20
+    assert door.pending == 3 * 40_000 + 20
 
 
 def test_asking_again_does_not_change_the_estimate(gaussian: DiffusionModel) -> None:
@@ -99,7 +105,7 @@ def test_asking_again_does_not_change_the_estimate(gaussian: DiffusionModel) -> 
 def test_a_new_server_knows_what_was_timed_at_start(gaussian: DiffusionModel) -> None:
     door = intake()
     for rows, seconds in ((1, 1.0), (8, 3.0)):
-        door.seed(Queue("g"), rows, seconds)
+        THROUGHPUT[door].seed(rows, seconds)
     for rows, seconds in ((1, 10), (8, 30), (16, 60)):
         with pytest.raises(DeadlineUnmeetable) as caught:
             door.accept(chains(gaussian, rows), deadline=soon(0.5))
@@ -122,7 +128,7 @@ def test_whoever_finds_the_queue_full_comes_back_when_there_is_room_for_him(
     assert told == [10, 20, 30, 30, 30]
 
 
-def test_a_tick_of_many_calls_tells_how_long_each_takes(gaussian: DiffusionModel) -> None:
+def test_a_batch_of_many_calls_tells_how_long_each_takes(gaussian: DiffusionModel) -> None:
     door = intake()
     measure(door, 50.0, steps=50)
     with pytest.raises(DeadlineUnmeetable) as caught:
@@ -134,7 +140,7 @@ def test_a_deadline_that_has_passed(gaussian: DiffusionModel) -> None:
     door = intake()
     with pytest.raises(DeadlineExceeded):
         door.accept(chains(gaussian, 1), deadline=time.monotonic())
-    assert door.owed == door.held == 0
+    assert door.pending == door.held == 0
 
 
 def test_of_many_deadlines_those_that_passed_are_told(gaussian: DiffusionModel) -> None:
@@ -143,7 +149,7 @@ def test_of_many_deadlines_those_that_passed_are_told(gaussian: DiffusionModel) 
     late = [dice.random() < 0.3 for _ in range(500)]
     for passes in late:
         door.accept(chains(gaussian, 1), deadline=soon(1.5 if passes else 1000 + dice.random()))
-    taken = door.take(wait=False)
+    taken = door.poll(wait=False)
     assert taken is not None
     time.sleep(1.6)
     found = door.overdue()
@@ -161,13 +167,13 @@ def test_the_overdue_are_told_once_the_engine_has_them(gaussian: DiffusionModel)
     door.accept(chains(gaussian, 1), deadline=soon(1000))
     time.sleep(0.25)
     assert door.overdue() == {}  # the engine does not know it yet
-    taken = door.take(wait=False)
+    taken = door.poll(wait=False)
     assert taken is not None
     assert list(door.overdue()) == [taken[0][0].key]
     door.end(taken[0][0], 10, DeadlineExceeded("late"))
     assert isinstance(first.future.exception(0), DeadlineExceeded)
     assert door.overdue() == {}
-    assert door.owed == 10
+    assert door.pending == 10
 
 
 def test_a_full_queue_reads_nothing_more(gaussian: DiffusionModel) -> None:
@@ -178,7 +184,7 @@ def test_a_full_queue_reads_nothing_more(gaussian: DiffusionModel) -> None:
         door.accept(chains(gaussian, 1))
     with pytest.raises(QueueFull) as caught, door.reserve(1000):
         raise AssertionError("the body would be read")
-    # Room for one like those that wait, 50 evaluations, at 8 a second.
+    # Capacity for one like those that wait, 50 evaluations, at 8 a second.
     assert caught.value.retry_after == 7
 
 
@@ -203,11 +209,11 @@ def test_bodies_and_jobs_share_the_room_and_give_it_back(gaussian: DiffusionMode
         with pytest.raises(NoRoom):
             door.accept(chains(gaussian, 1), size=MIB)
         door.accept(chains(gaussian, 1), size=MIB // 2)
-    taken = door.take(wait=False)
+    taken = door.poll(wait=False)
     assert taken is not None
     for record in taken[0]:
         door.end(record, 10, None)
-    assert door.owed == door.held == 0
+    assert door.pending == door.held == 0
 
 
 def test_whatever_the_limits_let_through_is_let_in_when_nobody_else_is_there(
@@ -224,10 +230,10 @@ def test_whatever_the_limits_let_through_is_let_in_when_nobody_else_is_there(
 
     largest = max(rows for rows in range(10_000, 1_000_000, 10_000) if fits(rows))
     job = chains(gaussian, largest, steps=1)
-    door = Intake([Queue("g")], settings)
+    door = RequestQueue({Lane("g"): Throughput()}, settings)
     with door.reserve(settings.max_body_bytes):
         door.accept(job, check_limits(job, gaussian, settings))
-    assert door.owed == job.cost
+    assert door.pending == job.cost
 
 
 def test_any_number_of_small_bodies_takes_room_too() -> None:
@@ -249,7 +255,7 @@ def test_a_draining_service_reads_nothing() -> None:
 
 def test_a_job_is_as_large_as_what_it_brings_and_what_it_answers(gaussian: DiffusionModel) -> None:
     job = chains(gaussian, 100)
-    assert size_of(job, gaussian) == 100 * 2 * 4
+    assert job.size(gaussian) == 100 * 2 * 4
     given = {"max_queue_bytes": MIB, "max_body_bytes": 2048}
     settings = Settings.model_validate(given)
     assert check_limits(job, gaussian, settings) == 800
@@ -260,4 +266,4 @@ def test_a_job_is_as_large_as_what_it_brings_and_what_it_answers(gaussian: Diffu
 def test_terms_that_are_told_one_by_one_count_as_they_are_written(gaussian: DiffusionModel) -> None:
     job = terms(gaussian, torch.zeros(3, 2), count=8)
     told = replace(job, answer_bytes=1000)
-    assert size_of(told, gaussian) == size_of(job, gaussian) + 1000
+    assert told.size(gaussian) == job.size(gaussian) + 1000

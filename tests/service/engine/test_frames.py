@@ -17,11 +17,9 @@ from diffusion.noise import Stream, counter_noise
 from diffusion.plan import DDIM, Ancestral, DPMSolver, Plan, Sampler
 from diffusion.sampling import begin, step
 from service.engine import ChainJob, Engine, TermJob
-from service.engine.device.runner import Runner
-from service.engine.frames import Film, Frames
-from service.engine.limits import size_of
-from service.engine.results import ChainResult
-from service.engine.scheduling.batch import Entry
+from service.engine.device.runner import ChainRunner
+from service.engine.results import ChainResult, Film, Frames
+from service.engine.scheduling.batch import Batch, Entry, Lane
 from tests.diffusion.models import gaussian as gaussian_model
 from tests.service.engine.test_exact import elementwise, flags, vectors
 
@@ -46,8 +44,8 @@ def walk(model: DiffusionModel, plan: Plan) -> tuple[list[Tensor], list[Tensor]]
 def test_frames_are_spread_from_the_start_to_the_end(count: int, steps: int) -> None:
     """As evenly as whole steps allow, and no state twice."""
     frames = Frames.spread(count, steps)
-    gaps = [b - a for a, b in zip(frames.units, frames.units[1:], strict=False)]
-    assert (frames.units[0], frames.units[-1]) == (0, steps)
+    gaps = [b - a for a, b in zip(frames.positions, frames.positions[1:], strict=False)]
+    assert (frames.positions[0], frames.positions[-1]) == (0, steps)
     assert len(gaps) == min(count, steps)
     assert 1 <= min(gaps) <= max(gaps) <= min(gaps) + 1
 
@@ -61,7 +59,7 @@ def test_the_states_are_those_of_the_recursion(
     bits: DiffusionModel,
     make_engine: Callable[..., Engine],
 ) -> None:
-    """Of chains in bursts, more than fit a tick, beside others and beside terms."""
+    """Of chains in bursts, more than fit a batch, beside others and beside terms."""
     T = gaussian.T
     sampler = sampler if sampler.steps is None else sampler.model_copy(update={"steps": 5})
     engine = make_engine(g=gaussian, b=bits)
@@ -79,21 +77,23 @@ def test_the_states_are_those_of_the_recursion(
         assert film is not None
         assert result.network_evaluations == ROWS * len(plan)
         states, estimates = walk(model, plan)
-        units = film.frames.units
+        positions = film.frames.positions
         assert film.x.shape == film.x_0.shape == (min(count, len(plan)) + 1, ROWS, *model.event)
-        assert_close(film.x, torch.stack([states[unit] for unit in units]))
-        assert_close(film.x_0[:-1], torch.stack([estimates[unit] for unit in units[:-1]]))
+        assert_close(film.x, torch.stack([states[position] for position in positions]))
+        assert_close(
+            film.x_0[:-1], torch.stack([estimates[position] for position in positions[:-1]])
+        )
         assert torch.equal(film.x[-1], result.samples)
         assert torch.equal(film.x_0[-1], result.samples)
 
 
 @pytest.mark.parametrize("lengths", [(16,), (1, 4, 11), (1,) * 16])
-def test_a_recorded_tick_is_taken_between_its_steps(
+def test_a_recorded_batch_is_taken_between_its_steps(
     lengths: tuple[int, ...], gaussian: DiffusionModel
 ) -> None:
-    """Chains that are not in step, by ticks of a fixed size."""
-    runner = Runner(gaussian, slots=32)
-    runner.allow(16)
+    """Chains that are not in step, by batches of a fixed size."""
+    runner = ChainRunner(gaussian, slots=32)
+    runner.limit(16)
     runner.record(lambda play: play)
     plan = Ancestral().plan(gaussian)
     job = ChainJob("g", ROWS, SEED, plan, frames=Frames.spread(5, len(plan)))
@@ -101,21 +101,25 @@ def test_a_recorded_tick_is_taken_between_its_steps(
     runner.open(1, ChainJob("g", 2, 1, plan))
     with torch.inference_mode():
         for rows in (range(4), range(4, ROWS)):
-            unit = 0
+            position = 0
             for length in lengths:
-                chains = [Entry(0, row, 20 - row, unit) for row in rows]
-                others = [Entry(1, row, row, unit) for row in range(2)]
-                runner.run(chains + others, [], length)
-                unit += length
-                ends = chains if unit == len(plan) else []
-                assert not runner.receive(runner.collect(chains + others, ends, length))
+                chains = [Entry(0, row, 20 - row, position) for row in rows]
+                others = [Entry(1, row, row, position) for row in range(2)]
+                runner.run(Batch(Lane("m"), chains + others, num_steps=length))
+                position += length
+                ends = chains if position == len(plan) else []
+                assert not runner.receive(
+                    runner.collect(Batch(Lane("m"), chains + others, [], ends, num_steps=length))
+                )
     result = runner.result(0, 0.0, 0.0)
     assert isinstance(result, ChainResult)
     assert result.film is not None
     states, estimates = walk(gaussian, plan)
-    units = result.film.frames.units
-    assert_close(result.film.x, torch.stack([states[unit] for unit in units]))
-    assert_close(result.film.x_0[:-1], torch.stack([estimates[unit] for unit in units[:-1]]))
+    positions = result.film.frames.positions
+    assert_close(result.film.x, torch.stack([states[position] for position in positions]))
+    assert_close(
+        result.film.x_0[:-1], torch.stack([estimates[position] for position in positions[:-1]])
+    )
 
 
 @pytest.mark.parametrize("make", [vectors, flags, elementwise])
@@ -128,7 +132,7 @@ def test_the_samples_are_bit_for_bit_those_without_frames(
     plan = Ancestral().plan(model)
     plain = engine.submit(ChainJob("m", ROWS, SEED, plan)).result(60)
     assert plain.film is None
-    if not plain.exact:
+    if not plain.batch_invariant:
         pytest.skip("the rehearsal found that this machine's kernels look at a row's place")
     for count in (1, 5, 12):
         frames = Frames.spread(count, len(plan))
@@ -153,8 +157,8 @@ def test_each_frame_has_its_times_noise_and_the_best_estimate(
     engine = make_engine(limits={"batch_size": 4096, "slots": 8192}, m=model)
     film = engine.submit(ChainJob("m", rows, SEED, plan, frames=frames)).result(60).film
     assert film is not None
-    for i, unit in enumerate(frames.units[:-1]):
-        a = model.process.alpha_bar[plan.t[unit]]
+    for i, position in enumerate(frames.positions[:-1]):
+        a = model.process.alpha_bar[plan.t[position]]
         noisy = a * covariance + (1 - a) * torch.eye(2)
         x, off = film.x[i].double(), film.x[i].double() - a.sqrt() * mean
         products = off[:, :, None] * off[:, None, :]
@@ -168,10 +172,10 @@ def test_each_frame_has_its_times_noise_and_the_best_estimate(
 def test_frames_count_as_what_they_hold(gaussian: DiffusionModel) -> None:
     plan = Ancestral().plan(gaussian)
     frames = Frames.spread(4, len(plan))
-    plain = size_of(ChainJob("g", ROWS, 0, plan), gaussian)
+    plain = ChainJob("g", ROWS, 0, plan).size(gaussian)
     film = Film.blank(frames, ROWS, gaussian.event)
     filmed = ChainJob("g", ROWS, 0, plan, frames=frames, answer_bytes=1000)
-    assert size_of(filmed, gaussian) == plain + film.x.nbytes + film.x_0.nbytes + 1000
+    assert filmed.size(gaussian) == plain + film.x.nbytes + film.x_0.nbytes + 1000
 
 
 def test_frames_of_another_plan_are_refused(

@@ -1,22 +1,21 @@
-"""Results on their way out: sent when a tick ends, handed out when they are there.
+"""The output processor: results of batches are sent when a batch ends, and answered on arrival.
 
-On a CPU they are there at once. From an accelerator they travel while the next tick runs, and one
-tick's are on their way at the most: whoever waits has his answer no more than a tick late.
+On a CPU they have arrived at once. From an accelerator they travel while the next batch runs, and
+those of one batch at most are on their way: an answer comes no more than a batch late.
 """
 
 import logging
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import final
 
-from service.engine.device.landing import Landing
+from service.engine.device.batches import CollectedRows
 from service.engine.device.runner import Runner
-from service.engine.device.smc import SystemRunner
 from service.engine.faults import fatal, problem_of
-from service.engine.record import Record
+from service.engine.jobs import ActiveJob
 from service.engine.results import Timing
-from service.engine.scheduling.batch import Entry, Tick
+from service.engine.scheduling.batch import Batch
 from service.errors import NumericalFailure, Problem
 from service.metrics import Metrics
 
@@ -24,8 +23,8 @@ _log = logging.getLogger(__name__)
 
 
 @final
-class Handout:
-    """Hands out the results of ticks, and the problems of jobs that left the finite numbers.
+class OutputProcessor:
+    """Hands out the results of batches, and the problems of jobs that left the finite numbers.
 
     Args:
         records: the jobs that have not ended.
@@ -35,49 +34,49 @@ class Handout:
 
     def __init__(
         self,
-        records: Mapping[int, Record],
+        records: Mapping[int, ActiveJob],
         metrics: Metrics,
         end: Callable[[int, Timing | Problem], None],
     ) -> None:
         self._records, self._metrics, self._end = records, metrics, end
-        self._due: tuple[Runner | SystemRunner, Tick, Landing] | None = None
+        self._due: tuple[Runner, Batch, CollectedRows] | None = None
 
-    def send(self, runner: Runner | SystemRunner, tick: Tick) -> None:
-        """A tick is done, or queued: send its results, and hand out those of the one before."""
+    def send(self, runner: Runner, batch: Batch) -> None:
+        """A batch is done, or queued: send its results, and hand out those of the one before."""
         try:
-            landing = runner.collect(self._live(tick.chains), self._live(tick.ends), tick.length)
+            collected = runner.collect(batch.only(self._records.__contains__))
         except Exception as error:
-            self._fail(tick, error)
+            self._fail(batch, error)
             return
         self.flush()
-        self._due = (runner, tick, landing)
-        if landing.arrived is None:
+        self._due = (runner, batch, collected)
+        if collected.arrived is None:
             self.flush()
 
     def flush(self) -> None:
         """Hand out what is on its way; it waits for that."""
         if self._due is None:
             return
-        (runner, tick, landing), self._due = self._due, None
+        (runner, batch, collected), self._due = self._due, None
         try:
-            broken = runner.receive(landing)
+            broken = runner.receive(collected)
         except Exception as error:
-            self._fail(tick, error)
+            self._fail(batch, error)
             return
         fix = "Take more steps, another sampler or seed; if none helps, the model is at fault."
         for key, what in broken.items():
             if key in self._records:
                 self._end(key, NumericalFailure(f"{what}.", fix=fix))
-        ended = Counter({key: len(entries) for key, entries in landing.ends})
+        ended = Counter({key: len(entries) for key, entries in collected.ends})
         for key in ended.keys() & self._records.keys():
             record = self._records[key]
             record.rows_left -= ended[key]
             if record.rows_left == 0:
                 self._end(key, self._answer(runner, record))
 
-    def _answer(self, runner: Runner | SystemRunner, record: Record) -> Timing | Problem:
+    def _answer(self, runner: Runner, record: ActiveJob) -> Timing | Problem:
         """The answer of a job whose rows are all done."""
-        assert record.started is not None  # its rows were in ticks
+        assert record.started is not None  # its rows were in batches
         queue, compute = record.started - record.accepted, time.monotonic() - record.started
         try:
             answer = runner.result(record.key, queue, compute)
@@ -89,14 +88,11 @@ class Handout:
         self._metrics.compute_seconds.observe(compute)
         return answer
 
-    def _fail(self, tick: Tick, error: Exception) -> None:
-        """The results of a tick could not be read: its jobs end by that."""
+    def _fail(self, batch: Batch, error: Exception) -> None:
+        """The results of a batch could not be read: its jobs end by that."""
         if fatal(error):
             raise error
-        _log.error("the results of a tick could not be read", exc_info=error)
-        for key in tick.shares:
+        _log.error("the results of a batch could not be read", exc_info=error)
+        for key in batch.shares:
             if key in self._records:
                 self._end(key, problem_of(error))
-
-    def _live(self, entries: Sequence[Entry]) -> list[Entry]:
-        return [entry for entry in entries if entry.key in self._records]

@@ -1,4 +1,4 @@
-"""Ticks at fixed sizes: the ordinary tick's bits, whatever slots, and nobody else's touched."""
+"""Batches at fixed sizes: the ordinary batch's bits, whatever slots, and nobody else's touched."""
 
 import logging
 import random
@@ -16,9 +16,9 @@ from diffusion.prediction import PredictionKind, VarianceKind
 from diffusion.process import BinomialConfig, GaussianConfig, Process
 from diffusion.space import DataSpace
 from service.engine import ChainJob, Engine
-from service.engine.device.graphs import FixedTicks, Play, graph_recorder
-from service.engine.device.runner import Runner
-from service.engine.scheduling.batch import Entry
+from service.engine.device.graphs import ChainGraphs, Play, graph_recorder
+from service.engine.device.runner import ChainRunner
+from service.engine.scheduling.batch import Batch, Entry, Lane
 
 T, SLOTS, BATCH = 9, 24, 8
 
@@ -80,9 +80,9 @@ def jobs_of(model: DiffusionModel, dice: random.Random) -> dict[int, ChainJob]:
     return found
 
 
-def runner_of(model: DiffusionModel, jobs: dict[int, ChainJob], recorded: bool) -> Runner:
-    runner = Runner(model, SLOTS)
-    runner.batch = BATCH
+def runner_of(model: DiffusionModel, jobs: dict[int, ChainJob], recorded: bool) -> ChainRunner:
+    runner = ChainRunner(model, SLOTS)
+    runner.batch_size = BATCH
     for tensor in (runner.chains.x, runner.chains.previous):
         tensor.zero_()  # slots that nothing has used yet hold anything
     for key, job in jobs.items():
@@ -94,12 +94,12 @@ def runner_of(model: DiffusionModel, jobs: dict[int, ChainJob], recorded: bool) 
 
 @torch.inference_mode()
 @pytest.mark.parametrize("make", MODELS.values(), ids=MODELS.keys())
-def test_the_same_bits_as_the_ordinary_tick(make: Callable[[], DiffusionModel]) -> None:
+def test_the_same_bits_as_the_ordinary_batch(make: Callable[[], DiffusionModel]) -> None:
     """Any rows of any jobs in any slots, one step or several: every slot of the state agrees."""
     model, dice = make(), random.Random(0)
     jobs = jobs_of(model, dice)
     runners = [runner_of(model, jobs, recorded) for recorded in (False, True)]
-    begun: dict[tuple[int, int], list[int]] = {}  # row of a job: its slot, its next unit
+    begun: dict[tuple[int, int], list[int]] = {}  # row of a job: its slot, its next position
     for _ in range(40):
         free = sorted(set(range(SLOTS)) - {slot for slot, _ in begun.values()})
         while free and len(begun) < BATCH:
@@ -111,7 +111,7 @@ def test_the_same_bits_as_the_ordinary_tick(make: Callable[[], DiffusionModel]) 
         length = dice.randint(1, min(3, left))
         entries = [Entry(key, row, *begun[key, row]) for key, row in chosen]
         for runner in runners:
-            runner.run(entries, [], length)
+            runner.run(Batch(Lane("m"), entries, num_steps=length))
         ordinary, fixed = (runner.chains for runner in runners)
         for name in ("x", "previous", "finite"):
             one, other = getattr(ordinary, name)[:SLOTS], getattr(fixed, name)[:SLOTS]
@@ -124,14 +124,14 @@ def test_the_same_bits_as_the_ordinary_tick(make: Callable[[], DiffusionModel]) 
 
 @torch.inference_mode()
 def test_padding_leaves_everybody_else_alone() -> None:
-    """Five rows in a tick of eight: the other slots keep what they had, not finite or otherwise."""
+    """Five rows in a batch of eight: the other slots keep what they had, finite or not."""
     model = MODELS["v, lower"]()
     job = ChainJob("m", 5, 1, Ancestral().plan(model))
     runner = runner_of(model, {0: job}, recorded=True)
     runner.chains.x[5:SLOTS] = torch.nan
     runner.chains.previous[5:SLOTS] = 7.0
     runner.chains.finite[5:SLOTS] = False
-    runner.run([Entry(0, row, row, 0) for row in range(5)], [])
+    runner.run(Batch(Lane("m"), [Entry(0, row, row, 0) for row in range(5)]))
     assert bool(runner.chains.x[:5].isfinite().all())
     assert bool(runner.chains.finite[:5].all())
     assert bool(runner.chains.x[5:SLOTS].isnan().all())
@@ -144,7 +144,7 @@ def test_padding_leaves_everybody_else_alone() -> None:
 def test_what_is_played_is_what_was_recorded() -> None:
     """Not the function called again: a recorder that plays nothing leaves the state as it was."""
     model = MODELS["v, lower"]()
-    runner, played = Runner(model, SLOTS), 0
+    runner, played = ChainRunner(model, SLOTS), 0
 
     def record(play: Play) -> Play:
         def replay() -> None:
@@ -154,18 +154,18 @@ def test_what_is_played_is_what_was_recorded() -> None:
 
         return replay
 
-    runner.batch = BATCH
+    runner.batch_size = BATCH
     runner.record(record)
     runner.open(0, ChainJob("m", 3, 1, Ancestral().plan(model)))
     before = played
-    runner.run([Entry(0, row, row, 0) for row in range(3)], [], length=4)
+    runner.run(Batch(Lane("m"), [Entry(0, row, row, 0) for row in range(3)], num_steps=4))
     assert played == before + 4
 
 
 @torch.inference_mode()
 def test_a_size_that_is_wrong_or_fails_is_not_used(caplog: pytest.LogCaptureFixture) -> None:
     model = MODELS["v, lower"]()
-    runner, made = Runner(model, SLOTS), 0
+    runner, made = ChainRunner(model, SLOTS), 0
     runner.chains.x.zero_()
 
     def record(play: Play) -> Play:
@@ -177,11 +177,11 @@ def test_a_size_that_is_wrong_or_fails_is_not_used(caplog: pytest.LogCaptureFixt
         return (lambda: None) if made == 5 else play  # the second of 2 rows
 
     with caplog.at_level(logging.WARNING):
-        ticks = FixedTicks(model, runner.chains, BATCH, record)
-    assert sorted(ticks.failed) == [2, 4]
-    assert "not permitted" in ticks.failed[4]
-    assert "are off by" in ticks.failed[2]
-    assert [ticks.find(rows, observed=False) is None for rows in (1, 2, 3, 4, 5, 8, 9)] == [
+        batches = ChainGraphs(model, runner.chains, BATCH, record)
+    assert sorted(batches.failed) == [2, 4]
+    assert "not permitted" in batches.failed[4]
+    assert "are off by" in batches.failed[2]
+    assert [batches.find(rows, observed=False) is None for rows in (1, 2, 3, 4, 5, 8, 9)] == [
         False,
         True,
         True,
@@ -196,16 +196,16 @@ def test_a_size_that_is_wrong_or_fails_is_not_used(caplog: pytest.LogCaptureFixt
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("kind", ["dense", *MODELS])
-def test_graphs_are_the_ordinary_ticks(kind: str, make_engine: Callable[..., Engine]) -> None:
+def test_graphs_are_the_ordinary_batches(kind: str, make_engine: Callable[..., Engine]) -> None:
     """On the device, through the engine: within rounding of the eager one, and all sizes used."""
     torch.manual_seed(0)
     network = MLP(MLPConfig(features=3, outputs=1, width=32, zero_out=False))
     model = model_of("v", "lower", network=network) if kind == "dense" else MODELS[kind]()
     model = model.to("cuda")
     with torch.inference_mode():
-        runner = Runner(model, SLOTS)
-        ticks = FixedTicks(model, runner.chains, BATCH, graph_recorder(model.device))
-    assert not ticks.failed
+        runner = ChainRunner(model, SLOTS)
+        batches = ChainGraphs(model, runner.chains, BATCH, graph_recorder(model.device))
+    assert not batches.failed
     job = ChainJob("m", 5, 3, Ancestral().plan(model))
     graphs, eager = (
         make_engine(limits={"graphs": on}, m=model).submit(job).result(120).samples

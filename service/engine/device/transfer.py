@@ -1,8 +1,8 @@
-"""Between host and device, without the host waiting for a device that works.
+"""Copies between host and device that do not make the host wait for the device's work.
 
 A copy from or to ordinary memory waits until everything queued before it is done; one of pinned
-memory does not. Results leave on a stream of their own, beside the next tick. So that the host does
-not run ahead for ever, it waits for the tick before the last.
+memory does not. Results leave on a stream of their own, beside the next batch. So that the host
+does not run ahead without end, it waits for the batch before the last.
 """
 
 from collections.abc import Callable, Sequence
@@ -20,7 +20,7 @@ def upload(host: Tensor, device: torch.device) -> Tensor:
 
 
 @final
-class Departures:
+class HostCopies:
     """The way from the device to the host.
 
     Args:
@@ -34,7 +34,7 @@ class Departures:
         """The same on the host, and how to wait until they are there; None where they are.
 
         Args:
-            tensors: which nobody writes to from here on.
+            tensors: which nothing writes to from here on.
         """
         stream = self._stream
         if stream is None:
@@ -53,10 +53,10 @@ class Departures:
 
 @final
 class Fence:
-    """Keeps the host at most one tick ahead of the device, and tells how long ticks take there.
+    """Keeps the host at most one batch ahead of the device, and tells how long batches take there.
 
     Args:
-        device: where ticks run; where that is the CPU there is nothing to wait for.
+        device: where batches run; where that is the CPU there is nothing to wait for.
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -65,11 +65,11 @@ class Fence:
         self._pace: float | None = None  # seconds a step of the latest that is done
 
     def begin(self) -> torch.cuda.Event | None:
-        """A tick is about to be queued; `wait` wants what this gives."""
+        """A batch is about to be queued; `wait` wants what this gives."""
         return self._mark() if self._device.type == "cuda" else None
 
     def wait(self, begun: torch.cuda.Event | None, steps: int) -> None:
-        """A tick of so many steps has been queued: wait for the one before it."""
+        """A batch of so many steps has been queued: wait for the one before it."""
         if begun is None:
             return
         before, self._running = self._running, (begun, self._mark(), steps)
@@ -79,7 +79,7 @@ class Fence:
             self._pace = first.elapsed_time(last) / 1000 / its_steps
 
     def seconds(self, steps: int, spent: float) -> float:
-        """What a tick takes that the host has spent so long on: its own time is not known yet."""
+        """What a batch takes that the host has spent so long on: its own time is not known yet."""
         return spent if self._pace is None else steps * self._pace
 
     def _mark(self) -> torch.cuda.Event:

@@ -13,7 +13,7 @@ from diffusion.networks import MLP, RBF, MLPConfig, RBFConfig, UNet, UNetConfig
 from diffusion.networks.base import Network
 from diffusion.process import GaussianConfig
 from diffusion.space import DataSpace
-from service.engine.device.network import Calls, Precision, Rows
+from service.engine.device.network import NetworkCalls, Precision, Rows
 
 T = 12
 
@@ -52,8 +52,8 @@ def test_joined_filled_or_apart(network: Network, fill: int) -> None:
     model = model_of(network)
     chains, terms = rows(model, 3), rows(model, 2)
     wanted = [model.predict(*part).x_0 for part in (chains, terms)]
-    calls = Calls(model)
-    calls.fill = fill
+    calls = NetworkCalls(model)
+    calls.pad_to = fill
     for found in (calls(chains, terms), (calls(chains, None)[0], calls(None, terms)[1])):
         for prediction, x_0 in zip(found, wanted, strict=True):
             assert prediction is not None
@@ -68,8 +68,8 @@ def test_fewer_bits_are_for_sampling_alone(network: Network) -> None:
     """bfloat16 has eight bits: chains to a hundredth, bounds bit for bit as without it."""
     model = model_of(network)
     chains, terms = rows(model, 3), rows(model, 2)
-    chain, term = Calls(model)(chains, None)[0], Calls(model)(None, terms)[1]
-    low = Calls(model, "bfloat16")
+    chain, term = NetworkCalls(model)(chains, None)[0], NetworkCalls(model)(None, terms)[1]
+    low = NetworkCalls(model, "bfloat16")
     found = low(chains, terms)
     assert chain is not None
     assert term is not None
@@ -100,7 +100,7 @@ def test_products_are_rounded_for_sampling_alone(monkeypatch: pytest.MonkeyPatch
     model = model_of(Watched(MLPConfig(features=3, width=32, zero_out=False)))
     chains, terms = rows(model, 3), rows(model, 2)
     wanted = [model.predict(*part).x_0 for part in (chains, terms)]
-    calls = Calls(model, "tf32")
+    calls = NetworkCalls(model, "tf32")
     Watched.allowed.clear()
     for found, x_0 in zip(calls(chains, terms), wanted, strict=True):
         assert found is not None
@@ -126,9 +126,11 @@ def test_compiled_where_asked(precision: Precision, monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(torch, "compile", compile_)
     model = model_of(MLP(MLPConfig(features=3, width=32, zero_out=False)))
     chains, terms = rows(model, 3), rows(model, 2)
-    wanted = [found.x_0 for found in Calls(model, precision)(chains, terms) if found is not None]
+    wanted = [
+        found.x_0 for found in NetworkCalls(model, precision)(chains, terms) if found is not None
+    ]
     assert not compiled
-    found = Calls(model, precision, compiled=True)(chains, terms)
+    found = NetworkCalls(model, precision, compiled=True)(chains, terms)
     assert len(compiled) == (1 if precision == "float32" else 2)
     for prediction, x_0 in zip(found, wanted, strict=True):
         assert prediction is not None

@@ -1,4 +1,4 @@
-"""Room: what is asked for, or found by trying."""
+"""Capacity: what is asked for, or found by trying."""
 
 import math
 import random
@@ -9,10 +9,10 @@ import pytest
 import torch
 
 from diffusion.model import DiffusionModel
-from service.engine import room
-from service.engine.allowance import Allowance
-from service.engine.limits import APIECE
-from service.engine.room import Room, survey
+from service.engine.admission import APIECE
+from service.engine.device import warmup as room
+from service.engine.device.models import BatchLimit
+from service.engine.device.warmup import Capacity, survey
 from service.settings import Settings
 
 
@@ -31,11 +31,11 @@ def test_rows_enough_that_a_calls_fixed_time_is_small(
 ) -> None:
     monkeypatch.setattr(room, "_seconds", slow_beyond(full))
     found = survey(gaussian, 0, Settings())
-    assert found.batch == min(4096, 8 * full if full > 1 else 1)
-    assert found.slots >= 2 * found.batch
+    assert found.batch_size == min(4096, 8 * full if full > 1 else 1)
+    assert found.slots >= 2 * found.batch_size
 
 
-def test_no_tick_is_tried_that_would_keep_others_waiting(
+def test_no_batch_is_tried_that_would_keep_others_waiting(
     gaussian: DiffusionModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     calls: list[int] = []
@@ -53,7 +53,7 @@ def test_memory_that_runs_out_ends_the_search(
         return 0.001
 
     monkeypatch.setattr(room, "_seconds", seconds)
-    assert survey(gaussian, 0, Settings()).batch == 16
+    assert survey(gaussian, 0, Settings()).batch_size == 16
 
 
 def test_what_is_asked_for_is_not_tried(
@@ -61,20 +61,20 @@ def test_what_is_asked_for_is_not_tried(
 ) -> None:
     """And deterministic answers do not hang on a measurement."""
     monkeypatch.setattr(room, "_seconds", lambda *_: pytest.fail("it was tried"))
-    assert survey(gaussian, 5, Settings(slots=9)) == Room(5, 9)
-    assert survey(gaussian, 0, Settings(deterministic=True)).batch == 32
+    assert survey(gaussian, 5, Settings(slots=9)) == Capacity(5, 9)
+    assert survey(gaussian, 0, Settings(deterministic=True)).batch_size == 32
 
 
 def test_slots_stay_within_memory(gaussian: DiffusionModel, bits: DiffusionModel) -> None:
     for model in (gaussian, bits):
-        for batch in (1, 32, 4096):
-            found = survey(model, batch, Settings())
+        for batch_size in (1, 32, 4096):
+            found = survey(model, batch_size, Settings())
             held = found.slots * 4 * (4 * math.prod(model.event) + model.T)
-            assert found.slots == 2 * batch or held <= 2**28
+            assert found.slots == 2 * batch_size or held <= 2**28
 
 
 def test_an_allowance_shrinks_at_once_and_grows_by_and_by() -> None:
-    allowance = Allowance(32)
+    allowance = BatchLimit(32)
     assert not allowance.grow(32, 10_000)
     allowance.shrink(12)
     assert not allowance.grow(11, 10_000)  # calls with fewer rows tell nothing
@@ -102,5 +102,5 @@ def test_the_search_finds_the_same_size_on_a_noisy_machine(
         return (0.002 + 0.0005 * rows) * slow
 
     monkeypatch.setattr(room, "_seconds", seconds)
-    found = Counter(survey(gaussian, 0, Settings()).batch for _ in range(50))
+    found = Counter(survey(gaussian, 0, Settings()).batch_size for _ in range(50))
     assert max(found) <= 2 * min(found), found

@@ -1,0 +1,67 @@
+"""Records the frames of chains: the states at some of their steps, kept for the answer.
+
+    frame i of k is the state before step floor(i n / k) of n:    x_t, and x_0hat from it
+
+The network's estimate at a state comes with the step that follows it, so nothing is evaluated for
+the frames alone; and they are taken between the steps of a batch, which is no shorter for them.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import final
+
+import torch
+from torch import Tensor
+
+from service.engine.device.transfer import upload
+from service.engine.results import Film, FrameRows
+from service.engine.scheduling.batch import Entry
+
+
+@final
+class FrameRecorder:
+    """Takes what is to be kept of a batch, step by step.
+
+    The first states of chains and their last are not among it: `Film.end` has these.
+
+    Args:
+        films: by job.
+        chains: entries of any jobs, in the order of the batch's rows.
+        num_steps: of the batch.
+
+    Attributes:
+        taken: each shot with its states, [len(rows), *event] on the device.
+    """
+
+    def __init__(self, films: Mapping[int, Film], chains: Sequence[Entry], num_steps: int) -> None:
+        self.taken: list[tuple[FrameRows, Tensor]] = []
+        self._wanted: dict[int, list[FrameRows]] = {}
+        alike: dict[tuple[int, int], list[int]] = {}  # places of rows at the same step of a job
+        for place, entry in enumerate(chains if films else ()):
+            if entry.key in films:
+                alike.setdefault((entry.key, entry.position), []).append(place)
+        for (key, position), places in alike.items():
+            rows = [chains[place].row for place in places]
+            for frame, its_position in enumerate(films[key].frames.positions[:-1]):
+                made = its_position - position  # steps of this batch, when the row is there
+                if frame and 1 <= made <= num_steps:
+                    self._wanted.setdefault(made, []).append(
+                        FrameRows(key, frame, "x", rows, places)
+                    )
+                if 0 <= made < num_steps:
+                    shot = FrameRows(key, frame, "x_0", rows, places)
+                    self._wanted.setdefault(made + 1, []).append(shot)
+
+    def wants(self, made: int) -> bool:
+        """Whether something is to be taken after so many steps of the batch."""
+        return made in self._wanted
+
+    def __call__(self, made: int, x: Tensor, x_0: Tensor) -> None:
+        """Take what is wanted after so many steps: of x_s and x_0hat, [B, *event] each."""
+        for shot in self._wanted.get(made, ()):
+            first, last = shot.places[0], shot.places[-1]
+            states = x if shot.of == "x" else x_0
+            if last - first + 1 == len(shot.places):
+                states = states[first : last + 1].clone()
+            else:
+                states = states[upload(torch.tensor(shot.places), states.device)]
+            self.taken.append((shot, states))

@@ -161,7 +161,7 @@ def _told(one: Diagnostics) -> dict[str, float]:
 @cache
 def scalars(hidden: str) -> Tensor:
     """Total ink, and the first two principal components of training digits; [hidden, 3]."""
-    images = mnist.load(MnistConfig()).split("train")[:5000]
+    images = MnistConfig().load().split("train")[:5000]
     x = _hidden(model().space.to_model(images), hidden)
     _, _, axes = torch.pca_lowrank(x, q=4)
     return torch.cat((torch.ones(len(axes), 1), axes[:, :2]), 1)
@@ -174,5 +174,5 @@ def _hidden(x: Tensor, hidden: str) -> Tensor:
 
 def _test(which: slice) -> tuple[Tensor, Tensor]:
     """Test digits in model units, and their labels."""
-    images = mnist.load(MnistConfig()).split("test")[which]
+    images = MnistConfig().load().split("test")[which]
     return model().space.to_model(images), mnist.labels()[1][which].long()

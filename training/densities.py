@@ -21,7 +21,9 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from diffusion.networks import BernoulliMixture, GaussianMixture
+from diffusion.networks import BernoulliMixture, CorrectedConfig, GaussianMixture
+from training.config import FitConfig
+from training.data import Dataset
 
 FOLDS = 5
 COMPONENTS = (1, 2, 3, 4, 5, 8, 12, 20)
@@ -30,6 +32,8 @@ LARGEST = 3000
 """Rows that a choice is made on; more tell it no better and take longer."""
 WIDEST = 100
 """Columns beyond which one Gaussian is not taken apart into several."""
+MOST = 20_000
+"""Rows that a density is fitted to."""
 FLOOR = 3e-5
 """Added to variances of columns of unit variance: a direction without any has a density.
 
@@ -52,6 +56,24 @@ class Choice:
     components: int
     starts: int = 1
     shrunk: bool = False
+
+
+def known(dataset: Dataset) -> Tensor:
+    """All rows that are not reported on, `train` and `valid`, in model units."""
+    return dataset.space.to_model(torch.cat((dataset.train, dataset.valid))[:MOST])
+
+
+def base(config: FitConfig, rows: Tensor) -> Density | None:
+    """The density that a configuration's network corrects, fitted to rows [N, D] in model units.
+
+    None where the network corrects none.
+    """
+    network = config.network
+    if not isinstance(network, CorrectedConfig):
+        return None
+    start = config.base
+    choice = Choice(network.base.components // start.starts, start.starts, start.shrunk)
+    return fit(rows[:MOST], choice, getattr(network.base, "base_rate", None))
 
 
 def fit(rows: Tensor, choice: Choice, base_rate: float | None = None) -> Density:

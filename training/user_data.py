@@ -13,7 +13,6 @@ from typing import Any
 from diffusion.networks import CorrectedConfig
 from training import config as configs
 from training import densities
-from training.build import known
 from training.data import SPLITS, Dataset, load
 from training.given import data_of
 
@@ -72,7 +71,7 @@ def _images(shape: tuple[int, ...]) -> dict[str, Any]:
 
 def _vectors(dataset: Dataset) -> dict[str, Any]:
     dims = dataset.space.dims
-    choice = densities.choose(known(dataset), bits=False)
+    choice = densities.choose(densities.known(dataset), bits=False)
     base = {
         "kind": "gaussian-mixture",
         "components": choice.components * choice.starts,
@@ -97,7 +96,7 @@ def _vectors(dataset: Dataset) -> dict[str, Any]:
 
 def _bits(dataset: Dataset, base_rate: float) -> dict[str, Any]:
     dims, rate = dataset.space.dims, round(base_rate, 3)
-    choice = densities.choose(known(dataset), bits=True)
+    choice = densities.choose(densities.known(dataset), bits=True)
     base = {"kind": "bernoulli-mixture", "components": choice.components, "features": dims}
     return {
         "prediction": "x_0",

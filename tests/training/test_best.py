@@ -3,10 +3,13 @@
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
 
+from training import densities
+from training import user_data as own
 from training.config import FitConfig
 from training.export.export import from_checkpoint
 from training.fit import checkpoint as state
@@ -50,10 +53,25 @@ def test_a_gain_within_its_error_is_none() -> None:
     best.show(2, torch.tensor([torch.nan, 1.0, 1.0, 1.0]))
     assert best.looks is not None
     assert (best.looks.step, best.turned) == (0, True)
-    assert not torch.equal(best.tensors()["weight"], network.weight)
+    assert not torch.equal(best.weights["weight"], network.weight)
     best.show(3, torch.tensor([0.2, 0.1, 0.2, 0.1]))
     assert (best.looks.step, best.turned) == (3, False)
-    assert torch.equal(best.tensors()["weight"], network.weight)
+    assert torch.equal(best.weights["weight"], network.weight)
+
+
+def test_the_first_weights_are_left_for_a_gain_of_two_errors() -> None:
+    best = Best(nn.Linear(1, 1), patience=9)
+    gain = torch.tensor([3.0, 1.0, -1.0, 3.0, 1.0, 2.0])  # mean 1.5, error 0.62
+    best.show(0, torch.zeros(6))
+    best.show(1, 0.5 * gain - 0.1)  # 2.1 errors
+    best.show(2, gain - 0.5)  # 1.1 errors more
+    assert best.looks is not None
+    assert (best.looks.step, best.looks.since) == (2, 0)
+    best = Best(nn.Linear(1, 1), patience=9)
+    best.show(0, torch.zeros(6))
+    best.show(1, gain - 0.5)  # 1.6 errors
+    assert best.looks is not None
+    assert (best.looks.step, best.looks.since) == (0, 1)
 
 
 def test_the_best_weights_are_kept_and_exported(
@@ -120,3 +138,28 @@ def test_a_fit_is_extended_past_its_end(
 def test_a_schedule_that_is_learned_does_not_stop(small: FitConfig) -> None:
     with pytest.raises(ValueError, match=r"leave out \[stopping\]"):
         stopping(small, schedule={"learn": "log_snr"})
+
+
+@pytest.mark.parametrize("kept", [0, 4])
+def test_a_simple_density_is_compared_on_rows_it_has_not_seen(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kept: int
+) -> None:
+    """It has seen `train` alone, and learns from `valid` where the network added nothing."""
+    np.save(tmp_path / "rows.npy", np.random.default_rng(0).normal(size=(80, 2)))
+    keys, dataset = own.configure(tmp_path / "rows.npy", None, steps=8)
+    keys["watch"]["every"] = 4
+    config = FitConfig.model_validate(keys)
+    running = Fit(config, RunOptions(tmp_path / "run"), ALONE, dataset)
+    scripted(running, monkeypatch, [0.0, 1.0 if kept else -1.0, 0.5])
+    assert running.run()
+    assert running.best is not None
+    assert running.best.looks is not None
+    assert running.best.looks.step == kept
+    seen = densities.known(dataset) if kept == 0 else dataset.space.to_model(dataset.train)
+    wanted = densities.base(config, seen)
+    assert wanted is not None
+    exported = state.averaged_tensors(state.read_tensors(tmp_path / "run"))
+    for name, value in wanted.state_dict().items():
+        assert torch.equal(exported[f"base.{name}"], value)
+    correction = {name: exported[name] for name in exported if "correction.readout" in name}
+    assert all(bool(value.any()) == (kept > 0) for value in correction.values())

@@ -7,9 +7,9 @@ import pytest
 import torch
 
 from training import config, data
-from training.build import build_model
 from training.config import ConfigError
 from training.evaluate.bound import evaluate
+from training.fit.initial import build_model
 from training.fit.parallel import Ranks
 from training.study import schedules as compare
 

@@ -11,11 +11,11 @@ from PIL import Image
 from diffusion.checkpoint import load as load_artefact
 from training import user_data as own
 from training.__main__ import main
-from training.build import build_model
 from training.config import ConfigError, FitConfig
 from training.data import DataError, Dataset, load
 from training.data.pictures import PicturesConfig
 from training.data.table import TableConfig
+from training.fit.initial import build_model
 
 
 def paint(folder: Path, count: int, size: tuple[int, int] = (10, 8)) -> None:

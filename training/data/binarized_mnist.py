@@ -10,11 +10,11 @@ import hashlib
 from typing import Literal
 
 import torch
-from pydantic import BaseModel, ConfigDict
 from torch import Tensor
+from typing_extensions import override
 
 from diffusion.space import DataSpace
-from training.data.dataset import DataError, Dataset
+from training.data.dataset import DataError, Dataset, DataSetConfig
 from training.data.files import RemoteFile, read
 
 HOSTS = ("http://www.cs.toronto.edu/~larocheh/public/datasets/binarized_mnist",)
@@ -26,12 +26,25 @@ SIDE = 28
 LINE = 2 * SIDE * SIDE  # a digit a line: 0 or 1, a space or the line's end after each
 
 
-class BinarizedMnistConfig(BaseModel):
+class BinarizedMnistConfig(DataSetConfig):
     """The published split; there is nothing to choose."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
     kind: Literal["binarized-mnist"] = "binarized-mnist"
+
+    @override
+    def load(self) -> Dataset:
+        """Read (and, if need be, download) the three files."""
+        files = (TRAIN, VALID, TEST)
+        train, valid, test = (read_amat(read("binarized_mnist", f), f.name) for f in files)
+        digest = hashlib.sha256(" ".join(file.md5 for file in files).encode())
+        return Dataset(
+            name=self.kind,
+            space=DataSpace(kind="bits", shape=(1, SIDE, SIDE)),
+            train=train,
+            valid=valid,
+            test=test,
+            checksum=f"sha256:{digest.hexdigest()}",
+        )
 
 
 def read_amat(content: bytes, name: str) -> Tensor:
@@ -47,18 +60,3 @@ def read_amat(content: bytes, name: str) -> Tensor:
     if bool((bits > 1).any()):
         raise DataError(f"{name} holds other characters than 0 and 1 at the places of its pixels")
     return bits.float().view(-1, 1, SIDE, SIDE)
-
-
-def load(config: BinarizedMnistConfig) -> Dataset:
-    """Read (and, if need be, download) the three files."""
-    files = (TRAIN, VALID, TEST)
-    train, valid, test = (read_amat(read("binarized_mnist", f), f.name) for f in files)
-    digest = hashlib.sha256(" ".join(file.md5 for file in files).encode())
-    return Dataset(
-        name=config.kind,
-        space=DataSpace(kind="bits", shape=(1, SIDE, SIDE)),
-        train=train,
-        valid=valid,
-        test=test,
-        checksum=f"sha256:{digest.hexdigest()}",
-    )

@@ -12,10 +12,11 @@ import tarfile
 from typing import Literal
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 from torch import Tensor
+from typing_extensions import override
 
-from training.data.dataset import DataError, Dataset, eight_bit
+from training.data.dataset import DataError, Dataset, DataSetConfig, eight_bit
 from training.data.files import RemoteFile, data_folder, fetch, read
 
 ARCHIVE = RemoteFile(
@@ -36,13 +37,26 @@ SHAPE = (3, 32, 32)
 ROW = 1 + 3 * 32 * 32
 
 
-class Cifar10Config(BaseModel):
+class Cifar10Config(DataSetConfig):
     """`valid` images at the end of the training files are held out of the fit."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     kind: Literal["cifar10"] = "cifar10"
     valid: int = Field(default=5_000, gt=0, lt=50_000)
+
+    @override
+    def load(self) -> Dataset:
+        """Read (and, if need be, download) the images; uint8 [rows, 3, 32, 32]."""
+        images, test = torch.cat([read_rows(file) for file in TRAIN]), read_rows(TEST)
+        cut = len(images) - self.valid
+        digest = hashlib.sha256(" ".join(file.md5 for file in (*TRAIN, TEST)).encode())
+        return Dataset(
+            name=self.kind,
+            space=eight_bit(SHAPE),
+            train=images[:cut],
+            valid=images[cut:],
+            test=test,
+            checksum=f"sha256:{digest.hexdigest()}",
+        )
 
 
 def content(file: RemoteFile) -> bytes:
@@ -72,18 +86,3 @@ def read_rows(file: RemoteFile) -> Tensor:
     if not len(rows) or len(rows) % ROW:
         raise DataError(f"{file.name} holds {len(rows)} bytes, expected a multiple of {ROW}")
     return rows.view(-1, ROW)[:, 1:].reshape(-1, *SHAPE)
-
-
-def load(config: Cifar10Config) -> Dataset:
-    """Read (and, if need be, download) the images; uint8 [rows, 3, 32, 32]."""
-    images, test = torch.cat([read_rows(file) for file in TRAIN]), read_rows(TEST)
-    cut = len(images) - config.valid
-    digest = hashlib.sha256(" ".join(file.md5 for file in (*TRAIN, TEST)).encode())
-    return Dataset(
-        name=config.kind,
-        space=eight_bit(SHAPE),
-        train=images[:cut],
-        valid=images[cut:],
-        test=test,
-        checksum=f"sha256:{digest.hexdigest()}",
-    )

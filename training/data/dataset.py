@@ -7,11 +7,13 @@ fitting, `test` is what is reported. No row of one split is in another one.
 """
 
 import hashlib
+from abc import abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
 import torch
+from pydantic import BaseModel, ConfigDict
 from torch import Tensor
 
 from diffusion.space import DataSpace
@@ -64,6 +66,22 @@ class Dataset:
             raise DataError(f"no split named {name!r}; the splits are {', '.join(SPLITS)}")
         rows: Tensor = getattr(self, name)
         return rows
+
+
+class DataSetConfig(BaseModel):
+    """What a data set is made from; its subclasses are told apart by their `kind`."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    kind: str
+
+    @abstractmethod
+    def load(self) -> Dataset:
+        """The data set, its three splits in data units.
+
+        Raises:
+            DataError: files that cannot be found, downloaded or believed.
+        """
 
 
 def split_seed(seed: int, split: Split) -> int:

@@ -29,11 +29,12 @@ import math
 from typing import Literal, Self
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
 from torch import Tensor
+from typing_extensions import override
 
 from diffusion.noise import Stream, counter_noise
-from training.data.dataset import Dataset, Split, checksum, eight_bit, split_seed
+from training.data.dataset import Dataset, DataSetConfig, Split, checksum, eight_bit, split_seed
 
 LEAVES = 32  # drawn at once
 CODES = 512  # above 1 + grey; CODES (LEAVES + 1) fits into 16 bits
@@ -41,10 +42,8 @@ IMAGES = 1024  # painted at once: a layer of them stays in the cache
 TAILS = 4.0  # standard deviations of noise that fit between the greys and the ends of 8 bits
 
 
-class DeadLeavesConfig(BaseModel):
+class DeadLeavesConfig(DataSetConfig):
     """Images of `side` pixels; radii `r_min`..`r_max` in pixels; `greys` and `noise` in levels."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     kind: Literal["deadleaves"] = "deadleaves"
     side: int = Field(default=16, gt=1)
@@ -69,6 +68,24 @@ class DeadLeavesConfig(BaseModel):
                 f"that it is not cut off at the ends of 0..255; came {low} and {high}"
             )
         return self
+
+    @override
+    def load(self) -> Dataset:
+        """Draw the three splits; uint8 [rows, 1, side, side]."""
+
+        def rows(split: Split, count: int) -> Tensor:
+            return draw(self, split_seed(self.seed, split), torch.arange(count))
+
+        train, valid = rows("train", self.train), rows("valid", self.valid)
+        test = rows("test", self.test)
+        return Dataset(
+            name=self.kind,
+            space=eight_bit((1, self.side, self.side)),
+            train=train,
+            valid=valid,
+            test=test,
+            checksum=checksum(train, valid, test),
+        )
 
 
 def radii(u: Tensor, side: int, r_min: float, r_max: float) -> Tensor:
@@ -148,21 +165,3 @@ def _paint(config: DeadLeavesConfig, seed: int, rows: Tensor, step: int) -> Tens
         held = (x[k] < half_chord[k, :, None]).to(torch.int16)
         torch.maximum(layer, held.mul_(code[k]), out=layer)
     return layer.remainder_(CODES).permute(2, 0, 1).contiguous()
-
-
-def load(config: DeadLeavesConfig) -> Dataset:
-    """Draw the three splits; uint8 [rows, 1, side, side]."""
-
-    def rows(split: Split, count: int) -> Tensor:
-        return draw(config, split_seed(config.seed, split), torch.arange(count))
-
-    train, valid = rows("train", config.train), rows("valid", config.valid)
-    test = rows("test", config.test)
-    return Dataset(
-        name=config.kind,
-        space=eight_bit((1, config.side, config.side)),
-        train=train,
-        valid=valid,
-        test=test,
-        checksum=checksum(train, valid, test),
-    )

@@ -11,17 +11,16 @@ import math
 from typing import Literal
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 from torch import Tensor
+from typing_extensions import override
 
 from diffusion.space import DataSpace
-from training.data.dataset import Dataset, Split, checksum, generator
+from training.data.dataset import Dataset, DataSetConfig, Split, checksum, generator
 
 
-class HeartbeatConfig(BaseModel):
+class HeartbeatConfig(DataSetConfig):
     """`bits` places, a one in every `period`-th."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     kind: Literal["heartbeat"] = "heartbeat"
     bits: int = Field(default=20, gt=1)
@@ -31,34 +30,34 @@ class HeartbeatConfig(BaseModel):
     test: int = Field(default=10_000, gt=0)
     seed: int = Field(default=0, ge=0)
 
+    @override
+    def load(self) -> Dataset:
+        """Draw the three splits; float32 [rows, bits] of 0 and 1."""
+        table = patterns(self.bits, self.period)
+
+        def rows(split: Split, count: int) -> Tensor:
+            stream = generator(self.seed, split)
+            return table[torch.randint(self.period, (count,), generator=stream)]
+
+        def log_probability(x: Tensor) -> Tensor:
+            found = (x[:, None, :] == table).all(dim=-1).any(dim=-1)
+            return torch.where(found, -math.log(self.period), -math.inf)
+
+        train, valid = rows("train", self.train), rows("valid", self.valid)
+        test = rows("test", self.test)
+        return Dataset(
+            name=self.kind,
+            space=DataSpace(kind="bits", shape=(self.bits,), shift=0.0, scale=1.0, levels=None),
+            train=train,
+            valid=valid,
+            test=test,
+            checksum=checksum(train, valid, test),
+            entropy=(math.log(self.period), 0.0),
+            log_density=log_probability,
+        )
+
 
 def patterns(bits: int, period: int) -> Tensor:
     """All the sequences there are, one a phase, float32 [period, bits]."""
     place = torch.arange(bits)
     return torch.stack([(place % period == phase).float() for phase in range(period)])
-
-
-def load(config: HeartbeatConfig) -> Dataset:
-    """Draw the three splits; float32 [rows, bits] of 0 and 1."""
-    table = patterns(config.bits, config.period)
-
-    def rows(split: Split, count: int) -> Tensor:
-        stream = generator(config.seed, split)
-        return table[torch.randint(config.period, (count,), generator=stream)]
-
-    def log_probability(x: Tensor) -> Tensor:
-        found = (x[:, None, :] == table).all(dim=-1).any(dim=-1)
-        return torch.where(found, -math.log(config.period), -math.inf)
-
-    train, valid = rows("train", config.train), rows("valid", config.valid)
-    test = rows("test", config.test)
-    return Dataset(
-        name=config.kind,
-        space=DataSpace(kind="bits", shape=(config.bits,), shift=0.0, scale=1.0, levels=None),
-        train=train,
-        valid=valid,
-        test=test,
-        checksum=checksum(train, valid, test),
-        entropy=(math.log(config.period), 0.0),
-        log_density=log_probability,
-    )

@@ -13,10 +13,11 @@ from pathlib import Path
 from typing import Literal
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 from torch import Tensor
+from typing_extensions import override
 
-from training.data.dataset import DataError, Dataset, eight_bit
+from training.data.dataset import DataError, Dataset, DataSetConfig, eight_bit
 from training.data.files import RemoteFile, fetch
 
 HOSTS = (
@@ -31,13 +32,27 @@ TEST_LABELS = RemoteFile("t10k-labels-idx1-ubyte.gz", "ec29112dd5afa0611ce80d1b7
 SIDE = 28
 
 
-class MnistConfig(BaseModel):
+class MnistConfig(DataSetConfig):
     """`valid` images at the end of the training file are held out of the fit."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     kind: Literal["mnist"] = "mnist"
     valid: int = Field(default=5_000, gt=0, lt=60_000)
+
+    @override
+    def load(self) -> Dataset:
+        """Read (and, if need be, download) the images; uint8 [rows, 1, 28, 28]."""
+        images = read_idx(fetch("mnist", TRAIN_IMAGES)).unsqueeze(1)
+        test = read_idx(fetch("mnist", TEST_IMAGES)).unsqueeze(1)
+        cut = images.shape[0] - self.valid
+        digest = hashlib.sha256(f"{TRAIN_IMAGES.md5} {TEST_IMAGES.md5}".encode())
+        return Dataset(
+            name=self.kind,
+            space=eight_bit((1, SIDE, SIDE)),
+            train=images[:cut],
+            valid=images[cut:],
+            test=test,
+            checksum=f"sha256:{digest.hexdigest()}",
+        )
 
 
 def read_idx(path: Path) -> Tensor:
@@ -64,22 +79,6 @@ def read_idx(path: Path) -> Tensor:
     if body.numel() != expected:
         raise DataError(f"{path} holds {body.numel()} bytes, its header says {shape} = {expected}")
     return body.reshape(shape)
-
-
-def load(config: MnistConfig) -> Dataset:
-    """Read (and, if need be, download) the images; uint8 [rows, 1, 28, 28]."""
-    images = read_idx(fetch("mnist", TRAIN_IMAGES)).unsqueeze(1)
-    test = read_idx(fetch("mnist", TEST_IMAGES)).unsqueeze(1)
-    cut = images.shape[0] - config.valid
-    digest = hashlib.sha256(f"{TRAIN_IMAGES.md5} {TEST_IMAGES.md5}".encode())
-    return Dataset(
-        name=config.kind,
-        space=eight_bit((1, SIDE, SIDE)),
-        train=images[:cut],
-        valid=images[cut:],
-        test=test,
-        checksum=f"sha256:{digest.hexdigest()}",
-    )
 
 
 def labels() -> tuple[Tensor, Tensor]:

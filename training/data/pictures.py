@@ -17,6 +17,7 @@ import torch
 from PIL import Image, ImageOps
 from pydantic import Field
 from torch import Tensor
+from typing_extensions import override
 
 from noneq.errors import FileError
 from noneq.reading import folders, pictures
@@ -37,6 +38,50 @@ class PicturesConfig(Shares):
     folder: str
     side: int = Field(default=32, gt=1)
     colour: bool = True
+
+    @override
+    def load(self) -> Dataset:
+        """Read the pictures and part them; uint8 [rows, 1 or 3, side, side].
+
+        Raises:
+            DataError: too few that can be read.
+        """
+        by_digest: dict[bytes, Tensor] = {}
+        found = find(Path(self.folder))
+        skipped = [*found.skipped, *(Skipped(table, "a table") for table in found.tables)]
+        transparent = 0
+        for path in found.pictures:
+            try:
+                picture = pictures.read(path)
+            except FileError as error:
+                why = str(error).removeprefix(f"{path} is no picture that can be used: ")
+                skipped.append(Skipped(path, f"unreadable: {why}"))
+                continue
+            transparent += picture.alpha is not None
+            pixels = square(picture, self.side, self.colour)
+            by_digest.setdefault(hashlib.sha256(pixels.numpy().tobytes()).digest(), pixels)
+        notes = list(filter(None, [folders.told(skipped)]))
+        if transparent:
+            notes.append(f"{transparent} pictures are transparent in parts: these are put on white")
+        if len(by_digest) < LEAST:
+            raise DataError(
+                f"{self.folder} holds {len(by_digest)} different pictures of {self.side} x "
+                f"{self.side} pixels, and a model needs at least {LEAST}, better thousands"
+                f"{''.join(f'; {note}' for note in notes)}"
+            )
+        digests = sorted(by_digest)
+        rows = torch.stack([by_digest[digest] for digest in digests])
+        test = max(2, round(self.test * len(rows)))  # of one row the error is not known
+        held_out = test + max(1, round(self.valid * len(rows)))
+        return Dataset(
+            name=self.kind,
+            space=eight_bit(tuple(rows.shape[1:])),
+            train=rows[held_out:],
+            valid=rows[test:held_out],
+            test=rows[:test],
+            checksum=f"sha256:{hashlib.sha256(b''.join(digests)).hexdigest()}",
+            notes=tuple(notes),
+        )
 
 
 def find(folder: Path) -> Folder:
@@ -62,47 +107,3 @@ def square(picture: pictures.Picture, side: int, colour: bool) -> Tensor:
     fitted = ImageOps.fit(whole, (side, side), Image.Resampling.BOX)
     pixels = torch.from_numpy(np.array(fitted))
     return pixels.movedim(-1, 0).contiguous() if colour else pixels[None]
-
-
-def load(config: PicturesConfig) -> Dataset:
-    """Read the pictures and part them; uint8 [rows, 1 or 3, side, side].
-
-    Raises:
-        DataError: too few that can be read.
-    """
-    by_digest: dict[bytes, Tensor] = {}
-    found = find(Path(config.folder))
-    skipped = [*found.skipped, *(Skipped(table, "a table") for table in found.tables)]
-    transparent = 0
-    for path in found.pictures:
-        try:
-            picture = pictures.read(path)
-        except FileError as error:
-            why = str(error).removeprefix(f"{path} is no picture that can be used: ")
-            skipped.append(Skipped(path, f"unreadable: {why}"))
-            continue
-        transparent += picture.alpha is not None
-        pixels = square(picture, config.side, config.colour)
-        by_digest.setdefault(hashlib.sha256(pixels.numpy().tobytes()).digest(), pixels)
-    notes = list(filter(None, [folders.told(skipped)]))
-    if transparent:
-        notes.append(f"{transparent} pictures are transparent in parts: these are put on white")
-    if len(by_digest) < LEAST:
-        raise DataError(
-            f"{config.folder} holds {len(by_digest)} different pictures of {config.side} x "
-            f"{config.side} pixels, and a model needs at least {LEAST}, better thousands"
-            f"{''.join(f'; {note}' for note in notes)}"
-        )
-    digests = sorted(by_digest)
-    rows = torch.stack([by_digest[digest] for digest in digests])
-    test = max(2, round(config.test * len(rows)))  # of one row the error is not known
-    held_out = test + max(1, round(config.valid * len(rows)))
-    return Dataset(
-        name=config.kind,
-        space=eight_bit(tuple(rows.shape[1:])),
-        train=rows[held_out:],
-        valid=rows[test:held_out],
-        test=rows[:test],
-        checksum=f"sha256:{hashlib.sha256(b''.join(digests)).hexdigest()}",
-        notes=tuple(notes),
-    )

@@ -2,13 +2,13 @@
 
 from typing import Self
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
+
+from training.data.dataset import DataSetConfig
 
 
-class Shares(BaseModel):
+class Shares(DataSetConfig):
     """`valid` and `test` as shares of all data; the rest is `train`."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     valid: float = Field(default=0.05, gt=0)
     test: float = Field(default=0.1, gt=0)

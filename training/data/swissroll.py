@@ -17,11 +17,12 @@ import math
 from typing import Literal
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 from torch import Tensor
+from typing_extensions import override
 
 from diffusion.space import DataSpace
-from training.data.dataset import Dataset, Split, checksum, generator
+from training.data.dataset import Dataset, DataSetConfig, Split, checksum, generator
 
 FIRST, LAST = 1.5 * math.pi, 4.5 * math.pi
 MEAN = (2.0, 2.0 / (3.0 * math.pi))
@@ -30,10 +31,8 @@ NARROW = 0.03
 TOTAL_VARIANCE = 9.75 * math.pi**2 - MEAN[0] ** 2 - MEAN[1] ** 2
 
 
-class SwissRollConfig(BaseModel):
+class SwissRollConfig(DataSetConfig):
     """`noise` is the standard deviation across the roll, that of the whole being 1."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     kind: Literal["swissroll"] = "swissroll"
     noise: float = Field(default=0.003, gt=0, lt=1)
@@ -41,6 +40,27 @@ class SwissRollConfig(BaseModel):
     valid: int = Field(default=10_000, gt=0)
     test: int = Field(default=10_000, gt=0)
     seed: int = Field(default=0, ge=0)
+
+    @override
+    def load(self) -> Dataset:
+        """Draw the three splits; float32 [rows, 2]."""
+        roll = SwissRoll(self.noise)
+
+        def rows(split: Split, count: int) -> Tensor:
+            return roll.draw(count, generator(self.seed, split))[0].float()
+
+        train, valid = rows("train", self.train), rows("valid", self.valid)
+        test = rows("test", self.test)
+        return Dataset(
+            name=self.kind,
+            space=DataSpace(kind="vector", shape=(2,), shift=0.0, scale=1.0, levels=None),
+            train=train,
+            valid=valid,
+            test=test,
+            checksum=checksum(train, valid, test),
+            entropy=roll.entropy(),
+            log_density=roll.log_density,
+        )
 
 
 class SwissRoll:
@@ -174,24 +194,3 @@ def legendre(order: int) -> tuple[Tensor, Tensor]:
     off = k / torch.sqrt(4 * k**2 - 1)
     points, vectors = torch.linalg.eigh(torch.diag(off, 1) + torch.diag(off, -1))
     return points, 2 * vectors[0] ** 2
-
-
-def load(config: SwissRollConfig) -> Dataset:
-    """Draw the three splits; float32 [rows, 2]."""
-    roll = SwissRoll(config.noise)
-
-    def rows(split: Split, count: int) -> Tensor:
-        return roll.draw(count, generator(config.seed, split))[0].float()
-
-    train, valid = rows("train", config.train), rows("valid", config.valid)
-    test = rows("test", config.test)
-    return Dataset(
-        name=config.kind,
-        space=DataSpace(kind="vector", shape=(2,), shift=0.0, scale=1.0, levels=None),
-        train=train,
-        valid=valid,
-        test=test,
-        checksum=checksum(train, valid, test),
-        entropy=roll.entropy(),
-        log_density=roll.log_density,
-    )

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from pydantic import Field
 from torch import Tensor
+from typing_extensions import override
 
 from diffusion.space import DataSpace
 from noneq.errors import FileError
@@ -33,6 +34,31 @@ class TableConfig(Shares):
     kind: Literal["table"] = "table"
     file: str
     seed: int = Field(default=0, ge=0)
+
+    @override
+    def load(self) -> Dataset:
+        """Read the rows and part them; float32 [rows, D].
+
+        Raises:
+            DataError: as `read`, or a column that is the same in every row.
+        """
+        path = Path(self.file)
+        rows, names, notes = read(path)
+        digest = checksum(rows)
+        order = torch.randperm(len(rows), generator=generator(self.seed, "train"))
+        rows = rows[order]
+        test = max(1, round(self.test * len(rows)))
+        held_out = test + max(1, round(self.valid * len(rows)))
+        train = rows[held_out:]
+        return Dataset(
+            name=self.kind,
+            space=_space(rows, train, path, names),
+            train=train,
+            valid=rows[test:held_out],
+            test=rows[:test],
+            checksum=digest,
+            notes=notes,
+        )
 
 
 def read(path: Path) -> tuple[Tensor, tuple[str, ...] | None, tuple[str, ...]]:
@@ -66,31 +92,6 @@ def read(path: Path) -> tuple[Tensor, tuple[str, ...] | None, tuple[str, ...]]:
             "remove the row"
         )
     return torch.from_numpy(array.astype(np.float32)), names, () if note is None else (note,)
-
-
-def load(config: TableConfig) -> Dataset:
-    """Read the rows and part them; float32 [rows, D].
-
-    Raises:
-        DataError: as `read`, or a column that is the same in every row.
-    """
-    path = Path(config.file)
-    rows, names, notes = read(path)
-    digest = checksum(rows)
-    order = torch.randperm(len(rows), generator=generator(config.seed, "train"))
-    rows = rows[order]
-    test = max(1, round(config.test * len(rows)))
-    held_out = test + max(1, round(config.valid * len(rows)))
-    train = rows[held_out:]
-    return Dataset(
-        name=config.kind,
-        space=_space(rows, train, path, names),
-        train=train,
-        valid=rows[test:held_out],
-        test=rows[:test],
-        checksum=digest,
-        notes=notes,
-    )
 
 
 def _space(rows: Tensor, train: Tensor, path: Path, names: tuple[str, ...] | None) -> DataSpace:

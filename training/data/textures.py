@@ -15,24 +15,23 @@ from pathlib import Path
 from typing import Literal, Self
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
 from torch import Tensor
+from typing_extensions import override
 
 from diffusion.noise import Stream, counter_noise
 from noneq.errors import FileError
 from noneq.reading import folders, pictures
-from training.data.dataset import DataError, Dataset, Split, eight_bit, split_seed
+from training.data.dataset import DataError, Dataset, DataSetConfig, Split, eight_bit, split_seed
 from training.data.files import local_folder
 
 
-class TexturesConfig(BaseModel):
+class TexturesConfig(DataSetConfig):
     """Patches of `side` pixels from the pictures of `folder` (in the folder of NONEQ_DATA).
 
     `pictures` names some of them, () for all; `held_out` is the share of a picture's rows that
     `valid` and `test` have, each.
     """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     kind: Literal["textures"] = "textures"
     folder: str = "textures"
@@ -51,6 +50,39 @@ class TexturesConfig(BaseModel):
                 f"held_out is two shares above 0 that leave some for train, came {self.held_out}"
             )
         return self
+
+    @override
+    def load(self) -> Dataset:
+        """Read the pictures and draw the three splits; uint8 [rows, 1, side, side].
+
+        Raises:
+            DataError: pictures that are missing, cannot be read or are too small.
+        """
+        paths = find(self)
+        pictures = [read(path) for path in paths]
+        digest = hashlib.sha256()
+        for picture in pictures:
+            digest.update(f"{tuple(picture.shape)}".encode() + picture.numpy().tobytes())
+
+        def rows(split: Split, count: int) -> Tensor:
+            regions = [p[bands(p.shape[0], self.held_out)[split]] for p in pictures]
+            for path, region in zip(paths, regions, strict=True):
+                if min(region.shape) < self.side:
+                    raise DataError(
+                        f"{path.name}: {split} has {region.shape[0]} rows and {region.shape[1]} "
+                        f"columns of it, a patch needs {self.side} of each; give held_out more, "
+                        "or a smaller side"
+                    )
+            return patches(regions, self.side, torch.arange(count), split_seed(self.seed, split))
+
+        return Dataset(
+            name=self.kind,
+            space=eight_bit((1, self.side, self.side)),
+            train=rows("train", self.train),
+            valid=rows("valid", self.valid),
+            test=rows("test", self.test),
+            checksum=f"sha256:{digest.hexdigest()}",
+        )
 
 
 def bands(height: int, held_out: tuple[float, float]) -> dict[Split, slice]:
@@ -106,36 +138,3 @@ def patches(regions: list[Tensor], side: int, rows: Tensor, seed: int) -> Tensor
         windows = region.unfold(0, side, 1).unfold(1, side, 1)
         out[mine, 0] = windows[corner[mine, 0], corner[mine, 1]]
     return out
-
-
-def load(config: TexturesConfig) -> Dataset:
-    """Read the pictures and draw the three splits; uint8 [rows, 1, side, side].
-
-    Raises:
-        DataError: pictures that are missing, cannot be read or are too small.
-    """
-    paths = find(config)
-    pictures = [read(path) for path in paths]
-    digest = hashlib.sha256()
-    for picture in pictures:
-        digest.update(f"{tuple(picture.shape)}".encode() + picture.numpy().tobytes())
-
-    def rows(split: Split, count: int) -> Tensor:
-        regions = [p[bands(p.shape[0], config.held_out)[split]] for p in pictures]
-        for path, region in zip(paths, regions, strict=True):
-            if min(region.shape) < config.side:
-                raise DataError(
-                    f"{path.name}: {split} has {region.shape[0]} rows and {region.shape[1]} "
-                    f"columns of it, a patch needs {config.side} of each; give held_out more, or a "
-                    "smaller side"
-                )
-        return patches(regions, config.side, torch.arange(count), split_seed(config.seed, split))
-
-    return Dataset(
-        name=config.kind,
-        space=eight_bit((1, config.side, config.side)),
-        train=rows("train", config.train),
-        valid=rows("valid", config.valid),
-        test=rows("test", config.test),
-        checksum=f"sha256:{digest.hexdigest()}",
-    )

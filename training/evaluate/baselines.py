@@ -14,10 +14,8 @@ import torch
 from torch import Tensor
 
 from diffusion.checkpoint import Baseline
-from diffusion.networks import BernoulliMixtureConfig, Corrected
 from diffusion.space import DataSpace
 from training import densities
-from training.build import build_model, known
 from training.config import FitConfig
 from training.data import Dataset
 
@@ -66,14 +64,13 @@ def _fitted(config: FitConfig, dataset: Dataset) -> dict[str, LogProb]:
     space = dataset.space
     if space.kind == "image":
         return _of_images(torch.cat((dataset.train, dataset.valid)), space)
-    rows = known(dataset)
+    rows = densities.known(dataset)
     found: dict[str, LogProb] = {}
-    network = build_model(config, dataset).network
-    if isinstance(network, Corrected) and network.base.config.components > 1:
-        k = network.base.config.components
-        bits = isinstance(network.base.config, BernoulliMixtureConfig)
-        kind = "independent bits" if bits else "Gaussians"
-        found[f"the fit's base: {k} {kind}, by cross-validation"] = network.base.log_prob
+    base = densities.base(config, rows)
+    if base is not None and base.config.components > 1:
+        kind = "independent bits" if space.kind == "bits" else "Gaussians"
+        name = f"the fit's base: {base.config.components} {kind}, by cross-validation"
+        found[name] = base.log_prob
     if space.kind == "bits":
         found["independent columns"] = densities.fit(rows, densities.Choice(1), 0.5).log_prob
         return found

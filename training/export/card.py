@@ -7,7 +7,7 @@ from typing import Any
 
 from diffusion.checkpoint import Metadata
 from training.converted import ConvertedConfig, is_converted
-from training.data import AnyConfig
+from training.data import DataSetConfig
 from training.evaluate.bound import steps_table, table
 from training.evaluate.verdict import beside, verdict
 
@@ -184,7 +184,7 @@ def _own(metadata: Metadata) -> str | None:
     return shlex.join(words)
 
 
-def named(config: AnyConfig) -> str:
+def named(config: DataSetConfig) -> str:
     """The kind of data, and the name of one's own folder or file; not where it lies."""
     keys = config.model_dump()
     own = keys.get("folder") or keys.get("file")

@@ -27,7 +27,6 @@ from diffusion.space import Convention
 from training import config as configs
 from training import data
 from training.artefacts import artefact_path
-from training.build import build_model
 from training.converted import ConvertedConfig, is_converted
 from training.evaluate import baselines
 from training.evaluate import entropy as report
@@ -36,6 +35,7 @@ from training.evaluate.profile import measure_terms, measured_points, profiled
 from training.export import oracle
 from training.export.card import card
 from training.fit import checkpoint as state
+from training.fit.initial import build_model
 from training.fit.schedule import averaged_table
 from training.given import data_for
 from training.progress import progress_bar, rows_done, steps_made

@@ -1,22 +1,58 @@
-"""Where a fit begins that goes on from an artefact's weights, to other data or another objective.
+"""The model that a fit begins with: fresh weights, or those of an artefact.
 
-The network and what its output means have to be the artefact's. Its process may be another one
-where the network's clock is log SNR, which means the same noise under every schedule.
+A network that corrects a simple density is given one that was fitted to `train` alone, so that
+both are judged on rows that neither has seen.
 """
 
 from pathlib import Path
 
+import torch
 from torch import nn
 
 from diffusion.checkpoint import load
+from diffusion.model import DiffusionModel
+from diffusion.networks import RBF, Corrected, build
+from training import densities
 from training.artefacts import find
 from training.config import ConfigError, FitConfig
+from training.data.dataset import Dataset, stream_seed
 
 MODELS = Path("models")
+PLACING = 2000
+"""Rows of the training data among which basis functions are placed."""
+
+
+def build_model(config: FitConfig, dataset: Dataset, seed: int | None = None) -> DiffusionModel:
+    """The model of a configuration, with fresh weights drawn from the seed (default: its own)."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(stream_seed(config.seed if seed is None else seed, "weights", 0))
+        network = build(config.network)
+    model = DiffusionModel(
+        config.process.build(), network, dataset.space, config.prediction, config.fitted_variance
+    )
+    train = dataset.space.to_model(dataset.train[: densities.MOST])
+    if isinstance(network, RBF):
+        network.place(train[:PLACING])
+    density = densities.base(config, train)
+    if density is not None:
+        assert isinstance(network, Corrected)  # as the configuration says
+        network.place(density)
+    return model
+
+
+def refit_base(network: nn.Module, config: FitConfig, dataset: Dataset) -> None:
+    """Fit the density of a network that corrects nothing to `valid` as well as to `train`."""
+    density = densities.base(config, densities.known(dataset))
+    if density is not None:
+        assert isinstance(network, Corrected)  # as the configuration says
+        network.place(density.to(next(network.buffers()).device))
 
 
 def take_weights(network: nn.Module, config: FitConfig) -> None:
     """Put the weights of `config.initial` into a network.
+
+    The network and what its output means have to be the artefact's. Its process may be another
+    one where the network's clock is log SNR, which means the same noise under every schedule.
 
     Raises:
         ConfigError: there is no such artefact, or it is of another network, prediction or clock.

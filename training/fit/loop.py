@@ -22,14 +22,13 @@ from torch import Tensor, nn
 from diffusion.likelihood.bound import prior_part
 from diffusion.noise import Stream, counter_noise
 from training import data
-from training.build import build_model
 from training.config import FitConfig, completed
 from training.data.dataset import stream_seed
 from training.fit import checkpoint as state
 from training.fit.batches import Batches
 from training.fit.best import Best
 from training.fit.ema import Average
-from training.fit.initial import take_weights
+from training.fit.initial import build_model, refit_base, take_weights
 from training.fit.monitor import Watch
 from training.fit.objective import Objective
 from training.fit.parallel import Ranks
@@ -144,6 +143,8 @@ class Fit:
                 self._look(watch, last)
                 stop = self.ranks.any(bool(caught))
                 ended = self.step == last or self._turned()
+                if self._turned() or self.step == self.config.steps:
+                    self._refit_base()
                 if stop or ended or self.step % self.options.save_every == 0:
                     self.save()
                 if stop:
@@ -167,6 +168,18 @@ class Fit:
         if step == last or step % (config.sheets or config.every) == 0:
             watch.draw(step)
 
+    def _refit_base(self) -> None:
+        """Where the network added nothing, let what it was to correct learn from `valid` too.
+
+        While weights were compared it had not seen these rows, and so neither side was favoured.
+        """
+        if self.best is None or self.best.looks is None or self.best.looks.step:
+            return
+        network = copy.deepcopy(self.averaged.network)
+        network.load_state_dict(self.best.weights)
+        refit_base(network, self.config, self.dataset)
+        self.best.weights = network.state_dict()
+
     def save(self) -> None:
         """Write the checkpoint."""
         if not self.ranks.first:
@@ -176,7 +189,7 @@ class Fit:
             **state.named("average", self.averaged.network.state_dict()),
             **state.named("optimiser", state.optimiser_tensors(self.optimiser, self.names)),
             **(self.learning.tensors() if self.learning else {}),
-            **(state.named("best", self.best.tensors()) if self.best else {}),
+            **(state.named("best", self.best.weights) if self.best else {}),
             "steps.history": self.steps.history,
             "steps.seen": self.steps.seen,
         }

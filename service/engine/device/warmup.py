@@ -8,6 +8,7 @@
 """
 
 import math
+import statistics
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -157,12 +158,12 @@ def time_steps(runner: ChainRunner) -> tuple[dict[int, float], dict[int, float]]
             jobs.run(0, rows, own_chain=False, own_term=False)
             runner.receive(runner.collect(Batch(_LANE, [], ends=[Entry(_OTHER_TERMS, 0, 1, 0)])))
 
-        once = _shortest(partial(chains, 1))
+        once = _usual(partial(chains, 1))
         num_steps = max(1, min(jobs.steps, int(_MULTI_STEP / once)))
         alone[rows] = (
-            once if num_steps == 1 else min(once, _shortest(partial(chains, num_steps)) / num_steps)
+            once if num_steps == 1 else min(once, _usual(partial(chains, num_steps)) / num_steps)
         )
-        beside[rows] = _shortest(terms)
+        beside[rows] = _usual(terms)
         jobs.clear()
     return alone, beside
 
@@ -171,6 +172,7 @@ def time_systems(runner: SMCRunner) -> dict[int, float]:
     """Seconds of a step of systems by its evaluations."""
     found = {}
     for rows in _sizes(runner.batch_size):
+        warm_up_systems(runner, rows)  # the first of a size is another one
         begun = time.perf_counter()
         evaluations, steps = warm_up_systems(runner, rows)
         seconds = time.perf_counter() - begun
@@ -183,14 +185,15 @@ def _sizes(most: int) -> list[int]:
     return sorted({1, most, *(8**i for i in range(1, 4) if 8**i < most)})
 
 
-def _shortest(act: Callable[[], object]) -> float:
-    """Of a few tries: whatever else the machine does only makes them longer."""
-    found = math.inf
+def _usual(act: Callable[[], object]) -> float:
+    """The median of a few tries, but for the first: the shortest is one that nobody has again."""
+    act()
+    seconds = []
     for _ in range(_TRIES):
         begun = time.perf_counter()
         act()
-        found = min(found, time.perf_counter() - begun)
-    return found
+        seconds.append(time.perf_counter() - begun)
+    return statistics.median(seconds)
 
 
 def warm_up_systems(runner: SMCRunner, rows: int) -> tuple[int, int]:
@@ -294,6 +297,7 @@ class _WarmUpJobs:
         self.steps = len(plan)
         convention = model.space.default_convention
         steps = choose_steps(model.T, torch.arange(1), 0, convention)
+        self._terms = steps.count
         x_0 = torch.zeros(1, *model.event)
         runner.open(_OTHERS, ChainJob("", rows, 2, plan))
         runner.open(_CHAIN, ChainJob("", 1, 1, plan))

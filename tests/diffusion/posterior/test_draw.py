@@ -238,8 +238,8 @@ def test_the_evidence_s_error_is_by_what_systems_say_of_themselves_and_by_their_
 
 
 def test_the_evidence_s_error_covers_the_chain_s_steps() -> None:
-    assert told([0.0], steps=50, moved=10.0).log_evidence_error == pytest.approx(0.48)
-    assert told([0.0], steps=500, moved=10.0).log_evidence_error == pytest.approx(0.048)
+    assert told([0.0], steps=50, moved=10.0).log_evidence_error == pytest.approx(0.68)
+    assert told([0.0], steps=500, moved=10.0).log_evidence_error == pytest.approx(0.068)
 
 
 def test_nothing_is_said_of_one_system_of_one_particle() -> None:

@@ -1,5 +1,6 @@
 """Who may ask: hosts, origins, headers; bodies that are packed; below a proxy's path."""
 
+import asyncio
 import gzip
 import json
 import re
@@ -16,6 +17,7 @@ from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import JSONResponse
 from starlette.routing import Route
+from starlette.types import Message, Scope
 
 from service.api.middleware import Gate, knows
 from service.settings import Settings
@@ -265,3 +267,23 @@ async def test_the_path_opens_nothing_that_needs_a_key() -> None:
         assert (await client.get("/noneq/x")).json() == "/noneq/x"
         assert (await client.get("/x")).json() == "/noneq/x"
         assert (await client.get("/noneqx")).json() == "/noneq/noneqx"
+
+
+async def test_health_does_not_wait_for_all_that_came_before_it() -> None:
+    order = []
+
+    async def answer(scope: Scope, *_: object) -> None:
+        order.append(scope["path"])
+
+    gate = Gate(answer, Settings())
+    headers = [(b"host", b"localhost")]
+    paths = [*(["/sample"] * 1000), "/health/live"]
+    scopes = [{"type": "http", "method": "POST", "path": p, "headers": headers} for p in paths]
+    await asyncio.gather(*(gate(scope, none, none) for scope in scopes))
+    assert order.index("/health/live") < 3
+    assert len(order) == 1001
+
+
+async def none(*_: object) -> Message:
+    """Nothing is sent or received."""
+    return {}

@@ -21,8 +21,7 @@ from diffusion.noise import Stream, counter_noise
 from diffusion.plan import Ancestral
 from diffusion.sampling import begin, step
 from training import data
-from training.artefacts import artefact_path
-from training.config import FitConfig
+from training.config import FitConfig, artefact_path
 from training.study import galleries
 
 POINTS = 3000

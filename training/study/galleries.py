@@ -22,8 +22,7 @@ from diffusion.plan import Ancestral
 from diffusion.posterior import Observation, matched_start
 from diffusion.sampling import sample
 from training import data
-from training.artefacts import artefact_path
-from training.config import FitConfig
+from training.config import FitConfig, artefact_path
 from training.progress import each_step, progress_bar
 from training.sheet import sheet
 

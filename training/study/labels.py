@@ -25,8 +25,7 @@ from diffusion.observation import Observation
 from diffusion.plan import Ancestral
 from diffusion.posterior import Label, Posterior, Twisted, draw
 from training import data
-from training.artefacts import artefact_path
-from training.config import FitConfig
+from training.config import FitConfig, artefact_path
 from training.sheet import sheet
 
 MODEL, READER = "mnist", "mnist-classifier"

@@ -21,8 +21,7 @@ from diffusion.networks.encoder import Encoder, EncoderConfig
 from diffusion.noise import Stream, counter_noise
 from diffusion.process import ProcessConfig
 from training import data
-from training.artefacts import artefact_path
-from training.config import AverageConfig, ConfigError, Frozen, OptimiserConfig, read
+from training.config import AverageConfig, ConfigError, Frozen, OptimiserConfig, artefact_path, read
 from training.data import mnist
 from training.data.dataset import stream_seed
 from training.data.mnist import MnistConfig

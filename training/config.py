@@ -278,6 +278,48 @@ class FitConfig(Frozen):
         return self
 
 
+class ConvertedConfig(Frozen):
+    """The source of a converted artefact, in the place of a fit's configuration.
+
+    Attributes:
+        title: of the card.
+        library: that trained it.
+        command: that converts it again.
+        files: sha256 of each file that was read, by its name within the source.
+        documents: the source's own settings, by file, or the flags that were given.
+        notes: what the source says of its sampler, and this artefact does not hold.
+        data: what it is measured on; None where nothing was given.
+        evaluation: how.
+        profile: likewise, by `python -m training profile`.
+    """
+
+    kind: Literal["converted"] = "converted"
+    title: str
+    library: Literal["diffusers", "openai"]
+    command: str
+    files: dict[str, str]
+    documents: dict[str, dict[str, Any]]
+    notes: tuple[str, ...] = ()
+    data: DataConfig | None = None
+    evaluation: EvaluationConfig = EvaluationConfig()
+    profile: ProfileConfig = ProfileConfig()
+
+
+def is_converted(config: Mapping[str, Any]) -> bool:
+    """Whether an artefact's configuration is that of a conversion."""
+    return config.get("kind") == "converted"
+
+
+def artefact_path(models: Path, name: str) -> Path:
+    """Where the artefact of a model is: models/NAME/model.safetensors."""
+    return models / name / "model.safetensors"
+
+
+def find_artefact(name: str, models: Path) -> Path:
+    """The artefact that `name` means: a path, or the name of a folder of `models`."""
+    return Path(name) if name.endswith(".safetensors") else artefact_path(models, name)
+
+
 def path_of(name: str) -> Path:
     """The file that `name` means: of training/configs, or itself a path."""
     return Path(name) if name.endswith(".toml") else FOLDER / f"{name}.toml"

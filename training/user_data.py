@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import Any
 
 from diffusion.networks import CorrectedConfig
+from diffusion.space import DataSpace
 from training import config as configs
 from training import densities
-from training.data import SPLITS, Dataset, load
-from training.given import data_of
+from training.data import SPLITS, AnyConfig, Dataset, load, table
 
 STEPS = {"image": 3000, "vector": 6000, "bits": 6000}
 PASSES = 3000
@@ -85,10 +85,13 @@ def _vectors(dataset: Dataset) -> dict[str, Any]:
         "network": {
             "kind": "corrected",
             "base": base,
-            "correction": _mlp(len(dataset.train), dims, 2),
+            "correction": _mlp(len(dataset.train), dims),
         },
         "base": {"starts": choice.starts, "shrunk": choice.shrunk},
-        **_ROWS,
+        "optimiser": _OPTIMISER | {"lr": 1e-3, "weight_decay": 0.01, "warmup": 500},
+        "average": {"decay": 0.998},
+        "stopping": {"patience": 15},
+        "watch": _WATCH,
         "evaluation": {"data": 2000, "sampler_steps": 100},
         "profile": {"points": 100, "rows": 400},
     }
@@ -105,20 +108,18 @@ def _bits(dataset: Dataset, base_rate: float) -> dict[str, Any]:
         "network": {
             "kind": "corrected",
             "base": base | {"base_rate": rate},
-            "correction": _mlp(len(dataset.train), dims, 1),
+            "correction": _mlp(len(dataset.train), dims),
         },
-        **_ROWS,
+        "optimiser": _OPTIMISER | {"lr": 5e-4, "weight_decay": 0.01},
+        "average": {"decay": 0.995},
+        "stopping": {"patience": 8},
+        "watch": _WATCH,
         "evaluation": {"data": 1000, "sampler_steps": 100},
         "profile": {"points": 100, "rows": 200},
     }
 
 
-_ROWS = {
-    "optimiser": _OPTIMISER | {"lr": 5e-4, "weight_decay": 0.01},
-    "average": {"decay": 0.995},
-    "stopping": {"patience": 8},
-    "watch": {"every": 100, "sheets": 500, "data": 250, "terms": 64, "samples": 500},
-}
+_WATCH = {"every": 100, "sheets": 500, "data": 250, "terms": 64, "samples": 500}
 
 
 def _valid(rows: int, wanted: int) -> float:
@@ -126,11 +127,11 @@ def _valid(rows: int, wanted: int) -> float:
     return round(min(0.15, max(0.05, wanted / rows)), 3)
 
 
-def _mlp(rows: int, dims: int, outputs: int) -> dict[str, Any]:
+def _mlp(rows: int, dims: int) -> dict[str, Any]:
     """Wider where more rows can tell it more."""
     width = 64 if rows < 1000 else 128
     size = {"width": width, "depth": 3 if rows < 1000 else 4}
-    return {"kind": "mlp", "features": dims, "outputs": outputs, **size, "clock": "log_snr"}
+    return {"kind": "mlp", "features": dims, **size, "clock": "log_snr"}
 
 
 def _log_snr(first: float, last: float) -> dict[str, Any]:
@@ -226,6 +227,58 @@ def prepare(
         )
     print(f"using {written} as it stands; delete it for the defaults")
     return written, config, load(config.data)
+
+
+def data_of(path: Path, side: int, grey: bool) -> dict[str, Any]:
+    """The [data] of a configuration, by what there is at a path.
+
+    Raises:
+        ConfigError: neither a folder nor a table.
+    """
+    if path.is_dir():
+        return {"kind": "pictures", "folder": str(path), "side": side, "colour": not grey}
+    if path.is_file() and path.suffix.lower() in table.ENDINGS:
+        return {"kind": "table", "file": str(path)}
+    raise configs.ConfigError(
+        f"{path} is neither a folder of pictures nor a table ({', '.join(table.ENDINGS)})"
+    )
+
+
+def data_for(name: str, space: DataSpace) -> tuple[AnyConfig, Dataset]:
+    """The data that a name means, for a model of data of this kind.
+
+    Args:
+        name: of a configuration, whose [data] they are, or the path of one; of a folder of
+            pictures, which are scaled to the model's side; of a table.
+        space: of the model.
+
+    Raises:
+        ConfigError: there are none, or of another kind or shape.
+        DataError: they cannot be read.
+    """
+    path = Path(name)
+    if configs.path_of(name).is_file():
+        keys = configs.read(name).get("data")
+        if keys is None:
+            raise configs.ConfigError(f"configuration {name} has no [data] to measure on")
+    elif path.exists():
+        keys = data_of(path, side=space.shape[-1], grey=space.shape[0] == 1)
+    else:
+        raise configs.ConfigError(
+            f"--data {name}: there is no folder, table or configuration of that name (how many "
+            "data are measured is said with --rows)"
+        )
+    config = configs.read_data(keys)
+    dataset = load(config)
+    theirs = dataset.space
+    if (theirs.kind, theirs.shape, theirs.levels) != (space.kind, space.shape, space.levels):
+        raise configs.ConfigError(f"--data {name}: {_kind(theirs)}; the model is of {_kind(space)}")
+    return config, dataset
+
+
+def _kind(space: DataSpace) -> str:
+    levels = f" with {space.levels} levels" if space.levels else ""
+    return f"{space.kind} {list(space.shape)}{levels}"
 
 
 def _network(config: configs.FitConfig) -> str:

@@ -1,11 +1,13 @@
 """A simple density in closed form and a dense network that corrects it.
 
-    x_0hat = E_base[x_0 | x_t] + U sqrt(l n / (s^2 l + n)) f(u, t),    log-variance = the base's + g
+    x_0hat = E_base[x_0 | x_t] + U sqrt(l n / (s^2 l + n)) f(u, t),    log-variance = the base's
     u = U^T (x_t - s m) / sqrt(s^2 l + n)
 
 for reals, with s^2 = alpha_bar, n = 1 - alpha_bar, and mean m and covariance U diag(l) U^T of the
 base: f reads and writes in units of one standard deviation along the principal axes, whatever the
-columns have to do with each other. For bits, logits = the base's + f(x_t, t). The correction starts
+columns have to do with each other. A correction of two outputs adds the second to the log-variance,
+which the bound hardly depends on but at the last step: an optimiser that scales gradients lets it
+wander. For bits, logits = the base's + f(x_t, t). The correction starts
 from zero, so that a fit begins at the base and early stopping can return to it.
 """
 
@@ -14,6 +16,7 @@ from typing import Annotated, Literal, Self, final
 import torch
 from pydantic import Field, model_validator
 from torch import Tensor
+from torch.nn import functional as F
 from typing_extensions import override
 
 from diffusion.networks.base import Network, NetworkSettings
@@ -28,7 +31,7 @@ class CorrectedConfig(NetworkSettings):
 
     Attributes:
         base: the simple density; its values are put in by `Corrected.place`.
-        correction: of as many features and outputs as the base, on the clock "log_snr".
+        correction: of as many features as the base and at most its outputs, on the clock "log_snr".
     """
 
     kind: Literal["corrected"] = "corrected"
@@ -48,10 +51,10 @@ class CorrectedConfig(NetworkSettings):
     @model_validator(mode="after")
     def _fits(self) -> Self:
         base, own = self.base, self.correction
-        if (own.features, own.outputs) != (base.features, base.outputs):
+        if own.features != base.features or own.outputs > base.outputs:
             raise ValueError(
-                f"the correction has {base.features} features and {base.outputs} outputs as its "
-                f"base has, came {own.features} and {own.outputs}"
+                f"the correction has {base.features} features as its base has, and at most "
+                f"{base.outputs} outputs, came {own.features} and {own.outputs}"
             )
         if own.clock != "log_snr":
             raise ValueError(f"the base's clock is log_snr, came {own.clock!r}: write the same")
@@ -107,7 +110,8 @@ class Corrected(Network):
         _, inside, total = self.frame.project(x_t, time.sigmoid().sqrt(), noise)
         inside, total = inside[:, 0], total[:, 0]
         found = self.correction.given((inside / total.sqrt()).to(x_t.dtype), *known)
-        shift, log_var = found.to(torch.float64).chunk(2, dim=1)
+        missing = output.shape[1] - found.shape[1]  # an output that it lacks is not corrected
+        shift, log_var = F.pad(found.double(), (0, missing)).chunk(2, dim=1)
         spread = (self.frame.variances * noise / total).sqrt()
         moved = (spread * shift) @ self.frame.axes[0].mT
         return output + torch.cat([moved, log_var], dim=1).to(output.dtype)

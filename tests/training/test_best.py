@@ -147,10 +147,10 @@ def test_a_simple_density_is_compared_on_rows_it_has_not_seen(
     """It has seen `train` alone, and learns from `valid` where the network added nothing."""
     np.save(tmp_path / "rows.npy", np.random.default_rng(0).normal(size=(80, 2)))
     keys, dataset = own.configure(tmp_path / "rows.npy", None, steps=8)
-    keys["watch"]["every"] = 4
+    keys["watch"] = keys["watch"] | {"every": 4}
     config = FitConfig.model_validate(keys)
     running = Fit(config, RunOptions(tmp_path / "run"), ALONE, dataset)
-    scripted(running, monkeypatch, [0.0, 1.0 if kept else -1.0, 0.5])
+    scripted(running, monkeypatch, [0.0, 1.0 if kept else -1.0, -0.5])
     assert running.run()
     assert running.best is not None
     assert running.best.looks is not None

@@ -20,11 +20,10 @@ from diffusion.space import DataSpace
 from tests.training.pipelines import SIDE, T, ddim, ddpm, saved, unet
 from tests.training.test_own import paint
 from training.__main__ import main
-from training.config import ConfigError
+from training.config import ConfigError, ConvertedConfig
 from training.convert import ConvertError, Options, convert, read
 from training.convert.files import checked
 from training.convert.unet import UNetDocument, diffusers_key
-from training.converted import ConvertedConfig
 from training.data import PicturesConfig
 from training.export.export import source
 

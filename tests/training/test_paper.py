@@ -13,7 +13,7 @@ from PIL import Image
 
 from diffusion.checkpoint import read_metadata
 from training import config, data
-from training.artefacts import artefact_path
+from training.config import artefact_path
 from training.data import files
 from training.evaluate import parzen
 from training.evaluate import patches as peer

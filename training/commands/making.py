@@ -11,7 +11,7 @@ from diffusion.checkpoint import load, read_metadata
 from training import classifier, inspect
 from training import config as configs
 from training import user_data as own
-from training.artefacts import find
+from training.config import find_artefact
 from training.convert import Options, convert, write_diffusers
 from training.convert.openai import Flags
 from training.evaluate.verdict import verdict
@@ -104,7 +104,7 @@ def do_classifier(arguments: argparse.Namespace) -> int:
 def do_export(arguments: argparse.Namespace) -> int:
     """Export a fit or an oracle; with --to, an artefact for another library."""
     if arguments.to:
-        found = find(arguments.name, arguments.models)
+        found = find_artefact(arguments.name, arguments.models)
         folder = arguments.out or found.parent / arguments.to
         print(write_diffusers(*load(found), folder))
         return 0

@@ -16,8 +16,7 @@ from diffusion.profile import ProfileConfig
 from diffusion.samplers import Sampler, SamplerConfig
 from training import config as configs
 from training import data, inspect
-from training.artefacts import artefact_path, find
-from training.converted import ConvertedConfig
+from training.config import ConvertedConfig, artefact_path, find_artefact
 from training.evaluate import entropy as report
 from training.evaluate import parzen
 from training.evaluate import patches as peer
@@ -29,7 +28,7 @@ from training.study import record
 
 def _opened(arguments: argparse.Namespace) -> tuple[Path, DiffusionModel, Metadata]:
     """The artefact that is named: where it is, its model and its document."""
-    path = find(arguments.name, arguments.models)
+    path = find_artefact(arguments.name, arguments.models)
     return path, *load(path, pick_device(arguments.device))
 
 
@@ -93,7 +92,7 @@ def do_quantiles(arguments: argparse.Namespace) -> int:
 
 def do_heldout(arguments: argparse.Namespace) -> int:
     """Write some of the test split beside an artefact, to try things on."""
-    path = find(arguments.name, arguments.models)
+    path = find_artefact(arguments.name, arguments.models)
     model, metadata = load(path)
     _, dataset = export.source(model, metadata)
     print(export.write_examples(path, dataset))
@@ -146,7 +145,7 @@ def do_report(arguments: argparse.Namespace) -> int:
 
 def do_inspect(arguments: argparse.Namespace) -> int:
     """Print an artefact's facts."""
-    path = find(arguments.name, arguments.models)
+    path = find_artefact(arguments.name, arguments.models)
     print(inspect.as_json(path) if arguments.json else inspect.describe(path))
     return 0
 

@@ -13,15 +13,14 @@ from diffusion.likelihood import reference
 from diffusion.prediction import VarianceKind
 from diffusion.profile import ProfileConfig
 from diffusion.samplers import DDIM
-from training.config import EvaluationConfig
+from training.config import ConvertedConfig, EvaluationConfig
 from training.convert.found import ConvertError
 from training.convert.source import read
-from training.converted import ConvertedConfig
 from training.evaluate import entropy as report
 from training.evaluate.bound import as_planned
 from training.export.export import with_profile, write_companions
-from training.given import data_for
 from training.provenance import commit, versions
+from training.user_data import data_for
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from diffusion.checkpoint import Metadata
-from training.converted import ConvertedConfig, is_converted
+from training.config import ConvertedConfig, is_converted
 from training.data import DataSetConfig
 from training.evaluate.bound import steps_table, table
 from training.evaluate.verdict import beside, verdict

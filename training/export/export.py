@@ -26,8 +26,7 @@ from diffusion.schedule import TableSchedule
 from diffusion.space import Convention
 from training import config as configs
 from training import data
-from training.artefacts import artefact_path
-from training.converted import ConvertedConfig, is_converted
+from training.config import ConvertedConfig, artefact_path, is_converted
 from training.evaluate import baselines
 from training.evaluate import entropy as report
 from training.evaluate.bound import as_planned
@@ -37,10 +36,10 @@ from training.export.card import card
 from training.fit import checkpoint as state
 from training.fit.initial import build_model
 from training.fit.schedule import averaged_table
-from training.given import data_for
 from training.progress import progress_bar, rows_done, steps_made
 from training.provenance import commit, versions
 from training.sheet import SHEET_ROWS, sheet
+from training.user_data import data_for
 
 Source = configs.FitConfig | oracle.OracleConfig | ConvertedConfig
 

@@ -13,8 +13,7 @@ from diffusion.checkpoint import load
 from diffusion.model import DiffusionModel
 from diffusion.networks import RBF, Corrected, build
 from training import densities
-from training.artefacts import find
-from training.config import ConfigError, FitConfig
+from training.config import ConfigError, FitConfig, find_artefact
 from training.data.dataset import Dataset, stream_seed
 
 MODELS = Path("models")
@@ -58,7 +57,7 @@ def take_weights(network: nn.Module, config: FitConfig) -> None:
         ConfigError: there is no such artefact, or it is of another network, prediction or clock.
     """
     name = str(config.initial)
-    path = find(name, MODELS)
+    path = find_artefact(name, MODELS)
     if not path.is_file():
         raise ConfigError(
             f"initial = {name!r}: there is no {path}; name a folder of {MODELS}/ or a .safetensors"

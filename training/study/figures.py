@@ -19,8 +19,7 @@ from diffusion.model import DiffusionModel
 from diffusion.noise import Stream, counter_noise
 from diffusion.samplers import Ancestral, begin, step
 from training import data
-from training.artefacts import artefact_path
-from training.config import FitConfig
+from training.config import FitConfig, artefact_path
 from training.study import galleries
 
 POINTS = 3000

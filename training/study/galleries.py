@@ -21,8 +21,7 @@ from diffusion.noise import Stream, counter_noise
 from diffusion.posterior import Observation, matched_start
 from diffusion.samplers import Ancestral, sample
 from training import data
-from training.artefacts import artefact_path
-from training.config import FitConfig
+from training.config import FitConfig, artefact_path
 from training.progress import each_step, progress_bar
 from training.sheet import sheet
 

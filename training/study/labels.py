@@ -25,8 +25,7 @@ from diffusion.observation import Observation
 from diffusion.posterior import Label, Posterior, Twisted, sample_posterior
 from diffusion.samplers import Ancestral
 from training import data
-from training.artefacts import artefact_path
-from training.config import FitConfig
+from training.config import FitConfig, artefact_path
 from training.sheet import sheet
 
 MODEL, READER = "mnist", "mnist-classifier"

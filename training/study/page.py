@@ -10,7 +10,7 @@ from typing import Any
 
 from diffusion.checkpoint import Evaluation, Metadata, read_metadata
 from diffusion.likelihood.estimator import Spacing
-from training.artefacts import artefact_path
+from training.config import artefact_path
 from training.evaluate.bound import per_dim
 from training.study import record
 from training.study import schedules as compare

@@ -20,7 +20,7 @@ from diffusion.checkpoint import load
 from diffusion.samplers import Ancestral
 from training import config as configs
 from training import data
-from training.artefacts import artefact_path
+from training.config import artefact_path
 from training.evaluate import parzen
 from training.evaluate import patches as peer
 from training.export.export import export, source

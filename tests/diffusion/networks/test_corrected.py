@@ -74,6 +74,18 @@ def test_it_begins_as_its_base(base: GaussianMixture | BernoulliMixture, log_snr
     assert torch.allclose(one, made(x_t, time), atol=1e-6)
 
 
+def test_a_correction_of_one_output_leaves_the_variance() -> None:
+    base = mixture()
+    correction = MLPConfig(features=3, width=8, depth=2, embedding=4, clock="log_snr")
+    made = Corrected(CorrectedConfig(base=base.config, correction=correction))
+    made.place(base)
+    torch.nn.init.ones_(made.correction.readout.bias)
+    x_t, time = torch.randn(5, 3), torch.full((5,), 0.5)
+    (mean, log_var), (moved, left) = (net(x_t, time).chunk(2, 1) for net in (base, made))
+    assert torch.equal(left, log_var)
+    assert not torch.allclose(moved, mean)
+
+
 def test_a_shift_of_one_is_one_posterior_deviation_of_a_gaussian() -> None:
     whole = GaussianMixture.from_values(
         torch.ones(1), torch.zeros(1, 2), torch.tensor([[[1.0, 0.9], [0.9, 1.0]]])
@@ -152,8 +164,8 @@ def test_an_artefact_of_it_survives(tmp_path: Path) -> None:
 def test_what_does_not_fit_is_refused() -> None:
     keys = {"features": 3, "outputs": 2, "clock": "log_snr"}
     base = GaussianMixtureConfig(components=1, features=3)
-    with pytest.raises(ValueError, match="3 features and 2 outputs"):
-        CorrectedConfig(base=base, correction=MLPConfig(**(keys | {"outputs": 1})))
+    with pytest.raises(ValueError, match="3 features as its base has"):
+        CorrectedConfig(base=base, correction=MLPConfig(**(keys | {"features": 2})))
     with pytest.raises(ValueError, match="log_snr"):
         CorrectedConfig(base=base, correction=MLPConfig(**(keys | {"clock": "step"})))
     with pytest.raises(ValueError, match="between 0 and 1"):

@@ -72,22 +72,28 @@ def numbers(text: str) -> list[float]:
 def same(shown: str, printed: str) -> list[tuple[float, float]] | None:
     """The numbers of a shown answer with those that were printed; None where the words differ.
 
-    Space between words does not count, and "..." stands for anything.
+    Space between words does not count, and "..." stands for anything. What stands between two "..."
+    is looked for from where the last was found, without going back: in time that is linear.
     """
-    words = re.split(r"(\.\.\.)|(" + _NUMBER.pattern + r")|\s+", shown)
-    pattern = "".join(_pattern(word) for word in words if word)
-    found = re.fullmatch(pattern, printed, re.DOTALL)
-    if found is None:
-        return None
-    return list(zip(numbers(shown), map(float, found.groups()), strict=True))
+    place, values = 0, list[float]()
+    *parts, last = map(_pattern, shown.split("..."))
+    for i, part in enumerate([*parts, last + r"\s*+\Z"]):
+        look = re.compile(part)
+        found = look.search(printed, place) if i else look.match(printed)
+        if found is None:
+            return None
+        place, values = found.end(), [*values, *map(float, found.groups())]
+    return list(zip(numbers(shown), values, strict=True))
 
 
-def _pattern(word: str) -> str:
-    if word == "...":
-        return ".*?"
-    if _NUMBER.fullmatch(word):
-        return rf"\s*({_NUMBER.pattern})\s*"
-    return r"\s*" + re.escape(word) + r"\s*"
+def _pattern(shown: str) -> str:
+    """Words and numbers in turn, however they are spaced; nothing is matched in two ways."""
+    words = re.split(r"(" + _NUMBER.pattern + r")|\s+", shown)
+    return "".join(
+        r"\s*+" + (f"((?>{_NUMBER.pattern}))" if _NUMBER.fullmatch(word) else re.escape(word))
+        for word in words
+        if word
+    )
 
 
 def tables(page: str) -> Iterator[tuple[str, str]]:

@@ -25,7 +25,7 @@ def exposed() -> dict[str, list[str]]:
     metrics = Metrics()
     metrics.requests.labels("/sample", "ok").inc()
     metrics.refused.labels("queue-full").inc()
-    metrics.tick("mnist", 3, 0.1, systems=True)
+    metrics.batch("mnist", 3, 0.1, systems=True)
     metrics.pad("mnist", 1)
     metrics.watch_memory("cpu", lambda: 1)
     metrics.queue_seconds.observe(1.0)

@@ -120,7 +120,8 @@ def test_one_joint_system_gives_all_samples_of_a_datum(mixture: GaussianMixture)
     assert len(found.samples.flatten(0, 1).unique(dim=0)) == 10
     assert found.network_evaluations == 16 * (7 * 2 + 1) + 16 * (7 * 3 + 1)
     assert [d.systems for d in found.diagnostics] == [1, 1]
-    assert all(0 < (d.log_evidence_error or 0) < 1 for d in found.diagnostics)
+    # Of 8 steps most of it is the chain's own part, 3.4 moved / steps.
+    assert all(0 < (d.log_evidence_error or 0) < 1.5 for d in found.diagnostics)
     with pytest.raises(ValueError, match="16 particles hold 16 samples at most, came 17"):
         sample_posterior(model, seen, 17, seed=1, method=method)
 

@@ -149,7 +149,7 @@ def test_the_evidence_has_no_bias_even_by_a_bad_twist(line: GaussianMixture) -> 
 
     spreads = []
     for twist in (blind, wrong, None):
-        found = cloud(model, seen, 1500, 8, 5, evaluate=twist)
+        found = cloud(model, seen, 1500, 8, 5, twist_function=twist)
         check_evidence(found, exact)
         spreads.append(float(found.log_evidence.std()))
     assert spreads[2] < 0.5 * min(spreads[:2])
@@ -170,7 +170,7 @@ def test_a_particle_that_is_lost_counts_for_nothing(line: GaussianMixture, far: 
         sent = Normal(torch.where(lost[:, None], far, to.mean), to.var)
         return replace(found, proposal=Independent(kernel, sent))
 
-    found = cloud(model, seen, 1500, 4, 5, evaluate=losing)
+    found = cloud(model, seen, 1500, 4, 5, twist_function=losing)
     assert bool(found.samples.isfinite().all())
     check_evidence(found, exact + math.log(3 / 4))
 
@@ -187,7 +187,7 @@ def test_the_paper_s_kernel_with_weights_has_no_bias_either(line: GaussianMixtur
         log_r = -0.5 * (off.square() + math.log(2 * math.pi * 0.25)).sum(1)
         return TwistValue(log_r, Independent(kernel, product), x)  # type: ignore[arg-type]
 
-    check_evidence(cloud(model, seen, 1500, 8, 5, evaluate=constant), exact)
+    check_evidence(cloud(model, seen, 1500, 8, 5, twist_function=constant), exact)
 
 
 def independent_bits() -> BitPatterns:
@@ -211,7 +211,7 @@ def test_the_evidence_of_bits_has_no_bias(flips: float) -> None:
         kernel = model.predict(x, t).kernel(s)
         return TwistValue(torch.zeros(len(x)).double(), Independent(kernel, kernel), x)
 
-    check_evidence(cloud(model, seen, 1500, 4, 5, evaluate=blind), exact)
+    check_evidence(cloud(model, seen, 1500, 4, 5, twist_function=blind), exact)
 
 
 # ---- the posterior ----
@@ -306,7 +306,7 @@ def test_ancestors_are_counted(line: GaussianMixture) -> None:
         r = torch.where(first & (t == 20), 50.0, 0.0).double()
         return TwistValue(r, Independent(kernel, kernel), x)
 
-    assert cloud(model, seen, 3, 4, 20, evaluate=favour).ancestors.tolist() == [1, 1, 1]
+    assert cloud(model, seen, 3, 4, 20, twist_function=favour).ancestors.tolist() == [1, 1, 1]
     nothing = Observation.of_reals(Y, torch.zeros_like(KNOWN))
     found = cloud(model, nothing, 3, 4, 5)
     assert found.ancestors.tolist() == [4, 4, 4]
@@ -328,7 +328,7 @@ def test_the_impossible_has_no_evidence_and_no_nan(line: GaussianMixture) -> Non
         kernel = model.predict(x, t).kernel(s)
         return TwistValue(torch.full((len(x),), -math.inf).double(), Independent(kernel, kernel), x)
 
-    found = cloud(model, seen, 3, 4, 5, evaluate=never)
+    found = cloud(model, seen, 3, 4, 5, twist_function=never)
     assert found.log_evidence.tolist() == [-math.inf] * 3
     assert bool(found.samples.isfinite().all())
 

@@ -187,6 +187,7 @@ def _listen(settings: Settings) -> socket.socket:
     except OSError as error:
         where = f"{settings.host}:{settings.port}"
         why = error.strerror or error
+        found.close()
         _tell(f"cannot listen on {where}: {why}; NONEQ_HOST and NONEQ_PORT say where")
         sys.exit(_FAULT)
     return found

@@ -23,7 +23,9 @@ def make_models(source: Path, folder: Path) -> None:
     for name in SHIPPED:
         shutil.copytree(source / name, folder / name)
     whole = checkpoint.read_metadata(source / "mnist" / "model.safetensors")
-    process = whole.process.model_copy(update={"T": 107})  # one step has the noise that the pages denoise
+    process = whole.process.model_copy(
+        update={"T": 107}
+    )  # one step has the noise that the pages denoise
     for name, side in STAND_INS.items():
         space = whole.space.model_copy(update={"shape": (1, side, side)})
         document = checkpoint.Metadata(

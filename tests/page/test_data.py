@@ -77,7 +77,7 @@ def test_data_too_large_for_a_link_are_left_out(visit: Open) -> None:
     score(page)
     assert fields_of(page)["data"] == "-"
     page.reload()
-    page.get_by_text("This link holds no data").wait_for()
+    page.get_by_text("The data were too large for this link").wait_for()
     assert page.locator(".tray li").count() == 0
 
 

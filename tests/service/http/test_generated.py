@@ -81,7 +81,10 @@ def test_it_asks_and_is_answered(folder: Path) -> None:
             assert isinstance(answer, models.SampleAnswer)
             assert (answer.seed, len(answer.samples)) == (7, 2)
             asked = models.InpaintRequest(
-                model="gaussian-mixture", observed=[[0.5, 0]], known=[1, 0], method="twisted"
+                model="gaussian-mixture",
+                observed=[[0.5, 0]],
+                known=[1, 0],
+                method=models.InpaintRequestMethodType0.TWISTED,
             )
             answer = get("api.distributions.inpaint").sync(client=client, body=asked)
             assert isinstance(answer, models.PosteriorAnswer)

@@ -48,7 +48,7 @@ check: $(DEV) ## lint, format, types, imports; changes nothing
 	$(VENV)/bin/lint-imports
 
 .PHONY: format
-format: $(DEV) ## mend what can be mended: lint and format
+format: $(DEV) ## fix what can be fixed by itself: lint and format
 	$(VENV)/bin/ruff check --fix
 	$(VENV)/bin/ruff format
 

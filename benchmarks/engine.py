@@ -25,7 +25,7 @@ from diffusion.posterior import Observation
 from diffusion.samplers import DDIM, Ancestral
 from service.engine.device.network import NetworkCalls
 from service.engine.engine import Engine
-from service.engine.jobs import ChainJob, Job, TermJob
+from service.engine.jobs import BoundJob, Job, SampleJob
 from service.engine.results import Ticket
 from service.memory import keep_freed_memory
 from service.settings import Settings
@@ -39,12 +39,12 @@ def load_of(model: DiffusionModel) -> Iterator[Job]:
     x_0 = torch.zeros(2, *model.event)
     known = torch.rand(4, *model.event) < 0.5
     for seed in itertools.count():
-        yield ChainJob("m", 4, seed, DDIM(steps=50).plan(model))
-        yield ChainJob("m", 4, seed, Ancestral(steps=250).plan(model))
+        yield SampleJob("m", 4, seed, DDIM(steps=50).plan(model))
+        yield SampleJob("m", 4, seed, Ancestral(steps=250).plan(model))
         seen = Observation.of_reals(torch.zeros(4, *model.event), known)
-        yield ChainJob("m", 4, seed, Ancestral(steps=50).plan(model), observation=seen)
+        yield SampleJob("m", 4, seed, Ancestral(steps=50).plan(model), observation=seen)
         steps = choose_steps(model.T, torch.arange(2), seed, convention, 100)
-        yield TermJob("m", x_0, seed, steps, convention)
+        yield BoundJob("m", x_0, seed, steps, convention)
 
 
 def engine_rate(model: DiffusionModel, batch: int, window: float) -> float:

@@ -20,12 +20,12 @@ from diffusion.likelihood.estimator import choose_steps
 from diffusion.model import DiffusionModel
 from diffusion.noise import Stream, counter_noise
 from service.engine.engine import Engine
-from service.engine.jobs import TermJob
+from service.engine.jobs import BoundJob
 from service.memory import keep_freed_memory
 from service.settings import Settings
 
 
-def by_engine(model: DiffusionModel, job: TermJob) -> float:
+def by_engine(model: DiffusionModel, job: BoundJob) -> float:
     """Seconds through the engine and back."""
     limits = Settings(max_queue_cost=10**9, max_request_cost=10**9)
 
@@ -62,7 +62,7 @@ def main() -> None:
         x_0 = torch.zeros(count, *model.event)
         row = torch.arange(count)
         steps = choose_steps(model.T, row, 0, convention, asked.terms)
-        ours = partial(by_engine, model, TermJob("m", x_0, 0, steps, convention))
+        ours = partial(by_engine, model, BoundJob("m", x_0, 0, steps, convention))
         theirs = partial(seconds, partial(by_loop, model, x_0.to(model.device), asked.terms))
         found = compare(ours, theirs, asked.rounds)
         rows.append([str(count), *found.cells(count * asked.terms / 1000)])

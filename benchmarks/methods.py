@@ -34,7 +34,7 @@ METHODS: dict[str, tuple[Method, Callable[[int], int]]] = {
 def posterior(
     name: str, model: DiffusionModel, seen: Observation, samples: int, calls: int
 ) -> Posterior:
-    """Samples of one datum's posterior, in as many steps as the calls allow."""
+    """Samples of one example's posterior, in as many steps as the calls allow."""
     method, cost = METHODS[name]
     bits = isinstance(model.process, BinomialProcess)  # of which a look is one call
     steps = min(model.T, math.ceil(calls / cost(0 if bits else int(seen.known.sum()))))

@@ -79,15 +79,15 @@ class UnitMixture(Network):
 @final
 @dataclass(frozen=True)
 class Problem:
-    """What was seen of one datum, in model units.
+    """What was seen of one example, in model units.
 
     Attributes:
         model: the mixture's.
-        observation: of one datum.
+        observation: of one example.
         matrix: A, float64 [M, D].
         y: float64 [M].
         std: of y's noise.
-        x_0: the datum, float64 [D].
+        x_0: the example, float64 [D].
     """
 
     model: DiffusionModel

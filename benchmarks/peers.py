@@ -4,7 +4,7 @@ Each gets the same network and about the same number of its calls a sample; a pr
 Jacobian counts as a call, as in `posterior.twist`. What each leaves open is chosen in its favour:
 DPS guides every sample by its own residual (azula's norm is that of a whole batch), MMPS solves
 with as many GMRES iterations as numbers were seen, TDS has all samples in one system, which is
-larger than any of ours, and the variance of its twist is that of a datum of unit variance.
+larger than any of ours, and the variance of its twist is that of an example of unit variance.
 
     pip install -c constraints.txt '.[bench]'
     pip install -c constraints.txt --no-deps azula  # its dependencies would bring torchvision

@@ -16,7 +16,7 @@ from diffusion.space import DataSpace
 
 @dataclass(frozen=True)
 class Bits:
-    """A model of bit patterns, what was seen of one datum, and P(pattern | y)."""
+    """A model of bit patterns, what was seen of one example, and P(pattern | y)."""
 
     model: DiffusionModel
     observation: Observation

@@ -24,14 +24,14 @@ from diffusion.model import DiffusionModel
 from diffusion.samplers import Ancestral, sample
 from service.engine.device.network import NetworkCalls
 from service.engine.engine import Engine
-from service.engine.jobs import ChainJob
+from service.engine.jobs import SampleJob
 from service.memory import keep_freed_memory
 from service.settings import Settings
 
 PREDICTION = {"v": "v_prediction", "x_0": "sample", "eps": "epsilon"}
 
 
-def ours(model: DiffusionModel, job: ChainJob) -> float:
+def ours(model: DiffusionModel, job: SampleJob) -> float:
     """Seconds through the engine and back."""
     limits = Settings(max_request_cost=10**9, max_queue_cost=10**9)
 
@@ -95,7 +95,7 @@ def main() -> None:
         scheduler, plan = their_scheduler(plain), Ancestral().plan(model)
         NetworkCalls(model)  # its weights laid out as the engine has them
         for size in asked.sizes:
-            mine = partial(ours, model, ChainJob(name, size, 0, plan))
+            mine = partial(ours, model, SampleJob(name, size, 0, plan))
             if asked.alone:
                 mine = partial(cpu_seconds, partial(sample, model, size, seed=0))
             theirs = partial(clock, partial(their_samples, plain, scheduler, size))

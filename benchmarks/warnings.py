@@ -42,7 +42,7 @@ BAD = 0.5
 
 @dataclass(frozen=True)
 class Case:
-    """What was seen of one datum, and what is right: mean and deviation by element, log p(y)."""
+    """What was seen of one example, and what is right: mean and deviation by element, log p(y)."""
 
     kind: str
     model: DiffusionModel
@@ -175,18 +175,18 @@ def answers(case: Case, systems: int) -> SMCResult:
     """So many systems of the defaults."""
     plan = Ancestral(steps=min(STEPS, case.model.T)).plan(case.model)
     place = torch.zeros(systems, dtype=torch.long)
-    course = ParticleFilter(plan, Twisted().particles)
-    return run(case.model, course, case.observation.rows(place), 5, torch.arange(systems))
+    kernel = ParticleFilter(plan, Twisted().particles)
+    return run(case.model, kernel, case.observation.rows(place), 5, torch.arange(systems))
 
 
-def judged(case: Case, cloud: SMCResult, each: int) -> tuple[bool, float, float]:
+def judged(case: Case, result: SMCResult, each: int) -> tuple[bool, float, float]:
     """Of answers with so many samples: whether bad, how many warn, how often the error holds."""
-    count = len(cloud.log_evidence) // each
-    samples, _ = Twisted().gather(cloud.rows(slice(count * each)), count, 5)
+    count = len(result.log_evidence) // each
+    samples, _ = Twisted().gather(result.rows(slice(count * each)), count, 5)
     bad = case.off(samples.flatten(0, 1)) > BAD
     warned, held = 0, 0
     for k in range(count):
-        one = Diagnostics.of(cloud.rows(slice(k * each, (k + 1) * each)), case.model.T)
+        one = Diagnostics.of(result.rows(slice(k * each, (k + 1) * each)), case.model.T)
         assert one.log_evidence is not None  # weights tell it
         assert one.log_evidence_error is not None  # of 8 particles
         warned += one.warning is not None
@@ -205,10 +205,10 @@ def main() -> None:
     print(machine(), flush=True)
     found: dict[tuple[int, str, bool], list[tuple[float, float]]] = {}
     for number, case in enumerate(cases(asked.first, asked.cases), asked.first):
-        cloud = answers(case, asked.systems)
-        line = f"{number} {case.kind}: off {case.off(cloud.samples[:, 0]):.2f}"
+        result = answers(case, asked.systems)
+        line = f"{number} {case.kind}: off {case.off(result.samples[:, 0]):.2f}"
         for each in ANSWERS:
-            bad, warned, held = judged(case, cloud, each)
+            bad, warned, held = judged(case, result, each)
             found.setdefault((each, case.kind, bad), []).append((warned, held))
             line += f"; {each}: warned {warned:.2f}, error holds {held:.2f}"
         print(line, flush=True)

@@ -52,7 +52,7 @@ class Evaluation(Frozen):
         convention: of the bound.
         split: of the data.
         count: data evaluated.
-        terms: network evaluations a datum; None for all steps.
+        terms: network evaluations an example; None for all steps.
         trajectories: whose weights were averaged (`trajectory.trajectory_bound`); None for the
             ordinary bound.
         gain: the part of the bound that exceeds the trajectories' average, nats.
@@ -62,12 +62,13 @@ class Evaluation(Frozen):
         seed: of the noise.
         bound: mean over data, nats.
         standard_error: of that mean, over data and noise, nats.
-        bits: mean bound in bits a datum.
+        bits: mean bound in bits an example.
         bits_per_dim: negative mean bound, bits an element.
         null: mean L_null in the same convention, nats.
         entropy: the data's own, nats, where it is known.
         machine: that evaluated.
-        quantiles: of the bound of one datum, nats: 101 percentiles from the least to the greatest,
+        quantiles: of the bound of one example, nats: 101 percentiles from the least to the
+        greatest,
             ascending; None where they are not known. Each is an estimate, whose noise widens them.
         quantiles_count: data of the split that these are of; None for all `count`.
     """
@@ -102,7 +103,7 @@ class Evaluation(Frozen):
         """The share of these data with a larger bound, between quantiles as on a line.
 
         Args:
-            bound: of one datum, nats, estimated likewise; minus infinity is below all.
+            bound: of one example, nats, estimated likewise; minus infinity is below all.
         """
         if self.quantiles is None:
             return None

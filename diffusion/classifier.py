@@ -89,7 +89,7 @@ class Classifier(nn.Module):
     Args:
         process: the forward process that makes x_t.
         network: [B, *event] and its clock's time [B] to logits [B, K].
-        space: what a datum is.
+        space: what an example is.
         labels: the K names, in the order of the logits.
     """
 

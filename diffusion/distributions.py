@@ -1,4 +1,4 @@
-"""Distributions over rows: independent elements, one row a datum.
+"""Distributions over rows: independent elements, one row an example.
 
     log_prob(x) = sum over elements,    KL(q || p) = E_q[log q - log p],
     q(x) r(x) = Z * (q multiplied by r)(x)

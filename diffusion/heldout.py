@@ -17,7 +17,7 @@ from diffusion.space import DataSpace
 
 FILE = "examples.safetensors"
 MOST = 32
-_BYTES = 100_000  # of the file; more than one datum only where they fit
+_BYTES = 100_000  # of the file; more than one example only where they fit
 _KEY = "data"
 
 
@@ -34,7 +34,7 @@ def write(folder: Path, data: Tensor, space: DataSpace) -> Path:
     Args:
         folder: of the artefact.
         data: [N, *shape], data units.
-        space: what a datum is.
+        space: what an example is.
 
     Raises:
         ValueError: they are no data of that space, or more than MOST.

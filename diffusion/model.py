@@ -61,7 +61,7 @@ class DiffusionModel(nn.Module):
         process: the forward process.
         network: [B, *event] and time [B] to [B, outputs * event[0], ...]; its `clock` says which
             time.
-        space: what a datum is.
+        space: what an example is.
         prediction: what the network predicts.
         variance: the reverse kernel's variance; None for bits, and with "perturbation".
         profile: what was measured of the model, if anything was; "optimal" needs it.
@@ -108,7 +108,7 @@ class DiffusionModel(nn.Module):
 
     @property
     def event(self) -> tuple[int, ...]:
-        """The shape of one datum."""
+        """The shape of one example."""
         return self.space.shape
 
     @property

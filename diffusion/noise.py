@@ -92,7 +92,7 @@ class CounterNoise(Noise):
 
     Args:
         seed: int64 [B], 0..2^63 - 1; the key.
-        row: int64 [B], 0..2^32 - 1; which chain or datum of the request.
+        row: int64 [B], 0..2^32 - 1; which chain or example of the request.
         step: int64 [B], 0..2^32 - 1; which step of it.
         stream: what the draws are for.
     """

@@ -1,4 +1,4 @@
-"""Observations r(x_0): what was seen of a datum, and kernels multiplied by it.
+"""Observations r(x_0): what was seen of an example, and kernels multiplied by it.
 
     y = A x_0 + noise,     p~(x_s | x_t) = p(x_s | x_t) r(x_s) / Z~_t(x_t)
 
@@ -62,7 +62,7 @@ class Observation:
         Args:
             operator: A.
             y: [N, *seen], model units.
-            event: the shape of a datum.
+            event: the shape of an example.
             noise_std: model units, a number or broadcastable to `y`.
 
         Raises:
@@ -124,7 +124,7 @@ class Observation:
 
     @property
     def count(self) -> Tensor:
-        """How many numbers were seen of each datum, int64 [N]."""
+        """How many numbers were seen of each example, int64 [N]."""
         return self.known.flatten(1).sum(1)
 
     @classmethod
@@ -166,9 +166,9 @@ class Observation:
     def linear(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """A row by row, y - A x and the noise's variances, for N rows x [N, *event].
 
-        Masks differ from datum to datum, so only what was seen has its row; where one datum has
-        fewer than another, rows of zeros follow, which have variance 1 / (2 pi) and so add nothing
-        to a log-density.
+        Masks differ from example to example, so only what was seen has its row; where one example
+        has fewer than another, rows of zeros follow, which have variance 1 / (2 pi) and so add
+        nothing to a log-density.
 
         Returns:
             float64 [N or 1, M, D], [N, M] and [N, M].

@@ -92,7 +92,7 @@ class Mask(LinearOperator):
 
 @final
 class AveragePooling(LinearOperator):
-    """Means of blocks that tile a datum, as a coarser camera sees it: super-resolution undoes it.
+    """Means of blocks that tile an example, as a coarser camera sees it (super-resolution).
 
     Attributes:
         size: of a block: `size` elements of a vector, `size` x `size` pixels of an image.
@@ -186,10 +186,10 @@ class Blur(LinearOperator):
 
 @final
 class Dense(LinearOperator):
-    """A matrix, a row of weights for each number seen, over the flattened datum.
+    """A matrix, a row of weights for each number seen, over the flattened example.
 
     Attributes:
-        rows: [numbers seen, elements of a datum].
+        rows: [numbers seen, elements of an example].
     """
 
     kind: Literal["dense"] = "dense"
@@ -205,7 +205,7 @@ class Dense(LinearOperator):
     def seen(self, event: Event) -> Event:
         if len(self.rows[0]) != math.prod(event):
             raise ValueError(
-                f"a datum has {math.prod(event)} elements, came rows of {len(self.rows[0])}: "
+                f"an example has {math.prod(event)} elements, came rows of {len(self.rows[0])}: "
                 "write one weight for each element"
             )
         return (len(self.rows),)

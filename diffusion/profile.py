@@ -54,7 +54,7 @@ class Profile(Tables):
             errors are much greater than that.
         mean: float64 [T + 1], nats; mean[0] = 0. At t = 1 the last step's, in the data's own
             convention.
-        spread: float64 [T + 1], nats; of the noise alone, for one datum; spread[0] = 0.
+        spread: float64 [T + 1], nats; of the noise alone, for one example; spread[0] = 0.
         paths: int32, `paths.pack` of the best path of each number of steps up to `longest`.
         strata: int32, likewise, the best division of 2..T into each number of strata.
         costs: float64 [longest], nats: the expected bound on a path is the prior's part less that.

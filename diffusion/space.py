@@ -1,4 +1,4 @@
-"""The data space: what a datum is, and the affine map between data units and model units.
+"""The data space: what an example is, and the affine map between data units and model units.
 
 z = (x - shift) / scale,    log p(x) = log p(z) - sum over elements of log scale
 """
@@ -19,7 +19,7 @@ _MOST_OFFSET = 1e10
 
 
 class DataSpace(BaseModel):
-    """What a datum is.
+    """What an example is.
 
     Attributes:
         kind: "image" ([channels, height, width]), "vector" ([D]) or "bits" ([D] or an image of
@@ -82,7 +82,7 @@ class DataSpace(BaseModel):
 
     @property
     def dims(self) -> int:
-        """The number of elements of a datum."""
+        """The number of elements of an example."""
         return math.prod(self.shape)
 
     @property
@@ -162,7 +162,7 @@ class DataSpace(BaseModel):
         """Raise ValueError unless `x` [N, *shape] is data: finite, in range, of the right shape."""
         if tuple(x.shape[1:]) != self.shape:
             raise ValueError(
-                f"a datum has shape {list(self.shape)}, came {list(x.shape[1:])}: "
+                f"an example has shape {list(self.shape)}, came {list(x.shape[1:])}: "
                 f"send arrays of shape {list(self.shape)}"
             )
         if not bool(torch.isfinite(x).all()):

@@ -112,8 +112,8 @@ class Answer(ABC):
         """Write the answer, in the form that the name's ending says; returns the path.
 
         `.safetensors` is the whole answer, which `load` reads again; `.npz` all its arrays, `.npy`
-        the main one, `.csv` a line for each datum, `.json` everything as text, `.png` (or what else
-        Pillow writes) the picture.
+        the main one, `.csv` a line for each example, `.json` everything as text, `.png` (or what
+        else Pillow writes) the picture.
 
         Raises:
             ValueError: another ending.

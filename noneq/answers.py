@@ -142,17 +142,17 @@ class Posterior(Answer):
 
     @property
     def diagnostics(self) -> Sequence[Mapping[str, Any]]:
-        """Of each datum, how far to trust its samples: `ess`, `log_evidence`, `warning`."""
+        """Of each example, how far to trust its samples: `ess`, `log_evidence`, `warning`."""
         return self._each("diagnostics", {})
 
     @property
     def label(self) -> Sequence[str | None]:
-        """Of each datum, what it was asked to show; None where nothing was."""
+        """Of each example, what it was asked to show; None where nothing was."""
         return self._each("label", None)
 
     @property
     def labels(self) -> Sequence[Mapping[str, float]] | None:
-        """Of each datum, the mean of p(label | x_0) over its samples; None where not asked."""
+        """Of each example, the mean of p(label | x_0) over its samples; None where not asked."""
         found = self._each("labels", None)
         return None if None in found else found
 
@@ -165,17 +165,17 @@ class Posterior(Answer):
         return self.samples
 
     def rows(self) -> tuple[Sequence[str], Sequence[Sequence[object]]]:
-        """A row for each sample: its datum, its number, what it counts, its elements."""
+        """A row for each sample: its example, its number, what it counts, its elements."""
         data, count = self.samples.shape[:2]
         elements = self.elements(math.prod(self.mean.shape[1:]))
         each = product(range(data), range(count))
         flat = self.samples.reshape(data * count, -1).tolist()
         weights = self.weights.ravel().tolist()
         table = [[i, j, w, *x] for (i, j), w, x in zip(each, weights, flat, strict=True)]
-        return ["datum", "sample", "weight", *elements], table
+        return ["example", "sample", "weight", *elements], table
 
     def pixels(self) -> images.Pixels:
-        """A line for each datum: its samples, their mean, and twice their deviation."""
+        """A line for each example: its samples, their mean, and twice their deviation."""
         spread = self.std if self.std is not None else np.zeros_like(self.mean)
         return images.strips(self.samples, self.mean, spread)
 
@@ -195,7 +195,7 @@ class Posterior(Answer):
 class Likelihoods(Answer):
     """Lower bounds on log p(x_0), nats, of N data: `bound` = `prior` + `steps` + `last` + `gain`.
 
-    Minus infinity says that the model excludes the datum, NaN that its arithmetic ends before it
+    Minus infinity says that the model excludes the example, NaN that its arithmetic ends before it
     reaches so far out; `reasons` tells which and where.
     """
 
@@ -226,7 +226,8 @@ class Likelihoods(Answer):
     def typicality(self) -> Array | None:
         """p-values float64 [N], uniform on held-out data; None where not measured.
 
-        Near 0 a datum is unlike held-out ones, to whichever side: it may be likelier than they are.
+        Near 0 an example is unlike held-out ones, to whichever side: it may be likelier than they
+        are.
         """
         return self.body.tensors.get("typicality")
 
@@ -257,13 +258,13 @@ class Likelihoods(Answer):
 
     @property
     def reasons(self) -> Mapping[int, str]:
-        """Why there is no finite bound, by the datum's place."""
+        """Why there is no finite bound, by the example's place."""
         found: Mapping[str, str] = self.body.fields.get("reasons") or {}
         return {int(place): reason for place, reason in found.items()}
 
     @property
     def bits_per_dim(self) -> Array:
-        """-bound / (log 2 * elements of a datum), float64 [N]: lower is likelier."""
+        """-bound / (log 2 * elements of an example), float64 [N]: lower is likelier."""
         return -self.bound / (math.log(2) * int(self.body.fields["dims"]))
 
     @property
@@ -287,7 +288,7 @@ class Likelihoods(Answer):
         return self.bound
 
     def rows(self) -> tuple[Sequence[str], Sequence[Sequence[object]]]:
-        """A row for each datum."""
+        """A row for each example."""
         unknown = np.full(len(self.bound), np.nan)
         columns = [getattr(self, name) for name in _SCORES]
         rows = zip(*((unknown if x is None else x).tolist() for x in columns), strict=True)

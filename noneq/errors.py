@@ -2,7 +2,7 @@
 
 NoneqError
   Refused            the service answered with a problem (RFC 9457); `problem` is its document
-    BadRequest       mend the request: 400, 404, 405, 406, 408, 415, 422
+    BadRequest       fix the request: 400, 404, 405, 406, 408, 415, 422
       UnknownModel   ask for another model: `models()` lists them
       TooLarge       ask for less at a time: 413, or more work than one request may need
     Unauthorized     bring a key: 401, 403

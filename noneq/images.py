@@ -36,7 +36,7 @@ def sheet(samples: Array) -> Pixels:
 
 
 def strips(samples: Array, mean: Array, std: Array) -> Pixels:
-    """[N, n, *shape] with [N, *shape] each: a line for each datum, or a block of the raster."""
+    """[N, n, *shape] with [N, *shape] each: a line for each example, or a block of the raster."""
     if samples.ndim == 5:
         white = top(samples)
         lines = zip(samples, mean, 2 * std, strict=True)

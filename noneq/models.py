@@ -29,7 +29,7 @@ class Model:
     Attributes:
         name: by which it is asked.
         kind: of its data: "image", "vector" or "bits".
-        shape: of one datum.
+        shape: of one example.
         process: "gaussian" or "binomial".
         steps: T.
         network: its kind.

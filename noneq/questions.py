@@ -55,7 +55,7 @@ class Terms(Asked, total=False):
 
     Attributes:
         convention: "discretised", "density" or "paper"; None for the data's own.
-        terms: network evaluations a datum.
+        terms: network evaluations an example.
         strata: that they are drawn from: "even", or of even "importance" by the model's profile.
         target_error: nats; in place of `terms`, as many as leave this standard error.
         trajectories: bound by the mean weight of so many whole trajectories.
@@ -97,7 +97,7 @@ class Conditions(Drawn, total=False):
         noise_std: of what was observed, data units: one number, or an array as `observed`; None
             for none.
         flip_probability: bits, in its place: each one seen was flipped with this probability.
-        num_samples: for each datum; 1 where it is left out.
+        num_samples: for each example; 1 where it is left out.
         quantiles: of the samples, also answered.
         method: its name, or its fields: {"name": "twisted", "particles": 16, "systems": "joint"};
             None for the service's choice.

@@ -1,6 +1,6 @@
 """The closed set of errors a caller can meet, each mapped to its HTTP status once (RFC 9457).
 
-A problem says what came (`received`), what was expected (`expected`) and how to mend it (`fix`).
+A problem says what came (`received`), what was expected (`expected`) and how to fix it (`fix`).
 Everything that can go wrong on purpose is one of the classes below; whatever else escapes is an
 `InternalError`. Nothing here knows a web framework: a problem is an exception with a status, a
 document and headers.

@@ -34,7 +34,7 @@ class Backend:
         host: runs the engine; see `Engine`.
 
     Attributes:
-        decoding: held by whoever decodes a body.
+        decoding: held while a body is decoded.
     """
 
     def __init__(self, settings: Settings, metrics: Metrics, host: Host | None = None) -> None:
@@ -124,7 +124,7 @@ class Backend:
         return self.catalogue.find(name)
 
     def dead(self) -> EngineDead | None:
-        """The problem that only a restart mends."""
+        """The problem that only a restart fixes."""
         engine = self._engine
         if self._opened.is_set() and not self._closing and engine is not None and not engine.alive:
             return EngineDead("The engine's thread has ended.", fix="Restart the service.")
@@ -140,7 +140,7 @@ class Backend:
             return NotReady(
                 f"The service could not start: {self._failure}.",
                 retry_after=60,
-                fix="The operator mends the cause and restarts the service.",
+                fix="Fix the cause and restart the service.",
             )
         if not self.catalogue.served:
             return NotReady(

@@ -136,7 +136,7 @@ def parser() -> argparse.ArgumentParser:
     )
     one.add_argument("--points", type=int, help="steps at which it is measured (default all)")
     one.add_argument("--rows", type=int, default=100, help="data of that evaluation")
-    one.add_argument("--terms", type=int, default=32, help="network evaluations a datum")
+    one.add_argument("--terms", type=int, default=32, help="network evaluations an example")
     one.add_argument("--samples", type=int, default=16, help="on the sheet; 0 for no sheet")
     one.add_argument("--steps", type=int, default=50, help="of DDIM, for the sheet")
     flags = one.add_argument_group("flags that a checkpoint of OpenAI's was trained with")
@@ -148,7 +148,7 @@ def parser() -> argparse.ArgumentParser:
     one.add_argument("--split", choices=data.SPLITS, default="test")
     one.add_argument("--data", help=f"in the place of its own: {NAMED}")
     one.add_argument("--rows", type=int, help="how many of them (default all)")
-    one.add_argument("--terms", type=int, help="network evaluations a datum (default all steps)")
+    one.add_argument("--terms", type=int, help="network evaluations an example (default all steps)")
     one.add_argument(
         "--trajectories",
         type=int,
@@ -161,7 +161,9 @@ def parser() -> argparse.ArgumentParser:
         help="that the terms are drawn from; by importance needs a profile, and leaves less error",
     )
     one.add_argument(
-        "--target-error", type=float, help="nats a datum: as many terms as leave it, by the profile"
+        "--target-error",
+        type=float,
+        help="nats an example: as many terms as leave it, by the profile",
     )
     one.add_argument(
         "--steps", type=int, nargs="+", help="of shorter chains whose bounds are measured"
@@ -257,7 +259,7 @@ def parser() -> argparse.ArgumentParser:
 
 
 def main(words: list[str] | None = None) -> int:
-    """Run one command; what the user can mend is said in a line, without a traceback."""
+    """Run one command; what the user can fix is told in a line, without a traceback."""
     arguments = parser().parse_args(words)
     if getattr(arguments, "threads", None):
         torch.set_num_threads(arguments.threads)

@@ -168,8 +168,8 @@ class WatchConfig(Frozen):
 class EvaluationConfig(Frozen):
     """The held-out bound that the card reports.
 
-    `terms` steps a datum, None for all of them, of even strata or by importance. `sampler_steps` of
-    the sheet of samples beside it, None for all T.
+    `terms` steps an example, None for all of them, of even strata or by importance. `sampler_steps`
+    of the sheet of samples beside it, None for all T.
     """
 
     conventions: tuple[Convention, ...] = ()

@@ -186,7 +186,7 @@ def prepare(
 ) -> tuple[Path, configs.FitConfig, Dataset]:
     """The file of settings for what there is at a path, the configuration in it, and the data.
 
-    A file that is there is used as it stands, whoever wrote it; `steps` are changed in it, so that
+    A file that is there is used as it stands; `steps` are changed in it, so that
     a longer fit goes on where a shorter one ended.
 
     Args:

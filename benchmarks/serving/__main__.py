@@ -5,7 +5,7 @@
 The same U-Net weights (network.py) behind diffusers' pipelines one request at a time
 (pipelines.py), LitServe with whole requests batched (batches.py; `litserve-lanes` with long
 requests apart), and noneq. Each is started anew for every load, alone on the machine, with the same
-CPU threads; this process is the load generator. One sample, or one datum, a request.
+CPU threads; this process is the load generator. One sample, or one example, a request.
 
 Closed loads keep `--clients` requests under way, for so saturated a server's throughput is its own:
 

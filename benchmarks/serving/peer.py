@@ -48,7 +48,7 @@ class Peer:
 
     @torch.inference_mode()
     def bound(self, data: Sequence[object], terms: int) -> list[float]:
-        """The bound's KL terms of each datum, nats, at `terms` evenly spaced t, one t at a time.
+        """The bound's KL terms of each example, nats, at `terms` evenly spaced t, one t at a time.
 
         As `calc_bpd_loop` of improved-diffusion (Nichol and Dhariwal 2021); equal variances leave
         of KL(q(x_s | x_t, x_0) || p(x_s | x_t)) the squared distance of the means, and the last

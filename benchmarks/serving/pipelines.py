@@ -30,7 +30,7 @@ class Draw(BaseModel):
 
 
 class Bound(BaseModel):
-    """Bound a datum, [1, side, side] of 0..255."""
+    """Bound an example, [1, side, side] of 0..255."""
 
     data: list[list[list[int]]]
     terms: int

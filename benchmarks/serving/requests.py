@@ -18,12 +18,12 @@ TERMS: Final = 100
 
 @dataclass(frozen=True)
 class Request:
-    """One sample or the bound of one datum.
+    """One sample or the bound of one example.
 
     Attributes:
         kind: "short" is DDIM, "long" ancestral, "likelihood" a bound.
         cost: network evaluations: steps, or terms.
-        seed: of the noise, and of the datum.
+        seed: of the noise, and of the example.
     """
 
     kind: Kind

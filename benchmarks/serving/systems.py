@@ -67,7 +67,7 @@ def good(request: Request, answer: Answer) -> bool:
     return len(answer.body) >= 4 * SIDE**2
 
 
-def _datum(seed: int) -> list[list[list[int]]]:
+def _example(seed: int) -> list[list[list[int]]]:
     levels = random.Random(seed).choices(range(256), k=SIDE**2)
     return [[levels[i : i + SIDE] for i in range(0, SIDE**2, SIDE)]]
 
@@ -87,7 +87,7 @@ def _start_noneq(chosen: Deployment) -> AbstractContextManager[Server]:
 def _ask_noneq(request: Request) -> Call:
     if request.kind == "likelihood":
         return "/loglik", {
-            "data": [_datum(request.seed)],
+            "data": [_example(request.seed)],
             "terms": request.cost,
             "seed": request.seed,
         }
@@ -104,7 +104,7 @@ def _start_pipelines(chosen: Deployment) -> AbstractContextManager[Server]:
 
 def _ask_pipelines(request: Request) -> Call:
     if request.kind == "likelihood":
-        return "/loglik", {"data": _datum(request.seed), "terms": request.cost}
+        return "/loglik", {"data": _example(request.seed), "terms": request.cost}
     return "/sample", {"steps": request.cost, "seed": request.seed}
 
 

@@ -34,7 +34,7 @@ from diffusion.space import Convention
 class BoundResult:
     """The bound of N data, nats, float64 [N] each; `bound` = `prior` + `steps` + `last` + `gain`.
 
-    `standard_error` is that of the Monte Carlo estimate of one datum's bound, from the spread of
+    `standard_error` is that of the Monte Carlo estimate of one example's bound, from the spread of
     the last step's draws, from successive differences between strata, and from what a profile tells
     beforehand (`diffusion.likelihood.uncertainty`); `freedom` its degrees of freedom. `gain` is
     what several trajectories add to their average (`trajectory.weigh`), else 0.
@@ -139,7 +139,7 @@ def null_log_prob(model: DiffusionModel, x_0: Tensor, convention: Convention) ->
 
 
 def combine(steps: Steps, values: Tensor, prior: Tensor, closed_last: Tensor | None) -> BoundResult:
-    """The bound of each datum from its terms' values.
+    """The bound of each example from its terms' values.
 
     Args:
         steps: which terms.
@@ -202,7 +202,7 @@ def bound(
         x_0: [N, *event], model units.
         seed: of the noise.
         convention: of the bound.
-        terms: network evaluations a datum; None for all steps.
+        terms: network evaluations an example; None for all steps.
         choice: which terms, where more is said than their number.
         batch: rows a network call.
         progress: called with the number of evaluations just made.
@@ -240,11 +240,11 @@ def draw_terms(
         progress: called with the number of evaluations just made.
     """
     values = torch.empty(len(x_0) * steps.count, dtype=torch.float64)
-    datum = torch.arange(len(x_0)).repeat_interleave(steps.count)
+    example = torch.arange(len(x_0)).repeat_interleave(steps.count)
     t, s, draw = steps.t.flatten(), steps.s.flatten(), steps.draw.flatten()
     for start in range(0, len(values), batch):
         part = slice(start, start + batch)
-        here, device = datum[part], x_0.device
+        here, device = example[part], x_0.device
         noise = term_noise(
             torch.full_like(here, seed).to(device), here.to(device), draw[part].to(device)
         )

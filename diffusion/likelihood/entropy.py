@@ -7,7 +7,7 @@ The lower bound is the posterior's entropy: who knows x_0 too is less uncertain.
 that KL(q(x_t) || pi) falls with t. The paper takes its last two terms to cancel, as they do where
 the data have pi's second moment; of other data H_q(x_t | x_{t-1}) alone need not be a bound.
 
-Nats an element, model units: means over a datum's elements.
+Nats an element, model units: means over an example's elements.
 """
 
 from collections.abc import Callable

@@ -36,7 +36,7 @@ Spacing = Literal["even", "optimal"]
 @final
 @dataclass(frozen=True)
 class Steps:
-    """Which terms of each datum's bound are evaluated.
+    """Which terms of each example's bound are evaluated.
 
     Attributes:
         t: int64 [N, n]: each row the last step's draws first, then ascending strata of the others.
@@ -58,7 +58,7 @@ class Steps:
 
     @property
     def count(self) -> int:
-        """Network evaluations a datum."""
+        """Network evaluations an example."""
         return len(self.weight)
 
     @property
@@ -86,7 +86,7 @@ class Strata:
 
     @property
     def count(self) -> int:
-        """Network evaluations a datum."""
+        """Network evaluations an example."""
         return self.last + len(self.edges) - 1
 
 
@@ -103,7 +103,7 @@ def choose_steps(
     own: bool = True,
     bits: bool = False,
 ) -> Steps:
-    """All T steps, or an unbiased, stratified choice of `terms` of them for each datum.
+    """All T steps, or an unbiased, stratified choice of `terms` of them for each example.
 
     One t is drawn in each stratum. The last step is always there and has several draws (up to 8),
     for one draw would hide its own error; "paper" needs none.
@@ -113,7 +113,7 @@ def choose_steps(
         rows: int64 [N], which data of the request: the noise's rows.
         seed: of the request.
         convention: of the bound.
-        terms: network evaluations a datum, at least 4; None for all steps.
+        terms: network evaluations an example, at least 4; None for all steps.
         strata: of these in place of `even_strata`.
         path: int64 [steps + 1], 0 = t_0 < ... < t_steps = T, of a chain that leaves steps out.
         profile: of the model, where there is one; not with `path`, for it is of all T steps.
@@ -133,7 +133,7 @@ def choose_steps(
         each = edges[:-1] + 1 + (noise.uniform((len(size),)).double() * size).long()
     ones = torch.ones(len(rows), last, dtype=torch.long)
     place = torch.cat((ones, each), 1)
-    # Draws of the last step are numbered past T, so that no two terms of a datum share noise.
+    # Draws of the last step are numbered past T, so that no two terms of an example share noise.
     draws = T + 1 + torch.arange(last).expand(len(rows), last)
     weight = torch.cat((torch.full((last,), 1 / max(last, 1), dtype=torch.float64), size.double()))
     t, s = path[place], path[place - 1]
@@ -179,7 +179,7 @@ def important_strata(profile: Profile, convention: Convention, terms: int) -> St
 
 
 def predicted_error(profile: Profile, strata: Strata) -> float:
-    """The standard error of a datum's bound, nats: the root of its mean square over training data.
+    """The standard error of an example's bound, nats: a root mean square over training data.
 
     Of the data's own convention, or "paper", where `strata` have no draws of the last step.
     """
@@ -248,7 +248,7 @@ class Choice(BaseModel):
         strata: of even width, or of even importance: then the same number of terms leaves less
             error.
         target_error: nats; in place of `terms`, as many as leave this standard error to the bound
-            of a datum like those of the training data.
+            of an example like those of the training data.
         steps: of the chain; None for all T.
         spacing: of those steps: the profile's best, or even.
     """

@@ -39,13 +39,13 @@ _ROWS = 4096  # of x_T drawn at once
 @final
 @dataclass(frozen=True)
 class Trajectories:
-    """Which terms of each datum's bound are evaluated: all T steps of `each` trajectories.
+    """Which terms of each example's bound are evaluated: all T steps of `each` trajectories.
 
-    Row i is trajectory i mod `each` of datum i // `each`, and its unit u is the step t = u + 1. The
-    first S of more trajectories are the same as S alone.
+    Row i is trajectory i mod `each` of example i // `each`, and its unit u is the step t = u + 1.
+    The first S of more trajectories are the same as S alone.
 
     Args:
-        each: trajectories of a datum, at least 2.
+        each: trajectories of an example, at least 2.
         T: steps of the process.
 
     Raises:
@@ -160,7 +160,7 @@ def evaluate(
 def weigh(
     model: DiffusionModel, x_0: Tensor, trajectories: Trajectories, seed: int, values: Tensor
 ) -> BoundResult:
-    """The bound of each datum from the terms of its trajectories; its parts are their averages.
+    """The bound of each example from the terms of its trajectories; its parts are their averages.
 
     The standard error is the jackknife's, over trajectories: it sees a bound that hangs on one
     weight alone, as the delta method does not, and is on average not too small (Efron and Stein
@@ -206,7 +206,7 @@ def trajectory_bound(
         x_0: [N, *event], model units.
         seed: of the noise.
         convention: of the bound.
-        trajectories: of each datum, at least 2; each is T network evaluations.
+        trajectories: of each example, at least 2; each is T network evaluations.
         batch: rows a network call.
         progress: called with the number of evaluations just made.
     """

@@ -2,7 +2,7 @@
 
     forward(x_t, time) = given(x_t, *condition(time))
 
-The condition is the same for every row at the same step, so whoever makes many steps works it out
+The condition is the same for every row at the same step, so a loop over many steps works it out
 once for all of them (`DiffusionModel.tabulate`).
 """
 

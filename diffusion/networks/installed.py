@@ -62,7 +62,7 @@ def find(kind: str) -> type[InstalledConfig]:
     except Exception as error:  # of code that is not ours
         raise ValueError(
             f"the network of kind {kind!r} cannot be imported from {points[0].value} of "
-            f"{_package(points[0])} ({type(error).__name__}: {error}): mend or reinstall it"
+            f"{_package(points[0])} ({type(error).__name__}: {error}): fix or reinstall it"
         ) from error
     if not (isinstance(config, type) and issubclass(config, InstalledConfig)):
         raise ValueError(

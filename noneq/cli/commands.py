@@ -270,7 +270,7 @@ def _warn(answer: Posterior) -> None:
     """Tell on stderr where samples are not to be trusted."""
     for i, one in enumerate(answer.diagnostics):
         if one.get("warning"):
-            print(f"noneq: datum {i}: {one['warning']}", file=sys.stderr)
+            print(f"noneq: example {i}: {one['warning']}", file=sys.stderr)
 
 
 def _first(likely: Mapping[str, float], most: int = 5) -> list[tuple[str, float]]:

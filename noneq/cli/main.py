@@ -96,11 +96,13 @@ def parser() -> argparse.ArgumentParser:
     about = "a table (.csv); one that is there is gone on with"
     one.add_argument("-o", "--out", type=Place.of_table, help=about)
     one.add_argument("--seed", type=int, default=0, help="of the noise (default 0)")
-    one.add_argument("--terms", type=int, help="network evaluations a datum (default: all steps)")
+    one.add_argument(
+        "--terms", type=int, help="network evaluations an example (default: all steps)"
+    )
     one.add_argument("--trajectories", type=int, help="bound by so many whole trajectories")
     one.add_argument("--steps", type=int, help="of a shorter chain, whose bound it then is")
     one.add_argument("--strata", choices=("even", "importance"), help="of the terms")
-    one.add_argument("--target-error", type=float, help="nats a datum, in place of --terms")
+    one.add_argument("--target-error", type=float, help="nats an example, in place of --terms")
     one.add_argument("--convention", choices=("discretised", "density", "paper"))
     one.add_argument("--parallel", type=int, default=8, help="requests at a time (default 8)")
 

@@ -1,6 +1,6 @@
 """Scores of many data, in bounded memory and resumable: `noneq loglik`.
 
-A score is a function of the model, the datum's block, the seed and the settings alone, for each
+A score is a function of the model, the example's block, the seed and the settings alone, for each
 block has a seed of its own, the first 63 bits of sha256("seed/" + its values): what is left out, or
 was done before an interruption, changes no other line. A picture is a block, and so are 256 rows of
 a table. Each line says how it was made and of what, so that a table is gone on with in the same way
@@ -35,7 +35,7 @@ class Score:
 
     Attributes:
         file: as it was named.
-        row: the datum's place in it.
+        row: the example's place in it.
         model: that was asked.
         convention: what `bound` is the probability of.
         seed: of the command.
@@ -44,10 +44,10 @@ class Score:
         bits_per_dim: lower is likelier.
         relative_to_prior: K - L_null.
         rarer_than: the share of held-out data with a larger bound; NaN where not measured.
-        typicality: a p-value, near 0 where the datum is unlike held-out ones; likewise.
+        typicality: a p-value, near 0 where the example is unlike held-out ones; likewise.
         settings: what else was asked of the estimate, as "steps=8 terms=20".
         model_checksum: of the model's artefact: its first 16 digits.
-        data_checksum: of the block that the datum was scored in.
+        data_checksum: of the block that the example was scored in.
     """
 
     file: str
@@ -166,7 +166,7 @@ class Table:
 
     Attributes:
         path: its file.
-        done: what it holds: of which datum, and the checksum of the block that it was scored in.
+        done: what it holds: of which example, and the checksum of the block that it was scored in.
         replaced: how many of them turned out to be of data that have changed.
     """
 
@@ -246,7 +246,7 @@ def run(
 ) -> Iterator[list[Score] | Fault]:
     """The scores of what a table does not have, block after block in the order of the files.
 
-    What cannot be read, or is no datum of the model, is a `Fault` in its place; the others are
+    What cannot be read, or is no example of the model, is a `Fault` in its place; the others are
     scored. At most two blocks for each of the parallel requests are held.
 
     Raises:

@@ -77,7 +77,7 @@ def progress(what: str) -> Iterator[Listener | None]:
 @contextmanager
 def counter(what: str) -> Iterator[Callable[[int], None]]:
     """Counts on stderr what is told, where there is a bar."""
-    with _bar(what, "datum") as bar:
+    with _bar(what, "example") as bar:
 
         def counted(more: int) -> None:
             if bar is not None:

@@ -195,14 +195,14 @@ class Gate:
                 "The service does not go by the name that the request asks for.",
                 received=host[:100],
                 expected="localhost, an IP address, a name of the local network, or an allowed one",
-                fix="The operator allows a name with NONEQ_ALLOWED_HOSTS.",
+                fix="To allow a name, set NONEQ_ALLOWED_HOSTS.",
             )
         if scope["method"] in _SAFE or self._of_this_site(headers, host):
             return None
         return ForeignOrigin(
             "The request comes from a page of another site.",
             received=headers.get("origin", "")[:100],
-            fix="The operator allows a site with NONEQ_ALLOW_ORIGINS.",
+            fix="To allow a site, set NONEQ_ALLOW_ORIGINS.",
         )
 
     def _of_this_site(self, headers: Headers, host: str) -> bool:

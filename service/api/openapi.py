@@ -26,8 +26,8 @@ _REF = "#/components/schemas/{model}"
 _BYTES = {"schema": {"type": "string", "format": "binary"}}
 
 DESCRIPTION = """
-Diffusion probabilistic models as probability distributions: draw from them, ask how likely a datum
-is, and condition them on what was observed.
+Diffusion probabilistic models as probability distributions: draw from them, ask how likely an
+example is, and condition them on what was observed.
 
 Values are in **data units**: images 0..255 as `[channels, height, width]` (or `[height, width]` for
 one channel), vectors in the units of their data set, bits 0/1. Wherever an image is wanted, a
@@ -42,7 +42,7 @@ else is being served.
 The header `x-deadline` says how many seconds from now an answer is of use. A request that cannot be
 done by then is refused before anything is computed; one that is not done by then is dropped.
 
-Errors are RFC 9457 problem documents: what came, what was expected, how to mend it.
+Errors are RFC 9457 problem documents: what came, what was expected, how to fix it.
 """
 
 _DEADLINE = {

@@ -144,7 +144,7 @@ def _fit(array: Tensor, space: DataSpace, name: str) -> Tensor:
         location=name,
         received=f"shape {list(found)}",
         expected=f"a list of one or more arrays, each of shape {one}",
-        fix="You sent one datum: put it into a list." if single else _advice(found, shape),
+        fix="You sent one example: put it into a list." if single else _advice(found, shape),
     )
 
 

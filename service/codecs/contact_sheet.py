@@ -37,13 +37,13 @@ class Strip:
         samples: [n, *event].
         observed: [*event], what was seen; None for samples of the model itself.
         known: bool [*event], where it was seen.
-        film: whether the samples are one and the same on its way: a line, without a mean.
+        sequence: whether the samples are one and the same on its way: a line, without a mean.
     """
 
     samples: Tensor
     observed: Tensor | None = None
     known: Tensor | None = None
-    film: bool = False
+    sequence: bool = False
 
 
 def check_sheet(space: DataSpace, strips: int, samples: int) -> None:
@@ -76,7 +76,7 @@ def contact_sheet(space: DataSpace, strips: Sequence[Strip]) -> bytes:
 
 
 def image(x: Tensor, space: DataSpace) -> bytes | None:
-    """One datum [*event], data units, as its PNG; None where its space holds no images.
+    """One example [*event], data units, as its PNG; None where its space holds no images.
 
     It may be an estimate: what is not finite is drawn as 0.
     """
@@ -97,7 +97,7 @@ def _drawn_as(space: DataSpace) -> str:
 def _tiles(space: DataSpace, strips: Sequence[Strip]) -> Pixels:
     top = space.greatest or 255
     first = strips[0]
-    if first.film:
+    if first.sequence:
         lines = [[_tile(x, top) for x in strip.samples] for strip in strips]
     elif len(strips) == 1 and first.observed is None:
         tiles = [_tile(x, top) for x in first.samples]
@@ -179,7 +179,7 @@ def _raster(strips: Sequence[Strip]) -> Pixels:
             space = np.full_like(seen, 255)
             mean = _ink(strip.samples.reshape(n, -1).mean(0, keepdim=True))
             rows = np.concatenate([seen, space, rows, space, mean, space, space])
-        elif strip.film:
+        elif strip.sequence:
             rows = np.concatenate([rows, np.full_like(rows[:1], 255)])
         blocks.append(rows)
     sheet = np.concatenate(blocks)

@@ -4,17 +4,17 @@
 """
 
 from service.engine.engine import Engine
-from service.engine.jobs import ChainJob, Job, SystemJob, TermJob
-from service.engine.results import ChainResult, SystemResult, TermResult, Ticket
+from service.engine.jobs import BoundJob, Job, SampleJob, SMCJob
+from service.engine.results import BoundResult, PosteriorResult, SampleResult, Ticket
 
 __all__ = [
-    "ChainJob",
-    "ChainResult",
+    "BoundJob",
+    "BoundResult",
     "Engine",
     "Job",
-    "SystemJob",
-    "SystemResult",
-    "TermJob",
-    "TermResult",
+    "PosteriorResult",
+    "SMCJob",
+    "SampleJob",
+    "SampleResult",
     "Ticket",
 ]

@@ -28,15 +28,15 @@ from diffusion.model import DiffusionModel
 from service.engine.admission import check_limits
 from service.engine.device.models import LoadedModels
 from service.engine.faults import Attempt, describe, fatal, problem_of
-from service.engine.jobs import ActiveJob, ChainJob, Job, SystemJob, TermJob
+from service.engine.jobs import ActiveJob, BoundJob, Job, SampleJob, SMCJob
 from service.engine.output import OutputProcessor
 from service.engine.queue import RequestQueue, resolve
 from service.engine.results import (
-    ChainResult,
+    BoundResult,
     Peek,
     PeekRequest,
-    SystemResult,
-    TermResult,
+    PosteriorResult,
+    SampleResult,
     Ticket,
     Timing,
 )
@@ -156,11 +156,11 @@ class Engine:
         return self._queue.reserve(size)
 
     @overload
-    def submit(self, job: ChainJob, deadline: float | None = None) -> Ticket[ChainResult]: ...
+    def submit(self, job: SampleJob, deadline: float | None = None) -> Ticket[SampleResult]: ...
     @overload
-    def submit(self, job: TermJob, deadline: float | None = None) -> Ticket[TermResult]: ...
+    def submit(self, job: BoundJob, deadline: float | None = None) -> Ticket[BoundResult]: ...
     @overload
-    def submit(self, job: SystemJob, deadline: float | None = None) -> Ticket[SystemResult]: ...
+    def submit(self, job: SMCJob, deadline: float | None = None) -> Ticket[PosteriorResult]: ...
     @overload
     def submit(self, job: Job, deadline: float | None = None) -> Ticket[Any]: ...
     def submit(self, job: Job, deadline: float | None = None) -> Ticket[Any]:

@@ -68,7 +68,7 @@ class Job(ABC):
 
 @final
 @dataclass(frozen=True)
-class ChainJob(Job):
+class SampleJob(Job):
     """Draw `rows` times from p(x_0) r(x_0).
 
     Row i of the answer is row i of `diffusion.samplers.sample` with the same seed, plan, start and
@@ -143,7 +143,7 @@ class ChainJob(Job):
 
 @final
 @dataclass(frozen=True)
-class TermJob(Job):
+class BoundJob(Job):
     """Bound log p(x_0) of N data.
 
     The answer is that of `diffusion.likelihood.bound.bound` with the same seed, convention and
@@ -218,16 +218,16 @@ class TermJob(Job):
 
 @final
 @dataclass(frozen=True)
-class SystemJob(Job):
+class SMCJob(Job):
     """Draw from p(x_0) r(x_0) by systems of particles, `each` for every example.
 
-    System i of the answer is what `smc.run` makes of it with the same seed, course,
+    System i of the answer is what `smc.run` makes of it with the same seed, kernel,
     observation and factors, whatever else the engine does.
 
     Args:
         model: name of the model.
         seed: of the noise, 0..2^63 - 1.
-        course: what the systems do.
+        kernel: what the systems do.
         observation: what was seen, [N, *seen].
         each: systems of an example.
         costs: network evaluations of each system by every position but its last; see `of`.
@@ -237,7 +237,7 @@ class SystemJob(Job):
 
     model: str
     seed: int
-    course: SMCKernel
+    kernel: SMCKernel
     observation: Observation
     each: int
     costs: tuple[int, ...]
@@ -249,16 +249,16 @@ class SystemJob(Job):
         name: str,
         model: DiffusionModel,
         seed: int,
-        course: SMCKernel,
+        kernel: SMCKernel,
         observation: Observation,
         each: int,
         factors: Sequence[Factor] = (),
-    ) -> "SystemJob":
+    ) -> "SMCJob":
         """The job, with what it costs worked out."""
-        others = course.particles * sum(factor.evaluations for factor in factors)
-        spent = (course.evaluations(model, observation.count) + others).repeat_interleave(each)
+        others = kernel.particles * sum(factor.evaluations for factor in factors)
+        spent = (kernel.evaluations(model, observation.count) + others).repeat_interleave(each)
         costs = tuple(spent.tolist())
-        return cls(name, seed, course, observation, each, costs, tuple(factors))
+        return cls(name, seed, kernel, observation, each, costs, tuple(factors))
 
     @override
     def check(self, model: DiffusionModel) -> None:
@@ -282,12 +282,12 @@ class SystemJob(Job):
     @property
     def positions(self) -> int:
         """Of each system."""
-        return len(self.course)
+        return len(self.kernel)
 
     @property
     def width(self) -> int:
         """Particles of a system."""
-        return self.course.particles
+        return self.kernel.particles
 
     @property
     def last(self) -> int:
@@ -312,7 +312,7 @@ class SystemJob(Job):
     @override
     def samples(self) -> int:
         """How many samples it draws."""
-        return self.rows * self.course.draws
+        return self.rows * self.kernel.draws
 
 
 @final

@@ -47,7 +47,7 @@ class FrameRows(NamedTuple):
 
 @final
 @dataclass(frozen=True)
-class Film:
+class FrameStates:
     """What is kept of a job's chains, on the CPU, model units.
 
     Attributes:
@@ -61,7 +61,7 @@ class Film:
     x_0: Tensor
 
     @classmethod
-    def blank(cls, frames: Frames, rows: int, event: Sequence[int]) -> "Film":
+    def blank(cls, frames: Frames, rows: int, event: Sequence[int]) -> "FrameStates":
         """Of chains that have not begun."""
         x = torch.zeros(len(frames.positions), rows, *event)
         return cls(frames, x, torch.zeros_like(x))
@@ -144,21 +144,21 @@ class Timing:
 
 @final
 @dataclass(frozen=True, kw_only=True)
-class ChainResult(Timing):
+class SampleResult(Timing):
     """What chains found, on the CPU.
 
     Attributes:
         samples: x_0 of each, model units, float32 [rows, *event].
-        film: their states on the way; None where no frames were asked for.
+        frame_states: their states on the way; None where no frames were asked for.
     """
 
     samples: Tensor
-    film: Film | None = None
+    frame_states: FrameStates | None = None
 
 
 @final
 @dataclass(frozen=True, kw_only=True)
-class TermResult(Timing):
+class BoundResult(Timing):
     """The bound of each example, and the terms that it is the sum of.
 
     Attributes:
@@ -174,15 +174,15 @@ class TermResult(Timing):
 
 @final
 @dataclass(frozen=True, kw_only=True)
-class SystemResult(Timing):
-    """`cloud`: what the systems found, on the CPU, in the order of their numbers."""
+class PosteriorResult(Timing):
+    """`result`: what the systems found, on the CPU, in the order of their numbers."""
 
-    cloud: SMCResult
+    result: SMCResult
 
     @property
     def samples(self) -> Tensor:
         """x_0, model units, float32: the draws of each system in turn, [rows * draws, *event]."""
-        return self.cloud.samples.flatten(0, 1)
+        return self.result.samples.flatten(0, 1)
 
 
 Result_co = TypeVar("Result_co", bound=Timing, covariant=True)

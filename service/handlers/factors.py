@@ -111,7 +111,7 @@ def _reader(asked: AskedBeside, served: Served, catalogue: Catalogue) -> Reader 
 
 
 def _labels(label: str | int | list[str | int], reader: Reader, count: int) -> list[int]:
-    """The place of each datum's label among the classifier's."""
+    """The place of each example's label among the classifier's."""
     each = label if isinstance(label, list) else [label] * count
     if len(each) != count:
         raise InvalidRequest(

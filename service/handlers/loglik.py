@@ -19,8 +19,8 @@ from service.codecs.arrays import check_values, read_events, refusal
 from service.codecs.columns import Columns
 from service.codecs.json import BINARY, EVENTS, JSON
 from service.engine.admission import check_cost
-from service.engine.jobs import TermJob
-from service.engine.results import TermResult
+from service.engine.jobs import BoundJob
+from service.engine.results import BoundResult
 from service.errors import InvalidRequest
 from service.handlers.base import Work, check_rows, settle_seed
 from service.schemas.requests import LoglikRequest
@@ -43,11 +43,11 @@ class Standing:
 
 @final
 @dataclass(frozen=True)
-class LoglikWork(Work[TermResult]):
+class LoglikWork(Work[BoundResult]):
     """Bounds on log p(x_0)."""
 
     served: Served
-    job: TermJob
+    job: BoundJob
     request: LoglikRequest
     offers = (JSON, BINARY, EVENTS)
 
@@ -61,7 +61,7 @@ class LoglikWork(Work[TermResult]):
         check_rows(count, "data", settings.max_data, "NONEQ_MAX_DATA")
         convention = request.convention or space.default_convention
         seed = settle_seed(request.seed)
-        # Of one datum first: what they all cost is known before much is made of it.
+        # Of one example first: what they all cost is known before much is made of it.
         one = _settle(request, served, 1, seed, convention)
         if not one.count:
             raise InvalidRequest(
@@ -81,7 +81,7 @@ class LoglikWork(Work[TermResult]):
         check_values(events.values, space, "data")
         steps = _settle(request, served, count, seed, convention)
         x_0 = space.to_model(events.values)
-        job = TermJob(served.name, x_0, seed, steps, convention)
+        job = BoundJob(served.name, x_0, seed, steps, convention)
         check_cost(job.cost, settings)
         if request.per_step:
             job = replace(job, answer_bytes=job.cost * TERM_BYTES)
@@ -93,7 +93,7 @@ class LoglikWork(Work[TermResult]):
         return {"results": True}
 
     @override
-    def answer(self, result: TermResult) -> LoglikAnswer:
+    def answer(self, result: BoundResult) -> LoglikAnswer:
         columns = {name: x.tolist() for name, x in self._bounds(result).items()}
         per_bit, dims = math.log(2), self.served.model.space.dims
         standing, reasons = self._standing(result), self._reasons(result)
@@ -140,7 +140,7 @@ class LoglikWork(Work[TermResult]):
         )
 
     @override
-    def tensors(self, result: TermResult) -> dict[str, Tensor]:
+    def tensors(self, result: BoundResult) -> dict[str, Tensor]:
         found = self._bounds(result)
         standing = self._standing(result)
         if standing.rarer_than is not None:
@@ -155,8 +155,8 @@ class LoglikWork(Work[TermResult]):
             found |= {"term_t": steps.t, "term_weight": steps.weight, "term_value": values}
         return found
 
-    def _bounds(self, result: TermResult) -> dict[str, Tensor]:
-        """What there is one of for each datum."""
+    def _bounds(self, result: BoundResult) -> dict[str, Tensor]:
+        """What there is one of for each example."""
         model, bound = self.served.model, result.bound
         null = null_log_prob(model, self.job.x_0.to(model.device), self.job.convention).cpu()
         return {
@@ -171,7 +171,7 @@ class LoglikWork(Work[TermResult]):
             "gain": bound.gain,
         }
 
-    def _standing(self, result: TermResult) -> Standing:
+    def _standing(self, result: BoundResult) -> Standing:
         """Where the data stand among held-out ones, estimated likewise."""
         asked, steps, found = self.request, self.job.steps, result.bound
         whole = isinstance(steps, Steps) and asked.steps in (None, self.served.model.T)
@@ -209,36 +209,36 @@ class LoglikWork(Work[TermResult]):
                 return e
         return None
 
-    def _reasons(self, result: TermResult) -> dict[int, str]:
+    def _reasons(self, result: BoundResult) -> dict[int, str]:
         """Why data have no finite bound, by their places."""
         lost = (~result.bound.bound.isfinite()).nonzero().flatten().tolist()
         return {i: self._reason(result, i) for i in lost}
 
-    def _reason(self, result: TermResult, datum: int) -> str:
-        t = self._steps().t[datum]
-        values = result.values.view(len(self.job.x_0), -1)[datum]
-        far = float(self.job.x_0[datum].abs().max())
+    def _reason(self, result: BoundResult, example: int) -> str:
+        t = self._steps().t[example]
+        values = result.values.view(len(self.job.x_0), -1)[example]
+        far = float(self.job.x_0[example].abs().max())
         where = f"It is {far:.3g} at the most in the model's units, where data are about 1"
         wrong = values.isnan() | values.isposinf()
         if bool(wrong.any()):
             step = int(t[int(wrong.nonzero()[0])])
             return (
-                f"The bound of this datum is no number: at t = {step} the network's arithmetic "
+                f"The bound of this example is no number: at t = {step} the network's arithmetic "
                 f"leaves the finite numbers. {where}."
             )
         if bool(values.isneginf().any()):
             step = int(t[int(values.isneginf().nonzero()[0])])
-            return f"The model holds this datum to be impossible: its term at t = {step} is -inf."
-        return f"The bound of this datum is beyond what a number can hold. {where}."
+            return f"The model holds this example to be impossible: its term at t = {step} is -inf."
+        return f"The bound of this example is beyond what a number can hold. {where}."
 
     def _steps(self) -> Steps:
-        """The terms of each datum as a table."""
+        """The terms of each example as a table."""
         steps = self.job.steps
         return steps.steps(len(self.job.x_0)) if isinstance(steps, Trajectories) else steps
 
-    def _terms(self, result: TermResult, datum: int) -> Columns:
+    def _terms(self, result: BoundResult, example: int) -> Columns:
         steps, values = self._steps(), result.values.view(len(self.job.x_0), -1)
-        columns = {"t": steps.t[datum], "weight": steps.weight, "value": values[datum]}
+        columns = {"t": steps.t[example], "weight": steps.weight, "value": values[example]}
         return Columns({name: x.numpy() for name, x in columns.items()})
 
 
@@ -279,8 +279,8 @@ def _whole(request: LoglikRequest, T: int, said: list[str]) -> Trajectories:
         raise refusal(error, "trajectories", request.trajectories) from None
 
 
-def _band(band: reference.Band, datum: int) -> Band:
-    nats, rarer = (_finite(float(x[datum])) for x in (band.nats, band.rarer_than))
+def _band(band: reference.Band, example: int) -> Band:
+    nats, rarer = (_finite(float(x[example])) for x in (band.nats, band.rarer_than))
     return Band(part=band.name, first=band.first, final=band.final, nats=nats, rarer_than=rarer)
 
 
@@ -289,5 +289,5 @@ def _interval(low: float, high: float) -> tuple[float, float] | None:
 
 
 def _finite(value: float) -> float | None:
-    """JSON has no infinity: the bound of a datum that the model excludes is null."""
+    """JSON has no infinity: the bound of an example that the model excludes is null."""
     return value if math.isfinite(value) else None

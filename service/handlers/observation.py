@@ -51,7 +51,7 @@ class Seen:
         return self.known & (self.noise == 0) & isinstance(self.operator, Mask)
 
     def warnings(self, space: DataSpace) -> tuple[str | None, ...]:
-        """What is suspect of each datum's numbers, in words."""
+        """What is suspect of each example's numbers, in words."""
         count = len(self.values)
         if space.levels is None or space.levels < 16 or isinstance(self.operator, Dense):
             return (None,) * count
@@ -144,7 +144,7 @@ def _seen_space(operator: LinearOperator, space: DataSpace) -> DataSpace:
         raise refusal(error, "operator") from None
     if math.prod(shape) > _MOST_NUMBERS:
         raise TooExpensive(
-            "An operator sees more numbers of a datum than can be solved for together.",
+            "An operator sees more numbers of an example than can be solved for together.",
             location="operator",
             received=math.prod(shape),
             expected=f"at most {_MOST_NUMBERS}",
@@ -246,7 +246,7 @@ def _known(request: Conditions, seen: DataSpace, events: Events) -> Tensor:
     empty = (~known.flatten(1).any(1)).nonzero().flatten().tolist()
     if empty:
         raise InvalidRequest(
-            f"Nothing is observed of datum {empty[0]}: its mask is all zero.",
+            f"Nothing is observed of example {empty[0]}: its mask is all zero.",
             location="known",
             expected="at least one value observed",
             fix="Use /sample to draw without an observation.",
@@ -259,7 +259,7 @@ def _check_sizes(
 ) -> Tensor:
     """The noise, none where it is next to none; InvalidRequest of numbers beyond all measure.
 
-    Arithmetic is of float32, whose squares end at 1e38: what is refused here is told so, in place
+    Arithmetic is of float32, whose squares end at 1e38: what is refused here gets an error, in place
     of an answer of infinities.
     """
     shift, scale = (part.broadcast_to(space.shape) for part in space.affine)
@@ -292,12 +292,12 @@ def _check_sizes(
     far = (values.double() - centre).abs() > _FARTHEST * torch.maximum(spread, noise)
     far = (far & known).flatten(1)
     if bool(far.any()):
-        datum, place = far.nonzero()[0].tolist()
+        example, place = far.nonzero()[0].tolist()
         raise InvalidRequest(
             f"observed has a number farther out than {_FARTHEST:g} standard deviations.",
             location="observed",
-            index=datum,
-            received=float(values.flatten(1)[datum, place]),
+            index=example,
+            received=float(values.flatten(1)[example, place]),
             expected=f"about {float(centre.flatten()[place]):g}, give or take some "
             f"{float(spread.flatten()[place]):g}",
             fix="Check the units.",
@@ -316,12 +316,12 @@ def _check_range(found: Seen, space: DataSpace) -> None:
     y, slack = found.values.flatten(1).double(), 1e-4 * (high - low)
     wrong = (exact & ((y < low - slack) | (y > high + slack))).nonzero()
     if len(wrong):
-        datum, place = wrong[0].tolist()
+        example, place = wrong[0].tolist()
         raise InvalidRequest(
             f"No data in 0..{space.levels - 1} are seen so by this operator.",
             location="observed",
-            index=datum,
-            received=float(y[datum, place]),
+            index=example,
+            received=float(y[example, place]),
             expected=f"number {place} from {float(low[place]):g} to {float(high[place]):g}",
             fix="Mend the numbers, or allow for noise with noise_std.",
         )

@@ -23,8 +23,8 @@ from service.catalogue import Catalogue, Served
 from service.codecs.arrays import plain, refusal
 from service.codecs.contact_sheet import Strip
 from service.engine.admission import check_cost
-from service.engine.jobs import ChainJob, SystemJob
-from service.engine.results import ChainResult, SystemResult
+from service.engine.jobs import SampleJob, SMCJob
+from service.engine.results import PosteriorResult, SampleResult
 from service.errors import InvalidRequest, TooExpensive
 from service.handlers.base import Work, check_rows, make_plan, settle_seed, stated
 from service.handlers.factors import Beside, find_beside
@@ -38,11 +38,11 @@ _MOST_AXES = 2**26  # numbers of the covariances of what was seen with each part
 
 @final
 @dataclass(frozen=True)
-class PosteriorWork(Work[ChainResult | SystemResult]):
-    """Draws from p(x_0) r(x_0); sample i n + j of the job is sample j of datum i."""
+class PosteriorWork(Work[SampleResult | PosteriorResult]):
+    """Draws from p(x_0) r(x_0); sample i n + j of the job is sample j of example i."""
 
     served: Served
-    job: ChainJob | SystemJob
+    job: SampleJob | SMCJob
     request: Conditions
     seen: Seen
     beside: Beside
@@ -90,19 +90,19 @@ class PosteriorWork(Work[ChainResult | SystemResult]):
             check_rows(kernel.particles, "particles", most, "NONEQ_MAX_PARTICLES")
             check_cost(count * systems * kernel.particles * len(kernel), settings)
             _check_axes(kernel.particles, method.covariance_size(observation), model.space.dims)
-            job: ChainJob | SystemJob = SystemJob.of(
+            job: SampleJob | SMCJob = SMCJob.of(
                 served.name, model, seed, kernel, observation, systems, beside.factors
             )
         else:
             check_cost(count * each * len(plan), settings)
-            datum = torch.arange(count).repeat_interleave(each)
-            job = ChainJob(
+            example = torch.arange(count).repeat_interleave(each)
+            job = SampleJob(
                 served.name,
                 count * each,
                 seed,
                 plan,
-                start=None if start is None else start.x_t[datum],
-                observation=None if start is not None else observation.rows(datum),
+                start=None if start is None else start.x_t[example],
+                observation=None if start is not None else observation.rows(example),
             )
         check_cost(job.cost, settings)
         gained = gained + beside.gained
@@ -115,12 +115,12 @@ class PosteriorWork(Work[ChainResult | SystemResult]):
         return {"results": {"__all__": fields}}
 
     @override
-    def render(self, result: ChainResult | SystemResult, form: str) -> bytes:
+    def render(self, result: SampleResult | PosteriorResult, form: str) -> bytes:
         self._check_possible(self._diagnostics(result))
         return super().render(result, form)
 
     @override
-    def answer(self, result: ChainResult | SystemResult) -> PosteriorAnswer:
+    def answer(self, result: SampleResult | PosteriorResult) -> PosteriorAnswer:
         space, found = self.served.model.space, self.tensors(result)
         _, weights = self._drawn(result)
         std, quantiles = found.get("std"), found.get("quantiles")
@@ -156,7 +156,7 @@ class PosteriorWork(Work[ChainResult | SystemResult]):
         )
 
     @override
-    def tensors(self, result: ChainResult | SystemResult) -> dict[str, Tensor]:
+    def tensors(self, result: SampleResult | PosteriorResult) -> dict[str, Tensor]:
         samples, weights = self._drawn(result)
         told = Summary.of(samples, weights, self.request.quantiles or ())
         found = {"samples": samples, "mean": told.mean}
@@ -172,18 +172,18 @@ class PosteriorWork(Work[ChainResult | SystemResult]):
         return len(self.seen.values), self.request.num_samples
 
     @override
-    def strips(self, result: ChainResult | SystemResult) -> list[Strip]:
+    def strips(self, result: SampleResult | PosteriorResult) -> list[Strip]:
         (samples, _), shown = self._drawn(result), self.seen.picture
         if shown is None:
             return [Strip(each) for each in samples]
         return [Strip(*each) for each in zip(samples, *shown, strict=True)]
 
-    def _drawn(self, result: ChainResult | SystemResult) -> tuple[Tensor, Tensor]:
+    def _drawn(self, result: SampleResult | PosteriorResult) -> tuple[Tensor, Tensor]:
         """The samples, [N, n, *event], data units; and what each counts, float64 [N, n]."""
         x, weights = result.samples, torch.full(self.layout, 1 / self.layout[1]).double()
-        if isinstance(result, SystemResult):
+        if isinstance(result, PosteriorResult):
             count, seed = len(self.seen.values), self.job.seed
-            picked, weights = self.method.gather(result.cloud, count, seed)
+            picked, weights = self.method.gather(result.result, count, seed)
             x = picked.flatten(0, 1)
         shape = *self.layout, *self.served.model.space.shape
         return self.estimates(x).reshape(shape), weights
@@ -194,20 +194,20 @@ class PosteriorWork(Work[ChainResult | SystemResult]):
         x, exact = super().estimates(x_0), self.seen.exact
         if not bool(exact.any()):
             return x
-        datum = torch.arange(len(x)) // self.request.num_samples
-        return torch.where(exact[datum], self.seen.values[datum], x)
+        example = torch.arange(len(x)) // self.request.num_samples
+        return torch.where(exact[example], self.seen.values[example], x)
 
-    def _diagnostics(self, result: ChainResult | SystemResult) -> tuple[Told, ...]:
-        """What the systems of each datum say of themselves, in model units."""
+    def _diagnostics(self, result: SampleResult | PosteriorResult) -> tuple[Told, ...]:
+        """What the systems of each example say of themselves, in model units."""
         count = len(self.seen.values)
-        if isinstance(result, ChainResult):
+        if isinstance(result, SampleResult):
             return (Told(),) * count
-        return self.method.diagnose(result.cloud, count, self.served.model.T)
+        return self.method.diagnose(result.result, count, self.served.model.T)
 
-    def _told(self, told: Told, datum: int) -> Diagnostics:
+    def _told(self, told: Told, example: int) -> Diagnostics:
         """The same in data units, as it is answered."""
         space, start = self.served.model.space, self.start
-        gained, suspect = float(self.gained[datum]), self.seen.warnings(space)[datum]
+        gained, suspect = float(self.gained[example]), self.seen.warnings(space)[example]
         said = told.warning, suspect, None if start is None else start.warning
         warning = "; ".join(part for part in said if part) or None
         scale = space.affine[1].flatten()
@@ -237,12 +237,12 @@ class PosteriorWork(Work[ChainResult | SystemResult]):
 
     def _check_possible(self, told: tuple[Told, ...]) -> None:
         """Raise InvalidRequest where the model has not seen the like of what was observed."""
-        for datum, each in enumerate(told):
+        for example, each in enumerate(told):
             if each.log_evidence == float("-inf"):
                 raise InvalidRequest(
-                    f"The model gives what was asked of datum {datum} no probability.",
+                    f"The model gives what was asked of example {example} no probability.",
                     location=self._said,
-                    index=datum,
+                    index=example,
                     expected="values that the model holds to be possible",
                     fix="Check the units and which elements are known, or allow for noise "
                     "(noise_std, or flip_probability).",

@@ -11,8 +11,8 @@ from service.catalogue import Catalogue, Served
 from service.codecs.arrays import plain
 from service.codecs.contact_sheet import Strip
 from service.engine.admission import check_cost
-from service.engine.jobs import ChainJob
-from service.engine.results import ChainResult, Film, Frames
+from service.engine.jobs import SampleJob
+from service.engine.results import Frames, FrameStates, SampleResult
 from service.handlers.base import Work, check_rows, make_plan, settle_seed, stated
 from service.schemas.requests import SampleRequest
 from service.schemas.responses import SampleAnswer, Trajectory
@@ -23,11 +23,11 @@ _FRAME_BYTES = 12  # of a number of a frame as JSON
 
 @final
 @dataclass(frozen=True)
-class SampleWork(Work[ChainResult]):
+class SampleWork(Work[SampleResult]):
     """Draws from p(x_0)."""
 
     served: Served
-    job: ChainJob
+    job: SampleJob
     request: SampleRequest
 
     @classmethod
@@ -44,7 +44,7 @@ class SampleWork(Work[ChainResult]):
             numbers = 2 * len(frames.positions) * rows * served.model.space.dims
             text = numbers * _FRAME_BYTES
         seed = settle_seed(request.seed)
-        job = ChainJob(served.name, rows, seed, plan, frames=frames, answer_bytes=text)
+        job = SampleJob(served.name, rows, seed, plan, frames=frames, answer_bytes=text)
         check_cost(job.cost, settings)
         return cls(served, job, request)
 
@@ -54,7 +54,7 @@ class SampleWork(Work[ChainResult]):
         return {"samples": True, "trajectory": True}
 
     @override
-    def answer(self, result: ChainResult) -> SampleAnswer:
+    def answer(self, result: SampleResult) -> SampleAnswer:
         space = self.served.model.space
         return SampleAnswer(
             model=self.served.name,
@@ -64,15 +64,15 @@ class SampleWork(Work[ChainResult]):
             shape=list(space.shape),
             columns=space.columns,
             samples=plain(space.to_data(result.samples), space),
-            trajectory=self._trajectory(result.film),
+            trajectory=self._trajectory(result.frame_states),
             network_evaluations=result.network_evaluations,
         )
 
     @override
-    def tensors(self, result: ChainResult) -> dict[str, Tensor]:
+    def tensors(self, result: SampleResult) -> dict[str, Tensor]:
         found = {"samples": self.served.model.space.to_data(result.samples)}
-        if result.film is not None:
-            t, x, x_0 = self._states(result.film)
+        if result.frame_states is not None:
+            t, x, x_0 = self._states(result.frame_states)
             found |= {"trajectory_t": t, "trajectory_x": x, "trajectory_x_0": x_0}
         return found
 
@@ -83,22 +83,22 @@ class SampleWork(Work[ChainResult]):
         return (1, self.job.rows) if frames is None else (self.job.rows, len(frames.positions))
 
     @override
-    def strips(self, result: ChainResult) -> list[Strip]:
+    def strips(self, result: SampleResult) -> list[Strip]:
         space = self.served.model.space
-        if result.film is None:
+        if result.frame_states is None:
             return [Strip(space.to_data(result.samples))]
-        return [Strip(space.to_data(x), film=True) for x in result.film.x.unbind(1)]
+        return [Strip(space.to_data(x), sequence=True) for x in result.frame_states.x.unbind(1)]
 
-    def _states(self, film: Film) -> tuple[Tensor, Tensor, Tensor]:
+    def _states(self, kept: FrameStates) -> tuple[Tensor, Tensor, Tensor]:
         """t, x and x_0 of the frames, data units."""
         space, plan = self.served.model.space, self.job.plan
-        t = torch.cat((plan.t, plan.t.new_zeros(1)))[list(film.frames.positions)]
-        x, x_0 = (space.to_data_units(z.flatten(0, 1)).view_as(z) for z in (film.x, film.x_0))
+        t = torch.cat((plan.t, plan.t.new_zeros(1)))[list(kept.frames.positions)]
+        x, x_0 = (space.to_data_units(z.flatten(0, 1)).view_as(z) for z in (kept.x, kept.x_0))
         return t, x, x_0
 
-    def _trajectory(self, film: Film | None) -> Trajectory | None:
-        if film is None:
+    def _trajectory(self, kept: FrameStates | None) -> Trajectory | None:
+        if kept is None:
             return None
         space = self.served.model.space
-        t, x, x_0 = self._states(film)
+        t, x, x_0 = self._states(kept)
         return Trajectory(t=t.tolist(), x=plain(x, space), x_0=plain(x_0, space))

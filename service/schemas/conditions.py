@@ -49,7 +49,7 @@ class Conditions(Asked):
     flip_probability: float | None = Field(
         None, ge=0, lt=0.5, description="Bits: each one seen was flipped with this probability."
     )
-    num_samples: int = Field(1, ge=1, description="Samples for each datum observed.")
+    num_samples: int = Field(1, ge=1, description="Samples for each example observed.")
     quantiles: list[Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]] | None = Field(
         None,
         min_length=1,
@@ -124,7 +124,7 @@ class PosteriorRequest(Conditions):
     )
     label_probabilities: bool = Field(
         False,
-        description="Also answer the mean of p(label | x_0) over each datum's samples, for every "
+        description="Also answer the mean of p(label | x_0) over each example's samples, for every "
         "label: of samples without a label, p(label | what was seen).",
     )
     known: MaskIn = Field(
@@ -135,7 +135,7 @@ class PosteriorRequest(Conditions):
     operator: Operator = Field(
         Mask(),
         description="A, through which data in data units were seen: elements as they are (`mask`), "
-        "`average-pooling`, `blur` with a kernel, or a `dense` matrix over the flattened datum.",
+        "`average-pooling`, `blur` with a kernel, or a `dense` matrix over the flattened example.",
     )
 
     @property

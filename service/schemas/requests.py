@@ -138,7 +138,7 @@ class SampleRequest(Asked):
 
 
 class LoglikRequest(Asked):
-    """A lower bound on log p(x_0) for each datum."""
+    """A lower bound on log p(x_0) for each example."""
 
     model_config = ConfigDict(json_schema_extra={"examples": examples.LOGLIK})
 
@@ -152,7 +152,9 @@ class LoglikRequest(Asked):
         "model units.",
     )
     terms: int | None = Field(
-        None, ge=1, description="Network evaluations a datum: n of the T steps, drawn without bias."
+        None,
+        ge=1,
+        description="Network evaluations an example: n of the T steps, drawn without bias.",
     )
     trajectories: int | None = Field(
         None,
@@ -171,7 +173,7 @@ class LoglikRequest(Asked):
         None,
         gt=0,
         allow_inf_nan=False,
-        description="Nats; in place of `terms`, as many as leave this standard error to a datum "
+        description="Nats; in place of `terms`, as many as leave this standard error to an example "
         "like those the model was trained on, by its profile.",
     )
     steps: int | None = Field(

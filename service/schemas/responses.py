@@ -102,13 +102,13 @@ class Band(BaseModel):
     final: int = Field(description="The greatest.")
     nats: float | None
     rarer_than: float | None = Field(
-        description="The share of held-out data in which it is larger: near 1 the datum holds more "
-        "than they do at this level of noise, near 0 less."
+        description="The share of held-out data in which it is larger: near 1 there is more of it "
+        "than in them at this level of noise, near 0 less."
     )
 
 
 class Loglik(BaseModel):
-    """The bound of one datum. Null stands for minus infinity, or no number: `reason` says which."""
+    """An example's bound. Null stands for minus infinity, or no number: `reason` says which."""
 
     bound: float | None = Field(description="Nats; at most log p(x_0), but for its standard error.")
     standard_error: float | None = Field(
@@ -124,7 +124,7 @@ class Loglik(BaseModel):
     )
     bits: float | None = Field(description="The bound in bits.")
     bits_per_dim: float | None = Field(
-        description="-bits an element of the datum: lower is better."
+        description="-bits an element of the example: lower is better."
     )
     relative_to_prior: float | None = Field(description="K - L_null, nats: gained over pi.")
     rarer_than: float | None = Field(
@@ -136,8 +136,8 @@ class Loglik(BaseModel):
     typicality: float | None = Field(
         None,
         description="A p-value, uniform on held-out data: the share of them that are as far out as "
-        "this datum, to whichever side, in their bound and its parts by noise level (`bands`). "
-        "Near 0 the datum is unlike them, though it may be likelier: an empty picture. Null as "
+        "this example, to whichever side, in their bound and its parts by noise level (`bands`). "
+        "Near 0 the example is unlike them, though it may be likelier: an empty picture. Null as "
         "`rarer_than`.",
     )
     bands: list[Band] | None = Field(None, description="What `typicality` is made of.")
@@ -153,14 +153,14 @@ class LoglikAnswer(_Answer):
 
     estimator: Literal["bound"]
     convention: Convention
-    terms: int = Field(description="Network evaluations made for each datum.")
+    terms: int = Field(description="Network evaluations made for each example.")
     trajectories: int | None = Field(None, description="As asked.")
     steps: int = Field(description="Of the chain whose bound it is.")
     uncompared: str | None = Field(
         None, description="Why `rarer_than` or `typicality` is null, where one is for all data."
     )
     reasons: dict[str, str] = Field(
-        default_factory=dict, description="Each `reason`, by the datum's place in `data`."
+        default_factory=dict, description="Each `reason`, by the example's place in `data`."
     )
     results: list[Loglik]
     network_evaluations: int
@@ -206,7 +206,7 @@ class Diagnostics(BaseModel):
 
 
 class Posterior(BaseModel):
-    """Samples for one datum observed."""
+    """Samples for one example observed."""
 
     samples: ArrayOut = Field(description="[num_samples, *shape], data units.")
     weights: list[float] = Field(
@@ -271,7 +271,8 @@ RowState = Literal["finished", "running", "waiting"]
 class Preview(BaseModel):
     """A `preview` event of a stream: the request's first rows on their way.
 
-    Row i n + j of a posterior is sample j of datum i; while it runs, of a system's first particles.
+    Row i n + j of a posterior is sample j of example i; while it runs, of a system's first
+    particles.
     """
 
     step: int = Field(description="Network evaluations done when it was taken.")
@@ -331,7 +332,7 @@ class ModelAnswer(ModelSummary):
     checksum: str = Field(description="Of the artefact's file: sha256, in hexadecimal.")
     evaluation: list[dict[str, Any]] = Field(
         description="Measured bounds, with split and error; `quantiles` are the 101 percentiles of "
-        "the estimated bound of one datum, nats, over `quantiles_count` of the data, or over all."
+        "the estimated bound of one example, nats, over `quantiles_count` of the data, or over all."
     )
     card: str | None = Field(description="The model's card, Markdown.")
 
@@ -354,7 +355,7 @@ class Health(BaseModel):
 
 
 class ProblemDocument(BaseModel):
-    """RFC 9457: what came, what was expected, how to mend it."""
+    """RFC 9457: what came, what was expected, how to fix it."""
 
     model_config = ConfigDict(extra="allow")
 

@@ -77,7 +77,7 @@ class Constant(Noise):
 
 
 def expected(model: DiffusionModel, x_0: Tensor, convention: Convention, nodes: int = 2) -> Tensor:
-    """The bound of each datum [N, D], float64, its expectation over noise by quadrature."""
+    """The bound of each example [N, D], float64, its expectation over noise by quadrature."""
     T, N = model.T, len(x_0)
     t, x = torch.arange(1, T + 1).repeat(N), x_0.repeat_interleave(T, 0)
     total = prior_part(model, x_0, convention)

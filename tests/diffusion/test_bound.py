@@ -174,7 +174,7 @@ def whole_by_enumeration(
 )
 @pytest.mark.parametrize("base_rate", [0.5, 0.2])
 def test_the_whole_bound_by_enumeration(schedule: Schedule, base_rate: float) -> None:
-    """Each datum, whatever the base rate and whatever signal is left at T."""
+    """Each example, whatever the base rate and whatever signal is left at T."""
     network = few_bits(base_rate)
     model = binomial(network, 4, schedule)
     for x_0, exact in zip(network.patterns, network.log_prob(network.patterns), strict=True):
@@ -185,7 +185,7 @@ def test_the_whole_bound_by_enumeration(schedule: Schedule, base_rate: float) ->
 
 
 def test_the_papers_bound_by_enumeration(one_hot: BitPatterns) -> None:
-    """Equation 14 holds for each datum where pi is uniform, and else on average over data whose
+    """Equation 14 holds for each example where pi is uniform, and else on average over data whose
     mean is pi's: it takes the cross entropy to pi for a constant."""
     network = few_bits(0.5)
     model = binomial(network, 4)

@@ -105,7 +105,7 @@ def evaluation_of(quantiles: Sequence[float] | None) -> Evaluation:
     )  # fmt: skip
 
 
-def test_how_rare_a_datum_is_is_the_share_of_data_with_a_larger_bound() -> None:
+def test_how_rare_an_example_is_is_the_share_of_data_with_a_larger_bound() -> None:
     """To a percentile, which is as far as the quantiles know it."""
     dice = torch.Generator().manual_seed(0)
     bounds = torch.randn(5000, generator=dice, dtype=torch.float64)

@@ -36,7 +36,7 @@ from tests.diffusion.bounds import (
 
 @pytest.mark.parametrize("convention", ["discretised", "paper"])
 def test_bits_are_estimated_without_bias_by_all_terms_and_by_some(convention: Convention) -> None:
-    """600 rows of one datum: mean within 4 standard errors of enumeration; errors calibrated."""
+    """600 rows of one example: mean within 4 standard errors of enumeration; errors calibrated."""
     network = few_bits(0.5)
     model, x_0 = binomial(network, 12), network.patterns[1]
     exact = float(whole_by_terms(model, x_0, convention))
@@ -125,7 +125,7 @@ def test_all_steps_are_all_steps_for_any_seed() -> None:
 
 
 @pytest.mark.parametrize("convention", CONVENTIONS)
-def test_a_datum_alone_is_the_datum_in_a_batch(convention: Convention) -> None:
+def test_an_example_alone_is_the_example_in_a_batch(convention: Convention) -> None:
     model = gaussian(sized(1, 0.04, 0.3), 6, space=LEVELS)
     x_0 = LEVELS.to_model(torch.tensor([[3.0], [128.0], [170.0], [255.0]]))
     told: list[int] = []

@@ -58,14 +58,14 @@ def test_large_data_are_fewer() -> None:
 
 
 def test_what_is_no_data_is_neither_written_nor_read(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="a datum has shape"):
+    with pytest.raises(ValueError, match="an example has shape"):
         write(tmp_path, rows(IMAGES, 2), POINTS)
     with pytest.raises(ValueError, match="at most 32 examples, came 33"):
         write(tmp_path, rows(BITS, 33), BITS)
     assert not (tmp_path / FILE).exists()
     spoilt: list[tuple[dict[str, Tensor], str]] = [
         ({"other": rows(BITS, 2)}, "data"),
-        ({"data": rows(POINTS, 2)}, "a datum has shape"),
+        ({"data": rows(POINTS, 2)}, "an example has shape"),
         ({"data": 2 * torch.ones(2, 7)}, "bits are 0 or 1"),
         ({"data": rows(BITS, 40)}, "came 40"),
     ]

@@ -91,7 +91,7 @@ def test_facts() -> None:
         (IMAGE, torch.full((1, 1, 4, 4), 0.5), "scale to 0..255 and round"),
     ],
 )
-def test_what_is_no_datum_is_refused(space: DataSpace, x: Tensor, says: str) -> None:
+def test_what_is_no_example_is_refused(space: DataSpace, x: Tensor, says: str) -> None:
     with pytest.raises(ValueError, match=says):
         space.check(x)
 

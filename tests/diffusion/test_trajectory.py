@@ -236,7 +236,7 @@ def test_the_average_of_levels_is_the_bound_by_quadrature() -> None:
 
 
 @pytest.mark.parametrize("convention", CONVENTIONS)
-def test_a_datum_alone_is_the_datum_in_a_batch(convention: Convention) -> None:
+def test_an_example_alone_is_the_example_in_a_batch(convention: Convention) -> None:
     model = gaussian(sized(1, 0.04, 0.3), 6, space=LEVELS)
     x_0 = LEVELS.to_model(torch.tensor([[3.0], [128.0], [170.0], [255.0]]))
     asked = {"seed": 2, "convention": convention, "trajectories": 3}
@@ -253,13 +253,13 @@ def test_a_datum_alone_is_the_datum_in_a_batch(convention: Convention) -> None:
 
 
 def test_more_trajectories_begin_with_the_same_ones() -> None:
-    """Trajectory k of a datum is the same of 3 as of 6, and no two are alike."""
-    process, datum = GaussianProcess(LogSnrSchedule().beta(8)), torch.arange(4)
+    """Trajectory k of an example is the same of 3 as of 6, and no two are alike."""
+    process, example = GaussianProcess(LogSnrSchedule().beta(8)), torch.arange(4)
     x_0, t = torch.zeros(4, 2), torch.tensor([1, 3, 6, 8])
     found = []
     for number in range(3):
         few, more = (
-            neighbours(process, x_0, t, Trajectories(each, 8).noise(4, datum * each + number))
+            neighbours(process, x_0, t, Trajectories(each, 8).noise(4, example * each + number))
             for each in (3, 6)
         )
         assert torch.equal(torch.stack(few), torch.stack(more))

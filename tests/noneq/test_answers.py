@@ -114,7 +114,7 @@ async def test_the_answer_is_that_of_plain_json(app: FastAPI, client: AsyncClien
     assert samples.sampler == drawn["sampler"]
 
 
-def test_a_datum_that_the_model_excludes_is_minus_infinity() -> None:
+def test_an_example_that_the_model_excludes_is_minus_infinity() -> None:
     document = {
         "results": [{
             "bound": None, "standard_error": None, "relative_to_prior": None, "per_step": None,

@@ -64,7 +64,7 @@ def test_where_nothing_can_be_written_nothing_is_asked(
     noneq: Run, monkeypatch: pytest.MonkeyPatch, out: str, told: str
 ) -> None:
     Path("file.txt").write_text("kept")
-    Path("full").symlink_to("/proc")  # where nobody can write, whoever runs the tests
+    Path("full").symlink_to("/proc")  # where nobody can write, root included
     monkeypatch.setenv("NONEQ_URL", "http://127.0.0.1:9")  # nobody is there to ask
     status, _, err = noneq("sample", "-m", "grey", "-o", out)
     assert status == 2
@@ -250,7 +250,7 @@ def test_a_posterior_of_anything_linear_or_of_a_label(noneq: Run) -> None:
     assert np.all(np.load("b.npy")[..., 0] == 0.5)
     assert noneq(*words, "--set", "covariance=diagonal", "-n", "3", "-o", "b.csv")[0] == 0
     names, *lines = Path("b.csv").read_text().splitlines()
-    assert names == "datum,sample,weight,x0,x1"
+    assert names == "example,sample,weight,x0,x1"
     assert [line.split(",")[:2] for line in lines] == [["0", "0"], ["0", "1"], ["0", "2"]]
     assert sum(float(line.split(",")[2]) for line in lines) == pytest.approx(1)
     words = (
@@ -276,7 +276,7 @@ def test_what_is_not_to_be_trusted_is_said(noneq: Run) -> None:
     words = ("inpaint", "seen.csv", *MIXTURE, "--particles", "2", "--seed", "1", "-o", "a.npy")
     status, _, err = noneq(*words, "--steps", "5")
     assert status == 0
-    assert "noneq: datum 0: systems of 2 particles differ by" in err
+    assert "noneq: example 0: systems of 2 particles differ by" in err
     assert "may be off by half a posterior standard deviation" in err
 
 

@@ -39,12 +39,12 @@ EXPECTED = {
 @pytest.mark.parametrize("kind", sorted(set(closed_set()), key=lambda kind: kind.slug))
 def test_each_problem_of_the_service_has_its_exception(kind: type[problems.Problem]) -> None:
     keys = {"allow": "GET"} if kind is problems.MethodNotAllowed else {}
-    document = {**kind("what came", fix="mend it", **keys).to_document(), "request_id": "r1"}
+    document = {**kind("what came", fix="fix it", **keys).to_document(), "request_id": "r1"}
     found = errors.refusal(document)
     assert type(found) is EXPECTED.get(kind.slug, errors.BadRequest)
     assert found.problem == document
     assert (found.status, found.request_id) == (kind.status, "r1")
-    for word in (kind.title, "what came", "mend it", str(kind.status), "r1"):
+    for word in (kind.title, "what came", "fix it", str(kind.status), "r1"):
         assert word in str(found)
     assert (found.retry_after is not None) == issubclass(kind, problems.Unavailable)
 

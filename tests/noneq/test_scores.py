@@ -1,4 +1,4 @@
-"""Scores of folders and tables: each its datum's own, in bounded memory, gone on with."""
+"""Scores of folders and tables: each its example's own, in bounded memory, gone on with."""
 
 import csv
 import io
@@ -23,12 +23,12 @@ def table(text: str) -> list[dict[str, str]]:
 
 def test_a_folder_is_scored(noneq: Run, greys: Path, url: str) -> None:
     status, out, err = noneq("loglik", str(greys), "-m", "grey", "--seed", "3")
-    assert status == 1  # one of them is no datum of this model
+    assert status == 1  # one of them is no example of this model
     assert "small.png" in err
     assert "8 x 6" in err
     lines = table(out)
     assert [line["file"] for line in lines] == [str(greys / f"{i}.png") for i in range(4)]
-    with Client(url) as client:  # a score is that of its datum, with the seed of its block
+    with Client(url) as client:  # a score is that of its example, with the seed of its block
         values = np.asarray(Image.open(greys / "2.png"))[None, None]
         block = Block("", 0, values, np.ones_like(values))
         seed = scores.block_seed(3, block)

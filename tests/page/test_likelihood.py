@@ -163,7 +163,7 @@ def test_points_are_put_by_mouse_and_typed_and_mapped(visit: Open, ask: Ask) -> 
     assert fields_of(again)["map"] == "1"  # the map stays
 
 
-def test_where_a_datum_stands_is_the_services_word(visit: Open, ask: Ask) -> None:
+def test_where_an_example_stands_is_the_services_word(visit: Open, ask: Ask) -> None:
     link = "?view=likelihood&model=bit-patterns&by=all&seed=3&data=1000.0011"
     page = visit(link)
     page.locator(".verdict").first.wait_for()

@@ -41,7 +41,7 @@ def asked_of(page: "Page") -> dict[str, str]:
 
 
 def begin(visit: Open, model: str, **settings: str) -> "Page":
-    """The view of a model, with a datum at hand."""
+    """The view of a model, with an example at hand."""
     page = visit(f"{START}{model}", **settings)
     page.locator(".primary[form=repair]:enabled").wait_for()
     return page

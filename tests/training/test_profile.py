@@ -181,7 +181,7 @@ def test_the_error_foretold_is_the_error_found() -> None:
                 model.profile, important_strata(model.profile, "density", 12)
             )
         assert abs(mean - predicted**2) < 4 * error
-        # What each datum's own answer reports, from its 12 terms alone, is about as large.
+        # What each example's own answer reports, from its 12 terms alone, is about as large.
         reported = float(one.standard_error.square().mean())
         assert 0.7 < reported / mean < 2
         observed.append(mean)
@@ -229,7 +229,7 @@ def test_the_best_paths_bound_is_the_one_foretold(steps: int) -> None:
         ).bound
         for spacing in ("optimal", "even")
     )
-    # A datum's bound and what is foretold of all share the data: what differs is the noise.
+    # An example's bound and what is foretold of all share the data: what differs is the noise.
     error = float((best - best.mean()).std()) / 2000**0.5
     assert abs(float(best.mean() - foretold.mean())) < 4 * error
     gap = best - even

@@ -100,7 +100,7 @@ def read_pickled(path: Path) -> Any:  # noqa: ANN401  (what a checkpoint holds)
         reason = next((line for line in asked.splitlines() if "nsupported" in line), "not weights")
         raise ConvertError(
             f"{path}: refused, nothing of it was run: it holds more than tensors "
-            f"({reason.strip()}): ask whoever wrote it for a .safetensors file"
+            f"({reason.strip()}): ask its author for a .safetensors file"
         ) from error
     except Exception as error:  # a file can be wrong in any way
         raise ConvertError(f"{path}: not a readable file of torch.save ({error})") from error

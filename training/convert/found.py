@@ -31,7 +31,7 @@ class Found:
         T: its number of steps.
         table: beta, float64 [T + 1], where the schedule is a table; else None.
         prediction, variance: what the network's output means.
-        space: what a datum is.
+        space: what an example is.
         tensors: of the network, float32, by our names.
         files: sha256 of each file that was read.
         documents: the source's own settings.
@@ -70,7 +70,7 @@ class Found:
         model = metadata.build()
         model.network.load_state_dict(self.tensors)
         if isinstance(self.schedule, TableSchedule):
-            assert self.table is not None  # of whoever says "table"
+            assert self.table is not None  # where "table" was asked for
             model.process.take(self.table)
         check_signal(model.process, self.prediction)
         return model.eval().requires_grad_(False), metadata

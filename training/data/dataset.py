@@ -2,7 +2,7 @@
 
     x_0 ~ q(x_0),        tensors of shape [rows, *event]
 
-A row is one datum. `train` is what a model is fitted to, `valid` is what is looked at while
+A row is one example. `train` is what a model is fitted to, `valid` is what is looked at while
 fitting, `test` is what is reported. No row of one split is in another one.
 """
 
@@ -32,7 +32,7 @@ def eight_bit(shape: tuple[int, ...]) -> DataSpace:
 
 
 class DataError(ValueError):
-    """Data that cannot be had or are not what they should be; the message says how to mend it."""
+    """Data that cannot be had or are not what they should be; the message says how to fix it."""
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ class Dataset:
         space: kind, shape, and the affine map to model units.
         train, valid, test: rows in data units, [rows, *space.shape]; 8-bit images stay `uint8`.
         checksum: sha256 of the rows (generated data) or of the files they came from.
-        entropy: (nats, standard error) of the data's own entropy per datum, where it is known.
+        entropy: (nats, standard error) of the data's own entropy per example, where it is known.
         log_density: exact log-density (or log-probability) in nats of rows in data units, where
             known.
         notes: what was left out of the files it came from, or changed, in sentences.

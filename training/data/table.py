@@ -1,4 +1,4 @@
-"""A table of one's own: numbers, a datum a row; vectors [D], or bits where all are 0 or 1.
+"""A table of one's own: numbers, an example a row; vectors [D], or bits where all are 0 or 1.
 
     z = (x - mean) / deviation,    of each column, over the rows that are fitted
 

@@ -2,9 +2,9 @@
 
     bound = (1 / N) sum_n K_n,    standard error = std(K_n) / sqrt(N)
 
-Each K_n is one datum's estimate, stratified over the steps, so the spread over data holds both the
-data's own and that of the noise. "paper" shares the network's terms with the convention evaluated
-before it: the two differ only in parts with closed forms.
+Each K_n is one example's estimate, stratified over the steps, so the spread over data holds both
+the data's own and that of the noise. "paper" shares the network's terms with the convention
+evaluated before it: the two differ only in parts with closed forms.
 """
 
 import math
@@ -266,7 +266,7 @@ def per_dim(evaluation: Evaluation) -> str:
 def table(evaluations: Sequence[Evaluation]) -> str:
     """Evaluations as a Markdown table, in bits."""
     lines = [
-        "| convention | split | data | steps | terms a datum | K (bits) | standard error "
+        "| convention | split | data | steps | terms an example | K (bits) | standard error "
         "| bits/dim | K - L_null (bits) | minus entropy (bits) |",
         "|---|---|---|---|---|---|---|---|---|---|",
     ]

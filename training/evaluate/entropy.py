@@ -26,7 +26,7 @@ COLOUR, BAND, LIMIT = "#1f4b99", "#e3e8f2", "#8793a8"
 @final
 @dataclass(frozen=True)
 class StepEntropies:
-    """Columns of the table, bits an element of the datum, float64 [n] each.
+    """Columns of the table, bits an element of the example, float64 [n] each.
 
     Attributes:
         t: int64 [n], within 2..T; of t = 1 reals have no lower bound.

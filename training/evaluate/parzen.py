@@ -142,7 +142,7 @@ def score(
     """
     grid = torch.tensor(bandwidths, dtype=torch.float64)
     total = len(valid) + len(test)
-    with progress_bar(total, "datum", "Parzen", disable=quiet) as bar:
+    with progress_bar(total, "example", "Parzen", disable=quiet) as bar:
         means = log_density(valid, centres, grid, bar.update).mean(0)
         best = int(means.argmax())
         if best in (0, len(grid) - 1):

@@ -27,7 +27,7 @@ def signals() -> Iterator[list[int]]:
     try:
         for number in (signal.SIGINT, signal.SIGTERM):
             before[number] = signal.signal(number, catch)
-    except ValueError:  # not the main thread: whoever owns it owns the signals
+    except ValueError:  # not the main thread, which owns the signals
         before.clear()
     try:
         yield caught

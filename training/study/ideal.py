@@ -3,7 +3,7 @@
     K = prior - sum_{t >= 2} E KL(q(x_{t-1} | x_t, x_0) || p(x_{t-1} | x_t)) + last,
 
 with p the product of elements nearest to q(x_{t-1} | x_t): the moment match for a Gaussian kernel,
-the marginal of each bit for a Bernoulli one. What is left of the KL is what no network can mend,
+the marginal of each bit for a Bernoulli one. What is left of the KL is what no network can change,
 only more steps, another schedule or another family.
 """
 

@@ -63,12 +63,12 @@ def by_label(
     steps: int,
     seed: int = 0,
 ) -> Drawn:
-    """The posterior of what was seen of one datum under every label, a joint system each.
+    """The posterior of what was seen of one example under every label, a joint system each.
 
     Args:
         model: of images.
         reader: of its noisy data.
-        seen: of one datum.
+        seen: of one example.
         samples: n, of each label.
         particles: of each label's system.
         steps: of each chain.

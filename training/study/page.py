@@ -103,7 +103,7 @@ def line(row: Row, models: Path) -> str | None:
         return None
     value, error = row.quantity.of(m, found[0])
     digits = row.quantity.digits
-    rest = f"{found[0].count:,} of {found[0].split}, {found[0].terms or 'all'} terms a datum"
+    rest = f"{found[0].count:,} of {found[0].split}, {found[0].terms or 'all'} terms an example"
     return (
         f"| {row.experiment} | {row.quantity.words} ({row.quantity.convention}) | {row.paper} "
         f"| **{value:.{digits}f}** ± {error:.{digits}f} | {row.limit} | {rest} | {_made(m)} |"

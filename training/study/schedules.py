@@ -2,10 +2,10 @@
 
     loss = E log p(x_0) - K,    bits: what a table's chain loses of the data's own log-density
 
-The data's density is known, so the loss of each datum is measured and not K alone, whose spread is
-mostly the data's. It is measured of two kernels: the ideal one, which makes no mistake (`ideal`),
-so that its loss is the table's own; and a network's, fitted under the table. Beside them stand the
-best tables that there are (`optimum`), with no network.
+The data's density is known, so the loss of each example is measured and not K alone, whose spread
+is mostly the data's. It is measured of two kernels: the ideal one, which makes no mistake
+(`ideal`), so that its loss is the table's own; and a network's, fitted under the table. Beside them
+stand the best tables that there are (`optimum`), with no network.
 """
 
 import math
@@ -58,7 +58,7 @@ GRID = {"levels": 160, "rows": 300}  # that the best tables are looked for on
 
 
 class Loss(BaseModel):
-    """Bits a datum, and the standard error."""
+    """Bits an example, and the standard error."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 

@@ -24,7 +24,7 @@ from diffusion.prediction import Prediction
 from diffusion.samplers import Update
 from diffusion.space import Convention
 from service.engine.device.transfer import upload
-from service.engine.jobs import ChainJob, TermJob
+from service.engine.jobs import BoundJob, SampleJob
 from service.engine.results import FrameRows
 from service.engine.scheduling.batch import Entry
 
@@ -111,7 +111,7 @@ def by_job(entries: Sequence[Entry]) -> list[tuple[int, list[Entry]]]:
 def gather_chains(
     entries: Sequence[Entry],
     num_steps: int,
-    jobs: Mapping[int, ChainJob],
+    jobs: Mapping[int, SampleJob],
     device: torch.device,
     share: bool = True,
 ) -> ChainBatch:
@@ -140,7 +140,7 @@ def gather_chains(
 
 
 def gather_terms(
-    entries: Sequence[Entry], jobs: Mapping[int, TermJob], device: torch.device, pad_to: int = 0
+    entries: Sequence[Entry], jobs: Mapping[int, BoundJob], device: torch.device, pad_to: int = 0
 ) -> TermBatch:
     """The batch of some terms.
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from service.engine.device.transfer import upload
-from service.engine.results import Film, FrameRows
+from service.engine.results import FrameRows, FrameStates
 from service.engine.scheduling.batch import Entry
 
 
@@ -21,10 +21,10 @@ from service.engine.scheduling.batch import Entry
 class FrameRecorder:
     """Takes what is to be kept of a batch, step by step.
 
-    The first states of chains and their last are not among it: `Film.end` has these.
+    The first states of chains and their last are not among it: `FrameStates.end` has these.
 
     Args:
-        films: by job.
+        kept: by job.
         chains: entries of any jobs, in the order of the batch's rows.
         num_steps: of the batch.
 
@@ -32,16 +32,18 @@ class FrameRecorder:
         taken: each shot with its states, [len(rows), *event] on the device.
     """
 
-    def __init__(self, films: Mapping[int, Film], chains: Sequence[Entry], num_steps: int) -> None:
+    def __init__(
+        self, kept: Mapping[int, FrameStates], chains: Sequence[Entry], num_steps: int
+    ) -> None:
         self.taken: list[tuple[FrameRows, Tensor]] = []
         self._wanted: dict[int, list[FrameRows]] = {}
         alike: dict[tuple[int, int], list[int]] = {}  # places of rows at the same step of a job
-        for place, entry in enumerate(chains if films else ()):
-            if entry.key in films:
+        for place, entry in enumerate(chains if kept else ()):
+            if entry.key in kept:
                 alike.setdefault((entry.key, entry.position), []).append(place)
         for (key, position), places in alike.items():
             rows = [chains[place].row for place in places]
-            for frame, its_position in enumerate(films[key].frames.positions[:-1]):
+            for frame, its_position in enumerate(kept[key].frames.positions[:-1]):
                 made = its_position - position  # steps of this batch, when the row is there
                 if frame and 1 <= made <= num_steps:
                     self._wanted.setdefault(made, []).append(

@@ -37,8 +37,8 @@ from service.engine.device.frames import FrameRecorder
 from service.engine.device.graphs import ChainGraphs, Record, one_step
 from service.engine.device.network import NetworkCalls, Precision, Rows
 from service.engine.device.transfer import Fence, HostCopies, upload
-from service.engine.jobs import ChainJob, Job, TermJob
-from service.engine.results import ChainResult, Film, FrameRows, Peek, TermResult, Timing
+from service.engine.jobs import BoundJob, Job, SampleJob
+from service.engine.results import BoundResult, FrameRows, FrameStates, Peek, SampleResult, Timing
 from service.engine.scheduling.batch import Batch, Entry
 
 
@@ -145,10 +145,10 @@ class ChainRunner(Runner):
         self.calls = NetworkCalls(model, precision, compiled=compiled)
         self.chains = ChainSlots(model, slots)
         self.data = ExampleSlots(model, slots)
-        self._chain_jobs: dict[int, ChainJob] = {}
-        self._term_jobs: dict[int, TermJob] = {}
+        self._chain_jobs: dict[int, SampleJob] = {}
+        self._term_jobs: dict[int, BoundJob] = {}
         self._results: dict[int, Tensor] = {}  # samples, or values of terms, as they come
-        self._films: dict[int, Film] = {}  # of the jobs that asked for frames
+        self._frame_states: dict[int, FrameStates] = {}  # of the jobs that asked for frames
         self._taken: list[tuple[FrameRows, Tensor]] = []  # of these, since the last were sent
         self._graphs: ChainGraphs | None = None
 
@@ -169,21 +169,23 @@ class ChainRunner(Runner):
         """Get ready for entries of this job, of chains or terms."""
         # The caller gets these tensors, so they must not be inference tensors.
         with torch.inference_mode(False):
-            if isinstance(job, TermJob):
+            if isinstance(job, BoundJob):
                 self._term_jobs[key] = job
                 self._results[key] = torch.zeros(job.rows, job.positions, dtype=torch.float64)
                 self.data.reserve(positions=job.positions)
             else:
-                assert isinstance(job, ChainJob)  # systems have a runner of their own
+                assert isinstance(job, SampleJob)  # systems have a runner of their own
                 self._chain_jobs[key] = job
                 self._results[key] = torch.zeros(job.rows, *self.model.event)
                 if job.frames is not None:
-                    self._films[key] = Film.blank(job.frames, job.rows, self.model.event)
+                    self._frame_states[key] = FrameStates.blank(
+                        job.frames, job.rows, self.model.event
+                    )
 
     @override
     def close(self, key: int) -> None:
         """Forget the job."""
-        for held in (self._chain_jobs, self._term_jobs, self._results, self._films):
+        for held in (self._chain_jobs, self._term_jobs, self._results, self._frame_states):
             held.pop(key, None)
 
     @override
@@ -196,7 +198,9 @@ class ChainRunner(Runner):
         chains, terms = sorted(batch.chains), sorted(batch.terms)
         begun = self.fence.begin()
         self._admit(chains, terms)
-        recorder = FrameRecorder(self._films, chains, num_steps) if self._films else None
+        recorder = (
+            FrameRecorder(self._frame_states, chains, num_steps) if self._frame_states else None
+        )
         rows = None
         if chains:
             jobs, share = self._chain_jobs, not self.calls.pad_to
@@ -285,8 +289,8 @@ class ChainRunner(Runner):
         """
         collected.wait()
         for shot, states in collected.frame_rows:
-            if shot.key in self._films:  # not given up meanwhile
-                self._films[shot.key].keep(shot, states)
+            if shot.key in self._frame_states:  # not given up meanwhile
+                self._frame_states[shot.key].keep(shot, states)
         found: dict[int, str] = {}
         for entry, good in zip(collected.chains, collected.finite.tolist(), strict=True):
             job = self._chain_jobs.get(entry.key)
@@ -304,16 +308,20 @@ class ChainRunner(Runner):
     @override
     def result(
         self, key: int, queue_seconds: float, compute_seconds: float
-    ) -> ChainResult | TermResult:
+    ) -> SampleResult | BoundResult:
         """The answer of a job whose rows have all been collected."""
         if key in self._chain_jobs:
-            chains, samples, film = self._chain_jobs[key], self._results[key], self._films.get(key)
-            if film is not None:
+            chains, samples, kept = (
+                self._chain_jobs[key],
+                self._results[key],
+                self._frame_states.get(key),
+            )
+            if kept is not None:
                 with torch.inference_mode(False), torch.no_grad():
-                    film.end(self._start(chains, torch.arange(chains.rows))[0].cpu(), samples)
-            return ChainResult(
+                    kept.end(self._start(chains, torch.arange(chains.rows))[0].cpu(), samples)
+            return SampleResult(
                 samples=samples,
-                film=film,
+                frame_states=kept,
                 queue_seconds=queue_seconds,
                 compute_seconds=compute_seconds,
                 network_evaluations=chains.cost,
@@ -328,7 +336,7 @@ class ChainRunner(Runner):
                 prior = prior_part(self.model, x_0, job.convention).cpu()
                 last = closed_last(self.model, x_0, job.convention, job.steps.end)
                 found = combine(job.steps, values, prior, None if last is None else last.cpu())
-        return TermResult(
+        return BoundResult(
             bound=found,
             values=values,
             queue_seconds=queue_seconds,
@@ -372,7 +380,7 @@ class ChainRunner(Runner):
             x_0 = term_job.x_0[[entry.row // term_job.each for entry in entries]]
             self.data.x_0[self._slots(entries)] = upload(x_0, device)
 
-    def _start(self, job: ChainJob, rows: Tensor) -> tuple[Tensor, Observation | None]:
+    def _start(self, job: SampleJob, rows: Tensor) -> tuple[Tensor, Observation | None]:
         """Where some rows of a job begin, [len(rows), *event], and what was seen of them."""
         device, seen = self.model.device, None
         if job.observation is not None:

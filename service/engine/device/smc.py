@@ -1,6 +1,6 @@
 """SMCRunner: the next steps of a wave of particle systems of one job.
 
-    state <- course.step(model, state, position)        (`diffusion.posterior.smc`)
+    state <- kernel.step(model, state, position)        (`diffusion.posterior.smc`)
 
 This is the code of the offline loop, so a served answer is the offline one. The state is a value
 that is replaced when a batch has been computed, so one that failed can be tried again; where memory
@@ -23,8 +23,8 @@ from diffusion.posterior.smc import Particles, SMCResult
 from service.engine.device.batches import CollectedRows
 from service.engine.device.runner import Runner
 from service.engine.device.transfer import upload
-from service.engine.jobs import Job, SystemJob
-from service.engine.results import Peek, SystemResult
+from service.engine.jobs import Job, SMCJob
+from service.engine.results import Peek, PosteriorResult
 from service.engine.scheduling.batch import Batch
 
 
@@ -50,7 +50,7 @@ class SMCRunner(Runner):
     ) -> None:
         super().__init__(model, rows)
         self.batch_invariant = batch_invariant
-        self._jobs: dict[int, SystemJob] = {}
+        self._jobs: dict[int, SMCJob] = {}
         self._waves: dict[int, Particles] = {}
         self._found: dict[int, list[SMCResult]] = {}
         self._compiled = compiled
@@ -58,7 +58,7 @@ class SMCRunner(Runner):
     @override
     def open(self, key: int, job: Job) -> None:
         """Get ready for entries of this job, of systems."""
-        assert isinstance(job, SystemJob)  # other kinds have a runner of their own
+        assert isinstance(job, SMCJob)  # other kinds have a runner of their own
         self._jobs[key], self._found[key] = job, []
 
     @override
@@ -77,14 +77,14 @@ class SMCRunner(Runner):
         with torch.inference_mode(False), torch.no_grad(), self._as_written():
             systems = self._waves.get(key) or self._begin(job, row, len(chains))
             for i in range(position, position + batch.num_steps):
-                systems = job.course.step(self.model, systems, i, self.batch_size, piece)
+                systems = job.kernel.step(self.model, systems, i, self.batch_size, piece)
         self._waves[key] = systems
         self.fence.wait(begun, batch.num_steps)
 
     def _as_written(self) -> AbstractContextManager[object]:
         return torch.compiler.set_stance("force_eager") if self._compiled else nullcontext()
 
-    def _begin(self, job: SystemJob, first: int, count: int) -> Particles:
+    def _begin(self, job: SMCJob, first: int, count: int) -> Particles:
         """So many systems of a job at x_T."""
         device, number = self.model.device, torch.arange(first, first + count)
         example = number // job.each
@@ -93,7 +93,7 @@ class SMCRunner(Runner):
             return upload(part, device)
 
         seen = job.observation.rows(example).each(there)
-        systems = job.course.begin(self.model, seen, job.seed, there(number))
+        systems = job.kernel.begin(self.model, seen, job.seed, there(number))
         return systems.multiplied([factor.rows(example).each(there) for factor in job.factors])
 
     @override
@@ -110,7 +110,7 @@ class SMCRunner(Runner):
                 lost |= ~x.flatten(1).isfinite().all(1)
             leaving = [~lost]
             if ends:
-                leaving += SMCResult.of(self.model, job.course, self._waves.pop(key)).tensors()
+                leaving += SMCResult.of(self.model, job.kernel, self._waves.pop(key)).tensors()
             (finite, *parts), wait = self._copies.send(leaving)
         ended = [(key, list(ends))] if ends else []
         return CollectedRows(list(chains), ended, num_steps, finite, parts, wait)
@@ -135,10 +135,10 @@ class SMCRunner(Runner):
         return {}
 
     @override
-    def result(self, key: int, queue_seconds: float, compute_seconds: float) -> SystemResult:
+    def result(self, key: int, queue_seconds: float, compute_seconds: float) -> PosteriorResult:
         """The answer of a job whose systems have all been collected."""
-        return SystemResult(
-            cloud=SMCResult.joined(self._found[key]),
+        return PosteriorResult(
+            result=SMCResult.joined(self._found[key]),
             queue_seconds=queue_seconds,
             compute_seconds=compute_seconds,
             network_evaluations=self._jobs[key].cost,
@@ -156,11 +156,11 @@ class SMCRunner(Runner):
             slots: by number, of systems that have not ended.
             done: network evaluations the job has had.
         """
-        draws = self._jobs[key].course.draws
+        draws = self._jobs[key].kernel.draws
         finished = [system not in slots for system in range(started) for _ in range(draws)][:rows]
         with torch.inference_mode(False), torch.no_grad():
             samples = torch.zeros(len(finished), *self.model.event)
-            ended = [cloud.samples.flatten(0, 1) for cloud in self._found[key]]
+            ended = [result.samples.flatten(0, 1) for result in self._found[key]]
             running = finished.count(False)
             estimates = samples[:0].to(self.model.device)
             if running:

@@ -30,7 +30,7 @@ from diffusion.samplers import Ancestral, begin
 from service.engine.device.runner import ChainRunner
 from service.engine.device.smc import SMCRunner
 from service.engine.faults import out_of_memory
-from service.engine.jobs import ChainJob, SystemJob, TermJob
+from service.engine.jobs import BoundJob, SampleJob, SMCJob
 from service.engine.scheduling.batch import Batch, Entry, Lane
 from service.settings import Settings
 
@@ -202,8 +202,8 @@ def warm_up_systems(runner: SMCRunner, rows: int) -> tuple[int, int]:
     known = torch.ones(1, *model.event, dtype=torch.bool)
     values = torch.zeros(1, *model.event)
     seen, _ = in_model_units(model.space, Mask(), values, known, torch.tensor(0.25))
-    course = ParticleFilter(Ancestral(steps=min(2, model.T)).plan(model), 1, twist=_DIAGONAL)
-    job = SystemJob.of("", model, 1, course, seen, rows)
+    kernel = ParticleFilter(Ancestral(steps=min(2, model.T)).plan(model), 1, twist=_DIAGONAL)
+    job = SMCJob.of("", model, 1, kernel, seen, rows)
     runner.open(_OTHERS, job)
     for position in range(job.positions):
         entries = [Entry(_OTHERS, row, 0, position) for row in range(job.rows)]
@@ -299,10 +299,10 @@ class _WarmUpJobs:
         steps = choose_steps(model.T, torch.arange(1), 0, convention)
         self._terms = steps.count
         x_0 = torch.zeros(1, *model.event)
-        runner.open(_OTHERS, ChainJob("", rows, 2, plan))
-        runner.open(_CHAIN, ChainJob("", 1, 1, plan))
-        runner.open(_TERM, TermJob("", x_0, 1, steps, convention))
-        runner.open(_OTHER_TERMS, TermJob("", x_0, 2, steps, convention))
+        runner.open(_OTHERS, SampleJob("", rows, 2, plan))
+        runner.open(_CHAIN, SampleJob("", 1, 1, plan))
+        runner.open(_TERM, BoundJob("", x_0, 1, steps, convention))
+        runner.open(_OTHER_TERMS, BoundJob("", x_0, 2, steps, convention))
         # Terms of the last step come first and are worked out apart: take some of both kinds.
         self.positions = [0, steps.count // 2, steps.count - 1][: self.steps]
 

@@ -4,7 +4,7 @@ import { h } from "../lib/dom.js";
 import { tell } from "../lib/i18n.js";
 
 /**
- * `show(x, known)` shows a datum [D] and which of it is seen.
+ * `show(x, known)` shows an example [D] and which of it is seen.
  * @param {object} model an entry of GET /models, of lists
  * @param {(x: number[], known: number[]) => void} onChange
  */
@@ -12,7 +12,7 @@ export const cells = (model, onChange) => (model.kind === "bits" ? bits(model, o
 
 /** A click goes from 0 to 1 to hidden. */
 function bits({ shape: [count] }, onChange) {
-  let [x, known] = [Array(count).fill(0), Array(count).fill(0)]; // until there is a datum
+  let [x, known] = [Array(count).fill(0), Array(count).fill(0)]; // until there is an example
   const keys = Array.from({ length: count }, (_, i) => h("button", { type: "button", class: "bit", on: { click: () => turn(i) } }));
   const node = h("div", { class: "easel" },
     h("div", { class: "bits", role: "group", label: "cells.bits" }, ...keys),
@@ -24,8 +24,8 @@ function bits({ shape: [count] }, onChange) {
     onChange(now === 2 ? x : x.with(i, now), known.with(i, Number(now < 2)));
   }
 
-  function show(datum, mask) {
-    [x, known] = [datum, mask];
+  function show(example, mask) {
+    [x, known] = [example, mask];
     for (const [i, key] of keys.entries()) {
       key.textContent = known[i] ? x[i] : "?";
       key.classList.toggle("hidden", !known[i]);
@@ -38,7 +38,7 @@ function bits({ shape: [count] }, onChange) {
 }
 
 function numbers({ shape: [count] }, onChange) {
-  let [x, known] = [Array(count).fill(0), Array(count).fill(0)]; // until there is a datum
+  let [x, known] = [Array(count).fill(0), Array(count).fill(0)]; // until there is an example
   const rows = Array.from({ length: count }, (_, i) => {
     const seen = h("input", { type: "checkbox", label: ["cells.seen", { n: i + 1 }], on: { change: () => onChange(x, known.with(i, Number(seen.checked))) } });
     const value = h("input", { type: "number", step: "any", label: ["cells.number", { n: i + 1 }], on: { change: () => Number.isFinite(value.valueAsNumber) && onChange(x.with(i, value.valueAsNumber), known) } });
@@ -49,8 +49,8 @@ function numbers({ shape: [count] }, onChange) {
     h("small", { say: "cells.numbers.how" }),
   );
 
-  function show(datum, mask) {
-    [x, known] = [datum, mask];
+  function show(example, mask) {
+    [x, known] = [example, mask];
     for (const [i, { seen, value }] of rows.entries()) {
       seen.checked = known[i] === 1;
       value.disabled = !seen.checked;

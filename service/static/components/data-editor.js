@@ -1,7 +1,7 @@
-// Where a datum is made, by the kind of model: a drawing, bits to switch, a point of the plane, or
+// Where an example is made, by the kind of model: a drawing, bits to switch, a point of the plane, or
 // numbers typed; and held-out data to begin with.
 //
-// An editor has `node`, `show(x)` for the datum at hand (null: none), and where it shows all of them
+// An editor has `node`, `show(x)` for the example at hand (null: none), and where it shows all of them
 // `mark(data)`; where it can map the density, `map()`, and `mapped()`: whether it has or is about to.
 
 import { chart } from "./point-canvas.js";

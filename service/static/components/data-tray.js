@@ -7,9 +7,9 @@ import { badge, letter, thumb } from "./thumbnail.js";
 export const MOST = 12;
 
 /**
- * `put(x)` is what the datum at hand has become (none is at hand: a new one; null: it goes away),
+ * `put(x)` is what the example at hand has become (none is at hand: a new one; null: it goes away),
  * `add(xs)` lays some beside it, the last at hand; `fill(xs)` has these alone; `leave()` has none at hand.
- * @param {(x: any) => void} onHand told the datum at hand, or null, whenever another is
+ * @param {(x: any) => void} onHand told the example at hand, or null, whenever another is
  * @param {() => void} onChange told of every change of the data
  */
 export function tray(onHand, onChange) {
@@ -85,7 +85,7 @@ export function tray(onHand, onChange) {
   };
 }
 
-/** What else a datum could be: beside the one at hand, to be compared with it. */
+/** What else an example could be: beside the one at hand, to be compared with it. */
 export function twists({ kind, shape }) {
   const [white, picture] = [kind === "bits" ? 1 : 255, shape.length === 3];
   const back = (row) => [...row].reverse();

@@ -1,6 +1,6 @@
-// A canvas to draw a datum on: with mouse, touch or pen, and with the keyboard alone.
+// A canvas to draw an example on: with mouse, touch or pen, and with the keyboard alone.
 //
-// What is drawn are strokes upon a datum (or upon black): the last one can be taken back. A drawing
+// What is drawn are strokes upon an example (or upon black): the last one can be taken back. A drawing
 // of the size of MNIST's digits is centred as they are, if asked.
 
 import { h } from "../lib/dom.js";
@@ -10,7 +10,7 @@ import { button } from "./controls.js";
 const STEP = { ArrowLeft: [-1, 0], ArrowRight: [1, 0], ArrowUp: [0, -1], ArrowDown: [0, 1] };
 
 /**
- * `show(x)` puts a datum on it, null clears; `onChange(x)` tells what is drawn, null where nothing is.
+ * `show(x)` puts an example on it, null clears; `onChange(x)` tells what is drawn, null where nothing is.
  * @param {object} model an entry of GET /models, of pictures
  * @param {(x: number[][][]|null) => void} onChange
  */
@@ -33,7 +33,7 @@ export function sketch(model, onChange) {
     h("small", { say: "sketch.how" }),
   );
 
-  let base = null; // the datum below the strokes
+  let base = null; // the example below the strokes
   let strokes = []; // { colour, width, points: [[x, y]] }, in pixels of the sheet
   let stroke = null; // the one that is being drawn
   let cursor = null; // where the keyboard is, in pixels of the model

@@ -1,5 +1,5 @@
 // Data from files: chosen, dropped on a place, or pasted. Pictures are scaled to the model's size;
-// for vectors and bits a text with a datum a line.
+// for vectors and bits a text with an example a line.
 
 import { h } from "../lib/dom.js";
 import { fit } from "../lib/image-fit.js";
@@ -48,7 +48,7 @@ export function intake(place, modelOf, onData, onProblem) {
   return node;
 }
 
-/** One picture as a list of one datum; null where it is none. */
+/** One picture as a list of one example; null where it is none. */
 async function pictured(file, model) {
   const picture = await createImageBitmap(file).catch(() => null);
   return picture && [fit(picture, model)];

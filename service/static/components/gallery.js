@@ -1,6 +1,6 @@
 // What samples look like, by the kind of model: pictures side by side, a raster of bits, points.
 //
-// A scene has `node`, `show(data, toward)` (one datum a sample, null where there is none yet, a string
+// A scene has `node`, `show(data, toward)` (one example a sample, null where there is none yet, a string
 // where it is a base64 PNG; points are drawn with arrows towards others, if given), `reach(data)`
 // (makes room for what is to come), and `canvas()`, which promises all of it as one picture to save.
 

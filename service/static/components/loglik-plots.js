@@ -6,7 +6,7 @@ import { axes, rangeOf } from "../lib/plot.js";
 import { hue, letter } from "./thumbnail.js";
 
 const BARS = 24;
-const [LEFT, RIGHT] = ["← ", " →"]; // where a datum lies beyond the plot
+const [LEFT, RIGHT] = ["← ", " →"]; // where an example lies beyond the plot
 const HEIGHT = 250; // of the plots
 const BEYOND = 0.6; // of the held-out data's own width that the axis goes further, for data beyond
 
@@ -64,7 +64,7 @@ function stacked(xs) {
   });
 }
 
-/** A pole with a letter; an arrow where the datum lies beyond the plot. */
+/** A pole with a letter; an arrow where the example lies beyond the plot. */
 function flag(plot, value, row, i, arrow) {
   const [x, top, bottom] = [plot.X(value), 14 + 16 * row, plot.Y(0)];
   const right = arrow === RIGHT;
@@ -74,14 +74,14 @@ function flag(plot, value, row, i, arrow) {
 
 /**
  * The terms KL(q(x_{t-1} | x_t, x_0) || p(x_{t-1} | x_t)), nats, against t; those of one t averaged.
- * @param {{t: number, value: number}[][]} terms of each datum
+ * @param {{t: number, value: number}[][]} terms of each example
  * @param {number} T
  */
-export function course(terms, T) {
+export function kernel(terms, T) {
   const lines = terms.map(averaged);
   const values = lines.flat().map(([, value]) => value);
-  const y = { range: [0, 1.05 * Math.max(1e-9, ...values)], name: "course.y" };
-  const plot = axes({ x: { range: [0, 1.02 * T], name: "course.x" }, y, label: "course.label", height: HEIGHT });
+  const y = { range: [0, 1.05 * Math.max(1e-9, ...values)], name: "kernel.y" };
+  const plot = axes({ x: { range: [0, 1.02 * T], name: "kernel.x" }, y, label: "kernel.label", height: HEIGHT });
   lines.forEach((points, i) => plot.line(points, `${hue(i)} line-${Math.floor(i / 6)}`));
   return plot.node;
 }

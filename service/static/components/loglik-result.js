@@ -1,4 +1,4 @@
-// What the service says of each datum: bits/dim, its place among held-out data, the bound's parts.
+// What the service says of each example: bits/dim, its place among held-out data, the bound's parts.
 
 import { h } from "../lib/dom.js";
 import { cautions } from "./controls.js";
@@ -15,7 +15,7 @@ const digits = (value, count) => number(value, { maximumFractionDigits: count, m
 const known = (error) => Math.min(4, Math.max(0, 1 - Math.floor(Math.log10(error))));
 
 /**
- * A card for each datum.
+ * A card for each example.
  * @param {Array} data
  * @param {object} model an entry of GET /models
  * @param {object[]} results of POST /loglik
@@ -47,7 +47,7 @@ function figure(bits, error) {
   return h("p", { class: "score" }, h("strong", {}, digits(bits, count)), plus, h("span", { class: "unit" }, " "), h("span", { class: "unit", say: "verdict.unit" }));
 }
 
-/** Whether a datum's place among held-out data is known. */
+/** Whether an example's place among held-out data is known. */
 const placed = ({ rarer_than: share }) => share !== null && share !== undefined;
 
 const percent = (value) => `${number(100 * value, { maximumFractionDigits: 1 })}%`;
@@ -105,7 +105,7 @@ function power(tens) {
 /** Which line is whose. */
 export const legend = (results) => h("p", { class: "legend", "aria-hidden": "true" }, ...results.map((_, i) => badge(i)));
 
-/** The answer as a table, a datum a row, and its bounds, nats: for files (download.js). */
+/** The answer as a table, an example a row, and its bounds, nats: for files (download.js). */
 export function scores(results) {
   const flat = results.map(({ parts, ...result }, i) => ({ name: letter(i), ...result, ...parts }));
   const names = Object.keys(flat[0]).filter((name) => flat.every((row) => row[name] === null || typeof row[name] !== "object"));

@@ -168,5 +168,5 @@ function readings(labels) {
 
 /** In the page's language what is poor, where the service warns of its particles. */
 function reading({ warning: text }) {
-  return text ? ["trust.disagree", "trust.mend"] : [];
+  return text ? ["trust.disagree", "trust.fix"] : [];
 }

@@ -25,7 +25,7 @@ export async function unpack(text, model) {
   }
 }
 
-/** Rows of numbers that somebody wrote, a datum a line; null where they are none of this model's. */
+/** Rows of numbers that somebody wrote, an example a line; null where they are none of this model's. */
 export function rowsOf(text, { shape, kind }) {
   const lines = text.split("\n").map((line) => line.trim()).filter(Boolean);
   const solid = kind === "bits" && lines.every((line) => /^[01]+$/.test(line));

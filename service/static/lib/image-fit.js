@@ -18,7 +18,7 @@ export function sheetOf({ shape: [, height, width] }) {
   return canvas;
 }
 
-/** A datum on a sheet, each of its numbers a block: read again it is the same. */
+/** An example on a sheet, each of its numbers a block: read again it is the same. */
 export function lay(sheet, x, { kind }) {
   const small = document.createElement("canvas");
   paint(small, x, kind === "bits" ? 1 : 255);
@@ -27,7 +27,7 @@ export function lay(sheet, x, { kind }) {
   pen.drawImage(small, 0, 0, sheet.width, sheet.height);
 }
 
-/** The datum that a sheet shows: grey by luminance (ITU-R BT.601), bits white from one half. */
+/** The example that a sheet shows: grey by luminance (ITU-R BT.601), bits white from one half. */
 export function readSheet(sheet, { kind, shape: [channels, height, width] }) {
   const { data } = sheet.getContext("2d").getImageData(0, 0, sheet.width, sheet.height);
   const sums = Array.from({ length: channels }, () => Array.from({ length: height }, () => Array(width).fill(0)));
@@ -43,7 +43,7 @@ export function readSheet(sheet, { kind, shape: [channels, height, width] }) {
   return sums.map((rows) => rows.map((row) => row.map(settle)));
 }
 
-/** A picture's middle, as large as it fits, as a datum. */
+/** A picture's middle, as large as it fits, as an example. */
 export function fit(picture, model) {
   const sheet = sheetOf(model);
   const scale = Math.max(sheet.width / picture.width, sheet.height / picture.height);

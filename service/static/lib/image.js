@@ -33,7 +33,7 @@ export async function paintPng(canvas, png, wanted = () => true) {
   canvas.getContext("2d").drawImage(image, 0, 0);
 }
 
-/** Rows of numbers as one picture: a datum a row, a number a pixel; `white` as for `paint`. */
+/** Rows of numbers as one picture: an example a row, a number a pixel; `white` as for `paint`. */
 export const paintRows = (canvas, rows, white = 1) => paint(canvas, [rows], white);
 
 /**

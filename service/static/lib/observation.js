@@ -1,4 +1,4 @@
-// What is seen of a datum: some of its elements, or averages of blocks, as they are or through noise.
+// What is seen of an example: some of its elements, or averages of blocks, as they are or through noise.
 //
 //   y = A x_0 + noise n,   n ~ N(0, 1);      of bits each one seen is flipped with probability `noise`
 //
@@ -33,7 +33,7 @@ export function pool(x, block) {
     sides(rows[0]).map((_, j) => mean(rows.flatMap((row) => row.slice(j * block, (j + 1) * block))))));
 }
 
-/** Whether element `flat` of a datum, counted over its channels too, is seen. */
+/** Whether element `flat` of an example, counted over its channels too, is seen. */
 const isKnown = (known, { shape }) => {
   const flat = known.flat();
   const size = shape.slice(-2).reduce((a, b) => a * b);

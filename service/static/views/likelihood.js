@@ -13,7 +13,7 @@ import { bodyOf, told } from "../components/loglik-request.js";
 import { saver } from "../components/download.js";
 import { get, Problem } from "../lib/api.js";
 import { snippets } from "../components/snippets.js";
-import { course, evaluationOf, histogram } from "../components/loglik-plots.js";
+import { kernel, evaluationOf, histogram } from "../components/loglik-plots.js";
 import { tray, twistButtons } from "../components/data-tray.js";
 import { comparison, legend, scores, verdicts } from "../components/loglik-result.js";
 
@@ -225,7 +225,7 @@ function mount(root, context) {
       verdicts(data, of, results, evaluation),
       ratio && h("p", { say: ratio }),
       evaluation && part("standing.title", histogram(evaluation.quantiles, bounds, dims), ["standing.told", { n: evaluation.quantiles_count ?? evaluation.count, split: evaluation.split }]),
-      part("course.title", course(results.map(({ per_step: terms }) => terms), of.steps), "course.told", legend(results)),
+      part("kernel.title", kernel(results.map(({ per_step: terms }) => terms), of.steps), "kernel.told", legend(results)),
       h("p", { class: "told", say: ["likelihood.told", { cost: answer.network_evaluations, convention: answer.convention, seed: String(answer.seed) }] }),
     ];
     out.replaceChildren(...parts.filter(Boolean));

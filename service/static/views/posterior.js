@@ -1,4 +1,4 @@
-// Draw from p(x_0) r(x_0): hide part of a datum, or see it through noise, and have it completed; by
+// Draw from p(x_0) r(x_0): hide part of an example, or see it through noise, and have it completed; by
 // one method or by several, side by side.
 
 import { cells } from "../components/cell-inputs.js";
@@ -35,15 +35,15 @@ function usual({ kind, shape, steps: T, network }) {
 
 const draw = () => String(crypto.getRandomValues(new Uint32Array(1))[0] % 1_000_000);
 
-/** The space of a datum's mask, for links: [1, H, W] of pictures, [D] of lists. */
+/** The space of an example's mask, for links: [1, H, W] of pictures, [D] of lists. */
 const maskOf = ({ shape }) => ({ kind: "bits", shape: shape.length === 3 ? [1, ...shape.slice(1)] : shape });
 
 function mount(root, context) {
   const answers = new Map(); // request as text -> { answer, seconds }
   const priors = new Map(); // model's name -> points
-  let model = null; // whose datum stands there
+  let model = null; // whose example stands there
   let bench = null; // what it is edited with
-  let [x, known] = [null, null]; // the datum, and which of it is seen
+  let [x, known] = [null, null]; // the example, and which of it is seen
   let asked = null; // the link's fields whose answer is shown or on its way, as text
   let follow = () => {}; // brings what comes into view, where a person asked for it
   let moves = 0; // how often something else was wanted: what takes its time looks whether it still is
@@ -92,7 +92,7 @@ function mount(root, context) {
     results,
   );
 
-  /** Nothing is done for another model than the chosen one, or to a datum that is not here yet. */
+  /** Nothing is done for another model than the chosen one, or to an example that is not here yet. */
   function unlock() {
     const ready = model === context.model();
     for (const part of [origins, form, start]) part.inert = !ready;
@@ -104,7 +104,7 @@ function mount(root, context) {
   const chosen = () => methods.filter((box) => box.checked && !box.disabled).map(({ value }) => value);
   const look = () => ({ known, block: Number(form.elements.block.value || 1), noise: Number(form.elements.noise.value) });
 
-  /** The fields that make sense together, and the datum as it is seen by them. */
+  /** The fields that make sense together, and the example as it is seen by them. */
   function settle({ target } = {}) {
     const { block, label, noise: slider, steps, systems, num_samples: count, particles } = form.elements;
     if (target === block && block.value !== "1" && slider.value === "0") slider.value = 8; // averages are rarely exact
@@ -132,9 +132,9 @@ function mount(root, context) {
     stage.classList.toggle("stale", old);
   }
 
-  /** Another datum, seen as the last one was. */
-  function put(datum, mask = known) {
-    x = datum;
+  /** Another example, seen as the last one was. */
+  function put(example, mask = known) {
+    x = example;
     known = mask ?? veil(isPicture(model) ? "bottom" : "right", model);
     settle();
   }
@@ -177,7 +177,7 @@ function mount(root, context) {
     unlock();
   }
 
-  /** Everything for a model, and its first held-out datum. */
+  /** Everything for a model, and its first held-out example. */
   async function stand(wanted, still) {
     const { data } = await get(`/models/${encodeURIComponent(wanted.name)}/examples?count=${isPicture(wanted) ? 15 : 6}`);
     if (!still()) return;
@@ -187,7 +187,7 @@ function mount(root, context) {
     bench = isPicture(model) ? eraser(model, (mask) => put(x, mask)) : cells(model, put);
     workbench.replaceChildren(bench.node);
     files.hidden = false;
-    picks.replaceChildren(...data.map((datum, i) => h("button", { type: "button", class: "example", label: ["repair.example", { n: i + 1 }], on: { click: () => put(datum) } }, thumb(datum, model))));
+    picks.replaceChildren(...data.map((example, i) => h("button", { type: "button", class: "example", label: ["repair.example", { n: i + 1 }], on: { click: () => put(example) } }, thumb(example, model))));
     own.hidden = !isPicture(model);
     own.replaceChildren(own.firstChild, ...(own.hidden ? [] : [sketch(model, (drawn) => drawn && put(drawn)).node]));
     suit();
@@ -210,7 +210,7 @@ function mount(root, context) {
     noiseText.hidden = model.kind === "vector";
   }
 
-  /** A sample of the model as the datum. */
+  /** A sample of the model as the example. */
   async function drawOne() {
     const turn = ++moves;
     const { steps } = usual(model);
@@ -310,9 +310,9 @@ function mount(root, context) {
   }
 
   /** What it was, and what was seen of it. */
-  function pair(datum, y, seen, of) {
+  function pair(example, y, seen, of) {
     const [whole, part] = ["repair.truth", "repair.seen"].map((text) => h("canvas", { class: "pixels", role: "img", label: text }));
-    paintSeen(whole, datum, null, of);
+    paintSeen(whole, example, null, of);
     paintSeen(part, y, seen.block === 1 ? seen.known : null, of);
     const figures = [["repair.truth", whole], ["repair.seen", part]];
     return h("div", { class: "summary pair" }, ...figures.map(([text, canvas]) => h("figure", {}, canvas, h("figcaption", { "aria-hidden": "true", say: text }))));

@@ -57,9 +57,9 @@ function mount(root, context) {
   const empty = h("p", { class: "empty", say: "sample.empty" });
   const stage = h("div", { class: "stage" });
   const told = h("p", { class: "told" });
-  const film = player(turn, (index) => ["player.at", { t: trajectory.t[index] }]);
-  const which = segments("sample.which", [["x", "sample.x"], ["x_0", "sample.x_0"]], film.refresh);
-  film.node.append(which.node);
+  const playback = player(turn, (index) => ["player.at", { t: trajectory.t[index] }]);
+  const which = segments("sample.which", [["x", "sample.x"], ["x_0", "sample.x_0"]], playback.refresh);
+  playback.node.append(which.node);
   const files = saver();
   const tools = h("div", { class: "row tools", hidden: true }, told, files.node);
   const partial = h("p", { class: "partial", say: "sample.partial", hidden: true });
@@ -67,7 +67,7 @@ function mount(root, context) {
   let follow = () => {}; // brings what comes into view, where a person asked for it
   let trajectory = null; // of the answer that is shown, its last state as the samples are
 
-  const results = h("div", { class: "wide" }, desk.node, partial, stage, film.node, tools, code.node);
+  const results = h("div", { class: "wide" }, desk.node, partial, stage, playback.node, tools, code.node);
   root.classList.add("split");
   root.append(
     h("div", { class: "side" }, h("p", { class: "lead", say: "sample.lead" }), form),
@@ -97,7 +97,7 @@ function mount(root, context) {
   }
 
   function hide() {
-    film.hide();
+    playback.hide();
   }
 
   /** The request's fields, as the link has them. */
@@ -157,7 +157,7 @@ function mount(root, context) {
     scene = sceneOf(model);
     stage.replaceChildren(scene.node);
     trajectory = null;
-    film.hide();
+    playback.hide();
     tools.hidden = partial.hidden = true;
     code.hide();
   }
@@ -175,7 +175,7 @@ function mount(root, context) {
       const { t, x, x_0 } = answer.trajectory;
       trajectory = { t, x: x.with(-1, answer.samples), x_0: x_0.with(-1, answer.samples) };
       scene.reach(x.flat()); // estimates may lie far off, where the noise is all there is
-      film.load(t.length);
+      playback.load(t.length);
     }
   }
 
@@ -190,7 +190,7 @@ function mount(root, context) {
     asked = null;
     scene = null;
     stage.replaceChildren(empty);
-    film.hide();
+    playback.hide();
     tools.hidden = partial.hidden = true;
     code.hide();
   }

@@ -87,7 +87,7 @@ def test_samples_and_their_cost(
 
 
 def test_data_of_one_call_stand_alone(mixture: GaussianMixture) -> None:
-    """Few numbers seen of one datum, many of the other: each by its own way, with its own cost."""
+    """Few numbers seen of one example, many of the other: each by its own cost."""
     model, y = gaussian(mixture), torch.tensor([[-1.0, 0.5], [0.3, 0.0]])
     known = torch.tensor([[True, True], [True, False]])
     method = Twisted(particles=3, covariance="full", products=1)
@@ -151,8 +151,8 @@ def test_weighted_systems_are_right_where_few_particles_alone_are_not() -> None:
 def test_weighted_systems_are_all_there_where_their_evidence_is_too_uncertain(
     mixture: GaussianMixture,
 ) -> None:
-    """Eight systems of one particle: of datum 0, seen sharply, one Z outweighs the others and each
-    is drawn once; of datum 1, hardly seen, some are drawn twice."""
+    """Eight systems of one particle: of example 0, seen sharply, one Z outweighs the others, each
+    is drawn once; of example 1, hardly seen, some are drawn twice."""
     model = gaussian(mixture)
     each = torch.ones(2, 2, dtype=torch.bool)
     seen = Observation.of_reals(torch.tensor([[0.5, 0.2], [0.5, 0.2]]), each, SHARP)

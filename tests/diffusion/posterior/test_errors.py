@@ -23,14 +23,16 @@ def systems(
     model: DiffusionModel, seen: Observation, count: int, particles: int = 8, **more: Twist
 ) -> SMCResult:
     """At all the model's steps."""
-    course = ParticleFilter(Ancestral().plan(model), particles, **more)
-    return run(model, course, seen.rows(torch.zeros(count).long()), 6, torch.arange(count))
+    kernel = ParticleFilter(Ancestral().plan(model), particles, **more)
+    return run(model, kernel, seen.rows(torch.zeros(count).long()), 6, torch.arange(count))
 
 
-def told(cloud: SMCResult, each: int) -> list[Diagnostics]:
+def told(result: SMCResult, each: int) -> list[Diagnostics]:
     """What answers of so many systems say."""
-    count = len(cloud.log_evidence) // each
-    return [Diagnostics.of(cloud.rows(slice(k * each, (k + 1) * each)), 1000) for k in range(count)]
+    count = len(result.log_evidence) // each
+    return [
+        Diagnostics.of(result.rows(slice(k * each, (k + 1) * each)), 1000) for k in range(count)
+    ]
 
 
 def held(answers: list[Diagnostics], log_evidence: float) -> float:
@@ -47,10 +49,10 @@ def least(count: int) -> float:
     return 0.95 - 4.5 * (0.95 * 0.05 / count) ** 0.5
 
 
-def of_chain(cloud: SMCResult) -> tuple[SMCResult, float]:
+def of_chain(result: SMCResult) -> tuple[SMCResult, float]:
     """The same without the error of the chain's steps, and log p(y) of the chain as it is."""
-    still = replace(cloud, moved=torch.zeros_like(cloud.moved))
-    return still, float(log_mean(cloud.log_evidence[None]))
+    still = replace(result, moved=torch.zeros_like(result.moved))
+    return still, float(log_mean(result.log_evidence[None]))
 
 
 def line_through(
@@ -99,17 +101,17 @@ def test_a_single_system_states_its_own_error(twist: Twist, mixture: GaussianMix
     seen = line_through(mixture, 0.3, 0.1)[0]
     for count, particles in ((160, 8), (40, 32)):
         found = systems(gaussian(mixture, 20), seen, count, particles, twist=twist)
-        cloud, log_evidence = of_chain(found)
-        assert held(told(cloud, 1), log_evidence) > least(count)
+        result, log_evidence = of_chain(found)
+        assert held(told(result, 1), log_evidence) > least(count)
 
 
 def test_the_error_of_bits_holds(heartbeat: BitPatterns) -> None:
     known = (torch.arange(20) < 4)[None]
     seen = Observation.of_bits(heartbeat.patterns[4:5].float(), known)
-    cloud, log_evidence = of_chain(systems(binomial(heartbeat, 40), seen, 120))
+    result, log_evidence = of_chain(systems(binomial(heartbeat, 40), seen, 120))
     assert log_evidence == pytest.approx(math.log(0.2), abs=0.1)
     for each in (1, 4):
-        assert held(told(cloud, each), log_evidence) > least(120 // each)
+        assert held(told(result, each), log_evidence) > least(120 // each)
 
 
 # ---- several ----
@@ -119,8 +121,8 @@ def test_the_error_of_bits_holds(heartbeat: BitPatterns) -> None:
 def test_several_systems_state_their_error(each: int, mixture: GaussianMixture) -> None:
     """Within 4.5 standard errors of .95 or more often, and not by saying far too much."""
     seen = line_through(mixture, 0.3, 0.1)[0]
-    cloud, log_evidence = of_chain(systems(gaussian(mixture, 20), seen, 480))
-    answers = told(cloud, each)
+    result, log_evidence = of_chain(systems(gaussian(mixture, 20), seen, 480))
+    answers = told(result, each)
     assert held(answers, log_evidence) > least(len(answers))
     off = torch.tensor([(one.log_evidence or math.nan) - log_evidence for one in answers])
     stated = torch.tensor([one.log_evidence_error or math.nan for one in answers])
@@ -139,10 +141,10 @@ def test_the_stated_error_covers_the_chain_s_steps_far_out(
     network = GaussianMixture.from_values(torch.ones(1), zero, covariance)
     y = 8 * float(covariance[0, 0, 0] + covariance[0, 0, 1] + covariance[0, 1, 1] / 4) ** 0.5
     seen, _, log_evidence = line_through(network, y, 0.1)
-    cloud = systems(gaussian(network, 60), seen, 64)
-    (answer,) = told(cloud, 64)
+    result = systems(gaussian(network, 60), seen, 64)
+    (answer,) = told(result, 64)
     assert held([answer], log_evidence) == 1
-    apart = float(cloud.log_evidence.std()) / 8
+    apart = float(result.log_evidence.std()) / 8
     assert abs((answer.log_evidence or 0.0) - log_evidence) > 1.96 * apart
 
 
@@ -157,8 +159,8 @@ def test_a_warning_comes_with_bad_answers_and_not_with_good_ones() -> None:
     network = GaussianMixture.from_values(torch.tensor([0.3, 0.3, 0.4]), means, covariances)
     for y, std, bad in ((8.0, 0.5, True), (0.4, 0.5, False)):
         seen, exact, _ = line_through(network, y, std)
-        cloud = systems(gaussian(network, 25), seen, 100)
-        apart = cloud.samples[:, 0].double().mean(0) - exact.mean()
+        result = systems(gaussian(network, 25), seen, 100)
+        apart = result.samples[:, 0].double().mean(0) - exact.mean()
         off = float((apart / exact.covariance().diagonal().sqrt()).abs().max())
-        warned = sum(one.warning is not None for one in told(cloud, 1)) / 100
+        warned = sum(one.warning is not None for one in told(result, 1)) / 100
         assert (off > 0.5, warned > 0.9, warned < 0.1) == (bad, bad, not bad)

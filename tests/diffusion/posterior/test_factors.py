@@ -373,13 +373,13 @@ def test_no_network_gets_more_rows_than_are_allowed(
     reader = classifier(model, network, 8 if kind == "bits" else 2)
     factors = [[label(reader, 0)], [Expert(other)], [label(reader, 0), Expert(other)]]
     used: list[Factor] = factors[["label", "model", "both"].index(which)]  # type: ignore[assignment]
-    course = ParticleFilter(Ancestral(steps=6).plan(model), 7, twist=Twist(covariance="diagonal"))
+    kernel = ParticleFilter(Ancestral(steps=6).plan(model), 7, twist=Twist(covariance="diagonal"))
     place, sizes = torch.zeros(2, dtype=torch.long), list[int]()
     walked = [seen.rows(place), 4, torch.arange(2), [factor.rows(place) for factor in used]]
-    whole = run(model, course, *walked)  # type: ignore[arg-type]
+    whole = run(model, kernel, *walked)  # type: ignore[arg-type]
     for part in (model.network, other.network, network):
         part.register_forward_pre_hook(lambda _, inputs: sizes.append(len(inputs[0])))
-    parts = run(model, course, *walked, together=3)  # type: ignore[arg-type]
+    parts = run(model, kernel, *walked, together=3)  # type: ignore[arg-type]
     assert max(sizes) == 3
     for ours, theirs in zip(parts.tensors(), whole.tensors(), strict=True):
         assert_close(ours, theirs, rtol=1e-4, atol=1e-4)
@@ -428,11 +428,11 @@ def test_a_product_is_refused_at_once_where_it_would_be_on_the_way(
         mask = torch.tensor(known[what]).bool()
         seen = Observation.of_reals(torch.zeros(len(mask), 2), mask, 0.5)
     method = Twisted(particles=2, covariance=covariance, products=products)
-    course = method.kernel(model, seen, 1, Ancestral(steps=3))
-    assert course is not None
+    kernel = method.kernel(model, seen, 1, Ancestral(steps=3))
+    assert kernel is not None
     number = torch.arange(len(seen))
     asked = [Expert(model)]
     early = refusal(lambda: method.resolve(model, seen, asked))
-    assert early == refusal(lambda: run(model, course, seen, 0, number, asked))
+    assert early == refusal(lambda: run(model, kernel, seen, 0, number, asked))
     tied = {"neither": False, "line": True}.get(what, covariance in ("auto", "full"))
     assert bool(early) == (tied and not (what in ("both", "mixed") and products == 1))

@@ -44,7 +44,7 @@ def test_matched_start_has_the_exact_posterior(mixture: GaussianMixture) -> None
 
 
 def test_matched_start_of_bits_has_the_exact_posterior() -> None:
-    """P(pattern | y) by Bayes, y a datum with flipped bits, within 5 standard errors of 1,500."""
+    """P(pattern | y) by Bayes, y an example with flipped bits, 5 standard errors of 1,500."""
     rows, network = 1500, fair_bits()
     model = binomial(network, 100)
     y = torch.tensor([[1.0, 0.0, 1.0, 1.0, 0.0]])

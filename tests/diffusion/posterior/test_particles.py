@@ -41,9 +41,9 @@ def cloud(
     factors: Sequence[Factor] = (),
     **more: object,
 ) -> SMCResult:
-    course = ParticleFilter(Ancestral(steps=steps).plan(model), particles, **more)  # type: ignore[arg-type]
+    kernel = ParticleFilter(Ancestral(steps=steps).plan(model), particles, **more)  # type: ignore[arg-type]
     seen = observation.rows(torch.zeros(systems, dtype=torch.long))
-    return run(model, course, seen, 4, torch.arange(systems), factors)
+    return run(model, kernel, seen, 4, torch.arange(systems), factors)
 
 
 def check_evidence(found: SMCResult, log_evidence: float) -> None:
@@ -96,8 +96,8 @@ def test_a_system_s_samples_are_drawn_by_its_weights(
     x = torch.arange(P).float().repeat(S)[:, None].expand(S * P, 3)  # which particle it is
     begun = Particles.begun(x, nothing, 9, torch.arange(S))
     weighed = replace(begun, log_w=torch.tensor(w).double().log().expand(S, P))
-    course = ParticleFilter(Ancestral().plan(model), P, draws)
-    found = course.step(model, weighed, len(course) - 1).x_0[:, :, 0].double()
+    kernel = ParticleFilter(Ancestral().plan(model), P, draws)
+    found = kernel.step(model, weighed, len(kernel) - 1).x_0[:, :, 0].double()
     of = model.predict(x[:P], torch.ones(P).long()).x_0[:, 0].double()
     share = (found[..., None] - of).abs().lt(1e-4).double().mean(0)
     for one in share:

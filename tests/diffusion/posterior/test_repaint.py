@@ -22,8 +22,8 @@ def repaint(
     jump: int = 10,
     times: int = 10,
 ) -> SMCResult:
-    course = RepaintKernel(plan, jump, times)
-    return run(model, course, observation, 1, torch.arange(len(observation)))
+    kernel = RepaintKernel(plan, jump, times)
+    return run(model, kernel, observation, 1, torch.arange(len(observation)))
 
 
 @pytest.mark.parametrize(("steps", "jump", "times"), [(6, 2, 3), (7, 3, 2), (4, 9, 5), (5, 1, 1)])

@@ -22,10 +22,10 @@ MASKED = Observation.of_reals(Y, torch.tensor([[True, False], [True, True], [Fal
 LINE = Observation.of_linear(Dense(rows=((1.0, 0.5),)), Y[:, :1], (2,), 0.2)
 
 
-def courses(model: DiffusionModel) -> list[tuple[SMCKernel, Observation]]:
+def kernels(model: DiffusionModel) -> list[tuple[SMCKernel, Observation]]:
     plan = Ancestral(steps=6).plan(model)
     return [
-        # One datum's covariance is worked out, another's is not.
+        # One example's covariance is worked out, another's is not.
         (ParticleFilter(plan, 5, 2, Twist(covariance="full", products=1)), MASKED),
         (ParticleFilter(plan, 4, twist=Twist(covariance="diagonal")), LINE),
         (ParticleFilter(plan, 4), LINE),
@@ -37,12 +37,12 @@ def courses(model: DiffusionModel) -> list[tuple[SMCKernel, Observation]]:
 @pytest.mark.parametrize("place", range(5))
 def test_a_few_rows_at_once_are_all_of_them(place: int, mixture: GaussianMixture) -> None:
     model = gaussian(mixture)
-    course, seen = courses(model)[place]
-    whole = run(model, course, seen, 3, NUMBER)
-    systems = course.begin(model, seen, 3, NUMBER)
-    for unit in range(len(course)):
-        systems = course.step(model, systems, unit, 3)
-    parts = SMCResult.of(model, course, systems)
+    kernel, seen = kernels(model)[place]
+    whole = run(model, kernel, seen, 3, NUMBER)
+    systems = kernel.begin(model, seen, 3, NUMBER)
+    for unit in range(len(kernel)):
+        systems = kernel.step(model, systems, unit, 3)
+    parts = SMCResult.of(model, kernel, systems)
     for ours, theirs in zip(parts.tensors(), whole.tensors(), strict=True):
         assert_close(ours, theirs, rtol=1e-4, atol=1e-4)
 
@@ -54,16 +54,16 @@ def test_a_step_made_in_pieces_is_the_step(
 ) -> None:
     """Nothing moves before the last piece; then the unit is the whole one."""
     model = gaussian(mixture)
-    course, seen = courses(model)[place]
+    kernel, seen = kernels(model)[place]
     first, number = seen.rows(torch.tensor([0])), NUMBER[:1]
-    whole = run(model, course, first, 3, number)
-    systems, pieces = course.begin(model, first, 3, number), -(-course.particles // piece)
-    for unit in range(len(course)):
+    whole = run(model, kernel, first, 3, number)
+    systems, pieces = kernel.begin(model, first, 3, number), -(-kernel.particles // piece)
+    for unit in range(len(kernel)):
         for k in range(pieces):
             before = systems
-            systems = course.step(model, systems, unit, 2, piece)
+            systems = kernel.step(model, systems, unit, 2, piece)
             assert (systems.x is before.x) == (k < pieces - 1)
-    parts = SMCResult.of(model, course, systems)
+    parts = SMCResult.of(model, kernel, systems)
     for ours, theirs in zip(parts.tensors(), whole.tensors(), strict=True):
         assert_close(ours, theirs, rtol=1e-4, atol=1e-4)
 
@@ -72,22 +72,22 @@ def test_a_step_made_in_pieces_is_the_step(
 def test_systems_can_be_taken_apart_and_put_together(place: int, mixture: GaussianMixture) -> None:
     """Between any two steps, in any order."""
     model = gaussian(mixture)
-    course, seen = courses(model)[place]
-    whole = run(model, course, seen, 3, NUMBER)
-    systems, order = course.begin(model, seen, 3, NUMBER), torch.tensor([2, 0, 1])
-    for unit in range(len(course)):
-        parts = [course.step(model, systems.rows(order[i : i + 1]), unit) for i in range(3)]
+    kernel, seen = kernels(model)[place]
+    whole = run(model, kernel, seen, 3, NUMBER)
+    systems, order = kernel.begin(model, seen, 3, NUMBER), torch.tensor([2, 0, 1])
+    for unit in range(len(kernel)):
+        parts = [kernel.step(model, systems.rows(order[i : i + 1]), unit) for i in range(3)]
         systems = Particles.joined(parts).rows(order.argsort())
-    found = SMCResult.of(model, course, systems)
+    found = SMCResult.of(model, kernel, systems)
     for ours, theirs in zip(found.tensors(), whole.tensors(), strict=True):
         assert_close(ours, theirs, rtol=1e-4, atol=1e-4)
 
 
 def test_the_product_seen_one_by_one_is_that_of_plain_chains(mixture: GaussianMixture) -> None:
-    """As a course and as a chain: the same kernel, the same noise."""
+    """As a kernel of systems and as a chain: the same kernel, the same noise."""
     model = gaussian(mixture)
-    course = ProductKernel(Ancestral(steps=6).plan(model))
-    found = run(model, course, MASKED, 3, torch.arange(3)).samples[:, 0]
+    kernel = ProductKernel(Ancestral(steps=6).plan(model))
+    found = run(model, kernel, MASKED, 3, torch.arange(3)).samples[:, 0]
     chain = sample(model, 3, seed=3, sampler=Ancestral(steps=6), observation=MASKED)
     assert_close(found, chain)
     assert found[0, 0] != Y[0, 0]  # it was seen with noise
@@ -112,5 +112,5 @@ def test_a_dense_identity_is_a_mask(mixture: GaussianMixture) -> None:
 
 def test_what_a_course_costs(mixture: GaussianMixture) -> None:
     model = gaussian(mixture)
-    found = [run(model, *pair, 3, NUMBER).evaluations.tolist() for pair in courses(model)]
+    found = [run(model, *pair, 3, NUMBER).evaluations.tolist() for pair in kernels(model)]
     assert found == [[5 * 11] * 3, [4 * 11] * 3, [4 * 11] * 3, [18] * 3, [6] * 3]

@@ -9,7 +9,7 @@ from diffusion.model import DiffusionModel
 from diffusion.posterior import Observation
 from diffusion.samplers import DDIM, Ancestral, DPMSolver
 from diffusion.space import Convention
-from service.engine import ChainJob, TermJob
+from service.engine import BoundJob, SampleJob
 
 
 def chains(
@@ -22,9 +22,9 @@ def chains(
     first: int | None = None,
     start: Tensor | None = None,
     observation: Observation | None = None,
-) -> ChainJob:
+) -> SampleJob:
     plan = (sampler or Ancestral()).plan(model, first)
-    return ChainJob(name, rows, seed, plan, start, observation)
+    return SampleJob(name, rows, seed, plan, start, observation)
 
 
 def terms(
@@ -35,10 +35,10 @@ def terms(
     name: str = "g",
     count: int | None = None,
     convention: Convention | None = None,
-) -> TermJob:
+) -> BoundJob:
     convention = convention or model.space.default_convention
     steps = choose_steps(model.T, torch.arange(len(x_0)), seed, convention, count)
-    return TermJob(name, x_0, seed, steps, convention)
+    return BoundJob(name, x_0, seed, steps, convention)
 
 
 def trajectories(
@@ -49,6 +49,6 @@ def trajectories(
     *,
     name: str = "g",
     convention: Convention | None = None,
-) -> TermJob:
+) -> BoundJob:
     convention = convention or model.space.default_convention
-    return TermJob(name, x_0, seed, Trajectories(each, model.T), convention)
+    return BoundJob(name, x_0, seed, Trajectories(each, model.T), convention)

@@ -9,7 +9,7 @@ from diffusion.model import DiffusionModel
 from diffusion.process import GaussianConfig
 from diffusion.samplers import DDIM
 from diffusion.space import DataSpace
-from service.engine import ChainJob
+from service.engine import SampleJob
 from service.engine.admission import Backlog
 from service.engine.queue import RequestQueue
 from service.engine.scheduling.batch import Lane, Load
@@ -21,8 +21,8 @@ SPACE = DataSpace(kind="vector", shape=(2,))
 MODEL = DiffusionModel(GaussianConfig(T=16).build(), mixture(), SPACE, "x_0", "moment")
 
 
-def job(model: str, rows: int) -> ChainJob:
-    return ChainJob(model, rows, 7, DDIM(steps=10).plan(MODEL))
+def job(model: str, rows: int) -> SampleJob:
+    return SampleJob(model, rows, 7, DDIM(steps=10).plan(MODEL))
 
 
 @given(

@@ -1,4 +1,4 @@
-"""The engine's answers: those of the offline loops, whoever else is in the batch."""
+"""The engine's answers: those of the offline loops, whatever else is in the batch."""
 
 from collections.abc import Callable
 
@@ -12,13 +12,13 @@ from diffusion.model import DiffusionModel
 from diffusion.posterior import Observation
 from diffusion.samplers import DDIM, Ancestral, DPMSolver, sample
 from diffusion.space import Convention
-from service.engine import ChainJob, Engine, TermJob
+from service.engine import BoundJob, Engine, SampleJob
 from tests.service.engine.jobs import chains, terms, trajectories
 
 SAMPLERS = [Ancestral(), Ancestral(steps=5), DDIM(steps=6, eta=0.5), DPMSolver(steps=7)]
 
 
-def company(model: DiffusionModel) -> list[ChainJob | TermJob]:
+def company(model: DiffusionModel) -> list[SampleJob | BoundJob]:
     """Jobs of every kind to stand beside."""
     x_0 = torch.linspace(-1, 1, 6).view(3, 2)
     known = torch.tensor([[True, False]]).expand(9, 2)

@@ -15,9 +15,9 @@ from diffusion.posterior import Observation
 from diffusion.process import BinomialConfig, GaussianConfig
 from diffusion.samplers import DDIM, Ancestral, DPMSolver, Sampler
 from diffusion.space import DataSpace
-from service.engine import ChainJob, Engine, TermJob
+from service.engine import BoundJob, Engine, SampleJob
 from service.engine.jobs import Job
-from service.engine.results import ChainResult, TermResult
+from service.engine.results import BoundResult, SampleResult
 
 T = 12
 SAMPLERS: list[Sampler] = [Ancestral(), Ancestral(steps=5), DDIM(steps=4), DPMSolver(steps=6)]
@@ -67,24 +67,24 @@ def job(model: DiffusionModel, dice: random.Random) -> Job:
         convention = model.space.default_convention
         count = dice.choice([None, 6])
         if dice.random() < 0.5:
-            return TermJob("m", values[:3], seed, Trajectories(2, model.T), convention)
+            return BoundJob("m", values[:3], seed, Trajectories(2, model.T), convention)
         steps = choose_steps(model.T, torch.arange(rows), seed, convention, count)
-        return TermJob("m", values, seed, steps, convention)
+        return BoundJob("m", values, seed, steps, convention)
     sampler = Ancestral() if bits else dice.choice(SAMPLERS)
     seen = None
     if dice.random() < 0.3:
         known = torch.rand(rows, *event, generator=torch.Generator().manual_seed(seed)) < 0.5
         of = Observation.of_bits if bits else Observation.of_reals
         seen = of(values, known)
-    return ChainJob("m", rows, seed, sampler.plan(model), observation=seen)
+    return SampleJob("m", rows, seed, sampler.plan(model), observation=seen)
 
 
 def answer(engine: Engine, job: Job) -> tuple[Tensor, bool]:
     return read(engine.submit(job).result(120))
 
 
-def read(result: ChainResult | TermResult) -> tuple[Tensor, bool]:
-    found = result.bound.bound if isinstance(result, TermResult) else result.samples
+def read(result: SampleResult | BoundResult) -> tuple[Tensor, bool]:
+    found = result.bound.bound if isinstance(result, BoundResult) else result.samples
     return found, result.batch_invariant
 
 
@@ -122,7 +122,7 @@ def test_without_the_mode_nothing_is_claimed(make_engine: Callable[..., Engine])
     model = vectors()
     engine = make_engine(m=model)
     plan = Ancestral().plan(model)
-    assert not engine.submit(ChainJob("m", 1, 0, plan)).result(120).batch_invariant
+    assert not engine.submit(SampleJob("m", 1, 0, plan)).result(120).batch_invariant
 
 
 class Sociable(nn.Module):
@@ -138,5 +138,5 @@ def test_a_claim_that_does_not_hold_is_not_made(make_engine: Callable[..., Engin
     space = DataSpace(kind="vector", shape=(2,))
     model = DiffusionModel(GaussianConfig(T=T).build(), Sociable(), space, "eps", "lower").eval()
     engine = make_engine(limits={"deterministic": True}, m=model)
-    job = ChainJob("m", 3, 0, Ancestral().plan(model))
+    job = SampleJob("m", 3, 0, Ancestral().plan(model))
     assert not engine.submit(job).result(120).batch_invariant

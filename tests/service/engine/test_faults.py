@@ -15,7 +15,7 @@ from diffusion.likelihood.estimator import choose_steps
 from diffusion.model import DiffusionModel
 from diffusion.networks import BitPatterns
 from diffusion.samplers import Ancestral, sample
-from service.engine import ChainJob, Engine, TermJob, Ticket
+from service.engine import BoundJob, Engine, SampleJob, Ticket
 from service.engine.faults import describe, fatal, out_of_memory, problem_of
 from service.errors import (
     EngineDead,
@@ -26,20 +26,20 @@ from service.errors import (
 )
 
 
-def healthy(model: DiffusionModel, rows: int = 6, seed: int = 7) -> ChainJob:
-    return ChainJob("g", rows, seed, Ancestral().plan(model))
+def healthy(model: DiffusionModel, rows: int = 6, seed: int = 7) -> SampleJob:
+    return SampleJob("g", rows, seed, Ancestral().plan(model))
 
 
-def marked(model: DiffusionModel, rows: int = 3) -> ChainJob:
+def marked(model: DiffusionModel, rows: int = 3) -> SampleJob:
     """Chains whose first row carries the mark that the network's mischief answers to."""
     start = torch.zeros(rows, 2)
     start[0, 0] = 1000.0
-    return ChainJob("g", rows, 1, Ancestral().plan(model, 9), start=start)
+    return SampleJob("g", rows, 1, Ancestral().plan(model, 9), start=start)
 
 
-def scored(model: DiffusionModel, x_0: Tensor, seed: int = 3) -> TermJob:
+def scored(model: DiffusionModel, x_0: Tensor, seed: int = 3) -> BoundJob:
     steps = choose_steps(model.T, torch.arange(len(x_0)), seed, "density")
-    return TermJob("g", x_0, seed, steps, "density")
+    return BoundJob("g", x_0, seed, steps, "density")
 
 
 def raising(error: BaseException) -> Callable[[Tensor, Tensor], Tensor]:
@@ -54,7 +54,7 @@ def spoiling(value: float) -> Callable[[Tensor, Tensor], Tensor]:
 
 
 def among_others(
-    engine: Engine, model: DiffusionModel, mischief: SimpleNamespace, job: ChainJob | TermJob
+    engine: Engine, model: DiffusionModel, mischief: SimpleNamespace, job: SampleJob | BoundJob
 ) -> Ticket[Any]:
     """The job's ticket, once the healthy jobs in its batches have given the right answers."""
     mischief.gate.clear()
@@ -196,7 +196,7 @@ def test_a_model_that_fails_its_warm_up_is_refused_and_others_served(
     assert list(engine.refused) == ["bad"]
     assert engine.ready
     engine.submit(healthy(gaussian)).result(120)
-    job = ChainJob("bad", 1, 0, Ancestral().plan(faulty))
+    job = SampleJob("bad", 1, 0, Ancestral().plan(faulty))
     with pytest.raises(UnknownModel, match="failed its first network call"):
         engine.submit(job)
 

@@ -15,9 +15,9 @@ from diffusion.model import DiffusionModel
 from diffusion.networks import GaussianMixture
 from diffusion.noise import Stream, counter_noise
 from diffusion.samplers import DDIM, Ancestral, DPMSolver, Plan, Sampler, begin, step
-from service.engine import ChainJob, Engine, TermJob
+from service.engine import BoundJob, Engine, SampleJob
 from service.engine.device.runner import ChainRunner
-from service.engine.results import ChainResult, Film, Frames
+from service.engine.results import Frames, FrameStates, SampleResult
 from service.engine.scheduling.batch import Batch, Entry, Lane
 from tests.diffusion.models import gaussian as gaussian_model
 from tests.service.engine.test_exact import elementwise, flags, vectors
@@ -65,25 +65,25 @@ def test_the_states_are_those_of_the_recursion(
     models = {"g": gaussian} if not isinstance(sampler, Ancestral) else {"g": gaussian, "b": bits}
     for name, model in models.items():
         plan = sampler.plan(model)
-        job = ChainJob(name, ROWS, SEED, plan, frames=Frames.spread(count, len(plan)))
+        job = SampleJob(name, ROWS, SEED, plan, frames=Frames.spread(count, len(plan)))
         convention = model.space.default_convention
         x_0 = torch.ones(3, *model.event)
-        engine.submit(ChainJob(name, 4, 1, Ancestral().plan(model)))
+        engine.submit(SampleJob(name, 4, 1, Ancestral().plan(model)))
         steps = choose_steps(T, torch.arange(3), 0, convention)
-        engine.submit(TermJob(name, x_0, 0, steps, convention))
+        engine.submit(BoundJob(name, x_0, 0, steps, convention))
         result = engine.submit(job).result(60)
-        film = result.film
-        assert film is not None
+        kept = result.frame_states
+        assert kept is not None
         assert result.network_evaluations == ROWS * len(plan)
         states, estimates = walk(model, plan)
-        positions = film.frames.positions
-        assert film.x.shape == film.x_0.shape == (min(count, len(plan)) + 1, ROWS, *model.event)
-        assert_close(film.x, torch.stack([states[position] for position in positions]))
+        positions = kept.frames.positions
+        assert kept.x.shape == kept.x_0.shape == (min(count, len(plan)) + 1, ROWS, *model.event)
+        assert_close(kept.x, torch.stack([states[position] for position in positions]))
         assert_close(
-            film.x_0[:-1], torch.stack([estimates[position] for position in positions[:-1]])
+            kept.x_0[:-1], torch.stack([estimates[position] for position in positions[:-1]])
         )
-        assert torch.equal(film.x[-1], result.samples)
-        assert torch.equal(film.x_0[-1], result.samples)
+        assert torch.equal(kept.x[-1], result.samples)
+        assert torch.equal(kept.x_0[-1], result.samples)
 
 
 @pytest.mark.parametrize("lengths", [(16,), (1, 4, 11), (1,) * 16])
@@ -95,9 +95,9 @@ def test_a_recorded_batch_is_taken_between_its_steps(
     runner.limit(16)
     runner.record(lambda play: play)
     plan = Ancestral().plan(gaussian)
-    job = ChainJob("g", ROWS, SEED, plan, frames=Frames.spread(5, len(plan)))
+    job = SampleJob("g", ROWS, SEED, plan, frames=Frames.spread(5, len(plan)))
     runner.open(0, job)
-    runner.open(1, ChainJob("g", 2, 1, plan))
+    runner.open(1, SampleJob("g", 2, 1, plan))
     with torch.inference_mode():
         for rows in (range(4), range(4, ROWS)):
             position = 0
@@ -111,13 +111,14 @@ def test_a_recorded_batch_is_taken_between_its_steps(
                     runner.collect(Batch(Lane("m"), chains + others, [], ends, num_steps=length))
                 )
     result = runner.result(0, 0.0, 0.0)
-    assert isinstance(result, ChainResult)
-    assert result.film is not None
+    assert isinstance(result, SampleResult)
+    assert result.frame_states is not None
     states, estimates = walk(gaussian, plan)
-    positions = result.film.frames.positions
-    assert_close(result.film.x, torch.stack([states[position] for position in positions]))
+    positions = result.frame_states.frames.positions
+    assert_close(result.frame_states.x, torch.stack([states[position] for position in positions]))
     assert_close(
-        result.film.x_0[:-1], torch.stack([estimates[position] for position in positions[:-1]])
+        result.frame_states.x_0[:-1],
+        torch.stack([estimates[position] for position in positions[:-1]]),
     )
 
 
@@ -129,13 +130,13 @@ def test_the_samples_are_bit_for_bit_those_without_frames(
     model = make()
     engine = make_engine(limits={"deterministic": True, "batch_size": 8}, m=model)
     plan = Ancestral().plan(model)
-    plain = engine.submit(ChainJob("m", ROWS, SEED, plan)).result(60)
-    assert plain.film is None
+    plain = engine.submit(SampleJob("m", ROWS, SEED, plan)).result(60)
+    assert plain.kept is None
     if not plain.batch_invariant:
         pytest.skip("the rehearsal found that this machine's kernels look at a row's place")
     for count in (1, 5, 12):
         frames = Frames.spread(count, len(plan))
-        found = engine.submit(ChainJob("m", ROWS, SEED, plan, frames=frames)).result(60)
+        found = engine.submit(SampleJob("m", ROWS, SEED, plan, frames=frames)).result(60)
         assert torch.equal(found.samples, plain.samples)
 
 
@@ -154,27 +155,27 @@ def test_each_frame_has_its_times_noise_and_the_best_estimate(
     plan, rows = Ancestral(steps=10).plan(model), 4000
     frames = Frames.spread(5, 10)
     engine = make_engine(limits={"batch_size": 4096, "slots": 8192}, m=model)
-    film = engine.submit(ChainJob("m", rows, SEED, plan, frames=frames)).result(60).film
-    assert film is not None
+    kept = engine.submit(SampleJob("m", rows, SEED, plan, frames=frames)).result(60).frame_states
+    assert kept is not None
     for i, position in enumerate(frames.positions[:-1]):
         a = model.process.alpha_bar[plan.t[position]]
         noisy = a * covariance + (1 - a) * torch.eye(2)
-        x, off = film.x[i].double(), film.x[i].double() - a.sqrt() * mean
+        x, off = kept.x[i].double(), kept.x[i].double() - a.sqrt() * mean
         products = off[:, :, None] * off[:, None, :]
         for values, exact in ((x, a.sqrt() * mean), (products, noisy)):
             error = values.std(0) / math.sqrt(rows)
             assert bool(((values.mean(0) - exact).abs() < 4.5 * error).all()), (i, values.mean(0))
         best = mean + a.sqrt() * off @ torch.linalg.solve(noisy, covariance)
-        assert_close(film.x_0[i].double(), best, rtol=1e-3, atol=1e-3)
+        assert_close(kept.x_0[i].double(), best, rtol=1e-3, atol=1e-3)
 
 
 def test_frames_count_as_what_they_hold(gaussian: DiffusionModel) -> None:
     plan = Ancestral().plan(gaussian)
     frames = Frames.spread(4, len(plan))
-    plain = ChainJob("g", ROWS, 0, plan).size(gaussian)
-    film = Film.blank(frames, ROWS, gaussian.event)
-    filmed = ChainJob("g", ROWS, 0, plan, frames=frames, answer_bytes=1000)
-    assert filmed.size(gaussian) == plain + film.x.nbytes + film.x_0.nbytes + 1000
+    plain = SampleJob("g", ROWS, 0, plan).size(gaussian)
+    kept = FrameStates.blank(frames, ROWS, gaussian.event)
+    followed = SampleJob("g", ROWS, 0, plan, frames=frames, answer_bytes=1000)
+    assert followed.size(gaussian) == plain + kept.x.nbytes + kept.x_0.nbytes + 1000
 
 
 def test_frames_of_another_plan_are_refused(
@@ -183,4 +184,4 @@ def test_frames_of_another_plan_are_refused(
     engine = make_engine(g=gaussian)
     plan = Ancestral().plan(gaussian)
     with pytest.raises(ValueError, match="`frames` is behind step 16, came 3"):
-        engine.submit(ChainJob("g", 1, 0, plan, frames=Frames.spread(3, 3)))
+        engine.submit(SampleJob("g", 1, 0, plan, frames=Frames.spread(3, 3)))

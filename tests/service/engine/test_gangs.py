@@ -178,7 +178,7 @@ def test_who_asks_for_more_batches_has_more_of_the_time() -> None:
 
 
 def test_a_system_wider_than_a_batch_goes_alone_in_pieces() -> None:
-    """Two positions of 20 particles by 8: whoever else is there has turns in between."""
+    """Two positions of 20 particles by 8: others have turns in between."""
     turns = scheduler(batch_size=8)
     turns.add(*systems(0, 1, 2, width=20, cost=60))
     turns.add(*chain(1, 1, 1000))

@@ -15,7 +15,7 @@ from diffusion.prediction import PredictionKind, VarianceKind
 from diffusion.process import BinomialConfig, GaussianConfig, Process
 from diffusion.samplers import DDIM, Ancestral, DPMSolver, Sampler
 from diffusion.space import DataSpace
-from service.engine import ChainJob, Engine
+from service.engine import Engine, SampleJob
 from service.engine.device.graphs import ChainGraphs, Play, graph_recorder
 from service.engine.device.runner import ChainRunner
 from service.engine.scheduling.batch import Batch, Entry, Lane
@@ -62,7 +62,7 @@ def as_it_is(play: Play) -> Play:
     return play
 
 
-def jobs_of(model: DiffusionModel, dice: random.Random) -> dict[int, ChainJob]:
+def jobs_of(model: DiffusionModel, dice: random.Random) -> dict[int, SampleJob]:
     """Of every sampler, every other one with something seen."""
     bits = model.space.kind == "bits"
     samplers: list[Sampler] = [Ancestral(), Ancestral(steps=4)]
@@ -76,11 +76,11 @@ def jobs_of(model: DiffusionModel, dice: random.Random) -> dict[int, ChainJob]:
             values = torch.ones(SLOTS, 3)
             seen = of(values, torch.rand(SLOTS, 3) < 0.5)
         plan = sampler.plan(model)
-        found[key] = ChainJob("m", SLOTS, dice.randrange(2**62), plan, observation=seen)
+        found[key] = SampleJob("m", SLOTS, dice.randrange(2**62), plan, observation=seen)
     return found
 
 
-def runner_of(model: DiffusionModel, jobs: dict[int, ChainJob], recorded: bool) -> ChainRunner:
+def runner_of(model: DiffusionModel, jobs: dict[int, SampleJob], recorded: bool) -> ChainRunner:
     runner = ChainRunner(model, SLOTS)
     runner.batch_size = BATCH
     for tensor in (runner.chains.x, runner.chains.previous):
@@ -126,7 +126,7 @@ def test_the_same_bits_as_the_ordinary_batch(make: Callable[[], DiffusionModel])
 def test_padding_leaves_everybody_else_alone() -> None:
     """Five rows in a batch of eight: the other slots keep what they had, finite or not."""
     model = MODELS["v, lower"]()
-    job = ChainJob("m", 5, 1, Ancestral().plan(model))
+    job = SampleJob("m", 5, 1, Ancestral().plan(model))
     runner = runner_of(model, {0: job}, recorded=True)
     runner.chains.x[5:SLOTS] = torch.nan
     runner.chains.previous[5:SLOTS] = 7.0
@@ -156,7 +156,7 @@ def test_what_is_played_is_what_was_recorded() -> None:
 
     runner.batch_size = BATCH
     runner.record(record)
-    runner.open(0, ChainJob("m", 3, 1, Ancestral().plan(model)))
+    runner.open(0, SampleJob("m", 3, 1, Ancestral().plan(model)))
     before = played
     runner.run(Batch(Lane("m"), [Entry(0, row, row, 0) for row in range(3)], num_steps=4))
     assert played == before + 4
@@ -206,7 +206,7 @@ def test_graphs_are_the_ordinary_batches(kind: str, make_engine: Callable[..., E
         runner = ChainRunner(model, SLOTS)
         batches = ChainGraphs(model, runner.chains, BATCH, graph_recorder(model.device))
     assert not batches.failed
-    job = ChainJob("m", 5, 3, Ancestral().plan(model))
+    job = SampleJob("m", 5, 3, Ancestral().plan(model))
     graphs, eager = (
         make_engine(limits={"graphs": on}, m=model).submit(job).result(120).samples
         for on in (True, False)

@@ -13,7 +13,7 @@ from torch.testing import assert_close
 from diffusion.likelihood.estimator import choose_steps
 from diffusion.model import DiffusionModel
 from diffusion.samplers import Ancestral, sample
-from service.engine import ChainJob, Engine, TermJob
+from service.engine import BoundJob, Engine, SampleJob
 from service.engine.results import Peek
 
 SAMPLER, SEED, ROWS = Ancestral(steps=4), 7, 6
@@ -52,8 +52,8 @@ def steps() -> Iterator[Steps]:
     found.set()
 
 
-def chains(model: DiffusionModel, rows: int = ROWS) -> ChainJob:
-    return ChainJob("g", rows, SEED, SAMPLER.plan(model))
+def chains(model: DiffusionModel, rows: int = ROWS) -> SampleJob:
+    return SampleJob("g", rows, SEED, SAMPLER.plan(model))
 
 
 def look(future: "Future[Peek | None]") -> tuple[int, list[bool], Tensor]:
@@ -84,7 +84,7 @@ def test_a_look_after_each_batch(
     late = ticket.peek(100)
     steps.set()
     assert late.result(60) is None
-    assert ticket.peek(100).result(60) is None  # and whoever asks when it is over
+    assert ticket.peek(100).result(60) is None  # and a call when it is over
     assert torch.equal(ticket.result(60).samples, engine.submit(chains(faulty)).result(60).samples)
 
     close = {"rtol": 1e-4, "atol": 1e-5}
@@ -132,7 +132,7 @@ def test_terms_have_nothing_to_show(
     mischief.gate = steps
     x_0 = torch.zeros(3, 2)
     terms = choose_steps(faulty.T, torch.arange(3), SEED, "density")
-    ticket = engine.submit(TermJob("g", x_0, SEED, terms, "density"))
+    ticket = engine.submit(BoundJob("g", x_0, SEED, terms, "density"))
     future = ticket.peek(3)
     steps.set()
     assert future.result(60) is None
@@ -177,7 +177,7 @@ def test_when_the_thread_dies_who_looks_is_told(
 
     mischief.on_marked = die
     start = torch.full((1, 2), 1000.0)
-    ticket = engine.submit(ChainJob("g", 1, SEED, SAMPLER.plan(faulty), start=start))
+    ticket = engine.submit(SampleJob("g", 1, SEED, SAMPLER.plan(faulty), start=start))
     steps.arrive()
     future = ticket.peek(1)
     steps.set()

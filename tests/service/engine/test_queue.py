@@ -10,7 +10,7 @@ import torch
 
 from diffusion.model import DiffusionModel
 from diffusion.samplers import DDIM
-from service.engine import ChainJob
+from service.engine import SampleJob
 from service.engine.admission import check_limits
 from service.engine.queue import RequestQueue
 from service.engine.scheduling.batch import Batch, Entry, Lane
@@ -40,8 +40,8 @@ def intake(**settings: int) -> RequestQueue:
     return door
 
 
-def chains(model: DiffusionModel, rows: int, steps: int = 10, name: str = "g") -> ChainJob:
-    return ChainJob(name, rows, 7, DDIM(steps=steps).plan(model))
+def chains(model: DiffusionModel, rows: int, steps: int = 10, name: str = "g") -> SampleJob:
+    return SampleJob(name, rows, 7, DDIM(steps=steps).plan(model))
 
 
 def measure(

@@ -22,7 +22,7 @@ from diffusion.posterior.twist import Twist
 from diffusion.process import GaussianConfig
 from diffusion.samplers import Ancestral, sample
 from diffusion.space import DataSpace
-from service.engine import Engine, SystemJob, SystemResult, Ticket
+from service.engine import Engine, PosteriorResult, SMCJob, Ticket
 from service.engine.device.smc import SMCRunner
 from service.engine.scheduling.batch import Batch, Entry
 from service.errors import InternalError, NumericalFailure, OutOfMemory
@@ -45,7 +45,7 @@ def seen_by(kind: str) -> Observation:
     return Observation.of_reals(Y, KNOWN, 0.3 if kind == "noisy" else 0.0)
 
 
-def course_by(name: str, model: DiffusionModel) -> SMCKernel:
+def kernel_by(name: str, model: DiffusionModel) -> SMCKernel:
     plan = Ancestral(steps=7).plan(model)
     if name == "repaint":
         return RepaintKernel(plan, jump=2, times=2)
@@ -57,34 +57,34 @@ def course_by(name: str, model: DiffusionModel) -> SMCKernel:
     return ParticleFilter(plan, 12 if name == "wide" else 3, 2, twist=twist)
 
 
-def job(model: DiffusionModel, course: str, seen: str, each: int = 3, seed: int = 5) -> SystemJob:
-    return SystemJob.of("g", model, seed, course_by(course, model), seen_by(seen), each)
+def job(model: DiffusionModel, kernel: str, seen: str, each: int = 3, seed: int = 5) -> SMCJob:
+    return SMCJob.of("g", model, seed, kernel_by(kernel, model), seen_by(seen), each)
 
 
-def offline(model: DiffusionModel, asked: SystemJob) -> SMCResult:
+def offline(model: DiffusionModel, asked: SMCJob) -> SMCResult:
     number = torch.arange(asked.rows)
-    datum = number // asked.each
-    factors = [factor.rows(datum) for factor in asked.factors]
-    seen = asked.observation.rows(datum)
-    return run(model, asked.course, seen, asked.seed, number, factors)
+    example = number // asked.each
+    factors = [factor.rows(example) for factor in asked.factors]
+    seen = asked.observation.rows(example)
+    return run(model, asked.kernel, seen, asked.seed, number, factors)
 
 
 def broken(*_: Tensor) -> Tensor:
     raise RuntimeError("a broken kernel")
 
 
-def assert_offline(model: DiffusionModel, asked: SystemJob, found: SystemResult) -> None:
+def assert_offline(model: DiffusionModel, asked: SMCJob, found: PosteriorResult) -> None:
     expected = offline(model, asked)
-    for ours, theirs in zip(found.cloud.tensors(), expected.tensors(), strict=True):
+    for ours, theirs in zip(found.result.tensors(), expected.tensors(), strict=True):
         assert_close(ours, theirs, rtol=1e-4, atol=1e-4)
     assert found.samples.shape == (asked.samples, *model.event)
     assert found.network_evaluations == asked.cost == int(expected.evaluations.sum())
 
 
 @pytest.mark.parametrize(
-    ("kind", "course", "seen"),
+    ("kind", "kernel", "seen"),
     [
-        ("gaussian", "mixed", "noisy"),  # of one datum the covariance is exact, of the others not
+        ("gaussian", "mixed", "noisy"),  # of one example the covariance is exact, of the others not
         ("gaussian", "wide", "exact"),
         ("gaussian", "diagonal", "line"),
         ("gaussian", "repaint", "exact"),
@@ -95,15 +95,15 @@ def assert_offline(model: DiffusionModel, asked: SystemJob, found: SystemResult)
     ],
 )
 def test_the_answer_is_the_offline_one_alone_and_among_others(
-    kind: str, course: str, seen: str, make_engine: Callable[..., Engine],
+    kind: str, kernel: str, seen: str, make_engine: Callable[..., Engine],
     request: pytest.FixtureRequest,
 ) -> None:  # fmt: skip
     model: DiffusionModel = request.getfixturevalue(kind)
-    engine, asked = make_engine(g=model), job(model, course, seen)
+    engine, asked = make_engine(g=model), job(model, kernel, seen)
     alone = engine.submit(asked)
     assert_offline(model, asked, alone.result(120))
     assert alone.done == alone.cost
-    other = job(model, course, seen, each=1, seed=6)
+    other = job(model, kernel, seen, each=1, seed=6)
     x_0 = (torch.rand(3, *model.event) < 0.5).float()
     beside: list[Ticket[Any]] = [
         engine.submit(each)
@@ -112,7 +112,7 @@ def test_the_answer_is_the_offline_one_alone_and_among_others(
     found = [ticket.result(120) for ticket in beside]
     assert_offline(model, other, found[0])
     # A wave is the same in any company, and so are its bits.
-    again, first = found[2].cloud.tensors(), alone.result().cloud.tensors()
+    again, first = found[2].result.tensors(), alone.result().result.tensors()
     assert all(torch.equal(a, b) for a, b in zip(again, first, strict=True))
     assert_close(found[1].samples, sample(model, 5, seed=7), rtol=1e-4, atol=1e-4)
     assert engine.pending == 0
@@ -122,11 +122,11 @@ def test_a_product_with_another_model_counts_its_calls_too(
     gaussian: DiffusionModel, make_engine: Callable[..., Engine]
 ) -> None:
     """Each of 7 steps of 9 systems of 3 particles calls both networks once."""
-    seen, course = seen_by("noisy"), course_by("diagonal", gaussian)
-    assert isinstance(course, ParticleFilter)
-    course = replace(course, twist=Twist(covariance="independent"))
+    seen, kernel = seen_by("noisy"), kernel_by("diagonal", gaussian)
+    assert isinstance(kernel, ParticleFilter)
+    kernel = replace(kernel, twist=Twist(covariance="independent"))
     factors = [Expert(gaussian)]
-    asked = SystemJob.of("g", gaussian, 5, course, seen, 3, factors)
+    asked = SMCJob.of("g", gaussian, 5, kernel, seen, 3, factors)
     ticket = make_engine(g=gaussian).submit(asked)
     assert_offline(gaussian, asked, ticket.result(120))
     assert ticket.done == ticket.cost == 9 * 3 * 7 * 2
@@ -219,7 +219,7 @@ def test_a_fault_ends_the_job_that_has_it_and_no_other(
     good = job(faulty, "mixed", "noisy")
     # Seen exactly, x_T is there already: where the network answers to it.
     far = Observation.of_reals(torch.tensor([[1000.0, 0.0]]), torch.tensor([[True, False]]))
-    bad = SystemJob.of("g", faulty, 1, course_by("product", faulty), far, 2)
+    bad = SMCJob.of("g", faulty, 1, kernel_by("product", faulty), far, 2)
     mischief.on_marked = fault
     tickets = [engine.submit(each) for each in (good, bad, good)]
     with pytest.raises(problem):
@@ -284,13 +284,13 @@ def test_a_compiled_network_is_called_as_it_was_written() -> None:
     batch = Batch(asked.lane, entries, ends=entries, num_steps=asked.positions)
     runner.run(batch)
     runner.receive(runner.collect(batch))
-    assert_close(runner.result(0, 0.0, 0.0).cloud.samples, expected.samples, rtol=1e-4, atol=1e-4)
+    assert_close(runner.result(0, 0.0, 0.0).result.samples, expected.samples, rtol=1e-4, atol=1e-4)
 
 
 def test_parts_that_do_not_fit_are_refused(gaussian: DiffusionModel) -> None:
-    course = course_by("mixed", gaussian)
+    kernel = kernel_by("mixed", gaussian)
     seen = Observation.of_reals(torch.zeros(1, 3), torch.ones(1, 3, dtype=torch.bool), 1.0)
     with pytest.raises(ValueError, match=r"of shape \[2\] an example, came \[3\]"):
-        SystemJob("g", 0, course, seen, 1, (3,)).check(gaussian)
+        SMCJob("g", 0, kernel, seen, 1, (3,)).check(gaussian)
     with pytest.raises(ValueError, match="`costs` are of 6 systems, came 1"):
-        SystemJob("g", 0, course, seen_by("noisy"), 2, (3,)).check(gaussian)
+        SMCJob("g", 0, kernel, seen_by("noisy"), 2, (3,)).check(gaussian)

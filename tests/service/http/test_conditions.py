@@ -125,8 +125,8 @@ async def test_what_was_seen_exactly_comes_back_bit_for_bit(
 
 
 async def test_a_blur_without_noise_is_undone(client: httpx.AsyncClient) -> None:
-    """Two numbers seen exactly through an operator that has an inverse: the datum itself, which is
-    not what was seen."""
+    """Two numbers seen exactly through an operator that has an inverse: the example itself,
+    which is not what was seen."""
     x = torch.tensor([0.4, -1.6])
     blur = torch.tensor([[0.6, 0.2], [0.3, 0.6]])  # beyond the edges lie zeros
     answer = await ask(

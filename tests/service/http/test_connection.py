@@ -46,7 +46,7 @@ def listening(metrics: Metrics | None = None, **limits: float) -> Iterator[int]:
         log_config=None,
     )
     listener = config.bind_socket()
-    listener.listen(64)  # whoever comes before the server waits for it
+    listener.listen(64)  # clients that come before the server wait for it
     server = uvicorn.Server(config)
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
     thread.start()
@@ -102,7 +102,7 @@ def test_headers_have_a_limit(headers: bytes) -> None:
         found = told(line)
         assert found.startswith(b"HTTP/1.1 431"), found[:100]
         assert b"urn:noneq:problem:headers-too-large" in found
-        with connect(port, GET) as other:  # whoever asks next is answered
+        with connect(port, GET) as other:  # the next client is answered
             assert told(other).startswith(b"HTTP/1.1 200")
 
 

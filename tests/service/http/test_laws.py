@@ -82,7 +82,7 @@ async def test_the_bound_is_below_the_exact_log_density_and_near_it(
     gap = exact - bounds
     error = float(gap.std() / math.sqrt(len(gap)))
     assert -SIGMAS * error < float(gap.mean()) < 0.05 + SIGMAS * error
-    # Each datum's own estimate too, and its error is an honest one.
+    # Each example's own estimate too, and its error is an honest one.
     assert bool((gap > -6 * errors).all())
     assert 0.5 < float(gap.std()) / float(errors.square().mean().sqrt()) < 1.5
 

@@ -1,4 +1,4 @@
-"""Every mistake gets a problem document that says what came, what was expected, how to mend it."""
+"""Every mistake gets a problem document that says what came, what was expected, how to fix it."""
 
 import base64
 import json

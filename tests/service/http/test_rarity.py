@@ -1,4 +1,4 @@
-"""Where a datum stands among held-out ones, over HTTP."""
+"""Where an example stands among held-out ones, over HTTP."""
 
 import math
 from collections.abc import AsyncIterator
@@ -73,7 +73,7 @@ async def test_held_out_data_are_of_every_rarity_alike(
     assert float(apart) < 1.95 * math.sqrt(1 / n + 1 / HELD_OUT)
 
 
-async def test_a_datum_far_out_is_the_rarest(client: httpx.AsyncClient) -> None:
+async def test_an_example_far_out_is_the_rarest(client: httpx.AsyncClient) -> None:
     answer = await ask(client, "/loglik", data=[[90.0, 90.0]], **MIXTURE)
     assert answer["results"][0]["rarer_than"] == 1
 

@@ -1,4 +1,4 @@
-"""Where a datum stands among held-out ones at the noise of its request, and data with no bound."""
+"""Where an example stands among held-out ones at the noise of its request; data with no bound."""
 
 import math
 from collections.abc import AsyncIterator
@@ -56,7 +56,7 @@ async def test_held_out_data_stand_anywhere(
         assert apart < 1.95 * math.sqrt(1 / N + 1 / reference.MOST)
 
 
-async def test_a_datum_far_out_is_unlike_all(client: httpx.AsyncClient) -> None:
+async def test_an_example_far_out_is_unlike_all(client: httpx.AsyncClient) -> None:
     body = {"model": "gaussian-mixture", "data": [[0.5, -1.0], [90.0, 90.0]], "seed": 1}
     answer = await ask(client, "/loglik", **body, terms=20)
     usual, far = answer["results"]

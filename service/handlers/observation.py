@@ -259,8 +259,8 @@ def _check_sizes(
 ) -> Tensor:
     """The noise, none where it is next to none; InvalidRequest of numbers beyond all measure.
 
-    Arithmetic is of float32, whose squares end at 1e38: what is refused here gets an error, in place
-    of an answer of infinities.
+    Arithmetic is of float32, whose squares end at 1e38: what is refused here gets an error, in
+    place of an answer of infinities.
     """
     shift, scale = (part.broadcast_to(space.shape) for part in space.affine)
     if isinstance(operator, Mask):

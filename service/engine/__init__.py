@@ -5,13 +5,13 @@
 
 from service.engine.engine import Engine
 from service.engine.jobs import BoundJob, Job, SampleJob, SMCJob
-from service.engine.results import BoundResult, PosteriorResult, SampleResult, Ticket
+from service.engine.results import LoglikResult, PosteriorResult, SampleResult, Ticket
 
 __all__ = [
     "BoundJob",
-    "BoundResult",
     "Engine",
     "Job",
+    "LoglikResult",
     "PosteriorResult",
     "SMCJob",
     "SampleJob",

@@ -32,7 +32,7 @@ from service.engine.jobs import ActiveJob, BoundJob, Job, SampleJob, SMCJob
 from service.engine.output import OutputProcessor
 from service.engine.queue import RequestQueue, resolve
 from service.engine.results import (
-    BoundResult,
+    LoglikResult,
     Peek,
     PeekRequest,
     PosteriorResult,
@@ -158,7 +158,7 @@ class Engine:
     @overload
     def submit(self, job: SampleJob, deadline: float | None = None) -> Ticket[SampleResult]: ...
     @overload
-    def submit(self, job: BoundJob, deadline: float | None = None) -> Ticket[BoundResult]: ...
+    def submit(self, job: BoundJob, deadline: float | None = None) -> Ticket[LoglikResult]: ...
     @overload
     def submit(self, job: SMCJob, deadline: float | None = None) -> Ticket[PosteriorResult]: ...
     @overload

@@ -158,7 +158,7 @@ class SampleResult(Timing):
 
 @final
 @dataclass(frozen=True, kw_only=True)
-class BoundResult(Timing):
+class LoglikResult(Timing):
     """The bound of each example, and the terms that it is the sum of.
 
     Attributes:

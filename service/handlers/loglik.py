@@ -20,7 +20,7 @@ from service.codecs.columns import Columns
 from service.codecs.json import BINARY, EVENTS, JSON
 from service.engine.admission import check_cost
 from service.engine.jobs import BoundJob
-from service.engine.results import BoundResult
+from service.engine.results import LoglikResult
 from service.errors import InvalidRequest
 from service.handlers.base import Work, check_rows, settle_seed
 from service.schemas.requests import LoglikRequest
@@ -43,7 +43,7 @@ class Standing:
 
 @final
 @dataclass(frozen=True)
-class LoglikWork(Work[BoundResult]):
+class LoglikWork(Work[LoglikResult]):
     """Bounds on log p(x_0)."""
 
     served: Served
@@ -93,7 +93,7 @@ class LoglikWork(Work[BoundResult]):
         return {"results": True}
 
     @override
-    def answer(self, result: BoundResult) -> LoglikAnswer:
+    def answer(self, result: LoglikResult) -> LoglikAnswer:
         columns = {name: x.tolist() for name, x in self._bounds(result).items()}
         per_bit, dims = math.log(2), self.served.model.space.dims
         standing, reasons = self._standing(result), self._reasons(result)
@@ -140,7 +140,7 @@ class LoglikWork(Work[BoundResult]):
         )
 
     @override
-    def tensors(self, result: BoundResult) -> dict[str, Tensor]:
+    def tensors(self, result: LoglikResult) -> dict[str, Tensor]:
         found = self._bounds(result)
         standing = self._standing(result)
         if standing.rarer_than is not None:
@@ -155,7 +155,7 @@ class LoglikWork(Work[BoundResult]):
             found |= {"term_t": steps.t, "term_weight": steps.weight, "term_value": values}
         return found
 
-    def _bounds(self, result: BoundResult) -> dict[str, Tensor]:
+    def _bounds(self, result: LoglikResult) -> dict[str, Tensor]:
         """What there is one of for each example."""
         model, bound = self.served.model, result.bound
         null = null_log_prob(model, self.job.x_0.to(model.device), self.job.convention).cpu()
@@ -171,7 +171,7 @@ class LoglikWork(Work[BoundResult]):
             "gain": bound.gain,
         }
 
-    def _standing(self, result: BoundResult) -> Standing:
+    def _standing(self, result: LoglikResult) -> Standing:
         """Where the data stand among held-out ones, estimated likewise."""
         asked, steps, found = self.request, self.job.steps, result.bound
         whole = isinstance(steps, Steps) and asked.steps in (None, self.served.model.T)
@@ -209,12 +209,12 @@ class LoglikWork(Work[BoundResult]):
                 return e
         return None
 
-    def _reasons(self, result: BoundResult) -> dict[int, str]:
+    def _reasons(self, result: LoglikResult) -> dict[int, str]:
         """Why data have no finite bound, by their places."""
         lost = (~result.bound.bound.isfinite()).nonzero().flatten().tolist()
         return {i: self._reason(result, i) for i in lost}
 
-    def _reason(self, result: BoundResult, example: int) -> str:
+    def _reason(self, result: LoglikResult, example: int) -> str:
         t = self._steps().t[example]
         values = result.values.view(len(self.job.x_0), -1)[example]
         far = float(self.job.x_0[example].abs().max())
@@ -236,7 +236,7 @@ class LoglikWork(Work[BoundResult]):
         steps = self.job.steps
         return steps.steps(len(self.job.x_0)) if isinstance(steps, Trajectories) else steps
 
-    def _terms(self, result: BoundResult, example: int) -> Columns:
+    def _terms(self, result: LoglikResult, example: int) -> Columns:
         steps, values = self._steps(), result.values.view(len(self.job.x_0), -1)
         columns = {"t": steps.t[example], "weight": steps.weight, "value": values[example]}
         return Columns({name: x.numpy() for name, x in columns.items()})

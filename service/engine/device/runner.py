@@ -38,7 +38,7 @@ from service.engine.device.graphs import ChainGraphs, Record, one_step
 from service.engine.device.network import NetworkCalls, Precision, Rows
 from service.engine.device.transfer import Fence, HostCopies, upload
 from service.engine.jobs import BoundJob, Job, SampleJob
-from service.engine.results import BoundResult, FrameRows, FrameStates, Peek, SampleResult, Timing
+from service.engine.results import FrameRows, FrameStates, LoglikResult, Peek, SampleResult, Timing
 from service.engine.scheduling.batch import Batch, Entry
 
 
@@ -308,7 +308,7 @@ class ChainRunner(Runner):
     @override
     def result(
         self, key: int, queue_seconds: float, compute_seconds: float
-    ) -> SampleResult | BoundResult:
+    ) -> SampleResult | LoglikResult:
         """The answer of a job whose rows have all been collected."""
         if key in self._chain_jobs:
             chains, samples, kept = (
@@ -336,7 +336,7 @@ class ChainRunner(Runner):
                 prior = prior_part(self.model, x_0, job.convention).cpu()
                 last = closed_last(self.model, x_0, job.convention, job.steps.end)
                 found = combine(job.steps, values, prior, None if last is None else last.cpu())
-        return BoundResult(
+        return LoglikResult(
             bound=found,
             values=values,
             queue_seconds=queue_seconds,

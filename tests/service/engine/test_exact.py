@@ -17,7 +17,7 @@ from diffusion.samplers import DDIM, Ancestral, DPMSolver, Sampler
 from diffusion.space import DataSpace
 from service.engine import BoundJob, Engine, SampleJob
 from service.engine.jobs import Job
-from service.engine.results import BoundResult, SampleResult
+from service.engine.results import LoglikResult, SampleResult
 
 T = 12
 SAMPLERS: list[Sampler] = [Ancestral(), Ancestral(steps=5), DDIM(steps=4), DPMSolver(steps=6)]
@@ -83,8 +83,8 @@ def answer(engine: Engine, job: Job) -> tuple[Tensor, bool]:
     return read(engine.submit(job).result(120))
 
 
-def read(result: SampleResult | BoundResult) -> tuple[Tensor, bool]:
-    found = result.bound.bound if isinstance(result, BoundResult) else result.samples
+def read(result: SampleResult | LoglikResult) -> tuple[Tensor, bool]:
+    found = result.bound.bound if isinstance(result, LoglikResult) else result.samples
     return found, result.batch_invariant
 
 

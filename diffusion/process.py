@@ -153,10 +153,6 @@ class Process(Tables, ABC):
             s: int64, likewise.
         """
 
-    def check_sampler(self, name: str) -> None:
-        """Raise ValueError unless chains of this process can be drawn by that sampler."""
-        del name
-
     @abstractmethod
     def marginal(self, x_0: Tensor, t: Tensor) -> Distribution:
         """q(x_t | x_0)."""
@@ -361,11 +357,6 @@ class BinomialProcess(Process):
     def guide(self, slope: Tensor, var: Tensor, t: Tensor, s: Tensor) -> Tensor:
         """The same slope: log r_s is taken as linear about x_t."""
         return slope
-
-    @override
-    def check_sampler(self, name: str) -> None:
-        if name != "ancestral":
-            raise ValueError(f"sampler '{name}' is for real data: bits have 'ancestral'")
 
     @override
     def marginal(self, x_0: Tensor, t: Tensor) -> Bernoulli:

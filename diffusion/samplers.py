@@ -1,22 +1,21 @@
-"""Samplers: which steps, and how x_s follows from x_t at each.
+"""Samplers: which steps a chain takes from x_T to x_0, and what x_s is given x_t at each.
 
-    x_s ~ N(a x_t + b x_0hat + c x_0hat_previous, v_0 + v_1 exp(w z)),    of reals
-    x_s ~ B(a + b x_t + (c + d x_t) x_0hat),                              of bits
+    x_s ~ N(a x_t + b x_0hat + c x_0hat_previous, v_0 + v_1 exp(w z)),    reals
+    x_s ~ B(a + b x_t + (c + d x_t) x_0hat),                              bits
 
-with z the network's second output: ancestral steps, DDIM and DPM-Solver++(2M) alike, so one update
-serves any rows. Only where the network gives the kernel itself (the paper's perturbation) an
-ancestral step draws from that. What was seen multiplies the step's kernel,
+z is the network's second output. A sampler writes such coefficients into a table, a row for each
+network evaluation, so one update serves rows of any samplers. A network that gives the kernel
+itself (the paper's perturbation) is drawn from directly. An observation multiplies the kernel of
+each step:
 
-    p~(x_s | x_t) proportional to p(x_s | x_t) r(x_s),
-
-p the table's kernel or the network's own.
+    p~(x_s | x_t) proportional to p(x_s | x_t) r(x_s)
 """
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Annotated, Literal, final
+from typing import Annotated, ClassVar, Literal, final, get_args
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field
@@ -35,16 +34,14 @@ _NUMBERS = 2**18  # drawn at once: a few MB
 @final
 @dataclass(frozen=True)
 class Update:
-    """One step of B rows, or k of them in turn, of any plans: their entries, gathered.
-
-    B = 1 stands for all rows.
+    """One position of the plans of B rows, or k positions in turn; B = 1 stands for all rows.
 
     Attributes:
         t: int64 [B], or [k, B].
         s: int64 [B], or [k, B].
         table: float64 [B, 6], or [k, B, 6].
-        own: which rows draw from the network's own kernel, bool [B]; or of all rows alike.
-        shared: the columns of one step's table where B = 1, a number each: float [].
+        own: which rows draw from the network's own kernel, bool [B]; or one bool for all.
+        shared: the table's columns of one position where B = 1: float [] each.
     """
 
     t: Tensor
@@ -54,11 +51,11 @@ class Update:
     shared: Sequence[Tensor] | None = None
 
     def step(self, i: int) -> "Update":
-        """The i-th of k steps."""
+        """The i-th of k positions."""
         return Update(self.t[i], self.s[i], self.table[i], self.own)
 
     def steps(self, dtype: torch.dtype) -> list["Update"]:
-        """All k in turn, for rows of that type."""
+        """The k positions one by one, for rows of that type."""
         columns = zip(self.t.unbind(), self.s.unbind(), self.table.unbind(), strict=True)
         if self.t.shape[1] > 1:
             return [Update(t, s, table, self.own) for t, s, table in columns]
@@ -70,21 +67,24 @@ class Update:
         ]
 
     def columns(self, like: Tensor) -> Sequence[Tensor]:
-        """The table's columns for one step of the rows of `like` [B, *event]."""
+        """The table's columns at one position, broadcastable to `like` [B, *event]."""
         return self.shared or [per_row(column, like) for column in self.table.unbind(1)]
 
 
 @final
 @dataclass(frozen=True)
 class Plan:
-    """A sampler's steps, worked out once when a request is admitted.
+    """A chain's positions, one network evaluation each, worked out when a request is admitted.
+
+    Most samplers take one position for a step. One that evaluates the network twice a step takes
+    two: the second row starts at the first one's result, and has its x_0hat as `previous`.
 
     Attributes:
-        t: int64 [n], descending.
-        s: int64 [n]: where each step ends; the last at 0.
-        table: float64 [n, 6]: a, b, c, v_0, v_1, w; of bits a, b, c, d, 0, 0.
-        own: whether the steps draw from the network's own kernel; `table` is then not used.
-        points: whether the steps have no noise.
+        t: int64 [n], where the network is evaluated, not ascending.
+        s: int64 [n], where the position ends, s <= t; the last is 0.
+        table: float64 [n, 6]: a, b, c, v_0, v_1, w; for bits a, b, c, d, 0, 0.
+        own: whether to draw from the network's own kernel; `table` is then not used.
+        points: whether no position has noise.
     """
 
     t: Tensor
@@ -94,14 +94,14 @@ class Plan:
     points: bool = False
 
     def __len__(self) -> int:
-        """The number of steps, each one network evaluation a row."""
+        """The number of positions: network evaluations a row."""
         return len(self.t)
 
     def until(self, stop: int) -> int:
-        """How many steps there are up to the first at t <= stop, it included; all where stop = 0.
+        """The number of positions up to and including the first at t <= stop; stop = 0: all.
 
         Raises:
-            ValueError: no such step.
+            ValueError: stop is beyond the chain.
         """
         if not 0 <= stop <= int(self.t[0]):
             raise ValueError(
@@ -111,64 +111,69 @@ class Plan:
 
     @cached_property
     def joined(self) -> Tensor:
-        """t, s and the table side by side, float64 [n, 8], to be gathered at once."""
+        """t, s and the table side by side, float64 [n, 8]."""
         return torch.cat((self.t[:, None], self.s[:, None], self.table), 1)
 
     def at(self, step: int, device: torch.device) -> Update:
-        """One step, for all rows."""
+        """One position, for all rows."""
         return self.whole(device, slice(step, step + 1)).step(0)
 
     def whole(self, device: torch.device, part: slice = slice(None)) -> Update:
-        """All the steps in turn, or some, for all rows."""
+        """All positions in turn, or some, for all rows."""
         t, s, table = (x[part, None].to(device) for x in (self.t, self.s, self.table))
         return Update(t, s, table, self.own)
 
 
 class Sampler(BaseModel, ABC):
-    """A sampler's configuration, which makes plans: a subclass counts its steps and fills a table.
+    """A sampler's configuration, which makes plans.
 
-    To add one: a subclass here, and its name in `SamplerConfig`.
+    To add one: a subclass here, and its name in `SamplerConfig`. Requests, the page, the commands
+    and the generated documentation read them from there.
+
+    Attributes:
+        bits: whether it can draw chains of bits too.
+        name: which sampler.
+        steps: of a whole chain; None for T. A chain that starts at t < T takes its share.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
+    bits: ClassVar[bool] = False
     name: str
     steps: int | None
 
+    @classmethod
+    def serves(cls, process: Process) -> bool:
+        """Whether it can draw chains of that process."""
+        return cls.bits or process.continuous
+
     def plan(self, model: DiffusionModel, start: int | None = None) -> Plan:
-        """The steps from `start` (T where it is not given) down to 0.
+        """The positions from `start` (default T) down to 0.
 
         Raises:
-            ValueError: more steps than there are, or a sampler that the process does not have.
+            ValueError: more steps than the model has, or a sampler for another kind of process.
         """
-        start = model.T if start is None else start
-        t = _spaced(start, self.count(model.T, start))
-        s = torch.cat((t[1:], t.new_zeros(1)))
-        return self.plan_of(model, t, s)
-
-    @abstractmethod
-    def count(self, T: int, start: int) -> int:
-        """How many steps a chain from `start` takes, of a process of T."""
+        if not self.serves(model.process):
+            raise ValueError(f"sampler '{self.name}' is for real data: bits have 'ancestral'")
+        T = model.T
+        start, steps = T if start is None else start, T if self.steps is None else self.steps
+        if steps > T:
+            raise ValueError(f"this model has {T} steps, came {steps}: ask for {T} or fewer")
+        count = max(1, round(steps * start / T))
+        t = (start * torch.arange(count, 0, -1, dtype=torch.float64) / count).ceil().long()
+        return self.plan_of(model, t, torch.cat((t[1:], t.new_zeros(1))))
 
     @abstractmethod
     def plan_of(self, model: DiffusionModel, t: Tensor, s: Tensor) -> Plan:
-        """The plan of the steps t -> s, int64 [n] each, descending."""
+        """The plan of the steps t -> s, int64 [n] each, evenly spaced and descending."""
 
 
 @final
 class Ancestral(Sampler):
-    """x_s ~ p(x_s | x_t), the model's own kernel, at any number of steps.
+    """x_s ~ p(x_s | x_t), the model's own kernel, at any number of steps."""
 
-    Attributes:
-        steps: of a whole chain, T where it is not given; a chain that starts at t < T takes its
-            share.
-    """
-
+    bits: ClassVar[bool] = True
     name: Literal["ancestral"] = "ancestral"
     steps: int | None = Field(None, ge=1)
-
-    @override
-    def count(self, T: int, start: int) -> int:
-        return _share(T if self.steps is None else self.steps, T, start)
 
     @override
     def plan_of(self, model: DiffusionModel, t: Tensor, s: Tensor) -> Plan:
@@ -180,7 +185,7 @@ class Ancestral(Sampler):
 
 @final
 class DDIM(Sampler):
-    """Song, Meng and Ermon 2021, Equation 12: eta = 0 draws no noise, eta = 1 is ancestral's lower.
+    """Song, Meng and Ermon 2021, Equation 12; without noise at eta = 0, ancestral at eta = 1.
 
     d = eta sqrt((1 - alpha_bar_s) / (1 - alpha_bar_t) (1 - alpha_bar_t / alpha_bar_s)),
     a = sqrt((1 - alpha_bar_s - d^2) / (1 - alpha_bar_t)), b = sqrt(alpha_bar_s) - a
@@ -192,12 +197,8 @@ class DDIM(Sampler):
     eta: float = Field(0.0, ge=0, le=1)
 
     @override
-    def count(self, T: int, start: int) -> int:
-        return _share(self.steps, T, start)
-
-    @override
     def plan_of(self, model: DiffusionModel, t: Tensor, s: Tensor) -> Plan:
-        at_t, at_s = _signal(model.process, t, s, self.name)
+        at_t, at_s = _signal(model.process, t, s)
         d = self.eta * ((1 - at_s) / (1 - at_t) * (1 - at_t / at_s)).sqrt()
         a = ((1 - at_s - d.square()).clamp_min(0) / (1 - at_t)).sqrt()
         b = at_s.sqrt() - a * at_t.sqrt()
@@ -218,12 +219,8 @@ class DPMSolver(Sampler):
     steps: int = Field(20, ge=1)
 
     @override
-    def count(self, T: int, start: int) -> int:
-        return _share(self.steps, T, start)
-
-    @override
     def plan_of(self, model: DiffusionModel, t: Tensor, s: Tensor) -> Plan:
-        at_t, at_s = _signal(model.process, t, s, self.name)
+        at_t, at_s = _signal(model.process, t, s)
         sigma_t, sigma_s = (1 - at_t).sqrt(), (1 - at_s).sqrt()
         a = sigma_s / sigma_t
         change = at_s.sqrt() - at_t.sqrt() * a  # sqrt(alpha_bar_s) (1 - e^-h), with no infinity
@@ -237,27 +234,20 @@ class DPMSolver(Sampler):
 
 SamplerConfig = Annotated[Ancestral | DDIM | DPMSolver, Field(discriminator="name")]
 
-
-def _share(steps: int, T: int, start: int) -> int:
-    """The part of `steps` that a chain from `start` takes, at least 1."""
-    if steps > T:
-        raise ValueError(f"this model has {T} steps, came {steps}: ask for {T} or fewer")
-    return max(1, round(steps * start / T))
-
-
-def _spaced(start: int, count: int) -> Tensor:
-    """`count` distinct steps from `start` down, evenly spaced, the last stride ending at 0."""
-    return (start * torch.arange(count, 0, -1, dtype=torch.float64) / count).ceil().long()
+#: The samplers of `SamplerConfig`, by name.
+SAMPLERS: dict[str, type[Sampler]] = {
+    kind.model_fields["name"].default: kind for kind in get_args(get_args(SamplerConfig)[0])
+}
 
 
 def _table(a: Tensor, b: Tensor, c: Tensor, var: Tensor) -> Tensor:
-    """The columns of a plan whose variance is known beforehand."""
+    """The columns of a plan whose variances do not depend on the network."""
     zero = torch.zeros_like(a)
     return torch.stack((a, b, c, var, zero, zero), 1)
 
 
-def _signal(process: Process, t: Tensor, s: Tensor, name: str) -> tuple[Tensor, Tensor]:
-    process.check_sampler(name)
+def _signal(process: Process, t: Tensor, s: Tensor) -> tuple[Tensor, Tensor]:
+    """alpha_bar_t and alpha_bar_s, on the CPU."""
     alpha_bar = process.alpha_bar.cpu()
     return alpha_bar[t], alpha_bar[s]
 

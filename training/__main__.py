@@ -33,6 +33,7 @@ import torch
 
 from diffusion.checkpoint import ArtefactError
 from diffusion.likelihood.estimator import Spacing, StrataKind
+from diffusion.samplers import SAMPLERS
 from training import config as configs
 from training import data
 from training.commands.making import do_classifier, do_convert, do_export, do_fit, do_train
@@ -200,7 +201,7 @@ def parser() -> argparse.ArgumentParser:
     one.add_argument("name", help="of a model; with --data of a file in training/configs")
     one.add_argument("--data", action="store_true", help="training data in the samples' place")
     one.add_argument("--samples", type=int, default=10_000)
-    one.add_argument("--sampler", choices=("ancestral", "ddim", "dpmpp_2m"), default="ancestral")
+    one.add_argument("--sampler", choices=list(SAMPLERS), default="ancestral")
     one.add_argument("--steps", type=int, default=30, help="of the sampler")
     one.add_argument("--stop", type=int, default=0, help="stop at this t, and take x_0hat there")
     one.add_argument("--seed", type=int, default=0)

@@ -88,8 +88,8 @@ def parser() -> argparse.ArgumentParser:
     one.add_argument("name", nargs="?", help="of a model, for its facts and card")
 
     one = verb("sample", commands.do_sample, drawn)
-    samplers = ("ancestral", "ddim", "dpmpp_2m")
-    one.add_argument("--sampler", choices=samplers, default="ancestral")
+    about = "one that the model has, as `noneq models NAME --json` lists (default ancestral)"
+    one.add_argument("--sampler", default="ancestral", metavar="NAME", help=about)
 
     one = verb("loglik", commands.do_loglik, asked)
     one.add_argument("files", nargs="+", help="pictures, folders, .npy, .csv")

@@ -8,6 +8,7 @@ from fastapi.routing import APIRoute
 from pydantic import BaseModel
 
 from diffusion.heldout import FILE, MOST
+from diffusion.samplers import SAMPLERS
 from service.api.openapi import examples_responses, problems
 from service.catalogue import Served
 from service.codecs.arrays import plain
@@ -113,6 +114,7 @@ def _summary(served: Served) -> ModelSummary:
         shape=list(model.space.shape),
         process=metadata.process.kind,
         steps=model.T,
+        samplers=[name for name, kind in SAMPLERS.items() if kind.serves(model.process)],
         network=metadata.network.kind,
         parameters=sum(x.numel() for x in model.network.state_dict().values()),
         classifiers=[

@@ -11,7 +11,7 @@ from typing import Any, Generic, TypeVar
 from pydantic import BaseModel
 from torch import Tensor
 
-from diffusion.samplers import DDIM, Ancestral, DPMSolver, Plan
+from diffusion.samplers import Plan, Sampler
 from service.catalogue import Served
 from service.codecs.arrays import plain, refusal
 from service.codecs.contact_sheet import Strip, check_sheet, contact_sheet, image
@@ -22,7 +22,7 @@ from service.errors import TooExpensive
 from service.schemas.responses import Preview, RowState
 
 Result = TypeVar("Result")
-AnySampler = TypeVar("AnySampler", Ancestral, DDIM, DPMSolver, Ancestral | DDIM | DPMSolver)
+AnySampler = TypeVar("AnySampler", bound=Sampler)
 
 
 class Work(ABC, Generic[Result]):
@@ -110,9 +110,7 @@ def check_rows(count: int, location: str, limit: int, setting: str) -> None:
         )
 
 
-def make_plan(
-    sampler: Ancestral | DDIM | DPMSolver, served: Served, start: int | None = None
-) -> Plan:
+def make_plan(sampler: Sampler, served: Served, start: int | None = None) -> Plan:
     """The sampler's steps on this model; InvalidRequest where it has none such."""
     try:
         return sampler.plan(served.model, start)

@@ -20,7 +20,7 @@ from pydantic import (
 from torch import Tensor
 
 from diffusion.likelihood.estimator import Spacing, StrataKind
-from diffusion.samplers import Ancestral, SamplerConfig
+from diffusion.samplers import SAMPLERS, Ancestral, SamplerConfig
 from diffusion.space import Convention
 from service.schemas import examples
 from service.schemas.deprecated import rename
@@ -124,8 +124,8 @@ class SampleRequest(Asked):
     num_samples: int = Field(1, ge=1, description="How many.")
     sampler: Annotated[SamplerConfig, BeforeValidator(_named)] = Field(
         Ancestral(),
-        description="Which steps: `ancestral` (all, or `steps` of them; meant where no name is "
-        "said), `ddim` or `dpmpp_2m` (real data only).",
+        description="Which steps: `ancestral` (all, or `steps` of them; the default name); of real "
+        f"data also {', '.join(f'`{name}`' for name, kind in SAMPLERS.items() if not kind.bits)}.",
     )
     frames: int = Field(
         0,

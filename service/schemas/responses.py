@@ -298,6 +298,7 @@ class ModelSummary(BaseModel):
     shape: list[int]
     process: str
     steps: int = Field(description="T.")
+    samplers: list[str] = Field(description="Those that /sample takes for it.")
     network: str
     parameters: int
     classifiers: list[ClassifierSummary] = Field(

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.testing import assert_close
 
-from diffusion import sampling
+from diffusion import samplers
 from diffusion.distributions import Bernoulli
 from diffusion.model import DiffusionModel
 from diffusion.networks import BitPatterns, GaussianMixture
@@ -239,7 +239,7 @@ def test_a_burst_is_its_steps_one_by_one(
         x, x_0 = step(model, x, x_0, plan.at(number, model.device), noise)
     if tabulated:
         model.tabulate()
-    monkeypatch.setattr(sampling, "_NUMBERS", 30)  # three steps at a time
+    monkeypatch.setattr(samplers, "_NUMBERS", 30)  # three steps at a time
     whole = plan.whole(model.device)
     y, y_0 = burst(model, first, first, whole, torch.full_like(row, 3), row)
     assert_close(y, x, rtol=1e-5, atol=1e-6)

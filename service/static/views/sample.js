@@ -7,13 +7,12 @@ import { player } from "../components/frame-player.js";
 import { saver, tableOf } from "../components/download.js";
 import { sceneOf } from "../components/gallery.js";
 import { curl, python, snippets } from "../components/snippets.js";
-import { tell } from "../lib/i18n.js";
+import { known, tell } from "../lib/i18n.js";
 
 const PREVIEWS = 64; // rows, the service's most
 const FRAMES = 40; // of a trajectory, at most
 const NUMBERS = 400_000; // that it may hold: a few megabytes of text
 const KEPT = 8; // answers to which the history goes back without asking again
-const SAMPLERS = [["ancestral", "sampler.ancestral"], ["ddim", "sampler.ddim"], ["dpmpp_2m", "sampler.dpmpp_2m"]];
 
 export const view = { id: "sample", mount };
 
@@ -31,6 +30,12 @@ function framesOf({ shape }, count, steps) {
   return frames < 4 && frames < steps ? 0 : frames;
 }
 
+/** A sampler to choose, under its name in words/ where it has one. */
+const optionOf = (value) => {
+  const key = `sampler.${value}`;
+  return known(key) ? h("option", { value, say: key }) : h("option", { value }, value);
+};
+
 const draw = () => String(crypto.getRandomValues(new Uint32Array(1))[0] % 1_000_000);
 
 function mount(root, context) {
@@ -40,7 +45,7 @@ function mount(root, context) {
 
   const form = h("form", { class: "form", on: { submit: run, change: settle } },
     field("sample.number", numberInput("num_samples", { min: 1, max: 4096 })),
-    field("sample.sampler", choice("sampler", SAMPLERS)),
+    field("sample.sampler", choice("sampler", [])),
     field("sample.steps", numberInput("steps", { min: 1 }), ["sample.steps.why", { T: 1 }]),
     field("sample.eta", numberInput("eta", { min: 0, max: 1, step: "any" }), "sample.eta.why"),
     field("sample.seed", numberInput("seed", { min: 0, max: Number.MAX_SAFE_INTEGER })),
@@ -78,7 +83,6 @@ function mount(root, context) {
   function settle() {
     const model = context.model();
     const { sampler, steps, seed } = form.elements;
-    for (const option of sampler.options) option.hidden = option.disabled = model.process !== "gaussian" && option.value !== "ancestral";
     steps.max = model.steps;
     tell(steps.closest(".field").querySelector("small"), ["sample.steps.why", { T: model.steps }]);
     seed.disabled = false;
@@ -88,7 +92,8 @@ function mount(root, context) {
   function show(state) {
     const model = context.model();
     const fields = { ...usual(model), ...state };
-    if (fields.sampler !== "ancestral" && model.process !== "gaussian") fields.sampler = "ancestral";
+    if (!model.samplers.includes(fields.sampler)) fields.sampler = "ancestral";
+    form.elements.sampler.replaceChildren(...model.samplers.map(optionOf));
     fill(form, { seed: draw(), ...fields });
     settle();
     follow = () => {};

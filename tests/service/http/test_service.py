@@ -30,6 +30,7 @@ async def test_models_are_listed_with_those_refused_and_why(client: httpx.AsyncC
         "shape": [2],
         "process": "gaussian",
         "steps": 100,
+        "samplers": ["ancestral", "ddim", "dpmpp_2m"],
         "network": "gaussian-mixture",
         "parameters": 0,
         "classifiers": [],

@@ -28,7 +28,7 @@ _TOGETHER = 6  # requests under way: rows of several share batches
 _EMPTY_ALLOWED = {
     *("std", "quantiles", "label", "labels", "trajectory", "per_step", "warning", "reason"),
     *("start", "start_noise", "columns", "uncompared", "bands", "terms", "trajectories"),
-    *("log_evidence", "log_evidence_error"),
+    *("log_evidence", "log_evidence_error", "deprecation"),
 }
 
 

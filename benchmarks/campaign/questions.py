@@ -236,7 +236,7 @@ class Questions:
     def _method(self, *, exact: bool) -> Any:  # noqa: ANN401 - as JSON has it
         systems = self._pick(["independent", "weighted"])
         twisted = {"name": "twisted", "particles": self._particles(), "systems": systems}
-        repaint = {"name": "resample", "jump": 2, "times": 2}
+        repaint = {"name": "repaint", "jump": 2, "repeats": 2}
         methods = ["auto", "auto", "product", twisted, {**twisted, "name": "auto"}]
         return self._pick([*methods, repaint] if exact else methods)
 

@@ -131,7 +131,7 @@ def test_the_samples_are_bit_for_bit_those_without_frames(
     engine = make_engine(limits={"deterministic": True, "batch_size": 8}, m=model)
     plan = Ancestral().plan(model)
     plain = engine.submit(SampleJob("m", ROWS, SEED, plan)).result(60)
-    assert plain.kept is None
+    assert plain.frame_states is None
     if not plain.batch_invariant:
         pytest.skip("the rehearsal found that this machine's kernels look at a row's place")
     for count in (1, 5, 12):

@@ -26,10 +26,11 @@ import torch
 
 from diffusion.model import DiffusionModel
 from service.engine.admission import check_limits
+from service.engine.device.batches import CollectedRows
 from service.engine.device.models import LoadedModels
-from service.engine.faults import Attempt, describe, fatal, problem_of
+from service.engine.device.runner import Runner
+from service.engine.faults import describe, problem_of, retries
 from service.engine.jobs import ActiveJob, BoundJob, Job, SampleJob, SMCJob
-from service.engine.output import OutputProcessor
 from service.engine.queue import RequestQueue, resolve
 from service.engine.results import (
     LoglikResult,
@@ -43,7 +44,7 @@ from service.engine.results import (
 from service.engine.scheduling.batch import Batch, Lane
 from service.engine.scheduling.latency import Throughput
 from service.engine.scheduling.scheduler import Scheduler
-from service.errors import NotReady, Problem, UnknownModel
+from service.errors import NotReady, NumericalFailure, OutOfMemory, Problem, UnknownModel
 from service.metrics import Metrics
 from service.settings import Settings
 
@@ -87,7 +88,7 @@ class Engine:
             self._metrics.serve(name)
         self._metrics.watch_room(lambda: self._queue.held, settings.max_queue_bytes)
         self._records: dict[int, ActiveJob] = {}  # the engine thread's own: admitted, not ended
-        self._output = OutputProcessor(self._records, self._metrics, self._end)
+        self._on_their_way: tuple[Runner, Batch, CollectedRows] | None = None
         self._host = host or _own_thread
         self._owner: threading.Thread | None = None
         self._ended = threading.Event()
@@ -183,9 +184,9 @@ class Engine:
             Draining: the engine is stopping.
             EngineDead: the engine's thread has ended by an error.
         """
-        if job.model not in self._models.served:
+        model = self._models.served.get(job.model)
+        if model is None:
             raise self._unknown(job.model)
-        model = self._models.models[job.model]
         job.check(model)
         size = check_limits(job, model, self._settings)
         if not self._started:
@@ -194,7 +195,9 @@ class Engine:
 
     def _unknown(self, name: str) -> UnknownModel:
         why = self._models.refused.get(name, "is not served")
-        return UnknownModel(f"The model {why}.", received=name, expected=self._models.served)
+        return UnknownModel(
+            f"The model {why}.", received=name, expected=sorted(self._models.served)
+        )
 
     def drain(self, timeout: float | None = None) -> bool:
         """Refuse new jobs, finish the accepted ones, stop; after `timeout` seconds, stop anyway.
@@ -226,12 +229,12 @@ class Engine:
             with torch.inference_mode():
                 self._models.prepare()
                 self._warm.set()
-                while self._admit():
+                while self._poll():
                     batch = self._scheduler.next()
                     if batch is not None:
                         self._perform(batch)
                     if not len(self._scheduler):  # no batch runs while results travel
-                        self._output.flush()
+                        self._receive()
         except BaseException as caught:  # whatever it is, callers must not wait for ever
             _log.critical("the engine's thread has ended", exc_info=caught)
             error = caught
@@ -239,16 +242,16 @@ class Engine:
         self._warm.set()
         self._ended.set()
 
-    def _admit(self) -> bool:
-        """Take in what came, drop what was cancelled; sleep while there is nothing to do.
+    def _poll(self) -> bool:
+        """Take in new jobs, drop cancelled and overdue ones; sleep while there is nothing to do.
 
         Returns:
             False when it is time to stop.
         """
-        taken = self._queue.poll(wait=len(self._scheduler) == 0)
-        if taken is None:
+        polled = self._queue.poll(wait=len(self._scheduler) == 0)
+        if polled is None:
             return False
-        new, cancelled = taken
+        new, cancelled = polled
         for record in new:
             self._open(record)
         for key in cancelled:
@@ -256,7 +259,7 @@ class Engine:
         for key, problem in self._queue.overdue().items():
             self._end(key, problem)
         for peek in self._queue.poll_peeks():
-            resolve(peek.future, self._look(peek))
+            resolve(peek.future, self._preview(peek))
         self._metrics.rows(self._scheduler.rows_running, self._scheduler.rows_waiting)
         return True
 
@@ -269,65 +272,146 @@ class Engine:
         self._records[record.key] = record
         self._scheduler.add(record.key, job.shape)
         try:
-            self._models[job.lane].open(record.key, job)
+            self._models.runners[job.lane].open(record.key, job)
         except Exception as error:
-            if fatal(error):
-                raise
-            self._end(record.key, problem_of(error))
+            self._end(record.key, problem_of(error, "the start of a job"))
 
-    def _look(self, peek: PeekRequest) -> Peek | None:
-        """How a job stands; None where there is nothing to see."""
-        self._output.flush()  # rows that have left their slots are there then, or their job over
+    def _preview(self, peek: PeekRequest) -> Peek | None:
+        """The first rows of a job as they are; None where there is nothing to see."""
+        self._receive()  # rows that have left their slots are there then, or their job over
         record = self._records.get(peek.key)
         if record is None:
             return None
         try:
             started, slots = self._scheduler.held(peek.key)
-            runner = self._models[record.job.lane]
+            runner = self._models.runners[record.job.lane]
             return runner.peek(peek.key, peek.rows, started, slots, record.ticket.done)
         except Exception as error:  # a preview must not fail its job
             _log.warning("a preview failed: %s", describe(error))
             return None
 
     def _perform(self, batch: Batch) -> None:
-        """One batch: advance its rows, send what is finished on its way."""
+        """Run a batch, free the slots of rows that ended, and send their results on their way."""
         begun = time.monotonic()
         for record in self._live(batch.shares):
             if record.started is None:
                 self._queue.start(record, begun)
                 record.ticket.queue_seconds = begun - record.accepted
                 self._metrics.queue_seconds.observe(begun - record.accepted)
-        runner = self._models[batch.lane]
-        attempt = Attempt(
-            runner.run,
-            live=self._records.__contains__,
-            fail=self._end,
-            shrink=lambda rows: self._models.shrink(batch.lane, rows),
-            at_once=min(batch.rows, runner.batch_size) if batch.lane.systems else None,
-        )
-        ran = attempt(batch)
-        self._models.grow(batch.lane, ran, batch.num_steps)
+        model, systems = batch.lane
+        runner, throughput = self._models.runners[batch.lane], self._throughput[batch.lane]
+        ran = self._run(runner, batch)
+        if throughput.grow(ran, batch.num_steps):
+            runner.limit(throughput.batch_size)
         seconds = runner.fence.seconds(batch.num_steps, time.monotonic() - begun)
         self._scheduler.retire(batch, seconds)
         self._queue.complete(batch.evaluations)
-        model, systems = batch.lane
         fill = min(1.0, batch.rows / runner.batch_size)
         self._metrics.batch(model, batch.evaluations, fill, systems=systems)
         self._metrics.pad(model, max(0, runner.pad_to - len(batch)) * batch.num_steps)
         for record in self._live(batch.shares):
             record.ticket.done += batch.shares[record.key]
         self._metrics.rows(self._scheduler.rows_running, self._scheduler.rows_waiting)
-        self._output.send(runner, batch)
+        self._send(runner, batch)
         # What callers wait for is the whole turn, with what surrounds its network calls.
-        self._throughput[batch.lane].measure(batch, max(seconds, time.monotonic() - begun))
+        throughput.measure(batch, max(seconds, time.monotonic() - begun))
+
+    def _run(self, runner: Runner, batch: Batch) -> int:
+        """Run a batch, whole or in parts: then each entry has run, or its job has failed.
+
+        Returns:
+            The most rows that went through the network at once.
+        """
+        problem = None
+        try:
+            runner.run(batch)
+        except Exception as error:
+            problem = problem_of(error, f"a batch of {len(batch)} rows")
+        # Outside the `except` block: there the traceback would keep the failed batch's tensors.
+        rows = runner.rows_at_once(batch)
+        if problem is None:
+            return rows
+        parts = retries(batch, problem, rows)
+        if not parts:
+            self._end(batch.entries[0].key, problem)
+            return 0
+        no_room = isinstance(problem, OutOfMemory) and rows > 1
+        if no_room:
+            self._shrink(batch.lane, rows // 2)
+        ran = 0
+        for part in parts:
+            left = part.only(self._records.__contains__)
+            if len(left):
+                ran = max(ran, self._run(runner, left))
+        if no_room:  # a row that runs out of memory by itself says nothing of how many others may
+            self._shrink(batch.lane, ran or rows // 2)
+        return ran
+
+    def _shrink(self, lane: Lane, rows: int) -> None:
+        """Memory ran out: a batch has at most so many rows until it may grow again."""
+        self._throughput[lane].shrink(rows)
+        self._models.runners[lane].limit(rows)
+
+    def _send(self, runner: Runner, batch: Batch) -> None:
+        """Send a batch's results to the host, and complete the rows of the batch before.
+
+        On a CPU they are there at once. From an accelerator they travel while the next batch runs,
+        and those of one batch at most are on their way.
+        """
+        try:
+            collected = runner.collect(batch.only(self._records.__contains__))
+        except Exception as error:
+            self._fail(batch, error)
+            return
+        self._receive()
+        self._on_their_way = (runner, batch, collected)
+        if collected.arrived is None:
+            self._receive()
+
+    def _receive(self) -> None:
+        """Wait for the results on their way; end the jobs that they complete, or that failed."""
+        if self._on_their_way is None:
+            return
+        (runner, batch, collected), self._on_their_way = self._on_their_way, None
+        try:
+            broken = runner.receive(collected)
+        except Exception as error:
+            self._fail(batch, error)
+            return
+        fix = "Take more steps, another sampler or seed; if none helps, the model is at fault."
+        for key, what in broken.items():
+            self._end(key, NumericalFailure(f"{what}.", fix=fix))
+        for key, entries in collected.ends:
+            record = self._records.get(key)
+            if record is not None:
+                record.rows_left -= len(entries)
+                if record.rows_left == 0:
+                    self._end(key, self._result(runner, record))
+
+    def _result(self, runner: Runner, record: ActiveJob) -> Timing | Problem:
+        """The result of a job whose rows have all ended."""
+        assert record.started is not None  # its rows were in batches
+        queue, compute = record.started - record.accepted, time.monotonic() - record.started
+        try:
+            result = runner.result(record.key, queue, compute)
+        except Exception as error:
+            return problem_of(error, "putting a result together")
+        self._metrics.compute_seconds.observe(compute)
+        return result
+
+    def _fail(self, batch: Batch, error: Exception) -> None:
+        """The results of a batch could not be read: its jobs fail."""
+        problem = problem_of(error, "reading the results of a batch")
+        for key in batch.shares:
+            self._end(key, problem)
 
     def _end(self, key: int, outcome: Timing | Problem | None) -> None:
-        """The job is over (None: cancelled): free what it holds, then resolve its future."""
+        """End a job that has not ended (None: cancelled): free what it holds, tell its caller."""
         record = self._records.pop(key, None)
         if record is None:
             return
         left = self._scheduler.remove(key)
-        self._models[record.job.lane].close(key)
+        self._models.runners[record.job.lane].close(key)
         self._queue.end(record, left, outcome)
 
     def _live(self, keys: Iterable[int]) -> list[ActiveJob]:

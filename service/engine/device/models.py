@@ -1,13 +1,12 @@
-"""The models on the device: each one's runners, its slots, and how many rows memory allows.
+"""The models on the device, and the runners of each.
 
 A model is tried before it is served: one that fails is refused, with the reason, and the others are
-served without it. `BatchLimit` is what memory allows: fewer rows after it ran out, and in time as
-many as before.
+served without it.
 """
 
 import logging
 from collections.abc import Iterator, Mapping
-from typing import Final, final
+from typing import final
 
 from diffusion.model import DiffusionModel
 from service.engine.device.graphs import graph_recorder
@@ -28,39 +27,6 @@ from service.engine.scheduling.latency import Throughput
 from service.engine.scheduling.scheduler import Scheduler
 from service.settings import Settings
 
-_PATIENCE: Final = 100  # full network calls that go well before more rows are tried
-
-
-@final
-class BatchLimit:
-    """Most rows of a batch now: fewer once memory ran out, by and by as many as before.
-
-    Args:
-        most: rows while memory lasts.
-
-    Attributes:
-        rows: of a batch now.
-    """
-
-    def __init__(self, most: int) -> None:
-        self.rows = self._most = most
-        self._good = 0
-
-    def shrink(self, rows: int) -> None:
-        """Memory held so many and no more."""
-        self.rows, self._good = rows, 0
-
-    def grow(self, rows: int, calls: int) -> bool:
-        """So many network calls of so many rows went well; whether more rows may be tried."""
-        if self.rows == self._most or rows < self.rows:
-            return False
-        self._good += calls
-        if self._good < _PATIENCE:
-            return False
-        self.rows, self._good = min(2 * self.rows, self._most), 0
-        return True
-
-
 _log = logging.getLogger(__name__)
 
 
@@ -75,8 +41,9 @@ class LoadedModels:
         throughput: of each lane; gets its batch size, and how long a batch takes.
 
     Attributes:
-        models: as given.
-        refused: those that failed their first network call, and why.
+        served: the models that are not refused, by name.
+        refused: why the others are, by name.
+        runners: of each lane whose model is served.
     """
 
     def __init__(
@@ -86,25 +53,15 @@ class LoadedModels:
         scheduler: Scheduler,
         throughput: Mapping[Lane, Throughput],
     ) -> None:
-        self.models = dict(models)
+        self.served = dict(models)
         self.refused: dict[str, str] = {}
+        self.runners: dict[Lane, Runner] = {}
         self._settings, self._scheduler = settings, scheduler
         self._throughput = throughput
-        self._runners: dict[Lane, Runner] = {}
-        self._limits: dict[Lane, BatchLimit] = {}
-
-    def __getitem__(self, lane: Lane) -> Runner:
-        """The runner of a lane whose model is served."""
-        return self._runners[lane]
-
-    @property
-    def served(self) -> list[str]:
-        """Names of the models that are not refused."""
-        return sorted(self.models.keys() - self.refused)
 
     def prepare(self) -> None:
         """Try every model in turn."""
-        for name, model in self.models.items():
+        for name, model in list(self.served.items()):
             for rows in self._attempts():
                 try:
                     self._serve(name, model, rows)
@@ -115,18 +72,9 @@ class LoadedModels:
                     if not out_of_memory(error) or rows == 1:
                         _log.exception("model %s failed its first network call", name)
                         self.refused[name] = f"failed its first network call ({describe(error)})"
+                        del self.served[name]
                         break
                 _log.warning("model %s: out of memory; trying fewer rows a batch", name)
-
-    def shrink(self, lane: Lane, rows: int) -> None:
-        """Memory ran out: a batch has at most so many rows until it may grow again."""
-        self._limits[lane].shrink(rows)
-        self._allow(lane)
-
-    def grow(self, lane: Lane, rows: int, calls: int) -> None:
-        """So many network calls of so many rows went well: in time more rows are tried."""
-        if self._limits[lane].grow(rows, calls):
-            self._allow(lane)
 
     def _attempts(self) -> Iterator[int]:
         """Rows a batch to be tried, 0 being what is found best; half as many, and half of that."""
@@ -184,16 +132,10 @@ class LoadedModels:
         slots: int,
         times: Mapping[int, float],
     ) -> None:
-        """Its rehearsal went well, steps of so many rows in so many seconds: jobs may come."""
-        self._runners[lane], self._limits[lane] = runner, BatchLimit(runner.batch_size)
+        """Its warm-up went well, steps of so many rows in so many seconds: jobs may come."""
+        self.runners[lane] = runner
         throughput = self._throughput[lane]
-        throughput.batch_size = runner.batch_size
+        throughput.allow(runner.batch_size)
         for rows, seconds in times.items():
             throughput.seed(rows, seconds)
         self._scheduler.serve(lane, throughput, slots)
-
-    def _allow(self, lane: Lane) -> None:
-        """Apply how many rows a batch may have now."""
-        rows = self._limits[lane].rows
-        self._throughput[lane].batch_size = rows
-        self._runners[lane].limit(rows)

@@ -65,6 +65,10 @@ class Runner(ABC):
         """Rows that every batch is padded to."""
         return 0
 
+    def rows_at_once(self, batch: Batch) -> int:
+        """How many of a batch's rows go through the network in one call."""
+        return len(batch)
+
     def limit(self, rows: int) -> None:
         """A batch has at most so many rows, from now on."""
         # Other rows, other bits: also for jobs that come when it is the old number again.

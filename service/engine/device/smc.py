@@ -56,6 +56,10 @@ class SMCRunner(Runner):
         self._compiled = compiled
 
     @override
+    def rows_at_once(self, batch: Batch) -> int:
+        return min(batch.rows, self.batch_size)
+
+    @override
     def open(self, key: int, job: Job) -> None:
         """Get ready for entries of this job, of systems."""
         assert isinstance(job, SMCJob)  # other kinds have a runner of their own

@@ -130,6 +130,11 @@ class Batch:
         return replace(self, chains=chains, terms=terms, ends=ends)
 
     @property
+    def entries(self) -> list[Entry]:
+        """Chains and terms."""
+        return [*self.chains, *self.terms]
+
+    @property
     def rows(self) -> int:
         """Rows of the network."""
         return len(self) * self.width if self.piece is None else self.piece

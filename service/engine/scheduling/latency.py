@@ -42,6 +42,7 @@ from service.engine.scheduling.batch import Batch, Lane, Load, Loads
 
 _FORGET = 0.98  # of a batch's weight at the next of its size: about the last 50 count
 _SEED = 10.0  # batches that a timing at start counts as
+_PATIENCE = 100  # full network calls that go well before more rows are tried
 _HALF_LIFE = 60.0  # seconds
 _WINDOW = 10.0  # seconds after which what was measured has lost most of its weight
 
@@ -117,9 +118,28 @@ class Throughput:
     """
 
     def __init__(self, batch_size: int = 1) -> None:
-        self.batch_size = batch_size
+        self.allow(batch_size)
         # Chains alone advance several steps in a batch, which beside terms they do not.
         self._times = StepTimes(), StepTimes()
+
+    def allow(self, rows: int) -> None:
+        """A batch may have up to so many rows, while memory lasts."""
+        self.batch_size = self._most = rows
+        self._good = 0  # network calls of so many rows since memory ran out
+
+    def shrink(self, rows: int) -> None:
+        """Memory ran out: so many rows it holds, and no more."""
+        self.batch_size, self._good = rows, 0
+
+    def grow(self, rows: int, calls: int) -> bool:
+        """So many network calls of so many rows went well; whether a batch may have more now."""
+        if self.batch_size == self._most or rows < self.batch_size:
+            return False
+        self._good += calls
+        if self._good < _PATIENCE:
+            return False
+        self.batch_size, self._good = min(2 * self.batch_size, self._most), 0
+        return True
 
     def seed(self, rows: int, seconds: float, *, terms: bool = False) -> None:
         """At start a step of so many rows, with terms or without, took so many seconds."""

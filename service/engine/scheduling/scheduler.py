@@ -29,6 +29,7 @@ class Scheduler:
 
     def __init__(self, term_share: float = 0.125) -> None:
         self._lanes: dict[Lane, RowScheduler | GangScheduler] = {}
+        self._busy: dict[Lane, RowScheduler | GangScheduler] = {}  # those with jobs
         self._virtual_time: dict[Lane, float] = {}
         self._jobs: dict[int, Lane] = {}
         self._term_share = term_share
@@ -42,12 +43,12 @@ class Scheduler:
     @property
     def rows_running(self) -> int:
         """Rows that hold a slot, and systems on their way."""
-        return sum(lane.running for lane in self._lanes.values())
+        return sum(lane.running for lane in self._busy.values())
 
     @property
     def rows_waiting(self) -> int:
         """Rows that have not started."""
-        return sum(lane.waiting for lane in self._lanes.values())
+        return sum(lane.waiting for lane in self._busy.values())
 
     def serve(self, lane: Lane, throughput: Throughput, slots: int) -> None:
         """Take in jobs of a lane, with this room of its own.
@@ -65,12 +66,13 @@ class Scheduler:
 
     def add(self, key: int, work: JobShape) -> None:
         """Take in a job; `key` names it, unique among those that are not finished."""
-        lane = self._lanes[work.lane]
-        if not len(lane):
+        lane = work.lane
+        if lane not in self._busy:
             # Time spent idle earns nothing: it joins the others where they are now.
-            self._virtual_time[work.lane] = max(self._virtual_time[work.lane], self._now)
-        self._jobs[key] = work.lane
-        lane.add(key, work)
+            self._virtual_time[lane] = max(self._virtual_time[lane], self._now)
+            self._busy[lane] = self._lanes[lane]
+        self._jobs[key] = lane
+        self._busy[lane].add(key, work)
 
     def remove(self, key: int) -> int:
         """Drop a job (finished or not, known or not) and free what it holds.
@@ -78,22 +80,26 @@ class Scheduler:
         Returns:
             The network evaluations it had left.
         """
-        name = self._jobs.pop(key, None)
-        return 0 if name is None else self._lanes[name].remove(key)
+        lane = self._jobs.pop(key, None)
+        if lane is None:
+            return 0
+        left = self._busy[lane].remove(key)
+        if not len(self._busy[lane]):
+            del self._busy[lane]
+        return left
 
     def held(self, key: int) -> tuple[int, dict[int, int]]:
         """How many rows of a job have started, and the slots, by row, of those yet to end."""
-        return self._lanes[self._jobs[key]].held(key)
+        return self._busy[self._jobs[key]].held(key)
 
     def next(self) -> Batch | None:
         """The next batch, or None when nothing is left to do. Call `retire` after it."""
-        asked = [name for name, lane in self._lanes.items() if len(lane)]
-        if not asked:
+        if not self._busy:
             return None
-        name = min(asked, key=self._virtual_time.__getitem__)
-        self._now = self._virtual_time[name]
+        lane = min(self._busy, key=self._virtual_time.__getitem__)
+        self._now = self._virtual_time[lane]
         self._number += 1
-        return self._lanes[name].next(self._number, MULTI_STEP_SECONDS)
+        return self._busy[lane].next(self._number, MULTI_STEP_SECONDS)
 
     def retire(self, batch: Batch, seconds: float = 1.0) -> None:
         """The batch is done, in so many seconds: what rows that ended held is free again."""

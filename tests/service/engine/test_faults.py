@@ -234,6 +234,8 @@ def test_what_an_exception_is_called() -> None:
     assert not fatal(RuntimeError("x"))
     assert out_of_memory(MemoryError())
     assert out_of_memory(RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory"))
-    assert isinstance(problem_of(MemoryError()), OutOfMemory)
+    assert isinstance(problem_of(MemoryError(), "a batch"), OutOfMemory)
     problem = EngineDead("gone")
-    assert problem_of(problem) is problem
+    assert problem_of(problem, "a batch") is problem
+    with pytest.raises(torch.AcceleratorError):
+        problem_of(torch.AcceleratorError("device lost"), "a batch")

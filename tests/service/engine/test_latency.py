@@ -244,3 +244,12 @@ def test_what_was_long_ago_is_forgotten() -> None:
     for second in range(2, 62):  # others came, and a tenth of the pace is left
         progress.observe(1000 + 100 * (second - 1), float(second))
     assert progress.seconds_left == pytest.approx(3000 / 100, rel=0.05)
+
+
+def test_after_memory_ran_out_batches_shrink_at_once_and_grow_by_and_by() -> None:
+    throughput = Throughput(32)
+    assert not throughput.grow(32, 10_000)
+    throughput.shrink(12)
+    assert not throughput.grow(11, 10_000)  # calls with fewer rows tell nothing
+    full = (throughput.batch_size for _ in range(1000))
+    assert [throughput.batch_size for rows in full if throughput.grow(rows, 1)] == [24, 32]

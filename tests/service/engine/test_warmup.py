@@ -11,7 +11,6 @@ import torch
 from diffusion.model import DiffusionModel
 from service.engine.admission import APIECE
 from service.engine.device import warmup as room
-from service.engine.device.models import BatchLimit
 from service.engine.device.warmup import Capacity, survey
 from service.settings import Settings
 
@@ -71,17 +70,6 @@ def test_slots_stay_within_memory(gaussian: DiffusionModel, bits: DiffusionModel
             found = survey(model, batch_size, Settings())
             held = found.slots * 4 * (4 * math.prod(model.event) + model.T)
             assert found.slots == 2 * batch_size or held <= 2**28
-
-
-def test_an_allowance_shrinks_at_once_and_grows_by_and_by() -> None:
-    allowance = BatchLimit(32)
-    assert not allowance.grow(32, 10_000)
-    allowance.shrink(12)
-    assert not allowance.grow(11, 10_000)  # calls with fewer rows tell nothing
-    grown = [
-        rows for _ in range(1000) if allowance.grow(allowance.rows, 1) for rows in [allowance.rows]
-    ]
-    assert grown == [24, 32]
 
 
 def test_there_is_a_slot_for_every_request_that_can_be_there(gaussian: DiffusionModel) -> None:

@@ -1,4 +1,4 @@
-"""What an operator watches, as Prometheus metrics in a registry of the app's own.
+"""The service's Prometheus metrics, in a registry of the app's own.
 
 fill of a batch = its rows / batch_size;    a request's life = queue_seconds + compute_seconds
 
@@ -39,10 +39,12 @@ class Metrics:
             registry=registry,
         )
         self.rows_running = Gauge(
-            "noneq_rows_running", "Rows (chains, data, systems) on their way.", registry=registry
+            "noneq_rows_running",
+            "Rows (chains, examples, systems) that hold a slot.",
+            registry=registry,
         )
         self.rows_waiting = Gauge(
-            "noneq_rows_waiting", "Accepted rows without a slot yet.", registry=registry
+            "noneq_rows_waiting", "Accepted rows that wait for a slot.", registry=registry
         )
         self.queue_seconds = Histogram(
             "noneq_queue_seconds",
@@ -58,32 +60,32 @@ class Metrics:
         )
         self.batch_fill = Histogram(
             "noneq_batch_fill",
-            "Rows of a tick over the batch size.",
+            "Rows of a batch over the batch size.",
             buckets=_FILL,
             registry=registry,
         )
         self.network_evaluations = Counter(
             "noneq_network_evaluations_total",
-            "Rows put through a network, and back through it.",
+            "Rows put through a network, forward and backward.",
             ("model",),
             registry=registry,
         )
         self.system_evaluations = Counter(
             "noneq_system_evaluations_total",
-            "Those of them by systems of particles, which have ticks of their own; of a backward "
-            "pass as many as its rows.",
+            "Those of them by systems of particles, which have batches of their own. A backward "
+            "pass counts as much as a forward one.",
             ("model",),
             registry=registry,
         )
-        self.ticks = Counter(
-            "noneq_ticks_total",
-            "Turns of the engine: a network call each, or several steps of the same chains.",
+        self.batches = Counter(
+            "noneq_batches_total",
+            "Batches that the engine ran: one network call, or several steps of the same chains.",
             ("model",),
             registry=registry,
         )
         self.padding_rows = Counter(
             "noneq_padding_rows_total",
-            "Rows put through a network beside those asked for, to reach a warmed batch size.",
+            "Rows added to batches as padding, to reach a warmed batch size.",
             ("model",),
             registry=registry,
         )
@@ -91,7 +93,7 @@ class Metrics:
             "noneq_queue_cost", "Network evaluations accepted and not yet done.", registry=registry
         )
         self.queue_cost_limit = Gauge(
-            "noneq_queue_cost_limit", "Most of them; beyond it 503.", registry=registry
+            "noneq_queue_cost_limit", "Limit of noneq_queue_cost; beyond it 503.", registry=registry
         )
         self.queue_bytes = Gauge(
             "noneq_queue_bytes",
@@ -99,11 +101,13 @@ class Metrics:
             registry=registry,
         )
         self.queue_bytes_limit = Gauge(
-            "noneq_queue_bytes_limit", "Most of them; beyond it 503.", registry=registry
+            "noneq_queue_bytes_limit",
+            "Limit of noneq_queue_bytes; beyond it 503.",
+            registry=registry,
         )
         self.device_memory = Gauge(
             "noneq_device_memory_bytes",
-            "Memory of the device that the service holds; of a CPU, the process's resident set.",
+            "Device memory that the service holds; on a CPU, the process's resident set.",
             ("device",),
             registry=registry,
         )
@@ -115,7 +119,7 @@ class Metrics:
 
     def batch(self, model: str, evaluations: int, fill: float, *, systems: bool = False) -> None:
         """Count a batch, perhaps of systems: its evaluations, and its rows over the batch size."""
-        self.ticks.labels(model).inc()
+        self.batches.labels(model).inc()
         if systems:
             self.system_evaluations.labels(model).inc(evaluations)
         self.network_evaluations.labels(model).inc(evaluations)
@@ -127,7 +131,12 @@ class Metrics:
 
     def serve(self, model: str) -> None:
         """Show a model's counters from the start, at zero."""
-        counters = self.ticks, self.network_evaluations, self.system_evaluations, self.padding_rows
+        counters = (
+            self.batches,
+            self.network_evaluations,
+            self.system_evaluations,
+            self.padding_rows,
+        )
         for counter in counters:
             counter.labels(model)
 

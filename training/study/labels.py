@@ -1,11 +1,11 @@
-"""The figure of labels: digits that were asked for, and a half-hidden one under several labels.
+"""The figure of labels: digits drawn given each label, and a half-hidden digit given each label.
 
-    p(y | what was seen) = Z_y / sum over y of Z_y = E[p(y | x_0) | what was seen],
-    Z_y = p(y, what was seen)
+    p(y | observed) = Z_y / sum over y of Z_y = E[p(y | x_0) | observed],    Z_y = p(y, observed)
 
-Each label is one system of particles of `models/mnist`, by the classifier of noisy digits
-(`posterior.factors.Label`): its samples, and its evidence. The mean over samples that follow no
-label needs no evidence, which of hundreds of pixels is uncertain by more nats than a label has.
+Each label has one system of particles of `models/mnist`, steered by the classifier of noisy digits
+(`posterior.factors.Label`), which gives samples and an evidence. An evidence of hundreds of pixels
+is uncertain by more nats than a label carries, so p(y | observed) is the mean over samples drawn
+without a label.
 """
 
 from dataclasses import dataclass
@@ -37,8 +37,8 @@ class Drawn:
 
     Attributes:
         samples: [K, n, *event], data units.
-        log_evidence: of each label and what was seen, nats, [K].
-        read: the share of each label's samples that the classifier reads as that label, [K].
+        log_evidence: of each label and the observation, nats, [K].
+        read: the share of each label's samples that the classifier assigns to that label, [K].
         ess: effective sample size of each label's system, the mean over steps, [K].
     """
 
@@ -49,7 +49,7 @@ class Drawn:
 
     @property
     def probabilities(self) -> Tensor:
-        """p(y | what was seen), [K]."""
+        """p(y | observed), [K]."""
         return self.log_evidence.softmax(0)
 
 
@@ -63,12 +63,12 @@ def by_label(
     steps: int,
     seed: int = 0,
 ) -> Drawn:
-    """The posterior of what was seen of one example under every label, a joint system each.
+    """The posterior of one example's observation given each label, one joint system per label.
 
     Args:
         model: of images.
         reader: of its noisy data.
-        seen: of one example.
+        seen: the observation, of one example.
         samples: n, of each label.
         particles: of each label's system.
         steps: of each chain.
@@ -103,7 +103,7 @@ def read_off(
     steps: int,
     seed: int = 0,
 ) -> Tensor:
-    """E[p(y | x_0) | what was seen] over samples that follow no label, [K]; as in `by_label`."""
+    """E[p(y | x_0) | observed] over samples drawn without a label, [K]; arguments of `by_label`."""
     found = sample_posterior(
         model,
         seen,
@@ -127,7 +127,7 @@ def figure(
     steps: int = 40,
     noise: float = 0.2,
 ) -> tuple[Drawn, Drawn, Tensor]:
-    """Ten labels, then a digit whose lower half is hidden under each.
+    """Draw ten labels, then a digit whose lower half is hidden given each label.
 
     Args:
         model: of images.
@@ -140,7 +140,7 @@ def figure(
         noise: standard deviation of what is seen of it, model units.
 
     Returns:
-        What was drawn of the labels alone and of that half, and what was read off without a label.
+        The draws given the labels alone and given that half too, and `read_off` of that half.
     """
     known = torch.zeros(digit.shape, dtype=torch.bool)
     known[..., : digit.shape[2] // 2, :] = True
@@ -153,12 +153,12 @@ def figure(
         for what in (nothing, seen)
     )
     off = read_off(model, reader, seen, samples, particles=particles, steps=steps)
-    figure = Figure(figsize=(9.0, 5.6))
+    figure = Figure(figsize=(9.0, 4.6))
     axes = figure.subplots(1, 3, width_ratios=(8, 2, 8))
     panels = (
-        ("asked for", free.samples.flatten(0, 1), samples),
-        ("seen", torch.where(known, model.space.to_data(y), 128.0), 1),
-        ("that half, if it is", half.samples.flatten(0, 1), samples),
+        ("given the label", free.samples.flatten(0, 1), samples),
+        ("observed", torch.where(known, model.space.to_data(y), 128.0), 1),
+        ("completions given the label; p(label | observed)", half.samples.flatten(0, 1), samples),
     )
     for axis, (title, rows, columns) in zip(axes, panels, strict=True):
         axis.imshow(sheet(model.space, rows, columns), interpolation="nearest")

@@ -265,13 +265,13 @@ def test_metrics_count_what_was_done(
         "noneq_compute_seconds",
         "noneq_batch_fill",
         "noneq_network_evaluations",
-        "noneq_ticks",
+        "noneq_batches",
     } <= set(families)
     value = metrics.registry.get_sample_value
     assert value("noneq_network_evaluations_total", {"model": "g"}) == 6 * 16 + 2 * 6
     assert value("noneq_compute_seconds_count") == value("noneq_queue_seconds_count") == 2
     assert value("noneq_rows_running") == 0
-    assert value("noneq_ticks_total", {"model": "g"}) == value("noneq_batch_fill_count")
+    assert value("noneq_batches_total", {"model": "g"}) == value("noneq_batch_fill_count")
 
 
 def test_a_start_that_is_not_finite(

@@ -21,7 +21,7 @@ VENV ?= .venv
 TORCH ?=
 CONSTRAINTS ?= constraints.txt
 ARGS ?=
-PYTEST_ARGS ?= -n auto --maxprocesses 4 --dist loadfile
+PYTEST_ARGS ?= -n auto --maxprocesses 4 --dist loadfile --max-worker-restart 1
 
 RUN := $(VENV)/bin/python
 PINS := $(VENV)/pins.txt

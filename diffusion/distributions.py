@@ -20,25 +20,21 @@ from torch.special import log_ndtr
 from typing_extensions import override
 
 from diffusion.noise import Noise
+from diffusion.rows import Rows, row_sum
 from diffusion.space import DataSpace
 
 #: log(2 pi), a Normal's share of each element.
 LOG_2PI = math.log(2.0 * math.pi)
 _FAR = 1e3  # standard deviations; stands for infinity where a gradient must stay finite
-#: A product is at most so many times as wide as what was multiplied: where a factor grows faster
-#: than a Normal falls there is none, and weights make up for it.
+#: The most by which a tilt widens a Normal's variance: a factor that grows faster than the Normal
+#: falls has no product with it, and weights correct the rest.
 _WIDEST = 4.0
 
 
-def _sum(x: Tensor) -> Tensor:
-    """Sum over everything but the rows."""
-    return x.flatten(1).sum(1)
-
-
-class Distribution(ABC):
+class Distribution(Rows, ABC):
     """One family over rows [B, *event]; `other` is always of the same family.
 
-    As a factor it says what was seen of an element: `values` with `noise`, where `known`.
+    As a factor it holds what was observed of each element: `values` with `noise`, where `known`.
 
     Attributes:
         continuous: whether it is a density.
@@ -67,21 +63,12 @@ class Distribution(ABC):
         """-E log p, nats [B]."""
 
     @abstractmethod
-    def rows(self, index: Tensor) -> Self:
-        """Some of the rows, or one several times; int64 [b]."""
-
-    @classmethod
-    @abstractmethod
-    def joined(cls, parts: Sequence[Self]) -> Self:
-        """Their rows in turn."""
-
-    @abstractmethod
     def multiply(self, other: Self) -> tuple[Self, Tensor]:
         """The normalised product with `other`, and log Z in nats [B]."""
 
     @abstractmethod
     def observe(self, factor: Self) -> tuple[Self, Tensor]:
-        """`multiply` by what was seen, which counts 1 where nothing was; log Z float64 [B]."""
+        """`multiply` by an observation, which is 1 where nothing was seen; log Z float64 [B]."""
 
     @property
     @abstractmethod
@@ -91,17 +78,17 @@ class Distribution(ABC):
     @property
     @abstractmethod
     def known(self) -> Tensor:
-        """Of which elements a factor says anything, bool [B, *event]."""
+        """Which elements a factor observes, bool [B, *event]."""
 
     @property
     @abstractmethod
     def values(self) -> Tensor:
-        """What was seen, by a factor, [B, *event]."""
+        """What a factor observed, [B, *event]."""
 
     @property
     @abstractmethod
     def noise(self) -> Tensor:
-        """With which noise: a standard deviation or a flip probability, [B, *event]."""
+        """A factor's noise, a standard deviation or a flip probability, [B, *event]."""
 
     @abstractmethod
     def log_mass(self, x: Tensor, space: DataSpace) -> Tensor:
@@ -117,20 +104,20 @@ class Distribution(ABC):
 
     @abstractmethod
     def tilted(self, tilt: "Tilt") -> tuple[Self, Tensor, Tensor]:
-        """The normalised product p f / Z; log Z, float64 [B]; and what of the curvature is missing.
+        """The normalised product p' = p f / Z; log Z, float64 [B]; and a missing curvature e.
 
-        Where f grows faster than p falls there is no product: then a narrower one is taken and e,
-        float64 [B, *event], 0 elsewhere, says that p f / Z = p' exp(e (x - mean)^2 / 2).
+        Where f grows faster than p falls p f has no integral: p' is then narrower, and
+        p f / Z = p' exp(e (x - mean)^2 / 2), e float64 [B, *event], 0 elsewhere.
         """
 
     @property
     @abstractmethod
     def noisy(self) -> bool:
-        """Whether a factor allows for noise in anything that was seen."""
+        """Whether a factor allows for noise in anything that it observed."""
 
     def double(self) -> Self:
         """The same in float64."""
-        return type(self)(*(part.double() for part in self.tensors))
+        return self.each(Tensor.double)
 
 
 @final
@@ -156,29 +143,28 @@ class Normal(Distribution):
     @override
     def log_prob(self, x: Tensor) -> Tensor:
         """log N(x; mean, var), nats [B]."""
-        return -0.5 * _sum((x - self.mean).square() / self.var + self._log_var() + LOG_2PI)
+        return -0.5 * row_sum((x - self.mean).square() / self.var + self._log_var() + LOG_2PI)
 
     @override
     def kl(self, other: Self) -> Tensor:
         """KL(self || other), nats [B]."""
         ratio = (self.var / other.var).expand_as(self.mean)
         shift = (self.mean - other.mean).square() / other.var
-        return 0.5 * _sum(ratio - 1.0 - ratio.log() + shift)
+        return 0.5 * row_sum(ratio - 1.0 - ratio.log() + shift)
 
     @override
     def entropy(self) -> Tensor:
         """(1/2) log(2 pi e var), nats [B]."""
-        return 0.5 * _sum(self._log_var() + (LOG_2PI + 1.0))
+        return 0.5 * row_sum(self._log_var() + (LOG_2PI + 1.0))
 
     @override
-    def rows(self, index: Tensor) -> Self:
-        return type(self)(self.mean[index], self.var.expand_as(self.mean)[index])
+    def rows(self, index: slice | Tensor) -> Self:
+        return type(self)(*(part[index] for part in self.tensors))
 
     @classmethod
     @override
     def joined(cls, parts: Sequence[Self]) -> Self:
-        mean = torch.cat([part.mean for part in parts])
-        return cls(mean, torch.cat([part.var.expand_as(part.mean) for part in parts]))
+        return cls(*map(torch.cat, zip(*(part.tensors for part in parts), strict=True)))
 
     @override
     def multiply(self, other: Self) -> tuple[Self, Tensor]:
@@ -203,7 +189,7 @@ class Normal(Distribution):
             torch.where(keeps, var, torch.where(takes, other_var, product_var)),
         )
         log_z = (other_mean - mean).square() / total + total.log() + LOG_2PI
-        return product, -0.5 * _sum(torch.where(torch.isinf(total), 0.0, log_z))
+        return product, -0.5 * row_sum(torch.where(torch.isinf(total), 0.0, log_z))
 
     @override
     def observe(self, factor: Self) -> tuple[Self, Tensor]:
@@ -252,14 +238,13 @@ class Normal(Distribution):
         lower = log_ndtr(torch.where(flip, -above, below))
         upper = log_ndtr(torch.where(flip, -below, above))
         mass = upper + torch.log(-torch.expm1((lower - upper).clamp(max=-1e-30)))
-        total: Tensor = mass.flatten(1).sum(1)
-        return total
+        return row_sum(mass)
 
     @override
     def tilt(self) -> "Tilt":
         mean = self.mean.double()
         var = self.var.double().expand_as(mean)
-        constant = -0.5 * _sum(mean.square() / var + var.log() + LOG_2PI)
+        constant = -0.5 * row_sum(mean.square() / var + var.log() + LOG_2PI)
         return Tilt(constant, mean / var, 1 / var)
 
     @override
@@ -272,7 +257,7 @@ class Normal(Distribution):
         var = self.var.double().expand_as(mean)
         narrow = (1 + tilt.curvature * var).clamp_min(1 / _WIDEST)
         slope, left = tilt.linear - tilt.curvature * mean, var / narrow
-        log_z = tilt.log(mean) + 0.5 * _sum(slope.square() * left - narrow.log())
+        log_z = tilt.log(mean) + 0.5 * row_sum(slope.square() * left - narrow.log())
         missing = torch.where(var > 0, narrow - 1 - tilt.curvature * var, 0.0) / var.clamp_min(
             1e-300
         )
@@ -324,26 +309,17 @@ class Bernoulli(Distribution):
     @override
     def log_prob(self, x: Tensor) -> Tensor:
         """log B(x), nats [B]; -inf where x is impossible."""
-        return _sum(torch.where(x > 0.5, F.logsigmoid(self.logits), F.logsigmoid(-self.logits)))
+        return row_sum(torch.where(x > 0.5, F.logsigmoid(self.logits), F.logsigmoid(-self.logits)))
 
     @override
     def kl(self, other: Self) -> Tensor:
         """KL(self || other), nats [B]."""
-        return _sum(self._expect(self._log(1) - other._log(1), self._log(0) - other._log(0)))
+        return row_sum(self._expect(self._log(1) - other._log(1), self._log(0) - other._log(0)))
 
     @override
     def entropy(self) -> Tensor:
         """-E log B, nats [B]."""
-        return -_sum(self._expect(self._log(1), self._log(0)))
-
-    @override
-    def rows(self, index: Tensor) -> Self:
-        return type(self)(self.logits[index])
-
-    @classmethod
-    @override
-    def joined(cls, parts: Sequence[Self]) -> Self:
-        return cls(torch.cat([part.logits for part in parts]))
+        return -row_sum(self._expect(self._log(1), self._log(0)))
 
     @override
     def multiply(self, other: Self) -> tuple[Self, Tensor]:
@@ -353,13 +329,13 @@ class Bernoulli(Distribution):
             The product, and log Z in nats [B]; -inf where the two exclude each other.
         """
         log_z = torch.logaddexp(self._log(1) + other._log(1), self._log(0) + other._log(0))
-        return type(self)(self.logits + other.logits), _sum(log_z)
+        return type(self)(self.logits + other.logits), row_sum(log_z)
 
     @override
     def observe(self, factor: Self) -> tuple[Self, Tensor]:
         product, log_z = self.multiply(factor)
         # A logit of 0 counts 1/2 for a bit of which nothing was seen: it is to count 1.
-        log_z = log_z + math.log(2.0) * (~factor.known).flatten(1).sum(1)
+        log_z = log_z + math.log(2.0) * row_sum(~factor.known)
         return product, log_z.double()
 
     @property
@@ -389,13 +365,13 @@ class Bernoulli(Distribution):
     @override
     def tilt(self) -> "Tilt":
         logits = self.logits.double()
-        return Tilt(_sum(F.logsigmoid(-logits)), logits, torch.zeros_like(logits))
+        return Tilt(row_sum(F.logsigmoid(-logits)), logits, torch.zeros_like(logits))
 
     @override
     def tilted(self, tilt: "Tilt") -> tuple[Self, Tensor, Tensor]:
         logits = self.logits.double()
         one, zero = F.logsigmoid(logits) + tilt.linear, F.logsigmoid(-logits)
-        log_z = tilt.constant + _sum(torch.logaddexp(one, zero))
+        log_z = tilt.constant + row_sum(torch.logaddexp(one, zero))
         product = type(self)((logits + tilt.linear).to(self.logits.dtype))
         return product, log_z, torch.zeros_like(logits)
 
@@ -446,4 +422,4 @@ class Tilt:
     def log(self, x: Tensor) -> Tensor:
         """log f(x), nats, float64 [B]."""
         x = x.double()
-        return self.constant + _sum(self.linear * x - self.curvature * x.square() / 2)
+        return self.constant + row_sum(self.linear * x - self.curvature * x.square() / 2)

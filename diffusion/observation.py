@@ -7,7 +7,6 @@ al. 2015, Section 2.5).
 """
 
 import math
-from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Self, final
 
@@ -18,6 +17,7 @@ from diffusion.conditioned import Conditioned
 from diffusion.distributions import LOG_2PI, Bernoulli, Distribution, Normal
 from diffusion.operators import Dense, LinearOperator, Mask
 from diffusion.process import Process
+from diffusion.rows import Rows, row_sum
 from diffusion.space import DataSpace
 
 _ELEMENTS = Mask()
@@ -25,7 +25,7 @@ _ELEMENTS = Mask()
 
 @final
 @dataclass(frozen=True)
-class Observation:
+class Observation(Rows):
     """What was seen of N data, as a factor over A x_0 in model units.
 
     Attributes:
@@ -125,27 +125,12 @@ class Observation:
     @property
     def count(self) -> Tensor:
         """How many numbers were seen of each example, int64 [N]."""
-        return self.known.flatten(1).sum(1)
-
-    @classmethod
-    def joined(cls, parts: "Sequence[Observation]") -> Self:
-        """Data seen through one operator, side by side."""
-        factor = type(parts[0].factor).joined([part.factor for part in parts])
-        return cls(factor, parts[0].operator)
+        return row_sum(self.known)
 
     @property
     def tensors(self) -> tuple[Tensor, ...]:
         """Mean and variance, or logits, [N, *seen] each."""
         return self.factor.tensors
-
-    def each(self, act: Callable[[Tensor], Tensor]) -> Self:
-        """The same with its tensors changed: moved to a device, say."""
-        factor = type(self.factor)(*(act(part) for part in self.tensors))
-        return type(self)(factor, self.operator)
-
-    def rows(self, index: Tensor) -> Self:
-        """Some of the data, or one several times; int64 [B]."""
-        return type(self)(self.factor.rows(index), self.operator)
 
     def multiply(self, kernel: Distribution) -> tuple[Distribution | Conditioned, Tensor]:
         """p r / Z~ of a kernel p(x_s | x_t) of the process's own family, and log Z~.
@@ -224,7 +209,7 @@ def in_model_units(
         return Observation.of_bits(y, known, float(noise)), torch.zeros(len(y)).double()
     shift, scale = (part.broadcast_to(space.shape)[None] for part in space.affine)
     if isinstance(operator, Mask):
-        gained = -torch.where(known, scale.log(), 0.0).flatten(1).sum(1)
+        gained = -row_sum(torch.where(known, scale.log(), 0.0))
         std = (noise.double() / scale).float().expand_as(y)
         return Observation.of_reals(space.to_model(y), known, std), gained
     first = float(scale.flatten()[0])

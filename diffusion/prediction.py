@@ -21,8 +21,9 @@ from typing_extensions import override
 from diffusion.distributions import Bernoulli, Distribution, Normal
 from diffusion.noise import Noise
 from diffusion.observation import Observation
-from diffusion.process import BinomialProcess, GaussianProcess, Process, blend, per_row
+from diffusion.process import BinomialProcess, GaussianProcess, Process
 from diffusion.profile import Profile
+from diffusion.rows import Rows, blend, per_row
 from diffusion.space import DataSpace
 
 #: E[eps | x_t], the noise in x_t as it can be told, and its spread are within so many standard
@@ -40,7 +41,7 @@ PredictionKind = Literal["eps", "x_0", "v", "perturbation"]
 VarianceKind = Literal["lower", "upper", "interpolated", "moment", "optimal"]
 
 
-class Prediction(ABC):
+class Prediction(Rows, ABC):
     """What one network call says of B rows.
 
     Attributes:
@@ -87,10 +88,6 @@ class Prediction(ABC):
     @abstractmethod
     def clipped(self, low: Tensor | None = None, high: Tensor | None = None) -> Self:
         """The same within what the data or, where they have no range, the process allows."""
-
-    @abstractmethod
-    def rows(self, index: slice | Tensor) -> "Prediction":
-        """The same for some of the rows."""
 
     @abstractmethod
     def at(self, x_t: Tensor) -> "Prediction":
@@ -193,17 +190,6 @@ class GaussianPrediction(Prediction):
         of_x_0, of_x_t, _ = self.process.posterior_coefficients(self.t, s)
         mean = per_row(of_x_0, self.x_t) * self.x_0 + per_row(of_x_t, self.x_t) * self.x_t
         return Normal(mean, self._var(s))
-
-    @override
-    def rows(self, index: slice | Tensor) -> "GaussianPrediction":
-        return replace(
-            self,
-            x_t=self.x_t[index],
-            t=self.t[index],
-            x_0=self.x_0[index],
-            extra=None if self.extra is None else self.extra[index],
-            own=None if self.own is None else self.own[index],
-        )
 
     @override
     def at(self, x_t: Tensor) -> "GaussianPrediction":
@@ -310,13 +296,6 @@ class BinomialPrediction(Prediction):
             return mixed
         adjacent = per_row(s == self.t - 1, self.x_t).bool()
         return Bernoulli(torch.where(adjacent, self.own.logits, mixed.logits))
-
-    @override
-    def rows(self, index: slice | Tensor) -> "BinomialPrediction":
-        own = None if self.own is None else Bernoulli(self.own.logits[index])
-        return replace(
-            self, x_t=self.x_t[index], t=self.t[index], logits=self.logits[index], own=own
-        )
 
     @override
     def at(self, x_t: Tensor) -> "BinomialPrediction":

@@ -20,6 +20,7 @@ from typing_extensions import override
 
 from diffusion.distributions import LOG_2PI, Bernoulli, Distribution, Normal, Tilt
 from diffusion.noise import Noise
+from diffusion.rows import per_row, row_sum
 from diffusion.schedule import InverseTimeSchedule, LogSnrSchedule, Schedule, alpha_bar, check_beta
 
 
@@ -181,16 +182,6 @@ class Process(Tables, ABC):
         """q(x_s | x_t, x_0), s < t, the bridge from 0; at s = 0 it is x_0 for certain."""
 
 
-def per_row(values: Tensor, like: Tensor) -> Tensor:
-    """Values [B] shaped to broadcast over the rows of `like` [B, *event], in its type."""
-    return values.to(like.dtype).view(-1, *[1] * (like.ndim - 1))
-
-
-def blend(a: Tensor, x: Tensor, b: Tensor, y: Tensor) -> Tensor:
-    """a x + b y in two operations; a and b `per_row` of x, or with no axes for all rows."""
-    return torch.addcmul(b * y, a, x)
-
-
 @final
 class GaussianProcess(Process):
     """q(x_t | x_{t-1}) = N(sqrt(1 - beta_t) x_{t-1}, beta_t), pi = N(0, 1)."""
@@ -232,7 +223,7 @@ class GaussianProcess(Process):
         rate, x = per_row(self.rate(t, s), x_t.double()), x_t.double()
         var = 1 - rate
         each = x.square() / var + (var.log() + LOG_2PI).expand_as(x)
-        constant = -0.5 * each.flatten(1).sum(1)
+        constant = -0.5 * row_sum(each)
         return Tilt(constant, rate.sqrt() * x / var, (rate / var).expand_as(x))
 
     @override
@@ -351,7 +342,7 @@ class BinomialProcess(Process):
         zero, one = (
             self.forward_kernel(torch.full_like(x_t, bit), t, s).log_each(x_t) for bit in (0.0, 1.0)
         )
-        return Tilt(zero.flatten(1).sum(1), one - zero, torch.zeros_like(zero))
+        return Tilt(row_sum(zero), one - zero, torch.zeros_like(zero))
 
     @override
     def guide(self, slope: Tensor, var: Tensor, t: Tensor, s: Tensor) -> Tensor:

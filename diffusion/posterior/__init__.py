@@ -12,15 +12,16 @@ model and the number of its steps.
 from diffusion.observation import Observation
 from diffusion.posterior.diagnostics import Diagnostics
 from diffusion.posterior.factors import Expert, Factor, Label
-from diffusion.posterior.matched import MatchedStart, matched_start
 from diffusion.posterior.methods import (
     Auto,
     Matched,
+    MatchedStart,
     Method,
     PosteriorMethod,
     Product,
     Repaint,
     Twisted,
+    matched_start,
 )
 from diffusion.posterior.sample import Posterior, sample_posterior
 

@@ -5,7 +5,7 @@
 
 over K independent systems of P particles, v the variance of log Z_k. The mean of K lognormals has a
 logarithm of variance u, which lies u / 2 too low (Fenton 1960). Of v each system tells something by
-its own ancestors (`particles.spread`), K of them by their spread too; the former count as two
+its own ancestors (`smc.spread`), K of them by their spread too; the former count as two
 systems, and for being an estimate v counts 1 + 2 / (K (P - 3)) times. The last part is the chain's:
 its steps miss the reversal of q by up to so much of the nats that the observation moves them
 (measured: docs/posteriors.md).
@@ -24,8 +24,7 @@ from typing import Self, final
 import torch
 from torch import Tensor
 
-from diffusion.posterior.resampling import log_mean
-from diffusion.posterior.smc import SMCResult
+from diffusion.posterior.smc import SMCResult, log_mean
 
 #: Standard deviation of a system's log Z, nats, from which its samples are off by half a posterior
 #: standard deviation or more (`benchmarks.warnings`, docs/posteriors.md).

@@ -28,7 +28,7 @@ from diffusion.observation import Observation
 from diffusion.operators import Mask
 from diffusion.posterior.proposal import Independent, TwistValue
 from diffusion.prediction import GaussianPrediction
-from diffusion.process import per_row
+from diffusion.rows import per_row, row_sum
 
 #: V_t at t = T, of data of unit variance: early errors of x_0hat are shared by many elements, and
 #: count for less than as many of their own (4 rather than 1 was measured on digits).
@@ -114,7 +114,7 @@ def evaluate_elements(
 
     solved, diagonal = solve(elements.now)
     log_det = torch.where(known, diagonal.log() + LOG_2PI, 0.0)
-    log_r = -0.5 * (off * solved + log_det).flatten(1).sum(1)
+    log_r = -0.5 * row_sum(off * solved + log_det)
     moves, diagonal = solve(elements.seen)
     mean = kernel.mean + slope * var * operator.adjoint(moves, x_t.shape[1:])
     if isinstance(operator, Mask):
@@ -161,20 +161,15 @@ def conjugate_gradients(
     A row whose S turns out not to be positive stops where it is.
     """
     solved, left = torch.zeros_like(off), off
-    towards, size = off, dot(off, off)
+    towards, size = off, row_sum(off * off)
     for _ in range(steps):
         image, pulled = apply(towards)
-        curve = dot(towards, image)
+        curve = row_sum(towards * image)
         good = (curve > 0) & (size > 1e-20)
         step = torch.where(good, size / torch.where(good, curve, 1.0), 0.0)
         solved = solved + per_row(step, off) * towards
         pull = pull + per_row(step, pull) * pulled
         left = left - per_row(step, off) * image
-        before, size = size, dot(left, left)
+        before, size = size, row_sum(left * left)
         towards = left + per_row(size / before.clamp_min(1e-20), off) * towards
     return solved, pull
-
-
-def dot(a: Tensor, b: Tensor) -> Tensor:
-    """[B]."""
-    return (a * b).flatten(1).sum(1)

@@ -9,9 +9,8 @@ Ratios of evidences are probabilities: p(y | what was seen) = Z_y / sum over y o
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Self, final
+from typing import final
 
 import torch
 from torch import Tensor
@@ -19,11 +18,12 @@ from typing_extensions import override
 
 from diffusion.classifier import Classifier, same_process
 from diffusion.model import DiffusionModel
-from diffusion.posterior.proposal import Left, TwistValue, join, kernel_of, steer
-from diffusion.process import Process, per_row
+from diffusion.posterior.proposal import Left, TwistValue, join, steer
+from diffusion.process import Process
+from diffusion.rows import Rows, per_row, row_sum
 
 
-class Factor(ABC):
+class Factor(Rows, ABC):
     """One factor of N posteriors."""
 
     @property
@@ -39,14 +39,6 @@ class Factor(ABC):
     @abstractmethod
     def check(self, model: DiffusionModel, count: int) -> None:
         """Raise ValueError unless it can multiply that model's p(x_0), for so many posteriors."""
-
-    @abstractmethod
-    def rows(self, index: Tensor) -> Self:
-        """Those of some of the posteriors, or one several times; int64 [B]."""
-
-    @abstractmethod
-    def each(self, act: Callable[[Tensor], Tensor]) -> Self:
-        """The same with the tensors of its rows changed: moved to a device, say."""
 
     @abstractmethod
     def multiply(self, here: TwistValue, x_t: Tensor, t: Tensor, s: Tensor) -> TwistValue:
@@ -102,14 +94,6 @@ class Label(Factor):
             )
 
     @override
-    def rows(self, index: Tensor) -> Self:
-        return replace(self, y=self.y[index])
-
-    @override
-    def each(self, act: Callable[[Tensor], Tensor]) -> Self:
-        return replace(self, y=act(self.y))
-
-    @override
     def multiply(self, here: TwistValue, x_t: Tensor, t: Tensor, s: Tensor) -> TwistValue:
         if int(s.max()) == 0:
             log_r = self._log_prob(x_t, t, self.y)
@@ -124,11 +108,11 @@ class Label(Factor):
             x = x_t.clone().requires_grad_()
             log_r = self._log_prob(x, t, self.y.clone())
             (slope,) = torch.autograd.grad(log_r.sum(), x)
-        log_r, slope, kernel = log_r.detach(), slope.double(), kernel_of(here.proposal)
+        log_r, slope, kernel = log_r.detach(), slope.double(), here.proposal.base
         var = kernel.var.double()
         slope = self.classifier.process.guide(slope, var, t, s)
         # p(x_s | x_t, y) <= p(x_s | x_t) / r_t, so their divergence is at most -log r_t.
-        size = (var * slope.square()).flatten(1).sum(1)
+        size = row_sum(var * slope.square())
         most = (-2 * log_r / size.clamp_min(1e-300)).clamp(max=1.0).sqrt()
         steered = steer(here.proposal, per_row(most, slope) * slope)
         return replace(here, log_r=here.log_r + log_r, proposal=steered)
@@ -184,14 +168,6 @@ class Expert(Factor):
                 f"a product is of models of the same data: one is of space {model.space!r}, the "
                 f"other of {self.model.space!r}"
             )
-
-    @override
-    def rows(self, index: Tensor) -> Self:
-        return self
-
-    @override
-    def each(self, act: Callable[[Tensor], Tensor]) -> Self:
-        return self
 
     @override
     def multiply(self, here: TwistValue, x_t: Tensor, t: Tensor, s: Tensor) -> TwistValue:

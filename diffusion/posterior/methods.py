@@ -1,4 +1,4 @@
-"""Methods: how a posterior is drawn from. A method's configuration is also what acts.
+"""Methods: how to draw from a posterior. A method's configuration is also what acts.
 
     twisted   particles that follow a twist: the exact posterior as they grow many, and Z
     matched   the plain chain from the step whose noise is that of the observation
@@ -9,30 +9,111 @@
 To add a method: a subclass of `PosteriorMethod` here, and its name in `Method`.
 """
 
+import math
 from abc import ABC
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Annotated, ClassVar, Literal, Self, final
 
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 from typing_extensions import override
 
+from diffusion.conditioned import TIED
 from diffusion.model import DiffusionModel
 from diffusion.observation import Observation
 from diffusion.operators import Mask
 from diffusion.posterior.baselines import ProductKernel, RepaintKernel, check_repaint
 from diffusion.posterior.diagnostics import Diagnostics
 from diffusion.posterior.factors import Factor
-from diffusion.posterior.matched import MatchedStart, check_start, matched_start
 from diffusion.posterior.particle_filter import ParticleFilter
-from diffusion.posterior.proposal import TIED
 from diffusion.posterior.smc import SMCKernel, SMCResult
 from diffusion.posterior.twist import Covariance, Twist
 from diffusion.samplers import Plan, Sampler
 
+#: The share by which a step's noise may differ from the observation's for `auto` to take it. For a
+#: normal x_0 a noise wrong by a share d makes the posterior's deviation wrong by at most d,
+#: and its mean by at most z d standard deviations, z that of y in its own.
+CLOSE = 0.02
+
+
+@final
+@dataclass(frozen=True)
+class MatchedStart:
+    """Where a chain that denoises begins: at the step whose noise is the observation's.
+
+        (1 - alpha_bar_t) / alpha_bar_t = sigma^2,    x_t = sqrt(alpha_bar_t) y
+
+    With independent noise on every element sqrt(alpha_bar_t) y is a draw from q(x_t | x_0) as it
+    stands, so the plain chain from there is the posterior, exact up to the model and the steps.
+    Between two steps of a coarse schedule, or beyond its ends, no step has that noise.
+
+    Attributes:
+        t: the step, 1..T; `plan(..., start=t)` goes on from there.
+        x_t: [N, *event], sqrt(alpha_bar_t) y; for bits y.
+        noise: of that step: a standard deviation in model units, or a flip probability.
+        asked: the observation's.
+    """
+
+    t: int
+    x_t: Tensor
+    noise: float
+    asked: float
+
+    @property
+    def off(self) -> float:
+        """The share by which the two noises differ."""
+        return abs(self.noise / self.asked - 1)
+
+    @property
+    def exact(self) -> bool:
+        """Whether they are close enough."""
+        return self.off <= CLOSE
+
+    @property
+    def warning(self) -> str | None:
+        """What is wrong, in words; None where it is exact."""
+        if self.exact:
+            return None
+        return (
+            f"the step that fits best has {self.noise / self.asked:.3g} times the noise asked "
+            "for, and the answer is that of its noise: use 'auto' or 'twisted'"
+        )
+
+
+def matched_start(model: DiffusionModel, y: Tensor, noise: float) -> MatchedStart:
+    """The start for an observation y = x_0 + noise n, or flipped bits (`Process.matched_step`).
+
+    Args:
+        model: the model.
+        y: [N, *event], model units.
+        noise: a standard deviation in model units, or a flip probability below 1/2; above 0.
+
+    Raises:
+        ValueError: no noise, flips of probability 1/2 or more, or bits with a base rate other than
+            1/2, whose process flips zeros and ones unequally.
+    """
+    if not 0 < noise < math.inf:
+        raise ValueError(f"a matched start needs noise above 0, came {noise:g}")
+    t, scale, found = model.process.matched_step(noise)
+    return MatchedStart(t, scale * y, found, noise)
+
+
+def _check_start(start: MatchedStart, model: DiffusionModel) -> None:
+    """Raise ValueError where the noise is beyond the schedule's ends."""
+    beyond = "more" if start.asked > start.noise else "less"
+    last = model.T if float(model.process.alpha_bar[-1]) > 0 else model.T - 1
+    if start.exact or start.t != (last if beyond == "more" else 1):
+        return
+    raise ValueError(
+        f"a matched start takes the step whose noise is the observation's, and no step has so "
+        f"{'much' if beyond == 'more' else 'little'}: the nearest has "
+        f"{start.noise / start.asked:.3g} times the noise asked for: use 'auto' or 'twisted'"
+    )
+
 
 class PosteriorMethod(BaseModel, ABC):
-    """One way to draw from a posterior, as it was configured.
+    """One way to draw from a posterior, with its settings.
 
     Attributes:
         name: which method.
@@ -73,12 +154,6 @@ class PosteriorMethod(BaseModel, ABC):
     ) -> SMCKernel | None:
         """What moves its systems of particles; None where plain chains are enough.
 
-        Args:
-            model: the model.
-            observation: what was seen.
-            samples: of each posterior.
-            sampler: the steps.
-
         Raises:
             ValueError: a sampler or an observation that the method does not support, or more
                 samples of a joint system than it has particles.
@@ -96,12 +171,12 @@ class PosteriorMethod(BaseModel, ABC):
         return None
 
     def covariance_size(self, observation: Observation) -> int:
-        """The most numbers seen whose covariance is computed for each particle; 0 for none."""
+        """The most numbers seen whose covariance each particle computes; 0 for none."""
         del observation
         return 0
 
     def diagnose(self, result: SMCResult, count: int, T: int) -> tuple[Diagnostics, ...]:
-        """What the systems of each of `count` posteriors show, of a model of T steps."""
+        """The diagnostics of `count` posteriors, for a model of T steps."""
         del result, T
         return (Diagnostics(),) * count
 
@@ -189,7 +264,7 @@ class Matched(PosteriorMethod):
                 "rate 1/2): use 'twisted'"
             )
         start = matched_start(model, observation.values, noise)
-        check_start(start, model)
+        _check_start(start, model)
         return start
 
 

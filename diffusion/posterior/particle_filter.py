@@ -25,8 +25,16 @@ from diffusion.model import DiffusionModel
 from diffusion.noise import Stream, counter_noise
 from diffusion.observation import Observation
 from diffusion.posterior.proposal import TwistValue
-from diffusion.posterior.resampling import drawn, ess, jackknife, log_mean, spread, systematic
-from diffusion.posterior.smc import Particles, SMCKernel
+from diffusion.posterior.smc import (
+    Particles,
+    SMCKernel,
+    drawn,
+    ess,
+    jackknife,
+    log_mean,
+    spread,
+    systematic,
+)
 from diffusion.posterior.twist import Twist, evaluate_last_twist, evaluate_twist
 from diffusion.samplers import Plan
 

@@ -12,8 +12,7 @@ from diffusion.model import DiffusionModel
 from diffusion.observation import Observation
 from diffusion.posterior.diagnostics import Diagnostics
 from diffusion.posterior.factors import Factor
-from diffusion.posterior.matched import MatchedStart
-from diffusion.posterior.methods import Auto, PosteriorMethod
+from diffusion.posterior.methods import Auto, MatchedStart, PosteriorMethod
 from diffusion.posterior.smc import SMCKernel, SMCResult, run
 from diffusion.samplers import Ancestral, Sampler, sample
 
@@ -28,7 +27,7 @@ class Posterior:
     Attributes:
         samples: [N, n, *event], model units.
         weights: of each sample in averages, [N, n], float64, those of each posterior summing to 1
-            (`resampling.weigh`). Equal where samples are not of independent systems.
+            (`smc.weigh`). Equal where samples are not of independent systems.
         method: the one that answered.
         biased: whether it misses the posterior even of a perfect model with all its steps.
         diagnostics: of each posterior.

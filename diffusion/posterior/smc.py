@@ -1,12 +1,13 @@
-"""Systems of particles on their way from x_T to x_0: their state, and how a kernel moves them.
+"""Sequential Monte Carlo: the state of particle systems, their kernels, and resampling.
 
     state_T = begin,    state_s = step(state_t)
 
-A system is P particles that see one observation and advance together. Its noise is numbered by its
-seed, its number and its particles, so that it is the same alone and in any batch, and whatever
-calls the steps: `run` in one loop, or a service in turns with other work.
+A system is P particles that share one observation and advance together. Its noise is numbered by
+seed, system and particle, so it is the same alone and in any batch, and whoever calls the steps:
+`run` in one loop, or a service between other work.
 """
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
@@ -21,7 +22,7 @@ from diffusion.noise import Stream, counter_noise
 from diffusion.observation import Observation
 from diffusion.posterior.factors import Factor
 from diffusion.posterior.proposal import TwistValue
-from diffusion.posterior.resampling import drawn, weigh
+from diffusion.rows import Rows
 
 
 @final
@@ -32,16 +33,16 @@ class Particles:
     Attributes:
         seed: of their noise.
         number: which systems of the seed they are, int64 [S].
-        observation: what was seen, of each particle, [S P, *seen].
-        x: x_t, [S, P, *event]; once at 0, the n draws of each system, [S, n, *event].
-        x_0: what the network last took x_0 to be, as `x`.
-        log_w: log-weights, without the r_t that the next step is to find, nats, float64 [S, P].
+        observation: of each particle, [S P, *seen].
+        x: x_t, [S, P, *event]; at t = 0 the n draws of each system, [S, n, *event].
+        x_0: the network's last estimate, as `x`.
+        log_w: log-weights, without the next step's r_t, nats, float64 [S, P].
         log_evidence: log of the estimate of Z so far, nats, float64 [S].
-        variance: of that log, as far as the weights of each resampling tell it, float64 [S].
+        variance: of that log, estimated from the weights at each resampling, float64 [S].
         moved: nats by which proposals have left the model's own steps, float64 [S].
         ess: effective sample size before each step made, float64 [S, steps].
-        ancestors: from which of the first particles each descends, int64 [S, P].
-        factors: what else multiplies p(x_0), of each particle.
+        ancestors: the first particle that each descends from, int64 [S, P].
+        factors: of p(x_0), of each particle.
         evaluated: the twist at the first of the particles, where a step is made in pieces.
     """
 
@@ -61,7 +62,7 @@ class Particles:
 
     @classmethod
     def begun(cls, x: Tensor, observation: Observation, seed: int, number: Tensor) -> Self:
-        """With equal weights, at x_T [S P, *event]; `observation` [S, *seen]."""
+        """Equal weights at x_T [S P, *event]; `observation` [S, *seen]."""
         S, device = len(number), x.device
         x = x.unflatten(0, (S, -1))
         P = x.shape[1]
@@ -73,14 +74,14 @@ class Particles:
         return cls(seed, number, seen, x, x_0, log_w, none, none, none, log_w[:, :0], ancestors)
 
     def multiplied(self, factors: Sequence[Factor]) -> Self:
-        """With other factors of p(x_0), each of S systems."""
+        """With factors of p(x_0), each of S systems."""
         S, P = self.log_w.shape
         each = torch.arange(S, device=self.x.device).repeat_interleave(P)
         return replace(self, factors=tuple(factor.rows(each) for factor in factors))
 
     @classmethod
     def joined(cls, parts: "Sequence[Particles]") -> Self:
-        """Systems of one seed and as many particles, without other factors, side by side."""
+        """Systems of one seed, number of particles and no factors, side by side."""
         tensors = zip(*(part._tensors() for part in parts), strict=True)
         seen = Observation.joined([part.observation for part in parts])
         return cls._of(parts[0].seed, seen, [torch.cat(tensor) for tensor in tensors])
@@ -111,7 +112,7 @@ class Particles:
 
 
 class SMCKernel(ABC):
-    """How systems of one kind go from x_T to x_0, in so many units of work.
+    """How systems of one kind go from x_T to x_0, in units of work.
 
     Attributes:
         particles: P.
@@ -123,17 +124,17 @@ class SMCKernel(ABC):
 
     @abstractmethod
     def __len__(self) -> int:
-        """How many units there are."""
+        """The number of units."""
 
     @abstractmethod
     def begin(
         self, model: DiffusionModel, observation: Observation, seed: int, number: Tensor
     ) -> Particles:
-        """At x_T.
+        """Systems at x_T.
 
         Args:
             model: the model.
-            observation: what was seen, [S, *seen].
+            observation: [S, *seen].
             seed: of the noise.
             number: which systems of the seed, int64 [S].
         """
@@ -147,27 +148,24 @@ class SMCKernel(ABC):
         together: int | None = None,
         piece: int | None = None,
     ) -> Particles:
-        """After the next unit, or a piece of it.
+        """The systems after the next unit, or a piece of it.
 
         Args:
             model: the model.
-            systems: as `begin`, or the unit or piece before this one, left them.
-            unit: which, 0 up to the kernel's length.
-            together: most rows that go through the network at once; all where it is not given.
-            piece: of a single system, how many more particles are evaluated; all that are left
-                where it is not given. The unit is over when there are none left.
+            systems: from `begin`, or from the unit or piece before this one.
+            unit: which, from 0.
+            together: most rows in a network call (default all).
+            piece: for a single system, how many more particles to evaluate (default all that are
+                left). The unit is over when none are left.
         """
 
     @abstractmethod
     def evaluations(self, model: DiffusionModel, count: Tensor) -> Tensor:
-        """Network evaluations of a system by each unit but the last, which takes `particles`.
+        """Network evaluations of each unit but the last, which takes `particles`; int64 [S].
 
         Args:
             model: the model.
-            count: of how many numbers each system has seen, int64 [S].
-
-        Returns:
-            int64 [S].
+            count: how many numbers each system has seen, int64 [S].
         """
 
     def total(self, model: DiffusionModel, count: Tensor, factors: Sequence[Factor] = ()) -> Tensor:
@@ -177,7 +175,7 @@ class SMCKernel(ABC):
 
 
 class SingleParticle(SMCKernel):
-    """A kernel of one particle a system, without weights: one network evaluation a unit."""
+    """Systems of one particle, without weights: one network evaluation a unit."""
 
     particles = 1
     draws = 1
@@ -189,17 +187,17 @@ class SingleParticle(SMCKernel):
 
 @final
 @dataclass(frozen=True)
-class SMCResult:
-    """What S systems of P particles found.
+class SMCResult(Rows):
+    """The draws and the statistics of S systems of P particles.
 
     Attributes:
         particles: P.
         samples: [S, n, *event], model units; n draws of each system's weighted particles.
         log_evidence: log of the estimate of Z = p(y), nats, float64 [S]; exp of it has no bias.
-        variance: of that log, each by its own weights (`resampling.spread`), float64 [S].
+        variance: of that log, each by its own weights (`spread`), float64 [S].
         moved: nats by which proposals left the model's own steps, float64 [S].
         ess: effective sample size before each step, float64 [S, steps].
-        ancestors: from how many of the P first particles the last ones descend, int64 [S].
+        ancestors: how many of the P first particles have descendants, int64 [S].
         evaluations: network evaluations of each system, int64 [S].
     """
 
@@ -214,7 +212,7 @@ class SMCResult:
 
     @classmethod
     def of(cls, model: DiffusionModel, kernel: SMCKernel, systems: Particles) -> Self:
-        """Of systems that are at x_0."""
+        """The result of systems at x_0."""
         ancestors = systems.ancestors.sort(1).values.diff(dim=1).ne(0).sum(1) + 1
         count = systems.observation.count[:: kernel.particles]
         spent = kernel.total(model, count, systems.factors)
@@ -222,27 +220,17 @@ class SMCResult:
         found = systems.x, log_z, variance, moved, systems.ess, ancestors, spent
         return cls(kernel.particles, *found)
 
-    @classmethod
-    def joined(cls, parts: "Sequence[SMCResult]") -> Self:
-        """Systems of as many particles, side by side."""
-        tensors = zip(*(part.tensors() for part in parts), strict=True)
-        return cls(parts[0].particles, *(torch.cat(tensor) for tensor in tensors))
-
-    def rows(self, index: slice | Tensor) -> Self:
-        """Some of the systems."""
-        return type(self)(self.particles, *(tensor[index] for tensor in self.tensors()))
-
     def weighted(self, count: int) -> tuple[Tensor, Tensor]:
         """The samples of `count` posteriors, [N, n, *event], and their weights, float64 [N, n].
 
-        Weights are those of `resampling.weigh`; samples of one system share its weight.
+        Weights are those of `weigh`; samples of one system share its weight.
         """
         x = self.samples.unflatten(0, (count, -1))
         weights = weigh(self.log_evidence.reshape(count, -1)) / x.shape[2]
         return x.flatten(1, 2), weights.repeat_interleave(x.shape[2], 1)
 
     def redrawn(self, count: int, seed: int) -> tuple[Tensor, Tensor]:
-        """The same drawn again by their systems' weights, so that all have equal ones."""
+        """The same resampled by their systems' weights, so that all weights are equal."""
         x, weights = self.weighted(count)
         posterior = torch.arange(count, device=x.device)
         noise = counter_noise(seed, posterior, 0, Stream.RESAMPLING).uniform((1,))[:, 0].double()
@@ -266,18 +254,110 @@ def run(
     factors: Sequence[Factor] = (),
     together: int | None = None,
 ) -> SMCResult:
-    """Move systems from x_T to x_0.
+    """Move systems from x_T to x_0; arguments as `SMCKernel.begin` and `step` have them.
 
-    Args:
-        model: the model.
-        kernel: what moves them.
-        observation: and what follows: as `SMCKernel.begin` takes them.
-        seed: of the noise.
-        number: which systems of the seed, int64 [S].
-        factors: what else multiplies p(x_0) of each system, if the kernel is a `ParticleFilter`.
-        together: most rows that go through a network at once; all where it is not given.
+    `factors` multiply p(x_0) of each system, if the kernel is a `ParticleFilter`.
     """
     systems = kernel.begin(model, observation, seed, number.to(model.device)).multiplied(factors)
     for unit in range(len(kernel)):
         systems = kernel.step(model, systems, unit, together)
     return SMCResult.of(model, kernel, systems)
+
+
+# ------------------------------------------------------------------------------------- resampling
+# Each function takes log-weights, nats, float64 [S, P], of S systems of P particles.
+
+
+def systematic(log_w: Tensor, uniform: Tensor, count: int) -> Tensor:
+    """Systematic resampling: (i + u) / count through the cumulative weights (Kitagawa 1996).
+
+    Place j is drawn floor or ceil of count w_j / sum(w) times, on average exactly that.
+
+    Args:
+        log_w: nats, float64 [S, P]; where all are -inf, all weigh the same.
+        uniform: u, one for each system, float64 [S].
+        count: how many places to draw.
+
+    Returns:
+        int64 [S, count], ascending.
+    """
+    ticks = torch.arange(count, dtype=torch.float64, device=log_w.device) + uniform[:, None]
+    return _at(log_w, ticks / count)
+
+
+def drawn(log_w: Tensor, uniform: Tensor, count: int) -> Tensor:
+    """`systematic` at (u + i / count) mod 1, so that each place alone is a draw by the weights.
+
+    Places of `systematic` ascend, so its first few are low ones.
+    """
+    ticks = torch.arange(count, dtype=torch.float64, device=log_w.device) / count
+    return _at(log_w, (ticks + uniform[:, None]) % 1)
+
+
+def _at(log_w: Tensor, ticks: Tensor) -> Tensor:
+    """Where the cumulative weights reach ticks of 0 to 1, [S, count]."""
+    edges = normalise(log_w).cumsum(1)
+    found = torch.searchsorted(edges / edges[:, -1:], ticks.contiguous(), right=True)
+    return found.clamp(max=log_w.shape[1] - 1)
+
+
+def ess(log_w: Tensor) -> Tensor:
+    """The effective sample size (sum w)^2 / sum w^2, 1 to P, float64 [S]."""
+    return 1 / normalise(log_w).square().sum(1)
+
+
+def log_mean(log_w: Tensor) -> Tensor:
+    """log of the mean weight, [S]; -inf where all are."""
+    return log_w.logsumexp(1) - math.log(log_w.shape[1])
+
+
+def spread(log_w: Tensor, ancestors: Tensor, apart: Tensor) -> Tensor:
+    """Variance of a system's log of Z, by the system alone, float64 [S].
+
+        V = 1 - P / (P - 1) (1 - sum over ancestors a of (sum of the weights from a)^2)
+
+    estimates the variance of Z / E[Z] (Lee and Whiteley 2018, Equation 4, with the factor of one
+    resampling: the systematic one adds little), so -log(1 - V) that of its logarithm. It is at most
+    1 and meaningless once all particles descend from one: then the sum over resamplings replaces
+    it, at least 1. With one particle it is infinite: unknown.
+
+    Args:
+        log_w: last, nats, float64 [S, P].
+        ancestors: from which of the first particles each descends, int64 [S, P].
+        apart: sum of `jackknife` over the resamplings, float64 [S].
+    """
+    P = log_w.shape[1]
+    if P == 1:
+        return torch.full_like(apart, math.inf)
+    families = torch.zeros_like(log_w).scatter_add(1, ancestors, normalise(log_w))
+    single = (ancestors == ancestors[:, :1]).all(1)
+    V = 1 - P / (P - 1) * (1 - families.square().sum(1))
+    return torch.where(single, apart.clamp_min(1.0), -torch.log1p(-V.clamp(0.0, 1 - 1e-9)))
+
+
+def jackknife(log_w: Tensor) -> Tensor:
+    """Variance of `log_mean` by leaving out one weight at a time (Tukey 1958), float64 [S]."""
+    P = log_w.shape[1]
+    left = torch.log1p(-normalise(log_w).clamp(max=1 - 1e-15))
+    return left.var(1, correction=0) * (P - 1)
+
+
+def normalise(log_w: Tensor) -> Tensor:
+    """Weights that sum to 1, [S, P]; equal where all are 0."""
+    none = torch.isneginf(log_w).all(1, keepdim=True)
+    return torch.where(none, 0.0, log_w).softmax(1)
+
+
+def weigh(log_z: Tensor) -> Tensor:
+    """The weights of K independent systems in averages, float64 [N, K], summing to 1.
+
+    Z_k / sum Z, whose averages have only the bias of a ratio, where the effective sample size is at
+    least (K + 1) / 2: that corrects a few systems that lost a mode. Where it is less (much seen by
+    few particles) the weights show the noise in Z_k rather than the posterior, and one system would
+    replace all others: then they are equal.
+
+    Args:
+        log_z: of each system, nats, float64 [N, K].
+    """
+    firm = ess(log_z) >= (log_z.shape[1] + 1) / 2 - 1e-9
+    return torch.where(firm[:, None], normalise(log_z), 1 / log_z.shape[1])

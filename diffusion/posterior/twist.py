@@ -31,14 +31,13 @@ from diffusion.operators import Mask
 from diffusion.posterior.elements import (
     Elements,
     conjugate_gradients,
-    dot,
     evaluate_elements,
     own_variance,
     surprise_of,
 )
 from diffusion.posterior.proposal import Independent, TwistValue
 from diffusion.prediction import BinomialPrediction, GaussianPrediction, as_gaussian
-from diffusion.process import per_row
+from diffusion.rows import per_row, row_sum
 
 #: V_t is at least so much of 1 - alpha_bar: a network's Jacobian is no perfect covariance.
 _FLOOR = 1e-5
@@ -270,14 +269,14 @@ def _iterated(
             nonlocal positive
             pulled = spread(operator.adjoint(u, event))
             image = operator.forward(pulled)
-            size = (dot(u, u) * dot(image, image)).sqrt()
-            positive = positive & (dot(u, image) >= -_NEGATIVE * size)
+            size = (row_sum(u * u) * row_sum(image * image)).sqrt()
+            positive = positive & (row_sum(u * image) >= -_NEGATIVE * size)
             return torch.where(known, noise * u + image, 0.0), pulled
 
         solved, pull = conjugate_gradients(seen, off, torch.zeros_like(own), twist.products)
     log_det = torch.where(known, diagonal.log() + LOG_2PI, 0.0)
-    fit = dot(off, solved).clamp_min(0)
-    log_r = -0.5 * (fit + log_det.flatten(1).sum(1))
+    fit = row_sum(off * solved).clamp_min(0)
+    log_r = -0.5 * (fit + row_sum(log_det))
     mean = (kernel.mean + gain * pull).to(x_0.dtype)
     var = kernel.var.expand_as(x_0)
     if isinstance(operator, Mask):
@@ -286,7 +285,7 @@ def _iterated(
         var = (var.double() * (1 - narrow.clamp(max=_MOST))).to(x_0.dtype)
     found = TwistValue(log_r, Independent(kernel, Normal(mean, var)), x_0)
     # |V A^T u|^2 <= (the most of V) u^T A V A^T u of any covariance.
-    good = positive & log_r.isfinite() & (dot(pull, pull) <= prediction.most_variance * fit)
+    good = positive & log_r.isfinite() & (row_sum(pull * pull) <= prediction.most_variance * fit)
     if bool(good.all()):
         return found
     return found.where(good, evaluate_elements(model, prediction, s, observation))

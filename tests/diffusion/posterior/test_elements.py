@@ -60,15 +60,15 @@ def test_of_independent_elements_the_step_is_the_kernel_times_r_s(
         assert_close(left, left.mean().expand(200), rtol=1e-3, atol=1e-3)
         return
     # At the product's mode the slopes of log p and log r_s cancel.
-    assert isinstance(proposal.proposal, Normal)
-    mode = proposal.proposal.mean[:1].double()
+    assert isinstance(proposal.drawn, Normal)
+    mode = proposal.drawn.mean[:1].double()
 
     def log_product(x: Tensor) -> Tensor:
         rows = evaluate_elements(
             model, x.float(), then, then - 1, seen.rows(torch.zeros(len(x)).long())
         )
-        assert isinstance(proposal.kernel, Normal)
-        p = Normal(proposal.kernel.mean[:1].double(), proposal.kernel.var[:1].double())
+        assert isinstance(proposal.base, Normal)
+        p = Normal(proposal.base.mean[:1].double(), proposal.base.var[:1].double())
         return p.log_prob(x) + rows.log_r
 
     step = 0.05 * torch.eye(D, dtype=torch.float64)
@@ -122,7 +122,7 @@ def test_what_is_sure_and_right_is_left_alone_and_what_is_wrong_moves() -> None:
     y = torch.tensor([[[[-1.0, -1.0], [0.0, 0.0]]]])
     found = evaluate_elements(model, x_t, t, s, Observation.of_reals(y, known)).proposal
     assert isinstance(found, Independent)
-    kernel, proposal = found.kernel, found.proposal
+    kernel, proposal = found.base, found.drawn
     assert isinstance(kernel, Normal)
     assert isinstance(proposal, Normal)
     moved = ((proposal.mean - kernel.mean) / kernel.var.sqrt()).flatten()

@@ -12,8 +12,7 @@ from diffusion.observation import Observation
 from diffusion.operators import Dense
 from diffusion.posterior import Diagnostics
 from diffusion.posterior.particle_filter import ParticleFilter
-from diffusion.posterior.resampling import jackknife, log_mean, spread
-from diffusion.posterior.smc import SMCResult, run
+from diffusion.posterior.smc import SMCResult, jackknife, log_mean, run, spread
 from diffusion.posterior.twist import Twist
 from diffusion.samplers import Ancestral
 from tests.diffusion.models import binomial, gaussian

@@ -11,7 +11,7 @@ from diffusion.distributions import Normal
 from diffusion.model import DiffusionModel
 from diffusion.networks import BitPatterns, GaussianMixture
 from diffusion.noise import counter_noise
-from diffusion.posterior.matched import matched_start
+from diffusion.posterior.methods import matched_start
 from diffusion.process import GaussianProcess
 from diffusion.samplers import sample
 from diffusion.schedule import InverseTimeSchedule

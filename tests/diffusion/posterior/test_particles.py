@@ -18,8 +18,7 @@ from diffusion.operators import Dense
 from diffusion.posterior.factors import Factor
 from diffusion.posterior.particle_filter import ParticleFilter
 from diffusion.posterior.proposal import Independent, TwistValue
-from diffusion.posterior.resampling import drawn, ess, log_mean, systematic
-from diffusion.posterior.smc import Particles, SMCResult, run
+from diffusion.posterior.smc import Particles, SMCResult, drawn, ess, log_mean, run, systematic
 from diffusion.posterior.twist import Twist, evaluate_twist
 from diffusion.samplers import Ancestral, sample
 from tests.diffusion.models import binomial, gaussian
@@ -164,7 +163,7 @@ def test_a_particle_that_is_lost_counts_for_nothing(line: GaussianMixture, far: 
     def losing(x: Tensor, t: Tensor, s: Tensor, here: Observation) -> TwistValue:
         found = evaluate_twist(model, x, t, s, here, Twist(covariance="diagonal"))
         assert isinstance(found.proposal, Independent)
-        kernel, to = found.proposal.kernel, found.proposal.proposal
+        kernel, to = found.proposal.base, found.proposal.drawn
         lost = (torch.arange(len(x)) % 4 == 0) & (t == model.T)
         assert isinstance(to, Normal)
         sent = Normal(torch.where(lost[:, None], far, to.mean), to.var)

@@ -10,7 +10,7 @@ from torch.testing import assert_close
 from diffusion.conditioned import Conditioned
 from diffusion.distributions import Bernoulli, Normal, Tilt
 from diffusion.noise import counter_noise
-from diffusion.posterior.proposal import Independent, join, kernel_of, steer
+from diffusion.posterior.proposal import Independent, join, steer
 from diffusion.process import BinomialProcess, GaussianProcess, Process
 from diffusion.schedule import InverseTimeSchedule, LogSnrSchedule
 
@@ -109,7 +109,9 @@ def test_a_conditioned_normal_tilted_as_matrices_have_it() -> None:
     """Mean moves by the covariance times the slope, and log Z is the cumulant."""
     q, mean, covariance = conditioned()
     slope = torch.tensor([[0.4, -1.0, 0.3]]).double()
-    moved, log_z = q.tilted(slope)
+    moved, log_z, _ = q.tilted(
+        Tilt(torch.zeros(len(slope)).double(), slope, torch.zeros_like(slope))
+    )
     assert_close(log_z[0], slope[0] @ mean + 0.5 * slope[0] @ covariance @ slope[0])
     row = torch.arange(40_000)
     many = moved.rows(torch.zeros_like(row))
@@ -134,7 +136,7 @@ def test_ratios_of_tilted_proposals_are_those_of_densities() -> None:
     joined = join(steered, factor)
     wanted = joined.drawn.log_prob(x) - kernel.log_prob(x) - factor.log(x)
     assert_close(joined.log_ratio(x), wanted)
-    assert kernel_of(joined) is kernel
+    assert joined.base is kernel
     same = joined.rows(torch.zeros(2, dtype=torch.long)).log_ratio(x.expand(2, -1))
     assert_close(same, wanted.expand(2))
     given, _, _ = conditioned()

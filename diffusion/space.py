@@ -98,9 +98,21 @@ class DataSpace(BaseModel):
         return self.kind != "vector" and len(self.shape) == 3 and self.shape[0] in (1, 3)
 
     @property
+    def flips(self) -> bool:
+        """Whether noise flips elements instead of adding to them; then noisy data are data too."""
+        return self.kind == "bits"
+
+    @property
+    def drawn_as(self) -> Literal["image", "rows", "points"]:
+        """How a picture shows several examples: each as an image or a row, or all as points."""
+        if self.kind == "vector":
+            return "points"
+        return "image" if len(self.shape) == 3 else "rows"
+
+    @property
     def noise_name(self) -> Literal["noise_std", "flip_probability"]:
         """What an observation's noise is: a standard deviation, or a probability of a flip."""
-        return "flip_probability" if self.kind == "bits" else "noise_std"
+        return "flip_probability" if self.flips else "noise_std"
 
     @property
     def unit(self) -> Literal["bits/dim", "bits"]:

@@ -1,4 +1,4 @@
-"""The app: create_app(settings) joins routes, middleware and backend; nothing else is global."""
+"""The app: create_app(settings) joins routes, middleware and backend. Nothing is global."""
 
 import asyncio
 from collections.abc import AsyncIterator, Callable, Sequence
@@ -35,7 +35,8 @@ class NoneqApp(FastAPI):
     def openapi(self) -> dict[str, Any]:
         """The document, made once."""
         if not self.openapi_schema:
-            self.openapi_schema = dict(openapi.document(self))
+            requests = [endpoint.request for endpoint in routes.ENDPOINTS]
+            self.openapi_schema = openapi.document(self, requests)
         return self.openapi_schema
 
 

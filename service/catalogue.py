@@ -1,8 +1,8 @@
 """The models folder: NAME/model.safetensors, each served under its folder's name.
 
-An artefact says its kind: a classifier is kept beside the models, for their posteriors, and is not
-listed among them. A corrupt or foreign one is set aside with the reason and the fix; the others are
-served.
+Classifiers lie in the same folder. They are not listed as models, but used in posteriors of the
+models that they fit. A file that cannot be served is listed with the reason and the fix, and does
+not keep the others from being served.
 """
 
 import hashlib
@@ -35,13 +35,13 @@ _LONGEST_CARD = 1_000_000  # bytes; a card is text for people
 
 
 @dataclass(frozen=True)
-class Reader:
-    """A classifier that stands beside the models.
+class ServedClassifier:
+    """A classifier for the posteriors of served models.
 
     Attributes:
         name: its folder's.
-        classifier: on the models' device, where it guides.
-        host: the same on the CPU, where answers are read.
+        classifier: on the models' device, as a factor of posteriors.
+        host: the same on the CPU, to classify samples.
     """
 
     name: str
@@ -50,11 +50,11 @@ class Reader:
 
     @property
     def labels(self) -> tuple[str, ...]:
-        """The names that it knows, in order."""
+        """The names of its classes, in order."""
         return self.classifier.labels
 
     def fits(self, model: DiffusionModel) -> bool:
-        """Whether it reads that model's data, under that model's process."""
+        """Whether it was trained on that model's kind of data and process."""
         try:
             self.classifier.check(model.process, model.space)
         except ValueError:
@@ -64,17 +64,17 @@ class Reader:
 
 @dataclass(frozen=True)
 class Served:
-    """A model that answers: its network and everything its artefact says of it.
+    """A served model: its network and everything its artefact says about it.
 
     Attributes:
         name: its folder's.
         model: on its device.
         metadata: the artefact's document.
         checksum: sha256 of its file, in hexadecimal.
-        card: for people.
-        readers: the classifiers that fit it.
-        examples: held-out data [N, *event], data units, to try things on; N may be 0.
-        reference: held-out data's terms, that others are compared with; None where there are none.
+        card: its README, Markdown.
+        classifiers: the classifiers that fit it.
+        examples: held-out data [N, *event], data units; N may be 0.
+        reference: terms of the bound of held-out data, to compare with; None if there are none.
     """
 
     name: str
@@ -82,7 +82,7 @@ class Served:
     metadata: Metadata
     checksum: str
     card: str | None = None
-    readers: tuple[Reader, ...] = ()
+    classifiers: tuple[ServedClassifier, ...] = ()
     examples: Tensor = field(default_factory=lambda: torch.zeros(0))
     reference: Reference | None = None
 
@@ -98,22 +98,22 @@ class Refused:
 
 @dataclass(frozen=True)
 class Catalogue:
-    """What a folder held.
+    """The contents of a models folder.
 
     Attributes:
         served: by name, in alphabetical order.
-        refused: the files that were set aside.
-        default: which model serves a request that names none; None where that is not settled.
+        refused: the files that are not served.
+        default: the model for requests that name none; None if there is none.
         classifiers: by name, in alphabetical order.
     """
 
     served: Mapping[str, Served] = field(default_factory=dict)
     refused: tuple[Refused, ...] = ()
     default: str | None = None
-    classifiers: Mapping[str, Reader] = field(default_factory=dict)
+    classifiers: Mapping[str, ServedClassifier] = field(default_factory=dict)
 
     def find(self, name: str | None) -> Served:
-        """The model of that name; without a name the default, or the only one there is.
+        """The model of that name, or the default.
 
         Raises:
             UnknownModel: no model of that name.
@@ -129,7 +129,7 @@ class Catalogue:
                 fix="Name one in `model`; the operator may set NONEQ_DEFAULT_MODEL.",
             )
         if chosen not in self.served:
-            aside = [refused.file for refused in self.refused if _folder(refused.file) == chosen]
+            aside = any(chosen == found.file.partition("/")[0] for found in self.refused)
             raise UnknownModel(
                 f"No model of that name is served{', for its file was refused' if aside else ''}.",
                 received=chosen[:200],
@@ -142,7 +142,7 @@ class Catalogue:
 def load_folder(folder: Path, device: str, default: str | None = None) -> Catalogue:
     """Load every `*/model.safetensors` of a folder; a missing folder is an empty one."""
     served: dict[str, Served] = {}
-    classifiers: dict[str, Reader] = {}
+    classifiers: dict[str, ServedClassifier] = {}
     refused: list[Refused] = []
     files = find_files(folder)
     if not files:
@@ -154,7 +154,7 @@ def load_folder(folder: Path, device: str, default: str | None = None) -> Catalo
             if kind_of(path) == "classifier":
                 classifier, _ = load_classifier(path, device)
                 host = deepcopy(classifier).cpu()
-                classifiers[name] = Reader(name, classifier, host)
+                classifiers[name] = ServedClassifier(name, classifier, host)
                 continue
             model, metadata = load(path, device)
             with path.open("rb") as file:
@@ -176,8 +176,8 @@ def load_folder(folder: Path, device: str, default: str | None = None) -> Catalo
             reference=_reference(path.parent, model),
         )
     for name, found in served.items():
-        readers = tuple(reader for reader in classifiers.values() if reader.fits(found.model))
-        served[name] = replace(found, readers=readers)
+        fitting = tuple(each for each in classifiers.values() if each.fits(found.model))
+        served[name] = replace(found, classifiers=fitting)
     if default is not None and default not in served:
         _log.error(
             "NONEQ_DEFAULT_MODEL=%s is not among the served models (%s): requests have to name one",
@@ -191,7 +191,7 @@ def load_folder(folder: Path, device: str, default: str | None = None) -> Catalo
 
 
 def find_files(folder: Path) -> list[Path]:
-    """Whatever goes by the name NAME/model.safetensors, in order: also what cannot be read.
+    """Every NAME/model.safetensors, sorted, including those that cannot be read.
 
     Raises:
         OSError: the folder cannot be read.
@@ -204,7 +204,7 @@ def find_files(folder: Path) -> list[Path]:
 
 
 def _is_there(path: Path) -> bool:
-    """Whether there is something of that name, be it a link to nothing or in a closed folder."""
+    """Whether the name exists, even as a broken link or in a folder that cannot be read."""
     try:
         path.lstat()
     except (FileNotFoundError, NotADirectoryError):
@@ -224,16 +224,12 @@ _KINDS = {
 
 
 def _check_file(path: Path) -> None:
-    """Refuse what is no file that can be read, before it is opened: a pipe would never end.
-
-    Raises:
-        ArtefactError: it is none.
-    """
+    """Raise ArtefactError unless it is a readable file; a pipe would never end."""
     fix = "put the artefact itself there, readable for the service's user"
     try:
         kind = stat.S_IFMT(path.stat().st_mode)
         if kind != stat.S_IFREG:
-            raise ArtefactError(f"{path}: it is a {_KINDS.get(kind, 'thing')}, no file: {fix}")
+            raise ArtefactError(f"{path}: it is a {_KINDS.get(kind, 'thing')}, not a file: {fix}")
         with path.open("rb"):
             pass
     except FileNotFoundError:
@@ -245,7 +241,7 @@ def _check_file(path: Path) -> None:
 def _refuse(path: Path, folder: Path, error: Exception) -> Refused:
     file = path.relative_to(folder).as_posix()
     _log.error("refused %s: %s", file, error)
-    # An ArtefactError reads "path: reason: fix"; the path in it is the server's own affair.
+    # An ArtefactError reads "path: reason: fix"; the path is not for callers.
     text = str(error).replace(f"{path}: ", "").replace(str(path), file) or type(error).__name__
     reason, separator, fix = text.rpartition(": ")
     if not separator or not isinstance(error, ArtefactError):
@@ -265,7 +261,7 @@ def _card(folder: Path) -> str | None:
 
 
 def _examples(folder: Path, space: DataSpace) -> Tensor:
-    """Those beside the artefact; a file that cannot be read is as none."""
+    """The examples beside the artefact; none if the file cannot be read."""
     try:
         path = folder / heldout.FILE
         if path.exists():
@@ -277,13 +273,9 @@ def _examples(folder: Path, space: DataSpace) -> Tensor:
 
 
 def _reference(folder: Path, model: DiffusionModel) -> Reference | None:
-    """That beside the artefact; a file that cannot be read is as none."""
+    """The reference beside the artefact; none if the file cannot be read."""
     try:
         return reference.read(folder, model)
     except (ArtefactError, OSError) as error:
         _log.error("%s is served without a reference: %s", folder.name, error)
         return None
-
-
-def _folder(file: str) -> str:
-    return file.partition("/")[0]

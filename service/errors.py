@@ -310,3 +310,15 @@ class DeadlineExceeded(Problem):
     status = 504
     title = "The deadline has passed"
     slug = "deadline-exceeded"
+
+
+def refusal(error: ValueError, location: str, received: object = None) -> InvalidRequest:
+    """The library's ValueError ("what is wrong, came value: how to fix it") as a problem."""
+    detail, separator, fix = str(error).rpartition(": ")
+    detail = detail if separator else str(error)
+    return InvalidRequest(
+        f"{detail[:1].upper()}{detail[1:]}.",
+        location=location,
+        received=received,
+        fix=f"{fix[:1].upper()}{fix[1:]}." if separator else None,
+    )

@@ -1,9 +1,11 @@
-"""What is decided before a body is read: by when an answer is of use, its size, and its room.
+"""Bodies on the wire: a request's is read within limits, an answer's is sent within a time.
 
-JSON has a limit of its own, for while it is decoded nothing else runs, neither the event loop nor
-the engine; a safetensors file's tensors are taken as they are. A body's bytes are reserved before
-the first of them is read. It has so long to arrive, and no longer than its deadline, for a caller
-who stops halfway would keep others out.
+A request's bytes are reserved before the first of them is read, and have to arrive within
+`body_seconds` and the request's deadline: a client that stops halfway would keep others out. JSON
+has a lower limit than safetensors, because nothing else runs while it is decoded.
+
+An answer's bytes stay reserved until the last is sent. Each piece has to be taken within
+`write_seconds`: a client that stops reading would keep its answer in memory for ever.
 """
 
 import asyncio
@@ -12,34 +14,40 @@ import re
 import time
 from collections.abc import AsyncIterator, Iterable
 from contextlib import asynccontextmanager
+from typing import Final, final
 
 from starlette.requests import Request
+from starlette.responses import Response
+from starlette.types import Message, Receive, Scope, Send
+from typing_extensions import override
 
 from service.codecs.json import BINARY, content_coding, media_type
 from service.engine.engine import Engine
+from service.engine.results import Hold
 from service.errors import BodyTimeout, BodyTooLarge, DeadlineExceeded, InvalidRequest
 from service.settings import Settings
 
-DEADLINE = "x-deadline"
+DEADLINE: Final = "x-deadline"
+PIECE: Final = 2**16  # bytes handed to the connection at once; it buffers about two of them
 
 _SECONDS = re.compile(r"\d{1,9}(\.\d{1,9})?")
 
 
 def find_deadline(given: Iterable[str], longest: float) -> float | None:
-    """When the answer is of no more use, by the clock of `time.monotonic`.
+    """The time after which nobody wants the answer, in seconds of `time.monotonic`.
 
     Args:
         given: the values of the header `x-deadline`: seconds from now, a decimal number.
         longest: `deadline_seconds` of the settings; 0 for none.
 
     Raises:
-        InvalidRequest: the header is no such number, or came twice.
+        InvalidRequest: the header is not such a number, or came twice.
     """
     values = list(given)
     seconds = [float(value) for value in values if _SECONDS.fullmatch(value.strip())]
     if len(values) > 1 or len(seconds) < len(values) or 0.0 in seconds:
         raise InvalidRequest(
-            f"The header {DEADLINE} is no number of seconds.",
+            f"The header {DEADLINE} is not a number of seconds.",
             location=DEADLINE,
             received=", ".join(values)[:100],
             expected="seconds from now, more than 0, such as 2.5",
@@ -53,21 +61,21 @@ def find_deadline(given: Iterable[str], longest: float) -> float | None:
 async def body_of(
     request: Request, engine: Engine, settings: Settings, deadline: float | None
 ) -> AsyncIterator[bytes]:
-    """The body, whose room is reserved until the block ends: read, decode and submit within it.
+    """The request's body, its bytes reserved until the block ends: decode and submit within it.
 
-    It is as it came, packed perhaps; then there is room for what it unpacks to as well.
+    A compressed body is not unpacked here; the bytes that it may unpack to are reserved too.
 
     Raises:
-        QueueFull, NoRoom, Draining, EngineDead: nothing has been read.
-        BodyTooLarge: by what it declares, and nothing has been read, or else as it arrives.
+        QueueFull, NoRoom, Draining, EngineDead: refused before anything is read.
+        BodyTooLarge: by its declared length, before anything is read, or else as it arrives.
         BodyTimeout, DeadlineExceeded: it did not arrive in time.
-        UnsupportedMediaType: it is packed in a way that is not known.
+        UnsupportedMediaType: its content coding is unknown.
         starlette.requests.ClientDisconnect: the client left.
     """
     limit = body_limit(request.headers.get("content-type"), settings)
     packed = content_coding(request.headers.getlist("content-encoding")) is not None
     declared = request.headers.get("content-length", "")
-    size = limit  # a body in pieces may become as long as any may
+    size = limit  # of a chunked body, whose length is not declared
     if declared.isdecimal():
         size = int(declared[:18])  # Python reads no number of thousands of digits
         if size > limit or len(declared) > 18:
@@ -77,7 +85,7 @@ async def body_of(
 
 
 def body_limit(content_type: str | None, settings: Settings) -> int:
-    """Most bytes that a body may have. Whatever is no safetensors file would be read as JSON."""
+    """The most bytes a body may have. Anything but a safetensors file would be read as JSON."""
     if media_type(content_type) == BINARY:
         return settings.max_body_bytes
     return min(settings.max_json_bytes, settings.max_body_bytes)
@@ -90,13 +98,13 @@ def _too_large(received: str, limit: int, settings: Settings) -> BodyTooLarge:
             f"The body is larger than {limit} bytes.",
             received=received,
             expected=f"at most {limit} bytes",
-            fix="Send fewer data a request, or as safetensors, which is smaller than JSON.",
+            fix="Send less data in a request, or send safetensors, which is smaller than JSON.",
         )
     return BodyTooLarge(
         f"The body is JSON of more than {limit} bytes.",
         received=received,
         expected=f"at most {limit} bytes of JSON, or {most} of safetensors",
-        fix=f"Send the data as safetensors with 'Content-Type: {BINARY}', or part the request.",
+        fix=f"Send the data as safetensors with 'Content-Type: {BINARY}', or split the request.",
     )
 
 
@@ -124,3 +132,63 @@ async def _read(request: Request, settings: Settings, limit: int, deadline: floa
             fix="Send it in smaller requests; the operator sets NONEQ_BODY_SECONDS.",
         ) from None
     return b"".join(pieces)
+
+
+class Stalled(Exception):
+    """The client has stopped reading."""
+
+
+async def send_within(send: Send, message: Message, seconds: float) -> None:
+    """Send a part of an answer's body, in pieces.
+
+    Raises:
+        Stalled: the client did not take a piece within this many seconds.
+    """
+    body, more = message["body"], message["more_body"]
+    for i in range(0, len(body), PIECE) or [0]:
+        piece = bytes(body[i : i + PIECE])
+        try:
+            async with asyncio.timeout(seconds):
+                await send({**message, "body": piece, "more_body": more or i + PIECE < len(body)})
+        except TimeoutError:
+            raise Stalled from None
+
+
+@final
+class Answer(Response):
+    """A whole answer.
+
+    Args:
+        body: its bytes.
+        media_type: their type.
+        hold: their reservation.
+        seconds: within which the client has to take each piece.
+    """
+
+    def __init__(self, body: bytes, media_type: str, hold: Hold, seconds: float) -> None:
+        super().__init__(body, media_type=media_type)
+        self._hold, self._seconds = hold, seconds
+
+    @override
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Send it, and release its reservation."""
+        try:
+            head = {"type": "http.response.start", "status": 200, "headers": self.raw_headers}
+            await send(head)
+            whole = {"type": "http.response.body", "body": self.body, "more_body": False}
+            await send_within(send, whole, self._seconds)
+        except Stalled:
+            client_left(scope)  # the answer is incomplete, so the server closes the connection
+        finally:
+            self._hold.release()
+
+
+async def wait_for_disconnect(receive: Receive) -> None:
+    """Return when the client closes the connection."""
+    while (await receive())["type"] != "http.disconnect":
+        pass
+
+
+def client_left(scope: Scope) -> None:
+    """Count the request as one whose client did not wait for the answer."""
+    scope.setdefault("state", {})["outcome"] = "client-left"

@@ -11,9 +11,8 @@ from diffusion.heldout import FILE, MOST
 from diffusion.samplers import SAMPLERS
 from service.api.openapi import examples_responses, problems
 from service.catalogue import Served
-from service.codecs.arrays import plain
 from service.codecs.contact_sheet import Strip, contact_sheet
-from service.codecs.json import BINARY, JSON, PNG, negotiate, to_binary, to_json
+from service.codecs.json import BINARY, JSON, PNG, negotiate, plain, to_binary, to_json
 from service.errors import NotAcceptable
 from service.metrics import CONTENT_TYPE
 from service.schemas.responses import (
@@ -118,8 +117,8 @@ def _summary(served: Served) -> ModelSummary:
         network=metadata.network.kind,
         parameters=sum(x.numel() for x in model.network.state_dict().values()),
         classifiers=[
-            ClassifierSummary(name=reader.name, labels=list(reader.labels))
-            for reader in served.readers
+            ClassifierSummary(name=found.name, labels=list(found.labels))
+            for found in served.classifiers
         ],
         columns=model.space.columns,
     )

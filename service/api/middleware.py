@@ -32,7 +32,7 @@ from service.errors import (
     UnknownHost,
 )
 from service.metrics import Metrics
-from service.schemas.deprecated import SINCE
+from service.schemas.conditions import DEPRECATED_SINCE
 from service.settings import Settings
 
 _log = logging.getLogger(__name__)
@@ -104,7 +104,7 @@ class RequestContext:
                 headers = MutableHeaders(scope=message)
                 headers["x-request-id"] = state["request_id"]
                 if state.get("deprecated", False):
-                    headers["deprecation"] = SINCE
+                    headers["deprecation"] = DEPRECATED_SINCE
                 if not headers.get("content-type", "").startswith(EVENTS):
                     headers["x-queue-time"] = f"{state.get('queue_seconds', 0.0):.6f}"
                     headers["x-compute-time"] = f"{state.get('compute_seconds', 0.0):.6f}"

@@ -1,28 +1,33 @@
-"""The questions that can be asked of models: parse, submit, answer.
+"""The POST routes: read a request, submit its job, wait, and send the answer.
 
-Bodies are read and answers written in worker threads, so that one caller's megabytes hold up
-nobody else; the engine's future is awaited beside the client's connection, so that a client who
-leaves frees his rows. Whoever asks for a stream is told of the progress meanwhile (streams.py).
+Bodies are decoded and answers rendered in worker threads, so that one caller's megabytes hold up
+nobody else. While its job runs the connection is watched: a client who leaves frees its rows.
 """
 
 import asyncio
-from collections.abc import Callable
+import inspect
+from collections.abc import Awaitable, Callable
 from difflib import get_close_matches
-from typing import Any, TypeVar
+from typing import Any, Final, NamedTuple
 
 from anyio import to_thread
 from fastapi import APIRouter, Request, Response
 from pydantic import BaseModel, ValidationError
 from starlette.requests import ClientDisconnect
 
-from service.api.body import DEADLINE, body_limit, body_of, find_deadline
+from service.api.body import (
+    DEADLINE,
+    Answer,
+    body_limit,
+    body_of,
+    client_left,
+    find_deadline,
+    wait_for_disconnect,
+)
 from service.api.openapi import request_body, responses
-from service.api.streams import Answer, EventStream, leaving, previews_wanted
-from service.catalogue import Catalogue
+from service.api.streams import EventStream, previews_wanted
 from service.codecs.json import (
-    BINARY,
     EVENTS,
-    PNG,
     content_coding,
     decode_body,
     inflate,
@@ -35,91 +40,60 @@ from service.handlers.base import Work
 from service.handlers.loglik import LoglikWork
 from service.handlers.posterior import PosteriorWork
 from service.handlers.sample import SampleWork
-from service.schemas.conditions import Conditions, DenoiseRequest, InpaintRequest, PosteriorRequest
-from service.schemas.requests import LoglikRequest, SampleRequest
+from service.schemas.conditions import DenoiseRequest, InpaintRequest, PosteriorRequest
+from service.schemas.requests import BaseRequest, LoglikRequest, SampleRequest
 from service.schemas.responses import LoglikAnswer, PosteriorAnswer, SampleAnswer
-from service.settings import Settings
 from service.state import backend_of
 
-Asked = TypeVar("Asked", SampleRequest, LoglikRequest, Conditions)
-Prepare = Callable[[Asked, Catalogue, Settings], Work[Any]]
+
+class Endpoint(NamedTuple):
+    """A POST route: its path, what a request may say, what handles it, and the answer's schema."""
+
+    path: str
+    request: type[BaseRequest]
+    work: type[Work[Any]]
+    answer: type[BaseModel]
+
+
+ENDPOINTS: Final = (
+    Endpoint("/sample", SampleRequest, SampleWork, SampleAnswer),
+    Endpoint("/loglik", LoglikRequest, LoglikWork, LoglikAnswer),
+    Endpoint("/posterior", PosteriorRequest, PosteriorWork, PosteriorAnswer),
+    Endpoint("/inpaint", InpaintRequest, PosteriorWork, PosteriorAnswer),
+    Endpoint("/denoise", DenoiseRequest, PosteriorWork, PosteriorAnswer),
+)
+
+
+def _route(endpoint: Endpoint) -> Callable[[Request], Awaitable[Response]]:
+    async def serve(request: Request) -> Response:
+        return await _serve(request, endpoint.request, endpoint.work)
+
+    return serve
+
 
 router = APIRouter()
+for _endpoint in ENDPOINTS:
+    router.add_api_route(
+        _endpoint.path,
+        _route(_endpoint),
+        methods=["POST"],
+        name=_endpoint.path.removeprefix("/"),
+        description=inspect.getdoc(_endpoint.request) or "",
+        tags=["distributions"],
+        response_model=_endpoint.answer,
+        responses=responses(_endpoint.work.offers),
+        openapi_extra=request_body(_endpoint.request),
+    )
 
 
-@router.post(
-    "/sample",
-    tags=["distributions"],
-    response_model=SampleAnswer,
-    responses=responses(PNG, BINARY),
-    openapi_extra=request_body(SampleRequest),
-)
-async def sample(request: Request) -> Response:
-    """Draw from p(x_0)."""
-    return await _serve(request, SampleRequest, SampleWork.prepare, SampleWork.offers)
-
-
-@router.post(
-    "/loglik",
-    tags=["distributions"],
-    response_model=LoglikAnswer,
-    responses=responses(BINARY),
-    openapi_extra=request_body(LoglikRequest),
-)
-async def loglik(request: Request) -> Response:
-    """Bound log p(x_0) of given data from below, with the estimate's standard error."""
-    return await _serve(request, LoglikRequest, LoglikWork.prepare, LoglikWork.offers)
-
-
-@router.post(
-    "/posterior",
-    tags=["distributions"],
-    response_model=PosteriorAnswer,
-    responses=responses(PNG, BINARY),
-    openapi_extra=request_body(PosteriorRequest),
-)
-async def posterior(request: Request) -> Response:
-    """Draw from p(x_0) r(x_0), whatever was observed, and say how likely that was.
-
-    A label that a classifier reads, or another model, may be a factor too, alone or beside it.
-    """
-    return await _serve(request, PosteriorRequest, PosteriorWork.prepare, PosteriorWork.offers)
-
-
-@router.post(
-    "/inpaint",
-    tags=["distributions"],
-    response_model=PosteriorAnswer,
-    responses=responses(PNG, BINARY),
-    openapi_extra=request_body(InpaintRequest),
-)
-async def inpaint(request: Request) -> Response:
-    """Draw what was not observed, given what was: p(x_0) r(x_0)."""
-    return await _serve(request, InpaintRequest, PosteriorWork.prepare, PosteriorWork.offers)
-
-
-@router.post(
-    "/denoise",
-    tags=["distributions"],
-    response_model=PosteriorAnswer,
-    responses=responses(PNG, BINARY),
-    openapi_extra=request_body(DenoiseRequest),
-)
-async def denoise(request: Request) -> Response:
-    """Draw the data behind noisy observations of all their values."""
-    return await _serve(request, DenoiseRequest, PosteriorWork.prepare, PosteriorWork.offers)
-
-
-async def _serve(
-    request: Request, schema: type[Asked], prepare: Prepare[Asked], offers: tuple[str, ...]
-) -> Response:
+async def _serve(request: Request, schema: type[BaseRequest], handler: type[Work[Any]]) -> Response:
     accept = ", ".join(request.headers.getlist("accept"))
-    form = negotiate(accept, offers)
-    previews = previews_wanted(accept, offers) if form == EVENTS else 0
+    form = negotiate(accept, handler.offers)
+    previews = previews_wanted(accept, handler.offers) if form == EVENTS else 0
     try:
-        work, ticket = await _accept(request, schema, prepare, form)
+        work, ticket = await _submit(request, schema, handler, form)
     except ClientDisconnect:
-        return _client_left(request)
+        return _no_answer(request)
     backend, hold = backend_of(request), ticket.keep()
     seconds = backend.settings.write_seconds
     if form == EVENTS:
@@ -127,7 +101,7 @@ async def _serve(
     try:
         if not await _finished(request, ticket):
             hold.release()
-            return _client_left(request)
+            return _no_answer(request)
         result = ticket.result()
         request.state.queue_seconds = result.queue_seconds
         request.state.compute_seconds = result.compute_seconds
@@ -139,10 +113,10 @@ async def _serve(
     return Answer(body, form, hold, seconds)
 
 
-async def _accept(
-    request: Request, schema: type[Asked], prepare: Prepare[Asked], form: str
+async def _submit(
+    request: Request, schema: type[BaseRequest], handler: type[Work[Any]], form: str
 ) -> tuple[Work[Any], Ticket[Any]]:
-    """Read, decode and submit. The body's bytes end with this call, whatever the job then takes."""
+    """Read and decode the request, and submit its job. The body's bytes are freed at the end."""
     backend = backend_of(request)
     backend.check()
     settings, content_type = backend.settings, request.headers.get("content-type")
@@ -150,22 +124,24 @@ async def _accept(
     deadline = find_deadline(request.headers.getlist(DEADLINE), settings.deadline_seconds)
     async with body_of(request, backend.engine, settings, deadline) as raw:
 
-        def ready_work() -> Work[Any]:
+        def prepare() -> Work[Any]:
             body = inflate(raw, content_coding(coding), limit)
-            asked = parse(schema, content_type, body, settings.max_json_bytes)
+            asked = _parse(schema, content_type, body, settings.max_json_bytes)
             request.state.deprecated = bool(asked.deprecation)
-            work = prepare(asked, backend.catalogue, settings)
+            work = handler.prepare(asked, backend.catalogue, settings)
             work.check(form)
             return work
 
-        # Decoded numbers are larger than their text, and rendering needs the threads as well.
+        # Few at once: decoded numbers are larger than their text, and rendering needs threads too.
         async with backend.decoding:
-            work = await to_thread.run_sync(ready_work)
+            work = await to_thread.run_sync(prepare)
         return work, backend.engine.submit(work.job, deadline)
 
 
-def parse(schema: type[Asked], content_type: str | None, raw: bytes, max_json_bytes: int) -> Asked:
-    """The request that a body holds, checked against its schema."""
+def _parse(
+    schema: type[BaseRequest], content_type: str | None, raw: bytes, max_json_bytes: int
+) -> BaseRequest:
+    """The request in a body, checked against its schema."""
     body = decode_body(content_type, raw, max_json_bytes)
     try:
         return schema.model_validate({**body.fields, **body.tensors})
@@ -196,36 +172,34 @@ def _invalid(schema: type[BaseModel], error: ValidationError) -> InvalidRequest:
         + (f" (and {len(faults) - 1} more)" if len(faults) > 1 else ""),
         location=first["location"],
         errors=faults,
-        fix="Mend the fields listed under errors; /docs shows them all with examples.",
+        fix="Correct the fields listed under errors; /docs shows all fields with examples.",
     )
 
 
 def _short(value: object) -> object:
+    """A scalar as it is, a string's beginning, or the kind of anything else."""
     if isinstance(value, str):
         return value[:100]
-    plain = (
-        value is None
-        or isinstance(value, bool | float)
-        or (isinstance(value, int) and abs(value) < 2**63)
-    )
-    return value if plain else json_kind(value)
+    scalar = value is None or isinstance(value, bool | float)
+    whole = isinstance(value, int) and abs(value) < 2**63
+    return value if scalar or whole else json_kind(value)
 
 
 async def _finished(request: Request, ticket: Ticket[Any]) -> bool:
-    """Wait for the job; False when the client left first, and then the job is cancelled."""
+    """Wait for the job. False if the client left first; then the job is cancelled."""
     done = asyncio.wrap_future(ticket.future)
-    left = asyncio.ensure_future(leaving(request.receive))
+    left = asyncio.ensure_future(wait_for_disconnect(request.receive))
     try:
         await asyncio.wait({done, left}, return_when=asyncio.FIRST_COMPLETED)
         if done.done() and not done.cancelled():
-            done.exception()  # seen; the caller asks the ticket itself
+            done.exception()  # retrieved; the caller asks the ticket
             return True
         return False
     finally:
         left.cancel()
-        ticket.cancel()  # of no effect where it has ended
+        ticket.cancel()  # no effect if it has ended
 
 
-def _client_left(request: Request) -> Response:
-    request.state.outcome = "client-left"
+def _no_answer(request: Request) -> Response:
+    client_left(request.scope)
     return Response(status_code=499)  # nobody reads it; the metrics count it

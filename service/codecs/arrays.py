@@ -10,14 +10,13 @@ from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from diffusion.space import DataSpace
 from noneq.reading.arrays import advice
 from service.codecs.json import json_kind
 from service.codecs.png import decode_mask, decode_png
-from service.errors import InvalidRequest
+from service.errors import InvalidRequest, refusal
 
 _NUMBERS = {int, float, bool}
 
@@ -76,18 +75,6 @@ def check_values(values: Tensor, space: DataSpace, name: str) -> None:
         raise refusal(error, name) from None
 
 
-def refusal(error: ValueError, location: str, received: object = None) -> InvalidRequest:
-    """What the model says against a request ("fault, came value: what to do"), as a problem."""
-    told, separator, fix = str(error).rpartition(": ")
-    detail = told if separator else str(error)
-    return InvalidRequest(
-        f"{detail[:1].upper()}{detail[1:]}.",
-        location=location,
-        received=received,
-        fix=f"{fix[:1].upper()}{fix[1:]}." if separator else None,
-    )
-
-
 def read_mask(
     value: Sequence[Any] | str | Tensor, space: DataSpace, count: int, name: str
 ) -> Tensor:
@@ -116,17 +103,6 @@ def read_mask(
             expected="1 where a value was observed, 0 where it was not",
         )
     return (mask == 1).expand(count, *space.shape)
-
-
-def plain(x: Tensor, space: DataSpace) -> NDArray[Any]:
-    """Values for JSON: whole numbers where all are (bits, 8-bit images), else the space's dtype."""
-    array = x.detach().to("cpu", space.dtype).numpy()
-    if space.greatest is not None:
-        with np.errstate(invalid="ignore"):  # what does not fit is not equal below
-            whole = array.astype(np.uint16)
-        if bool((whole == array).all()):
-            return np.ascontiguousarray(whole)
-    return np.ascontiguousarray(array)
 
 
 def _fit(array: Tensor, space: DataSpace, name: str) -> Tensor:

@@ -48,7 +48,7 @@ class Strip:
 
 def check_sheet(space: DataSpace, strips: int, samples: int) -> None:
     """Raise InvalidRequest where the sheet of `strips` times `samples` would be too large."""
-    if _drawn_as(space) == "scatter":
+    if space.drawn_as == "points":
         return
     channels, height, width = (1, 1, *space.shape)[-3:]
     pixels = strips * (samples + 4) * channels * (height + _GAP) * (width + _GAP)
@@ -63,10 +63,9 @@ def check_sheet(space: DataSpace, strips: int, samples: int) -> None:
 
 def contact_sheet(space: DataSpace, strips: Sequence[Strip]) -> bytes:
     """All strips as one PNG."""
-    drawn = _drawn_as(space)
-    if drawn == "scatter":
+    if space.drawn_as == "points":
         picture = _scatter(strips)
-    elif drawn == "raster":
+    elif space.drawn_as == "rows":
         picture = Image.fromarray(_raster(strips))
     else:
         picture = Image.fromarray(_tiles(space, strips))
@@ -80,15 +79,9 @@ def image(x: Tensor, space: DataSpace) -> bytes | None:
 
     It may be an estimate: what is not finite is drawn as 0.
     """
-    if _drawn_as(space) != "tiles":
+    if space.drawn_as != "image":
         return None
     return contact_sheet(space, [Strip(x.nan_to_num(posinf=0.0, neginf=0.0)[None])])
-
-
-def _drawn_as(space: DataSpace) -> str:
-    if space.kind == "vector":
-        return "scatter"
-    return "tiles" if len(space.shape) == 3 else "raster"
 
 
 # ------------------------------------------------------------------------------------------- tiles

@@ -15,9 +15,11 @@ from typing import Any
 import numpy as np
 import orjson
 import safetensors.torch
+from numpy.typing import NDArray
 from safetensors import SafetensorError
 from torch import Tensor
 
+from diffusion.space import DataSpace
 from service.codecs.columns import Columns
 from service.errors import (
     BodyTooLarge,
@@ -323,3 +325,14 @@ def json_kind(value: object) -> str:
     """JSON's own word for what a value is."""
     names = {dict: "object", list: "array", str: "string", bool: "boolean", type(None): "null"}
     return names.get(type(value), "number")
+
+
+def plain(x: Tensor, space: DataSpace) -> NDArray[Any]:
+    """Values for JSON: whole numbers where all are (bits, 8-bit images), else the space's dtype."""
+    array = x.detach().to("cpu", space.dtype).numpy()
+    if space.greatest is not None:
+        with np.errstate(invalid="ignore"):  # what does not fit is not equal below
+            whole = array.astype(np.uint16)
+        if bool((whole == array).all()):
+            return np.ascontiguousarray(whole)
+    return np.ascontiguousarray(array)

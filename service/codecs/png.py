@@ -49,7 +49,7 @@ def decode_png(
     picture = _picture(text, space.shape, place)
     try:
         pixels = picture.channels(space.shape[0])
-        if space.kind == "bits":
+        if space.greatest == 1:
             pixels = np.repeat(picture.white("0", "1")[None], len(pixels), axis=0)
     except FileError as error:
         raise _refused(error, place) from None

@@ -1,32 +1,29 @@
-"""What every kind of work shares: its forms of answer, and the limits checked before it begins.
-
-cost = rows * network evaluations a row, held against the settings before any network is called.
-"""
+"""What all endpoints share: the forms of an answer, and the limits that are checked first."""
 
 import base64
 import secrets
 from abc import ABC, abstractmethod
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, Self, TypeVar
 
 from pydantic import BaseModel
 from torch import Tensor
 
 from diffusion.samplers import Plan, Sampler
-from service.catalogue import Served
-from service.codecs.arrays import plain, refusal
+from service.catalogue import Catalogue, Served
 from service.codecs.contact_sheet import Strip, check_sheet, contact_sheet, image
-from service.codecs.json import BINARY, EVENTS, JSON, PNG, to_binary, to_json
+from service.codecs.json import BINARY, EVENTS, JSON, PNG, plain, to_binary, to_json
 from service.engine.jobs import Job
 from service.engine.results import Peek
-from service.errors import TooExpensive
+from service.errors import TooExpensive, refusal
 from service.schemas.responses import Preview, RowState
+from service.settings import Settings
 
 Result = TypeVar("Result")
 AnySampler = TypeVar("AnySampler", bound=Sampler)
 
 
 class Work(ABC, Generic[Result]):
-    """One request, ready to run.
+    """One request, ready to run: a job for the engine, and how its result is rendered.
 
     Attributes:
         served: the model that answers.
@@ -38,8 +35,13 @@ class Work(ABC, Generic[Result]):
     served: Served
     job: Job
 
+    @classmethod
+    @abstractmethod
+    def prepare(cls, request: Any, catalogue: Catalogue, settings: Settings) -> Self:  # noqa: ANN401
+        """The work; raises the Problem that forbids it."""
+
     def check(self, form: str) -> None:
-        """Raise InvalidRequest where the answer does not go into `form`."""
+        """Raise InvalidRequest if the answer does not fit into `form`."""
         if form == PNG:
             check_sheet(self.served.model.space, *self.layout)
 
@@ -55,7 +57,7 @@ class Work(ABC, Generic[Result]):
     @property
     @abstractmethod
     def arrays(self) -> dict[str, Any]:
-        """Which fields of the answer a binary one holds as tensors (pydantic's `exclude`)."""
+        """The answer's fields that are tensors in its binary form (pydantic's `exclude`)."""
 
     @abstractmethod
     def answer(self, result: Result) -> BaseModel:
@@ -75,7 +77,7 @@ class Work(ABC, Generic[Result]):
         raise NotImplementedError(f"{type(self).__name__} offers no picture")
 
     def preview(self, peek: Peek, count: int) -> Preview:
-        """The first `count` rows of the job on their way; waits for the device."""
+        """The job's first `count` rows as they are now; waits for the device."""
         space = self.served.model.space
         x_0 = self.estimates(peek.x_0())
         drawn: list[Any] = list(plain(x_0, space))
@@ -93,8 +95,8 @@ class Work(ABC, Generic[Result]):
         return self.served.model.space.to_data(x_0)
 
 
-def settle_seed(seed: int | None) -> int:
-    """The caller's, or a fresh one that every JSON reader holds exactly."""
+def seed_or_new(seed: int | None) -> int:
+    """The request's seed, or a new one that every JSON reader can represent exactly."""
     return secrets.randbelow(2**32) if seed is None else seed
 
 
@@ -102,7 +104,7 @@ def check_rows(count: int, location: str, limit: int, setting: str) -> None:
     """Raise TooExpensive beyond a limit of the settings."""
     if count > limit:
         raise TooExpensive(
-            f"{location} asks for more than one request may.",
+            f"{location} is more than one request may ask for.",
             location=location,
             received=count,
             expected=f"at most {limit}",
@@ -111,13 +113,13 @@ def check_rows(count: int, location: str, limit: int, setting: str) -> None:
 
 
 def make_plan(sampler: Sampler, served: Served, start: int | None = None) -> Plan:
-    """The sampler's steps on this model; InvalidRequest where it has none such."""
+    """The sampler's steps for this model; InvalidRequest if it cannot have them."""
     try:
         return sampler.plan(served.model, start)
     except ValueError as error:
         raise refusal(error, "sampler", sampler.model_dump()) from None
 
 
-def stated(sampler: AnySampler, served: Served) -> AnySampler:
-    """The sampler with its number of steps written out."""
+def with_steps(sampler: AnySampler, served: Served) -> AnySampler:
+    """The sampler with its number of steps filled in."""
     return sampler if sampler.steps else sampler.model_copy(update={"steps": served.model.T})

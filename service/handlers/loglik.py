@@ -15,14 +15,14 @@ from diffusion.likelihood.estimator import Choice, Steps, even_strata
 from diffusion.likelihood.iwae import Trajectories
 from diffusion.space import Convention
 from service.catalogue import Catalogue, Served
-from service.codecs.arrays import check_values, read_events, refusal
+from service.codecs.arrays import check_values, read_events
 from service.codecs.columns import Columns
 from service.codecs.json import BINARY, EVENTS, JSON
 from service.engine.admission import check_cost
 from service.engine.jobs import BoundJob
 from service.engine.results import LoglikResult
-from service.errors import InvalidRequest
-from service.handlers.base import Work, check_rows, settle_seed
+from service.errors import InvalidRequest, refusal
+from service.handlers.base import Work, check_rows, seed_or_new
 from service.schemas.requests import LoglikRequest
 from service.schemas.responses import Band, Loglik, LoglikAnswer, Parts
 from service.settings import Settings
@@ -60,7 +60,7 @@ class LoglikWork(Work[LoglikResult]):
         space, count = served.model.space, len(request.data)
         check_rows(count, "data", settings.max_data, "NONEQ_MAX_DATA")
         convention = request.convention or space.default_convention
-        seed = settle_seed(request.seed)
+        seed = seed_or_new(request.seed)
         # Of one example first: what they all cost is known before much is made of it.
         one = _settle(request, served, 1, seed, convention)
         if not one.count:

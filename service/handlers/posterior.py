@@ -1,12 +1,11 @@
-"""/posterior, /inpaint and /denoise: draws from p(x_0) r(x_0), r what was observed.
+"""/posterior, /inpaint and /denoise: draws from p(x_0) r(x_0), r the likelihood of an observation.
 
-Of /posterior r may have other factors (`service.handlers.factors`).
-
-A method of `diffusion.posterior.methods` says which method answers and what moves its systems of
-particles, so a served answer is that of `sample_posterior`. Plain chains are enough where rows are
-independent; systems are needed where particles are weighted, jump, or are seen through an operator.
+The method (`diffusion.posterior.methods`) decides what the engine runs: systems of particles if it
+has an SMC kernel, else plain chains. The answer is that of `diffusion.posterior.sample_posterior`.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, final
 
@@ -16,24 +15,24 @@ from typing_extensions import override
 
 from diffusion.observation import in_model_units
 from diffusion.posterior import MatchedStart, PosteriorMethod
-from diffusion.posterior.diagnostics import Diagnostics as Told
+from diffusion.posterior.diagnostics import Diagnostics as PosteriorDiagnostics
 from diffusion.posterior.diagnostics import Summary
 from diffusion.samplers import Ancestral
 from service.catalogue import Catalogue, Served
-from service.codecs.arrays import plain, refusal
 from service.codecs.contact_sheet import Strip
+from service.codecs.json import plain
 from service.engine.admission import check_cost
 from service.engine.jobs import SampleJob, SMCJob
 from service.engine.results import PosteriorResult, SampleResult
-from service.errors import InvalidRequest, TooExpensive
-from service.handlers.base import Work, check_rows, make_plan, settle_seed, stated
-from service.handlers.factors import Beside, find_beside
-from service.handlers.observation import Seen, read_seen
-from service.schemas.conditions import Conditions
+from service.errors import InvalidRequest, TooExpensive, refusal
+from service.handlers.base import Work, check_rows, make_plan, seed_or_new, with_steps
+from service.handlers.factors import OtherFactors, read_factors
+from service.handlers.observation import Observed, read_observed
+from service.schemas.conditions import ConditionalRequest, PosteriorRequest
 from service.schemas.responses import Diagnostics, Posterior, PosteriorAnswer
 from service.settings import Settings
 
-_MOST_AXES = 2**26  # numbers of the covariances of what was seen with each particle
+_MOST_AXES = 2**26  # numbers in the covariances of a system's particles with the observation
 
 
 @final
@@ -43,9 +42,9 @@ class PosteriorWork(Work[SampleResult | PosteriorResult]):
 
     served: Served
     job: SampleJob | SMCJob
-    request: Conditions
-    seen: Seen
-    beside: Beside
+    request: ConditionalRequest
+    observed: Observed
+    others: OtherFactors
     method: PosteriorMethod
     sampler: Ancestral
     start: MatchedStart | None
@@ -53,9 +52,9 @@ class PosteriorWork(Work[SampleResult | PosteriorResult]):
 
     @classmethod
     def prepare(
-        cls, request: Conditions, catalogue: Catalogue, settings: Settings
+        cls, request: ConditionalRequest, catalogue: Catalogue, settings: Settings
     ) -> "PosteriorWork":
-        """The work, or the problem that forbids it."""
+        """The work; raises the Problem that forbids it."""
         served = catalogue.find(request.model)
         count, each, model = request.count, request.num_samples, served.model
         check_rows(
@@ -65,25 +64,21 @@ class PosteriorWork(Work[SampleResult | PosteriorResult]):
             "NONEQ_MAX_DATA",
         )
         check_rows(count * each, "num_samples", settings.max_samples, "NONEQ_MAX_SAMPLES")
-        seen = read_seen(request, model.space)
-        beside = find_beside(request.beside, count, served, catalogue)
-        try:
-            parts = seen.operator, seen.values, seen.known, seen.noise
-            observation, gained = in_model_units(model.space, *parts)
-        except ValueError as error:
-            raise refusal(error, "operator") from None
-        try:
-            method = request.method.resolve(model, observation, beside.factors)
+        seen, others = read_observed(request, model.space), OtherFactors()
+        if isinstance(request, PosteriorRequest):
+            others = read_factors(request, served, catalogue)
+        with _refused("operator"):
+            observation, gained = in_model_units(
+                model.space, seen.operator, seen.values, seen.known, seen.noise
+            )
+        with _refused("method"):
+            method = request.method.resolve(model, observation, others.factors)
             start = method.start(model, observation)
-        except ValueError as error:
-            raise refusal(error, "method") from None
         sampler = _sampler(request.sampler, method, model.T)
         plan = make_plan(sampler, served, None if start is None else start.t)
-        try:
+        with _refused("method"):
             kernel = method.kernel(model, observation, each, sampler)
-        except ValueError as error:
-            raise refusal(error, "method") from None
-        seed = settle_seed(request.seed)
+        seed = seed_or_new(request.seed)
         if kernel is not None:
             systems = each // kernel.draws
             most = settings.max_particles
@@ -91,7 +86,7 @@ class PosteriorWork(Work[SampleResult | PosteriorResult]):
             check_cost(count * systems * kernel.particles * len(kernel), settings)
             _check_axes(kernel.particles, method.covariance_size(observation), model.space.dims)
             job: SampleJob | SMCJob = SMCJob.of(
-                served.name, model, seed, kernel, observation, systems, beside.factors
+                served.name, model, seed, kernel, observation, systems, others.factors
             )
         else:
             check_cost(count * each * len(plan), settings)
@@ -105,8 +100,8 @@ class PosteriorWork(Work[SampleResult | PosteriorResult]):
                 observation=None if start is not None else observation.rows(example),
             )
         check_cost(job.cost, settings)
-        gained = gained + beside.gained
-        return cls(served, job, request, seen, beside, method, sampler, start, gained)
+        gained = gained + others.gained
+        return cls(served, job, request, seen, others, method, sampler, start, gained)
 
     @property
     @override
@@ -125,7 +120,8 @@ class PosteriorWork(Work[SampleResult | PosteriorResult]):
         _, weights = self._drawn(result)
         std, quantiles = found.get("std"), found.get("quantiles")
         x_0 = space.to_model(found["samples"].flatten(0, 1)).reshape(found["samples"].shape)
-        read, labels = self.beside.read(x_0, weights), self.beside.labels
+        probabilities = self.others.label_probabilities(x_0, weights)
+        labels = self.others.labels
         results = [
             Posterior(
                 samples=plain(samples, space),
@@ -134,7 +130,7 @@ class PosteriorWork(Work[SampleResult | PosteriorResult]):
                 std=None if std is None else std[i].numpy(),
                 quantiles=None if quantiles is None else quantiles[i].numpy(),
                 label=None if labels is None else labels[i],
-                labels=None if read is None else read[i],
+                labels=None if probabilities is None else probabilities[i],
                 diagnostics=self._told(told, i),
             )
             for i, (samples, told) in enumerate(
@@ -147,7 +143,7 @@ class PosteriorWork(Work[SampleResult | PosteriorResult]):
             exact=result.batch_invariant,
             method=self.method.name,
             biased=self.method.biased,
-            sampler=stated(self.sampler, self.served),
+            sampler=with_steps(self.sampler, self.served),
             shape=list(space.shape),
             columns=space.columns,
             results=results,
@@ -169,11 +165,11 @@ class PosteriorWork(Work[SampleResult | PosteriorResult]):
     @property
     @override
     def layout(self) -> tuple[int, int]:
-        return len(self.seen.values), self.request.num_samples
+        return len(self.observed.values), self.request.num_samples
 
     @override
     def strips(self, result: SampleResult | PosteriorResult) -> list[Strip]:
-        (samples, _), shown = self._drawn(result), self.seen.picture
+        (samples, _), shown = self._drawn(result), self.observed.picture
         if shown is None:
             return [Strip(each) for each in samples]
         return [Strip(*each) for each in zip(samples, *shown, strict=True)]
@@ -182,7 +178,7 @@ class PosteriorWork(Work[SampleResult | PosteriorResult]):
         """The samples, [N, n, *event], data units; and what each counts, float64 [N, n]."""
         x, weights = result.samples, torch.full(self.layout, 1 / self.layout[1]).double()
         if isinstance(result, PosteriorResult):
-            count, seed = len(self.seen.values), self.job.seed
+            count, seed = len(self.observed.values), self.job.seed
             picked, weights = self.method.gather(result.result, count, seed)
             x = picked.flatten(0, 1)
         shape = *self.layout, *self.served.model.space.shape
@@ -190,28 +186,30 @@ class PosteriorWork(Work[SampleResult | PosteriorResult]):
 
     @override
     def estimates(self, x_0: Tensor) -> Tensor:
-        """What was seen exactly is put back bit for bit."""
-        x, exact = super().estimates(x_0), self.seen.exact
+        """With exact observations put back bit for bit."""
+        x, exact = super().estimates(x_0), self.observed.exact
         if not bool(exact.any()):
             return x
         example = torch.arange(len(x)) // self.request.num_samples
-        return torch.where(exact[example], self.seen.values[example], x)
+        return torch.where(exact[example], self.observed.values[example], x)
 
-    def _diagnostics(self, result: SampleResult | PosteriorResult) -> tuple[Told, ...]:
-        """What the systems of each example say of themselves, in model units."""
-        count = len(self.seen.values)
+    def _diagnostics(
+        self, result: SampleResult | PosteriorResult
+    ) -> tuple[PosteriorDiagnostics, ...]:
+        """The diagnostics of each posterior, in model units."""
+        count = len(self.observed.values)
         if isinstance(result, SampleResult):
-            return (Told(),) * count
+            return (PosteriorDiagnostics(),) * count
         return self.method.diagnose(result.result, count, self.served.model.T)
 
-    def _told(self, told: Told, example: int) -> Diagnostics:
-        """The same in data units, as it is answered."""
+    def _told(self, told: PosteriorDiagnostics, example: int) -> Diagnostics:
+        """The same in data units, as the answer has it."""
         space, start = self.served.model.space, self.start
-        gained, suspect = float(self.gained[example]), self.seen.warnings(space)[example]
+        gained, suspect = float(self.gained[example]), self.observed.warnings(space)[example]
         said = told.warning, suspect, None if start is None else start.warning
         warning = "; ".join(part for part in said if part) or None
         scale = space.affine[1].flatten()
-        noise = None  # elements of several scales have no one deviation
+        noise = None  # one deviation does not describe elements with different scales
         if start is not None and bool((scale == scale[0]).all()):
             noise = start.noise * float(scale[0])
         evidence = told.log_evidence
@@ -228,41 +226,46 @@ class PosteriorWork(Work[SampleResult | PosteriorResult]):
             start_noise=noise,
         )
 
-    @property
-    def _said(self) -> str:
-        """The field that says most of what was asked."""
-        if not self.seen.nothing:
-            return "observed"
-        return "expert" if self.beside.labels is None else "label"
-
-    def _check_possible(self, told: tuple[Told, ...]) -> None:
-        """Raise InvalidRequest where the model has not seen the like of what was observed."""
+    def _check_possible(self, told: tuple[PosteriorDiagnostics, ...]) -> None:
+        """Raise InvalidRequest if the model gives an observation no probability."""
+        location = "expert" if self.others.labels is None else "label"
+        if not self.observed.nothing:
+            location = "observed"
         for example, each in enumerate(told):
             if each.log_evidence == float("-inf"):
                 raise InvalidRequest(
-                    f"The model gives what was asked of example {example} no probability.",
-                    location=self._said,
+                    f"The model gives observation {example} no probability.",
+                    location=location,
                     index=example,
-                    expected="values that the model holds to be possible",
+                    expected="values that are possible under the model",
                     fix="Check the units and which elements are known, or allow for noise "
                     "(noise_std, or flip_probability).",
                 )
 
 
+@contextmanager
+def _refused(location: str) -> Iterator[None]:
+    """Turn the library's ValueError into a problem with that field."""
+    try:
+        yield
+    except ValueError as error:
+        raise refusal(error, location) from None
+
+
 def _check_axes(particles: int, seen: int, dims: int) -> None:
-    """Raise TooExpensive where the covariances of one system's particles take too much memory."""
+    """Raise TooExpensive if the covariances of a system's particles take too much memory."""
     if particles * seen * dims > _MOST_AXES:
         raise TooExpensive(
             "The covariances of a system's particles take more memory than one request may.",
             location="method",
-            received=f"{particles} particles by {seen} numbers seen by {dims} elements",
+            received=f"{particles} particles by {seen} observed numbers by {dims} elements",
             expected=f"at most {_MOST_AXES}",
             fix="Ask for fewer particles or products, or the diagonal covariance.",
         )
 
 
 def _sampler(asked: Ancestral, method: PosteriorMethod, T: int) -> Ancestral:
-    """As asked, or as many steps as the method has where nothing is said of them."""
+    """The request's sampler, with the method's default number of steps if it does not say."""
     if asked.steps is None and method.default_steps is not None:
         return Ancestral(steps=min(T, method.default_steps))
     return asked

@@ -1,4 +1,4 @@
-"""/sample: draws from p(x_0), chains from x_T down."""
+"""/sample: draws from p(x_0), by chains from x_T down to x_0."""
 
 from dataclasses import dataclass
 from typing import Any, final
@@ -8,12 +8,12 @@ from torch import Tensor
 from typing_extensions import override
 
 from service.catalogue import Catalogue, Served
-from service.codecs.arrays import plain
 from service.codecs.contact_sheet import Strip
+from service.codecs.json import plain
 from service.engine.admission import check_cost
 from service.engine.jobs import SampleJob
 from service.engine.results import Frames, FrameStates, SampleResult
-from service.handlers.base import Work, check_rows, make_plan, settle_seed, stated
+from service.handlers.base import Work, check_rows, make_plan, seed_or_new, with_steps
 from service.schemas.requests import SampleRequest
 from service.schemas.responses import SampleAnswer, Trajectory
 from service.settings import Settings
@@ -34,7 +34,7 @@ class SampleWork(Work[SampleResult]):
     def prepare(
         cls, request: SampleRequest, catalogue: Catalogue, settings: Settings
     ) -> "SampleWork":
-        """The work, or the problem that forbids it."""
+        """The work; raises the Problem that forbids it."""
         rows, served = request.num_samples, catalogue.find(request.model)
         check_rows(rows, "num_samples", settings.max_samples, "NONEQ_MAX_SAMPLES")
         plan = make_plan(request.sampler, served)
@@ -43,7 +43,7 @@ class SampleWork(Work[SampleResult]):
             frames = Frames.spread(request.frames, len(plan))
             numbers = 2 * len(frames.positions) * rows * served.model.space.dims
             text = numbers * _FRAME_BYTES
-        seed = settle_seed(request.seed)
+        seed = seed_or_new(request.seed)
         job = SampleJob(served.name, rows, seed, plan, frames=frames, answer_bytes=text)
         check_cost(job.cost, settings)
         return cls(served, job, request)
@@ -60,7 +60,7 @@ class SampleWork(Work[SampleResult]):
             model=self.served.name,
             seed=self.job.seed,
             exact=result.batch_invariant,
-            sampler=stated(self.request.sampler, self.served),
+            sampler=with_steps(self.request.sampler, self.served),
             shape=list(space.shape),
             columns=space.columns,
             samples=plain(space.to_data(result.samples), space),

@@ -1,102 +1,141 @@
-"""What may be asked about observations: the requests of /posterior, /inpaint and /denoise.
+"""Requests for a posterior: /posterior, and /inpaint and /denoise, which have fewer fields.
 
-The last two are the first with fewer fields: elements seen as they are, and all of them with noise.
+Old spellings of their fields are accepted for one release:
+
+    request   `times` -> `expert`, `read` -> `label_probabilities`, `particles` -> into `method`
+    method    `resample` -> `repaint`, and its `times` -> `repeats`
 """
 
-from dataclasses import dataclass
-from typing import Annotated, Any, ClassVar
+import inspect
+from collections.abc import Container, Mapping
+from datetime import UTC, datetime
+from typing import Annotated, Any, ClassVar, Final, Self, get_args
 
-from pydantic import ConfigDict, Field
+from pydantic import (
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    GetJsonSchemaHandler,
+    ModelWrapValidatorHandler,
+    model_validator,
+)
+from pydantic.json_schema import JsonSchemaValue
+from pydantic_core import CoreSchema
 from typing_extensions import override
 
 from diffusion.operators import LinearOperator, Mask, Operator
-from diffusion.posterior.methods import Auto, Twisted
+from diffusion.posterior.methods import Auto, Method, PosteriorMethod
 from diffusion.samplers import Ancestral
+from service.errors import InvalidRequest
 from service.schemas import examples
-from service.schemas.methods import MethodIn
-from service.schemas.requests import Asked, DataIn, MaskIn, NoiseIn
+from service.schemas.requests import BaseRequest, DataIn, MaskIn, NoiseIn
 
-LabelIn = Annotated[str | int, Field(description="By its name, or its place among the names.")]
+#: The header `Deprecation` (RFC 9745) of an answer to an old spelling: the date since when.
+DEPRECATED_SINCE: Final = f"@{datetime(2026, 11, 29, tzinfo=UTC).timestamp():.0f}"
 
-
-@dataclass(frozen=True)
-class AskedBeside:
-    """What else p(x_0) is multiplied by, as it was asked: the fields of `PosteriorRequest`."""
-
-    label: str | int | list[str | int] | None = None
-    classifier: str | None = None
-    expert: str | None = None
-    label_probabilities: bool = False
+_RENAMED: Final = {"times": "expert", "read": "label_probabilities"}
+_METHODS: Final[dict[str, type[PosteriorMethod]]] = {
+    kind.model_fields["name"].default: kind for kind in get_args(get_args(Method)[0])
+}
 
 
-class Conditions(Asked):
-    """What requests about observations have in common.
+class _MethodSchema:
+    """A method in the OpenAPI document: its fields, or its name alone."""
+
+    def __get_pydantic_json_schema__(
+        self, schema: CoreSchema, handler: GetJsonSchemaHandler
+    ) -> JsonSchemaValue:
+        return {"anyOf": [{"type": "string", "enum": list(_METHODS)}, handler(schema)]}
+
+
+def _from_name(value: object) -> object:
+    return {"name": value} if isinstance(value, str) else value
+
+
+def _about_methods() -> str:
+    """The first sentence of each method's docstring."""
+    first = {n: (inspect.getdoc(k) or "").partition("\n\n")[0] for n, k in _METHODS.items()}
+    return " ".join(f"`{name}`: {sentence}" for name, sentence in first.items())
+
+
+def _about_steps() -> str:
+    """How many steps a chain has if the request does not say."""
+    most = {name: kind.default_steps for name, kind in _METHODS.items() if kind.default_steps}
+    return ", ".join(f"at most {steps} with `{name}`" for name, steps in most.items())
+
+
+MethodIn = Annotated[Method, BeforeValidator(_from_name), _MethodSchema()]
+LabelIn = Annotated[str | int, Field(description="Its name, or its position among the names.")]
+
+
+class ConditionalRequest(BaseRequest):
+    """What requests for a posterior have in common.
 
     Attributes:
-        whole: whether everything was seen where nothing else is said.
-        noisy: whether there has to be noise.
+        whole: whether everything was observed unless the request says otherwise.
+        noisy: whether the noise has to be given.
     """
 
     whole: ClassVar[bool] = False
     noisy: ClassVar[bool] = False
 
-    observed: DataIn = Field(description="What was seen, in data units: arrays or PNGs.")
+    observed: DataIn = Field(description="What was observed, in data units: arrays or PNGs.")
     noise_std: NoiseIn = Field(
         None,
-        description="Reals: the noise's standard deviation in data units, one number, an array in "
-        "the shape of what was seen, or one each; 0 or absent: seen exactly.",
+        description="Real data: the noise's standard deviation in data units, one number, an array "
+        "in the shape of one observation, or one array each; 0 or absent: observed exactly.",
     )
     flip_probability: float | None = Field(
-        None, ge=0, lt=0.5, description="Bits: each one seen was flipped with this probability."
+        None, ge=0, lt=0.5, description="Bits: the probability that an observed bit was flipped."
     )
-    num_samples: int = Field(1, ge=1, description="Samples for each example observed.")
+    num_samples: int = Field(1, ge=1, description="Samples for each observation.")
     quantiles: list[Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]] | None = Field(
         None,
         min_length=1,
         max_length=99,
-        description="Also answer these quantiles of the samples, element by element.",
+        description="Also return these quantiles of the samples, for each element.",
     )
     method: MethodIn = Field(
         default=Auto(name="auto"),
-        description="How, by its name or with its fields. `auto`: `matched` where everything was "
-        "seen with the same independent noise and some step has it within 2%, else `twisted`. "
-        "`twisted`: weighted particles, the exact posterior as they grow. `matched`: the plain "
-        "chain from the step whose noise is nearest: refused where no step has so much or so "
-        "little, with a warning where it differs. `product`, the 2015 paper's kernels times r, and "
-        "`repaint`, RePaint: biased.",
+        description=f"How: a method's name, or an object with its fields. {_about_methods()}",
     )
     sampler: Ancestral = Field(
         Ancestral(),
-        description="The chain's steps; a posterior needs the model's own kernel. Where `steps` "
-        f"is absent: all T, of `twisted` and `repaint`, whose steps are dear, at most "
-        f"{Twisted.default_steps}.",
+        description="The chain's steps; a posterior needs the model's own kernel. Without `steps` "
+        f"it has all T, but {_about_steps()}.",
     )
+
+    @model_validator(mode="wrap")
+    @classmethod
+    def _rename(cls, value: Any, handler: ModelWrapValidatorHandler[Self]) -> Self:  # noqa: ANN401
+        if not isinstance(value, dict):
+            return handler(value)
+        fields, notes = _rename(value, cls.model_fields)
+        request = handler(fields)
+        request._deprecation = tuple(notes)
+        return request
 
     @property
     def count(self) -> int:
-        """Of how many data there is a posterior."""
+        """How many posteriors are asked for."""
         return len(self.observed)
 
     @property
-    def beside(self) -> AskedBeside:
-        """What else p(x_0) is multiplied by."""
-        return AskedBeside()
-
-    @property
-    def mask(self) -> Any:  # noqa: ANN401 - read by service.arrays
-        """Which elements were seen; None where nothing says so."""
+    def mask(self) -> Any:  # noqa: ANN401 - read by codecs/arrays.py
+        """Which elements were observed; None if the request does not say."""
         return None
 
     @property
     def through(self) -> LinearOperator:
-        """The operator through which they were seen."""
+        """The operator through which they were observed."""
         return Mask()
 
 
-class PosteriorRequest(Conditions):
-    """Draw from p(x_0) r(x_0), r what was observed: y = A x_0 + noise, or bits that may flip.
+class PosteriorRequest(ConditionalRequest):
+    """Draw from p(x_0) r(x_0), r the likelihood of what was observed, and estimate its evidence.
 
-    A label, or another model, multiplies it: p(x_0) r(x_0) p(label | x_0) p_2(x_0).
+    The observation is y = A x_0 + noise, or bits that may be flipped. A label or another model may
+    be a factor too, with or without an observation: p(x_0) r(x_0) p(label | x_0) p_2(x_0).
     """
 
     model_config = ConfigDict(json_schema_extra={"examples": examples.POSTERIOR})
@@ -105,37 +144,38 @@ class PosteriorRequest(Conditions):
 
     observed: DataIn | None = Field(
         None,
-        description="What was seen, in data units: arrays or PNGs. With `label` or `expert` it "
-        "may be absent: then nothing was, and there is one posterior for each label given, or one.",
+        description="What was observed, in data units: arrays or PNGs. May be absent with `label` "
+        "or `expert`: then there is one posterior for each label given, or one.",
     )
     label: LabelIn | Annotated[list[LabelIn], Field(min_length=1)] | None = Field(
         None,
-        description="What x_0 is to be, p(label | x_0), by a classifier: one label for all data, "
-        "or a list with one each. GET /models says which labels a model has.",
+        description="Multiply by p(label | x_0), from a classifier: one label for all, or a list "
+        "with one each. GET /models lists a model's labels.",
     )
     classifier: str | None = Field(
-        None, description="Who reads labels; may be left out where only one fits the model."
+        None, description="Which classifier; optional if only one fits the model."
     )
     expert: str | None = Field(
         None,
-        description="Another served model of the same data and process, a product of experts: "
-        "p(x_0) p_2(x_0). Elements may be observed beside it, with covariance `diagonal` or "
+        description="Multiply by p_2(x_0) of another served model of the same data and process (a "
+        "product of experts). Elements may be observed as well, with covariance `diagonal` or "
         "`independent`.",
     )
     label_probabilities: bool = Field(
         False,
-        description="Also answer the mean of p(label | x_0) over each example's samples, for every "
-        "label: of samples without a label, p(label | what was seen).",
+        description="Also return the mean of p(label | x_0) over each posterior's samples, for "
+        "every label. For samples drawn without a label it is p(label | observation).",
     )
     known: MaskIn = Field(
         None,
-        description="One mask for all, or one each: 1 or white where a value was observed, not "
-        "what a PNG leaves transparent; everything where it is absent. Not with an operator.",
+        description="One mask for all, or one each: 1 or white where a value was observed. If "
+        "absent, everything that a PNG does not leave transparent. Not with an operator.",
     )
     operator: Operator = Field(
         Mask(),
-        description="A, through which data in data units were seen: elements as they are (`mask`), "
-        "`average-pooling`, `blur` with a kernel, or a `dense` matrix over the flattened example.",
+        description="A, which maps an example in data units to what was observed: its elements "
+        "(`mask`), `average-pooling`, `blur` with a kernel, or a `dense` matrix over the flattened "
+        "example.",
     )
 
     @property
@@ -144,11 +184,6 @@ class PosteriorRequest(Conditions):
         if self.observed is not None:
             return len(self.observed)
         return len(self.label) if isinstance(self.label, list) else 1
-
-    @property
-    @override
-    def beside(self) -> AskedBeside:
-        return AskedBeside(self.label, self.classifier, self.expert, self.label_probabilities)
 
     @property
     @override
@@ -161,15 +196,15 @@ class PosteriorRequest(Conditions):
         return self.operator
 
 
-class InpaintRequest(Conditions):
-    """Draw from p(x_0) r(x_0), r what was observed, exactly or with noise."""
+class InpaintRequest(ConditionalRequest):
+    """Draw what was not observed, given what was, exactly or with noise: p(x_0) r(x_0)."""
 
     model_config = ConfigDict(json_schema_extra={"examples": examples.INPAINT})
 
     known: MaskIn = Field(
         None,
         description="One mask for all, or one each: 1 or white where a value was observed. A mask "
-        "of pixels [H, W] holds for all channels; of a PNG, what is not opaque is unknown too. Not "
+        "of pixels [H, W] holds for all channels; what is not opaque in a PNG mask is unknown. Not "
         "needed with transparent PNGs.",
     )
 
@@ -179,10 +214,74 @@ class InpaintRequest(Conditions):
         return self.known
 
 
-class DenoiseRequest(Conditions):
-    """Draw from p(x_0) r(x_0) with everything observed, with independent noise."""
+class DenoiseRequest(ConditionalRequest):
+    """Draw the data behind noisy observations of all their values."""
 
     model_config = ConfigDict(json_schema_extra={"examples": examples.DENOISE})
 
     whole: ClassVar[bool] = True
     noisy: ClassVar[bool] = True
+
+
+def _rename(given: Mapping[str, Any], known: Container[str]) -> tuple[dict[str, Any], list[str]]:
+    """A request's fields in the new spelling, and a note on each that was in an old one.
+
+    Args:
+        given: the fields as they came, not validated.
+        known: the names of the request's fields.
+
+    Raises:
+        InvalidRequest: both spellings came, or particles for a method that has none.
+    """
+    fields, notes = dict(given), []
+    for old, new in _RENAMED.items():
+        if old in fields and new in known:
+            fields[new] = _moved(fields, old, new, old)
+            notes.append(f"`{old}` is now `{new}`.")
+    method = fields.get("method", "auto")
+    method = dict(method) if isinstance(method, dict) else {"name": method}
+    if method.get("name") == "resample":
+        method["name"] = "repaint"
+        notes.append("method `resample` is now `repaint`.")
+        if "times" in method:
+            method["repeats"] = _moved(method, "times", "repeats", "method")
+            notes.append("`times` of method `repaint` is now `repeats`.")
+    if "particles" in fields:
+        notes.append("`particles` is now a field of `method`.")
+        _move_particles(fields.pop("particles"), method)
+    if notes and isinstance(method.get("name"), str):
+        fields["method"] = method
+    return fields, notes
+
+
+def _moved(fields: dict[str, Any], old: str, new: str, location: str) -> object:
+    if new in fields:
+        raise InvalidRequest(
+            f"`{old}` is the old name of `{new}`, and both came.",
+            location=location,
+            fix=f"Send only `{new}`.",
+        )
+    return fields.pop(old)
+
+
+def _move_particles(particles: object, method: dict[str, Any]) -> None:
+    """Move the request's `particles` into the method's fields."""
+    kind = _METHODS.get(str(method.get("name")))
+    weighted = kind is not None and "particles" in kind.model_fields
+    if particles is None or (particles == 1 and not weighted):
+        return
+    if kind is not None and not weighted:
+        raise InvalidRequest(
+            f"Method '{method['name']}' has no particles.",
+            location="method",
+            received=f"particles {particles}"[:100],
+            fix="Use a method that has them, or ask for more samples with `num_samples`.",
+        )
+    if method.get("particles", particles) != particles:
+        raise InvalidRequest(
+            "`particles` of the request and of its method differ.",
+            location="method",
+            received=f"{particles} and {method['particles']}"[:100],
+            fix="Send only the method's field.",
+        )
+    method["particles"] = particles

@@ -1,10 +1,11 @@
-"""What may be asked, as pydantic models; /docs shows them.
+"""What a request may say, as pydantic models; /docs shows them.
 
-Arrays stay nested lists here, unread: which shapes and values fit, the model says (arrays.py).
+Arrays stay nested lists here: whether their shapes and values fit depends on the model, and is
+checked when they are read (codecs/arrays.py).
 """
 
 import math
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Final, Literal
 
 from pydantic import (
     AfterValidator,
@@ -12,10 +13,8 @@ from pydantic import (
     BeforeValidator,
     ConfigDict,
     Field,
-    ModelWrapValidatorHandler,
     PrivateAttr,
     WithJsonSchema,
-    model_validator,
 )
 from torch import Tensor
 
@@ -23,11 +22,10 @@ from diffusion.likelihood.estimator import Spacing, StrataKind
 from diffusion.samplers import SAMPLERS, Ancestral, SamplerConfig
 from diffusion.space import Convention
 from service.schemas import examples
-from service.schemas.deprecated import rename
 
-MAX_SEED = 2**63 - 1
+MAX_SEED: Final = 2**63 - 1
 
-_ARRAY = {"description": "Nested lists of numbers, or a base64 PNG where an image is wanted."}
+_ARRAY = {"description": "Nested lists of numbers, or a base64 PNG of an image."}
 
 
 def _is_list(value: object) -> object:
@@ -55,8 +53,11 @@ def _is_noise(value: object) -> object:
     raise ValueError("a number, or an array of them, is expected")
 
 
-def _named(value: object) -> object:
-    """Of samplers the ancestral one where only its steps are said, as /posterior has it."""
+def _or_null(*types: dict[str, Any]) -> WithJsonSchema:
+    return WithJsonSchema({"anyOf": [*types, {"type": "null"}]})
+
+
+def _with_name(value: object) -> object:
     return {"name": "ancestral", **value} if isinstance(value, dict) else value
 
 
@@ -66,83 +67,66 @@ DataIn = Annotated[
     WithJsonSchema({"type": "array", "minItems": 1, "items": _ARRAY}),
 ]
 MaskIn = Annotated[
-    Any,
-    AfterValidator(_is_mask),
-    WithJsonSchema(
-        {"anyOf": [{"type": "array", "items": {}}, {"type": "string"}, {"type": "null"}]}
-    ),
+    Any, AfterValidator(_is_mask), _or_null({"type": "array", "items": {}}, {"type": "string"})
 ]
 NoiseIn = Annotated[
     Any,
     AfterValidator(_is_noise),
-    WithJsonSchema(
-        {
-            "anyOf": [
-                {"type": "number", "minimum": 0},
-                {"type": "array", "items": {}},
-                {"type": "null"},
-            ]
-        }
-    ),
+    _or_null({"type": "number", "minimum": 0}, {"type": "array", "items": {}}),
 ]
+SamplerIn = Annotated[SamplerConfig, BeforeValidator(_with_name)]
 
 
-class Asked(BaseModel):
-    """What every request may say."""
+class BaseRequest(BaseModel):
+    """The fields of every request."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
     model: str | None = Field(
-        None, description="Which model; may be left out where one is served or a default is set."
+        None,
+        description="Which model; optional if only one is served or a default is set.",
     )
     seed: int | None = Field(
-        None, ge=0, le=MAX_SEED, description="Of the noise; where absent one is drawn and answered."
+        None,
+        ge=0,
+        le=MAX_SEED,
+        description="Seed of the noise. If absent, one is drawn and returned.",
     )
     _deprecation: tuple[str, ...] = PrivateAttr(())
 
-    @model_validator(mode="wrap")
-    @classmethod
-    def _rename(cls, value: Any, handler: ModelWrapValidatorHandler[Self]) -> Self:  # noqa: ANN401
-        if not isinstance(value, dict):
-            return handler(value)
-        fields, notes = rename(value, cls.model_fields)
-        request = handler(fields)
-        request._deprecation = tuple(notes)
-        return request
-
     @property
     def deprecation(self) -> tuple[str, ...]:
-        """A note on each field that came in an old spelling."""
+        """A note on each field that was given in an old spelling."""
         return self._deprecation
 
 
-class SampleRequest(Asked):
+class SampleRequest(BaseRequest):
     """Draw from p(x_0)."""
 
     model_config = ConfigDict(json_schema_extra={"examples": examples.SAMPLE})
 
     num_samples: int = Field(1, ge=1, description="How many.")
-    sampler: Annotated[SamplerConfig, BeforeValidator(_named)] = Field(
+    sampler: SamplerIn = Field(
         Ancestral(),
-        description="Which steps: `ancestral` (all, or `steps` of them; the default name); of real "
+        description="Which steps: `ancestral` (all, or `steps` of them; the default); for real "
         f"data also {', '.join(f'`{name}`' for name, kind in SAMPLERS.items() if not kind.bits)}.",
     )
     frames: int = Field(
         0,
         ge=0,
         le=100,
-        description="Also answer the `trajectory`: every sample's states on the way from noise to "
-        "data, at so many steps and the start, evenly spread; no more than there are steps. It "
+        description="Also return the `trajectory`: the states of every sample at this many steps, "
+        "evenly spread from noise to data, and at the start; no more than there are steps. It "
         "costs no network evaluation, and the samples are the same.",
     )
 
 
-class LoglikRequest(Asked):
-    """A lower bound on log p(x_0) for each example."""
+class LoglikRequest(BaseRequest):
+    """Bound log p(x_0) of given data from below, with the estimate's standard error."""
 
     model_config = ConfigDict(json_schema_extra={"examples": examples.LOGLIK})
 
-    data: DataIn = Field(description="The data, in data units; PNGs in base64 for images.")
+    data: DataIn = Field(description="The data, in data units; images may be base64 PNGs.")
     estimator: Literal["bound"] = Field("bound", description="The variational bound K.")
     convention: Convention | None = Field(
         None,
@@ -154,39 +138,39 @@ class LoglikRequest(Asked):
     terms: int | None = Field(
         None,
         ge=1,
-        description="Network evaluations an example: n of the T steps, drawn without bias.",
+        description="Network evaluations per example: n of the T steps, drawn without bias.",
     )
     trajectories: int | None = Field(
         None,
         ge=2,
-        description="Take the log of the mean weight p(x_0..T) / q(x_1..T | x_0) of so many whole "
-        "forward trajectories (Equation 9 of Sohl-Dickstein et al. 2015; Burda et al. 2016): a "
-        "bound that tightens as they grow, at T network evaluations each. Not with another choice "
-        "of terms.",
+        description="Take the log of the mean weight p(x_0..T) / q(x_1..T | x_0) of this many "
+        "whole forward trajectories (Equation 9 of Sohl-Dickstein et al. 2015; Burda et al. 2016): "
+        "a bound that tightens with their number, at T network evaluations each. Excludes the "
+        "other choices of terms.",
     )
     strata: StrataKind = Field(
         "even",
-        description="Of which the `terms` are drawn, one of each: of even width, or of even "
-        "`importance`, as the model's profile knows it: less error at the same cost.",
+        description="One of the `terms` is drawn from each stratum of 1..T. Strata have even "
+        "width, or even `importance` by the model's profile: less error at the same cost.",
     )
     target_error: float | None = Field(
         None,
         gt=0,
         allow_inf_nan=False,
-        description="Nats; in place of `terms`, as many as leave this standard error to an example "
-        "like those the model was trained on, by its profile.",
+        description="Nats. Instead of `terms`: as many as give this standard error for an example "
+        "like the training data, by the model's profile.",
     )
     steps: int | None = Field(
         None,
         ge=1,
-        description="The bound of the chain of n steps in place of T: another one, lower, at n "
-        "evaluations and a few more of its last step.",
+        description="The bound of the chain of n steps instead of T: a different, lower bound, at "
+        "n evaluations and a few more of its last step.",
     )
     spacing: Spacing = Field(
-        "optimal", description="Of those steps: the best by the model's profile, or `even`."
+        "optimal", description="Which n steps: the best by the model's profile, or `even`."
     )
     per_step: bool = Field(
         False,
-        description="Also answer every term that was evaluated; of trajectories one after the "
-        "other, t = 1..T each.",
+        description="Also return every term that was evaluated; for trajectories one trajectory "
+        "after the other, t = 1..T each.",
     )

@@ -234,9 +234,7 @@ class Posterior(BaseModel):
 class PosteriorAnswer(_Answer):
     """Samples of p(x_0) r(x_0)."""
 
-    method: Literal["twisted", "matched", "product", "repaint"] = Field(
-        description="The method that was used."
-    )
+    method: str = Field(description="The method that answered; for `auto` the one it chose.")
     biased: bool = Field(description="Whether the method misses the posterior even with all steps.")
     sampler: Ancestral
     shape: list[int]

@@ -192,7 +192,7 @@ def test_where_nothing_can_be_served_it_ends_and_says_why(tmp_path: Path) -> Non
     assert found.returncode == 2
     assert found.stderr.splitlines() == [
         "No model is served.",
-        "  piped/model.safetensors: it is a pipe, no file",
+        "  piped/model.safetensors: it is a pipe, not a file",
     ]
 
 

@@ -5,7 +5,7 @@ from typing import Any
 import httpx
 import pytest
 
-from service.schemas.deprecated import SINCE
+from service.schemas.conditions import DEPRECATED_SINCE
 from tests.service.http.caller import MIXTURE, assert_problem
 
 pytestmark = pytest.mark.anyio
@@ -40,7 +40,7 @@ async def test_the_old_spelling_is_answered_as_the_new_one(
     before = await client.post(path, json=MIXTURE | SEEN | old)
     after = await client.post(path, json=MIXTURE | SEEN | new)
     assert (before.status_code, after.status_code) == (200, 200), before.text + after.text
-    assert before.headers["deprecation"] == SINCE
+    assert before.headers["deprecation"] == DEPRECATED_SINCE
     assert "deprecation" not in after.headers
     found, expected = before.json(), after.json()
     notes = found.pop("deprecation")
@@ -53,7 +53,7 @@ async def test_the_old_spelling_is_answered_as_the_new_one(
 async def test_a_stream_says_it_too(client: httpx.AsyncClient) -> None:
     asked = MIXTURE | SEEN | {"method": "resample"}
     response = await client.post("/posterior", json=asked, headers={"accept": "text/event-stream"})
-    assert response.headers["deprecation"] == SINCE
+    assert response.headers["deprecation"] == DEPRECATED_SINCE
     assert "`resample` is now `repaint`" in response.text
 
 

@@ -17,7 +17,7 @@ from diffusion.observation import Observation, in_model_units
 from diffusion.operators import Mask
 from diffusion.posterior import Expert, Label, Method, Posterior, Twisted, sample_posterior
 from diffusion.samplers import Ancestral
-from service.catalogue import Reader, load_folder
+from service.catalogue import ServedClassifier, load_folder
 from service.settings import Settings
 from tests.diffusion.posterior.test_factors import Components, classifier, product
 from tests.service.http.caller import ask, assert_problem, connect, starting
@@ -64,10 +64,10 @@ async def client(labelled: Path, mixture: DiffusionModel) -> AsyncIterator[httpx
     network = mixture.network
     assert isinstance(network, GaussianMixture)
     exact = classifier(mixture, Components(network), 3)
-    reader = Reader("components", exact, exact)
+    reader = ServedClassifier("components", exact, exact)
     async with starting(Settings(models=labelled, device="cpu"), True) as app:
         catalogue = app.state.backend._catalogue
-        readable = replace(catalogue.served["gaussian-mixture"], readers=(reader,))
+        readable = replace(catalogue.served["gaussian-mixture"], classifiers=(reader,))
         app.state.backend._catalogue = replace(
             catalogue, served={**catalogue.served, "gaussian-mixture": readable}
         )
@@ -258,7 +258,11 @@ REFUSED: list[tuple[dict[str, Any], str, str]] = [
     ({"model": "grey", "label": -1}, "label", "0 to 2"),
     ({"model": "grey", "label": []}, "label", "at least 1"),
     ({"model": "grey", "label": True}, "label", "valid"),
-    ({"label": ["0", "1"], "observed": [[0, 0]], "noise_std": 1}, "label", "2 labels for 1 data"),
+    (
+        {"label": ["0", "1"], "observed": [[0, 0]], "noise_std": 1},
+        "label",
+        "2 labels for 1",
+    ),
     ({"model": "other", "label": "0"}, "label", "classifiers served: animals"),
     (
         {"model": "other", "label_probabilities": True, "expert": "other"},
@@ -267,14 +271,14 @@ REFUSED: list[tuple[dict[str, Any], str, str]] = [
     ),
     ({"classifier": "animals", "label": "cat"}, "classifier", "under another process"),
     ({"classifier": "nobody", "label": "0"}, "classifier", '["components"]'),
-    ({"classifier": "components", "expert": "other"}, "classifier", "asks for none"),
+    ({"classifier": "components", "expert": "other"}, "classifier", "asks for no labels"),
     ({"expert": "nobody"}, "expert", "other"),
     ({"expert": "bit-patterns"}, "expert", "under another process"),
     ({"label": "0", "method": "product"}, "method", "'twisted' for labels"),
     ({"expert": "other", "method": {"name": "repaint"}}, "method", "'twisted' for labels"),
-    ({"label": "0", "known": [1, 0]}, "known", "nothing was"),
-    ({"label": "0", "noise_std": 1.0}, "noise_std", "nothing was"),
-    ({"label": "0", "operator": LINE}, "operator", "nothing was"),
+    ({"label": "0", "known": [1, 0]}, "known", "but no observation"),
+    ({"label": "0", "noise_std": 1.0}, "noise_std", "but no observation"),
+    ({"label": "0", "operator": LINE}, "operator", "but no observation"),
     ({}, "observed", "Field required"),
     ({"label_probabilities": True}, "observed", "/sample"),
     ({"expert": "other", "observed": [[0.3]], "operator": LINE, "noise_std": 1}, "method", "ties"),

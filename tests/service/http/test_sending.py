@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 from starlette.types import Message, Scope
 
-from service.api import streams
-from service.api.streams import Answer, Stalled, send_within
+from service.api import body as bodies
+from service.api.body import Answer, Stalled, send_within
 from service.engine.results import Hold
 from service.settings import Settings
 from tests.service.http.caller import starting
@@ -17,7 +17,7 @@ pytestmark = pytest.mark.anyio
 
 
 async def test_a_body_goes_in_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(streams, "PIECE", 3)
+    monkeypatch.setattr(bodies, "PIECE", 3)
     sent: list[Message] = []
 
     async def send(message: Message) -> None:

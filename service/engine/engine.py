@@ -26,9 +26,9 @@ import torch
 
 from diffusion.model import DiffusionModel
 from service.engine.admission import check_limits
-from service.engine.device.batches import CollectedRows
 from service.engine.device.models import LoadedModels
 from service.engine.device.runner import Runner
+from service.engine.device.transfer import Collected
 from service.engine.faults import describe, problem_of, retries
 from service.engine.jobs import ActiveJob, BoundJob, Job, SampleJob, SMCJob
 from service.engine.queue import RequestQueue, resolve
@@ -88,7 +88,7 @@ class Engine:
             self._metrics.serve(name)
         self._metrics.watch_room(lambda: self._queue.held, settings.max_queue_bytes)
         self._records: dict[int, ActiveJob] = {}  # the engine thread's own: admitted, not ended
-        self._on_their_way: tuple[Runner, Batch, CollectedRows] | None = None
+        self._on_their_way: tuple[Runner[Any], Batch, Collected] | None = None
         self._host = host or _own_thread
         self._owner: threading.Thread | None = None
         self._ended = threading.Event()
@@ -316,7 +316,7 @@ class Engine:
         # What callers wait for is the whole turn, with what surrounds its network calls.
         throughput.measure(batch, max(seconds, time.monotonic() - begun))
 
-    def _run(self, runner: Runner, batch: Batch) -> int:
+    def _run(self, runner: Runner[Any], batch: Batch) -> int:
         """Run a batch, whole or in parts: then each entry has run, or its job has failed.
 
         Returns:
@@ -352,7 +352,7 @@ class Engine:
         self._throughput[lane].shrink(rows)
         self._models.runners[lane].limit(rows)
 
-    def _send(self, runner: Runner, batch: Batch) -> None:
+    def _send(self, runner: Runner[Any], batch: Batch) -> None:
         """Send a batch's results to the host, and complete the rows of the batch before.
 
         On a CPU they are there at once. From an accelerator they travel while the next batch runs,
@@ -388,12 +388,18 @@ class Engine:
                 if record.rows_left == 0:
                     self._end(key, self._result(runner, record))
 
-    def _result(self, runner: Runner, record: ActiveJob) -> Timing | Problem:
+    def _result(self, runner: Runner[Any], record: ActiveJob) -> Timing | Problem:
         """The result of a job whose rows have all ended."""
         assert record.started is not None  # its rows were in batches
-        queue, compute = record.started - record.accepted, time.monotonic() - record.started
+        compute = time.monotonic() - record.started
+        timing = Timing(
+            queue_seconds=record.started - record.accepted,
+            compute_seconds=compute,
+            network_evaluations=record.job.cost,
+            batch_invariant=runner.batch_invariant,
+        )
         try:
-            result = runner.result(record.key, queue, compute)
+            result = runner.result(record.key, timing)
         except Exception as error:
             return problem_of(error, "putting a result together")
         self._metrics.compute_seconds.observe(compute)

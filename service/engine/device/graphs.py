@@ -17,8 +17,8 @@ from torch import Tensor
 
 from diffusion.model import DiffusionModel
 from diffusion.noise import counter_noise
-from diffusion.samplers import Ancestral, Update, advance, begin
-from service.engine.device.batches import ChainBatch, ChainSlots
+from diffusion.samplers import Ancestral, Update, begin
+from service.engine.device.chains import ChainBatch, Chains
 from service.engine.device.frames import FrameRecorder
 from service.engine.faults import describe
 
@@ -29,15 +29,6 @@ Record = Callable[[Play], Play]
 
 _WARM_UP = 3  # calls before recording, in which libraries choose and prepare their kernels
 _TOLERANCE = 1e-3  # of x_0hat's size, for another kernel may sum in another order
-
-
-def one_step(model: DiffusionModel, state: ChainSlots, rows: ChainBatch) -> None:
-    """Advance the chains of a batch by one step, in their slots; one network call."""
-    x_t, previous = state.x[rows.slots], state.previous[rows.slots]
-    seen = state.observation(rows.slots) if rows.observed else None
-    prediction = model.predict(x_t, rows.update.t)
-    x_s = advance(prediction, x_t, previous, rows.update, rows.noise, seen)
-    state.advance(rows.slots, x_s, prediction.x_0)
 
 
 @final
@@ -51,7 +42,7 @@ class ChainGraph:
         observed: whether something was seen of one of them.
     """
 
-    def __init__(self, model: DiffusionModel, state: ChainSlots, size: int, observed: bool) -> None:
+    def __init__(self, model: DiffusionModel, state: Chains, size: int, observed: bool) -> None:
         self._model, self._state = model, state
         whole = torch.zeros(3, size, dtype=torch.int64, device=model.device)
         self._slots, self._seed, self._row = whole.unbind()
@@ -67,7 +58,7 @@ class ChainGraph:
 
     def play(self) -> None:
         """The step, of whatever the tensors hold now."""
-        one_step(self._model, self._state, self._rows)
+        self._state.step(self._model, self._rows)
 
     def record(self, record: Record) -> None:
         """From now on `run` plays what `record` made of `play`."""
@@ -105,7 +96,7 @@ class ChainGraphs:
     """
 
     def __init__(
-        self, model: DiffusionModel, state: ChainSlots, batch_size: int, record: Record
+        self, model: DiffusionModel, state: Chains, batch_size: int, record: Record
     ) -> None:
         self.failed: dict[int, str] = {}
         self._graphs: dict[tuple[int, bool], ChainGraph] = {}
@@ -141,7 +132,7 @@ def _sizes(batch_size: int) -> Iterator[int]:
 
 
 def _try(
-    model: DiffusionModel, state: ChainSlots, graph: ChainGraph, size: int, observed: bool
+    model: DiffusionModel, state: Chains, graph: ChainGraph, size: int, observed: bool
 ) -> None:
     """Raise RuntimeError where a recorded step is not the ordinary one, up to rounding.
 
@@ -159,7 +150,7 @@ def _try(
         if recorded:
             graph.run(batch)
         else:
-            one_step(model, state, batch)
+            state.step(model, batch)
         found.append((state.x[row], state.previous[row]))
     state.write(row, torch.zeros_like(x), state.nothing(rows))
     (x_s, x_0), (its_x_s, its_x_0) = found

@@ -6,7 +6,7 @@ served without it.
 
 import logging
 from collections.abc import Iterator, Mapping
-from typing import final
+from typing import Any, final
 
 from diffusion.model import DiffusionModel
 from service.engine.device.graphs import graph_recorder
@@ -55,7 +55,7 @@ class LoadedModels:
     ) -> None:
         self.served = dict(models)
         self.refused: dict[str, str] = {}
-        self.runners: dict[Lane, Runner] = {}
+        self.runners: dict[Lane, Runner[Any]] = {}
         self._settings, self._scheduler = settings, scheduler
         self._throughput = throughput
 
@@ -128,7 +128,7 @@ class LoadedModels:
     def _enter(
         self,
         lane: Lane,
-        runner: Runner,
+        runner: Runner[Any],
         slots: int,
         times: Mapping[int, float],
     ) -> None:

@@ -12,6 +12,7 @@ covariance has been worked out or particles may have to be resampled.
 
 from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field
 from typing import final
 
 import torch
@@ -20,16 +21,24 @@ from typing_extensions import override
 
 from diffusion.model import DiffusionModel
 from diffusion.posterior.smc import Particles, SMCResult
-from service.engine.device.batches import CollectedRows
 from service.engine.device.runner import Runner
-from service.engine.device.transfer import upload
-from service.engine.jobs import Job, SMCJob
-from service.engine.results import Peek, PosteriorResult
-from service.engine.scheduling.batch import Batch
+from service.engine.device.transfer import Collected, upload
+from service.engine.jobs import SMCJob
+from service.engine.results import Peek, PosteriorResult, Timing
+from service.engine.scheduling.batch import Batch, by_job
+
+
+@dataclass
+class _OpenJob:
+    """A job, the wave of its systems that is on its way, and what earlier waves found."""
+
+    job: SMCJob
+    wave: Particles | None = None
+    found: list[SMCResult] = field(default_factory=list)
 
 
 @final
-class SMCRunner(Runner):
+class SMCRunner(Runner[SMCJob]):
     """The particle systems of one model.
 
     Args:
@@ -50,9 +59,7 @@ class SMCRunner(Runner):
     ) -> None:
         super().__init__(model, rows)
         self.batch_invariant = batch_invariant
-        self._jobs: dict[int, SMCJob] = {}
-        self._waves: dict[int, Particles] = {}
-        self._found: dict[int, list[SMCResult]] = {}
+        self._open: dict[int, _OpenJob] = {}
         self._compiled = compiled
 
     @override
@@ -60,37 +67,34 @@ class SMCRunner(Runner):
         return min(batch.rows, self.batch_size)
 
     @override
-    def open(self, key: int, job: Job) -> None:
-        """Get ready for entries of this job, of systems."""
-        assert isinstance(job, SMCJob)  # other kinds have a runner of their own
-        self._jobs[key], self._found[key] = job, []
+    def open(self, key: int, job: SMCJob) -> None:
+        self._open[key] = _OpenJob(job)
 
     @override
     def close(self, key: int) -> None:
-        """Forget the job."""
-        for held in (self._jobs, self._waves, self._found):
-            held.pop(key, None)
+        self._open.pop(key, None)
 
     @override
     def run(self, batch: Batch) -> None:
         """The next steps of a wave of one job; of a single system perhaps a piece of a step."""
         chains, piece = batch.chains, batch.piece
         begun = self.fence.begin()
-        (key, row, _, position), job = chains[0], self._jobs[chains[0].key]
+        (key, row, _, position), kernel = chains[0], self._open[chains[0].key].job.kernel
         # Gradients go through what is made here, which inference tensors do not allow.
         with torch.inference_mode(False), torch.no_grad(), self._as_written():
-            systems = self._waves.get(key) or self._begin(job, row, len(chains))
+            systems = self._open[key].wave or self._begin(key, row, len(chains))
             for i in range(position, position + batch.num_steps):
-                systems = job.kernel.step(self.model, systems, i, self.batch_size, piece)
-        self._waves[key] = systems
+                systems = kernel.step(self.model, systems, i, self.batch_size, piece)
+        self._open[key].wave = systems
         self.fence.wait(begun, batch.num_steps)
 
     def _as_written(self) -> AbstractContextManager[object]:
         return torch.compiler.set_stance("force_eager") if self._compiled else nullcontext()
 
-    def _begin(self, job: SMCJob, first: int, count: int) -> Particles:
+    def _begin(self, key: int, first: int, count: int) -> Particles:
         """So many systems of a job at x_T."""
-        device, number = self.model.device, torch.arange(first, first + count)
+        job, device = self._open[key].job, self.model.device
+        number = torch.arange(first, first + count)
         example = number // job.each
 
         def there(part: Tensor) -> Tensor:
@@ -101,75 +105,57 @@ class SMCRunner(Runner):
         return systems.multiplied([factor.rows(example).each(there) for factor in job.factors])
 
     @override
-    def collect(self, batch: Batch) -> CollectedRows:
-        """Send what a finished wave found to the host."""
-        chains, ends, num_steps = batch.chains, batch.ends, batch.num_steps
-        if not chains:  # the job has gone
-            return CollectedRows([], [], num_steps, torch.ones(0, dtype=torch.bool), [], None)
-        key = chains[0].key
-        systems, job = self._waves[key], self._jobs[key]
+    def collect(self, batch: Batch) -> Collected:
+        if not batch.chains:  # the job has ended
+            return Collected(batch, [], torch.ones(0, dtype=torch.bool), [])
+        opened = self._open[batch.chains[0].key]
+        systems = opened.wave
+        assert systems is not None  # it has run
         with torch.inference_mode(False), torch.no_grad():
             lost = systems.log_w.isnan().any(1) | systems.log_evidence.isnan()
             for x in (systems.x, systems.x_0):
                 lost |= ~x.flatten(1).isfinite().all(1)
             leaving = [~lost]
-            if ends:
-                leaving += SMCResult.of(self.model, job.kernel, self._waves.pop(key)).tensors()
-            (finite, *parts), wait = self._copies.send(leaving)
-        ended = [(key, list(ends))] if ends else []
-        return CollectedRows(list(chains), ended, num_steps, finite, parts, wait)
+            if batch.ends:
+                leaving += SMCResult.of(self.model, opened.job.kernel, systems).tensors()
+                opened.wave = None
+            (finite, *parts), arrived = self._copies.send(leaving)
+        return Collected(batch, by_job(batch.ends), finite, parts, arrived)
 
     @override
-    def receive(self, collected: CollectedRows) -> dict[int, str]:
-        """Take a wave's findings in, once they are there; it waits for them.
-
-        Returns:
-            The job, if a system of it left the finite numbers, and what happened to it.
-        """
+    def receive(self, collected: Collected) -> dict[int, str]:
         collected.wait()
+        batch = collected.batch
         for key, _ in collected.ends:
-            if key in self._jobs:  # not given up meanwhile
-                self._found[key].append(SMCResult(self._jobs[key].width, *collected.parts))
-        for entry, good in zip(collected.chains, collected.finite.tolist(), strict=True):
-            job = self._jobs.get(entry.key)
-            if not good and job is not None:
-                step = f"step {entry.position + collected.num_steps} of {job.positions}"
+            if key in self._open:  # it has not ended meanwhile
+                job = self._open[key].job
+                self._open[key].found.append(SMCResult(job.width, *collected.parts))
+        for entry, finite in zip(batch.chains, collected.finite.tolist(), strict=True):
+            if not finite and entry.key in self._open:
+                job = self._open[entry.key].job
+                step = f"step {entry.position + batch.num_steps} of {job.positions}"
                 what = f"the particles of example {entry.row // job.each} became NaN or infinite by"
                 return {entry.key: f"{what} {step}"}
         return {}
 
     @override
-    def result(self, key: int, queue_seconds: float, compute_seconds: float) -> PosteriorResult:
-        """The answer of a job whose systems have all been collected."""
-        return PosteriorResult(
-            result=SMCResult.joined(self._found[key]),
-            queue_seconds=queue_seconds,
-            compute_seconds=compute_seconds,
-            network_evaluations=self._jobs[key].cost,
-            batch_invariant=self.batch_invariant,
-        )
+    def result(self, key: int, timing: Timing) -> PosteriorResult:
+        return PosteriorResult(result=SMCResult.joined(self._open[key].found), **vars(timing))
 
     @override
     def peek(self, key: int, rows: int, started: int, slots: Mapping[int, int], done: int) -> Peek:
-        """The first `rows` samples of a job between batches: the first particles of each system.
-
-        Args:
-            key: of the job.
-            rows: at most.
-            started: how many systems have.
-            slots: by number, of systems that have not ended.
-            done: network evaluations the job has had.
-        """
-        draws = self._jobs[key].kernel.draws
+        """The first `rows` samples of a job between batches: the first particles of each system."""
+        opened = self._open[key]
+        draws = opened.job.kernel.draws
         finished = [system not in slots for system in range(started) for _ in range(draws)][:rows]
         with torch.inference_mode(False), torch.no_grad():
             samples = torch.zeros(len(finished), *self.model.event)
-            ended = [result.samples.flatten(0, 1) for result in self._found[key]]
-            running = finished.count(False)
-            estimates = samples[:0].to(self.model.device)
-            if running:
-                estimates = self._waves[key].x_0[:, :draws].flatten(0, 1)[:running].clone()
+            ended = [result.samples.flatten(0, 1) for result in opened.found]
             if ended:
                 known = torch.cat(ended)[: len(finished)]
                 samples[: len(known)] = known
+            estimates = samples[:0].to(self.model.device)
+            running = finished.count(False)
+            if running and opened.wave is not None:
+                estimates = opened.wave.x_0[:, :draws].flatten(0, 1)[:running].clone()
             return Peek.of(done, finished, samples, estimates)

@@ -6,10 +6,14 @@ does not run ahead without end, it waits for the batch before the last.
 """
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from typing import final
 
 import torch
 from torch import Tensor
+
+from service.engine.results import FrameRows
+from service.engine.scheduling.batch import Batch, Entry
 
 
 def upload(host: Tensor, device: torch.device) -> Tensor:
@@ -17,6 +21,39 @@ def upload(host: Tensor, device: torch.device) -> Tensor:
     if device.type != "cuda":
         return host.to(device)
     return host.pin_memory().to(device, non_blocking=True)
+
+
+def slots_of(entries: Sequence[Entry], device: torch.device) -> Tensor:
+    """Their slots, int64 on the device."""
+    return upload(torch.tensor([entry.slot for entry in entries], dtype=torch.int64), device)
+
+
+@final
+@dataclass(frozen=True)
+class Collected:
+    """What a batch's end brings, on its way to the host.
+
+    Attributes:
+        batch: without the entries of jobs that had ended.
+        ends: keys and entries of the rows that it finished, by job.
+        finite: whether each of the batch's chains was finite, bool [len(chains)].
+        parts: the results of `ends`, in their order, and the states of `frames`; of particle
+            systems what their wave found.
+        arrived: waits until everything is there; None where it is.
+        frames: which frames of its chains were taken.
+    """
+
+    batch: Batch
+    ends: list[tuple[int, list[Entry]]]
+    finite: Tensor
+    parts: list[Tensor]
+    arrived: Callable[[], None] | None = None
+    frames: list[FrameRows] = field(default_factory=list)
+
+    def wait(self) -> None:
+        """Until all of it is on the host."""
+        if self.arrived is not None:
+            self.arrived()
 
 
 @final

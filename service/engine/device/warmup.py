@@ -268,12 +268,12 @@ def _same_beside_others(runner: ChainRunner) -> bool:
         for position in range(jobs.steps):
             jobs.run(others, other_terms, position=position)
         chains.append(runner.chains.x[0].clone())
-        terms.append(runner.data.values[0, jobs.positions].clone())
+        terms.append(runner.terms.values[0, jobs.positions].clone())
     for position in range(jobs.steps):
         jobs.run(0, 0, position=position, own_term=False)
         jobs.run(0, 0, position=position, own_chain=False)
     chains.append(runner.chains.x[0].clone())
-    terms.append(runner.data.values[0, jobs.positions].clone())
+    terms.append(runner.terms.values[0, jobs.positions].clone())
     jobs.run(0, 0, own_term=False, num_steps=jobs.steps)
     chains.append(runner.chains.x[0].clone())
     jobs.clear()

@@ -1,7 +1,8 @@
 """What the scheduler knows of jobs, and the batches it makes of them: numbers, no tensors."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import groupby
 from typing import NamedTuple
 
 
@@ -88,6 +89,11 @@ class Entry(NamedTuple):
     row: int
     slot: int
     position: int
+
+
+def by_job(entries: Iterable[Entry]) -> list[tuple[int, list[Entry]]]:
+    """Each job's key and entries, of entries sorted by job."""
+    return [(key, list(group)) for key, group in groupby(entries, lambda entry: entry.key)]
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,11 @@ from diffusion.posterior import Observation
 from diffusion.samplers import DDIM, Ancestral, DPMSolver
 from diffusion.space import Convention
 from service.engine import BoundJob, SampleJob
+from service.engine.results import Timing
+
+TIMING = Timing(
+    queue_seconds=0.0, compute_seconds=0.0, network_evaluations=1, batch_invariant=False
+)
 
 
 def chains(

@@ -20,6 +20,7 @@ from service.engine.device.runner import ChainRunner
 from service.engine.results import Frames, FrameStates, SampleResult
 from service.engine.scheduling.batch import Batch, Entry, Lane
 from tests.diffusion.models import gaussian as gaussian_model
+from tests.service.engine.jobs import TIMING
 from tests.service.engine.test_exact import elementwise, flags, vectors
 
 SEED, ROWS = 7, 11
@@ -110,7 +111,7 @@ def test_a_recorded_batch_is_taken_between_its_steps(
                 assert not runner.receive(
                     runner.collect(Batch(Lane("m"), chains + others, [], ends, num_steps=length))
                 )
-    result = runner.result(0, 0.0, 0.0)
+    result = runner.result(0, TIMING)
     assert isinstance(result, SampleResult)
     assert result.frame_states is not None
     states, estimates = walk(gaussian, plan)

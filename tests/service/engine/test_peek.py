@@ -155,7 +155,7 @@ def test_a_look_that_is_given_up_or_fails_harms_nobody(
     def fail(*_: object) -> Peek:
         raise torch.OutOfMemoryError("no room")
 
-    monkeypatch.setattr("service.engine.device.runner.Peek.of", fail)
+    monkeypatch.setattr("service.engine.results.Peek.of", fail)
     future = ticket.peek(3)
     steps.set()
     assert future.result(60) is None

@@ -45,7 +45,7 @@ class Settings(BaseSettings):
         Path("models"), description="Folder of artefacts, each NAME/model.safetensors."
     )
     default_model: str | None = Field(
-        None, description="Model for requests that name none; not needed where one is served."
+        None, description="Model for requests that name none; not needed if only one is served."
     )
     device: str = Field(
         "auto",
@@ -56,43 +56,44 @@ class Settings(BaseSettings):
         0,
         ge=0,
         le=1024,
-        description="CPU threads of one network call; 0 for PyTorch's choice, and no more than the "
+        description="CPU threads of one network call; 0 for PyTorch's choice, at most the "
         "container's share of CPUs.",
     )
     api_keys: SecretStr = Field(
-        SecretStr(""), description="Accepted API keys, separated by commas; empty: open to all."
+        SecretStr(""),
+        description="Accepted API keys, separated by commas; empty: open to everybody.",
     )
     allowed_hosts: str = Field(
         "",
-        description="Names that callers may reach the service by, separated by commas; "
-        "`.example.org` for all below it, `*` for any. Beside them: localhost, IP addresses, names "
-        "of local networks; with API keys any.",
+        description="Host names that callers may use, separated by commas; `.example.org` for all "
+        "below it, `*` for any. Always allowed: localhost, IP addresses, names of local"
+        " networks; with API keys any name.",
     )
     allow_origins: str = Field(
         "",
-        description="Other sites whose pages may ask in a browser, as https://example.org, "
-        "separated by commas.",
+        description="Other sites whose pages may use the service in a browser, as "
+        "https://example.org, separated by commas.",
     )
     root_path: str = Field(
         "",
         pattern=r"^(/[A-Za-z0-9._~-]+)*/?$",
-        description="Path below which a proxy shows the service, as /noneq.",
+        description="Path below which a proxy shows the service, for example /noneq.",
     )
     max_connections: int = Field(
         1000,
         ge=8,
-        description="Most connections at once; beyond it those without a request are closed, and "
-        "where all have one a new one gets 503, but for /health/. Fewer where the limit of open "
-        "files says so.",
+        description="Most connections at once. Beyond it idle ones are closed, and if all have a "
+        "request a new one gets 503, except for /health/. Lower if the limit of open "
+        "files requires it.",
     )
     header_seconds: float = Field(
-        10.0, gt=0, description="Longest wait for a request's headers to be whole, in seconds."
+        10.0, gt=0, description="Longest wait for a request's complete headers, in seconds."
     )
     idle_seconds: float = Field(
         75.0,
         gt=0,
-        description="How long a connection may wait for its next request, in seconds; a proxy's "
-        "own limit should be less.",
+        description="How long a connection may wait for its next request, in seconds; keep a "
+        "proxy's own limit below it.",
     )
 
     max_body_bytes: int = Field(
@@ -101,20 +102,20 @@ class Settings(BaseSettings):
     max_json_bytes: int = Field(
         4 * 2**20,
         ge=1024,
-        description="Largest JSON body, or JSON within a safetensors body, in bytes; beyond it "
-        "413. While JSON is decoded nothing else runs.",
+        description="Largest JSON body, or JSON within a safetensors body, in bytes; beyond it 413."
+        " Nothing else runs while JSON is decoded.",
     )
     max_samples: int = Field(
-        4096, ge=1, description="Most samples a request may ask for, all its data together."
+        4096, ge=1, description="Most samples a request may ask for, over all its examples."
     )
     max_data: int = Field(
-        4096, ge=1, description="Most data (images, vectors, bit strings) a request may carry."
+        4096, ge=1, description="Most examples (images, vectors, bit strings) a request may carry."
     )
     max_particles: int = Field(
         256,
         ge=1,
-        description="Most particles of a system; all of them are held at once. More than "
-        "`batch_size` make a step in pieces.",
+        description="Most particles of a system; all are held at once. A step of more than "
+        "`batch_size` is made in pieces.",
     )
     max_request_cost: int = Field(
         2_000_000, ge=1, description="Most network evaluations one request may need; beyond it 422."
@@ -123,13 +124,13 @@ class Settings(BaseSettings):
         8_000_000,
         ge=1,
         description="Network evaluations accepted and not yet done at which the queue is full and "
-        "answers 503. Below it the next request is let in, be it long or short.",
+        "answers 503. Below it the next request is accepted, however long.",
     )
     max_queue_bytes: int = Field(
         2 * 2**30,
         ge=2**20,
         description="Most bytes of bodies being read, and of accepted requests' data and answers "
-        "until these are sent; beyond it 503. Where it is not set, at most a quarter of the "
+        "until these are sent; beyond it 503. Unless set, at most a quarter of the "
         "container's memory.",
     )
     body_seconds: float = Field(
@@ -139,7 +140,7 @@ class Settings(BaseSettings):
         30.0,
         gt=0,
         description="Longest wait for a client to take a piece of its answer (64 KiB), in seconds; "
-        "beyond it the connection is closed and the answer's memory is free.",
+        "beyond it the connection is closed and the answer's memory freed.",
     )
     deadline_seconds: float = Field(
         0.0,
@@ -152,35 +153,35 @@ class Settings(BaseSettings):
         0,
         ge=0,
         le=65536,
-        description="Most rows of one network call; 0: found by trying, for each model at start "
-        "(32 with deterministic).",
+        description="Most rows of one network call; 0: measured for each model at start (32 with "
+        "deterministic).",
     )
     precision: Literal["float32", "tf32", "bfloat16"] = Field(
         "float32",
-        description="Of the network in sampling; likelihoods and particles are always float32. "
-        "tf32 is for NVIDIA GPUs from Ampere on, and float32 elsewhere; bfloat16 for GPUs, and "
-        "CPUs with AVX-512 or AMX: on others it is slower.",
+        description="Precision of the network in sampling; likelihoods and particles are always "
+        "float32. tf32 is for NVIDIA GPUs from Ampere on (float32 elsewhere); bfloat16 "
+        "for GPUs, and CPUs with AVX-512 or AMX: others get slower.",
     )
     compile: bool = Field(
         False,
-        description="Put networks through torch.compile: a longer start, and a C compiler is "
-        "needed where it is served.",
+        description="Put networks through torch.compile: a longer start, and needs a C compiler on "
+        "the server.",
     )
     graphs: bool = Field(
         True,
-        description="On a CUDA device, record the steps of samples as CUDA graphs at start.",
+        description="On a CUDA device, record sampling steps as CUDA graphs at start.",
     )
     deterministic: bool = Field(
         False,
-        description="Fill every network call up to batch_size rows, so that the same request gives "
-        "the same bits alone and under any load; answers say whether that holds.",
+        description="Pad every network call to batch_size rows, so that a request gives the same "
+        "bits under any load; answers say whether that holds.",
     )
     slots: int = Field(
         0,
         ge=0,
-        description="Most chains, most data and most particles of one model held at once; "
-        "at least batch_size. Jobs beyond it wait for others to end. 0: one for every request that "
-        "can be there, as far as memory goes.",
+        description="Most chains, examples and particles of one model held at once; at least "
+        "batch_size. Further jobs wait. 0: enough for every request that can be "
+        "accepted, as far as memory allows.",
     )
     term_share: float = Field(
         0.125,

@@ -25,7 +25,6 @@ from diffusion.likelihood import reference
 from diffusion.likelihood.reference import Reference
 from diffusion.model import DiffusionModel
 from diffusion.space import DataSpace
-from service.errors import InvalidRequest, UnknownModel
 
 _log = logging.getLogger(__name__)
 
@@ -111,32 +110,6 @@ class Catalogue:
     refused: tuple[Refused, ...] = ()
     default: str | None = None
     classifiers: Mapping[str, ServedClassifier] = field(default_factory=dict)
-
-    def find(self, name: str | None) -> Served:
-        """The model of that name, or the default.
-
-        Raises:
-            UnknownModel: no model of that name.
-            InvalidRequest: no name, and more than one model without a default.
-        """
-        names = list(self.served)
-        chosen = name if name is not None else self.default
-        if chosen is None:
-            raise InvalidRequest(
-                f"The request names no model, and {len(names)} are served without a default.",
-                location="model",
-                expected=names,
-                fix="Name one in `model`; the operator may set NONEQ_DEFAULT_MODEL.",
-            )
-        if chosen not in self.served:
-            aside = any(chosen == found.file.partition("/")[0] for found in self.refused)
-            raise UnknownModel(
-                f"No model of that name is served{', for its file was refused' if aside else ''}.",
-                received=chosen[:200],
-                expected=names,
-                fix="GET /models lists the models, and the files that were refused with reasons.",
-            )
-        return self.served[chosen]
 
 
 def load_folder(folder: Path, device: str, default: str | None = None) -> Catalogue:

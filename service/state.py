@@ -14,7 +14,7 @@ from starlette.requests import Request
 
 from service.catalogue import Catalogue, Refused, Served, load_folder
 from service.engine.engine import Engine, Host
-from service.errors import Draining, EngineDead, NotReady, Problem
+from service.errors import Draining, EngineDead, InvalidRequest, NotReady, Problem, UnknownModel
 from service.memory import fit, give_back, give_back_when_idle, memory_used
 from service.metrics import Metrics
 from service.settings import Settings
@@ -120,8 +120,31 @@ class Backend:
         return self._engine
 
     def find(self, name: str | None) -> Served:
-        """The model of that name, or the default; see `Catalogue.find`."""
-        return self.catalogue.find(name)
+        """The model of that name, or the default.
+
+        Raises:
+            UnknownModel: no model of that name.
+            InvalidRequest: no name, and more than one model without a default.
+        """
+        catalogue = self.catalogue
+        names = list(catalogue.served)
+        chosen = catalogue.default if name is None else name
+        if chosen is None:
+            raise InvalidRequest(
+                f"The request names no model, and {len(names)} are served without a default.",
+                location="model",
+                expected=names,
+                fix="Name one in `model`; the operator may set NONEQ_DEFAULT_MODEL.",
+            )
+        if chosen not in catalogue.served:
+            aside = any(chosen == found.file.partition("/")[0] for found in catalogue.refused)
+            raise UnknownModel(
+                f"No model of that name is served{', for its file was refused' if aside else ''}.",
+                received=chosen[:200],
+                expected=names,
+                fix="GET /models lists the models, and the files that were refused with reasons.",
+            )
+        return catalogue.served[chosen]
 
     def dead(self) -> EngineDead | None:
         """The problem that only a restart fixes."""

@@ -128,7 +128,7 @@ async def _submit(
             body = inflate(raw, content_coding(coding), limit)
             asked = _parse(schema, content_type, body, settings.max_json_bytes)
             request.state.deprecated = bool(asked.deprecation)
-            work = handler.prepare(asked, backend.catalogue, settings)
+            work = handler.prepare(asked, backend)
             work.check(form)
             return work
 

@@ -10,7 +10,7 @@ import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from io import BytesIO
-from typing import Any
+from typing import Any, final
 
 import numpy as np
 import orjson
@@ -20,7 +20,6 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from diffusion.space import DataSpace
-from service.codecs.columns import Columns
 from service.errors import (
     BodyTooLarge,
     InvalidRequest,
@@ -266,6 +265,29 @@ def _decode_binary(raw: bytes, max_json_bytes: int) -> Body:
             f"{', '.join(both)} came twice, as a tensor and as a field.", fix="Send one of the two."
         )
     return Body(fields, tensors)
+
+
+@final
+class Columns:
+    """A list of objects with the same fields, held as an array [n] for each of them.
+
+    As objects half a million of them hold hundreds of megabytes. No dataclass, for pydantic would
+    dump that as a dictionary.
+
+    Args:
+        fields: the arrays, by name.
+    """
+
+    def __init__(self, fields: Mapping[str, NDArray[Any]]) -> None:
+        self.fields = fields
+
+    def __len__(self) -> int:
+        return min(len(column) for column in self.fields.values())
+
+    def objects(self, start: int, end: int) -> list[dict[str, Any]]:
+        """Those of a part."""
+        parts = [column[start:end].tolist() for column in self.fields.values()]
+        return [dict(zip(self.fields, row, strict=True)) for row in zip(*parts, strict=True)]
 
 
 def to_json(answer: Mapping[str, Any]) -> bytes:

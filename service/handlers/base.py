@@ -9,14 +9,14 @@ from pydantic import BaseModel
 from torch import Tensor
 
 from diffusion.samplers import Plan, Sampler
-from service.catalogue import Catalogue, Served
+from service.catalogue import Served
 from service.codecs.contact_sheet import Strip, check_sheet, contact_sheet, image
 from service.codecs.json import BINARY, EVENTS, JSON, PNG, plain, to_binary, to_json
 from service.engine.jobs import Job
 from service.engine.results import Peek
 from service.errors import TooExpensive, refusal
 from service.schemas.responses import Preview, RowState
-from service.settings import Settings
+from service.state import Backend
 
 Result = TypeVar("Result")
 AnySampler = TypeVar("AnySampler", bound=Sampler)
@@ -37,7 +37,7 @@ class Work(ABC, Generic[Result]):
 
     @classmethod
     @abstractmethod
-    def prepare(cls, request: Any, catalogue: Catalogue, settings: Settings) -> Self:  # noqa: ANN401
+    def prepare(cls, request: Any, backend: Backend) -> Self:  # noqa: ANN401
         """The work; raises the Problem that forbids it."""
 
     def check(self, form: str) -> None:

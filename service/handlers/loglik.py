@@ -14,10 +14,9 @@ from diffusion.likelihood.bound import check_convention, null_log_prob
 from diffusion.likelihood.estimator import Choice, Steps, even_strata
 from diffusion.likelihood.iwae import Trajectories
 from diffusion.space import Convention
-from service.catalogue import Catalogue, Served
+from service.catalogue import Served
 from service.codecs.arrays import check_values, read_events
-from service.codecs.columns import Columns
-from service.codecs.json import BINARY, EVENTS, JSON
+from service.codecs.json import BINARY, EVENTS, JSON, Columns
 from service.engine.admission import check_cost
 from service.engine.jobs import BoundJob
 from service.engine.results import LoglikResult
@@ -25,7 +24,7 @@ from service.errors import InvalidRequest, refusal
 from service.handlers.base import Work, check_rows, seed_or_new
 from service.schemas.requests import LoglikRequest
 from service.schemas.responses import Band, Loglik, LoglikAnswer, Parts
-from service.settings import Settings
+from service.state import Backend
 
 TERM_BYTES = 80  # of a term as JSON, most often less
 
@@ -52,11 +51,9 @@ class LoglikWork(Work[LoglikResult]):
     offers = (JSON, BINARY, EVENTS)
 
     @classmethod
-    def prepare(
-        cls, request: LoglikRequest, catalogue: Catalogue, settings: Settings
-    ) -> "LoglikWork":
+    def prepare(cls, request: LoglikRequest, backend: Backend) -> "LoglikWork":
         """The work, or the problem that forbids it."""
-        served = catalogue.find(request.model)
+        served, settings = backend.find(request.model), backend.settings
         space, count = served.model.space, len(request.data)
         check_rows(count, "data", settings.max_data, "NONEQ_MAX_DATA")
         convention = request.convention or space.default_convention

@@ -18,7 +18,7 @@ from diffusion.posterior import MatchedStart, PosteriorMethod
 from diffusion.posterior.diagnostics import Diagnostics as PosteriorDiagnostics
 from diffusion.posterior.diagnostics import Summary
 from diffusion.samplers import Ancestral
-from service.catalogue import Catalogue, Served
+from service.catalogue import Served
 from service.codecs.contact_sheet import Strip
 from service.codecs.json import plain
 from service.engine.admission import check_cost
@@ -30,7 +30,7 @@ from service.handlers.factors import OtherFactors, read_factors
 from service.handlers.observation import Observed, read_observed
 from service.schemas.conditions import ConditionalRequest, PosteriorRequest
 from service.schemas.responses import Diagnostics, Posterior, PosteriorAnswer
-from service.settings import Settings
+from service.state import Backend
 
 _MOST_AXES = 2**26  # numbers in the covariances of a system's particles with the observation
 
@@ -51,11 +51,9 @@ class PosteriorWork(Work[SampleResult | PosteriorResult]):
     gained: Tensor
 
     @classmethod
-    def prepare(
-        cls, request: ConditionalRequest, catalogue: Catalogue, settings: Settings
-    ) -> "PosteriorWork":
+    def prepare(cls, request: ConditionalRequest, backend: Backend) -> "PosteriorWork":
         """The work; raises the Problem that forbids it."""
-        served = catalogue.find(request.model)
+        served, settings = backend.find(request.model), backend.settings
         count, each, model = request.count, request.num_samples, served.model
         check_rows(
             count,
@@ -66,7 +64,7 @@ class PosteriorWork(Work[SampleResult | PosteriorResult]):
         check_rows(count * each, "num_samples", settings.max_samples, "NONEQ_MAX_SAMPLES")
         seen, others = read_observed(request, model.space), OtherFactors()
         if isinstance(request, PosteriorRequest):
-            others = read_factors(request, served, catalogue)
+            others = read_factors(request, served, backend.catalogue)
         with _refused("operator"):
             observation, gained = in_model_units(
                 model.space, seen.operator, seen.values, seen.known, seen.noise

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from typing_extensions import override
 
-from service.catalogue import Catalogue, Served
+from service.catalogue import Served
 from service.codecs.contact_sheet import Strip
 from service.codecs.json import plain
 from service.engine.admission import check_cost
@@ -16,7 +16,7 @@ from service.engine.results import Frames, FrameStates, SampleResult
 from service.handlers.base import Work, check_rows, make_plan, seed_or_new, with_steps
 from service.schemas.requests import SampleRequest
 from service.schemas.responses import SampleAnswer, Trajectory
-from service.settings import Settings
+from service.state import Backend
 
 _FRAME_BYTES = 12  # of a number of a frame as JSON
 
@@ -31,11 +31,9 @@ class SampleWork(Work[SampleResult]):
     request: SampleRequest
 
     @classmethod
-    def prepare(
-        cls, request: SampleRequest, catalogue: Catalogue, settings: Settings
-    ) -> "SampleWork":
+    def prepare(cls, request: SampleRequest, backend: Backend) -> "SampleWork":
         """The work; raises the Problem that forbids it."""
-        rows, served = request.num_samples, catalogue.find(request.model)
+        rows, served, settings = request.num_samples, backend.find(request.model), backend.settings
         check_rows(rows, "num_samples", settings.max_samples, "NONEQ_MAX_SAMPLES")
         plan = make_plan(request.sampler, served)
         frames, text = None, 0

@@ -20,7 +20,7 @@ from pydantic_core.core_schema import is_instance_schema
 
 from diffusion.samplers import Ancestral, SamplerConfig
 from diffusion.space import Convention
-from service.codecs.columns import Columns
+from service.codecs.json import Columns
 
 ColumnsOut = Annotated[
     tuple[str, ...] | None,

@@ -9,8 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from service.codecs import json as encoding
-from service.codecs.columns import Columns
-from service.codecs.json import to_json
+from service.codecs.json import Columns, to_json
 
 NUMPY = orjson.OPT_SERIALIZE_NUMPY
 LEAVES = (

@@ -24,7 +24,7 @@ def test_it_is_fitted_exported_and_served(
     install(tmp_path / "site", monkeypatch)
     assert main(["fit", str(path), *words]) == 0
     assert main(["export", str(path), "--no-evaluation", "--models", "models", *words]) == 0
-    served = load_folder(tmp_path / "models", "cpu").find("lines")
+    served = load_folder(tmp_path / "models", "cpu").served["lines"]
     assert isinstance(served.metadata.network, InstalledConfig)
     assert "lines" in (served.card or "")
     monkeypatch.undo()

@@ -1,9 +1,7 @@
-"""The closed set of errors a caller can meet, each mapped to its HTTP status once (RFC 9457).
+"""The problems that a caller can get, each with its HTTP status (RFC 9457).
 
-A problem says what came (`received`), what was expected (`expected`) and how to fix it (`fix`).
-Everything that can go wrong on purpose is one of the classes below; whatever else escapes is an
-`InternalError`. Nothing here knows a web framework: a problem is an exception with a status, a
-document and headers.
+A problem says what came (`received`), what was expected (`expected`) and how to fix it (`fix`). Any
+other exception is reported as `InternalError`.
 """
 
 import math
@@ -15,11 +13,11 @@ MEDIA_TYPE = "application/problem+json"
 
 
 class Problem(Exception):
-    """A failure as the caller shall read it. Abstract: raise one of the subclasses.
+    """A failure that the caller is told about. Abstract: raise one of the subclasses.
 
     Args:
-        detail: what came and why it cannot be done, about this occurrence.
-        fields: further members of the document, where they help; None leaves one out:
+        detail: what is wrong with this request.
+        fields: further members of the document; None leaves one out:
             expected: what would have been accepted.
             received: what was given, short enough to print.
             fix: what to send or do instead.
@@ -58,7 +56,7 @@ class Problem(Exception):
 
 
 class MalformedBody(Problem):
-    """The body is not what its content type says (no JSON, no safetensors)."""
+    """The body is not what its content type says: JSON or safetensors."""
 
     status = 400
     title = "The body cannot be read"
@@ -66,7 +64,7 @@ class MalformedBody(Problem):
 
 
 class Unauthorized(Problem):
-    """The request carries no accepted API key."""
+    """The request has no accepted API key."""
 
     status = 401
     title = "An API key is needed"
@@ -79,7 +77,7 @@ class Unauthorized(Problem):
 
 
 class ForeignOrigin(Problem):
-    """A browser sent it for a page of a site that is not allowed to ask."""
+    """A browser sent it for a page of a site that is not allowed to."""
 
     status = 403
     title = "Another site's page may not ask"
@@ -87,7 +85,7 @@ class ForeignOrigin(Problem):
 
 
 class UnknownHost(Problem):
-    """The header Host names another service; see `allowed_hosts`."""
+    """The header Host is not a name of this service; see `allowed_hosts`."""
 
     status = 421
     title = "The service does not go by that name"
@@ -120,7 +118,7 @@ class UnknownModel(Problem):
 
 
 class MethodNotAllowed(Problem):
-    """The path exists, under another method; `allow` lists those."""
+    """The path does not take this method; `allow` lists those that it takes."""
 
     status = 405
     title = "Method not allowed"
@@ -137,7 +135,7 @@ class MethodNotAllowed(Problem):
 
 
 class NotAcceptable(Problem):
-    """The answer has no form that `Accept` takes."""
+    """The answer has no form that `Accept` allows."""
 
     status = 406
     title = "No acceptable form of the answer"
@@ -163,7 +161,7 @@ class BodyTooLarge(Problem):
 
 
 class UnsupportedMediaType(Problem):
-    """The body's content type, or its coding, is none that the route reads."""
+    """The body's content type or coding is not supported."""
 
     status = 415
     title = "Unsupported content type"
@@ -171,7 +169,7 @@ class UnsupportedMediaType(Problem):
 
 
 class InvalidRequest(Problem):
-    """The request was read and asks for something that has no meaning here."""
+    """The request was read, but what it asks for is not possible."""
 
     status = 422
     title = "Invalid request"
@@ -179,7 +177,7 @@ class InvalidRequest(Problem):
 
 
 class TooExpensive(Problem):
-    """The request asks for more than one may: rows, network evaluations, or bytes held."""
+    """The request needs more rows, network evaluations or memory than one may."""
 
     status = 422
     title = "The request is too expensive"
@@ -188,7 +186,7 @@ class TooExpensive(Problem):
 
 
 class InternalError(Problem):
-    """A fault of the service; the log has it."""
+    """A fault of the service, which it has logged."""
 
     status = 500
     title = "Internal error"
@@ -204,7 +202,7 @@ class NumericalFailure(Problem):
 
 
 class OutOfMemory(Problem):
-    """The device's memory does not hold even one row of the request."""
+    """Not even one row of the request fits into the device's memory."""
 
     status = 500
     title = "Out of device memory"
@@ -212,7 +210,7 @@ class OutOfMemory(Problem):
 
 
 class EngineDead(Problem):
-    """The engine's thread has ended by an error; only a restart helps."""
+    """The engine's thread has ended with an error; the service has to be restarted."""
 
     status = 500
     title = "The engine has stopped"
@@ -220,7 +218,7 @@ class EngineDead(Problem):
 
 
 class Unavailable(Problem):
-    """Not now, but later. Abstract: `retry_after` is in seconds, rounded up to a whole one."""
+    """The request may succeed later. Abstract; `retry_after`: seconds, rounded up."""
 
     status = 503
     refusal = True
@@ -236,7 +234,7 @@ class Unavailable(Problem):
 
 
 class NoRoom(Unavailable):
-    """The requests in hand have reached `max_queue_bytes`."""
+    """The requests being handled hold `max_queue_bytes`."""
 
     title = "No room for the request"
     slug = "no-room"
@@ -250,7 +248,7 @@ class QueueFull(Unavailable):
 
 
 class TooManyConnections(Unavailable):
-    """There are `max_connections`, and all of them have a request."""
+    """There are `max_connections`, each with a request."""
 
     title = "Too many connections"
     slug = "too-many-connections"
@@ -264,7 +262,7 @@ class NotReady(Unavailable):
 
 
 class Draining(Unavailable):
-    """The service is stopping; it finishes what it accepted and takes nothing new."""
+    """The service is stopping: it finishes what it accepted and takes nothing new."""
 
     title = "The service is stopping"
     slug = "draining"
@@ -273,12 +271,12 @@ class Draining(Unavailable):
 class DeadlineUnmeetable(Problem):
     """The request would not be done by its deadline; nothing was computed.
 
-    503 and not 504: it is refused for the load, before anything was waited for (RFC 9110, 15.6.4).
+    503 and not 504, because it is refused for the load before any wait (RFC 9110, 15.6.4).
 
     Args:
-        detail: as of any problem.
-        estimated_seconds: the least time, from now, in which it would be done.
-        retry_after: when it might do, at the earliest, in seconds; None where waiting is no help.
+        detail: as for any problem.
+        estimated_seconds: from now until it would be done, at the least.
+        retry_after: seconds after which it may be accepted; None if waiting does not help.
     """
 
     status = 503
@@ -305,7 +303,7 @@ class DeadlineUnmeetable(Problem):
 
 
 class DeadlineExceeded(Problem):
-    """The deadline passed before the answer was there; what was waiting or running was dropped."""
+    """The deadline passed before the answer was ready; the request was dropped."""
 
     status = 504
     title = "The deadline has passed"

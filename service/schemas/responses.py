@@ -1,7 +1,6 @@
-"""What is answered, as pydantic models; /docs shows them.
+"""What an answer says, as pydantic models; /docs shows them.
 
-Array fields hold numpy arrays until they are written, terms are columns;
-`bound` = `prior` + `steps` + `last` + `gain`.
+Array fields hold numpy arrays until they are written, and terms of the bound are held as columns.
 """
 
 from typing import Annotated, Any, Literal
@@ -24,27 +23,27 @@ from service.codecs.json import Columns
 
 ColumnsOut = Annotated[
     tuple[str, ...] | None,
-    Field(description="Names of the elements, from the table that was fitted; null of other data."),
+    Field(description="Names of the elements if the training data were a table, else null."),
 ]
 ArrayOut = Annotated[Any, WithJsonSchema({"type": "array", "items": {}})]
 
 
 class _Answer(BaseModel):
     model: str = Field(description="Which model answered.")
-    seed: int = Field(description="With the same request it gives the same answer.")
+    seed: int = Field(description="The same request with this seed gives the same answer.")
     exact: bool = Field(
-        description="Whether the same request gives the same bits, alone and under any load "
-        "(NONEQ_DETERMINISTIC, as tested when the model was loaded); else to float32 rounding."
+        description="Whether the same request gives the same bits alone and under any load "
+        "(NONEQ_DETERMINISTIC, tested when the model was loaded); else equal to float32 rounding."
     )
 
 
 class Trajectory(BaseModel):
-    """The states of samples on their way, k + 1 of them, data units: not rounded, not clipped."""
+    """k + 1 states of the samples from noise to data, in data units, not rounded or clipped."""
 
-    t: list[int] = Field(description="The time of each, from T down to 0.")
+    t: list[int] = Field(description="The time of each state, from T down to 0.")
     x: ArrayOut = Field(description="[k + 1, num_samples, *shape]; the last are the samples.")
     x_0: ArrayOut = Field(
-        description="What the network takes x_0 to be at each, [k + 1, num_samples, *shape]; of "
+        description="The network's estimate of x_0 at each, [k + 1, num_samples, *shape]; for "
         "bits p(x_0 = 1). The last equals the last of `x`."
     )
 
@@ -56,31 +55,33 @@ class SampleAnswer(_Answer):
     shape: list[int] = Field(description="Of one sample.")
     columns: ColumnsOut = None
     samples: ArrayOut = Field(description="[num_samples, *shape], data units.")
-    trajectory: Trajectory | None = Field(None, description="Where `frames` were asked for.")
+    trajectory: Trajectory | None = Field(None, description="If `frames` were asked for.")
     network_evaluations: int = Field(description="Rows put through the network.")
 
 
 class Parts(BaseModel):
     """bound = prior + steps + last + gain, nats."""
 
-    prior: float | None = Field(description="What needs no network, at t = T.")
+    prior: float | None = Field(description="The term at t = T, which needs no network.")
     steps: float | None = Field(description="The terms of t = 2..T.")
-    last: float | None = Field(description="The step to x_0.")
+    last: float | None = Field(description="The last step, to x_0.")
     gain: float | None = Field(
-        description="Of trajectories, what their mean weight tells beyond their mean log-weight, "
-        "whose parts the others are; else 0."
+        description="With trajectories, the log of their mean weight minus their mean log-weight, "
+        "which the other parts sum to; else 0."
     )
 
 
 class Term(BaseModel):
-    """One evaluated piece of the bound."""
+    """One evaluated term of the bound."""
 
     t: int
     weight: float = Field(
-        description="In the bound: the closed parts plus the sum of weight * value; of "
-        "trajectories, plus what they gain."
+        description="The bound is the sum of weight * value and the parts in closed form, with "
+        "trajectories plus `gain`."
     )
-    value: float | None = Field(description="Nats; at the least t a draw of the last step's part.")
+    value: float | None = Field(
+        description="Nats; at the smallest t a draw of the last step's part."
+    )
 
 
 def _written(_: object, handler: GetJsonSchemaHandler) -> JsonSchemaValue:
@@ -95,57 +96,54 @@ Terms = Annotated[
 
 
 class Band(BaseModel):
-    """A part of the bound, among held-out data."""
+    """A part of the bound compared with held-out data."""
 
     part: Literal["prior", "last", "steps"]
-    first: int = Field(description="The least t of it.")
-    final: int = Field(description="The greatest.")
+    first: int = Field(description="Its smallest t.")
+    final: int = Field(description="Its largest t.")
     nats: float | None
     rarer_than: float | None = Field(
-        description="The share of held-out data in which it is larger: near 1 there is more of it "
-        "than in them at this level of noise, near 0 less."
+        description="The share of held-out data in which this part is larger."
     )
 
 
 class Loglik(BaseModel):
-    """An example's bound. Null stands for minus infinity, or no number: `reason` says which."""
+    """An example's bound. Null means minus infinity or not a number; `reason` says which."""
 
-    bound: float | None = Field(description="Nats; at most log p(x_0), but for its standard error.")
+    bound: float | None = Field(description="Nats; at most log p(x_0), up to its standard error.")
     standard_error: float | None = Field(
-        description="Of this estimate, nats, from its own terms and the model's profile; of "
-        "trajectories the jackknife's over them, likewise."
+        description="Of this estimate, nats, from its own terms and the model's profile; with "
+        "trajectories from the jackknife over them and the profile."
     )
     degrees_of_freedom: float | None = Field(
-        description="Of the standard error, which of few terms is itself uncertain."
+        description="Of the standard error, which is uncertain itself with few terms."
     )
     interval: tuple[float, float] | None = Field(
-        description="In which the bound without the noise of this estimate lies, 95%, nats: by "
-        "Student's t with those degrees of freedom."
+        description="95% confidence interval of the exact bound, nats: Student's t with those "
+        "degrees of freedom."
     )
     bits: float | None = Field(description="The bound in bits.")
-    bits_per_dim: float | None = Field(
-        description="-bits an element of the example: lower is better."
+    bits_per_dim: float | None = Field(description="Minus `bits` per element: lower is better.")
+    relative_to_prior: float | None = Field(
+        description="K - L_null, nats: the gain over the prior pi."
     )
-    relative_to_prior: float | None = Field(description="K - L_null, nats: gained over pi.")
     rarer_than: float | None = Field(
         None,
-        description="The share of held-out data with a larger bound, each estimated with the noise "
-        "of this request: uniform on new held-out data. Null where that is not known; "
-        "`uncompared` says why. Likely is not typical: see `typicality`.",
+        description="The share of held-out data with a larger bound, estimated with the same "
+        "noise as in this request: uniform on new held-out data. Null if not known; `uncompared` "
+        "says why. Likely is not the same as typical: see `typicality`.",
     )
     typicality: float | None = Field(
         None,
-        description="A p-value, uniform on held-out data: the share of them that are as far out as "
-        "this example, to whichever side, in their bound and its parts by noise level (`bands`). "
-        "Near 0 the example is unlike them, though it may be likelier: an empty picture. Null as "
+        description="A p-value, uniform on held-out data: the share of them whose bound and parts "
+        "by noise level (`bands`) deviate at least as much as this example's, to either side. Near "
+        "0 the example is unlike them, even if it is likelier, as an empty picture is. Null like "
         "`rarer_than`.",
     )
-    bands: list[Band] | None = Field(None, description="What `typicality` is made of.")
-    reason: str | None = Field(
-        None, description="Why there is no finite bound, where there is none."
-    )
+    bands: list[Band] | None = Field(None, description="The parts that `typicality` compares.")
+    reason: str | None = Field(None, description="Why there is no finite bound, if there is none.")
     parts: Parts
-    per_step: Terms | None = Field(None, description="Where it was asked for.")
+    per_step: Terms | None = Field(None, description="If it was asked for.")
 
 
 class LoglikAnswer(_Answer):
@@ -155,78 +153,83 @@ class LoglikAnswer(_Answer):
     convention: Convention
     terms: int = Field(description="Network evaluations made for each example.")
     trajectories: int | None = Field(None, description="As asked.")
-    steps: int = Field(description="Of the chain whose bound it is.")
+    steps: int = Field(description="Number of steps of the chain whose bound it is.")
     uncompared: str | None = Field(
-        None, description="Why `rarer_than` or `typicality` is null, where one is for all data."
+        None, description="Why `rarer_than` or `typicality` is null for all data, if one is."
     )
     reasons: dict[str, str] = Field(
-        default_factory=dict, description="Each `reason`, by the example's place in `data`."
+        default_factory=dict, description="Each `reason`, by the example's index in `data`."
     )
     results: list[Loglik]
     network_evaluations: int
 
 
 class Diagnostics(BaseModel):
-    """How far the samples can be trusted as posterior samples."""
+    """How far the samples can be trusted as samples of the posterior."""
 
-    particles: int = Field(description="Of each system; 1 without weights.")
-    systems: int = Field(description="Independent ones.")
-    ess: float = Field(description="Effective sample size of the particles, at its least.")
+    particles: int = Field(description="Particles of each system; 1 for methods without weights.")
+    systems: int = Field(description="Independent systems of particles.")
+    ess: float = Field(
+        description="The smallest effective sample size of a system, over the steps."
+    )
     ess_by_step: list[float] = Field(
-        description="The same before each step, the mean over systems; empty without weights."
+        description="The effective sample size before each step, mean over systems; empty without "
+        "weights."
     )
     ancestors: int = Field(
-        description="First particles from which a system's last ones descend, the median."
+        description="How many initial particles a system's final ones descend from; the median."
     )
     log_evidence: float | None = Field(
         None,
-        description="log p(y), nats, by methods with weights: of bits a log-probability, of reals "
-        "the log-density of the numbers seen, in data units. With a label it is of what was seen "
-        "and the label, p(y, label), of a label alone p(label); with `expert` the integral of p "
-        "p_2 and whatever else was asked.",
+        description="log p(y), nats, from methods with weights: a log-probability for bits, for "
+        "reals the log-density of the observed numbers in data units. With a label it is log p(y, "
+        "label), with a label alone log p(label); with `expert` the log of the integral of p p_2 "
+        "and the other factors.",
     )
     log_evidence_error: float | None = Field(
         None,
-        description="Its standard error: by what each system's weights and ancestors say of it, by "
-        "how far independent systems are apart, and by the chain's steps; null of one particle.",
+        description="Its standard error, from each system's weights and ancestors, the spread of "
+        "independent systems, and the chain's steps; null with one particle.",
     )
     warning: str | None = Field(
         None,
-        description="That the samples may be off by half a posterior standard deviation or more, "
-        "and how to come closer; null where nothing says so.",
+        description="Set if the samples may be off by half a posterior standard deviation or "
+        "more, or the units look wrong: what is wrong and what to do.",
     )
     start: int | None = Field(
-        None, description="The step of a matched start, its noise nearest to the observation's."
+        None,
+        description="The step of a matched start, whose noise is nearest to the observation's.",
     )
     start_noise: float | None = Field(
         None,
-        description="That step's noise, which the answer is of: a deviation in data units, null "
-        "where elements differ in scale, or a flip probability.",
+        description="That step's noise, for which the answer holds: a standard deviation in data "
+        "units, null if elements differ in scale, or a flip probability.",
     )
 
 
 class Posterior(BaseModel):
-    """Samples for one example observed."""
+    """Samples of one posterior."""
 
     samples: ArrayOut = Field(description="[num_samples, *shape], data units.")
     weights: list[float] = Field(
-        description="What each sample counts below; they sum to 1. Samples of `independent` "
-        "systems count as their evidence, as long as that leaves more than half of them; else, and "
-        "of all other methods, all alike."
+        description="The samples' weights in the summaries below; they sum to 1. Samples of "
+        "`independent` systems are weighted by evidence, if that leaves an effective sample size "
+        "above half their number; else, and with all other methods, they are equal."
     )
     mean: ArrayOut = Field(description="Over the samples, [*shape].")
-    std: ArrayOut | None = Field(description="Over the samples, [*shape]; null where there is one.")
+    std: ArrayOut | None = Field(
+        description="Over the samples, [*shape]; null if there is only one."
+    )
     quantiles: ArrayOut | None = Field(
         None,
-        description="Of the samples, [quantiles asked, *shape], where they were asked: of each "
-        "element the least sample with so much weight at or below it.",
+        description="Of the samples, [number of quantiles, *shape], if asked for: for each "
+        "element the smallest sample value with at least this weight at or below it.",
     )
-    label: str | None = Field(None, description="What it was asked to be, by name.")
+    label: str | None = Field(None, description="The requested label's name.")
     labels: dict[str, float] | None = Field(
         None,
-        description="By `label_probabilities`: the mean of p(label | x_0) over the samples, of "
-        "every label. Of samples that follow no label it is p(label | what was seen), where ratios "
-        "of evidences of many numbers are too uncertain.",
+        description="With `label_probabilities`: the mean of p(label | x_0) over the samples, for "
+        "every label. For samples drawn without a label it is p(label | observation).",
     )
     diagnostics: Diagnostics
 
@@ -235,7 +238,9 @@ class PosteriorAnswer(_Answer):
     """Samples of p(x_0) r(x_0)."""
 
     method: str = Field(description="The method that answered; for `auto` the one it chose.")
-    biased: bool = Field(description="Whether the method misses the posterior even with all steps.")
+    biased: bool = Field(
+        description="Whether the method is biased even with all steps and a perfect model."
+    )
     sampler: Ancestral
     shape: list[int]
     columns: ColumnsOut = None
@@ -243,49 +248,49 @@ class PosteriorAnswer(_Answer):
     network_evaluations: int
     deprecation: list[str] | None = Field(
         None,
-        description="Which fields of the request have new names; the old go with the next release.",
+        description="Fields of the request that have new names; the next release drops the old.",
     )
 
 
 class Progress(BaseModel):
-    """A `progress` event of a stream. The last has `step` = `total` and the final timings."""
+    """A `progress` event of a stream; the last has `step` = `total` and the final timings."""
 
     state: Literal["waiting", "running", "done"] = Field(
-        description="waiting: none of its rows has been through the network."
+        description="waiting: no row has been through the network yet."
     )
     step: int = Field(description="Network evaluations done, all rows together.")
     total: int = Field(description="Network evaluations needed: `network_evaluations`.")
     seconds_left: float | None = Field(
-        description="An estimate; null until there is one. Running, at the request's own pace of "
-        "the last seconds; waiting, the time of everything the service has accepted."
+        description="An estimate; null until there is one. While running, from the request's pace "
+        "in the last seconds; while waiting, the time for everything that was accepted."
     )
-    queue_seconds: float = Field(description="Waited until its first network call, so far.")
-    compute_seconds: float = Field(description="Since then, so far.")
+    queue_seconds: float = Field(description="Time until its first network call, so far.")
+    compute_seconds: float = Field(description="Time since then, so far.")
 
 
 RowState = Literal["finished", "running", "waiting"]
 
 
 class Preview(BaseModel):
-    """A `preview` event of a stream: the request's first rows on their way.
+    """A `preview` event of a stream: the request's first rows as they are now.
 
-    Row i n + j of a posterior is sample j of example i; while it runs, of a system's first
-    particles.
+    Row i n + j of n samples per posterior is sample j of posterior i; while a system of particles
+    runs, its first particles.
     """
 
-    step: int = Field(description="Network evaluations done when it was taken.")
-    rows: list[RowState] = Field(description="How each row stands.")
+    step: int = Field(description="Network evaluations done at that time.")
+    rows: list[RowState] = Field(description="The state of each row.")
     estimates: list[Any] = Field(
-        description="Of each row, data units: finished, its sample; running, x_0hat, what the "
-        "network takes x_0 to be; waiting, null. Images are base64 PNGs, all else arrays."
+        description="For each row, in data units: its sample if finished, the network's estimate "
+        "of x_0 if running, null if waiting. Images are base64 PNGs, other data arrays."
     )
 
 
 class ClassifierSummary(BaseModel):
-    """A classifier that goes with a model."""
+    """A classifier that fits a model."""
 
     name: str
-    labels: list[str] = Field(description="What it tells apart, in order.")
+    labels: list[str] = Field(description="Its classes, in order.")
 
 
 class ModelSummary(BaseModel):
@@ -296,11 +301,11 @@ class ModelSummary(BaseModel):
     shape: list[int]
     process: str
     steps: int = Field(description="T.")
-    samplers: list[str] = Field(description="Those that /sample takes for it.")
+    samplers: list[str] = Field(description="The samplers that /sample accepts for it.")
     network: str
     parameters: int
     classifiers: list[ClassifierSummary] = Field(
-        description="Those that read its data: whose labels /posterior may ask for."
+        description="The classifiers whose labels /posterior accepts for it."
     )
     columns: ColumnsOut = None
 
@@ -317,12 +322,12 @@ class ModelsAnswer(BaseModel):
     """What is served."""
 
     models: list[ModelSummary]
-    default: str | None = Field(description="Serves requests that name none.")
+    default: str | None = Field(description="The model for requests that name none.")
     refused: list[RefusedFile]
 
 
 class ModelAnswer(ModelSummary):
-    """Everything an artefact says of its model, and its card."""
+    """Everything an artefact says about its model, and the model's card."""
 
     default_convention: Convention
     artefact: dict[str, Any] = Field(
@@ -330,17 +335,18 @@ class ModelAnswer(ModelSummary):
     )
     checksum: str = Field(description="Of the artefact's file: sha256, in hexadecimal.")
     evaluation: list[dict[str, Any]] = Field(
-        description="Measured bounds, with split and error; `quantiles` are the 101 percentiles of "
-        "the estimated bound of one example, nats, over `quantiles_count` of the data, or over all."
+        description="Measured bounds, with split and error; `quantiles` are the 101 percentiles "
+        "of the estimated bound of an example, nats, over `quantiles_count` of the data, or all of "
+        "them."
     )
     card: str | None = Field(description="The model's card, Markdown.")
 
 
 class ExamplesAnswer(BaseModel):
-    """Held-out data of a model, to try things on."""
+    """Held-out data of a model, to try requests with."""
 
     model: str
-    split: Literal["test"] = Field("test", description="Of the data; none of it was fitted to.")
+    split: Literal["test"] = Field("test", description="Of the data; not used for training.")
     data: ArrayOut = Field(
         description="[n, *shape], data units; empty where the model ships without examples."
     )

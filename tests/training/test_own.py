@@ -1,5 +1,6 @@
 """Data of one's own: read, parted, configured, fitted and exported."""
 
+import re
 import tomllib
 from pathlib import Path
 
@@ -9,6 +10,7 @@ import torch
 from PIL import Image
 
 from diffusion.checkpoint import load as load_artefact
+from diffusion.samplers import Ancestral, sample
 from training import user_data as own
 from training.__main__ import main
 from training.config import ConfigError, FitConfig
@@ -241,3 +243,68 @@ def test_a_table_becomes_a_model(
     assert metadata.training.steps == 3
     estimate = model.predict(torch.zeros(2, 3), torch.tensor([1, model.T])).x_0
     assert bool(torch.isfinite(estimate).all())
+
+
+def test_badly_scaled_columns_are_fitted_in_their_own_units(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Unix times of spread 50, which float32 rounds to multiples of 128, beside billionths."""
+    monkeypatch.chdir(tmp_path)
+    dice = np.random.default_rng(0)
+    times = 1.7e9 + 50 * dice.standard_normal(400)
+    rows = np.column_stack([times, 1e-9 * (3 + (times - 1.7e9) / 50)])
+    np.savetxt("log.csv", rows, delimiter=",", header="time,current", comments="", fmt="%.17g")
+    dataset = load(TableConfig(file="log.csv"))
+    assert dataset.train.dtype == torch.float64
+    found = torch.cat([dataset.train, dataset.valid, dataset.test]).numpy()
+    assert np.array_equal(np.sort(found, axis=0), np.sort(rows, axis=0))
+    z = dataset.space.to_model(dataset.train)
+    assert torch.allclose(z.std(0), torch.ones(2), atol=1e-3)
+    assert main(["train", "log.csv", "--steps", "2", "--no-evaluation"]) == 0
+    model, metadata = load_artefact(Path("models/log/model.safetensors"))
+    assert metadata.space.dtype == torch.float64
+    drawn = metadata.space.to_data(sample(model, 200, seed=0, sampler=Ancestral(steps=50)))
+    assert abs(float(drawn[:, 0].mean()) - times.mean()) < 4 * 50 / 200**0.5
+    assert abs(float(drawn[:, 0].std()) - 50) < 4 * 50 / 400**0.5
+    assert len(drawn[:, 0].unique()) == 200
+    # Both columns tell the same: the current follows from the time.
+    ahead = drawn[:, 1] * 1e9 - 3 - (drawn[:, 0] - 1.7e9) / 50
+    assert float(ahead.std()) < 0.05
+
+
+def test_ordinary_columns_stay_in_float32(tmp_path: Path) -> None:
+    np.save(tmp_path / "rows.npy", np.random.default_rng(0).normal(90, 1, (60, 2)))
+    dataset = load(TableConfig(file=str(tmp_path / "rows.npy")))
+    assert dataset.train.dtype == torch.float32
+    assert dataset.notes == ()
+
+
+@pytest.mark.parametrize(
+    ("column", "told"),
+    [
+        (np.full(100, 0.1), "column 1 is the same in every row, which"),
+        (np.r_[0.5, np.full(99, 0.1)], "column 1 is the same in every row but 1"),
+        (1.7e9 + 1e-2 * np.arange(100), None),
+        (1e15 + np.arange(100) / 8, "column 1 lies 2.8e+14 times its spread from 0"),
+    ],
+)
+def test_a_column_that_no_model_can_be_of_is_refused_by_its_place(
+    tmp_path: Path, column: np.ndarray, told: str | None
+) -> None:
+    path = tmp_path / "rows.npy"
+    np.save(path, np.column_stack([np.random.default_rng(0).normal(size=100), column]))
+    config = TableConfig(file=str(path), seed=1)  # row 0 is held out
+    if told is None:
+        assert load(config).space.dtype == torch.float64
+        return
+    with pytest.raises(DataError, match=re.escape(told)):
+        load(config)
+
+
+def test_copies_and_columns_of_few_values_are_told(tmp_path: Path) -> None:
+    dice = np.random.default_rng(0)
+    rows = np.column_stack([dice.normal(size=200), dice.integers(0, 3, 200)])
+    np.save(tmp_path / "rows.npy", np.vstack([rows, rows[:50]]))
+    copies, discrete = load(TableConfig(file=str(tmp_path / "rows.npy"))).notes
+    assert copies.startswith("50 of 250 rows are copies of others")
+    assert discrete.startswith("few different values in column 1:")

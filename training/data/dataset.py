@@ -10,10 +10,10 @@ import hashlib
 from abc import abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, Self
 
 import torch
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import Tensor
 
 from diffusion.space import DataSpace
@@ -82,6 +82,22 @@ class DataSetConfig(BaseModel):
         Raises:
             DataError: files that cannot be found, downloaded or believed.
         """
+
+
+class Shares(DataSetConfig):
+    """One's own data: `valid` and `test` are shares of all of them; the rest is `train`."""
+
+    valid: float = Field(default=0.05, gt=0)
+    test: float = Field(default=0.1, gt=0)
+
+    @model_validator(mode="after")
+    def _shares(self) -> Self:
+        if self.valid + self.test >= 1:
+            raise ValueError(
+                f"valid and test are shares that leave some for train, came {self.valid} and "
+                f"{self.test}"
+            )
+        return self
 
 
 def split_seed(seed: int, split: Split) -> int:

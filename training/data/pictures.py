@@ -22,8 +22,7 @@ from typing_extensions import override
 from noneq.errors import FileError
 from noneq.reading import folders, pictures
 from noneq.reading.folders import Folder, Skipped
-from training.data.dataset import DataError, Dataset, eight_bit
-from training.data.shares import Shares
+from training.data.dataset import DataError, Dataset, Shares, eight_bit
 
 LEAST = 10  # pictures, that each split has some
 

@@ -10,19 +10,21 @@ from typing import Literal
 
 import numpy as np
 import torch
-from pydantic import Field
+from pydantic import Field, ValidationError
 from torch import Tensor
 from typing_extensions import override
 
 from diffusion.space import DataSpace
 from noneq.errors import FileError
 from noneq.reading import arrays, tables
-from training.data.dataset import DataError, Dataset, checksum, generator
-from training.data.shares import Shares
+from training.data.dataset import DataError, Dataset, Shares, checksum, generator
 
 LEAST = 50  # rows
 BLOCK = 4096  # rows that are read at once
+REPEATS = 10  # mean occurrences of a value, from which a column counts as discrete
 ENDINGS = tables.SUFFIXES
+
+Names = tuple[str, ...] | None
 
 
 class TableConfig(Shares):
@@ -37,32 +39,36 @@ class TableConfig(Shares):
 
     @override
     def load(self) -> Dataset:
-        """Read the rows and part them; float32 [rows, D].
+        """Read the rows and part them; [rows, D], float64 where float32 would round their spread.
 
         Raises:
             DataError: as `read`, or a column that is the same in every row.
         """
         path = Path(self.file)
-        rows, names, notes = read(path)
+        exact, names, notes = read(path)
+        order = torch.randperm(len(exact), generator=generator(self.seed, "train"))
+        test = max(1, round(self.test * len(exact)))
+        held_out = test + max(1, round(self.valid * len(exact)))
+        rows = exact
+        space = _space(rows, order[held_out:], path, names)
+        if space.dtype == torch.float32:
+            rows = exact.float()
+            space = _space(rows, order[held_out:], path, names)
         digest = checksum(rows)
-        order = torch.randperm(len(rows), generator=generator(self.seed, "train"))
         rows = rows[order]
-        test = max(1, round(self.test * len(rows)))
-        held_out = test + max(1, round(self.valid * len(rows)))
-        train = rows[held_out:]
         return Dataset(
             name=self.kind,
-            space=_space(rows, train, path, names),
-            train=train,
+            space=space,
+            train=rows[held_out:],
             valid=rows[test:held_out],
             test=rows[:test],
             checksum=digest,
-            notes=notes,
+            notes=(*notes, *(_doubts(exact, names) if space.greatest is None else ())),
         )
 
 
-def read(path: Path) -> tuple[Tensor, tuple[str, ...] | None, tuple[str, ...]]:
-    """The numbers of a table, float32 [rows, D], its columns' names if it has any, and notes.
+def read(path: Path) -> tuple[Tensor, Names, tuple[str, ...]]:
+    """The numbers of a table, float64 [rows, D], its columns' names if it has any, and notes.
 
     Raises:
         DataError: the file is missing, is no table of finite numbers, or has too few of them.
@@ -86,24 +92,63 @@ def read(path: Path) -> tuple[Tensor, tuple[str, ...] | None, tuple[str, ...]]:
     gaps = np.argwhere(np.isnan(array))
     if len(gaps):
         row, column = gaps[0].tolist()
-        name = "" if names is None else f" ({names[column]})"
         raise DataError(
-            f"{path}: row {row}, column {column}{name} is a gap ({len(gaps)} in all): fill it, or "
-            "remove the row"
+            f"{path}: row {row}, {_column(column, names)} is a gap ({len(gaps)} in all): fill it, "
+            "or remove the row"
         )
-    return torch.from_numpy(array.astype(np.float32)), names, () if note is None else (note,)
+    return torch.tensor(array), names, () if note is None else (note,)
 
 
-def _space(rows: Tensor, train: Tensor, path: Path, names: tuple[str, ...] | None) -> DataSpace:
+def _space(rows: Tensor, fitted: Tensor, path: Path, names: Names) -> DataSpace:
+    """Bits where all are 0 or 1, else reals, scaled by the rows numbered `fitted`."""
     if bool(((rows == 0) | (rows == 1)).all()):
         return DataSpace(kind="bits", shape=(rows.shape[1],), columns=names)
-    mean, deviation = train.double().mean(0), train.double().std(0)
-    flat = (deviation == 0).nonzero().flatten().tolist()
+    train = rows[fitted].double()
+    flat = (train == train[0]).all(0).nonzero().flatten().tolist()
     if flat:
-        name = "" if names is None else f" ({names[flat[0]]})"
+        others = int((rows[:, flat[0]] != train[0, flat[0]].to(rows.dtype)).sum())
+        but = f" but {others}" if others else ""
         raise DataError(
-            f"{path}: column {flat[0]}{name} is the same in every row, which has no density: leave "
-            "it out"
+            f"{path}: {_column(flat[0], names)} is the same in every row{but}, which has no "
+            "density: leave it out"
         )
+    mean, deviation = train.mean(0), train.std(0)
     shift, scale = tuple(mean.tolist()), tuple(deviation.tolist())
-    return DataSpace(kind="vector", shape=(rows.shape[1],), shift=shift, scale=scale, columns=names)
+    shape = (rows.shape[1],)
+    try:
+        return DataSpace(kind="vector", shape=shape, shift=shift, scale=scale, columns=names)
+    except ValidationError as error:
+        far = mean.abs() / deviation
+        worst = int(far.argmax())
+        raise DataError(
+            f"{path}: {_column(worst, names)} lies {float(far[worst]):.2g} times its spread from "
+            "0, which float64 does not resolve: subtract an offset from it, its mean say"
+        ) from error
+
+
+def _doubts(rows: Tensor, names: Names) -> list[str]:
+    """What makes the report on held-out rows say less than it seems to, in sentences."""
+    found = []
+    different = rows.unique(dim=0)
+    copies = len(rows) - len(different)
+    if copies > len(rows) // 100:
+        found.append(
+            f"{copies} of {len(rows)} rows are copies of others: some held-out rows were fitted to "
+            "as well, and the report on them is too good; leave the copies out"
+        )
+    discrete = [
+        _column(column, names)
+        for column, values in enumerate(different.T)
+        if len(values.unique()) * REPEATS <= len(different)
+    ]
+    if discrete:
+        more = f" and {len(discrete) - 6} more" if len(discrete) > 6 else ""
+        found.append(
+            f"few different values in {', '.join(discrete[:6])}{more}: they are fitted as reals, "
+            "so samples lie between the values, and a density is as high as its peaks are narrow"
+        )
+    return found
+
+
+def _column(column: int, names: Names) -> str:
+    return f"column {column}" + ("" if names is None else f" ({names[column]})")

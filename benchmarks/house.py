@@ -33,7 +33,7 @@ FAMILIES = {
 METHODS = {"Twisted", "Matched", "Product", "Repaint", "Auto"}
 KINDS = {"image", "vector", "bits", "table"}
 #: Modules that define them.
-OWNERS = {"space.py", "distributions.py", "process.py", "prediction.py", "methods.py"}
+OWNERS = {"space.py", "distributions.py", "gaussian.py", "binomial.py", "methods.py"}
 
 SAMPLE = {"model": "gaussian-mixture", "num_samples": 4, "seed": 1, "sampler": {"steps": 10}}
 LOGLIK = {"model": "gaussian-mixture", "data": [[0.1, 0.2]], "terms": 20, "seed": 1}

@@ -25,8 +25,7 @@ from diffusion.artefact import (
 from diffusion.likelihood.estimator import Spacing, StrataKind
 from diffusion.model import DiffusionModel
 from diffusion.networks import BitPatternsConfig, NetworkConfig, build
-from diffusion.prediction import PredictionKind, VarianceKind, check_signal, output_of
-from diffusion.process import ProcessConfig
+from diffusion.process import PredictionKind, ProcessConfig, VarianceKind
 from diffusion.profile import ProfileConfig
 from diffusion.space import Convention, DataSpace
 
@@ -164,7 +163,7 @@ class Metadata(Frozen):
 
     @model_validator(mode="after")
     def _fits(self) -> Self:
-        wanted = output_of(self.process.build(), self.prediction, self.variance).count
+        wanted = self.process.build().output(self.prediction, self.variance).count
         if self.network.outputs != wanted:
             raise ValueError(
                 f"prediction {self.prediction!r} with variance {self.variance!r} needs a network "
@@ -237,7 +236,7 @@ def load(path: Path, device: str | torch.device = "cpu") -> tuple[DiffusionModel
     model = restore(path, metadata.process, shapes, metadata.build)
     model.process.refresh()
     try:
-        check_signal(model.process, model.prediction)
+        model.process.check_signal(model.prediction)
         if model.profile is not None:
             model.profile.check()
     except ValueError as error:

@@ -10,8 +10,7 @@ from typing_extensions import override
 
 from diffusion.distributions import Distribution
 from diffusion.networks import Network
-from diffusion.prediction import Output, Prediction, PredictionKind, VarianceKind, output_of
-from diffusion.process import Process
+from diffusion.process import Output, Prediction, PredictionKind, Process, VarianceKind
 from diffusion.profile import Profile
 from diffusion.space import DataSpace
 
@@ -88,7 +87,7 @@ class DiffusionModel(nn.Module):
             raise ValueError(
                 f"prediction is one of {get_args(PredictionKind)}, came {prediction!r}"
             )
-        output_of(process, prediction, variance, profile).check(space)
+        process.output(prediction, variance, profile).check(space)
         self.process, self.network, self.space = process, network, space
         self.prediction, self.variance, self.profile = prediction, variance, profile
         if variance == "optimal" and profile is None:
@@ -114,7 +113,7 @@ class DiffusionModel(nn.Module):
     @property
     def output(self) -> Output:
         """What the network's output means."""
-        return output_of(self.process, self.prediction, self.variance, self.profile)
+        return self.process.output(self.prediction, self.variance, self.profile)
 
     @property
     def device(self) -> torch.device:

@@ -16,7 +16,6 @@ from torch import Tensor
 from diffusion.conditioned import Conditioned
 from diffusion.distributions import LOG_2PI, Bernoulli, Distribution, Normal
 from diffusion.operators import Dense, LinearOperator, Mask
-from diffusion.process import Process
 from diffusion.rows import Rows, row_sum
 from diffusion.space import DataSpace
 
@@ -93,12 +92,6 @@ class Observation(Rows):
         logits = torch.where(y > 0.5, strength, -strength).to(y.dtype)
         return cls(Bernoulli(torch.where(known, logits, 0.0)))
 
-    @classmethod
-    def nothing(cls, process: Process, event: tuple[int, ...], rows: int) -> Self:
-        """r = 1: sampling is posterior sampling with nothing seen."""
-        empty = torch.zeros(rows, *event, device=process.beta.device)
-        return cls(process.nothing_seen(empty))
-
     def __len__(self) -> int:
         """N."""
         return len(self.known)
@@ -113,14 +106,14 @@ class Observation(Rows):
         """What was seen where all is known, [N, *seen]: numbers, or bits."""
         return self.factor.values
 
-    def one_noise(self, process: Process) -> float | None:
-        """The noise that all elements have, each seen for itself; None where there is none."""
+    def one_noise(self, most: float) -> float | None:
+        """The noise that all elements have, each seen for itself, below `most`; else None."""
         if not isinstance(self.operator, Mask) or not bool(self.known.all()):
             return None
         noise = self.factor.noise
         first = float(noise.flatten()[0])
         same = bool(((noise - first).abs() <= 1e-5 * first).all())  # to rounding, in other units
-        return first if 0 < first < process.most_noise and same else None
+        return first if 0 < first < most and same else None
 
     @property
     def count(self) -> Tensor:
@@ -184,29 +177,13 @@ def in_model_units(
     known: Tensor,
     noise: Tensor,
 ) -> tuple[Observation, Tensor]:
-    """r in model units, x = c z + b, and what log p(y) in those gains in data units, nats [N].
+    """`Process.observe` of reals: r in model units, x = c z + b, and the gain in log p(y).
 
         y = A x + noise n   <=>   (y - A b) / c = A z + (noise / c) n
 
     where all elements have one scale c; where each is seen for itself, each has its own; else c
     goes into the matrix, y - A b = (A c) z + noise n.
-
-    Args:
-        space: of the data.
-        operator: A; of bits a `Mask`.
-        y: [N, *seen], data units.
-        known: bool [N, *seen]; all where A is no `Mask`.
-        noise: data units, broadcastable to `y`; of bits a single flip probability.
-
-    Raises:
-        ValueError: an operator that these data do not have, or a singular one seen without noise.
     """
-    if space.kind == "bits":
-        if not isinstance(operator, Mask):
-            raise ValueError(
-                "bits are seen one by one, each as it is or flipped: leave out `operator`"
-            )
-        return Observation.of_bits(y, known, float(noise)), torch.zeros(len(y)).double()
     shift, scale = (part.broadcast_to(space.shape)[None] for part in space.affine)
     if isinstance(operator, Mask):
         gained = -row_sum(torch.where(known, scale.log(), 0.0))

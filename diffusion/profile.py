@@ -4,7 +4,7 @@
     last_t   = argmax over v of E log p(x_0 | x_t), a step to x_0 of variance v
     mean_t   = E term_t,    spread_t^2 = E Var(term_t | x_0),    term_t of the bound, nats
 
-From it follow the best variance of the reverse kernel (`prediction.variance_terms`, "optimal"), the
+From it follow the best variance of the reverse kernel (`process.variance_terms`, "optimal"), the
 best path of N steps, and which terms of the bound to evaluate (`strata`).
 """
 
@@ -14,7 +14,7 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
-from diffusion.process import Tables
+from diffusion.schedule import Tables
 
 
 class ProfileConfig(BaseModel):

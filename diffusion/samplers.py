@@ -25,8 +25,7 @@ from typing_extensions import override
 from diffusion.model import DiffusionModel
 from diffusion.noise import CounterNoise, DrawnNoise, Noise, Stream, counter_noise
 from diffusion.observation import Observation
-from diffusion.prediction import Prediction
-from diffusion.process import Process
+from diffusion.process import Prediction, Process
 from diffusion.rows import per_row
 
 _NUMBERS = 2**18  # drawn at once: a few MB

@@ -7,11 +7,23 @@ artefact.
 """
 
 import math
-from typing import Annotated, Literal
+from collections.abc import Callable
+from typing import Annotated, Literal, Self
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field
-from torch import Tensor
+from torch import Tensor, nn
+from typing_extensions import override
+
+
+class Tables(nn.Module):
+    """Tables of float64, which move to a device and are never cast."""
+
+    @override
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        # .float() and .bfloat16() come through here as .to(device) does: only the device is obeyed.
+        super()._apply(lambda x: x.to(fn(x).device), recurse)  # type: ignore[no-untyped-call]
+        return self
 
 
 class _Schedule(BaseModel):

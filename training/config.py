@@ -16,8 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError,
 
 from diffusion.likelihood.estimator import Choice, StrataKind
 from diffusion.networks import CorrectedConfig, NetworkConfig
-from diffusion.prediction import VarianceKind
-from diffusion.process import ProcessConfig
+from diffusion.process import ProcessConfig, VarianceKind
 from diffusion.profile import ProfileConfig
 from diffusion.space import Convention
 from training.data import AnyConfig, DataConfig

@@ -25,7 +25,7 @@ from diffusion.likelihood.estimator import Choice, Steps, term_noise
 from diffusion.likelihood.uncertainty import of_draws, of_strata, quantile, summed
 from diffusion.model import DiffusionModel
 from diffusion.noise import Noise
-from diffusion.prediction import Prediction
+from diffusion.process import Prediction
 from diffusion.space import Convention
 
 

@@ -29,8 +29,7 @@ from diffusion.likelihood.bound import evaluate as evaluate_term
 from diffusion.likelihood.estimator import Steps
 from diffusion.model import DiffusionModel
 from diffusion.noise import CounterNoise, Stream
-from diffusion.prediction import Prediction
-from diffusion.process import Process
+from diffusion.process import Prediction, Process
 from diffusion.space import Convention
 
 _ROWS = 4096  # of x_T drawn at once

@@ -27,7 +27,7 @@ from diffusion.model import DiffusionModel
 from diffusion.observation import Observation
 from diffusion.operators import Mask
 from diffusion.posterior.proposal import Independent, TwistValue
-from diffusion.prediction import GaussianPrediction
+from diffusion.process import GaussianPrediction
 from diffusion.rows import per_row, row_sum
 
 #: V_t at t = T, of data of unit variance: early errors of x_0hat are shared by many elements, and

@@ -257,7 +257,7 @@ class Matched(PosteriorMethod):
 
     @override
     def start(self, model: DiffusionModel, observation: Observation) -> MatchedStart:
-        noise = observation.one_noise(model.process)
+        noise = observation.one_noise(model.process.most_noise)
         if noise is None:
             raise ValueError(
                 "a matched start needs the same independent noise on every element (of bits, base "
@@ -371,7 +371,7 @@ class Auto(_Weighted):
         self, model: DiffusionModel, observation: Observation, factors: Sequence[Factor] = ()
     ) -> PosteriorMethod:
         check_factors(model, observation, factors)
-        noise = None if factors else observation.one_noise(model.process)
+        noise = None if factors else observation.one_noise(model.process.most_noise)
         # Where no step has that noise the plain chain from the nearest is another posterior.
         if noise is not None and matched_start(model, observation.values, noise).exact:
             return Matched()

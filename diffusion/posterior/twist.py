@@ -36,7 +36,7 @@ from diffusion.posterior.elements import (
     surprise_of,
 )
 from diffusion.posterior.proposal import Independent, TwistValue
-from diffusion.prediction import BinomialPrediction, GaussianPrediction, as_gaussian
+from diffusion.process import GaussianPrediction, as_gaussian
 from diffusion.rows import per_row, row_sum
 
 #: V_t is at least so much of 1 - alpha_bar: a network's Jacobian is no perfect covariance.
@@ -133,23 +133,21 @@ def evaluate_twist(
             `Twist.exact`, or none.
         twist: which r_t.
     """
-    if not model.process.continuous:
-        return _evaluate_bits(model, x_t, t, s, observation)
     count = observation.count
-    if not bool(count.any()):
-        prediction = model.predict(x_t, t)
-        kernel = prediction.kernel(s)
-        nothing = torch.zeros(len(x_t), dtype=torch.float64, device=x_t.device)
-        return TwistValue(nothing, Independent(kernel, kernel), prediction.x_0)
     exact = bool(twist.exact(count).all())
-    if twist.independent and not exact:
-        return evaluate_elements(model, as_gaussian(model.predict(x_t, t)), s, observation)
+    by_jacobian = model.process.continuous and bool(count.any())
+    if not by_jacobian or (twist.independent and not exact):
+        plain = model.predict(x_t, t)
+        found = plain.given(observation, s)
+        if found is None:
+            return evaluate_elements(model, as_gaussian(plain), s, observation)
+        return TwistValue(found[1], Independent(plain.kernel(s), found[0]), plain.x_0)
     with torch.inference_mode(False), torch.enable_grad():
         x = x_t.clone().requires_grad_()
         seen = model.predict(x, t, clip=False)
     # A clipped element has no gradient, so the Jacobian is of what the network said.
     prediction = as_gaussian(model.clip(seen))
-    kernel, own = prediction.kernel(s), own_variance(prediction)
+    own = own_variance(prediction)
     at = model.process.alpha_bar[t]
     scale = per_row(torch.where(at > 0, (1 - at) / at.sqrt(), 0.0), x_t)
     blind = per_row(at == 0, x_t).bool()  # x_T without signal says nothing: the prior's variance
@@ -289,13 +287,3 @@ def _iterated(
     if bool(good.all()):
         return found
     return found.where(good, evaluate_elements(model, prediction, s, observation))
-
-
-def _evaluate_bits(
-    model: DiffusionModel, x_t: Tensor, t: Tensor, s: Tensor, observation: Observation
-) -> TwistValue:
-    """pi given y by Bayes, element by element, mixed through q(x_s | x_t, x_0)."""
-    prediction = model.predict(x_t, t)
-    assert isinstance(prediction, BinomialPrediction)
-    proposal, log_r = prediction.given(observation, s)
-    return TwistValue(log_r, Independent(prediction.kernel(s), proposal), prediction.x_0)

@@ -13,7 +13,6 @@ import torch
 from torch import Tensor
 from typing_extensions import override
 
-from diffusion.observation import in_model_units
 from diffusion.posterior import MatchedStart, PosteriorMethod
 from diffusion.posterior.diagnostics import Diagnostics as PosteriorDiagnostics
 from diffusion.posterior.diagnostics import Summary
@@ -66,7 +65,7 @@ class PosteriorWork(Work[SampleResult | PosteriorResult]):
         if isinstance(request, PosteriorRequest):
             others = read_factors(request, served, backend.catalogue)
         with _refused("operator"):
-            observation, gained = in_model_units(
+            observation, gained = model.process.observe(
                 model.space, seen.operator, seen.values, seen.known, seen.noise
             )
         with _refused("method"):

@@ -27,8 +27,13 @@ from diffusion.networks import (
     RBFConfig,
     UNetConfig,
 )
-from diffusion.prediction import PredictionKind, VarianceKind
-from diffusion.process import BinomialConfig, GaussianConfig, ProcessConfig
+from diffusion.process import (
+    BinomialConfig,
+    GaussianConfig,
+    PredictionKind,
+    ProcessConfig,
+    VarianceKind,
+)
 from diffusion.profile import ProfileConfig, even, pack
 from diffusion.schedule import CosineSchedule, LogSnrSchedule, TableSchedule
 from diffusion.space import DataSpace

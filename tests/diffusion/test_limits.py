@@ -14,8 +14,12 @@ from diffusion.model import DiffusionModel
 from diffusion.networks import GaussianMixture
 from diffusion.networks.base import Network
 from diffusion.noise import counter_noise
-from diffusion.prediction import GaussianPrediction, PredictionKind, VarianceKind, output_of
-from diffusion.process import GaussianProcess
+from diffusion.process import (
+    GaussianPrediction,
+    GaussianProcess,
+    PredictionKind,
+    VarianceKind,
+)
 from diffusion.samplers import DDIM, Ancestral, DPMSolver, Sampler, sample
 from diffusion.schedule import InverseTimeSchedule, LogSnrSchedule, Schedule
 from diffusion.space import DataSpace
@@ -49,7 +53,7 @@ def wild(
     schedule: Schedule | None = None,
 ) -> DiffusionModel:
     process = GaussianProcess((schedule or LogSnrSchedule(first=14.0, last=-1.3)).beta(T))
-    network = Wild(output_of(process, prediction, variance).count)
+    network = Wild(process.output(prediction, variance).count)
     space = DataSpace(kind="vector", shape=(2,))
     return DiffusionModel(process, network, space, prediction, variance).eval()
 

@@ -11,8 +11,13 @@ from torch.testing import assert_close
 from diffusion.distributions import Bernoulli, Distribution, Normal
 from diffusion.model import DiffusionModel
 from diffusion.networks import MLP, BitPatterns, GaussianMixture, MLPConfig
-from diffusion.prediction import PredictionKind, VarianceKind, output_of
-from diffusion.process import BinomialProcess, GaussianProcess, Process
+from diffusion.process import (
+    BinomialProcess,
+    GaussianProcess,
+    PredictionKind,
+    Process,
+    VarianceKind,
+)
 from diffusion.schedule import InverseTimeSchedule, LinearSchedule, LogSnrSchedule
 from diffusion.space import DataSpace
 
@@ -43,7 +48,7 @@ def made(kind: str, prediction: PredictionKind, variance: VarianceKind | None) -
     process: Process = GaussianProcess(beta) if gaussian else BinomialProcess(beta, 0.3)
     config = MLPConfig(
         features=D,
-        outputs=2 if output_of(process, prediction, variance).count == 2 else 1,
+        outputs=2 if process.output(prediction, variance).count == 2 else 1,
         width=16,
         zero_out=False,
     )
@@ -196,5 +201,5 @@ def test_parts_that_do_not_fit_are_refused(parts: dict[str, Any], says: str) -> 
 
 def test_how_many_outputs_a_network_gives() -> None:
     real, bits = gaussian()["process"], binomial()["process"]
-    assert [output_of(real, *kinds).count for kinds in GAUSSIAN_KINDS] == [1, 1, 2, 2, 2]
-    assert [output_of(bits, *kinds).count for kinds in BIT_KINDS] == [1, 1]
+    assert [real.output(*kinds).count for kinds in GAUSSIAN_KINDS] == [1, 1, 2, 2, 2]
+    assert [bits.output(*kinds).count for kinds in BIT_KINDS] == [1, 1]

@@ -60,7 +60,7 @@ def test_nothing_observed_is_plain_sampling_bit_for_bit(
     plain = sample(model, 6, seed=1, sampler=sampler)
     nan = torch.full((6, 2), torch.nan)  # values that were not seen are not read
     for seen in (
-        Observation.nothing(model.process, model.event, 6),
+        model.process.nothing_seen(model.event, 6),
         Observation.of_reals(nan, torch.zeros(6, 2, dtype=torch.bool), 0.3),
     ):
         assert torch.equal(sample(model, 6, seed=1, sampler=sampler, observation=seen), plain)
@@ -70,7 +70,7 @@ def test_no_bits_observed_is_plain_sampling_bit_for_bit(heartbeat: BitPatterns) 
     model = binomial(heartbeat)
     plain = sample(model, 6, seed=1)
     for seen in (
-        Observation.nothing(model.process, model.event, 6),
+        model.process.nothing_seen(model.event, 6),
         Observation.of_bits(torch.ones(6, 20), torch.zeros(6, 20, dtype=torch.bool)),
     ):
         assert torch.equal(sample(model, 6, seed=1, observation=seen), plain)

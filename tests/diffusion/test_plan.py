@@ -9,8 +9,7 @@ from torch.testing import assert_close
 from diffusion.distributions import Normal
 from diffusion.model import DiffusionModel
 from diffusion.networks import MLP, GaussianMixture, MLPConfig
-from diffusion.prediction import VarianceKind, as_gaussian
-from diffusion.process import BinomialProcess, GaussianProcess
+from diffusion.process import BinomialProcess, GaussianProcess, VarianceKind, as_gaussian
 from diffusion.samplers import DDIM, Ancestral, DPMSolver, Update
 from diffusion.schedule import InverseTimeSchedule, LinearSchedule, LogSnrSchedule
 from diffusion.space import DataSpace

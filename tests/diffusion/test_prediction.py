@@ -9,15 +9,14 @@ from torch.testing import assert_close
 
 from diffusion.distributions import Bernoulli
 from diffusion.networks import BitPatterns, GaussianMixture
-from diffusion.prediction import (
+from diffusion.process import (
     BinomialPrediction,
+    BinomialProcess,
     GaussianPrediction,
+    GaussianProcess,
     PredictionKind,
     VarianceKind,
-    read_binomial,
-    read_gaussian,
 )
-from diffusion.process import BinomialProcess, GaussianProcess
 from diffusion.schedule import (
     CosineSchedule,
     InverseTimeSchedule,
@@ -45,6 +44,23 @@ def pairs() -> tuple[Tensor, Tensor]:
 def reals(seed: int, width: int = 3) -> Tensor:
     generator = torch.Generator().manual_seed(seed)
     return torch.randn(len(PAIRS), width, generator=generator, dtype=torch.float64)
+
+
+def read_gaussian(
+    process: GaussianProcess,
+    kind: PredictionKind,
+    variance: VarianceKind | None,
+    output: Tensor,
+    x_t: Tensor,
+    t: Tensor,
+) -> GaussianPrediction:
+    return process.output(kind, variance).read(output, x_t, t)
+
+
+def read_binomial(
+    process: BinomialProcess, kind: PredictionKind, output: Tensor, x_t: Tensor, t: Tensor
+) -> BinomialPrediction:
+    return process.output(kind, None).read(output, x_t, t)
 
 
 def amplitudes(process: GaussianProcess, t: Tensor) -> tuple[Tensor, Tensor]:

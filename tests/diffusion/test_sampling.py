@@ -14,8 +14,7 @@ from diffusion.model import DiffusionModel
 from diffusion.networks import BitPatterns, GaussianMixture
 from diffusion.noise import CounterNoise, DrawnNoise, counter_noise
 from diffusion.posterior import Observation
-from diffusion.prediction import VarianceKind
-from diffusion.process import BinomialProcess, GaussianProcess
+from diffusion.process import BinomialProcess, GaussianProcess, VarianceKind
 from diffusion.samplers import DDIM, Ancestral, DPMSolver, Update, advance, burst, sample, step
 from diffusion.schedule import InverseTimeSchedule, LogSnrSchedule
 from diffusion.space import DataSpace
@@ -212,7 +211,7 @@ def test_a_chain_goes_on_from_where_it_was(mixture: GaussianMixture) -> None:
     states: list[Tensor] = []
     plan = Ancestral().plan(model)
     row = torch.arange(3)
-    nothing = Observation.nothing(model.process, model.event, 3)
+    nothing = model.process.nothing_seen(model.event, 3)
     x = previous = torch.randn(3, 2)
     with torch.inference_mode():
         for number in range(20):

@@ -9,8 +9,7 @@ from torch import Tensor
 from diffusion.checkpoint import Metadata, Provenance
 from diffusion.model import DiffusionModel
 from diffusion.networks import UNetConfig
-from diffusion.prediction import PredictionKind, VarianceKind, check_signal
-from diffusion.process import GaussianConfig
+from diffusion.process import GaussianConfig, PredictionKind, VarianceKind
 from diffusion.schedule import Schedule, TableSchedule
 from diffusion.space import DataSpace
 
@@ -72,7 +71,7 @@ class Found:
         if isinstance(self.schedule, TableSchedule):
             assert self.table is not None  # where "table" was asked for
             model.process.take(self.table)
-        check_signal(model.process, self.prediction)
+        model.process.check_signal(self.prediction)
         return model.eval().requires_grad_(False), metadata
 
 

@@ -13,7 +13,7 @@ from pydantic import Field, PositiveInt, ValidationError, model_validator
 from torch import Tensor
 
 from diffusion.networks import UNetConfig, build
-from diffusion.prediction import VarianceKind
+from diffusion.process import VarianceKind
 from diffusion.schedule import CosineSchedule, LinearSchedule, Schedule
 from training.config import Frozen
 from training.convert.files import as_float32, checked, sha256

@@ -14,8 +14,7 @@ import torch
 from pydantic import ConfigDict, Field
 from torch import Tensor
 
-from diffusion.prediction import PredictionKind, VarianceKind
-from diffusion.process import GaussianConfig
+from diffusion.process import GaussianConfig, PredictionKind, VarianceKind
 from diffusion.schedule import CosineSchedule, LinearSchedule, Schedule, TableSchedule, alpha_bar
 from training.config import Frozen
 from training.convert.found import ConvertError

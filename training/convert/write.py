@@ -10,7 +10,7 @@ from pydantic import ValidationError
 
 from diffusion.checkpoint import Provenance, save
 from diffusion.likelihood import reference
-from diffusion.prediction import VarianceKind
+from diffusion.process import VarianceKind
 from diffusion.profile import ProfileConfig
 from diffusion.samplers import DDIM
 from training.config import ConvertedConfig, EvaluationConfig

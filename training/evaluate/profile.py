@@ -21,8 +21,7 @@ from diffusion.distributions import Normal
 from diffusion.likelihood.bound import evaluate
 from diffusion.model import DiffusionModel
 from diffusion.noise import Stream, counter_noise
-from diffusion.prediction import Prediction, VarianceKind, variance_terms
-from diffusion.process import GaussianProcess
+from diffusion.process import GaussianProcess, Prediction, VarianceKind, variance_terms
 from diffusion.profile import Profile, ProfileConfig, pack, shortest
 
 SCALAR: tuple[VarianceKind, ...] = ("lower", "upper", "optimal")

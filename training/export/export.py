@@ -19,7 +19,7 @@ from diffusion.checkpoint import Baseline, Evaluation, Metadata, Provenance, rea
 from diffusion.likelihood import reference
 from diffusion.model import DiffusionModel
 from diffusion.networks import BitPatterns, GaussianMixture
-from diffusion.prediction import VarianceKind
+from diffusion.process import VarianceKind
 from diffusion.profile import ProfileConfig
 from diffusion.samplers import DDIM, Ancestral, sample
 from diffusion.schedule import TableSchedule

@@ -144,7 +144,7 @@ def figure(
     """
     known = torch.zeros(digit.shape, dtype=torch.bool)
     known[..., : digit.shape[2] // 2, :] = True
-    nothing = Observation.nothing(model.process, model.event, 1)
+    nothing = model.process.nothing_seen(model.event, 1)
     drawn = counter_noise(0, torch.zeros(1, dtype=torch.int64), 0, Stream.DATA)
     y = model.space.to_model(digit) + noise * drawn.normal(model.event)
     seen = Observation.of_reals(y, known, noise)

@@ -170,7 +170,7 @@ class Chains:
 
     def nothing(self, rows: int) -> Observation:
         """r = 1."""
-        return Observation.nothing(self._model.process, self._model.event, rows)
+        return self._model.process.nothing_seen(self._model.event, rows)
 
     def ended(self, entries: Sequence[Entry]) -> Tensor:
         """The samples of a job's rows that ended, on the device."""

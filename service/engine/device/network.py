@@ -9,7 +9,7 @@ from typing_extensions import override
 
 from diffusion.model import DiffusionModel
 from diffusion.networks import Network
-from diffusion.prediction import Prediction
+from diffusion.process import Prediction
 
 Precision = Literal["float32", "tf32", "bfloat16"]
 Rows = tuple[Tensor, Tensor]  # x_t [B, *event], model units, and t, int64 [B]

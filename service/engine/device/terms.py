@@ -18,7 +18,7 @@ from diffusion.likelihood.bound import closed_last, combine, evaluate, prior_par
 from diffusion.likelihood.iwae import Trajectories
 from diffusion.model import DiffusionModel
 from diffusion.noise import CounterNoise, Stream
-from diffusion.prediction import Prediction
+from diffusion.process import Prediction
 from diffusion.space import Convention
 from service.engine.device.transfer import slots_of, upload
 from service.engine.jobs import BoundJob

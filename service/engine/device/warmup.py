@@ -21,11 +21,10 @@ from torch import Tensor
 from diffusion.likelihood.estimator import choose_steps
 from diffusion.model import DiffusionModel
 from diffusion.noise import counter_noise
-from diffusion.observation import in_model_units
 from diffusion.operators import Mask
 from diffusion.posterior.particle_filter import ParticleFilter
 from diffusion.posterior.twist import Twist
-from diffusion.prediction import Prediction
+from diffusion.process import Prediction
 from diffusion.samplers import Ancestral, begin
 from service.engine.device.runner import ChainRunner
 from service.engine.device.smc import SMCRunner
@@ -201,7 +200,7 @@ def warm_up_systems(runner: SMCRunner, rows: int) -> tuple[int, int]:
     model = runner.model
     known = torch.ones(1, *model.event, dtype=torch.bool)
     values = torch.zeros(1, *model.event)
-    seen, _ = in_model_units(model.space, Mask(), values, known, torch.tensor(0.25))
+    seen, _ = model.process.observe(model.space, Mask(), values, known, torch.tensor(0.25))
     kernel = ParticleFilter(Ancestral(steps=min(2, model.T)).plan(model), 1, twist=_DIAGONAL)
     job = SMCJob.of("", model, 1, kernel, seen, rows)
     runner.open(_OTHERS, job)

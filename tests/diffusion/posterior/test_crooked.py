@@ -15,7 +15,7 @@ from diffusion.observation import Observation
 from diffusion.operators import Dense, Mask
 from diffusion.posterior import Twisted, sample_posterior
 from diffusion.posterior.twist import Twist, covariance, evaluate_twist
-from diffusion.prediction import GaussianPrediction
+from diffusion.process import GaussianPrediction
 from diffusion.samplers import Ancestral
 from tests.diffusion.models import gaussian
 

@@ -15,8 +15,7 @@ from diffusion.operators import AveragePooling, Dense, Mask, Operator
 from diffusion.posterior.elements import certain
 from diffusion.posterior.elements import evaluate_elements as evaluate
 from diffusion.posterior.proposal import Independent, TwistValue
-from diffusion.prediction import GaussianPrediction
-from diffusion.process import GaussianProcess
+from diffusion.process import GaussianPrediction, GaussianProcess
 from diffusion.schedule import LogSnrSchedule
 from diffusion.space import DataSpace
 from tests.diffusion.models import gaussian

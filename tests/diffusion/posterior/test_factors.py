@@ -86,7 +86,7 @@ def classifier(model: DiffusionModel, network: Network, labels: int) -> Classifi
 
 
 def nothing(model: DiffusionModel) -> Observation:
-    return Observation.nothing(model.process, model.event, 1)
+    return model.process.nothing_seen(model.event, 1)
 
 
 def found_by(
@@ -338,14 +338,14 @@ def test_draw_takes_factors(mixture: GaussianMixture) -> None:
     """Labels of two data in one call: each its own component, a posterior of its own."""
     model, other = gaussian(mixture, 60), gaussian(other_mixture(), 60)
     reader = classifier(model, Components(mixture), 2)
-    seen = Observation.nothing(model.process, model.event, 2)
+    seen = model.process.nothing_seen(model.event, 2)
     factors = [Label(reader, torch.tensor([0, 1]))]
     method = Auto(particles=4)
     found = sample_posterior(model, seen, 20, seed=1, method=method, factors=factors)
     assert found.network_evaluations == 2 * 20 * 4 * 60
     assert bool((found.samples[0, :, 0] > 0).float().mean() > 0.9)
     assert bool((found.samples[1, :, 0] < 0).float().mean() > 0.9)
-    alone = Observation.nothing(model.process, model.event, 1)
+    alone = model.process.nothing_seen(model.event, 1)
     first = sample_posterior(
         model, alone, 20, seed=1, method=method, factors=[factors[0].rows(torch.tensor([0]))]
     )

@@ -10,6 +10,7 @@ from torch.testing import assert_close
 from diffusion.distributions import Bernoulli, Normal
 from diffusion.observation import in_model_units
 from diffusion.operators import AveragePooling, Blur, Dense, LinearOperator, Mask
+from diffusion.process import BinomialConfig
 from diffusion.space import DataSpace
 
 EVEN = DataSpace(kind="vector", shape=(4,), shift=(1.0, -2.0, 0.5, 3.0), scale=2.5)
@@ -65,14 +66,14 @@ def test_only_what_is_known_counts() -> None:
 
 
 def test_bits_have_one_unit_and_no_operator() -> None:
-    space = DataSpace(kind="bits", shape=(3,))
+    space, process = DataSpace(kind="bits", shape=(3,)), BinomialConfig(T=4).build()
     y, known = torch.tensor([[1.0, 0, 0]]), torch.tensor([[True, True, False]])
-    found, gained = in_model_units(space, Mask(), y, known, torch.tensor(0.1).double())
+    found, gained = process.observe(space, Mask(), y, known, torch.tensor(0.1).double())
     assert isinstance(found.factor, Bernoulli)
     assert_close(found.factor.mean, torch.tensor([[0.9, 0.1, 0.5]]))
     assert gained.tolist() == [0.0]
     with pytest.raises(ValueError, match="leave out `operator`"):
-        in_model_units(space, AveragePooling(size=3), y[:, :1], known[:, :1], torch.tensor(0.1))
+        process.observe(space, AveragePooling(size=3), y[:, :1], known[:, :1], torch.tensor(0.1))
 
 
 def test_a_singular_operator_without_noise_is_refused() -> None:

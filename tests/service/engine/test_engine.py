@@ -13,7 +13,6 @@ from prometheus_client.parser import text_string_to_metric_families
 from torch.testing import assert_close
 
 from diffusion.model import DiffusionModel
-from diffusion.posterior import Observation
 from diffusion.samplers import DDIM, Ancestral, sample
 from service.engine import Engine
 from service.errors import (
@@ -176,7 +175,7 @@ def test_parts_that_do_not_fit(
         engine.submit(chains(gaussian, 3, start=torch.zeros(2, 2)))
     with pytest.raises(ValueError, match="`x_0` has shape"):
         engine.submit(terms(gaussian, torch.zeros(2, 3)))
-    seen = Observation.nothing(gaussian.process, (2,), 4)
+    seen = gaussian.process.nothing_seen((2,), 4)
     with pytest.raises(ValueError, match="`observation` has shape"):
         engine.submit(chains(gaussian, 3, observation=seen))
 

@@ -11,8 +11,7 @@ from torch import Tensor, nn
 from diffusion.model import DiffusionModel
 from diffusion.networks import MLP, MLPConfig
 from diffusion.posterior import Observation
-from diffusion.prediction import PredictionKind, VarianceKind
-from diffusion.process import BinomialConfig, GaussianConfig, Process
+from diffusion.process import BinomialConfig, GaussianConfig, PredictionKind, Process, VarianceKind
 from diffusion.samplers import DDIM, Ancestral, DPMSolver, Sampler
 from diffusion.space import DataSpace
 from service.engine import Engine, SampleJob

@@ -13,7 +13,6 @@ import torch
 from diffusion.checkpoint import save
 from diffusion.model import DiffusionModel
 from diffusion.networks import GaussianMixture
-from diffusion.observation import Observation, in_model_units
 from diffusion.operators import Mask
 from diffusion.posterior import Expert, Label, Method, Posterior, Twisted, sample_posterior
 from diffusion.samplers import Ancestral
@@ -99,14 +98,14 @@ async def test_a_served_label_is_that_of_draw(
     """By name and by place, alone and beside an upper half; in waves of fewer than all systems."""
     catalogue = load_folder(labelled, "cpu")
     model, reader = catalogue.served["grey"].model, catalogue.classifiers["animals"].classifier
-    seen, gained = Observation.nothing(model.process, model.event, 2), torch.zeros(2)
+    seen, gained = model.process.nothing_seen(model.event, 2), torch.zeros(2)
     asked: dict[str, Any] = {}
     if half:
         y = torch.arange(96).float().reshape(2, 1, 6, 8)
         known = torch.zeros(2, 1, 6, 8, dtype=torch.bool)
         known[:, :, :3] = True
         std = torch.tensor(20.0)
-        seen, gained = in_model_units(model.space, Mask(), y.where(known, 0), known, std)
+        seen, gained = model.process.observe(model.space, Mask(), y.where(known, 0), known, std)
         asked = {"observed": y.tolist(), "known": known[0].int().tolist(), "noise_std": 20}
     answer = await ask(
         client,
@@ -131,7 +130,7 @@ async def test_a_served_product_is_that_of_draw(
 ) -> None:
     other = load_folder(labelled, "cpu").served["other"].model
     y, known = torch.tensor([[0.2, 0.0], [0.0, -1.0]]), torch.tensor([[1, 0], [0, 1]]).bool()
-    seen, gained = in_model_units(mixture.space, Mask(), y, known, torch.tensor(0.5))
+    seen, gained = mixture.process.observe(mixture.space, Mask(), y, known, torch.tensor(0.5))
     answer = await ask(
         client,
         "/posterior",

@@ -10,7 +10,6 @@ import torch
 
 from diffusion.model import DiffusionModel
 from diffusion.networks import GaussianMixture
-from diffusion.observation import in_model_units
 from diffusion.operators import AveragePooling, Dense, LinearOperator, Mask
 from diffusion.posterior import Method, Product, Repaint, Twisted, sample_posterior
 from diffusion.samplers import Ancestral
@@ -90,7 +89,7 @@ async def test_the_served_answer_is_that_of_draw(
     y = torch.tensor(seen["observed"], dtype=torch.float32)
     known = torch.tensor(seen.get("known", 1)).bool().expand_as(y)
     noise = torch.tensor(seen.get("noise_std", 0.0))
-    observation, gained = in_model_units(model.space, operator, y, known, noise)
+    observation, gained = model.process.observe(model.space, operator, y, known, noise)
     offline = sample_posterior(
         model, observation, 4, seed=3, method=method, sampler=Ancestral(steps=9)
     )

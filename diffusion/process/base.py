@@ -1,0 +1,294 @@
+"""What every process has: the forward trajectory q, what a network's output means, and its kernels.
+
+    q(x_t | x_0) has signal alpha_bar_t
+    q(x_s | x_t, x_0) is proportional to q(x_t | x_s) q(x_s | x_0)
+
+`t` and `s` are int64 [B], one entry a row, s < t, at any stride; s = t - 1 is the paper's
+(Sohl-Dickstein et al. 2015, Table App.1). Coefficients are computed in float64 and cast once.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar, Literal, Self
+
+import torch
+from pydantic import BaseModel, ConfigDict, Field
+from torch import Tensor
+
+from diffusion.distributions import Distribution, Tilt
+from diffusion.noise import Noise
+from diffusion.observation import Observation
+from diffusion.operators import LinearOperator
+from diffusion.profile import Profile
+from diffusion.rows import Rows
+from diffusion.schedule import Tables, alpha_bar, check_beta
+from diffusion.space import DataSpace
+
+PredictionKind = Literal["eps", "x_0", "v", "perturbation"]
+VarianceKind = Literal["lower", "upper", "interpolated", "moment", "optimal"]
+
+
+class Config(BaseModel, ABC):
+    """A process's configuration; a subclass has a `kind` and a schedule."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+    T: int = Field(ge=1, le=100_000)
+
+    @abstractmethod
+    def build(self) -> "Process":
+        """The process, with the schedule's table."""
+
+
+class Process(Tables, ABC):
+    """The forward process q of T steps.
+
+    Args:
+        beta: float64 [T + 1], beta[0] = 0.
+    """
+
+    #: Whether x_t is real, so that x_0hat and twists have gradients in it.
+    continuous: ClassVar[bool] = True
+    beta: Tensor
+    alpha_bar: Tensor
+
+    def __init__(self, beta: Tensor) -> None:
+        super().__init__()
+        check_beta(beta)
+        self.register_buffer("beta", beta.double())
+        self.register_buffer("alpha_bar", alpha_bar(beta), persistent=False)
+
+    def refresh(self) -> None:
+        """Compute alpha_bar again after `beta` was loaded."""
+        check_beta(self.beta)
+        self.alpha_bar.copy_(alpha_bar(self.beta))
+
+    def take(self, beta: Tensor) -> None:
+        """Use another table, float64 [T + 1], through which gradients pass."""
+        check_beta(beta)
+        self.beta, self.alpha_bar = beta, alpha_bar(beta)
+
+    @property
+    def T(self) -> int:
+        """The number of steps."""
+        return len(self.beta) - 1
+
+    def log_snr(self, t: Tensor) -> Tensor:
+        """log(alpha_bar_t / (1 - alpha_bar_t)), float64 [B]; infinite at the ends of the signal."""
+        return torch.logit(self.alpha_bar[t])
+
+    def rate(self, t: Tensor, s: Tensor) -> Tensor:
+        """The signal kept from s to t, alpha_bar_t / alpha_bar_s, float64 [B]."""
+        return self.alpha_bar[t] / self.alpha_bar[s]
+
+    @abstractmethod
+    def prior(self, event: Sequence[int], rows: int) -> Distribution:
+        """pi(x_T), rows of shape [rows, *event]."""
+
+    @abstractmethod
+    def nothing_seen(self, event: Sequence[int], rows: int) -> Observation:
+        """The observation r = 1 of rows [rows, *event]."""
+
+    @abstractmethod
+    def observe(
+        self, space: DataSpace, operator: LinearOperator, y: Tensor, known: Tensor, noise: Tensor
+    ) -> tuple[Observation, Tensor]:
+        """r in model units, and what log p(y) in those gains in data units, nats [N].
+
+        Args:
+            space: of the data.
+            operator: A; of bits a `Mask`.
+            y: [N, *seen], data units.
+            known: bool [N, *seen]; all where A is no `Mask`.
+            noise: a standard deviation, data units, broadcastable to `y`; of bits a single flip
+                probability.
+
+        Raises:
+            ValueError: an operator that these data do not have, or a singular one without noise.
+        """
+
+    @abstractmethod
+    def output(
+        self,
+        prediction: PredictionKind,
+        variance: VarianceKind | None,
+        profile: Profile | None = None,
+    ) -> "Output":
+        """What a network's output means under this process."""
+
+    def check_signal(self, prediction: PredictionKind) -> None:
+        """Raise ValueError if the prediction needs signal at t = T and the schedule leaves none."""
+        if prediction == "eps" and float(self.alpha_bar[-1]) == 0:
+            raise ValueError(
+                "prediction 'eps' says nothing of x_0 at t = T, where this schedule leaves no "
+                "signal (alpha_bar_T = 0): use 'v' or 'x_0', or a schedule that ends above 0"
+            )
+
+    @property
+    @abstractmethod
+    def most_noise(self) -> float:
+        """Below this an observation's independent noise is that of some step; 0: never."""
+
+    @abstractmethod
+    def matched_step(self, noise: float) -> tuple[int, float, float]:
+        """The step t whose noise is nearest to an observation y's.
+
+        Returns:
+            t; the number c with which x_t = c y; and the noise of that step.
+
+        Raises:
+            ValueError: no step does.
+        """
+
+    @property
+    @abstractmethod
+    def power(self) -> float:
+        """E x_T^2 of an element, under pi."""
+
+    @abstractmethod
+    def step_noise(self, noise: Noise, event: Sequence[int]) -> Tensor:
+        """The random numbers that one step's draw takes, [B, *event]."""
+
+    @abstractmethod
+    def likelihood(self, x_t: Tensor, t: Tensor, s: Tensor) -> Tilt:
+        """q(x_t | x_s) as a function of x_s."""
+
+    @abstractmethod
+    def guide(self, slope: Tensor, var: Tensor, t: Tensor, s: Tensor) -> Tensor:
+        """The slope of the tilt of p(x_s | x_t), from the slope of log r_t at x_t.
+
+        Args:
+            slope: float64 [B, *event].
+            var: of p(x_s | x_t), float64, broadcastable to `slope`.
+            t: int64 [B], or [1].
+            s: int64, likewise.
+        """
+
+    @abstractmethod
+    def marginal(self, x_0: Tensor, t: Tensor) -> Distribution:
+        """q(x_t | x_0)."""
+
+    @abstractmethod
+    def forward_kernel(self, x_s: Tensor, t: Tensor, s: Tensor | None = None) -> Distribution:
+        """q(x_t | x_s); s = t - 1 where it is not given."""
+
+    @abstractmethod
+    def bridge(self, x_a: Tensor, x_t: Tensor, t: Tensor, s: Tensor, a: Tensor) -> Distribution:
+        """q(x_s | x_t, x_a), proportional to q(x_t | x_s) q(x_s | x_a), a <= s < t.
+
+        At s = a it is the point x_a. x_a and x_t are [B, *event]; t, s and a int64 [B].
+        """
+
+    def posterior(self, x_0: Tensor, x_t: Tensor, t: Tensor, s: Tensor) -> Distribution:
+        """q(x_s | x_t, x_0), s < t: the bridge from 0; at s = 0 the point x_0."""
+        return self.bridge(x_0, x_t, t, s, torch.zeros_like(s))
+
+
+class Prediction(Rows, ABC):
+    """One network call on B rows, as an estimate of x_0 and the kernel p(x_s | x_t).
+
+    Attributes:
+        x_0: the estimate of x_0, model units [B, *event]; for bits the probability of a one.
+    """
+
+    x_0: Tensor
+
+    @abstractmethod
+    def kernel(self, s: Tensor) -> Distribution:
+        """p(x_s | x_t), s < t, int64 [B]."""
+
+    @abstractmethod
+    def draw(
+        self,
+        x_t: Tensor,
+        columns: Sequence[Tensor],
+        previous: Tensor,
+        own: Tensor | bool,
+        s: Tensor,
+        noise: Noise,
+        observation: Observation | None,
+    ) -> Tensor:
+        """x_s at one position of a plan, [B, *event].
+
+        Args:
+            x_t: [B, *event], before it was rounded for the network.
+            columns: of the plan's table, `per_row` of x_t.
+            previous: the x_0hat of each row's last position, [B, *event].
+            own: which rows draw from the network's own kernel, bool [B]; or one bool for all.
+            s: int64 [B].
+            noise: of this position.
+            observation: [B, *event]; None where nothing was seen of any row.
+        """
+
+    @abstractmethod
+    def given(self, observation: Observation, s: Tensor) -> tuple[Distribution, Tensor] | None:
+        """p(x_s | x_t, y) and log p(y | x_t), nats float64 [B], where Bayes' rule is closed-form.
+
+        None where it is not: then a twist estimates them.
+        """
+
+    @abstractmethod
+    def carried(self, previous: Tensor) -> Tensor:
+        """x_0hat as the next position's `previous`; NaN where the chain has ever been NaN."""
+
+    @abstractmethod
+    def error(self, x_0: Tensor) -> Tensor:
+        """The simple loss of each row, a mean over elements, [B]."""
+
+    @abstractmethod
+    def clipped(self, low: Tensor | None = None, high: Tensor | None = None) -> Self:
+        """The same within the data's range, or where they have none what the process allows."""
+
+    @abstractmethod
+    def at(self, x_t: Tensor) -> Self:
+        """The same at x_t [B, *event] as it was before it was rounded for the network."""
+
+
+@dataclass(frozen=True)
+class Output(ABC):
+    """What a network's output means under one kind of process.
+
+    Attributes:
+        prediction: what the network predicts.
+        variance: of the reverse kernel, if it is chosen.
+        profile: of the model, if one was measured.
+    """
+
+    prediction: PredictionKind
+    variance: VarianceKind | None
+    profile: Profile | None = None
+
+    @property
+    @abstractmethod
+    def count(self) -> int:
+        """The network's outputs for each element."""
+
+    @abstractmethod
+    def check(self, space: DataSpace) -> None:
+        """Raise ValueError unless prediction, variance and data fit each other."""
+
+    def affine(self, t: Tensor) -> Tensor | None:
+        """(p, q) of x_0hat = p x_t + q f, f the output, float64 [B, 2]; None for other forms."""
+        del t
+        return None
+
+    @abstractmethod
+    def read(
+        self,
+        output: Tensor,
+        x_t: Tensor,
+        t: Tensor,
+        of_x_0: Tensor | Sequence[Tensor] | None = None,
+    ) -> Prediction:
+        """A network's output as a prediction.
+
+        Args:
+            output: [B, count * event[0], ...].
+            x_t: [B, *event].
+            t: int64 [B], or [1] for all rows.
+            of_x_0: `affine` where it was computed before, [B, 2], or two numbers [] for all rows.
+        """
+
+    @abstractmethod
+    def table(self, t: Tensor, s: Tensor) -> Tensor:
+        """The table of the ancestral steps t -> s, float64 [n, 6] (`samplers.Plan`)."""

@@ -1,0 +1,428 @@
+"""The Gaussian process of real data, and predictions under it.
+
+    q(x_t | x_{t-1}) = N(sqrt(1 - beta_t) x_{t-1}, beta_t),    pi = N(0, 1)
+    p(x_s | x_t) has the mean c_0(t, s) x_0hat + c_t(t, s) x_t
+
+Every prediction (eps, x_0, v, or the paper's own mean) becomes an estimate of x_0, so every sampler
+and every stride s < t serves every model.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from typing import Literal, Self, final, get_args
+
+import torch
+from torch import Tensor
+from typing_extensions import override
+
+from diffusion.distributions import LOG_2PI, Normal, Tilt
+from diffusion.noise import Noise
+from diffusion.observation import Observation, in_model_units
+from diffusion.operators import LinearOperator
+from diffusion.process.base import (
+    Config,
+    Output,
+    Prediction,
+    PredictionKind,
+    Process,
+    VarianceKind,
+)
+from diffusion.profile import Profile
+from diffusion.rows import blend, per_row, row_sum
+from diffusion.schedule import LogSnrSchedule, Schedule
+from diffusion.space import DataSpace
+
+#: E[eps | x_t], the noise in x_t as it can be told, and its spread are within so many standard
+#: deviations, whatever the data: P(E[eps^2 | x_t] > k^2) <= k exp(-(k^2 - 1) / 2) over x_t ~ q, by
+#: Jensen and Chernoff, for eps is normal; 1.5e-7 an element here.
+_FARTHEST = 6.0
+#: Where x_t itself is far out, x_0hat may at least be in the middle of data of unit variance.
+_MIDDLE = 3.0
+#: Of z in Var(x_0 | x_t) = (1 - alpha_bar_t) e^z: below it a kernel would be a point.
+_LEAST_LOG = -20.0
+#: Of alpha_bar, where it is divided by.
+_LEAST_SIGNAL = 1e-6
+
+
+class GaussianConfig(Config):
+    """A Gaussian process of T steps under a schedule."""
+
+    kind: Literal["gaussian"] = "gaussian"
+    schedule: Schedule = LogSnrSchedule()
+
+    @override
+    def build(self) -> "GaussianProcess":
+        return GaussianProcess(self.schedule.beta(self.T))
+
+
+@final
+class GaussianProcess(Process):
+    """q(x_t | x_{t-1}) = N(sqrt(1 - beta_t) x_{t-1}, beta_t), pi = N(0, 1)."""
+
+    @override
+    def prior(self, event: Sequence[int], rows: int) -> Normal:
+        mean = torch.zeros(rows, *event, device=self.beta.device)
+        return Normal(mean, torch.ones_like(mean))
+
+    @override
+    def nothing_seen(self, event: Sequence[int], rows: int) -> Observation:
+        zero = torch.zeros(rows, *event, device=self.beta.device)
+        return Observation(Normal(zero, torch.full_like(zero, torch.inf)))
+
+    @override
+    def observe(
+        self, space: DataSpace, operator: LinearOperator, y: Tensor, known: Tensor, noise: Tensor
+    ) -> tuple[Observation, Tensor]:
+        return in_model_units(space, operator, y, known, noise)
+
+    @override
+    def output(
+        self,
+        prediction: PredictionKind,
+        variance: VarianceKind | None,
+        profile: Profile | None = None,
+    ) -> "GaussianOutput":
+        return GaussianOutput(prediction, variance, profile, process=self)
+
+    @property
+    @override
+    def most_noise(self) -> float:
+        return math.inf
+
+    @override
+    def matched_step(self, noise: float) -> tuple[int, float, float]:
+        """(1 - alpha_bar_t) / alpha_bar_t = noise^2, the nearest such t on a logarithmic scale."""
+        alpha_bar = self.alpha_bar[1:]
+        log_ratio = torch.log1p(-alpha_bar) - torch.log(alpha_bar)
+        t = int((log_ratio - 2 * math.log(noise)).abs().argmin()) + 1
+        at = float(alpha_bar[t - 1])
+        return t, math.sqrt(at), math.sqrt((1 - at) / at)
+
+    @property
+    @override
+    def power(self) -> float:
+        return 1.0
+
+    @override
+    def step_noise(self, noise: Noise, event: Sequence[int]) -> Tensor:
+        return noise.normal(event)
+
+    @override
+    def likelihood(self, x_t: Tensor, t: Tensor, s: Tensor) -> Tilt:
+        rate, x = per_row(self.rate(t, s), x_t.double()), x_t.double()
+        var = 1 - rate
+        each = x.square() / var + (var.log() + LOG_2PI).expand_as(x)
+        constant = -0.5 * row_sum(each)
+        return Tilt(constant, rate.sqrt() * x / var, (rate / var).expand_as(x))
+
+    @override
+    def guide(self, slope: Tensor, var: Tensor, t: Tensor, s: Tensor) -> Tensor:
+        """By Tweedie's formula at x_t and at x_s; 0 where x_t has no signal."""
+        rate = self.rate(t, s)
+        gain = torch.where(rate > 0, (1 - rate) / rate.sqrt(), 0.0)
+        return per_row(gain, slope) * slope / var
+
+    @override
+    def marginal(self, x_0: Tensor, t: Tensor) -> Normal:
+        """N(sqrt(alpha_bar_t) x_0, 1 - alpha_bar_t)."""
+        signal = self.alpha_bar[t]
+        return Normal(per_row(signal.sqrt(), x_0) * x_0, per_row(1 - signal, x_0))
+
+    @override
+    def forward_kernel(self, x_s: Tensor, t: Tensor, s: Tensor | None = None) -> Normal:
+        """N(sqrt(alpha_bar_t / alpha_bar_s) x_s, 1 - alpha_bar_t / alpha_bar_s)."""
+        rate = self.rate(t, t - 1 if s is None else s)
+        return Normal(per_row(rate.sqrt(), x_s) * x_s, per_row(1 - rate, x_s))
+
+    @override
+    def bridge(self, x_a: Tensor, x_t: Tensor, t: Tensor, s: Tensor, a: Tensor) -> Normal:
+        """N(c_a x_a + c_t x_t, var), of `bridge_coefficients`."""
+        of_x_a, of_x_t, var = self.bridge_coefficients(t, s, a)
+        mean = per_row(of_x_a, x_t) * x_a + per_row(of_x_t, x_t) * x_t
+        return Normal(mean, per_row(var, x_t))
+
+    def posterior_coefficients(self, t: Tensor, s: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """c_0, c_t and the variance of q(x_s | x_t, x_0), float64 [B] each: the bridge from 0.
+
+        With r = alpha_bar_t / alpha_bar_s: c_0 = sqrt(alpha_bar_s) (1 - r) / (1 - alpha_bar_t),
+        c_t = sqrt(r) (1 - alpha_bar_s) / (1 - alpha_bar_t), var = (1 - r) (1 - alpha_bar_s) /
+        (1 - alpha_bar_t) (Ho, Jain and Abbeel 2020, Equation 7, at any stride).
+        """
+        return self.bridge_coefficients(t, s, torch.zeros_like(s))
+
+    def bridge_coefficients(self, t: Tensor, s: Tensor, a: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """c_a, c_t and the variance of q(x_s | x_t, x_a), float64 [B] each.
+
+        With k_ts = alpha_bar_t / alpha_bar_s: c_a = sqrt(k_sa) (1 - k_ts) / (1 - k_ta), c_t =
+        sqrt(k_ts) (1 - k_sa) / (1 - k_ta), var = (1 - k_ts) (1 - k_sa) / (1 - k_ta): the Brownian
+        bridge of x / sqrt(alpha_bar) in the time (1 - alpha_bar) / alpha_bar.
+        """
+        after, before, whole = self.rate(t, s), self.rate(s, a), self.rate(t, a)
+        of_x_a = before.sqrt() * (1 - after) / (1 - whole)
+        of_x_t = after.sqrt() * (1 - before) / (1 - whole)
+        return of_x_a, of_x_t, (1 - after) * (1 - before) / (1 - whole)
+
+
+@final
+@dataclass(frozen=True)
+class GaussianPrediction(Prediction):
+    """x_0hat and the variance of the reverse kernel, elementwise.
+
+    The variance is that of `variance_terms`; with `own` the paper's Sigma at s = t - 1 (2015,
+    Equation 65) and its moment match elsewhere; where that leaves x_0 no variance, "lower".
+    """
+
+    process: GaussianProcess
+    x_t: Tensor
+    t: Tensor
+    x_0: Tensor
+    variance: VarianceKind | None
+    extra: Tensor | None = None
+    own: Tensor | None = None
+    profile: Profile | None = None
+
+    @property
+    def most_variance(self) -> Tensor:
+        """k^2 (1 - alpha_bar_t) / alpha_bar_t, k = 6, float64 [B].
+
+        Var(x_0 | x_t) in any direction of length 1 is above it with probability 1.5e-7 over x_t.
+        """
+        at = self.process.alpha_bar[self.t].clamp_min(_LEAST_SIGNAL)
+        return _FARTHEST**2 * (1 / at - 1)
+
+    @override
+    def clipped(self, low: Tensor | None = None, high: Tensor | None = None) -> Self:
+        """The same within the data's range, or where they have none what the process allows.
+
+        Far from its data a network may return anything, in e^z above all. x_0hat is clamped to
+        `low` and `high`; without these to where eps_hat is within k = 6 of 0 or x_0hat within 3: a
+        true E[x_0 | x_t] is outside with probability 1.5e-7. z is clamped to -1..1 for
+        "interpolated"; for "moment" Var(x_0 | x_t) to `most_variance`.
+        """
+        at = self.process.alpha_bar[self.t].clamp_min(_LEAST_SIGNAL)
+        if low is None or high is None:
+            far = per_row(_FARTHEST * (1 / at - 1).sqrt(), self.x_t)
+            centre = per_row(at.rsqrt(), self.x_t) * self.x_t
+            low, high = (centre - far).clamp(max=-_MIDDLE), (centre + far).clamp(min=_MIDDLE)
+        extra = self.extra
+        if extra is not None:
+            if self.variance == "moment":
+                most = per_row(2 * math.log(_FARTHEST) - at.log(), self.x_t)
+                extra = extra.clamp_min(_LEAST_LOG).minimum(most)
+            else:
+                extra = extra.clamp(-1.0, 1.0)
+        return replace(self, x_0=self.x_0.clamp(low, high), extra=extra)
+
+    @override
+    def draw(
+        self,
+        x_t: Tensor,
+        columns: Sequence[Tensor],
+        previous: Tensor,
+        own: Tensor | bool,
+        s: Tensor,
+        noise: Noise,
+        observation: Observation | None,
+    ) -> Tensor:
+        kernel = self.kernel(s) if own is True else self._moved(x_t, columns, previous, own, s)
+        return (kernel if observation is None else observation.multiply(kernel)[0]).sample(noise)
+
+    def _moved(
+        self,
+        x_t: Tensor,
+        columns: Sequence[Tensor],
+        previous: Tensor,
+        own: Tensor | bool,
+        s: Tensor,
+    ) -> Normal:
+        """N(a x_t + b x_0hat + c previous, v_0 + v_1 exp(w z)), or the network's own kernel."""
+        a, b, c, v_0, v_1, w = columns
+        mean = torch.addcmul(blend(a, x_t, b, self.x_0), c, previous)
+        var = self.var_of(v_0, v_1, w)
+        if isinstance(own, bool):
+            return Normal(mean, var)
+        rows, kernel = per_row(own, x_t).bool(), self.kernel(s)
+        return Normal(torch.where(rows, kernel.mean, mean), torch.where(rows, kernel.var, var))
+
+    @override
+    def given(self, observation: Observation, s: Tensor) -> tuple[Normal, Tensor] | None:
+        if bool(observation.count.any()):
+            return None
+        return self.kernel(s), self.x_t.new_zeros(len(self.x_t), dtype=torch.float64)
+
+    @override
+    def carried(self, previous: Tensor) -> Tensor:
+        return self.x_0
+
+    @override
+    def error(self, x_0: Tensor) -> Tensor:
+        """snr_t |x_0hat - x_0|^2."""
+        snr = torch.exp(self.process.log_snr(self.t))
+        return (per_row(snr, x_0) * (self.x_0 - x_0).square()).flatten(1).mean(1)
+
+    @override
+    def kernel(self, s: Tensor) -> Normal:
+        of_x_0, of_x_t, _ = self.process.posterior_coefficients(self.t, s)
+        mean = per_row(of_x_0, self.x_t) * self.x_0 + per_row(of_x_t, self.x_t) * self.x_t
+        return Normal(mean, self._var(s))
+
+    @override
+    def at(self, x_t: Tensor) -> Self:
+        return replace(self, x_t=x_t)
+
+    def _var(self, s: Tensor) -> Tensor:
+        if self.own is not None:
+            of_x_0, _, posterior = self.process.posterior_coefficients(self.t, s)
+            lower = torch.where(s == 0, _last(self.process, self.t), posterior)
+            before = self.t - 1
+            own_of_x_0, _, own_posterior = self.process.posterior_coefficients(self.t, before)
+            var_x_0 = (self.own - per_row(own_posterior, self.own)).clamp_min(0)
+            most = per_row(self.most_variance, self.own)
+            var_x_0 = (var_x_0 / per_row(own_of_x_0.square(), self.own)).minimum(most)
+            match = per_row(posterior, self.own) + per_row(of_x_0.square(), self.own) * var_x_0
+            match = torch.where(var_x_0 > 0, match, per_row(lower, self.own))
+            return torch.where(per_row(s == before, self.own).bool(), self.own, match)
+        assert self.variance is not None  # DiffusionModel sees to it
+        terms = variance_terms(self.process, self.variance, self.t, s, self.profile)
+        v_0, v_1, w = (per_row(term, self.x_t) for term in terms.unbind(1))
+        return self.var_of(v_0, v_1, w)
+
+    def var_of(self, v_0: Tensor, v_1: Tensor, w: Tensor) -> Tensor:
+        """v_0 + v_1 exp(w z), z the network's second output where it has one."""
+        return v_0 if self.extra is None else torch.addcmul(v_0, v_1, (w * self.extra).exp())
+
+
+def as_gaussian(prediction: Prediction) -> GaussianPrediction:
+    """The prediction of a Gaussian process's model, as what it is."""
+    assert isinstance(prediction, GaussianPrediction)
+    return prediction
+
+
+def variance_terms(
+    process: GaussianProcess,
+    kind: VarianceKind,
+    t: Tensor,
+    s: Tensor,
+    profile: Profile | None = None,
+) -> Tensor:
+    """(v_0, v_1, w) of the variance v_0 + v_1 exp(w z) of p(x_s | x_t), float64 [B, 3].
+
+    With r = alpha_bar_t / alpha_bar_s, the posterior's own variance v and the network's z:
+
+    - "lower": v, beta tilde (Ho, Jain and Abbeel 2020);
+    - "upper": 1 - r, beta;
+    - "interpolated": exp(f log(1 - r) + (1 - f) log v), f = (z + 1) / 2 (Nichol and Dhariwal 2021,
+      Equation 15);
+    - "moment": v + c_0^2 Var(x_0 | x_t), Var(x_0 | x_t) = (1 - alpha_bar_t) e^z: the moment match,
+      exact as far as a Gaussian kernel goes;
+    - "optimal": v + c_0^2 e_t, e_t the profile's mean square error of x_0hat, and at s = 0 its
+      `last`: the one number for all elements that makes the expected bound greatest (Bao et al.
+      2022b, Theorem 3; of a perfect score that of Bao et al. 2022a).
+
+    At s = 0, where v is 0, the first three keep the step before's posterior variance, so that the
+    last step stays a distribution.
+    """
+    of_x_0, _, posterior = process.posterior_coefficients(t, s)
+    zero = torch.zeros_like(posterior)
+    if kind == "moment":
+        scale = of_x_0.square() * (1 - process.alpha_bar[t])
+        return torch.stack((posterior, scale, torch.ones_like(zero)), 1)
+    if kind == "optimal":
+        assert profile is not None  # DiffusionModel sees to it
+        var = posterior + of_x_0.square() * profile.error[t]
+        return torch.stack((torch.where(s == 0, profile.last[t], var), zero, zero), 1)
+    lower = torch.where(s == 0, _last(process, t), posterior)
+    upper = 1 - process.rate(t, s)
+    if kind == "interpolated":
+        width = (upper.log() - lower.log()) / 2
+        return torch.stack((zero, (upper * lower).sqrt(), width), 1)
+    var = lower if kind == "lower" else torch.where(s == 0, lower, upper)
+    return torch.stack((var, zero, zero), 1)
+
+
+def _last(process: GaussianProcess, t: Tensor) -> Tensor:
+    """The posterior's variance one equal stride earlier, 2t -> t, for rows that step to 0."""
+    earlier = (2 * t).clamp(max=process.T)
+    _, _, var = process.posterior_coefficients(earlier, t)
+    return torch.where(earlier > t, var, 1 - process.alpha_bar[t])
+
+
+@final
+@dataclass(frozen=True)
+class GaussianOutput(Output):
+    """eps, x_0, v or the paper's own mean, with or without a variance."""
+
+    process: GaussianProcess = field(kw_only=True)
+
+    @property
+    @override
+    def count(self) -> int:
+        """2 where the network gives a variance too, else 1."""
+        own = self.prediction == "perturbation" or self.variance in ("interpolated", "moment")
+        return 2 if own else 1
+
+    @override
+    def check(self, space: DataSpace) -> None:
+        if space.kind == "bits":
+            raise ValueError("bits need a binomial process, came a Gaussian one")
+        if self.prediction == "perturbation":
+            if self.variance is not None:
+                raise ValueError(
+                    "prediction 'perturbation' has a variance of its own: leave out "
+                    f"{self.variance!r}"
+                )
+            return
+        if self.variance not in get_args(VarianceKind):
+            raise ValueError(f"variance is one of {get_args(VarianceKind)}, came {self.variance!r}")
+        self.process.check_signal(self.prediction)
+
+    @override
+    def affine(self, t: Tensor) -> Tensor | None:
+        """eps: x_0hat = (x_t - sqrt(1 - alpha_bar) eps) / sqrt(alpha_bar).
+
+        v: x_0hat = sqrt(alpha_bar) x_t - sqrt(1 - alpha_bar) v (Salimans and Ho 2022).
+        """
+        alpha_bar = self.process.alpha_bar[t]
+        signal, noise = alpha_bar.sqrt(), (1 - alpha_bar).sqrt()
+        if self.prediction == "eps":
+            return torch.stack((1 / signal, -noise / signal), 1)
+        return torch.stack((signal, -noise), 1) if self.prediction == "v" else None
+
+    @override
+    def read(
+        self,
+        output: Tensor,
+        x_t: Tensor,
+        t: Tensor,
+        of_x_0: Tensor | Sequence[Tensor] | None = None,
+    ) -> GaussianPrediction:
+        """x_0hat by `affine`, or for "perturbation" the paper's mean and variance (Equation 65).
+
+        Sigma = sigmoid(z_Sigma + logit beta_t), mean = (x_t - z)(1 - Sigma) + z, and x_0hat is the
+        x_0 whose posterior has that mean.
+        """
+        process, variance, profile = self.process, self.variance, self.profile
+        parts = output.to(x_t.dtype).split(x_t.shape[1], dim=1)
+        first, extra = parts[0], parts[1] if len(parts) > 1 else None
+        if self.prediction == "perturbation":
+            assert extra is not None  # DiffusionModel asks the network for it
+            own = (extra + per_row(torch.logit(process.beta[t]), x_t)).sigmoid()
+            mean = (x_t - first) * (1 - own) + first
+            c_0, c_t, _ = process.posterior_coefficients(t, t - 1)
+            x_0 = (mean - per_row(c_t, x_t) * x_t) / per_row(c_0, x_t)
+            return GaussianPrediction(process, x_t, t, x_0, variance, own=own)
+        of = self.affine(t) if of_x_0 is None else of_x_0
+        if of is None:
+            return GaussianPrediction(process, x_t, t, first, variance, extra, profile=profile)
+        p, q = (per_row(part, x_t) for part in of.unbind(1)) if isinstance(of, Tensor) else of
+        x_0 = blend(p, x_t, q, first)
+        return GaussianPrediction(process, x_t, t, x_0, variance, extra, profile=profile)
+
+    @override
+    def table(self, t: Tensor, s: Tensor) -> Tensor:
+        assert self.variance is not None  # only "perturbation" has none, whose kernel is its own
+        b, a, _ = self.process.posterior_coefficients(t, s)
+        mean = torch.stack((a, b, torch.zeros_like(a)), 1)
+        variance = variance_terms(self.process, self.variance, t, s, self.profile)
+        return torch.cat((mean, variance), 1)

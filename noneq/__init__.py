@@ -1,4 +1,4 @@
-"""What a caller imports: a service's models as numpy in, numpy out. No torch.
+"""The client of a noneq service: numpy arrays in, numpy arrays out. Needs no torch.
 
 from noneq import Client
 
@@ -7,8 +7,7 @@ with Client() as client:
     digits.save("digits.png")
 """
 
-from noneq import questions
-from noneq.answers import Likelihoods, Posterior, Samples, Trajectory, load
+from noneq import requests
 from noneq.client import AsyncClient, Client
 from noneq.errors import (
     BadRequest,
@@ -30,8 +29,11 @@ from noneq.errors import (
 )
 from noneq.models import Classifier, Model, ModelFacts, Models
 from noneq.reading import read_all as read
+from noneq.responses import Likelihoods, Posterior, Samples, Trajectory, load
 from noneq.retries import Patience
 from noneq.sse import Preview, Progress
+
+questions = requests  # its name before 0.2.0, until 0.3.0
 
 __all__ = [
     "AsyncClient",
@@ -64,6 +66,6 @@ __all__ = [
     "UnknownModel",
     "UnreadableAnswer",
     "load",
-    "questions",
     "read",
+    "requests",
 ]

@@ -1,38 +1,205 @@
-"""The two clients, `Client` and `AsyncClient`: they send a question and read its answer.
+"""The two clients, `Client` and `AsyncClient`.
 
-What is sent and how an answer is read is in requests.py, which does no input or output.
+Both move the bytes of an `Exchange`, which does no input or output: it builds the request, reads
+the response as it arrives, and decides whether to try again.
 """
 
+import json
 import time
 from collections.abc import AsyncGenerator, Awaitable, Callable, Generator, Iterator
 from contextlib import aclosing, closing
 from dataclasses import replace
 from functools import wraps
-from types import TracebackType
-from typing import Any, Concatenate, ParamSpec, Self, TypeVar, final
+from typing import Any, Concatenate, Generic, ParamSpec, Self, TypeVar, final
 from weakref import finalize
 
 import anyio
 import httpx
 
-from noneq import questions
-from noneq.errors import ConnectionFailed, ConnectionLost, NoneqError, TimedOut
-from noneq.requests import Question, Reading
+from noneq import requests
+from noneq.codec import BINARY, EVENTS, JSON, Timing, decode
+from noneq.errors import (
+    ConnectionFailed,
+    ConnectionLost,
+    NoneqError,
+    TimedOut,
+    UnreadableAnswer,
+    read_problem,
+    refusal,
+)
+from noneq.requests import Request
 from noneq.retries import Attempts, Patience
-from noneq.sse import Preview, Progress
+from noneq.sse import Event, EventReader, Preview, Progress, read_preview, read_progress
 
 URL = "http://localhost:8000"
 
 P = ParamSpec("P")
-Found = TypeVar("Found")
+T = TypeVar("T")
 
 
-def _method(make: Callable[P, Question[Found]]) -> "Callable[Concatenate[Client, P], Found]":
-    """A call of questions.py as a method."""
+@final
+class Exchange(Generic[T]):
+    """One call: its request, the response as its bytes arrive, and when to try again.
+
+        start(status, reason, headers), feed(chunk) -> events, ..., end() -> the answer
+        failed(error) -> seconds until the next attempt, or raises
+
+    Args:
+        request: to send, as often as needed.
+        patience: of the client.
+        url: of the service, for messages.
+    """
+
+    def __init__(self, request: Request[T], patience: Patience, url: str) -> None:
+        self._request, self._url = request, url
+        self._attempts = Attempts(patience)
+        self._started = False
+
+    @property
+    def http(self) -> dict[str, Any]:
+        """The arguments of httpx's `stream`."""
+        request = self._request
+        content = None if request.content is None else request.content[0]
+        return {
+            "method": request.method,
+            "url": request.path,
+            "content": content,
+            "headers": request.headers,
+        }
+
+    def start(self, response: httpx.Response) -> None:
+        """Take a response's status and headers."""
+        self._started = True
+        self._status, self._reason = response.status_code, response.reason_phrase
+        headers = self._headers = response.headers
+        self._kind = headers.get("content-type", "").split(";")[0].strip().lower()
+        is_stream = self._kind == EVENTS and self._status < 300
+        self._events = EventReader() if is_stream else None
+        self._pieces: list[bytes] = []
+        self._result: dict[str, Any] | None = None
+        self._timing = Timing(
+            headers.get("x-request-id", ""),
+            float(headers.get("x-queue-time", 0.0)),
+            float(headers.get("x-compute-time", 0.0)),
+        )
+
+    def feed(self, chunk: bytes) -> list[Event]:
+        """Take the next bytes of the body; the events in them.
+
+        Raises:
+            Refused: the stream ended in a problem.
+            UnreadableAnswer: an event cannot be read.
+        """
+        if self._events is None:
+            self._pieces.append(chunk)
+            return []
+        return [
+            event
+            for name, data in self._events.feed(chunk)
+            for event in self._read_event(name, data)
+        ]
+
+    def _read_event(self, name: str, data: Any) -> Iterator[Event]:  # noqa: ANN401  (JSON)
+        if name == "error":
+            raise refusal({"status": 500, **data})
+        if name == "result":
+            self._result = data
+        elif name == "progress":
+            progress = read_progress(data)
+            self._timing = replace(
+                self._timing,
+                queue_seconds=progress.queue_seconds,
+                compute_seconds=progress.compute_seconds,
+            )
+            yield progress
+        elif name == "preview":
+            yield read_preview(data)
+
+    def end(self) -> T:
+        """The answer, once all bytes have been fed.
+
+        Raises:
+            Refused: the response is a problem.
+            ConnectionLost: the stream ended before its result.
+            UnreadableAnswer: no noneq service answers like this.
+        """
+        raw = b"".join(self._pieces)
+        if self._status >= 400:
+            problem = read_problem(self._status, self._reason, raw)
+            raise refusal(problem, self._headers.get("retry-after"))
+        if self._events is not None:
+            if self._result is None:
+                raise ConnectionLost("the stream ended before its result: ask again")
+            return self._read_json(self._result)
+        if self._status >= 300 or self._kind not in (BINARY, JSON):
+            raise UnreadableAnswer(
+                f"received HTTP {self._status} with {self._kind or 'no content type'}, where a "
+                f"noneq service answers {BINARY}: check the address"
+            )
+        if self._kind == BINARY:
+            return self._request.read(decode(raw), self._timing)
+        try:
+            document = json.loads(raw)
+        except ValueError as error:
+            raise UnreadableAnswer(
+                f"the answer is not JSON ({error}): check the address"
+            ) from error
+        return self._read_json(document)
+
+    def _read_json(self, document: Any) -> T:  # noqa: ANN401
+        try:
+            body = self._request.from_json(document)
+        except (KeyError, TypeError, ValueError) as error:
+            raise UnreadableAnswer(f"the answer lacks what it should have: {error!r}") from error
+        return self._request.read(body, self._timing)
+
+    def failed(self, error: NoneqError | httpx.HTTPError | httpx.InvalidURL) -> float:
+        """Seconds to wait before the next attempt; raises a `NoneqError` if there is to be none."""
+        started, self._started = self._started, False
+        if not isinstance(error, NoneqError):
+            cause, error = error, _connection_error(error, self._url, started=started)
+            error.__cause__ = cause
+        return self._attempts.after(error)
+
+
+def _connection_error(
+    error: httpx.HTTPError | httpx.InvalidURL, url: str, *, started: bool
+) -> ConnectionFailed:
+    """The exception for a failed connection; `started` says whether a response had begun."""
+    text = str(error) or type(error).__name__
+    if isinstance(error, httpx.TimeoutException) and not isinstance(error, httpx.ConnectTimeout):
+        return TimedOut(
+            f"nothing came from {url} within the client's timeout ({text}): allow more "
+            "(timeout=...), ask for less, or pass progress=..., whose stream is never silent"
+        )
+    if started or isinstance(error, httpx.ReadError | httpx.WriteError | httpx.RemoteProtocolError):
+        return ConnectionLost(
+            f"the connection to {url} broke before the answer was complete ({text}): ask again; "
+            "the same seed gives the same answer"
+        )
+    return ConnectionFailed(
+        f"no noneq service answers at {url} ({text}): start one with `noneq serve`, or give the "
+        "address of another"
+    )
+
+
+def _settings(url: str, api_key: str | None, timeout: float | None) -> dict[str, Any]:
+    """The arguments of httpx's clients. Connecting may take 10 seconds, whatever `timeout` is."""
+    connect = 10.0 if timeout is None else min(10.0, timeout)
+    headers = {} if api_key is None else {"authorization": f"Bearer {api_key}"}
+    return {
+        "base_url": url,
+        "headers": headers,
+        "timeout": httpx.Timeout(timeout, connect=connect),
+    }
+
+
+def _method(make: Callable[P, Request[T]]) -> "Callable[Concatenate[Client, P], T]":
+    """A function of requests.py as a method."""
 
     @wraps(make)
-    def method(self: "Client", /, *args: P.args, **keys: P.kwargs) -> Found:
-        return self.ask(make(*args, **keys))
+    def method(self: "Client", /, *args: P.args, **keys: P.kwargs) -> T:
+        return self.send(make(*args, **keys))
 
     return method
 
@@ -64,33 +231,36 @@ class Client:
     ) -> None:
         self.url, self._patience = url, patience
         self._http = httpx.Client(transport=transport, **_settings(url, api_key, timeout))
-        finalize(self, self._http.close)  # for `Client().sample(...)`, which nobody closes
+        finalize(self, self._http.close)  # for `Client().sample(...)`, which is never closed
 
-    sample = _method(questions.sample)
-    loglik = _method(questions.loglik)
-    inpaint = _method(questions.inpaint)
-    denoise = _method(questions.denoise)
-    posterior = _method(questions.posterior)
-    models = _method(questions.models)
-    model = _method(questions.model)
-    examples = _method(questions.examples)
+    sample = _method(requests.sample)
+    loglik = _method(requests.loglik)
+    inpaint = _method(requests.inpaint)
+    denoise = _method(requests.denoise)
+    posterior = _method(requests.posterior)
+    models = _method(requests.models)
+    model = _method(requests.model)
+    examples = _method(requests.examples)
 
-    def ask(self, question: Question[Found]) -> Found:
-        """The answer to any question.
+    def send(self, request: Request[T]) -> T:
+        """The answer to a request.
 
         Raises:
             NoneqError: see errors.py.
         """
-        heard = self._heard(question)
-        with closing(heard) as events:
+        exchange = self._events(request)
+        with closing(exchange) as events:
             while isinstance(event := next(events), Progress | Preview):
-                question.tell(event)
+                if request.listener is not None:
+                    request.listener(event)
         return event
 
-    def stream(self, question: Question[Found]) -> Iterator[Progress | Preview | Found]:
-        """The progress of a question, event by event; the last is its answer.
+    ask = send  # its name before 0.2.0, until 0.3.0
 
-            for event in client.stream(questions.sample(16, model="mnist", previews=4)):
+    def stream(self, request: Request[T]) -> Iterator[Event | T]:
+        """The progress of a request, event by event; the last item is its answer.
+
+            for event in client.stream(requests.sample(16, model="mnist", previews=4)):
                 ...
 
         Leaving the loop cancels the request: the service frees its rows at the next step.
@@ -99,35 +269,23 @@ class Client:
         Raises:
             NoneqError: see errors.py.
         """
-        return self._heard(replace(question, streamed=True))
+        return self._events(replace(request, streamed=True))
 
-    def _heard(
-        self, question: Question[Found]
-    ) -> Generator[Progress | Preview | Found, None, None]:
-        attempts = Attempts(self._patience)
+    def _events(self, request: Request[T]) -> Generator[Event | T, None, None]:
+        exchange = Exchange(request, self._patience, self.url)
         while True:
             try:
-                yield from self._attempt(question)
+                with self._http.stream(**exchange.http) as response:
+                    exchange.start(response)
+                    for chunk in response.iter_bytes():
+                        yield from exchange.feed(chunk)
+                answer = exchange.end()
+            except (NoneqError, httpx.HTTPError, httpx.InvalidURL) as error:
+                pause = exchange.failed(error)
+            else:
+                yield answer
                 return
-            except NoneqError as error:
-                pause = attempts.after(error)
             time.sleep(pause)
-
-    def _attempt(self, question: Question[Found]) -> Iterator[Progress | Preview | Found]:
-        begun = False
-        try:
-            response = self._http.send(_request(self._http, question), stream=True)
-            begun = True
-            try:
-                reading = _reading(question, response)
-                for chunk in response.iter_bytes():
-                    yield from reading.feed(chunk)
-                answer = reading.end()
-            finally:
-                response.close()
-        except (httpx.HTTPError, httpx.InvalidURL) as error:
-            raise _failure(error, self.url, begun=begun) from error
-        yield answer
 
     def close(self) -> None:
         """Close the connections."""
@@ -136,23 +294,18 @@ class Client:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        at: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
 
 def _coroutine(
-    make: Callable[P, Question[Found]],
-) -> "Callable[Concatenate[AsyncClient, P], Awaitable[Found]]":
-    """A call of questions.py as a method."""
+    make: Callable[P, Request[T]],
+) -> "Callable[Concatenate[AsyncClient, P], Awaitable[T]]":
+    """A function of requests.py as an async method."""
 
     @wraps(make)
-    async def method(self: "AsyncClient", /, *args: P.args, **keys: P.kwargs) -> Found:
-        return await self.ask(make(*args, **keys))
+    async def method(self: "AsyncClient", /, *args: P.args, **keys: P.kwargs) -> T:
+        return await self.send(make(*args, **keys))
 
     return method
 
@@ -164,12 +317,7 @@ class AsyncClient:
         async with AsyncClient() as client:
             digits = await client.sample(16, model="mnist")
 
-    Args:
-        url: of the service.
-        api_key: if the service requires one.
-        timeout: the longest silence, in seconds; None for no limit.
-        patience: how often and how long to retry if the service is busy or the connection breaks.
-        transport: in place of httpx's own; httpx.ASGITransport(app) asks an app in process.
+    Args: as of `Client`; with `transport=httpx.ASGITransport(app)` it calls an app in process.
     """
 
     def __init__(
@@ -184,31 +332,34 @@ class AsyncClient:
         self.url, self._patience = url, patience
         self._http = httpx.AsyncClient(transport=transport, **_settings(url, api_key, timeout))
 
-    sample = _coroutine(questions.sample)
-    loglik = _coroutine(questions.loglik)
-    inpaint = _coroutine(questions.inpaint)
-    denoise = _coroutine(questions.denoise)
-    posterior = _coroutine(questions.posterior)
-    models = _coroutine(questions.models)
-    model = _coroutine(questions.model)
-    examples = _coroutine(questions.examples)
+    sample = _coroutine(requests.sample)
+    loglik = _coroutine(requests.loglik)
+    inpaint = _coroutine(requests.inpaint)
+    denoise = _coroutine(requests.denoise)
+    posterior = _coroutine(requests.posterior)
+    models = _coroutine(requests.models)
+    model = _coroutine(requests.model)
+    examples = _coroutine(requests.examples)
 
-    async def ask(self, question: Question[Found]) -> Found:
-        """The answer to any question.
+    async def send(self, request: Request[T]) -> T:
+        """The answer to a request.
 
         Raises:
             NoneqError: see errors.py.
         """
-        heard = self._heard(question)
-        async with aclosing(heard) as events:
+        exchange = self._events(request)
+        async with aclosing(exchange) as events:
             while isinstance(event := await anext(events), Progress | Preview):
-                question.tell(event)
+                if request.listener is not None:
+                    request.listener(event)
         return event
 
-    def stream(self, question: Question[Found]) -> AsyncGenerator[Progress | Preview | Found, None]:
-        """The progress of a question, event by event; the last is its answer.
+    ask = send  # its name before 0.2.0, until 0.3.0
 
-            async with aclosing(client.stream(questions.sample(16, model="mnist"))) as events:
+    def stream(self, request: Request[T]) -> AsyncGenerator[Event | T, None]:
+        """The progress of a request, event by event; the last item is its answer.
+
+            async with aclosing(client.stream(requests.sample(16, model="mnist"))) as events:
                 async for event in events:
                     ...
 
@@ -218,41 +369,24 @@ class AsyncClient:
         Raises:
             NoneqError: see errors.py.
         """
-        return self._heard(replace(question, streamed=True))
+        return self._events(replace(request, streamed=True))
 
-    async def _heard(
-        self, question: Question[Found]
-    ) -> AsyncGenerator[Progress | Preview | Found, None]:
-        attempts = Attempts(self._patience)
+    async def _events(self, request: Request[T]) -> AsyncGenerator[Event | T, None]:
+        exchange = Exchange(request, self._patience, self.url)
         while True:
             try:
-                attempt = self._attempt(question)
-                async with aclosing(attempt) as events:
-                    async for event in events:
-                        yield event
+                async with self._http.stream(**exchange.http) as response:
+                    exchange.start(response)
+                    async for chunk in response.aiter_bytes():
+                        for event in exchange.feed(chunk):
+                            yield event
+                answer = exchange.end()
+            except (NoneqError, httpx.HTTPError, httpx.InvalidURL) as error:
+                pause = exchange.failed(error)
+            else:
+                yield answer
                 return
-            except NoneqError as error:
-                pause = attempts.after(error)
             await anyio.sleep(pause)
-
-    async def _attempt(
-        self, question: Question[Found]
-    ) -> AsyncGenerator[Progress | Preview | Found, None]:
-        begun = False
-        try:
-            response = await self._http.send(_request(self._http, question), stream=True)
-            begun = True
-            try:
-                reading = _reading(question, response)
-                async for chunk in response.aiter_bytes():
-                    for news in reading.feed(chunk):
-                        yield news
-                answer = reading.end()
-            finally:
-                await response.aclose()
-        except (httpx.HTTPError, httpx.InvalidURL) as error:
-            raise _failure(error, self.url, begun=begun) from error
-        yield answer
 
     async def close(self) -> None:
         """Close the connections."""
@@ -261,61 +395,5 @@ class AsyncClient:
     async def __aenter__(self) -> Self:
         return self
 
-    async def __aexit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        at: TracebackType | None,
-    ) -> None:
+    async def __aexit__(self, *_: object) -> None:
         await self.close()
-
-
-def _settings(url: str, api_key: str | None, timeout: float | None) -> dict[str, Any]:
-    """The arguments of httpx's clients. Connecting may take 10 seconds, whatever `timeout` is."""
-    connect = 10.0 if timeout is None else min(10.0, timeout)
-    headers = {} if api_key is None else {"authorization": f"Bearer {api_key}"}
-    return {
-        "base_url": url,
-        "headers": headers,
-        "timeout": httpx.Timeout(timeout, connect=connect),
-    }
-
-
-def _request(http: httpx.Client | httpx.AsyncClient, question: Question[Any]) -> httpx.Request:
-    """The question as an httpx request."""
-    content = None if question.content is None else question.content[0]
-    return http.build_request(
-        question.method, question.path, content=content, headers=question.headers
-    )
-
-
-def _reading(question: Question[Found], response: httpx.Response) -> Reading[Found]:
-    """The reader of a response's body."""
-    return Reading(question, response.status_code, response.reason_phrase, response.headers)
-
-
-def _failure(
-    error: httpx.HTTPError | httpx.InvalidURL, url: str, *, begun: bool
-) -> ConnectionFailed:
-    """The error that is raised for a failure of the connection.
-
-    Args:
-        error: as httpx raised it.
-        url: of the service.
-        begun: whether an answer had begun to arrive.
-    """
-    said = str(error) or type(error).__name__
-    if isinstance(error, httpx.TimeoutException) and not isinstance(error, httpx.ConnectTimeout):
-        return TimedOut(
-            f"nothing came from {url} within the client's timeout ({said}): allow more "
-            "(timeout=...), ask for less, or pass progress=..., whose stream is never silent"
-        )
-    if begun or isinstance(error, httpx.ReadError | httpx.WriteError | httpx.RemoteProtocolError):
-        return ConnectionLost(
-            f"the connection to {url} broke before the answer was whole ({said}): ask again; with "
-            "the same seed it is the same answer"
-        )
-    return ConnectionFailed(
-        f"no noneq service answers at {url} ({said}): start one with `noneq serve`, or name the "
-        "address of another"
-    )

@@ -1,7 +1,7 @@
-"""Bodies: safetensors both ways, JSON where a stream ends in it.
+"""Bodies of requests and responses: safetensors both ways, and JSON from a stream's result.
 
-A safetensors file holds the tensors, and every other field as one JSON object in its metadata,
-under "request" on the way out and "answer" on the way in. Nothing is ever unpickled.
+A safetensors file holds the arrays, and every other field as one JSON object in its metadata, under
+"request" on the way out and "answer" on the way in. Nothing is ever unpickled.
 """
 
 import json
@@ -22,37 +22,56 @@ EVENTS = "text/event-stream"
 
 Array = NDArray[Any]
 Data = ArrayLike | Sequence[ArrayLike]
+Document = Mapping[str, Any]
+
+#: What a likelihood's bound is the sum of.
+PARTS = ("prior", "steps", "last", "gain")
 
 
 @dataclass(frozen=True, eq=False)
 class Body:
-    """What a request or an answer holds: plain fields, and arrays by name."""
+    """The content of a request or a response: plain fields, and arrays by name."""
 
-    fields: Mapping[str, Any]
+    fields: Document
     tensors: Mapping[str, Array] = field(default_factory=dict)
 
 
+@dataclass(frozen=True)
+class Timing:
+    """What the headers of a response say.
+
+    Attributes:
+        request_id: by which the operator finds the request in the log.
+        queue_seconds: waited until the first network call.
+        compute_seconds: from then to the answer.
+    """
+
+    request_id: str = ""
+    queue_seconds: float = 0.0
+    compute_seconds: float = 0.0
+
+
 def encode(body: Body, key: str = "request") -> tuple[bytes, str]:
-    """The bytes and their content type: safetensors where there are arrays, else JSON."""
-    text = json.dumps(dict(body.fields), allow_nan=False, default=_listed)
+    """The bytes and their content type: safetensors if there are arrays, else JSON."""
+    text = json.dumps(dict(body.fields), allow_nan=False, default=_to_json)
     if not body.tensors:
         return text.encode(), JSON
     tensors = {name: np.ascontiguousarray(x) for name, x in body.tensors.items()}
     return safetensors.numpy.save(tensors, metadata={key: text}), BINARY
 
 
-def _listed(value: object) -> object:
-    """Numpy's own as JSON has it: a kernel, a matrix, a label may be of them."""
+def _to_json(value: object) -> object:
+    """Numpy's arrays and numbers as lists and numbers: a kernel, a matrix or a label may be one."""
     if isinstance(value, np.ndarray | np.generic):
         return value.tolist()
-    raise TypeError(f"a request holds numbers, strings, lists and arrays, came {value!r}")
+    raise TypeError(f"a request holds numbers, strings, lists and arrays, received {value!r}")
 
 
 def decode(raw: bytes, key: str = "answer") -> Body:
-    """What a safetensors file holds.
+    """The content of a safetensors file.
 
     Raises:
-        UnreadableAnswer: it is none, or one of somebody else's.
+        UnreadableAnswer: it is not one, or not of noneq.
     """
     try:
         tensors = safetensors.numpy.load(raw)
@@ -60,20 +79,20 @@ def decode(raw: bytes, key: str = "answer") -> Body:
         fields = json.loads(header["__metadata__"][key])
     except (SafetensorError, ValueError, KeyError, TypeError) as error:
         raise UnreadableAnswer(
-            f"what came is no safetensors file with an {key!r} in its metadata ({error!r}): is "
-            "there a noneq service at that address, and nothing that rewrites its answers?"
+            f"received no safetensors file with an {key!r} in its metadata ({error!r}): is there "
+            "a noneq service at that address, and no proxy that rewrites its answers?"
         ) from error
     return Body(fields, tensors)
 
 
 def packed(data: Data) -> Array:
-    """Values as they are sent: bytes where they are whole and fit, else float32.
+    """Values as they are sent: bytes if they are integers and fit, else float32.
 
-    float64 stays where float32 would round what tells the values apart: data far from 0 beside
-    their spread.
+    float64 stays if float32 would round away the differences between the values: data far from 0
+    compared with their spread.
 
     Raises:
-        ValueError: ragged, or no numbers.
+        ValueError: the data are ragged, or not numbers.
     """
     try:
         array = np.asarray(data)
@@ -83,19 +102,83 @@ def packed(data: Data) -> Array:
         ) from error
     if array.dtype.kind not in "biuf":
         raise ValueError(
-            f"data are numbers, came {array.dtype}: read files first, with noneq.read(names, model)"
+            f"data are numbers, received {array.dtype}: read files first, with "
+            "noneq.read(names, model)"
         )
     if array.dtype.kind in "biu" and array.size and array.min() >= 0 and array.max() <= 255:
         return array.astype(np.uint8)
     with np.errstate(over="ignore"):  # becomes infinite, which the service refuses with its place
         rounded = array.astype(np.float32)
-    return array if array.dtype == np.float64 and _coarse(rounded, array) else rounded
+    return array if array.dtype == np.float64 and _too_coarse(rounded, array) else rounded
 
 
-def _coarse(rounded: Array, array: Array) -> bool:
+def _too_coarse(rounded: Array, array: Array) -> bool:
     """Whether float32 moves values by more than 1e-5 of their column's spread."""
     rows = array.reshape(len(array), -1) if array.ndim else array.reshape(1, 1)
     with np.errstate(invalid="ignore", over="ignore"):
         moved = np.abs(rounded.reshape(rows.shape) - rows)
         spread = rows.std(0) if len(rows) > 1 else np.zeros(rows.shape[1])
         return bool((moved > 1e-5 * spread).any()) and bool(np.isfinite(rounded).all())
+
+
+# ------------------------------------------- JSON answers, as the arrays of the safetensors answers
+
+
+def samples_from_json(document: Document) -> Body:
+    """The body of a `Samples`."""
+    tensors = {"samples": _float32(document["samples"])}
+    if document.get("trajectory") is not None:
+        states = document["trajectory"]
+        tensors |= {f"trajectory_{name}": _float32(states[name]) for name in ("x", "x_0")}
+        tensors["trajectory_t"] = np.array(states["t"])
+    return Body({n: x for n, x in document.items() if n not in ("samples", "trajectory")}, tensors)
+
+
+def posterior_from_json(document: Document) -> Body:
+    """The body of a `Posterior`."""
+    names = ("samples", "mean", "std", "quantiles")
+    results = document["results"]
+    found = {n: [one.get(n) for one in results] for n in names}
+    tensors = {n: _float32(x) for n, x in found.items() if None not in x}
+    rest = [{n: v for n, v in one.items() if n not in names} for one in results]
+    return Body({**document, "results": rest}, tensors)
+
+
+def likelihoods_from_json(document: Document) -> Body:
+    """The body of a `Likelihoods`; null stands for minus infinity, or no number."""
+    results = document["results"]
+    tensors = {
+        name: _column([one[name] for one in results], -np.inf)
+        for name in ("bound", "relative_to_prior")
+    }
+    tensors["standard_error"] = _column([one["standard_error"] for one in results], np.nan)
+    for name in ("rarer_than", "typicality", "degrees_of_freedom"):
+        found = [one.get(name) for one in results]
+        if set(found) != {None}:
+            tensors[name] = _column(found, np.nan)
+    ends = [one.get("interval") or (None, None) for one in results]
+    if "degrees_of_freedom" in tensors:
+        tensors["interval"] = np.array([_column(pair, np.nan) for pair in ends])
+    bands = [one.get("bands") for one in results]
+    if bands and None not in bands:
+        tensors["band_t"] = np.array([[band["first"], band["final"]] for band in bands[0]])
+        for name in ("nats", "rarer_than"):
+            rows = [_column([band[name] for band in one], np.nan) for one in bands]
+            tensors[f"band_{name}"] = np.array(rows)
+    for name in PARTS:
+        tensors[name] = _column([one["parts"][name] for one in results], -np.inf)
+    terms = [one["per_step"] for one in results]
+    if terms and None not in terms:
+        tensors["term_t"] = np.array([[term["t"] for term in one] for one in terms])
+        tensors["term_weight"] = np.array([term["weight"] for term in terms[0]])
+        values = [_column([term["value"] for term in one], np.inf) for one in terms]
+        tensors["term_value"] = np.array(values)
+    return Body({n: x for n, x in document.items() if n != "results"}, tensors)
+
+
+def _float32(value: object) -> Array:
+    return np.asarray(value, np.float32)
+
+
+def _column(values: Sequence[float | None], absent: float) -> Array:
+    return np.array([absent if value is None else value for value in values], np.float64)

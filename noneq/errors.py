@@ -1,21 +1,21 @@
-"""What can go wrong, one class for each thing that a caller would do about it.
+"""The exceptions, one class for each thing that a caller would do about it.
 
 NoneqError
-  Refused            the service answered with a problem (RFC 9457); `problem` is its document
+  Refused            the service answered with a problem document (RFC 9457), `problem`
     BadRequest       fix the request: 400, 404, 405, 406, 408, 415, 422
       UnknownModel   ask for another model: `models()` lists them
-      TooLarge       ask for less at a time: 413, or more work than one request may need
-    Unauthorized     bring a key: 401, 403
-    Busy             ask again in `retry_after` seconds: 502, 503, 504
+      TooLarge       split it: 413, or more work than one request may need
+    Unauthorized     give a key: 401, 403
+    Busy             try again in `retry_after` seconds: 502, 503, 504
     DeadlineMissed   allow more time, or ask for less
     ServerFault      tell the operator the `request_id`: 500
-  ConnectionFailed   the service was not reached: start it, or name another address
-    ConnectionLost   it was, and the answer broke off: ask again
-    TimedOut         nothing came for longer than the client waits
-  UnreadableAnswer   what came is no answer of a noneq service
+  ConnectionFailed   the service was not reached: start it, or give another address
+    ConnectionLost   the connection broke before the answer was complete: try again
+    TimedOut         no byte arrived for longer than the client waits
+  UnreadableAnswer   the answer is not that of a noneq service
   MissingExtra       install what the message names
-  FileError          another file, or the same one saved otherwise: the message says which and why
-  NotPictured        the answer has nothing to draw: save it as numbers
+  FileError          give another file, or save it differently: the message says which and why
+  NotPictured        there is no picture of the answer: save it as numbers
 """
 
 import email.utils
@@ -36,13 +36,13 @@ class Refused(NoneqError):
     """The service answered with a problem. Abstract: a subclass is raised.
 
     Attributes:
-        problem: its document: type, title, status, detail, and where they help expected, received,
+        problem: the document: type, title, status, detail, and if they help expected, received,
             fix, errors and others.
-        retry_after: seconds after which it is worth another try; None where waiting is no help.
+        retry_after: seconds after which to try again; None if waiting does not help.
     """
 
     def __init__(self, problem: Document, retry_after: float | None = None) -> None:
-        super().__init__(_in_words(problem))
+        super().__init__(_message(problem))
         self.problem = problem
         self.retry_after = retry_after
 
@@ -53,13 +53,13 @@ class Refused(NoneqError):
 
     @property
     def request_id(self) -> str | None:
-        """By which the operator finds the request in the log."""
+        """With which the operator finds the request in the log."""
         found = self.problem.get("request_id")
         return None if found is None else str(found)
 
 
 class BadRequest(Refused):
-    """The request cannot be answered as it is: `problem` says what was expected."""
+    """The request is not valid: `problem` says what was expected."""
 
 
 class UnknownModel(BadRequest):
@@ -67,7 +67,7 @@ class UnknownModel(BadRequest):
 
 
 class TooLarge(BadRequest):
-    """The body is too large, or needs more work than one request may: part it."""
+    """The body is too large, or needs more work than one request may: split it."""
 
 
 class Unauthorized(Refused):
@@ -75,15 +75,15 @@ class Unauthorized(Refused):
 
 
 class Busy(Refused):
-    """Not now, but later: the queue is full, or the service is starting or stopping."""
+    """The queue is full, or the service is starting or stopping: try again later."""
 
 
 class DeadlineMissed(Refused):
-    """The answer was not, or would not be, there by the deadline that was asked for."""
+    """The answer was not, or would not be, ready by the requested deadline."""
 
 
 class ServerFault(Refused):
-    """The service failed; asking again in the same words may fail again."""
+    """The service failed; the same request may fail again."""
 
 
 class ConnectionFailed(NoneqError):
@@ -91,26 +91,26 @@ class ConnectionFailed(NoneqError):
 
 
 class ConnectionLost(ConnectionFailed):
-    """The connection broke before the answer was whole."""
+    """The connection broke before the answer was complete."""
 
 
 class TimedOut(ConnectionFailed):
-    """Nothing came for longer than the client's `timeout`."""
+    """No byte arrived for longer than the client's `timeout`."""
 
 
 class UnreadableAnswer(NoneqError):
-    """What came is no answer of a noneq service."""
+    """The answer is not that of a noneq service."""
 
 
 class MissingExtra(NoneqError):
-    """Something is asked for that needs a package which is not installed."""
+    """A package that this needs is not installed."""
 
 
 class FileError(NoneqError, ValueError):
-    """A file, or what was sent as one, cannot be read as data; the message says why.
+    """A file, or the bytes of one, cannot be read as data; the message says why.
 
     Attributes:
-        received, expected: what came and what fits, where these are sizes.
+        received, expected: the size of a picture, and the size that fits; else None.
     """
 
     def __init__(
@@ -143,16 +143,16 @@ _BY_STATUS: dict[int, type[Refused]] = {
 
 
 def no_pillow() -> MissingExtra:
-    """What is said where Pillow is wanted and not installed."""
+    """The exception if Pillow is needed and not installed."""
     return MissingExtra("pictures need Pillow: pip install 'noneq[client]'")
 
 
 def refusal(problem: Document, retry_after: str | None = None) -> Refused:
-    """The exception that a problem document stands for.
+    """The exception for a problem document.
 
     Args:
         problem: with its `status`.
-        retry_after: the header of that name, which goes before the document's own member.
+        retry_after: the header of that name, which overrides the document's own member.
     """
     status = int(problem["status"])
     kind = _BY_TYPE.get(str(problem.get("type")))
@@ -164,21 +164,21 @@ def refusal(problem: Document, retry_after: str | None = None) -> Refused:
 
 
 def read_problem(status: int, reason: str, body: bytes) -> Document:
-    """The document of an unsuccessful response; made up where a proxy, say, sent none."""
+    """The document of an unsuccessful response; made up if there is none, as from a proxy."""
     try:
         document = json.loads(body)
     except ValueError:
         document = None
     if isinstance(document, dict) and "title" in document:
         return {**document, "status": status}
-    said = body[:200].decode("utf-8", "replace").strip()
+    text = body[:200].decode("utf-8", "replace").strip()
     return {"type": "about:blank", "title": reason or "No reason given", "status": status} | (
-        {"detail": said} if said else {}
+        {"detail": text} if text else {}
     )
 
 
 def read_retry_after(value: str | None) -> float | None:
-    """Seconds of a `Retry-After` header, which has them or a date (RFC 9110, 10.2.3)."""
+    """Seconds of a `Retry-After` header, which holds seconds or a date (RFC 9110, 10.2.3)."""
     if value is None:
         return None
     text = value.strip()
@@ -191,13 +191,13 @@ def read_retry_after(value: str | None) -> float | None:
     return max(0.0, math.ceil(date.timestamp() - time.time()))
 
 
-def _in_words(problem: Document) -> str:
-    """The document in a line or two, for people."""
+def _message(problem: Document) -> str:
+    """The document as a line or two of text."""
     words = [str(problem.get("title", "The service refused"))]
     if problem.get("detail"):
         words.append(f": {problem['detail']}")
-    told = [name for name in ("received", "expected") if problem.get(name) is not None]
-    words += [f" [{name}: {str(problem[name])[:300]}]" for name in told]
+    given = [name for name in ("received", "expected") if problem.get(name) is not None]
+    words += [f" [{name}: {str(problem[name])[:300]}]" for name in given]
     if problem.get("fix"):
         words.append(f" {problem['fix']}")
     identity = f", request {problem['request_id']}" if problem.get("request_id") else ""

@@ -1,4 +1,4 @@
-"""Arrays into files, and as JSON can hold them."""
+"""Writes arrays to files, and turns them into lists for JSON."""
 
 import csv
 import json
@@ -11,9 +11,12 @@ import numpy as np
 
 from noneq.codec import Array
 
+PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".pdf")
+ENDINGS = (".safetensors", ".npz", ".npy", ".csv", ".json", *PICTURES)
+
 
 def write(path: Path, raw: bytes) -> None:
-    """The bytes, whole or not at all: an interrupted save leaves the file that was there."""
+    """Write all of the bytes or none: an interrupted save leaves the old file as it was."""
     partial = path.with_name(f".{path.name}.part")
     partial.write_bytes(raw)
     partial.replace(path)
@@ -44,8 +47,8 @@ def write_json(path: Path, document: Mapping[str, Any]) -> None:
     path.write_text(json.dumps(document, allow_nan=False) + "\n", encoding="utf-8")
 
 
-def plain(array: Array) -> Any:  # noqa: ANN401  (nested lists, however deep)
-    """Nested lists of numbers: whole ones without a point, and None for what is not finite."""
+def to_lists(array: Array) -> Any:  # noqa: ANN401  (nested lists of any depth)
+    """Nested lists of numbers: integers without a point, and None for what is not finite."""
     if array.dtype.kind == "f":
         if not bool(np.isfinite(array).all()):
             return _finite(array.tolist())

@@ -1,8 +1,8 @@
 """Arrays as pictures: images side by side, points as a density, bits and long vectors as a raster.
 
-What an array is, its shape says: [C, H, W] is an image, black and white where it holds nothing but
-0 and 1; two elements are a point of the plane; anything else is a line of a raster. Everything here
-is numpy; Pillow is wanted only to write or show a file.
+The shape decides: [C, H, W] is an image, black and white if it holds only 0 and 1; two elements are
+a point of the plane; anything else is a line of a raster. All of this is numpy; only writing or
+showing a file needs Pillow.
 """
 
 import math
@@ -22,7 +22,6 @@ Pixels = NDArray[np.uint8]
 
 _GAP = 2  # pixels between tiles
 _SIDE = 128  # of a density, in cells
-_LEAST = 64  # pixels that a tile is enlarged to
 
 
 def sheet(samples: Array) -> Pixels:
@@ -47,7 +46,7 @@ def strips(samples: Array, mean: Array, std: Array) -> Pixels:
 
 
 def tile(x: Array, white: float) -> Pixels:
-    """[C, H, W] in 0..white as [H, W', 3]; channels that are no colours lie side by side."""
+    """[C, H, W] in 0..white as [H, W', 3]; other channels than RGB lie side by side."""
     levels = np.clip(np.rint(np.nan_to_num(x) * (255.0 / white)), 0, 255).astype(np.uint8)
     if len(levels) == 3:
         return np.ascontiguousarray(np.moveaxis(levels, 0, -1))
@@ -55,7 +54,7 @@ def tile(x: Array, white: float) -> Pixels:
 
 
 def top(samples: Array) -> float:
-    """The value that is white: 1 where there is nothing but 0 and 1, else 255."""
+    """The value of white: 1 if there are only 0 and 1, else 255."""
     return 1.0 if bool(((samples == 0) | (samples == 1)).all()) else 255.0
 
 
@@ -99,14 +98,8 @@ def _ink(share: Array) -> Pixels:
     return np.repeat(grey[..., None], 3, axis=-1)
 
 
-def enlarged(pixels: Pixels) -> Pixels:
-    """The same, by the whole factor that makes it large enough to be seen."""
-    factor = max(1, _LEAST // max(1, min(pixels.shape[:2])))
-    return pixels.repeat(factor, axis=0).repeat(factor, axis=1)
-
-
 def to_pillow(pixels: Pixels) -> "Image":
-    """A Pillow image; MissingExtra where Pillow is not installed."""
+    """A Pillow image; MissingExtra if Pillow is not installed."""
     try:
         from PIL import Image
     except ImportError as error:

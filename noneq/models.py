@@ -1,4 +1,4 @@
-"""What is served: a model at a glance, and everything its artefact says."""
+"""What `models()` and `model(name)` answer: the served models and their facts."""
 
 from collections.abc import Mapping
 from dataclasses import MISSING, dataclass, field, fields
@@ -6,16 +6,16 @@ from typing import Any, TypeVar
 
 from noneq.errors import UnreadableAnswer
 
-Record = TypeVar("Record")
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
 class Classifier:
-    """Who reads labels of a model's data.
+    """A classifier that reads labels of a model's data.
 
     Attributes:
-        name: by which it is asked.
-        labels: what it tells apart, in order.
+        name: to request it by.
+        labels: its classes, in order.
     """
 
     name: str
@@ -24,18 +24,18 @@ class Classifier:
 
 @dataclass(frozen=True)
 class Model:
-    """A model that answers.
+    """A served model.
 
     Attributes:
-        name: by which it is asked.
+        name: to request it by.
         kind: of its data: "image", "vector" or "bits".
         shape: of one example.
         process: "gaussian" or "binomial".
         steps: T.
         network: its kind.
-        parameters: how many weights it has.
-        classifiers: whose labels `posterior` may ask for.
-        columns: names of a vector's elements; None where they have none.
+        parameters: number of weights.
+        classifiers: whose labels `posterior` takes.
+        columns: names of a vector's elements; None if they have none.
     """
 
     name: str
@@ -51,14 +51,14 @@ class Model:
 
 @dataclass(frozen=True)
 class ModelFacts(Model):
-    """A model, with what its artefact says.
+    """A model, with the contents of its artefact.
 
     Attributes:
         default_convention: of its bounds.
-        checksum: of the artefact's file; empty where the service is of an earlier version.
+        checksum: of the artefact's file; empty if the service is of an earlier version.
         artefact: process, network, data space, training.
         evaluation: measured bounds, with split and standard error.
-        card: Markdown for people; None where there is none.
+        card: its description in Markdown; None if there is none.
     """
 
     default_convention: str
@@ -70,12 +70,12 @@ class ModelFacts(Model):
 
 @dataclass(frozen=True)
 class Models:
-    """What a service serves.
+    """The models of a service.
 
     Attributes:
-        models: each at a glance.
-        default: serves requests that name none; None where each has to name one.
-        refused: files that are not served: file, reason, fix.
+        models: that are served.
+        default: answers requests that name no model; None if each has to name one.
+        refused: files that could not be served: file, reason, fix.
     """
 
     models: tuple[Model, ...]
@@ -85,23 +85,23 @@ class Models:
 
 def read_models(document: Mapping[str, Any]) -> Models:
     """The answer of GET /models."""
-    models = tuple(_model(Model, one) for one in document.get("models", ()))
-    return _record(Models, {**document, "models": models})
+    models = tuple(_read_model(Model, one) for one in document.get("models", ()))
+    return _read(Models, {**document, "models": models})
 
 
 def read_model(document: Mapping[str, Any]) -> ModelFacts:
     """The answer of GET /models/NAME."""
-    return _model(ModelFacts, {"checksum": "", **document})
+    return _read_model(ModelFacts, {"checksum": "", **document})
 
 
-def _model(kind: type[Record], document: Mapping[str, Any]) -> Record:
+def _read_model(kind: type[T], document: Mapping[str, Any]) -> T:
     """A model with its classifiers."""
-    readers = tuple(_record(Classifier, one) for one in document.get("classifiers", ()))
-    return _record(kind, {**document, "classifiers": readers})
+    classifiers = tuple(_read(Classifier, one) for one in document.get("classifiers", ()))
+    return _read(kind, {**document, "classifiers": classifiers})
 
 
-def _record(kind: type[Record], document: Mapping[str, Any]) -> Record:
-    """What it knows of a document; members of a later version are left out."""
+def _read(kind: type[T], document: Mapping[str, Any]) -> T:
+    """A record of this kind; unknown members, of a later version, are ignored."""
     known = fields(kind)  # type: ignore[arg-type]  # a dataclass
     needed = [one.name for one in known if one.default is MISSING]
     missing = [name for name in needed if name not in document]

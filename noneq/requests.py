@@ -1,47 +1,52 @@
-"""One call: what is sent, and how its answer is read. No input or output, and no clock.
+"""What each call sends: its arguments, checked and packed into a `Request`.
 
-    question(path, ...) -> Question -> Reading(status, headers), feed(chunk) -> news, ..., end()
-
-The names of a call's arguments are those of the fields of the service's requests. The others,
-`deadline`, `progress` and `previews`, are settings of the call.
+A request is a value: `Client().sample(16)` is `Client().send(requests.sample(16))`, and
+`Client().stream(requests.sample(16))` yields its progress too. Every call takes `model`, `seed`,
+`deadline` and `progress` (`CallOptions`), and any other field of the service's request by its name.
 """
 
-import json
+import math
 import secrets
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, Generic, TypedDict, TypeVar, final
+from typing import Any, Generic, TypedDict, TypeVar, Unpack, final
+from urllib.parse import quote
 
-from noneq.answer import Answer, Timing
-from noneq.codec import BINARY, EVENTS, JSON, Array, Body, decode, encode
-from noneq.errors import ConnectionLost, UnreadableAnswer, read_problem, refusal
-from noneq.sse import EventReader, Listener, News, read_preview, read_progress
+import numpy as np
 
-Found = TypeVar("Found")
-FoundAnswer = TypeVar("FoundAnswer", bound=Answer)
+from noneq import codec
+from noneq.codec import BINARY, EVENTS, JSON, Array, Body, Data, Timing, packed
+from noneq.models import ModelFacts, Models, read_model, read_models
+from noneq.responses import Likelihoods, Posterior, Samples
+from noneq.sse import Listener
+
+__all__ = ["denoise", "examples", "inpaint", "loglik", "model", "models", "posterior", "sample"]
+
+T = TypeVar("T")
+Label = str | int
+SamplerName = str | Mapping[str, Any]
 
 
 @final
 @dataclass(frozen=True)
-class Question(Generic[Found]):
+class Request(Generic[T]):
     """One call of the service.
 
     Attributes:
-        path: of its route.
-        read: the answer, from a safetensors file or from JSON (a `Body` without tensors).
-        lift: the arrays of an answer that came as JSON.
+        path: of the route.
+        read: makes the response from a body and its timing.
+        from_json: makes a body from a JSON document.
         body: what is sent; None for GET.
-        deadline: seconds after which the answer is of no more use; the service then drops it.
-        listener: told of the progress, where somebody waits for the answer.
-        previews: how many of the first samples are shown on their way.
-        streamed: whether the answer comes by a stream that tells of progress; so it does where
-            there is a listener.
+        deadline: seconds after which the service drops the request.
+        listener: called with the progress while the call waits.
+        previews: how many of the first samples the progress shows.
+        streamed: whether the response comes as an event stream; it does if there is a listener.
     """
 
     path: str
-    read: Callable[[Body, Timing], Found]
-    lift: Callable[[Mapping[str, Any]], Body] = Body
+    read: Callable[[Body, Timing], T]
+    from_json: Callable[[Mapping[str, Any]], Body] = Body
     body: Body | None = None
     deadline: float | None = None
     listener: Listener | None = None
@@ -55,17 +60,12 @@ class Question(Generic[Found]):
 
     @cached_property
     def content(self) -> tuple[bytes, str] | None:
-        """The body's bytes and their type, made once for all attempts."""
-        return None if self.body is None else encode(self.body)
-
-    def tell(self, news: News) -> None:
-        """Tell the listener, if there is one."""
-        if self.listener is not None:
-            self.listener(news)
+        """The body's bytes and their content type, made once for all attempts."""
+        return None if self.body is None else codec.encode(self.body)
 
     @property
     def headers(self) -> dict[str, str]:
-        """What the request says of itself."""
+        """The HTTP headers."""
         found = {"accept": self._accept()}
         if self.content is not None:
             found["content-type"] = self.content[1]
@@ -81,109 +81,15 @@ class Question(Generic[Found]):
         return f"{EVENTS}; previews={self.previews}" if self.previews else EVENTS
 
 
-@final
-class Reading(Generic[Found]):
-    """The answer to one attempt at a question, as its bytes come.
-
-    Args:
-        question: that was asked.
-        status: of the response.
-        reason: the status in words.
-        headers: of the response, names in lower case.
-    """
-
-    def __init__(
-        self, question: Question[Found], status: int, reason: str, headers: Mapping[str, str]
-    ) -> None:
-        self._question, self._status, self._reason = question, status, reason
-        self._headers = headers
-        kind = headers.get("content-type", "").split(";")[0].strip().lower()
-        self._kind = kind
-        self._events = EventReader() if kind == EVENTS and status < 300 else None
-        self._pieces: list[bytes] = []
-        self._result: dict[str, Any] | None = None
-        self._timing = Timing(
-            headers.get("x-request-id", ""),
-            float(headers.get("x-queue-time", 0.0)),
-            float(headers.get("x-compute-time", 0.0)),
-        )
-
-    def feed(self, chunk: bytes) -> list[News]:
-        """Take the next bytes; what they tell.
-
-        Raises:
-            Refused: the stream told of a problem.
-            UnreadableAnswer: it told something else.
-        """
-        if self._events is None:
-            self._pieces.append(chunk)
-            return []
-        events = self._events.feed(chunk)
-        return [news for name, data in events for news in self._heed(name, data)]
-
-    def _heed(self, name: str, data: Any) -> Iterator[News]:  # noqa: ANN401  (JSON)
-        if name == "error":
-            raise refusal({"status": 500, **data})
-        if name == "result":
-            self._result = data
-        elif name == "progress":
-            progress = read_progress(data)
-            self._timing = Timing(
-                self._timing.request_id, progress.queue_seconds, progress.compute_seconds
-            )
-            yield progress
-        elif name == "preview":
-            yield read_preview(data)
-
-    def end(self) -> Found:
-        """The answer, now that there are no more bytes.
-
-        Raises:
-            Refused: it is a problem.
-            ConnectionLost: the stream ended before its result.
-            UnreadableAnswer: it is no answer of a noneq service.
-        """
-        raw = b"".join(self._pieces)
-        if self._status >= 400:
-            problem = read_problem(self._status, self._reason, raw)
-            raise refusal(problem, self._headers.get("retry-after"))
-        if self._events is not None:
-            if self._result is None:
-                raise ConnectionLost("the stream ended before its result: ask again")
-            return self._read_json(self._result)
-        if self._status >= 300 or self._kind not in (BINARY, JSON):
-            raise UnreadableAnswer(
-                f"came HTTP {self._status} with {self._kind or 'no content type'}, where a noneq "
-                f"service answers {BINARY}: check the address"
-            )
-        if self._kind == BINARY:
-            return self._question.read(decode(raw), self._timing)
-        try:
-            document = json.loads(raw)
-        except ValueError as error:
-            raise UnreadableAnswer(f"the answer is no JSON ({error}): check the address") from error
-        return self._read_json(document)
-
-    def _read_json(self, document: Any) -> Found:  # noqa: ANN401
-        try:
-            body = self._question.lift(document)
-        except (KeyError, TypeError, ValueError) as error:
-            raise UnreadableAnswer(f"the answer lacks what it should have: {error!r}") from error
-        return self._question.read(body, self._timing)
-
-
-SamplerName = str | Mapping[str, Any]
-
-
-class Asked(TypedDict, total=False):
+class CallOptions(TypedDict, total=False):
     """What every call takes.
 
     Attributes:
-        model: which; may be left out where one is served, or a default is set.
-        seed: of the noise. Where it is None one is drawn, and sent, so that asking again gives the
-            same answer.
-        deadline: seconds after which the answer is of no more use; the service then drops it.
-        progress: called with each `Progress`, and `Preview`, on the way to the answer.
+        model: its name; not needed if one model is served, or a default is set.
+        seed: of the noise. If None, one is drawn and sent, so a repeated request gives the same
+            answer.
+        deadline: seconds after which the service drops the request.
+        progress: called with each `Progress` and `Preview` on the way to the answer.
     """
 
     model: str | None
@@ -192,46 +98,212 @@ class Asked(TypedDict, total=False):
     progress: Listener | None
 
 
-class Drawn(Asked, total=False):
-    """What every call takes whose answer are samples.
+class SampleOptions(CallOptions, total=False):
+    """What every call that draws samples takes.
 
     Attributes:
-        previews: how many of them are shown on their way.
+        previews: how many of the first samples the progress shows.
     """
 
     previews: int
 
 
-def question(
-    path: str,
-    read: Callable[[Body, Timing], Found],
-    lift: Callable[[Mapping[str, Any]], Body],
-    asked: Mapping[str, Any],
-    **tensors: Array,
-) -> Question[Found]:
-    """The question that asks `path` what was `asked`: what is None is left out.
+def sample(
+    num_samples: int = 1,
+    *,
+    sampler: SamplerName = "ancestral",
+    steps: int | None = None,
+    frames: int | None = None,
+    **options: Unpack[SampleOptions],
+) -> Request[Samples]:
+    """Draw from p(x_0): POST /sample.
 
     Args:
-        path: of the route.
-        read: the answer, as `Question` has it.
-        lift: its arrays, likewise.
-        asked: fields of the request by name, and what is the call's own.
-        tensors: the fields that are arrays.
+        num_samples: how many.
+        sampler: "ancestral", "ddim" or "dpmpp_2m", or with its settings as the service takes them:
+            {"name": "ddim", "steps": 50, "eta": 0}.
+        steps: of the sampler; None for all T (dpmpp_2m and ddim: the service's default).
+        frames: how many intermediate states to return after the first, as `trajectory`.
+        options: previews, and what every call takes.
     """
-    fields = {name: x for name, x in asked.items() if x is not None}
+    fields = {
+        "num_samples": num_samples,
+        "sampler": _sampler(sampler, steps),
+        "frames": frames,
+        **options,
+    }
+    return _post("/sample", Samples, codec.samples_from_json, fields)
+
+
+class LoglikOptions(CallOptions, total=False):
+    """How `loglik` estimates a bound; by default from all of its T terms.
+
+    Attributes:
+        convention: "discretised", "density" or "paper"; None for the default of the data.
+        terms: network evaluations an example.
+        strata: from which the terms are drawn: "even", or of even "importance" by the model's
+            profile.
+        target_error: nats; in place of `terms`, as many as leave this standard error.
+        trajectories: bound by the mean weight of this many whole trajectories.
+        steps: of a shorter chain, whose bound is returned.
+        spacing: of those steps: "optimal" by the model's profile, or "even".
+    """
+
+    convention: str | None
+    terms: int | None
+    strata: str | None
+    target_error: float | None
+    trajectories: int | None
+    steps: int | None
+    spacing: str | None
+
+
+def loglik(
+    data: Data, *, per_step: bool = False, **options: Unpack[LoglikOptions]
+) -> Request[Likelihoods]:
+    """Bound log p(x_0) from below: POST /loglik.
+
+    Args:
+        data: [N, *shape] in data units; an array, or a list of arrays.
+        per_step: also return every evaluated term.
+        options: terms, trajectories, ... (`LoglikOptions`), and what every call takes.
+    """
+    array = packed(data)
+    dims = math.prod(array.shape[1:])
+
+    def read(body: Body, timing: Timing) -> Likelihoods:
+        return Likelihoods(Body({**body.fields, "dims": dims}, body.tensors), timing)
+
+    fields = {"per_step": per_step or None, **options}
+    return _post("/loglik", read, codec.likelihoods_from_json, fields, data=array)
+
+
+class PosteriorOptions(SampleOptions, total=False):
+    """What `posterior`, `inpaint` and `denoise` have in common.
+
+    Attributes:
+        noise_std: of the observation, data units: one number, or an array as `observed`; None for
+            no noise.
+        flip_probability: in place of `noise_std` for bits: the probability that each was flipped.
+        num_samples: for each example; 1 by default.
+        quantiles: of the samples, to return as well.
+        method: its name, or its fields: {"name": "twisted", "particles": 16, "systems": "joint"};
+            None for the service's choice.
+        steps: of the ancestral sampler; None for the service's choice.
+    """
+
+    noise_std: Data | None
+    flip_probability: float | None
+    num_samples: int
+    quantiles: Sequence[float] | None
+    method: str | Mapping[str, object] | None
+    steps: int | None
+
+
+def inpaint(observed: Data, known: Data, **options: Unpack[PosteriorOptions]) -> Request[Posterior]:
+    """Draw the unobserved values given the observed ones: POST /inpaint.
+
+    Args:
+        observed: [N, *shape] in data units; unobserved values may be anything.
+        known: 1 or True where a value was observed: [*shape] for all data or [N, *shape]; a mask of
+            pixels [H, W] or [N, H, W] holds for all channels.
+        options: noise_std, num_samples, method, ... (`PosteriorOptions`), and what every call
+            takes.
+    """
+    return _posterior("/inpaint", dict(options), observed=observed, known=known)
+
+
+def denoise(observed: Data, **options: Unpack[PosteriorOptions]) -> Request[Posterior]:
+    """Draw the data behind noisy observations of all their values: POST /denoise.
+
+    Args:
+        observed: [N, *shape] in data units.
+        options: noise_std, num_samples, method, ... (`PosteriorOptions`), and what every call
+            takes.
+    """
+    return _posterior("/denoise", dict(options), observed=observed)
+
+
+def posterior(
+    observed: Data | None = None,
+    known: Data | None = None,
+    *,
+    operator: Mapping[str, object] | None = None,
+    label: Label | Sequence[Label] | None = None,
+    classifier: str | None = None,
+    expert: str | None = None,
+    label_probabilities: bool = False,
+    **options: Unpack[PosteriorOptions],
+) -> Request[Posterior]:
+    """Draw data given a linear observation, a label, or both: POST /posterior.
+
+    Args:
+        observed: y, [N, *observed shape] in data units; None if only a label or `expert` is given.
+        known: 1 or True where a value was observed, as `inpaint` has it; None for everything.
+        operator: of the observation: {"kind": "average-pooling", "size": 4}, {"kind": "blur",
+            "kernel": rows}, {"kind": "dense", "rows": rows}; None for the elements themselves.
+        label: that the data should have, by name or index: one for all, or one each. `models()`
+            lists each model's labels.
+        classifier: that reads labels; not needed if only one fits the model.
+        expert: another served model of the same data, by whose density p(x_0) is multiplied.
+        label_probabilities: also return each label's probability, the mean over the samples.
+        options: noise_std, num_samples, method, ... (`PosteriorOptions`), and what every call
+            takes.
+    """
+    fields = {
+        "operator": operator, "label": label, "classifier": classifier, "expert": expert,
+        "label_probabilities": label_probabilities or None, **options,
+    }  # fmt: skip
+    return _posterior("/posterior", fields, observed=observed, known=known)
+
+
+def models() -> Request[Models]:
+    """What is served: GET /models."""
+    return Request("/models", lambda body, _: read_models(body.fields))
+
+
+def model(name: str) -> Request[ModelFacts]:
+    """What a model's artefact says: GET /models/NAME."""
+    return Request(f"/models/{quote(name, safe='')}", lambda body, _: read_model(body.fields))
+
+
+def examples(name: str, count: int = 16) -> Request[Array]:
+    """Held-out data to try a model on: GET /models/NAME/examples; [n, *shape], data units.
+
+    Args:
+        name: of the model.
+        count: at most this many; a model may come with none.
+    """
+    path = f"/models/{quote(name, safe='')}/examples?count={count:d}"
+    return Request(path, lambda body, _: np.asarray(body.fields["data"], np.float32))
+
+
+def _posterior(path: str, fields: dict[str, Any], **arrays: Data | None) -> Request[Posterior]:
+    noise = fields.get("noise_std")
+    if noise is not None and np.ndim(noise):
+        arrays["noise_std"] = fields.pop("noise_std")
+    steps = fields.pop("steps", None)
+    if steps is not None:
+        fields["sampler"] = _sampler("ancestral", steps)
+    tensors = {name: packed(x) for name, x in arrays.items() if x is not None}
+    return _post(path, Posterior, codec.posterior_from_json, fields, **tensors)
+
+
+def _post(
+    path: str,
+    read: Callable[[Body, Timing], T],
+    from_json: Callable[[Mapping[str, Any]], Body],
+    options: Mapping[str, Any],
+    **tensors: Array,
+) -> Request[T]:
+    """A POST request of all fields that are not None; `tensors` are those that are arrays."""
+    fields = {name: x for name, x in options.items() if x is not None}
     listener, previews = fields.pop("progress", None), fields.pop("previews", 0)
     deadline = fields.pop("deadline", None)
-    fields.setdefault("seed", draw_seed())
-    body = Body(fields, tensors)
-    return Question(path, read, lift, body, deadline, listener, previews)
+    fields.setdefault("seed", secrets.randbelow(2**32))  # which JSON holds exactly
+    return Request(path, read, from_json, Body(fields, tensors), deadline, listener, previews)
 
 
-def draw_seed() -> int:
-    """A fresh seed, that every reader of JSON holds exactly."""
-    return secrets.randbelow(2**32)
-
-
-def sampler_of(sampler: SamplerName, steps: int | None) -> dict[str, Any]:
-    """A sampler with its settings, by its name alone or with them."""
+def _sampler(sampler: SamplerName, steps: int | None) -> dict[str, Any]:
     found = {"name": sampler} if isinstance(sampler, str) else dict(sampler)
     return found if steps is None else {**found, "steps": steps}

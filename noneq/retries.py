@@ -1,8 +1,8 @@
-"""Whether to ask again after a failure, and when.
+"""Whether to try again after a failure, and when.
 
-Every request carries its seed, so asking again gives the same answer: nothing is drawn twice. It is
-worth while where the service is busy, for as long as its `Retry-After` says, and where a connection
-broke, after 1/2, 1, 2, ... seconds; all else would only fail again.
+Every request carries its seed, so a repeated request gives the same answer. A busy service is tried
+again after its `Retry-After`, and a broken connection after 1/2, 1, 2, ... seconds; any other
+failure would only repeat itself.
 """
 
 from dataclasses import dataclass
@@ -15,11 +15,11 @@ _FIRST, _LONGEST = 0.5, 30.0  # seconds; twice as many each time
 
 @dataclass(frozen=True)
 class Patience:
-    """How long a client goes on.
+    """How often and how long a client tries again.
 
     Attributes:
         retries: most attempts after the first.
-        seconds: longest that it waits between attempts, all of one call together.
+        seconds: longest wait between attempts, all of one call together.
     """
 
     retries: int = 4
@@ -36,7 +36,7 @@ class Attempts:
         self._waited = 0.0
 
     def after(self, error: NoneqError) -> float:
-        """Seconds to wait before the next attempt; raises `error` where there is to be none."""
+        """Seconds to wait before the next attempt; raises `error` if there is to be none."""
         pause = min(_LONGEST, float(_FIRST * 2 ** min(self._failed, 10)))
         if isinstance(error, Busy) and error.retry_after is not None:
             pause = error.retry_after

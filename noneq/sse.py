@@ -1,4 +1,4 @@
-"""A stream's events: how a request fares, then its answer.
+"""The events of a response's stream: the request's progress, then its answer.
 
 progress, [preview], progress, ..., progress, result          or, at any point, error
 """
@@ -40,13 +40,13 @@ class Progress:
 
 @dataclass(frozen=True, eq=False)
 class Preview:
-    """What the network takes the first samples to be, on their way.
+    """The network's estimates of the first samples while they are drawn.
 
     Attributes:
         step: network evaluations done when it was taken.
-        rows: how each row stands.
-        estimates: of each row, in data units: an image as the bytes of its PNG, all else an array;
-            None while it waits.
+        rows: the state of each row.
+        estimates: of each row, in data units: an image as the bytes of its PNG, other data as an
+            array; None while the row waits.
     """
 
     step: int
@@ -54,30 +54,30 @@ class Preview:
     estimates: Sequence[bytes | Array | None]
 
 
-News = Progress | Preview
-Listener = Callable[[News], None]
+Event = Progress | Preview
+Listener = Callable[[Event], None]
 
 
 class EventReader:
-    """Parts a stream's bytes, as they come, into events (name, data)."""
+    """Splits a stream's bytes, as they arrive, into events (name, data)."""
 
     def __init__(self) -> None:
         self._pieces: list[bytes] = []
         self._end = b""
 
     def feed(self, chunk: bytes) -> Iterator[tuple[str, Any]]:
-        """The events that this chunk ends."""
+        """The events that end in this chunk."""
         self._pieces.append(chunk)
         ends = b"\n\n" in self._end + chunk
         self._end = (self._end + chunk)[-1:]
         if not ends:
-            return  # an answer of megabytes is put together once, not with every chunk
+            return  # an answer of megabytes is joined once, not with every chunk
         *blocks, rest = b"".join(self._pieces).split(b"\n\n")
         self._pieces = [rest]
         for block in blocks:
             lines = dict(line.partition(b": ")[::2] for line in block.split(b"\n"))
             if b"event" not in lines:
-                continue  # a comment, which only breaks a silence
+                continue  # a comment, which only keeps the connection alive
             try:
                 yield lines[b"event"].decode(), json.loads(lines[b"data"])
             except (KeyError, ValueError) as error:

@@ -1,1 +1,1 @@
-"""The command `noneq`: the client for people, and a door to the server's and training's own."""
+"""The command `noneq`: calls a service, and starts the server's and training's programs."""

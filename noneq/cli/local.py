@@ -1,9 +1,18 @@
-"""The verbs that other parts of the house answer: `python -m service` and `python -m training`."""
+"""Runs other parts of noneq from the command: `python -m service` and `python -m training`.
+
+`python -m noneq.cli.local MODULE ...` runs a module that ends when its parent process does. Its
+stdin is a pipe from the parent, to which nothing is written: the pipe ends with the parent, even if
+that is killed. Then this process gets SIGTERM, and is ended if that does not work.
+"""
 
 import os
 import re
+import runpy
+import signal
 import subprocess
 import sys
+import threading
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -12,17 +21,18 @@ from pathlib import Path
 
 from noneq.errors import ConnectionFailed, FileError, MissingExtra
 
-_MISTAKE = 2  # exit status of the service: a setting is wrong, or there are no models
+_BAD_SETTING = 2  # exit status of the service: a setting is wrong, or there are no models
+_SECONDS = 5.0  # from SIGTERM to the end
 
 
 @dataclass(frozen=True)
-class Door:
-    """Where a verb leads.
+class Program:
+    """A command of another part of noneq.
 
     Attributes:
         words: `python -m` what.
-        extra: that brings it, by `pip install 'noneq[extra]'`.
-        needs: modules that the extra brings.
+        extra: that installs it, by `pip install 'noneq[extra]'`.
+        needs: modules that the extra installs.
         about: what it does.
     """
 
@@ -32,7 +42,7 @@ class Door:
     about: str
 
     def check(self) -> None:
-        """Raise MissingExtra where it is not installed."""
+        """Raise MissingExtra if it is not installed."""
         missing = [name for name in (self.words[0], *self.needs) if find_spec(name) is None]
         if missing:
             raise MissingExtra(
@@ -41,31 +51,31 @@ class Door:
 
 
 _TRAIN = ("torch", "matplotlib", "sklearn", "tqdm")
-DOORS = {
-    "serve": Door(("service",), "serve", ("torch", "uvicorn"), "start the service"),
-    "train": Door(("training", "train"), "train", _TRAIN, "fit a model to your own data"),
-    "convert": Door(("training", "convert"), "train", _TRAIN, "take in a model trained elsewhere"),
-    "evaluate": Door(("training", "evaluate"), "train", _TRAIN, "measure a model"),
-    "export": Door(("training", "export"), "train", _TRAIN, "make a model of a fit"),
+PROGRAMS = {
+    "serve": Program(("service",), "serve", ("torch", "uvicorn"), "start the service"),
+    "train": Program(("training", "train"), "train", _TRAIN, "fit a model to your own data"),
+    "convert": Program(("training", "convert"), "train", _TRAIN, "import a model from elsewhere"),
+    "evaluate": Program(("training", "evaluate"), "train", _TRAIN, "measure a model"),
+    "export": Program(("training", "export"), "train", _TRAIN, "make a model of a fit"),
 }
 
 
-def enter(verb: str, words: Sequence[str]) -> int:
-    """Become that command; signals and exit status are its own.
+def run(verb: str, words: Sequence[str]) -> int:
+    """Replace this process by the program; signals and exit status are its own.
 
     Raises:
         MissingExtra: it is not installed.
     """
-    door = DOORS[verb]
-    door.check()
+    program = PROGRAMS[verb]
+    program.check()
     sys.stdout.flush()
     sys.stderr.flush()
-    os.execv(sys.executable, [sys.executable, "-m", *door.words, *words])
+    os.execv(sys.executable, [sys.executable, "-m", *program.words, *words])
 
 
 @contextmanager
 def local_service(models: str) -> Iterator[str]:
-    """The URL of a service of one's own, for as long as the block takes, or this process lives.
+    """The URL of a service that runs until the block ends, or this process does.
 
     Args:
         models: the folder that it serves.
@@ -75,10 +85,10 @@ def local_service(models: str) -> Iterator[str]:
         FileError: there are no models in the folder, or a setting is wrong.
         ConnectionFailed: it did not start.
     """
-    DOORS["serve"].check()
+    PROGRAMS["serve"].check()
     if not any(Path(models).glob("*/model.safetensors")):  # known at once, without its start
         raise FileError(f"no models in {models}: each is a folder in it with a model.safetensors")
-    command = [sys.executable, "-m", "noneq.cli.tethered", "service", "--port", "0"]
+    command = [sys.executable, "-m", "noneq.cli.local", "service", "--port", "0"]
     with subprocess.Popen(
         [*command, "--host", "127.0.0.1", "--models", models, "--log-level", "error"],
         stdin=subprocess.PIPE,
@@ -90,8 +100,29 @@ def local_service(models: str) -> Iterator[str]:
             line = process.stdout.readline()
             found = re.search(r"http://\S+", line)
             if found is None:
-                said = f"a service of {models} did not start: see above"
-                raise FileError(said) if process.wait() == _MISTAKE else ConnectionFailed(said)
+                text = f"a service of {models} did not start: see above"
+                raise FileError(text) if process.wait() == _BAD_SETTING else ConnectionFailed(text)
             yield found[0]
         finally:
             process.terminate()
+
+
+def _end_with(pipe: int) -> None:
+    """End this process when the pipe ends."""
+    while os.read(pipe, 1024):
+        pass
+    os.kill(os.getpid(), signal.SIGTERM)
+    time.sleep(_SECONDS)
+    os._exit(1)
+
+
+def main() -> None:
+    """Run the module that the command line names, with the remaining arguments."""
+    pipe = os.dup(sys.stdin.fileno())
+    threading.Thread(target=_end_with, args=(pipe,), name="noneq-parent", daemon=True).start()
+    sys.argv = sys.argv[1:]
+    runpy.run_module(sys.argv[0], run_name="__main__", alter_sys=True)
+
+
+if __name__ == "__main__":
+    main()

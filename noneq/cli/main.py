@@ -1,15 +1,15 @@
-"""noneq: ask a service of diffusion models, and the doors to serving and training.
+"""noneq: call a service of diffusion models; start a service; train models.
 
     noneq models                                   what is served
     noneq sample -m mnist -n 16                    draw; in the terminal, or -o digits.png
-    noneq loglik digits/ -m mnist -o scores.csv    score a folder; the same again goes on
+    noneq loglik digits/ -m mnist -o scores.csv    score a folder; repeat it to continue
     noneq inpaint torn.png -m mnist -n 4           draw what is transparent
     noneq denoise noisy.png -m mnist --noise-std 64
-    noneq posterior -m mnist --label 3 -n 8        draw what a label says
+    noneq posterior -m mnist --label 3 -n 8        draw data with this label
     noneq posterior small.npy -m mnist --pooling 4 --noise-std 8
     noneq serve --models models                    start a service
     noneq train photographs/ --name photographs    fit a model to your own data
-    noneq convert ddpm-church -o models/church     take in a model trained elsewhere
+    noneq convert ddpm-church -o models/church     import a model trained elsewhere
 
 Data come as pictures, .csv, .tsv and .npy, and folders of these; answers go to .png, .csv, .npy,
 .npz, .json, .safetensors. The service is at NONEQ_URL (http://localhost:8000), the key is
@@ -29,7 +29,7 @@ from collections.abc import Callable, Sequence
 
 from noneq import errors
 from noneq.cli import commands, local
-from noneq.cli.output import Place
+from noneq.cli.outputs import Target
 
 USAGE, UNREACHED, LATER, KEY, FAULT, MISSING, INTERRUPTED = 2, 3, 4, 5, 6, 7, 130
 
@@ -63,20 +63,22 @@ def parser() -> argparse.ArgumentParser:
         nargs="?",
         const="models",
         metavar="FOLDER",
-        help="ask no running service: start one for this command, of the models in FOLDER",
+        help="start a service of the models in FOLDER for this command",
     )
     service.add_argument("--json", action="store_true", help="print JSON, for machines")
-    asked = argparse.ArgumentParser(add_help=False, parents=[service])
-    asked.add_argument("-m", "--model", help="which; not needed where one is served")
-    drawn = argparse.ArgumentParser(add_help=False, parents=[asked])
-    drawn.add_argument("-n", "--num-samples", type=int, default=1, help="how many (default 1)")
-    drawn.add_argument("--steps", type=int, help="of the sampler (default: all there are)")
-    drawn.add_argument("--seed", type=int, help="of the noise (default: drawn, and told)")
-    drawn.add_argument(
+    request = argparse.ArgumentParser(add_help=False, parents=[service])
+    request.add_argument("-m", "--model", help="its name; not needed if one is served")
+    draws = argparse.ArgumentParser(add_help=False, parents=[request])
+    draws.add_argument("-n", "--num-samples", type=int, default=1, help="how many (default 1)")
+    draws.add_argument("--steps", type=int, help="of the sampler (default: all there are)")
+    draws.add_argument(
+        "--seed", type=int, help="of the noise (default: a random one, which is printed)"
+    )
+    draws.add_argument(
         "-o",
         "--out",
-        type=Place.of_answer,
-        help="a file, by whose ending it is written, or a folder/, which is made",
+        type=Target.for_response,
+        help="a file, in the format of its ending, or a folder/, which is made",
     )
 
     def verb(name: str, run: Run, parent: argparse.ArgumentParser) -> argparse.ArgumentParser:
@@ -87,58 +89,62 @@ def parser() -> argparse.ArgumentParser:
     one = verb("models", commands.do_models, service)
     one.add_argument("name", nargs="?", help="of a model, for its facts and card")
 
-    one = verb("sample", commands.do_sample, drawn)
+    one = verb("sample", commands.do_sample, draws)
     about = "one that the model has, as `noneq models NAME --json` lists (default ancestral)"
     one.add_argument("--sampler", default="ancestral", metavar="NAME", help=about)
 
-    one = verb("loglik", commands.do_loglik, asked)
+    one = verb("loglik", commands.do_loglik, request)
     one.add_argument("files", nargs="+", help="pictures, folders, .npy, .csv")
-    about = "a table (.csv); one that is there is gone on with"
-    one.add_argument("-o", "--out", type=Place.of_table, help=about)
+    about = "a table (.csv); an existing one is continued"
+    one.add_argument("-o", "--out", type=Target.for_table, help=about)
     one.add_argument("--seed", type=int, default=0, help="of the noise (default 0)")
     one.add_argument(
         "--terms", type=int, help="network evaluations an example (default: all steps)"
     )
-    one.add_argument("--trajectories", type=int, help="bound by so many whole trajectories")
-    one.add_argument("--steps", type=int, help="of a shorter chain, whose bound it then is")
+    one.add_argument("--trajectories", type=int, help="bound by this many whole trajectories")
+    one.add_argument("--steps", type=int, help="of a shorter chain, to bound with that")
     one.add_argument("--strata", choices=("even", "importance"), help="of the terms")
     one.add_argument("--target-error", type=float, help="nats an example, in place of --terms")
     one.add_argument("--convention", choices=("discretised", "density", "paper"))
     one.add_argument("--parallel", type=int, default=8, help="requests at a time (default 8)")
 
-    seen = argparse.ArgumentParser(add_help=False, parents=[drawn])
-    seen.add_argument("--noise-std", type=float, help="of what was observed, data units")
-    seen.add_argument("--flip-probability", type=float, help="bits: in its place")
-    seen.add_argument(
-        "--quantiles", type=float, nargs="+", metavar="Q", help="of the samples, also answered"
+    observed = argparse.ArgumentParser(add_help=False, parents=[draws])
+    observed.add_argument("--noise-std", type=float, help="of the observation, data units")
+    observed.add_argument("--flip-probability", type=float, help="of the observation, for bits")
+    observed.add_argument(
+        "--quantiles", type=float, nargs="+", metavar="Q", help="of the samples, to return as well"
     )
-    seen.add_argument("--method", help="as the service has them (default: its choice)")
-    seen.add_argument("--particles", type=int, help="of the method; short for --set particles=N")
-    seen.add_argument(
+    observed.add_argument("--method", help="one of the service's (default: its choice)")
+    observed.add_argument(
+        "--particles", type=int, help="of the method; short for --set particles=N"
+    )
+    observed.add_argument(
         "--set",
         action="append",
         default=[],
         metavar="NAME=VALUE",
         help="a further field of the method, as systems=joint or covariance=diagonal",
     )
-    masked = argparse.ArgumentParser(add_help=False, parents=[seen])
-    masked.add_argument("--known", help="a mask: a picture, white where it was seen, or .npy")
+    masked = argparse.ArgumentParser(add_help=False, parents=[observed])
+    masked.add_argument("--known", help="a mask: a picture, white where observed, or .npy")
 
     for name, run, parent in (
         ("inpaint", commands.do_inpaint, masked),
-        ("denoise", commands.do_denoise, seen),
+        ("denoise", commands.do_denoise, observed),
     ):
         one = verb(name, run, parent)
         one.add_argument("files", nargs="+", help="pictures, folders, .npy, .csv")
 
     one = verb("posterior", commands.do_posterior, masked)
-    one.add_argument("files", nargs="*", help="what was observed; none, where a label says it all")
+    one.add_argument("files", nargs="*", help="the observations; none if only a label is given")
     through = one.add_mutually_exclusive_group()
-    through.add_argument("--pooling", type=int, metavar="SIZE", help="seen as means of blocks")
-    through.add_argument("--blur", metavar="FILE", help="seen through this kernel (.npy, .csv)")
-    through.add_argument("--matrix", metavar="FILE", help="seen through this matrix (.npy, .csv)")
-    one.add_argument("--label", nargs="+", help="to show: one for all, or one each")
-    one.add_argument("--classifier", help="that reads labels; not needed where one fits")
+    through.add_argument("--pooling", type=int, metavar="SIZE", help="observed as means of blocks")
+    through.add_argument("--blur", metavar="FILE", help="observed through this kernel (.npy, .csv)")
+    through.add_argument(
+        "--matrix", metavar="FILE", help="observed through this matrix (.npy, .csv)"
+    )
+    one.add_argument("--label", nargs="+", help="of the data: one for all, or one each")
+    one.add_argument("--classifier", help="that reads labels; not needed if only one fits")
     one.add_argument(
         "--expert", "--times", metavar="MODEL", help="multiply by the density of this model too"
     )
@@ -146,28 +152,28 @@ def parser() -> argparse.ArgumentParser:
         "--label-probabilities",
         "--read",
         action="store_true",
-        help="also tell how likely each label is",
+        help="also print the probability of each label",
     )
 
-    for name, door in local.DOORS.items():
-        verbs.add_parser(name, help=door.about, add_help=False)
+    for name, program in local.PROGRAMS.items():
+        verbs.add_parser(name, help=program.about, add_help=False)
     return top
 
 
 def main(words: Sequence[str] | None = None) -> int:
-    """Run one command; what went wrong is said in a line, and by the exit status."""
+    """Run one command; an error is printed as one line, and sets the exit status."""
     words = sys.argv[1:] if words is None else list(words)
     try:
-        if words and words[0] in local.DOORS:
-            return local.enter(words[0], words[1:])
+        if words and words[0] in local.PROGRAMS:
+            return local.run(words[0], words[1:])
         given = parser().parse_args(words)
     except errors.MissingExtra as error:
         return _fail(error, MISSING, as_json=False)
     try:
         run: Run = given.run
-        place: Place | None = getattr(given, "out", None)
-        if place is not None:
-            place.check()
+        target: Target | None = getattr(given, "out", None)
+        if target is not None:
+            target.check()
         status = run(given)
         sys.stdout.flush()
         return status

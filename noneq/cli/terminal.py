@@ -1,7 +1,7 @@
 """Pictures and progress in a terminal.
 
-Two pixels a character where the terminal has true colour and Unicode: an upper half block, whose
-ink is the upper pixel and whose paper is the lower one. Elsewhere a shade of plain ASCII.
+Two pixels a character if the terminal has true colour and Unicode: an upper half block, whose
+foreground is the upper pixel and whose background is the lower one; otherwise shades of ASCII.
 """
 
 import shutil
@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Any, TextIO
 
 import numpy as np
 
-from noneq.cli import environment
+from noneq.cli import inputs
 from noneq.images import Pixels
-from noneq.sse import Listener, Preview, Progress
+from noneq.sse import Event, Listener, Progress
 
 if TYPE_CHECKING:
     from tqdm import tqdm
@@ -26,12 +26,12 @@ def show(pixels: Pixels, out: TextIO) -> None:
     """Print a picture as wide and as high as fits."""
     size = shutil.get_terminal_size()
     unicode = "utf" in (getattr(out, "encoding", "") or "").lower()
-    draw = blocks if unicode and environment.true_colour() else shades
+    draw = blocks if unicode and inputs.true_colour() else shades
     out.write(draw(fitted(pixels, size.columns, 2 * max(4, size.lines - 2))))
 
 
 def fitted(pixels: Pixels, columns: int, lines: int) -> Pixels:
-    """The picture with every so many-th pixel, or each repeated, to fit `columns` by `lines`."""
+    """The picture by nearest pixels, to fit `columns` by `lines`."""
     height, width = pixels.shape[:2]
     scale = min(columns / width, lines / height)
     scale = float(int(scale)) if scale >= 1 else scale
@@ -63,32 +63,32 @@ def shades(pixels: Pixels) -> str:
 
 @contextmanager
 def progress(what: str) -> Iterator[Listener | None]:
-    """A listener that moves a bar on stderr; None where there is no bar."""
+    """A listener that moves a progress bar on stderr; None if there is no bar."""
     with _bar(what, "call") as bar:
 
-        def told(news: Progress | Preview) -> None:
-            if isinstance(news, Progress) and bar is not None:
-                bar.total = news.total
-                bar.update(news.step - bar.n)
+        def move(event: Event) -> None:
+            if isinstance(event, Progress) and bar is not None:
+                bar.total = event.total
+                bar.update(event.step - bar.n)
 
-        yield None if bar is None else told
+        yield None if bar is None else move
 
 
 @contextmanager
 def counter(what: str) -> Iterator[Callable[[int], None]]:
-    """Counts on stderr what is told, where there is a bar."""
+    """A function that adds to a count on stderr, if there is a bar."""
     with _bar(what, "example") as bar:
 
-        def counted(more: int) -> None:
+        def add(more: int) -> None:
             if bar is not None:
                 bar.update(more)
 
-        yield counted
+        yield add
 
 
 @contextmanager
 def _bar(what: str, unit: str) -> Iterator["tqdm[Any] | None"]:
-    """A bar on stderr; None where that is no terminal, or tqdm is not installed."""
+    """A progress bar on stderr; None if that is not a terminal, or tqdm is not installed."""
     if not sys.stderr.isatty():
         yield None
         return

@@ -1,20 +1,20 @@
-"""One reader of users' files, with one set of rules: pictures, tables, arrays and folders of these.
+"""Reads users' files: pictures, tables, arrays, and folders of them, by one set of rules.
 
-The command and the client, training and the service all read with it, so that a file means the same
-to each of them. It needs numpy, Pillow for pictures alone, and nothing of the rest of the project
-but its errors. docs/data.md states the rules.
+The command and the client, training and the service all use it, so that a file means the same to
+each of them. It needs numpy, Pillow only for pictures, and of the rest of the project only the
+errors and the description of a model. docs/data.md states the rules.
 """
 
 from noneq.reading.data import Block, find, read, read_all, read_mask, read_table, read_whole
-from noneq.reading.folders import told
+from noneq.reading.folders import describe_skipped
 
 __all__ = [
     "Block",
+    "describe_skipped",
     "find",
     "read",
     "read_all",
     "read_mask",
     "read_table",
     "read_whole",
-    "told",
 ]

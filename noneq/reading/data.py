@@ -1,7 +1,7 @@
-"""Files as data of one model: pictures, folders of them, and tables, as blocks.
+"""Reads files as data of one model, in blocks: pictures, folders of them, and tables.
 
-A block is read when its turn comes and let go when it was answered, so that a folder of any size
-fits. What was not seen is a picture's pixel that is not opaque, a NaN, or a gap of a table.
+Blocks are read one at a time, so that a folder of any size fits in memory. A value is unknown if
+its pixel is not opaque, if it is NaN, or if it is a gap in a table.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
@@ -12,9 +12,9 @@ import numpy as np
 
 from noneq.errors import FileError
 from noneq.models import Model
-from noneq.reading import arrays, folders, pictures, tables
-from noneq.reading.arrays import Array
+from noneq.reading import folders, pictures, tables
 from noneq.reading.folders import PICTURES, TABLES, Skipped
+from noneq.reading.tables import Array
 
 Names = str | Path | Iterable[str | Path]
 ROWS = 256  # of a table in one block
@@ -26,8 +26,8 @@ class Block:
 
     Attributes:
         file: as it was named.
-        start: the place of its first data point in the file.
-        values: [n, *shape], data units; anything where not known.
+        start: the index of its first example in the file.
+        values: [n, *shape], data units; arbitrary where unknown.
         known: bool [n, *shape].
     """
 
@@ -37,32 +37,32 @@ class Block:
     known: Array
 
     @property
-    def gap(self) -> str | None:
-        """Where something was not seen, in words; None where all was."""
+    def missing(self) -> str | None:
+        """The error for the first unknown value; None if all are known."""
         if bool(self.known.all()):
             return None
         row, *place = np.argwhere(~self.known)[0].tolist()
         return (
-            f"{self.file}: data point {self.start + row} has a gap or is transparent at {place}, "
+            f"{self.file}: example {self.start + row} has a gap or is transparent at {place}, "
             "and every number is needed: fill it, or let `noneq inpaint` draw it"
         )
 
 
 @dataclass(frozen=True)
 class Found:
-    """The files that the words of a command line mean, and what was left out of the folders."""
+    """The files that names stand for, and those that were skipped in folders."""
 
     files: list[Path]
     skipped: list[Skipped]
 
 
 def find(names: Iterable[str]) -> Found:
-    """The files that some names mean: a folder stands for what is in it and below it.
+    """The files that some names stand for: a folder for all files in it and its subfolders.
 
-    Beside pictures a table is more likely to be about them than of the same kind: it is skipped.
+    In a folder with pictures, tables are skipped: they are probably about the pictures.
 
     Raises:
-        FileError: there is no such file, or nothing in the folder.
+        FileError: there is no such file, or the folder has no data.
     """
     found = Found([], [])
     for name in names:
@@ -72,7 +72,7 @@ def find(names: Iterable[str]) -> Found:
                 raise FileError(f"{name}: there is no such file or folder")
             found.files.append(path)
             continue
-        folder = folders.look(path)
+        folder = folders.scan(path)
         found.skipped.extend(folder.skipped)
         if folder.pictures:
             beside = "a table beside pictures"
@@ -80,7 +80,7 @@ def find(names: Iterable[str]) -> Found:
         elif not folder.tables:
             raise FileError(
                 f"{name}: the folder holds no data ({', '.join(PICTURES + TABLES)}); "
-                f"{folders.told(folder.skipped) or 'it is empty'}"
+                f"{folders.describe_skipped(folder.skipped) or 'it is empty'}"
             )
         found.files.extend(folder.pictures or folder.tables)
     return found
@@ -90,7 +90,7 @@ def read(path: Path, model: Model, rows: int = ROWS) -> Iterator[Block]:
     """The data of a file, `rows` at a time.
 
     Raises:
-        FileError: it cannot be read, or holds something else than this model's data.
+        FileError: it cannot be read, or does not fit the model.
     """
     suffix = path.suffix.lower()
     if suffix in PICTURES:
@@ -101,26 +101,26 @@ def read(path: Path, model: Model, rows: int = ROWS) -> Iterator[Block]:
         yield from _array(path, model, rows)
     else:
         known = ", ".join(PICTURES + TABLES)
-        raise FileError(f"{path}: data come as {known}, or as folders of these")
+        raise FileError(f"{path}: expected one of {known}, or a folder of these")
 
 
 def read_all(names: Names, model: Model) -> tuple[Array, Array]:
-    """All the data of a file or folder, or of some, and where they are known; [N, *shape] each.
+    """All data of files or folders, and where they are known; [N, *shape] each.
 
     Raises:
-        FileError: one of them cannot be read, or holds something else than this model's data.
+        FileError: one of them cannot be read, or does not fit the model.
     """
     found = [block for path in _paths(names) for block in read(path, model)]
     return np.concatenate([b.values for b in found]), np.concatenate([b.known for b in found])
 
 
 def read_whole(names: Names, model: Model) -> Array:
-    """As `read_all`, [N, *shape]; FileError where something was not seen, too."""
+    """As `read_all`, but FileError if a value is unknown; [N, *shape]."""
     found = []
     for path in _paths(names):
         for block in read(path, model):
-            if block.gap is not None:
-                raise FileError(block.gap)
+            if block.missing is not None:
+                raise FileError(block.missing)
             found.append(block.values)
     return np.concatenate(found)
 
@@ -130,12 +130,12 @@ def _paths(names: Names) -> list[Path]:
 
 
 def read_mask(name: str, model: Model) -> Array:
-    """What is known, bool [1 or N, *shape]; a mask of pixels holds for all channels.
+    """A mask of known values, bool [1 or N, *shape]; a mask of pixels holds for all channels.
 
-    Of a picture what is white and opaque, of a table or an array of 0 and 1 what is 1.
+    Known are the white, opaque pixels of a picture, or the ones of a table or array of 0 and 1.
 
     Raises:
-        FileError: it holds greys or other numbers, or has another size or shape.
+        FileError: it has greys or other numbers, or another size or shape.
     """
     path = Path(name)
     if path.suffix.lower() in PICTURES:
@@ -143,7 +143,7 @@ def read_mask(name: str, model: Model) -> Array:
         try:
             known = pictures.read(path, size).white("unknown", "observed")
         except FileError as error:
-            raise _of(path, error) from error
+            raise _named(path, error) from error
         return np.broadcast_to(known, (1, *model.shape))
     array = _numbers(path, model.columns)
     if not bool(((array == 0) | (array == 1)).all()):
@@ -152,20 +152,20 @@ def read_mask(name: str, model: Model) -> Array:
         array = np.broadcast_to(array, model.shape)
     elif len(model.shape) == 3 and array.ndim == 3 and array.shape[1:] == model.shape[1:]:
         array = np.repeat(array[:, None], model.shape[0], axis=1)
-    return np.asarray(_events(path, array, model) != 0)
+    return np.asarray(_to_shape(path, array, model) != 0)
 
 
 def read_table(name: str) -> Array:
-    """A kernel or a matrix: the numbers of a table or an array, all there; [rows, columns].
+    """A kernel or a matrix, [rows, columns], from a table or an array.
 
     Raises:
-        FileError: it cannot be read, or something in it is no finite number.
+        FileError: it cannot be read, or has a gap or a number that is not finite.
     """
     path = Path(name)
     found = np.atleast_2d(_numbers(path))
     wrong = np.argwhere(~np.isfinite(found))
     if len(wrong):
-        raise FileError(f"{path}: {wrong[0].tolist()} is a gap or no finite number")
+        raise FileError(f"{path}: {wrong[0].tolist()} is a gap or not a finite number")
     return found
 
 
@@ -177,8 +177,8 @@ def _numbers(path: Path, columns: Sequence[str] | None = None) -> Array:
         order = table.order(columns)
         return found if order is None else found[:, order]
     if path.suffix.lower() in TABLES:
-        return arrays.load(path)
-    raise FileError(f"{path}: numbers come as {', '.join(TABLES)}")
+        return tables.load_array(path)
+    raise FileError(f"{path}: expected one of {', '.join(TABLES)}")
 
 
 def _picture(path: Path, model: Model) -> Block:
@@ -194,7 +194,7 @@ def _picture(path: Path, model: Model) -> Block:
         if model.kind == "bits":
             values = np.repeat(picture.white("0", "1")[None], channels, axis=0).astype(np.uint8)
     except FileError as error:
-        raise _of(path, error) from error
+        raise _named(path, error) from error
     return Block(str(path), 0, values[None], np.broadcast_to(picture.opaque, values.shape)[None])
 
 
@@ -204,12 +204,12 @@ def _table(path: Path, model: Model, rows: int) -> Iterator[Block]:
     start = 0
     for numbers in table.blocks(rows):
         ordered = numbers if order is None else numbers[:, order]
-        yield _block(path, start, _events(path, ordered, model))
+        yield _block(path, start, _to_shape(path, ordered, model))
         start += len(numbers)
 
 
 def _array(path: Path, model: Model, rows: int) -> Iterator[Block]:
-    array = _events(path, arrays.load(path), model)
+    array = _to_shape(path, tables.load_array(path), model)
     for start in range(0, len(array), rows):
         yield _block(path, start, np.asarray(array[start : start + rows]))
 
@@ -222,14 +222,14 @@ def _block(path: Path, start: int, values: Array) -> Block:
     return Block(str(path), start, native, ~np.isnan(native))
 
 
-def _events(path: Path, array: Array, model: Model) -> Array:
+def _to_shape(path: Path, array: Array, model: Model) -> Array:
     try:
-        return arrays.events(array, model.shape, model.name)
+        return tables.to_shape(array, model.shape, model.name)
     except FileError as error:
-        raise _of(path, error) from error
+        raise _named(path, error) from error
 
 
-def _of(path: Path, error: FileError) -> FileError:
-    """An error that names the file."""
-    said = str(error)
-    return error if said.startswith(str(path)) else FileError(f"{path}: {said}")
+def _named(path: Path, error: FileError) -> FileError:
+    """The same error with the name of the file."""
+    text = str(error)
+    return error if text.startswith(str(path)) else FileError(f"{path}: {text}")

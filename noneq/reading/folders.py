@@ -1,4 +1,4 @@
-"""What a folder holds: pictures, tables, and what is skipped, with the reason."""
+"""Lists the pictures and tables in a folder, and the skipped files with the reason."""
 
 import os
 from collections import defaultdict
@@ -16,7 +16,7 @@ _NAMED = 3  # of the files that were skipped for one reason
 
 @dataclass(frozen=True)
 class Skipped:
-    """A file that is left out, and why."""
+    """A skipped file or folder, and why."""
 
     path: Path
     why: str
@@ -24,12 +24,12 @@ class Skipped:
 
 @dataclass(frozen=True)
 class Folder:
-    """What is in a folder and below it, in the order of the names.
+    """The files in a folder and its subfolders, ordered by name.
 
     Attributes:
         path: of the folder.
-        pictures: files that are pictures by their ending.
-        tables: likewise.
+        pictures: files with the ending of a picture.
+        tables: files with the ending of a table or an array.
         skipped: everything else.
     """
 
@@ -39,11 +39,11 @@ class Folder:
     skipped: list[Skipped] = field(default_factory=list)
 
 
-def look(path: Path) -> Folder:
-    """Everything in a folder and below it.
+def scan(path: Path) -> Folder:
+    """Everything in a folder and its subfolders.
 
-    Hidden files and folders (`.DS_Store`, `._x.png`), links to folders, what is no plain file and
-    what ends in something else are skipped.
+    Skipped are hidden files and folders (`.DS_Store`, `._x.png`), links to folders, special files
+    and files with other endings.
 
     Raises:
         FileError: the folder cannot be read.
@@ -80,8 +80,8 @@ def _sort(found: Folder, path: Path) -> None:
         found.skipped.append(Skipped(path, "neither a picture nor a table"))
 
 
-def told(skipped: Iterable[Skipped]) -> str | None:
-    """What was left out in a line: how many, why, and some names; None where nothing was."""
+def describe_skipped(skipped: Iterable[Skipped]) -> str | None:
+    """The skipped files in a line: how many, why, and some names; None if there are none."""
     by_reason: dict[str, list[str]] = defaultdict(list)
     for one in skipped:
         by_reason[one.why].append(one.path.name)

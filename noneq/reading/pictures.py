@@ -1,8 +1,8 @@
-"""Picture files as arrays, as a viewer shows them.
+"""Reads picture files as arrays, as a viewer shows them.
 
-Every format is read by the same rules: turned as its EXIF orientation says; at most 8 bits a
-channel; grey, palette or RGB; one picture a file; whole and undamaged. What breaks a rule is
-refused with the reason. Colour profiles are not applied.
+The same rules hold for every format: rotated by its EXIF orientation; at most 8 bits a channel;
+grey, palette or RGB; one picture a file; complete and undamaged. Any other file is refused with the
+reason. Colour profiles are not applied.
 """
 
 from dataclasses import dataclass
@@ -32,12 +32,11 @@ _ORIENTATION, _TIFF_DEPTHS = 0x0112, 0x0102  # tags
 
 @dataclass(frozen=True, eq=False)
 class Picture:
-    """A picture as it is seen.
+    """A picture as a viewer shows it.
 
     Attributes:
-        levels: uint8, [H, W] of a grey one or [H, W, 3].
-        alpha: uint8 [H, W], 0 where it is transparent and 255 where it is opaque; None where all is
-            opaque.
+        levels: uint8, [H, W] if it is grey, or [H, W, 3].
+        alpha: uint8 [H, W], from 0 (transparent) to 255 (opaque); None if all is opaque.
     """
 
     levels: Pixels
@@ -45,21 +44,21 @@ class Picture:
 
     @property
     def opaque(self) -> NDArray[np.bool_]:
-        """Where it was seen, [H, W]: what shines through in part was not."""
+        """Which pixels are fully opaque, [H, W]."""
         if self.alpha is None:
             return np.ones(self.levels.shape[:2], bool)
         return np.asarray(self.alpha == 255)
 
     @property
     def colourful(self) -> bool:
-        """Whether any opaque pixel is no grey."""
+        """Whether any opaque pixel is not grey."""
         if self.levels.ndim == 2:
             return False
         coloured = (self.levels != self.levels[..., :1]).any(-1)
         return bool((coloured & self.opaque).any())
 
     def on_white(self) -> "Picture":
-        """Opaque, as a page shows it: what is transparent is white, in part where it is in part."""
+        """Blended with a white background, as a page shows it."""
         if self.alpha is None:
             return self
         share = self.alpha.astype(np.uint16)
@@ -69,14 +68,14 @@ class Picture:
         return Picture(mixed.astype(np.uint8))
 
     def grey(self) -> Pixels:
-        """[H, W]: ITU-R 601 luma, in whole numbers as Pillow has it."""
+        """[H, W]: ITU-R 601 luma, rounded as Pillow does."""
         if self.levels.ndim == 2:
             return self.levels
         weights = np.array([19595, 38470, 7471], np.uint32)  # of 2^16
         return ((self.levels @ weights + 0x8000) >> 16).astype(np.uint8)
 
     def channels(self, count: int) -> Pixels:
-        """[1 or 3, H, W]; FileError where a coloured one is to have one channel."""
+        """[1 or 3, H, W]; FileError for one channel of a picture in colour."""
         if count == 1:
             if self.colourful:
                 raise FileError(
@@ -88,10 +87,10 @@ class Picture:
         return np.moveaxis(self.levels, -1, 0)
 
     def white(self, black: str, white: str) -> NDArray[np.bool_]:
-        """Where a picture in black and white is white, [H, W]; what is not opaque is not.
+        """Which pixels of a black and white picture are white and opaque, [H, W].
 
         Raises:
-            FileError: there are greys or colours; it tells what the two mean.
+            FileError: there are greys or colours; the message says what black and white mean.
         """
         level = self.channels(1)[0]
         other = (level != 0) & (level != 255) & self.opaque
@@ -104,7 +103,7 @@ class Picture:
 
 
 def read(path: Path, size: tuple[int, int] | None = None) -> Picture:
-    """A picture file; FileError, with its name, as `decode`."""
+    """A picture file; raises as `decode`, with the file's name."""
     try:
         return decode(path.read_bytes(), size)
     except OSError as error:
@@ -119,13 +118,13 @@ def decode(
     """A picture file's bytes.
 
     Args:
-        raw: the file; what it is, its first bytes say, not its name.
-        size: width and height that it has to have; known before any pixel is decoded.
-        formats: that are read.
+        raw: the file; its first bytes decide the format, not its name.
+        size: the required width and height; checked before any pixel is decoded.
+        formats: that are accepted.
 
     Raises:
         FileError: it is none of these, damaged, cut short, too large, of another size, animated, of
-            more than 8 bits a channel, or in inks.
+            more than 8 bits a channel, or in CMYK.
         MissingExtra: Pillow is not installed.
     """
     try:
@@ -148,7 +147,7 @@ def decode(
         raise FileError(f"it is no {' or '.join(formats)}, or damaged") from None
     except (Image.DecompressionBombError, Image.DecompressionBombWarning):
         raise FileError(f"it has more than {MOST_PIXELS:,} pixels: scale it first") from None
-    except Exception as error:  # of damaged bytes Pillow's decoders raise whatever comes
+    except Exception as error:  # Pillow's decoders raise anything on damaged bytes
         raise FileError(f"it is damaged or cut short ({error})") from error
     height, width = found.levels.shape[:2]
     if size is not None and (width, height) != size:
@@ -157,7 +156,7 @@ def decode(
 
 
 def _check(image: "Image", size: tuple[int, int] | None) -> None:
-    """Raise FileError for what is refused by its header."""
+    """Raise FileError if the header shows that it cannot be used."""
     _check_size(*image.size, size)
     count = getattr(image, "n_frames", 1) if image.format in _FRAMED else 1
     if count > 1:
@@ -175,7 +174,7 @@ def _check(image: "Image", size: tuple[int, int] | None) -> None:
 
 
 def _check_size(width: int, height: int, size: tuple[int, int] | None) -> None:
-    if size is not None and sorted(size) != sorted((width, height)):  # it may yet be turned
+    if size is not None and sorted(size) != sorted((width, height)):  # it may be rotated later
         raise _other_size(width, height, size)
     if width * height > MOST_PIXELS:
         raise FileError(
@@ -184,10 +183,9 @@ def _check_size(width: int, height: int, size: tuple[int, int] | None) -> None:
 
 
 def _other_size(width: int, height: int, size: tuple[int, int]) -> FileError:
-    came, fits = f"{width} x {height} pixels (width x height)", f"{size[0]} x {size[1]}"
-    return FileError(
-        f"it has {came}, expected {fits}: crop or scale it first", received=came, expected=fits
-    )
+    received, expected = f"{width} x {height} pixels (width x height)", f"{size[0]} x {size[1]}"
+    text = f"it has {received}, expected {expected}: crop or scale it first"
+    return FileError(text, received=received, expected=expected)
 
 
 def _check_depth(bits: int) -> None:
@@ -196,7 +194,7 @@ def _check_depth(bits: int) -> None:
 
 
 def _upright(image: "Image") -> "Image":
-    """As its orientation says; EXIF that cannot be read says nothing, as to viewers."""
+    """Rotated by its EXIF orientation; unreadable EXIF is ignored, as viewers do."""
     from PIL.Image import Transpose
 
     turns = (

@@ -1,7 +1,7 @@
-"""The chunks of a PNG, checked before anything is decoded.
+"""Checks the chunks of a PNG before anything is decoded.
 
-What is decoded is what was checked: the file that `checked` returns has the one header that was
-looked at, rows that fill it exactly, transparency and orientation, and nothing else.
+Only what was checked is decoded: the file that `checked` returns has the one header that was
+checked, rows that fill it exactly, transparency and orientation, and nothing else.
 
 Source: Portable Network Graphics Specification, third edition (W3C, 2025), sections 5, 9 to 11.
 """
@@ -28,11 +28,11 @@ _PASSES = (
     (0, 1, 1, 2),
 )
 _MOST_CHUNKS = 100_000
-_PIECE = 1 << 16  # bytes that are inflated at once
+_PIECE = 1 << 16  # bytes that are decompressed at once
 
 
 class Header(NamedTuple):
-    """What the chunk IHDR says."""
+    """The fields of the chunk IHDR."""
 
     width: int
     height: int
@@ -44,23 +44,23 @@ class Header(NamedTuple):
 
 
 def header(raw: bytes) -> Header:
-    """The header of a PNG; FileError where it has none, or one that is not allowed."""
+    """The header of a PNG; FileError if it has none, or one that is not allowed."""
     if len(raw) < 33 or raw[8:16] != b"\x00\x00\x00\rIHDR":
         raise FileError("it is damaged (a PNG begins with its header)")
     found = Header(*struct.unpack(">IIBBBBB", raw[16:29]))
     allowed = found.depth in _DEPTHS.get(found.colour, ()) and found.interlaced in (0, 1)
     if not allowed or not found.width or not found.height or found.compression or found.filtering:
-        raise FileError("it is damaged (its header is none of a PNG)")
+        raise FileError("it is damaged (its header is not that of a PNG)")
     return found
 
 
 def checked(raw: bytes) -> bytes:
-    """The same picture, of the chunks that make it and no others.
+    """The same picture with only the chunks that it needs.
 
-    No more than a small piece of the pixels is held.
+    Pixels are decompressed in small pieces, and not kept.
 
     Raises:
-        FileError: it is cut short or damaged, has two headers, or moves.
+        FileError: it is cut short, damaged or animated, or has two headers.
     """
     head = header(raw)
     kept: list[bytes] = []
@@ -74,7 +74,7 @@ def checked(raw: bytes) -> bytes:
             data.append(body)
         elif name in _KEPT or name == b"IHDR":
             kept.append(_chunk(name, body))
-        elif not name[0] & 0x20 and name != b"IEND":  # a capital letter: not to be ignored
+        elif not name[0] & 0x20 and name != b"IEND":  # a capital letter: readers must not ignore it
             raise FileError(f"it has a chunk that no reader knows ({_word(name)})")
     _check_rows(head, data)
     return b"".join([SIGNATURE, *kept, _chunk(b"IDAT", b"".join(data)), _chunk(b"IEND", b"")])
@@ -107,7 +107,7 @@ def _chunk(name: bytes, body: bytes) -> bytes:
 
 
 def _check_rows(head: Header, data: list[bytes]) -> None:
-    """Raise FileError unless the rows are all there, and no more."""
+    """Raise FileError unless there are exactly the rows of the header."""
     wanted = _bytes(head)
     try:
         count, whole = _inflated(data, wanted)
@@ -123,7 +123,7 @@ def _check_rows(head: Header, data: list[bytes]) -> None:
 
 
 def _inflated(data: list[bytes], most: int) -> tuple[int, bool]:
-    """How many bytes of pixels there are, counted to just above `most`; whether they end."""
+    """The number of bytes of pixels, counted to just above `most`, and whether they end."""
     stream, count = zlib.decompressobj(), 0
     for body in data:
         for start in range(0, len(body), _PIECE):
@@ -137,7 +137,7 @@ def _inflated(data: list[bytes], most: int) -> tuple[int, bool]:
 
 
 def _bytes(head: Header) -> int:
-    """Of all rows, each after the byte that names its filter."""
+    """The number of bytes of all rows, each with one byte for its filter."""
     bits = head.depth * _CHANNELS[head.colour]
     total = 0
     for x, y, across, down in _PASSES if head.interlaced else ((0, 0, 1, 1),):

@@ -1,18 +1,21 @@
-"""Tables of numbers: .csv and .tsv, a data point a row, with or without a line of names.
+"""Reads numbers from .csv and .tsv, a row for each example, and from .npy and .npz.
 
-Cells are separated by commas, semicolons or tabs, numbers are written with a decimal point, True is
-1 and False is 0, and a gap (an empty cell, NA, N/A, NaN, null, None or ?) is NaN. A heading has no
-number in it, nor what looks like one (1,5 or 5%). Rows are counted from 0, blank lines and the
-heading left out.
+In a text table cells are separated by commas, semicolons or tabs, numbers have a decimal point,
+True is 1 and False is 0, and a gap (an empty cell, NA, N/A, NaN, null, None or ?) is NaN. The first
+line may be a heading, which has no number in it, nor what looks like one (1,5 or 5%). Rows are
+counted from 0, without blank lines and the heading. Arrays are never unpickled.
 """
 
 import csv
+import math
 import re
+import zipfile
+import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
-from typing import final
+from typing import Any, final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -31,24 +34,25 @@ _SPELLED = re.compile(r"[+-]?(inf(inity)?|0x[\da-f]+)", re.IGNORECASE)
 _LONGEST = 200  # characters of a list of names
 _UTF16 = (b"\xff\xfe", b"\xfe\xff")
 
+Array = NDArray[Any]
 Numbers = NDArray[np.float64]
 Line = tuple[int, list[str]]
 
 
 @final
 class Table:
-    """A .csv or .tsv, whose first line was read.
+    """A .csv or .tsv file, of which only the first line has been read.
 
     Args:
         path: of the file.
 
     Attributes:
-        names: of its columns; None where the first line holds numbers.
+        names: of its columns; None if the first line holds numbers.
         width: how many columns there are.
-        note: a doubt whether the first line is a heading; None where there is none.
+        note: a warning if the first line might be a heading; else None.
 
     Raises:
-        FileError: it is empty, no text in UTF-8, or its heading does not name every column once.
+        FileError: it is empty, not text in UTF-8, or its heading does not name every column once.
     """
 
     def __init__(self, path: Path) -> None:
@@ -57,17 +61,17 @@ class Table:
         with self._lines() as lines:
             first = next(lines, None)
         if first is None:
-            raise FileError(f"{path} is empty: a table has a row of numbers for each data point")
+            raise FileError(f"{path} is empty: a table has a row of numbers for each example")
         _, cells = first
         self.width = len(cells)
         self.names = _heading(cells, path)
         self.note = None if self.names is not None else _doubt(cells)
 
     def blocks(self, rows: int) -> Iterator[Numbers]:
-        """The numbers, float64 [up to `rows`, width]; NaN where there is a gap.
+        """The numbers, float64 [up to `rows`, width]; a gap is NaN.
 
         Raises:
-            FileError: a row of another length, or a cell that is no number, with its place.
+            FileError: a row has another length, or a cell is not a number.
         """
         with self._lines() as lines:
             if self.names is not None:
@@ -80,10 +84,10 @@ class Table:
             raise FileError(f"{self.path} has a heading ({_listed(self.names or ())}), and no rows")
 
     def order(self, wanted: Sequence[str] | None) -> list[int] | None:
-        """The places of a model's columns in this table; None where they are as they stand.
+        """The indices of a model's columns in this table; None if they need no reordering.
 
         Raises:
-            FileError: the heading lacks some of them, or has others.
+            FileError: the heading lacks some of them, or has more.
         """
         if wanted is None or self.names is None:
             return None
@@ -100,7 +104,7 @@ class Table:
         return [places[name] for name in wanted]
 
     def place(self, row: int, column: int) -> str:
-        """A cell in words."""
+        """A cell's position, for messages."""
         name = f" ({self.names[column]})" if self.names is not None else ""
         return f"row {row}, column {column}{name}"
 
@@ -147,7 +151,7 @@ class Table:
 
 
 def number(cell: str) -> float | None:
-    """What a cell holds: a finite float32, NaN for a gap, None for anything else."""
+    """A cell's value: a finite float32, NaN for a gap, None for anything else."""
     try:
         found = float(cell)
     except ValueError:
@@ -160,12 +164,12 @@ def number(cell: str) -> float | None:
 
 
 def check_finite(array: NDArray[np.floating], path: Path, start: int = 0) -> None:
-    """Raise FileError where an array holds what float32 cannot; NaN may be there.
+    """Raise FileError if an array has a number that float32 cannot hold; NaN is allowed.
 
     Args:
         array: some rows of a file.
         path: of the file.
-        start: the first row's place in it.
+        start: the index of the first row in it.
     """
     wrong = np.abs(array) > np.float64(LARGEST)
     if wrong.any():
@@ -175,7 +179,7 @@ def check_finite(array: NDArray[np.floating], path: Path, start: int = 0) -> Non
 
 
 def _heading(cells: Sequence[str], path: Path) -> tuple[str, ...] | None:
-    """The names, where no cell is or looks like a number and not all are gaps."""
+    """The names, if no cell is or looks like a number and not all are gaps."""
     found = list(map(number, cells))
     if None not in found or any(map(_numeric, cells)):
         return None
@@ -195,7 +199,7 @@ def _heading(cells: Sequence[str], path: Path) -> tuple[str, ...] | None:
 
 
 def _doubt(cells: Sequence[str]) -> str | None:
-    """What is said of a first line that counts its columns, or years."""
+    """The warning for a first line of numbered columns, or of years."""
     if len(cells) < 3 or not all(cell.strip().isdecimal() for cell in cells):
         return None
     counted = list(map(int, cells))
@@ -206,7 +210,7 @@ def _doubt(cells: Sequence[str]) -> str | None:
 
 
 def _numeric(cell: str) -> bool:
-    """Whether a cell is a number, or looks like one that is written otherwise."""
+    """Whether a cell is a number, or looks like one in another notation."""
     found = number(cell)
     if found is not None:
         return not np.isnan(found)
@@ -221,19 +225,19 @@ def _listed(names: Sequence[str]) -> str:
 
 
 def _no_number(cell: str) -> str:
-    said = f"{cell.strip()[:40]!r} is no number"
+    start = f"{cell.strip()[:40]!r} is no number"
     if re.fullmatch(r"[+-]?[\d.]+,[\d,.]*\d", cell.strip()):
-        return f"{said}: write 1234.5, with a decimal point and nothing between thousands"
+        return f"{start}: write 1234.5, with a decimal point and nothing between thousands"
     if re.fullmatch(r"[+-]?(inf(inity)?|[\d.]+(e[+-]?\d+)?)", cell.strip(), re.IGNORECASE):
-        return f"{said} that is finite in float32"
+        return f"{start} that is finite in float32"
     return (
-        f"{said}: numbers are separated by commas, semicolons or tabs; a heading is the first line "
-        "and has no number in it; a gap is an empty cell, NA or ?"
+        f"{start}: numbers are separated by commas, semicolons or tabs; a heading is the first "
+        "line and has no number in it; a gap is an empty cell, NA or ?"
     )
 
 
 def _delimiter(path: Path) -> str:
-    """Tab, semicolon or comma: the first of them that the first line has outside of quotes."""
+    """Tab, semicolon or comma: the first of them in the first line outside of quotes."""
     if path.suffix.lower() == ".tsv":
         return "\t"
     try:
@@ -246,3 +250,85 @@ def _delimiter(path: Path) -> str:
         raise FileError(f"{path} cannot be read ({error.strerror})") from error
     text = _QUOTED.sub("", line.decode("utf-8-sig", "replace"))
     return next((mark for mark in "\t;" if mark in text), ",")
+
+
+def load_array(path: Path) -> Array:
+    """The array of a .npy, which is memory-mapped, or of a .npz.
+
+    Raises:
+        FileError: it is not an array, cut short, or holds something else than real numbers.
+    """
+    try:
+        found = _open(path)
+    except FileError:
+        raise
+    except (OSError, ValueError, EOFError, MemoryError) as error:
+        if re.search("pickled|Object arrays|Python objects", str(error)):
+            raise FileError(
+                f"{path} is no .npy, or holds Python objects, which are never unpickled: save an "
+                "array of numbers"
+            ) from None
+        text = error.strerror if isinstance(error, OSError) and error.strerror else error
+        raise FileError(f"{path} is no array that can be read ({text})") from error
+    except (zipfile.BadZipFile, zlib.error, SyntaxError, TypeError) as error:
+        raise FileError(f"{path} is no array that can be read ({error})") from error
+    if found.dtype.kind not in "biuf":
+        raise FileError(f"{path} holds {found.dtype}, expected real numbers")
+    if found.dtype.kind == "f" and found.dtype.itemsize > 8:
+        raise FileError(f"{path} holds {found.dtype}, expected at most float64")
+    if not found.ndim or not found.size:
+        raise FileError(f"{path} holds an array of shape {list(found.shape)}, expected rows")
+    return found
+
+
+def _open(path: Path) -> Array:
+    with path.open("rb") as file:
+        if file.read(2) != b"PK":
+            return np.asanyarray(np.load(path, mmap_mode="r", allow_pickle=False))
+        file.seek(0)
+        with np.load(file, allow_pickle=False) as arrays:
+            return _only(arrays, path)
+
+
+def _only(file: "np.lib.npyio.NpzFile", path: Path) -> Array:
+    if len(file.files) != 1:
+        raise FileError(
+            f"{path} holds {len(file.files)} arrays ({', '.join(file.files)[:100]}): save the one "
+            "that is meant as .npy"
+        )
+    found: Array = file[file.files[0]]
+    return found
+
+
+def to_shape(array: Array, shape: tuple[int, ...], model: str) -> Array:
+    """An array of N examples, or of one, as [N, *shape].
+
+    Rows [N, D] are reshaped, and a single channel's axis may be missing; nothing else is changed.
+
+    Args:
+        array: that was read.
+        shape: of an example.
+        model: whose shape it is, for the message.
+
+    Raises:
+        FileError: it has another shape.
+    """
+    found = array.shape
+    grey = len(shape) == 3 and shape[0] == 1
+    if found == shape or (grey and found == shape[1:]):
+        return array.reshape(1, *shape)
+    if found[1:] == shape or (grey and found[1:] == shape[1:]):
+        return array.reshape(-1, *shape)
+    if array.ndim == 2 and found[1] == math.prod(shape):
+        return array.reshape(-1, *shape)
+    raise FileError(
+        f"it has shape {list(found)}, where {model} takes {list(shape)}, or N of them: "
+        f"{advice(found, shape)}"
+    )
+
+
+def advice(found: tuple[int, ...], shape: tuple[int, ...]) -> str:
+    """How to fix an array of another shape than [N, *shape]."""
+    if len(shape) == 3 and found[-3:] == (*shape[1:], shape[0]):
+        return "its channels are last: move them first, numpy.moveaxis(x, -1, -3)"
+    return "cut or reshape it"

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from diffusion.space import DataSpace
-from noneq.reading.arrays import advice
+from noneq.reading.tables import advice
 from service.codecs.json import json_kind
 from service.codecs.png import decode_mask, decode_png
 from service.errors import InvalidRequest, refusal

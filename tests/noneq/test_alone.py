@@ -21,7 +21,7 @@ sys.meta_path[:] = map(Without, sys.meta_path)
 
 import numpy as np
 import noneq
-from noneq import answers, codec, images
+from noneq import codec, images
 from noneq.cli.main import main
 
 assert noneq.Client and noneq.AsyncClient

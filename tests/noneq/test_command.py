@@ -189,10 +189,10 @@ def test_what_is_not_seen_is_neither_scored_nor_denoised(noneq: Run) -> None:
     for name, model in (("torn.png", "grey"), ("gaps.csv", "gaussian-mixture")):
         status, _, err = noneq("loglik", name, "-m", model)
         assert status == 1
-        assert f"{name}: data point 0 has a gap or is transparent" in err
+        assert f"{name}: example 0 has a gap or is transparent" in err
         status, _, err = noneq("denoise", name, "-m", model, "--noise-std", "5")
         assert status == 2
-        assert f"{name}: data point 0 has a gap or is transparent" in err
+        assert f"{name}: example 0 has a gap or is transparent" in err
 
 
 def test_a_folder_says_what_it_skipped(noneq: Run, greys: Path) -> None:
@@ -412,7 +412,7 @@ def test_without_models_there_is_no_service_of_ones_own(noneq: Run) -> None:
 _PARENT = """
 import subprocess, sys
 child = subprocess.Popen(
-    [sys.executable, "-m", "noneq.cli.tethered", "tethered_module"],
+    [sys.executable, "-m", "noneq.cli.local", "child_module"],
     stdin=subprocess.PIPE,
 )
 child.wait()
@@ -425,10 +425,10 @@ def test_a_child_ends_with_its_parent(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, sig: signal.Signals, deaf: bool
 ) -> None:
     """Whatever ends the parent, and if need be without being asked twice."""
-    (tmp_path / "tethered_module.py").write_text(
+    (tmp_path / "child_module.py").write_text(
         "import signal, time, os\n"
         f"signal.signal(signal.SIGTERM, signal.{'SIG_IGN' if deaf else 'SIG_DFL'})\n"
-        "import noneq.cli.tethered\n"
+        "import noneq.cli.local\n"
         "print(os.getpid(), flush=True)\n"
         "time.sleep(600)\n"
     )

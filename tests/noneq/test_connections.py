@@ -31,7 +31,7 @@ from noneq import (
     Unauthorized,
     UnknownModel,
     UnreadableAnswer,
-    questions,
+    requests,
 )
 from noneq.codec import EVENTS, Body, encode
 from service.app import create_app
@@ -70,9 +70,9 @@ def pauses(monkeypatch: pytest.MonkeyPatch) -> list[float]:
 @pytest.mark.parametrize(
     ("answer", "listens", "kind", "told"),
     [
-        (CUT, False, ConnectionLost, "before the answer was whole"),
-        (CUT_STREAM, True, ConnectionLost, "before the answer was whole"),
-        (b"\x00", False, ConnectionLost, "before the answer was whole"),
+        (CUT, False, ConnectionLost, "before the answer was complete"),
+        (CUT_STREAM, True, ConnectionLost, "before the answer was complete"),
+        (b"\x00", False, ConnectionLost, "before the answer was complete"),
         (response("200 OK", b"<html>", content_type="text/html"), False, UnreadableAnswer, "html"),
         (response("302 Found", b"", location="/x"), False, UnreadableAnswer, "302"),
         (response("502 Bad Gateway", b"<html>nginx</html>"), False, Busy, "nginx"),
@@ -218,17 +218,17 @@ async def test_a_wrong_key_is_refused_in_process_too(folder: Path, listens: bool
 @pytest.mark.parametrize("streams", [False, True])
 def test_a_line_that_breaks_in_mid_answer(url: str, streams: bool) -> None:
     """The service's own answer, cut: an exception, or with patience the whole all the same."""
-    question = questions.sample(40, model="gaussian-mixture", seed=5, steps=3)
-    asked = replace(question, streamed=streams)
+    request = requests.sample(40, model="gaussian-mixture", seed=5, steps=3)
+    asked = replace(request, streamed=streams)
     with Client(url) as client:
-        whole = client.ask(asked)
+        whole = client.send(asked)
     for after in (1, 30, 700):  # in the status line, the headers, the body
         with cutting(url, after) as (broken, passed), Client(broken, patience=ONCE) as client:
             with pytest.raises(ConnectionLost, match="same seed"):
-                client.ask(asked)
+                client.send(asked)
             assert len(passed[0]) == after
         with cutting(url, after) as (broken, passed), Client(broken) as client:
-            again = client.ask(asked)
+            again = client.send(asked)
         assert len(passed) == 2
         assert np.allclose(again.numpy(), whole.numpy(), atol=1e-5)
 

@@ -23,8 +23,8 @@ def test_every_command_is_one(line: str) -> None:
     verb, *words = shlex.split(re.split(r"\s{2,}|\s>\s|\s#\s", line)[0])[1:]
     if verb == "serve":
         assert Settings.from_command_line(words).models == Path("models")
-    elif verb in local.DOORS:
-        training_parser().parse_args([*local.DOORS[verb].words[1:], *words])
+    elif verb in local.PROGRAMS:
+        training_parser().parse_args([*local.PROGRAMS[verb].words[1:], *words])
     else:
         parser().parse_args([verb, *words])
 

@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from noneq import Client
-from noneq.cli import scores
+from noneq.cli import score as scores
 from noneq.models import ModelFacts
 from noneq.reading import Block
 from tests.noneq.conftest import Run
@@ -172,6 +172,6 @@ def test_no_more_is_read_than_is_asked(monkeypatch: pytest.MonkeyPatch) -> None:
     with Client() as client:
         scoring = scores.Scoring(client, model, 0, {}, parallel=3)
         for found in scores.run(scoring, [Path("a.npy")]):
-            assert not isinstance(found, scores.Fault)
+            assert not isinstance(found, scores.Failure)
             written.extend(one.row for one in found)
     assert written == list(range(100))

@@ -21,7 +21,7 @@ from noneq import (
     Progress,
     Samples,
     UnknownModel,
-    questions,
+    requests,
 )
 from service.api import streams
 from service.app import create_app
@@ -33,7 +33,7 @@ from tests.noneq.test_connections import FULL, GOOD
 from tests.service.http.caller import before_calls, network, stepping
 
 Followed = list[Any]
-LONG = questions.sample(51, model="gaussian-mixture", seed=4)  # 5100 network evaluations
+LONG = requests.sample(51, model="gaussian-mixture", seed=4)  # 5100 network evaluations
 
 
 @pytest.fixture(scope="module")
@@ -70,15 +70,15 @@ def wait_in_mid_work(app: FastAPI, go: threading.Semaphore) -> None:
 
 
 def follow(url: str) -> Followed:
-    question = questions.sample(3, model="grey", seed=7, previews=2)
+    request = requests.sample(3, model="grey", seed=7, previews=2)
     with Client(url) as client:
-        return list(client.stream(question))
+        return list(client.stream(request))
 
 
 async def follow_async(url: str) -> Followed:
-    question = questions.sample(3, model="grey", seed=7, previews=2)
+    request = requests.sample(3, model="grey", seed=7, previews=2)
     async with AsyncClient(url) as client:
-        return [event async for event in client.stream(question)]
+        return [event async for event in client.stream(request)]
 
 
 @pytest.mark.parametrize("follows", [follow, lambda url: asyncio.run(follow_async(url))])
@@ -155,7 +155,7 @@ def test_what_is_followed_is_asked_again_and_refused_alike(
 ) -> None:
     monkeypatch.setattr("noneq.retries._FIRST", 0.0)
     with scripted([CUT_STREAM, GOOD]) as (cut, asked), Client(cut) as client:
-        (answer,) = client.stream(questions.sample(1))
+        (answer,) = client.stream(requests.sample(1))
         assert isinstance(answer, Samples)
     assert len(asked) == 2
     assert asked[0] == asked[1]
@@ -167,13 +167,13 @@ def test_what_is_followed_is_asked_again_and_refused_alike(
             Client(line, patience=ONCE) as client,
             pytest.raises(kind),
         ):
-            list(client.stream(questions.sample(1)))
+            list(client.stream(requests.sample(1)))
     with Client(url) as client, pytest.raises(UnknownModel):
-        list(client.stream(questions.sample(1, model="nobody")))
+        list(client.stream(requests.sample(1, model="nobody")))
 
 
 def test_what_is_no_work_has_nothing_to_follow(url: str) -> None:
     with Client(url) as client:
-        (found,) = client.stream(questions.models())
+        (found,) = client.stream(requests.models())
     assert not isinstance(found, Progress | Preview)
     assert len(found.models) == 3

@@ -27,7 +27,7 @@ def test_every_command_is_one(line: str) -> None:
     verb, *rest = words[1:] if words[0] == "noneq" else words
     if verb == "serve":
         assert Settings.from_command_line(rest).models == Path("models")
-    elif words[0] == "noneq" and verb not in local.DOORS:
+    elif words[0] == "noneq" and verb not in local.PROGRAMS:
         client_parser().parse_args([verb, *rest])
     else:
         training_parser().parse_args([verb, *rest])

@@ -59,7 +59,7 @@ class PicturesConfig(Shares):
             transparent += picture.alpha is not None
             pixels = square(picture, self.side, self.colour)
             by_digest.setdefault(hashlib.sha256(pixels.numpy().tobytes()).digest(), pixels)
-        notes = list(filter(None, [folders.told(skipped)]))
+        notes = list(filter(None, [folders.describe_skipped(skipped)]))
         if transparent:
             notes.append(f"{transparent} pictures are transparent in parts: these are put on white")
         if len(by_digest) < LEAST:
@@ -86,7 +86,7 @@ class PicturesConfig(Shares):
 def find(folder: Path) -> Folder:
     """What is in a folder and below it; DataError where there are few pictures."""
     try:
-        found = folders.look(folder)
+        found = folders.scan(folder)
     except FileError as error:
         raise DataError(str(error)) from error
     if len(found.pictures) < LEAST:

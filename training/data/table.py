@@ -16,7 +16,7 @@ from typing_extensions import override
 
 from diffusion.space import DataSpace
 from noneq.errors import FileError
-from noneq.reading import arrays, tables
+from noneq.reading import tables
 from training.data.dataset import DataError, Dataset, Shares, checksum, generator
 
 LEAST = 50  # rows
@@ -80,7 +80,7 @@ def read(path: Path) -> tuple[Tensor, Names, tuple[str, ...]]:
             names, note = table.names, table.note
             array = np.concatenate(list(table.blocks(BLOCK)))
         else:
-            array = np.asarray(arrays.load(path), np.float64)
+            array = np.asarray(tables.load_array(path), np.float64)
             tables.check_finite(array, path)
     except FileError as error:
         raise DataError(str(error)) from error

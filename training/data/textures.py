@@ -98,7 +98,7 @@ def find(config: TexturesConfig) -> list[Path]:
         DataError: no such folder or picture.
     """
     folder = local_folder(config.folder)
-    found = folders.look(folder).pictures
+    found = folders.scan(folder).pictures
     if config.pictures:
         by_name = {path.name: path for path in found}
         missing = [name for name in config.pictures if name not in by_name]

@@ -27,7 +27,7 @@ def photographs(tmp_path: Path) -> Path:
 
 
 def test_one_rule_for_what_is_in_a_folder(photographs: Path) -> None:
-    found = folders.look(photographs)
+    found = folders.scan(photographs)
     names = [path.relative_to(photographs).as_posix() for path in found.pictures]
     assert names == ["a.png", "b.GIF", "d.jpeg", "below/c.webp"]
     assert [path.name for path in found.tables] == ["scores.csv"]
@@ -42,7 +42,7 @@ def test_one_rule_for_what_is_in_a_folder(photographs: Path) -> None:
         ("Thumbs.db", "neither a picture nor a table"),
         ("notes.txt", "neither a picture nor a table"),
     }
-    told = folders.told(found.skipped)
+    told = folders.describe_skipped(found.skipped)
     assert told is not None
     assert told.startswith("9 files skipped: ")
     assert "3 hidden (.thumbnails, .DS_Store, ._a.png)" in told
@@ -57,7 +57,7 @@ def test_files_and_folders_are_found_by_name(photographs: Path) -> None:
         "d.jpeg",
         "c.webp",
     ]
-    assert "1 a table beside pictures (scores.csv)" in str(folders.told(found.skipped))
+    assert "1 a table beside pictures (scores.csv)" in str(folders.describe_skipped(found.skipped))
     with pytest.raises(FileError, match="nowhere: there is no such file"):
         reading.find([str(photographs / "nowhere")])
 
@@ -72,4 +72,4 @@ def test_a_folder_of_tables_or_of_nothing(tmp_path: Path) -> None:
         (tmp_path / name).write_text("1,2\n")
     found = reading.find([str(tmp_path)])
     assert [path.name for path in found.files] == ["a.csv", "b.tsv", "c.npz"]
-    assert folders.told([]) is None
+    assert folders.describe_skipped([]) is None

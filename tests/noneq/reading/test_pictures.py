@@ -208,7 +208,7 @@ def test_a_file_becomes_data_of_a_model(tmp_path: Path) -> None:
     assert np.array_equal(known[0], [ALPHA == 255] * 3)
     with pytest.raises(FileError, match=r"a\.png: it is in colour"):
         reading.read_all([path], GREY)
-    with pytest.raises(FileError, match=r"a\.png: data point 0 .* is transparent at \[0, 0, 0\]"):
+    with pytest.raises(FileError, match=r"a\.png: example 0 .* is transparent at \[0, 0, 0\]"):
         reading.read_whole([path], RGB)
     grey = np.dstack([COLOUR[..., :1].repeat(3, -1), ALPHA])
     grey[0, :4] = DICE.integers(0, 256, (4, 4))

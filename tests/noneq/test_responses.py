@@ -1,4 +1,4 @@
-"""What the client reads is what the service said, by every way it can be said and kept."""
+"""The client reads the same answer from every format the service sends, and from saved files."""
 
 import csv
 import json
@@ -14,7 +14,6 @@ import numpy as np
 import pytest
 import torch
 from fastapi import FastAPI
-from noneq.question import Question
 from PIL import Image
 from pydantic import BaseModel
 
@@ -30,9 +29,10 @@ from noneq import (
     Samples,
     UnreadableAnswer,
     load,
-    questions,
+    requests,
 )
-from noneq.codec import Body, encode
+from noneq.codec import Body, encode, likelihoods_from_json, posterior_from_json
+from noneq.requests import Request
 from service.schemas.conditions import DenoiseRequest, InpaintRequest, PosteriorRequest
 from service.schemas.requests import LoglikRequest, SampleRequest
 from service.settings import Settings
@@ -43,24 +43,24 @@ pytestmark = pytest.mark.anyio
 POINTS = np.array([[0.5, -1.0], [9.0, 9.0]])
 GREY = np.arange(48, dtype=np.uint8).reshape(1, 6, 8) * 5
 LEFT = np.arange(8) < 4
-Ask = Callable[..., Question[Any]]
+Ask = Callable[..., Request[Any]]
 CALLS: list[tuple[Ask, tuple[Any, ...], dict[str, Any]]] = [
-    (questions.sample, (5,), {"model": "gaussian-mixture", "steps": 7}),
-    (questions.sample, (2,), {"model": "grey", "sampler": {"name": "ddim", "steps": 3, "eta": 0}}),
-    (questions.sample, (3,), {"model": "grey", "frames": 4}),
-    (questions.loglik, (POINTS,), {"model": "gaussian-mixture", "per_step": True}),
-    (questions.loglik, ([GREY, GREY // 2],), {"model": "grey", "terms": 4}),
-    (questions.loglik, ([[1, 1, 1, 1], [1, 0, 0, 0]],), {"model": "bit-patterns", "terms": 5}),
+    (requests.sample, (5,), {"model": "gaussian-mixture", "steps": 7}),
+    (requests.sample, (2,), {"model": "grey", "sampler": {"name": "ddim", "steps": 3, "eta": 0}}),
+    (requests.sample, (3,), {"model": "grey", "frames": 4}),
+    (requests.loglik, (POINTS,), {"model": "gaussian-mixture", "per_step": True}),
+    (requests.loglik, ([GREY, GREY // 2],), {"model": "grey", "terms": 4}),
+    (requests.loglik, ([[1, 1, 1, 1], [1, 0, 0, 0]],), {"model": "bit-patterns", "terms": 5}),
     (
-        questions.inpaint,
+        requests.inpaint,
         (POINTS, [1, 0]),
         {"model": "gaussian-mixture", "num_samples": 3, "steps": 9},
     ),
-    (questions.inpaint, ([GREY], np.tile(LEFT, (6, 1))), {"model": "grey", "num_samples": 2}),
-    (questions.denoise, (POINTS,), {"model": "gaussian-mixture", "noise_std": 0.5}),
-    (questions.denoise, ([[1, 0, 0, 0]],), {"model": "bit-patterns", "flip_probability": 0.1}),
+    (requests.inpaint, ([GREY], np.tile(LEFT, (6, 1))), {"model": "grey", "num_samples": 2}),
+    (requests.denoise, (POINTS,), {"model": "gaussian-mixture", "noise_std": 0.5}),
+    (requests.denoise, ([[1, 0, 0, 0]],), {"model": "bit-patterns", "flip_probability": 0.1}),
     (
-        questions.posterior,
+        requests.posterior,
         (),
         {
             "model": "grey",
@@ -79,8 +79,8 @@ async def test_a_stream_and_a_file_say_the_same_to_the_bit(
     client: AsyncClient, ask: Ask, given: tuple[Any, ...], keys: dict[str, Any]
 ) -> None:
     told: list[Progress | Preview] = []
-    plain = await client.ask(ask(*given, **keys, seed=7))
-    streamed = await client.ask(ask(*given, **keys, seed=7, progress=told.append))
+    plain = await client.send(ask(*given, **keys, seed=7))
+    streamed = await client.send(ask(*given, **keys, seed=7, progress=told.append))
     assert type(plain) is type(streamed)
     assert plain.body.fields == streamed.body.fields
     assert set(plain.body.tensors) == set(streamed.body.tensors)
@@ -121,7 +121,7 @@ def test_an_example_that_the_model_excludes_is_minus_infinity() -> None:
             "parts": {"prior": 0.0, "steps": -1.0, "last": None, "gain": 0.0},
         }]
     }  # fmt: skip
-    tensors = Likelihoods.lift(document).tensors
+    tensors = likelihoods_from_json(document).tensors
     assert tensors["bound"] == tensors["relative_to_prior"] == tensors["last"] == -math.inf
     assert np.isnan(tensors["standard_error"])
 
@@ -131,9 +131,9 @@ def test_a_rarity_is_read_where_it_is_known() -> None:
         "bound": -1.0, "standard_error": 0.1, "relative_to_prior": 2.0, "per_step": None,
         "parts": {"prior": 0.0, "steps": -1.0, "last": 0.0, "gain": 0.0},
     }  # fmt: skip
-    known = Likelihoods.lift({"results": [{**result, "rarer_than": x} for x in (0.25, 0.997)]})
+    known = likelihoods_from_json({"results": [{**result, "rarer_than": x} for x in (0.25, 0.997)]})
     assert known.tensors["rarer_than"].tolist() == [0.25, 0.997]
-    unknown = Likelihoods.lift({"results": [{**result, "rarer_than": None}, result]})
+    unknown = likelihoods_from_json({"results": [{**result, "rarer_than": None}, result]})
     assert "rarer_than" not in unknown.tensors
 
 
@@ -232,17 +232,17 @@ async def test_a_label_and_another_model_multiply_a_posterior(client: AsyncClien
 @pytest.mark.parametrize(
     ("ask", "request_of"),
     [
-        (questions.sample, SampleRequest),
-        (questions.loglik, LoglikRequest),
-        (questions.posterior, PosteriorRequest),
-        (questions.inpaint, InpaintRequest),
-        (questions.denoise, DenoiseRequest),
+        (requests.sample, SampleRequest),
+        (requests.loglik, LoglikRequest),
+        (requests.posterior, PosteriorRequest),
+        (requests.inpaint, InpaintRequest),
+        (requests.denoise, DenoiseRequest),
     ],
 )
 def test_every_field_of_a_request_is_an_argument(ask: Ask, request_of: type[BaseModel]) -> None:
     """Of its name; the sampler of a posterior is said by its `steps`, there is one estimator."""
     takes = {name for name, one in signature(ask).parameters.items() if one.kind != one.VAR_KEYWORD}
-    (rest,) = get_args(get_type_hints(ask)["asked"])
+    (rest,) = get_args(get_type_hints(ask)["options"])
     takes |= set(get_type_hints(rest))
     own = {"progress", "previews", "deadline", "steps"}
     assert set(request_of.model_fields) - takes <= {"sampler", "estimator"}
@@ -282,7 +282,7 @@ async def test_examples_are_data_to_ask_about(
 async def test_what_is_saved_is_loaded_whole(
     client: AsyncClient, tmp_path: Path, ask: Ask, given: tuple[Any, ...], keys: dict[str, Any]
 ) -> None:
-    answer = await client.ask(ask(*given, **keys, seed=7))
+    answer = await client.send(ask(*given, **keys, seed=7))
     path = answer.save(tmp_path / "answer.safetensors")
     again = load(path)
     assert type(again) is type(answer)
@@ -348,16 +348,16 @@ async def test_further_fields_are_sent_as_they_are(client: AsyncClient, app: Fas
 @pytest.mark.parametrize("data", [[[1.0], [1.0, 2.0]], ["a.png"]])
 def test_what_are_no_arrays_is_said_before_anything_is_sent(data: list[Any]) -> None:
     with pytest.raises(ValueError, match=r"crop|noneq\.read"):
-        questions.loglik(data, model="grey")
+        requests.loglik(data, model="grey")
 
 
 def test_what_each_sample_counts() -> None:
     """As the answer says, and all alike where it says nothing."""
     one = {"samples": [[0.0], [1.0]], "mean": [0.25], "std": [0.5], "quantiles": None}
     document = {"model": "m", "seed": 1, "method": "twisted", "results": [one, one]}
-    found = Posterior(Posterior.lift(document))
+    found = Posterior(posterior_from_json(document))
     assert found.weights.tolist() == [[0.5, 0.5]] * 2
     assert found.quantiles is None
     weighed = {**document, "results": [{**one, "weights": [0.75, 0.25]}] * 2}
-    found = Posterior(Posterior.lift(weighed))
+    found = Posterior(posterior_from_json(weighed))
     assert found.weights.tolist() == [[0.75, 0.25]] * 2

@@ -1,10 +1,10 @@
-"""Scores of many data, in bounded memory and resumable: `noneq loglik`.
+"""Scores of any number of data, in bounded memory and resumable: `noneq loglik`.
 
-A score is a function of the model, the example's block, the seed and the settings alone, for each
-block has a seed of its own, the first 63 bits of sha256("seed/" + its values): what is left out, or
-was done before an interruption, changes no other line. A picture is a block, and so are 256 rows of
-a table. Each line says how it was made and of what, so that a table is gone on with in the same way
-only, and what has changed since is scored anew.
+A score depends only on the model, the example's block, the seed and the settings. Each block has a
+seed of its own, the first 63 bits of sha256("seed/" + its values), so other data, or an
+interruption, change no line. A picture is a block, and so are 256 rows of a table. Each line says
+how and from what it was made: a table can only be continued with the same settings, and what has
+changed since is scored again.
 """
 
 import csv
@@ -20,33 +20,33 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from noneq import files
-from noneq.answers import Likelihoods
 from noneq.client import Client
 from noneq.errors import BadRequest, FileError, TooLarge, UnknownModel
 from noneq.models import Model, ModelFacts
 from noneq.reading import Block, read
+from noneq.responses import Likelihoods
 
 Key = tuple[str, int]
 
 
 @dataclass(frozen=True)
 class Score:
-    """A line of the table; nats but for `bits_per_dim`.
+    """A line of the table; nats except for `bits_per_dim`.
 
     Attributes:
         file: as it was named.
-        row: the example's place in it.
-        model: that was asked.
+        row: the example's index in it.
+        model: its name.
         convention: what `bound` is the probability of.
         seed: of the command.
         bound: on log p(x_0), from below.
         standard_error: of this estimate.
         bits_per_dim: lower is likelier.
         relative_to_prior: K - L_null.
-        rarer_than: the share of held-out data with a larger bound; NaN where not measured.
-        typicality: a p-value, near 0 where the example is unlike held-out ones; likewise.
-        settings: what else was asked of the estimate, as "steps=8 terms=20".
-        model_checksum: of the model's artefact: its first 16 digits.
+        rarer_than: the share of held-out data with a larger bound; NaN if not measured.
+        typicality: a p-value, near 0 if the example is unlike held-out ones; NaN likewise.
+        settings: of the estimate, as "steps=8 terms=20".
+        model_checksum: of the model's artefact, the first 16 digits.
         data_checksum: of the block that the example was scored in.
     """
 
@@ -67,7 +67,7 @@ class Score:
 
 
 COLUMNS = tuple(field.name for field in fields(Score))
-#: What all scores of a table have in common.
+#: The columns in which all scores of a table agree.
 MADE_BY = ("model", "model_checksum", "convention", "seed", "settings")
 _DIGITS = 16  # of a checksum that are written
 
@@ -77,8 +77,8 @@ class Scoring:
     """How data are scored.
 
     Attributes:
-        client: that asks.
-        model: that answers.
+        client: of the service.
+        model: that scores.
         seed: of the command.
         settings: further arguments of `Client.loglik`.
         parallel: requests at a time.
@@ -92,14 +92,14 @@ class Scoring:
 
     @property
     def made_by(self) -> dict[str, str]:
-        """How every score is made, as a table has it."""
-        asked = {name: x for name, x in sorted(self.settings.items()) if name != "convention"}
+        """The values of these columns."""
+        settings = {n: x for n, x in sorted(self.settings.items()) if n != "convention"}
         return {
             "model": self.model.name,
             "model_checksum": self.model.checksum[:_DIGITS],
             "convention": str(self.settings.get("convention", self.model.default_convention)),
             "seed": str(self.seed),
-            "settings": " ".join(f"{name}={value}" for name, value in asked.items()),
+            "settings": " ".join(f"{name}={value}" for name, value in settings.items()),
         }
 
     def score(self, block: Block) -> list[Score]:
@@ -123,16 +123,16 @@ def block_seed(seed: int, block: Block) -> int:
 
 
 def block_checksum(block: Block) -> str:
-    """Of what was scored, not of the file: the same picture in another format is the same."""
-    about = f"{block.values.dtype.str}{block.values.shape}".encode()
-    return hashlib.sha256(about + block.values.tobytes()).hexdigest()[:_DIGITS]
+    """Of the values, not of the file: the same picture in another format has the same one."""
+    header = f"{block.values.dtype.str}{block.values.shape}".encode()
+    return hashlib.sha256(header + block.values.tobytes()).hexdigest()[:_DIGITS]
 
 
 @dataclass(frozen=True)
-class Fault:
-    """What could not be scored, and why."""
+class Failure:
+    """Data that could not be scored; the message says which and why."""
 
-    said: str
+    message: str
 
 
 class Lines:
@@ -146,7 +146,7 @@ class Lines:
             out.flush()
 
     def put(self, scores: Sequence[Score]) -> None:
-        """Write them, at once: an interruption loses none."""
+        """Write them at once, so that an interruption loses none."""
         for score in scores:
             line = asdict(score)
             if self._as_json:
@@ -162,11 +162,11 @@ class Lines:
 
 @dataclass
 class Table:
-    """A table of scores that is gone on with.
+    """A table of scores that is continued.
 
     Attributes:
         path: its file.
-        done: what it holds: of which example, and the checksum of the block that it was scored in.
+        done: for each score of it, the checksum of the block that it was scored in.
         replaced: how many of them turned out to be of data that have changed.
     """
 
@@ -177,33 +177,33 @@ class Table:
 
     @classmethod
     def read(cls, path: Path, scoring: Scoring) -> "Table":
-        """What a table of an earlier run holds; a line that was cut off is removed from it.
+        """The table of an earlier run, if any; a line that was cut off is removed from it.
 
         Raises:
-            FileError: it holds something else, or scores that were made in another way.
+            FileError: the file holds something else, or scores of other settings.
         """
         found = cls(path)
         raw = path.read_bytes() if path.exists() else b""
         whole = raw[: raw.rfind(b"\n") + 1]
         lines = csv.reader(whole.decode("utf-8", "replace").splitlines())
         if whole and tuple(next(lines)) != COLUMNS:
-            raise FileError(f"{path} is no table of such scores: name another file, or remove it")
+            raise FileError(f"{path} is not a table of scores: name another file, or remove it")
         for line in lines:
             if len(line) != len(COLUMNS):
                 raise FileError(f"{path}, line {lines.line_num}: it has {len(line)} cells")
-            of = dict(zip(COLUMNS, line, strict=True))
-            _check_way(path, of, scoring.made_by)
-            key = of["file"], int(of["row"])
-            before = found.done.get(key, of["data_checksum"])
-            if before != of["data_checksum"]:  # an interruption kept it from being removed
+            score = dict(zip(COLUMNS, line, strict=True))
+            _check_settings(path, score, scoring.made_by)
+            key, checksum = (score["file"], int(score["row"])), score["data_checksum"]
+            before = found.done.get(key, checksum)
+            if before != checksum:  # an interruption kept it from being removed
                 found._stale.add((key, before))
-            found.done[key] = of["data_checksum"]
+            found.done[key] = checksum
         if len(whole) < len(raw):
             path.write_bytes(whole)
         return found
 
     def has(self, block: Block) -> bool:
-        """Whether all of a block is there as it is now; scores of what it was before are stale."""
+        """Whether it has scores of the whole block as it is now; older ones of it become stale."""
         checksum = block_checksum(block)
         keys = [(block.file, block.start + i) for i in range(len(block.values))]
         for key in keys:
@@ -214,7 +214,7 @@ class Table:
 
     @contextmanager
     def writing(self) -> Iterator["Lines"]:
-        """The open file, to which lines are added; at the end, those that are stale are removed."""
+        """The open file, to add lines to; at the end, stale ones are removed."""
         with self.path.open("a", newline="", encoding="utf-8") as out:
             yield Lines(out, as_json=False, heading=out.tell() == 0)
         if self._stale:
@@ -223,79 +223,80 @@ class Table:
             files.write_csv(self.path, COLUMNS, lines[1:])
 
     def _is_stale(self, line: Sequence[str]) -> bool:
-        of = dict(zip(COLUMNS, line, strict=True))
-        key = of["file"], int(of["row"]) if of["row"].isdecimal() else -1
-        return (key, of["data_checksum"]) in self._stale
+        score = dict(zip(COLUMNS, line, strict=True))
+        key = score["file"], int(score["row"]) if score["row"].isdecimal() else -1
+        return (key, score["data_checksum"]) in self._stale
 
 
-def _check_way(path: Path, of: Mapping[str, str], made_by: Mapping[str, str]) -> None:
-    """Raise FileError where a score was not made as the others would be."""
-    others = [name for name in MADE_BY if of[name] != made_by[name]]
+def _check_settings(path: Path, score: Mapping[str, str], made_by: Mapping[str, str]) -> None:
+    """Raise FileError if a score was made with other settings."""
+    others = [name for name in MADE_BY if score[name] != made_by[name]]
     if others:
         was, now = (
             ", ".join(f"{name.replace('_', ' ')} {x[name] or 'as by default'}" for name in others)
-            for x in (of, made_by)
+            for x in (score, made_by)
         )
         raise FileError(
-            f"{path} holds scores with {was}, not with {now}: name another file, or ask as before"
+            f"{path} holds scores with {was}, not with {now}: name another file, or use the old "
+            "settings"
         )
 
 
 def run(
     scoring: Scoring, names: Iterable[Path], table: Table | None = None
-) -> Iterator[list[Score] | Fault]:
-    """The scores of what a table does not have, block after block in the order of the files.
+) -> Iterator[list[Score] | Failure]:
+    """The scores that a table does not have, block by block in the order of the files.
 
-    What cannot be read, or is no example of the model, is a `Fault` in its place; the others are
-    scored. At most two blocks for each of the parallel requests are held.
+    A file that cannot be read, or does not fit the model, is a `Failure` in its place; the others
+    are scored. At most two blocks for each of the parallel requests are in memory.
 
     Raises:
-        NoneqError: what would befall the others as well.
+        NoneqError: an error that would happen to the others as well.
     """
     done = {} if table is None else table.done
-    waiting: deque[Fault | tuple[Block, Future[list[Score]]]] = deque()
+    waiting: deque[Failure | tuple[Block, Future[list[Score]]]] = deque()
     with ThreadPoolExecutor(scoring.parallel) as pool:
         try:
             for block in _blocks(names, scoring.model, table):
-                if isinstance(block, Fault):
+                if isinstance(block, Failure):
                     waiting.append(block)
                 else:
                     waiting.append((block, pool.submit(scoring.score, block)))
                 if len(waiting) >= 2 * scoring.parallel:
-                    yield _settled(waiting.popleft(), done)
+                    yield _result(waiting.popleft(), done)
             while waiting:
-                yield _settled(waiting.popleft(), done)
+                yield _result(waiting.popleft(), done)
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
             raise
 
 
-def _blocks(names: Iterable[Path], model: Model, table: Table | None) -> Iterator[Block | Fault]:
-    """What there is to score."""
+def _blocks(names: Iterable[Path], model: Model, table: Table | None) -> Iterator[Block | Failure]:
+    """The blocks to score."""
     for path in names:
         try:
             for block in read(path, model):
-                if block.gap is not None:
-                    yield Fault(block.gap)
+                if block.missing is not None:
+                    yield Failure(block.missing)
                     continue
                 if table is None or not table.has(block):
                     yield block
         except FileError as error:
-            yield Fault(str(error))
+            yield Failure(str(error))
 
 
-def _settled(
-    one: "Fault | tuple[Block, Future[list[Score]]]", done: Mapping[Key, str]
-) -> list[Score] | Fault:
-    """The scores of a block that are new, once they are there."""
-    if isinstance(one, Fault):
+def _result(
+    one: "Failure | tuple[Block, Future[list[Score]]]", done: Mapping[Key, str]
+) -> list[Score] | Failure:
+    """The new scores of a block, once they have been computed."""
+    if isinstance(one, Failure):
         return one
-    block, answer = one
+    block, future = one
     try:
-        return [score for score in answer.result() if (score.file, score.row) not in done]
+        return [score for score in future.result() if (score.file, score.row) not in done]
     except (UnknownModel, TooLarge):
         raise
     except BadRequest as error:
         if not str(error.problem.get("location", "")).startswith("data"):
-            raise  # the settings are at fault, and the next block's are the same
-        return Fault(f"{block.file}: {error}")
+            raise  # the settings are wrong, and the next block has the same
+        return Failure(f"{block.file}: {error}")

@@ -1,0 +1,399 @@
+"""What the service answers, as frozen records of numpy arrays in data units.
+
+Images are [channels, height, width] in 0..255, vectors [D] in the units of their data set, bits
+0/1. `load` reads what `save` wrote as .safetensors.
+"""
+
+import math
+import warnings
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import product
+from os import PathLike
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, final
+
+import numpy as np
+
+from noneq import files, images
+from noneq.codec import PARTS, Array, Body, Timing, decode, encode
+from noneq.errors import NotPictured, UnreadableAnswer
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+Rows = tuple[Sequence[str], Sequence[Sequence[object]]]
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Response(ABC):
+    """What all responses have. Abstract.
+
+    Attributes:
+        body: everything that was received: plain fields, and the arrays by name.
+        timing: request id, and seconds; not saved.
+    """
+
+    kind: ClassVar[str]
+    needed: ClassVar[tuple[str, ...]]
+
+    body: Body
+    timing: Timing = Timing()  # noqa: RUF009  (frozen)
+
+    def __post_init__(self) -> None:
+        present = {*self.body.fields, *self.body.tensors}
+        missing = [name for name in ("model", "seed", *self.needed) if name not in present]
+        if missing:
+            raise UnreadableAnswer(
+                f"an answer of this kind ({self.kind}) has {', '.join(missing)}; received "
+                f"{', '.join(sorted(present)) or 'nothing'}"
+            )
+
+    def __repr__(self) -> str:
+        parts = [f"model={self.model!r}", f"seed={self.seed}"]
+        parts += [f"{name}={x.dtype}{list(x.shape)}" for name, x in self.body.tensors.items()]
+        return f"{type(self).__name__}({', '.join(parts)})"
+
+    @property
+    def model(self) -> str:
+        """The name of the model that answered."""
+        return str(self.body.fields["model"])
+
+    @property
+    def seed(self) -> int:
+        """With the same request it gives the same answer."""
+        return int(self.body.fields["seed"])
+
+    @property
+    def exact(self) -> bool:
+        """Whether it does so to the last bit, under any load of the service."""
+        return bool(self.body.fields.get("exact", False))
+
+    @property
+    def network_evaluations(self) -> int:
+        """Rows put through the network."""
+        return int(self.body.fields.get("network_evaluations", 0))
+
+    def elements(self, count: int) -> list[str]:
+        """Names of an example's elements: those of the model's columns, or x0, x1, ..."""
+        return list(self.body.fields.get("columns") or (f"x{i}" for i in range(count)))
+
+    @abstractmethod
+    def numpy(self) -> Array:
+        """The main array."""
+
+    @abstractmethod
+    def rows(self) -> Rows:
+        """The main array as a table: names of its columns, and its rows."""
+
+    def image(self) -> "Image":
+        """A picture to look at; MissingExtra without Pillow, NotPictured if there is none."""
+        return images.to_pillow(self.pixels())
+
+    def pixels(self) -> images.Pixels:
+        """That picture, uint8 [height, width, 3]."""
+        raise NotPictured(f"{type(self).__name__} are numbers: save them as .csv or .npy")
+
+    def save(self, path: str | PathLike[str]) -> Path:
+        """Write the response in the format of the name's ending; returns the path.
+
+        `.safetensors` is the whole response, which `load` reads again; `.npz` all its arrays,
+        `.npy` the main one, `.csv` a line for each example, `.json` everything as text, `.png` (or
+        another of Pillow's formats) the picture.
+
+        Raises:
+            ValueError, MissingExtra, NotPictured: another ending, or as `image`.
+        """
+        target = Path(path)
+        match target.suffix.lower():
+            case ".safetensors":
+                kept = replace(self.body, fields={**self.body.fields, "kind": self.kind})
+                files.write(target, encode(kept, "answer")[0])
+            case ".npy":
+                files.write_npy(target, self.numpy())
+            case ".npz":
+                files.write_npz(target, self.body.tensors)
+            case ".csv":
+                files.write_csv(target, *self.rows())
+            case ".json":
+                files.write_json(target, self.document())
+            case ending if ending in files.PICTURES:
+                self.image().save(target)
+            case other:
+                known = ", ".join(files.ENDINGS)
+                raise ValueError(f"{target} ends in {other or 'nothing'}: write {known}")
+        return target
+
+    def document(self) -> dict[str, Any]:
+        """Everything as JSON can hold it; numbers that are not finite are None."""
+        arrays = {name: files.to_lists(x) for name, x in self.body.tensors.items()}
+        return {**self.body.fields, **arrays}
+
+    def _group(self, prefix: str, names: Sequence[str]) -> Mapping[str, Array] | None:
+        """The arrays prefix_name by name; None if there are none."""
+        found = {name: self.body.tensors.get(f"{prefix}_{name}") for name in names}
+        return {name: x for name, x in found.items() if x is not None} or None
+
+
+class Trajectory(NamedTuple):
+    """The states of samples at k + 1 steps on their way, data units: not rounded, not clipped.
+
+    Attributes:
+        t: [k + 1], from T down to 0.
+        x: [k + 1, num_samples, *shape]; the last are the samples.
+        x_0: the network's estimate of x_0 at each, of bits p(x_0 = 1); the last equals that of `x`.
+    """
+
+    t: Array
+    x: Array
+    x_0: Array
+
+
+@final
+@dataclass(frozen=True, eq=False, repr=False)
+class Samples(Response):
+    """Draws from p(x_0)."""
+
+    kind = "samples"
+    needed = ("samples",)
+
+    @property
+    def samples(self) -> Array:
+        """[num_samples, *shape], float32."""
+        return self.body.tensors["samples"]
+
+    @property
+    def trajectory(self) -> Trajectory | None:
+        """Their states on the way, if `frames` were requested."""
+        found = self._group("trajectory", Trajectory._fields)
+        return None if found is None else Trajectory(**found)
+
+    @property
+    def sampler(self) -> Mapping[str, Any]:
+        """The sampler that was used, with its settings."""
+        return dict(self.body.fields["sampler"])
+
+    def numpy(self) -> Array:
+        """`samples`."""
+        return self.samples
+
+    def rows(self) -> Rows:
+        """A row for each sample, a column for each element."""
+        flat = self.samples.reshape(len(self.samples), -1)
+        return self.elements(flat.shape[1]), flat.tolist()
+
+    def pixels(self) -> images.Pixels:
+        """The samples side by side."""
+        return images.sheet(self.samples)
+
+
+@final
+@dataclass(frozen=True, eq=False, repr=False)
+class Posterior(Response):
+    """Draws from p(x_0) r(x_0), where r is the observation's likelihood."""
+
+    kind = "posterior"
+    needed = ("samples", "mean", "method")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for note in self.body.fields.get("deprecation") or ():
+            warnings.warn(note, DeprecationWarning, stacklevel=2)
+
+    @property
+    def samples(self) -> Array:
+        """[data, num_samples, *shape], float32."""
+        return self.body.tensors["samples"]
+
+    @property
+    def mean(self) -> Array:
+        """Over the samples, [data, *shape]."""
+        return self.body.tensors["mean"]
+
+    @property
+    def std(self) -> Array | None:
+        """Over the samples, [data, *shape]; None if there is one sample."""
+        return self.body.tensors.get("std")
+
+    @property
+    def weights(self) -> Array:
+        """Each sample's weight in `mean`, `std` and `quantiles`, [data, num_samples]; sum 1."""
+        count = self.samples.shape[1]
+        return np.array(self._each("weights", [1 / count] * count))
+
+    @property
+    def quantiles(self) -> Array | None:
+        """Of the samples, [data, quantiles, *shape]; None if none were requested."""
+        return self.body.tensors.get("quantiles")
+
+    @property
+    def method(self) -> str:
+        """The method that answered."""
+        return str(self.body.fields["method"])
+
+    @property
+    def biased(self) -> bool:
+        """Whether the method misses the posterior even with all steps."""
+        return bool(self.body.fields.get("biased", False))
+
+    @property
+    def diagnostics(self) -> Sequence[Mapping[str, Any]]:
+        """How far to trust each example's samples: `ess`, `log_evidence`, `warning`."""
+        return self._each("diagnostics", {})
+
+    @property
+    def label(self) -> Sequence[str | None]:
+        """The requested label of each example; None without one."""
+        return self._each("label", None)
+
+    @property
+    def labels(self) -> Sequence[Mapping[str, float]] | None:
+        """The mean of p(label | x_0) over each example's samples; None if not requested."""
+        found = self._each("labels", None)
+        return None if None in found else found
+
+    def _each(self, name: str, absent: object) -> list[Any]:
+        results = self.body.fields.get("results", ())
+        return [absent if one.get(name) is None else one[name] for one in results]
+
+    def numpy(self) -> Array:
+        """`samples`."""
+        return self.samples
+
+    def rows(self) -> Rows:
+        """A row for each sample: its example, its number, its weight, its elements."""
+        data, count = self.samples.shape[:2]
+        elements = self.elements(math.prod(self.mean.shape[1:]))
+        each = product(range(data), range(count))
+        flat = self.samples.reshape(data * count, -1).tolist()
+        weights = self.weights.ravel().tolist()
+        table = [[i, j, w, *x] for (i, j), w, x in zip(each, weights, flat, strict=True)]
+        return ["example", "sample", "weight", *elements], table
+
+    def pixels(self) -> images.Pixels:
+        """A line for each example: its samples, their mean, and twice their deviation."""
+        spread = self.std if self.std is not None else np.zeros_like(self.mean)
+        return images.strips(self.samples, self.mean, spread)
+
+
+_COLUMNS = (
+    "bound", "standard_error", "bits_per_dim", "relative_to_prior", "rarer_than", "typicality"
+)  # fmt: skip
+
+
+@final
+@dataclass(frozen=True, eq=False, repr=False)
+class Likelihoods(Response):
+    """Lower bounds on log p(x_0), nats, of N data: `bound` = `prior` + `steps` + `last` + `gain`.
+
+    Minus infinity means that the model excludes the example, NaN that the example is too far out
+    for the model's arithmetic; `reasons` says which and where.
+    """
+
+    kind = "likelihoods"
+    needed = ("bound", "standard_error", "relative_to_prior", "convention", "dims")
+
+    @property
+    def bound(self) -> Array:
+        """Nats, float64 [N]."""
+        return self.body.tensors["bound"]
+
+    @property
+    def standard_error(self) -> Array:
+        """Of this estimate, nats, float64 [N]."""
+        return self.body.tensors["standard_error"]
+
+    @property
+    def relative_to_prior(self) -> Array:
+        """K - L_null, nats, float64 [N]: gained over pi."""
+        return self.body.tensors["relative_to_prior"]
+
+    @property
+    def rarer_than(self) -> Array | None:
+        """The share of held-out data with a larger bound, float64 [N]; None if not measured."""
+        return self.body.tensors.get("rarer_than")
+
+    @property
+    def typicality(self) -> Array | None:
+        """p-values float64 [N], uniform on held-out data; None if not measured.
+
+        Near 0 an example is unlike held-out ones, to either side: it may be likelier than they are.
+        """
+        return self.body.tensors.get("typicality")
+
+    @property
+    def bands(self) -> Mapping[str, Array] | None:
+        """What `typicality` is computed from, by noise level; None if not measured.
+
+        t [bands, 2] the least and greatest of each, nats [N, bands], rarer_than [N, bands].
+        """
+        return self._group("band", ("t", "nats", "rarer_than"))
+
+    @property
+    def degrees_of_freedom(self) -> Array | None:
+        """Of `standard_error`, float64 [N]: with few of them it is itself uncertain."""
+        return self.body.tensors.get("degrees_of_freedom")
+
+    @property
+    def interval(self) -> Array | None:
+        """That holds the bound without this estimate's noise, 95%, nats float64 [N, 2]."""
+        return self.body.tensors.get("interval")
+
+    @property
+    def uncompared(self) -> str | None:
+        """Why `rarer_than` or `typicality` is None, if one is."""
+        return self.body.fields.get("uncompared") or None
+
+    @property
+    def reasons(self) -> Mapping[int, str]:
+        """Why there is no finite bound, by the example's index."""
+        found: Mapping[str, str] = self.body.fields.get("reasons") or {}
+        return {int(i): reason for i, reason in found.items()}
+
+    @property
+    def bits_per_dim(self) -> Array:
+        """-bound / (log 2 * elements of an example), float64 [N]: lower is likelier."""
+        return -self.bound / (math.log(2) * int(self.body.fields["dims"]))
+
+    @property
+    def parts(self) -> Mapping[str, Array]:
+        """The summands of the bound: prior, steps, last, gain; nats, float64 [N] each."""
+        return {name: self.body.tensors[name] for name in PARTS}
+
+    @property
+    def per_step(self) -> Mapping[str, Array] | None:
+        """Every evaluated term, if requested: t and value [N, terms], weight [terms]."""
+        return self._group("term", ("t", "weight", "value"))
+
+    @property
+    def convention(self) -> str:
+        """What `bound` is the probability of: discretised, density or paper."""
+        return str(self.body.fields["convention"])
+
+    def numpy(self) -> Array:
+        """`bound`."""
+        return self.bound
+
+    def rows(self) -> Rows:
+        """A row for each example."""
+        unknown = np.full(len(self.bound), np.nan)
+        columns = [getattr(self, name) for name in _COLUMNS]
+        rows = zip(*((unknown if x is None else x).tolist() for x in columns), strict=True)
+        return _COLUMNS, list(rows)
+
+
+def load(path: str | PathLike[str]) -> Samples | Posterior | Likelihoods:
+    """A response that `save` wrote as `.safetensors`.
+
+    Raises:
+        UnreadableAnswer: the file holds something else.
+        OSError: there is no such file.
+    """
+    body = decode(Path(path).read_bytes())
+    fields = dict(body.fields)
+    kind = fields.pop("kind", "none")
+    for response in (Samples, Posterior, Likelihoods):
+        if response.kind == kind:
+            return response(Body(fields, body.tensors))
+    raise UnreadableAnswer(f"{path} holds {kind}, expected samples, posterior or likelihoods")

@@ -149,6 +149,14 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return found
 
 
+@pytest.fixture(scope="session")
+def single(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The Gaussian mixture alone, which is served within a moment."""
+    found = tmp_path_factory.mktemp("single")
+    (found / "gaussian-mixture").symlink_to(folder / "gaussian-mixture")
+    return found
+
+
 @asynccontextmanager
 async def serving(settings: Settings, ready: bool = True) -> AsyncIterator[httpx.AsyncClient]:
     """A client of the app in this process."""

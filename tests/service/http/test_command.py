@@ -30,25 +30,7 @@ def test_the_command_serves_and_ends_on_sigterm_without_losing_a_request(folder:
         assert process.wait(30) == 0
 
 
-def test_an_open_stream_ends_in_its_result_on_sigterm(folder: Path) -> None:
-    asked = {"model": "gaussian-mixture", "num_samples": 16, "seed": 7}
-    accept = {"accept": "text/event-stream"}
-    with (
-        running(folder, "--drain-seconds", "200") as (process, url, _),
-        httpx.stream("POST", f"{url}/sample", json=asked, headers=accept, timeout=200) as response,
-    ):
-        events = []
-        for line in response.iter_lines():
-            if not events:  # it came while the work is still to be done
-                process.send_signal(signal.SIGTERM)
-            events.append(line)
-        assert json.loads(events[1].removeprefix("data: "))["step"] < 1600
-        assert events[-3] == "event: result"
-        assert len(json.loads(events[-2].removeprefix("data: "))["samples"]) == 16
-        assert process.wait(30) == 0
-
-
-def test_open_streams_end_within_the_grace_period_of_sigterm(folder: Path) -> None:
+def test_open_streams_end_within_the_grace_period_of_sigterm(single: Path) -> None:
     """In their results where the drain has time for them, else in a problem that says so."""
     ends: dict[int, tuple[str, Any]] = {}
     begun = threading.Semaphore(0)
@@ -66,7 +48,7 @@ def test_open_streams_end_within_the_grace_period_of_sigterm(folder: Path) -> No
                 body += text
         ends[samples] = parse(body)[-1]
 
-    with running(folder, "--drain-seconds", "5") as (process, url, _):
+    with running(single, "--drain-seconds", "5") as (process, url, _):
         listeners = [
             threading.Thread(target=listen, args=(url, samples)) for samples in (1, 2, 3, 4000)
         ]
@@ -86,11 +68,11 @@ def test_open_streams_end_within_the_grace_period_of_sigterm(folder: Path) -> No
     assert (name, json.loads(data)["type"]) == ("error", "urn:noneq:problem:draining")
 
 
-def test_clients_that_leave_leave_nothing_behind(folder: Path) -> None:
+def test_clients_that_leave_leave_nothing_behind(single: Path) -> None:
     """Whatever they waited for: their own body's end, their turn, an answer, the next event."""
     asked = {"model": "gaussian-mixture", "num_samples": 4000}
     stream = "text/event-stream; previews=4"
-    with running(folder, "--slots", "8") as (_, url, _):
+    with running(single, "--slots", "8") as (_, url, _):
         callers = [post(url, asked, "application/json", whole=False) for _ in range(2)]
         # More than there are slots for.
         callers += [post(url, asked, accept) for accept in ("application/json", stream) * 6]
@@ -110,8 +92,8 @@ def test_clients_that_leave_leave_nothing_behind(folder: Path) -> None:
             assert found[f"noneq_{name}"] == 0, name
 
 
-def test_what_the_drain_does_not_finish_is_told_so_and_nothing_new_is_taken(folder: Path) -> None:
-    with running(folder, "--drain-seconds", "1") as (process, url, _), httpx.Client() as open_line:
+def test_what_the_drain_does_not_finish_is_told_so_and_nothing_new_is_taken(single: Path) -> None:
+    with running(single, "--drain-seconds", "1") as (process, url, _), httpx.Client() as open_line:
         open_line.get(f"{url}/health/ready")
         with asking(url, 4096) as answers:
             process.send_signal(signal.SIGTERM)

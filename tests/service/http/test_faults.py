@@ -30,9 +30,9 @@ Fault = Callable[[Tensor, Tensor], Tensor]
 
 
 @pytest.fixture
-async def app(folder: Path) -> AsyncIterator[FastAPI]:
+async def app(single: Path) -> AsyncIterator[FastAPI]:
     """One for each test: some faults are the end of it."""
-    settings = Settings(models=folder, device="cpu", batch_size=4, slots=64, drain_seconds=1)
+    settings = Settings(models=single, device="cpu", batch_size=4, slots=64, drain_seconds=1)
     async with starting(settings) as found:
         yield found
 
@@ -195,9 +195,11 @@ async def test_a_deadline_that_passes_on_the_way_is_told(
         assert_left_nothing(app)
 
 
-async def test_a_full_queue_is_no_stream(folder: Path) -> None:
+async def test_a_full_queue_is_no_stream(single: Path) -> None:
     asked = MIXTURE | {"num_samples": 1}
-    settings = Settings(models=folder, device="cpu", max_queue_cost=100, max_request_cost=100)
+    settings = Settings(
+        models=single, device="cpu", batch_size=8, max_queue_cost=100, max_request_cost=100
+    )
     async with starting(settings) as app, connect(app) as client:
         with held(app) as gate:
             first = asyncio.ensure_future(ask(client, "/sample", asked, EVENTS))

@@ -64,7 +64,7 @@ async def client(labelled: Path, mixture: DiffusionModel) -> AsyncIterator[httpx
     assert isinstance(network, GaussianMixture)
     exact = classifier(mixture, Components(network), 3)
     reader = ServedClassifier("components", exact, exact)
-    async with starting(Settings(models=labelled, device="cpu"), True) as app:
+    async with starting(Settings(models=labelled, device="cpu", batch_size=256), True) as app:
         catalogue = app.state.backend._catalogue
         readable = replace(catalogue.served["gaussian-mixture"], classifiers=(reader,))
         app.state.backend._catalogue = replace(

@@ -75,10 +75,10 @@ async def test_a_deadline_that_cannot_be_met_is_refused_and_told_what_could(
 
 
 async def test_what_is_not_done_by_its_deadline_is_dropped(
-    folder: Path, serve: Serve, monkeypatch: pytest.MonkeyPatch
+    single: Path, serve: Serve, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("service.engine.admission._LENIENCE", math.inf)  # or it were refused
-    settings = Settings(models=folder, device="cpu", batch_size=1, deadline_seconds=0.3)
+    settings = Settings(models=single, device="cpu", batch_size=1, deadline_seconds=0.3)
     async with serve(settings) as client:
         engine = app_of(client).state.backend.engine
         asked = MIXTURE | {"num_samples": 4000}
@@ -87,8 +87,10 @@ async def test_what_is_not_done_by_its_deadline_is_dropped(
         assert engine.pending == 0
 
 
-async def test_a_full_queue_reads_no_body(folder: Path, serve: Serve) -> None:
-    settings = Settings(models=folder, device="cpu", max_queue_cost=100, max_request_cost=100)
+async def test_a_full_queue_reads_no_body(single: Path, serve: Serve) -> None:
+    settings = Settings(
+        models=single, device="cpu", batch_size=8, max_queue_cost=100, max_request_cost=100
+    )
     read = False
 
     async def pieces() -> AsyncIterator[bytes]:
@@ -106,10 +108,15 @@ async def test_a_full_queue_reads_no_body(folder: Path, serve: Serve) -> None:
 
 
 async def test_a_burst_of_large_bodies_is_read_as_far_as_there_is_room(
-    folder: Path, serve: Serve
+    single: Path, serve: Serve
 ) -> None:
     settings = Settings(
-        models=folder, device="cpu", max_body_bytes=MIB, max_queue_bytes=8 * MIB, body_seconds=30
+        models=single,
+        device="cpu",
+        batch_size=8,
+        max_body_bytes=MIB,
+        max_queue_bytes=8 * MIB,
+        body_seconds=30,
     )
     body = json.dumps(MIXTURE | {"sampler": {"name": "ddim", "steps": 1}}).ljust(MIB).encode()
     held = []
@@ -146,7 +153,7 @@ async def test_a_burst_of_large_bodies_is_read_as_far_as_there_is_room(
     ],
 )
 async def test_a_body_that_stops_halfway_keeps_nobody_out(
-    folder: Path,
+    single: Path,
     serve: Serve,
     body_seconds: float,
     headers: dict[str, str],
@@ -154,8 +161,9 @@ async def test_a_body_that_stops_halfway_keeps_nobody_out(
     slug: str,
 ) -> None:
     settings = Settings(
-        models=folder,
+        models=single,
         device="cpu",
+        batch_size=8,
         max_body_bytes=MIB,
         max_queue_bytes=2 * MIB,
         body_seconds=body_seconds,
@@ -183,9 +191,11 @@ def chunked(body: bytes) -> AsyncIterator[bytes]:
 
 @pytest.mark.parametrize("in_pieces", [False, True])
 async def test_json_has_a_limit_of_its_own_and_tensors_have_not(
-    folder: Path, serve: Serve, in_pieces: bool
+    single: Path, serve: Serve, in_pieces: bool
 ) -> None:
-    settings = Settings(models=folder, device="cpu", max_json_bytes=4096, max_body_bytes=MIB)
+    settings = Settings(
+        models=single, device="cpu", batch_size=8, max_json_bytes=4096, max_body_bytes=MIB
+    )
     asked = MIXTURE | {"terms": 4, "data": [[0.0, 0.0]] * 900}
     tensors = {"data": torch.zeros(900, 2)}
     words = {"request": json.dumps(MIXTURE | {"terms": 4})}
@@ -215,8 +225,8 @@ async def test_json_has_a_limit_of_its_own_and_tensors_have_not(
         assert app_of(client).state.backend.engine._queue.held == 0
 
 
-async def test_json_that_is_too_long_is_not_read(folder: Path, serve: Serve) -> None:
-    settings = Settings(models=folder, device="cpu", max_json_bytes=4096)
+async def test_json_that_is_too_long_is_not_read(single: Path, serve: Serve) -> None:
+    settings = Settings(models=single, device="cpu", batch_size=8, max_json_bytes=4096)
     read = 0
 
     async def pieces() -> AsyncIterator[bytes]:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import httpx
 import pytest
+from pydantic import SecretStr
 
 from service.settings import Settings
 
@@ -52,11 +53,16 @@ async def test_what_is_known_is_not_sent_again(client: httpx.AsyncClient, path: 
     assert (await client.head(path)).status_code == 200
 
 
-async def test_the_page_opens_without_a_key(folder: Path, serve: Serve) -> None:
-    async with serve(Settings(models=folder, device="cpu", api_keys="secret")) as keyed:  # type: ignore[arg-type]
-        assert (await keyed.get("/")).status_code == 200
-        assert (await keyed.get("/static/app.js")).status_code == 200
-        assert (await keyed.get("/models")).status_code == 401
+async def test_the_page_and_its_icon_open_without_a_key(single: Path, serve: Serve) -> None:
+    keyed = Settings(models=single, device="cpu", batch_size=8, api_keys=SecretStr("secret"))
+    async with serve(keyed) as client:
+        assert (await client.get("/")).status_code == 200
+        assert (await client.get("/static/app.js")).status_code == 200
+        icon = await client.get("/favicon.ico")  # of every address without an icon of its own
+        assert icon.status_code == 200
+        assert icon.headers["content-type"] == "image/svg+xml"
+        assert (await client.head("/favicon.ico")).status_code == 200
+        assert (await client.get("/models")).status_code == 401
 
 
 async def test_scripts_are_compressed_and_answers_are_not(client: httpx.AsyncClient) -> None:
@@ -69,11 +75,3 @@ async def test_scripts_are_compressed_and_answers_are_not(client: httpx.AsyncCli
     assert int(packed.headers["content-length"]) < len(whole) / 2
     answer = await client.get("/models", headers=asked)
     assert "content-encoding" not in answer.headers
-
-
-async def test_addresses_without_an_icon_of_their_own_have_one(folder: Path, serve: Serve) -> None:
-    async with serve(Settings(models=folder, device="cpu", api_keys="secret")) as keyed:  # type: ignore[arg-type]
-        icon = await keyed.get("/favicon.ico")
-        assert icon.status_code == 200
-        assert icon.headers["content-type"] == "image/svg+xml"
-        assert (await keyed.head("/favicon.ico")).status_code == 200

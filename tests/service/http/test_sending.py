@@ -64,8 +64,8 @@ async def test_a_piece_that_nobody_takes() -> None:
 
 
 @pytest.mark.parametrize("accept", ["application/json", "text/event-stream"])
-async def test_whoever_stops_reading_frees_what_he_held(folder: Path, accept: str) -> None:
-    settings = Settings(models=folder, default_model="gaussian-mixture", write_seconds=0.5)
+async def test_whoever_stops_reading_frees_what_he_held(single: Path, accept: str) -> None:
+    settings = Settings(models=single, device="cpu", batch_size=8, write_seconds=0.5)
     async with starting(settings) as app:
         engine = app.state.backend.engine
         body = json.dumps({"num_samples": 500, "sampler": {"steps": 2}, "seed": 1}).encode()

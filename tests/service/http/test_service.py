@@ -161,9 +161,9 @@ async def test_answers_carry_their_timings(client: httpx.AsyncClient) -> None:
 @pytest.mark.anyio
 async def test_one_model_needs_no_name(folder: Path, tmp_path: Path, serve: Serve) -> None:
     (tmp_path / "only").symlink_to(folder / "grey")
-    async with serve(Settings(models=tmp_path, device="cpu")) as client:
+    async with serve(Settings(models=tmp_path, device="cpu", batch_size=8)) as client:
         assert (await client.post("/sample", json={})).json()["model"] == "only"
-    chosen = Settings(models=folder, device="cpu", default_model="bit-patterns")
+    chosen = Settings(models=folder, device="cpu", batch_size=8, default_model="bit-patterns")
     async with serve(chosen) as client:
         assert (await client.post("/sample", json={})).json()["model"] == "bit-patterns"
 
@@ -185,8 +185,10 @@ async def test_without_models_it_starts_and_says_what_to_do(
 
 
 @pytest.mark.anyio
-async def test_a_full_queue_says_when_to_come_back(folder: Path, serve: Serve) -> None:
-    settings = Settings(models=folder, device="cpu", max_queue_cost=1000, max_request_cost=1000)
+async def test_a_full_queue_says_when_to_come_back(single: Path, serve: Serve) -> None:
+    settings = Settings(
+        models=single, device="cpu", batch_size=8, max_queue_cost=1000, max_request_cost=1000
+    )
     asked = {"model": "gaussian-mixture", "num_samples": 9}
     async with serve(settings) as client:
         responses = await asyncio.gather(*(client.post("/sample", json=asked) for _ in range(3)))
@@ -200,8 +202,8 @@ async def test_a_full_queue_says_when_to_come_back(folder: Path, serve: Serve) -
 
 
 @pytest.mark.anyio
-async def test_a_client_that_leaves_frees_its_rows(folder: Path) -> None:
-    async with starting(Settings(models=folder, device="cpu")) as app:
+async def test_a_client_that_leaves_frees_its_rows(single: Path) -> None:
+    async with starting(Settings(models=single, device="cpu", batch_size=8)) as app:
         backend = app.state.backend
         asked = {"model": "gaussian-mixture", "num_samples": 4000}
         caller = Caller(app, asked, "application/json")
@@ -213,8 +215,8 @@ async def test_a_client_that_leaves_frees_its_rows(folder: Path) -> None:
 
 
 @pytest.mark.anyio
-async def test_a_dead_engine_asks_for_a_restart(folder: Path, serve: Serve) -> None:
-    async with serve(Settings(models=folder, device="cpu")) as client:
+async def test_a_dead_engine_asks_for_a_restart(single: Path, serve: Serve) -> None:
+    async with serve(Settings(models=single, device="cpu", batch_size=8)) as client:
         transport = client._transport
         assert isinstance(transport, httpx.ASGITransport)
         transport.app.state.backend.engine.stop()  # type: ignore[attr-defined]

@@ -50,8 +50,8 @@ async def test_a_client_that_leaves_while_a_preview_is_awaited(app: FastAPI) -> 
     assert backend.engine.ready
 
 
-async def test_a_drain_lets_an_open_stream_finish(folder: Path) -> None:
-    async with starting(Settings(models=folder, device="cpu")) as app:
+async def test_a_drain_lets_an_open_stream_finish(single: Path) -> None:
+    async with starting(Settings(models=single, device="cpu", batch_size=8)) as app:
         backend = app.state.backend
         with held(app) as gate:
             caller = Caller(app, MIXTURE | SHORT, "text/event-stream; previews=1")
@@ -69,9 +69,9 @@ async def test_a_drain_lets_an_open_stream_finish(folder: Path) -> None:
 
 @pytest.mark.parametrize("fault", ["drained", "dead"])
 async def test_when_the_engine_ends_first_the_stream_ends_in_its_problem(
-    folder: Path, fault: str
+    single: Path, fault: str
 ) -> None:
-    settings = Settings(models=folder, device="cpu", drain_seconds=0.01)
+    settings = Settings(models=single, device="cpu", batch_size=8, drain_seconds=0.01)
     async with starting(settings) as app:
         backend = app.state.backend
         with held(app) as gate:

@@ -26,6 +26,7 @@ async def strict(
     settings = Settings(
         models=folder,
         device="cpu",
+        batch_size=8,
         max_body_bytes=2000,
         max_request_cost=1000,
         max_samples=20,

@@ -68,7 +68,8 @@ async def test_a_likelihood_changes_by_the_jacobian_alone(both: httpx.AsyncClien
 async def test_a_posterior_is_the_same_and_what_was_seen_comes_back(
     both: httpx.AsyncClient,
 ) -> None:
-    asked: dict[str, Any] = {"known": [1, 0], "num_samples": 50, "seed": 5}
+    asked: dict[str, Any] = {"known": [1, 0], "num_samples": 20, "seed": 5}
+    asked["sampler"] = {"steps": 20}
     wanted = await ask(both, "/inpaint", model="near", observed=[[0.1, 0.0]], **asked)
     seen = far([[0.1, 0.0]]).tolist()
     found = await ask(both, "/inpaint", model="far", observed=seen, **asked)
@@ -81,7 +82,7 @@ async def test_a_posterior_is_the_same_and_what_was_seen_comes_back(
 
 
 async def test_an_operator_sees_the_same(both: httpx.AsyncClient) -> None:
-    asked: dict[str, Any] = {"num_samples": 50, "seed": 5}
+    asked: dict[str, Any] = {"num_samples": 20, "seed": 5, "sampler": {"steps": 20}}
     rows = np.asarray([[1.0, 0.5]])
     wanted = await ask(
         both,

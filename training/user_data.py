@@ -19,6 +19,7 @@ from training.data import SPLITS, AnyConfig, Dataset, load, table
 STEPS = {"image": 3000, "vector": 6000, "bits": 6000}
 PASSES = 3000
 """Times through the data at most, beyond the first 300 steps: few data need no more."""
+NAMED = "a folder of pictures, a table, or a configuration for its [data]"
 T = {"image": 1000, "vector": 500, "bits": 500}
 
 _OPTIMISER = {"lr": 2e-3, "betas": [0.9, 0.99], "warmup": 100, "clip": 1.0}

@@ -13,7 +13,7 @@ import yaml
 
 from service.settings import Settings
 from tests.docs.pages import ROOT
-from training.__main__ import parser as training_parser
+from training.cli import parser as training_parser
 
 Words = list[str]
 

@@ -11,7 +11,7 @@ from noneq.cli import local
 from noneq.cli.main import __doc__ as help_text
 from noneq.cli.main import parser
 from service.settings import Settings
-from training.__main__ import parser as training_parser
+from training.cli import parser as training_parser
 
 ROOT = Path(__file__).parents[2]
 PAGE = (ROOT / "docs" / "client.md").read_text()

@@ -10,7 +10,7 @@ from noneq import Client
 from service.settings import Settings
 from tests.noneq.conftest import listening
 from training import user_data as own
-from training.__main__ import main
+from training.cli import main
 from training.export import export
 
 

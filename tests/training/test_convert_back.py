@@ -14,7 +14,7 @@ from diffusion.process import BinomialConfig, GaussianConfig
 from diffusion.schedule import InverseTimeSchedule, LogSnrSchedule
 from diffusion.space import DataSpace
 from tests.training.pipelines import SIDE, UNETS, ddpm, diffusers, saved, unet
-from training.__main__ import main
+from training.cli import main
 from training.convert import ConvertError, Options, convert, read, write_diffusers
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # of the peer's imports and its saving, not ours

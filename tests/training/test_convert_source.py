@@ -19,7 +19,7 @@ from diffusion.networks import build
 from diffusion.space import DataSpace
 from tests.training.pipelines import SIDE, T, ddim, ddpm, saved, unet
 from tests.training.test_own import paint
-from training.__main__ import main
+from training.cli import main
 from training.config import ConfigError, ConvertedConfig
 from training.convert import ConvertError, Options, convert, read
 from training.convert.files import checked

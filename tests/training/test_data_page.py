@@ -12,7 +12,7 @@ from noneq.cli import local
 from noneq.cli.main import parser as client_parser
 from service.settings import Settings
 from training import user_data as own
-from training.__main__ import parser as training_parser
+from training.cli import parser as training_parser
 
 PAGE = (Path(__file__).parents[2] / "docs" / "data.md").read_text(encoding="utf-8")
 COMMANDS = re.findall(r"^(?:\$ )?((?:noneq|python -m training) \w.*)$", PAGE, re.MULTILINE)

@@ -19,7 +19,7 @@ from diffusion.checkpoint import read_metadata, rewrite
 from diffusion.likelihood.bound import bound, prior_part
 from diffusion.noise import Stream, counter_noise
 from training import data
-from training.__main__ import main
+from training.cli import main
 from training.config import FitConfig
 from training.fit import checkpoint as state
 from training.fit.loop import Fit, RunOptions

@@ -7,7 +7,7 @@ import pytest
 from diffusion.networks import InstalledConfig
 from service.catalogue import load_folder
 from tests.packages import install
-from training.__main__ import main
+from training.cli import main
 
 
 def test_it_is_fitted_exported_and_served(

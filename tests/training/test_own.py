@@ -12,7 +12,7 @@ from PIL import Image
 from diffusion.checkpoint import load as load_artefact
 from diffusion.samplers import Ancestral, sample
 from training import user_data as own
-from training.__main__ import main
+from training.cli import main
 from training.config import ConfigError, FitConfig
 from training.data import DataError, Dataset, load
 from training.data.pictures import PicturesConfig

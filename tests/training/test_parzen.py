@@ -9,7 +9,7 @@ import torch
 
 from diffusion.samplers import Ancestral, DPMSolver
 from diffusion.space import DataSpace
-from training.__main__ import main
+from training.cli import main
 from training.evaluate import parzen
 from training.evaluate.parzen import log_density, run_folder, samples, score, to_unit
 from training.export import oracle

@@ -11,7 +11,7 @@ from torch import Tensor
 from diffusion.checkpoint import read_metadata
 from diffusion.networks import GaussianMixture
 from diffusion.space import DataSpace
-from training.__main__ import main
+from training.cli import main
 from training.data import DataError, Dataset, HeartbeatConfig, load
 from training.evaluate.patches import (
     L_NULL,

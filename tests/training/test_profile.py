@@ -18,7 +18,7 @@ from diffusion.process import BinomialProcess, GaussianProcess
 from diffusion.profile import ProfileConfig
 from diffusion.schedule import InverseTimeSchedule, LogSnrSchedule
 from diffusion.space import DataSpace
-from training.__main__ import main
+from training.cli import main
 from training.evaluate.profile import closed_costs, measured_points, profiled
 
 T = 20

@@ -13,7 +13,7 @@ from diffusion.networks import GaussianMixture
 from diffusion.process import GaussianConfig
 from diffusion.schedule import LogSnrSchedule
 from diffusion.space import DataSpace
-from training.__main__ import main
+from training.cli import main
 from training.evaluate.entropy import POINTS, files, measure
 
 

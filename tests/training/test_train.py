@@ -10,7 +10,7 @@ from PIL import Image
 from diffusion.checkpoint import Baseline, Evaluation, read_metadata, rewrite
 from training import config, data
 from training import user_data as own
-from training.__main__ import main
+from training.cli import main
 from training.evaluate import baselines
 from training.evaluate.verdict import verdict
 from training.fit import checkpoint as state

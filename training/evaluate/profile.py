@@ -148,6 +148,22 @@ def closed_costs(model: DiffusionModel) -> Tensor:
     return costs
 
 
+def table(model: DiffusionModel) -> str:
+    """What the profile says of some of the steps, as text."""
+    profile = model.profile
+    if profile is None:
+        return "not profiled"
+    T = model.T
+    lines = ["     t   sqrt(error)   sqrt(last)   mean term (nats)   spread (nats)"]
+    for t in sorted({1, 2, *(max(1, round(T * i / 10)) for i in range(11))}):
+        root, last = profile.error[t].sqrt(), profile.last[t].sqrt()
+        lines.append(
+            f"{t:6}   {root:11.4g}  {last:11.4g}   {profile.mean[t]:16.4f}   "
+            f"{profile.spread[t]:13.4f}"
+        )
+    return "\n".join(lines)
+
+
 class _Point:
     """What is asked of one t, from one network call.
 

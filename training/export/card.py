@@ -1,11 +1,11 @@
-"""The model card: an artefact's facts, for people."""
+"""An artefact's facts for people: its model card, and the text of `inspect`."""
 
 import json
 import shlex
 from pathlib import Path
 from typing import Any
 
-from diffusion.checkpoint import Metadata
+from diffusion.checkpoint import Metadata, read_metadata
 from training.config import ConvertedConfig, is_converted
 from training.data import DataSetConfig
 from training.evaluate.bound import steps_table, table
@@ -196,3 +196,26 @@ def settings(config: Any) -> str:  # noqa: ANN401  (any frozen configuration)
     keys = config.model_dump(mode="json")
     kind = keys.pop("kind")
     return " ".join([str(kind), *(f"{k}={json.dumps(v)}" for k, v in keys.items())])
+
+
+def describe(path: Path) -> str:
+    """The facts of an artefact as text.
+
+    Raises:
+        ArtefactError: no artefact there.
+    """
+    metadata = read_metadata(path)
+    lines = [f"{metadata.name}  ({path}, {path.stat().st_size:,} bytes)"]
+    document = metadata.model_dump(mode="json", exclude={"name", "evaluation", "training"})
+    document |= {
+        f"training.{key}": value
+        for key, value in metadata.training.model_dump(mode="json", exclude={"config"}).items()
+    }
+    width = max(len(key) for key in document)
+    lines += [f"  {key:<{width}}  {_value(value)}" for key, value in document.items()]
+    lines += ["", table(metadata.evaluation) if metadata.evaluation else "  not evaluated"]
+    return "\n".join(lines)
+
+
+def _value(value: object) -> str:
+    return value if isinstance(value, str) else json.dumps(value)

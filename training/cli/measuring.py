@@ -2,26 +2,32 @@
 
 import argparse
 import json
+from argparse import ArgumentParser
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from typing import get_args
 
 import torch
 from pydantic import TypeAdapter
 
 from diffusion.checkpoint import Metadata, load, read_metadata, rewrite, save
-from diffusion.likelihood.estimator import Choice
+from diffusion.likelihood.estimator import Choice, Spacing, StrataKind
 from diffusion.model import DiffusionModel
 from diffusion.profile import ProfileConfig
-from diffusion.samplers import Sampler, SamplerConfig
+from diffusion.samplers import SAMPLERS, Sampler, SamplerConfig
 from training import config as configs
-from training import data, inspect
+from training import data
+from training import user_data as own
 from training.config import ConvertedConfig, artefact_path, find_artefact
 from training.evaluate import entropy as report
 from training.evaluate import parzen
 from training.evaluate import patches as peer
 from training.evaluate.bound import evaluate, measured_again, table
+from training.evaluate.profile import SCALAR
+from training.evaluate.profile import table as profile_table
 from training.export import export
+from training.export.card import describe
 from training.fit.parallel import pick_device
 from training.study import record
 
@@ -117,13 +123,13 @@ def do_profile(arguments: argparse.Namespace) -> int:
     profile = ProfileConfig.model_validate(keys)
     if arguments.terms:
         document = export.with_terms(model, metadata, dataset, profile)
-        print(inspect.steps_table(model))
+        print(profile_table(model))
         if arguments.write:
             save(path, model, document)
         return 0
     variance = arguments.variance or metadata.variance
     found, document = export.with_profile(model, metadata, dataset, profile, variance)
-    print(inspect.steps_table(found))
+    print(profile_table(found))
     if arguments.write:
         save(path, found, document)
         # With another variance samples are others too, but for those that DDIM drew.
@@ -146,7 +152,8 @@ def do_report(arguments: argparse.Namespace) -> int:
 def do_inspect(arguments: argparse.Namespace) -> int:
     """Print an artefact's facts."""
     path = find_artefact(arguments.name, arguments.models)
-    print(inspect.as_json(path) if arguments.json else inspect.describe(path))
+    metadata = read_metadata(path)
+    print(metadata.model_dump_json(indent=2) if arguments.json else describe(path))
     return 0
 
 
@@ -198,3 +205,103 @@ def do_peer(arguments: argparse.Namespace) -> int:
     ours = peer.diffusion(read_metadata(path), dataset) if path.exists() else None
     print(peer.table([*found, ours] if ours else found))
     return 0
+
+
+def add_commands(
+    command: Callable[..., ArgumentParser], device: ArgumentParser, models: ArgumentParser
+) -> None:
+    """Add these commands' arguments; `device` and `models` hold what several of them share."""
+    one = command("evaluate", do_evaluate, device, models)
+    one.add_argument("name", help="of a model, or a path ending in .safetensors")
+    one.add_argument("--split", choices=data.SPLITS, default="test")
+    one.add_argument("--data", help=f"in the place of its own: {own.NAMED}")
+    one.add_argument("--rows", type=int, help="how many of them (default all)")
+    one.add_argument("--terms", type=int, help="network evaluations an example (default all steps)")
+    one.add_argument(
+        "--trajectories",
+        type=int,
+        help="bound by the mean weight of so many whole trajectories (2015, Equation 9)",
+    )
+    one.add_argument(
+        "--strata",
+        choices=get_args(StrataKind),
+        default="even",
+        help="that the terms are drawn from; by importance needs a profile, and leaves less error",
+    )
+    one.add_argument(
+        "--target-error",
+        type=float,
+        help="nats an example: as many terms as leave it, by the profile",
+    )
+    one.add_argument(
+        "--steps", type=int, nargs="+", help="of shorter chains whose bounds are measured"
+    )
+    one.add_argument("--spacing", choices=get_args(Spacing), default="optimal", help="of the steps")
+    one.add_argument(
+        "--convention",
+        action="append",
+        choices=("discretised", "density", "paper"),
+        help="may be repeated (default the data's own)",
+    )
+    one.add_argument("--seed", type=int, default=1)
+    one.add_argument("--batch", type=int, default=512, help="rows a network call")
+    one.add_argument("--write", action="store_true", help="into the artefact and its card")
+    one.add_argument("--json", action="store_true")
+
+    one = command("quantiles", do_quantiles, device, models)
+    one.add_argument("name", help="of a model, or a path ending in .safetensors")
+    one.add_argument(
+        "--data", type=int, help="so many rows only, from all over (default as it was)"
+    )
+    one.add_argument("--batch", type=int, default=512, help="rows a network call")
+
+    one = command("heldout", do_heldout, models)
+    one.add_argument("name", help="of a model, or a path ending in .safetensors")
+
+    one = command("reference", do_reference, device, models)
+    one.add_argument("name", help="of a model, or a path ending in .safetensors")
+    one.add_argument("--rows", type=int, help="of test data (default 400)")
+    one.add_argument("--data", help=f"in the place of its own: {own.NAMED}")
+    one.add_argument("--batch", type=int, default=256, help="rows a network call")
+
+    one = command("parzen", do_parzen, device, models)
+    one.add_argument("name", help="of a model; with --data of a file in training/configs")
+    one.add_argument("--data", action="store_true", help="training data in the samples' place")
+    one.add_argument("--samples", type=int, default=10_000)
+    one.add_argument("--sampler", choices=list(SAMPLERS), default="ancestral")
+    one.add_argument("--steps", type=int, default=30, help="of the sampler")
+    one.add_argument("--stop", type=int, default=0, help="stop at this t, and take x_0hat there")
+    one.add_argument("--seed", type=int, default=0)
+    one.add_argument("--out", type=Path, help="folder of the samples (default runs/parzen/NAME)")
+
+    one = command("peer", do_peer, models)
+    one.add_argument("name", help="of a file in training/configs, or a path ending in .toml")
+    one.add_argument("--data", type=int, default=2000, help="how many rows of test")
+    for size, field in peer.PeerConfig.model_fields.items():
+        about = f"{field.description} (default {field.default})"
+        one.add_argument(f"--{size}", type=int, default=field.default, help=about)
+
+    one = command("profile", do_profile, device, models)
+    one.add_argument("name", help="of a model, or a path ending in .safetensors")
+    one.add_argument("--data", help=f"in the place of its own: {own.NAMED}")
+    one.add_argument("--rows", type=int, help="at each step that is measured")
+    one.add_argument("--points", type=int, help="steps that are measured, the others interpolated")
+    one.add_argument("--seed", type=int, help="of the noise")
+    one.add_argument(
+        "--variance",
+        choices=SCALAR,
+        help="of the model from now on (default as it was; these three need no other network)",
+    )
+    one.add_argument(
+        "--terms",
+        action="store_true",
+        help="of the bound alone: errors, variance and paths, and so the model, stay as they are",
+    )
+    one.add_argument("--write", action="store_true", help="into the artefact and its card")
+
+    one = command("report", do_report, device, models)
+    one.add_argument("name", help="of a model, or a path ending in .safetensors")
+
+    one = command("inspect", do_inspect, models)
+    one.add_argument("name", help="of a model, or a path ending in .safetensors")
+    one.add_argument("--json", action="store_true", help="the whole document")

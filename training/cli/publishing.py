@@ -1,7 +1,10 @@
 """Commands that remake what the documents show."""
 
 import argparse
+from argparse import ArgumentParser
+from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 
 from training.fit.parallel import ranks
 from training.fit.signals import interrupted
@@ -54,3 +57,26 @@ def do_examples(arguments: argparse.Namespace) -> int:
     """Remake the request bodies of README's commands."""
     print("\n".join(str(path) for path in examples.make(arguments.folder)))
     return 0
+
+
+def add_commands(
+    command: Callable[..., ArgumentParser], device: ArgumentParser, models: ArgumentParser
+) -> None:
+    """Add these commands' arguments; `device` and `models` hold what several of them share."""
+    one = command("figures", do_figures, models)
+    one.add_argument("--folder", type=Path, default=Path("docs/figures"))
+
+    one = command("paper", do_paper, device, models)
+    one.add_argument("names", nargs="*", help="of experiments to fit (default all)")
+    one.add_argument("--large", action="store_true", help="at a GPU's size (training/configs/gpu)")
+    one.add_argument("--compile", action="store_true", help="torch.compile the networks")
+    one.add_argument("--runs", type=Path, default=Path("runs"), help="folder of run folders")
+    one.add_argument("--docs", type=Path, default=Path("docs"), help="where the page goes")
+
+    one = command("schedules", do_schedules, device)
+    one.add_argument("name", nargs="?", default="schedules", help="of the configuration")
+    one.add_argument("--folder", type=Path, default=Path("docs/results"))
+    one.add_argument("--out", type=Path, default=Path("runs/schedules"), help="run folders")
+
+    one = command("examples", do_examples)
+    one.add_argument("--folder", type=Path, default=Path("examples"))

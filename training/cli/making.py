@@ -2,20 +2,24 @@
 
 import argparse
 import sys
+from argparse import ArgumentParser
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 import torch
 
 from diffusion.checkpoint import load, read_metadata
-from training import classifier, inspect
+from training import classifier
 from training import config as configs
 from training import user_data as own
 from training.config import find_artefact
 from training.convert import Options, convert, write_diffusers
 from training.convert.openai import Flags
+from training.evaluate.profile import SCALAR
 from training.evaluate.verdict import verdict
 from training.export import export, oracle
+from training.export.card import describe
 from training.fit import estimate
 from training.fit.loop import Fit, RunOptions
 from training.fit.parallel import pick_device, ranks
@@ -84,7 +88,7 @@ def do_train(arguments: argparse.Namespace) -> int:
         measure=not arguments.no_evaluation,
         beside=True,
     )
-    print(inspect.describe(path))
+    print(describe(path))
     found = verdict(read_metadata(path))
     if found is not None and not found.ready:
         print(f"\n{found}", file=sys.stderr)
@@ -115,7 +119,7 @@ def do_export(arguments: argparse.Namespace) -> int:
         device=pick_device(arguments.device),
         measure=not arguments.no_evaluation,
     )
-    print(inspect.describe(path))
+    print(describe(path))
     return 0
 
 
@@ -136,5 +140,68 @@ def do_convert(arguments: argparse.Namespace) -> int:
         steps=arguments.steps,
     )
     path = convert(arguments.source, arguments.out, options, pick_device(arguments.device))
-    print(inspect.describe(path))
+    print(describe(path))
     return 0
+
+
+def add_commands(
+    command: Callable[..., ArgumentParser], device: ArgumentParser, models: ArgumentParser
+) -> None:
+    """Add these commands' arguments; `device` and `models` hold what several of them share."""
+    one = command("fit", do_fit, device)
+    one.add_argument("name", help="of a file in training/configs, or a path ending in .toml")
+    one.add_argument("--out", type=Path, help="run folder (default runs/NAME)")
+    one.add_argument("--steps", type=int, help="in place of the configuration's")
+    one.add_argument("--seed", type=int, help="in place of the configuration's")
+    one.add_argument("--precision", choices=("float32", "bfloat16"), help="likewise")
+    one.add_argument("--stop-at", type=int, help="save and end after this step")
+    one.add_argument("--save-every", type=int, default=200, help="steps between checkpoints")
+    one.add_argument("--restart", action="store_true", help="begin anew over an old run")
+    one.add_argument("--compile", action="store_true", help="torch.compile the network")
+
+    one = command("train", do_train, device, models)
+    one.add_argument("data", type=Path, help="a folder of pictures, or a table (.csv, .npy)")
+    one.add_argument("--name", help="of the model (default the data's own)")
+    one.add_argument("--side", type=int, help="pixels pictures are scaled to (32)")
+    one.add_argument("--grey", action="store_true", help="pictures without their colours")
+    one.add_argument(
+        "--steps", type=int, help="of the fit, at most; more than before goes on from there"
+    )
+    one.add_argument("--plan", action="store_true", help="write the configuration and stop")
+    one.add_argument("--restart", action="store_true", help="begin anew over an old run")
+    one.add_argument("--no-evaluation", action="store_true", help="write the card without numbers")
+
+    one = command("classifier", do_classifier, models)
+    one.add_argument("name", help="of a file in training/configs, or a path ending in .toml")
+    one.add_argument("--threads", type=int, help="of the CPU")
+
+    one = command("export", do_export, device, models)
+    one.add_argument("name", help="of a file in training/configs, or a path ending in .toml")
+    one.add_argument("--out", type=Path, help="run folder (default runs/NAME)")
+    one.add_argument("--no-evaluation", action="store_true", help="write the card without numbers")
+    one.add_argument(
+        "--to",
+        choices=("diffusers",),
+        help="write an artefact for another library, into --out (default models/NAME/diffusers)",
+    )
+
+    one = command("convert", do_convert, device)
+    one.add_argument("source", type=Path, help="a folder of diffusers, or a .pt of OpenAI's")
+    one.add_argument("-o", "--out", type=Path, required=True, help="models/NAME")
+    one.add_argument("--title", help="of the card")
+    one.add_argument("--size", type=int, nargs=2, help="height and width, where the source is mute")
+    one.add_argument("--levels", type=int, default=256, help="of the images it was trained on")
+    one.add_argument("--data", help=f"that the bound is evaluated on: {own.NAMED}")
+    one.add_argument(
+        "--variance",
+        choices=SCALAR,
+        help="of the model from now on, measured on that data (default the source's)",
+    )
+    one.add_argument("--points", type=int, help="steps at which it is measured (default all)")
+    one.add_argument("--rows", type=int, default=100, help="data of that evaluation")
+    one.add_argument("--terms", type=int, default=32, help="network evaluations an example")
+    one.add_argument("--samples", type=int, default=16, help="on the sheet; 0 for no sheet")
+    one.add_argument("--steps", type=int, default=50, help="of DDIM, for the sheet")
+    flags = one.add_argument_group("flags that a checkpoint of OpenAI's was trained with")
+    for flag, known in Flags.model_fields.items():
+        flags.add_argument(f"--{flag}", metavar="X", help=f"(default {known.default!r})")

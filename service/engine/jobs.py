@@ -1,9 +1,8 @@
-"""What the engine is asked to do: chains, terms of bounds, and systems of particles.
+"""The three kinds of job that the engine does: chains, terms of bounds, and particle systems.
 
 The steps of a chain follow each other, terms are independent, and the particles of a system advance
-together. Every route makes one of the three; the engine does not know which route a job came from.
-All that admission and the scheduler know of a job is its `shape`; its cost in network evaluations
-follows from that, before any is made.
+together. Handlers make jobs; the engine does not know which route a job came from. Admission and
+the scheduler see a job's `shape` only, which tells its cost before any of it is done.
 """
 
 import math
@@ -43,9 +42,9 @@ class Job(ABC):
         """The job in numbers."""
 
     @property
-    @abstractmethod
     def samples(self) -> int:
         """How many samples it draws."""
+        return 0
 
     @abstractmethod
     def check(self, model: DiffusionModel) -> None:
@@ -66,6 +65,11 @@ class Job(ABC):
         return self.shape.lane
 
 
+def _check_shape(name: str, tensor: Tensor, shape: Sequence[int]) -> None:
+    if tuple(tensor.shape) != tuple(shape):
+        raise ValueError(f"`{name}` has shape {list(shape)}, came {list(tensor.shape)}")
+
+
 @final
 @dataclass(frozen=True)
 class SampleJob(Job):
@@ -82,7 +86,7 @@ class SampleJob(Job):
         start: x_t [rows, *event] at the plan's first t, model units; None draws x_T.
         observation: what was seen, [rows, *event]; None where nothing was.
         frames: which of their states are kept; None for none.
-        answer_bytes: what its caller will write of these states, for it counts too.
+        answer_bytes: of what its caller will write of these states.
     """
 
     model: str
@@ -96,18 +100,11 @@ class SampleJob(Job):
 
     @override
     def check(self, model: DiffusionModel) -> None:
-        """Raise ValueError where a part does not fit the model or the others."""
         shape = (self.rows, *model.event)
-        if self.start is not None and tuple(self.start.shape) != shape:
-            raise ValueError(f"`start` has shape {list(shape)}, came {list(self.start.shape)}")
+        if self.start is not None:
+            _check_shape("start", self.start, shape)
         if self.observation is not None:
-            seen = tuple(self.observation.known.shape)
-            if seen != shape:
-                raise ValueError(f"`observation` has shape {list(shape)}, came {list(seen)}")
-        if self.rows < 1 or self.positions < 1:
-            raise ValueError(
-                f"at least one row of one step, came {self.rows} rows of {self.positions}"
-            )
+            _check_shape("observation", self.observation.known, shape)
         if self.frames is not None and self.frames.positions[-1] != self.positions:
             last = self.frames.positions[-1]
             raise ValueError(f"the last of `frames` is behind step {self.positions}, came {last}")
@@ -120,12 +117,10 @@ class SampleJob(Job):
     @cached_property
     @override
     def shape(self) -> JobShape:
-        """Rows of steps, in sequence."""
         return JobShape(Lane(self.model), self.rows, self.positions)
 
     @override
     def size(self, model: DiffusionModel) -> int:
-        """Bytes that it holds: what came, its samples, and its frames."""
         brought = [] if self.observation is None else list(self.observation.tensors)
         if self.start is not None:
             brought.append(self.start)
@@ -137,17 +132,16 @@ class SampleJob(Job):
     @property
     @override
     def samples(self) -> int:
-        """How many samples it draws."""
         return self.rows
 
 
 @final
 @dataclass(frozen=True)
 class BoundJob(Job):
-    """Bound log p(x_0) of N data.
+    """Bound log p(x_0) of N examples.
 
     The answer is that of `diffusion.likelihood.bound.bound` with the same seed, convention and
-    choice; of trajectories, whose every one is a row, that of `likelihood.iwae.trajectory_bound`.
+    choice; of trajectories, each of which is a row, that of `likelihood.iwae.trajectory_bound`.
 
     Args:
         model: name of the model.
@@ -156,7 +150,7 @@ class BoundJob(Job):
         steps: which terms, `Choice.resolve(model, arange(N), seed, convention)`, or
             `diffusion.likelihood.iwae.Trajectories(S, T)`.
         convention: of the bound.
-        answer_bytes: what its caller will write of the terms, for it counts too.
+        answer_bytes: of what its caller will write of the terms.
     """
 
     model: str
@@ -168,20 +162,11 @@ class BoundJob(Job):
 
     @override
     def check(self, model: DiffusionModel) -> None:
-        """Raise ValueError where a part does not fit the model or the others."""
-        shape = (len(self.x_0), *model.event)
-        if tuple(self.x_0.shape) != shape:
-            raise ValueError(f"`x_0` has shape {list(shape)}, came {list(self.x_0.shape)}")
-        if isinstance(self.steps, Trajectories):
-            if self.steps.T != model.T:
-                raise ValueError(f"`steps.T` is the model's {model.T}, came {self.steps.T}")
-        elif tuple(self.steps.t.shape) != (self.rows, self.positions):
-            wanted = [self.rows, self.positions]
-            raise ValueError(f"`steps.t` has shape {wanted}, came {list(self.steps.t.shape)}")
-        if self.rows < 1 or self.positions < 1:
-            raise ValueError(
-                f"at least one example with one term, came {self.rows} by {self.positions}"
-            )
+        _check_shape("x_0", self.x_0, (len(self.x_0), *model.event))
+        if not isinstance(self.steps, Trajectories):
+            _check_shape("steps.t", self.steps.t, (self.rows, self.positions))
+        elif self.steps.T != model.T:
+            raise ValueError(f"`steps.T` is the model's {model.T}, came {self.steps.T}")
 
     @property
     def each(self) -> int:
@@ -190,7 +175,7 @@ class BoundJob(Job):
 
     @property
     def rows(self) -> int:
-        """How many data, or trajectories of them."""
+        """How many examples, or trajectories of them."""
         return len(self.x_0) * self.each
 
     @property
@@ -201,19 +186,11 @@ class BoundJob(Job):
     @cached_property
     @override
     def shape(self) -> JobShape:
-        """Rows of terms, which are independent."""
         return JobShape(Lane(self.model), self.rows, self.positions, parallel=True)
 
     @override
     def size(self, model: DiffusionModel) -> int:
-        """Bytes that it holds: the examples, which steps, and the terms."""
         return self.x_0.nbytes + self.steps.nbytes + 8 * self.cost + self.answer_bytes
-
-    @property
-    @override
-    def samples(self) -> int:
-        """How many samples it draws."""
-        return 0
 
 
 @final
@@ -231,8 +208,8 @@ class SMCJob(Job):
         observation: what was seen, [N, *seen].
         each: systems of an example.
         costs: network evaluations of each system by every position but its last; see `of`.
-        factors: what else p(x_0) is multiplied by, each of N data; their networks on the model's
-            device, and such as a method's `resolve` lets pass.
+        factors: what else p(x_0) is multiplied by, each of N examples; their networks are on the
+            model's device, and a method's `resolve` has checked them.
     """
 
     model: str
@@ -262,15 +239,8 @@ class SMCJob(Job):
 
     @override
     def check(self, model: DiffusionModel) -> None:
-        """Raise ValueError where a part does not fit the model or the others."""
-        wanted = self.observation.operator.seen(model.event)
-        if tuple(self.observation.known.shape[1:]) != wanted:
-            seen = list(self.observation.known.shape[1:])
-            raise ValueError(f"`observation` is of shape {list(wanted)} an example, came {seen}")
-        if self.rows < 1 or self.positions < 1:
-            raise ValueError(
-                f"at least one system of one position, came {self.rows} of {self.positions}"
-            )
+        seen = self.observation.operator.seen(model.event)
+        _check_shape("observation", self.observation.known, (len(self.observation), *seen))
         if len(self.costs) != self.rows:
             raise ValueError(f"`costs` are of {self.rows} systems, came {len(self.costs)}")
 
@@ -281,7 +251,7 @@ class SMCJob(Job):
 
     @property
     def positions(self) -> int:
-        """Of each system."""
+        """Steps of each system."""
         return len(self.kernel)
 
     @property
@@ -297,31 +267,29 @@ class SMCJob(Job):
     @cached_property
     @override
     def shape(self) -> JobShape:
-        """Rows of particles, in sequence."""
         lane = Lane(self.model, systems=True)
         costs, last = self.costs, self.last
         return JobShape(lane, self.rows, self.positions, False, self.width, costs, last)
 
     @override
     def size(self, model: DiffusionModel) -> int:
-        """Bytes that it holds: what came, its samples, and the effective sample size by step."""
         brought = sum(part.nbytes for part in self.observation.tensors)
-        return brought + 4 * self.samples * math.prod(model.event) + 8 * self.rows * self.positions
+        ess = 8 * self.rows * self.positions
+        return brought + 4 * self.samples * math.prod(model.event) + ess
 
     @property
     @override
     def samples(self) -> int:
-        """How many samples it draws."""
         return self.rows * self.kernel.draws
 
 
 @final
 @dataclass(eq=False)
 class ActiveJob:
-    """What the engine keeps of a job from acceptance to its end.
+    """A job from its acceptance to its end.
 
     Attributes:
-        key: its name within the engine.
+        key: its number within the engine.
         job: what was asked.
         ticket: what its caller holds.
         rows_left: rows whose result is outstanding.
@@ -342,7 +310,7 @@ class ActiveJob:
 
     @property
     def left(self) -> Load:
-        """What is left of it. Read from other threads, so a batch late at worst."""
+        """What is left of it; other threads may read it a batch late."""
         whole, ticket = self.job.shape.load, self.ticket
         rows = max(1, self.rows_left * self.job.shape.width)
         return whole._replace(rows=rows, evaluations=max(1, ticket.cost - ticket.done))

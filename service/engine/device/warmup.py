@@ -1,9 +1,9 @@
-"""Before a model is served: find its batch size, run it until times settle, test batch invariance.
+"""Before a model is served: find its batch size, warm it up, test whether it is batch invariant.
 
-- The best size of a network call runs from a few rows, for a U-Net on a CPU, to thousands, for a
-  small network anywhere: `survey` finds it by trying.
+- The best size of a network call is a few rows for a U-Net on a CPU, and thousands for a small
+  network: `survey` finds it by trying.
 - Warm-up batches let allocators and kernels settle and tell how long a step takes.
-- `make_batch_invariant` tries the claim of the deterministic mode on this machine: the bits of a
+- `make_batch_invariant` tests the claim of the deterministic mode on this machine: the bits of a
   row depend neither on the other rows of its batch nor on its place among them.
 """
 
@@ -31,6 +31,7 @@ from service.engine.device.smc import SMCRunner
 from service.engine.faults import out_of_memory
 from service.engine.jobs import BoundJob, SampleJob, SMCJob
 from service.engine.scheduling.batch import Batch, Entry, Lane
+from service.engine.scheduling.scheduler import MULTI_STEP_SECONDS
 from service.settings import Settings
 
 _SIZES = [2**i for i in range(13)]  # 1 to 4096
@@ -42,14 +43,22 @@ _HELD = 2**28  # bytes of all slots of a kind, and
 _SHARE = 8  # at most such a part of the bytes of all requests
 _MOST = 2**15  # slots: there is no room for more requests, by what each holds at least
 
+_SHUFFLES = 16
+_LANE = Lane("")  # of warm-up batches; runners do not read it
+# Elements that a CPU's kernels take at once, at most (two registers of AVX-512). Those left over at
+# the end of a tensor go through other code, with other bits, which tells their rows by their place.
+_VECTOR = 32
+_DIAGONAL = Twist(covariance="diagonal")
+_OTHERS, _CHAIN, _TERM, _OTHER_TERMS = range(-4, 0)  # keys of jobs, in the order of a batch
+
 
 @dataclass(frozen=True)
 class Capacity:
-    """A model's room.
+    """How much of a model's work fits at once.
 
     Attributes:
         batch_size: most rows of a batch.
-        slots: most chains, and most data, held at once.
+        slots: most chains, and most examples, held at once.
     """
 
     batch_size: int
@@ -57,7 +66,7 @@ class Capacity:
 
 
 def survey(model: DiffusionModel, rows: int, settings: Settings) -> Capacity:
-    """The room of a model: what the settings leave open is found by trying.
+    """A model's capacity: what the settings leave open is found by trying.
 
     Args:
         model: on its device.
@@ -76,7 +85,7 @@ def _best_batch(model: DiffusionModel) -> int:
 
     A call of k rows takes about a + b k. 1 / b is the best rate of all sizes, a + b the time of one
     row, and the first power of two with b k >= 8 a is taken: both are measured far from that size,
-    so that it does not hang on small differences between its neighbours.
+    so that small differences between its neighbours do not decide.
     """
     seconds: dict[int, float] = {}
     for size in _SIZES:
@@ -99,7 +108,7 @@ def _best_batch(model: DiffusionModel) -> int:
 
 
 def _seconds(model: DiffusionModel, rows: int) -> float:
-    """A network call: of a CPU the time that it had, for others may use it as well."""
+    """A network call's; on a CPU the thread's own time, for others may use it as well."""
     clock = time.thread_time if model.device.type == "cpu" else time.perf_counter
     noise = counter_noise(0, torch.arange(rows, device=model.device), model.T + 1)
     x_t = begin(model, noise, None, rows)
@@ -113,58 +122,34 @@ def _seconds(model: DiffusionModel, rows: int) -> float:
 def _slots(model: DiffusionModel, batch_size: int, room: int) -> int:
     """As many as memory allows: x_t, x_0hat, what was seen, and terms.
 
-    A job that finds no slot waits for others to end, however short it is. So there is one for the
-    first row of every job that can be there. Memory is taken only by slots that are used, on a CPU.
+    A job without a slot waits for others to end, however short it is. So there is one for the first
+    row of every job that the queue can hold. On a CPU only slots that are used take memory.
     """
     size = 4 * (4 * math.prod(model.event) + model.T)
     held = _HELD if model.device.type == "cpu" else _HELD // 4
     return max(2 * batch_size, min(held // size, room // _SHARE // size, _MOST))
 
 
-_SHUFFLES = 16
-_LANE = Lane("")  # of warm-up batches; runners do not read it
-_TRIES = 3
-_MULTI_STEP = 0.02  # seconds, as the scheduler's
-# Elements that a CPU's kernels take at once, at most (two registers of AVX-512). Those left over at
-# the end of a tensor go through other code, with other bits, which tells their rows by their place.
-_VECTOR = 32
-_DIAGONAL = Twist(covariance="diagonal")
-_OTHERS, _CHAIN, _TERM, _OTHER_TERMS = range(-4, 0)  # keys of jobs, in the order of a batch
-
-
 def warm_up(runner: ChainRunner, rows: int) -> None:
     """A batch of `rows` rows, with chains and a term in it."""
     jobs = _WarmUpJobs(runner, rows)
     jobs.run(max(1, rows - 1), 0, own_chain=False, own_term=rows > 1)
-    runner.receive(
-        runner.collect(Batch(_LANE, [], ends=[Entry(_OTHERS, 0, 0, 0)]))
-    )  # waits for the device
-    jobs.clear()
+    jobs.close()
 
 
 def time_steps(runner: ChainRunner) -> tuple[dict[int, float], dict[int, float]]:
     """Seconds of a step by rows: of chains alone, which advance several a batch, and of terms."""
-    alone, beside = {}, {}
+    alone, terms = {}, {}
     for rows in _sizes(runner.batch_size):
         jobs = _WarmUpJobs(runner, rows, runner.model.T)
-
-        def chains(num_steps: int, jobs: "_WarmUpJobs" = jobs, rows: int = rows) -> None:
-            jobs.run(rows, 0, own_chain=False, own_term=False, num_steps=num_steps)
-            entries = [Entry(_OTHERS, row, row, 0) for row in range(rows)]
-            runner.receive(runner.collect(Batch(_LANE, entries, num_steps=num_steps)))
-
-        def terms(jobs: "_WarmUpJobs" = jobs, rows: int = rows) -> None:
-            jobs.run(0, rows, own_chain=False, own_term=False)
-            runner.receive(runner.collect(Batch(_LANE, [], ends=[Entry(_OTHER_TERMS, 0, 1, 0)])))
-
-        once = _usual(partial(chains, 1))
-        num_steps = max(1, min(jobs.steps, int(_MULTI_STEP / once)))
-        alone[rows] = (
-            once if num_steps == 1 else min(once, _usual(partial(chains, num_steps)) / num_steps)
-        )
-        beside[rows] = _usual(terms)
-        jobs.clear()
-    return alone, beside
+        run = partial(jobs.run, own_chain=False, own_term=False)
+        once = _usual(partial(run, rows, 0))
+        num_steps = max(1, min(jobs.steps, int(MULTI_STEP_SECONDS / once)))
+        several = _usual(partial(run, rows, 0, num_steps=num_steps)) if num_steps > 1 else once
+        alone[rows] = min(once, several / num_steps)
+        terms[rows] = _usual(partial(run, 0, rows))
+        jobs.close()
+    return alone, terms
 
 
 def time_systems(runner: SMCRunner) -> dict[int, float]:
@@ -185,7 +170,7 @@ def _sizes(most: int) -> list[int]:
 
 
 def _usual(act: Callable[[], object]) -> float:
-    """The median of a few tries, but for the first: the shortest is one that nobody has again."""
+    """Seconds: the median of a few tries after a first one; the shortest may be luck."""
     act()
     seconds = []
     for _ in range(_TRIES):
@@ -196,7 +181,7 @@ def _usual(act: Callable[[], object]) -> float:
 
 
 def warm_up_systems(runner: SMCRunner, rows: int) -> tuple[int, int]:
-    """Two steps of so many systems that see everything; their evaluations, and how many steps."""
+    """Two steps of so many systems that see everything; their evaluations, and the steps."""
     model = runner.model
     known = torch.ones(1, *model.event, dtype=torch.bool)
     values = torch.zeros(1, *model.event)
@@ -262,8 +247,13 @@ def _same_beside_others(runner: ChainRunner) -> bool:
     jobs = _WarmUpJobs(runner, pad_to)
     chains: list[Tensor] = []
     terms: list[Tensor] = []
-    companies = [(0, 0), (pad_to // 2, pad_to - 2 - pad_to // 2), (pad_to - 2, 0), (0, pad_to - 2)]
-    for others, other_terms in companies if pad_to > 2 else []:
+    others_and_terms = [
+        (0, 0),
+        (pad_to // 2, pad_to - 2 - pad_to // 2),
+        (pad_to - 2, 0),
+        (0, pad_to - 2),
+    ]
+    for others, other_terms in others_and_terms if pad_to > 2 else []:
         for position in range(jobs.steps):
             jobs.run(others, other_terms, position=position)
         chains.append(runner.chains.x[0].clone())
@@ -275,16 +265,16 @@ def _same_beside_others(runner: ChainRunner) -> bool:
     terms.append(runner.terms.values[0, jobs.positions].clone())
     jobs.run(0, 0, own_term=False, num_steps=jobs.steps)
     chains.append(runner.chains.x[0].clone())
-    jobs.clear()
+    jobs.close()
     return all(torch.equal(x, found[0]) for found in (chains, terms) for x in found)
 
 
 @final
 class _WarmUpJobs:
-    """Jobs that are open for a rehearsal: one chain and one term of our own, in slot 0, and others.
+    """Open jobs for warm-up batches: one chain and one term of our own, in slot 0, and others.
 
     Args:
-        runner: whose batches are rehearsed.
+        runner: what runs the batches.
         rows: how many others there may be.
         most: steps of the chains.
     """
@@ -296,7 +286,6 @@ class _WarmUpJobs:
         self.steps = len(plan)
         convention = model.space.default_convention
         steps = choose_steps(model.T, torch.arange(1), 0, convention)
-        self._terms = steps.count
         x_0 = torch.zeros(1, *model.event)
         runner.open(_OTHERS, SampleJob("", rows, 2, plan))
         runner.open(_CHAIN, SampleJob("", 1, 1, plan))
@@ -315,7 +304,7 @@ class _WarmUpJobs:
         own_term: bool = True,
         num_steps: int = 1,
     ) -> None:
-        """One batch at the `position`-th step."""
+        """One batch at the `position`-th step, waited for."""
         at = self.positions[position]
         chains = [Entry(_OTHERS, row, own_chain + row, position) for row in range(others)]
         terms = [Entry(_OTHER_TERMS, 0, 1, (at + row) % 2) for row in range(other_terms)]
@@ -323,9 +312,11 @@ class _WarmUpJobs:
             chains.append(Entry(_CHAIN, 0, 0, position))
         if own_term:
             terms.append(Entry(_TERM, 0, 0, at))
-        self._runner.run(Batch(_LANE, chains, terms, num_steps=num_steps))
+        batch = Batch(_LANE, chains, terms, num_steps=num_steps)
+        self._runner.run(batch)
+        self._runner.receive(self._runner.collect(batch))
 
-    def clear(self) -> None:
+    def close(self) -> None:
         """Close the jobs."""
         for key in range(_OTHERS, 0):
             self._runner.close(key)

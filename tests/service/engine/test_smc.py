@@ -290,7 +290,7 @@ def test_a_compiled_network_is_called_as_it_was_written() -> None:
 def test_parts_that_do_not_fit_are_refused(gaussian: DiffusionModel) -> None:
     kernel = kernel_by("mixed", gaussian)
     seen = Observation.of_reals(torch.zeros(1, 3), torch.ones(1, 3, dtype=torch.bool), 1.0)
-    with pytest.raises(ValueError, match=r"of shape \[2\] an example, came \[3\]"):
+    with pytest.raises(ValueError, match=r"`observation` has shape \[1, 2\], came \[1, 3\]"):
         SMCJob("g", 0, kernel, seen, 1, (3,)).check(gaussian)
     with pytest.raises(ValueError, match="`costs` are of 6 systems, came 1"):
         SMCJob("g", 0, kernel, seen_by("noisy"), 2, (3,)).check(gaussian)

@@ -13,7 +13,7 @@ import math
 from abc import ABC
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Annotated, ClassVar, Literal, Self, final
+from typing import Annotated, ClassVar, Literal, Self, final, get_args
 
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
@@ -122,7 +122,7 @@ class PosteriorMethod(BaseModel, ABC):
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
     default_steps: ClassVar[int | None] = None
-    name: Literal["twisted", "matched", "product", "repaint"]
+    name: str
 
     @property
     def biased(self) -> bool:
@@ -359,7 +359,7 @@ class Twisted(_Weighted):
 class Auto(_Weighted):
     """`matched` where it holds, else `twisted` with these fields."""
 
-    name: Literal["auto"] = "auto"  # type: ignore[assignment]
+    name: Literal["auto"] = "auto"
 
     @property
     def twisted(self) -> Twisted:
@@ -380,6 +380,11 @@ class Auto(_Weighted):
 
 #: A method's configuration, told apart by `name`.
 Method = Annotated[Auto | Twisted | Matched | Product | Repaint, Field(discriminator="name")]
+
+#: The methods of `Method`, by name.
+METHODS: dict[str, type[PosteriorMethod]] = {
+    kind.model_fields["name"].default: kind for kind in get_args(get_args(Method)[0])
+}
 
 
 def check_factors(

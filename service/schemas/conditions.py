@@ -9,7 +9,7 @@ Old spellings of their fields are accepted for one release:
 import inspect
 from collections.abc import Container, Mapping
 from datetime import UTC, datetime
-from typing import Annotated, Any, ClassVar, Final, Self, get_args
+from typing import Annotated, Any, ClassVar, Final, Self
 
 from pydantic import (
     BeforeValidator,
@@ -24,7 +24,7 @@ from pydantic_core import CoreSchema
 from typing_extensions import override
 
 from diffusion.operators import LinearOperator, Mask, Operator
-from diffusion.posterior.methods import Auto, Method, PosteriorMethod
+from diffusion.posterior.methods import METHODS, Auto, Method
 from diffusion.samplers import Ancestral
 from service.errors import InvalidRequest
 from service.schemas import examples
@@ -34,9 +34,6 @@ from service.schemas.requests import BaseRequest, DataIn, MaskIn, NoiseIn
 DEPRECATED_SINCE: Final = f"@{datetime(2026, 11, 29, tzinfo=UTC).timestamp():.0f}"
 
 _RENAMED: Final = {"times": "expert", "read": "label_probabilities"}
-_METHODS: Final[dict[str, type[PosteriorMethod]]] = {
-    kind.model_fields["name"].default: kind for kind in get_args(get_args(Method)[0])
-}
 
 
 class _MethodSchema:
@@ -45,7 +42,7 @@ class _MethodSchema:
     def __get_pydantic_json_schema__(
         self, schema: CoreSchema, handler: GetJsonSchemaHandler
     ) -> JsonSchemaValue:
-        return {"anyOf": [{"type": "string", "enum": list(_METHODS)}, handler(schema)]}
+        return {"anyOf": [{"type": "string", "enum": list(METHODS)}, handler(schema)]}
 
 
 def _from_name(value: object) -> object:
@@ -54,13 +51,13 @@ def _from_name(value: object) -> object:
 
 def _about_methods() -> str:
     """The first sentence of each method's docstring."""
-    first = {n: (inspect.getdoc(k) or "").partition("\n\n")[0] for n, k in _METHODS.items()}
+    first = {n: (inspect.getdoc(k) or "").partition("\n\n")[0] for n, k in METHODS.items()}
     return " ".join(f"`{name}`: {sentence}" for name, sentence in first.items())
 
 
 def _about_steps() -> str:
     """How many steps a chain has if the request does not say."""
-    most = {name: kind.default_steps for name, kind in _METHODS.items() if kind.default_steps}
+    most = {name: kind.default_steps for name, kind in METHODS.items() if kind.default_steps}
     return ", ".join(f"at most {steps} with `{name}`" for name, steps in most.items())
 
 
@@ -266,7 +263,7 @@ def _moved(fields: dict[str, Any], old: str, new: str, location: str) -> object:
 
 def _move_particles(particles: object, method: dict[str, Any]) -> None:
     """Move the request's `particles` into the method's fields."""
-    kind = _METHODS.get(str(method.get("name")))
+    kind = METHODS.get(str(method.get("name")))
     weighted = kind is not None and "particles" in kind.model_fields
     if particles is None or (particles == 1 and not weighted):
         return

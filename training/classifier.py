@@ -26,9 +26,8 @@ from training.data import mnist
 from training.data.dataset import stream_seed
 from training.data.mnist import MnistConfig
 from training.export.card import settings
-from training.fit.batches import Batches
-from training.fit.ema import Average
-from training.fit.timesteps import Steps
+from training.fit.batches import Batches, Steps
+from training.fit.weights import Average
 from training.progress import progress_bar
 from training.provenance import commit, versions
 

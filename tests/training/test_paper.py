@@ -12,14 +12,14 @@ import torch
 from PIL import Image
 
 from diffusion.checkpoint import read_metadata
-from training import config, data
+from training import config, data, provenance
 from training.config import artefact_path
 from training.data import files
 from training.evaluate import parzen
 from training.evaluate import patches as peer
 from training.export import export
 from training.fit.loop import Fit
-from training.study import figures, galleries, page, paper, record
+from training.study import figures, galleries, page, paper
 from training.study import schedules as compare
 
 STEPS = 4
@@ -146,7 +146,7 @@ def test_one_command_makes_everything_once_and_goes_on(
     assert read_metadata(artefact_path(places.models, "heartbeat")).process.T == 40
     assert "fit gpu/heartbeat\n" in (places.models / "heartbeat" / "README.md").read_text()
     for name in paper.MEASUREMENTS:
-        found = record.read(places.measured(name))
+        found = provenance.read(places.measured(name))
         assert found is not None
         assert found.command == paper.COMMAND
         assert found.seconds is not None

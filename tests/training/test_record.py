@@ -6,7 +6,7 @@ import pytest
 import torch
 from pydantic import BaseModel
 
-from training.study import record
+from training import provenance
 
 
 class Found(BaseModel):
@@ -17,10 +17,10 @@ class Found(BaseModel):
 
 def test_what_was_written_is_read(tmp_path: Path) -> None:
     path = tmp_path / "results" / "some.json"
-    assert record.read(path) is None
-    made = record.measure("some command", torch.device("cpu"), lambda: [Found(bits=0.1)])
-    record.write(path, made)
-    found = record.read(path)
+    assert provenance.read(path) is None
+    made = provenance.measure("some command", torch.device("cpu"), lambda: [Found(bits=0.1)])
+    provenance.write(path, made)
+    found = provenance.read(path)
     assert found is not None
     assert found == made.model_copy(update={"found": [{"bits": 0.1}]})
     assert found.machine is not None
@@ -35,4 +35,4 @@ def test_a_file_of_something_else_is_refused(tmp_path: Path) -> None:
     for text in ('{"bits": 0.1}', "no json"):
         path.write_text(text)
         with pytest.raises(ValueError, match=r"some\.json holds no record .*measure again"):
-            record.read(path)
+            provenance.read(path)

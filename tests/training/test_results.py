@@ -9,7 +9,8 @@ import torch
 from diffusion.checkpoint import Evaluation, Metadata, read_metadata
 from diffusion.distributions import Normal
 from diffusion.space import DataSpace
-from training.study import page, paper, record, results
+from training import provenance
+from training.study import page, paper
 
 MODELS = Path(__file__).parents[2] / "models"
 
@@ -28,7 +29,7 @@ def test_a_gaussian_of_levels_has_no_gain_over_the_null_model(
 ) -> None:
     """Levels of N(127.5, s^2): K is -1/2 log2(2 pi e) a channel, and K - L_null is 0."""
     deviation = 20.0
-    monkeypatch.setattr(results, "deviation_of", lambda _: deviation)
+    monkeypatch.setattr(page, "deviation_of", lambda _: deviation)
     space = DataSpace(
         kind="image", shape=(channels, 100, 100), shift=127.5, scale=128.0, levels=256
     )
@@ -41,9 +42,9 @@ def test_a_gaussian_of_levels_has_no_gain_over_the_null_model(
     metadata = metadata.model_copy(update={"space": space})
     e = evaluation(metadata, float(each.mean()))
     error = channels * float(each.std()) / math.sqrt(len(each))
-    K, _ = results.unit_variance(metadata, e)
-    gain, _ = results.unit_variance_over_null(metadata, e)
-    assert pytest.approx(-channels * results.NULL_BITS, abs=4 * error) == K
+    K, _ = page.unit_variance(metadata, e)
+    gain, _ = page.unit_variance_over_null(metadata, e)
+    assert pytest.approx(-channels * page.NULL_BITS, abs=4 * error) == K
     assert gain == pytest.approx(0.0, abs=4 * error)
 
 
@@ -81,7 +82,7 @@ def test_a_measurement_is_made_once_and_shown(
         for name in ("parzen-mnist", "parzen-means", "parzen-data"):
             assert paper.measure(name, places, torch.device("cpu"))
     assert made == ["made", "made", "made"]
-    found = record.read(places.measured("parzen-mnist"))
+    found = provenance.read(places.measured("parzen-mnist"))
     assert found is not None
     assert found.found == score
     text = page.write(tmp_path / "no models", tmp_path).read_text()

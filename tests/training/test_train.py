@@ -12,7 +12,7 @@ from training import config, data
 from training import user_data as own
 from training.cli import main
 from training.evaluate import baselines
-from training.evaluate.verdict import verdict
+from training.evaluate.baselines import verdict
 from training.fit import checkpoint as state
 
 ARTEFACT = Path("models/rows/model.safetensors")

@@ -16,14 +16,13 @@ from training import user_data as own
 from training.config import find_artefact
 from training.convert import Options, convert, write_diffusers
 from training.convert.openai import Flags
+from training.evaluate.baselines import verdict
 from training.evaluate.profile import SCALAR
-from training.evaluate.verdict import verdict
 from training.export import export, oracle
 from training.export.card import describe
 from training.fit import estimate
 from training.fit.loop import Fit, RunOptions
-from training.fit.parallel import pick_device, ranks
-from training.fit.signals import INTERRUPTED, interrupted
+from training.fit.parallel import INTERRUPTED, interrupted, pick_device, ranks
 
 
 def do_fit(arguments: argparse.Namespace) -> int:

@@ -17,7 +17,7 @@ from diffusion.model import DiffusionModel
 from diffusion.profile import ProfileConfig
 from diffusion.samplers import SAMPLERS, Sampler, SamplerConfig
 from training import config as configs
-from training import data
+from training import data, provenance
 from training import user_data as own
 from training.config import ConvertedConfig, artefact_path, find_artefact
 from training.evaluate import entropy as report
@@ -29,7 +29,6 @@ from training.evaluate.profile import table as profile_table
 from training.export import export
 from training.export.card import describe
 from training.fit.parallel import pick_device
-from training.study import record
 
 
 def _opened(arguments: argparse.Namespace) -> tuple[Path, DiffusionModel, Metadata]:
@@ -179,8 +178,8 @@ def do_parzen(arguments: argparse.Namespace) -> int:
         keys = {"sampler": sampler, "seed": arguments.seed, "folder": kept, "stop": arguments.stop}
         out = folder / f"{kept.name}.json"
         make = partial(parzen.of_model, model, dataset, count, **keys)
-    found = record.measure(words, device, make)
-    record.write(out, found)
+    found = provenance.measure(words, device, make)
+    provenance.write(out, found)
     s: parzen.ParzenScore = found.found
     print(
         f"{s.nats:.1f} ± {s.error:.1f} nats, {s.bits:.1f} ± {s.bits_error:.1f} bits on {s.data} "
@@ -195,12 +194,12 @@ def do_peer(arguments: argparse.Namespace) -> int:
     config = configs.load(arguments.name)
     dataset = data.load(config.data)
     command = " ".join(f"--{size} {number}" for size, number in sizes.items())
-    made = record.measure(
+    made = provenance.measure(
         f"python -m training peer {arguments.name} --data {arguments.data} {command}",
         torch.device("cpu"),
         partial(peer.compare, dataset, peer.PeerConfig(**sizes), arguments.data),
     )
-    record.write(Path("runs") / "peer" / f"{config.name}.json", made)
+    provenance.write(Path("runs") / "peer" / f"{config.name}.json", made)
     path, found = artefact_path(arguments.models, config.name), made.found
     ours = peer.diffusion(read_metadata(path), dataset) if path.exists() else None
     print(peer.table([*found, ours] if ours else found))

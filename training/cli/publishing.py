@@ -6,9 +6,9 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
-from training.fit.parallel import ranks
-from training.fit.signals import interrupted
-from training.study import examples, record
+from training import provenance
+from training.fit.parallel import interrupted, ranks
+from training.study import examples
 from training.study import schedules as compare
 
 
@@ -44,11 +44,11 @@ def do_schedules(arguments: argparse.Namespace) -> int:
     with ranks(arguments.device) as place:
         make = partial(compare.compare, arguments.name, arguments.out, place)
         words = f"python -m training schedules {arguments.name}"
-        found = record.measure(words, place.device, make)
+        found = provenance.measure(words, place.device, make)
     if found.found is None:
         return interrupted()
     if place.first:
-        record.write(arguments.folder / "schedules.json", found)
+        provenance.write(arguments.folder / "schedules.json", found)
         print("\n".join(compare.lines(found.found)))
     return 0
 

@@ -6,9 +6,8 @@ Nothing is dropped: every tensor of a source is used, or the conversion is refus
 No file is unpickled but by `torch.load(weights_only=True)`, and no code is run that comes in one.
 """
 
+from training.convert.diffusers import write_diffusers
 from training.convert.found import ConvertError, Found
-from training.convert.source import read
-from training.convert.to_diffusers import write_diffusers
-from training.convert.write import Options, convert
+from training.convert.write import Options, convert, read
 
 __all__ = ["ConvertError", "Found", "Options", "convert", "read", "write_diffusers"]

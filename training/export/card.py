@@ -8,8 +8,8 @@ from typing import Any
 from diffusion.checkpoint import Metadata, read_metadata
 from training.config import ConvertedConfig, is_converted
 from training.data import DataSetConfig
+from training.evaluate.baselines import beside, verdict
 from training.evaluate.bound import steps_table, table
-from training.evaluate.verdict import beside, verdict
 
 CONVENTIONS = {
     "discretised": "the log-probability of the exact 8-bit or binary value",

@@ -18,7 +18,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from training.fit.best import Looks
+from training.fit.weights import Looks
 
 FORMAT = 1
 KEY = "noneq-fit"

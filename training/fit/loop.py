@@ -25,17 +25,14 @@ from training import data
 from training.config import FitConfig, completed
 from training.data.dataset import stream_seed
 from training.fit import checkpoint as state
-from training.fit.batches import Batches
-from training.fit.best import Best
-from training.fit.ema import Average
+from training.fit.batches import Batches, Steps
 from training.fit.initial import build_model, refit_base, take_weights
 from training.fit.monitor import Watch
 from training.fit.objective import Objective
-from training.fit.parallel import Ranks
+from training.fit.parallel import Ranks, signals
 from training.fit.projection import project
 from training.fit.schedule import Learning
-from training.fit.signals import signals
-from training.fit.timesteps import Steps
+from training.fit.weights import Average, Best
 from training.provenance import commit, device_name, versions
 
 

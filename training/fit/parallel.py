@@ -1,15 +1,20 @@
-"""Data parallel over torchrun's ranks: each takes rows rank, rank + world, ... of a batch.
+"""The processes of a fit: data parallel over torchrun's ranks, and how a signal ends them.
 
     gradient = (1 / world) sum over ranks of the gradient of the rank's own mean loss
 
-so the global batch is what the configuration says, whatever the number of ranks. One rank needs no
-process group and takes the same path.
+Each rank takes rows rank, rank + world, ... of a batch, so the global batch is what the
+configuration says, whatever the number of ranks. One rank needs no process group and takes the same
+path. SIGINT and SIGTERM take effect after the current step.
 """
 
 import os
+import signal
+import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from types import FrameType
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -100,3 +105,37 @@ def ranks(device: str) -> Iterator[Ranks]:
         yield Ranks(dist.get_rank(), world, place)
     finally:
         dist.destroy_process_group()
+
+
+INTERRUPTED = 130
+
+
+@contextmanager
+def signals() -> Iterator[list[int]]:
+    """Collects SIGINT and SIGTERM in a list instead of dying; a second one gets its usual way."""
+    caught: list[int] = []
+    before: dict[int, Any] = {}
+
+    def restore() -> None:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+    def catch(number: int, _frame: FrameType | None) -> None:
+        caught.append(number)
+        restore()
+
+    try:
+        for number in (signal.SIGINT, signal.SIGTERM):
+            before[number] = signal.signal(number, catch)
+    except ValueError:  # not the main thread, which owns the signals
+        before.clear()
+    try:
+        yield caught
+    finally:
+        restore()
+
+
+def interrupted() -> int:
+    """Say that the work is saved; the exit status of a command that a signal ended."""
+    print("interrupted and saved; the same command goes on", file=sys.stderr)
+    return INTERRUPTED

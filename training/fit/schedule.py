@@ -19,7 +19,7 @@ from diffusion.model import DiffusionModel
 from diffusion.schedule import alpha_bar, from_log_snr
 from training.config import FitConfig, ScheduleConfig
 from training.fit import checkpoint as state
-from training.fit.ema import Average
+from training.fit.weights import Average
 
 #: Share of the span, or of beta's own range, that no step is left without: theta may run away.
 FLOOR = 1e-12

@@ -19,21 +19,21 @@ import torch
 from diffusion.checkpoint import load
 from diffusion.samplers import Ancestral
 from training import config as configs
-from training import data
+from training import data, provenance
 from training.config import artefact_path
 from training.evaluate import parzen
 from training.evaluate import patches as peer
 from training.export.export import export, source
 from training.fit.loop import Fit, RunOptions
 from training.fit.parallel import Ranks, pick_device
-from training.study import figures, page, record, results
+from training.study import figures, page
 from training.study import schedules as compare
 
 COMMAND = "python -m training paper"
 SAMPLES = 10_000  # of the Parzen score, as in its time
 PEER = peer.PeerConfig()
 PEER_DATA = 2000  # of test, the first ones: those that deadleaves.toml evaluates its model on
-EXPERIMENTS = tuple(dict.fromkeys(row.model for row in results.ROWS))
+EXPERIMENTS = tuple(dict.fromkeys(row.model for row in page.ROWS))
 
 
 @dataclass(frozen=True)
@@ -148,10 +148,10 @@ def measure(name: str, places: Places, device: torch.device) -> bool:
     path = places.measured(name)
     if path.exists():
         return True
-    found = record.measure(COMMAND, device, lambda: MEASUREMENTS[name].make(places, device))
+    found = provenance.measure(COMMAND, device, lambda: MEASUREMENTS[name].make(places, device))
     if found.found is None:
         return False
-    record.write(path, found)
+    provenance.write(path, found)
     return True
 
 

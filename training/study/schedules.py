@@ -26,7 +26,7 @@ from training import data
 from training.data.swissroll import SwissRoll, SwissRollConfig
 from training.fit.loop import Fit, RunOptions
 from training.fit.parallel import Ranks
-from training.study import ideal, optimum
+from training.study import ideal
 
 BIT = math.log(2)
 FIRST = 1e-3  # beta_1 of every table but the cosine, which has its own
@@ -170,7 +170,7 @@ def measure(
 def best(base: configs.FitConfig, which: str, dataset: data.Dataset) -> Row:
     """The best table there is, of a key of BEST; the levels are chosen on other draws."""
     roll, log_snr = roll_of(base), -float(torch.logit(torch.tensor(FIRST, dtype=torch.float64)))
-    table = optimum.best_table(roll, base.process.T, log_snr, ends=BEST[which], seed=1, **GRID)
+    table = ideal.best_table(roll, base.process.T, log_snr, ends=BEST[which], seed=1, **GRID)
     return Row(schedule=which, ideal=ideal_losses(roll, table, dataset), beta=table.tolist())
 
 

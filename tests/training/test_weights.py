@@ -13,9 +13,9 @@ from training import user_data as own
 from training.config import FitConfig
 from training.export.export import from_checkpoint
 from training.fit import checkpoint as state
-from training.fit.best import Best
 from training.fit.loop import Fit, RunOptions
 from training.fit.parallel import Ranks
+from training.fit.weights import Best
 
 ALONE = Ranks(0, 1, torch.device("cpu"))
 

@@ -3,8 +3,7 @@
 import pytest
 import torch
 
-from training.fit.batches import Batches
-from training.fit.timesteps import HISTORY, Steps
+from training.fit.batches import HISTORY, Batches, Steps
 
 T = 20
 TERMS = torch.linspace(-3.0, 0.0, T).exp().double()  # a term for each t, very unequal

@@ -1,12 +1,15 @@
-"""The best weights of a fit by their held-out bound, and whether it has turned.
+"""The weights that a fit keeps: their moving average, and the best of these by the held-out bound.
 
-    better:  mean_n (K_n - best_n) > z * its standard error,    n = 1..N rows of valid
+    average:  m <- m + (1 - d_n)(w - m),    d_n = min(decay, (1 + n) / (10 + n))
+    better:   mean_n (K_n - best_n) > z * its standard error,    n = 1..N rows of valid
 
-z is 1, and 2 against the first weights: a fit that starts from a simple density looks many times,
-and stays there unless the network has seen more in the data. The noise of both bounds is the same,
-so that little of the error is the draw's. The fit is over after `patience` looks without a better
-one.
+The warm-up of d_n forgets the first, random weights quickly. z is 1, and 2 against the first
+weights: a fit that starts from a simple density looks many times, and stays there unless the
+network has seen more in the data. Both bounds use the same noise, so that little of the error is
+the draw's. The fit is over after `patience` looks without a better one.
 """
+
+from collections.abc import Iterable
 
 import torch
 from pydantic import BaseModel, ConfigDict
@@ -76,3 +79,33 @@ def _better(values: Tensor, best: tuple[float, ...], errors: float) -> bool:
     gain = values - torch.tensor(best, dtype=values.dtype)
     error = float(gain.std()) / len(gain) ** 0.5 if len(gain) > 1 else 0.0
     return float(gain.mean()) > errors * error
+
+
+class Average:
+    """Keeps the average of `source`'s parameters in the parameters of `target`, a copy of it.
+
+    Args:
+        source: the network that is fitted.
+        target: the network that holds the average; buffers are copied as they are.
+        decay: d, the limit of d_n.
+    """
+
+    def __init__(self, source: nn.Module, target: nn.Module, decay: float) -> None:
+        self.decay = decay
+        self.source, self.target = source, target
+        self._weights: list[Tensor] = list(source.parameters())
+        self._means: list[Tensor] = list(target.parameters())
+        target.requires_grad_(False)
+
+    @torch.no_grad()
+    def update(self, n: int) -> None:
+        """Take the weights after optimiser step n (0, 1, ...) into the average."""
+        keep = min(self.decay, (1.0 + n) / (10.0 + n))
+        torch._foreach_lerp_(self._means, self._weights, 1.0 - keep)
+        copy_buffers(self.source.buffers(), self.target.buffers())
+
+
+def copy_buffers(source: Iterable[Tensor], target: Iterable[Tensor]) -> None:
+    """Copy buffers one by one."""
+    for from_, to in zip(source, target, strict=True):
+        to.copy_(from_)

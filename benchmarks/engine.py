@@ -33,7 +33,7 @@ from service.settings import Settings
 _CALLS = 10
 
 
-def load_of(model: DiffusionModel) -> Iterator[Job]:
+def load_of(model: DiffusionModel) -> Iterator[Job[Any]]:
     """Jobs without end."""
     convention = model.space.default_convention
     x_0 = torch.zeros(2, *model.event)

@@ -14,7 +14,7 @@ Nothing here is thread-safe: the queue holds its lock.
 import time
 from collections import Counter, deque
 from collections.abc import Iterable, Mapping
-from typing import final
+from typing import Any, final
 
 from diffusion.model import DiffusionModel
 from service.engine.jobs import ActiveJob, Job
@@ -41,7 +41,7 @@ def check_cost(cost: int, settings: Settings) -> None:
         )
 
 
-def check_limits(job: Job, model: DiffusionModel, settings: Settings) -> int:
+def check_limits(job: Job[Any], model: DiffusionModel, settings: Settings) -> int:
     """The bytes that the job holds from acceptance to its end.
 
     Raises:
@@ -155,7 +155,7 @@ class Admission:
         self._check_queue()
         self._check_room(size)
 
-    def check_job(self, job: Job, size: int, deadline: float | None) -> None:
+    def check_job(self, job: Job[Any], size: int, deadline: float | None) -> None:
         """Raise QueueFull, NoRoom, DeadlineUnmeetable or DeadlineExceeded.
 
         Args:
@@ -203,7 +203,7 @@ class Admission:
         self._promised.append((now + max(1.0, seconds), own))
         return seconds
 
-    def _check_deadline(self, job: Job, seconds: float) -> None:
+    def _check_deadline(self, job: Job[Any], seconds: float) -> None:
         """Raise where the job cannot be done in so many seconds from now."""
         if seconds <= 0:
             raise DeadlineExceeded(

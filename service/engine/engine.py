@@ -1,18 +1,26 @@
 """The engine: one thread that owns the device and batches the rows of all requests.
 
-The way of a request:
+What happens to a request, in the order to read:
 
-1. A handler makes a job (`jobs`): chains, terms of a bound, or particle systems.
-2. `Engine.submit`, in the caller's thread, checks its limits (`admission`) and puts it into the
-   request queue (`queue`); the caller holds a ticket (`results`).
-3. The engine's thread loops: poll the queue; ask the scheduler for the next batch (`scheduling`);
-   run it on the model's runner (`device.runner`, `device.smc`), with retries (`faults`); free the
-   slots of rows that ended; send their results to the host (`output`).
-4. When the last row of a job has arrived, the ticket's future gets the answer.
+1. A handler makes it a job (`jobs`): chains, terms of a bound, or particle systems.
+2. `Engine.submit`, in the handler's thread, refuses it (`admission`) or queues it (`queue`). The
+   caller gets a ticket, with a future for the result (`results`).
+3. The engine's thread loops in `_main`, one batch a turn:
+   - `_poll` takes new jobs from the queue, and drops cancelled and overdue ones;
+   - the scheduler picks the lane that is furthest behind (`scheduling.scheduler`), and that lane
+     the rows of a batch: chains and terms (`scheduling.rows`) or systems (`scheduling.gangs`);
+   - `_perform` has the lane's runner advance these rows (`device.runner`, with `device.chains` and
+     `device.terms`; or `device.smc`), and tells the scheduler how long it took;
+   - `_send` copies the results of rows that ended to the host (`device.transfer`), and `_receive`
+     takes in those of the batch before.
+4. When the last row of a job has arrived, `_end` gives the result to the ticket's future.
 
-What fails fails alone: a row that is not finite ends its job, an exception in a batch ends the jobs
-that raise it alone, out of memory halves the batch. Only an error that leaves the device unusable,
-or one of the thread itself, ends the engine, and every job with it: no caller waits for ever.
+Before the first turn every model is warmed up (`device.models`, `device.warmup`).
+
+What fails, fails alone (`faults`): a row that is not finite ends its job, an exception in a batch
+ends the jobs that raise it by themselves, out of memory halves the batch. Only an error that leaves
+the device unusable, or one of the thread itself, ends the engine, and every job with it: no caller
+waits for ever.
 """
 
 import logging
@@ -20,7 +28,7 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager
-from typing import Any, final, overload
+from typing import Any, final
 
 import torch
 
@@ -30,17 +38,9 @@ from service.engine.device.models import LoadedModels
 from service.engine.device.runner import Runner
 from service.engine.device.transfer import Collected
 from service.engine.faults import describe, problem_of, retries
-from service.engine.jobs import ActiveJob, BoundJob, Job, SampleJob, SMCJob
+from service.engine.jobs import ActiveJob, Job
 from service.engine.queue import RequestQueue, resolve
-from service.engine.results import (
-    LoglikResult,
-    Peek,
-    PeekRequest,
-    PosteriorResult,
-    SampleResult,
-    Ticket,
-    Timing,
-)
+from service.engine.results import Peek, PeekRequest, Result_co, Ticket, Timing
 from service.engine.scheduling.batch import Batch, Lane
 from service.engine.scheduling.latency import Throughput
 from service.engine.scheduling.scheduler import Scheduler
@@ -59,14 +59,14 @@ def _own_thread(engine: Callable[[], None]) -> None:
 
 @final
 class Engine:
-    """Chains and terms of any jobs in the same network calls; between them, systems of particles.
+    """Runs jobs in shared batches: `submit` them from any thread.
 
     Args:
         models: by name, each in eval mode on its device.
         settings: batch size, slots, limits.
         metrics: where it counts; its own where none is given.
-        host: runs the engine, given as a function that returns when it has ended; a thread of its
-            own where none is given.
+        host: calls the engine's loop, which returns when the engine has ended; a thread of its own
+            where none is given.
     """
 
     def __init__(
@@ -83,11 +83,11 @@ class Engine:
         self._throughput = {lane: Throughput() for lane in lanes}
         self._queue = RequestQueue(self._throughput, settings)
         self._models = LoadedModels(models, settings, self._scheduler, self._throughput)
-        self._metrics.watch_queue(lambda: self._queue.pending, settings.max_queue_cost)
         for name in models:
             self._metrics.serve(name)
+        self._metrics.watch_queue(lambda: self._queue.pending, settings.max_queue_cost)
         self._metrics.watch_room(lambda: self._queue.held, settings.max_queue_bytes)
-        self._records: dict[int, ActiveJob] = {}  # the engine thread's own: admitted, not ended
+        self._jobs: dict[int, ActiveJob] = {}  # the engine thread's own: polled, not ended
         self._on_their_way: tuple[Runner[Any], Batch, Collected] | None = None
         self._host = host or _own_thread
         self._owner: threading.Thread | None = None
@@ -108,7 +108,7 @@ class Engine:
 
     @property
     def refused(self) -> Mapping[str, str]:
-        """Models that failed their first network call, and why; complete once warm."""
+        """Models that failed their warm-up, and why; complete once warm."""
         return dict(self._models.refused)
 
     @property
@@ -128,18 +128,18 @@ class Engine:
 
     @property
     def seconds_pending(self) -> float:
-        """How long all of that takes, at the measured rates."""
+        """How long these take, at the measured rates."""
         return self._queue.seconds_pending
 
     def start(self) -> None:
-        """Start the thread, which warms the models and then serves. Once; again it does nothing."""
+        """Start the thread, which warms the models up and then serves; again it does nothing."""
         with self._starting:
             if not self._started:
                 self._started = True
                 self._host(self._main)
 
     def warm(self) -> None:
-        """Wait until every model has been run at the batch size; starts the thread if need be.
+        """Wait until every model is warm; starts the thread if need be.
 
         Raises:
             EngineDead: the thread ended instead.
@@ -150,36 +150,27 @@ class Engine:
             raise self._queue.obituary()
 
     def reserve(self, size: int) -> AbstractContextManager[None]:
-        """Capacity for a body of so many bytes while it is read, decoded and submitted.
+        """Reserve bytes for a body while it is read, decoded and submitted.
 
-        Entering raises QueueFull, NoRoom, Draining or EngineDead where nothing would come of it.
+        Entering raises QueueFull, NoRoom, Draining or EngineDead where its job would be refused.
         """
         return self._queue.reserve(size)
 
-    @overload
-    def submit(self, job: SampleJob, deadline: float | None = None) -> Ticket[SampleResult]: ...
-    @overload
-    def submit(self, job: BoundJob, deadline: float | None = None) -> Ticket[LoglikResult]: ...
-    @overload
-    def submit(self, job: SMCJob, deadline: float | None = None) -> Ticket[PosteriorResult]: ...
-    @overload
-    def submit(self, job: Job, deadline: float | None = None) -> Ticket[Any]: ...
-    def submit(self, job: Job, deadline: float | None = None) -> Ticket[Any]:
+    def submit(self, job: Job[Result_co], deadline: float | None = None) -> Ticket[Result_co]:
         """Accept a job; from here on it will end, one way or another. From any thread.
 
         Args:
-            job: what is asked.
-            deadline: when its answer is of no more use (`time.monotonic`); then it is dropped,
-                within a batch, and its ticket raises DeadlineExceeded.
+            job: what to do.
+            deadline: when nobody wants the result any more (`time.monotonic`); the job is dropped
+                at the next batch, and its ticket raises DeadlineExceeded.
 
         Raises:
             UnknownModel: no such model, or one that failed its warm-up.
             ValueError: the job's parts do not fit its model (a mistake of the caller's code).
             TooExpensive: it costs, or holds, more than one request may.
             NotReady: the engine has not been started.
-            QueueFull, NoRoom: it fits when some of the accepted work is done; `retry_after` says
-                when.
-            DeadlineUnmeetable: it would end past its deadline, which may come later or never do.
+            QueueFull, NoRoom: there is too much work already; `retry_after` says when to come back.
+            DeadlineUnmeetable: it would end past its deadline, now or at any load.
             DeadlineExceeded: the deadline has passed.
             Draining: the engine is stopping.
             EngineDead: the engine's thread has ended by an error.
@@ -195,18 +186,13 @@ class Engine:
 
     def _unknown(self, name: str) -> UnknownModel:
         why = self._models.refused.get(name, "is not served")
-        return UnknownModel(
-            f"The model {why}.", received=name, expected=sorted(self._models.served)
-        )
+        served = sorted(self._models.served)
+        return UnknownModel(f"The model {why}.", received=name, expected=served)
 
     def drain(self, timeout: float | None = None) -> bool:
-        """Refuse new jobs, finish the accepted ones, stop; after `timeout` seconds, stop anyway.
+        """Refuse new jobs, finish the accepted ones and stop; whether they were all finished.
 
-        Args:
-            timeout: seconds; `settings.drain_seconds` where it is not given.
-
-        Returns:
-            Whether everything accepted was finished.
+        After `timeout` seconds (`settings.drain_seconds`, if not given) it stops anyway.
         """
         finished = self._queue.drain(self._settings.drain_seconds if timeout is None else timeout)
         self.stop()
@@ -243,10 +229,9 @@ class Engine:
         self._ended.set()
 
     def _poll(self) -> bool:
-        """Take in new jobs, drop cancelled and overdue ones; sleep while there is nothing to do.
+        """Take in new jobs, drop cancelled and overdue ones; False when it is time to stop.
 
-        Returns:
-            False when it is time to stop.
+        It sleeps while there is nothing to do.
         """
         polled = self._queue.poll(wait=len(self._scheduler) == 0)
         if polled is None:
@@ -269,7 +254,7 @@ class Engine:
         if job.model in self._models.refused:  # it was accepted while the models were tried
             self._queue.end(record, job.cost, self._unknown(job.model))
             return
-        self._records[record.key] = record
+        self._jobs[record.key] = record
         self._scheduler.add(record.key, job.shape)
         try:
             self._models.runners[job.lane].open(record.key, job)
@@ -279,7 +264,7 @@ class Engine:
     def _preview(self, peek: PeekRequest) -> Peek | None:
         """The first rows of a job as they are; None where there is nothing to see."""
         self._receive()  # rows that have left their slots are there then, or their job over
-        record = self._records.get(peek.key)
+        record = self._jobs.get(peek.key)
         if record is None:
             return None
         try:
@@ -294,11 +279,8 @@ class Engine:
         """Run a batch, free the slots of rows that ended, and send their results on their way."""
         begun = time.monotonic()
         for record in self._live(batch.shares):
-            if record.started is None:
-                self._queue.start(record, begun)
-                record.ticket.queue_seconds = begun - record.accepted
-                self._metrics.queue_seconds.observe(begun - record.accepted)
-        model, systems = batch.lane
+            if not record.started:
+                self._metrics.queue_seconds.observe(self._queue.start(record, begun))
         runner, throughput = self._models.runners[batch.lane], self._throughput[batch.lane]
         ran = self._run(runner, batch)
         if throughput.grow(ran, batch.num_steps):
@@ -306,6 +288,7 @@ class Engine:
         seconds = runner.fence.seconds(batch.num_steps, time.monotonic() - begun)
         self._scheduler.retire(batch, seconds)
         self._queue.complete(batch.evaluations)
+        model, systems = batch.lane
         fill = min(1.0, batch.rows / runner.batch_size)
         self._metrics.batch(model, batch.evaluations, fill, systems=systems)
         self._metrics.pad(model, max(0, runner.pad_to - len(batch)) * batch.num_steps)
@@ -319,8 +302,7 @@ class Engine:
     def _run(self, runner: Runner[Any], batch: Batch) -> int:
         """Run a batch, whole or in parts: then each entry has run, or its job has failed.
 
-        Returns:
-            The most rows that went through the network at once.
+        Returns the most rows that went through the network at once.
         """
         problem = None
         try:
@@ -340,7 +322,7 @@ class Engine:
             self._shrink(batch.lane, rows // 2)
         ran = 0
         for part in parts:
-            left = part.only(self._records.__contains__)
+            left = part.only(self._jobs.__contains__)
             if len(left):
                 ran = max(ran, self._run(runner, left))
         if no_room:  # a row that runs out of memory by itself says nothing of how many others may
@@ -359,7 +341,7 @@ class Engine:
         and those of one batch at most are on their way.
         """
         try:
-            collected = runner.collect(batch.only(self._records.__contains__))
+            collected = runner.collect(batch.only(self._jobs.__contains__))
         except Exception as error:
             self._fail(batch, error)
             return
@@ -382,7 +364,7 @@ class Engine:
         for key, what in broken.items():
             self._end(key, NumericalFailure(f"{what}.", fix=fix))
         for key, entries in collected.ends:
-            record = self._records.get(key)
+            record = self._jobs.get(key)
             if record is not None:
                 record.rows_left -= len(entries)
                 if record.rows_left == 0:
@@ -390,19 +372,12 @@ class Engine:
 
     def _result(self, runner: Runner[Any], record: ActiveJob) -> Timing | Problem:
         """The result of a job whose rows have all ended."""
-        assert record.started is not None  # its rows were in batches
-        compute = time.monotonic() - record.started
-        timing = Timing(
-            queue_seconds=record.started - record.accepted,
-            compute_seconds=compute,
-            network_evaluations=record.job.cost,
-            batch_invariant=runner.batch_invariant,
-        )
+        timing = record.timing(runner.batch_invariant)
         try:
             result = runner.result(record.key, timing)
         except Exception as error:
             return problem_of(error, "putting a result together")
-        self._metrics.compute_seconds.observe(compute)
+        self._metrics.compute_seconds.observe(timing.compute_seconds)
         return result
 
     def _fail(self, batch: Batch, error: Exception) -> None:
@@ -413,7 +388,7 @@ class Engine:
 
     def _end(self, key: int, outcome: Timing | Problem | None) -> None:
         """End a job that has not ended (None: cancelled): free what it holds, tell its caller."""
-        record = self._records.pop(key, None)
+        record = self._jobs.pop(key, None)
         if record is None:
             return
         left = self._scheduler.remove(key)
@@ -421,4 +396,4 @@ class Engine:
         self._queue.end(record, left, outcome)
 
     def _live(self, keys: Iterable[int]) -> list[ActiveJob]:
-        return [self._records[key] for key in keys if key in self._records]
+        return [self._jobs[key] for key in keys if key in self._jobs]

@@ -6,11 +6,12 @@ the scheduler see a job's `shape` only, which tells its cost before any of it is
 """
 
 import math
+import time
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, final
+from typing import Any, Generic, final
 
 from torch import Tensor
 from typing_extensions import override
@@ -23,12 +24,20 @@ from diffusion.posterior.factors import Factor
 from diffusion.posterior.smc import SMCKernel
 from diffusion.samplers import Plan
 from diffusion.space import Convention
-from service.engine.results import Frames, Ticket
+from service.engine.results import (
+    Frames,
+    LoglikResult,
+    PosteriorResult,
+    Result_co,
+    SampleResult,
+    Ticket,
+    Timing,
+)
 from service.engine.scheduling.batch import JobShape, Lane, Load
 
 
-class Job(ABC):
-    """Work for one model; frozen once made.
+class Job(ABC, Generic[Result_co]):
+    """Work for one model, with a result of its kind; frozen once made.
 
     Attributes:
         model: name of the model.
@@ -72,7 +81,7 @@ def _check_shape(name: str, tensor: Tensor, shape: Sequence[int]) -> None:
 
 @final
 @dataclass(frozen=True)
-class SampleJob(Job):
+class SampleJob(Job[SampleResult]):
     """Draw `rows` times from p(x_0) r(x_0).
 
     Row i of the answer is row i of `diffusion.samplers.sample` with the same seed, plan, start and
@@ -137,7 +146,7 @@ class SampleJob(Job):
 
 @final
 @dataclass(frozen=True)
-class BoundJob(Job):
+class BoundJob(Job[LoglikResult]):
     """Bound log p(x_0) of N examples.
 
     The answer is that of `diffusion.likelihood.bound.bound` with the same seed, convention and
@@ -195,7 +204,7 @@ class BoundJob(Job):
 
 @final
 @dataclass(frozen=True)
-class SMCJob(Job):
+class SMCJob(Job[PosteriorResult]):
     """Draw from p(x_0) r(x_0) by systems of particles, `each` for every example.
 
     System i of the answer is what `smc.run` makes of it with the same seed, kernel,
@@ -295,18 +304,29 @@ class ActiveJob:
         rows_left: rows whose result is outstanding.
         accepted: when it came, monotonic seconds.
         size: bytes that it holds.
-        deadline: when its answer is of no more use, monotonic seconds; infinity for never.
-        started: when a row of it was first in a batch; None until then.
     """
 
     key: int
-    job: Job
+    job: Job[Any]
     ticket: Ticket[Any]
     rows_left: int
     accepted: float
     size: int
-    deadline: float
-    started: float | None = None
+
+    @property
+    def started(self) -> bool:
+        """Whether a row of it has been in a batch."""
+        return self.ticket.queue_seconds is not None
+
+    def timing(self, batch_invariant: bool) -> Timing:
+        """What it took; it ends now."""
+        waited = self.ticket.queue_seconds or 0.0
+        return Timing(
+            queue_seconds=waited,
+            compute_seconds=time.monotonic() - self.accepted - waited,
+            network_evaluations=self.job.cost,
+            batch_invariant=batch_invariant,
+        )
 
     @property
     def left(self) -> Load:

@@ -1,14 +1,13 @@
-"""The request queue: what was accepted and has not ended; the only state that threads share.
+"""The request queue: jobs that were accepted and have not ended; all that threads share.
 
-    accepted = answered + failed + cancelled,    and nothing is accepted past the queue's bounds
+    accepted = answered + failed + cancelled + those that are here
 
 Any thread may `reserve`, `accept`, cancel, or wait for the end; the engine's thread polls,
-completes and ends. Everything here is under one lock, held for no longer than a few assignments or,
-where a job has a deadline, one pass over those that run and the kinds that wait.
+completes and ends. Everything is under one lock, held for a few assignments or, where a job has a
+deadline, for one pass over the running jobs and the kinds of waiting ones.
 """
 
 import heapq
-import math
 import threading
 import time
 from collections.abc import Iterator, Mapping
@@ -20,7 +19,7 @@ from typing import Any, final
 from service.engine.admission import APIECE, Admission
 from service.engine.faults import describe
 from service.engine.jobs import ActiveJob, Job
-from service.engine.results import Hold, Peek, PeekRequest, Ticket, Timing
+from service.engine.results import Hold, Peek, PeekRequest, Result_co, Ticket, Timing
 from service.engine.scheduling.batch import Lane
 from service.engine.scheduling.latency import Throughput
 from service.errors import DeadlineExceeded, Draining, EngineDead, Problem
@@ -84,10 +83,10 @@ class RequestQueue:
 
     @contextmanager
     def reserve(self, size: int) -> Iterator[None]:
-        """Capacity for a body of so many bytes, until it has been read and its job accepted.
+        """Bytes for a body, until it has been read and its job accepted.
 
         Raises:
-            QueueFull, NoRoom, Draining, EngineDead: it need not be read, nothing would come of it.
+            QueueFull, NoRoom, Draining, EngineDead: the job would be refused, so do not read it.
         """
         size += APIECE
         with self._wake:
@@ -100,29 +99,19 @@ class RequestQueue:
             with self._wake:
                 self._backlog.held -= size
 
-    def accept(self, job: Job, size: int = 0, deadline: float | None = None) -> Ticket[Any]:
-        """Take a job in.
-
-        Args:
-            job: what is asked.
-            size: bytes that it holds until its end.
-            deadline: when its answer is of no more use, monotonic seconds.
-
-        Raises:
-            QueueFull, NoRoom: it fits when some of the accepted work is done.
-            DeadlineUnmeetable, DeadlineExceeded: it would end, or it is, past its deadline.
-            Draining, EngineDead: nothing is taken any more.
-        """
+    def accept(
+        self, job: Job[Result_co], size: int = 0, deadline: float | None = None
+    ) -> Ticket[Result_co]:
+        """Take a job in, which holds `size` bytes until its end; raises as `Engine.submit` does."""
         size += APIECE
         with self._wake:
             self._check_open()
             self._admission.check_job(job, size, deadline)
             key = self.accepted
-            ticket: Ticket[Any] = Ticket(
+            ticket: Ticket[Result_co] = Ticket(
                 job.cost, Future(), partial(self._peek, key), partial(self._keep, key, size)
             )
-            now, due = time.monotonic(), math.inf if deadline is None else deadline
-            record = ActiveJob(key, job, ticket, job.shape.rows, now, size, due)
+            record = ActiveJob(key, job, ticket, job.shape.rows, time.monotonic(), size)
             self.accepted += 1
             self._records[key] = record
             self._backlog.add(record)
@@ -134,10 +123,10 @@ class RequestQueue:
         return ticket
 
     def poll(self, *, wait: bool) -> tuple[list[ActiveJob], list[int]] | None:
-        """What is new and what was cancelled since; None when it is time to stop.
+        """The jobs that are new, and the keys of cancelled ones; None when it is time to stop.
 
         Args:
-            wait: sleep until there is something to say.
+            wait: sleep until there is something.
         """
         with self._wake:
             if wait:
@@ -151,15 +140,14 @@ class RequestQueue:
             return new, cancelled
 
     def overdue(self) -> dict[int, DeadlineExceeded]:
-        """The jobs whose deadline has passed, and the problems of their callers."""
+        """The polled jobs whose deadline has passed, and the problems of their callers."""
         now, records = time.monotonic(), []
         with self._wake:
-            # Those that the engine has not taken yet are its own business at the next batch.
-            untaken = {record.key for record in self._new}
+            unpolled = {record.key for record in self._new}  # their turn is at the next batch
             early: list[tuple[float, int]] = []
             while self._deadlines and self._deadlines[0][0] <= now:
                 deadline, key = heapq.heappop(self._deadlines)
-                if key in untaken:
+                if key in unpolled:
                     early.append((deadline, key))
                 elif key in self._records:
                     records.append(self._records[key])
@@ -176,26 +164,27 @@ class RequestQueue:
         }
 
     def poll_peeks(self) -> list[PeekRequest]:
-        """The previews that were asked for; each must be answered."""
-        if not self._peeks:  # without the lock: what comes now is seen before the next batch
+        """The requested previews; each must be answered."""
+        if not self._peeks:  # without the lock: one that comes now is seen before the next batch
             return []
         with self._wake:
             peeks, self._peeks = self._peeks, []
             return peeks
 
     def complete(self, evaluations: int) -> None:
-        """So many of the accepted evaluations have been made."""
+        """So many of the pending evaluations are done."""
         with self._wake:
             self._backlog.pending -= evaluations
 
-    def start(self, record: ActiveJob, now: float) -> None:
-        """A job's first rows are in a batch, which began now, monotonic seconds."""
-        record.started = now
+    def start(self, record: ActiveJob, now: float) -> float:
+        """A job's first rows are in a batch that begins now; how long the job has waited."""
+        waited = record.ticket.queue_seconds = now - record.accepted
         with self._wake:
             self._backlog.start(record)
+        return waited
 
     def end(self, record: ActiveJob, unspent: int, outcome: Timing | Problem | None) -> None:
-        """A job is over (None: cancelled), with so many evaluations that were not made."""
+        """A job is over (None: cancelled), with so many evaluations that were not done."""
         with self._wake:
             del self._records[record.key]
             self._backlog.remove(record, unspent)

@@ -33,7 +33,7 @@ class Work(ABC, Generic[Result]):
 
     offers: tuple[str, ...] = (JSON, PNG, BINARY, EVENTS)
     served: Served
-    job: Job
+    job: Job[Any]
 
     @classmethod
     @abstractmethod

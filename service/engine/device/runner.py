@@ -9,7 +9,7 @@ parts. Particle systems have a runner of their own, `service.engine.device.smc`.
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from typing import Generic, TypeVar, final
+from typing import Any, Generic, TypeVar, final
 
 import torch
 from torch import Tensor
@@ -27,7 +27,7 @@ from service.engine.jobs import BoundJob, Job, SampleJob
 from service.engine.results import FrameRows, LoglikResult, Peek, SampleResult, Timing
 from service.engine.scheduling.batch import Batch, Entry, by_job
 
-JobT = TypeVar("JobT", bound=Job)
+JobT = TypeVar("JobT", bound=Job[Any])
 
 
 class Runner(ABC, Generic[JobT]):

@@ -14,6 +14,7 @@ Source: Sohl-Dickstein et al. 2015, Section 3.1.1 and Figure 1.
 """
 
 import math
+from functools import cache
 from typing import Literal
 
 import torch
@@ -58,7 +59,7 @@ class SwissRollConfig(DataSetConfig):
             valid=valid,
             test=test,
             checksum=checksum(train, valid, test),
-            entropy=roll.entropy(),
+            entropy=_entropy(self.noise),
             log_density=roll.log_density,
         )
 
@@ -186,6 +187,12 @@ class SwissRoll:
         exact = mean_log_speed + 0.5
         error = float(difference.std() / math.sqrt(rows))
         return float(difference.mean()) + exact, error
+
+
+@cache
+def _entropy(noise: float) -> tuple[float, float]:
+    """Takes half a second; once a process, however often the data set is loaded."""
+    return SwissRoll(noise).entropy()
 
 
 def legendre(order: int) -> tuple[Tensor, Tensor]:

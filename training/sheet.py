@@ -30,7 +30,7 @@ def sheet(space: DataSpace, rows: Tensor, columns: int | None = None) -> Picture
     if len(space.shape) == 3:
         top = 1 if space.greatest == 1 else 255
         return _images(rows * (255 / top), columns or math.ceil(math.sqrt(len(rows))))
-    if space.kind == "bits":
+    if space.greatest == 1:
         return _bits(rows.flatten(1))
     return _points(space.to_model(rows).flatten(1))
 

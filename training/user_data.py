@@ -20,6 +20,8 @@ STEPS = {"image": 3000, "vector": 6000, "bits": 6000}
 PASSES = 3000
 """Times through the data at most, beyond the first 300 steps: few data need no more."""
 NAMED = "a folder of pictures, a table, or a configuration for its [data]"
+VALID = {"image": 10, "vector": 100, "bits": 100}
+"""Rows that tell whether the held-out bound has turned."""
 T = {"image": 1000, "vector": 500, "bits": 500}
 
 _OPTIMISER = {"lr": 2e-3, "betas": [0.9, 0.99], "warmup": 100, "clip": 1.0}
@@ -27,17 +29,11 @@ _OPTIMISER = {"lr": 2e-3, "betas": [0.9, 0.99], "warmup": 100, "clip": 1.0}
 
 def settings(dataset: Dataset) -> dict[str, Any]:
     """All of a configuration but its name, data and steps, by what the data are."""
-    space = dataset.space
-    if space.kind == "image":
-        return _images(space.shape)
-    if space.kind == "bits":
-        share = float(dataset.train.mean())
-        return _bits(dataset, min(0.95, max(0.05, share)))
-    return _vectors(dataset)
+    return {"image": _images, "vector": _vectors, "bits": _bits}[dataset.space.kind](dataset)
 
 
-def _images(shape: tuple[int, ...]) -> dict[str, Any]:
-    channels, side, _ = shape
+def _images(dataset: Dataset) -> dict[str, Any]:
+    channels, side, _ = dataset.space.shape
     patch = 2 if side % 4 == 0 else 1
     return {
         "prediction": "v",
@@ -98,8 +94,8 @@ def _vectors(dataset: Dataset) -> dict[str, Any]:
     }
 
 
-def _bits(dataset: Dataset, base_rate: float) -> dict[str, Any]:
-    dims, rate = dataset.space.dims, round(base_rate, 3)
+def _bits(dataset: Dataset) -> dict[str, Any]:
+    dims, rate = dataset.space.dims, round(min(0.95, max(0.05, float(dataset.train.mean()))), 3)
     choice = densities.choose(densities.known(dataset), bits=True)
     base = {"kind": "bernoulli-mixture", "components": choice.components, "features": dims}
     return {
@@ -167,8 +163,8 @@ def configure(
     name = model_name(path, name)
     keys: dict[str, Any] = {"name": name, "title": path.name, "data": data_of(path, side, grey)}
     dataset = load(configs.read_data(keys["data"]))
-    wanted = 10 if dataset.space.kind == "image" else 100
-    keys["data"]["valid"] = _valid(sum(len(dataset.split(name)) for name in SPLITS), wanted)
+    total = sum(len(dataset.split(name)) for name in SPLITS)
+    keys["data"]["valid"] = _valid(total, VALID[dataset.space.kind])
     dataset = load(configs.read_data(keys["data"]))
     made = settings(dataset)
     most = max(300, PASSES * len(dataset.train) // made["batch"])
@@ -287,8 +283,11 @@ def _network(config: configs.FitConfig) -> str:
     network = config.network
     if not isinstance(network, CorrectedConfig):
         return f"a {network.kind}"
-    count, bits = network.base.components, config.process.kind == "binomial"
-    one, more = ("independent bits", "classes of bits") if bits else ("one Gaussian", "Gaussians")
+    count = network.base.components
+    one, more = {
+        "gaussian-mixture": ("one Gaussian", "Gaussians"),
+        "bernoulli-mixture": ("independent bits", "classes of bits"),
+    }[network.base.kind]
     return f"{one if count == 1 else f'{count} {more}'}, corrected by a network"
 
 

@@ -133,10 +133,11 @@ def test_a_kernel_density_and_a_mixture_have_mass_one() -> None:
 
 
 def test_a_histogram_of_pixels_is_a_probability() -> None:
-    x = torch.randint(0, 256, (30, 1, 2, 2), generator=torch.Generator().manual_seed(0))
+    x = torch.randint(0, 256, (30, 1, 2, 2), generator=torch.Generator().manual_seed(0)).byte()
     space = data.dataset.eight_bit((1, 2, 2))
     every = torch.arange(256)[:, None, None, None].expand(256, 1, 2, 2)
-    found = baselines._of_images(x.to(torch.uint8), space)
+    dataset = data.Dataset("drawn", space, x[10:], x[:5], x[5:10], checksum="")
+    found = baselines._of_images(config.load("mnist"), dataset)
     one = found["independent pixels, a histogram a channel"](space.to_model(every)) / 4
     assert float(one.exp().sum()) == pytest.approx(1, abs=1e-9)
 

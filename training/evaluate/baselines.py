@@ -63,26 +63,36 @@ def compare(config: FitConfig, dataset: Dataset, rows: Tensor, values: Tensor) -
 
 def _fitted(config: FitConfig, dataset: Dataset) -> dict[str, LogProb]:
     """log-densities of rows in model units, by name."""
-    space = dataset.space
-    if space.kind == "image":
-        return _of_images(torch.cat((dataset.train, dataset.valid)), space)
+    kinds = {"image": _of_images, "vector": _of_vectors, "bits": _of_bits}
+    return kinds[dataset.space.kind](config, dataset)
+
+
+def _of_vectors(config: FitConfig, dataset: Dataset) -> dict[str, LogProb]:
     rows = densities.known(dataset)
-    found: dict[str, LogProb] = {}
-    base = densities.base(config, rows)
-    if base is not None and base.config.components > 1:
-        kind = "independent bits" if space.kind == "bits" else "Gaussians"
-        name = f"the fit's base: {base.config.components} {kind}, by cross-validation"
-        found[name] = base.log_prob
-    if space.kind == "bits":
-        found["independent columns"] = densities.fit(rows, densities.Choice(1), 0.5).log_prob
-        return found
+    found = _base(config, rows, "Gaussians")
     found["independent Gaussian columns"] = densities.independent(rows).log_prob
     found["one Gaussian"] = densities.gaussian(rows, shrunk=False).log_prob
     found["one Gaussian, shrunk"] = densities.gaussian(rows, shrunk=True).log_prob
-    if space.dims <= WIDEST:
+    if dataset.space.dims <= WIDEST:
         found["a Gaussian mixture, by BIC"] = _by_bic(rows[:LARGEST])
         found["a kernel density, by cross-validation"] = _kernels(rows[:LARGEST])
     return found
+
+
+def _of_bits(config: FitConfig, dataset: Dataset) -> dict[str, LogProb]:
+    rows = densities.known(dataset)
+    found = _base(config, rows, "independent bits")
+    found["independent columns"] = densities.fit(rows, densities.Choice(1), 0.5).log_prob
+    return found
+
+
+def _base(config: FitConfig, rows: Tensor, kind: str) -> dict[str, LogProb]:
+    """What the fit begins from, where that is none of the other densities."""
+    base = densities.base(config, rows)
+    if base is None or base.config.components == 1:
+        return {}
+    name = f"the fit's base: {base.config.components} {kind}, by cross-validation"
+    return {name: base.log_prob}
 
 
 def _by_bic(rows: Tensor) -> LogProb:
@@ -128,8 +138,9 @@ def _kernels(rows: Tensor) -> LogProb:
     return lambda x: log_prob(x.double() @ white, centres, best) + shrink
 
 
-def _of_images(train: Tensor, space: DataSpace) -> dict[str, LogProb]:
+def _of_images(_: FitConfig, dataset: Dataset) -> dict[str, LogProb]:
     """Independent pixels of one histogram a channel, and one Gaussian of dequantised pixels."""
+    train, space = torch.cat((dataset.train, dataset.valid)), dataset.space
     assert space.levels is not None  # pictures have
     channels, levels = space.shape[0], space.levels
     pixels = train.movedim(1, 0).flatten(1).long()

@@ -14,7 +14,7 @@ from torch import Tensor
 from diffusion.model import DiffusionModel
 from diffusion.networks import BitPatterns, GaussianMixture
 from diffusion.noise import Stream, counter_noise
-from diffusion.process import BinomialProcess, ProcessConfig
+from diffusion.process import ProcessConfig
 from diffusion.profile import ProfileConfig
 from diffusion.space import DataSpace
 from training.config import ConfigError, EvaluationConfig, Frozen, read
@@ -29,6 +29,21 @@ class GaussianMixtureValues(Frozen):
     means: tuple[tuple[float, ...], ...]
     covariances: tuple[tuple[tuple[float, ...], ...], ...]
 
+    def model(self, config: "OracleConfig") -> DiffusionModel:
+        """The mixture under the configuration's process, in its units."""
+        weights, means, covariances = (
+            torch.tensor(value, dtype=torch.float64)
+            for value in (self.weights, self.means, self.covariances)
+        )
+        space = DataSpace(
+            kind="vector",
+            shape=(means.shape[1],),
+            shift=config.shift or 0.0,
+            scale=config.scale or 1.0,
+        )
+        mixture = GaussianMixture.from_values(weights, means, covariances)
+        return DiffusionModel(config.process.build(), mixture, space, "x_0", "moment")
+
 
 class BitPatternsValues(Frozen):
     """The patterns, as strings of 0 and 1, and their probabilities."""
@@ -36,6 +51,18 @@ class BitPatternsValues(Frozen):
     kind: Literal["bit-patterns"]
     weights: tuple[float, ...]
     patterns: tuple[str, ...]
+
+    def model(self, config: "OracleConfig") -> DiffusionModel:
+        """The patterns under the configuration's process."""
+        rate = getattr(config.process, "base_rate", None)
+        if rate is None:
+            raise ValueError("bit patterns need a process of kind 'binomial'")
+        rows = [[float(bit) for bit in pattern] for pattern in self.patterns]
+        patterns = torch.tensor(rows, dtype=torch.float64)
+        weights = torch.tensor(self.weights, dtype=torch.float64)
+        bits = BitPatterns.from_values(weights, patterns, rate)
+        space = DataSpace(kind="bits", shape=(patterns.shape[1],))
+        return DiffusionModel(config.process.build(), bits, space, "x_0", None)
 
 
 class OracleConfig(Frozen):
@@ -76,27 +103,8 @@ def build(config: OracleConfig) -> DiffusionModel:
     Raises:
         ConfigError: values that do not fit each other or the process.
     """
-    process = config.process.build()
     try:
-        weights = torch.tensor(config.values.weights, dtype=torch.float64)
-        if isinstance(config.values, GaussianMixtureValues):
-            means = torch.tensor(config.values.means, dtype=torch.float64)
-            covariances = torch.tensor(config.values.covariances, dtype=torch.float64)
-            mixture = GaussianMixture.from_values(weights, means, covariances)
-            space = DataSpace(
-                kind="vector",
-                shape=(means.shape[1],),
-                shift=config.shift or 0.0,
-                scale=config.scale or 1.0,
-            )
-            return DiffusionModel(process, mixture, space, "x_0", "moment")
-        if not isinstance(process, BinomialProcess):
-            raise ValueError("bit patterns need a process of kind 'binomial'")
-        rows = [[float(bit) for bit in pattern] for pattern in config.values.patterns]
-        patterns = torch.tensor(rows, dtype=torch.float64)
-        bits = BitPatterns.from_values(weights, patterns, process.base_rate)
-        space = DataSpace(kind="bits", shape=(patterns.shape[1],))
-        return DiffusionModel(process, bits, space, "x_0", None)
+        return config.values.model(config)
     except ValueError as error:
         raise ConfigError(f"configuration {config.name}: {error}") from error
 

@@ -45,7 +45,7 @@ def measure(fit: Fit, *, evaluate: bool = True) -> Estimate:
         fit._advance()
         fit.step += 1
 
-    batch = min(256, 64 if dataset.space.kind == "image" else 256)
+    batch = min(256, config.batch)
     x_t = dataset.space.to_model(dataset.train[:1]).to(fit.ranks.device)
     x_t = x_t.expand(batch, *dataset.space.shape).contiguous()
     t = torch.arange(batch, device=x_t.device) % T + 1

@@ -1,9 +1,8 @@
-"""`python -m service`: the server, by the operator's flags and environment.
+"""`python -m service`: the server, with the operator's flags and environment.
 
-The engine has the main thread and the server another. To OpenMP the main thread is one of its own
-whether it computes or not: were the engine elsewhere, there would be a thread more than cores, and
-GNU's OpenMP then sleeps at every barrier where it would spin. On a CPU that is a sixth of a
-network's time.
+The engine runs in the main thread and the server in another. OpenMP counts the main thread even if
+it computes nothing: with the engine elsewhere there would be one thread more than cores, and GNU's
+OpenMP would sleep at every barrier instead of spinning, a sixth of a network's time on a CPU.
 """
 
 import logging
@@ -34,12 +33,12 @@ from service.state import Backend
 if sys.platform == "linux":
     from socket import TCP_USER_TIMEOUT
 
-_LAST_WORDS = 5  # seconds past the drain, to send what it ended with
+_LAST_WORDS = 5  # seconds after the drain, to send the last answers
 _FAULT, _MISTAKE = 1, 2  # exit status: it cannot listen or start; a setting is wrong
 
 
 class _NoProbes(logging.Filter):
-    """Leaves the probes of /health/ out of the access log: one comes every few seconds."""
+    """Keeps the probes of /health/ out of the access log: there is one every few seconds."""
 
     @override
     def filter(self, record: logging.LogRecord) -> bool:
@@ -48,7 +47,7 @@ class _NoProbes(logging.Filter):
 
 
 class _Server(uvicorn.Server):
-    """Begins to drain at the signal, not once the requests that wait for it have been answered."""
+    """Starts draining at the signal, not after the waiting requests have been answered."""
 
     def __init__(self, config: uvicorn.Config, drain: Callable[[], None]) -> None:
         super().__init__(config)
@@ -67,7 +66,7 @@ def main() -> None:
     logging.basicConfig(
         level=settings.log_level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s"
     )
-    if settings.log_level != "debug":  # its own account of starting would drown the one line below
+    if settings.log_level != "debug":  # its messages at start would hide the line below
         logging.getLogger("uvicorn.error").setLevel(max(logging.WARNING, logging.root.level))
     logging.getLogger("uvicorn.access").addFilter(_NoProbes())
     keep_freed_memory()
@@ -80,7 +79,7 @@ def main() -> None:
 
     def fail(problem: Problem) -> None:
         nonlocal failed
-        reasons = problem.fields.get("received")  # of each file that is not served
+        reasons = problem.fields.get("received")  # for each file that is not served
         failed = _MISTAKE if isinstance(reasons, list) else _FAULT
         _tell(problem.detail)
         for reason in reasons if isinstance(reasons, list) else ():
@@ -92,7 +91,7 @@ def main() -> None:
     config = uvicorn.Config(
         app,
         http=limited(settings, backend.metrics),
-        loop="asyncio",  # it reads in pieces of a size that can be set
+        loop="asyncio",  # its read size can be set
         ws="none",
         backlog=backlog_of(settings.max_connections),
         timeout_keep_alive=math.ceil(settings.idle_seconds),
@@ -102,8 +101,8 @@ def main() -> None:
         lifespan="on",
     )
     if sys.platform == "linux":
-        # Of a connection that is closed before its client has read the rest; accepted sockets take
-        # this from the one that listens.
+        # For connections that are closed before the client has read everything; accepted sockets
+        # inherit it from the listener.
         waits = math.ceil(1000 * settings.write_seconds)
         listener.setsockopt(IPPROTO_TCP, TCP_USER_TIMEOUT, waits)
     host = "localhost" if settings.host in ("", "0.0.0.0", "::") else settings.host
@@ -120,26 +119,26 @@ def main() -> None:
                 os._exit(_FAULT)
 
     came: list[int] = []
-    # A handler in Python would wait for the network call that the main thread is in; the byte that
-    # comes with a signal does not.
-    bell, heard = socket.socketpair()
-    bell.setblocking(False)
+    # A Python signal handler would run only after the main thread's network call; a wakeup byte is
+    # read at once.
+    wakeup, received = socket.socketpair()
+    wakeup.setblocking(False)
     for sig in (signal.SIGTERM, signal.SIGINT):
         signal.signal(sig, lambda *_: None)
-    signal.set_wakeup_fd(bell.fileno())
+    signal.set_wakeup_fd(wakeup.fileno())
 
-    def heed() -> None:
+    def handle_signals() -> None:
         while True:
-            for sig in heard.recv(16):
+            for sig in received.recv(16):
                 if not came and isinstance(backend.state(), NotReady):
-                    # Nothing has been accepted, and what is being loaded may never end.
+                    # Nothing has been accepted, and loading may take for ever.
                     last = threading.Timer(_LAST_WORDS, os._exit, [_status(sig)])
                     last.daemon = True
                     last.start()
                 came.append(sig)
                 server.handle_exit(sig, None)
 
-    threading.Thread(target=heed, name="noneq-signals", daemon=True).start()
+    threading.Thread(target=handle_signals, name="noneq-signals", daemon=True).start()
     threading.Thread(target=listen, name="noneq-server").start()
     while (engine := lent.get()) is not None:
         engine()
@@ -152,7 +151,7 @@ def _status(*came: int) -> int:
 
 
 def _settings() -> Settings:
-    """The operator's settings; a mistake in them ends the process with a line for each."""
+    """The operator's settings; on mistakes the process exits with a line for each."""
     try:
         settings = Settings.from_command_line()
         settings.resolve_device()
@@ -178,7 +177,7 @@ def _why_none(folder: Path) -> str:
 
 
 def _listen(settings: Settings) -> socket.socket:
-    """The socket; where it cannot be had, the process ends and says why."""
+    """The socket; if it cannot be opened the process exits with a message."""
     family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
     found = socket.socket(family)
     try:

@@ -30,7 +30,7 @@ from service.state import Backend
 
 
 class NoneqApp(FastAPI):
-    """FastAPI whose OpenAPI document knows the bodies that the routes read themselves."""
+    """FastAPI, with an OpenAPI document that describes the bodies which routes read themselves."""
 
     def openapi(self) -> dict[str, Any]:
         """The document, made once."""
@@ -48,14 +48,14 @@ def create_app(
 ) -> FastAPI:
     """The service, not yet started.
 
-    Its lifespan loads and warms the models beside the server, so that /health/live answers from the
-    first moment and /health/ready once requests do; at the end it drains the engine.
+    Its lifespan loads and warms up the models while the server is running: /health/live answers at
+    once, /health/ready when requests are accepted. At the end it drains the engine.
 
     Args:
-        settings: of the operator.
+        settings: the operator's.
         announce: called once, in a worker thread, with the models' names when it is ready.
         host: runs the engine; see `Engine`.
-        fail: called once, likewise, with the problem where it never will be ready.
+        fail: called once, likewise, with the problem if it never will be ready.
     """
     metrics = Metrics()
     backend = Backend(settings, metrics, host)
@@ -113,7 +113,7 @@ async def _on_problem(request: Request, error: Exception) -> Response:
 
 
 async def _on_http_exception(request: Request, error: Exception) -> Response:
-    """What the framework itself refuses: paths, methods, bodies."""
+    """Problems that the framework finds: paths, methods, bodies."""
     assert isinstance(error, HTTPException)
     return problem_response(_as_problem(request, error), request.scope)
 
@@ -132,7 +132,7 @@ def _as_problem(request: Request, error: HTTPException) -> Problem:
         allow = (error.headers or {}).get("Allow", "")
         allow = "GET, HEAD" if allow in ("GET", "HEAD") else allow  # two routes, see info.py
         return MethodNotAllowed(
-            "The path exists, under another method.",
+            "The path does not take this method.",
             allow=allow,
             received=came,
             expected=allow,

@@ -1,4 +1,4 @@
-"""Memory: what the service holds, how it keeps and returns it, and what its container allows."""
+"""Memory: what the process uses, keeps and returns, and the limits of its container."""
 
 import contextlib
 import ctypes
@@ -23,12 +23,12 @@ _IDLE = 5.0  # seconds
 
 
 def keep_freed_memory() -> None:
-    """Have malloc keep what is freed while there is work, where that is glibc's.
+    """Have glibc's malloc keep freed memory while there is work.
 
-    A network call frees what the next one takes again. By default its blocks go back to the system
-    in between, and every call begins with thousands of page faults: a tenth of its time. Blocks of
-    32 MiB and more, which are answers rather than calls, do go back at once. Threads share two
-    arenas, or each would keep its own peak.
+    A network call allocates what the previous one freed. By default its blocks return to the system
+    in between, and every call starts with thousands of page faults: a tenth of its time. Blocks of
+    32 MiB and more, such as answers, still return at once. Threads share two arenas, so that each
+    does not keep its own peak.
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is not None:
@@ -38,7 +38,7 @@ def keep_freed_memory() -> None:
 
 
 def give_back() -> None:
-    """Return to the system what has been freed."""
+    """Return freed memory to the system."""
     gc.collect()
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
     if trim is not None:
@@ -46,11 +46,11 @@ def give_back() -> None:
 
 
 def give_back_when_idle(work: Callable[[], int | None], ended: threading.Event) -> None:
-    """Whenever there was work and there has been none for a few seconds; until `ended`.
+    """Return freed memory after each spell of work, a few seconds after its end; until `ended`.
 
     Args:
-        work: a number that grows with what is done; None while something is under way.
-        ended: tells when to stop.
+        work: a number that grows with the work done; None while there is some.
+        ended: set to stop.
     """
     seen = given = work()
     while not ended.wait(_IDLE):
@@ -61,25 +61,25 @@ def give_back_when_idle(work: Callable[[], int | None], ended: threading.Event) 
 
 
 def container_memory(root: Path = _CGROUP) -> int | None:
-    """The least limit on memory that the process's control groups set, bytes; None for none."""
+    """The lowest memory limit of the process's control groups, bytes; None without one."""
     limits = [
         int(text)
         for name in ("memory.max", "memory/memory.limit_in_bytes")
         for text in _settings_of(root, name)
-        if text.isdecimal() and int(text) < 2**60  # version 1 has a huge number for none
+        if text.isdecimal() and int(text) < 2**60  # version 1 has a huge number for no limit
     ]
     return min(limits, default=None)
 
 
 def container_cpus(root: Path = _CGROUP) -> int | None:
-    """How many CPUs' worth of time the control groups allow, rounded up; None for no limit."""
+    """How many CPUs the control groups allow, rounded up; None without a limit."""
     shares = [text.split() for text in _settings_of(root, "cpu.max")]
     cpus = [int(quota) / int(period) for quota, period in shares if quota.isdecimal()]
     return max(1, math.ceil(min(cpus))) if cpus else None
 
 
 def fit(settings: Settings, root: Path = _CGROUP) -> Settings:
-    """The settings, with those that the operator left open fitted to the container's limits."""
+    """The settings, with defaults lowered to the container's limits."""
     found: dict[str, int] = {}
     memory, cpus = container_memory(root), container_cpus(root)
     if memory is not None and "max_queue_bytes" not in settings.model_fields_set:
@@ -91,7 +91,7 @@ def fit(settings: Settings, root: Path = _CGROUP) -> Settings:
 
 
 def _settings_of(root: Path, name: str) -> Iterator[str]:
-    """A setting of the process's control group and of those above it."""
+    """A setting of the process's control group and of its parents."""
     own = Path("/")
     with contextlib.suppress(OSError):
         own = Path(_OWN.read_text().rpartition("::")[2].strip() or "/")
@@ -102,13 +102,13 @@ def _settings_of(root: Path, name: str) -> Iterator[str]:
 
 
 def memory_used(device: str) -> int:
-    """Bytes: on CUDA what PyTorch has taken of the device, on a CPU the process's resident set."""
+    """Bytes: on CUDA what PyTorch has reserved, on a CPU the process's resident set."""
     if torch.device(device).type == "cuda":
         return torch.cuda.memory_reserved(device)
     if _STATM.exists():
         return int(_STATM.read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
-    import resource  # not everywhere, and nowhere but here
+    import resource  # not available everywhere
 
-    # Elsewhere only the peak is known, on macOS in bytes.
+    # Without /proc only the peak is known, on macOS in bytes.
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024

@@ -1,9 +1,9 @@
-"""The reference pages, made from the code.
+"""Generates the reference pages from the code.
 
     python -m service.reference > docs/api.md          # the API, from the OpenAPI document
     python -m service.reference docs/operations.md     # rewrites its tables of settings and metrics
 
-A field is described by its description, an object by its docstring, a problem by its class. Tests
+Fields are described by their descriptions, objects and problems by their docstrings. Tests
 compare the pages with the code.
 """
 
@@ -28,17 +28,17 @@ Document = Mapping[str, Any]
 
 HEAD = """# API reference
 
-Made from the OpenAPI document (`/openapi.json`; `/docs` to try things out) by
-`python -m service.reference > docs/api.md`: change what the code says of itself, not this page.
-Headers, keys, limits and settings are in [operations.md](operations.md), the client for Python and
-the command in [client.md](client.md), what to ask for in [choosing.md](choosing.md).
+Generated from the OpenAPI document (`/openapi.json`; try it at `/docs`) by
+`python -m service.reference > docs/api.md`: change the descriptions in the code, not this page.
+Headers, keys, limits and settings are in [operations.md](operations.md), the Python client and the
+command in [client.md](client.md), and advice on what to request in [choosing.md](choosing.md).
 """
 
 PROBLEMS = """## Problems
 
 An error is `application/problem+json`, schema [`ProblemDocument`](#problemdocument); `type` is
-`urn:noneq:problem:` and the name below. Those marked are refused for a limit or the load, before
-anything is computed.
+`urn:noneq:problem:` and the name below. Those marked are refusals because of a limit or the load,
+before anything is computed.
 """
 
 
@@ -73,7 +73,7 @@ def _lines(document: Document) -> Iterator[str]:
         yield from _answer(answered, operation["responses"], schemas)
     yield "\n## Streams\n"
     answers = (operation["responses"]["200"]["description"] for *_, operation in routes)
-    # The same at every route that has them.
+    # It is the same for every route with streams.
     yield next((about.partition("\n\n")[2].strip() for about in answers if "\n\n" in about), "")
     yield "\n## Objects"
     for name in sorted(schemas.keys() - told):
@@ -87,7 +87,7 @@ def _lines(document: Document) -> Iterator[str]:
 
 
 def _request(name: str, schema: Document) -> Iterator[str]:
-    yield f"\n**Asked** (`{name}`):\n"
+    yield f"\n**Request** (`{name}`):\n"
     yield from _fields(schema)
     yield "\nFor example, one body a line:\n\n```json"
     yield from (json.dumps(example, ensure_ascii=False) for example in schema["examples"])
@@ -98,7 +98,7 @@ def _answer(answered: Document, responses: Document, schemas: Document) -> Itera
     name = _ref(answered)
     forms = answered["description"].split("\n\n")[0].strip()
     if name:
-        yield f"\n**Answered** (`{name}`): {_about(schemas[name])}"
+        yield f"\n**Answer** (`{name}`): {_about(schemas[name])}"
         yield f"{forms}\n" if len(answered["content"]) > 1 else ""
         yield from _fields(schemas[name])
     statuses = [status for status in responses if status != "200"]
@@ -107,7 +107,7 @@ def _answer(answered: Document, responses: Document, schemas: Document) -> Itera
 
 
 def _fields(schema: Document) -> Iterator[str]:
-    """A table of an object's fields: with defaults where it is asked, without where answered."""
+    """A table of an object's fields, with defaults if it is a request."""
     asked, told = schema.get("additionalProperties") is False, _attributes(schema)
     yield f"| field | type |{' default |' if asked else ''} |"
     yield "|---|---|---|" + ("---|" if asked else "")
@@ -120,14 +120,14 @@ def _fields(schema: Document) -> Iterator[str]:
 
 
 def _default(field: Document) -> str:
-    """A default as JSON; of an object the name alone, for its other fields have their own."""
+    """A default as JSON; for an object its name only, since its fields have their own."""
     value = field.get("default", field.get("x-default"))
     value = dict(list(value.items())[:1]) if isinstance(value, dict) else value
     return f"`{json.dumps(value)}` | "
 
 
 def _type(field: Document) -> str:
-    """A field's type, and what range it has."""
+    """A field's type and range."""
     if "$ref" in field:
         name = _name(field)
         return f"[`{name}`](#{name.lower()})"
@@ -145,7 +145,7 @@ def _type(field: Document) -> str:
 
 
 def _range(field: Document, of: str, what: str = "") -> str:
-    """In words, of values ("imum") or of a list's length ("Items")."""
+    """The range in words, of values ("imum") or of a list's length ("Items")."""
     bounds = {
         "at least": field.get(f"min{of}"),
         "above": field.get("exclusiveMinimum"),
@@ -166,7 +166,7 @@ def _about(schema: Document) -> str:
 
 
 def _attributes(schema: Document) -> dict[str, str]:
-    """What an object's docstring says of its fields."""
+    """What an object's docstring says about its fields."""
     _, _, attributes = schema.get("description", "").partition("Attributes:\n")
     entries = re.split(r"\n {4}(?=\w+: )", f"\n{attributes.rstrip()}")[1:]
     parts = (entry.partition(": ") for entry in entries)
@@ -174,7 +174,7 @@ def _attributes(schema: Document) -> dict[str, str]:
 
 
 def _plain(text: str) -> str:
-    """As Markdown that means what it says: x_0 * y is no emphasis, and code stays code."""
+    """Escaped Markdown: x_0 * y is not emphasis; code stays as it is."""
     parts = re.split(r"(`[^`]*`)", text)
     return "".join(
         part if part.startswith("`") else re.sub(r"([*<~])", r"\\\1", part) for part in parts
@@ -186,7 +186,7 @@ def _cell(text: str) -> str:
 
 
 def _ref(body: Document) -> str:
-    """The name of what a body's JSON is; empty where nothing says it."""
+    """The name of a body's JSON schema; empty without one."""
     schema = body.get("content", {}).get(JSON, {}).get("schema", {})
     return _name(schema) if "$ref" in schema else ""
 
@@ -203,7 +203,7 @@ def _problems() -> list[type[problems.Problem]]:
 
 
 def with_tables(text: str) -> str:
-    """docs/operations.md with today's tables of settings and metrics."""
+    """docs/operations.md with the current tables of settings and metrics."""
     text = _with_rows(text, "Settings", [_setting(name) for name in Settings.model_fields])
     metrics = [x for x in vars(Metrics()).values() if isinstance(x, Counter | Gauge | Histogram)]
     return _with_rows(text, "Watching", [_metric(one) for one in metrics])

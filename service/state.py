@@ -1,6 +1,6 @@
-"""What stands behind the routes: the models of a folder, the engine, and whether both are ready.
+"""The backend of the routes: the served models, the engine, and whether they are ready.
 
-opening -> ready -> draining;    opening -> failed, where there is nothing to serve
+opening -> ready -> draining;    opening -> failed, if nothing can be served
 """
 
 import asyncio
@@ -21,7 +21,7 @@ from service.settings import Settings
 
 _log = logging.getLogger(__name__)
 
-_DECODERS = 4  # bodies decoded at once: more are no faster, and hold more memory
+_DECODERS = 4  # bodies decoded at once: more are not faster and hold more memory
 
 
 @final
@@ -30,7 +30,7 @@ class Backend:
 
     Args:
         settings: the folder, the device, the limits.
-        metrics: where the engine counts.
+        metrics: for the engine to count in.
         host: runs the engine; see `Engine`.
 
     Attributes:
@@ -53,11 +53,11 @@ class Backend:
         announce: Callable[[Sequence[str]], None] | None = None,
         fail: Callable[[Problem], None] | None = None,
     ) -> None:
-        """Load the folder, start the engine and warm it; blocks. `state` tells what went wrong.
+        """Load the folder, start the engine and warm it up; blocks. `state` says what went wrong.
 
         Args:
-            announce: called with the models' names once requests can be answered.
-            fail: called with the problem where they never will be.
+            announce: called with the models' names when requests can be answered.
+            fail: called with the problem if they never will be.
         """
         try:
             settings = self.settings
@@ -69,7 +69,7 @@ class Backend:
                 models = {name: served.model for name, served in catalogue.served.items()}
                 self._engine = Engine(models, settings, self.metrics, self._host)
                 self._engine.warm()
-                give_back()  # the trials at start held more than serving does
+                give_back()  # trials at start need more memory than serving
                 keeper = partial(give_back_when_idle, self._work_done, self._ended)
                 threading.Thread(target=keeper, name="noneq-memory", daemon=True).start()
         except Exception as error:
@@ -85,7 +85,8 @@ class Backend:
     def close(self) -> None:
         """Take nothing new, finish what was accepted, and stop; blocks.
 
-        What `drain_seconds` do not finish ends in a problem that says so. Again it does nothing.
+        Jobs that are not finished within `drain_seconds` end with a problem. A second call does
+        nothing.
         """
         self._closing = True
         self._ended.set()
@@ -93,19 +94,19 @@ class Backend:
             _log.warning("stopped with work unfinished")
 
     def _work_done(self) -> int | None:
-        """How many requests there were; None while there is one."""
+        """How many requests there have been; None while there is one."""
         engine = self.engine
         return engine.accepted if engine.held == 0 else None
 
     @property
     def catalogue(self) -> Catalogue:
-        """What is served; without the models that failed their first network call."""
+        """The served models, without those that failed their first network call."""
         found = self._catalogue
         failed = {} if self._engine is None else self._engine.refused
         if not failed:
             return found
         served = {name: model for name, model in found.served.items() if name not in failed}
-        fix = "See the log; export the artefact anew, or choose another device (NONEQ_DEVICE)."
+        fix = "See the log; export the artefact again, or choose another device (NONEQ_DEVICE)."
         refused = [Refused(name, reason, fix) for name, reason in failed.items()]
         default = found.default if found.default in served else None
         if default is None and len(served) == 1:
@@ -154,9 +155,11 @@ class Backend:
         return None
 
     def state(self) -> Problem | None:
-        """Why nothing can be asked now; None when everything can."""
+        """Why requests are not accepted now; None if they are."""
         if self._closing:
-            return Draining("The service is stopping.", fix="Ask another replica, or again later.")
+            return Draining(
+                "The service is stopping.", fix="Use another replica, or try again later."
+            )
         if not self._opened.is_set():
             return NotReady("The models are being loaded and warmed up.", retry_after=2)
         if self._failure is not None:
@@ -184,6 +187,6 @@ class Backend:
 
 
 def backend_of(request: Request) -> Backend:
-    """The one behind the app that was asked."""
+    """The backend of the request's app."""
     found: Backend = request.app.state.backend
     return found

@@ -1,9 +1,8 @@
-"""A connection of the server: how long its headers may be and take, and how many there may be.
+"""Limits on connections: their number, and the size and arrival time of request headers.
 
-uvicorn's own parser in Python is taken whatever else is installed, for the faster ones have no
-limit on headers. Beyond `max_connections` the connection that has waited longest without a request
-makes room, so that idle ones, however many, keep nobody out. One that has just come is no idle one:
-its request is on its way.
+The server uses uvicorn's parser in Python even if faster ones are installed, because those do not
+limit headers. Beyond `max_connections` the connection that has been idle longest is closed, so idle
+connections keep nobody out. A new connection is not idle at first: its request is on its way.
 """
 
 import asyncio
@@ -23,24 +22,24 @@ from service.settings import Settings
 _log = logging.getLogger(__name__)
 
 HEADER_BYTES = 16 * 2**10  # of a request line and its headers
-_BACKLOG = 1024  # connections that the kernel has accepted and the server has not
+_BACKLOG = 1024  # connections that the kernel has accepted but the server has not
 _GRACE = 1.0  # seconds that a connection has for its first bytes before it counts as idle
-CROWDED = "crowded"  # in a request's state: it came over a connection beyond the limit
-_SPARE = 64  # connections beyond the limit, for /health/ and to be told so
-_FILES = 128  # that the process has open besides: models, log, event loop
-# What is read before others have their turn: parsing chunks of one byte takes 10 us a byte.
+CROWDED = "crowded"  # in a request's state: its connection is beyond the limit
+_SPARE = 64  # connections beyond the limit, for /health/ and to answer 503
+_FILES = 128  # other open files: models, log, event loop
+# Bytes read before other connections have their turn: one-byte chunks take 10 us each to parse.
 _READ, _READ_PLAIN = 4 * 2**10, 256 * 2**10
 
 
 class Connection(H11Protocol):
-    """uvicorn's connection with limits. Abstract: `limited` makes a class of the settings.
+    """uvicorn's connection with limits. Abstract: `limited` makes a class with the settings.
 
     Attributes:
         most: connections at once.
-        header_seconds: until a request's headers are whole.
-        metrics: where refusals are counted.
-        fresh: those that never had a request, in order of arrival.
-        kept: those that wait for their next one, in order of their last.
+        header_seconds: time for a request's headers to arrive.
+        metrics: counts refusals.
+        fresh: connections that have had no request yet, in order of arrival.
+        kept: connections between requests, in order of their last.
     """
 
     most: ClassVar[int]
@@ -51,7 +50,7 @@ class Connection(H11Protocol):
 
     cycle: RequestResponseCycle | None  # type: ignore[assignment]  # None before the first request
     _timer: asyncio.TimerHandle | None = None
-    _since: float = 0.0  # when it came, by the loop's clock
+    _since: float = 0.0  # time of arrival, by the loop's clock
 
     @override
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
@@ -68,8 +67,8 @@ class Connection(H11Protocol):
             self.app_state = {**self.app_state, CROWDED: True}
 
     def _make_room(self) -> bool:
-        """Close the connection that has waited longest, first of those that never had a request."""
-        oldest = next(iter(self.fresh))  # this one is there too
+        """Close the connection that has been idle longest, those without any request first."""
+        oldest = next(iter(self.fresh))  # at least this one
         idle = self._since - oldest._since > _GRACE
         victim = oldest if idle else next(iter(self.kept), None)
         if victim is None:
@@ -85,7 +84,7 @@ class Connection(H11Protocol):
         self._watch()
 
     def _watch(self) -> None:
-        """Without a request there is so long until one is there, however many bytes come."""
+        """Start the timer for the next request's headers, which arriving bytes do not reset."""
         headers = self.cycle.scope["headers"] if self.cycle is not None else ()
         plain = self.conn.their_state is h11.SEND_BODY and not any(
             name == b"transfer-encoding" for name, _ in headers
@@ -97,7 +96,7 @@ class Connection(H11Protocol):
             self._timer = self.loop.call_later(self.header_seconds, self._too_slow)
 
     def _forget(self) -> None:
-        """It has a request, or has ended."""
+        """It is not idle: it has a request, or has ended."""
         self.fresh.pop(self, None)
         self.kept.pop(self, None)
         self._unwatch()
@@ -114,7 +113,7 @@ class Connection(H11Protocol):
 
     @override
     def on_response_complete(self) -> None:
-        self._unwatch()  # from here on it is idle, which has a limit of its own
+        self._unwatch()  # it is idle now, which `idle_seconds` limits
         self.kept[self] = None
         super().on_response_complete()
 
@@ -152,7 +151,7 @@ class Connection(H11Protocol):
 
 
 def limited(settings: Settings, metrics: Metrics) -> type[Connection]:
-    """The connections of a server with these limits, which counts what it refuses."""
+    """The connection class of a server with these limits."""
     limits: dict[str, Any] = {
         "most": settings.max_connections,
         "header_seconds": settings.header_seconds,
@@ -164,12 +163,12 @@ def limited(settings: Settings, metrics: Metrics) -> type[Connection]:
 
 
 def backlog_of(connections: int) -> int:
-    """How many connections may wait to be accepted, where there may be so many: all at once are."""
+    """How many connections may wait to be accepted, if this many are allowed."""
     return min(_BACKLOG, connections)
 
 
 def room_for(connections: int) -> int:
-    """As many of so many connections as the process may have files; raises its limit if it may."""
+    """How many of these connections the open-file limit allows, raising it if possible."""
     if sys.platform == "win32":
         return connections
     import resource

@@ -1,4 +1,4 @@
-"""What is served, and how the service fares: the routes that are asked with GET."""
+"""The GET routes: models, their held-out data, health and metrics."""
 
 from typing import Annotated
 
@@ -36,7 +36,7 @@ router = APIRouter()
 
 @router.get("/models", tags=["models"], response_model=ModelsAnswer)
 async def list_models(request: Request) -> Response:
-    """What is served, and which files of the folder are not, with reasons."""
+    """The served models, and the files of the folder that are not served, with reasons."""
     catalogue = backend_of(request).catalogue
     answer = ModelsAnswer(
         models=[_summary(served) for served in catalogue.served.values()],
@@ -50,7 +50,7 @@ async def list_models(request: Request) -> Response:
     "/models/{name}", tags=["models"], response_model=ModelAnswer, responses=problems(404, 422)
 )
 async def show_model(request: Request, name: str) -> Response:
-    """What the artefact says: space, process, training, evaluation; and its card."""
+    """What the artefact says about a model: space, process, training, evaluation; and its card."""
     served = backend_of(request).find(name)
     facts = served.metadata.model_dump(mode="json")
     evaluation = facts.pop("evaluation")
@@ -74,9 +74,9 @@ async def show_model(request: Request, name: str) -> Response:
 async def show_examples(
     request: Request,
     name: str,
-    count: Annotated[int, Query(ge=1, le=MOST, description="At most so many.")] = 16,
+    count: Annotated[int, Query(ge=1, le=MOST, description="How many, at most.")] = 16,
 ) -> Response:
-    """Held-out data to try things on: none of them was fitted to."""
+    """Held-out data to try requests with, not used for training."""
     served = backend_of(request).find(name)
     form = negotiate(", ".join(request.headers.getlist("accept")), EXAMPLE_FORMS)
     body = await to_thread.run_sync(render_examples, served, count, form)
@@ -84,10 +84,10 @@ async def show_examples(
 
 
 def render_examples(served: Served, count: int, form: str) -> bytes:
-    """The first `count` of them, in one of EXAMPLE_FORMS.
+    """The first `count` examples, in one of EXAMPLE_FORMS.
 
     Raises:
-        NotAcceptable: a picture of none.
+        NotAcceptable: a picture, but there are no examples.
     """
     space, data = served.model.space, served.examples[:count]
     if form == PNG:
@@ -129,7 +129,7 @@ def _summary(served: Served) -> ModelSummary:
 
 @router.get("/health/live", tags=["health"], response_model=Health)
 async def live(request: Request) -> Response:
-    """Whether the process serves; anything but 200 asks for a restart."""
+    """Whether the process works; anything but 200 means that it has to be restarted."""
     problem = backend_of(request).dead()
     if problem is not None:
         raise problem
@@ -138,7 +138,7 @@ async def live(request: Request) -> Response:
 
 @router.get("/health/ready", tags=["health"], response_model=Health, responses=problems(503))
 async def ready(request: Request) -> Response:
-    """Whether requests are answered now: every model loaded and warm."""
+    """Whether requests are accepted now: every model is loaded and warmed up."""
     backend = backend_of(request)
     backend.check()
     return _json(Health(status="ready", models=list(backend.catalogue.served)))
@@ -146,12 +146,12 @@ async def ready(request: Request) -> Response:
 
 @router.get("/metrics", tags=["health"])
 async def metrics(request: Request) -> Response:
-    """Prometheus' text exposition."""
+    """Metrics in Prometheus' text format."""
     return Response(backend_of(request).metrics.render(), media_type=CONTENT_TYPE)
 
 
-# HEAD wherever GET is (RFC 9110, 9.3.2), for probes: FastAPI's own GET routes answer GET alone. The
-# server leaves the body out. As routes apart these are not in the document.
+# HEAD for every GET route (RFC 9110, 9.3.2), for probes: FastAPI's GET routes answer only GET. The
+# server leaves the body out. These routes are not in the OpenAPI document.
 for _route in list(router.routes):
     if isinstance(_route, APIRoute) and "GET" in (_route.methods or ()):
         router.add_api_route(

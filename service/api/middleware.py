@@ -1,6 +1,6 @@
-"""What surrounds every request: its id and timings, where it may come from, the key it needs.
+"""What happens around every request: its id and timings, host and origin checks, API keys.
 
-Plain ASGI: nothing is buffered, and a client's leaving reaches the routes as it is.
+Plain ASGI, so that nothing is buffered and routes see a client disconnect.
 """
 
 import asyncio
@@ -49,39 +49,38 @@ _LOCAL = (".localhost", ".local", ".internal", ".home.arpa")
 
 
 def problem_document(problem: Problem, scope: Scope) -> dict[str, object]:
-    """A problem as its document; it also settles the request's outcome for the metrics."""
+    """A problem's document; also sets the request's outcome for the metrics."""
     state = scope.setdefault("state", {})
     state["outcome"], state["refused"] = problem.slug, problem.refusal
     return {**problem.to_document(), "request_id": state.get("request_id")}
 
 
 def problem_response(problem: Problem, scope: Scope) -> Response:
-    """A problem as its response."""
+    """A problem's response."""
     body, headers = to_json(problem_document(problem, scope)), dict(problem.headers)
     return Response(body, problem.status, headers, media_type=MEDIA_TYPE)
 
 
 def path_of(scope: Scope) -> str:
-    """The path that was asked for, below the service's own."""
+    """The request's path, without the prefix of a proxy."""
     path: str = scope["path"].removeprefix(scope.get("root_path", ""))
     return path
 
 
 def unforeseen() -> InternalError:
-    """What a caller is told of an exception that is no problem; the log has the rest."""
+    """The problem for an unexpected exception, whose details are only logged."""
     return InternalError(
-        "The service failed in a way it did not foresee.",
-        fix="Try again; if it persists, tell the operator the request_id.",
+        "The service failed unexpectedly.",
+        fix="Try again; if it fails again, tell the operator the request_id.",
     )
 
 
 class RequestContext:
-    """Outermost: request id, timing headers, the count of outcomes, and the last net for errors.
+    """Outermost: request id, timing and deprecation headers, metrics, and unexpected exceptions.
 
-    A request with old spellings is answered with the header `Deprecation`.
-
-    Routes leave `queue_seconds` and `compute_seconds` in the request's state; what asks nothing of
-    the engine has 0. A stream begins before there is any to tell: its last progress has them.
+    Routes leave `queue_seconds` and `compute_seconds` in the request's state; they are 0 for routes
+    that do not use the engine. A stream's headers are sent before these are known: its last
+    progress event has them.
     """
 
     def __init__(self, app: ASGIApp, metrics: Metrics) -> None:
@@ -127,16 +126,16 @@ class RequestContext:
 
 
 class Gate:
-    """Refuses what does not come from where requests may come from; the health routes are open.
+    """Refuses requests of other sites' pages and for other hosts; the health routes are open.
 
-    A page of another site can make a browser on this machine send requests to a service that has no
-    keys. A form or a "simple" request (https://fetch.spec.whatwg.org/#cors-safelisted-method) does
-    work although the page does not see the answer; `Sec-Fetch-Site` and `Origin`, which a page
-    cannot choose, tell it apart. A name of the page's own that it lets resolve to this machine (DNS
-    rebinding) shows it the answers too; such a name has a domain, so `Host` tells it apart.
+    A page of another site can make a browser on this machine send requests to a service without
+    keys. A form or a "simple" request (https://fetch.spec.whatwg.org/#cors-safelisted-method) is
+    executed although the page does not see the answer; it is recognised by `Sec-Fetch-Site` and
+    `Origin`, which a page cannot choose. With a host name of its own that resolves to this machine
+    (DNS rebinding) a page sees the answers too; such a name has a domain, which `Host` shows.
 
     Args:
-        app: behind it.
+        app: the app behind it.
         settings: `allowed_hosts`, `allow_origins`, `root_path`, whether there are keys.
     """
 
@@ -146,7 +145,7 @@ class Gate:
         own = {settings.host.lower(), socket.gethostname().lower()}
         self._hosts = settings.hosts | {name for name in own if name}
         self._turn = asyncio.Lock()
-        # A foreign page has no key, whatever name it asks under.
+        # A foreign page has no key, whatever host name it uses.
         self._any_host = "*" in self._hosts or (bool(settings.accepted_keys) and not settings.hosts)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -156,8 +155,8 @@ class Gate:
             self._place(scope)
             problem = self._fault(scope)
             if problem is None and not path_of(scope).startswith("/health/"):
-                # One request a round of the event loop: of a thousand that come at once each is
-                # parsed and checked in a round of its own, and health is answered in between.
+                # One request per round of the event loop, so that health requests are answered
+                # between a thousand that arrive at once.
                 async with self._turn:
                     await asyncio.sleep(0)
         if problem is None:
@@ -166,7 +165,7 @@ class Gate:
             await problem_response(problem, scope)(scope, receive, send)
 
     def _place(self, scope: Scope) -> None:
-        """Tell the routes below which path they lie, whether the proxy left it there or not."""
+        """Set `root_path`, whether or not the proxy has removed it from the path."""
         if self._prefix:
             scope["root_path"] = self._prefix
             if not f"{scope['path']}/".startswith(f"{self._prefix}/"):
@@ -185,16 +184,16 @@ class Gate:
             return None
         if scope.get("state", {}).get(CROWDED, False):
             return TooManyConnections(
-                "As many connections as may be have requests.",
+                "All connections that are allowed have requests.",
                 retry_after=1,
                 fix="Try again; the operator sets NONEQ_MAX_CONNECTIONS.",
             )
         host = headers.get("host", "")
         if not (self._any_host or knows(host, self._hosts)):
             return UnknownHost(
-                "The service does not go by the name that the request asks for.",
+                "The service does not answer to the host name of this request.",
                 received=host[:100],
-                expected="localhost, an IP address, a name of the local network, or an allowed one",
+                expected="localhost, an IP address, a local network's name, or an allowed name",
                 fix="To allow a name, set NONEQ_ALLOWED_HOSTS.",
             )
         if scope["method"] in _SAFE or self._of_this_site(headers, host):
@@ -206,19 +205,19 @@ class Gate:
         )
 
     def _of_this_site(self, headers: Headers, host: str) -> bool:
-        """Whether no browser sent it, or one that shows a page of ours or of an allowed site."""
+        """Whether it comes from outside a browser, from our page, or from an allowed site's."""
         origin, site = headers.get("origin", "").lower(), headers.get("sec-fetch-site")
         if site in _OWN_SITE or (origin and (origin in self._origins or "*" in self._origins)):
             return True
         if site is not None:
             return False
-        # Over plain HTTP, but for localhost, browsers do not say what a site is to another.
+        # Over plain HTTP, except on localhost, browsers do not send Sec-Fetch-Site.
         names = host.lower(), headers.get("x-forwarded-host", "").lower()
         return not origin or (origin != "null" and urlsplit(origin).netloc in names)
 
 
 def knows(host: str, names: Iterable[str]) -> bool:
-    """Whether a header Host is one that no foreign page could have given: a name, with its port."""
+    """Whether a Host header (a name, perhaps with a port) could not be a foreign page's own."""
     name = host.lower().strip()
     name = name[1 : name.find("]")] if name.startswith("[") else name.partition(":")[0]
     name = name.rstrip(".")
@@ -236,7 +235,7 @@ def knows(host: str, names: Iterable[str]) -> bool:
 
 
 class ApiKeys:
-    """Refuses requests without an accepted key where keys are set; health, docs, page are open."""
+    """Refuses requests without an accepted key if keys are set; health, docs, page are open."""
 
     def __init__(self, app: ASGIApp, keys: Iterable[str]) -> None:
         self.app = app
@@ -251,7 +250,7 @@ class ApiKeys:
         scheme, _, token = headers.get("authorization", "").partition(" ")
         given = token.strip() if scheme.lower() == "bearer" else headers.get("x-api-key", "")
         digest = _digest(given)
-        # Every key is compared, in constant time, so that timing tells nothing of any.
+        # Every key is compared, in constant time, so that timing reveals nothing.
         accepted = [hmac.compare_digest(digest, known) for known in self.digests]
         if any(accepted):
             await self.app(scope, receive, send)

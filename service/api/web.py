@@ -1,7 +1,7 @@
-"""The page at /, whose files lie in static/, and the API's documentation at /docs.
+"""The page at /, with its files in static/, and the API documentation at /docs.
 
-The page loads nothing from other sites and runs no inline script. Its links are relative, so that
-it works below whatever path a proxy gives it.
+The page loads nothing from other sites and runs no inline script. Links are relative, so that it
+works below any path that a proxy serves it at.
 """
 
 from pathlib import Path
@@ -30,7 +30,7 @@ _POLICY: Final = "; ".join(
 )
 _DOCS: Final = "docs/static"
 _HEADERS: Final = {
-    "cache-control": "no-cache",  # asked for again by its ETag: a new version shows at once
+    "cache-control": "no-cache",  # revalidated by ETag, so that a new version shows at once
     "content-security-policy": _POLICY,
     "referrer-policy": "no-referrer",
     "x-content-type-options": "nosniff",
@@ -50,7 +50,7 @@ class _Files(StaticFiles):
 def add_page(app: FastAPI) -> None:
     """Serve the page at /, and its files below /static/."""
     files = _Files(directory=_FOLDER)
-    # Here alone: the answers of models are read while they come, and floats hardly shrink.
+    # Only here: answers are streamed, and floats hardly compress.
     app.mount("/static", GZipMiddleware(files, minimum_size=1000), name="static")
 
     @app.head("/", include_in_schema=False)
@@ -58,7 +58,7 @@ def add_page(app: FastAPI) -> None:
     async def page(request: Request) -> Response:
         return await files.get_response("index.html", request.scope)
 
-    # Browsers ask for it beside every address that names no icon of its own, as /models.
+    # Browsers request it for every page without an icon of its own, such as /models.
     @app.head("/favicon.ico", include_in_schema=False)
     @app.get("/favicon.ico", include_in_schema=False)
     async def icon(request: Request) -> Response:
@@ -66,11 +66,8 @@ def add_page(app: FastAPI) -> None:
 
 
 def add_docs(app: FastAPI) -> None:
-    """Serve the API's page at /docs, and its scripts below it: it opens offline too.
-
-    Its addresses are relative, so that it works below whatever path a proxy gives it.
-    """
-    # Nothing of that package is imported: it is a folder of Swagger UI that pip keeps up to date.
+    """Serve the API documentation at /docs, with its scripts, so that it works offline."""
+    # The package is not imported: it only contains the files of Swagger UI.
     app.mount(f"/{_DOCS}", StaticFiles(packages=[("fastapi_offline", "static")]), name="docs")
 
     @app.head("/docs", include_in_schema=False)

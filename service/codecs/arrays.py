@@ -1,7 +1,7 @@
-"""Values: nested lists, PNGs or tensors in, arrays out, in data units.
+"""Arrays of a request: nested lists, PNGs or tensors, read into tensors of the model's shape.
 
 Images are 0..255 as [C, H, W] (or [H, W] for one channel), vectors [D] in the units of their data
-set, bits 0/1. Here shapes are checked; which values are data, the model's data space says.
+set, bits 0/1. Shapes are checked here, values by the model's data space.
 """
 
 from collections.abc import Sequence
@@ -23,11 +23,11 @@ _NUMBERS = {int, float, bool}
 
 @dataclass(frozen=True)
 class Events:
-    """N data.
+    """N examples.
 
     Attributes:
         values: [N, *event], data units, of the space's dtype.
-        opaque: [N, *event] bool, False where a PNG was transparent; None where nothing was.
+        opaque: [N, *event] bool, False where a PNG was transparent; None if nothing was.
     """
 
     values: Tensor
@@ -37,16 +37,16 @@ class Events:
 def read_events(
     value: Sequence[Any] | Tensor, space: DataSpace, name: str, dtype: torch.dtype | None = None
 ) -> Events:
-    """N data of one model, from lists, PNGs, or a tensor.
+    """N examples, from lists, PNGs, or a tensor.
 
     Args:
-        value: what came.
-        space: what one data point is.
-        name: where it came, for the problem.
-        dtype: of the values; the space's own where it is not given.
+        value: the field's value.
+        space: of an example.
+        name: of the field, for problems.
+        dtype: of the values; default the space's.
 
     Raises:
-        InvalidRequest: the place, what came and what fits.
+        InvalidRequest: not numbers, or of another shape.
     """
     dtype = dtype or space.dtype
     if isinstance(value, Tensor):
@@ -80,7 +80,7 @@ def read_mask(
 ) -> Tensor:
     """Which elements were observed, [N, *event] bool, from one mask for all N or one each.
 
-    1 or white is observed; a mask of pixels [H, W] holds for all channels.
+    1 or white means observed; a mask of pixels [H, W] holds for all channels.
     """
     if isinstance(value, str):
         mask = torch.from_numpy(decode_mask(value, space, name).copy())[None]
@@ -92,13 +92,13 @@ def read_mask(
         mask = _fit_mask(_numbers(value, torch.float32, name), space.shape, name)
     if len(mask) not in (1, count):
         raise InvalidRequest(
-            f"There are {len(mask)} masks for {count} data.",
+            f"There are {len(mask)} masks for {count} observations.",
             location=name,
             fix="Send one mask for all, or one each.",
         )
     if bool(((mask != 0) & (mask != 1)).any()):
         raise InvalidRequest(
-            "A mask holds other values than 0 and 1.",
+            "A mask has values other than 0 and 1.",
             location=name,
             expected="1 where a value was observed, 0 where it was not",
         )
@@ -116,11 +116,11 @@ def _fit(array: Tensor, space: DataSpace, name: str) -> Tensor:
     one = f"{list(shape)}" + (f" or {list(shape[1:])}" if grey else "")
     single = found == shape or (grey and found == shape[1:])
     raise InvalidRequest(
-        f"{name} has another shape than what is seen of this model's data.",
+        f"{name} does not have the shape of this model's data or of what is observed of them.",
         location=name,
         received=f"shape {list(found)}",
         expected=f"a list of one or more arrays, each of shape {one}",
-        fix="You sent one example: put it into a list." if single else _advice(found, shape),
+        fix="This is one example: put it into a list." if single else _advice(found, shape),
     )
 
 
@@ -130,7 +130,7 @@ def _advice(found: tuple[int, ...], shape: tuple[int, ...]) -> str:
 
 
 def _fit_mask(array: Tensor, shape: tuple[int, ...], name: str) -> Tensor:
-    """One mask or N of them as [1 or N, *event]; a mask of pixels is spread over the channels."""
+    """One mask or N as [1 or N, *event]; a mask of pixels is expanded over the channels."""
     pixels = shape[1:] if len(shape) == 3 else None
     found = tuple(array.shape)
     if found == shape:
@@ -142,34 +142,34 @@ def _fit_mask(array: Tensor, shape: tuple[int, ...], name: str) -> Tensor:
     if pixels is not None and found[1:] == pixels and found[0]:
         return array[:, None].expand(-1, *shape)
     raise InvalidRequest(
-        f"{name} has another shape than this model's data.",
+        f"{name} does not have the shape of this model's data.",
         location=name,
         received=f"shape {list(found)}",
         expected=f"shape {list(shape)}" + (f" or {list(pixels)}" if pixels is not None else ""),
-        fix="Send one mask for all data, or a list with one each.",
+        fix="Send one mask for all, or a list with one each.",
     )
 
 
 def _numbers(value: Sequence[Any], dtype: torch.dtype, name: str) -> Tensor:
-    # Looked for first: numpy would give every number the room of the longest string.
+    # Checked first: numpy would store every number as a string of the greatest length.
     other = _other(value)
     if other is not None:
         raise InvalidRequest(
-            f"{name} holds something other than numbers.",
+            f"{name} has something other than numbers.",
             location=name,
             received=other,
             expected="finite numbers",
-            fix="What was not observed is marked in `known`, not left out.",
+            fix="Mark unobserved values in `known` instead of leaving them out.",
         )
     try:
         array = np.asarray(value, dtype=np.float64)
     except (ValueError, TypeError):
         raise InvalidRequest(
-            f"{name} is ragged: its lists have unequal lengths or depths.",
+            f"{name} is ragged: its lists have different lengths or depths.",
             location=name,
-            fix="Send full arrays.",
+            fix="Send complete arrays.",
         ) from None
-    return torch.from_numpy(array).to(dtype)  # beyond float32 is infinite, which the check refuses
+    return torch.from_numpy(array).to(dtype)  # infinite beyond float32, which is refused later
 
 
 def _real(value: Tensor, dtype: torch.dtype, name: str) -> Tensor:
@@ -177,8 +177,8 @@ def _real(value: Tensor, dtype: torch.dtype, name: str) -> Tensor:
         raise InvalidRequest(f"{name} is complex.", location=name, expected="real numbers")
     if dtype == torch.float64 and value.is_floating_point() and value.dtype != dtype:
         raise InvalidRequest(
-            f"{name} holds {str(value.dtype).removeprefix('torch.')}, which rounds this model's "
-            "data: they lie far from 0 beside their spread.",
+            f"{name} is {str(value.dtype).removeprefix('torch.')}, which rounds this model's data: "
+            "they are far from 0 compared with their spread.",
             location=name,
             expected="float64",
             fix="Send float64 tensors, or JSON.",
@@ -187,7 +187,7 @@ def _real(value: Tensor, dtype: torch.dtype, name: str) -> Tensor:
 
 
 def _other(value: object) -> str | None:
-    """In JSON's words, something in nested lists that is no number; None where all are."""
+    """The JSON type of something in nested lists that is not a number; None if all are."""
     waiting = [value]
     while waiting:
         item = waiting.pop()

@@ -1,8 +1,8 @@
-"""Contact sheets: a set of samples as one PNG to look at.
+"""Contact sheets: samples as one PNG.
 
-Images become tiles, real vectors a scatter of their first two elements, bits a raster with a row
-for each sample. One image alone, with nothing observed, is itself, pixel for pixel, so that it can
-be sent back; everything else is enlarged by a whole factor to be seen.
+Images become tiles, real vectors a scatter plot of their first two elements, bits a raster with a
+row for each sample. A single image without an observation is not enlarged, so that it can be sent
+back as data.
 """
 
 import math
@@ -21,10 +21,10 @@ from service.errors import InvalidRequest
 Pixels = NDArray[np.uint8]
 
 MAX_PIXELS = 32_000_000
-_COLUMNS = 16  # most samples of one observation in a line
+_COLUMNS = 16  # most samples of one posterior in a line
 _GAP = 2  # pixels between tiles
 _WHITE = (255, 255, 255)
-_HIDDEN = (52, 74, 140)  # where nothing was observed
+_HIDDEN = (52, 74, 140)  # colour of unknown elements
 _CANVAS, _MARGIN = 640, 56
 _COLOURS = ((31, 97, 168), (202, 79, 38), (44, 135, 83), (128, 76, 158), (178, 134, 22))
 
@@ -35,9 +35,9 @@ class Strip:
 
     Attributes:
         samples: [n, *event].
-        observed: [*event], what was seen; None for samples of the model itself.
-        known: bool [*event], where it was seen.
-        sequence: whether the samples are one and the same on its way: a line, without a mean.
+        observed: [*event]; None for samples of the model itself.
+        known: bool [*event], which elements were observed.
+        sequence: whether they are the states of one sample over time: a line, without a mean.
     """
 
     samples: Tensor
@@ -47,7 +47,7 @@ class Strip:
 
 
 def check_sheet(space: DataSpace, strips: int, samples: int) -> None:
-    """Raise InvalidRequest where the sheet of `strips` times `samples` would be too large."""
+    """Raise InvalidRequest if the sheet of `strips` times `samples` would be too large."""
     if space.drawn_as == "points":
         return
     channels, height, width = (1, 1, *space.shape)[-3:]
@@ -57,7 +57,7 @@ def check_sheet(space: DataSpace, strips: int, samples: int) -> None:
             "The contact sheet would be too large.",
             received=f"{strips * samples} samples, about {pixels} pixels",
             expected=f"at most {MAX_PIXELS} pixels",
-            fix="Ask for fewer samples, or for application/octet-stream.",
+            fix="Ask for fewer samples, or use application/octet-stream.",
         )
 
 
@@ -75,9 +75,9 @@ def contact_sheet(space: DataSpace, strips: Sequence[Strip]) -> bytes:
 
 
 def image(x: Tensor, space: DataSpace) -> bytes | None:
-    """One example [*event], data units, as its PNG; None where its space holds no images.
+    """One example or estimate [*event], data units, as a PNG; None if data are not images.
 
-    It may be an estimate: what is not finite is drawn as 0.
+    Values that are not finite are drawn as 0.
     """
     if space.drawn_as != "image":
         return None
@@ -104,7 +104,7 @@ def _tiles(space: DataSpace, strips: Sequence[Strip]) -> Pixels:
 
 
 def _strip_lines(strip: Strip, top: int) -> list[list[Pixels]]:
-    """What was observed, the samples, their mean, and twice their standard deviation."""
+    """The observation, the samples, their mean, and twice their standard deviation."""
     tiles = [_tile(x, top) for x in strip.samples]
     blank = np.full_like(tiles[0], 255)
     seen = blank
@@ -130,7 +130,7 @@ def _strip_lines(strip: Strip, top: int) -> list[list[Pixels]]:
 
 
 def _tile(x: Tensor, top: int) -> Pixels:
-    """[C, H, W] in 0..top as RGB pixels; channels that are no colours lie side by side."""
+    """[C, H, W] in 0..top as RGB pixels; side by side if there are not 1 or 3 channels."""
     array = np.clip(np.rint(x.cpu().numpy() * (255.0 / top)), 0, 255).astype(np.uint8)
     if array.shape[0] == 3:
         return np.ascontiguousarray(np.moveaxis(array, 0, -1))
@@ -160,7 +160,7 @@ def _enlarge(sheet: Pixels, factor: int) -> Pixels:
 
 
 def _raster(strips: Sequence[Strip]) -> Pixels:
-    """A row for each sample, ones dark; above it what was observed, below it the mean."""
+    """A row for each sample, ones dark; above them the observation, below them the mean."""
     blocks: list[Pixels] = []
     for strip in strips:
         n = len(strip.samples)
@@ -189,12 +189,12 @@ def _ink(bits: Tensor) -> Pixels:
 
 
 class _Frame:
-    """A square of the plane, [2] corner and [2] span, on a canvas with axes."""
+    """A rectangle of the plane, [2] corner and [2] span, drawn on a canvas with axes."""
 
     def __init__(self, points: NDArray[np.float64], same_unit: bool) -> None:
         low, high = points.min(axis=0), points.max(axis=0)
         span = np.maximum(high - low, 1e-6 + 1e-3 * np.abs(high))
-        if same_unit:  # on both axes, so that angles stay true
+        if same_unit:  # the same scale on both axes
             span = np.full_like(span, span.max())
         self.span = 1.1 * span
         self.corner = (low + high) / 2 - self.span / 2
@@ -221,7 +221,7 @@ class _Frame:
 
 
 def _ticks(start: float, span: float) -> list[float]:
-    """Round numbers, 3 to 7 of them, within [start, start + span]."""
+    """3 to 7 round numbers within [start, start + span]."""
     power = 10.0 ** math.floor(math.log10(span / 4))
     step = next(m * power for m in (1, 2, 5, 10) if span / (m * power) <= 6)
     first, last = math.ceil(start / step), math.floor((start + span) / step)
@@ -229,9 +229,9 @@ def _ticks(start: float, span: float) -> list[float]:
 
 
 def _scatter(strips: Sequence[Strip]) -> Image.Image:
-    """The first two elements of each sample; a single element over the order of drawing.
+    """The first two elements of each sample; a single element against the sample's number.
 
-    What was observed is a black cross, or a line where one of the two elements was.
+    The observation is a black cross, or a line if one of the two elements was observed.
     """
     clouds = [_plane(strip.samples) for strip in strips]
     single = strips[0].samples[0].numel() == 1

@@ -1,7 +1,7 @@
-"""Bodies: a request is JSON or safetensors, an answer what `Accept` asks for.
+"""Bodies as bytes: JSON and safetensors, content codings, and which form `Accept` asks for.
 
-A binary body is a safetensors file: tensors, and every other field as one JSON object in its
-metadata, under "request" on the way in and "answer" on the way out. Nothing is ever unpickled.
+A binary body is a safetensors file with tensors, and all other fields as one JSON object in its
+metadata, under "request" in requests and "answer" in answers. Nothing is ever unpickled.
 """
 
 import json
@@ -37,11 +37,11 @@ REQUEST_KEY = "request"
 ANSWER_KEY = "answer"
 TENSORS = ("data", "observed", "known", "noise_std")
 
-_OBJECTS = 1000  # that are written at once
-_NUMBERS = 10_000  # likewise, or the last axis of an array
-_LEVELS = 3  # of an answer that are written apart: its fields, the results, their fields
+_OBJECTS = 1000  # written at once
+_NUMBERS = 10_000  # likewise, or one row of an array
+_LEVELS = 3  # of an answer that are written in pieces: its fields, the results, their fields
 
-#: How a body may be packed (RFC 9110, 8.4.1), and zlib's own numbers for that.
+#: Content codings of requests (RFC 9110, 8.4.1), and zlib's `wbits` for them.
 CODINGS = {"gzip": 31, "x-gzip": 31, "deflate": 15}
 _PIECE = 2**16
 
@@ -60,10 +60,10 @@ class Body:
 
 
 def negotiate(accept: str | None, offers: Sequence[str]) -> str:
-    """The offer that an `Accept` header likes best (RFC 9110, 12.5.1); of equals the first.
+    """The offer that an `Accept` header prefers (RFC 9110, 12.5.1); the first of equals.
 
     Raises:
-        NotAcceptable: none of them; the problem lists what can be had.
+        NotAcceptable: it allows none of them.
     """
     if not accept or not accept.strip():
         return offers[0]
@@ -80,7 +80,7 @@ def negotiate(accept: str | None, offers: Sequence[str]) -> str:
             best, best_quality = offer, quality
     if best_quality == 0.0:
         raise NotAcceptable(
-            "The Accept header names no form that this route answers in.",
+            "The Accept header allows no form that this route offers.",
             received=accept[:200],
             expected=list(offers),
             fix=f"Send one of these in Accept, or leave it out for {offers[0]}.",
@@ -89,7 +89,7 @@ def negotiate(accept: str | None, offers: Sequence[str]) -> str:
 
 
 def media_parameter(accept: str, form: str, key: str) -> str | None:
-    """What an `Accept` header says of one of its forms by `form; key=value`; None for nothing."""
+    """The value of `form; key=value` in an `Accept` header; None if absent."""
     for item in accept.split(","):
         name, *parameters = (part.strip() for part in item.lower().split(";"))
         for parameter in parameters:
@@ -113,34 +113,34 @@ def _media_range(item: str) -> tuple[str, float]:
 
 
 def media_type(content_type: str | None) -> str:
-    """What a body says it is, without parameters; JSON where it says nothing."""
+    """A body's media type without parameters; JSON if there is no header."""
     return (content_type or JSON).split(";")[0].strip().lower()
 
 
 def content_coding(given: Sequence[str]) -> str | None:
-    """How a body is packed, by its headers Content-Encoding; None where it is not.
+    """A body's coding, from its Content-Encoding headers; None without one.
 
     Raises:
-        UnsupportedMediaType: in a way that is not known, or more than once.
+        UnsupportedMediaType: an unknown coding, or several.
     """
     names = [name for line in given for part in line.split(",") if (name := part.strip().lower())]
     packed = [name for name in names if name != "identity"]
     if len(packed) > 1 or any(name not in CODINGS for name in packed):
         raise UnsupportedMediaType(
-            "The body's content coding is none that is read.",
+            "The body's content coding is not supported.",
             received=", ".join(names)[:100],
             expected=list(CODINGS),
-            fix="Send the body as it is, without Content-Encoding, or with gzip.",
+            fix="Send the body uncompressed, without Content-Encoding, or with gzip.",
         )
     return packed[0] if packed else None
 
 
 def inflate(raw: bytes, coding: str | None, limit: int) -> bytes:
-    """A body unpacked; no more than `limit` bytes of it are ever made.
+    """A decompressed body, of which no more than `limit` bytes are ever produced.
 
     Raises:
         BodyTooLarge: it would be longer.
-        MalformedBody: it is not packed so, or cut off.
+        MalformedBody: it does not have this coding, or is cut off.
     """
     if coding is None:
         return raw
@@ -152,10 +152,10 @@ def inflate(raw: bytes, coding: str | None, limit: int) -> bytes:
                 out += unpack.decompress(left, min(_PIECE, limit - len(out) + 1))
                 if len(out) > limit:
                     raise BodyTooLarge(
-                        f"The body is larger than {limit} bytes when unpacked.",
+                        f"The body is larger than {limit} bytes when decompressed.",
                         received=f"{len(raw)} bytes of {coding}",
                         expected=f"at most {limit} bytes",
-                        fix="Send fewer data a request.",
+                        fix="Send less data in a request.",
                     )
                 left = unpack.unconsumed_tail
             if not unpack.eof:
@@ -164,8 +164,8 @@ def inflate(raw: bytes, coding: str | None, limit: int) -> bytes:
     except zlib.error as error:
         raise MalformedBody(
             f"The body is not {coding}: {error}.",
-            expected=f"a whole body packed by {coding}",
-            fix="Pack it anew, or send it as it is, without Content-Encoding.",
+            expected=f"a complete body compressed with {coding}",
+            fix="Compress it again, or send it uncompressed, without Content-Encoding.",
         ) from None
     return bytes(out)
 
@@ -174,25 +174,25 @@ def decode_body(content_type: str | None, raw: bytes, max_json_bytes: int) -> Bo
     """A JSON object, or a safetensors file whose metadata holds the other fields.
 
     Args:
-        content_type: as the header has it.
-        raw: the body; of JSON, no longer than `max_json_bytes`.
-        max_json_bytes: most JSON that is decoded.
+        content_type: the header.
+        raw: the body; if JSON, no longer than `max_json_bytes`.
+        max_json_bytes: the most JSON that is decoded.
 
     Raises:
-        BodyTooLarge: a safetensors file's header holds more JSON.
+        BodyTooLarge: a safetensors file's header has more JSON.
         UnsupportedMediaType: neither of them.
-        MalformedBody: no JSON, no object, no safetensors.
-        InvalidRequest: NaN or an infinity where JSON has none; unknown tensors.
+        MalformedBody: not JSON, not an object, or not safetensors.
+        InvalidRequest: NaN or an infinity, which JSON does not have; unknown tensors.
     """
     kind = media_type(content_type)
     if kind == BINARY:
         return _decode_binary(raw, max_json_bytes)
-    # `curl -d` calls its body a form when nobody tells it otherwise: a brace says what it is.
+    # `curl -d` labels its body as a form by default: a brace shows that it is JSON.
     form = kind == "application/x-www-form-urlencoded" and raw.lstrip()[:1] in (b"{", b"")
     if kind in (JSON, "text/json", "text/plain") or kind.endswith("+json") or form:
         return Body(_json_object(raw, "The body"))
     raise UnsupportedMediaType(
-        "The body's content type is none that this route reads.",
+        "The body's content type is not supported.",
         received=kind[:100],
         expected=[JSON, BINARY],
         fix=f"Send JSON with 'Content-Type: {JSON}', or {_BINARY_FORM}.",
@@ -218,14 +218,16 @@ def _json_object(raw: bytes | str, what: str) -> dict[str, Any]:
                 fix="Remove or replace such values; mark what was not observed in `known`.",
             ) from None
         raise MalformedBody(
-            f"{what} is no JSON: {error.msg.split(':')[0]} ({where}).",
+            f"{what} is not JSON: {error.msg.split(':')[0]} ({where}).",
             received=near,
             expected="a JSON object",
             fix=fix,
         ) from None
     if not isinstance(fields, dict):
         raise MalformedBody(
-            f"{what} is JSON, but a {json_kind(fields)}.", expected="a JSON object", fix=fix
+            f"{what} is JSON, but not an object: it is of type {json_kind(fields)}.",
+            expected="a JSON object",
+            fix=fix,
         )
     return fields
 
@@ -244,14 +246,14 @@ def _decode_binary(raw: bytes, max_json_bytes: int) -> Body:
         header = json.loads(raw[8 : 8 + length])
     except (SafetensorError, ValueError, KeyError, TypeError, RuntimeError) as error:
         raise MalformedBody(
-            f"The body is no safetensors file: {error}.",
+            f"The body is not a safetensors file: {error}.",
             expected=_BINARY_FORM,
             fix=f"Write it with safetensors' own save(), or send JSON with 'Content-Type: {JSON}'.",
         ) from None
     unknown = sorted(set(tensors) - set(TENSORS))
     if unknown:
         raise InvalidRequest(
-            f"The body holds tensors of other names: {', '.join(unknown)[:200]}.",
+            f"The body has tensors with unknown names: {', '.join(unknown)[:200]}.",
             expected=_BINARY_FORM,
             fix="Rename or remove them.",
         )
@@ -262,16 +264,16 @@ def _decode_binary(raw: bytes, max_json_bytes: int) -> Body:
     both = sorted(set(fields) & set(tensors))
     if both:
         raise InvalidRequest(
-            f"{', '.join(both)} came twice, as a tensor and as a field.", fix="Send one of the two."
+            f"{', '.join(both)} came twice, as a tensor and as a field.", fix="Send only one."
         )
     return Body(fields, tensors)
 
 
 @final
 class Columns:
-    """A list of objects with the same fields, held as an array [n] for each of them.
+    """A list of objects with the same fields, held as one array [n] per field.
 
-    As objects half a million of them hold hundreds of megabytes. No dataclass, for pydantic would
+    Half a million objects would take hundreds of megabytes. Not a dataclass, because pydantic would
     dump that as a dictionary.
 
     Args:
@@ -285,7 +287,7 @@ class Columns:
         return min(len(column) for column in self.fields.values())
 
     def objects(self, start: int, end: int) -> list[dict[str, Any]]:
-        """Those of a part."""
+        """The objects of a slice."""
         parts = [column[start:end].tolist() for column in self.fields.values()]
         return [dict(zip(self.fields, row, strict=True)) for row in zip(*parts, strict=True)]
 
@@ -293,9 +295,8 @@ class Columns:
 def to_json(answer: Mapping[str, Any]) -> bytes:
     """JSON with NaN and infinities as null; float32 arrays at float32's own precision.
 
-    It is written piece by piece, with little held beside the text. For orjson keeps the interpreter
-    to itself as long as it writes, in whatever thread, and the largest answer at once holds up
-    everybody for a third of a second.
+    It is written in pieces, because orjson holds the GIL while it writes: the largest answers would
+    block every thread for a third of a second. This also needs less memory.
     """
     out = BytesIO()
     out.writelines(_pieces(answer, _LEVELS))
@@ -344,16 +345,16 @@ def to_binary(answer: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> bytes
 
 
 def json_kind(value: object) -> str:
-    """JSON's own word for what a value is."""
+    """JSON's name for the type of a value."""
     names = {dict: "object", list: "array", str: "string", bool: "boolean", type(None): "null"}
     return names.get(type(value), "number")
 
 
 def plain(x: Tensor, space: DataSpace) -> NDArray[Any]:
-    """Values for JSON: whole numbers where all are (bits, 8-bit images), else the space's dtype."""
+    """Values for JSON: integers if all are whole (bits, 8-bit images), else the space's dtype."""
     array = x.detach().to("cpu", space.dtype).numpy()
     if space.greatest is not None:
-        with np.errstate(invalid="ignore"):  # what does not fit is not equal below
+        with np.errstate(invalid="ignore"):  # values that do not fit differ below
             whole = array.astype(np.uint16)
         if bool((whole == array).all()):
             return np.ascontiguousarray(whole)

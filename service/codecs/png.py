@@ -1,8 +1,7 @@
-"""PNGs in: a base64 PNG as pixels 0..255, or bits in black and white, and where it is opaque.
+"""PNGs of a request: base64 to pixels 0..255, or to bits, and which pixels are opaque.
 
-They are read by the rules for all pictures (`noneq.reading.pictures`): the size and every chunk is
-checked before any pixel is decoded, so that a small file that unfolds to gigabytes costs nothing.
-Pillow is asked for no other format.
+`noneq.reading.pictures` checks the size and every chunk before any pixel is decoded, so that a
+small file that decompresses to gigabytes does no harm. Pillow decodes no other format.
 """
 
 import base64
@@ -27,21 +26,21 @@ def decode_png(
     """A base64 PNG, plain or as a data: URL.
 
     Args:
-        text: what came.
-        space: whose size and channels it has to have; a grey PNG serves three channels too.
-        place: where it came, for the problem.
+        text: the PNG.
+        space: its size and channels; a grey PNG is accepted for three channels too.
+        place: of the field, for problems.
 
     Returns:
-        Values [C, H, W] in data units, 0..255 or bits (white is 1), and opaque [H, W]: what is
-        transparent in part was not seen either.
+        Values [C, H, W] in data units, 0..255 or bits (white is 1), and opaque [H, W], False for
+        pixels with any transparency.
 
     Raises:
-        InvalidRequest: no image is wanted, or it is no PNG, of another size or depth, or damaged;
-            or bits are wanted and there are greys.
+        InvalidRequest: the model's data are not images, or it is not a PNG of their size, or
+            damaged; or the data are bits and it has grey pixels.
     """
     if not space.in_pngs:
         raise InvalidRequest(
-            f"{place} is text, and this model's data are no images a PNG can hold.",
+            f"{place} is text, but this model's data are not images that a PNG can hold.",
             location=place,
             expected=f"numbers of shape {list(space.shape)}",
             fix="Send nested lists of numbers.",
@@ -57,13 +56,10 @@ def decode_png(
 
 
 def decode_mask(text: str, space: DataSpace, place: str) -> NDArray[np.bool_]:
-    """A PNG in black (unknown) and white (observed), [C, H, W]; one mask for all channels.
-
-    What is not opaque is unknown too.
-    """
+    """A PNG in black (unknown) and white (observed), as [C, H, W]; not opaque means unknown."""
     if len(space.shape) != 3:
         raise InvalidRequest(
-            f"{place} is text, and this model's data are no images a PNG can hold.",
+            f"{place} is text, but this model's data are not images that a PNG can hold.",
             location=place,
             expected=f"zeros and ones of shape {list(space.shape)}",
             fix="Send nested lists of numbers.",
@@ -76,7 +72,7 @@ def decode_mask(text: str, space: DataSpace, place: str) -> NDArray[np.bool_]:
 
 
 def _picture(text: str, shape: tuple[int, ...], place: str) -> Picture:
-    """The picture, of that size."""
+    """The picture; InvalidRequest unless it has the size of `shape`."""
     raw = _png_bytes(text, place)
     try:
         return pictures.decode(raw, (shape[-1], shape[-2]), formats=("PNG",))
@@ -85,7 +81,7 @@ def _picture(text: str, shape: tuple[int, ...], place: str) -> Picture:
 
 
 def _refused(error: FileError, place: str) -> InvalidRequest:
-    """What the reader of pictures says against one, as a problem."""
+    """An error of the picture reader as a problem."""
     detail, _, fix = str(error).partition(": ")
     return InvalidRequest(
         f"{place} is a PNG that cannot be used: {detail}.",
@@ -101,11 +97,11 @@ def _png_bytes(text: str, place: str) -> bytes:
     if payload[:5].lower() == "data:":
         if payload[: len(_DATA_URL)].lower() != _DATA_URL:
             raise InvalidRequest(
-                f"{place} is a data URL of something else.",
+                f"{place} is a data URL, but not of a PNG.",
                 location=place,
                 received=payload[:40],
                 expected=f"{_DATA_URL}...",
-                fix="Convert it to PNG: no other format is read.",
+                fix="Convert it to PNG, the only supported format.",
             )
         payload = payload[len(_DATA_URL) :]
     try:
@@ -114,7 +110,7 @@ def _png_bytes(text: str, place: str) -> bytes:
         raw = b""
     if not raw.startswith(SIGNATURE):
         raise InvalidRequest(
-            f"{place} is text, but no PNG in base64.",
+            f"{place} is text, but not a PNG in base64.",
             location=place,
             received=payload[:40],
             expected="a PNG in base64, plain or as a data: URL",

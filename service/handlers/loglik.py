@@ -1,4 +1,4 @@
-"""/loglik: the bound K on log p(x_0), from its terms."""
+"""/loglik: the bound K on log p(x_0), and how an example compares with held-out data."""
 
 import math
 from dataclasses import dataclass, replace
@@ -26,13 +26,13 @@ from service.schemas.requests import LoglikRequest
 from service.schemas.responses import Band, Loglik, LoglikAnswer, Parts
 from service.state import Backend
 
-TERM_BYTES = 80  # of a term as JSON, most often less
+TERM_BYTES = 80  # of a term as JSON, usually less
 
 
 @final
 @dataclass(frozen=True)
 class Standing:
-    """Where data stand among held-out ones, [N] each; None, or nothing, where it is not known."""
+    """How N examples compare with held-out data, [N] each; None if not known."""
 
     rarer_than: Tensor | None = None
     typicality: Tensor | None = None
@@ -52,31 +52,31 @@ class LoglikWork(Work[LoglikResult]):
 
     @classmethod
     def prepare(cls, request: LoglikRequest, backend: Backend) -> "LoglikWork":
-        """The work, or the problem that forbids it."""
+        """The work; raises the Problem that forbids it."""
         served, settings = backend.find(request.model), backend.settings
         space, count = served.model.space, len(request.data)
         check_rows(count, "data", settings.max_data, "NONEQ_MAX_DATA")
         convention = request.convention or space.default_convention
         seed = seed_or_new(request.seed)
-        # Of one example first: what they all cost is known before much is made of it.
-        one = _settle(request, served, 1, seed, convention)
+        # For one example first, so that the cost is known before the data are read.
+        one = _choose_terms(request, served, 1, seed, convention)
         if not one.count:
             raise InvalidRequest(
                 "The convention 'paper' fixes the last step, so a chain of one step has no term.",
                 location="steps" if request.steps else "convention",
                 received=request.steps or convention,
-                fix="Take 2 steps or more, or another convention.",
+                fix="Use 2 steps or more, or another convention.",
             )
         check_cost(count * (request.trajectories or 1) * one.count, settings)
         events = read_events(request.data, space, "data")
         if events.opaque is not None:
             raise InvalidRequest(
-                "A PNG in data has transparent pixels, and a likelihood needs every pixel.",
+                "A PNG in data has transparent pixels, but a likelihood needs every pixel.",
                 location="data",
-                fix="Send opaque PNGs; /inpaint draws what was not seen.",
+                fix="Send opaque PNGs; /inpaint draws unknown pixels.",
             )
         check_values(events.values, space, "data")
-        steps = _settle(request, served, count, seed, convention)
+        steps = _choose_terms(request, served, count, seed, convention)
         x_0 = space.to_model(events.values)
         job = BoundJob(served.name, x_0, seed, steps, convention)
         check_cost(job.cost, settings)
@@ -153,7 +153,7 @@ class LoglikWork(Work[LoglikResult]):
         return found
 
     def _bounds(self, result: LoglikResult) -> dict[str, Tensor]:
-        """What there is one of for each example."""
+        """The bound of each example and its parts."""
         model, bound = self.served.model, result.bound
         null = null_log_prob(model, self.job.x_0.to(model.device), self.job.convention).cpu()
         return {
@@ -169,12 +169,12 @@ class LoglikWork(Work[LoglikResult]):
         }
 
     def _standing(self, result: LoglikResult) -> Standing:
-        """Where the data stand among held-out ones, estimated likewise."""
+        """How the data compare with held-out data, estimated in the same way."""
         asked, steps, found = self.request, self.job.steps, result.bound
         whole = isinstance(steps, Steps) and asked.steps in (None, self.served.model.T)
         known, convention = self.served.reference, self.job.convention
         if not whole:
-            why = "of the whole chain alone are held-out data's terms known"
+            why = "held-out data's terms are known only for the whole chain"
         elif known is None:
             why = "the model ships without held-out data's terms"
         else:
@@ -193,7 +193,7 @@ class LoglikWork(Work[LoglikResult]):
         return Standing(torch.tensor(rarer, dtype=torch.float64), uncompared=told)
 
     def _measured(self) -> Evaluation | None:
-        """The evaluation of held-out data by the same estimator: its noise is the same too."""
+        """The evaluation of held-out data by the same estimator, and so with the same noise."""
         asked, T = self.request, self.served.model.T
         steps = None if asked.steps == T else asked.steps
         every = even_strata(steps or T, self.job.convention).count
@@ -207,7 +207,7 @@ class LoglikWork(Work[LoglikResult]):
         return None
 
     def _reasons(self, result: LoglikResult) -> dict[int, str]:
-        """Why data have no finite bound, by their places."""
+        """Why examples have no finite bound, by index."""
         lost = (~result.bound.bound.isfinite()).nonzero().flatten().tolist()
         return {i: self._reason(result, i) for i in lost}
 
@@ -215,18 +215,18 @@ class LoglikWork(Work[LoglikResult]):
         t = self._steps().t[example]
         values = result.values.view(len(self.job.x_0), -1)[example]
         far = float(self.job.x_0[example].abs().max())
-        where = f"It is {far:.3g} at the most in the model's units, where data are about 1"
+        where = f"Its largest value is {far:.3g} in the model's units, in which data are about 1"
         wrong = values.isnan() | values.isposinf()
         if bool(wrong.any()):
             step = int(t[int(wrong.nonzero()[0])])
             return (
-                f"The bound of this example is no number: at t = {step} the network's arithmetic "
-                f"leaves the finite numbers. {where}."
+                f"The bound of this example is not a number: at t = {step} the network's output is "
+                f"not finite. {where}."
             )
         if bool(values.isneginf().any()):
             step = int(t[int(values.isneginf().nonzero()[0])])
-            return f"The model holds this example to be impossible: its term at t = {step} is -inf."
-        return f"The bound of this example is beyond what a number can hold. {where}."
+            return f"This example is impossible under the model: its term at t = {step} is -inf."
+        return f"The bound of this example is too large for a number. {where}."
 
     def _steps(self) -> Steps:
         """The terms of each example as a table."""
@@ -239,10 +239,10 @@ class LoglikWork(Work[LoglikResult]):
         return Columns({name: x.numpy() for name, x in columns.items()})
 
 
-def _settle(
+def _choose_terms(
     request: LoglikRequest, served: Served, count: int, seed: int, convention: Convention
 ) -> Steps | Trajectories:
-    """The terms of the first `count` data, or the problem that forbids them."""
+    """The terms of the first `count` examples; raises the Problem that forbids them."""
     model = served.model
     try:
         check_convention(model, convention)
@@ -260,8 +260,8 @@ def _settle(
 
 
 def _whole(request: LoglikRequest, T: int, said: list[str]) -> Trajectories:
-    """Whole trajectories, with which no other choice of terms can go."""
-    assert request.trajectories is not None  # they are what is asked for
+    """Whole trajectories, which exclude any other choice of terms."""
+    assert request.trajectories is not None  # the caller has checked
     if said:
         raise InvalidRequest(
             f"A trajectory's weight needs every step, so `{said[0]}` cannot go with "
@@ -286,5 +286,5 @@ def _interval(low: float, high: float) -> tuple[float, float] | None:
 
 
 def _finite(value: float) -> float | None:
-    """JSON has no infinity: the bound of an example that the model excludes is null."""
+    """The value, or None, since JSON has no infinity."""
     return value if math.isfinite(value) else None

@@ -167,7 +167,7 @@ def test_a_bad_request_is_asked_once(url: str, pauses: list[float]) -> None:
             client.model("nobody")
         with pytest.raises(TooLarge):
             client.sample(10**6, model="grey")
-        with pytest.raises(BadRequest, match="another shape"):
+        with pytest.raises(BadRequest, match="not have the shape"):
             client.loglik([[1.0, 2.0, 3.0]], model="gaussian-mixture")
         with pytest.raises(DeadlineMissed):
             client.sample(4000, model="gaussian-mixture", deadline=0.001)

@@ -16,6 +16,7 @@ from service.codecs.png import decode_mask, decode_png
 from service.errors import InvalidRequest
 
 BITS = DataSpace(kind="bits", shape=(1, 2, 3))
+TWO_LEVELS = DataSpace(kind="image", shape=(1, 2, 3), shift=0.5, scale=0.5, levels=2)
 GREY = DataSpace(kind="image", shape=(1, 2, 3), shift=127.5, scale=128.0, levels=256)
 COLOUR = DataSpace(kind="image", shape=(3, 2, 3), shift=127.5, scale=128.0, levels=256)
 PIXELS = np.array([[0, 255, 0], [255, 255, 0]], dtype=np.uint8)
@@ -28,8 +29,9 @@ def png(pixels: NDArray[np.uint8]) -> str:
     return base64.b64encode(out.getvalue()).decode()
 
 
-def test_bits_are_read_from_black_and_white() -> None:
-    values, opaque = decode_png(png(PIXELS), BITS, "data[0]")
+@pytest.mark.parametrize("space", [BITS, TWO_LEVELS], ids=["bits", "two levels"])
+def test_two_values_are_read_from_black_and_white(space: DataSpace) -> None:
+    values, opaque = decode_png(png(PIXELS), space, "data[0]")
     assert values.tolist() == [[[0, 1, 0], [1, 1, 0]]]
     assert values.dtype == np.float32
     assert opaque.all()
@@ -64,7 +66,7 @@ def test_a_mask_is_black_and_white_and_holds_for_every_channel(space: DataSpace)
 def test_a_vector_has_no_picture() -> None:
     vector = DataSpace(kind="vector", shape=(6,))
     for refused in (decode_png, decode_mask):
-        with pytest.raises(InvalidRequest, match="no images"):
+        with pytest.raises(InvalidRequest, match="not images"):
             refused(png(PIXELS), vector, "data[0]")
 
 

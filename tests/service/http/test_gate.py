@@ -213,7 +213,7 @@ async def test_a_bomb_is_refused(client: httpx.AsyncClient) -> None:
         headers = {"content-encoding": "gzip", "content-type": kind}
         found = await client.post("/loglik", content=bomb, headers=headers)
         document = assert_problem(found, 413, "body-too-large")
-        assert "unpacked" in document["detail"]
+        assert "decompressed" in document["detail"]
 
 
 @pytest.mark.parametrize(

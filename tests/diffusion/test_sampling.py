@@ -2,11 +2,14 @@
 
 import itertools
 import math
+from typing import Literal
 
 import pytest
 import torch
+from pydantic import Field
 from torch import Tensor
 from torch.testing import assert_close
+from typing_extensions import override
 
 from diffusion import samplers
 from diffusion.distributions import Bernoulli
@@ -15,7 +18,18 @@ from diffusion.networks import BitPatterns, GaussianMixture
 from diffusion.noise import CounterNoise, DrawnNoise, counter_noise
 from diffusion.posterior import Observation
 from diffusion.process import BinomialProcess, GaussianProcess, VarianceKind
-from diffusion.samplers import DDIM, Ancestral, DPMSolver, Update, advance, burst, sample, step
+from diffusion.samplers import (
+    DDIM,
+    Ancestral,
+    DPMSolver,
+    Plan,
+    Sampler,
+    Update,
+    advance,
+    burst,
+    sample,
+    step,
+)
 from diffusion.schedule import InverseTimeSchedule, LogSnrSchedule
 from diffusion.space import DataSpace
 
@@ -40,8 +54,46 @@ def binomial(network: BitPatterns, T: int) -> DiffusionModel:
 # ---- orders of convergence ----
 
 
-@pytest.mark.parametrize(("order", "kind"), [(1, DDIM), (2, DPMSolver)])
-def test_order_of_convergence(order: int, kind: type[DDIM | DPMSolver]) -> None:
+class Heun(Sampler):
+    """Heun's second order (Karras et al. 2022, Algorithm 1): two positions a step but the last.
+
+    With r = sigma / sqrt(alpha_bar), x' the step of DDIM and x_0hat' the network's estimate there:
+    x_s = sqrt(alpha_bar_s) (x_t / sqrt(alpha_bar_t) + (r_s - r_t) (d_t + d_s) / 2), where
+    d_t = (x_t / sqrt(alpha_bar_t) - x_0hat) / r_t, and d_s likewise of x' and x_0hat'.
+    """
+
+    name: Literal["heun"] = "heun"
+    steps: int = Field(15, ge=1)
+
+    @override
+    def plan_of(self, model: DiffusionModel, t: Tensor, s: Tensor) -> Plan:
+        at_t, at_s = model.process.alpha_bar[t], model.process.alpha_bar[s]
+        a = ((1 - at_s) / (1 - at_t)).sqrt()
+        b = at_s.sqrt() - a * at_t.sqrt()
+        # x_t is (x' - b x_0hat) / a, so x_s is a combination of x', x_0hat' and the x_0hat before.
+        ratio = at_s.sqrt() / (a * at_t.sqrt())  # r_t / r_s
+        half = (1 - ratio) / 2
+        of_x_t = (a + at_s.sqrt() / at_t.sqrt()) / 2
+        of_x_0 = -half * at_s.sqrt() / ratio - of_x_t * b / a
+        zero = torch.zeros_like(a)
+        first = torch.stack((a, b, zero, zero, zero, zero), 1)
+        second = torch.stack((of_x_t / a + half, -half * at_s.sqrt(), of_x_0, zero, zero, zero), 1)
+        # At s = 0 there is no network: the last step is DDIM's.
+        table = torch.stack((first, second), 1).flatten(0, 1)[:-1]
+        places = torch.stack((t, s), 1).flatten()[:-1]
+        return Plan(places, s.repeat_interleave(2)[:-1], table, own=False, points=True)
+
+
+def test_a_plan_may_have_two_positions_a_step() -> None:
+    network = GaussianMixture.from_values(torch.ones(1), torch.zeros(1, 2), torch.eye(2)[None])
+    model = gaussian(network, 40)
+    plan = Heun(steps=4).plan(model)
+    assert plan.t.tolist() == [40, 30, 30, 20, 20, 10, 10]
+    assert plan.s.tolist() == [30, 30, 20, 20, 10, 10, 0]
+
+
+@pytest.mark.parametrize(("order", "kind"), [(1, DDIM), (2, DPMSolver), (2, Heun)])
+def test_order_of_convergence(order: int, kind: type[DDIM | DPMSolver | Heun]) -> None:
     """On one Gaussian the probability flow keeps (x_t - mean_t) / std_t, so its end is known."""
     T = 4096
     mean, var = torch.tensor([0.3, -0.8]).double(), torch.tensor([0.5, 2.0]).double()

@@ -78,6 +78,6 @@ def test_a_canvas_in_korean_on_a_narrow_screen(visit: Open) -> None:
 
 def test_a_refusal(visit: Open, watch: Watch) -> None:
     page = visit("?model=grey&num_samples=3&steps=99&seed=7")
-    page.get_by_role("alert").get_by_text("This cannot be asked").wait_for()
+    page.get_by_role("alert").get_by_text("The request is not valid").wait_for()
     assert_accessible(page)
     watch.faults.clear()  # the browser's own: 422

@@ -232,7 +232,7 @@ def test_a_refusal_is_told(visit: Open, watch: Watch) -> None:
         "?view=likelihood&model=bit-patterns&by=target_error&target_error=1&seed=3&data=1000"
     )
     alert = page.get_by_role("alert")
-    alert.get_by_text("This cannot be asked").wait_for()
+    alert.get_by_text("The request is not valid").wait_for()
     assert "profile" in alert.inner_text()
     watch.faults.clear()  # the browser's own: 422
     page.goto(page.url.replace("data=1000", "data=0123"))

@@ -105,7 +105,7 @@ def test_an_erased_half_is_completed_and_the_other_stays(
     for image in shown:
         np.testing.assert_array_equal(np.array(image)[known == 1], observed[known == 1])
     told = page.locator(".completions").inner_text()
-    assert f"All {known.sum()} values seen came back unchanged" in told
+    assert f"All {known.sum()} observed values are unchanged" in told
     assert f"{result['diagnostics']['ancestors']} of 4" in told
     assert f"{result['diagnostics']['log_evidence']:.2f}" in told.replace(",", "").replace("−", "-")
     mean, std = (pixels(canvas) for canvas in page.locator(".found .summary canvas").all())
@@ -166,7 +166,7 @@ def test_what_is_asked_is_asked_of_the_chosen_model(visit: Open, view: str) -> N
 
 def test_methods_stand_side_by_side_on_one_observation(visit: Open, ask: Ask) -> None:
     page = begin(visit, "gaussian-mixture")
-    for name in ("Twisted particles", "Product (2015)", "Resampling (RePaint)"):
+    for name in ("Twisted particles", "Product (2015)", "RePaint"):
         page.get_by_label(name).check()
     page.get_by_label("Automatic").uncheck()
     settings(page, num_samples="12", particles="12", steps="10")
@@ -174,7 +174,7 @@ def test_methods_stand_side_by_side_on_one_observation(visit: Open, ask: Ask) ->
     complete(page)
     columns = page.locator(".completions")
     names = [column.locator("h2").inner_text() for column in columns.all()]
-    assert names == ["Twisted particles", "Product (2015)", "Resampling (RePaint)"]
+    assert names == ["Twisted particles", "Product (2015)", "RePaint"]
     methods = [m if isinstance(m, str) else m["name"] for m in (body["method"] for body in bodies)]
     assert methods == ["twisted", "product", "repaint"]
     rest = [{k: v for k, v in body.items() if k != "method"} for body in bodies]
@@ -229,7 +229,7 @@ def test_bits_are_hidden_by_a_click(visit: Open, ask: Ask, pixels: Pixels) -> No
     shown = pixels(page.locator(".completions .raster-frame canvas"))
     assert [[bit // 255 for bit in row] for row in shown] == result["samples"]
     assert all(row[0] == 1 and row[2] == 0 for row in result["samples"])
-    assert "All 2 values seen came back unchanged" in page.locator(".completions").inner_text()
+    assert "All 2 observed values are unchanged" in page.locator(".completions").inner_text()
 
 
 def test_noise_on_everything_starts_where_it_is_matched(visit: Open, ask: Ask) -> None:
@@ -271,7 +271,7 @@ def test_the_noise_that_the_page_adds_is_normal(visit: Open) -> None:
 
 def test_a_coarse_picture_is_asked_about_by_its_averages(visit: Open) -> None:
     page = begin(visit, "grey")
-    page.get_by_label("Seen as").select_option("2")
+    page.get_by_label("Observed as").select_option("2")
     page.get_by_text("Left half").wait_for(state="hidden")  # an operator sees everything
     settings(page, noise="0")
     settings(page, num_samples="2", particles="2", steps="4")
@@ -338,6 +338,6 @@ def test_a_refusal_leaves_the_other_columns_waiting(visit: Open, watch: Watch) -
     page.locator("#panel-repair form").evaluate("form => (form.noValidate = true)")
     settings(page, num_samples="9", particles="4", steps="6")  # of one system at most 4
     page.locator(".primary[form=repair]").click()
-    page.get_by_role("alert").get_by_text("This cannot be asked").wait_for()
+    page.get_by_role("alert").get_by_text("The request is not valid").wait_for()
     assert page.get_by_text("Not finished.").count() == 2
     watch.faults.clear()  # the browser's own: 422

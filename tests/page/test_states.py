@@ -108,6 +108,37 @@ def test_what_a_classifier_reads_is_a_line(visit: Open) -> None:
     assert page.get_by_text("Of the service.").is_visible()  # a warning, wherever it is given
 
 
+@pytest.mark.parametrize(
+    ("view", "route", "more"),
+    [
+        ("sample", "**/sample", ""),
+        ("likelihood", "**/loglik", "&data=1000"),
+        ("repair", "**/posterior", "&x=1000&seen=1100&methods=product"),
+    ],
+)
+def test_warnings_of_an_answer_are_shown_alike(
+    visit: Open, view: str, route: str, more: str
+) -> None:
+    page = visit()
+
+    def warn(each: "Route") -> None:
+        answer = each.fetch()
+        each.fulfill(
+            response=answer,
+            body=answer.text().replace(
+                "event: result\ndata: {", 'event: result\ndata: {"warnings": ["Mind the gap."], '
+            ),
+        )
+
+    page.route(route, warn)
+    page.goto(page.url.partition("?")[0] + f"?view={view}&model=bit-patterns&steps=4&seed=7{more}")
+    panel = page.locator(f"#panel-{view}")
+    panel.locator(".snippets:visible").wait_for()
+    caution = panel.locator(".caution")
+    caution.get_by_text("The service warns:").wait_for()
+    assert caution.get_by_text("Mind the gap.").is_visible()
+
+
 def test_what_is_not_typical_is_told(visit: Open) -> None:
     script = """async () => {
       const { verdicts } = await import("./static/components/loglik-result.js");

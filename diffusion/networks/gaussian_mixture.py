@@ -138,21 +138,6 @@ class GaussianMixture(Mixture):
         spread = self.covariances + off[:, :, None] * off[:, None, :]
         return torch.einsum("k,kij->ij", self.weights, spread)
 
-    def posterior_given_noisy(self, y: Tensor, sigma: float) -> tuple[Tensor, Tensor]:
-        """E and Cov of x_0 given y = x_0 + sigma n, with n standard normal.
-
-        y is [B, D] and sigma in model units; float64 [B, D] and [B, D, D] come back.
-        """
-        one = torch.ones(len(y), 1, dtype=torch.float64, device=y.device)
-        log_joint, r, total = self.project(y, one, sigma**2 * one)
-        p = log_joint.softmax(1)
-        means = self._means(one, r, total)
-        mean = torch.einsum("bk,bki->bi", p, means)
-        kept = self.variances * sigma**2 / total
-        within = torch.einsum("bk,kij,bkj,klj->bil", p, self.axes, kept, self.axes)
-        off = means - mean[:, None]
-        return mean, within + torch.einsum("bk,bki,bkj->bij", p, off, off)
-
     def posterior(self, matrix: Tensor, y: Tensor, var: Tensor) -> tuple[Self, float]:
         """p(x_0 | y), a mixture again, and log p(y) in nats, for y = A x_0 + noise.
 

@@ -19,9 +19,8 @@ from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 from typing_extensions import override
 
-from diffusion.conditioned import TIED
 from diffusion.model import DiffusionModel
-from diffusion.observation import Observation
+from diffusion.observation import TIED, Observation
 from diffusion.operators import Mask
 from diffusion.posterior.baselines import ProductKernel, RepaintKernel, check_repaint
 from diffusion.posterior.diagnostics import Diagnostics

@@ -13,7 +13,7 @@ of any proposal, Z without bias); Kitagawa 1996 (systematic resampling).
 """
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import final
 
@@ -38,8 +38,6 @@ from diffusion.posterior.smc import (
 from diffusion.posterior.twist import Twist, evaluate_last_twist, evaluate_twist
 from diffusion.samplers import Plan
 
-TwistFunction = Callable[[Tensor, Tensor, Tensor, Observation], TwistValue]
-
 _TWIST = Twist()
 _FAR = 1e6  # of x_t, whose noise is about 1: no chain of finite probability goes there
 
@@ -54,8 +52,6 @@ class ParticleFilter(SMCKernel):
         particles: P.
         draws: samples of each system, at most P.
         twist: which r_t.
-        twist_function: another twist in its place: (x_t, t, s, observation) of B rows to a
-            `TwistValue`, for s above 0.
 
     Raises:
         ValueError: more draws than particles.
@@ -65,7 +61,6 @@ class ParticleFilter(SMCKernel):
     particles: int
     draws: int = 1
     twist: Twist = _TWIST
-    twist_function: TwistFunction | None = None
 
     def __post_init__(self) -> None:
         if not 1 <= self.draws <= self.particles:
@@ -196,8 +191,6 @@ class ParticleFilter(SMCKernel):
                 factors = tuple(factor.rows(place) for factor in factors)
             if unit == len(self) - 1:
                 here = evaluate_last_twist(model, x_t, t, seen)
-            elif self.twist_function is not None:
-                here = self.twist_function(x_t, t, s, seen)
             else:
                 here = evaluate_twist(model, x_t, t, s, seen, self.twist)
             for factor in factors:

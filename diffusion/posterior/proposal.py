@@ -17,9 +17,9 @@ from typing import Protocol, Self, final
 import torch
 from torch import Tensor
 
-from diffusion.conditioned import Conditioned
 from diffusion.distributions import Distribution, Tilt
 from diffusion.noise import Noise
+from diffusion.observation import Conditioned
 from diffusion.rows import Rows, row_sum
 
 

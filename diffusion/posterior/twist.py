@@ -23,10 +23,9 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
-from diffusion.conditioned import Conditioned
 from diffusion.distributions import LOG_2PI, Normal
 from diffusion.model import DiffusionModel
-from diffusion.observation import Observation
+from diffusion.observation import Conditioned, Observation
 from diffusion.operators import Mask
 from diffusion.posterior.elements import (
     Elements,

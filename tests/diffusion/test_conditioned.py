@@ -6,9 +6,9 @@ from torch import Tensor
 from torch.distributions import MultivariateNormal
 from torch.testing import assert_close
 
-from diffusion.conditioned import Conditioned
 from diffusion.distributions import Normal
 from diffusion.noise import DrawnNoise
+from diffusion.observation import Conditioned
 
 ROWS, D, M = 3, 5, 2
 

@@ -24,6 +24,7 @@ from diffusion.noise import Stream, counter_noise
 from diffusion.process import BinomialConfig, GaussianConfig
 from diffusion.schedule import LogSnrSchedule
 from diffusion.space import DataSpace
+from tests.diffusion.models import given_noisy
 
 RATE = 0.4
 
@@ -95,7 +96,7 @@ def test_a_shift_of_one_is_one_posterior_deviation_of_a_gaussian() -> None:
     torch.nn.init.zeros_(made.correction.readout.weight)
     x_t, time = torch.zeros(1, 2), torch.tensor([0.3])
     moved = (made(x_t, time) - whole(x_t, time))[0, :2].double()
-    _, posterior = whole.posterior_given_noisy(torch.zeros(1, 2), float((-time / 2).exp()))
+    _, posterior = given_noisy(whole, torch.zeros(1, 2), float((-time / 2).exp()))
     # |U^T moved| is the deviation along each axis, so moved^T Cov^-1 moved is their number.
     assert float(moved @ torch.linalg.solve(posterior[0], moved)) == pytest.approx(2, rel=1e-4)
 

@@ -24,7 +24,7 @@ from diffusion.posterior.particle_filter import ParticleFilter
 from diffusion.posterior.smc import SMCResult, run, weigh
 from diffusion.posterior.twist import Twist
 from diffusion.samplers import DDIM, Ancestral
-from tests.diffusion.models import binomial, gaussian
+from tests.diffusion.models import binomial, gaussian, given_noisy
 
 ALL = torch.ones(2, 2, dtype=torch.bool)
 NOISE = math.exp(-4 + 6 * 10 / 19)  # that of t = 7, of 20 steps
@@ -301,7 +301,7 @@ def test_noise_that_no_step_has_is_answered_by_its_own_posterior(noise: float) -
     y = y + noise * (noise > 10)
     seen = Observation.of_reals(y, torch.ones(1, 2, dtype=torch.bool), noise)
     found = sample_posterior(gaussian(network, 10), seen, count, seed=2)
-    mean, covariance = network.posterior_given_noisy(y.double(), noise)
+    mean, covariance = given_noisy(network, y.double(), noise)
     x, std = found.samples[0].double(), covariance[0].diagonal().sqrt()
     # In float32 a number of size 1 has seven digits.
     assert bool(((x.mean(0) - mean[0]).abs() < 4 * std / count**0.5 + 1e-6).all())

@@ -16,7 +16,7 @@ from diffusion.process import GaussianProcess
 from diffusion.samplers import sample
 from diffusion.schedule import InverseTimeSchedule
 from diffusion.space import DataSpace
-from tests.diffusion.models import binomial, gaussian
+from tests.diffusion.models import binomial, gaussian, given_noisy
 
 
 def fair_bits() -> BitPatterns:
@@ -35,7 +35,7 @@ def test_matched_start_has_the_exact_posterior(mixture: GaussianMixture) -> None
     for y, noise in ((torch.tensor([[0.2, 0.1]]), 0.6), (torch.tensor([[0.9, -1.0]]), 0.25)):
         start = matched_start(model, y.expand(rows, 2), noise)
         x = sample(model, rows, seed=2, start=(start.t, start.x_t)).double()
-        mean, covariance = mixture.posterior_given_noisy(y.double(), start.noise)
+        mean, covariance = given_noisy(mixture, y.double(), start.noise)
         assert bool(((x.mean(0) - mean[0]).abs() < 5 * (covariance[0].diag() / rows).sqrt()).all())
         off = x - mean[0]
         products = off[:, :, None] * off[:, None, :]

@@ -1,7 +1,7 @@
 """Particles: resampling and evidence without bias, the exact posterior, systems apart."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 import pytest
@@ -15,6 +15,7 @@ from diffusion.networks import BitPatterns, GaussianMixture
 from diffusion.noise import counter_noise
 from diffusion.observation import Observation
 from diffusion.operators import Dense
+from diffusion.posterior import particle_filter
 from diffusion.posterior.factors import Factor
 from diffusion.posterior.particle_filter import ParticleFilter
 from diffusion.posterior.proposal import Independent, TwistValue
@@ -38,11 +39,17 @@ def cloud(
     particles: int,
     steps: int,
     factors: Sequence[Factor] = (),
+    twist_function: Callable[[Tensor, Tensor, Tensor, Observation], TwistValue] | None = None,
     **more: object,
 ) -> SMCResult:
+    """With `twist_function` another twist in the place of the library's, for s above 0."""
     kernel = ParticleFilter(Ancestral(steps=steps).plan(model), particles, **more)  # type: ignore[arg-type]
     seen = observation.rows(torch.zeros(systems, dtype=torch.long))
-    return run(model, kernel, seen, 4, torch.arange(systems), factors)
+    with pytest.MonkeyPatch.context() as patch:
+        if twist_function is not None:
+            other = twist_function
+            patch.setattr(particle_filter, "evaluate_twist", lambda _, *parts: other(*parts[:4]))
+        return run(model, kernel, seen, 4, torch.arange(systems), factors)
 
 
 def check_evidence(found: SMCResult, log_evidence: float) -> None:

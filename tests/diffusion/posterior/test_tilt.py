@@ -7,9 +7,9 @@ import torch
 from torch import Tensor
 from torch.testing import assert_close
 
-from diffusion.conditioned import Conditioned
 from diffusion.distributions import Bernoulli, Normal, Tilt
 from diffusion.noise import counter_noise
+from diffusion.observation import Conditioned
 from diffusion.posterior.proposal import Independent, join, steer
 from diffusion.process import BinomialProcess, GaussianProcess, Process
 from diffusion.schedule import InverseTimeSchedule, LogSnrSchedule

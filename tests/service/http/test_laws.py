@@ -25,6 +25,7 @@ from diffusion.noise import counter_noise
 from diffusion.posterior import Observation
 from diffusion.samplers import sample
 from diffusion.space import Convention
+from tests.diffusion.models import given_noisy
 from tests.service.http.caller import ask
 
 pytestmark = pytest.mark.anyio
@@ -184,7 +185,7 @@ async def test_denoising_has_the_exact_posterior_mean_and_variance(
     answer = await ask(client, "/denoise", **asked)
     assert answer["method"] == "matched"
     assert answer["results"][0]["diagnostics"]["start"] == 45
-    mean, covariance = network.posterior_given_noisy(mixture.space.to_model(y), sigma)
+    mean, covariance = given_noisy(network, mixture.space.to_model(y), sigma)
     for result, *moments in zip(answer["results"], mean, covariance, strict=True):
         samples = torch.tensor(result["samples"], dtype=torch.float64)
         assert_moments(samples, *data_moments(mixture, *moments))

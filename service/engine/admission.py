@@ -2,11 +2,11 @@
 
     pending < max_queue_cost,    held + size <= max_queue_bytes,    forecast <= deadline - now
 
-The cost of the job itself does not count: near a full queue short jobs would always fit and long
-ones never. So the last one may go past the limit, by one job at the most.
+The cost of the job itself does not count, or short jobs would always fit into a nearly full queue
+and long ones never. So the last one may go past the limit.
 
-A caller that is refused for want of room gets a `retry_after` by which there will be some, behind
-those that were refused before and have not come back yet.
+A caller who is refused because the queue is full gets a `retry_after`: the time until there is room
+behind those who were refused before and have not come back yet.
 
 Nothing here is thread-safe: the queue holds its lock.
 """
@@ -23,8 +23,8 @@ from service.engine.scheduling.latency import Forecast, Throughput
 from service.errors import DeadlineExceeded, DeadlineUnmeetable, NoRoom, QueueFull, TooExpensive
 from service.settings import Settings
 
-_LENIENCE = 1.25  # how far an estimate may be past a deadline before it is believed
-_STALE = 0.1  # seconds for which the time that all needs is not worked out again
+_LENIENCE = 1.25  # a job is refused where its estimate is this many times the time that it has
+_STALE = 0.1  # seconds for which the time that all jobs need is not worked out again
 _PROMISES = 1000  # refusals that are remembered
 APIECE = 2**16  # bytes that a request holds beside its data: connection, plan, records
 
@@ -36,8 +36,8 @@ def check_cost(cost: int, settings: Settings) -> None:
             "The request needs more network evaluations than one request may.",
             received=cost,
             expected=f"at most {settings.max_request_cost}",
-            fix="Ask for fewer samples or data, for fewer steps (`sampler.steps`) or `terms`, or "
-            "split it; the operator sets the limit (NONEQ_MAX_REQUEST_COST).",
+            fix="Ask for fewer samples or examples, or fewer steps (`sampler.steps`) or `terms`, "
+            "or split it; the operator sets the limit (NONEQ_MAX_REQUEST_COST).",
         )
 
 
@@ -45,7 +45,7 @@ def check_limits(job: Job[Any], model: DiffusionModel, settings: Settings) -> in
     """The bytes that the job holds from acceptance to its end.
 
     Raises:
-        TooExpensive: its cost, or its bytes, are more than one request may have.
+        TooExpensive: its cost, or its size in bytes, is more than one request may have.
     """
     check_cost(job.cost, settings)
     size = job.size(model)
@@ -56,7 +56,7 @@ def check_limits(job: Job[Any], model: DiffusionModel, settings: Settings) -> in
             "The request's data and answer would hold more memory than one request may.",
             expected=f"at most {room} bytes",
             received=size,
-            fix="Part it into several requests; the operator sets NONEQ_MAX_QUEUE_BYTES.",
+            fix="Split it into several requests; the operator sets NONEQ_MAX_QUEUE_BYTES.",
         )
     return size
 
@@ -65,12 +65,8 @@ def check_limits(job: Job[Any], model: DiffusionModel, settings: Settings) -> in
 class Backlog:
     """The accepted jobs that have not ended: evaluations pending, bytes held, what is left of each.
 
-    Jobs that wait have all of it left, so equal requests are one kind with a number: thirty
-    thousand of them cost a forecast as much as one. Those that run differ, and are no more than
-    there are slots.
-
-    Args:
-        lanes: whose they are.
+    Equal jobs that wait are one kind with a number, so thirty thousand of them cost a forecast as
+    much as one. Those that run differ, and there are no more of them than slots.
 
     Attributes:
         pending: network evaluations accepted and not yet done.
@@ -127,8 +123,8 @@ class Admission:
     """The limits that depend on what else is there, and the refusals that follow from them.
 
     Args:
-        throughput: of every lane whose jobs may come.
-        settings: the bounds and the scheduler's shares.
+        throughput: of every lane.
+        settings: the limits, and the scheduler's share of terms.
 
     Attributes:
         backlog: what is accepted and held.
@@ -151,7 +147,7 @@ class Admission:
         return min(1.0, share) * self._all[1]
 
     def check_body(self, size: int) -> None:
-        """Raise QueueFull or NoRoom where a body of so many bytes need not be read."""
+        """Raise QueueFull or NoRoom where a job with a body of so many bytes would be refused."""
         self._check_queue()
         self._check_room(size)
 
@@ -159,9 +155,9 @@ class Admission:
         """Raise QueueFull, NoRoom, DeadlineUnmeetable or DeadlineExceeded.
 
         Args:
-            job: what is asked.
+            job: what would be accepted.
             size: bytes that it would hold.
-            deadline: when its answer is of no more use, monotonic seconds.
+            deadline: when its result is no longer wanted, monotonic seconds.
         """
         self._check_queue()
         self._check_room(size)
@@ -172,7 +168,7 @@ class Admission:
         pending = self.backlog.pending
         if pending < self._limit:
             return
-        # By then there is room for a job like those that wait.
+        # After that time there is room for a job like those that wait.
         usual = -(-pending // max(1, len(self.backlog)))
         raise QueueFull(
             f"{pending} network evaluations wait.",
@@ -188,14 +184,14 @@ class Admission:
         if lacking > 0:
             held = max(1, self.backlog.held)  # evaluations free it evenly
             raise NoRoom(
-                f"The requests in hand hold {self.backlog.held} bytes, this would add {size}.",
+                f"The accepted requests hold {self.backlog.held} bytes, this one would add {size}.",
                 expected=f"at most {self._room} bytes",
                 retry_after=self._promise(lacking / held, size / held),
                 fix="Send the same request again after `retry_after` seconds, or a smaller one.",
             )
 
     def _promise(self, lacking: float, own: float) -> float:
-        """When to come back, by shares of all that is there: of what has to go, and what comes."""
+        """Seconds until a share of the pending work is done, of which `own` is then taken again."""
         now = time.monotonic()
         while self._promised and self._promised[0][0] <= now:
             self._promised.popleft()

@@ -25,16 +25,16 @@ from service.engine.scheduling.latency import Throughput
 from service.errors import DeadlineExceeded, Draining, EngineDead, Problem
 from service.settings import Settings
 
-_STALE = 64  # deadlines of ended jobs that are kept beside as many as there are jobs
+_STALE = 64  # deadlines of ended jobs that may be kept, and as many more as there are jobs
 
 
 @final
 class RequestQueue:
-    """Accepted jobs, on their way to the engine's thread and back.
+    """Accepted jobs, and the bytes that they and their bodies hold.
 
     Args:
-        throughput: of every lane whose jobs may come.
-        settings: the bounds and the scheduler's shares.
+        throughput: of every lane.
+        settings: the limits, and the scheduler's share of terms.
 
     Attributes:
         accepted: how many jobs have come so far.

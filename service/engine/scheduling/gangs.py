@@ -3,17 +3,17 @@
 The particles of a system advance together, so a batch moves all of them by a step or none; and as
 each job calls the network in its own way, a batch is of one job.
 
-- A job's systems start in waves: as many as fill a batch start together, or one where it fills a
-  batch by itself, and the next wave when those have ended. So a job runs in the same way whatever
-  other jobs are there.
-- The job that has had the fewest network evaluations has the next batch; a new job joins at what
-  the latest had then. So while J jobs are there each has 1 / J of the evaluations, to within one
-  batch, however many particles or products of the other jobs a step takes.
-- A wave begins where its particles find room among those that are held, or nothing is held; until
-  then those that have begun go on.
+- A job's systems start in waves: as many as fill a batch, or one that fills it alone, start
+  together, and the next wave when those have ended. So a job runs in the same way whatever other
+  jobs there are.
+- The job that has had the fewest network evaluations has the next batch; a new job starts at what
+  the latest of them had then. So each of J jobs has 1 / J of the evaluations, to within one batch,
+  however many evaluations a step of the other jobs takes.
+- A wave begins when its particles fit beside those that are held, or when none are held; until then
+  the waves that have begun go on.
 - A batch takes several steps, for about as long as the caller's budget; and a system that is wider
-  than a batch makes a step in several, a piece of its particles in each, so that no other job waits
-  for all of it.
+  than a batch makes a step in several batches, a piece of its particles in each, so that no other
+  job waits for all of it.
 
 Pure Python: no tensors, no time, no threads.
 """
@@ -92,9 +92,8 @@ class GangScheduler:
         job = self._jobs[key]
         return job.first + job.wave, dict.fromkeys(range(job.first, job.first + job.wave), 0)
 
-    def next(self, number: int, budget: float) -> Batch:
-        """The systems of the next batch, which may take about `budget` seconds."""
-        del number  # of chains and terms alone
+    def next(self, budget: float) -> Batch:
+        """The next batch, which may take about `budget` seconds."""
         job = min(filter(self._movable, self._jobs.values()), key=lambda job: job.had)
         work, self._now = job.work, job.had
         job.wave = job.wave or self._wave(job)
@@ -105,7 +104,7 @@ class GangScheduler:
         if job.wave == 1 and (job.seen or room < calls):
             whole = each if job.position < work.positions - 1 else work.last
             piece = min(room * self._throughput.batch_size, work.width - job.seen)
-            # RowPolicy of the whole, rounded so that they add up to it.
+            # Its part of the whole step's cost, rounded so that the parts add up to it.
             had, job.seen = job.seen, job.seen + piece
             cost = whole * job.seen // work.width - whole * had // work.width
             if job.seen == work.width:
@@ -121,7 +120,7 @@ class GangScheduler:
         return Batch(self._lane, entries, [], ends, {job.key: cost}, num_steps, work.width, piece)
 
     def retire(self, batch: Batch, seconds: float) -> list[int]:
-        """The batch is done. Which jobs are over."""
+        """The batch is done. Returns the jobs that are over."""
         (key,) = batch.shares
         job = self._jobs.get(key)
         if job is None:  # removed while the batch ran

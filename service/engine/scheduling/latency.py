@@ -1,13 +1,12 @@
-"""How long batches take, and what follows for a job: when it will be done if no other comes.
+"""How long batches take, and so when a job will be done if no other comes.
 
-`StepTimes` is the one clock. It is fed once a batch, and everything that estimates a time reads it.
+`StepTimes` is the one clock: measured once a batch, and read by everything that estimates a time.
 
     seconds(k): linear between the sizes that were measured; s_1 below them, s_b k / b beyond them
 
-Sizes are first timed at start, so a server that has done nothing yet knows how fast it is. What is
-measured later counts by its last 50 batches. A size that was slow once and has not been seen since
-goes back to its best, by half in a minute: a slow moment does not refuse callers for good, and
-asking again changes nothing.
+Sizes are first timed at start, so a new server knows how fast it is. What is measured later counts
+by its last 50 batches. A size that was slow and has not been seen since goes back to its best time,
+half of the way in a minute, so that callers are not refused for good after one slow moment.
 
 `Forecast` follows the scheduler's policy as a flow. Among chains and terms: in T batches with room
 for M rows, a job with w evaluations left in r rows (of chains: at most one evaluation a row and
@@ -15,9 +14,9 @@ batch) is done, and each other job i has had what the equal shares give it:
 
     T = max(n, (w + sum over i of min(w_i, w, r_i T)) / M),   n = w / r of chains, w / M of terms
 
-that is: no job gets more than this one while its share is full, more than it has left, or more than
-its rows can use. So long jobs that are already queued delay a job by no more than its own length.
-The other kind counts with what `term_share` gives it.
+that is: no other job gets more than this one, more than it has left, or more than its rows can use.
+So long jobs that are already queued delay a job by no more than its own length. The other kind
+counts with what `term_share` gives it.
 
 The time follows from the batches' size: all jobs together fill E = min(M T, w + sum of
 min(w_i, r_i T)) rows of those T batches, so T batches of E / T rows each, and beside them the other
@@ -110,11 +109,8 @@ class StepTimes:
 class Throughput:
     """How many rows the batches of one lane may have now, and how long they take.
 
-    Args:
-        batch_size: most rows of a batch.
-
     Attributes:
-        batch_size: as it is now; fewer after memory ran out.
+        batch_size: most rows of a batch; fewer after memory ran out.
     """
 
     def __init__(self, batch_size: int = 1) -> None:
@@ -205,10 +201,6 @@ class RowPolicy:
         batches = max(1.0, longest, evaluations / room)
         return [Span(batches, evaluations / batches)]
 
-    def demand(self, loads: Loads) -> float:
-        """How many batches these jobs could fill now, at least one: the weight of its clock."""
-        return _demand(loads, self.batch_size)
-
 
 @final
 @dataclass(frozen=True)
@@ -238,12 +230,9 @@ class GangPolicy:
             spans.append(Span(count * evaluations / rows, rows))
         return spans
 
-    def demand(self, loads: Loads) -> float:
-        """How many batches these jobs could fill now, at least one: the weight of its clock."""
-        return _demand(loads, self.batch_size)
 
-
-def _demand(loads: Loads, room: int) -> float:
+def demand(loads: Loads, room: int) -> float:
+    """How many batches these jobs could fill now, at least one: the scheduler's weight."""
     return max(1.0, sum(n * load.usable(room) for load, n in loads) / room)
 
 
@@ -286,14 +275,14 @@ class Forecast:
             job: all of it.
             others: the jobs that are there now, by lane.
         """
-        beside = others.get(lane, ())
-        policy, all_of_it = self._policy(lane), [(job, 1), *beside]
-        own = self._lasting(lane, policy.until_done(job, beside), all_of_it)
-        total, demand = own, policy.demand(all_of_it)
-        for name, loads in others.items():
-            if name != lane and loads:
-                needed = self._until_empty(name, loads)
-                total += min(needed, own * self._policy(name).demand(loads) / demand)
+        same_lane = others.get(lane, ())
+        loads = [(job, 1), *same_lane]
+        own = self._lasting(lane, self._policy(lane).until_done(job, same_lane), loads)
+        total, own_demand = own, self._demand(lane, loads)
+        for name, its_loads in others.items():
+            if name != lane and its_loads:
+                share = own * self._demand(name, its_loads) / own_demand
+                total += min(self._until_empty(name, its_loads), share)
         return total
 
     def until_empty(self, others: Mapping[Lane, Loads]) -> float:
@@ -303,6 +292,9 @@ class Forecast:
     def _policy(self, lane: Lane) -> "RowPolicy | GangPolicy":
         rows = self._throughput[lane].batch_size
         return GangPolicy(rows) if lane.systems else RowPolicy(rows, self._term_share)
+
+    def _demand(self, lane: Lane, loads: Loads) -> float:
+        return demand(loads, self._throughput[lane].batch_size)
 
     def _until_empty(self, lane: Lane, loads: Loads) -> float:
         return self._lasting(lane, self._policy(lane).until_empty(loads), loads)
@@ -333,7 +325,7 @@ class JobProgress:
     def observe(self, done: int, now: float) -> None:
         """So many evaluations are done by now."""
         if done == self._done or now <= self._changed:
-            return  # between batches nothing is learnt
+            return  # nothing new between batches
         passed = now - self._changed
         kept = math.exp(-passed / _WINDOW)
         self._evaluations = kept * self._evaluations + done - self._done
@@ -342,7 +334,7 @@ class JobProgress:
 
     @property
     def seconds_left(self) -> float | None:
-        """From when the last progress was seen; None until there was some."""
+        """From the last progress on; None until there was some."""
         if not self._evaluations:
             return None
         return (self._total - self._done) * self._seconds / self._evaluations

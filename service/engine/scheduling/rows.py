@@ -12,16 +12,16 @@ independent: any number in a batch. A row holds a slot from its first position t
 - A job advances its oldest rows first and starts a new row only where its share exceeds the rows
   it has running, so slots are held by rows that move. The i-th oldest job never had more than an
   i-th of the batch, so J jobs hold no more than the sum over i of ceil(M / i) slots.
-- A quarter of the slots is kept for first rows: a job that has a row gets no other from it. So
-  while there are no more jobs of a kind than that quarter has slots, a new job finds one at once
-  and is in a batch within ceil(J / M) batches, whatever runs. Beyond that, new jobs get the slots
-  that rows leave, in the order they came, before any job gets a further row: the first of them
-  within n ceil(slots / M) batches, n the steps of the longest row.
+- A quarter of the slots is kept for the first rows of jobs. While a kind has no more jobs than
+  that quarter has slots, a new job finds one at once and is in a batch within ceil(J / M) batches,
+  whatever runs. Beyond that, new jobs get the slots that rows leave, in the order they came, before
+  any job gets a further row: the first of them within n ceil(slots / M) batches, where n is the
+  steps of the longest row.
 - Chains go first and terms fill the batch. While chains alone could fill it, `term_share` of it is
   kept for terms.
-- Without terms beside them the chains of a batch advance several steps in it (a multi-step batch),
-  for about as long as the caller's budget: small networks take less time than the bookkeeping of a
-  batch, and a job that waits is delayed no longer than that.
+- Where no terms wait, the chains of a batch advance several steps (a multi-step batch), for about
+  as long as the caller's budget: the bookkeeping of a batch takes longer than a small network, and
+  a job that waits is delayed by no more than the budget.
 
 Pure Python: no tensors, no threads.
 """
@@ -70,7 +70,7 @@ class Progress:
 
 
 class Rotation:
-    """The jobs of one kind in rotation, and the slots their rows hold."""
+    """The jobs of one kind, which take turns, and the slots that their rows hold."""
 
     def __init__(self, slots: int) -> None:
         self.free = list(range(slots - 1, -1, -1))
@@ -78,7 +78,7 @@ class Rotation:
         self.jobs: deque[Progress] = deque()
 
     def take(self, room: int, batch: int) -> list[Entry]:
-        """Up to `room` entries, a row a turn; the rotation goes on where it stopped."""
+        """Up to `room` entries, a row a turn; the next batch goes on where this one stopped."""
         entries: list[Entry] = []
         blocked: list[Progress] = []
         satisfied: list[Progress] = []
@@ -96,13 +96,13 @@ class Rotation:
                 satisfied.append(job)
             else:
                 blocked.append(job)
-        # Who got nothing for want of a slot is the first to be asked again.
+        # A job that got nothing because no slot was free has the first turn in the next batch.
         self.jobs.extendleft(reversed(blocked))
         self.jobs.extend(satisfied)
         return entries
 
     def _next_row(self, job: Progress) -> Row | None:
-        """The job's oldest row that may run a position in this batch; None where there is none."""
+        """The job's oldest row that may have an entry in this batch; None where there is none."""
         work, running = job.work, job.running
         if work.parallel:
             if running and running[-1].position < work.positions:
@@ -134,7 +134,7 @@ class RowScheduler:
 
     Args:
         lane: whose batches these are.
-        slots: most chains, and most data, that hold a slot at once.
+        slots: most chains, and most examples, that hold a slot at once.
         throughput: most rows of a batch, and how long it takes.
         term_share: share of a batch kept for terms while chains could fill it.
     """
@@ -145,6 +145,7 @@ class RowScheduler:
         self._jobs: dict[int, Progress] = {}
         self._throughput = throughput
         self._term_credit = 0.0
+        self._number = 0  # of the batch
 
     def __len__(self) -> int:
         """How many jobs are not finished."""
@@ -181,25 +182,21 @@ class RowScheduler:
         job = self._jobs[key]
         return job.waiting, {row.row: row.slot for row in job.running}
 
-    def next(self, number: int, budget: float) -> Batch:
-        """The rows of the next batch, which may take about `budget` seconds if it has no terms."""
-        chains, terms = self._fill(number)
-        num_steps = self._num_steps(number, budget)
-        positions = {
-            key: self._jobs[key].work.positions for key in {e.key for e in (*chains, *terms)}
-        }
-        ends = [
-            entry
-            for entry in (*chains, *terms)
-            if entry.position + num_steps == positions[entry.key]
-        ]
-        entries = Counter(entry.key for entry in (*chains, *terms))
-        shares = {key: count * num_steps for key, count in entries.items()}
+    def next(self, budget: float) -> Batch:
+        """The next batch, which may take about `budget` seconds if it has no terms."""
+        self._number += 1
+        chains, terms = self._fill()
+        num_steps = self._num_steps(budget)
+        entries = [*chains, *terms]
+        counts = Counter(entry.key for entry in entries)
+        positions = {key: self._jobs[key].work.positions for key in counts}
+        ends = [entry for entry in entries if entry.position + num_steps == positions[entry.key]]
+        shares = {key: count * num_steps for key, count in counts.items()}
         return Batch(self._lane, chains, terms, ends, shares, num_steps)
 
     def retire(self, batch: Batch, seconds: float) -> list[int]:
-        """The batch is done: slots of rows that ended are free again. Which jobs are over."""
-        del seconds  # the engine feeds `Throughput`
+        """The batch is done: free the slots of rows that ended. Returns the jobs that are over."""
+        del seconds  # `Throughput` has them
         over = []
         for key in {entry.key for entry in batch.ends}:
             job = self._jobs.get(key)
@@ -213,11 +210,11 @@ class RowScheduler:
     def _rotation(self, work: JobShape) -> Rotation:
         return self._terms if work.parallel else self._chains
 
-    def _num_steps(self, number: int, budget: float) -> int:
-        """How many steps the chosen entries advance; their rows are moved on by as many."""
+    def _num_steps(self, budget: float) -> int:
+        """How many steps the chosen entries advance; it moves their rows on by these."""
         if self._terms.jobs:
             return 1
-        taken = [job for job in self._chains.jobs if job.batch == number]
+        taken = [job for job in self._chains.jobs if job.batch == self._number]
         rows = [(job, row) for job in taken for row in job.running[: job.taken]]
         left = min(job.work.positions - row.position for job, row in rows)
         seconds = self._throughput.seconds(len(rows))
@@ -226,7 +223,7 @@ class RowScheduler:
             row.position += more
         return 1 + more
 
-    def _fill(self, number: int) -> tuple[list[Entry], list[Entry]]:
+    def _fill(self) -> tuple[list[Entry], list[Entry]]:
         room = self._throughput.batch_size
         kept = 0
         if self._chains.jobs and self._terms.jobs:
@@ -234,7 +231,7 @@ class RowScheduler:
             self._term_credit += self._term_share * room
             kept = int(self._term_credit)
             self._term_credit -= kept
-        chains = self._chains.take(room - kept, number)
-        terms = self._terms.take(room - len(chains), number)
-        chains += self._chains.take(room - len(chains) - len(terms), number)
+        chains = self._chains.take(room - kept, self._number)
+        terms = self._terms.take(room - len(chains), self._number)
+        chains += self._chains.take(room - len(chains) - len(terms), self._number)
         return chains, terms

@@ -5,9 +5,9 @@
 A *lane* holds the jobs that may share a batch: the chains and terms of a model (`scheduling.rows`),
 or its particle systems, which have batches of their own (`scheduling.gangs`).
 
-So small models are not held up by the long batches of large ones, nor samples by those of particle
-systems: beside one job that fills no more than a batch, systems that fill none either have half of
-the time, whatever their steps cost. A lane that was idle joins at the virtual time of now.
+So small models do not wait for the long batches of large ones, nor samples for those of particle
+systems: where neither could fill more than a batch, each has half of the time, whatever its steps
+cost. A lane that was idle joins at the virtual time of now.
 
 Pure Python: no tensors, no threads. The caller passes how long a batch took.
 """
@@ -34,7 +34,6 @@ class Scheduler:
         self._jobs: dict[int, Lane] = {}
         self._term_share = term_share
         self._now = 0.0
-        self._number = 0
 
     def __len__(self) -> int:
         """How many jobs are not finished."""
@@ -51,7 +50,7 @@ class Scheduler:
         return sum(lane.waiting for lane in self._busy.values())
 
     def serve(self, lane: Lane, throughput: Throughput, slots: int) -> None:
-        """Take in jobs of a lane, with this room of its own.
+        """Take jobs of a lane from now on.
 
         Args:
             lane: its name.
@@ -98,8 +97,7 @@ class Scheduler:
             return None
         lane = min(self._busy, key=self._virtual_time.__getitem__)
         self._now = self._virtual_time[lane]
-        self._number += 1
-        return self._busy[lane].next(self._number, MULTI_STEP_SECONDS)
+        return self._busy[lane].next(MULTI_STEP_SECONDS)
 
     def retire(self, batch: Batch, seconds: float = 1.0) -> None:
         """The batch is done, in so many seconds: what rows that ended held is free again."""

@@ -18,6 +18,7 @@ from service.engine.scheduling.latency import (
     Span,
     StepTimes,
     Throughput,
+    demand,
 )
 from tests.service.engine.batches import scheduler_of
 
@@ -197,7 +198,7 @@ def test_a_number_of_equal_jobs_is_as_many_copies(
     copies = each(*(kind for kind, count in kinds for _ in range(count)))
     (of_kinds,), (of_copies,) = (shares.until_done(job, loads) for loads in (kinds, copies))
     assert of_kinds == pytest.approx(of_copies)
-    assert shares.demand(kinds) == pytest.approx(shares.demand(copies))
+    assert demand(kinds, batch_size) == pytest.approx(demand(copies, batch_size))
     known = throughput(batch_size)
     forecast = Forecast(known, SHARE)
     timed(known, 0.1, 1.0)

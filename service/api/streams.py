@@ -34,7 +34,7 @@ HEARTBEAT: Final = 15.0  # seconds of silence that every proxy tolerates
 MAX_PREVIEWS: Final = 64  # rows
 _HEADERS: Final = {"cache-control": "no-store", "x-accel-buffering": "no"}  # nginx must not buffer
 
-Say = Callable[[bytes], Awaitable[None]]
+Write = Callable[[bytes], Awaitable[None]]
 
 
 def previews_wanted(accept: str, offers: Sequence[str]) -> int:
@@ -93,7 +93,7 @@ class EventStream(Response):
         self._work, self._ticket, self._engine, self._previews = work, ticket, engine, previews
         self._hold, self._seconds = hold, seconds
         self._accepted = time.monotonic()
-        self._pace: JobProgress | None = None
+        self._job_progress: JobProgress | None = None
 
     @override
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -102,7 +102,7 @@ class EventStream(Response):
         done.add_done_callback(lambda future: future.cancelled() or future.exception())  # retrieved
         left = asyncio.ensure_future(wait_for_disconnect(receive))
 
-        async def say(chunk: bytes) -> None:
+        async def write(chunk: bytes) -> None:
             message = {"type": "http.response.body", "body": chunk, "more_body": True}
             await send_within(send, message, self._seconds)
 
@@ -110,18 +110,18 @@ class EventStream(Response):
             head = {"type": "http.response.start", "status": 200, "headers": self.raw_headers}
             await send(head)
             try:
-                await self._follow(say, done, left)
+                await self._send_progress(write, done, left)
                 if done.done() and not done.cancelled():
-                    await self._conclude(say, done.result())
+                    await self._send_result(write, done.result())
                 else:
                     client_left(scope)
             except Problem as problem:
-                await say(_error(problem, scope))
+                await write(_error(problem, scope))
             except Stalled:
                 raise
             except Exception:
                 _log.exception("a stream failed")
-                await say(_error(unforeseen(), scope))
+                await write(_error(unforeseen(), scope))
             await send({"type": "http.response.body", "body": b"", "more_body": False})
         except Stalled:
             client_left(scope)  # the stream is incomplete, so the server closes the connection
@@ -130,26 +130,26 @@ class EventStream(Response):
             self._ticket.cancel()  # no effect if it has ended
             self._hold.release()
 
-    async def _follow(
-        self, say: Say, done: "asyncio.Future[Any]", left: "asyncio.Future[None]"
+    async def _send_progress(
+        self, write: Write, done: "asyncio.Future[Any]", left: "asyncio.Future[None]"
     ) -> None:
         """Send progress until the job has ended or the client has left."""
-        told, spoken, showing = None, 0.0, self._previews > 0
+        last, sent, previewing = None, 0.0, self._previews > 0
         while not (done.done() or left.done()):
             progress = self._progress()
-            news = (progress.state, progress.step, progress.seconds_left)
-            if news != told:
-                told, spoken = news, time.monotonic()
-                await say(event("progress", to_json(progress.model_dump())))
-                if showing and progress.step:
-                    showing = await self._show(say, done, left)
-            elif time.monotonic() - spoken >= HEARTBEAT:
-                spoken = time.monotonic()
-                await say(b": still here\n\n")  # a comment, which clients skip
+            state = (progress.state, progress.step, progress.seconds_left)
+            if state != last:
+                last, sent = state, time.monotonic()
+                await write(event("progress", to_json(progress.model_dump())))
+                if previewing and progress.step:
+                    previewing = await self._send_preview(write, done, left)
+            elif time.monotonic() - sent >= HEARTBEAT:
+                sent = time.monotonic()
+                await write(b": still here\n\n")  # a comment, which clients skip
             await asyncio.wait({done, left}, timeout=CADENCE, return_when=asyncio.FIRST_COMPLETED)
 
-    async def _show(
-        self, say: Say, done: "asyncio.Future[Any]", left: "asyncio.Future[None]"
+    async def _send_preview(
+        self, write: Write, done: "asyncio.Future[Any]", left: "asyncio.Future[None]"
     ) -> bool:
         """Send a preview, taken between two batches; return whether another would show more."""
         peek = asyncio.wrap_future(self._ticket.peek(self._previews))
@@ -162,10 +162,10 @@ class EventStream(Response):
         if seen is None or done.done() or left.done():
             return True
         preview = await to_thread.run_sync(self._work.preview, seen, self._previews)
-        await say(event("preview", await to_thread.run_sync(to_json, preview.model_dump())))
-        return any(state != "finished" for state in preview.rows)
+        await write(event("preview", await to_thread.run_sync(to_json, preview.model_dump())))
+        return any(row != "finished" for row in preview.rows)
 
-    async def _conclude(self, say: Say, result: Timing) -> None:
+    async def _send_result(self, write: Write, result: Timing) -> None:
         """Send the last progress and the answer, the same as without a stream."""
         answer = await to_thread.run_sync(self._work.render, result, JSON)
         self._hold.resize(self._hold.size + len(answer))
@@ -178,8 +178,8 @@ class EventStream(Response):
             queue_seconds=round(result.queue_seconds, 6),
             compute_seconds=round(result.compute_seconds, 6),
         )
-        await say(event("progress", to_json(progress.model_dump())))
-        await say(event("result", answer))
+        await write(event("progress", to_json(progress.model_dump())))
+        await write(event("result", answer))
 
     def _progress(self) -> Progress:
         ticket, now = self._ticket, time.monotonic()
@@ -191,9 +191,9 @@ class EventStream(Response):
             left = self._engine.seconds_pending if behind else None
         else:
             started = self._accepted + queue
-            self._pace = self._pace or JobProgress(ticket.cost, started)
-            self._pace.observe(done, now)
-            left = self._pace.seconds_left
+            self._job_progress = self._job_progress or JobProgress(ticket.cost, started)
+            self._job_progress.observe(done, now)
+            left = self._job_progress.seconds_left
         waited = now - self._accepted if queue is None else queue
         return Progress(
             state="waiting" if queue is None else "running",

@@ -31,7 +31,7 @@ TERM_BYTES = 80  # of a term as JSON, usually less
 
 @final
 @dataclass(frozen=True)
-class Standing:
+class Comparison:
     """How N examples compare with held-out data, [N] each; None if not known."""
 
     rarer_than: Tensor | None = None
@@ -93,10 +93,10 @@ class LoglikWork(Work[LoglikResult]):
     def answer(self, result: LoglikResult) -> LoglikAnswer:
         columns = {name: x.tolist() for name, x in self._bounds(result).items()}
         per_bit, dims = math.log(2), self.served.model.space.dims
-        standing, reasons = self._standing(result), self._reasons(result)
+        comparison, reasons = self._compare(result), self._reasons(result)
         rarer, typicality = (
             [None] * len(self.job.x_0) if x is None else [_finite(one) for one in x.tolist()]
-            for x in (standing.rarer_than, standing.typicality)
+            for x in (comparison.rarer_than, comparison.typicality)
         )
         results = [
             Loglik(
@@ -109,7 +109,7 @@ class LoglikWork(Work[LoglikResult]):
                 relative_to_prior=_finite(columns["relative_to_prior"][i]),
                 rarer_than=rarer[i],
                 typicality=typicality[i],
-                bands=[_band(band, i) for band in standing.bands] or None,
+                bands=[_band(band, i) for band in comparison.bands] or None,
                 reason=reasons.get(i),
                 parts=Parts(
                     prior=_finite(columns["prior"][i]),
@@ -130,7 +130,7 @@ class LoglikWork(Work[LoglikResult]):
             terms=self.job.positions * self.job.each,
             trajectories=self.request.trajectories,
             steps=self.request.steps or self.served.model.T,
-            uncompared=standing.uncompared,
+            uncompared=comparison.uncompared,
             reasons={str(i): reason for i, reason in reasons.items()},
             results=results,
             network_evaluations=result.network_evaluations,
@@ -139,14 +139,14 @@ class LoglikWork(Work[LoglikResult]):
     @override
     def tensors(self, result: LoglikResult) -> dict[str, Tensor]:
         found = self._bounds(result)
-        standing = self._standing(result)
-        if standing.rarer_than is not None:
-            found["rarer_than"] = standing.rarer_than
-        if standing.typicality is not None:
-            found["typicality"] = standing.typicality
-            found["band_t"] = torch.tensor([[band.first, band.final] for band in standing.bands])
-            found["band_nats"] = torch.stack([band.nats for band in standing.bands], 1)
-            found["band_rarer_than"] = torch.stack([b.rarer_than for b in standing.bands], 1)
+        comparison = self._compare(result)
+        if comparison.rarer_than is not None:
+            found["rarer_than"] = comparison.rarer_than
+        if comparison.typicality is not None:
+            found["typicality"] = comparison.typicality
+            found["band_t"] = torch.tensor([[band.first, band.final] for band in comparison.bands])
+            found["band_nats"] = torch.stack([band.nats for band in comparison.bands], 1)
+            found["band_rarer_than"] = torch.stack([b.rarer_than for b in comparison.bands], 1)
         if self.request.per_step:
             steps, values = self._steps(), result.values.view(len(self.job.x_0), -1)
             found |= {"term_t": steps.t, "term_weight": steps.weight, "term_value": values}
@@ -168,7 +168,7 @@ class LoglikWork(Work[LoglikResult]):
             "gain": bound.gain,
         }
 
-    def _standing(self, result: LoglikResult) -> Standing:
+    def _compare(self, result: LoglikResult) -> Comparison:
         """How the data compare with held-out data, estimated in the same way."""
         asked, steps, found = self.request, self.job.steps, result.bound
         whole = isinstance(steps, Steps) and asked.steps in (None, self.served.model.T)
@@ -182,15 +182,15 @@ class LoglikWork(Work[LoglikResult]):
         if not why and known is not None and isinstance(steps, Steps):
             closed = found.last if convention == "paper" else None
             among = known.stand(steps, convention, result.values, found.prior, closed)
-            return Standing(among.rarer_than, among.typicality, among.bands)
+            return Comparison(among.rarer_than, among.typicality, among.bands)
         measured = self._measured()
         if measured is None:
-            return Standing(uncompared=f"Not measured on held-out data: {why}.")
+            return Comparison(uncompared=f"Not measured on held-out data: {why}.")
         rarer = [
             math.nan if math.isnan(x) else measured.rarer_than(x) for x in found.bound.tolist()
         ]
         told = f"Typicality is not known: {why}."
-        return Standing(torch.tensor(rarer, dtype=torch.float64), uncompared=told)
+        return Comparison(torch.tensor(rarer, dtype=torch.float64), uncompared=told)
 
     def _measured(self) -> Evaluation | None:
         """The evaluation of held-out data by the same estimator, and so with the same noise."""

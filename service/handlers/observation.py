@@ -47,18 +47,17 @@ class Observed:
         """Which elements of x_0 are known exactly, bool [N, *seen]; with a `Mask` only."""
         return self.known & (self.noise == 0) & isinstance(self.operator, Mask)
 
-    def warnings(self, space: DataSpace) -> tuple[str | None, ...]:
-        """A warning for each example whose values are probably in the wrong units."""
-        count = len(self.values)
+    def warning(self, space: DataSpace, example: int) -> str | None:
+        """A warning if the values of an example are probably in the wrong units."""
         if space.levels is None or space.levels < 16 or isinstance(self.operator, Dense):
-            return (None,) * count
-        size = self.values.abs().flatten(1).amax(1)
-        top = space.levels - 1
-        said = (
+            return None
+        top, greatest = space.levels - 1, float(self.values[example].abs().max())
+        if not 0 < greatest <= _SCALED:
+            return None
+        return (
             f"all observed values are within {_SCALED:g} of 0, but the model's data are 0 to {top}:"
             f" if your images are 0 to 1 or -1 to 1, scale them, and their noise, to 0..{top}"
         )
-        return tuple(said if 0 < most <= _SCALED else None for most in size.tolist())
 
     @property
     def picture(self) -> tuple[Tensor, Tensor] | None:

@@ -128,9 +128,9 @@ class PosteriorWork(Work[SampleResult | PosteriorResult]):
                 quantiles=None if quantiles is None else quantiles[i].numpy(),
                 label=None if labels is None else labels[i],
                 labels=None if probabilities is None else probabilities[i],
-                diagnostics=self._told(told, i),
+                diagnostics=self._in_data_units(diagnostics, i),
             )
-            for i, (samples, told) in enumerate(
+            for i, (samples, diagnostics) in enumerate(
                 zip(found["samples"], self._diagnostics(result), strict=True)
             )
         ]
@@ -151,12 +151,12 @@ class PosteriorWork(Work[SampleResult | PosteriorResult]):
     @override
     def tensors(self, result: SampleResult | PosteriorResult) -> dict[str, Tensor]:
         samples, weights = self._drawn(result)
-        told = Summary.of(samples, weights, self.request.quantiles or ())
-        found = {"samples": samples, "mean": told.mean}
+        summary = Summary.of(samples, weights, self.request.quantiles or ())
+        found = {"samples": samples, "mean": summary.mean}
         if self.request.num_samples > 1:
-            found["std"] = told.std
+            found["std"] = summary.std
         if self.request.quantiles is not None:
-            found["quantiles"] = told.quantiles
+            found["quantiles"] = summary.quantiles
         return found
 
     @property
@@ -199,36 +199,35 @@ class PosteriorWork(Work[SampleResult | PosteriorResult]):
             return (PosteriorDiagnostics(),) * count
         return self.method.diagnose(result.result, count, self.served.model.T)
 
-    def _told(self, told: PosteriorDiagnostics, example: int) -> Diagnostics:
+    def _in_data_units(self, found: PosteriorDiagnostics, example: int) -> Diagnostics:
         """The same in data units, as the answer has it."""
         space, start = self.served.model.space, self.start
-        gained, suspect = float(self.gained[example]), self.observed.warnings(space)[example]
-        said = told.warning, suspect, None if start is None else start.warning
-        warning = "; ".join(part for part in said if part) or None
+        gained, units = float(self.gained[example]), self.observed.warning(space, example)
+        warnings = found.warning, units, None if start is None else start.warning
         scale = space.affine[1].flatten()
         noise = None  # one deviation does not describe elements with different scales
         if start is not None and bool((scale == scale[0]).all()):
             noise = start.noise * float(scale[0])
-        evidence = told.log_evidence
+        evidence = found.log_evidence
         return Diagnostics(
-            particles=told.particles,
-            systems=told.systems,
-            ess=min(told.ess, default=float(told.particles)),
-            ess_by_step=list(told.ess),
-            ancestors=told.ancestors,
+            particles=found.particles,
+            systems=found.systems,
+            ess=min(found.ess, default=float(found.particles)),
+            ess_by_step=list(found.ess),
+            ancestors=found.ancestors,
             log_evidence=None if evidence is None else evidence + gained,
-            log_evidence_error=told.log_evidence_error,
-            warning=warning,
+            log_evidence_error=found.log_evidence_error,
+            warning="; ".join(filter(None, warnings)) or None,
             start=None if start is None else start.t,
             start_noise=noise,
         )
 
-    def _check_possible(self, told: tuple[PosteriorDiagnostics, ...]) -> None:
+    def _check_possible(self, diagnostics: tuple[PosteriorDiagnostics, ...]) -> None:
         """Raise InvalidRequest if the model gives an observation no probability."""
         location = "expert" if self.others.labels is None else "label"
         if not self.observed.nothing:
             location = "observed"
-        for example, each in enumerate(told):
+        for example, each in enumerate(diagnostics):
             if each.log_evidence == float("-inf"):
                 raise InvalidRequest(
                     f"The model gives observation {example} no probability.",

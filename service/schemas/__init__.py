@@ -1,1 +1,1 @@
-"""What may be asked and what is answered, as pydantic models."""
+"""Requests and answers, as pydantic models."""

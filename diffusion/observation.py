@@ -149,6 +149,12 @@ class Observation(Rows):
             return product, product.log_z
         return kernel.observe(self.factor)
 
+    def residual(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """y - A x and the noise's variance, float64 [N, *seen]; 0 and 1 where nothing was seen."""
+        factor, known = self.factor, self.known
+        off = torch.where(known, (factor.mean - self.operator.forward(x)).double(), 0.0)
+        return off, torch.where(known, factor.var.expand_as(factor.mean).double(), 1.0)
+
     def linear(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """A row by row, y - A x and the noise's variances, for N rows x [N, *event].
 

@@ -1,15 +1,15 @@
-"""Twists: r_t(x_t), an estimate of what an observation makes of x_t, E[r(x_0) | x_t].
+"""Twists: r_t(x_t), an estimate of E[r(x_0) | x_t], how well x_t agrees with an observation.
 
     reals  r_t(x_t) = N(y; A x_0hat, sigma^2 + A V_t A^T),  V_t = (1 - alpha_bar) / sqrt(alpha_bar)
            d x_0hat / d x_t, the covariance of x_0 given x_t (Tweedie's formula, second order)
     bits   r_t(x_t) = prod over the known of (1 - eps) pi_y + eps (1 - pi_y), pi = P(x_0 | x_t)
 
-A twist says how much a chain at x_t is worth, and where its next step goes: the same estimate,
-taken one step further, multiplies p(x_s | x_t). Particles (`particle_filter`) correct what
-either gets wrong, so any estimate is allowed, and a better one needs fewer of them.
+A twist weighs a chain at x_t and steers its next step: the same estimate one step further
+multiplies p(x_s | x_t). Particles (`particle_filter`) correct its errors, so any estimate is
+allowed, and a better one needs fewer of them.
 
-Cost: one network evaluation for each call, and one for each product with the Jacobian, which takes
-the gradient of x_t alone and so about as long as the call.
+Cost: one network evaluation for each call, and one for each product with the Jacobian, a gradient
+in x_t alone that takes about as long as the call.
 
 Sources: Wu, Trippe, Naesseth, Blei and Cunningham 2023 (twists, their proposals); Rozet, Andry,
 Lanusse and Louppe 2024 (the covariance by Jacobian products and conjugate gradients); Boys,
@@ -17,7 +17,8 @@ Girolami, Pidstrigach, Reich, Mosca and Akyildiz 2023 (its formula).
 """
 
 from collections.abc import Callable
-from typing import Literal
+from dataclasses import dataclass
+from typing import Literal, Self, final
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field
@@ -27,13 +28,6 @@ from diffusion.distributions import LOG_2PI, Normal
 from diffusion.model import DiffusionModel
 from diffusion.observation import Conditioned, Observation
 from diffusion.operators import Mask
-from diffusion.posterior.elements import (
-    Elements,
-    conjugate_gradients,
-    evaluate_elements,
-    own_variance,
-    surprise_of,
-)
 from diffusion.posterior.proposal import Independent, TwistValue
 from diffusion.process import GaussianPrediction, as_gaussian
 from diffusion.rows import per_row, row_sum
@@ -44,6 +38,11 @@ _FLOOR = 1e-5
 _NEGATIVE, _LEAST, _SKEW = 1e-3, 1e-6, 0.5
 #: A step fixes at most so much of what is seen, for r_s is an estimate: weights stay bounded.
 _MOST = 0.95
+#: V_t at t = T, of data of unit variance: early errors of x_0hat are shared by many elements, and
+#: count for less than as many of their own (4 rather than 1 was measured on digits).
+_SHARED = 4.0
+#: Steps of conjugate gradients, which cost no network evaluation.
+_FREE = 32
 
 
 Covariance = Literal["auto", "full", "diagonal", "independent"]
@@ -54,12 +53,11 @@ class Twist(BaseModel):
 
     Attributes:
         covariance: of x_0 given x_t: "full", by products with the network's Jacobian; "diagonal",
-            the model's own variances (1 - alpha_bar where it has none), which one product still
-            carries to the other elements; "independent", without products: each element answers
-            for itself; or "auto", full where no more than `products` numbers were seen and
-            independent elsewhere.
-        products: the most products of a step with "full". Where no more numbers were seen the
-            covariance of y is exact, else conjugate gradients take as many steps.
+            the model's own variances (1 - alpha_bar where it has none), and one product;
+            "independent" (`Elements`), no products; "auto", full where at most `products` numbers
+            were seen and independent elsewhere.
+        products: the most products of a step with "full"; where more numbers were seen, steps of
+            conjugate gradients.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -67,11 +65,11 @@ class Twist(BaseModel):
     products: int = Field(8, ge=1, le=256)
 
     def exact(self, count: Tensor) -> Tensor:
-        """Whether y's covariance is worked out whole, of so many numbers seen; int64 [N]."""
+        """Whether the whole covariance of `count` numbers seen is computed; int64 [N]."""
         return (count <= self.products) & (self.covariance in ("auto", "full"))
 
     def ties(self, observation: Observation) -> bool:
-        """Whether some proposal's elements come to depend on each other by what was seen."""
+        """Whether the observation makes a proposal's elements depend on each other."""
         if not observation.factor.continuous:
             return False
         count = observation.count
@@ -80,7 +78,7 @@ class Twist(BaseModel):
 
     @property
     def independent(self) -> bool:
-        """Whether what is not `exact` is done without a Jacobian."""
+        """Whether there is no Jacobian where it is not `exact`."""
         return self.covariance in ("auto", "independent")
 
     def evaluations(self, model: DiffusionModel, count: Tensor) -> Tensor:
@@ -97,14 +95,7 @@ class Twist(BaseModel):
 def evaluate_last_twist(
     model: DiffusionModel, x_t: Tensor, t: Tensor, observation: Observation
 ) -> TwistValue:
-    """At the last step p(x_0 | x_t) r(x_0) is known in closed form, and r_t = Z~_t.
-
-    Args:
-        model: the model.
-        x_t: [B, *event].
-        t: int64 [B], or [1] for all rows.
-        observation: what was seen, [B, *seen].
-    """
+    """At the last step p(x_0 | x_t) r(x_0) has a closed form, and r_t = Z~_t."""
     prediction = model.predict(x_t, t)
     kernel = prediction.kernel(torch.zeros_like(t))
     found, log_z = observation.multiply(kernel)
@@ -128,8 +119,7 @@ def evaluate_twist(
         x_t: [B, *event].
         t: int64 [B], or [1] for all rows.
         s: int64, likewise; s < t.
-        observation: what was seen, [B, *seen]; either all rows have few enough numbers for
-            `Twist.exact`, or none.
+        observation: [B, *seen]; all rows are `Twist.exact`, or none.
         twist: which r_t.
     """
     count = observation.count
@@ -144,7 +134,7 @@ def evaluate_twist(
     with torch.inference_mode(False), torch.enable_grad():
         x = x_t.clone().requires_grad_()
         seen = model.predict(x, t, clip=False)
-    # A clipped element has no gradient, so the Jacobian is of what the network said.
+    # A clipped element has no gradient, so the Jacobian is of the unclipped estimate.
     prediction = as_gaussian(model.clip(seen))
     own = own_variance(prediction)
     at = model.process.alpha_bar[t]
@@ -175,9 +165,9 @@ def _exact(
     spread: Spread,
     observation: Observation,
 ) -> TwistValue:
-    """With S = sigma^2 + A V A^T worked out: Cov(x_s, y | x_t) = c_0 V A^T.
+    """With the whole S = sigma^2 + A V A^T: Cov(x_s, y | x_t) = c_0 V A^T.
 
-    Rows whose A V A^T is no covariance take V element by element, as `elements` has it.
+    Rows whose A V A^T is no covariance take the V of `Elements`.
     """
     x_0, kernel = prediction.x_0, prediction.kernel(s)
     matrix, off, noise = observation.linear(x_0)
@@ -210,16 +200,10 @@ def covariance(
 ) -> tuple[Tensor, Tensor]:
     """A V A^T as a covariance, and whether it is one; float64 [B, M, M], bool [B].
 
-    V comes of a network's Jacobian, which is symmetric and positive only as far as the network is
-    right. It is taken for a covariance where it is finite, symmetric to half of its size, without
-    an eigenvalue below -1e-3 of the greatest, and in no direction wider than what the process
-    allows of Var(x_0 | x_t) (`prediction.most_variance`). Eigenvalues are then at least 1e-6 of the
-    greatest.
-
-    Args:
-        own: A V A^T, float64 [B, M, M].
-        matrix: A, [B or 1, M, D].
-        prediction: of x_t.
+    V comes from a network's Jacobian, which is symmetric and positive only as far as the network is
+    right. It counts as a covariance if it is finite, symmetric to half of its size, without an
+    eigenvalue below -1e-3 of the greatest, and in no direction wider than `most_variance`.
+    Eigenvalues are then raised to 1e-6 of the greatest. `own` is A V A^T and `matrix` A.
     """
     finite = own.isfinite().flatten(1).all(1)
     own = torch.where(finite[:, None, None], own, 0.0)
@@ -246,13 +230,11 @@ def _iterated(
 ) -> TwistValue:
     """With S u = y - A x_0hat solved for u only; the determinant is that of S's diagonal.
 
-    Rows whose S turns out to be no covariance on the way take V element by element.
+    Rows whose S is found to be no covariance take the V of `Elements`.
     """
     x_0, kernel = prediction.x_0, prediction.kernel(s)
-    operator, factor, known = observation.operator, observation.factor, observation.known
-    event = x_0.shape[1:]
-    off = torch.where(known, (factor.mean - operator.forward(x_0)).double(), 0.0)
-    noise = torch.where(known, factor.var.expand_as(factor.mean).double(), 1.0)
+    operator, known, event = observation.operator, observation.known, x_0.shape[1:]
+    off, noise = observation.residual(x_0)
     diagonal = torch.where(known, noise + operator.variance(own), 1.0)
     positive = torch.ones(len(x_0), dtype=torch.bool, device=x_0.device)
 
@@ -286,3 +268,152 @@ def _iterated(
     if bool(good.all()):
         return found
     return found.where(good, evaluate_elements(model, prediction, s, observation))
+
+
+# -------------------------------------------------------------------------- without a Jacobian
+
+
+@final
+@dataclass(frozen=True)
+class Elements:
+    """x_s and x_0 given x_t without a Jacobian, each element on its own.
+
+        V_t = 1 / (snr_t + 1 / 4),    snr_t = alpha_bar_t / (1 - alpha_bar_t)
+        x_0hat(x_s) = x_0hat(x_t) + h (x_s - mean),    h = v_s snr_s / sqrt(alpha_bar_s)
+        v_s = 1 / (1 / v_t + snr_s - snr_t)
+
+    One V_t for all elements and particles, so that particles differ only by how they fit. The
+    proposal is p(x_s | x_t) r_s(x_s) by Kalman's filter with v_t, each element's own variance
+    (`certain`): where x_0hat is certain it does not follow x_s, and moving or narrowing x_s there
+    costs every particle weight for nothing. On images, most of whose background is seen, only this
+    keeps the weights of several particles alive.
+
+    Attributes:
+        var: of x_s, float64 [B, *event].
+        slope: h, by which x_0hat goes with x_s, float64 [B, *event].
+        now: V_t, float64, broadcastable to `var`.
+        then: V_s, likewise.
+    """
+
+    var: Tensor
+    slope: Tensor
+    now: Tensor
+    then: Tensor
+
+    @classmethod
+    def of(
+        cls, model: DiffusionModel, prediction: GaussianPrediction, s: Tensor, surprise: Tensor
+    ) -> Self:
+        """From a prediction; `surprise` as `certain` takes it."""
+        x_t, process = prediction.x_t, prediction.process
+        # In float64: 1 - alpha_bar is all but nothing at the end.
+        at, later = (per_row(process.alpha_bar[step], x_t.double()) for step in (prediction.t, s))
+        snr, snr_s = at / (1 - at), later / (1 - later)
+
+        def after(v: Tensor) -> Tensor:
+            """Of x_s, from that of x_t."""
+            return 1 / (1 / v + snr_s - snr)
+
+        wide = 1 / (snr + 1 / _SHARED)
+        slope = after(certain(model, prediction, surprise)) * snr_s / later.sqrt()
+        var = prediction.kernel(s).var.expand_as(x_t).double()
+        return cls(var, slope.expand_as(x_t), wide, after(wide))
+
+    @property
+    def seen(self) -> Tensor:
+        """The variance of x_0hat(x_s) plus V_s: that of y without its noise."""
+        return self.slope.square() * self.var + self.then
+
+
+def surprise_of(observation: Observation, x_0: Tensor) -> Tensor:
+    """|y - x_0hat| of elements observed one by one, else 0; float64 [B, *event]."""
+    if not isinstance(observation.operator, Mask):
+        return torch.zeros_like(x_0, dtype=torch.float64)
+    return observation.residual(x_0)[0].abs()
+
+
+@torch.no_grad()
+def evaluate_elements(
+    model: DiffusionModel, prediction: GaussianPrediction, s: Tensor, observation: Observation
+) -> TwistValue:
+    """`evaluate_twist` by `Elements`."""
+    x_t, x_0, kernel = prediction.x_t, prediction.x_0, prediction.kernel(s)
+    operator, known = observation.operator, observation.known
+    off, noise = observation.residual(x_0)
+    elements = Elements.of(model, prediction, s, surprise_of(observation, x_0))
+    var, slope = elements.var, elements.slope
+
+    def solve(v: Tensor) -> tuple[Tensor, Tensor]:
+        """(noise + A diag(v) A^T)^-1 off, and that matrix's diagonal."""
+        v = v.expand_as(x_t)
+        diagonal = torch.where(known, noise + operator.variance(v), 1.0)
+        if isinstance(operator, Mask):
+            return off / diagonal, diagonal
+
+        def seen(u: Tensor) -> tuple[Tensor, Tensor]:
+            image = operator.forward(v * operator.adjoint(u, x_t.shape[1:]))
+            return torch.where(known, noise * u + image, 0.0), u
+
+        return conjugate_gradients(seen, off, torch.zeros_like(off), _FREE)[0], diagonal
+
+    solved, diagonal = solve(elements.now)
+    log_det = torch.where(known, diagonal.log() + LOG_2PI, 0.0)
+    log_r = -0.5 * row_sum(off * solved + log_det)
+    moves, diagonal = solve(elements.seen)
+    mean = kernel.mean + slope * var * operator.adjoint(moves, x_t.shape[1:])
+    if isinstance(operator, Mask):
+        # What is seen of an element narrows its step; with other operators the weights see to it.
+        var = var * (1 - torch.where(known, slope.square() * var / diagonal, 0.0))
+    proposal = Normal(mean.to(x_t.dtype), var.to(x_t.dtype))
+    return TwistValue(log_r, Independent(kernel, proposal), x_0)
+
+
+def certain(model: DiffusionModel, prediction: GaussianPrediction, surprise: Tensor) -> Tensor:
+    """Var(x_0 | x_t) of each element, the model's own or else estimated from x_0hat, [B, *event].
+
+    1 / V_t = snr_t + 1 / b^2,  b = (high - x_0hat) (x_0hat - low) / ((high - low) / 2)
+
+    b bounds the variance of a variable between `low` and `high` with mean x_0hat (Bhatia and Davis
+    2000), in units of half the range; a network's errors follow its square. It is at least the
+    surprise |y - x_0hat|, so that a certain and wrong element moves. Without a range b = 1.
+    """
+    if prediction.variance == "moment" or prediction.own is not None:
+        return own_variance(prediction).double()
+    at = per_row(prediction.process.alpha_bar[prediction.t], prediction.x_0.double())
+    bounds = model.space.bounds
+    if bounds is None:
+        return (1 - at).expand(prediction.x_0.shape)
+    low, high = (bound.to(prediction.x_0.device) for bound in bounds)
+    x_0 = prediction.x_0.double().clamp(low, high)
+    b = torch.maximum((high - x_0) * (x_0 - low) * 2 / (high - low), surprise).clamp_min(1e-6)
+    return 1 / (at / (1 - at) + 1 / b.square())
+
+
+def own_variance(prediction: GaussianPrediction) -> Tensor:
+    """Var(x_0 | x_t), [B, *event]: the model's own, or that of data of unit variance."""
+    if prediction.variance == "moment" or prediction.own is not None:
+        return prediction.kernel(torch.zeros_like(prediction.t)).var
+    at = prediction.process.alpha_bar[prediction.t]
+    return per_row(1 - at, prediction.x_0).expand_as(prediction.x_0)
+
+
+def conjugate_gradients(
+    apply: Callable[[Tensor], tuple[Tensor, Tensor]], off: Tensor, pull: Tensor, steps: int
+) -> tuple[Tensor, Tensor]:
+    """u of S u = off after `steps` steps from 0, row by row, and V A^T u.
+
+    A row whose S is found not to be positive stops.
+    """
+    solved, left = torch.zeros_like(off), off
+    towards, size = off, row_sum(off * off)
+    for _ in range(steps):
+        image, pulled = apply(towards)
+        curve = row_sum(towards * image)
+        good = (curve > 0) & (size > 1e-20)
+        step = torch.where(good, size / torch.where(good, curve, 1.0), 0.0)
+        solved = solved + per_row(step, off) * towards
+        pull = pull + per_row(step, pull) * pulled
+        left = left - per_row(step, off) * image
+        before, size = size, row_sum(left * left)
+        towards = left + per_row(size / before.clamp_min(1e-20), off) * towards
+    return solved, pull

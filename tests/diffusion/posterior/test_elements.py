@@ -12,9 +12,9 @@ from diffusion.networks import GaussianMixture
 from diffusion.noise import counter_noise
 from diffusion.observation import Observation
 from diffusion.operators import AveragePooling, Dense, Mask, Operator
-from diffusion.posterior.elements import certain
-from diffusion.posterior.elements import evaluate_elements as evaluate
 from diffusion.posterior.proposal import Independent, TwistValue
+from diffusion.posterior.twist import certain
+from diffusion.posterior.twist import evaluate_elements as evaluate
 from diffusion.process import GaussianPrediction, GaussianProcess
 from diffusion.schedule import LogSnrSchedule
 from diffusion.space import DataSpace

@@ -73,7 +73,8 @@ def do_train(arguments: argparse.Namespace) -> int:
     with ranks(arguments.device) as place:
         tried = Fit(config, replace(options, restart=True), place, dataset)
         print(own.expectations(config, dataset, export.parameters(tried.model)))
-        print(f"{estimate.measure(tried, evaluate=not arguments.no_evaluation)}, on this machine")
+        took = estimate.measure(tried, evaluate=not arguments.no_evaluation)
+        print(f"{took}, if this machine stays as busy as it is")
         print(f"{written} has all the settings; edit it and give the same command again")
         if arguments.plan:
             return 0

@@ -2,8 +2,9 @@
 
     seconds = steps * step + network rows * row,    both timed on this machine as it is now
 
-Rows are those of the looks, the profile, the evaluation, the report and the sheet of samples, so
-that what comes after the fit is told too.
+Rows are those of the looks, the evaluation, the report and the sheet of samples. The profile, most
+of which is not the network's work, is timed at a few of its points. Simple densities are left out.
+Both times are means, not the quickest: other work on the machine will slow the fit as much.
 """
 
 import time
@@ -12,13 +13,15 @@ from dataclasses import dataclass
 
 import torch
 
+from diffusion.likelihood import reference
 from diffusion.likelihood.estimator import min_terms
 from training.evaluate import entropy as report
-from training.evaluate.profile import measured_points
+from training.evaluate.profile import measured_points, profiled
 from training.fit.loop import Fit
 from training.sheet import SHEET_ROWS
 
-TRIED = 3  # of each kind of work; the quickest counts, for the first ones wake the machine
+LEAST = 3  # calls of each kind of work that are timed, after one that wakes the machine
+SHARE, LONGEST = 0.05, 1.0  # of the work itself, and seconds, that timing it may take
 
 
 @dataclass(frozen=True)
@@ -33,10 +36,10 @@ class Estimate:
 
 
 def measure(fit: Fit, *, evaluate: bool = True) -> Estimate:
-    """The estimate for a fit not yet run; its weights change, so it is of no use afterwards.
+    """The estimate for a fit not yet run; its weights change, so throw it away.
 
     Args:
-        fit: a fit of its own, thrown away.
+        fit: one made for this alone.
         evaluate: whether it will be evaluated at its end.
     """
     config, dataset, model, T = fit.config, fit.dataset, fit.averaged, fit.model.T
@@ -54,7 +57,7 @@ def measure(fit: Fit, *, evaluate: bool = True) -> Estimate:
     def call() -> None:
         model.predict(x_t, t).kernel(t - 1)
 
-    step, row = _quickest(advance), _quickest(call) / batch
+    step, row = _mean(advance, config.steps), _mean(call, config.steps) / batch
     watch, evaluation = config.watch, config.evaluation
     terms = max(watch.terms, min_terms(T, fit.objective.convention))
     look = min(watch.data, len(dataset.valid)) * terms
@@ -62,24 +65,41 @@ def measure(fit: Fit, *, evaluate: bool = True) -> Estimate:
     left = config.steps
     looking = left // watch.every * look + left // (watch.sheets or watch.every) * sheet
     after = SHEET_ROWS[dataset.space.kind] * (evaluation.sampler_steps or T)
-    profile = config.profile
-    points = len(measured_points(T, profile.points))
+    seconds = 0.0
     if evaluate or config.variance == "optimal":
-        after += points * 2 * min(profile.rows // 2, len(dataset.train))
+        seconds = _profile(fit)
     if evaluate:
         rows = min(evaluation.data or len(dataset.test), len(dataset.test))
         after += rows * (evaluation.terms or T)
+        after += min(reference.MOST, len(dataset.test)) * (reference.choice(model).terms or T)
         after += report.POINTS * min(report.ROWS[dataset.space.kind], len(dataset.test))
-    return Estimate(left * step + looking * row, after * row)
+    return Estimate(left * step + looking * row, after * row + seconds)
 
 
-def _quickest(work: Callable[[], None]) -> float:
-    found = []
-    for _ in range(TRIED + 1):
+def _profile(fit: Fit) -> float:
+    """Seconds of a profile at all its points, from those at a few: most of it is no network's."""
+    config, few = fit.config, (2, 5)
+    x_0 = fit.dataset.space.to_model(fit.dataset.train[: config.profile.rows // 2])
+    spent = []
+    for points in few:
         began = time.monotonic()
+        settings = config.profile.model_copy(update={"points": points})
+        profiled(fit.averaged, x_0, settings, config.variance)
+        spent.append(time.monotonic() - began)
+    points = len(measured_points(fit.model.T, config.profile.points))
+    each = max(0.0, spent[1] - spent[0]) / (few[1] - few[0])
+    return spent[0] + each * max(0, points - few[0])
+
+
+def _mean(work: Callable[[], None], times: int) -> float:
+    """Seconds that work takes which is done so many times."""
+    work()
+    began, done, spent = time.monotonic(), 0, 0.0
+    while done < LEAST or spent < min(LONGEST, SHARE * times * spent / done):
         work()
-        found.append(time.monotonic() - began)
-    return min(found[1:])
+        done += 1
+        spent = time.monotonic() - began
+    return spent / done
 
 
 def _words(seconds: float) -> str:

@@ -164,7 +164,7 @@ async def serving(settings: Settings, ready: bool = True) -> AsyncIterator[httpx
         yield client
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 async def client(folder: Path) -> AsyncIterator[httpx.AsyncClient]:
     async with serving(Settings(models=folder, device="cpu", batch_size=256, slots=4096)) as found:
         yield found

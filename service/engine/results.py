@@ -1,8 +1,8 @@
-"""What the engine answers: results, frames, previews; and the ticket that a caller holds.
+"""What a caller gets from the engine: the ticket of a job, its result, frames and previews.
 
-A preview (`Peek`) is x_0hat of a job's first rows, copied between two batches. Nothing is copied
-unless a caller asks, and the engine's thread does not wait for the device: it takes a snapshot, and
-the caller copies it to the host.
+A preview (`Peek`) is x_0hat of a job's first rows between two batches. It is taken only when a
+caller asks, and the engine's thread does not wait for the device: it takes a snapshot there, which
+the caller copies to the host.
 """
 
 from collections.abc import Callable, Sequence
@@ -30,7 +30,7 @@ class Frames:
 
     @classmethod
     def spread(cls, count: int, steps: int) -> "Frames":
-        """k = min(count, steps) of them and the start, as evenly as whole steps allow."""
+        """The start and k = min(count, steps) others, as evenly as whole steps allow."""
         k = min(count, steps)
         return cls(tuple(i * steps // k for i in range(k + 1)))
 
@@ -48,7 +48,7 @@ class FrameRows(NamedTuple):
 @final
 @dataclass(frozen=True)
 class FrameStates:
-    """What is kept of a job's chains, on the CPU, model units.
+    """The frames of a job's chains, on the CPU, model units.
 
     Attributes:
         frames: which states.
@@ -62,17 +62,17 @@ class FrameStates:
 
     @classmethod
     def blank(cls, frames: Frames, rows: int, event: Sequence[int]) -> "FrameStates":
-        """Of chains that have not begun."""
+        """Zeros, for chains that have not begun."""
         x = torch.zeros(len(frames.positions), rows, *event)
         return cls(frames, x, torch.zeros_like(x))
 
-    def keep(self, shot: FrameRows, states: Tensor) -> None:
-        """Take a shot in: states [len(rows), *event]."""
-        whole = self.x if shot.of == "x" else self.x_0
-        whole[shot.frame, shot.rows] = states.to(whole.dtype)
+    def keep(self, rows: FrameRows, states: Tensor) -> None:
+        """Write the states of some rows, [len(rows), *event]."""
+        whole = self.x if rows.of == "x" else self.x_0
+        whole[rows.frame, rows.rows] = states.to(whole.dtype)
 
     def end(self, start: Tensor, samples: Tensor) -> None:
-        """The first state of all rows, and the last, [rows, *event]."""
+        """Write the first state of all rows, and the last, [rows, *event]."""
         self.x[0], self.x[-1], self.x_0[-1] = start, samples, samples
 
 
@@ -84,9 +84,9 @@ class Peek:
     Attributes:
         done: network evaluations made so far, by all rows.
         finished: for each row from the first, whether it has ended.
-        samples: x_0 [rows, *event] on the CPU, model units; of meaning where finished.
+        samples: x_0 [rows, *event] on the CPU, model units, of the rows that have ended.
         estimates: x_0hat of the rows that have not ended, in order, on the model's device.
-        taken: passes when an accelerator has taken the snapshot; None on the CPU.
+        taken: when a GPU has taken the snapshot; None on the CPU.
     """
 
     done: int
@@ -118,7 +118,7 @@ class Peek:
 
 
 class PeekRequest(NamedTuple):
-    """Somebody asks for the first `rows` rows of job `key`; None is the answer once it is over."""
+    """A caller wants the first `rows` rows of job `key`; the answer is None once it is over."""
 
     key: int
     rows: int
@@ -189,7 +189,7 @@ Result_co = TypeVar("Result_co", bound=Timing, covariant=True)
 
 
 class Hold:
-    """Bytes that a caller holds: a job's until it has ended, its answer's until that is sent.
+    """Bytes that a caller holds: a job's, and then its answer's until that is sent.
 
     Args:
         size: how many.
@@ -200,13 +200,13 @@ class Hold:
         self._size, self._change = size, change
 
     def resize(self, size: int) -> None:
-        """From now on it is so many."""
+        """Hold so many from now on."""
         if size != self._size:
             self._change(size - self._size)
             self._size = size
 
     def release(self) -> None:
-        """None any more; again it does nothing."""
+        """Hold none any more; again it does nothing."""
         self.resize(0)
 
     @property
@@ -241,7 +241,7 @@ class Ticket(Generic[Result_co]):
         self._peek, self._keep = peek, keep
 
     def cancel(self) -> bool:
-        """Give the job up: its rows leave at the next batch. False when it has already ended."""
+        """Cancel the job: its rows leave at the next batch. False when it has already ended."""
         return self.future.cancel()
 
     def result(self, timeout: float | None = None) -> Result_co:
@@ -249,11 +249,11 @@ class Ticket(Generic[Result_co]):
         return self.future.result(timeout)
 
     def peek(self, rows: int) -> "Future[Peek | None]":
-        """Ask how its first `rows` rows stand; None is the answer of terms, and once it is over."""
+        """Ask for its first `rows` rows as they are; None where it has ended or draws none."""
         return self._peek(rows)
 
     def keep(self) -> Hold:
-        """What the job holds, for the caller to give back once it is sent; not at its end, then."""
+        """Take over the bytes that the job holds: they count until the caller releases them."""
         return self._keep()
 
     def on_cancel(self, act: Callable[[], None]) -> None:

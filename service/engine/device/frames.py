@@ -2,8 +2,8 @@
 
     frame i of k is the state before step floor(i n / k) of n:    x_t, and x_0hat from it
 
-The network's estimate at a state comes with the step that follows it, so nothing is evaluated for
-the frames alone; and they are taken between the steps of a batch, which is no shorter for them.
+The network's estimate at a state comes with the step that follows it, so frames need no calls of
+their own. They are taken between the steps of a batch.
 """
 
 from collections.abc import Mapping, Sequence
@@ -19,9 +19,9 @@ from service.engine.scheduling.batch import Entry
 
 @final
 class FrameRecorder:
-    """Takes what is to be kept of a batch, step by step.
+    """Takes the frames of one batch, step by step.
 
-    The first states of chains and their last are not among it: `FrameStates.end` has these.
+    The first and the last states of chains are not among them: `FrameStates.end` has these.
 
     Args:
         kept: by job.
@@ -29,7 +29,7 @@ class FrameRecorder:
         num_steps: of the batch.
 
     Attributes:
-        taken: each shot with its states, [len(rows), *event] on the device.
+        taken: which rows, and their states, [len(rows), *event] on the device.
     """
 
     def __init__(
@@ -50,8 +50,9 @@ class FrameRecorder:
                         FrameRows(key, frame, "x", rows, places)
                     )
                 if 0 <= made < num_steps:
-                    shot = FrameRows(key, frame, "x_0", rows, places)
-                    self._wanted.setdefault(made + 1, []).append(shot)
+                    self._wanted.setdefault(made + 1, []).append(
+                        FrameRows(key, frame, "x_0", rows, places)
+                    )
 
     def wants(self, made: int) -> bool:
         """Whether something is to be taken after so many steps of the batch."""
@@ -59,11 +60,11 @@ class FrameRecorder:
 
     def __call__(self, made: int, x: Tensor, x_0: Tensor) -> None:
         """Take what is wanted after so many steps: of x_s and x_0hat, [B, *event] each."""
-        for shot in self._wanted.get(made, ()):
-            first, last = shot.places[0], shot.places[-1]
-            states = x if shot.of == "x" else x_0
-            if last - first + 1 == len(shot.places):
+        for wanted in self._wanted.get(made, ()):
+            first, last = wanted.places[0], wanted.places[-1]
+            states = x if wanted.of == "x" else x_0
+            if last - first + 1 == len(wanted.places):
                 states = states[first : last + 1].clone()
             else:
-                states = states[upload(torch.tensor(shot.places), states.device)]
-            self.taken.append((shot, states))
+                states = states[upload(torch.tensor(wanted.places), states.device)]
+            self.taken.append((wanted, states))

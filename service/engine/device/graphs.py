@@ -1,11 +1,9 @@
 """CUDA graphs of a chain's step: gather, network, update, noise and write back in one launch.
 
-    state at slots <- one step of it;    rows beside those asked for work on a slot that is unused
-
-A graph replays the same kernels on the same memory, so each has a fixed number of rows and tensors
-that stay where they are. What it is recorded with is an argument, so a CPU can run the same code:
-there the recording is the function itself. Every size is compared with the ordinary batch before
-it is used.
+A graph replays the same kernels on the same memory, so each has a fixed number of rows, and tensors
+that stay where they are; rows that a batch does not need work on a spare slot. The recorder is an
+argument, so that a CPU can run the same code: there it returns the function itself. Every size is
+compared with the ordinary step before it is used.
 """
 
 import logging
@@ -83,7 +81,7 @@ class ChainGraph:
 
 @final
 class ChainGraphs:
-    """A batch of every size up to the batch, in powers of two, with and without observations.
+    """Graphs of sizes up to the batch size, in powers of two, with and without observations.
 
     Args:
         model: the model, on its device.
@@ -100,9 +98,9 @@ class ChainGraphs:
     ) -> None:
         self.failed: dict[int, str] = {}
         self._graphs: dict[tuple[int, bool], ChainGraph] = {}
-        state.observe()  # what is recorded must find it where it stays
+        state.observe()  # it must stay where it was recorded
         self._sizes = sorted(_sizes(batch_size))
-        # The largest first: smaller ones find the memory that it took.
+        # The largest first: smaller ones reuse its memory.
         for size in reversed(self._sizes):
             found: dict[tuple[int, bool], ChainGraph] = {}
             try:
@@ -118,7 +116,7 @@ class ChainGraphs:
                 _log.warning("%d rows run without a recording: %s", size, describe(error))
 
     def find(self, rows: int, observed: bool) -> ChainGraph | None:
-        """The batch for so many rows; None where they are too many, or theirs failed."""
+        """The graph for so many rows; None where they are too many, or theirs failed."""
         size = next((size for size in self._sizes if size >= rows), None)
         return None if size is None else self._graphs.get((size, observed))
 
@@ -134,7 +132,7 @@ def _sizes(batch_size: int) -> Iterator[int]:
 def _try(
     model: DiffusionModel, state: Chains, graph: ChainGraph, size: int, observed: bool
 ) -> None:
-    """Raise RuntimeError where a recorded step is not the ordinary one, up to rounding.
+    """Raise RuntimeError where a recorded step differs from the ordinary one by more than rounding.
 
     It uses the state's first slots, which no chain has yet, and leaves them as new.
     """
@@ -164,7 +162,7 @@ def _try(
 
 
 def graph_recorder(device: torch.device) -> Record:
-    """Records as CUDA graphs, which share their memory: none runs beside another."""
+    """Records as CUDA graphs, which share their memory: only one runs at a time."""
     pool = torch.cuda.graph_pool_handle()
 
     def record(play: Play) -> Play:

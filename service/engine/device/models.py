@@ -77,7 +77,7 @@ class LoadedModels:
                 _log.warning("model %s: out of memory; trying fewer rows a batch", name)
 
     def _attempts(self) -> Iterator[int]:
-        """Rows a batch to be tried, 0 being what is found best; half as many, and half of that."""
+        """Rows a batch to try, 0 for the best that is found; then half as many, and so on."""
         rows = self._settings.batch_size
         if rows == 0:
             yield 0
@@ -87,29 +87,29 @@ class LoadedModels:
             rows //= 2
 
     def _serve(self, name: str, model: DiffusionModel, rows: int) -> None:
-        """Find a model's room and run it there."""
-        room = survey(model, rows, self._settings)
+        """Find a model's capacity, warm it up, and open its lanes."""
         settings = self._settings
-        runner = ChainRunner(model, room.slots, settings.precision, compiled=settings.compile)
-        runner.batch_size = room.batch_size
-        runner.calls.pad_to = room.batch_size if settings.deterministic else 0
+        capacity = survey(model, rows, settings)
+        batch_size, slots = capacity.batch_size, capacity.slots
+        runner = ChainRunner(model, slots, settings.precision, compiled=settings.compile)
+        runner.batch_size = batch_size
+        runner.calls.pad_to = batch_size if settings.deterministic else 0
         runner.batch_invariant = make_batch_invariant(runner)
-        warm_up(runner, room.batch_size)  # allocators and kernels settle
+        warm_up(runner, batch_size)  # allocators and kernels settle
         if settings.graphs and model.device.type == "cuda":
             runner.record(graph_recorder(model.device))
-        warm_up(runner, room.batch_size)
-        chains, systems = Lane(name), Lane(name, systems=True)
-        alone, beside = time_steps(runner)
-        others = self._try_systems(runner.calls.model, room.batch_size)
-        of_systems = time_systems(others)
-        for rows, seconds in beside.items():
-            self._throughput[chains].seed(rows, seconds, terms=True)
-        self._enter(chains, runner, room.slots, alone)
-        self._enter(systems, others, room.slots, of_systems)
-        _log.info("model %s: %d rows a batch, %d held", name, room.batch_size, room.slots)
+        warm_up(runner, batch_size)
+        of_chains, of_terms = time_steps(runner)
+        systems = self._try_systems(runner.calls.model, batch_size)
+        of_systems = time_systems(systems)
+        for rows, seconds in of_terms.items():
+            self._throughput[Lane(name)].seed(rows, seconds, terms=True)
+        self._open(Lane(name), runner, slots, of_chains)
+        self._open(Lane(name, systems=True), systems, slots, of_systems)
+        _log.info("model %s: %d rows a batch, %d held", name, batch_size, slots)
 
     def _try_systems(self, model: DiffusionModel, rows: int) -> SMCRunner:
-        """A runner of as many rows as memory holds in a backward pass."""
+        """A runner of systems, for as many rows as memory holds in a backward pass."""
         settings = self._settings
         # A CPU sums in the same order every time; an accelerator's backward passes need not.
         batch_invariant = settings.deterministic and model.device.type == "cpu"
@@ -125,14 +125,10 @@ class LoadedModels:
                     raise
             rows //= 2
 
-    def _enter(
-        self,
-        lane: Lane,
-        runner: Runner[Any],
-        slots: int,
-        times: Mapping[int, float],
+    def _open(
+        self, lane: Lane, runner: Runner[Any], slots: int, times: Mapping[int, float]
     ) -> None:
-        """Its warm-up went well, steps of so many rows in so many seconds: jobs may come."""
+        """Jobs of a lane may come; its steps take `times` seconds, by rows."""
         self.runners[lane] = runner
         throughput = self._throughput[lane]
         throughput.allow(runner.batch_size)

@@ -1,4 +1,4 @@
-"""Network calls: of chains and of terms, joined into one wherever one network serves both."""
+"""Calls of a model's network: chains and terms in one call, with precision and padding."""
 
 from copy import deepcopy
 from typing import Literal, final
@@ -20,24 +20,24 @@ class NetworkCalls:
     """How a model's network is called.
 
     Args:
-        model: the model, on its device; its weights are laid out anew, their values stay.
-        precision: of the weights ("bfloat16"), or of products on GPUs that have TensorFloat-32
-            ("tf32"), in sampling. Elsewhere products are of full float32.
+        model: the model, on its device; its weights get another memory layout, not other values.
+        precision: in sampling: "bfloat16" weights, or products in TensorFloat-32 on GPUs that have
+            it ("tf32"). Everything else is full float32.
         compiled: whether the network goes through torch.compile.
 
     Attributes:
-        model: what bounds are of.
-        sampling: what chains are of; the same, or one that computes with fewer bits.
-        pad_to: rows that every call is padded to, by repeating one; 0 for none. What a row
-            computes then no longer depends on how many others there are.
+        model: for terms.
+        sampling: for chains: the same, or one that computes with fewer bits.
+        pad_to: rows that every call is padded to, by repeating one; 0 for none. The bits of a row
+            then no longer depend on how many others there are.
     """
 
     def __init__(
         self, model: DiffusionModel, precision: Precision = "float32", *, compiled: bool = False
     ) -> None:
-        # Convolutions are a sixth faster so, at any number of rows; other layers do not see it.
-        # Gradients of x_t go through the weights, which inference tensors do not allow; none of
-        # the weights themselves is asked for, and without it a backward pass keeps much less.
+        # In this layout convolutions are a sixth faster; other layers do not depend on it.
+        # Gradients of x_t go through the weights, which inference tensors do not allow. Gradients
+        # of the weights themselves are not needed, and a backward pass keeps much less without.
         with torch.inference_mode(False):
             model.network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
             model.network.requires_grad_(False)
@@ -61,7 +61,7 @@ class NetworkCalls:
     def __call__(
         self, chains: Rows | None, terms: Rows | None
     ) -> tuple[Prediction | None, Prediction | None]:
-        """What the network says of each, filled."""
+        """The network's prediction for each, padded."""
         if chains is None or terms is None or self.sampling is not self.model:
             return self._apart(self.sampling, chains), self._apart(self.model, terms)
         n, m = len(chains[0]), len(terms[0])
@@ -91,7 +91,7 @@ class NetworkCalls:
 
 
 class _TensorFloat(Network):
-    """A network whose products are of TensorFloat-32: ten bits, at a multiple of the speed."""
+    """A network whose products are in TensorFloat-32: ten bits, and several times as fast."""
 
     def __init__(self, inner: Network) -> None:
         super().__init__()
@@ -99,12 +99,10 @@ class _TensorFloat(Network):
 
     @override
     def condition(self, time: Tensor) -> tuple[Tensor, ...]:
-        """As the network has it."""
         return self.inner.condition(time)
 
     @override
     def given(self, x_t: Tensor, *condition: Tensor) -> Tensor:
-        """As the network has it, with fewer bits."""
         _allow_tf32(allow=True)
         try:
             out: Tensor = self.inner(x_t, condition)
@@ -114,6 +112,6 @@ class _TensorFloat(Network):
 
 
 def _allow_tf32(*, allow: bool) -> None:
-    """Whether the process's GPU products may be of TensorFloat-32; CPUs do not heed it."""
+    """Whether the process's GPU products may be in TensorFloat-32; CPUs ignore it."""
     torch.backends.cuda.matmul.allow_tf32 = allow
     torch.backends.cudnn.allow_tf32 = allow

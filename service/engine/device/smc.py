@@ -1,13 +1,10 @@
-"""SMCRunner: the next steps of a wave of particle systems of one job.
+"""The runner of particle systems: it makes the next steps of a wave of systems of one job.
 
     state <- kernel.step(model, state, position)        (`diffusion.posterior.smc`)
 
-This is the code of the offline loop, so a served answer is the offline one. The state is a value
-that is replaced when a batch has been computed, so one that failed can be tried again; where memory
-ran out, in the network's backward pass, with fewer rows at once.
-
-Which systems, and how many steps, is the scheduler's choice. Steps wait for the device where a
-covariance has been worked out or particles may have to be resampled.
+The offline loop runs the same code, so a served answer is the offline one. The state is a value
+that is replaced when a batch has been computed, so a batch that failed can be tried again; where
+memory ran out in the network's backward pass, with fewer rows at once.
 """
 
 from collections.abc import Mapping

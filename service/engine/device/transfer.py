@@ -1,8 +1,8 @@
 """Copies between host and device that do not make the host wait for the device's work.
 
-A copy from or to ordinary memory waits until everything queued before it is done; one of pinned
-memory does not. Results leave on a stream of their own, beside the next batch. So that the host
-does not run ahead without end, it waits for the batch before the last.
+A copy from or to ordinary memory waits until everything queued before it is done; one from or to
+pinned memory does not. Results leave on a stream of their own, while the next batch runs. The host
+is at most one batch ahead: it waits for the batch before the last.
 """
 
 from collections.abc import Callable, Sequence
@@ -17,7 +17,7 @@ from service.engine.scheduling.batch import Batch, Entry
 
 
 def upload(host: Tensor, device: torch.device) -> Tensor:
-    """A tensor of the host's, on the device; on a GPU it is there when what is queued next runs."""
+    """Copy a tensor to the device; on a GPU it is there for whatever is queued next."""
     if device.type != "cuda":
         return host.to(device)
     return host.pin_memory().to(device, non_blocking=True)
@@ -31,7 +31,7 @@ def slots_of(entries: Sequence[Entry], device: torch.device) -> Tensor:
 @final
 @dataclass(frozen=True)
 class Collected:
-    """What a batch's end brings, on its way to the host.
+    """The results of a batch, on their way to the host.
 
     Attributes:
         batch: without the entries of jobs that had ended.
@@ -58,7 +58,7 @@ class Collected:
 
 @final
 class HostCopies:
-    """The way from the device to the host.
+    """Copies tensors from the device to the host.
 
     Args:
         device: where the tensors are.
@@ -68,7 +68,7 @@ class HostCopies:
         self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None
 
     def send(self, tensors: Sequence[Tensor]) -> tuple[list[Tensor], Callable[[], None] | None]:
-        """The same on the host, and how to wait until they are there; None where they are.
+        """The same on the host, and how to wait until they are there; None where they are now.
 
         Args:
             tensors: which nothing writes to from here on.
@@ -90,10 +90,10 @@ class HostCopies:
 
 @final
 class Fence:
-    """Keeps the host at most one batch ahead of the device, and tells how long batches take there.
+    """Keeps the host at most one batch ahead of the device, and measures batches there.
 
     Args:
-        device: where batches run; where that is the CPU there is nothing to wait for.
+        device: where batches run; on a CPU there is nothing to wait for.
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -102,7 +102,7 @@ class Fence:
         self._pace: float | None = None  # seconds a step of the latest that is done
 
     def begin(self) -> torch.cuda.Event | None:
-        """A batch is about to be queued; `wait` wants what this gives."""
+        """A batch is about to be queued; pass what this returns to `wait`."""
         return self._mark() if self._device.type == "cuda" else None
 
     def wait(self, begun: torch.cuda.Event | None, steps: int) -> None:
@@ -116,7 +116,10 @@ class Fence:
             self._pace = first.elapsed_time(last) / 1000 / its_steps
 
     def seconds(self, steps: int, spent: float) -> float:
-        """What a batch takes that the host has spent so long on: its own time is not known yet."""
+        """The time of a batch on which the host has spent `spent`.
+
+        On a GPU that of the batch before, by step, for its own is not known yet.
+        """
         return spent if self._pace is None else steps * self._pace
 
     def _mark(self) -> torch.cuda.Event:

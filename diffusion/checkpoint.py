@@ -52,7 +52,7 @@ class Evaluation(Frozen):
         split: of the data.
         count: data evaluated.
         terms: network evaluations an example; None for all steps.
-        trajectories: whose weights were averaged (`trajectory.trajectory_bound`); None for the
+        trajectories: whose weights were averaged (`iwae.trajectory_bound`); None for the
             ordinary bound.
         gain: the part of the bound that exceeds the trajectories' average, nats.
         steps: of the chain whose bound it is; None for all T.
@@ -66,9 +66,8 @@ class Evaluation(Frozen):
         null: mean L_null in the same convention, nats.
         entropy: the data's own, nats, where it is known.
         machine: that evaluated.
-        quantiles: of the bound of one example, nats: 101 percentiles from the least to the
-        greatest,
-            ascending; None where they are not known. Each is an estimate, whose noise widens them.
+        quantiles: of the bound of one example, nats: 101 ascending percentiles, or None. Each is
+            an estimate, whose noise widens them.
         quantiles_count: data of the split that these are of; None for all `count`.
     """
 
@@ -121,12 +120,12 @@ class Evaluation(Frozen):
 
     @property
     def of(self) -> tuple[object, ...]:
-        """What was measured: of two evaluations of the same the later one holds."""
+        """What was measured: a later evaluation of the same replaces an earlier one."""
         return self.convention, self.split, self.steps, self.spacing, self.trajectories
 
 
 class Baseline(Frozen):
-    """A simple density, fitted to the rows that the model knows, measured on the same of `test`.
+    """A simple density fitted to the model's training rows, measured on the same rows of `test`.
 
     Attributes:
         name: in words.

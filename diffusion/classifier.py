@@ -30,13 +30,13 @@ from diffusion.space import DataSpace
 
 
 class Reading(Frozen):
-    """How well a classifier reads held-out data at one t.
+    """How well a classifier predicts the labels of held-out data at one t.
 
     Attributes:
         split: of the data.
         t: of the noise; 0 for none.
         log_snr: there, nats; None at t = 0.
-        count: data read.
+        count: examples.
         accuracy: share whose likeliest label is the true one.
         standard_error: of that share.
         cross_entropy: mean of -log p(true label), nats.

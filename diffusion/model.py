@@ -20,14 +20,14 @@ AnyPrediction = TypeVar("AnyPrediction", bound=Prediction)
 @final
 @dataclass(frozen=True)
 class Times:
-    """What B steps say before any x_t is known.
+    """What B steps determine before any x_t is known.
 
     Attributes:
         t: int64 [B].
-        condition: what the network knows of them, [B, ...] each; the time itself of a network
-            that does not say (`networks.base.Network` does).
-        of_x_0: float32 [B, 2], `prediction.affine`, or of one step its two numbers, []; None
-            where x_0hat is no such combination.
+        condition: the network's conditions, [B, ...] each; the time itself for a network that is
+            not a `networks.base.Network`.
+        of_x_0: float32 [B, 2], `Output.affine`, or its two numbers [] for one step; None for
+            predictions of another form.
     """
 
     t: Tensor
@@ -121,13 +121,13 @@ class DiffusionModel(nn.Module):
         return self.process.beta.device
 
     def predict(self, x_t: Tensor, t: Tensor | Times, clip: bool = True) -> Prediction:
-        """What the network says of x_t; the only place where it is called.
+        """The network's prediction at x_t; the only place where it is called.
 
         Args:
             x_t: [B, *event], model units.
             t: int64 [B], 1..T, or `times` of it.
-            clip: keep x_0hat within the data's range where it has one, and all of it within what
-                the process allows. Training leaves it out, for a clipped element has no gradient.
+            clip: whether to clip it, as `clip`; not in training, for a clipped element has no
+                gradient.
         """
         at = t if isinstance(t, Times) else self.times(t)
         ours = isinstance(self.network, Network)
@@ -141,10 +141,7 @@ class DiffusionModel(nn.Module):
         return prediction.clipped(self._low, self._high)
 
     def times(self, t: Tensor) -> Times:
-        """What the steps t, int64 [B], say before any x_t is known; from the table if there is one.
-
-        Of one t for all rows, B = 1, one call serves them all.
-        """
+        """What the steps t, int64 [B], or [1] for all rows, determine; from the table if any."""
         if self._table is not None:
             return self._table.rows(t - 1, t)
         time = self._time(t)
@@ -152,7 +149,7 @@ class DiffusionModel(nn.Module):
         return Times(t, known, self._of_x_0(t))
 
     def tabulate(self) -> None:
-        """Work out `times` for every t, once; until the model is moved or its weights change."""
+        """Compute `times` for every t, kept until the model is moved or its weights change."""
         self._table = None
         # Gradients of x_t go through what is looked up here, which inference tensors do not allow.
         with torch.inference_mode(False), torch.no_grad():

@@ -1,8 +1,8 @@
 """Noise as a pure function: Philox4x32-10(counter = (block, step, row, stream), key = seed).
 
 Nothing is drawn from a shared generator. The same (seed, row, step, element) gives the same number
-whatever else is in the batch and on whatever device, so a request gives the same answer alone and
-in company, and a training run killed and resumed sees the same noise as one that was not.
+whatever else is in the batch and on whatever device, so a request has the same answer alone and
+in any batch, and a training run that was killed and resumed sees the same noise.
 
 Source: Salmon, Moraes, Dror and Shaw, "Parallel random numbers: as easy as 1, 2, 3" (SC 2011).
 """
@@ -27,7 +27,7 @@ MAX_SEED: Final = 2**63 - 1
 
 
 class Stream(IntEnum):
-    """What a draw is for: one seed serves several purposes without reuse of a number."""
+    """The purpose of a draw: one seed serves several without reusing a number."""
 
     CHAIN = 0
     TERM = 1
@@ -75,7 +75,7 @@ def _rounds(counter: Sequence[Tensor], key: Sequence[Tensor]) -> list[Tensor]:
 
 
 class Noise(ABC):
-    """Where a distribution gets its randomness: one array of standard draws for a batch of rows."""
+    """The randomness of distributions: one array of standard draws for a batch of rows."""
 
     @abstractmethod
     def normal(self, event: Sequence[int]) -> Tensor:
@@ -136,10 +136,10 @@ class CounterNoise(Noise):
 
 @final
 class DrawnNoise(Noise):
-    """What was drawn before, with other steps at once: [B, *event], of the one kind that is asked.
+    """Draws made before, with those of other steps.
 
     Args:
-        draws: normal or uniform, as the distribution that reads it will want.
+        draws: [B, *event], normal or uniform, whichever the distribution that reads them takes.
     """
 
     def __init__(self, draws: Tensor) -> None:

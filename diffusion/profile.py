@@ -1,4 +1,4 @@
-"""The profile: what one pass over training data told of a model, step by step.
+"""The profile: a model's errors and terms at each step, measured in one pass over training data.
 
     error_t  = E |x_0 - x_0hat(x_t)|^2 / d
     last_t   = argmax over v of E log p(x_0 | x_t), a step to x_0 of variance v
@@ -90,7 +90,7 @@ class Profile(Tables):
         """The best 0 = t_0 < ... < t_N = T of N = `steps`, int64 [N + 1], on the CPU.
 
         Raises:
-            ValueError: a number of steps for which none is kept.
+            ValueError: a number of steps for which no path is kept.
         """
         if steps == self.T:
             return torch.arange(self.T + 1)
@@ -102,7 +102,7 @@ class Profile(Tables):
         return unpack(self.paths.cpu(), steps)
 
     def check(self) -> None:
-        """Raise ValueError where a table holds what no pass can have measured."""
+        """Raise ValueError if a table holds values that cannot have been measured."""
         if not bool((torch.stack((self.error, self.last))[:, 1:] > 0).all()):
             raise ValueError("a profile's errors and variances are above 0")
         if bool((self.spread < 0).any()):

@@ -35,9 +35,9 @@ class BoundResult:
     """The bound of N data, nats, float64 [N] each; `bound` = `prior` + `steps` + `last` + `gain`.
 
     `standard_error` is that of the Monte Carlo estimate of one example's bound, from the spread of
-    the last step's draws, from successive differences between strata, and from what a profile tells
-    beforehand (`diffusion.likelihood.uncertainty`); `freedom` its degrees of freedom. `gain` is
-    what several trajectories add to their average (`trajectory.weigh`), else 0.
+    the last step's draws, from successive differences between strata, and from a profile
+    (`diffusion.likelihood.uncertainty`); `freedom` its degrees of freedom. `gain` is what several
+    trajectories add to their average (`iwae.weigh`), else 0.
     """
 
     bound: Tensor
@@ -50,7 +50,7 @@ class BoundResult:
 
     @property
     def interval(self) -> Tensor:
-        """In which the bound's expectation lies, 95%, nats [N, 2]: by Student's t."""
+        """The 95% interval of the bound's expectation, by Student's t, nats [N, 2]."""
         half = quantile(self.freedom) * self.standard_error
         return torch.stack((self.bound - half, self.bound + half), 1)
 
@@ -74,7 +74,7 @@ def evaluate(
         x_0: [B, *event], model units.
         x_t: [B, *event], drawn from q(x_t | x_0).
         t: int64 [B].
-        convention: of the bound; "paper" has no network's part at s = 0, and gives its closed form.
+        convention: of the bound; "paper" has a closed form without the network at s = 0.
         s: int64 [B], where the steps end; t - 1 where it is not given.
     """
     s = t - 1 if s is None else s
@@ -119,7 +119,7 @@ def terms(
 
 
 def prior_part(model: DiffusionModel, x_0: Tensor, convention: Convention) -> Tensor:
-    """The part that needs no network, nats float64 [N]."""
+    """The prior's part, which needs no network, nats float64 [N]."""
     last = torch.full((len(x_0),), model.T, device=x_0.device)
     marginal = model.process.marginal(x_0.double(), last)
     prior = model.process.prior(model.event, len(x_0))
@@ -175,7 +175,7 @@ def closed_last(
 
 
 def check_convention(model: DiffusionModel, convention: Convention) -> None:
-    """Raise ValueError where a convention does not fit the data."""
+    """Raise ValueError if a convention does not fit the data."""
     kind, levels = model.space.kind, model.space.levels
     if convention == "discretised" and levels is None and kind != "bits":
         raise ValueError('real data have no discretised bound: use "density" or "paper"')
@@ -203,7 +203,7 @@ def bound(
         seed: of the noise.
         convention: of the bound.
         terms: network evaluations an example; None for all steps.
-        choice: which terms, where more is said than their number.
+        choice: which terms; takes the place of `terms`.
         batch: rows a network call.
         progress: called with the number of evaluations just made.
     """

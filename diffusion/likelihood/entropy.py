@@ -3,8 +3,8 @@
     H_q(x_t | x_{t-1}) + H_q(x_{t-1} | x_0) - H_q(x_t | x_0)  <=  H_q(x_{t-1} | x_t)
         <=  H_q(x_t | x_{t-1}) + E log pi(x_t) - E log pi(x_{t-1})
 
-The lower bound is the posterior's entropy: who knows x_0 too is less uncertain. The upper one says
-that KL(q(x_t) || pi) falls with t. The paper takes its last two terms to cancel, as they do where
+The lower bound is the posterior's entropy: knowing x_0 too reduces uncertainty. The upper one holds
+since KL(q(x_t) || pi) falls with t. The paper takes its last two terms to cancel, as they do where
 the data have pi's second moment; of other data H_q(x_t | x_{t-1}) alone need not be a bound.
 
 Nats an element, model units: means over an example's elements.
@@ -55,8 +55,8 @@ def step_bounds(process: Process, power: float, t: Tensor) -> tuple[Tensor, Tens
 def excess_entropy(model: DiffusionModel, x_0: Tensor, t: Tensor, noise: Noise) -> Tensor:
     """H(p(x_{t-1} | x_t)) - H(q(x_{t-1} | x_t, x_0)), x_t ~ q(x_t | x_0), nats an element, [B].
 
-    Its mean is what the model's own kernel has above the lower bound. Of bits the two rise and fall
-    together with x_t, so it is known from far fewer draws than the kernel's entropy alone.
+    Its mean is the excess of the model's kernel over the lower bound. For bits the two entropies
+    vary together with x_t, so it takes far fewer draws than the kernel's entropy alone.
 
     Args:
         model: the model.

@@ -5,12 +5,12 @@ the chain of N steps, whose bound is another, lower one, at N evaluations. The e
 
     K = prior + sum over the chosen of weight * term,     weight = steps of the stratum
 
-Unbiased whatever the strata, for each stands for all its steps by one of them, any as likely as
-another. The estimate's variance is that of the last step's draws and
+It is unbiased for any strata, since one step of each is drawn, all equally likely. Its variance is
+that of the last step's draws and
 
     sum over strata of k * sum over its k steps of spread_t^2 + (mean_t - their mean)^2
 
-which a profile tells beforehand; strata of even importance make it as small as it can be.
+which a profile predicts; strata of even importance minimise it.
 """
 
 from collections.abc import Callable
@@ -45,7 +45,7 @@ class Steps:
         weight: float64 [n]: the bound's estimate is the prior's part + sum of weight times term.
         last: how many of the n are draws of the last step.
         end: where the last step begins: 1, unless the chain leaves steps out.
-        expected: what each stratum adds on average and how much it varies, where a profile tells.
+        expected: the mean and variance of each stratum's part, from a profile if there is one.
     """
 
     t: Tensor
@@ -105,8 +105,8 @@ def choose_steps(
 ) -> Steps:
     """All T steps, or an unbiased, stratified choice of `terms` of them for each example.
 
-    One t is drawn in each stratum. The last step is always there and has several draws (up to 8),
-    for one draw would hide its own error; "paper" needs none.
+    One t is drawn in each stratum. The last step always has several draws (up to 8), since one draw
+    shows no error; "paper" needs none.
 
     Args:
         T: steps of the process.
@@ -116,8 +116,8 @@ def choose_steps(
         terms: network evaluations an example, at least 4; None for all steps.
         strata: of these in place of `even_strata`.
         path: int64 [steps + 1], 0 = t_0 < ... < t_steps = T, of a chain that leaves steps out.
-        profile: of the model, where there is one; not with `path`, for it is of all T steps.
-        own: whether the convention is the data's own, of whose last step the profile tells.
+        profile: of the model, if there is one; not with `path`, since it is of all T steps.
+        own: whether the convention is the data's own, whose last step the profile measured.
         bits: whether data are bits.
 
     Raises:
@@ -143,7 +143,7 @@ def choose_steps(
 
 
 def even_strata(T: int, convention: Convention, terms: int | None = None) -> Strata:
-    """Strata of even width: `terms` in all, or every one of 2..T its own.
+    """Strata of even width: `terms` in all, or one for each of 2..T.
 
     Raises:
         ValueError: too few terms.
@@ -161,7 +161,7 @@ def even_strata(T: int, convention: Convention, terms: int | None = None) -> Str
 
 
 def important_strata(profile: Profile, convention: Convention, terms: int) -> Strata:
-    """The strata, and the draws of the last step, that leave the least error (`predicted_error`).
+    """The strata and draws of the last step with the least `predicted_error`.
 
     Raises:
         ValueError: too few terms, or more than there are strata for.
@@ -200,10 +200,10 @@ def strata_for(
         profile: of the model.
         convention: of the bound.
         target: above 0.
-        choose: the strata of a number of terms; where it knows none of so many, all steps are.
+        choose: the strata of a number of terms; ValueError for too many, then all steps are taken.
 
     Raises:
-        ValueError: a smaller error than all the steps leave.
+        ValueError: a smaller error than that of all the steps.
     """
     whole = even_strata(profile.T, convention)
     floor = predicted_error(profile, whole)
@@ -241,7 +241,7 @@ def term_noise(seed: Tensor, row: Tensor, draw: Tensor) -> CounterNoise:
 
 @final
 class Choice(BaseModel):
-    """What a request asks of the terms.
+    """A request's choice of terms.
 
     Attributes:
         terms: network evaluations a data point; None for all of the chain's steps.
@@ -266,7 +266,7 @@ class Choice(BaseModel):
         """The terms of data `rows` (int64 [N], the noise's rows).
 
         Raises:
-            ValueError: what cannot be had together, or not of this model.
+            ValueError: settings that exclude each other, or that this model does not have.
         """
         T = model.T
         if self.steps is not None:

@@ -48,7 +48,7 @@ class Trajectories:
         T: steps of the process.
 
     Raises:
-        ValueError: one trajectory, which tells no error, or more than noise is numbered for.
+        ValueError: one trajectory, which shows no error, or more than noise is numbered for.
     """
 
     each: int
@@ -69,7 +69,7 @@ class Trajectories:
 
     @property
     def nbytes(self) -> int:
-        """Of host memory: none, for nothing here is a table."""
+        """Of host memory: none, since there is no table."""
         return 0
 
     def at(self, row: Tensor, unit: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -161,10 +161,10 @@ def weigh(
 ) -> BoundResult:
     """The bound of each example from the terms of its trajectories; its parts are their averages.
 
-    The standard error is the jackknife's, over trajectories: it sees a bound that hangs on one
-    weight alone, as the delta method does not, and is on average not too small (Efron and Stein
-    1981). It has one degree of freedom less than there are trajectories. A profile tells nothing of
-    it: weights differ by what the kernels miss, and not by what single terms vary.
+    The standard error is the jackknife over trajectories: unlike the delta method it shows a bound
+    that depends on a single weight, and it is on average not too small (Efron and Stein 1981). Its
+    degrees of freedom are the trajectories less one. A profile does not predict it: weights differ
+    by the kernels' errors, not by the variance of single terms.
 
     Args:
         model: the model.

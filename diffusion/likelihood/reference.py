@@ -1,5 +1,4 @@
-"""What held-out examples' terms are, so that others can be compared with them:
-models/NAME/reference.safetensors.
+"""The terms of held-out examples, to compare others with: models/NAME/reference.safetensors.
 
 Of each held-out example the file holds one draw of the bound's term in each of many strata. From
 these, any estimate with fewer terms can be drawn again: a stratum of the request takes the draw of
@@ -9,14 +8,14 @@ noise of the request stand beside the request's own, and
     rarer_than   = share of held-out examples with a larger bound
     typicality p = (1 + number of held-out examples as far out or farther) / (1 + N)
 
-are uniform on new held-out data at any number of terms. How far out an example is, its features z
-say: the bound, its prior and last parts, and the terms of t >= 2 in a few bands of noise levels.
+are uniform on new held-out data at any number of terms. How far out an example is follows from its
+features z: the bound, its prior and last parts, and the terms of t >= 2 in a few bands of noise.
 
     D^2 = (z - mean)^T cov^-1 (z - mean)
 
-with mean and covariance of the held-out examples, of each of them without itself (closed form).
-Parts that are minus a divergence or a log-probability enter as the logarithm of their size, in
-which far too little is as far out as far too much: an empty picture has hardly any.
+with mean and covariance of the held-out examples, leaving out each one for itself (closed form).
+Parts that are minus a divergence or a log-probability enter as the logarithm of their size, so that
+far too little is as far out as far too much: an empty picture has almost none.
 """
 
 import hashlib
@@ -41,7 +40,7 @@ from diffusion.space import Convention
 
 FILE = "reference.safetensors"
 MOST = 400  # examples
-LEAST = 50  # of them, to tell anything by
+LEAST = 50  # of them, to compare with
 SMALL = 64  # elements of an example, whose network is small: then all terms are measured
 TERMS = 64  # of each larger one
 BANDS = 6
@@ -74,7 +73,7 @@ class Standing(NamedTuple):
     Attributes:
         rarer_than: [N]; NaN where the bound is no number.
         typicality: p-values [N]; the least there is where the bound is no finite number.
-        bands: what it is made of.
+        bands: the parts of the bound.
     """
 
     rarer_than: Tensor
@@ -215,7 +214,7 @@ class _Crowd:
         mean, n = z.mean(0), len(z)
         cov = z.T.cov()
         cov = cov + torch.diag(_RIDGE * cov.diagonal() + 1e-18)
-        # A part that is the same of all examples, but for rounding, tells nothing.
+        # A part that is the same for all examples, up to rounding, has no weight.
         same = cov.diagonal().sqrt() <= 1e-5 * mean.abs() + 1e-8
         cov[same], cov[:, same] = 0.0, 0.0
         cov[same, same] = math.inf
@@ -239,7 +238,7 @@ class _Crowd:
         return torch.cat(found, 1)
 
     def features(self, parts: Tensor) -> Tensor:
-        """What D^2 is of, [N, parts + 1]."""
+        """z, [N, parts + 1]."""
         sizes = ((-parts).clamp_min(0) + self.floor).log()
         return torch.cat((torch.where(self.logs, sizes, parts), parts.sum(1, keepdim=True)), 1)
 
@@ -285,7 +284,7 @@ def pick(rows: Tensor, count: int = MOST) -> Tensor:
 
 
 def fingerprint(model: DiffusionModel) -> str:
-    """Of all that a bound depends on: a reference is of one model."""
+    """A hash of everything that a bound depends on: a reference is of one model."""
     found = hashlib.sha256()
     for name, tensor in sorted(model.state_dict().items()):
         if name.startswith("profile.") and name not in ("profile.error", "profile.last"):
@@ -320,7 +319,7 @@ def write(folder: Path, model: DiffusionModel, reference: Reference) -> Path:
 
 
 def read(folder: Path, model: DiffusionModel) -> Reference | None:
-    """What stands beside an artefact; None where there is no such file.
+    """The reference beside an artefact; None if there is no such file.
 
     Raises:
         ArtefactError: the file holds something else, or is of another model.

@@ -2,11 +2,11 @@
 
     variance = (k V + n v) / (k + n),    freedom = k + n
 
-v is what the terms of this one example show, with n degrees of freedom; V is what a profile tells
-of examples like those of the training data, and counts for k degrees of freedom: a few terms know
-little of their own spread, for most of it lies in one or two of them. Where v is far above V the
-example is unlike those, and V counts for less. An interval of 95% is the bound and the quantile of
-Student's t with `freedom` degrees of freedom times the standard error to either side.
+v is estimated from the terms of this one example, with n degrees of freedom; V comes from a profile
+of training data and counts for k degrees of freedom, since a few terms say little about their own
+spread, most of which is in one or two of them. Where v is far above V the example is unlike
+training data, and V counts for less. The 95% interval is the bound plus and minus the standard
+error times the quantile of Student's t with `freedom` degrees of freedom.
 """
 
 from dataclasses import dataclass
@@ -27,7 +27,7 @@ _95 = 1.959963984540054
 @final
 @dataclass(frozen=True)
 class Expected:
-    """What a profile tells of the pieces of an estimate before they are drawn.
+    """A profile's prediction of the parts of an estimate.
 
     Attributes:
         mean: float64 [n], nats, of each stratum.
@@ -43,7 +43,7 @@ class Expected:
 
     @classmethod
     def of(cls, profile: Profile, edges: Tensor, own: bool, bits: bool) -> Self:
-        """Of strata with these edges; `own` says that the convention is the data's own."""
+        """For strata with these edges; `own`: whether the convention is the data's own."""
         mean, spread = profile.mean.cpu(), profile.spread.cpu()
         sums = mean.cumsum(0)[edges].diff()
         squares = (mean.square() + spread.square()).cumsum(0)[edges].diff()
@@ -59,8 +59,8 @@ def pooled(
 
     Args:
         seen: the variance that is seen, [N].
-        freedom: its degrees of freedom, [N], 0 where it says nothing.
-        prior: the variance that is known beforehand; None where none is.
+        freedom: its degrees of freedom, [N]; 0 if it is unknown.
+        prior: the variance known beforehand, or None.
         share: of the degrees of freedom that each has, see `BITS`.
     """
     if prior is None:
@@ -82,7 +82,7 @@ def summed(*parts: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
 def of_strata(weighted: Tensor, expected: Expected | None) -> tuple[Tensor, Tensor]:
     """The variance of the sum of `weighted` [N, n] over its strata, and its degrees of freedom.
 
-    From successive differences, less the trend that a profile tells (a little on the large side).
+    From successive differences, less the profile's trend (slightly too large).
     """
     strata = weighted.shape[1]
     if expected is not None:

@@ -1,9 +1,9 @@
-"""What every network has: a configuration, and a way to know the time apart from knowing x_t.
+"""What every network has: a configuration, and its condition on the time, computed apart from x_t.
 
     forward(x_t, time) = given(x_t, *condition(time))
 
-The condition is the same for every row at the same step, so a loop over many steps works it out
-once for all of them (`DiffusionModel.tabulate`).
+The condition is the same for every row at the same step, so a loop over many steps computes it once
+for all of them (`DiffusionModel.tabulate`).
 """
 
 from abc import ABC, abstractmethod
@@ -20,8 +20,8 @@ class NetworkSettings(BaseModel, ABC):
     """A network's sizes; its values are tensors of the artefact.
 
     Attributes:
-        reads: the prediction and variance of a network whose outputs have one meaning; None where
-            training gives them theirs.
+        reads: the prediction and variance of a network whose outputs have one fixed meaning, else
+            None.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
@@ -43,7 +43,7 @@ class Network(nn.Module, ABC):
 
     @abstractmethod
     def condition(self, time: Tensor) -> tuple[Tensor, ...]:
-        """What the network knows of the time [B]: tensors [B, ...]."""
+        """The network's condition on the time [B]: tensors [B, ...]."""
 
     @abstractmethod
     def given(self, x_t: Tensor, *condition: Tensor) -> Tensor:
@@ -55,7 +55,7 @@ class Network(nn.Module, ABC):
 
         Args:
             x_t: [B, *event] in model units.
-            time: [B], by `clock`; or what `condition` said of it.
+            time: [B], by `clock`; or the `condition` computed from it.
         """
         return self.given(x_t, *(time if isinstance(time, tuple) else self.condition(time)))
 

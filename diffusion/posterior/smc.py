@@ -3,8 +3,8 @@
     state_T = begin,    state_s = step(state_t)
 
 A system is P particles that share one observation and advance together. Its noise is numbered by
-seed, system and particle, so it is the same alone and in any batch, and whoever calls the steps:
-`run` in one loop, or a service between other work.
+seed, system and particle, so it is the same alone and in any batch, and whether
+`run` makes the steps in one loop or a service between other work.
 """
 
 import math

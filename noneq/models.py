@@ -36,6 +36,7 @@ class Model:
         parameters: number of weights.
         classifiers: whose labels `posterior` takes.
         columns: names of a vector's elements; None if they have none.
+        samplers: that `sample` accepts; empty if the service is of an earlier version.
     """
 
     name: str
@@ -47,6 +48,7 @@ class Model:
     parameters: int
     classifiers: tuple[Classifier, ...]
     columns: tuple[str, ...] | None = field(default=None, kw_only=True)
+    samplers: tuple[str, ...] = field(default=(), kw_only=True)
 
 
 @dataclass(frozen=True)

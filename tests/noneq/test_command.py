@@ -419,12 +419,14 @@ child.wait()
 """
 
 
-@pytest.mark.parametrize("sig", [signal.SIGTERM, signal.SIGKILL])
-@pytest.mark.parametrize("deaf", [False, True])
+@pytest.mark.parametrize(
+    ("sig", "deaf"),
+    [(signal.SIGTERM, False), (signal.SIGKILL, False), (signal.SIGKILL, True)],
+)
 def test_a_child_ends_with_its_parent(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, sig: signal.Signals, deaf: bool
 ) -> None:
-    """Whatever ends the parent, and if need be without being asked twice."""
+    """However the parent ends, and even if the child ignores SIGTERM."""
     (tmp_path / "child_module.py").write_text(
         "import signal, time, os\n"
         f"signal.signal(signal.SIGTERM, signal.{'SIG_IGN' if deaf else 'SIG_DFL'})\n"

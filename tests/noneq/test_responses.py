@@ -257,6 +257,8 @@ async def test_models_tell_what_they_are(client: AsyncClient) -> None:
     assert (grey.kind, grey.shape, grey.steps) == ("image", (1, 6, 8), 8)
     assert grey.artefact["process"]["kind"] == "gaussian"
     assert grey.name == found.models[2].name
+    assert grey.samplers == ("ancestral", "ddim", "dpmpp_2m")
+    assert found.models[0].samplers == ("ancestral",)
     assert grey.classifiers == (Classifier("animals", ("cat", "dog", "crow")),)
     assert [model.classifiers for model in found.models] == [(), (), grey.classifiers]
 

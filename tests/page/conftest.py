@@ -1,7 +1,7 @@
 """A real browser on a real socket; skipped, with the reason, where there is none."""
 
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,10 +12,13 @@ import httpx
 import pytest
 from fastapi import FastAPI
 
-from diffusion.checkpoint import save
+from diffusion import heldout
+from diffusion.checkpoint import Metadata, save
+from diffusion.model import DiffusionModel
 from service.app import create_app
 from service.settings import Settings
 from tests.noneq.conftest import listening, on_a_socket
+from tests.page.scoring import GREYS, digits, measured
 from tests.service.http.conftest import bit_patterns, gaussian_mixture, grey_images
 
 playwright = pytest.importorskip("playwright.sync_api", reason="Python's playwright is missing")
@@ -32,17 +35,22 @@ def settings_of(folder: Path, **others: object) -> Settings:
     return Settings(models=folder, device="cpu", batch_size=64, **others)  # type: ignore[arg-type]
 
 
-@pytest.fixture(scope="module")
+def save_all(folder: Path, makers: Iterable[Callable[[], tuple[DiffusionModel, Metadata]]]) -> Path:
+    """A models folder."""
+    for make in makers:
+        model, metadata = make()
+        save(folder / metadata.name / "model.safetensors", model, metadata)
+    return folder
+
+
+@pytest.fixture(scope="session")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Three models: points, bits, images."""
-    found = tmp_path_factory.mktemp("models")
-    for make in (gaussian_mixture, bit_patterns, grey_images):
-        model, metadata = make()
-        save(found / metadata.name / "model.safetensors", model, metadata)
-    return found
+    makers = (gaussian_mixture, bit_patterns, grey_images)
+    return save_all(tmp_path_factory.mktemp("models"), makers)
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def serve(folder: Path) -> Callable[..., AbstractContextManager[str]]:
     """For tests with settings of their own."""
 
@@ -52,21 +60,31 @@ def serve(folder: Path) -> Callable[..., AbstractContextManager[str]]:
     return with_settings
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def app(folder: Path) -> FastAPI:
-    """The service."""
+    """The service that most tests share."""
     return create_app(settings_of(folder))
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def url(app: FastAPI) -> Iterator[str]:
     """Its address."""
     with on_a_socket(app) as found:
         yield found
 
 
-# Not of the session: while it lives its event loop is taken for running, and asyncio's own tests,
-# which may follow in the same process, could not start theirs.
+@pytest.fixture(scope="session")
+def scoring_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The address of a service with points, bits with percentiles, images with examples, digits."""
+    makers = (gaussian_mixture, measured, grey_images, digits)
+    found = save_all(tmp_path_factory.mktemp("scoring"), makers)
+    heldout.write(found / "grey", GREYS, grey_images()[0].space)
+    with listening(settings_of(found)) as at:
+        yield at
+
+
+# Not of the session: while Playwright runs, asyncio takes its event loop for running, and tests of
+# asyncio in the same process could not start theirs.
 @pytest.fixture(scope="module")
 def browser() -> Iterator["Browser"]:
     """Chromium."""

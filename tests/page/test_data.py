@@ -4,7 +4,6 @@ import json
 from base64 import b64decode
 from collections.abc import Callable
 from io import BytesIO
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -12,9 +11,7 @@ import pytest
 import torch
 from PIL import Image
 
-from diffusion.checkpoint import save
-from tests.page.scoring import Bytes, chooser, digits, fields_of, pictures, score
-from tests.service.http.conftest import gaussian_mixture
+from tests.page.scoring import Bytes, chooser, fields_of, pictures, score
 
 if TYPE_CHECKING:
     from playwright.sync_api import FilePayload, Page
@@ -24,14 +21,9 @@ Open = Callable[..., "Page"]
 GREYS = torch.arange(20 * 48).reshape(20, 1, 6, 8) % 256
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Points and digits."""
-    found = tmp_path_factory.mktemp("models")
-    for make in (gaussian_mixture, digits):
-        model, metadata = make()
-        save(found / metadata.name / "model.safetensors", model, metadata)
-    return found
+@pytest.fixture(scope="session")
+def url(scoring_url: str) -> str:
+    return scoring_url
 
 
 def file_of(name: str, content: bytes) -> "FilePayload":
@@ -89,7 +81,7 @@ def test_lines_of_numbers_are_data(visit: Open) -> None:
     page.locator(".tray li").nth(1).wait_for()
     assert page.locator(".numbers").all_inner_texts() == ["(0.5, -1)", "(2, -0.3)"]
     files.set_input_files([file_of("a.csv", b"1, 2, 3")])
-    page.get_by_role("alert").get_by_text("These are no data of this model").wait_for()
+    page.get_by_role("alert").get_by_text("These are not data of this model").wait_for()
     assert page.locator(".tray li").count() == 2
 
 
@@ -104,7 +96,7 @@ def test_pictures_come_from_files_at_the_models_size(visit: Open) -> None:
     assert found[0, :, :13].max() <= 2  # its middle square, half and half
     assert found[0, :, 15:].min() >= 198
     files.set_input_files([file_of("a.txt", b"none")])
-    page.get_by_role("alert").get_by_text("no picture that the browser can read").wait_for()
+    page.get_by_role("alert").get_by_text("browser cannot read this picture").wait_for()
     assert page.locator(".tray li").count() == 1
 
 

@@ -1,20 +1,17 @@
 """The Likelihood view: data made in the browser are scored as the service scores them."""
 
+import base64
 from collections.abc import Callable
-from pathlib import Path
+from io import BytesIO
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 import numpy as np
 import pytest
-import torch
+from PIL import Image
 
-from diffusion import heldout
-from diffusion.checkpoint import Evaluation, Metadata, save
-from diffusion.model import DiffusionModel
 from tests.page.conftest import Watch
-from tests.page.scoring import digits, fields_of, figures, pictures, score
-from tests.service.http.conftest import bit_patterns, gaussian_mixture, grey_images
+from tests.page.scoring import GREYS, QUANTILES, fields_of, figures, measured, pictures, score
 
 if TYPE_CHECKING:
     from playwright.sync_api import Page
@@ -22,37 +19,12 @@ if TYPE_CHECKING:
 Open = Callable[..., "Page"]
 Ask = Callable[..., dict[str, Any]]
 
-GREYS = torch.arange(20 * 48).reshape(20, 1, 6, 8) % 256
 SEVEN = [(0.3, 0.3), (0.6, 0.3), (0.5, 0.5), (0.45, 0.7)]  # of the canvas' width and height
-QUANTILES = tuple(-12 + 0.12 * i for i in range(101))  # of bit patterns, nats
 
 
-def measured() -> tuple[DiffusionModel, Metadata]:
-    """Bit patterns that know what held-out ones score."""
-    model, metadata = bit_patterns()
-    found = Evaluation(
-        convention="discretised",
-        split="test",
-        count=1000,
-        bound=-6.0,
-        standard_error=0.1,
-        bits=-8.7,
-        bits_per_dim=1.1,
-        null=-9.0,
-        quantiles=QUANTILES,
-    )
-    return model, metadata.model_copy(update={"evaluation": (found,)})
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Points, bits with percentiles, images with examples, digits."""
-    found = tmp_path_factory.mktemp("models")
-    for make in (gaussian_mixture, measured, grey_images, digits):
-        model, metadata = make()
-        save(found / metadata.name / "model.safetensors", model, metadata)
-    heldout.write(found / "grey", GREYS, grey_images()[0].space)
-    return found
+@pytest.fixture(scope="session")
+def url(scoring_url: str) -> str:
+    return scoring_url
 
 
 def assert_shown(page: "Page", answer: dict[str, Any]) -> None:
@@ -161,6 +133,29 @@ def test_points_are_put_by_mouse_and_typed_and_mapped(visit: Open, ask: Ask) -> 
     assert figures(again) == figures(page)
     score(again)
     assert fields_of(again)["map"] == "1"  # the map stays
+
+
+def test_the_map_shades_the_densest_quarter_by_all_steps(visit: Open) -> None:
+    page = visit("?view=likelihood&model=gaussian-mixture")
+    button = page.get_by_role("button", name="Map the density")
+    with page.expect_request("**/loglik") as sent:
+        button.click()
+    asked = sent.value.post_data_json
+    assert not asked.keys() & {"steps", "terms"}
+    image = page.locator(".map image")
+    image.wait_for(state="attached")
+    png = image.get_attribute("href").partition(",")[2]
+    alpha = np.asarray(Image.open(BytesIO(base64.b64decode(png))))[..., 3] / 255
+    assert alpha.max() > 0.99
+    assert 0.15 < (alpha > 0).mean() <= 0.26
+    data = np.array(asked["data"])
+    assert len(data) == alpha.size
+    # Three modes of closed form, data units (tests/service/http/conftest.py).
+    shaded = data[alpha.ravel() > 0.5]
+    modes = np.array([[-1.0, -0.6], [0.9, -0.2], [0.1, 1.1]]) * 2 + [1, -2]
+    apart = np.linalg.norm(shaded[:, None] - modes, axis=-1).min(1)
+    assert apart.max() < 2  # three deviations of the widest
+    assert len({np.linalg.norm(x - modes, axis=-1).argmin() for x in shaded}) == 3
 
 
 def test_where_an_example_stands_is_the_services_word(visit: Open, ask: Ask) -> None:

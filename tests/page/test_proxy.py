@@ -1,13 +1,16 @@
 """Below a path that a proxy takes away, without any setting, the page and /docs work."""
 
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 import pytest
 from fastapi import FastAPI
 from starlette.types import Receive, Scope, Send
 
+from service.app import create_app
 from tests.noneq.conftest import on_a_socket
+from tests.page.conftest import settings_of
 
 if TYPE_CHECKING:
     from playwright.sync_api import Page
@@ -30,9 +33,9 @@ class Proxy:
 
 
 @pytest.fixture(scope="module")
-def url(app: FastAPI) -> Iterator[str]:
-    """Of the proxy."""
-    with on_a_socket(cast("Any", Proxy(app))) as found:
+def url(folder: Path) -> Iterator[str]:
+    """The proxy's address."""
+    with on_a_socket(cast("Any", Proxy(create_app(settings_of(folder))))) as found:
         yield f"{found}/noneq"
 
 

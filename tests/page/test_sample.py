@@ -63,7 +63,7 @@ def test_bits_are_those_of_the_answer(visit: Open, ask: Ask, pixels: Pixels) -> 
     shown = pixels(page.locator("canvas.raster"))
     assert [[bit // 255 for bit in row] for row in shown] == answer["samples"]
     offered = page.get_by_label("Sampler").locator("option:not([disabled])")
-    assert offered.all_inner_texts() == ["Ancestral (the model's own)"]  # bits have no other
+    assert offered.all_inner_texts() == ["Ancestral"]  # bits have no other
 
 
 def test_a_link_repeats_the_answer_and_history_goes_back(visit: Open, pixels: Pixels) -> None:

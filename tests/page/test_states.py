@@ -1,14 +1,10 @@
 """The page says how things stand: what is in view, what is old, what was refused, what is down."""
 
-import base64
 from collections.abc import Callable
 from contextlib import AbstractContextManager
-from io import BytesIO
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import pytest
-from PIL import Image
 
 from tests.page.conftest import Watch
 
@@ -54,29 +50,6 @@ def test_progress_and_answer_come_into_view_on_a_phone(
     held.pop().continue_()
     panel.locator(".snippets:visible").wait_for()
     assert in_view(panel.locator(answer).first)
-
-
-def test_the_map_shades_the_densest_quarter_by_all_steps(visit: Open) -> None:
-    page = visit("?view=likelihood&model=gaussian-mixture")
-    button = page.get_by_role("button", name="Map the density")
-    with page.expect_request("**/loglik") as sent:
-        button.click()
-    asked = sent.value.post_data_json
-    assert not asked.keys() & {"steps", "terms"}
-    image = page.locator(".map image")
-    image.wait_for(state="attached")
-    png = image.get_attribute("href").partition(",")[2]
-    alpha = np.asarray(Image.open(BytesIO(base64.b64decode(png))))[..., 3] / 255
-    assert alpha.max() > 0.99
-    assert 0.15 < (alpha > 0).mean() <= 0.26
-    data = np.array(asked["data"])
-    assert len(data) == alpha.size
-    # Three modes of closed form, data units (tests/service/http/conftest.py).
-    shaded = data[alpha.ravel() > 0.5]
-    modes = np.array([[-1.0, -0.6], [0.9, -0.2], [0.1, 1.1]]) * 2 + [1, -2]
-    apart = np.linalg.norm(shaded[:, None] - modes, axis=-1).min(1)
-    assert apart.max() < 2  # three deviations of the widest
-    assert len({np.linalg.norm(x - modes, axis=-1).argmin() for x in shaded}) == 3
 
 
 def test_what_a_classifier_reads_is_a_line(visit: Open) -> None:

@@ -49,7 +49,7 @@ def converted(theirs: UNet2DModel, folder: Path, *, compiled: bool) -> NetworkCa
     source = folder / "pipeline"
     if not source.exists():
         DDPMPipeline(theirs, DDPMScheduler()).save_pretrained(source)
-    path = convert(source, folder / "model", Options(samples=0), torch.device("cpu"), quiet=True)
+    path = convert(source, folder / "model", Options(samples=0), torch.device("cpu"))
     return NetworkCalls(load(path)[0], compiled=compiled)
 
 

@@ -73,9 +73,7 @@ def load_config(name: str) -> ClassifierConfig:
         raise ConfigError(f"configuration {name}: {error}") from error
 
 
-def fit(
-    config: ClassifierConfig, x_0: Tensor, y: Tensor, classifier: Classifier, *, quiet: bool = False
-) -> Classifier:
+def fit(config: ClassifierConfig, x_0: Tensor, y: Tensor, classifier: Classifier) -> Classifier:
     """The classifier with the averaged weights of a fit, in evaluation mode.
 
     Args:
@@ -83,7 +81,6 @@ def fit(
         x_0: data units [N, *event].
         y: their labels, int64 [N].
         classifier: with fresh weights; they are fitted in place.
-        quiet: draw no progress bar.
     """
     averaged = build(config, classifier)
     average = Average(classifier.network, averaged.network, config.average.decay)
@@ -96,7 +93,7 @@ def fit(
     times = Steps(classifier.process.T, "stratified", config.seed)
     place, clean = torch.arange(config.batch), round(config.clean * config.batch)
     classifier.train()
-    with progress_bar(config.steps, "step", config.name, disable=quiet) as bar:
+    with progress_bar(config.steps, "step", config.name) as bar:
         for step in range(config.steps):
             rows = batches.at(step)
             t = times.draw(step, config.batch)[0]

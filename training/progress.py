@@ -15,7 +15,7 @@ def progress_bar(total: int, unit: str, desc: str, **keys: Any) -> "tqdm[Any]": 
         total: units of work.
         unit: what one is called.
         desc: what is being done.
-        keys: further arguments of tqdm, `disable=True` for none.
+        keys: further arguments of tqdm.
     """
     interval = 1.0 if sys.stderr.isatty() else 60.0
     return tqdm(

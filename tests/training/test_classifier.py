@@ -47,7 +47,7 @@ def fresh() -> Classifier:
 @pytest.fixture(scope="module")
 def fitted() -> Classifier:
     y = torch.arange(256) % 2
-    return fit(CONFIG, GREYS[y], y, fresh(), quiet=True)
+    return fit(CONFIG, GREYS[y], y, fresh())
 
 
 def test_a_fit_finds_the_exact_probability_at_every_t(fitted: Classifier) -> None:
@@ -68,9 +68,9 @@ def test_a_fit_finds_the_exact_probability_at_every_t(fitted: Classifier) -> Non
 def test_a_fit_is_a_function_of_its_seed() -> None:
     y = torch.arange(64) % 2
     short = CONFIG.model_copy(update={"steps": 3})
-    one, again = (fit(short, GREYS[y], y, fresh(), quiet=True) for _ in range(2))
+    one, again = (fit(short, GREYS[y], y, fresh()) for _ in range(2))
     other = short.model_copy(update={"seed": 1})
-    another = fit(other, GREYS[y], y, fresh(), quiet=True)
+    another = fit(other, GREYS[y], y, fresh())
     pairs = zip(one.parameters(), again.parameters(), another.parameters(), strict=True)
     assert all(torch.equal(a, b) for a, b, _ in pairs)
     assert not torch.equal(one.network.readout.weight, another.network.readout.weight)  # type: ignore[union-attr]

@@ -68,7 +68,7 @@ def test_the_loss_of_a_network_is_what_it_lacks_of_the_datas_density(small_file:
     found = compare.network_losses(model, dataset, base.evaluation)
     assert dataset.log_density is not None
     own = float(dataset.log_density(dataset.test[: base.evaluation.data]).mean())
-    kinds = {"count": base.evaluation.data, "seed": base.evaluation.seed, "quiet": True}
+    kinds = {"count": base.evaluation.data, "seed": base.evaluation.seed}
     for e in evaluate(model, dataset, compare.CONVENTIONS, **kinds):
         assert found[e.convention].bits == pytest.approx(own / math.log(2) - e.bits, abs=1e-4)
 

@@ -33,7 +33,7 @@ SCHEDULERS: list[dict[str, Any]] = [
 def test_weights_and_network_come_back(name: str, tmp_path: Path) -> None:
     theirs = unet(name)
     source = saved(tmp_path / "source", theirs, ddpm())
-    path = convert(source, tmp_path / "some-model", NO_SHEET, CPU, quiet=True)
+    path = convert(source, tmp_path / "some-model", NO_SHEET, CPU)
     folder = write_diffusers(*load(path), tmp_path / "back")
     again = diffusers.UNet2DModel.from_pretrained(folder, subfolder="unet").eval()
     before, after = theirs.state_dict(), again.state_dict()
@@ -49,7 +49,7 @@ def test_weights_and_network_come_back(name: str, tmp_path: Path) -> None:
 def test_the_process_comes_back(changes: dict[str, Any], tmp_path: Path) -> None:
     scheduler, outputs = ddpm(**changes), 3
     source = saved(tmp_path / "source", unet("tiny", out_channels=outputs), scheduler)
-    path = convert(source, tmp_path / "some-model", NO_SHEET, CPU, quiet=True)
+    path = convert(source, tmp_path / "some-model", NO_SHEET, CPU)
     pipeline = diffusers.DDPMPipeline.from_pretrained(write_diffusers(*load(path), tmp_path / "b"))
     again = pipeline.scheduler
     torch.testing.assert_close(again.alphas_cumprod, scheduler.alphas_cumprod, rtol=2e-5, atol=1e-7)

@@ -43,7 +43,7 @@ def rewrite(path: Path, **changes: object) -> None:
 
 def test_the_artefact_says_what_it_came_from(folder: Path, tmp_path: Path) -> None:
     rewrite(folder / "scheduler" / "scheduler_config.json", clip_sample=False, thresholding=True)
-    path = convert(folder, tmp_path / "models" / "tiny", Options(samples=0), CPU, quiet=True)
+    path = convert(folder, tmp_path / "models" / "tiny", Options(samples=0), CPU)
     model, metadata = load(path)
     assert metadata.space == DataSpace(
         kind="image", shape=(3, SIDE, SIDE), shift=127.5, scale=127.5, levels=256
@@ -93,7 +93,7 @@ def test_data_of_another_shape_are_refused(folder: Path, tmp_path: Path) -> None
     (tmp_path / "leaves.toml").write_text('[data]\nkind = "deadleaves"\nside = 4\ntrain = 20\n')
     options = Options(samples=0, data=str(tmp_path / "leaves.toml"))
     with pytest.raises(ConfigError, match=rf"the model is of image \[3, {SIDE}, {SIDE}\]"):
-        convert(folder, tmp_path / "tiny", options, CPU, quiet=True)
+        convert(folder, tmp_path / "tiny", options, CPU)
 
 
 def said(evaluation: Evaluation) -> tuple[str, int, bool]:
@@ -256,7 +256,7 @@ def test_what_cannot_be_converted_is_named(reason: str, folder: Path) -> None:
 def test_eps_with_no_signal_left_is_refused(folder: Path, tmp_path: Path) -> None:
     rewrite(folder / "scheduler" / "scheduler_config.json", rescale_betas_zero_snr=True)
     with pytest.raises(ConvertError, match="says nothing of x_0 at t = T"):
-        convert(folder, tmp_path / "tiny", Options(samples=0), CPU, quiet=True)
+        convert(folder, tmp_path / "tiny", Options(samples=0), CPU)
 
 
 def test_every_tensor_is_used_or_named(folder: Path) -> None:

@@ -47,9 +47,7 @@ def test_entropy_and_draws_agree(name: str) -> None:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_an_exported_oracle_says_the_same_as_its_configuration(name: str, tmp_path: Path) -> None:
-    path = export(
-        name, out=None, models=tmp_path, device=torch.device("cpu"), measure=False, quiet=True
-    )
+    path = export(name, out=None, models=tmp_path, device=torch.device("cpu"), measure=False)
     model, metadata = load(path)
     config = oracle.load(name)
     exact = oracle.dataset(config, oracle.build(config))

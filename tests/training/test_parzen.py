@@ -64,7 +64,7 @@ def test_the_score_finds_the_deviation_of_the_data_about_their_centres() -> None
 
     grid = tuple(10 ** (-1 + i / 20) for i in range(21))
     valid, test = about(800), about(900)
-    found = score(torch.full((1, dims), 0.5), valid, test, bandwidths=grid, quiet=True)
+    found = score(torch.full((1, dims), 0.5), valid, test, bandwidths=grid)
     assert abs(math.log10(found.bandwidth / sigma)) <= 0.5 / 20 + 0.005
     entropy = 0.5 * dims * math.log(2 * math.pi * math.e * sigma**2)
     assert abs(found.nats + entropy) < 4 * found.error + 0.3  # the grid's step costs less than .3
@@ -75,7 +75,7 @@ def test_the_score_finds_the_deviation_of_the_data_about_their_centres() -> None
 def test_a_grid_that_ends_too_early_is_refused() -> None:
     x = torch.rand(20, 3)
     with pytest.raises(ValueError, match="wider"):
-        score(torch.rand(5, 3), x, x, bandwidths=(0.001, 0.002, 0.003), quiet=True)
+        score(torch.rand(5, 3), x, x, bandwidths=(0.001, 0.002, 0.003))
 
 
 def test_data_are_brought_to_the_unit_interval() -> None:
@@ -96,9 +96,7 @@ def test_samples_are_kept_and_a_run_cut_off_goes_on(
 
     def drawn(count: int, place: str, seed: int = 0) -> torch.Tensor:
         folder = tmp_path / place
-        return samples(
-            model, count, sampler=Ancestral(steps=3), seed=seed, folder=folder, quiet=True
-        )
+        return samples(model, count, sampler=Ancestral(steps=3), seed=seed, folder=folder)
 
     whole = drawn(20, "one")
     assert whole.shape == (20, *model.event)
@@ -114,7 +112,7 @@ def test_samples_are_kept_and_a_run_cut_off_goes_on(
 def test_means_of_chains_that_stop_are_no_bits(tmp_path: Path) -> None:
     model = oracle.build(oracle.load("bit-patterns"))
     sampler, stop = Ancestral(), model.T // 2
-    x = samples(model, 3, sampler=sampler, seed=0, folder=tmp_path, stop=stop, quiet=True)
+    x = samples(model, 3, sampler=sampler, seed=0, folder=tmp_path, stop=stop)
     assert x.shape == (3, *model.event)
     assert ((x > 0) & (x < 1)).any()
 

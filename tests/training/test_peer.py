@@ -113,7 +113,7 @@ def test_white_noise_has_its_entropy_by_both_mixtures() -> None:
     x = (128 + sigma * torch.randn(600, 4, 4)).round().clamp(0, 255).to(torch.uint8)
     config = PeerConfig(components=1, tile=2, above=1, beside=1, patches=4000, iterations=10)
     entropy = math.log2(sigma * math.sqrt(2 * math.pi * math.e))
-    for found in compare(images(x), config, quiet=True):
+    for found in compare(images(x), config):
         assert abs(found.bits_per_dim - entropy) < 4 * found.error + 0.01  # of fitted parameters
         assert found.gain == pytest.approx(0.0, abs=4 * found.error + 0.01)
         assert found.parameters in (14, 20)
@@ -123,7 +123,7 @@ def test_a_mixture_learns_that_neighbours_agree() -> None:
     pytest.importorskip("sklearn")
     x = torch.randint(30, 220, (500, 1, 1)) + torch.randint(-3, 4, (500, 4, 4))
     config = PeerConfig(components=2, tile=2, above=1, beside=1, patches=4000, iterations=20)
-    tiles, causal = compare(images(x.to(torch.uint8)), config, quiet=True)
+    tiles, causal = compare(images(x.to(torch.uint8)), config)
     alone = math.log2(190)
     floor = math.log2(7)  # the noise's own
     assert floor < causal.bits_per_dim < tiles.bits_per_dim < alone - 1

@@ -140,7 +140,6 @@ def test_a_resumed_fit_is_the_unbroken_one_and_its_artefact_holds_the_table(
         models=tmp_path / "models",
         device=torch.device("cpu"),
         measure=False,
-        quiet=True,
     )
     model, metadata = load(path)
     assert metadata.process.schedule.kind == "table"

@@ -56,9 +56,7 @@ class Options:
     steps: int = 50
 
 
-def convert(
-    source: Path, out: Path, options: Options, device: torch.device, *, quiet: bool = False
-) -> Path:
+def convert(source: Path, out: Path, options: Options, device: torch.device) -> Path:
     """Write `out` (models/NAME) from a source; returns the artefact's path.
 
     Raises:
@@ -101,16 +99,16 @@ def convert(
     if dataset is not None:
         if options.variance is not None:
             model, metadata = with_profile(
-                model, metadata, dataset, record.profile, options.variance, quiet=quiet
+                model, metadata, dataset, record.profile, options.variance
             )
-        measured = as_planned(model, dataset, record.evaluation, batch=64, quiet=quiet)
+        measured = as_planned(model, dataset, record.evaluation, batch=64)
         metadata = metadata.model_copy(update={"evaluation": tuple(measured)})
     path = out / "model.safetensors"
     save(path, model, metadata)
     report.remove(path)  # that of the artefact before
     path.with_name(reference.FILE).unlink(missing_ok=True)
     sampler = DDIM(steps=min(options.steps, model.T))
-    write_companions(path, record.title, model, rows=options.samples, sampler=sampler, quiet=quiet)
+    write_companions(path, record.title, model, rows=options.samples, sampler=sampler)
     return path
 
 

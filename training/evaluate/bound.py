@@ -48,7 +48,6 @@ def evaluate(
     trajectories: int | None = None,
     seed: int = 1,
     batch: int = 512,
-    quiet: bool = False,
     keep: dict[Convention, Tensor] | None = None,
 ) -> list[Evaluation]:
     """The bound of the first `count` rows of a split, one Evaluation a convention.
@@ -64,7 +63,6 @@ def evaluate(
             bound.
         seed: of the noise.
         batch: rows a network call.
-        quiet: draw no progress bar.
         keep: takes each row's bound in nats, by convention, where it is given.
 
     Raises:
@@ -102,7 +100,7 @@ def evaluate(
                 each = trajectories * Trajectories(trajectories, model.T).count
                 run = partial(trajectory_bound, trajectories=trajectories)
             work = each * len(x_0)
-            with progress_bar(work, "term", convention, unit_scale=True, disable=quiet) as bar:
+            with progress_bar(work, "term", convention, unit_scale=True) as bar:
                 told = rows_done(bar)
                 result = run(
                     model, x_0, seed=seed, convention=convention, batch=batch, progress=told
@@ -147,7 +145,6 @@ def as_planned(
     plan: EvaluationConfig,
     *,
     batch: int = 512,
-    quiet: bool = False,
     keep: dict[Convention, Tensor] | None = None,
 ) -> list[Evaluation]:
     """The bound on the test split, as a configuration plans its evaluation."""
@@ -159,7 +156,6 @@ def as_planned(
         choice=plan.choice,
         seed=plan.seed,
         batch=batch,
-        quiet=quiet,
         keep=keep,
     )
 
@@ -171,7 +167,6 @@ def measured_again(
     *,
     data: int | None = None,
     batch: int = 512,
-    quiet: bool = False,
 ) -> list[Evaluation]:
     """The ordinary bounds among these, of the same data by the same noise, with their quantiles.
 
@@ -184,7 +179,6 @@ def measured_again(
         data: measure only so many, from all over the split: some are in order of label; all if
             None.
         batch: rows a network call.
-        quiet: draw no progress bar.
 
     Raises:
         ValueError: a mean or its standard error does not come out as it was.
@@ -210,7 +204,6 @@ def measured_again(
             choice=Choice(terms=terms, strata=strata),
             seed=seed,
             batch=batch,
-            quiet=quiet,
         )
         for new in again:
             old = alike[new.convention]

@@ -133,7 +133,6 @@ def score(
     test: Tensor,
     *,
     bandwidths: tuple[float, ...] = BANDWIDTHS,
-    quiet: bool = False,
 ) -> ParzenScore:
     """The score of samples `centres` [M, D]; valid and test are [N, D], all in [0, 1].
 
@@ -142,7 +141,7 @@ def score(
     """
     grid = torch.tensor(bandwidths, dtype=torch.float64)
     total = len(valid) + len(test)
-    with progress_bar(total, "example", "Parzen", disable=quiet) as bar:
+    with progress_bar(total, "example", "Parzen") as bar:
         means = log_density(valid, centres, grid, bar.update).mean(0)
         best = int(means.argmax())
         if best in (0, len(grid) - 1):
@@ -212,7 +211,6 @@ def samples(
     seed: int,
     folder: Path,
     stop: int = 0,
-    quiet: bool = False,
 ) -> Tensor:
     """`count` samples in data units, [count, *shape], drawn BLOCK at a time and kept in `folder`.
 
@@ -226,7 +224,6 @@ def samples(
         seed: of the noise.
         folder: where they are kept.
         stop: where chains stop, as of `sample`.
-        quiet: no progress is shown.
 
     Raises:
         ValueError: a model whose samples have no score.
@@ -235,7 +232,7 @@ def samples(
     folder.mkdir(parents=True, exist_ok=True)
     work = BLOCK * sampler.plan(model).until(stop)
     blocks = []
-    with progress_bar(-(-count // BLOCK) * work, "evaluation", "samples", disable=quiet) as bar:
+    with progress_bar(-(-count // BLOCK) * work, "evaluation", "samples") as bar:
         for number in range(-(-count // BLOCK)):
             path = folder / f"{number:05}.safetensors"
             if not path.exists():

@@ -133,7 +133,7 @@ def windows(x: Tensor, height: int, width: int, count: int, seed: int) -> Tensor
     return every[n, i, j]
 
 
-def fit(patches: Tensor, config: PeerConfig, quiet: bool = False) -> GaussianMixture:
+def fit(patches: Tensor, config: PeerConfig) -> GaussianMixture:
     """The mixture of patches [N, D] by expectation-maximisation, from k-means.
 
     Raises:
@@ -155,7 +155,7 @@ def fit(patches: Tensor, config: PeerConfig, quiet: bool = False) -> GaussianMix
     data = patches.numpy()
     with (
         warnings.catch_warnings(),
-        progress_bar(config.iterations, "iteration", "peer", disable=quiet) as bar,
+        progress_bar(config.iterations, "iteration", "peer") as bar,
     ):
         warnings.simplefilter("ignore", ConvergenceWarning)  # it goes on below
         while bar.n < config.iterations and not getattr(found, "converged_", False):
@@ -222,9 +222,7 @@ def marginal(mixture: GaussianMixture, keep: Sequence[int]) -> GaussianMixture:
     )
 
 
-def compare(
-    dataset: Dataset, config: PeerConfig, count: int | None = None, quiet: bool = False
-) -> list[Measured]:
+def compare(dataset: Dataset, config: PeerConfig, count: int | None = None) -> list[Measured]:
     """Both mixtures, fitted to `train` and measured on the first `count` rows of `test`.
 
     Raises:
@@ -252,9 +250,9 @@ def compare(
         bits_per_dim = math.log2(scale) - float(each.mean())
         return measured(name, bits_per_dim, error, scale, len(each), parameters(mixture))
 
-    tiles = fit(patches(config.tile, config.tile), config, quiet)
+    tiles = fit(patches(config.tile, config.tile), config)
     box = patches(config.above + 1, 2 * config.beside + 1)
-    causal = fit(box[:, : len(places)].contiguous(), config, quiet)
+    causal = fit(box[:, : len(places)].contiguous(), config)
     K = config.components
     return [
         one(

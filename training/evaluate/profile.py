@@ -165,7 +165,7 @@ def table(model: DiffusionModel) -> str:
 
 
 class _Point:
-    """What is asked of one t, from one network call.
+    """All that is measured at one t, from one network call.
 
     Args:
         model: the model.

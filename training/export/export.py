@@ -172,7 +172,6 @@ def export(
     device: torch.device,
     measure: bool = True,
     beside: bool = False,
-    quiet: bool = False,
 ) -> Path:
     """Write models/NAME from a fit or an oracle; returns the artefact's path.
 
@@ -184,7 +183,6 @@ def export(
         measure: profile, evaluate as the configuration says, and report; otherwise the card has no
             table, and there is a profile only where the variance is read from it.
         beside: measure simple densities beside a fit (`training.evaluate.baselines`).
-        quiet: draw no progress bar.
     """
     config: configs.FitConfig | oracle.OracleConfig
     if oracle.is_oracle(name):
@@ -197,14 +195,12 @@ def export(
         config = configs.load(name)  # what is measured is today's wish, not the fit's
         variance = config.variance if config.variance == "optimal" else metadata.variance
     if measure or variance == "optimal":
-        model, metadata = with_profile(
-            model, metadata, dataset, config.profile, variance, quiet=quiet
-        )
+        model, metadata = with_profile(model, metadata, dataset, config.profile, variance)
     evaluations: list[Evaluation] = []
     found: list[Baseline] = []
     if measure:
         each: dict[Convention, Tensor] = {}
-        evaluations = as_planned(model, dataset, config.evaluation, quiet=quiet, keep=each)
+        evaluations = as_planned(model, dataset, config.evaluation, keep=each)
         values = each.get(model.space.default_convention)
         if beside and values is not None and isinstance(config, configs.FitConfig):
             found = baselines.compare(config, dataset, dataset.test[: len(values)], values)
@@ -217,12 +213,12 @@ def export(
     report.remove(path)  # that of the artefact before
     path.with_name(reference.FILE).unlink(missing_ok=True)
     if measure:
-        write_reference(path, model, dataset, quiet=quiet)
+        write_reference(path, model, dataset)
     if measure and model.T > 1:
         report.write(path, model, dataset)
     steps = config.evaluation.sampler_steps
     sampler = None if steps is None else Ancestral(steps=min(steps, model.T))
-    write_companions(path, config.title, model, sampler=sampler, quiet=quiet)
+    write_companions(path, config.title, model, sampler=sampler)
     return path
 
 
@@ -232,8 +228,6 @@ def with_profile(
     dataset: data.Dataset,
     profile: ProfileConfig,
     variance: VarianceKind | None,
-    *,
-    quiet: bool = False,
 ) -> tuple[DiffusionModel, Metadata]:
     """The model with its profile, of training data, and its document; a new variance, perhaps.
 
@@ -241,7 +235,7 @@ def with_profile(
     """
     x_0 = model.space.to_model(dataset.train[: profile.rows // 2])
     work = len(measured_points(model.T, profile.points)) * 2 * len(x_0)
-    with progress_bar(work, "row", "profile", unit_scale=True, disable=quiet) as bar:
+    with progress_bar(work, "row", "profile", unit_scale=True) as bar:
         found = profiled(model, x_0, profile, variance, progress=rows_done(bar))
     kept = metadata.evaluation if variance == metadata.variance else ()
     assert found.profile is not None
@@ -253,12 +247,7 @@ def with_profile(
 
 
 def with_terms(
-    model: DiffusionModel,
-    metadata: Metadata,
-    dataset: data.Dataset,
-    profile: ProfileConfig,
-    *,
-    quiet: bool = False,
+    model: DiffusionModel, metadata: Metadata, dataset: data.Dataset, profile: ProfileConfig
 ) -> Metadata:
     """Measure the terms of the model's profile anew, in place; returns its document.
 
@@ -268,7 +257,7 @@ def with_terms(
         raise ValueError("the model has no profile whose terms could be measured: make one first")
     x_0 = model.space.to_model(dataset.train[: profile.rows // 2])
     work = len(measured_points(model.T, profile.points)) * 2 * len(x_0)
-    with progress_bar(work, "row", "terms", unit_scale=True, disable=quiet) as bar:
+    with progress_bar(work, "row", "terms", unit_scale=True) as bar:
         measure_terms(model, x_0, profile, progress=rows_done(bar))
     made = profile.model_copy(update={"longest": metadata.profile.longest})
     return metadata.model_copy(update={"profile": made})
@@ -287,7 +276,6 @@ def write_reference(
     *,
     count: int | None = None,
     batch: int = 256,
-    quiet: bool = False,
 ) -> Path:
     """Write the terms of held-out data beside an artefact, as `likelihood.reference` has them."""
     x_0 = model.space.to_model(reference.pick(dataset.test, count or reference.MOST)).to(
@@ -296,7 +284,7 @@ def write_reference(
     place = torch.zeros(1, dtype=torch.int64)
     one = reference.choice(model).resolve(model, place, 0, model.space.default_convention)
     work = one.count * len(x_0)
-    with progress_bar(work, "term", "held-out", unit_scale=True, disable=quiet) as bar:
+    with progress_bar(work, "term", "held-out", unit_scale=True) as bar:
         found = reference.measure(model, x_0, batch=batch, progress=rows_done(bar))
     return reference.write(path.parent, model, found)
 
@@ -308,7 +296,6 @@ def write_companions(
     *,
     rows: int | None = None,
     sampler: Ancestral | DDIM | None = None,
-    quiet: bool = False,
 ) -> None:
     """Write the card and the sheet of samples beside an artefact.
 
@@ -318,14 +305,13 @@ def write_companions(
         model: the artefact's.
         rows: samples on the sheet, 0 for no sheet; as many as suit the kind of data if None.
         sampler: ancestral at all T steps where it is not given.
-        quiet: draw no progress bar.
     """
     rows = SHEET_ROWS[model.space.kind] if rows is None else rows
     picture = path.with_name("samples.png")
     picture.unlink(missing_ok=True)  # that of the artefact before
     if rows:
         steps = len((sampler or Ancestral()).plan(model))
-        with progress_bar(steps, "step", "samples", disable=quiet) as bar:
+        with progress_bar(steps, "step", "samples") as bar:
             drawn = sample(model, rows, seed=0, sampler=sampler, progress=steps_made(bar))
         shown = sheet(model.space, model.space.to_data(drawn.cpu()))
         Image.fromarray(shown).save(picture, optimize=True)

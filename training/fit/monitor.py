@@ -25,13 +25,8 @@ from training.progress import progress_bar
 from training.sheet import sheet
 
 
-def unit(space: DataSpace) -> str:
-    """The unit that this data's bound is shown in."""
-    return space.unit
-
-
 def shown(space: DataSpace, nats: float) -> float:
-    """A mean bound in nats, in that unit: bits/dim count downwards, bits upwards."""
+    """A mean bound in nats, in the data's unit: bits/dim count downwards, bits upwards."""
     bits = nats / math.log(2)
     return -bits / space.dims if space.unit == "bits/dim" else bits
 
@@ -83,9 +78,9 @@ class Watch:
         self._smooth = value if self._smooth is None else 0.98 * self._smooth + 0.02 * value
         self.bar.update(1)
         self.bar.set_postfix_str(
-            f"loss {self._smooth:.4g} {unit(self.space)}{self._held}", refresh=False
+            f"loss {self._smooth:.4g} {self.space.unit}{self._held}", refresh=False
         )
-        self._scalars(step, {f"train/{unit(self.space)}": value, **scalars})
+        self._scalars(step, {f"train/{self.space.unit}": value, **scalars})
 
     def look(self, step: int) -> Tensor:
         """The held-out estimate of the averaged weights, of each row, nats float64 [N]."""
@@ -95,7 +90,7 @@ class Watch:
         )
         nats = float(found.bound.mean())
         self._held = f", held-out {shown(self.space, nats):.4g}"
-        self._scalars(step, {f"valid/{unit(self.space)}": shown(self.space, nats)})
+        self._scalars(step, {f"valid/{self.space.unit}": shown(self.space, nats)})
         return found.bound
 
     def draw(self, step: int) -> None:

@@ -5,7 +5,7 @@ from torch import Tensor
 
 from diffusion.model import DiffusionModel
 from diffusion.networks import BitPatterns, GaussianMixture
-from diffusion.process import BinomialProcess, GaussianProcess
+from diffusion.process import BinomialProcess, GaussianProcess, VarianceKind
 from diffusion.schedule import InverseTimeSchedule, LogSnrSchedule
 from diffusion.space import DataSpace
 
@@ -18,10 +18,12 @@ def given_noisy(mixture: GaussianMixture, y: Tensor, sigma: float) -> tuple[Tens
     return torch.stack([x.mean() for x in found]), torch.stack([x.covariance() for x in found])
 
 
-def gaussian(network: GaussianMixture, T: int = 20) -> DiffusionModel:
-    process = GaussianProcess(LogSnrSchedule(first=8.0, last=-12.0).beta(T))
+def gaussian(
+    network: GaussianMixture, T: int = 20, variance: VarianceKind = "moment", first: float = 8.0
+) -> DiffusionModel:
+    process = GaussianProcess(LogSnrSchedule(first=first, last=-12.0).beta(T))
     space = DataSpace(kind="vector", shape=(network.config.features,))
-    return DiffusionModel(process, network, space, "x_0", "moment").eval()
+    return DiffusionModel(process, network, space, "x_0", variance).eval()
 
 
 def binomial(network: BitPatterns, T: int = 20) -> DiffusionModel:

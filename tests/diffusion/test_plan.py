@@ -13,6 +13,7 @@ from diffusion.process import BinomialProcess, GaussianProcess, VarianceKind, as
 from diffusion.samplers import DDIM, Ancestral, DPMSolver, Update
 from diffusion.schedule import InverseTimeSchedule, LinearSchedule, LogSnrSchedule
 from diffusion.space import DataSpace
+from tests.diffusion.models import gaussian
 
 Any_ = Ancestral | DDIM | DPMSolver
 
@@ -23,14 +24,6 @@ def bare(process: GaussianProcess | BinomialProcess) -> DiffusionModel:
     space = DataSpace(kind="vector" if gaussian else "bits", shape=(1,))
     variance: VarianceKind | None = "lower" if gaussian else None
     return DiffusionModel(process, nn.Identity(), space, "x_0", variance)
-
-
-def gaussian(
-    network: GaussianMixture, T: int, variance: VarianceKind = "moment", first: float = 8.0
-) -> DiffusionModel:
-    process = GaussianProcess(LogSnrSchedule(first=first, last=-12.0).beta(T))
-    space = DataSpace(kind="vector", shape=(network.config.features,))
-    return DiffusionModel(process, network, space, "x_0", variance).eval()
 
 
 @pytest.mark.parametrize("T", [1, 2, 7, 40, 1000])

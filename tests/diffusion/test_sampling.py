@@ -17,7 +17,6 @@ from diffusion.model import DiffusionModel
 from diffusion.networks import BitPatterns, GaussianMixture
 from diffusion.noise import CounterNoise, DrawnNoise, counter_noise
 from diffusion.posterior import Observation
-from diffusion.process import BinomialProcess, GaussianProcess, VarianceKind
 from diffusion.samplers import (
     DDIM,
     Ancestral,
@@ -30,25 +29,10 @@ from diffusion.samplers import (
     sample,
     step,
 )
-from diffusion.schedule import InverseTimeSchedule, LogSnrSchedule
-from diffusion.space import DataSpace
+from tests.diffusion.models import binomial, gaussian
 
 Any_ = Ancestral | DDIM | DPMSolver
 SAMPLERS: list[Any_] = [Ancestral(), Ancestral(steps=7), DDIM(steps=6, eta=0.5), DPMSolver(steps=7)]
-
-
-def gaussian(
-    network: GaussianMixture, T: int, variance: VarianceKind = "moment", first: float = 8.0
-) -> DiffusionModel:
-    process = GaussianProcess(LogSnrSchedule(first=first, last=-12.0).beta(T))
-    space = DataSpace(kind="vector", shape=(network.config.features,))
-    return DiffusionModel(process, network, space, "x_0", variance).eval()
-
-
-def binomial(network: BitPatterns, T: int) -> DiffusionModel:
-    process = BinomialProcess(InverseTimeSchedule().beta(T), network.config.base_rate)
-    space = DataSpace(kind="bits", shape=(network.config.features,))
-    return DiffusionModel(process, network, space, "x_0", None).eval()
 
 
 # ---- orders of convergence ----

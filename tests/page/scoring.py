@@ -49,6 +49,7 @@ def digits() -> tuple[DiffusionModel, Metadata]:
 
 
 def fields_of(page: "Page") -> dict[str, str]:
+    """The fields of a page's link."""
     return {name: values[0] for name, values in parse_qs(urlsplit(page.url).query).items()}
 
 

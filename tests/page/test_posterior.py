@@ -3,13 +3,13 @@
 import re
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
-from urllib.parse import parse_qs, urlsplit
 
 import numpy as np
 import pytest
 from numpy.typing import NDArray
 
 from tests.page.conftest import Watch
+from tests.page.scoring import fields_of
 
 if TYPE_CHECKING:
     from playwright.sync_api import Locator, Page, Request, Route
@@ -33,11 +33,6 @@ CHANNEL = """(canvas, channel) => {
 def opaque(canvas: "Locator") -> Bits:
     """Which pixels of a canvas are not transparent, [H, W] of 0 and 1."""
     return np.array(canvas.evaluate(CHANNEL, 3)) // 255
-
-
-def asked_of(page: "Page") -> dict[str, str]:
-    """The fields of a page's link."""
-    return {name: values[0] for name, values in parse_qs(urlsplit(page.url).query).items()}
 
 
 def begin(visit: Open, model: str, **settings: str) -> "Page":
@@ -298,7 +293,7 @@ def test_a_link_repeats_the_answer(visit: Open, model: str) -> None:
     again.goto(page.url)
     again.locator("#panel-repair .snippets").wait_for()
     assert second == first
-    assert asked_of(again) == asked_of(page)
+    assert fields_of(again) == fields_of(page)
     cost = re.compile(r"· [\d.,]+ s")  # what it took differs
     assert cost.sub("", again.locator(".columns").inner_text()) == cost.sub("", shown)
 

@@ -2,12 +2,13 @@
 
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
-from urllib.parse import parse_qs, urlsplit
+from urllib.parse import urlsplit
 
 import numpy as np
 import pytest
 from fastapi import FastAPI
 
+from tests.page.scoring import fields_of
 from tests.service.http.caller import stepping
 from tests.service.http.command import metrics
 
@@ -19,11 +20,6 @@ Ask = Callable[..., dict[str, Any]]
 Pixels = Callable[["Locator"], list[list[int]]]
 
 LINK = "?view=sample&model=grey&num_samples=3&sampler=ancestral&steps=8&seed=7"
-
-
-def asked_of(page: "Page") -> dict[str, str]:
-    """The fields of a page's link."""
-    return {name: values[0] for name, values in parse_qs(urlsplit(page.url).query).items()}
 
 
 def wait(page: "Page") -> None:
@@ -46,7 +42,7 @@ def test_images_are_those_of_the_answer(visit: Open, ask: Ask, pixels: Pixels) -
     page.get_by_label("Steps").fill("8")
     page.get_by_role("button", name="Draw samples").click()
     wait(page)
-    fields = asked_of(page)
+    fields = fields_of(page)
     assert fields["view"] == "sample"
     sampler = {"name": fields["sampler"], "steps": int(fields["steps"])}
     answer = ask("/sample", model="grey", num_samples=3, seed=int(fields["seed"]), sampler=sampler)
@@ -89,7 +85,7 @@ def test_a_seed_that_is_kept_gives_the_same_again(visit: Open) -> None:
     page.get_by_label("Number").fill("2")
     page.get_by_role("button", name="Draw samples").click()
     page.wait_for_function("() => location.search.includes('num_samples=2')")
-    assert asked_of(page)["seed"] == "7"
+    assert fields_of(page)["seed"] == "7"
 
 
 def test_the_snippets_are_the_request(visit: Open) -> None:

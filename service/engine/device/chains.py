@@ -124,11 +124,15 @@ class Chains:
         seen = self.observation(rows.slots) if rows.observed else None
         return self.x[rows.slots], self.previous[rows.slots], seen
 
-    def step(self, model: DiffusionModel, rows: ChainBatch) -> None:
+    def step(
+        self, model: DiffusionModel, rows: ChainBatch, recorder: FrameRecorder | None = None
+    ) -> None:
         """Advance a batch by one step; one network call."""
         x_t, previous, seen = self.state(rows)
         prediction = model.predict(x_t, rows.update.t)
         x_s = advance(prediction, x_t, previous, rows.update, rows.noise, seen)
+        if recorder is not None:
+            recorder(1, x_s, prediction.x_0)
         self.advance(rows.slots, x_s, prediction.x_0)
 
     def steps(
@@ -152,11 +156,10 @@ class Chains:
             place[slots] = value
 
     def advance(self, slots: Tensor, x_s: Tensor, x_0: Tensor) -> None:
-        """The state of these chains after a step."""
-        self.x[slots] = x_s
-        self.previous[slots] = x_0
+        """Write the state of these chains after a step; by now all that may fail is computed."""
         # Of bits a NaN probability draws a zero, so the estimate is looked at as well.
-        self.finite[slots] &= (x_s + x_0).flatten(1).isfinite().all(1)
+        finite = self.finite[slots] & (x_s + x_0).flatten(1).isfinite().all(1)
+        self.x[slots], self.previous[slots], self.finite[slots] = x_s, x_0, finite
 
     def observe(self) -> Observation:
         """What was seen of every slot; its memory is taken at the first call."""

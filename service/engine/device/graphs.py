@@ -63,7 +63,19 @@ class ChainGraph:
         self._play = record(self.play)
 
     def run(self, rows: ChainBatch, recorder: FrameRecorder | None = None) -> None:
-        """The batch's steps in turn; the recorder takes what it wants between them."""
+        """The batch's steps in turn; the recorder takes what it wants between them.
+
+        Each step writes the state, so where one raises, the state of before the batch is put back.
+        """
+        state, slots = self._state, rows.slots
+        before = state.x[slots], state.previous[slots], state.finite[slots]
+        try:
+            self._run(rows, recorder)
+        except Exception:
+            state.x[slots], state.previous[slots], state.finite[slots] = before
+            raise
+
+    def _run(self, rows: ChainBatch, recorder: FrameRecorder | None) -> None:
         n, update, own, steps = len(rows.slots), self._rows.update, self._own, rows.update
         self._slots[:n], self._seed[:n], self._row[:n] = rows.slots, rows.seed, rows.row
         self._slots[n:] = self._state.spare  # its step is the one that was there before

@@ -179,27 +179,31 @@ class ChainRunner(Runner[SampleJob | BoundJob]):
             rows = self.chains.gather(self._padded(chains), num_steps, share=not self.pad_to)
         if terms:
             self.terms.begin(terms)
-            self._run_both(terms, rows, len(chains))
+            self._run_both(terms, rows, len(chains), recorder)
         elif rows is not None:
             self._run_chains(rows, num_steps, recorder)
-        if recorder is not None and rows is not None:
-            if num_steps == 1 and recorder.wants(1):
-                recorder(1, self.chains.x[rows.slots], self.chains.previous[rows.slots])
+        if recorder is not None:
             self._frames += recorder.taken
         self.fence.wait(begun, num_steps)
 
     def _run_chains(self, rows: ChainBatch, num_steps: int, recorder: FrameRecorder | None) -> None:
-        """Chains alone; of one step the caller takes the frames."""
+        """Chains alone."""
         model = self.calls.sampling
         graph = self._graphs and self._graphs.find(len(rows.slots), rows.observed)
         if graph is not None:
-            graph.run(rows, recorder if num_steps > 1 else None)
+            graph.run(rows, recorder)
         elif num_steps == 1:
-            self.chains.step(model, rows)
+            self.chains.step(model, rows, recorder)
         else:
             self.chains.steps(model, rows, recorder)
 
-    def _run_both(self, terms: list[Entry], rows: ChainBatch | None, n: int) -> None:
+    def _run_both(
+        self,
+        terms: list[Entry],
+        rows: ChainBatch | None,
+        n: int,
+        recorder: FrameRecorder | None,
+    ) -> None:
         """Terms, and with them one step of chains, n of them without padding."""
         state, data = self.chains, self.terms.gather(self._padded(terms), self.pad_to)
         of_chains: Rows | None = None
@@ -210,10 +214,12 @@ class ChainRunner(Runner[SampleJob | BoundJob]):
         chain, term = self.calls(of_chains, (data.x_t[:m], data.t[:m]))
         assert term is not None  # terms were asked for
         values = data.evaluate(self.model, term)
+        self.terms.write(data, values)  # may be written again; a chain's step may not
         if rows is not None and chain is not None:
             x_s = advance(chain, x_t, previous, rows.update, rows.noise, seen)
+            if recorder is not None:
+                recorder(1, x_s, chain.x_0)
             state.advance(rows.slots, x_s, chain.x_0)
-        self.terms.write(data, values)
 
     @override
     def collect(self, batch: Batch) -> Collected:

@@ -16,6 +16,7 @@ from diffusion.networks import GaussianMixture
 from diffusion.noise import Stream, counter_noise
 from diffusion.samplers import DDIM, Ancestral, DPMSolver, Plan, Sampler, begin, step
 from service.engine import BoundJob, Engine, SampleJob
+from service.engine.device.frames import FrameRecorder
 from service.engine.device.runner import ChainRunner
 from service.engine.results import Frames, FrameStates, SampleResult
 from service.engine.scheduling.batch import Batch, Entry, Lane
@@ -85,6 +86,52 @@ def test_the_states_are_those_of_the_recursion(
         )
         assert torch.equal(kept.x[-1], result.samples)
         assert torch.equal(kept.x_0[-1], result.samples)
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize(
+    ("num_steps", "recorded", "beside_terms"),
+    [(1, False, False), (1, True, False), (1, False, True), (4, False, False), (4, True, False)],
+)
+def test_a_batch_that_fails_at_a_frame_may_be_run_again(
+    num_steps: int,
+    recorded: bool,
+    beside_terms: bool,
+    gaussian: DiffusionModel,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Out of memory there: nothing has changed, so the second try gives the first one's answer."""
+    plan = Ancestral().plan(gaussian)
+    frames = Frames.spread(len(plan), len(plan))
+    steps = choose_steps(gaussian.T, torch.arange(ROWS), 0, "density")
+
+    def out_of_memory(_: FrameRecorder, made: int, *_states: Tensor) -> None:
+        if made == num_steps:
+            raise torch.OutOfMemoryError("at a frame")
+
+    entries = [Entry(0, row, row, 1) for row in range(ROWS)]
+    terms = [Entry(1, row, row, 0) for row in range(ROWS)] if beside_terms else []
+    states = []
+    for fails in (False, True):
+        runner = ChainRunner(gaussian, slots=32)
+        runner.limit(16)
+        if recorded:
+            runner.record(lambda play: play)
+        runner.open(0, SampleJob("g", ROWS, SEED, plan, frames=frames))
+        runner.open(1, BoundJob("g", torch.ones(ROWS, *gaussian.event), 0, steps, "density"))
+        runner.run(Batch(Lane("g"), [Entry(0, row, row, 0) for row in range(ROWS)]))
+        batch = Batch(Lane("g"), entries, terms, num_steps=num_steps)
+        if fails:
+            with monkeypatch.context() as patched:
+                patched.setattr(FrameRecorder, "__call__", out_of_memory)
+                with pytest.raises(torch.OutOfMemoryError):
+                    runner.run(batch)
+        runner.run(batch)
+        runner.receive(runner.collect(batch))
+        kept = runner.chains.frames[0]
+        states.append([runner.chains.x[:ROWS], runner.chains.previous[:ROWS], kept.x, kept.x_0])
+    for first, second in zip(*states, strict=True):
+        assert torch.equal(first, second)
 
 
 @pytest.mark.parametrize("lengths", [(16,), (1, 4, 11), (1,) * 16])

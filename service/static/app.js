@@ -125,7 +125,7 @@ function enter(state) {
   trouble.hide();
   if (state.model && !linked) {
     trouble.show(new Problem({ type: "urn:noneq:page:link-model", received: state.model, expected: models.map(({ name }) => name) }));
-    state = {}; // what else it asks was asked of that model
+    state = {}; // the other fields were meant for that model
   }
   model = linked ?? model ?? models.find(({ name }) => name === (preset ?? pleasing()));
   picker.value = model.name;
@@ -236,7 +236,7 @@ async function look() {
     later(SELDOM);
   } catch (error) {
     if (!(error instanceof Problem)) throw error;
-    lost = error.status !== 401; // a key that was not given is not asked for again by itself
+    lost = error.status !== 401; // a missing key is not requested again by itself
     const told = { "not-ready": ["status.starting", { n: OFTEN }], draining: "status.stopping" };
     tell(status, lost ? (told[error.slug] ?? "status.down") : "status.locked");
     later(lost ? OFTEN : SELDOM);

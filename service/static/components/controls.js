@@ -114,7 +114,7 @@ function plain(value) {
   return typeof value === "string" ? value : JSON.stringify(value);
 }
 
-/** Ask for an API key in a dialog, and say so where one was `refused`: the key, or null. */
+/** Ask for an API key in a dialog, which says if one was `refused`: the key, or null. */
 export function keyDialog(refused = false) {
   return new Promise((resolve) => {
     const input = h("input", { type: "password", name: "key", autocomplete: "off", required: true });
@@ -133,7 +133,7 @@ export function keyDialog(refused = false) {
   });
 }
 
-/** What parts of an answer warn of, in the service's own words; `said` stands before them. Null where nothing does. */
+/** The warnings in parts of an answer, in the service's own words, after the texts `said`; null if there are none. */
 export function cautions(parts, ...said) {
   const words = parts.flatMap((part) => [part?.warning, ...(part?.warnings ?? [])]).filter((text) => typeof text === "string");
   if (!words.length) return null;
@@ -141,7 +141,7 @@ export function cautions(parts, ...said) {
   return h("div", { class: "caution" }, ...before.map((text) => h("p", { say: text })), ...[...new Set(words)].map((text) => h("small", { lang: "en" }, text)));
 }
 
-/** Scroll to what has changed, unless its beginning is in view: without motion for those who asked for less of it. */
+/** Scroll to what has changed, unless its beginning is in view; without motion if the system prefers less of it. */
 export function reveal(node) {
   const { top } = node.getBoundingClientRect();
   if (top >= 0 && top < 0.5 * innerHeight) return;

@@ -1,8 +1,8 @@
-// Where an example is made, by the kind of model: a drawing, bits to switch, a point of the plane, or
-// numbers typed; and held-out data to begin with.
+// Editors of an example, by the kind of model: a drawing, bits to switch, a point of the plane, or typed
+// numbers; and held-out data to begin with.
 //
-// An editor has `node`, `show(x)` for the example at hand (null: none), and where it shows all of them
-// `mark(data)`; where it can map the density, `map()`, and `mapped()`: whether it has or is about to.
+// An editor has `node`, `show(x)` for the current example (null: none), `mark(data)` if it shows all of
+// them; and if it can map the density, `map()`, and `mapped()`: whether it has done so or is about to.
 
 import { chart } from "./point-canvas.js";
 import { h } from "../lib/dom.js";
@@ -28,7 +28,7 @@ const LAST = 8; // evaluations of the last step; T + 7 of the whole chain
  * @param {object} held the tray that takes what is made
  * @param {object} context of the view
  * @param {(problem: Problem) => void} onProblem
- * @param {() => void} onMap a person asked for the density's map
+ * @param {() => void} onMap called when the density's map is requested
  */
 export function editorOf(model, facts, held, context, onProblem, onMap) {
   const plane = model.kind === "vector" && model.shape.length === 1 && model.shape[0] === 2;
@@ -45,12 +45,12 @@ function begin(model, examples, held) {
   return h("section", { class: "examples" }, h("h2", { say: "examples.title" }), h("div", { class: "tiles" }, ...picks));
 }
 
-/** The plane, with a map of the density for the asking. */
+/** The plane, with a map of the density on request. */
 function atlas(model, { artefact, examples }, held, context, onMap) {
   const own = chart(artefact.space, examples, (point) => held.add([point]));
   const desk = openDesk(context.announce, map);
 
-  /** Every step of the chain counts: a shorter one's bound is loose just where the data are. */
+  /** With every step of the chain: a shorter one's bound is loose just where the data are. */
   async function map() {
     if (mapped()) return;
     const side = Math.min(FINE, Math.max(COARSE, Math.floor(Math.sqrt(BUDGET / (model.steps + LAST)))));

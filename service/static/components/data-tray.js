@@ -9,8 +9,8 @@ export const MOST = 12;
 /**
  * `put(x)` is what the example at hand has become (none is at hand: a new one; null: it goes away),
  * `add(xs)` lays some beside it, the last at hand; `fill(xs)` has these alone; `leave()` has none at hand.
- * @param {(x: any) => void} onHand told the example at hand, or null, whenever another is
- * @param {() => void} onChange told of every change of the data
+ * @param {(x: any) => void} onHand called with the current example, or null, when it changes
+ * @param {() => void} onChange called on every change of the data
  */
 export function tray(onHand, onChange) {
   const list = h("ul", { class: "tray", label: "tray.label" });

@@ -1,7 +1,7 @@
 // A canvas to draw an example on: with mouse, touch or pen, and with the keyboard alone.
 //
 // What is drawn are strokes upon an example (or upon black): the last one can be taken back. A drawing
-// of the size of MNIST's digits is centred as they are, if asked.
+// of the size of MNIST's digits can be centred as they are.
 
 import { h } from "../lib/dom.js";
 import { FINE, centred, lay, readSheet, sheetOf } from "../lib/image-fit.js";

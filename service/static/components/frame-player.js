@@ -4,7 +4,7 @@ import { h } from "../lib/dom.js";
 import { tell } from "../lib/i18n.js";
 
 const SECONDS = 4; // that playing takes from the first frame to the last
-const STILLS = 8; // seen one a second instead by who asked their system for less motion
+const STILLS = 8; // shown one a second instead if the system prefers less motion
 
 /**
  * `load(count)` shows it at the last frame, `refresh()` shows the frame again, `hide()` puts it away.

@@ -1,4 +1,4 @@
-// What the service says of each example: bits/dim, its place among held-out data, the bound's parts.
+// The result of each example: bits/dim, its place among held-out data, the parts of the bound.
 
 import { h } from "../lib/dom.js";
 import { cautions } from "./controls.js";
@@ -7,7 +7,7 @@ import { badge, letter, thumb } from "./thumbnail.js";
 import { number } from "../lib/i18n.js";
 
 const PARTS = ["prior", "steps", "last", "gain"];
-const ODD = 0.02; // of held-out data themselves so many are told to be unlike them
+const ODD = 0.02; // the share of held-out data that would be called unlike them
 const RAISED = "⁰¹²³⁴⁵⁶⁷⁸⁹";
 const digits = (value, count) => number(value, { maximumFractionDigits: count, minimumFractionDigits: count, signDisplay: "negative" }).replace("-", "−");
 
@@ -60,7 +60,7 @@ function place({ rarer_than: share }, held) {
   return h("p", { class: "place", say: [said, values] });
 }
 
-/** Whether it is like held-out data, which is more than how likely it is. */
+/** Whether it is like held-out data, which its likelihood alone does not show. */
 function typical({ typicality: share }) {
   if (share === null || share === undefined) return null;
   const odd = share < ODD;
@@ -82,7 +82,7 @@ function partsOf(result) {
 }
 
 /**
- * How much likelier the likeliest is than the least likely, if their errors let it be told.
+ * How much likelier the likeliest is than the least likely, if it exceeds their errors.
  * @param {object[]} results of POST /loglik
  * @returns {[string, object]|null} a text and its values; null where there are no two
  */
@@ -102,7 +102,7 @@ function power(tens) {
   return `10${[...String(Math.round(tens))].map((digit) => RAISED[digit]).join("")}`;
 }
 
-/** Which line is whose. */
+/** The letters of the lines. */
 export const legend = (results) => h("p", { class: "legend", "aria-hidden": "true" }, ...results.map((_, i) => badge(i)));
 
 /** The answer as a table, an example a row, and its bounds, nats: for files (download.js). */

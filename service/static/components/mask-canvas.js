@@ -11,7 +11,7 @@ import { VEIL_NAMES, veil } from "../lib/observation.js";
 /**
  * `show(y, known, erasable)` shows what is seen of a picture.
  * @param {object} model an entry of GET /models, of pictures
- * @param {(known: number[][]) => void} onErase told the mask, 1 where a pixel is seen
+ * @param {(known: number[][]) => void} onErase called with the mask, 1 where a pixel is observed
  */
 export function eraser(model, onErase) {
   const [, height, width] = model.shape;

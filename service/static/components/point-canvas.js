@@ -1,5 +1,5 @@
 // The plane to put points on, for models of two numbers: a click puts one there; held-out data lie
-// below, and the density's map if it was asked for.
+// below, and the density's map if requested.
 
 import { h, svg } from "../lib/dom.js";
 import { field, numberInput } from "./controls.js";
@@ -24,7 +24,7 @@ export function chart({ shift, scale }, held, onPoint) {
   const node = h("div", { class: "easel" }, frame, form, h("small", { say: "chart.how" }));
   let ranges = [0, 1].map((d) => reachOf(at(shift, d), at(scale, d), held.map((x) => x[d])));
   let plot = stand();
-  let surveyed = null; // the ranges of the cells that were asked for
+  let surveyed = null; // the ranges of the requested cells
 
   /** An empty plane. */
   function stand() {

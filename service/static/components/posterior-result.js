@@ -1,4 +1,4 @@
-// What one method found: its completions, their mean and spread, how far to trust them, what they cost.
+// The result of one method: its completions, their mean and spread, how far to trust them, and their cost.
 
 import { h } from "../lib/dom.js";
 import { agreement } from "../lib/observation.js";
@@ -10,8 +10,8 @@ import { saver, tableOf } from "./download.js";
 import { sceneOf } from "./gallery.js";
 import { number, tell } from "../lib/i18n.js";
 
-const MOST_READ = 3; // labels that are told,
-const LEAST_READ = 0.001; // and how probable they are but for the first
+const MOST_READ = 3; // labels to show,
+const LEAST_READ = 0.001; // and the least probability of all but the first
 
 /** Whether a model's data are points of the plane. */
 export const isPlane = ({ kind, shape }) => kind === "vector" && shape.length === 1 && shape[0] === 2;
@@ -20,8 +20,8 @@ export const isPlane = ({ kind, shape }) => kind === "vector" && shape.length ==
  * A column: `wait()` until its turn, `preview(estimates)`, then `show(found, request)` or `stop()`.
  * @param {string} method its name in a request
  * @param {object} model an entry of GET /models
- * @param {{y: Array, look: object, prior: Array|null}} seen what was seen (observation.js), and points of
- *     the prior to stand behind those of the posterior
+ * @param {{y: Array, look: object, prior: Array|null}} seen the observation (observation.js), and points
+ *     of the prior to show behind those of the posterior
  */
 export function column(method, model, seen) {
   const view = isPlane(model) ? cloud(seen) : sceneOf(model);
@@ -94,7 +94,7 @@ function table(mean, std, { y, look }) {
   return h("table", {}, h("thead", {}, h("tr", {}, ...head)), h("tbody", {}, ...lines));
 }
 
-/** The posterior's points over the prior's, and where the seen coordinate lies. */
+/** The posterior's points over the prior's, and the observed coordinate. */
 function cloud({ y, look, prior }) {
   const spans = [0, 1].map((axis) => rangeOf([...prior.map((point) => point[axis]), ...(look.known[axis] ? [y[axis]] : [])]));
   const half = Math.max(...spans.map(([low, high]) => (high - low) / 2));
@@ -122,7 +122,7 @@ function cloud({ y, look, prior }) {
 
 // ----------------------------------------------------------------------------------- how far to trust
 
-/** Whether what was seen came back. */
+/** Whether the observation came back. */
 function agreed(samples, model, { y, look }) {
   const { count, changed, off } = agreement(model, samples, y, look);
   if (look.block === 1 && !look.noise) {
@@ -166,7 +166,7 @@ function readings(labels) {
   return told.map(([label, p]) => `${label} (${number(100 * p, { maximumFractionDigits: 1 })}%)`).join(", ");
 }
 
-/** In the page's language what is poor, where the service warns of its particles. */
+/** The warning about particles in the page's language, if the service gives one. */
 function reading({ warning: text }) {
   return text ? ["trust.disagree", "trust.fix"] : [];
 }

@@ -4,7 +4,7 @@ import { h } from "../lib/dom.js";
 import { meter, notice } from "./controls.js";
 import { Problem, stream } from "../lib/api.js";
 
-const PATIENCE = 5; // times that a busy server is asked again
+const PATIENCE = 5; // how often a request is repeated if the service is busy
 
 /**
  * A desk at which a view asks its questions, one at a time: a new one cancels the last.

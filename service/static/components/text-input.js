@@ -8,7 +8,7 @@ import { rowsOf } from "../lib/encode.js";
  * `show()` is of no effect: what was typed is read once, and stays.
  * @param {object} model an entry of GET /models: its shape is [D]
  * @param {(data: number[][]) => void} onData
- * @param {() => void} onOther told where the text is none of the model's data
+ * @param {() => void} onOther called if the text is not data of the model
  */
 export function lines(model, onData, onOther) {
   const text = h("textarea", { rows: 4, label: ["lines.label", { n: model.shape[0] }], spellcheck: "false" });

@@ -1,18 +1,18 @@
-// The service that gave this page: JSON, and streams of events.
+// Requests to the service of this page: JSON, and streams of events.
 //
 // Every failure is a Problem. Addresses are relative to the page's own, so that a proxy's path is kept.
 
 const KEY = "noneq.key";
 
-let askForKey = async () => null; // what asks the person for an API key: set by `onKeyWanted`
-let asking = null; // its answer on the way: requests that are refused together ask once
-let onLost = () => {}; // told when no answer comes: set by `onUnreachable`
+let askForKey = async () => null; // asks the person for an API key: set by `onKeyWanted`
+let asking = null; // its pending answer: requests that are refused together ask once
+let onLost = () => {}; // called if no answer comes: set by `onUnreachable`
 
 /** What went wrong: the service's problem document (RFC 9457), or one of the page's own. */
 export class Problem extends Error {
   /**
-   * @param {object} document type, title, detail; expected, received, fix where they help
-   * @param {number} status of HTTP; 0 where no answer came
+   * @param {object} document type, title, detail; expected, received, fix if they help
+   * @param {number} status of HTTP; 0 if no answer came
    * @param {number|null} retryAfter seconds
    */
   constructor(document, status = 0, retryAfter = null) {
@@ -31,10 +31,10 @@ const own = (slug, { status = 0 } = {}) => new Problem({ type: `urn:noneq:page:$
 /** Whether this tab sends an API key. */
 export const keyed = () => sessionStorage.getItem(KEY) !== null;
 
-/** Who asks the person for a key: an async function that gives it, or null; told whether one was refused. */
+/** Set the async function that asks the person for a key, or gives null; its argument: whether one was refused. */
 export const onKeyWanted = (asker) => (askForKey = asker);
 
-/** Whom to tell that the service did not answer. */
+/** Set the function to call if the service does not answer. */
 export const onUnreachable = (listener) => (onLost = listener);
 
 /** The address of one of the service's routes, absolute. */
@@ -47,7 +47,7 @@ export async function get(path, { signal } = {}) {
 }
 
 /**
- * What a POST tells on its way, as [name, data]: "progress", "preview", and at the end "result".
+ * The events of a POST, as [name, data]: "progress", "preview", and at the end "result".
  *
  * Leaving the loop, or aborting the signal, closes the connection, and the service frees the rows.
  * @param {string} path
@@ -86,7 +86,7 @@ async function send(path, options) {
   }
 }
 
-/** What a promise gives; the network's own failures become a Problem, a cancelled one stays itself. */
+/** The result of a promise; a network failure becomes a Problem, a cancellation stays as it is. */
 async function reach(act, slug) {
   try {
     return await act();
@@ -107,7 +107,7 @@ async function refusal(response) {
 
 async function* events(body, signal) {
   const reader = body.pipeThrough(new TextDecoderStream()).getReader();
-  let parts = []; // of the event that is not yet whole: joined once, for an answer is megabytes long
+  let parts = []; // of an incomplete event: joined once, because an answer can be megabytes long
   try {
     for (;;) {
       const { done, value } = await reach(() => reader.read(), "connection-lost");
@@ -119,11 +119,11 @@ async function* events(body, signal) {
       const blocks = parts.join("").split("\n\n");
       parts = [blocks.pop()];
       for (const block of blocks) {
-        const found = /^event: ([^\n]*)\ndata: ([^\n]*)$/.exec(block); // what else there is are comments
+        const found = /^event: ([^\n]*)\ndata: ([^\n]*)$/.exec(block); // the others are comments
         if (found) yield [found[1], JSON.parse(found[2])];
       }
     }
   } finally {
-    reader.cancel().catch(() => {}); // it may have failed already
+    reader.cancel().catch(() => {}); // which may have failed already
   }
 }

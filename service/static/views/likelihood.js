@@ -38,8 +38,8 @@ function mount(root, context) {
   let asked = null; // the request whose answer is shown or on its way, as text
   let moved = 0; // how often a link was shown: what takes its time looks whether it is still wanted
   let linked = null; // the link that is shown, as text
-  let asking = null; // what was asked last: the request and what it is about
-  let follow = () => {}; // brings what comes into view, where a person asked for it
+  let asking = null; // the last request, and what it is about
+  let follow = () => {}; // scrolls to the result if a person requested it
 
   const bench = h("div", { class: "bench" });
   const trouble = notice();
@@ -60,7 +60,7 @@ function mount(root, context) {
       field("likelihood.seed", numberInput("seed", { min: 0, max: Number.MAX_SAFE_INTEGER })),
     ),
   );
-  form.addEventListener("invalid", () => (form.querySelector("details").open = true), true); // what is wrong is to be seen
+  form.addEventListener("invalid", () => (form.querySelector("details").open = true), true); // so that the invalid field is visible
   const desk = openDesk(context.announce, () => asking && ask(...asking));
   const out = h("div", { class: "answer" });
   const stale = h("p", { class: "told", say: "likelihood.stale", hidden: true });
@@ -76,7 +76,7 @@ function mount(root, context) {
     h("div", { class: "wide" }, tools, trouble.node, held.node, form, found),
   );
 
-  /** Nothing is done for another model than the chosen one. */
+  /** Controls work only for the chosen model. */
   function unlock() {
     for (const part of [bench, tools, held.node, form]) part.inert = model !== context.model();
   }
@@ -185,7 +185,7 @@ function mount(root, context) {
     context.visit(fields);
   }
 
-  /** The density's map was asked for: from now on the link has it. */
+  /** The density's map was requested: from now on the link has it. */
   function mapAsked() {
     const { view: _, model: __, ...fields } = link.read();
     visit({ ...fields, map: "1" });

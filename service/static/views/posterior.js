@@ -25,7 +25,7 @@ const PRIOR = 300; // points of the prior behind the posterior's
 
 export const view = { id: "repair", mount };
 
-/** What a model is asked for by itself: done in seconds on a CPU. */
+/** The default request of a model: seconds on a CPU. */
 function usual({ kind, shape, steps: T, network }) {
   const pictures = shape.length === 3;
   const points = kind === "bits" ? { num_samples: 24, particles: 64 } : { num_samples: 200, particles: 200 };
@@ -45,7 +45,7 @@ function mount(root, context) {
   let bench = null; // what it is edited with
   let [x, known] = [null, null]; // the example, and which of it is seen
   let asked = null; // the link's fields whose answer is shown or on its way, as text
-  let follow = () => {}; // brings what comes into view, where a person asked for it
+  let follow = () => {}; // scrolls to the result if a person requested it
   let moves = 0; // how often something else was wanted: what takes its time looks whether it still is
 
   const trouble = notice();
@@ -300,7 +300,7 @@ function mount(root, context) {
     return found;
   }
 
-  /** Points of the prior, asked for once. */
+  /** Points of the prior, requested once. */
   async function priorOf({ name, steps }) {
     if (!priors.has(name)) {
       const answer = await desk.ask("/sample", { model: name, num_samples: PRIOR, seed: 1, sampler: { name: "ancestral", steps: Math.min(steps, 50) } });

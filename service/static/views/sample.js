@@ -12,18 +12,18 @@ import { known, tell } from "../lib/i18n.js";
 const PREVIEWS = 64; // rows, the service's most
 const FRAMES = 40; // of a trajectory, at most
 const NUMBERS = 400_000; // that it may hold: a few megabytes of text
-const KEPT = 8; // answers to which the history goes back without asking again
+const KEPT = 8; // answers that the history keeps
 
 export const view = { id: "sample", mount };
 
-/** What a model is asked for by itself: done in seconds on a CPU. */
+/** The default request of a model: seconds on a CPU. */
 function usual({ kind, shape, steps: T, network }) {
   const pictures = shape.length === 3;
   const own = network === "rbf" ? T : Math.min(T, 50);
   return { num_samples: pictures ? 8 : kind === "bits" ? 24 : 400, sampler: "ancestral", steps: own, eta: 0 };
 }
 
-/** How many states on the way are asked for: fewer where each is large; none where it would be a few. */
+/** How many intermediate states to request: fewer if each is large; none if it would be only a few. */
 function framesOf({ shape }, count, steps) {
   const numbers = 2 * count * shape.reduce((a, b) => a * b); // of a state and its estimate
   const frames = Math.min(FRAMES, steps, Math.floor(NUMBERS / numbers) - 1);
@@ -70,7 +70,7 @@ function mount(root, context) {
   const tools = h("div", { class: "row tools", hidden: true }, told, files.node);
   const partial = h("p", { class: "partial", say: "sample.partial", hidden: true });
   const code = snippets();
-  let follow = () => {}; // brings what comes into view, where a person asked for it
+  let follow = () => {}; // scrolls to the result if a person requested it
   let trajectory = null; // of the answer that is shown, its last state as the samples are
 
   const results = h("div", { class: "wide" }, desk.node, partial, stage, playback.node, warnings, tools, code.node);

@@ -109,6 +109,7 @@ def test_a_conditioned_normal_tilted_as_matrices_have_it() -> None:
     """Mean moves by the covariance times the slope, and log Z is the cumulant."""
     q, mean, covariance = conditioned()
     slope = torch.tensor([[0.4, -1.0, 0.3]]).double()
+    assert_close(q.mean[0], mean)
     moved, log_z, _ = q.tilted(
         Tilt(torch.zeros(len(slope)).double(), slope, torch.zeros_like(slope))
     )

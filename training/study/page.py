@@ -147,17 +147,18 @@ Sohl-Dickstein, Weiss, Maheswaranathan and Ganguli, "Deep Unsupervised Learning 
 Thermodynamics" (2015), beside what this repository's models reach. `make paper` makes this page:
 it fits what has no artefact in `models/`, measures what has no file in `docs/results/`, and draws.
 """
-ABOUT_TABLE = """K is a lower bound on the mean log-likelihood: higher is better; of bits/dim and
-nats less is. In brackets the convention: *paper*, Equation 14 with its fixed last step, at unit
-variance; *discretised*, the probability of the exact 8-bit or binary value. K of 8-bit images is
+ABOUT_TABLE = """K is a lower bound on the mean log-likelihood: higher is better. For bits/dim and
+nats lower is better. In brackets is the convention: *paper*, Equation 14 with its fixed last step,
+at unit variance; *discretised*, the probability of the exact 8-bit or binary value. K of 8-bit
+images is
 that of a density constant over each level's cell, log2 of the deviation in levels less bits/dim; a
 "pixel" sums its channels, as in the paper. The standard error is over held-out data and noise.
 """
 ABOUT_PARZEN = """10,000 samples, each widened into a Gaussian whose width is chosen on 5,000
-held-out images; mean over the 10,000 test images, with its error. It is the protocol of its time
-and says little about likelihood (Theis, van den Oord and Bethge 2016). Our second line shows how
-little: chains that are stopped early and asked for the mean of what they may come to give blurred
-digits, which lie nearer to other digits than one of these does, and beat the data themselves.
+held-out images; mean over the 10,000 test images, with its error. It was the protocol of its
+time and says little about likelihood (Theis, van den Oord and Bethge 2016). Our second line shows
+how little: chains that stop early and return the mean of x_0 given x_t give blurred digits, which
+lie nearer to other digits than a real digit does, and score above the data themselves.
 """
 ABOUT_PEERS = """The same images in the same units, bits a pixel at unit variance. A mixture's
 density is of dequantised levels, the diffusion model's is constant over each level's cell. The
@@ -177,8 +178,8 @@ every table (`python -m training schedules`). beta_2..T or log SNR are learned w
 gradient on K with the noise frozen. The best tables are found by dynamic programming over levels of
 log SNR, for the ideal kernel and the convention *density*. The errors are mostly those of data and
 draws that all tables share, so that two tables differ by less error than that. A learned table
-comes near the best there is of its kind, wherever it starts; of the fixed ones the geometric is
-nearest; and what a network loses beyond the ideal kernel is mostly less than that.
+is close to the best of its kind, wherever it starts; of the fixed ones the geometric is closest.
+What a network loses beyond the ideal kernel is mostly smaller than the differences between tables.
 """
 SPACINGS: tuple[Spacing, ...] = ("optimal", "even")
 TABLE_2 = (

@@ -22,7 +22,7 @@ def hosted(
 ) -> Found:
     """What `act` finds, given a warm engine that runs on this thread until it is done."""
     lent: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
-    engine = Engine(models, settings, host=lent.put)
+    engine = Engine(models, settings, run_loop=lent.put)
     found: Future[Found] = Future()
 
     def ask() -> None:

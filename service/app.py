@@ -15,7 +15,7 @@ from starlette.middleware.cors import CORSMiddleware
 from service.api import info, openapi, routes
 from service.api.middleware import ApiKeys, Gate, RequestContext, problem_response
 from service.api.web import add_docs, add_page
-from service.engine.engine import Host
+from service.engine.engine import RunLoop
 from service.errors import (
     InternalError,
     InvalidRequest,
@@ -43,7 +43,7 @@ class NoneqApp(FastAPI):
 def create_app(
     settings: Settings,
     announce: Callable[[Sequence[str]], None] | None = None,
-    host: Host | None = None,
+    run_loop: RunLoop | None = None,
     fail: Callable[[Problem], None] | None = None,
 ) -> FastAPI:
     """The service, not yet started.
@@ -54,11 +54,11 @@ def create_app(
     Args:
         settings: the operator's.
         announce: called once, in a worker thread, with the models' names when it is ready.
-        host: runs the engine; see `Engine`.
+        run_loop: runs the engine's loop; see `Engine`.
         fail: called once, likewise, with the problem if it never will be ready.
     """
     metrics = Metrics()
-    backend = Backend(settings, metrics, host)
+    backend = Backend(settings, metrics, run_loop)
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:

@@ -13,7 +13,7 @@ from typing import final
 from starlette.requests import Request
 
 from service.catalogue import Catalogue, Refused, Served, load_folder
-from service.engine.engine import Engine, Host
+from service.engine.engine import Engine, RunLoop
 from service.errors import Draining, EngineDead, InvalidRequest, NotReady, Problem, UnknownModel
 from service.memory import fit, give_back, give_back_when_idle, memory_used
 from service.metrics import Metrics
@@ -31,15 +31,17 @@ class Backend:
     Args:
         settings: the folder, the device, the limits.
         metrics: for the engine to count in.
-        host: runs the engine; see `Engine`.
+        run_loop: runs the engine's loop; see `Engine`.
 
     Attributes:
         decoding: held while a body is decoded.
     """
 
-    def __init__(self, settings: Settings, metrics: Metrics, host: Host | None = None) -> None:
+    def __init__(
+        self, settings: Settings, metrics: Metrics, run_loop: RunLoop | None = None
+    ) -> None:
         self.settings, self.metrics = fit(settings), metrics
-        self._host = host
+        self._run_loop = run_loop
         self._catalogue = Catalogue()
         self._engine: Engine | None = None
         self._opened = threading.Event()
@@ -67,7 +69,7 @@ class Backend:
             self.metrics.watch_memory(device, lambda: memory_used(device))
             if catalogue.served:
                 models = {name: served.model for name, served in catalogue.served.items()}
-                self._engine = Engine(models, settings, self.metrics, self._host)
+                self._engine = Engine(models, settings, self.metrics, self._run_loop)
                 self._engine.warm()
                 give_back()  # trials at start need more memory than serving
                 keeper = partial(give_back_when_idle, self._work_done, self._ended)

@@ -46,15 +46,15 @@ def pytest_configure(config: pytest.Config) -> None:
 
 def _speed_up(speed: float) -> None:
     from service.engine import engine
-    from service.engine.device.transfer import Fence
+    from service.engine.device.transfer import BatchTimer
     from service.engine.scheduling.latency import Throughput
 
     class Quick(Throughput):  # of chains and terms
         def seconds(self, rows: float, *, terms: bool = False) -> float:
             return super().seconds(rows, terms=terms) / speed
 
-    measured = Fence.seconds  # of particle systems
-    Fence.seconds = lambda *given: measured(*given) / speed  # type: ignore[method-assign]
+    measured = BatchTimer.seconds  # of particle systems
+    BatchTimer.seconds = lambda *given: measured(*given) / speed  # type: ignore[method-assign]
     engine.Throughput = Quick  # type: ignore[misc]
 
 

@@ -94,7 +94,7 @@ async def _serve(request: Request, schema: type[BaseRequest], handler: type[Work
         work, ticket = await _submit(request, schema, handler, form)
     except ClientDisconnect:
         return _no_answer(request)
-    backend, hold = backend_of(request), ticket.keep()
+    backend, hold = backend_of(request), ticket.hold_bytes()
     seconds = backend.settings.write_seconds
     if form == EVENTS:
         return EventStream(work, ticket, backend.engine, hold, seconds, previews)
@@ -103,8 +103,8 @@ async def _serve(request: Request, schema: type[BaseRequest], handler: type[Work
             hold.release()
             return _no_answer(request)
         result = ticket.result()
-        request.state.queue_seconds = result.queue_seconds
-        request.state.compute_seconds = result.compute_seconds
+        request.state.queue_seconds = result.stats.queue_seconds
+        request.state.compute_seconds = result.stats.compute_seconds
         body = await to_thread.run_sync(work.render, result, form)
     except BaseException:
         hold.release()

@@ -21,7 +21,7 @@ from service.api.body import Stalled, client_left, send_within, wait_for_disconn
 from service.api.middleware import problem_document, unforeseen
 from service.codecs.json import EVENTS, JSON, PNG, media_parameter, to_json
 from service.engine.engine import Engine
-from service.engine.results import Hold, Ticket, Timing
+from service.engine.results import Hold, JobResult, Ticket
 from service.engine.scheduling.latency import JobProgress
 from service.errors import NotAcceptable, Problem
 from service.handlers.base import Work
@@ -152,20 +152,20 @@ class EventStream(Response):
         self, write: Write, done: "asyncio.Future[Any]", left: "asyncio.Future[None]"
     ) -> bool:
         """Send a preview, taken between two batches; return whether another would show more."""
-        peek = asyncio.wrap_future(self._ticket.peek(self._previews))
+        requested = asyncio.wrap_future(self._ticket.preview(self._previews))
         try:
-            wanted = {peek, done, left}
+            wanted = {requested, done, left}
             await asyncio.wait(wanted, timeout=HEARTBEAT, return_when=asyncio.FIRST_COMPLETED)
-            seen = peek.result() if peek.done() else None
+            seen = requested.result() if requested.done() else None
         finally:
-            peek.cancel()
+            requested.cancel()
         if seen is None or done.done() or left.done():
             return True
         preview = await to_thread.run_sync(self._work.preview, seen, self._previews)
         await write(event("preview", await to_thread.run_sync(to_json, preview.model_dump())))
         return any(row != "finished" for row in preview.rows)
 
-    async def _send_result(self, write: Write, result: Timing) -> None:
+    async def _send_result(self, write: Write, result: JobResult) -> None:
         """Send the last progress and the answer, the same as without a stream."""
         answer = await to_thread.run_sync(self._work.render, result, JSON)
         self._hold.resize(self._hold.size + len(answer))
@@ -175,8 +175,8 @@ class EventStream(Response):
             step=cost,
             total=cost,
             seconds_left=0.0,
-            queue_seconds=round(result.queue_seconds, 6),
-            compute_seconds=round(result.compute_seconds, 6),
+            queue_seconds=round(result.stats.queue_seconds, 6),
+            compute_seconds=round(result.stats.compute_seconds, 6),
         )
         await write(event("progress", to_json(progress.model_dump())))
         await write(event("result", answer))

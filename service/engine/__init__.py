@@ -1,4 +1,4 @@
-"""The engine: every request's rows in every network call.
+"""The engine: it batches the rows of all requests.
 
 `Engine` takes jobs; tickets bring their answers.
 """

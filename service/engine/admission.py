@@ -26,7 +26,7 @@ from service.settings import Settings
 _LENIENCE = 1.25  # a job is refused where its estimate is this many times the time that it has
 _STALE = 0.1  # seconds for which the time that all jobs need is not worked out again
 _PROMISES = 1000  # refusals that are remembered
-APIECE = 2**16  # bytes that a request holds beside its data: connection, plan, records
+REQUEST_OVERHEAD = 2**16  # bytes that a request holds beside its data: connection, plan, records
 
 
 def check_cost(cost: int, settings: Settings) -> None:
@@ -50,7 +50,7 @@ def check_limits(job: Job[Any], model: DiffusionModel, settings: Settings) -> in
     check_cost(job.cost, settings)
     size = job.size(model)
     # Its body is still held when it is accepted: beside that it must fit, or it never would.
-    room = settings.max_queue_bytes - settings.max_body_bytes - 2 * APIECE
+    room = settings.max_queue_bytes - settings.max_body_bytes - 2 * REQUEST_OVERHEAD
     if size > room:
         raise TooExpensive(
             "The request's data and answer would hold more memory than one request may.",

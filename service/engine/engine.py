@@ -17,9 +17,12 @@ What happens to a request, in the order to read:
 
 Before the first turn every model is warmed up (`device.models`, `device.warmup`).
 
-What fails, fails alone (`faults`): a row that is not finite ends its job, an exception in a batch
-ends the jobs that raise it by themselves, out of memory halves the batch. Only an error that leaves
-the device unusable, or one of the thread itself, ends the engine, and every job with it: no caller
+A fault ends as few jobs as possible. If `run` raises, it is tried again (`faults`) with half the
+rows when memory ran out (for particle systems: with smaller network calls), otherwise job by job,
+and only jobs that raise by themselves fail. Collecting and receiving are not tried again: an error
+there ends every job of the batch. A chain or particle system that is not finite ends its job
+(`_receive`); a term that is not finite is its example's answer. Only an error that leaves the
+device unusable, or one of the thread itself, ends the engine, and every job with it: no caller
 waits for ever.
 """
 
@@ -37,10 +40,10 @@ from service.engine.admission import check_limits
 from service.engine.device.models import LoadedModels
 from service.engine.device.runner import Runner
 from service.engine.device.transfer import Collected
-from service.engine.faults import describe, problem_of, retries
+from service.engine.faults import describe, fatal, problem_unless_fatal, retries
 from service.engine.jobs import ActiveJob, Job
 from service.engine.queue import RequestQueue, resolve
-from service.engine.results import Peek, PeekRequest, Result_co, Ticket, Timing
+from service.engine.results import JobPreview, JobResult, PreviewRequest, Result_co, Ticket
 from service.engine.scheduling.batch import Batch, Lane
 from service.engine.scheduling.latency import Throughput
 from service.engine.scheduling.scheduler import Scheduler
@@ -50,11 +53,11 @@ from service.settings import Settings
 
 _log = logging.getLogger(__name__)
 
-Host = Callable[[Callable[[], None]], object]
+RunLoop = Callable[[Callable[[], None]], object]
 
 
-def _own_thread(engine: Callable[[], None]) -> None:
-    threading.Thread(target=engine, name="noneq-engine", daemon=True).start()
+def _in_own_thread(loop: Callable[[], None]) -> None:
+    threading.Thread(target=loop, name="noneq-engine", daemon=True).start()
 
 
 @final
@@ -65,8 +68,8 @@ class Engine:
         models: by name, each in eval mode on its device.
         settings: batch size, slots, limits.
         metrics: where it counts; its own where none is given.
-        host: calls the engine's loop, which returns when the engine has ended; a thread of its own
-            where none is given.
+        run_loop: runs the engine's loop, which returns when the engine has ended. By default in a
+            thread of its own; `python -m service` uses the main thread, which is faster (OpenMP).
     """
 
     def __init__(
@@ -74,7 +77,7 @@ class Engine:
         models: Mapping[str, DiffusionModel],
         settings: Settings,
         metrics: Metrics | None = None,
-        host: Host | None = None,
+        run_loop: RunLoop | None = None,
     ) -> None:
         self._settings = settings
         self._metrics = metrics or Metrics()
@@ -88,8 +91,8 @@ class Engine:
         self._metrics.watch_queue(lambda: self._queue.pending, settings.max_queue_cost)
         self._metrics.watch_room(lambda: self._queue.held, settings.max_queue_bytes)
         self._jobs: dict[int, ActiveJob] = {}  # the engine thread's own: polled, not ended
-        self._on_their_way: tuple[Runner[Any], Batch, Collected] | None = None
-        self._host = host or _own_thread
+        self._travelling: Collected | None = None  # the results of the batch before
+        self._run_loop = run_loop or _in_own_thread
         self._owner: threading.Thread | None = None
         self._ended = threading.Event()
         self._starting = threading.Lock()
@@ -123,20 +126,20 @@ class Engine:
 
     @property
     def accepted(self) -> int:
-        """How many jobs have come so far."""
+        """How many jobs were accepted so far."""
         return self._queue.accepted
 
     @property
     def seconds_pending(self) -> float:
-        """How long these take, at the measured rates."""
+        """Seconds that the pending evaluations take, at the measured rates."""
         return self._queue.seconds_pending
 
     def start(self) -> None:
-        """Start the thread, which warms the models up and then serves; again it does nothing."""
+        """Start the thread, unless it was: it warms the models up and then serves."""
         with self._starting:
             if not self._started:
                 self._started = True
-                self._host(self._main)
+                self._run_loop(self._main)
 
     def warm(self) -> None:
         """Wait until every model is warm; starts the thread if need be.
@@ -219,7 +222,9 @@ class Engine:
                     batch = self._scheduler.next()
                     if batch is not None:
                         self._perform(batch)
-                    if not len(self._scheduler):  # no batch runs while results travel
+                    if not len(self._scheduler):
+                        # No batch follows behind which the last results could travel: wait for them
+                        # now.
                         self._receive()
         except BaseException as caught:  # whatever it is, callers must not wait for ever
             _log.critical("the engine's thread has ended", exc_info=caught)
@@ -243,8 +248,7 @@ class Engine:
             self._end(key, None)
         for key, problem in self._queue.overdue().items():
             self._end(key, problem)
-        for peek in self._queue.poll_peeks():
-            resolve(peek.future, self._preview(peek))
+        self._answer_previews()
         self._metrics.rows(self._scheduler.rows_running, self._scheduler.rows_waiting)
         return True
 
@@ -259,19 +263,31 @@ class Engine:
         try:
             self._models.runners[job.lane].open(record.key, job)
         except Exception as error:
-            self._end(record.key, problem_of(error, "the start of a job"))
+            self._end(record.key, problem_unless_fatal(error, "the start of a job"))
 
-    def _preview(self, peek: PeekRequest) -> Peek | None:
+    def _answer_previews(self) -> None:
+        requests = self._queue.poll_previews()
+        previews: list[JobPreview | None] = [None] * len(requests)
+        try:
+            for i, request in enumerate(requests):
+                previews[i] = self._preview(request)
+        finally:  # also where an error is about to end the engine
+            for request, preview in zip(requests, previews, strict=True):
+                resolve(request.future, preview)
+
+    def _preview(self, request: PreviewRequest) -> JobPreview | None:
         """The first rows of a job as they are; None where there is nothing to see."""
         self._receive()  # rows that have left their slots are there then, or their job over
-        record = self._jobs.get(peek.key)
+        record = self._jobs.get(request.key)
         if record is None:
             return None
         try:
-            started, slots = self._scheduler.held(peek.key)
+            started, slots = self._scheduler.slots_of(request.key)
             runner = self._models.runners[record.job.lane]
-            return runner.peek(peek.key, peek.rows, started, slots, record.ticket.done)
+            return runner.preview(request.key, request.rows, started, slots, record.ticket.done)
         except Exception as error:  # a preview must not fail its job
+            if fatal(error):
+                raise
             _log.warning("a preview failed: %s", describe(error))
             return None
 
@@ -284,12 +300,12 @@ class Engine:
         runner, throughput = self._models.runners[batch.lane], self._throughput[batch.lane]
         ran = self._run(runner, batch)
         if throughput.grow(ran, batch.num_steps):
-            runner.limit(throughput.batch_size)
-        seconds = runner.fence.seconds(batch.num_steps, time.monotonic() - begun)
+            runner.set_batch_size(throughput.batch_size)
+        seconds = runner.timer.seconds(batch.num_steps, time.monotonic() - begun)
         self._scheduler.retire(batch, seconds)
         self._queue.complete(batch.evaluations)
         model, systems = batch.lane
-        fill = min(1.0, batch.rows / runner.batch_size)
+        fill = min(1.0, batch.network_rows / runner.batch_size)
         self._metrics.batch(model, batch.evaluations, fill, systems=systems)
         self._metrics.pad(model, max(0, runner.pad_to - len(batch)) * batch.num_steps)
         for record in self._live(batch.shares):
@@ -308,7 +324,7 @@ class Engine:
         try:
             runner.run(batch)
         except Exception as error:
-            problem = problem_of(error, f"a batch of {len(batch)} rows")
+            problem = problem_unless_fatal(error, f"a batch of {len(batch)} rows")
         # Outside the `except` block: there the traceback would keep the failed batch's tensors.
         rows = runner.rows_at_once(batch)
         if problem is None:
@@ -317,28 +333,30 @@ class Engine:
         if not parts:
             self._end(batch.entries[0].key, problem)
             return 0
-        no_room = isinstance(problem, OutOfMemory) and rows > 1
-        if no_room:
+        halving = isinstance(problem, OutOfMemory) and rows > 1
+        if halving:
             self._shrink(batch.lane, rows // 2)
-        ran = 0
+        most = 0
         for part in parts:
-            left = part.only(self._jobs.__contains__)
-            if len(left):
-                ran = max(ran, self._run(runner, left))
-        if no_room:  # a row that runs out of memory by itself says nothing of how many others may
-            self._shrink(batch.lane, ran or rows // 2)
-        return ran
+            live = part.only(self._jobs.__contains__)
+            if len(live):
+                most = max(most, self._run(runner, live))
+        if halving:
+            # Keep the largest size that ran. If none did, one row itself does not fit, which says
+            # nothing about batches: stay at half.
+            self._shrink(batch.lane, most or rows // 2)
+        return most
 
     def _shrink(self, lane: Lane, rows: int) -> None:
-        """Memory ran out: a batch has at most so many rows until it may grow again."""
+        """Limit batches to `rows`, as memory ran out; they may grow again later."""
         self._throughput[lane].shrink(rows)
-        self._models.runners[lane].limit(rows)
+        self._models.runners[lane].set_batch_size(rows)
 
     def _send(self, runner: Runner[Any], batch: Batch) -> None:
-        """Send a batch's results to the host, and complete the rows of the batch before.
+        """Send a batch's results to the host, and receive those of the batch before.
 
-        On a CPU they are there at once. From an accelerator they travel while the next batch runs,
-        and those of one batch at most are on their way.
+        On a CPU they are there at once. From an accelerator they travel while the next batch runs.
+        Waiting here for the batch before keeps the host at most one batch ahead of the device.
         """
         try:
             collected = runner.collect(batch.only(self._jobs.__contains__))
@@ -346,19 +364,20 @@ class Engine:
             self._fail(batch, error)
             return
         self._receive()
-        self._on_their_way = (runner, batch, collected)
+        self._travelling = collected
         if collected.arrived is None:
             self._receive()
 
     def _receive(self) -> None:
-        """Wait for the results on their way; end the jobs that they complete, or that failed."""
-        if self._on_their_way is None:
+        """Wait for the travelling results; end the jobs that they complete, or that failed."""
+        collected, self._travelling = self._travelling, None
+        if collected is None:
             return
-        (runner, batch, collected), self._on_their_way = self._on_their_way, None
+        runner = self._models.runners[collected.batch.lane]
         try:
             broken = runner.receive(collected)
         except Exception as error:
-            self._fail(batch, error)
+            self._fail(collected.batch, error)
             return
         fix = "Take more steps, another sampler or seed; if none helps, the model is at fault."
         for key, what in broken.items():
@@ -370,23 +389,23 @@ class Engine:
                 if record.rows_left == 0:
                     self._end(key, self._result(runner, record))
 
-    def _result(self, runner: Runner[Any], record: ActiveJob) -> Timing | Problem:
+    def _result(self, runner: Runner[Any], record: ActiveJob) -> JobResult | Problem:
         """The result of a job whose rows have all ended."""
-        timing = record.timing(runner.batch_invariant)
+        stats = record.stats(runner.batch_invariant)
         try:
-            result = runner.result(record.key, timing)
+            result = runner.result(record.key, stats)
         except Exception as error:
-            return problem_of(error, "putting a result together")
-        self._metrics.compute_seconds.observe(timing.compute_seconds)
+            return problem_unless_fatal(error, "putting a result together")
+        self._metrics.compute_seconds.observe(stats.compute_seconds)
         return result
 
     def _fail(self, batch: Batch, error: Exception) -> None:
-        """The results of a batch could not be read: its jobs fail."""
-        problem = problem_of(error, "reading the results of a batch")
+        """Fail all jobs of a batch whose results could not be read."""
+        problem = problem_unless_fatal(error, "reading the results of a batch")
         for key in batch.shares:
             self._end(key, problem)
 
-    def _end(self, key: int, outcome: Timing | Problem | None) -> None:
+    def _end(self, key: int, outcome: JobResult | Problem | None) -> None:
         """End a job that has not ended (None: cancelled): free what it holds, tell its caller."""
         record = self._jobs.pop(key, None)
         if record is None:

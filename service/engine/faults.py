@@ -1,8 +1,11 @@
-"""What goes wrong in a batch: the problem that callers get, and what is tried again.
+"""What to do when a batch raises: the problem that callers get, and what to run instead.
 
-- out of memory: the batch is halved, and both halves tried, down to one row;
-- another exception: the batch is tried again job by job, and jobs that raise it alone fail;
+- out of memory: half the rows at once, down to one: of chains and terms the batch is cut in two, of
+  particle systems the same batch is run with smaller network calls;
+- another exception: the batch is tried again job by job, and jobs that raise by themselves fail;
 - an error that leaves the device unusable ends the engine.
+
+A result that is not finite is no exception: `Engine._receive` ends its job.
 """
 
 import logging
@@ -35,8 +38,8 @@ def describe(error: BaseException) -> str:
     return f"{type(error).__name__}: {text}" if text else type(error).__name__
 
 
-def problem_of(error: Exception, what: str) -> Problem:
-    """The problem that callers get when `what` has failed; it is logged.
+def problem_unless_fatal(error: Exception, what: str) -> Problem:
+    """Log that `what` has failed, and return the problem that callers get.
 
     Raises:
         AcceleratorError: the error itself, where the device can no longer be used.
@@ -62,7 +65,8 @@ def retries(batch: Batch, problem: Problem, rows: int) -> list[Batch]:
 
     Returns:
         Halves, or jobs; or the same batch, where it is the network's calls that get smaller. Empty
-        where one job has failed by itself.
+        where one job has failed by itself. These parts are only run: the whole batch is retired and
+        collected, so their `shares` and a half's `ends` stay those of the whole.
     """
     if isinstance(problem, OutOfMemory) and rows > 1:
         _log.warning("out of memory at %d rows; trying %d", rows, rows // 2)

@@ -26,12 +26,12 @@ from diffusion.samplers import Plan
 from diffusion.space import Convention
 from service.engine.results import (
     Frames,
+    JobStats,
     LoglikResult,
     PosteriorResult,
     Result_co,
     SampleResult,
     Ticket,
-    Timing,
 )
 from service.engine.scheduling.batch import JobShape, Lane, Load
 
@@ -318,10 +318,10 @@ class ActiveJob:
         """Whether a row of it has been in a batch."""
         return self.ticket.queue_seconds is not None
 
-    def timing(self, batch_invariant: bool) -> Timing:
+    def stats(self, batch_invariant: bool) -> JobStats:
         """What it took; it ends now."""
         waited = self.ticket.queue_seconds or 0.0
-        return Timing(
+        return JobStats(
             queue_seconds=waited,
             compute_seconds=time.monotonic() - self.accepted - waited,
             network_evaluations=self.job.cost,
@@ -333,4 +333,4 @@ class ActiveJob:
         """What is left of it; other threads may read it a batch late."""
         whole, ticket = self.job.shape.load, self.ticket
         rows = max(1, self.rows_left * self.job.shape.width)
-        return whole._replace(rows=rows, evaluations=max(1, ticket.cost - ticket.done))
+        return whole._replace(network_rows=rows, evaluations=max(1, ticket.cost - ticket.done))

@@ -16,16 +16,25 @@ from contextlib import contextmanager
 from functools import partial
 from typing import Any, final
 
-from service.engine.admission import APIECE, Admission
+from service.engine.admission import REQUEST_OVERHEAD, Admission
 from service.engine.faults import describe
 from service.engine.jobs import ActiveJob, Job
-from service.engine.results import Hold, Peek, PeekRequest, Result_co, Ticket, Timing
+from service.engine.results import (
+    Hold,
+    JobPreview,
+    JobResult,
+    PreviewRequest,
+    Result_co,
+    Ticket,
+)
 from service.engine.scheduling.batch import Lane
 from service.engine.scheduling.latency import Throughput
 from service.errors import DeadlineExceeded, Draining, EngineDead, Problem
 from service.settings import Settings
 
-_STALE = 64  # deadlines of ended jobs that may be kept, and as many more as there are jobs
+_ENDED_DEADLINES = (
+    64  # deadlines of ended jobs that may be kept, and as many more as there are jobs
+)
 
 
 @final
@@ -37,19 +46,19 @@ class RequestQueue:
         settings: the limits, and the scheduler's share of terms.
 
     Attributes:
-        accepted: how many jobs have come so far.
+        accepted: how many jobs were accepted so far.
     """
 
     def __init__(self, throughput: Mapping[Lane, Throughput], settings: Settings) -> None:
         self.accepted = 0
-        self._wake = threading.Condition()
+        self._wake = threading.Condition()  # and the lock of everything here
         self._admission = Admission(throughput, settings)
         self._backlog = self._admission.backlog
         self._deadlines: list[tuple[float, int]] = []  # a heap; some are of jobs that have ended
         self._records: dict[int, ActiveJob] = {}
         self._new: list[ActiveJob] = []
         self._cancelled: list[int] = []
-        self._peeks: list[PeekRequest] = []
+        self._previews: list[PreviewRequest] = []
         self._draining = self._stopping = self._closed = False
         self._error: BaseException | None = None
 
@@ -71,7 +80,7 @@ class RequestQueue:
 
     @property
     def seconds_pending(self) -> float:
-        """How long the accepted work takes, at the measured rates."""
+        """Seconds that the pending evaluations take, at the measured rates."""
         with self._wake:
             return self._admission.seconds_until(1.0)
 
@@ -88,7 +97,7 @@ class RequestQueue:
         Raises:
             QueueFull, NoRoom, Draining, EngineDead: the job would be refused, so do not read it.
         """
-        size += APIECE
+        size += REQUEST_OVERHEAD
         with self._wake:
             self._check_open()
             self._admission.check_body(size)
@@ -103,13 +112,16 @@ class RequestQueue:
         self, job: Job[Result_co], size: int = 0, deadline: float | None = None
     ) -> Ticket[Result_co]:
         """Take a job in, which holds `size` bytes until its end; raises as `Engine.submit` does."""
-        size += APIECE
+        size += REQUEST_OVERHEAD
         with self._wake:
             self._check_open()
             self._admission.check_job(job, size, deadline)
             key = self.accepted
             ticket: Ticket[Result_co] = Ticket(
-                job.cost, Future(), partial(self._peek, key), partial(self._keep, key, size)
+                job.cost,
+                Future(),
+                partial(self._preview, key),
+                partial(self._hold_bytes, key, size),
             )
             record = ActiveJob(key, job, ticket, job.shape.rows, time.monotonic(), size)
             self.accepted += 1
@@ -131,7 +143,7 @@ class RequestQueue:
         with self._wake:
             if wait:
                 self._wake.wait_for(
-                    lambda: self._new or self._cancelled or self._peeks or self._stopping
+                    lambda: self._new or self._cancelled or self._previews or self._stopping
                 )
             if self._stopping:
                 return None
@@ -163,32 +175,35 @@ class RequestQueue:
             for record in records
         }
 
-    def poll_peeks(self) -> list[PeekRequest]:
+    def poll_previews(self) -> list[PreviewRequest]:
         """The requested previews; each must be answered."""
-        if not self._peeks:  # without the lock: one that comes now is seen before the next batch
+        if not self._previews:  # without the lock: one that comes now is seen before the next batch
             return []
         with self._wake:
-            peeks, self._peeks = self._peeks, []
-            return peeks
+            previews, self._previews = self._previews, []
+            return previews
 
     def complete(self, evaluations: int) -> None:
-        """So many of the pending evaluations are done."""
+        """Subtract `evaluations` from the pending ones."""
         with self._wake:
             self._backlog.pending -= evaluations
 
     def start(self, record: ActiveJob, now: float) -> float:
-        """A job's first rows are in a batch that begins now; how long the job has waited."""
+        """Count a job as running from `now`, its first batch; return the seconds it waited."""
         waited = record.ticket.queue_seconds = now - record.accepted
         with self._wake:
             self._backlog.start(record)
         return waited
 
-    def end(self, record: ActiveJob, unspent: int, outcome: Timing | Problem | None) -> None:
-        """A job is over (None: cancelled), with so many evaluations that were not done."""
+    def end(self, record: ActiveJob, unspent: int, outcome: JobResult | Problem | None) -> None:
+        """Forget a job and tell its caller the outcome (None: cancelled).
+
+        Its `unspent` evaluations were not made.
+        """
         with self._wake:
             del self._records[record.key]
             self._backlog.remove(record, unspent)
-            if len(self._deadlines) > 2 * len(self._records) + _STALE:
+            if len(self._deadlines) > 2 * len(self._records) + _ENDED_DEADLINES:
                 self._deadlines = [entry for entry in self._deadlines if entry[1] in self._records]
                 heapq.heapify(self._deadlines)
             self._wake.notify_all()
@@ -208,17 +223,17 @@ class RequestQueue:
             self._wake.notify_all()
 
     def close(self, error: BaseException | None) -> None:
-        """The engine's thread is over: accept nothing more, and fail what is left."""
+        """Accept nothing more, as the engine's thread has ended, and fail what is left."""
         with self._wake:
             self._closed, self._error = True, error
             left = list(self._records.values())
             self._records.clear()
-            peeks, self._peeks = self._peeks, []
+            previews, self._previews = self._previews, []
             self._wake.notify_all()
         for record in left:
             resolve(record.ticket.future, self.obituary())
-        for peek in peeks:
-            resolve(peek.future, None)
+        for request in previews:
+            resolve(request.future, None)
 
     def obituary(self) -> Problem:
         """Why nothing more is done, once closed."""
@@ -235,17 +250,17 @@ class RequestQueue:
         if self._draining:
             raise Draining("The service finishes what it accepted and takes nothing new.")
 
-    def _peek(self, key: int, rows: int) -> "Future[Peek | None]":
-        peek = PeekRequest(key, rows, Future())
+    def _preview(self, key: int, rows: int) -> "Future[JobPreview | None]":
+        request = PreviewRequest(key, rows, Future())
         with self._wake:
             if key in self._records:
-                self._peeks.append(peek)
+                self._previews.append(request)
                 self._wake.notify_all()
-                return peek.future
-        peek.future.set_result(None)
-        return peek.future
+                return request.future
+        request.future.set_result(None)
+        return request.future
 
-    def _keep(self, key: int, size: int) -> Hold:
+    def _hold_bytes(self, key: int, size: int) -> Hold:
         with self._wake:
             record = self._records.get(key)
             if record is None:  # it has ended already and been given back
@@ -264,8 +279,11 @@ class RequestQueue:
             self._wake.notify_all()
 
 
-def resolve(future: "Future[Any]", outcome: Timing | Peek | Problem | None) -> None:
-    """Set the outcome, unless the future has been cancelled in the meantime."""
+def resolve(future: "Future[Any]", outcome: JobResult | JobPreview | Problem | None) -> None:
+    """Set the outcome, unless the future has been cancelled in the meantime.
+
+    The future counts as running only from here on, as one that runs can no longer be cancelled.
+    """
     if not future.set_running_or_notify_cancel():
         return
     if isinstance(outcome, Problem):

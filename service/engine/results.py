@@ -1,8 +1,8 @@
 """What a caller gets from the engine: the ticket of a job, its result, frames and previews.
 
-A preview (`Peek`) is x_0hat of a job's first rows between two batches. It is taken only when a
-caller asks, and the engine's thread does not wait for the device: it takes a snapshot there, which
-the caller copies to the host.
+A preview (`JobPreview`) is x_0hat of a job's first rows between two batches, taken only when a
+caller asks. The engine's thread first receives the results that are still travelling, then takes a
+snapshot on the device without waiting for it; the caller copies that to the host.
 """
 
 from collections.abc import Callable, Sequence
@@ -78,7 +78,7 @@ class FrameStates:
 
 @final
 @dataclass(frozen=True)
-class Peek:
+class JobPreview:
     """The first rows of a chain job, those of them that have started.
 
     Attributes:
@@ -96,7 +96,9 @@ class Peek:
     taken: torch.cuda.Event | None
 
     @classmethod
-    def of(cls, done: int, finished: list[bool], samples: Tensor, estimates: Tensor) -> "Peek":
+    def of(
+        cls, done: int, finished: list[bool], samples: Tensor, estimates: Tensor
+    ) -> "JobPreview":
         """A preview of tensors that nothing else writes to."""
         taken = None
         if estimates.is_cuda:
@@ -117,17 +119,17 @@ class Peek:
         return x_0
 
 
-class PeekRequest(NamedTuple):
+class PreviewRequest(NamedTuple):
     """A caller wants the first `rows` rows of job `key`; the answer is None once it is over."""
 
     key: int
     rows: int
-    future: "Future[Peek | None]"
+    future: "Future[JobPreview | None]"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Timing:
-    """What a job took.
+class JobStats:
+    """What a job took, and whether its bits can be had again.
 
     Attributes:
         queue_seconds: from acceptance to the first network call with a row of it.
@@ -142,9 +144,16 @@ class Timing:
     batch_invariant: bool
 
 
+@dataclass(frozen=True, kw_only=True)
+class JobResult:
+    """What a job's caller gets when it has been done; `stats` is what it took."""
+
+    stats: JobStats
+
+
 @final
 @dataclass(frozen=True, kw_only=True)
-class SampleResult(Timing):
+class SampleResult(JobResult):
     """What chains found, on the CPU.
 
     Attributes:
@@ -158,7 +167,7 @@ class SampleResult(Timing):
 
 @final
 @dataclass(frozen=True, kw_only=True)
-class LoglikResult(Timing):
+class LoglikResult(JobResult):
     """The bound of each example, and the terms that it is the sum of.
 
     Attributes:
@@ -174,7 +183,7 @@ class LoglikResult(Timing):
 
 @final
 @dataclass(frozen=True, kw_only=True)
-class PosteriorResult(Timing):
+class PosteriorResult(JobResult):
     """`result`: what the systems found, on the CPU, in the order of their numbers."""
 
     result: SMCResult
@@ -185,7 +194,7 @@ class PosteriorResult(Timing):
         return self.result.samples.flatten(0, 1)
 
 
-Result_co = TypeVar("Result_co", bound=Timing, covariant=True)
+Result_co = TypeVar("Result_co", bound=JobResult, covariant=True)
 
 
 class Hold:
@@ -193,20 +202,20 @@ class Hold:
 
     Args:
         size: how many.
-        change: counts so many bytes more, or fewer.
+        change: adds its argument to the bytes held in all.
     """
 
     def __init__(self, size: int, change: Callable[[int], None]) -> None:
         self._size, self._change = size, change
 
     def resize(self, size: int) -> None:
-        """Hold so many from now on."""
+        """Hold `size` bytes from now on."""
         if size != self._size:
             self._change(size - self._size)
             self._size = size
 
     def release(self) -> None:
-        """Hold none any more; again it does nothing."""
+        """Hold none any more; a second call does nothing."""
         self.resize(0)
 
     @property
@@ -231,14 +240,14 @@ class Ticket(Generic[Result_co]):
         self,
         cost: int,
         future: "Future[Result_co]",
-        peek: "Callable[[int], Future[Peek | None]]",
-        keep: Callable[[], Hold],
+        preview: "Callable[[int], Future[JobPreview | None]]",
+        hold_bytes: Callable[[], Hold],
     ) -> None:
         self.cost = cost
         self.done = 0
         self.queue_seconds: float | None = None
         self.future = future
-        self._peek, self._keep = peek, keep
+        self._preview, self._hold_bytes = preview, hold_bytes
 
     def cancel(self) -> bool:
         """Cancel the job: its rows leave at the next batch. False when it has already ended."""
@@ -248,13 +257,16 @@ class Ticket(Generic[Result_co]):
         """Wait for the result; raises the problem that ended the job."""
         return self.future.result(timeout)
 
-    def peek(self, rows: int) -> "Future[Peek | None]":
+    def preview(self, rows: int) -> "Future[JobPreview | None]":
         """Ask for its first `rows` rows as they are; None where it has ended or draws none."""
-        return self._peek(rows)
+        return self._preview(rows)
 
-    def keep(self) -> Hold:
-        """Take over the bytes that the job holds: they count until the caller releases them."""
-        return self._keep()
+    def hold_bytes(self) -> Hold:
+        """From now on the caller, not the job, frees the job's bytes.
+
+        Call `release` when the answer has been sent.
+        """
+        return self._hold_bytes()
 
     def on_cancel(self, act: Callable[[], None]) -> None:
         """Call `act` (in the canceller's thread) should the job be cancelled."""

@@ -13,7 +13,7 @@ from service.catalogue import Served
 from service.codecs.contact_sheet import Strip, check_sheet, contact_sheet, image
 from service.codecs.json import BINARY, EVENTS, JSON, PNG, plain, to_binary, to_json
 from service.engine.jobs import Job
-from service.engine.results import Peek
+from service.engine.results import JobPreview
 from service.errors import TooExpensive, refusal
 from service.schemas.responses import Preview, RowState
 from service.state import Backend
@@ -76,19 +76,19 @@ class Work(ABC, Generic[Result]):
         """What a contact sheet shows."""
         raise NotImplementedError(f"{type(self).__name__} offers no picture")
 
-    def preview(self, peek: Peek, count: int) -> Preview:
+    def preview(self, preview: JobPreview, count: int) -> Preview:
         """The job's first `count` rows as they are now; waits for the device."""
         space = self.served.model.space
-        x_0 = self.estimates(peek.x_0())
+        x_0 = self.estimates(preview.x_0())
         drawn: list[Any] = list(plain(x_0, space))
         for i, picture in enumerate(image(x, space) for x in x_0):
             if picture is not None:
                 drawn[i] = base64.b64encode(picture).decode()
-        states: list[RowState] = ["finished" if ended else "running" for ended in peek.finished]
+        states: list[RowState] = ["finished" if ended else "running" for ended in preview.finished]
         for _ in range(len(drawn), min(count, self.job.samples)):
             states.append("waiting")
             drawn.append(None)
-        return Preview(step=peek.done, rows=states, estimates=drawn)
+        return Preview(step=preview.done, rows=states, estimates=drawn)
 
     def estimates(self, x_0: Tensor) -> Tensor:
         """The job's first rows [k, *event] in data units, from model units."""

@@ -124,7 +124,7 @@ class LoglikWork(Work[LoglikResult]):
         return LoglikAnswer(
             model=self.served.name,
             seed=self.job.seed,
-            exact=result.batch_invariant,
+            exact=result.stats.batch_invariant,
             estimator=self.request.estimator,
             convention=self.job.convention,
             terms=self.job.positions * self.job.each,
@@ -133,7 +133,7 @@ class LoglikWork(Work[LoglikResult]):
             uncompared=comparison.uncompared,
             reasons={str(i): reason for i, reason in reasons.items()},
             results=results,
-            network_evaluations=result.network_evaluations,
+            network_evaluations=result.stats.network_evaluations,
         )
 
     @override

@@ -137,14 +137,14 @@ class PosteriorWork(Work[SampleResult | PosteriorResult]):
         return PosteriorAnswer(
             model=self.served.name,
             seed=self.job.seed,
-            exact=result.batch_invariant,
+            exact=result.stats.batch_invariant,
             method=self.method.name,
             biased=self.method.biased,
             sampler=with_steps(self.sampler, self.served),
             shape=list(space.shape),
             columns=space.columns,
             results=results,
-            network_evaluations=result.network_evaluations,
+            network_evaluations=result.stats.network_evaluations,
             deprecation=list(self.request.deprecation) or None,
         )
 

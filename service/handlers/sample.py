@@ -57,13 +57,13 @@ class SampleWork(Work[SampleResult]):
         return SampleAnswer(
             model=self.served.name,
             seed=self.job.seed,
-            exact=result.batch_invariant,
+            exact=result.stats.batch_invariant,
             sampler=with_steps(self.request.sampler, self.served),
             shape=list(space.shape),
             columns=space.columns,
             samples=plain(space.to_data(result.samples), space),
             trajectory=self._trajectory(result.frame_states),
-            network_evaluations=result.network_evaluations,
+            network_evaluations=result.stats.network_evaluations,
         )
 
     @override

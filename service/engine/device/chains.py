@@ -20,7 +20,7 @@ from diffusion.samplers import Update, advance, begin, burst
 from service.engine.device.frames import FrameRecorder
 from service.engine.device.transfer import Collected, slots_of, upload
 from service.engine.jobs import SampleJob
-from service.engine.results import FrameStates, Peek, SampleResult, Timing
+from service.engine.results import FrameStates, JobPreview, JobStats, SampleResult
 from service.engine.scheduling.batch import Entry, by_job
 
 
@@ -194,20 +194,20 @@ class Chains:
                 found[entry.key] = f"sample {entry.row} became NaN or infinite by step t = {t}"
         return found
 
-    def result(self, key: int, timing: Timing) -> SampleResult:
+    def result(self, key: int, stats: JobStats) -> SampleResult:
         """The result of a job whose rows have all been received."""
         (job, samples), frames = self._jobs[key], self.frames.get(key)
         if frames is not None:
             frames.end(self._start(key, torch.arange(job.rows))[0].cpu(), samples)
-        return SampleResult(samples=samples, frame_states=frames, **vars(timing))
+        return SampleResult(samples=samples, frame_states=frames, stats=stats)
 
-    def peek(self, key: int, rows: int, slots: Mapping[int, int], done: int) -> Peek:
+    def preview(self, key: int, rows: int, slots: Mapping[int, int], done: int) -> JobPreview:
         """The first rows of a job as they are; `slots` of those that have not ended."""
         finished = [row not in slots for row in range(rows)]
         running = [slots[row] for row, ended in enumerate(finished) if not ended]
         at = torch.tensor(running, dtype=torch.int64, device=self._model.device)
         samples = self._jobs[key][1][:rows].clone()
-        return Peek.of(done, finished, samples, self.previous[at])
+        return JobPreview.of(done, finished, samples, self.previous[at])
 
     def _start(self, key: int, rows: Tensor) -> tuple[Tensor, Observation | None]:
         """Where some rows of a job begin, [len(rows), *event], and what was seen of them."""

@@ -22,9 +22,16 @@ from service.engine.device.frames import FrameRecorder
 from service.engine.device.graphs import ChainGraphs, Record
 from service.engine.device.network import NetworkCalls, Precision, Rows
 from service.engine.device.terms import Terms
-from service.engine.device.transfer import Collected, Fence, HostCopies, slots_of
+from service.engine.device.transfer import BatchTimer, Collected, HostCopies, slots_of
 from service.engine.jobs import BoundJob, Job, SampleJob
-from service.engine.results import FrameRows, LoglikResult, Peek, SampleResult, Timing
+from service.engine.results import (
+    FrameRows,
+    JobPreview,
+    JobResult,
+    JobStats,
+    LoglikResult,
+    SampleResult,
+)
 from service.engine.scheduling.batch import Batch, Entry, by_job
 
 JobT = TypeVar("JobT", bound=Job[Any])
@@ -40,12 +47,12 @@ class Runner(ABC, Generic[JobT]):
     Attributes:
         batch_size: as it is now.
         batch_invariant: whether a job gets the same bits whatever else is in its batches.
-        fence: between one batch and the next.
+        timer: measures its batches.
     """
 
     def __init__(self, model: DiffusionModel, batch_size: int) -> None:
         self.model, self.batch_size, self.batch_invariant = model, batch_size, False
-        self.fence, self._copies = Fence(model.device), HostCopies(model.device)
+        self.timer, self._copies = BatchTimer(model.device), HostCopies(model.device)
 
     @property
     def pad_to(self) -> int:
@@ -56,9 +63,10 @@ class Runner(ABC, Generic[JobT]):
         """How many of a batch's rows go through the network in one call."""
         return len(batch)
 
-    def limit(self, rows: int) -> None:
-        """A batch has at most so many rows, from now on."""
-        # Other rows, other bits: also for jobs that come when it is the old number again.
+    def set_batch_size(self, rows: int) -> None:
+        """Take batches of up to `rows` rows from now on."""
+        # A new size means other kernels, so bits differ from earlier answers, even after growing
+        # back.
         self.batch_size, self.batch_invariant = rows, False
 
     @abstractmethod
@@ -90,13 +98,13 @@ class Runner(ABC, Generic[JobT]):
         """
 
     @abstractmethod
-    def result(self, key: int, timing: Timing) -> Timing:
+    def result(self, key: int, stats: JobStats) -> JobResult:
         """The result of a job whose rows have all been received."""
 
     @abstractmethod
-    def peek(
+    def preview(
         self, key: int, rows: int, started: int, slots: Mapping[int, int], done: int
-    ) -> Peek | None:
+    ) -> JobPreview | None:
         """The first `rows` samples of a job between batches; None where it draws none.
 
         Args:
@@ -144,9 +152,10 @@ class ChainRunner(Runner[SampleJob | BoundJob]):
         return self.calls.pad_to
 
     @override
-    def limit(self, rows: int) -> None:
-        super().limit(rows)
-        self.calls.pad_to = min(self.calls.pad_to, 1) * rows
+    def set_batch_size(self, rows: int) -> None:
+        super().set_batch_size(rows)
+        if self.calls.pad_to:
+            self.calls.pad_to = rows
 
     def record(self, recorder: Record) -> None:
         """Have batches of chains alone recorded, at every size up to `batch_size`."""
@@ -163,14 +172,14 @@ class ChainRunner(Runner[SampleJob | BoundJob]):
 
     @override
     def close(self, key: int) -> None:
-        self._rows(key).close(key)
+        self._store_of(key).close(key)
 
     @override
     def run(self, batch: Batch) -> None:
         # By job; places in a batch mean nothing.
         chains, terms = sorted(batch.chains), sorted(batch.terms)
         num_steps = batch.num_steps
-        begun = self.fence.begin()
+        begun = self.timer.begin()
         rows = recorder = None
         if chains:
             self.chains.begin(chains)
@@ -184,7 +193,7 @@ class ChainRunner(Runner[SampleJob | BoundJob]):
             self._run_chains(rows, num_steps, recorder)
         if recorder is not None:
             self._frames += recorder.taken
-        self.fence.wait(begun, num_steps)
+        self.timer.end(begun, num_steps)
 
     def _run_chains(self, rows: ChainBatch, num_steps: int, recorder: FrameRecorder | None) -> None:
         """Chains alone."""
@@ -225,7 +234,7 @@ class ChainRunner(Runner[SampleJob | BoundJob]):
     def collect(self, batch: Batch) -> Collected:
         ends = by_job(sorted(batch.ends))
         finite = self.chains.finite[slots_of(batch.chains, self.model.device)]
-        leaving = [finite, *(self._rows(key).ended(entries) for key, entries in ends)]
+        leaving = [finite, *(self._store_of(key).ended(entries) for key, entries in ends)]
         leaving += [states for _, states in self._frames]
         frames, self._frames = [rows for rows, _ in self._frames], []
         (finite, *parts), arrived = self._copies.send(leaving)
@@ -242,26 +251,26 @@ class ChainRunner(Runner[SampleJob | BoundJob]):
             if rows.key in self.chains.frames:  # its job has not ended meanwhile
                 self.chains.frames[rows.key].keep(rows, states)
         for (key, entries), part in zip(collected.ends, results, strict=True):
-            if key in self._rows(key):
-                self._rows(key).receive(key, entries, part)
+            if key in self._store_of(key):
+                self._store_of(key).receive(key, entries, part)
         return self.chains.broken(collected)
 
     @override
-    def result(self, key: int, timing: Timing) -> SampleResult | LoglikResult:
+    def result(self, key: int, stats: JobStats) -> SampleResult | LoglikResult:
         with torch.inference_mode(False), torch.no_grad():
-            return self._rows(key).result(key, timing)
+            return self._store_of(key).result(key, stats)
 
     @override
-    def peek(
+    def preview(
         self, key: int, rows: int, started: int, slots: Mapping[int, int], done: int
-    ) -> Peek | None:
+    ) -> JobPreview | None:
         if key not in self.chains:
             return None
         with torch.inference_mode(False), torch.no_grad():
-            return self.chains.peek(key, min(rows, started), slots, done)
+            return self.chains.preview(key, min(rows, started), slots, done)
 
-    def _rows(self, key: int) -> Chains | Terms:
-        """The kind of a job's rows."""
+    def _store_of(self, key: int) -> Chains | Terms:
+        """The store that holds this job: chains or terms."""
         return self.chains if key in self.chains else self.terms
 
     def _padded(self, entries: list[Entry]) -> list[Entry]:

@@ -21,7 +21,7 @@ from diffusion.posterior.smc import Particles, SMCResult
 from service.engine.device.runner import Runner
 from service.engine.device.transfer import Collected, upload
 from service.engine.jobs import SMCJob
-from service.engine.results import Peek, PosteriorResult, Timing
+from service.engine.results import JobPreview, JobStats, PosteriorResult
 from service.engine.scheduling.batch import Batch, by_job
 
 
@@ -61,7 +61,7 @@ class SMCRunner(Runner[SMCJob]):
 
     @override
     def rows_at_once(self, batch: Batch) -> int:
-        return min(batch.rows, self.batch_size)
+        return min(batch.network_rows, self.batch_size)
 
     @override
     def open(self, key: int, job: SMCJob) -> None:
@@ -75,7 +75,7 @@ class SMCRunner(Runner[SMCJob]):
     def run(self, batch: Batch) -> None:
         """The next steps of a wave of one job; of a single system perhaps a piece of a step."""
         chains, piece = batch.chains, batch.piece
-        begun = self.fence.begin()
+        begun = self.timer.begin()
         (key, row, _, position), kernel = chains[0], self._open[chains[0].key].job.kernel
         # Gradients go through what is made here, which inference tensors do not allow.
         with torch.inference_mode(False), torch.no_grad(), self._as_written():
@@ -83,7 +83,7 @@ class SMCRunner(Runner[SMCJob]):
             for i in range(position, position + batch.num_steps):
                 systems = kernel.step(self.model, systems, i, self.batch_size, piece)
         self._open[key].wave = systems
-        self.fence.wait(begun, batch.num_steps)
+        self.timer.end(begun, batch.num_steps)
 
     def _as_written(self) -> AbstractContextManager[object]:
         return torch.compiler.set_stance("force_eager") if self._compiled else nullcontext()
@@ -136,11 +136,13 @@ class SMCRunner(Runner[SMCJob]):
         return {}
 
     @override
-    def result(self, key: int, timing: Timing) -> PosteriorResult:
-        return PosteriorResult(result=SMCResult.joined(self._open[key].found), **vars(timing))
+    def result(self, key: int, stats: JobStats) -> PosteriorResult:
+        return PosteriorResult(result=SMCResult.joined(self._open[key].found), stats=stats)
 
     @override
-    def peek(self, key: int, rows: int, started: int, slots: Mapping[int, int], done: int) -> Peek:
+    def preview(
+        self, key: int, rows: int, started: int, slots: Mapping[int, int], done: int
+    ) -> JobPreview:
         """The first `rows` samples of a job between batches: the first particles of each system."""
         opened = self._open[key]
         draws = opened.job.kernel.draws
@@ -155,4 +157,4 @@ class SMCRunner(Runner[SMCJob]):
             running = finished.count(False)
             if running and opened.wave is not None:
                 estimates = opened.wave.x_0[:, :draws].flatten(0, 1)[:running].clone()
-            return Peek.of(done, finished, samples, estimates)
+            return JobPreview.of(done, finished, samples, estimates)

@@ -22,7 +22,7 @@ from diffusion.process import Prediction
 from diffusion.space import Convention
 from service.engine.device.transfer import slots_of, upload
 from service.engine.jobs import BoundJob
-from service.engine.results import LoglikResult, Timing
+from service.engine.results import JobStats, LoglikResult
 from service.engine.scheduling.batch import Entry, by_job
 
 
@@ -176,7 +176,7 @@ class Terms:
         """
         self._jobs[key][1][[entry.row for entry in entries]] = values.double()
 
-    def result(self, key: int, timing: Timing) -> LoglikResult:
+    def result(self, key: int, stats: JobStats) -> LoglikResult:
         """The result of a job whose rows have all been received."""
         job, values = self._jobs[key]
         x_0 = job.x_0.to(self._model.device)
@@ -186,7 +186,7 @@ class Terms:
             prior = prior_part(self._model, x_0, job.convention).cpu()
             last = closed_last(self._model, x_0, job.convention, job.steps.end)
             found = combine(job.steps, values, prior, None if last is None else last.cpu())
-        return LoglikResult(bound=found, values=values, **vars(timing))
+        return LoglikResult(bound=found, values=values, stats=stats)
 
     def _draw(self, x_0: Tensor, t: Tensor, noise: CounterNoise) -> tuple[Tensor | None, Tensor]:
         """x_{t-1}, where it is needed, and x_t."""

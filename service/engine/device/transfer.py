@@ -1,8 +1,8 @@
 """Copies between host and device that do not make the host wait for the device's work.
 
 A copy from or to ordinary memory waits until everything queued before it is done; one from or to
-pinned memory does not. Results leave on a stream of their own, while the next batch runs. The host
-is at most one batch ahead: it waits for the batch before the last.
+pinned memory does not. Results leave on a stream of their own, while the next batch runs. As the
+host does not wait for a batch that it has queued, `BatchTimer` measures batches on the device.
 """
 
 from collections.abc import Callable, Sequence
@@ -89,24 +89,24 @@ class HostCopies:
 
 
 @final
-class Fence:
-    """Keeps the host at most one batch ahead of the device, and measures batches there.
+class BatchTimer:
+    """Measures the batches of one runner on its device.
 
     Args:
-        device: where batches run; on a CPU there is nothing to wait for.
+        device: where they run; on a CPU the host's own time is right.
     """
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
         self._running: tuple[torch.cuda.Event, torch.cuda.Event, int] | None = None
-        self._pace: float | None = None  # seconds a step of the latest that is done
+        self._pace: float | None = None  # seconds per step of the latest that is done
 
     def begin(self) -> torch.cuda.Event | None:
-        """A batch is about to be queued; pass what this returns to `wait`."""
+        """Mark that a batch is about to be queued; pass what this returns to `end`."""
         return self._mark() if self._device.type == "cuda" else None
 
-    def wait(self, begun: torch.cuda.Event | None, steps: int) -> None:
-        """A batch of so many steps has been queued: wait for the one before it."""
+    def end(self, begun: torch.cuda.Event | None, steps: int) -> None:
+        """Mark that a batch of `steps` steps has been queued; wait for the one before it."""
         if begun is None:
             return
         before, self._running = self._running, (begun, self._mark(), steps)
@@ -116,9 +116,9 @@ class Fence:
             self._pace = first.elapsed_time(last) / 1000 / its_steps
 
     def seconds(self, steps: int, spent: float) -> float:
-        """The time of a batch on which the host has spent `spent`.
+        """Estimated device seconds of a batch just queued.
 
-        On a GPU that of the batch before, by step, for its own is not known yet.
+        The latest measured pace times `steps`, or `spent` (host time) before any was measured.
         """
         return spent if self._pace is None else steps * self._pace
 

@@ -7,8 +7,9 @@ from typing import NamedTuple
 
 
 class Lane(NamedTuple):
-    """Jobs that may share a batch: a model's chains and terms; or its systems of particles, which
-    need other calls of the network and so batches of their own.
+    """The key of the jobs that may share a batch: a model, and whether they are particle systems.
+
+    Systems need other network calls than chains and terms, and so batches of their own.
     """
 
     model: str
@@ -19,20 +20,20 @@ class Load(NamedTuple):
     """What is left of a job.
 
     Attributes:
-        rows: of the network, that it can use at once; of terms, any number up to `evaluations`.
+        network_rows: that it can use at once; of terms, any number up to `evaluations`.
         evaluations: network evaluations.
         parallel: whether its positions are independent (terms).
-        step: of particle systems, the evaluations of one step of all of them.
+        step: of particle systems, the evaluations by one step of all of them.
     """
 
-    rows: int
+    network_rows: int
     evaluations: int
     parallel: bool
     step: int = 0
 
     def usable(self, room: int) -> int:
-        """Rows of a batch that it can use, at most."""
-        return min(room, self.evaluations if self.parallel else self.rows)
+        """Network rows of a batch that it can use, of `room` there are."""
+        return min(room, self.evaluations if self.parallel else self.network_rows)
 
 
 Loads = Sequence[tuple[Load, int]]  # each with how many jobs there are of it
@@ -47,7 +48,7 @@ class JobShape:
         rows: how many chains, examples, or particle systems.
         positions: of each row: steps of a chain or a system, terms of an example.
         parallel: whether a row's positions are independent (an example's terms) or in sequence.
-        width: rows of the network that each row is: the particles of a system.
+        width: network rows per row (a system's particles).
         costs: network evaluations of each system by every position but its last; of other rows
             every position takes one.
         last: network evaluations of each system by its last position.
@@ -105,12 +106,13 @@ class Batch:
 
     Attributes:
         lane: whose.
-        chains: rows whose positions are in sequence: chains, or the systems of one job.
+        chains: rows whose positions are in sequence: chains; in a lane of particle systems, the
+            systems of one job.
         terms: rows whose positions are independent, in the same network call.
         ends: those that finish.
         shares: network evaluations of each job.
         num_steps: positions that each entry advances; more than one only without terms.
-        width: rows of the network that each entry is.
+        width: network rows per entry (a system's particles).
         piece: of a single system, how many more of its particles this batch advances; the
             position is over with the last of them. None where every position is made whole.
     """
@@ -128,7 +130,7 @@ class Batch:
         return len(self.chains) + len(self.terms)
 
     def only(self, wanted: Callable[[int], bool]) -> "Batch":
-        """The same without the entries of jobs that are not wanted."""
+        """The same without the entries of jobs that are not wanted; `shares` stay as they are."""
         chains, terms, ends = (
             [entry for entry in entries if wanted(entry.key)]
             for entries in (self.chains, self.terms, self.ends)
@@ -141,8 +143,8 @@ class Batch:
         return [*self.chains, *self.terms]
 
     @property
-    def rows(self) -> int:
-        """Rows of the network."""
+    def network_rows(self) -> int:
+        """How many rows its network calls have in all, at each step."""
         return len(self) * self.width if self.piece is None else self.piece
 
     @property

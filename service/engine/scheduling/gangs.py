@@ -87,7 +87,7 @@ class GangScheduler:
         """Drop a job; the evaluations that were not scheduled."""
         return self._jobs.pop(key).left
 
-    def held(self, key: int) -> tuple[int, dict[int, int]]:
+    def slots_of(self, key: int) -> tuple[int, dict[int, int]]:
         """How many systems of a job have started, and those yet to end; they have no slots."""
         job = self._jobs[key]
         return job.first + job.wave, dict.fromkeys(range(job.first, job.first + job.wave), 0)
@@ -125,7 +125,9 @@ class GangScheduler:
         job = self._jobs.get(key)
         if job is None:  # removed while the batch ran
             return []
-        job.seconds_per_call = max(seconds, 1e-9) / (batch.num_steps * self._calls(batch.rows))
+        job.seconds_per_call = max(seconds, 1e-9) / (
+            batch.num_steps * self._calls(batch.network_rows)
+        )
         if job.position == job.work.positions:
             job.first, job.wave, job.position = job.first + job.wave, 0, 0
         return [key] if job.first == job.work.rows else []

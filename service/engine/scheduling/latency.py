@@ -226,7 +226,7 @@ class GangPolicy:
         """Each load's evaluations, of so many such jobs, at the size of its own batches."""
         spans = []
         for load, evaluations, count in parts:
-            rows = min(self.batch_size, load.step or load.rows)
+            rows = min(self.batch_size, load.step or load.network_rows)
             spans.append(Span(count * evaluations / rows, rows))
         return spans
 

@@ -177,7 +177,7 @@ class RowScheduler:
         self._rotation(job.work).drop(job)
         return job.remaining
 
-    def held(self, key: int) -> tuple[int, dict[int, int]]:
+    def slots_of(self, key: int) -> tuple[int, dict[int, int]]:
         """How many rows of a job have started, and the slots, by row, of those yet to end."""
         job = self._jobs[key]
         return job.waiting, {row.row: row.slot for row in job.running}

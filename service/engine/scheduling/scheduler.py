@@ -87,9 +87,9 @@ class Scheduler:
             del self._busy[lane]
         return left
 
-    def held(self, key: int) -> tuple[int, dict[int, int]]:
+    def slots_of(self, key: int) -> tuple[int, dict[int, int]]:
         """How many rows of a job have started, and the slots, by row, of those yet to end."""
-        return self._busy[self._jobs[key]].held(key)
+        return self._busy[self._jobs[key]].slots_of(key)
 
     def next(self) -> Batch | None:
         """The next batch, or None when nothing is left to do. Call `retire` after it."""

@@ -10,9 +10,9 @@ from diffusion.posterior import Observation
 from diffusion.samplers import DDIM, Ancestral, DPMSolver
 from diffusion.space import Convention
 from service.engine import BoundJob, SampleJob
-from service.engine.results import Timing
+from service.engine.results import JobStats
 
-TIMING = Timing(
+STATS = JobStats(
     queue_seconds=0.0, compute_seconds=0.0, network_evaluations=1, batch_invariant=False
 )
 

@@ -47,7 +47,7 @@ def test_samples_are_those_of_the_offline_loop(
     result = ticket.result(120)
     expected = sample(gaussian, 11, seed=7, sampler=sampler)
     assert_close(result.samples, expected, rtol=1e-4, atol=1e-5)
-    assert result.network_evaluations == ticket.cost == ticket.done
+    assert result.stats.network_evaluations == ticket.cost == ticket.done
     for other in others:
         other.result(120)
 
@@ -113,7 +113,7 @@ def test_bounds_of_trajectories_are_those_of_the_offline_loop(
     for name in ("bound", "standard_error", "prior", "steps", "last", "gain"):
         ours, theirs = getattr(result.bound, name), getattr(expected, name)
         assert_close(ours, theirs, rtol=1e-4, atol=1e-5, msg=name)
-    assert result.network_evaluations == ticket.cost == 5 * 4 * gaussian.T
+    assert result.stats.network_evaluations == ticket.cost == 5 * 4 * gaussian.T
     for other in others:
         other.result(120)
 

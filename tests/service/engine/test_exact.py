@@ -85,7 +85,7 @@ def answer(engine: Engine, job: Job) -> tuple[Tensor, bool]:
 
 def read(result: SampleResult | LoglikResult) -> tuple[Tensor, bool]:
     found = result.bound.bound if isinstance(result, LoglikResult) else result.samples
-    return found, result.batch_invariant
+    return found, result.stats.batch_invariant
 
 
 @pytest.mark.parametrize("make", [unet, vectors, flags, elementwise])
@@ -122,7 +122,7 @@ def test_without_the_mode_nothing_is_claimed(make_engine: Callable[..., Engine])
     model = vectors()
     engine = make_engine(m=model)
     plan = Ancestral().plan(model)
-    assert not engine.submit(SampleJob("m", 1, 0, plan)).result(120).batch_invariant
+    assert not engine.submit(SampleJob("m", 1, 0, plan)).result(120).stats.batch_invariant
 
 
 class Sociable(nn.Module):
@@ -139,4 +139,4 @@ def test_a_claim_that_does_not_hold_is_not_made(make_engine: Callable[..., Engin
     model = DiffusionModel(GaussianConfig(T=T).build(), Sociable(), space, "eps", "lower").eval()
     engine = make_engine(limits={"deterministic": True}, m=model)
     job = SampleJob("m", 3, 0, Ancestral().plan(model))
-    assert not engine.submit(job).result(120).batch_invariant
+    assert not engine.submit(job).result(120).stats.batch_invariant

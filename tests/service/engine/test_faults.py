@@ -16,7 +16,7 @@ from diffusion.model import DiffusionModel
 from diffusion.networks import BitPatterns
 from diffusion.samplers import Ancestral, sample
 from service.engine import BoundJob, Engine, SampleJob, Ticket
-from service.engine.faults import describe, fatal, out_of_memory, problem_of
+from service.engine.faults import describe, fatal, out_of_memory, problem_unless_fatal
 from service.errors import (
     EngineDead,
     InternalError,
@@ -234,8 +234,8 @@ def test_what_an_exception_is_called() -> None:
     assert not fatal(RuntimeError("x"))
     assert out_of_memory(MemoryError())
     assert out_of_memory(RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory"))
-    assert isinstance(problem_of(MemoryError(), "a batch"), OutOfMemory)
+    assert isinstance(problem_unless_fatal(MemoryError(), "a batch"), OutOfMemory)
     problem = EngineDead("gone")
-    assert problem_of(problem, "a batch") is problem
+    assert problem_unless_fatal(problem, "a batch") is problem
     with pytest.raises(torch.AcceleratorError):
-        problem_of(torch.AcceleratorError("device lost"), "a batch")
+        problem_unless_fatal(torch.AcceleratorError("device lost"), "a batch")

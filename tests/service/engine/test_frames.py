@@ -21,7 +21,7 @@ from service.engine.device.runner import ChainRunner
 from service.engine.results import Frames, FrameStates, SampleResult
 from service.engine.scheduling.batch import Batch, Entry, Lane
 from tests.diffusion.models import gaussian as gaussian_model
-from tests.service.engine.jobs import TIMING
+from tests.service.engine.jobs import STATS
 from tests.service.engine.test_exact import elementwise, flags, vectors
 
 SEED, ROWS = 7, 11
@@ -76,7 +76,7 @@ def test_the_states_are_those_of_the_recursion(
         result = engine.submit(job).result(60)
         kept = result.frame_states
         assert kept is not None
-        assert result.network_evaluations == ROWS * len(plan)
+        assert result.stats.network_evaluations == ROWS * len(plan)
         states, estimates = walk(model, plan)
         positions = kept.frames.positions
         assert kept.x.shape == kept.x_0.shape == (min(count, len(plan)) + 1, ROWS, *model.event)
@@ -114,7 +114,7 @@ def test_a_batch_that_fails_at_a_frame_may_be_run_again(
     states = []
     for fails in (False, True):
         runner = ChainRunner(gaussian, slots=32)
-        runner.limit(16)
+        runner.set_batch_size(16)
         if recorded:
             runner.record(lambda play: play)
         runner.open(0, SampleJob("g", ROWS, SEED, plan, frames=frames))
@@ -140,7 +140,7 @@ def test_a_recorded_batch_is_taken_between_its_steps(
 ) -> None:
     """Chains that are not in step, by batches of a fixed size."""
     runner = ChainRunner(gaussian, slots=32)
-    runner.limit(16)
+    runner.set_batch_size(16)
     runner.record(lambda play: play)
     plan = Ancestral().plan(gaussian)
     job = SampleJob("g", ROWS, SEED, plan, frames=Frames.spread(5, len(plan)))
@@ -158,7 +158,7 @@ def test_a_recorded_batch_is_taken_between_its_steps(
                 assert not runner.receive(
                     runner.collect(Batch(Lane("m"), chains + others, [], ends, num_steps=length))
                 )
-    result = runner.result(0, TIMING)
+    result = runner.result(0, STATS)
     assert isinstance(result, SampleResult)
     assert result.frame_states is not None
     states, estimates = walk(gaussian, plan)
@@ -180,7 +180,7 @@ def test_the_samples_are_bit_for_bit_those_without_frames(
     plan = Ancestral().plan(model)
     plain = engine.submit(SampleJob("m", ROWS, SEED, plan)).result(60)
     assert plain.frame_states is None
-    if not plain.batch_invariant:
+    if not plain.stats.batch_invariant:
         pytest.skip("the rehearsal found that this machine's kernels look at a row's place")
     for count in (1, 5, 12):
         frames = Frames.spread(count, len(plan))

@@ -75,7 +75,7 @@ def test_every_position_once_in_order_in_whole_waves(
         spent = 0
         if batch.piece is not None:  # of one system alone, and it has so many more particles
             assert len(rows) == 1
-            assert 0 < batch.piece == batch.rows
+            assert 0 < batch.piece == batch.network_rows
             (entry,) = batch.chains
             position = (
                 work.shape.width
@@ -207,14 +207,14 @@ def test_pieces_are_larger_where_the_network_is_quick() -> None:
         batch = turns.next()
         assert batch is not None
         pieces.append(batch.piece)
-        turns.retire(batch, 0.0039 * -(-batch.rows // 8))
+        turns.retire(batch, 0.0039 * -(-batch.network_rows // 8))
     assert pieces == [8, 40, 22, 40]
     batch = turns.next()
     assert batch is not None
     turns.retire(batch, 1e-4)
     batch = turns.next()
     assert batch is not None
-    assert (batch.piece, batch.num_steps, batch.rows) == (None, 88, 70)
+    assert (batch.piece, batch.num_steps, batch.network_rows) == (None, 88, 70)
 
 
 def test_a_step_begun_in_pieces_ends_in_them_when_memory_changes() -> None:

@@ -29,8 +29,8 @@ def batches_taken(job: Load, others: list[Load], batch_size: int) -> int:
     """How many batches the scheduler takes, all jobs there from the beginning."""
     scheduler = scheduler_of("m", batch_size, slots=32 * batch_size + 64, term_share=SHARE)
     for key, load in enumerate([*others, job]):
-        positions = load.evaluations // load.rows
-        scheduler.add(key, JobShape(Lane("m"), load.rows, positions, load.parallel))
+        positions = load.evaluations // load.network_rows
+        scheduler.add(key, JobShape(Lane("m"), load.network_rows, positions, load.parallel))
     left = job.evaluations
     batches = 0
     while left:
@@ -71,7 +71,9 @@ def test_no_job_is_done_much_before_its_estimate(
 )
 def test_nor_long_after_it(job: Load, others: list[Load], batch_size: int) -> None:
     (span,) = RowPolicy(batch_size, SHARE).until_done(job, each(*others))
-    least = job.evaluations / job.rows  # a chain's own steps, which the last row begins late
+    least = (
+        job.evaluations / job.network_rows
+    )  # a chain's own steps, which the last row begins late
     turn = (len(others) + 1) / (SHARE * batch_size if job.parallel else batch_size)
     assert batches_taken(job, others, batch_size) <= 1.25 * span.batches + least + 2 * turn + 2
 

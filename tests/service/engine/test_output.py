@@ -107,7 +107,7 @@ def test_a_look_waits_for_what_is_on_its_way(
     engine = make_engine(g=gaussian, limits={"batch_size": 1, "slots": 4})
     ticket = engine.submit(chains(gaussian, 400))
     wanted = sample(gaussian, 400, seed=7)
-    while (seen := ticket.peek(1).result(120)) is not None and not seen.finished[0]:
+    while (seen := ticket.preview(1).result(120)) is not None and not seen.finished[0]:
         pass
     assert seen is not None
     assert_close(seen.x_0()[0], wanted[0], rtol=1e-4, atol=1e-5)

@@ -121,13 +121,13 @@ def test_work_is_at_least_one_unit() -> None:
 def test_which_rows_have_begun_and_which_hold_slots() -> None:
     scheduler = scheduler_of("m", batch_size=2, slots=3)
     scheduler.add(*chain(0, rows=3, positions=2))
-    assert scheduler.held(0) == (0, {})
+    assert scheduler.slots_of(0) == (0, {})
     begun = []
     for _ in range(3):
         batch = scheduler.next()
         assert batch is not None
         scheduler.retire(batch)
-        begun.append(scheduler.held(0))
+        begun.append(scheduler.slots_of(0))
     assert begun[0][0] == 2
     assert set(begun[0][1]) == {0, 1}
     assert begun[1] == (2, {})

@@ -27,7 +27,7 @@ from service.engine.device.smc import SMCRunner
 from service.engine.scheduling.batch import Batch, Entry
 from service.errors import InternalError, NumericalFailure, OutOfMemory
 from service.metrics import Metrics
-from tests.service.engine.jobs import TIMING, chains, terms
+from tests.service.engine.jobs import STATS, chains, terms
 
 Y = torch.tensor([[0.4, 0.0], [-0.9, 0.3], [0.0, -1.2]])
 KNOWN = torch.tensor([[True, False], [True, True], [False, True]])
@@ -78,7 +78,7 @@ def assert_offline(model: DiffusionModel, asked: SMCJob, found: PosteriorResult)
     for ours, theirs in zip(found.result.tensors(), expected.tensors(), strict=True):
         assert_close(ours, theirs, rtol=1e-4, atol=1e-4)
     assert found.samples.shape == (asked.samples, *model.event)
-    assert found.network_evaluations == asked.cost == int(expected.evaluations.sum())
+    assert found.stats.network_evaluations == asked.cost == int(expected.evaluations.sum())
 
 
 @pytest.mark.parametrize(
@@ -140,7 +140,7 @@ def test_exact_is_said_of_the_deterministic_mode_alone(
         make_engine(limits=CALLS | {"deterministic": mode}, g=gaussian).submit(asked).result(120)
         for mode in (True, False)
     ]
-    assert [result.batch_invariant for result in told] == [True, False]
+    assert [result.stats.batch_invariant for result in told] == [True, False]
 
 
 def test_progress_and_evaluations_are_counted(
@@ -151,7 +151,7 @@ def test_progress_and_evaluations_are_counted(
     asked = job(gaussian, "mixed", "noisy")
     # 3 particles by 6 steps of two evaluations and a last one of one, 9 systems.
     assert asked.cost == 9 * 3 * (6 * 2 + 1)
-    assert engine.submit(asked).result(120).network_evaluations == asked.cost
+    assert engine.submit(asked).result(120).stats.network_evaluations == asked.cost
     value = metrics.registry.get_sample_value
     assert value("noneq_network_evaluations_total", {"model": "g"}) == asked.cost
     assert value("noneq_system_evaluations_total", {"model": "g"}) == asked.cost
@@ -257,7 +257,7 @@ def test_a_look_shows_the_first_particles_of_each_system(
     values = []
     ticket = engine.submit(asked)
     while not ticket.future.done():
-        values.append(ticket.peek(5).result(60))
+        values.append(ticket.preview(5).result(60))
     seen = [look for look in values if look is not None]
     expected = ticket.result().samples
     for look in seen:
@@ -284,7 +284,7 @@ def test_a_compiled_network_is_called_as_it_was_written() -> None:
     batch = Batch(asked.lane, entries, ends=entries, num_steps=asked.positions)
     runner.run(batch)
     runner.receive(runner.collect(batch))
-    assert_close(runner.result(0, TIMING).result.samples, expected.samples, rtol=1e-4, atol=1e-4)
+    assert_close(runner.result(0, STATS).result.samples, expected.samples, rtol=1e-4, atol=1e-4)
 
 
 def test_parts_that_do_not_fit_are_refused(gaussian: DiffusionModel) -> None:

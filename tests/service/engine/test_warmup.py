@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from diffusion.model import DiffusionModel
-from service.engine.admission import APIECE
+from service.engine.admission import REQUEST_OVERHEAD
 from service.engine.device import warmup as room
 from service.engine.device.warmup import Capacity, survey
 from service.settings import Settings
@@ -75,7 +75,7 @@ def test_slots_stay_within_memory(gaussian: DiffusionModel, bits: DiffusionModel
 def test_there_is_a_slot_for_every_request_that_can_be_there(gaussian: DiffusionModel) -> None:
     """A job without one waits until others end, however short it is."""
     settings = Settings()
-    requests = settings.max_queue_bytes // APIECE
+    requests = settings.max_queue_bytes // REQUEST_OVERHEAD
     assert survey(gaussian, 32, settings).slots >= requests
 
 

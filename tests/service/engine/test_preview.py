@@ -14,7 +14,8 @@ from diffusion.likelihood.estimator import choose_steps
 from diffusion.model import DiffusionModel
 from diffusion.samplers import Ancestral, sample
 from service.engine import BoundJob, Engine, SampleJob
-from service.engine.results import Peek
+from service.engine.results import JobPreview
+from service.errors import EngineDead
 
 SAMPLER, SEED, ROWS = Ancestral(steps=4), 7, 6
 
@@ -56,10 +57,10 @@ def chains(model: DiffusionModel, rows: int = ROWS) -> SampleJob:
     return SampleJob("g", rows, SEED, SAMPLER.plan(model))
 
 
-def look(future: "Future[Peek | None]") -> tuple[int, list[bool], Tensor]:
-    peek = future.result(60)
-    assert peek is not None
-    return peek.done, peek.finished, peek.x_0()
+def look(future: "Future[JobPreview | None]") -> tuple[int, list[bool], Tensor]:
+    preview = future.result(60)
+    assert preview is not None
+    return preview.done, preview.finished, preview.x_0()
 
 
 def test_a_look_after_each_batch(
@@ -78,13 +79,13 @@ def test_a_look_after_each_batch(
     seen = []
     for _ in range(7):
         steps.arrive()
-        future = ticket.peek(100)
+        future = ticket.preview(100)
         steps.permits.release()
         seen.append(look(future))
-    late = ticket.peek(100)
+    late = ticket.preview(100)
     steps.set()
     assert late.result(60) is None
-    assert ticket.peek(100).result(60) is None  # and a call when it is over
+    assert ticket.preview(100).result(60) is None  # and a call when it is over
     assert torch.equal(ticket.result(60).samples, engine.submit(chains(faulty)).result(60).samples)
 
     close = {"rtol": 1e-4, "atol": 1e-5}
@@ -112,7 +113,7 @@ def test_a_look_at_the_first_rows_only_and_before_any_began(
     first = engine.submit(chains(faulty, 4))
     steps.arrive()
     second = engine.submit(chains(faulty, 1))  # when every slot is taken
-    futures = first.peek(2), second.peek(2)
+    futures = first.preview(2), second.preview(2)
     steps.permits.release()
     assert look(futures[0])[1] == [False, False]
     done, finished, x_0 = look(futures[1])  # no slot is free for it
@@ -133,7 +134,7 @@ def test_terms_have_nothing_to_show(
     x_0 = torch.zeros(3, 2)
     terms = choose_steps(faulty.T, torch.arange(3), SEED, "density")
     ticket = engine.submit(BoundJob("g", x_0, SEED, terms, "density"))
-    future = ticket.peek(3)
+    future = ticket.preview(3)
     steps.set()
     assert future.result(60) is None
     ticket.result(60)
@@ -150,13 +151,13 @@ def test_a_look_that_is_given_up_or_fails_harms_nobody(
     mischief.gate = steps
     ticket = engine.submit(chains(faulty))
     steps.arrive()
-    assert ticket.peek(3).cancel()
+    assert ticket.preview(3).cancel()
 
-    def fail(*_: object) -> Peek:
+    def fail(*_: object) -> JobPreview:
         raise torch.OutOfMemoryError("no room")
 
-    monkeypatch.setattr("service.engine.results.Peek.of", fail)
-    future = ticket.peek(3)
+    monkeypatch.setattr("service.engine.results.JobPreview.of", fail)
+    future = ticket.preview(3)
     steps.set()
     assert future.result(60) is None
     expected = sample(faulty, ROWS, seed=SEED, sampler=SAMPLER)
@@ -179,10 +180,34 @@ def test_when_the_thread_dies_who_looks_is_told(
     start = torch.full((1, 2), 1000.0)
     ticket = engine.submit(SampleJob("g", 1, SEED, SAMPLER.plan(faulty), start=start))
     steps.arrive()
-    future = ticket.peek(1)
+    future = ticket.preview(1)
     steps.set()
     assert future.result(60) is None
-    assert ticket.peek(1).result(60) is None
+    assert ticket.preview(1).result(60) is None
+
+
+def test_a_preview_that_loses_the_device_ends_the_engine_and_all_who_look_are_told(
+    faulty: DiffusionModel,
+    mischief: SimpleNamespace,
+    make_engine: Callable[..., Engine],
+    monkeypatch: pytest.MonkeyPatch,
+    steps: Steps,
+) -> None:
+    engine = make_engine(g=faulty)
+    mischief.gate = steps
+    ticket = engine.submit(chains(faulty))
+    steps.arrive()
+
+    def lose(*_: object) -> JobPreview:
+        raise torch.AcceleratorError("device lost")
+
+    monkeypatch.setattr("service.engine.results.JobPreview.of", lose)
+    futures = ticket.preview(3), ticket.preview(3)
+    steps.set()
+    assert [future.result(60) for future in futures] == [None, None]
+    with pytest.raises(EngineDead, match="device lost"):
+        ticket.result(60)
+    assert not engine.alive
 
 
 def test_a_ticket_says_how_long_it_waited(
@@ -204,5 +229,6 @@ def test_a_ticket_says_how_long_it_waited(
     assert second.queue_seconds is not None
     told = first.queue_seconds, second.queue_seconds
     steps.set()
-    assert (first.result(60).queue_seconds, second.result(60).queue_seconds) == told
+    results = first.result(60), second.result(60)
+    assert tuple(result.stats.queue_seconds for result in results) == told
     assert engine.seconds_pending == 0

@@ -8,6 +8,7 @@ with the client, whose leaving cancels the job.
 
 import asyncio
 import logging
+import math
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, Final, final
@@ -22,7 +23,6 @@ from service.api.middleware import problem_document, unforeseen
 from service.codecs.json import EVENTS, JSON, PNG, media_parameter, to_json
 from service.engine.engine import Engine
 from service.engine.results import Hold, JobResult, Ticket
-from service.engine.scheduling.latency import JobProgress
 from service.errors import NotAcceptable, Problem
 from service.handlers.base import Work
 from service.schemas.responses import Progress
@@ -32,6 +32,7 @@ _log = logging.getLogger(__name__)
 CADENCE: Final = 0.2  # seconds between events while something changes
 HEARTBEAT: Final = 15.0  # seconds of silence that every proxy tolerates
 MAX_PREVIEWS: Final = 64  # rows
+_WINDOW: Final = 10.0  # seconds after which a measured rate has lost most of its weight
 _HEADERS: Final = {"cache-control": "no-store", "x-accel-buffering": "no"}  # nginx must not buffer
 
 Write = Callable[[bytes], Awaitable[None]]
@@ -60,6 +61,42 @@ def previews_wanted(accept: str, offers: Sequence[str]) -> int:
 def event(name: str, data: bytes) -> bytes:
     """One event. The data are JSON, which has no line breaks as we write it."""
     return b"event: %b\ndata: %b\n\n" % (name.encode(), data)
+
+
+@final
+class JobProgress:
+    """How long a job still takes, by its own rate: seconds_left = (total - done) / rate.
+
+    The rate is that of the last seconds, so it reflects whatever else the engine is doing now. It
+    has no clock of its own: the caller passes the time.
+
+    Args:
+        total: network evaluations it needs.
+        started: when its first row was put through the network, seconds.
+    """
+
+    def __init__(self, total: int, started: float) -> None:
+        self._total = total
+        self._done = 0
+        self._changed = started
+        self._evaluations = self._seconds = 0.0
+
+    def observe(self, done: int, now: float) -> None:
+        """Take in that `done` evaluations have been made by `now`."""
+        if done == self._done or now <= self._changed:
+            return  # nothing new between batches
+        passed = now - self._changed
+        kept = math.exp(-passed / _WINDOW)
+        self._evaluations = kept * self._evaluations + done - self._done
+        self._seconds = kept * self._seconds + passed
+        self._done, self._changed = done, now
+
+    @property
+    def seconds_left(self) -> float | None:
+        """From the last progress on; None until there was some."""
+        if not self._evaluations:
+            return None
+        return (self._total - self._done) * self._seconds / self._evaluations
 
 
 @final

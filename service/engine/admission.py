@@ -8,7 +8,7 @@ and long ones never. So the last one may go past the limit.
 A caller who is refused because the queue is full gets a `retry_after`: the time until there is room
 behind those who were refused before and have not come back yet.
 
-Nothing here is thread-safe: the queue holds its lock.
+Nothing here is thread-safe: callers hold the queue's lock.
 """
 
 import time
@@ -24,7 +24,7 @@ from service.errors import DeadlineExceeded, DeadlineUnmeetable, NoRoom, QueueFu
 from service.settings import Settings
 
 _LENIENCE = 1.25  # a job is refused where its estimate is this many times the time that it has
-_STALE = 0.1  # seconds for which the time that all jobs need is not worked out again
+_REFRESH = 0.1  # seconds for which the time that all jobs need is not worked out again
 _PROMISES = 1000  # refusals that are remembered
 REQUEST_OVERHEAD = 2**16  # bytes that a request holds beside its data: connection, plan, records
 
@@ -83,21 +83,21 @@ class Backlog:
         return self._size
 
     def add(self, record: ActiveJob) -> None:
-        """A job waits."""
+        """Count a new job as waiting."""
         self._waiting[record.job.lane][record.job.shape.load] += 1
         self._size += 1
         self.pending += record.job.cost
         self.held += record.size
 
     def start(self, record: ActiveJob) -> None:
-        """It runs."""
-        self._forget(record)
+        """Move it from waiting to running."""
+        self._leave_waiting(record)
         self._running[record.job.lane][record.key] = record
 
     def remove(self, record: ActiveJob, unspent: int) -> None:
-        """It has ended, whether it ran or not, with so many evaluations that were not made."""
+        """Forget an ended job; `unspent` evaluations were not made."""
         if self._running[record.job.lane].pop(record.key, None) is None:
-            self._forget(record)
+            self._leave_waiting(record)
         self._size -= 1
         self.pending -= unspent
         self.held -= record.size
@@ -111,7 +111,7 @@ class Backlog:
                 found[name] = [*waiting.items(), *running]
         return found
 
-    def _forget(self, record: ActiveJob) -> None:
+    def _leave_waiting(self, record: ActiveJob) -> None:
         waiting, load = self._waiting[record.job.lane], record.job.shape.load
         waiting[load] -= 1
         if not waiting[load]:
@@ -134,20 +134,21 @@ class Admission:
         self._limit, self._room = settings.max_queue_cost, settings.max_queue_bytes
         self.backlog = Backlog(throughput)
         self._forecast = Forecast(throughput, settings.term_share)
-        self._all = -_STALE, 0.0  # when it was worked out, and how long all takes from then
-        self._promised: deque[tuple[float, float]] = deque(maxlen=_PROMISES)  # back when, for what
+        self._until_empty = -_REFRESH, 0.0  # when it was worked out, and the seconds from then
+        # Callers who were refused: when each comes back, and the share of the backlog it brings.
+        self._promised: deque[tuple[float, float]] = deque(maxlen=_PROMISES)
 
     def seconds_until(self, share: float) -> float:
-        """How long until such a share of what is pending is done."""
+        """Seconds until this share of the pending evaluations is done."""
         if not self.backlog.pending:
             return 0.0
         now = time.monotonic()
-        if now - self._all[0] >= _STALE:
-            self._all = now, self._forecast.until_empty(self.backlog.loads())
-        return min(1.0, share) * self._all[1]
+        if now - self._until_empty[0] >= _REFRESH:
+            self._until_empty = now, self._forecast.until_empty(self.backlog.loads())
+        return min(1.0, share) * self._until_empty[1]
 
     def check_body(self, size: int) -> None:
-        """Raise QueueFull or NoRoom where a job with a body of so many bytes would be refused."""
+        """Raise QueueFull or NoRoom where a job with a body of `size` bytes would be refused."""
         self._check_queue()
         self._check_room(size)
 
@@ -173,7 +174,7 @@ class Admission:
         raise QueueFull(
             f"{pending} network evaluations wait.",
             expected=f"fewer than {self._limit} waiting",
-            retry_after=self._promise(
+            retry_after=self._retry_after(
                 max(0, pending + usual - self._limit) / pending, usual / pending
             ),
             fix="Send the same request again after `retry_after` seconds.",
@@ -186,12 +187,15 @@ class Admission:
             raise NoRoom(
                 f"The accepted requests hold {self.backlog.held} bytes, this one would add {size}.",
                 expected=f"at most {self._room} bytes",
-                retry_after=self._promise(lacking / held, size / held),
+                retry_after=self._retry_after(lacking / held, size / held),
                 fix="Send the same request again after `retry_after` seconds, or a smaller one.",
             )
 
-    def _promise(self, lacking: float, own: float) -> float:
-        """Seconds until a share of the pending work is done, of which `own` is then taken again."""
+    def _retry_after(self, lacking: float, own: float) -> float:
+        """Seconds until a share `lacking` of the backlog is done, behind earlier refusals.
+
+        It remembers that this caller will come back then with a share `own`.
+        """
         now = time.monotonic()
         while self._promised and self._promised[0][0] <= now:
             self._promised.popleft()
@@ -200,7 +204,7 @@ class Admission:
         return seconds
 
     def _check_deadline(self, job: Job[Any], seconds: float) -> None:
-        """Raise where the job cannot be done in so many seconds from now."""
+        """Raise where the job cannot be done within `seconds` from now."""
         if seconds <= 0:
             raise DeadlineExceeded(
                 "The deadline passed before the request had been read.",

@@ -120,7 +120,7 @@ class SampleJob(Job[SampleResult]):
 
     @property
     def positions(self) -> int:
-        """Network evaluations a row."""
+        """Network evaluations per row."""
         return len(self.plan)
 
     @cached_property
@@ -179,7 +179,7 @@ class BoundJob(Job[LoglikResult]):
 
     @property
     def each(self) -> int:
-        """Rows an example: row i is of example i // each."""
+        """Rows per example: row i is of example i // each."""
         return self.steps.each if isinstance(self.steps, Trajectories) else 1
 
     @property
@@ -189,7 +189,7 @@ class BoundJob(Job[LoglikResult]):
 
     @property
     def positions(self) -> int:
-        """Network evaluations a row."""
+        """Network evaluations per row."""
         return self.steps.count
 
     @cached_property

@@ -55,11 +55,11 @@ class FrameRecorder:
                     )
 
     def wants(self, made: int) -> bool:
-        """Whether something is to be taken after so many steps of the batch."""
+        """Whether something is to be taken after `made` steps of the batch."""
         return made in self._wanted
 
     def __call__(self, made: int, x: Tensor, x_0: Tensor) -> None:
-        """Take what is wanted after so many steps: of x_s and x_0hat, [B, *event] each."""
+        """Take what is wanted after `made` steps: of x_s and x_0hat, [B, *event] each."""
         for wanted in self._wanted.get(made, ()):
             first, last = wanted.places[0], wanted.places[-1]
             states = x if wanted.of == "x" else x_0

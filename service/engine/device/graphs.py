@@ -128,7 +128,7 @@ class ChainGraphs:
                 _log.warning("%d rows run without a recording: %s", size, describe(error))
 
     def find(self, rows: int, observed: bool) -> ChainGraph | None:
-        """The graph for so many rows; None where they are too many, or theirs failed."""
+        """The graph for `rows` rows; None where they are too many, or theirs failed."""
         size = next((size for size in self._sizes if size >= rows), None)
         return None if size is None else self._graphs.get((size, observed))
 

@@ -74,10 +74,10 @@ class LoadedModels:
                         self.refused[name] = f"failed its first network call ({describe(error)})"
                         del self.served[name]
                         break
-                _log.warning("model %s: out of memory; trying fewer rows a batch", name)
+                _log.warning("model %s: out of memory; trying fewer rows per batch", name)
 
     def _attempts(self) -> Iterator[int]:
-        """Rows a batch to try, 0 for the best that is found; then half as many, and so on."""
+        """Rows per batch to try, 0 for the best that is found; then half as many, and so on."""
         rows = self._settings.batch_size
         if rows == 0:
             yield 0
@@ -99,17 +99,18 @@ class LoadedModels:
         if settings.graphs and model.device.type == "cuda":
             runner.record(graph_recorder(model.device))
         warm_up(runner, batch_size)
-        of_chains, of_terms = time_steps(runner)
-        systems = self._try_systems(runner.calls.model, batch_size)
-        of_systems = time_systems(systems)
-        for rows, seconds in of_terms.items():
-            self._throughput[Lane(name)].seed(rows, seconds, terms=True)
-        self._open(Lane(name), runner, slots, of_chains)
-        self._open(Lane(name, systems=True), systems, slots, of_systems)
-        _log.info("model %s: %d rows a batch, %d held", name, batch_size, slots)
+        chain_times, term_times = time_steps(runner)
+        smc_runner = self._smc_runner(runner.calls.model, batch_size)
+        smc_times = time_systems(smc_runner)
+        row_lane, smc_lane = Lane(name), Lane(name, systems=True)
+        for rows, seconds in term_times.items():
+            self._throughput[row_lane].seed(rows, seconds, terms=True)
+        self._open(row_lane, runner, slots, chain_times)
+        self._open(smc_lane, smc_runner, slots, smc_times)
+        _log.info("model %s: %d rows per batch, %d held", name, batch_size, slots)
 
-    def _try_systems(self, model: DiffusionModel, rows: int) -> SMCRunner:
-        """A runner of systems, for as many rows as memory holds in a backward pass."""
+    def _smc_runner(self, model: DiffusionModel, rows: int) -> SMCRunner:
+        """A warm runner of systems, for as many rows as memory holds in a backward pass."""
         settings = self._settings
         # A CPU sums in the same order every time; an accelerator's backward passes need not.
         batch_invariant = settings.deterministic and model.device.type == "cpu"
@@ -128,7 +129,7 @@ class LoadedModels:
     def _open(
         self, lane: Lane, runner: Runner[Any], slots: int, times: Mapping[int, float]
     ) -> None:
-        """Jobs of a lane may come; its steps take `times` seconds, by rows."""
+        """Take jobs of a lane from now on; its steps take `times` seconds, by rows."""
         self.runners[lane] = runner
         throughput = self._throughput[lane]
         throughput.allow(runner.batch_size)

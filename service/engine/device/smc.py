@@ -89,7 +89,7 @@ class SMCRunner(Runner[SMCJob]):
         return torch.compiler.set_stance("force_eager") if self._compiled else nullcontext()
 
     def _begin(self, key: int, first: int, count: int) -> Particles:
-        """So many systems of a job at x_T."""
+        """`count` systems of a job from number `first` on, at x_T."""
         job, device = self._open[key].job, self.model.device
         number = torch.arange(first, first + count)
         example = number // job.each

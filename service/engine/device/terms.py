@@ -132,8 +132,9 @@ class Terms:
     def gather(self, entries: Sequence[Entry], pad_to: int = 0) -> TermBatch:
         """The batch of these entries' terms, with x_t drawn.
 
-        With `pad_to`, each kind's rows are padded to so many, and last steps, which are evaluated
-        in another way, are a kind of their own: elementwise kernels then never see another size.
+        With `pad_to`, each kind's rows are padded to that number, and last steps, which are
+        evaluated in another way, are a kind of their own: elementwise kernels then never see
+        another size.
         """
         device = self._model.device
         rows: list[Tensor] = []
@@ -196,7 +197,7 @@ class Terms:
         return None, process.marginal(x_0, t).sample(noise)
 
     def _reserve(self, positions: int = 0, slots: int = 0) -> None:
-        """Make room for `positions` terms an example, in so many slots from the first."""
+        """Make room for `positions` terms per example, in the first `slots` slots."""
         rows, columns = self.values.shape
         wide, long = max(0, positions - columns), max(0, slots - rows)
         if wide or long:

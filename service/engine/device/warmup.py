@@ -36,11 +36,11 @@ from service.settings import Settings
 
 _SIZES = [2**i for i in range(13)]  # 1 to 4096
 _LONGEST = 0.25  # seconds of a batch: a new job waits for it
-_LOSS = 8  # a call's fixed time is at most such a part of what its rows take
+_LOSS = 8  # a call's fixed time is at most 1 / 8 of what its rows take
 _TRIES, _ALONE = 3, 10  # of each size, and of one row
 FIXED = 32  # of the deterministic mode, where another size would be other bits
-_HELD = 2**28  # bytes of all slots of a kind, and
-_SHARE = 8  # at most such a part of the bytes of all requests
+_HELD = 2**28  # bytes that all slots of a kind may take
+_SHARE = 8  # and at most 1 / 8 of the bytes that all requests may hold
 _MOST = 2**15  # slots: there is no room for more requests, by what each holds at least
 
 _SHUFFLES = 16
@@ -181,7 +181,7 @@ def _usual(act: Callable[[], object]) -> float:
 
 
 def warm_up_systems(runner: SMCRunner, rows: int) -> tuple[int, int]:
-    """Two steps of so many systems that see everything; their evaluations, and the steps."""
+    """Two steps of `rows` systems that see everything; their evaluations, and the steps."""
     model = runner.model
     known = torch.ones(1, *model.event, dtype=torch.bool)
     values = torch.zeros(1, *model.event)

@@ -1,4 +1,4 @@
-"""Gang scheduling of one model's particle systems: a job a batch, the least served job first.
+"""Gang scheduling of one model's particle systems: one job per batch, the least served job first.
 
 The particles of a system advance together, so a batch moves all of them by a step or none; and as
 each job calls the network in its own way, a batch is of one job.
@@ -8,7 +8,7 @@ each job calls the network in its own way, a batch is of one job.
   jobs there are.
 - The job that has had the fewest network evaluations has the next batch; a new job starts at what
   the latest of them had then. So each of J jobs has 1 / J of the evaluations, to within one batch,
-  however many evaluations a step of the other jobs takes.
+  however many evaluations a step of another job takes.
 - A wave begins when its particles fit beside those that are held, or when none are held; until then
   the waves that have begun go on.
 - A batch takes several steps, for about as long as the caller's budget; and a system that is wider
@@ -32,12 +32,12 @@ class _Gang:
 
     key: int
     work: JobShape
-    had: int  # evaluations, and what it joined at
+    service: int  # evaluations it has had, and those it joined at
     left: int  # evaluations not scheduled
     first: int = 0
     wave: int = 0
     position: int = 0
-    seen: int = 0  # particles of a single system that this position's pieces have had
+    pieces_done: int = 0  # particles of a single system that this position's pieces have moved
     # Of its own latest batch, as steps of two jobs differ by more than their network calls.
     seconds_per_call: float = math.inf
 
@@ -94,33 +94,33 @@ class GangScheduler:
 
     def next(self, budget: float) -> Batch:
         """The next batch, which may take about `budget` seconds."""
-        job = min(filter(self._movable, self._jobs.values()), key=lambda job: job.had)
-        work, self._now = job.work, job.had
+        job = min(filter(self._movable, self._jobs.values()), key=lambda job: job.service)
+        work, self._now = job.work, job.service
         job.wave = job.wave or self._wave(job)
         rows = range(job.first, job.first + job.wave)
         entries = [Entry(job.key, row, 0, job.position) for row in rows]
         each, calls = sum(work.costs[row] for row in rows), self._calls(job.wave * work.width)
         room, num_steps, piece = max(1, int(budget / job.seconds_per_call)), 1, None
-        if job.wave == 1 and (job.seen or room < calls):
+        if job.wave == 1 and (job.pieces_done or room < calls):
             whole = each if job.position < work.positions - 1 else work.last
-            piece = min(room * self._throughput.batch_size, work.width - job.seen)
+            piece = min(room * self._throughput.batch_size, work.width - job.pieces_done)
             # Its part of the whole step's cost, rounded so that the parts add up to it.
-            had, job.seen = job.seen, job.seen + piece
-            cost = whole * job.seen // work.width - whole * had // work.width
-            if job.seen == work.width:
-                job.position, job.seen = job.position + 1, 0
+            before, job.pieces_done = job.pieces_done, job.pieces_done + piece
+            cost = whole * job.pieces_done // work.width - whole * before // work.width
+            if job.pieces_done == work.width:
+                job.position, job.pieces_done = job.position + 1, 0
         else:
             num_steps = min(work.positions - job.position, max(1, room // calls))
             job.position += num_steps
             last = job.position == work.positions
             cost = (num_steps - last) * each + last * work.last * job.wave
-        job.had += cost
+        job.service += cost
         job.left -= cost
         ends = entries if job.position == work.positions else []
         return Batch(self._lane, entries, [], ends, {job.key: cost}, num_steps, work.width, piece)
 
     def retire(self, batch: Batch, seconds: float) -> list[int]:
-        """The batch is done. Returns the jobs that are over."""
+        """Take in that a batch is done; returns the jobs that are over."""
         (key,) = batch.shares
         job = self._jobs.get(key)
         if job is None:  # removed while the batch ran
@@ -133,7 +133,7 @@ class GangScheduler:
         return [key] if job.first == job.work.rows else []
 
     def _calls(self, rows: int) -> int:
-        """Network calls of so many rows."""
+        """How many network calls `rows` rows take."""
         return -(-rows // self._throughput.batch_size)
 
     def _movable(self, job: _Gang) -> bool:

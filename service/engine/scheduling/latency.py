@@ -1,6 +1,7 @@
 """How long batches take, and so when a job will be done if no other comes.
 
-`StepTimes` is the one clock: measured once a batch, and read by everything that estimates a time.
+`StepTimes` holds the measured seconds of a step by batch size. The engine feeds it once per batch;
+forecasts and the choice of steps per batch read it.
 
     seconds(k): linear between the sizes that were measured; s_1 below them, s_b k / b beyond them
 
@@ -9,7 +10,7 @@ by its last 50 batches. A size that was slow and has not been seen since goes ba
 half of the way in a minute, so that callers are not refused for good after one slow moment.
 
 `Forecast` follows the scheduler's policy as a flow. Among chains and terms: in T batches with room
-for M rows, a job with w evaluations left in r rows (of chains: at most one evaluation a row and
+for M rows, a job with w evaluations left in r rows (of chains: at most one evaluation per row and
 batch) is done, and each other job i has had what the equal shares give it:
 
     T = max(n, (w + sum over i of min(w_i, w, r_i T)) / M),   n = w / r of chains, w / M of terms
@@ -23,10 +24,9 @@ min(w_i, r_i T)) rows of those T batches, so T batches of E / T rows each, and b
 lanes' batches, in the proportion of the scheduler's virtual times.
 
 Among particle systems, where each job has batches of its own and all get the same evaluations, a
-job of e_i evaluations a step has min(w_i, w) / min(M, e_i) batches of that size until then.
+job of e_i evaluations per step has min(w_i, w) / min(M, e_i) batches of that size until then.
 
-Jobs that come later only add to it. `JobProgress` measures instead of forecasting: what is left of
-a running job over its own rate.
+Jobs that come later only add to it.
 """
 
 import itertools
@@ -43,7 +43,6 @@ _FORGET = 0.98  # of a batch's weight at the next of its size: about the last 50
 _SEED = 10.0  # batches that a timing at start counts as
 _PATIENCE = 100  # full network calls that go well before more rows are tried
 _HALF_LIFE = 60.0  # seconds
-_WINDOW = 10.0  # seconds after which what was measured has lost most of its weight
 
 
 @dataclass(slots=True)
@@ -76,16 +75,16 @@ class StepTimes:
         self._lock = threading.Lock()  # the engine's thread measures, those that submit read
 
     def seed(self, rows: int, seconds: float, now: float = 0.0) -> None:
-        """A batch of so many rows was timed at start, seconds of one step."""
+        """Take in `seconds` of one step of `rows` rows, timed at start."""
         self._add(_SEED, 1.0, rows, seconds, now)
 
     def measure(self, rows: int, seconds: float, steps: int, now: float) -> None:
-        """A batch of so many rows by so many steps took so many seconds a step."""
+        """Take in a batch of `steps` steps, each of `rows` rows and `seconds` seconds."""
         kept = _FORGET**steps
         self._add((1 - kept) / (1 - _FORGET), kept, rows, seconds, now)
 
     def seconds(self, rows: float, now: float) -> float:
-        """A step of so many rows; 0 where nothing has been measured."""
+        """Seconds of a step of `rows` rows; 0 where nothing has been measured."""
         with self._lock:
             sizes = self._sizes.values()
             known = sorted((size.rows / size.weight, size.mean(now)) for size in sizes)
@@ -119,16 +118,16 @@ class Throughput:
         self._times = StepTimes(), StepTimes()
 
     def allow(self, rows: int) -> None:
-        """A batch may have up to so many rows, while memory lasts."""
+        """Let a batch have up to `rows` rows, while memory lasts."""
         self.batch_size = self._most = rows
-        self._good = 0  # network calls of so many rows since memory ran out
+        self._good = 0  # network calls of full batches since memory ran out
 
     def shrink(self, rows: int) -> None:
-        """Memory ran out: so many rows it holds, and no more."""
+        """Limit batches to `rows` rows, as memory ran out."""
         self.batch_size, self._good = rows, 0
 
     def grow(self, rows: int, calls: int) -> bool:
-        """So many network calls of so many rows went well; whether a batch may have more now."""
+        """Count `calls` good network calls of `rows` rows; returns whether batches have grown."""
         if self.batch_size == self._most or rows < self.batch_size:
             return False
         self._good += calls
@@ -138,22 +137,22 @@ class Throughput:
         return True
 
     def seed(self, rows: int, seconds: float, *, terms: bool = False) -> None:
-        """At start a step of so many rows, with terms or without, took so many seconds."""
+        """Take in `seconds` of a step of `rows` rows, with terms or without, timed at start."""
         self._times[terms].seed(rows, seconds, time.monotonic())
 
     def measure(self, batch: Batch, seconds: float) -> None:
-        """A batch took so many seconds."""
+        """Take in how long a batch took."""
         steps = batch.num_steps
         times = self._times[bool(batch.terms)]
         times.measure(batch.evaluations // steps, seconds / steps, steps, time.monotonic())
 
     def seconds(self, rows: float, *, terms: bool = False) -> float:
-        """A step of a batch of so many rows, with terms or without; 0 where none was measured."""
+        """Seconds of a step of `rows` rows, with terms or without; 0 where none was measured."""
         return self._times[terms].seconds(rows, time.monotonic())
 
 
 class Span(NamedTuple):
-    """So many batches, of so many rows each on average."""
+    """A number of batches, and the rows each has on average."""
 
     batches: float
     rows: float
@@ -223,7 +222,7 @@ class GangPolicy:
         return self._spans([(load, load.evaluations, n) for load, n in loads])
 
     def _spans(self, parts: Iterable[tuple[Load, int, int]]) -> list[Span]:
-        """Each load's evaluations, of so many such jobs, at the size of its own batches."""
+        """Batches of each (load, evaluations, jobs of it), at the size of its own batches."""
         spans = []
         for load, evaluations, count in parts:
             rows = min(self.batch_size, load.step or load.network_rows)
@@ -302,39 +301,3 @@ class Forecast:
     def _lasting(self, lane: Lane, spans: Iterable[Span], loads: Loads) -> float:
         throughput, terms = self._throughput[lane], any(load.parallel for load, _ in loads)
         return sum(span.batches * throughput.seconds(span.rows, terms=terms) for span in spans)
-
-
-@final
-class JobProgress:
-    """How long a job still takes, by its own rate: seconds_left = (total - done) / rate.
-
-    The rate is that of the last seconds, so it reflects whatever else the engine is doing now. It
-    has no clock of its own: the caller passes the time.
-
-    Args:
-        total: network evaluations it needs.
-        started: when its first row was put through the network, seconds.
-    """
-
-    def __init__(self, total: int, started: float) -> None:
-        self._total = total
-        self._done = 0
-        self._changed = started
-        self._evaluations = self._seconds = 0.0
-
-    def observe(self, done: int, now: float) -> None:
-        """So many evaluations are done by now."""
-        if done == self._done or now <= self._changed:
-            return  # nothing new between batches
-        passed = now - self._changed
-        kept = math.exp(-passed / _WINDOW)
-        self._evaluations = kept * self._evaluations + done - self._done
-        self._seconds = kept * self._seconds + passed
-        self._done, self._changed = done, now
-
-    @property
-    def seconds_left(self) -> float | None:
-        """From the last progress on; None until there was some."""
-        if not self._evaluations:
-            return None
-        return (self._total - self._done) * self._seconds / self._evaluations

@@ -4,8 +4,8 @@ There are two kinds of row. The positions of a *chain* are its sampling steps, w
 other: at most one in a single-step batch. Those of an *example* are terms of its bound, which are
 independent: any number in a batch. A row holds a slot from its first position to its last.
 
-- Jobs of a kind take turns, a row a turn, until the batch is full, so each has an equal share of it
-  and a job that cannot use all of its share leaves it to the others. A chain job of r rows by n
+- Jobs of a kind take turns, a row per turn, until the batch is full, so each has an equal share of
+  it and a job that cannot use all of its share leaves it to the others. A chain job of r rows by n
   steps among J jobs, in batches with room for M rows of their kind, is done in
   n (r J / M + 1) + 1 batches, however long the others are; of terms, whose order is free, in
   (r n + 1) J / M + 1.
@@ -78,7 +78,7 @@ class Rotation:
         self.jobs: deque[Progress] = deque()
 
     def take(self, room: int, batch: int) -> list[Entry]:
-        """Up to `room` entries, a row a turn; the next batch goes on where this one stopped."""
+        """Up to `room` entries, a row per turn; the next batch goes on where this one stopped."""
         entries: list[Entry] = []
         blocked: list[Progress] = []
         satisfied: list[Progress] = []
@@ -186,7 +186,7 @@ class RowScheduler:
         """The next batch, which may take about `budget` seconds if it has no terms."""
         self._number += 1
         chains, terms = self._fill()
-        num_steps = self._num_steps(budget)
+        num_steps = self._extend(budget)
         entries = [*chains, *terms]
         counts = Counter(entry.key for entry in entries)
         positions = {key: self._jobs[key].work.positions for key in counts}
@@ -195,7 +195,7 @@ class RowScheduler:
         return Batch(self._lane, chains, terms, ends, shares, num_steps)
 
     def retire(self, batch: Batch, seconds: float) -> list[int]:
-        """The batch is done: free the slots of rows that ended. Returns the jobs that are over."""
+        """Free the slots of rows that ended in a batch; returns the jobs that are over."""
         del seconds  # `Throughput` has them
         over = []
         for key in {entry.key for entry in batch.ends}:
@@ -210,8 +210,8 @@ class RowScheduler:
     def _rotation(self, work: JobShape) -> Rotation:
         return self._terms if work.parallel else self._chains
 
-    def _num_steps(self, budget: float) -> int:
-        """How many steps the chosen entries advance; it moves their rows on by these."""
+    def _extend(self, budget: float) -> int:
+        """Advance the chosen rows further within this batch; returns its number of steps."""
         if self._terms.jobs:
             return 1
         taken = [job for job in self._chains.jobs if job.batch == self._number]

@@ -2,8 +2,8 @@
 
     virtual time of a lane += seconds of its batch / how many batches its jobs could fill
 
-A *lane* holds the jobs that may share a batch: the chains and terms of a model (`scheduling.rows`),
-or its particle systems, which have batches of their own (`scheduling.gangs`).
+A *lane* is the key of jobs that may share a batch: the chains and terms of a model, or its particle
+systems. Each lane has a scheduler of its own: `scheduling.rows` or `scheduling.gangs`.
 
 So small models do not wait for the long batches of large ones, nor samples for those of particle
 systems: where neither could fill more than a batch, each has half of the time, whatever its steps
@@ -17,7 +17,7 @@ from service.engine.scheduling.gangs import GangScheduler
 from service.engine.scheduling.latency import Throughput
 from service.engine.scheduling.rows import RowScheduler
 
-MULTI_STEP_SECONDS = 0.02  # of a batch that goes on for several positions
+MULTI_STEP_SECONDS = 0.02  # that a batch of several steps may take
 
 
 class Scheduler:
@@ -28,7 +28,7 @@ class Scheduler:
     """
 
     def __init__(self, term_share: float = 0.125) -> None:
-        self._lanes: dict[Lane, RowScheduler | GangScheduler] = {}
+        self._schedulers: dict[Lane, RowScheduler | GangScheduler] = {}
         self._busy: dict[Lane, RowScheduler | GangScheduler] = {}  # those with jobs
         self._virtual_time: dict[Lane, float] = {}
         self._jobs: dict[int, Lane] = {}
@@ -42,26 +42,26 @@ class Scheduler:
     @property
     def rows_running(self) -> int:
         """Rows that hold a slot, and systems on their way."""
-        return sum(lane.running for lane in self._busy.values())
+        return sum(scheduler.running for scheduler in self._busy.values())
 
     @property
     def rows_waiting(self) -> int:
         """Rows that have not started."""
-        return sum(lane.waiting for lane in self._busy.values())
+        return sum(scheduler.waiting for scheduler in self._busy.values())
 
     def serve(self, lane: Lane, throughput: Throughput, slots: int) -> None:
         """Take jobs of a lane from now on.
 
         Args:
-            lane: its name.
+            lane: which.
             throughput: most rows of a batch, and how long one takes.
             slots: most chains, and most examples, that hold a slot at once; of systems, particles.
         """
         self._virtual_time[lane] = 0.0
         if lane.systems:
-            self._lanes[lane] = GangScheduler(lane, slots, throughput)
+            self._schedulers[lane] = GangScheduler(lane, slots, throughput)
         else:
-            self._lanes[lane] = RowScheduler(lane, slots, throughput, self._term_share)
+            self._schedulers[lane] = RowScheduler(lane, slots, throughput, self._term_share)
 
     def add(self, key: int, work: JobShape) -> None:
         """Take in a job; `key` names it, unique among those that are not finished."""
@@ -69,7 +69,7 @@ class Scheduler:
         if lane not in self._busy:
             # Time spent idle earns nothing: it joins the others where they are now.
             self._virtual_time[lane] = max(self._virtual_time[lane], self._now)
-            self._busy[lane] = self._lanes[lane]
+            self._busy[lane] = self._schedulers[lane]
         self._jobs[key] = lane
         self._busy[lane].add(key, work)
 
@@ -100,8 +100,8 @@ class Scheduler:
         return self._busy[lane].next(MULTI_STEP_SECONDS)
 
     def retire(self, batch: Batch, seconds: float = 1.0) -> None:
-        """The batch is done, in so many seconds: what rows that ended held is free again."""
-        lane = self._lanes[batch.lane]
-        self._virtual_time[batch.lane] += seconds / lane.demand()
-        for key in lane.retire(batch, seconds):
+        """Free what the rows that ended in a batch held; charge its seconds to its lane."""
+        scheduler = self._schedulers[batch.lane]
+        self._virtual_time[batch.lane] += seconds / scheduler.demand()
+        for key in scheduler.retire(batch, seconds):
             self.remove(key)

@@ -141,7 +141,7 @@ def test_out_of_memory_halves_the_batch_and_loses_nothing(
 def test_where_memory_lasts_again_batches_grow_back(
     faulty: DiffusionModel, mischief: SimpleNamespace, make_engine: Callable[..., Engine]
 ) -> None:
-    engine = make_engine(g=faulty)  # 8 rows a batch
+    engine = make_engine(g=faulty)  # 8 rows per batch
     mischief.most_rows = 3
     engine.submit(healthy(faulty, rows=8)).result(120)
     mischief.most_rows = None

@@ -21,7 +21,7 @@ from tests.service.engine.jobs import chains, terms
 
 @pytest.fixture
 def log(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """What comes when: a batch, results sent, results waited for. A step a batch, as on a GPU."""
+    """What comes when: a batch, results sent, results waited for; a step per batch."""
     found: list[str] = []
     run = ChainRunner.run
 

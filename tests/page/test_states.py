@@ -57,13 +57,14 @@ def test_what_a_classifier_reads_is_a_line(visit: Open) -> None:
       const { column } = await import("./static/components/posterior-result.js");
       const model = { name: "m", kind: "bits", shape: [4], classifiers: [] };
       const evidence = { log_evidence: -1368.73, log_evidence_error: 51.82 };
-      const told = { particles: 2, systems: 2, ess: 1, ancestors: 1, start: null, ...evidence };
+      const told = { particles: 2, systems: 2, ess: 1, ancestors: 1, start: null, ...evidence,
+                     warning: "Of the service." };
       const labels = { "a longer name": 0.505, another: 0.483, third: 0.0123 };
       const x = [0, 1, 0, 1];
       const found = { samples: [x], mean: x, std: null, labels, diagnostics: told };
       const answer = {
         results: [found], method: "twisted", biased: false, sampler: { steps: 4 }, seed: 7,
-        network_evaluations: 4, warnings: ["Of the service."],
+        network_evaluations: 4,
       };
       const look = { known: [1, 0, 0, 0], block: 1, noise: 0 };
       const shown = column("twisted", model, { y: x, look, prior: null });
@@ -78,38 +79,7 @@ def test_what_a_classifier_reads_is_a_line(visit: Open) -> None:
     page.locator(".primary[form=repair]:enabled").wait_for()
     heights = page.evaluate(script)
     assert 0 < min(heights) <= max(heights) < 1.5
-    assert page.get_by_text("Of the service.").is_visible()  # a warning, wherever it is given
-
-
-@pytest.mark.parametrize(
-    ("view", "route", "more"),
-    [
-        ("sample", "**/sample", ""),
-        ("likelihood", "**/loglik", "&data=1000"),
-        ("repair", "**/posterior", "&x=1000&seen=1100&methods=product"),
-    ],
-)
-def test_warnings_of_an_answer_are_shown_alike(
-    visit: Open, view: str, route: str, more: str
-) -> None:
-    page = visit()
-
-    def warn(each: "Route") -> None:
-        answer = each.fetch()
-        each.fulfill(
-            response=answer,
-            body=answer.text().replace(
-                "event: result\ndata: {", 'event: result\ndata: {"warnings": ["Mind the gap."], '
-            ),
-        )
-
-    page.route(route, warn)
-    page.goto(page.url.partition("?")[0] + f"?view={view}&model=bit-patterns&steps=4&seed=7{more}")
-    panel = page.locator(f"#panel-{view}")
-    panel.locator(".snippets:visible").wait_for()
-    caution = panel.locator(".caution")
-    caution.get_by_text("The service warns:").wait_for()
-    assert caution.get_by_text("Mind the gap.").is_visible()
+    assert page.get_by_text("Of the service.").is_visible()
 
 
 def test_what_is_not_typical_is_told(visit: Open) -> None:

@@ -133,14 +133,6 @@ export function keyDialog(refused = false) {
   });
 }
 
-/** The warnings in parts of an answer, in the service's own words, after the texts `said`; null if there are none. */
-export function cautions(parts, ...said) {
-  const words = parts.flatMap((part) => [part?.warning, ...(part?.warnings ?? [])]).filter((text) => typeof text === "string");
-  if (!words.length) return null;
-  const before = said.length ? said : ["caution.title"];
-  return h("div", { class: "caution" }, ...before.map((text) => h("p", { say: text })), ...[...new Set(words)].map((text) => h("small", { lang: "en" }, text)));
-}
-
 /** Scroll to what has changed, unless its beginning is in view; without motion if the system prefers less of it. */
 export function reveal(node) {
   const { top } = node.getBoundingClientRect();

@@ -1,7 +1,6 @@
 // The result of each example: bits/dim, its place among held-out data, the parts of the bound.
 
 import { h } from "../lib/dom.js";
-import { cautions } from "./controls.js";
 import { perDim } from "./loglik-plots.js";
 import { badge, letter, thumb } from "./thumbnail.js";
 import { number } from "../lib/i18n.js";
@@ -30,12 +29,11 @@ export function verdicts(data, model, results, held) {
 function card(x, model, result, held, i) {
   const head = h("div", { class: "verdict-head" }, thumb(x, model), badge(i));
   const { bound, bits_per_dim: bits } = result;
-  const warned = cautions([result]);
   if (bound === null) {
     const why = result.reason ? h("small", { lang: "en" }, result.reason) : h("p", { say: "verdict.impossible" });
-    return h("li", { class: "verdict" }, head, h("p", { class: "score" }, "∞"), why, warned);
+    return h("li", { class: "verdict" }, head, h("p", { class: "score" }, "∞"), why);
   }
-  return h("li", { class: "verdict" }, head, figure(bits, errorOf(result, model)), place(result, held), typical(result), partsOf(result), warned);
+  return h("li", { class: "verdict" }, head, figure(bits, errorOf(result, model)), place(result, held), typical(result), partsOf(result));
 }
 
 /** The standard error in bits/dim. */

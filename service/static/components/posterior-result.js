@@ -3,7 +3,6 @@
 import { h } from "../lib/dom.js";
 import { agreement } from "../lib/observation.js";
 import { isPicture } from "../lib/encode.js";
-import { cautions } from "./controls.js";
 import { paint, paintRows } from "../lib/image.js";
 import { axes, rangeOf, toCanvas } from "../lib/plot.js";
 import { saver, tableOf } from "./download.js";
@@ -148,8 +147,14 @@ function trust(answer, found) {
   return h("div", { class: "trust" },
     answer.biased && !weighed ? h("p", { class: "told", say: "trust.none" }) : null,
     facts.length ? h("dl", {}, ...facts) : null,
-    cautions([answer, found, told], ...reading(told)),
+    caution(told),
   );
+}
+
+/** The warning about particles, in the page's language and in the service's own words, if the service gives one. */
+function caution({ warning }) {
+  if (!warning) return null;
+  return h("div", { class: "caution" }, h("p", { say: "trust.disagree" }), h("p", { say: "trust.fix" }), h("small", { lang: "en" }, warning));
 }
 
 const share = (some, all) => h("span", { say: ["trust.share", { some: number(some, { maximumFractionDigits: 1 }), all }] });
@@ -164,9 +169,4 @@ function readings(labels) {
   const ranked = Object.entries(labels).sort(([, a], [, b]) => b - a).slice(0, MOST_READ);
   const told = ranked.filter(([, p], i) => i === 0 || p >= LEAST_READ);
   return told.map(([label, p]) => `${label} (${number(100 * p, { maximumFractionDigits: 1 })}%)`).join(", ");
-}
-
-/** The warning about particles in the page's language, if the service gives one. */
-function reading({ warning: text }) {
-  return text ? ["trust.disagree", "trust.fix"] : [];
 }

@@ -6,7 +6,7 @@ import { openDesk } from "../components/request-panel.js";
 import { h } from "../lib/dom.js";
 import { intake } from "../components/file-input.js";
 import * as link from "../lib/url.js";
-import { button, cautions, choice, field, fill, follower, notice, numberInput, offer, read } from "../components/controls.js";
+import { button, choice, field, fill, follower, notice, numberInput, offer, read } from "../components/controls.js";
 import { pack, unpack } from "../lib/encode.js";
 import { stacked } from "../lib/plot.js";
 import { bodyOf, told } from "../components/loglik-request.js";
@@ -221,7 +221,6 @@ function mount(root, context) {
     const dims = of.shape.reduce((a, b) => a * b);
     const ratio = comparison(results);
     const parts = [
-      cautions([answer]),
       verdicts(data, of, results, evaluation),
       ratio && h("p", { say: ratio }),
       evaluation && part("standing.title", histogram(evaluation.quantiles, bounds, dims), ["standing.told", { n: evaluation.quantiles_count ?? evaluation.count, split: evaluation.split }]),

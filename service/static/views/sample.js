@@ -2,7 +2,7 @@
 
 import { openDesk } from "../components/request-panel.js";
 import { h } from "../lib/dom.js";
-import { cautions, choice, field, fill, follower, numberInput, offer, read, segments } from "../components/controls.js";
+import { choice, field, fill, follower, numberInput, offer, read, segments } from "../components/controls.js";
 import { player } from "../components/frame-player.js";
 import { saver, tableOf } from "../components/download.js";
 import { sceneOf } from "../components/gallery.js";
@@ -66,14 +66,13 @@ function mount(root, context) {
   const which = segments("sample.which", [["x", "sample.x"], ["x_0", "sample.x_0"]], playback.refresh);
   playback.node.append(which.node);
   const files = saver();
-  const warnings = h("div", { hidden: true });
   const tools = h("div", { class: "row tools", hidden: true }, told, files.node);
   const partial = h("p", { class: "partial", say: "sample.partial", hidden: true });
   const code = snippets();
   let follow = () => {}; // scrolls to the result if a person requested it
   let trajectory = null; // of the answer that is shown, its last state as the samples are
 
-  const results = h("div", { class: "wide" }, desk.node, partial, stage, playback.node, warnings, tools, code.node);
+  const results = h("div", { class: "wide" }, desk.node, partial, stage, playback.node, tools, code.node);
   root.classList.add("split");
   root.append(
     h("div", { class: "side" }, h("p", { class: "lead", say: "sample.lead" }), form),
@@ -164,16 +163,13 @@ function mount(root, context) {
     stage.replaceChildren(scene.node);
     trajectory = null;
     playback.hide();
-    tools.hidden = partial.hidden = warnings.hidden = true;
+    tools.hidden = partial.hidden = true;
     code.hide();
   }
 
   function present(answer, { num_samples, ...named }) {
     const [shown, model] = [scene, context.model()];
     scene.show(answer.samples);
-    const warned = cautions([answer]);
-    if (warned) warnings.replaceChildren(warned);
-    warnings.hidden = !warned;
     tools.hidden = false;
     const { name, steps } = answer.sampler;
     tell(told, ["sample.told", { n: num_samples, sampler: name, steps: steps ?? model.steps, cost: answer.network_evaluations, seed: String(answer.seed) }]);
@@ -200,7 +196,7 @@ function mount(root, context) {
     scene = null;
     stage.replaceChildren(empty);
     playback.hide();
-    tools.hidden = partial.hidden = warnings.hidden = true;
+    tools.hidden = partial.hidden = true;
     code.hide();
   }
 

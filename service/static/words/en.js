@@ -105,7 +105,6 @@ export default {
   "key.use": "Use it",
   "key.cancel": "Cancel",
 
-  "caution.title": "The service warns:",
   "save.label": "Save the answer",
   "save.png": "Save as PNG",
   "save.csv": "CSV",

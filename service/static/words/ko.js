@@ -105,7 +105,6 @@ export default {
   "key.use": "사용",
   "key.cancel": "취소",
 
-  "caution.title": "서비스의 경고:",
   "save.label": "결과 저장",
   "save.png": "PNG로 저장",
   "save.csv": "CSV",

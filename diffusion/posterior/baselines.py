@@ -46,7 +46,7 @@ def timeline(steps: int, jump: int, times: int) -> list[int]:
 @final
 @dataclass(frozen=True)
 class RepaintKernel(SingleParticle):
-    """Particles of one particle; a unit is a step down, after the jump back up that leads to it.
+    """Systems of one particle; a position is a step down, after the jump back up before it.
 
     Observations with noise are put in while the chain's own noise is the greater of the two.
 
@@ -62,7 +62,7 @@ class RepaintKernel(SingleParticle):
 
     @override
     def __len__(self) -> int:
-        return len(self._units)
+        return len(self._moves)
 
     @override
     def begin(
@@ -78,7 +78,7 @@ class RepaintKernel(SingleParticle):
         self,
         model: DiffusionModel,
         systems: Particles,
-        unit: int,
+        position: int,
         together: int | None = None,
         piece: int | None = None,
     ) -> Particles:
@@ -86,7 +86,7 @@ class RepaintKernel(SingleParticle):
         seed, number, seen = systems.seed, systems.number, systems.observation
         levels = torch.cat((self.plan.t, self.plan.s[-1:])).to(systems.x.device)[:, None]
         x, x_0 = systems.x[:, 0], systems.x_0[:, 0]
-        for move, before, after in self._units[unit]:
+        for move, before, after in self._moves[position]:
             noise = counter_noise(seed, number, move)
             if after < before:
                 way = model.process.forward_kernel(x, levels[after], levels[before])
@@ -102,15 +102,15 @@ class RepaintKernel(SingleParticle):
         return replace(systems, x=x[:, None], x_0=x_0[:, None])
 
     @cached_property
-    def _units(self) -> list[list[tuple[int, int, int]]]:
-        """The moves of each unit: their number, and how many steps have been made at either end."""
-        units: list[list[tuple[int, int, int]]] = [[]]
+    def _moves(self) -> list[list[tuple[int, int, int]]]:
+        """The moves of each position: their number, and the steps made before and after each."""
+        moves: list[list[tuple[int, int, int]]] = [[]]
         way = itertools.pairwise(timeline(len(self.plan), self.jump, self.times))
         for move, (before, after) in enumerate(way, 1):
-            units[-1].append((move, before, after))
+            moves[-1].append((move, before, after))
             if after > before:
-                units.append([])
-        return units[:-1]
+                moves.append([])
+        return moves[:-1]
 
 
 def check_repaint(observation: Observation) -> None:
@@ -180,12 +180,12 @@ class ProductKernel(SingleParticle):
         self,
         model: DiffusionModel,
         systems: Particles,
-        unit: int,
+        position: int,
         together: int | None = None,
         piece: int | None = None,
     ) -> Particles:
         x, x_0, seen = systems.x[:, 0], systems.x_0[:, 0], systems.observation
-        update = self.plan.at(unit, x.device)
+        update = self.plan.at(position, x.device)
         parts: list[tuple[Tensor, Tensor]] = []
         for place in torch.arange(len(x), device=x.device).split(together or len(x)):
             noise = counter_noise(systems.seed, systems.number[place], update.t.expand(len(place)))

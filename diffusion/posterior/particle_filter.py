@@ -91,31 +91,31 @@ class ParticleFilter(SMCKernel):
         self,
         model: DiffusionModel,
         systems: Particles,
-        unit: int,
+        position: int,
         together: int | None = None,
         piece: int | None = None,
     ) -> Particles:
         done = sum(len(here.log_r) for here in systems.evaluated)
         if piece is not None and done + piece < systems.log_w.numel():
-            values = self._evaluate(model, systems, unit, together, done + piece)
+            values = self._evaluate(model, systems, position, together, done + piece)
             return replace(systems, evaluated=(*systems.evaluated, *values))
         kind = self.twist.exact(systems.observation.count[:: self.particles])
         parts = [place.nonzero()[:, 0] for place in (kind, ~kind)]
-        if unit == len(self) - 1 or not all(map(len, parts)):
-            return self._step(model, systems, unit, together)
+        if position == len(self) - 1 or not all(map(len, parts)):
+            return self._step(model, systems, position, together)
         # Covariances that are worked out and those that are not: each system by its own way.
-        moved = [self._step(model, systems.rows(part), unit, together) for part in parts]
+        moved = [self._step(model, systems.rows(part), position, together) for part in parts]
         both = Particles.joined(moved).rows(torch.cat(parts).argsort())
         return replace(both, factors=systems.factors)
 
     def _step(
-        self, model: DiffusionModel, systems: Particles, unit: int, together: int | None
+        self, model: DiffusionModel, systems: Particles, position: int, together: int | None
     ) -> Particles:
         S, P = systems.log_w.shape
-        device, last = systems.x.device, unit == len(self) - 1
-        t = self.plan.t[unit : unit + 1].to(device)
+        device, last = systems.x.device, position == len(self) - 1
+        t = self.plan.t[position : position + 1].to(device)
         here = TwistValue.joined(
-            [*systems.evaluated, *self._evaluate(model, systems, unit, together, S * P)]
+            [*systems.evaluated, *self._evaluate(model, systems, position, together, S * P)]
         )
         log_w, log_z = systems.log_w + here.log_r.reshape(S, P), systems.log_evidence
         log_w = torch.where(log_w < math.inf, log_w, -math.inf)  # a lost particle is worth nothing
@@ -178,18 +178,23 @@ class ParticleFilter(SMCKernel):
         )
 
     def _evaluate(
-        self, model: DiffusionModel, systems: Particles, unit: int, together: int | None, end: int
+        self,
+        model: DiffusionModel,
+        systems: Particles,
+        position: int,
+        together: int | None,
+        end: int,
     ) -> Iterator[TwistValue]:
         """The twist at each particle not yet evaluated, up to `end`; so many at once."""
         x, device = systems.x.flatten(0, 1), systems.x.device
-        t, s = (part[unit : unit + 1].to(device) for part in (self.plan.t, self.plan.s))
+        t, s = (part[position : position + 1].to(device) for part in (self.plan.t, self.plan.s))
         begin = sum(len(here.log_r) for here in systems.evaluated)
         for place in torch.arange(begin, end, device=device).split(together or len(x)):
             x_t, seen, factors = x, systems.observation, systems.factors
             if len(place) < len(x):
                 x_t, seen = x[place], seen.rows(place)
                 factors = tuple(factor.rows(place) for factor in factors)
-            if unit == len(self) - 1:
+            if position == len(self) - 1:
                 here = evaluate_last_twist(model, x_t, t, seen)
             else:
                 here = evaluate_twist(model, x_t, t, s, seen, self.twist)

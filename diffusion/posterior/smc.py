@@ -112,7 +112,7 @@ class Particles:
 
 
 class SMCKernel(ABC):
-    """How systems of one kind go from x_T to x_0, in units of work.
+    """How systems of one kind go from x_T to x_0, position by position.
 
     Attributes:
         particles: P.
@@ -124,7 +124,7 @@ class SMCKernel(ABC):
 
     @abstractmethod
     def __len__(self) -> int:
-        """The number of units."""
+        """The number of positions."""
 
     @abstractmethod
     def begin(
@@ -144,24 +144,24 @@ class SMCKernel(ABC):
         self,
         model: DiffusionModel,
         systems: Particles,
-        unit: int,
+        position: int,
         together: int | None = None,
         piece: int | None = None,
     ) -> Particles:
-        """The systems after the next unit, or a piece of it.
+        """The systems after the next position, or a piece of it.
 
         Args:
             model: the model.
-            systems: from `begin`, or from the unit or piece before this one.
-            unit: which, from 0.
+            systems: from `begin`, or from the position or piece before this one.
+            position: which, from 0.
             together: most rows in a network call (default all).
             piece: for a single system, how many more particles to evaluate (default all that are
-                left). The unit is over when none are left.
+                left). The position is over when none are left.
         """
 
     @abstractmethod
     def evaluations(self, model: DiffusionModel, count: Tensor) -> Tensor:
-        """Network evaluations of each unit but the last, which takes `particles`; int64 [S].
+        """Network evaluations of each position but the last, which takes `particles`; int64 [S].
 
         Args:
             model: the model.
@@ -175,7 +175,7 @@ class SMCKernel(ABC):
 
 
 class SingleParticle(SMCKernel):
-    """Systems of one particle, without weights: one network evaluation a unit."""
+    """Systems of one particle, without weights: one network evaluation per position."""
 
     particles = 1
     draws = 1
@@ -259,8 +259,8 @@ def run(
     `factors` multiply p(x_0) of each system, if the kernel is a `ParticleFilter`.
     """
     systems = kernel.begin(model, observation, seed, number.to(model.device)).multiplied(factors)
-    for unit in range(len(kernel)):
-        systems = kernel.step(model, systems, unit, together)
+    for position in range(len(kernel)):
+        systems = kernel.step(model, systems, position, together)
     return SMCResult.of(model, kernel, systems)
 
 

@@ -1,4 +1,4 @@
-"""A look at a job between two batches: x_0hat as the offline loop has it, and nobody is harmed."""
+"""Previews of a job between two batches: x_0hat as the offline loop has it, and no harm done."""
 
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future

@@ -1,4 +1,4 @@
-"""Training, offline: configurations, data, the fit, its evaluation, and the export of artefacts.
+"""Offline training: configurations, data sets, fitting, evaluation, and export of artefacts.
 
-Imports `diffusion`, never `service`; what passes to the service is one file, the artefact.
+Imports `diffusion`, never `service`; the service gets a model as one file, the artefact.
 """

@@ -1,4 +1,4 @@
-"""`python -m training`: see `training.cli`."""
+"""Run `python -m training`; see `training.cli`."""
 
 import sys
 

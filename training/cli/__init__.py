@@ -41,7 +41,7 @@ EXPECTED = (ArtefactError, ConfigError, DataError, CheckpointError, FitError, Va
 
 
 def parser() -> argparse.ArgumentParser:
-    """The command line."""
+    """Build the command-line parser."""
     top = argparse.ArgumentParser(
         prog="python -m training",
         description=__doc__,
@@ -67,7 +67,7 @@ def parser() -> argparse.ArgumentParser:
 
 
 def main(words: list[str] | None = None) -> int:
-    """Run one command; what the user can fix is told in a line, without a traceback."""
+    """Run one command; report errors the user can fix in one line, without a traceback."""
     arguments = parser().parse_args(words)
     if getattr(arguments, "threads", None):
         torch.set_num_threads(arguments.threads)

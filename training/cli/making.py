@@ -66,7 +66,7 @@ def do_train(arguments: argparse.Namespace) -> int:
         steps=arguments.steps,
     )
     if not arguments.threads and own.one_thread(config):
-        torch.set_num_threads(1)  # more of them wait for each other longer than they work
+        torch.set_num_threads(1)  # with more threads, most of the time goes to synchronisation
     options = RunOptions(
         out=written.parent / config.name, restart=arguments.restart, save_every=200
     )
@@ -147,7 +147,7 @@ def do_convert(arguments: argparse.Namespace) -> int:
 def add_commands(
     command: Callable[..., ArgumentParser], device: ArgumentParser, models: ArgumentParser
 ) -> None:
-    """Add these commands' arguments; `device` and `models` hold what several of them share."""
+    """Add these commands and their arguments; `device` and `models` hold shared arguments."""
     one = command("fit", do_fit, device)
     one.add_argument("name", help="of a file in training/configs, or a path ending in .toml")
     one.add_argument("--out", type=Path, help="run folder (default runs/NAME)")

@@ -1,4 +1,4 @@
-"""Commands that measure an artefact, or what stands beside it."""
+"""Commands that measure an artefact, or baselines to compare it with."""
 
 import argparse
 import json
@@ -32,7 +32,7 @@ from training.fit.parallel import pick_device
 
 
 def _opened(arguments: argparse.Namespace) -> tuple[Path, DiffusionModel, Metadata]:
-    """The artefact that is named: where it is, its model and its document."""
+    """Load the named artefact: its path, model and metadata."""
     path = find_artefact(arguments.name, arguments.models)
     return path, *load(path, pick_device(arguments.device))
 
@@ -40,7 +40,7 @@ def _opened(arguments: argparse.Namespace) -> tuple[Path, DiffusionModel, Metada
 def _source(
     model: DiffusionModel, metadata: Metadata, given: str | None
 ) -> tuple[export.Source, Metadata, data.Dataset]:
-    """Its configuration and its data, or those that are given and then remembered."""
+    """The artefact's configuration and data; data `given` are recorded in the metadata."""
     if given is not None:
         return export.source_with(model, metadata, given)
     config, dataset = export.source(model, metadata)
@@ -131,7 +131,7 @@ def do_profile(arguments: argparse.Namespace) -> int:
     print(profile_table(found))
     if arguments.write:
         save(path, found, document)
-        # With another variance samples are others too, but for those that DDIM drew.
+        # Another variance changes the samples too, except those drawn by DDIM.
         if document.variance == metadata.variance or isinstance(config, ConvertedConfig):
             export.write_card(path, config.title, found)
         else:
@@ -209,7 +209,7 @@ def do_peer(arguments: argparse.Namespace) -> int:
 def add_commands(
     command: Callable[..., ArgumentParser], device: ArgumentParser, models: ArgumentParser
 ) -> None:
-    """Add these commands' arguments; `device` and `models` hold what several of them share."""
+    """Add these commands and their arguments; `device` and `models` hold shared arguments."""
     one = command("evaluate", do_evaluate, device, models)
     one.add_argument("name", help="of a model, or a path ending in .safetensors")
     one.add_argument("--split", choices=data.SPLITS, default="test")

@@ -1,4 +1,4 @@
-"""Commands that remake what the documents show."""
+"""Commands that remake the figures, results and examples in the documentation."""
 
 import argparse
 from argparse import ArgumentParser
@@ -62,7 +62,7 @@ def do_examples(arguments: argparse.Namespace) -> int:
 def add_commands(
     command: Callable[..., ArgumentParser], device: ArgumentParser, models: ArgumentParser
 ) -> None:
-    """Add these commands' arguments; `device` and `models` hold what several of them share."""
+    """Add these commands and their arguments; `device` and `models` hold shared arguments."""
     one = command("figures", do_figures, models)
     one.add_argument("--folder", type=Path, default=Path("docs/figures"))
 

@@ -1,14 +1,14 @@
-"""What a step of a fit sees: which rows, and which t each of them is fitted at.
+"""Choose the data rows of each training step and the diffusion step t of each row.
 
     p = step * batch + i,    row = order(seed, epoch = p // n)[p mod n]
     sum_t term_t = T E_{t ~ p}[w_t term_t],    w_t = 1 / (T p_t)
 
-Rows are a pure function of (seed, step), so a fit that was killed and resumed sees the same batches
-as one that was not. The weight w_t keeps the loss unbiased. "uniform" draws each row's t on its
-own. "stratified" spreads one uniform draw over the batch, u_i = (u + i / B) mod 1, which takes most
-of the noise of t out of the loss (Kingma et al. 2021, Appendix I.1). "importance" does the same
-through the inverse distribution function of p_t proportional to sqrt(E[term_t^2]) (Nichol and
-Dhariwal 2021, Equation 18).
+Rows are a pure function of (seed, step), so a resumed fit sees the same batches as an uninterrupted
+one. The weight w_t keeps the loss unbiased. "uniform" draws each row's t independently.
+"stratified" spreads one uniform draw over the batch, u_i = (u + i / B) mod 1, which removes most of
+the loss's variance due to t (Kingma et al. 2021, Appendix I.1). "importance" does the same through
+the inverse distribution function of p_t proportional to sqrt(E[term_t^2]) (Nichol and Dhariwal
+2021, Equation 18).
 """
 
 import torch
@@ -19,12 +19,12 @@ from training.data.dataset import stream_seed
 
 
 class Batches:
-    """Row numbers of each step's batch, every row once an epoch, in another order each epoch.
+    """The row numbers of each step's batch: each row once per epoch, reshuffled every epoch.
 
     Args:
-        rows: n, how many rows there are.
-        batch: rows of one step.
-        seed: of the orders.
+        rows: n, the number of rows.
+        batch: rows per step.
+        seed: seed of the shuffles.
     """
 
     def __init__(self, rows: int, batch: int, seed: int) -> None:
@@ -40,7 +40,7 @@ class Batches:
         return self._order
 
     def at(self, step: int) -> Tensor:
-        """Row numbers of the batch of `step`, int64 [batch]; it may reach across an epoch's end."""
+        """Row numbers of the batch of `step`, int64 [batch]; a batch may span two epochs."""
         position, parts, wanted = step * self.batch, [], self.batch
         while wanted:
             epoch, start = divmod(position, self.rows)
@@ -51,18 +51,18 @@ class Batches:
 
 
 HISTORY = 10
-"""Terms remembered of each t, as in Nichol and Dhariwal 2021."""
+"""Terms remembered per t, as in Nichol and Dhariwal 2021."""
 UNIFORM_SHARE = 1e-3
-"""Share of p left uniform, so that no weight is unbounded."""
+"""Share of p that stays uniform, so that the weights are bounded."""
 
 
 class Steps:
-    """Draws t for whole batches: a function of (seed, step) and, for importance, of the history.
+    """Draw the diffusion steps t of a batch from (seed, step) and, for importance, past losses.
 
     Args:
-        T: steps of the process.
+        T: number of diffusion steps.
         kind: "uniform", "stratified" or "importance".
-        seed: of the draws.
+        seed: seed of the draws.
     """
 
     def __init__(self, T: int, kind: str, seed: int) -> None:
@@ -83,7 +83,7 @@ class Steps:
 
     def draw(self, step: int, batch: int) -> tuple[Tensor, Tensor]:
         """t (int64 [batch], 1..T) and w_t (float32 [batch]) for the batch of `step`."""
-        # Row numbers above any batch's, so that these draws meet no row's own noise.
+        # Row numbers above those of any batch, so these draws are independent of the rows' noise.
         if self.kind == "uniform":
             rows = (1 << 31) + torch.arange(batch)
             u = counter_noise(self.seed, rows, step, Stream.TRAINING).uniform(())
@@ -98,7 +98,7 @@ class Steps:
         return index + 1, (1.0 / (self.T * p[index])).float()
 
     def record(self, t: Tensor, terms: Tensor) -> None:
-        """Remember the terms (nats [batch]) just seen at t; the oldest of each t is forgotten."""
+        """Store the latest terms (nats [batch]) at t, replacing the oldest of each t."""
         if self.kind != "importance":
             return
         for place, term in zip((t - 1).tolist(), terms.tolist(), strict=True):

@@ -1,10 +1,10 @@
-"""The checkpoint of a fit: one .safetensors file, everything that the next step depends on.
+"""Read and write a fit's checkpoint: one .safetensors file with all the next step depends on.
 
-Tensors: `network.*` (weights and buffers), `average.*` (the same, averaged), `best.*` (the average
-    of the greatest held-out bound, where a fit stops by that), `optimiser.FIELD.*`,
-    and those of the t sampler. The header's metadata holds a JSON document: step, seconds,
-    configuration, checksum of the data. One file, replaced as a whole, so a kill at any moment
-    leaves a whole one. `state.json` beside it repeats the document for people to read.
+Tensors: `network.*` (weights and buffers), `average.*` (their average), `best.*` (the average with
+the greatest held-out bound, if the fit stops early), `optimiser.FIELD.*`, and the t sampler's. The
+header's metadata holds a JSON document: step, seconds, configuration, checksum of the data. The
+file is replaced atomically, so it is complete even if the process is killed. `state.json` beside it
+repeats the document for people to read.
 """
 
 import json
@@ -25,11 +25,11 @@ KEY = "noneq-fit"
 
 
 class CheckpointError(ValueError):
-    """A checkpoint that cannot be used; the message names the file and the fix."""
+    """A checkpoint cannot be used; the message names the file and the fix."""
 
 
 class State(BaseModel):
-    """The document: `step` optimiser steps done in `seconds` of work."""
+    """The checkpoint's JSON document; `step` optimiser steps took `seconds` of work."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -45,12 +45,12 @@ class State(BaseModel):
 
 
 def checkpoint_path(out: Path) -> Path:
-    """Where the checkpoint of a run folder is."""
+    """Path of a run folder's checkpoint."""
     return out / "checkpoint.safetensors"
 
 
 def save(out: Path, state: State, tensors: dict[str, Tensor]) -> None:
-    """Write the checkpoint of a run folder, whole or not at all, and safe against a power cut."""
+    """Write a run folder's checkpoint atomically, so that it also survives a power cut."""
     out.mkdir(parents=True, exist_ok=True)
     path = checkpoint_path(out)
     partial = path.with_name(path.name + ".partial")
@@ -63,10 +63,10 @@ def save(out: Path, state: State, tensors: dict[str, Tensor]) -> None:
 
 
 def read_state(out: Path) -> State:
-    """The document of a run folder's checkpoint.
+    """Read the JSON document of a run folder's checkpoint.
 
     Raises:
-        CheckpointError: none there, or none that this version wrote.
+        CheckpointError: it is missing, or not in this version's format.
     """
     path = checkpoint_path(out)
     if not path.is_file():
@@ -90,26 +90,26 @@ def read_state(out: Path) -> State:
 
 
 def read_tensors(out: Path) -> dict[str, Tensor]:
-    """The tensors of a run folder's checkpoint."""
+    """Read the tensors of a run folder's checkpoint."""
     with safe_open(checkpoint_path(out), framework="pt") as handle:
         return {name: handle.get_tensor(name) for name in handle.keys()}  # noqa: SIM118
 
 
 def under(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The tensors whose names start with `prefix.`, without it."""
+    """Select the tensors whose names start with `prefix.`, and strip it."""
     start = prefix + "."
     return {k.removeprefix(start): v for k, v in tensors.items() if k.startswith(start)}
 
 
 def named(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The inverse of `under`."""
+    """Prefix the tensors' names; the inverse of `under`."""
     return {f"{prefix}.{name}": tensor for name, tensor in tensors.items()}
 
 
 def optimiser_tensors(
     optimiser: torch.optim.Optimizer, names: dict[Tensor, str]
 ) -> dict[str, Tensor]:
-    """The optimiser's state as tensors, FIELD.NAME of the parameter."""
+    """The optimiser's state as tensors named FIELD.PARAMETER."""
     return {
         f"{field}.{names[parameter]}": value
         for parameter, fields in optimiser.state.items()
@@ -122,7 +122,7 @@ def load_optimiser(
     names: dict[Tensor, str],
     tensors: dict[str, Tensor],
 ) -> None:
-    """Put the state back; `step` counters stay where the optimiser wants them."""
+    """Restore the optimiser's state; `step` counters stay on the device it expects."""
     fields = sorted({name.split(".", 1)[0] for name in tensors})
     order = list(names)
     state = {
@@ -135,9 +135,9 @@ def load_optimiser(
 
 
 def check_same(was: dict[str, Any], now: dict[str, Any], out: Path) -> None:
-    """Raise CheckpointError if a checkpoint's configuration decides other weights than this one.
+    """Raise CheckpointError if a checkpoint's configuration would lead to other weights.
 
-    More or fewer `steps` are no other configuration: a fit may be extended past its end.
+    `steps` may differ: a fit may be extended past its end.
     """
     was, now = _deciding(was), _deciding(now)
     changed = sorted(key for key in was.keys() | now.keys() if was.get(key) != now.get(key))
@@ -150,12 +150,12 @@ def check_same(was: dict[str, Any], now: dict[str, Any], out: Path) -> None:
 
 
 def _deciding(config: dict[str, Any]) -> dict[str, Any]:
-    """What of a configuration decides the weights; an optimal variance is fitted as "lower" is."""
+    """The settings that affect the weights; an optimal variance is fitted as "lower"."""
     free = {"file", "title", "steps", "stopping", "watch", "evaluation", "profile"}
     fitted = {"optimal": "lower"}.get(config.get("variance") or "", config.get("variance"))
     return {key: value for key, value in config.items() if key not in free} | {"variance": fitted}
 
 
 def averaged_tensors(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The averaged network's state in a checkpoint's tensors: the best where that was kept."""
+    """The averaged network's state in a checkpoint: the best one, if that was kept."""
     return under("best", tensors) or under("average", tensors)

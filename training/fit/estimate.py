@@ -1,10 +1,10 @@
-"""How long a fit of one's own data takes here: measured by a little of each kind of work.
+"""Estimate how long a fit will take by timing a few optimiser steps and network calls.
 
-    seconds = steps * step + network rows * row,    both timed on this machine as it is now
+    seconds = steps * step + network rows * row,    both timed on this machine
 
-Rows are those of the looks, the evaluation, the report and the sheet of samples. The profile, most
-of which is not the network's work, is timed at a few of its points. Simple densities are left out.
-Both times are means, not the quickest: other work on the machine will slow the fit as much.
+Network rows are those of the held-out checks, the evaluation, the report and the sheet of samples.
+The profile, which is mostly not network time, is timed at a few of its points. Simple densities are
+left out. Both times are means, not minima, because other work will slow the fit just as much.
 """
 
 import time
@@ -20,13 +20,13 @@ from training.evaluate.profile import measured_points, profiled
 from training.fit.loop import Fit
 from training.sheet import SHEET_ROWS
 
-LEAST = 3  # calls of each kind of work that are timed, after one that wakes the machine
-SHARE, LONGEST = 0.05, 1.0  # of the work itself, and seconds, that timing it may take
+LEAST = 3  # timed calls of each kind, after one warm-up call
+SHARE, LONGEST = 0.05, 1.0  # most time spent timing: share of the work itself, and seconds
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """Seconds of the fit with its looks, at most, and of what comes after it."""
+    """Seconds for the fit with its held-out checks (at most), and for what follows it."""
 
     fit: float
     after: float
@@ -36,11 +36,11 @@ class Estimate:
 
 
 def measure(fit: Fit, *, evaluate: bool = True) -> Estimate:
-    """The estimate for a fit not yet run; its weights change, so throw it away.
+    """Estimate the time of a fit that has not run yet.
 
     Args:
-        fit: one made for this alone.
-        evaluate: whether it will be evaluated at its end.
+        fit: a fit made for this purpose only, because timing it changes its weights.
+        evaluate: whether the fit will be followed by an evaluation.
     """
     config, dataset, model, T = fit.config, fit.dataset, fit.averaged, fit.model.T
 
@@ -77,7 +77,7 @@ def measure(fit: Fit, *, evaluate: bool = True) -> Estimate:
 
 
 def _profile(fit: Fit) -> float:
-    """Seconds of a profile at all its points, from those at a few: most of it is no network's."""
+    """Seconds of a profile at all its points, extrapolated from a few."""
     config, few = fit.config, (2, 5)
     x_0 = fit.dataset.space.to_model(fit.dataset.train[: config.profile.rows // 2])
     spent = []
@@ -92,7 +92,7 @@ def _profile(fit: Fit) -> float:
 
 
 def _mean(work: Callable[[], None], times: int) -> float:
-    """Seconds that work takes which is done so many times."""
+    """Mean seconds per call of `work`, which the fit does `times` times."""
     work()
     began, done, spent = time.monotonic(), 0, 0.0
     while done < LEAST or spent < min(LONGEST, SHARE * times * spent / done):

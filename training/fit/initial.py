@@ -1,7 +1,7 @@
-"""The model that a fit begins with: fresh weights, or those of an artefact.
+"""Build the model a fit starts from: fresh weights, or those of an artefact.
 
-A network that corrects a simple density is given one that was fitted to `train` alone, so that
-both are judged on rows that neither has seen.
+A network that corrects a simple density gets one fitted to `train` alone, so that both are judged
+on rows that neither has seen.
 """
 
 from pathlib import Path
@@ -18,11 +18,11 @@ from training.data.dataset import Dataset, stream_seed
 
 MODELS = Path("models")
 PLACING = 2000
-"""Rows of the training data among which basis functions are placed."""
+"""Training rows used to place basis functions."""
 
 
 def build_model(config: FitConfig, dataset: Dataset, seed: int | None = None) -> DiffusionModel:
-    """The model of a configuration, with fresh weights drawn from the seed (default: its own)."""
+    """Build a configuration's model with weights drawn from `seed` (default: its own)."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(stream_seed(config.seed if seed is None else seed, "weights", 0))
         network = build(config.network)
@@ -40,7 +40,7 @@ def build_model(config: FitConfig, dataset: Dataset, seed: int | None = None) ->
 
 
 def refit_base(network: nn.Module, config: FitConfig, dataset: Dataset) -> None:
-    """Fit the density of a network that corrects nothing to `valid` as well as to `train`."""
+    """Refit the simple density to `train` and `valid`, for a network that corrects nothing."""
     density = densities.base(config, densities.known(dataset))
     if density is not None:
         assert isinstance(network, Corrected)  # as the configuration says
@@ -48,13 +48,13 @@ def refit_base(network: nn.Module, config: FitConfig, dataset: Dataset) -> None:
 
 
 def take_weights(network: nn.Module, config: FitConfig) -> None:
-    """Put the weights of `config.initial` into a network.
+    """Load the weights of `config.initial` into a network.
 
-    The network and what its output means have to be the artefact's. Its process may be another
-    one where the network's clock is log SNR, which means the same noise under every schedule.
+    Network and prediction must match the artefact's. The process may differ if the network's clock
+    is log SNR, which means the same noise level under every schedule.
 
     Raises:
-        ConfigError: there is no such artefact, or it is of another network, prediction or clock.
+        ConfigError: the artefact is missing, or its network, prediction or clock differs.
     """
     name = str(config.initial)
     path = find_artefact(name, MODELS)

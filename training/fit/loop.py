@@ -1,11 +1,10 @@
-"""The fit: descend -K (or what the objective says) by AdamW, and keep the averaged weights.
+"""Train a model: minimise -K (or the configured objective) with AdamW and average the weights.
 
-    w_{n+1} = AdamW(w_n, grad loss(w_n; batch_n, t_n, noise_n)),   all three pure functions of
-    (seed, n)
+    w_{n+1} = AdamW(w_n, grad loss(w_n; batch_n, t_n, noise_n))
 
-so a fit that is killed and resumed ends, on the same machine and with the same number of threads,
-with the same weights as one that was not. SIGINT and SIGTERM end it after the step in hand, with a
-checkpoint.
+Batch, t and noise are pure functions of (seed, n), so a resumed fit ends with the same weights as
+an uninterrupted one, on the same machine with the same number of threads. SIGINT and SIGTERM end a
+fit after the current step, with a checkpoint.
 """
 
 import copy
@@ -37,16 +36,16 @@ from training.provenance import commit, device_name, versions
 
 
 class FitError(RuntimeError):
-    """A fit that cannot go on; the message says why and what to change."""
+    """A fit cannot continue; the message says why and what to change."""
 
 
 @dataclass(frozen=True)
 class RunOptions:
-    """How a fit is run; none of it is meant to change the weights beyond rounding.
+    """Options of a run that do not change the weights beyond rounding.
 
     Args:
         out: the run folder.
-        restart: ignore a checkpoint that is there.
+        restart: ignore an existing checkpoint.
         compile: torch.compile the network.
         save_every: steps between checkpoints.
         stop_at: end (with a checkpoint) after this step; None for the configuration's last.
@@ -60,13 +59,13 @@ class RunOptions:
 
 
 class Fit:
-    """One fit, from the configuration or from the run folder's checkpoint.
+    """One fit, started afresh or resumed from the run folder's checkpoint.
 
     Args:
-        config: what is fitted.
-        options: how it is run.
-        ranks: this process's place.
-        dataset: loaded data; read as the configuration says if left out.
+        config: the configuration.
+        options: how to run it.
+        ranks: this process's place among the ranks.
+        dataset: the data; by default loaded as the configuration says.
     """
 
     def __init__(
@@ -87,7 +86,7 @@ class Fit:
             take_weights(self.model.network, config)
         self.model.to(ranks.device)
         if self.space.kind == "image":
-            # torch.nn.Module.to takes it; its type stubs do not.
+            # torch.nn.Module.to accepts memory_format, but its type stubs do not.
             self.model.network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.network: nn.Module = self.model.network
         self.averaged = copy.deepcopy(self.model).eval()
@@ -123,7 +122,7 @@ class Fit:
             self.model.network = torch.compile(self.network)  # type: ignore[assignment]
 
     def run(self) -> bool:
-        """Fit to the end and save; False if a signal or `stop_at` ended it earlier."""
+        """Fit to the end and save; return False if a signal or `stop_at` ended it early."""
         if self.config.projection is not None:
             return self._project()
         last = min(self.config.steps, self.options.stop_at or self.config.steps)
@@ -149,26 +148,26 @@ class Fit:
         return self.step >= self.config.steps or self._turned()
 
     def _turned(self) -> bool:
-        """Whether the first rank, which looks, has seen the held-out bound turn."""
+        """Whether the first rank, which measures the held-out bound, has seen it stop growing."""
         return self.best is not None and self.ranks.any(self.best.turned)
 
     def _look(self, watch: Watch | None, last: int) -> None:
-        """Look at the averaged weights where it is time, and keep them if they are the best."""
+        """Measure the averaged weights if it is time to, and keep them if they are the best."""
         step, config = self.step, self.config.watch
         due = step % config.every == 0
         if watch is None or not (due or step == last):
             return
         values = watch.look(step)
-        # What a broken-off run sees at its end, the whole one does not.
+        # A run that stops early must not count this check: the full run would not make it.
         if self.best is not None and (due or step == self.config.steps):
             self.best.show(step, values)
         if step == last or step % (config.sheets or config.every) == 0:
             watch.draw(step)
 
     def _refit_base(self) -> None:
-        """Where the network added nothing, let what it was to correct learn from `valid` too.
+        """If the network improved nothing, refit the simple density to `valid` too.
 
-        While weights were compared it had not seen these rows, and so neither side was favoured.
+        Until now it must not see these rows, to keep the comparison fair.
         """
         if self.best is None or self.best.looks is None or self.best.looks.step:
             return
@@ -178,7 +177,7 @@ class Fit:
         self.best.weights = network.state_dict()
 
     def save(self) -> None:
-        """Write the checkpoint."""
+        """Write the checkpoint, from the first rank only."""
         if not self.ranks.first:
             return
         tensors = {
@@ -204,7 +203,7 @@ class Fit:
         state.save(self.options.out, document, tensors)
 
     def _advance(self) -> tuple[float, dict[str, float]]:
-        """One optimiser step: the batch's mean estimate of K in nats, and scalars to plot."""
+        """Do one optimiser step; return the batch's mean K estimate (nats) and scalars to plot."""
         config, ranks, step = self.config, self.ranks, self.step
         index = ranks.share(self.batches.at(step)).to(ranks.device)
         all_t, all_weight = self.steps.draw(step, config.batch)
@@ -212,7 +211,7 @@ class Fit:
         place = ranks.share(torch.arange(config.batch)).to(ranks.device)
         noise = counter_noise(config.seed, place, step, Stream.TRAINING)
         x_0 = self.space.to_model(self.rows[index])
-        # Dropout is the one thing that draws from torch's own generator.
+        # Only dropout draws from torch's own generator.
         torch.manual_seed(stream_seed(config.seed, f"dropout {ranks.rank}", step))
         rate = config.optimiser.rate(step, config.steps)
         for group in self.optimiser.param_groups:
@@ -226,7 +225,7 @@ class Fit:
         loss.value.backward()
         groups = [group["params"] for group in self.optimiser.param_groups]
         ranks.mean_gradients([parameter for group in groups for parameter in group])
-        # The schedule's gradient is clipped apart: its size says nothing of the network's.
+        # Clip the schedule's gradient separately: its scale is unrelated to the network's.
         limit = config.optimiser.clip or math.inf
         norm = max(nn.utils.clip_grad_norm_(group, limit) for group in groups)
         if not math.isfinite(float(norm)):
@@ -264,7 +263,7 @@ class Fit:
         )
 
     def _project(self) -> bool:
-        """Fit by variable projection, in one go: it is a matter of minutes."""
+        """Fit by variable projection in one go, without checkpoints, as it takes only minutes."""
         last = self.config.steps
         if self.step < last:
             with self._watch(last) as watch:

@@ -1,9 +1,8 @@
-"""What a fit shows of itself: a progress bar, TensorBoard scalars, and sheets of samples.
+"""Report a fit's progress: a progress bar, TensorBoard scalars, and sheets of samples.
 
-    held-out estimate = mean over a few rows of `valid` of K, a few stratified terms each, fixed
-    seed
+    held-out estimate = mean of K over a few rows of `valid`, from a few stratified terms each
 
-The same rows and noise each time, so the curve shows the model and not the draw.
+Rows and noise are the same each time, so the curve shows changes of the model only.
 """
 
 import math
@@ -26,19 +25,19 @@ from training.sheet import sheet
 
 
 def shown(space: DataSpace, nats: float) -> float:
-    """A mean bound in nats, in the data's unit: bits/dim count downwards, bits upwards."""
+    """Convert a mean bound in nats to the data's unit; bits/dim has its sign flipped."""
     bits = nats / math.log(2)
     return -bits / space.dims if space.unit == "bits/dim" else bits
 
 
 class Watch:
-    """Shows a fit. Only the first rank has one.
+    """Reports a fit's progress, on the first rank only.
 
     Args:
-        model: with the averaged weights.
+        model: the model with the averaged weights.
         held_out: rows of `valid`, model units, on the model's device.
-        convention: of the bound that is shown.
-        config: how much and how often.
+        convention: convention of the bound that is shown.
+        config: how much to measure, and how often.
         out: the run folder.
         first, last: the steps this run begins and ends at.
     """
@@ -73,7 +72,7 @@ class Watch:
         self.writer.close()
 
     def step(self, step: int, nats: float, scalars: dict[str, float]) -> None:
-        """After a step: its batch's mean bound estimate in nats, and what else is to be plotted."""
+        """Report a finished step: its batch's mean bound (nats), and other scalars to plot."""
         value = shown(self.space, nats)
         self._smooth = value if self._smooth is None else 0.98 * self._smooth + 0.02 * value
         self.bar.update(1)
@@ -83,7 +82,7 @@ class Watch:
         self._scalars(step, {f"train/{self.space.unit}": value, **scalars})
 
     def look(self, step: int) -> Tensor:
-        """The held-out estimate of the averaged weights, of each row, nats float64 [N]."""
+        """Measure the averaged weights on the held-out rows: bounds in nats, float64 [N]."""
         terms = max(self.config.terms, min_terms(self.model.T, self.convention))
         found = bound(
             self.model, self.held_out, seed=0, convention=self.convention, terms=terms, batch=256
@@ -94,7 +93,7 @@ class Watch:
         return found.bound
 
     def draw(self, step: int) -> None:
-        """A sheet of samples of the averaged weights."""
+        """Add a sheet of samples from the averaged weights to TensorBoard."""
         steps = min(self.config.sampler_steps, self.model.T)
         drawn = sample(self.model, self.config.samples, seed=0, sampler=Ancestral(steps=steps))
         picture = torch.from_numpy(sheet(self.space, self.space.to_data(drawn.cpu())))

@@ -1,11 +1,11 @@
-"""The loss of a batch:
+"""The training loss of a batch.
 
     loss = mean over rows of w_t (bound * -T term_t / dims + simple * error_t)
 
-With "bound" alone this is -K / dims without the prior's part, which no weight changes; a schedule
-that is learned does, and has it added. error_t is
-the mean square of eps - eps_hat = sqrt(SNR_t) (x_0hat - x_0) over elements (Ho, Jain and Abbeel
-2020, Equation 14), and for bits the cross-entropy of x_0.
+With "bound" alone this is -K / dims without the prior's part, which does not depend on the weights;
+it is added for a learned schedule, which does change it. error_t is the mean square of eps -
+eps_hat = sqrt(SNR_t) (x_0hat - x_0) over elements (Ho, Jain and Abbeel 2020, Equation 14), and for
+binary data the cross-entropy of x_0.
 """
 
 from dataclasses import dataclass
@@ -20,7 +20,7 @@ from diffusion.space import Convention
 
 @dataclass(frozen=True)
 class Loss:
-    """Of one rank's rows: the scalar to descend, and each row's term (nats, no gradient)."""
+    """The scalar loss of one rank's rows, and each row's term (nats, no gradient)."""
 
     value: Tensor
     terms: Tensor
@@ -28,7 +28,7 @@ class Loss:
 
 @dataclass(frozen=True)
 class Objective:
-    """The two losses and their weights, with the convention of the last step's term."""
+    """The weights of the two losses, and the convention of the last step's term."""
 
     bound: float
     simple: float

@@ -1,10 +1,10 @@
-"""The processes of a fit: data parallel over torchrun's ranks, and how a signal ends them.
+"""Run a fit data-parallel over torchrun's ranks, and end it cleanly on a signal.
 
     gradient = (1 / world) sum over ranks of the gradient of the rank's own mean loss
 
-Each rank takes rows rank, rank + world, ... of a batch, so the global batch is what the
-configuration says, whatever the number of ranks. One rank needs no process group and takes the same
-path. SIGINT and SIGTERM take effect after the current step.
+Each rank takes rows rank, rank + world, ... of a batch, so the global batch size does not depend on
+the number of ranks. A single rank runs the same code without a process group. SIGINT and SIGTERM
+take effect after the current step.
 """
 
 import os
@@ -35,7 +35,7 @@ class Ranks:
         return self.rank == 0
 
     def share(self, rows: Tensor) -> Tensor:
-        """This rank's rows of a global batch: strided, so that strata stay strata on each rank."""
+        """This rank's rows of a global batch, strided so that each rank stays stratified."""
         return rows[self.rank :: self.world]
 
     def check(self, batch: int) -> None:
@@ -44,7 +44,7 @@ class Ranks:
             raise ValueError(f"a batch of {batch} rows does not divide among {self.world} ranks")
 
     def mean_gradients(self, parameters: Sequence[nn.Parameter]) -> None:
-        """Average gradients over the ranks, as one flat array."""
+        """Average gradients over the ranks in one all-reduce."""
         if self.world == 1:
             return
         grads = [p.grad for p in parameters if p.grad is not None]
@@ -57,7 +57,7 @@ class Ranks:
             offset += grad.numel()
 
     def gather(self, values: Tensor) -> Tensor:
-        """Values [rows / world] of each rank, put back into the global batch's order [rows]."""
+        """Gather each rank's values [rows / world] in the global batch's order [rows]."""
         if self.world == 1:
             return values
         parts = [torch.empty_like(values) for _ in range(self.world)]
@@ -65,7 +65,7 @@ class Ranks:
         return torch.stack(parts, dim=1).flatten()
 
     def any(self, flag: bool) -> bool:
-        """Whether the flag is up on any rank; all ranks get the same answer."""
+        """Whether the flag is true on any rank; all ranks get the same answer."""
         if self.world == 1:
             return flag
         value = torch.tensor(float(flag), device=self.device)
@@ -73,13 +73,13 @@ class Ranks:
         return bool(value.item() > 0)
 
     def wait(self) -> None:
-        """Until every rank is here."""
+        """Wait for all ranks."""
         if self.world > 1:
             dist.barrier()
 
 
 def pick_device(name: str, local_rank: int = 0) -> torch.device:
-    """The device that `--device` names; "auto" takes a GPU if there is one."""
+    """The device named by `--device`; "auto" picks a GPU if there is one."""
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
     if name == "cuda":
@@ -91,7 +91,7 @@ def pick_device(name: str, local_rank: int = 0) -> torch.device:
 
 @contextmanager
 def ranks(device: str) -> Iterator[Ranks]:
-    """The ranks of this run: those of torchrun's variables, or this process alone."""
+    """Join torchrun's ranks, from its environment variables, or run as a single process."""
     world = int(os.environ.get("WORLD_SIZE", "1"))
     local = int(os.environ.get("LOCAL_RANK", "0"))
     place = pick_device(device, local)
@@ -112,7 +112,7 @@ INTERRUPTED = 130
 
 @contextmanager
 def signals() -> Iterator[list[int]]:
-    """Collects SIGINT and SIGTERM in a list instead of dying; a second one gets its usual way."""
+    """Collect the first SIGINT or SIGTERM in a list; a second one acts as usual."""
     caught: list[int] = []
     before: dict[int, Any] = {}
 
@@ -136,6 +136,6 @@ def signals() -> Iterator[list[int]]:
 
 
 def interrupted() -> int:
-    """Say that the work is saved; the exit status of a command that a signal ended."""
+    """Print that the work is saved, and return the exit status for an interrupted command."""
     print("interrupted and saved; the same command goes on", file=sys.stderr)
     return INTERRUPTED

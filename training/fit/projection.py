@@ -1,18 +1,18 @@
-"""Variable projection: the fit of basis functions whose readouts are always the best there are.
+"""Fit a basis-function network by variable projection, with its readouts solved in closed form.
 
 With x_0hat = W_t phi(x_t) and the variance u of x_0, elementwise, a step costs (nats)
 
     E KL_t = 1/2 E[(tau_t + r^2) / (tau_t + u) - 1 + log((tau_t + u) / tau_t)],
     r = x_0 - W_t phi(x_t),    tau_t = 1 / (SNR_{t-1} - SNR_t),
 
-so among W_t, u only centres and widths theta = (c, log w) need a search: with u constant the best
-readouts are those of least squares, and
+so only centres and widths theta = (c, log w) need a search: with u constant the best readouts W_t
+are the least-squares ones, and
 
     J(theta) = sum_{t=2..T} 1/2 log(1 + min_W E r^2 / tau_t)
 
-is descended by Levenberg and Marquardt's steps, the Jacobian of r that of a fixed W less what W
-takes back of it (Kaufman 1975). At the end u_t(x_t) = exp(z_t phi(x_t)) and W_t are fitted together
-by scoring. Gradients alone hardly move such a network: its functions overlap so much that good
+is minimised by Levenberg-Marquardt. The Jacobian of r is the one for fixed W, minus its projection
+on phi (Kaufman 1975). At the end u_t(x_t) = exp(z_t phi(x_t)) and W_t are fitted together by Fisher
+scoring. Gradient descent hardly moves such a network: its functions overlap so much that good
 readouts are large and cancel.
 Source: Golub and Pereyra 1973; Kaufman 1975; Jennrich and Sampson 1976 (scoring).
 """
@@ -30,13 +30,13 @@ from diffusion.networks import RBF
 from diffusion.noise import Stream, counter_noise
 from training.config import FitConfig
 
-#: Keeps a Gram matrix of functions that hardly differ invertible; a share of the rows.
+#: Ridge of the Gram matrix of nearly equal functions, as a share of the rows.
 RIDGE = 1e-12
-#: Longest step of a centre (model units) or of a log width.
+#: Largest step of a centre (model units) or of a log width.
 REACH = 0.5
-#: Least damping: with less, steps are long and end in poor places.
+#: Least damping: with less, steps are long and end in poor minima.
 DAMPING = 1e-4
-#: Steps of scoring, and the most that one changes a log variance.
+#: Fisher-scoring steps, and the most that one step changes a log variance.
 SCORINGS, STRIDE = 8, 1.5
 
 
@@ -45,7 +45,7 @@ Progress = Callable[[int], object]
 
 @dataclass(frozen=True)
 class Draws:
-    """What a search is held against: x_0 [N, D] and for t = 2..T x_t [T - 1, N, D], tau [T - 1]."""
+    """The rows of a search: x_0 [N, D], and for t = 2..T, x_t [T - 1, N, D] and tau [T - 1]."""
 
     x_0: Tensor
     x_t: Tensor
@@ -54,12 +54,12 @@ class Draws:
 
 @dataclass(frozen=True)
 class Projected:
-    """Where a search is: the network's functions and all that their best readouts leave.
+    """One point of a search: the basis functions, their best readouts and the residuals.
 
     Attributes:
-        network: in float64.
+        network: the functions, in float64.
         phi: [T - 1, N, units].
-        factor: of phi's Gram matrices, lower triangular [T - 1, units, units].
+        factor: Cholesky factors of phi's Gram matrices, [T - 1, units, units].
         weight: W transposed, [T - 1, units, D].
         left: r, [T - 1, N, D].
         share: E r^2 / tau, [T - 1, 1, D].
@@ -79,19 +79,19 @@ class Projected:
 def project(
     model: DiffusionModel, x_0: Tensor, config: FitConfig, progress: Progress | None = None
 ) -> None:
-    """Fit centres, widths and readouts, on one draw of x_t a row and step.
+    """Fit centres, widths and readouts, on one draw of x_t per row and step.
 
-    Centres begin as draws of unit variance, the data's, with widths that grow outwards. `steps` are
-    those of the search, on the first `batch` rows; the readouts are those of `projection.rows`.
+    The search takes `steps` steps on the first `batch` rows; the readouts are fitted to
+    `projection.rows` rows.
 
     Args:
-        model: of prediction "x_0" and variance "moment", with an RBF; its network is changed.
+        model: an RBF model with prediction "x_0" and variance "moment"; its network is changed.
         x_0: data, [N, D], model units.
-        config: of the fit, with a projection.
-        progress: called with the number of steps just made.
+        config: the fit's configuration, with a projection.
+        progress: called with the number of steps just done.
     """
     network, settings = model.network, config.projection
-    assert isinstance(network, RBF)  # the configuration sees to both
+    assert isinstance(network, RBF)  # the configuration ensures both
     assert settings is not None
     draws = draw(model, x_0[: config.batch], config.seed)
     found = search(start(network, config.seed), draws, config.steps, progress).network
@@ -100,7 +100,7 @@ def project(
 
 
 def draw(model: DiffusionModel, x_0: Tensor, seed: int) -> Draws:
-    """One x_t for each row and t = 2..T, float64."""
+    """Draw one x_t for each row and t = 2..T, float64."""
     x, t = x_0.double(), torch.arange(1, model.T + 1)
     snr = model.process.log_snr(t).exp()
     x_t = torch.stack([_noised(model, x, int(at), seed) for at in t[1:]])
@@ -108,9 +108,9 @@ def draw(model: DiffusionModel, x_0: Tensor, seed: int) -> Draws:
 
 
 def start(network: RBF, seed: int) -> RBF:
-    """The network in float64, with centres c drawn anew and widths (1 + |c|) / 2.
+    """A float64 copy of the network with centres c ~ N(0, I) and widths (1 + |c|) / 2.
 
-    Functions of one width are of one kind, and a search from them seldom ends well.
+    The data have unit variance. A search that starts from equal widths seldom ends well.
     """
     begin = copy.deepcopy(network).double()
     noise = counter_noise(seed, torch.arange(len(begin.centres)), 0, Stream.DATA)
@@ -120,7 +120,7 @@ def start(network: RBF, seed: int) -> RBF:
 
 
 def search(network: RBF, draws: Draws, steps: int, progress: Progress | None = None) -> Projected:
-    """Descend J by so many steps of Levenberg and Marquardt, fewer where none gains anything."""
+    """Minimise J by at most `steps` Levenberg-Marquardt steps; stop early without progress."""
     now, damping = projected(network, draws), 1e-2
     for _ in range(steps):
         gradient, curvature = slopes(now, draws)
@@ -141,14 +141,14 @@ def search(network: RBF, draws: Draws, steps: int, progress: Progress | None = N
 
 
 def projected(network: RBF, draws: Draws) -> Projected:
-    """J and what it is made of, at one choice of functions; inf where they cannot be told apart."""
+    """Evaluate J at one choice of functions; inf if the Gram matrix is singular."""
     steps, rows, _ = draws.x_t.shape
     phi = network.basis(draws.x_t.flatten(0, 1)).unflatten(0, (steps, rows))
     ridge = RIDGE * rows * torch.eye(phi.shape[-1], dtype=phi.dtype)
     factor, failed = torch.linalg.cholesky_ex(phi.mT @ phi + ridge)
     weight = torch.cholesky_solve(phi.mT @ draws.x_0, factor)
     left = draws.x_0 - phi @ weight
-    # The ridge is part of what is least, so that J has the slope that `slopes` says.
+    # J includes the ridge, so that its gradient is the one `slopes` computes.
     square = left.square().mean(1, keepdim=True) + RIDGE * weight.square().sum(1, keepdim=True)
     share = square / draws.tau[:, None, None]
     cost = float(0.5 * torch.log1p(share).sum())
@@ -158,9 +158,9 @@ def projected(network: RBF, draws: Draws) -> Projected:
 
 
 def slopes(now: Projected, draws: Draws) -> tuple[Tensor, Tensor]:
-    """Minus the gradient of N J by theta, and its Gauss-Newton curvature: [P], [P, P].
+    """Minus the gradient of N J in theta, [P], and its Gauss-Newton curvature, [P, P].
 
-    P runs over units, each with its D centres and its log width. d(W phi) / d l_j =
+    P runs over units, each with D centre coordinates and a log width. d(W phi) / d l_j =
     phi_j (W_j - W phi) for the exponent l_j = -|x - c_j|^2 / (2 w_j^2) of unit j.
     """
     narrow = (-2 * now.network.log_widths).exp()[:, None]
@@ -182,7 +182,7 @@ def slopes(now: Projected, draws: Draws) -> tuple[Tensor, Tensor]:
 
 
 def readouts(model: DiffusionModel, network: RBF, x_0: Tensor, seed: int) -> None:
-    """Give the network, float64, the readouts W_t and z_t that make E KL_t least, t = 1..T."""
+    """Set the float64 network's readouts W_t and z_t to minimise E KL_t for t = 1..T."""
     process, x = model.process, x_0.double()
     snr = process.log_snr(torch.arange(model.T + 1)).exp()  # infinite at t = 0
     for t in range(1, model.T + 1):
@@ -195,10 +195,10 @@ def readouts(model: DiffusionModel, network: RBF, x_0: Tensor, seed: int) -> Non
 
 
 def readout(phi: Tensor, x_0: Tensor, tau: float) -> tuple[Tensor, Tensor]:
-    """The least of E KL over W and z of u = exp(z phi): float64 [units, D] each.
+    """The W and z that minimise E KL with u = exp(z phi), float64 [units, D] each.
 
-    One after the other: W by least squares weighted by 1 / (tau + u), z by a step of scoring, its
-    information E s^2 phi phi^T / 2 with s = u / (tau + u).
+    Alternates least squares for W, weighted by 1 / (tau + u), and a Fisher-scoring step for z, with
+    information E s^2 phi phi^T / 2, s = u / (tau + u).
 
     Args:
         phi: [N, units].
@@ -218,7 +218,7 @@ def readout(phi: Tensor, x_0: Tensor, tau: float) -> tuple[Tensor, Tensor]:
             w = torch.linalg.solve(precise.mT @ phi + RIDGE * eye, precise.mT @ x)
             share = (phi @ z).exp() * precision
             slope = phi.mT @ (share * (1 - (tau + (x - phi @ w).square()) * precision))
-            # Functions that hardly matter to the variance stay where they are.
+            # Keep the coefficients of functions that hardly affect the variance.
             held = (1e-6 * share.square().mean() + RIDGE) * eye
             step = torch.linalg.solve((phi * share.square()[:, None]).mT @ phi + held, slope)
             z = z - step * (STRIDE / (phi @ step).abs().max()).clamp(max=1)

@@ -1,11 +1,11 @@
-"""A schedule that is fitted with the network, by gradient on K with the noise frozen.
+"""Learn the noise schedule together with the network, by the gradient of K with fixed noise.
 
-    learn = "beta":       beta_t = sigmoid(theta_t), t = 2..T; beta_1 stays as it began
+    learn = "beta":       beta_t = sigmoid(theta_t), t = 2..T; beta_1 is kept
     learn = "log_snr":    log SNR_t = l_1 - span * (w_2 + .. + w_t),  w = softmax(theta)
 
-In both x_t = sqrt(alpha_bar_t) x_0 + sqrt(1 - alpha_bar_t) n with n held still, so the gradient of
-K reaches the table through x_t, through every coefficient and through the network's clock. Any
-theta is a valid table: beta in (0, 1), log SNR falling from step to step.
+In both, x_t = sqrt(alpha_bar_t) x_0 + sqrt(1 - alpha_bar_t) n with n fixed, so the gradient of K
+reaches the table through x_t, through every coefficient and through the network's clock. Any theta
+gives a valid table: beta in (0, 1), log SNR decreasing in t.
 Source: Sohl-Dickstein et al. 2015, Section 2.4.1; Kingma et al. 2021, Section 3.2 and appendix H.
 """
 
@@ -21,16 +21,16 @@ from training.config import FitConfig, ScheduleConfig
 from training.fit import checkpoint as state
 from training.fit.weights import Average
 
-#: Share of the span, or of beta's own range, that no step is left without: theta may run away.
+#: Least share of the span, or of beta's range, per step: theta itself is unbounded.
 FLOOR = 1e-12
 
 
 class LearnedSchedule(nn.Module):
-    """The table as a function of its parameters; at first the table it started from.
+    """A table of beta as a function of learnable parameters.
 
     Args:
         config: what is learned.
-        start: beta, float64 [T + 1].
+        start: the initial beta, float64 [T + 1].
     """
 
     def __init__(self, config: ScheduleConfig, start: Tensor) -> None:
@@ -62,13 +62,13 @@ class LearnedSchedule(nn.Module):
 
 
 class Learning:
-    """A schedule in the course of a fit: its parameters and their average, each under its model.
+    """The learned schedule of a fit and its moving average, applied to their two models.
 
     Args:
         config: what is learned.
-        decay: of the average.
-        model: that is fitted.
-        averaged: that holds the averaged weights.
+        decay: decay of the average.
+        model: the model that is fitted.
+        averaged: the model that holds the averaged weights.
     """
 
     def __init__(
@@ -80,29 +80,29 @@ class Learning:
         self.average = Average(self.now, self.mean, decay)
 
     def parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
-        """What the optimiser moves, by name."""
+        """The trainable parameters, by name."""
         for name, parameter in self.now.named_parameters(prefix="schedule"):
             if parameter.requires_grad:
                 yield name, parameter
 
     def begin(self) -> None:
-        """Put the model under the table as it is now, so that gradients reach its parameters."""
+        """Set the model's schedule to the current table, so that gradients reach it."""
         self.model.process.take(self.now.beta())
 
     def update(self, n: int) -> None:
-        """After optimiser step n: the average, and the averaged model under it."""
+        """Update the average after optimiser step n, and the averaged model's schedule."""
         self.average.update(n)
         self._settle()
 
     def tensors(self) -> dict[str, Tensor]:
-        """Its part of a checkpoint."""
+        """The schedule's tensors in a checkpoint."""
         return {
             **state.named("schedule", self.now.state_dict()),
             **state.named("schedule_average", self.mean.state_dict()),
         }
 
     def load(self, tensors: dict[str, Tensor]) -> None:
-        """The inverse of `tensors`."""
+        """Restore the state from a checkpoint's tensors."""
         self.now.load_state_dict(state.under("schedule", tensors))
         self.mean.load_state_dict(state.under("schedule_average", tensors))
         self._settle()
@@ -112,7 +112,7 @@ class Learning:
 
 
 def averaged_table(config: FitConfig, tensors: dict[str, Tensor]) -> Tensor | None:
-    """The table of a checkpoint's averaged model, float64 [T + 1]; None if it is not learned."""
+    """The learned table of a checkpoint's averaged model, float64 [T + 1], or None."""
     if config.schedule is None:
         return None
     schedule = LearnedSchedule(config.schedule, config.process.build().beta)

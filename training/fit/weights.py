@@ -1,12 +1,12 @@
-"""The weights that a fit keeps: their moving average, and the best of these by the held-out bound.
+"""Average a fit's weights, and keep the average with the best held-out bound.
 
     average:  m <- m + (1 - d_n)(w - m),    d_n = min(decay, (1 + n) / (10 + n))
     better:   mean_n (K_n - best_n) > z * its standard error,    n = 1..N rows of valid
 
 The warm-up of d_n forgets the first, random weights quickly. z is 1, and 2 against the first
-weights: a fit that starts from a simple density looks many times, and stays there unless the
-network has seen more in the data. Both bounds use the same noise, so that little of the error is
-the draw's. The fit is over after `patience` looks without a better one.
+weights: a fit that starts from a simple density is checked many times, and should leave it only
+for a real gain. Both bounds use the same noise, to keep the error of their difference small. The
+fit ends after `patience` checks without improvement.
 """
 
 from collections.abc import Iterable
@@ -16,13 +16,13 @@ from pydantic import BaseModel, ConfigDict
 from torch import Tensor, nn
 
 FIRST = 2.0
-"""Standard errors by which others have to be better than the first weights."""
+"""Standard errors by which later weights must beat the first ones."""
 
 
 class Looks(BaseModel):
-    """What was seen so far: the best held-out bound in nats, its step, and looks made since.
+    """The best held-out bound so far.
 
-    `values` are the rows' own.
+    `nats` is its mean, `values` its rows, `step` its step, `since` the number of checks since then.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -34,15 +34,15 @@ class Looks(BaseModel):
 
 
 class Best:
-    """Keeps the best of the weights that it is shown.
+    """Keeps the averaged weights with the best held-out bound.
 
     Args:
-        network: of averaged weights.
-        patience: looks without a better bound that end the fit.
+        network: the network with the averaged weights.
+        patience: number of checks without improvement that ends the fit.
 
     Attributes:
-        looks: what was seen; None before the first look.
-        weights: the best ones; empty before the first look.
+        looks: the best bound; None before the first check.
+        weights: the best weights; empty before the first check.
     """
 
     def __init__(self, network: nn.Module, patience: int) -> None:
@@ -52,12 +52,12 @@ class Best:
 
     @property
     def turned(self) -> bool:
-        """Whether the held-out bound has not grown for so long that the fit is over."""
+        """Whether `patience` checks have passed without improvement, so that the fit is over."""
         return self.looks is not None and self.looks.since >= self.patience
 
     @torch.no_grad()
     def show(self, step: int, values: Tensor) -> None:
-        """After a look at the weights of `step`: the rows' bounds in nats, float64 [N]."""
+        """Take the held-out bounds (nats, float64 [N]) of step `step`; keep its weights if best."""
         errors = 1.0 if self.looks and self.looks.step else FIRST
         if self.looks is None or _better(values, self.looks.values, errors):
             nats = float(values.mean())
@@ -67,7 +67,7 @@ class Best:
             self.looks = self.looks.model_copy(update={"since": self.looks.since + 1})
 
     def load(self, looks: Looks | None, weights: dict[str, Tensor], anew: bool) -> None:
-        """Go on from a checkpoint; `anew` where a fit that was over is to go on."""
+        """Restore the state of a checkpoint; `anew` resets the patience, to extend a fit."""
         self.looks = looks
         if looks is not None and anew:
             self.looks = looks.model_copy(update={"since": 0})
@@ -75,18 +75,18 @@ class Best:
 
 
 def _better(values: Tensor, best: tuple[float, ...], errors: float) -> bool:
-    """Whether the gain is above so many standard errors; of one row, above 0. NaN is no better."""
+    """Whether the mean gain exceeds `errors` standard errors (0 for one row); False for NaN."""
     gain = values - torch.tensor(best, dtype=values.dtype)
     error = float(gain.std()) / len(gain) ** 0.5 if len(gain) > 1 else 0.0
     return float(gain.mean()) > errors * error
 
 
 class Average:
-    """Keeps the average of `source`'s parameters in the parameters of `target`, a copy of it.
+    """Keeps the moving average of `source`'s parameters in `target`, a copy of it.
 
     Args:
         source: the network that is fitted.
-        target: the network that holds the average; buffers are copied as they are.
+        target: the network that holds the average; buffers are copied, not averaged.
         decay: d, the limit of d_n.
     """
 
@@ -99,7 +99,7 @@ class Average:
 
     @torch.no_grad()
     def update(self, n: int) -> None:
-        """Take the weights after optimiser step n (0, 1, ...) into the average."""
+        """Update the average with the weights after optimiser step n (0, 1, ...)."""
         keep = min(self.decay, (1.0 + n) / (10.0 + n))
         torch._foreach_lerp_(self._means, self._weights, 1.0 - keep)
         copy_buffers(self.source.buffers(), self.target.buffers())

@@ -1,9 +1,9 @@
-"""Conversion: a model that another library trained, as an artefact; and an artefact for diffusers.
+"""Convert models trained by other libraries to artefacts, and artefacts to diffusers pipelines.
 
     source files  ->  Found (network, process, space, tensors)  ->  models/NAME
 
-Nothing is dropped: every tensor of a source is used, or the conversion is refused with its name.
-No file is unpickled but by `torch.load(weights_only=True)`, and no code is run that comes in one.
+Every tensor of a source is used, or the conversion is refused and names it. Pickled files are read
+only by `torch.load(weights_only=True)`, so no code in them runs.
 """
 
 from training.convert.diffusers import write_diffusers

@@ -1,9 +1,9 @@
-"""diffusers' folders, read and written: a DDPM or DDIM pipeline with a UNet2DModel, of pixels.
+"""Read and write diffusers folders of pixel-space DDPM or DDIM pipelines with a UNet2DModel.
 
 model_index.json    unet/config.json    unet/diffusion_pytorch_model.safetensors (or .bin)
-scheduler/scheduler_config.json         (or all of them in one folder, as at first)
+scheduler/scheduler_config.json         (or all in one folder, as in early versions)
 
-What is written has the same tensors to the bit.
+Writing keeps the tensors bit for bit.
 """
 
 import json
@@ -33,15 +33,15 @@ WEIGHTS = (
     "diffusion_pytorch_model.bin.index.json",
 )
 
-#: How attention was named before diffusers 0.15.
+#: Names of attention layers before diffusers 0.15 -> today's.
 _OLD = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
 
 
 def our_tensors(tensors: Mapping[str, Tensor], config: UNetConfig, where: str) -> dict[str, Tensor]:
-    """diffusers' tensors by our names, every one of them.
+    """Rename all of diffusers' tensors to our names.
 
     Raises:
-        ConvertError: one is missing, too many or of another shape.
+        ConvertError: a tensor is missing, unexpected or of another shape.
     """
     renamed = {
         ".".join(_OLD.get(part, part) for part in name.split(".")): tensor
@@ -56,15 +56,15 @@ def our_tensors(tensors: Mapping[str, Tensor], config: UNetConfig, where: str) -
 
 
 def read_diffusers(folder: Path, size: tuple[int, int] | None, levels: int) -> Found:
-    """A pipeline's folder.
+    """Read a pipeline's folder.
 
     Args:
-        folder: that holds model_index.json.
-        size: height and width, where the folder does not say.
-        levels: of the images that it was trained on.
+        folder: the folder with model_index.json.
+        size: height and width, if the folder does not give them.
+        levels: number of levels of the training images.
 
     Raises:
-        ConvertError: what cannot be converted, named.
+        ConvertError: something cannot be converted; the message names it.
     """
     index = read_json(folder / "model_index.json")
     check_index(index, folder)
@@ -108,7 +108,7 @@ def read_diffusers(folder: Path, size: tuple[int, int] | None, levels: int) -> F
 
 
 def check_index(index: Mapping[str, Any], folder: Path) -> None:
-    """Raise ConvertError unless it is an unconditional pipeline of pixels."""
+    """Raise ConvertError unless it is an unconditional pixel-space pipeline."""
     kind = index.get("_class_name")
     parts = {name: value for name, value in index.items() if isinstance(value, list) and any(value)}
     others = {name: value for name, value in parts.items() if name not in ("unet", "scheduler")}
@@ -130,24 +130,24 @@ def check_index(index: Mapping[str, Any], folder: Path) -> None:
 
 
 def _part(folder: Path, name: str) -> Path:
-    """Where a part's files are: in a folder of its name, or beside the index as at first."""
+    """The folder of a part's files: its own, or the index's, as in early versions."""
     return folder / name if (folder / name).is_dir() else folder
 
 
-#: The oldest that is known to read what is written here.
+#: The oldest diffusers version known to read what is written here.
 DIFFUSERS = "0.36.0"
 
 
 def write_diffusers(model: DiffusionModel, metadata: Metadata, folder: Path) -> Path:
-    """Write an artefact as a DDPMPipeline of diffusers; returns its folder.
+    """Write an artefact as a diffusers DDPMPipeline, and return its folder.
 
     Args:
-        model: as `checkpoint.load` gives it.
-        metadata: its document.
-        folder: to be made, or empty.
+        model: the model, as `checkpoint.load` returns it.
+        metadata: its metadata, likewise.
+        folder: a new or empty folder.
 
     Raises:
-        ConvertError: diffusers has no such network or process; what it lacks is named.
+        ConvertError: diffusers has no such network or process; the message says what it lacks.
     """
     network, process = metadata.network, metadata.process
     problems = _problems(metadata)
@@ -155,7 +155,7 @@ def write_diffusers(model: DiffusionModel, metadata: Metadata, folder: Path) -> 
         raise ConvertError(
             f"{metadata.name} cannot be a pipeline of diffusers: {'; '.join(problems)}"
         )
-    assert isinstance(network, UNetConfig)  # `_problems` sees to it
+    assert isinstance(network, UNetConfig)  # `_problems` ensures these
     assert isinstance(process, GaussianConfig)
     assert metadata.variance is not None
     if folder.exists() and any(folder.iterdir()):
@@ -182,7 +182,7 @@ def write_diffusers(model: DiffusionModel, metadata: Metadata, folder: Path) -> 
 
 
 def _problems(metadata: Metadata) -> list[str]:
-    """What diffusers has no word for."""
+    """List the properties of an artefact that diffusers cannot express."""
     problems = []
     if not isinstance(metadata.process, GaussianConfig):
         problems.append(f"its process is {metadata.process.kind}, theirs are Gaussian")

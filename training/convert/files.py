@@ -1,4 +1,4 @@
-"""A source's files: settings as JSON, weights as safetensors, or pickled and read as data only."""
+"""Read a source's files: JSON settings, and safetensors or pickled weights as data only."""
 
 import hashlib
 import json
@@ -25,10 +25,10 @@ def sha256(path: Path) -> str:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object.
+    """Read a JSON object.
 
     Raises:
-        ConvertError: no such file, or another thing in it.
+        ConvertError: the file is missing or holds something else.
     """
     try:
         found = json.loads(path.read_text())
@@ -42,10 +42,10 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def checked(settings: Mapping[str, Any], kind: type[Document], where: str) -> Document:
-    """Settings as a document; what it cannot hold is named.
+    """Validate settings as a document of type `kind`.
 
     Raises:
-        ConvertError: a key that is not known or a value that is not supported.
+        ConvertError: a key is unknown or a value is not supported; the message names each.
     """
     try:
         return kind.model_validate(dict(settings))
@@ -58,10 +58,10 @@ def checked(settings: Mapping[str, Any], kind: type[Document], where: str) -> Do
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:
-    """The tensors of a .safetensors file, of a sharded one by its index, or of a pickled one.
+    """Read the tensors of a .safetensors file, an index of shards, or a pickled file.
 
     Raises:
-        ConvertError: not readable, or other things than tensors in it.
+        ConvertError: the file is unreadable or holds something other than tensors.
     """
     if path.name.endswith(".index.json"):
         parts = [read_tensors(shard) for shard in shards(path)]
@@ -78,10 +78,10 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
 
 
 def shards(path: Path) -> list[Path]:
-    """The files that an index names, all beside it; none of what is no index.
+    """The files that a shard index names, all beside it; [] if `path` is not an index.
 
     Raises:
-        ConvertError: an index that names none.
+        ConvertError: the index names no files.
     """
     if not path.name.endswith(".index.json"):
         return []
@@ -91,8 +91,8 @@ def shards(path: Path) -> list[Path]:
     return [path.parent / Path(name).name for name in sorted(set(held.values()))]
 
 
-def read_pickled(path: Path) -> Any:  # noqa: ANN401  (what a checkpoint holds)
-    """What `torch.save` wrote, as data: a pickle that would call anything is refused unrun."""
+def read_pickled(path: Path) -> Any:  # noqa: ANN401  (a checkpoint's contents)
+    """Read a `torch.save` file as data; a pickle that would run code is refused."""
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
@@ -102,12 +102,12 @@ def read_pickled(path: Path) -> Any:  # noqa: ANN401  (what a checkpoint holds)
             f"{path}: refused, nothing of it was run: it holds more than tensors "
             f"({reason.strip()}): ask its author for a .safetensors file"
         ) from error
-    except Exception as error:  # a file can be wrong in any way
+    except Exception as error:  # a bad file can raise anything
         raise ConvertError(f"{path}: not a readable file of torch.save ({error})") from error
 
 
-def only_tensors(found: Any, path: Path) -> dict[str, Tensor]:  # noqa: ANN401  (of a checkpoint)
-    """A state dict and nothing else."""
+def only_tensors(found: Any, path: Path) -> dict[str, Tensor]:  # noqa: ANN401  (a checkpoint's contents)
+    """Check that `found` is a state dict of tensors only, and return it."""
     if not isinstance(found, dict):
         raise ConvertError(
             f"{path}: a state dict was expected (names and tensors), came {type(found).__name__}"
@@ -122,10 +122,10 @@ def only_tensors(found: Any, path: Path) -> dict[str, Tensor]:  # noqa: ANN401  
 
 
 def as_float32(tensors: Mapping[str, Tensor], path: Path) -> dict[str, Tensor]:
-    """The same in float32.
+    """Convert the tensors to float32.
 
     Raises:
-        ConvertError: NaN, infinity, or numbers that are no weights.
+        ConvertError: a tensor holds NaN or infinity, or is not a dense float tensor.
     """
     for name, tensor in tensors.items():
         if not tensor.is_floating_point() or tensor.layout != torch.strided:

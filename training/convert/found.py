@@ -1,4 +1,4 @@
-"""What is found in a source: every fact that an artefact needs, and the network's tensors."""
+"""The contents of a converted source: all an artefact needs, and the network's tensors."""
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -15,26 +15,26 @@ from diffusion.space import DataSpace
 
 
 class ConvertError(ValueError):
-    """A source that cannot be converted; the message names what was found and why not."""
+    """A source cannot be converted; the message says what was found and why not."""
 
 
 @dataclass(frozen=True)
 class Found:
-    """A source, read.
+    """The contents of a source, in this project's terms.
 
     Attributes:
-        library: that wrote it.
-        title: what it is, in a line.
-        network: its configuration.
-        schedule: the process's.
-        T: its number of steps.
-        table: beta, float64 [T + 1], where the schedule is a table; else None.
+        library: the library that wrote it.
+        title: one-line description.
+        network: configuration of the network.
+        schedule: schedule of the process.
+        T: number of steps.
+        table: beta, float64 [T + 1], if the schedule is a table; else None.
         prediction, variance: what the network's output means.
-        space: what an example is.
-        tensors: of the network, float32, by our names.
+        space: the data space.
+        tensors: the network's tensors, float32, by our names.
         files: sha256 of each file that was read.
         documents: the source's own settings.
-        notes: what it says of its sampler, and an artefact does not hold.
+        notes: sampler settings that an artefact does not keep.
     """
 
     library: Literal["diffusers", "openai"]
@@ -52,10 +52,10 @@ class Found:
     notes: tuple[str, ...] = field(default=())
 
     def build(self, name: str, training: Provenance) -> tuple[DiffusionModel, Metadata]:
-        """The model with the source's weights, in evaluation mode, and its document.
+        """Build the model with the source's weights, in evaluation mode, and its metadata.
 
         Raises:
-            ValueError: the parts do not fit each other.
+            ValueError: the parts are inconsistent.
         """
         metadata = Metadata(
             name=name,
@@ -69,21 +69,21 @@ class Found:
         model = metadata.build()
         model.network.load_state_dict(self.tensors)
         if isinstance(self.schedule, TableSchedule):
-            assert self.table is not None  # where "table" was asked for
+            assert self.table is not None  # a table schedule comes with its table
             model.process.take(self.table)
         model.process.check_signal(self.prediction)
         return model.eval().requires_grad_(False), metadata
 
 
 def pixels(channels: int, size: tuple[int, int], levels: int) -> DataSpace:
-    """The space of images whose levels 0..levels - 1 were scaled to -1..1 for the network."""
+    """The space of images with levels 0..levels - 1, scaled to -1..1 for the network."""
     half = (levels - 1) / 2
     shape = (channels, *size)
     return DataSpace(kind="image", shape=shape, shift=half, scale=half, levels=levels)
 
 
 def named(names: Iterable[str], most: int = 6) -> str:
-    """The first few names, in words."""
+    """The first `most` names as text, and how many more there are."""
     listed = sorted(names)
     more = f" and {len(listed) - most} more" if len(listed) > most else ""
     return ", ".join(listed[:most]) + more
@@ -93,8 +93,8 @@ def take(tensors: Mapping[str, Tensor], wanted: Mapping[str, Tensor], where: str
     """Raise ConvertError unless `tensors` are exactly the wanted ones, by name and shape.
 
     Args:
-        tensors: by the source's names.
-        wanted: of the same names, tensors of the shapes that the network needs.
+        tensors: the source's tensors, by its names.
+        wanted: tensors of the required shapes, by the same names.
         where: the file, for the message.
     """
     missing, foreign = wanted.keys() - tensors.keys(), tensors.keys() - wanted.keys()

@@ -1,7 +1,7 @@
-"""Checkpoints of openai/improved-diffusion and openai/guided-diffusion: a `.pt` and its flags.
+"""Read checkpoints of openai/improved-diffusion and openai/guided-diffusion: a `.pt` and its flags.
 
 Their `UNetModel` (Nichol and Dhariwal 2021, appendix A; Dhariwal and Nichol 2021) is ours under
-other names, with the queries, keys and values of an attention in one tensor.
+other names, with an attention's queries, keys and values in one tensor.
 """
 
 from collections.abc import Mapping
@@ -19,7 +19,7 @@ from training.config import Frozen
 from training.convert.files import as_float32, checked, sha256
 from training.convert.found import ConvertError, Found, pixels, take
 
-#: Where their flag channel_mult is empty, it follows from image_size.
+#: The channel_mult that their code uses for each image_size if the flag is empty.
 MULTIPLES = {
     256: (1, 1, 2, 2, 4, 4),
     128: (1, 1, 2, 3, 4),
@@ -28,7 +28,7 @@ MULTIPLES = {
 }
 GROUPS = 32
 
-#: Within a residual block, an attention or a resampling: our layer -> theirs.
+#: Our layer -> theirs, within a residual block, an attention or a resampling layer.
 _LAYERS = {
     "norm1": "in_layers.0",
     "conv1": "in_layers.2",
@@ -45,11 +45,11 @@ _LAYERS = {
 
 
 class Flags(Frozen):
-    """Their command-line flags of the model and the diffusion, with their defaults.
+    """Their command-line flags for the model and the diffusion, with their defaults.
 
-    `rescale_timesteps` is on by default in improved-diffusion and off in guided-diffusion, which
-    matters where there are not 1000 steps: it must be said then. `use_kl`,
-    `rescale_learned_sigmas`, `use_checkpoint` and `use_fp16` are of training and speed alone.
+    `rescale_timesteps` is on by default in improved-diffusion and off in guided-diffusion, and must
+    be given unless there are 1000 steps, where it has no effect. `use_kl`,
+    `rescale_learned_sigmas`, `use_checkpoint` and `use_fp16` affect only training and speed.
     """
 
     image_size: PositiveInt = 64
@@ -106,7 +106,7 @@ class Flags(Frozen):
 
     @property
     def multiples(self) -> tuple[int, ...]:
-        """The width of each level over num_channels."""
+        """The width of each level as a multiple of num_channels."""
         if self.channel_mult:
             return tuple(int(part) for part in self.channel_mult.split(","))
         if self.image_size not in MULTIPLES:
@@ -124,7 +124,7 @@ class Flags(Frozen):
         return "lower" if self.sigma_small else "upper"
 
     def network(self) -> UNetConfig:
-        """Our network that is the same function."""
+        """Our equivalent network."""
         sides = {self.image_size // int(side) for side in self.attention_resolutions.split(",")}
         each_head = self.num_head_channels
         return UNetConfig(
@@ -146,7 +146,7 @@ class Flags(Frozen):
         )
 
     def schedule(self) -> Schedule:
-        """beta, for 1000 steps as DDPM's and for others scaled by 1000 / T; or the cosine."""
+        """DDPM's linear beta, scaled by 1000 / T, or the cosine schedule."""
         if self.noise_schedule == "cosine":
             return CosineSchedule()
         scale = 1000 / self.diffusion_steps
@@ -154,7 +154,7 @@ class Flags(Frozen):
 
 
 def places(config: UNetConfig) -> dict[str, str]:
-    """Our blocks' names -> theirs, "down.1.attn.0" -> "input_blocks.5.1" and so on."""
+    """Map our blocks' names to theirs, such as "down.1.attn.0" to "input_blocks.5.1"."""
     found = {"conv_in": "input_blocks.0.0", "time_in": "time_embed.0", "time_out": "time_embed.2"}
     found |= {"norm_out": "out.0", "conv_out": "out.2"}
     found |= {"mid.res.0": "middle_block.0", "mid.attn.0": "middle_block.1"}
@@ -181,15 +181,15 @@ def places(config: UNetConfig) -> dict[str, str]:
 
 
 def openai_key(name: str, where: Mapping[str, str]) -> str:
-    """Name the parameter of theirs that holds one of ours.
+    """Their name of the parameter that holds one of ours.
 
     Args:
         name: a key of `UNet.state_dict()`.
-        where: `places` of its configuration.
+        where: the result of `places` for its configuration.
     """
     block = next(place for place in where if name.startswith(f"{place}."))
     layer, _, kind = name.removeprefix(f"{block}.").rpartition(".")
-    if layer == "conv":  # of a resampling; down it is named for what it does
+    if layer == "conv":  # resampling layer; theirs is "op" on the way down
         layer = "op" if block.startswith("down") else "conv"
     return ".".join(part for part in (where[block], _LAYERS.get(layer, layer), kind) if part)
 
@@ -197,17 +197,17 @@ def openai_key(name: str, where: Mapping[str, str]) -> str:
 def our_tensors(
     tensors: Mapping[str, Tensor], config: UNetConfig, *, split_first: bool, where: str
 ) -> dict[str, Tensor]:
-    """Their tensors by our names, every one of them.
+    """Rename all of their tensors to our names.
 
     Args:
-        tensors: theirs.
-        config: our network.
-        split_first: in an attention's tensor queries, keys and values come one after the other
-            (use_new_attention_order), not head by head.
+        tensors: their tensors.
+        config: our network's configuration.
+        split_first: whether an attention tensor holds all queries, then keys, then values
+            (use_new_attention_order), rather than head by head.
         where: the file, for the message.
 
     Raises:
-        ConvertError: one is missing, too many or of another shape.
+        ConvertError: a tensor is missing, unexpected or of another shape.
     """
     with torch.device("meta"):
         ours = build(config).state_dict()
@@ -215,7 +215,7 @@ def our_tensors(
     wanted: dict[str, Tensor] = {}
     for name, tensor in ours.items():
         key = keys[name] = openai_key(name, named)
-        flat = ".attn." in name and tensor.ndim == 2  # theirs is a convolution over the pixels
+        flat = ".attn." in name and tensor.ndim == 2  # theirs is a 1-D convolution
         tensor = tensor[..., None] if flat else tensor
         wanted[key] = torch.cat((wanted[key], tensor)) if key in wanted else tensor
     take(tensors, wanted, where)
@@ -233,16 +233,16 @@ def our_tensors(
 def read_openai(
     path: Path, tensors: Mapping[str, Tensor], given: Mapping[str, str], levels: int
 ) -> Found:
-    """A checkpoint, by its flags.
+    """Interpret a checkpoint by its flags.
 
     Args:
-        path: of the file, read already.
-        tensors: its own.
+        path: the file.
+        tensors: the tensors read from it.
         given: flags by name, as text.
-        levels: of the images that it was trained on.
+        levels: number of levels of the training images.
 
     Raises:
-        ConvertError: what cannot be converted, named.
+        ConvertError: something cannot be converted; the message names it.
     """
     if "label_emb.weight" in tensors:
         raise ConvertError(f"{path}: class-conditional (label_emb): only unconditional models are")

@@ -1,4 +1,4 @@
-"""diffusers' scheduler settings, and the process and prediction that they mean.
+"""Translate diffusers' scheduler settings to our process and prediction, and back.
 
 linear              beta from beta_start to beta_end
 scaled_linear       sqrt(beta) from sqrt(beta_start) to sqrt(beta_end)
@@ -50,7 +50,7 @@ class SchedulerDocument(Frozen):
         "learned_range",
     ] = "fixed_small"
     rescale_betas_zero_snr: bool = False
-    # Of sampling alone: they change no weight and no likelihood.
+    # Only for sampling: these do not affect the weights or the likelihood.
     clip_sample: bool = True
     clip_sample_range: float = 1.0
     thresholding: bool = False
@@ -59,18 +59,18 @@ class SchedulerDocument(Frozen):
     timestep_spacing: Literal["leading", "trailing", "linspace"] = "leading"
     steps_offset: int = 0
     set_alpha_to_one: bool = True
-    # Of old versions, with no meaning any more.
+    # From old versions, without effect today.
     timestep_values: None = None
     timesteps: int | None = None
     tensor_format: str | None = None
 
     @property
     def T(self) -> int:
-        """The number of steps."""
+        """Number of steps."""
         return len(self.trained_betas) if self.trained_betas else self.num_train_timesteps
 
     def schedule(self) -> tuple[Schedule, Tensor | None]:
-        """The schedule; and beta, float64 [T + 1], where it is a table of its own."""
+        """The schedule, and beta, float64 [T + 1], if the schedule is a table."""
         if not self.trained_betas and not self.rescale_betas_zero_snr:
             if self.beta_schedule == "linear":
                 return LinearSchedule(first=self.beta_start, last=self.beta_end), None
@@ -82,7 +82,7 @@ class SchedulerDocument(Frozen):
         return TableSchedule(), beta
 
     def variance(self, outputs: int) -> VarianceKind:
-        """The reverse kernel's variance, of a network that gives so many numbers an element."""
+        """The reverse kernel's variance, for a network with `outputs` outputs per element."""
         if self.variance_type == "learned":
             raise ConvertError(
                 "variance_type = 'learned' reads the network's second output as the variance "
@@ -97,7 +97,7 @@ class SchedulerDocument(Frozen):
         return VARIANCES[self.variance_type]
 
     def notes(self) -> tuple[str, ...]:
-        """What is said of the sampler and not held by an artefact."""
+        """Sampler settings that an artefact does not keep, as sentences."""
         said = []
         if not self.clip_sample or self.clip_sample_range != 1:
             said.append(
@@ -132,7 +132,7 @@ class SchedulerDocument(Frozen):
 
 
 def zero_terminal_snr(beta: Tensor) -> Tensor:
-    """The table moved so that alpha_bar_T = 0, float64 [T + 1]; see the module's docstring."""
+    """Shift the table so that alpha_bar_T = 0, float64 [T + 1]; see the module's docstring."""
     signal = alpha_bar(beta)[1:].sqrt()
     moved = (signal - signal[-1]) * (signal[0] / (signal[0] - signal[-1]))
     kept = torch.cat((moved.new_ones(2), moved[:-1])).square()
@@ -143,12 +143,12 @@ def zero_terminal_snr(beta: Tensor) -> Tensor:
 def scheduler_settings(
     process: GaussianConfig, beta: Tensor, prediction: PredictionKind, variance: VarianceKind
 ) -> dict[str, Any]:
-    """The settings of the DDPMScheduler that has this process, as `scheduler_config.json` has them.
+    """The `scheduler_config.json` of a DDPMScheduler with this process.
 
-    A schedule that diffusers cannot name is written out (`trained_betas`).
+    A schedule that diffusers has no name for is written as a table (`trained_betas`).
 
     Args:
-        process: its configuration.
+        process: configuration of the process.
         beta: float64 [T + 1].
         prediction: one of `PREDICTIONS`.
         variance: one of `VARIANCES`.

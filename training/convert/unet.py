@@ -1,4 +1,4 @@
-"""diffusers' `UNet2DModel`: its settings, and the U-Net of ours that is the same function.
+"""Translate the settings of diffusers' `UNet2DModel` to our equivalent U-Net, and back.
 
 Both are DDPM's, layer by layer (Ho, Jain and Abbeel 2020, appendix B); `diffusers_key` names the
 diffusers parameter each of ours corresponds to.
@@ -33,7 +33,7 @@ _DIFFUSERS = {
 
 
 class UNetDocument(Frozen):
-    """`unet/config.json` of a UNet2DModel, with diffusers' defaults, as far as ours is the same."""
+    """The supported part of a UNet2DModel's `unet/config.json`, with diffusers' defaults."""
 
     model_config = ConfigDict(populate_by_name=True)
     class_name: Literal["UNet2DModel"] = Field(alias="_class_name")
@@ -73,19 +73,19 @@ class UNetDocument(Frozen):
     add_attention: bool = True
     class_embed_type: None = None
     num_class_embeds: None = None
-    num_train_timesteps: int | None = None  # of the learned time embedding alone
+    num_train_timesteps: int | None = None  # only for a learned time embedding
 
     @property
     def size(self) -> tuple[int, int] | None:
-        """Height and width, where they are said."""
+        """Height and width, or None if not given."""
         said = self.sample_size
         return (said, said) if isinstance(said, int) else said
 
     def network(self) -> UNetConfig:
-        """Our network that is the same function of the same tensors.
+        """Our network that computes the same function of the same tensors.
 
         Raises:
-            ConvertError: there is none.
+            ConvertError: we have no such network.
         """
         self._check()
         scale_shift = self.resnet_time_scale_shift == "scale_shift"
@@ -112,7 +112,7 @@ class UNetDocument(Frozen):
             raise ConvertError(f"its sizes do not fit: {error.errors()[0]['msg']}") from error
 
     def _check(self) -> None:
-        """Raise ConvertError where ours has no such network."""
+        """Raise ConvertError if our U-Net cannot express these settings."""
         levels = len(self.block_out_channels)
         if not levels == len(self.down_block_types) == len(self.up_block_types):
             raise ConvertError(
@@ -157,7 +157,7 @@ class UNetDocument(Frozen):
         )
 
     def _resamples(self) -> set[str]:
-        """How levels are halved and doubled; the lowest is not halved, the highest not doubled."""
+        """The kinds of resampling used between levels."""
         kinds = {"DownBlock2D": "conv", "UpBlock2D": "conv"}
         kinds |= {"ResnetDownsampleBlock2D": "resnet", "ResnetUpsampleBlock2D": "resnet"}
         kinds |= {"AttnDownBlock2D": self.downsample_type, "AttnUpBlock2D": self.upsample_type}
@@ -169,7 +169,7 @@ def _levels(attended: list[bool]) -> list[int]:
 
 
 def diffusers_key(name: str) -> str:
-    """Name the same parameter in diffusers' `UNet2DModel`; shapes are equal too.
+    """The name in diffusers' `UNet2DModel` of a parameter of ours; shapes are equal.
 
     Args:
         name: a key of `UNet.state_dict()`, such as "down.0.res.1.conv1.weight".
@@ -183,10 +183,10 @@ def diffusers_key(name: str) -> str:
 
 
 def unet_settings(config: UNetConfig, size: tuple[int, int]) -> dict[str, Any]:
-    """The settings of the UNet2DModel that has our tensors, as `unet/config.json` has them.
+    """The `unet/config.json` of the UNet2DModel that takes our tensors.
 
     Args:
-        config: our network, one that `unet_problems` finds nothing against.
+        config: our network, without `unet_problems`.
         size: height and width of the images.
     """
     residual, levels = config.resample == "residual", len(config.channels)
@@ -219,7 +219,7 @@ def unet_settings(config: UNetConfig, size: tuple[int, int]) -> dict[str, Any]:
 
 
 def unet_problems(config: UNetConfig, size: tuple[int, int]) -> list[str]:
-    """What a UNet2DModel cannot do of our network on images of this size, in words."""
+    """List what a UNet2DModel cannot do of our network, for images of this size."""
     halves = 2 ** (len(config.channels) - 1)
     attended = [c for c, a in zip(config.channels, config.attention, strict=False) if a]
     attended += [config.channels[-1]] * config.mid_attention
@@ -238,7 +238,7 @@ def unet_problems(config: UNetConfig, size: tuple[int, int]) -> list[str]:
 
 
 def _head_dim(config: UNetConfig) -> int | None:
-    """Channels of a head; with several heads all attended levels are as wide as the lowest."""
+    """Channels per head; with several heads, all levels with attention have the same width."""
     if config.head_dim is not None or config.heads == 1:
         return config.head_dim
     attended = [c for c, a in zip(config.channels, config.attention, strict=False) if a]

@@ -1,4 +1,4 @@
-"""From a source, of whichever library, to models/NAME: the artefact, its card and its bound."""
+"""Convert a source of either library to models/NAME: the artefact, its card and its bound."""
 
 import shlex
 from collections.abc import Mapping
@@ -27,20 +27,20 @@ from training.user_data import data_for
 
 @dataclass(frozen=True)
 class Options:
-    """How a source is converted.
+    """Options of a conversion.
 
     Attributes:
-        flags: of OpenAI's libraries, as text.
-        size: height and width, where a folder does not say.
-        levels: of the images that it was trained on.
-        title: of the card; the source's own where it is not given.
-        data: that the bound is evaluated on: a folder of pictures, a table, or a configuration
-            for its [data].
-        rows, terms: how many data, and network evaluations each; None for all steps.
-        variance: of the model from now on, measured on those data; None for the source's own.
-        points: steps at which it is measured; None for all.
-        samples: on the sheet, drawn by DDIM; 0 for no sheet.
-        steps: of DDIM.
+        flags: flags of OpenAI's libraries, as text.
+        size: height and width, if a folder does not give them.
+        levels: number of levels of the training images.
+        title: title of the card; None for the source's own.
+        data: the data to evaluate the bound on: a folder of pictures, a table, or a configuration
+            (for its [data]).
+        rows, terms: number of rows, and network evaluations per row (None: all steps).
+        variance: a new variance for the model, measured on the data; None keeps the source's.
+        points: number of steps at which it is measured; None for all.
+        samples: number of samples on the sheet, drawn by DDIM; 0 for no sheet.
+        steps: number of DDIM steps.
     """
 
     flags: Mapping[str, str] = field(default_factory=dict)
@@ -57,10 +57,10 @@ class Options:
 
 
 def convert(source: Path, out: Path, options: Options, device: torch.device) -> Path:
-    """Write `out` (models/NAME) from a source; returns the artefact's path.
+    """Convert a source into the folder `out` (models/NAME), and return the artefact's path.
 
     Raises:
-        ConvertError: what was found, and why it cannot be converted.
+        ConvertError: the source cannot be converted; the message says why.
     """
     if options.variance is not None and options.data is None:
         raise ConvertError(f"--variance {options.variance} is measured on data: say --data too")
@@ -105,7 +105,7 @@ def convert(source: Path, out: Path, options: Options, device: torch.device) -> 
         metadata = metadata.model_copy(update={"evaluation": tuple(measured)})
     path = out / "model.safetensors"
     save(path, model, metadata)
-    report.remove(path)  # that of the artefact before
+    report.remove(path)  # from a previous artefact
     path.with_name(reference.FILE).unlink(missing_ok=True)
     sampler = DDIM(steps=min(options.steps, model.T))
     write_companions(path, record.title, model, rows=options.samples, sampler=sampler)
@@ -113,13 +113,13 @@ def convert(source: Path, out: Path, options: Options, device: torch.device) -> 
 
 
 def _command(source: Path, out: Path, options: Options) -> str:
-    """What converts the source again; not where the source lay."""
+    """The command that repeats the conversion, with paths reduced to names."""
     words = ["python", "-m", "training", "convert", source.name, "-o", f"models/{out.name}"]
     if options.size is not None:
         words += ["--size", *map(str, options.size)]
     if options.levels != Options.levels:
         words += ["--levels", str(options.levels)]
-    if options.data is not None:  # a name, or a file or folder wherever it lay
+    if options.data is not None:  # a configuration, or the path of a file or folder
         words += ["--data", Path(options.data).name]
     if options.variance is not None:
         words += ["--variance", options.variance]
@@ -137,16 +137,16 @@ def read(
     size: tuple[int, int] | None = None,
     levels: int = 256,
 ) -> Found:
-    """What is in a folder of diffusers, or in a checkpoint of OpenAI's.
+    """Read a diffusers folder or an OpenAI checkpoint.
 
     Args:
         source: the folder or the file.
-        flags: that the checkpoint was trained with, as text.
-        size: height and width, where a folder does not say.
-        levels: of the images that it was trained on, 0..levels - 1.
+        flags: the flags that the checkpoint was trained with, as text.
+        size: height and width, if a folder does not give them.
+        levels: number of levels of the training images.
 
     Raises:
-        ConvertError: what was found, and why it cannot be converted.
+        ConvertError: the source cannot be converted; the message says why.
     """
     if source.is_dir():
         if flags:
@@ -175,10 +175,10 @@ def read(
 
 
 def _refuse_lucidrains(found: object, source: Path) -> None:
-    """Raise ConvertError for a checkpoint of denoising-diffusion-pytorch, whose U-Net is another.
+    """Raise ConvertError for a denoising-diffusion-pytorch checkpoint, whose U-Net is not ours.
 
-    It has RMSNorm, linear attention and memory keys in every level, a first convolution of 7 x 7
-    and pixels folded into channels: no layer of it is one of ours.
+    It has RMSNorm, linear attention and memory keys at every level, a 7 x 7 first convolution and
+    pixels folded into channels.
     """
     parts = [found, found.get("model"), found.get("ema")] if isinstance(found, dict) else []
     names = [str(name) for part in parts if isinstance(part, dict) for name in part]

@@ -1,6 +1,6 @@
-"""Data sets by kind: a configuration loads its own.
+"""The data sets; each is loaded by its configuration.
 
-A new data set is a file with a `DataSetConfig`, and its name in `AnyConfig`.
+To add one, write a module with a `DataSetConfig`, and add that to `AnyConfig`.
 """
 
 from typing import Annotated
@@ -33,10 +33,10 @@ DataConfig = Annotated[AnyConfig, Field(discriminator="kind")]
 
 
 def load(config: DataSetConfig) -> Dataset:
-    """The data set that `config` describes, its three splits in data units.
+    """Load the data set that `config` describes.
 
     Raises:
-        DataError: files that cannot be found, downloaded or believed.
+        DataError: a file cannot be found or downloaded, or its contents are wrong.
     """
     return config.load()
 

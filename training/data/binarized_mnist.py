@@ -1,9 +1,9 @@
-"""Binarised MNIST: bits, [1, 28, 28], one fixed draw of each pixel with its grey as probability.
+"""Binarised MNIST: binary [1, 28, 28] digits, each pixel drawn once with its grey as probability.
 
-    x_0 ~ Bernoulli(grey / 255), drawn once: 50,000 digits to fit, 10,000 valid, 10,000 test
+    x_0 ~ Bernoulli(grey / 255), drawn once: 50,000 train, 10,000 valid, 10,000 test
 
 Source: Larochelle's static binarisation (Salakhutdinov and Murray 2008; Larochelle and Murray
-2011), the files that published log-likelihoods of "binarised MNIST, static" are about.
+2011), the files behind published log-likelihoods of "binarised MNIST, static".
 """
 
 import hashlib
@@ -23,17 +23,17 @@ VALID = RemoteFile("binarized_mnist_valid.amat", "bf37822a04e94123630de6a7dfd9c9
 TEST = RemoteFile("binarized_mnist_test.amat", "14e41ae11040adba6ab8cb291eda0dd8", HOSTS)
 
 SIDE = 28
-LINE = 2 * SIDE * SIDE  # a digit a line: 0 or 1, a space or the line's end after each
+LINE = 2 * SIDE * SIDE  # bytes of a line: one digit; each pixel is 0 or 1 and a separator
 
 
 class BinarizedMnistConfig(DataSetConfig):
-    """The published split; there is nothing to choose."""
+    """The published splits, without settings."""
 
     kind: Literal["binarized-mnist"] = "binarized-mnist"
 
     @override
     def load(self) -> Dataset:
-        """Read (and, if need be, download) the three files."""
+        """Read the three files, downloading them if necessary."""
         files = (TRAIN, VALID, TEST)
         train, valid, test = (read_amat(read("binarized_mnist", f), f.name) for f in files)
         digest = hashlib.sha256(" ".join(file.md5 for file in files).encode())
@@ -48,10 +48,10 @@ class BinarizedMnistConfig(DataSetConfig):
 
 
 def read_amat(content: bytes, name: str) -> Tensor:
-    """The digits of one file, float32 [rows, 1, 28, 28] of 0 and 1.
+    """Parse the digits of one file, float32 [rows, 1, 28, 28] of 0 and 1.
 
     Raises:
-        DataError: the text is no lines of 784 digits 0 and 1 with a space between.
+        DataError: the text is not lines of 784 space-separated 0s and 1s.
     """
     if not content or len(content) % LINE:
         raise DataError(f"{name} holds {len(content)} bytes, expected a multiple of {LINE}")

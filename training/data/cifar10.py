@@ -1,8 +1,8 @@
 """CIFAR-10: 8-bit colour images, [3, 32, 32], from the official binary version.
 
-    a row = 1 byte of class, then 1024 bytes each of red, green and blue, row by row
+    record = 1 byte of class, then 1024 bytes each of red, green and blue, row by row
 
-The first 45,000 images of the five training files are fitted, their last 5,000 are `valid`, and the
+The first 45,000 images of the five training files are `train`, the last 5,000 are `valid`, and the
 10,000 of the test file are `test`. Source: Krizhevsky 2009, "Learning multiple layers of features
 from tiny images".
 """
@@ -38,14 +38,14 @@ ROW = 1 + 3 * 32 * 32
 
 
 class Cifar10Config(DataSetConfig):
-    """`valid` images at the end of the training files are held out of the fit."""
+    """CIFAR-10, with the last `valid` images of the training files held out."""
 
     kind: Literal["cifar10"] = "cifar10"
     valid: int = Field(default=5_000, gt=0, lt=50_000)
 
     @override
     def load(self) -> Dataset:
-        """Read (and, if need be, download) the images; uint8 [rows, 3, 32, 32]."""
+        """Read the images, uint8 [rows, 3, 32, 32], downloading them if necessary."""
         images, test = torch.cat([read_rows(file) for file in TRAIN]), read_rows(TEST)
         cut = len(images) - self.valid
         digest = hashlib.sha256(" ".join(file.md5 for file in (*TRAIN, TEST)).encode())
@@ -60,10 +60,10 @@ class Cifar10Config(DataSetConfig):
 
 
 def content(file: RemoteFile) -> bytes:
-    """The bytes of one of the six files: from NONEQ_DATA/cifar10, or out of the archive.
+    """Read one of the six files from NONEQ_DATA/cifar10 or from the archive.
 
     Raises:
-        DataError: neither is there, or its bytes are wrong.
+        DataError: neither exists, or its bytes are wrong.
     """
     folder = data_folder("cifar10")
     if folder is not None and any(folder.glob(f"{file.name}*")):
@@ -77,10 +77,10 @@ def content(file: RemoteFile) -> bytes:
 
 
 def read_rows(file: RemoteFile) -> Tensor:
-    """The images of one file, uint8 [rows, 3, 32, 32]; their classes are left behind.
+    """Read the images of one file, without their classes, uint8 [rows, 3, 32, 32].
 
     Raises:
-        DataError: as `content`, or bytes that are no whole rows.
+        DataError: as `content`, or the file ends within a record.
     """
     rows = torch.frombuffer(bytearray(content(file)), dtype=torch.uint8)
     if not len(rows) or len(rows) % ROW:

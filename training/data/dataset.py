@@ -1,9 +1,9 @@
-"""What every data set gives: three disjoint splits of rows in data units, and a checksum.
+"""The interface of all data sets: three disjoint splits of rows in data units, and a checksum.
 
     x_0 ~ q(x_0),        tensors of shape [rows, *event]
 
-A row is one example. `train` is what a model is fitted to, `valid` is what is looked at while
-fitting, `test` is what is reported. No row of one split is in another one.
+A row is one example. A model is fitted to `train` and monitored on `valid`; results are reported on
+`test`.
 """
 
 import hashlib
@@ -25,29 +25,28 @@ SPLITS: tuple[Split, ...] = ("train", "valid", "test")
 def eight_bit(shape: tuple[int, ...]) -> DataSpace:
     """The space of 8-bit images [C, H, W]: model units are (level - 127.5) / 128.
 
-    With a scale of 128 the period of sin(2^8 pi x) is one grey level exactly, so that a network
-    that is given it (UNetConfig.fourier) reads off how far x is from a level.
+    With a scale of 128 the period of sin(2^8 pi x) is exactly one grey level, so a network with
+    this feature (UNetConfig.fourier) can read off how far x is from a level.
     """
     return DataSpace(kind="image", shape=shape, shift=127.5, scale=128.0, levels=256)
 
 
 class DataError(ValueError):
-    """Data that cannot be had or are not what they should be; the message says how to fix it."""
+    """Data are unavailable or not as expected; the message says how to fix it."""
 
 
 @dataclass(frozen=True)
 class Dataset:
-    """One data set, whole and in memory.
+    """A data set, held in memory.
 
     Args:
         name: the `kind` of its configuration.
         space: kind, shape, and the affine map to model units.
         train, valid, test: rows in data units, [rows, *space.shape]; 8-bit images stay `uint8`.
         checksum: sha256 of the rows (generated data) or of the files they came from.
-        entropy: (nats, standard error) of the data's own entropy per example, where it is known.
-        log_density: exact log-density (or log-probability) in nats of rows in data units, where
-            known.
-        notes: what was left out of the files it came from, or changed, in sentences.
+        entropy: the data's entropy per example, if known: (nats, standard error).
+        log_density: exact log-density (or log-probability) in nats of rows in data units, if known.
+        notes: sentences on what was left out of the source files, or changed.
     """
 
     name: str
@@ -69,7 +68,7 @@ class Dataset:
 
 
 class DataSetConfig(BaseModel):
-    """What a data set is made from; its subclasses are told apart by their `kind`."""
+    """Base class of data set configurations; `kind` tells the subclasses apart."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -77,15 +76,15 @@ class DataSetConfig(BaseModel):
 
     @abstractmethod
     def load(self) -> Dataset:
-        """The data set, its three splits in data units.
+        """Load the data set.
 
         Raises:
-            DataError: files that cannot be found, downloaded or believed.
+            DataError: a file cannot be found or downloaded, or its contents are wrong.
         """
 
 
 class Shares(DataSetConfig):
-    """One's own data: `valid` and `test` are shares of all of them; the rest is `train`."""
+    """A user's own data: `valid` and `test` are shares of all rows; the rest is `train`."""
 
     valid: float = Field(default=0.05, gt=0)
     test: float = Field(default=0.1, gt=0)
@@ -103,19 +102,19 @@ class Shares(DataSetConfig):
 def split_seed(seed: int, split: Split) -> int:
     """The seed of one split: the first 63 bits of sha256("seed/split").
 
-    Streams of different splits never meet, and none depends on how many rows the others drew.
+    The splits' streams are independent, however many rows each draws.
     """
     digest = hashlib.sha256(f"{seed}/{split}".encode()).digest()
     return int.from_bytes(digest[:8], "big") >> 1
 
 
 def generator(seed: int, split: Split) -> torch.Generator:
-    """A stream of random numbers for one split."""
+    """A random generator for one split."""
     return torch.Generator().manual_seed(split_seed(seed, split))
 
 
 def checksum(*tensors: Tensor) -> str:
-    """sha256 over the bytes of tensors, in order, as `sha256:...`."""
+    """The sha256 of the tensors' bytes, in order, as `sha256:...`."""
     digest = hashlib.sha256()
     for tensor in tensors:
         digest.update(tensor.contiguous().numpy().tobytes())
@@ -123,6 +122,6 @@ def checksum(*tensors: Tensor) -> str:
 
 
 def stream_seed(seed: int, purpose: str, index: int) -> int:
-    """A seed of its own for each (seed, purpose, index): 63 bits of their sha256."""
+    """A separate seed for each (seed, purpose, index): 63 bits of their sha256."""
     digest = hashlib.sha256(f"{seed}/{purpose}/{index}".encode()).digest()
     return int.from_bytes(digest[:8], "big") >> 1

@@ -1,28 +1,28 @@
-"""Dead leaves: grey discs that hide one another, with radii of a power law; 8-bit, [1, side, side].
+"""Dead leaves: overlapping grey discs with power-law radii, as 8-bit [1, side, side] images.
 
     leaves k = 1, 2, ... from the front:   p(r_k) ~ r_k^-3 on [r_min, r_max],   g_k ~ U{greys},
     centres uniform in the plane;   x_0 = round(g of the first leaf that holds the pixel + noise n)
 
-The image is cut out of a stationary one. It is simulated exactly: from the front, until no pixel is
-left uncovered (Kendall and Thönnes 1999), and only with leaves that can touch it. A leaf of radius
-r can if its centre lies in the window dilated by r, so those are drawn from
+The image is a window of a stationary one. It is simulated exactly: leaves are drawn from front to
+back until every pixel is covered (Kendall and Thönnes 1999), and only those that can touch the
+window, whose centres lie in the window dilated by r:
 
     p(r) ~ r^-3 (side + 2 r)^2 = side^2 r^-3 + 4 side r^-2 + 4 r^-1,   centres uniform there
 
-Two pixels at distance d lie on one leaf with probability gamma(d) / (2 gamma(0) - gamma(d)), gamma
-the mean overlap of two discs at that distance; that is their correlation, up to the noise. Between
-r_min and r_max gamma falls by the same amount an octave: no scale is the image's own.
+Two pixels at distance d lie on one leaf with probability gamma(d) / (2 gamma(0) - gamma(d)), where
+gamma is the mean overlap of two discs at that distance; this is their correlation, up to the noise.
+Between r_min and r_max gamma falls by the same amount per octave, so the image has no
+characteristic scale.
 
-A pixel belongs to a leaf if its centre does: edges are not antialiased. Without noise the image is
-constant in pieces and has no density. With it, its entropy is at least the noise's,
-log2(noise sqrt(2 pi e)) = 4.05 bits a pixel for the 4 levels that are the default, and the paper's
-K, the log-density at unit variance, at most log2(deviation / (noise sqrt(2 pi e))) = 1.97.
+A pixel belongs to a leaf if its centre does, without antialiasing. Without noise the image is
+piecewise constant and has no density. With noise, its entropy is at least the noise's,
+log2(noise sqrt(2 pi e)) = 4.05 bits per pixel at the default of 4 levels, and the paper's K, the
+log-density at unit variance, is at most log2(deviation / (noise sqrt(2 pi e))) = 1.97.
 
-Sohl-Dickstein et al. (2015, Section 3.2.3 and Table 1) report K = 1.489 bits a pixel, for
-another generator's images. The two are not comparable; `training.evaluate.patches` fits a peer
-to these.
+Sohl-Dickstein et al. (2015, Section 3.2.3 and Table 1) report K = 1.489 bits per pixel for another
+generator's images, which is not comparable; `training.evaluate.patches` fits a baseline to these.
 Source: Jeulin's and Matheron's model; Lee, Mumford and Huang, "Occlusion models for natural images"
-(IJCV 2001), for r^-3 and what follows from it.
+(IJCV 2001), for r^-3 and its consequences.
 """
 
 import math
@@ -36,10 +36,10 @@ from typing_extensions import override
 from diffusion.noise import Stream, counter_noise
 from training.data.dataset import Dataset, DataSetConfig, Split, checksum, eight_bit, split_seed
 
-LEAVES = 32  # drawn at once
-CODES = 512  # above 1 + grey; CODES (LEAVES + 1) fits into 16 bits
-IMAGES = 1024  # painted at once: a layer of them stays in the cache
-TAILS = 4.0  # standard deviations of noise that fit between the greys and the ends of 8 bits
+LEAVES = 32  # per batch
+CODES = 512  # more than 1 + grey; CODES (LEAVES + 1) fits into 16 bits
+IMAGES = 1024  # per batch; one layer of them fits in the cache
+TAILS = 4.0  # margin of the greys to 0 and 255, in standard deviations of the noise
 
 
 class DeadLeavesConfig(DataSetConfig):
@@ -89,10 +89,10 @@ class DeadLeavesConfig(DataSetConfig):
 
 
 def radii(u: Tensor, side: int, r_min: float, r_max: float) -> Tensor:
-    """Radii of leaves that can touch the window, from u ~ U(0, 1); of u's shape.
+    """Radii of leaves that can touch the window, from u ~ U(0, 1), in u's shape.
 
-    The density's three terms are a mixture of power laws. u picks one of them, and what u has left
-    over, uniform again, is put through that one's inverse distribution function.
+    The density's three terms form a mixture of power laws. u picks one of them; its remainder,
+    again uniform, goes through that term's inverse distribution function.
     """
     low, high = r_min**-2, r_max**-2
     mass = torch.tensor(
@@ -105,7 +105,7 @@ def radii(u: Tensor, side: int, r_min: float, r_max: float) -> Tensor:
     )
     ends = mass.cumsum(0) / mass.sum()
     start = torch.cat((ends.new_zeros(1), ends[:-1]))
-    # float32 holds some 2^23 values of u, which a table in float64 does not change.
+    # u has only float32 resolution, about 2^23 values; float64 avoids further rounding.
     which = torch.bucketize(u.double(), ends[:-1])
     rest = ((u.double() - start[which]) / (ends - start)[which]).to(u.dtype)
     cubic = (low - rest * (low - high)).rsqrt()
@@ -115,10 +115,10 @@ def radii(u: Tensor, side: int, r_min: float, r_max: float) -> Tensor:
 
 
 def draw(config: DeadLeavesConfig, seed: int, rows: Tensor) -> Tensor:
-    """The images numbered `rows` (int64 [N]) of a seed, uint8 [N, 1, side, side].
+    """Draw the images numbered `rows` (int64 [N]), uint8 [N, 1, side, side].
 
-    An image is a function of the seed and its number alone. Leaves are numbered by the noise's
-    steps from 1 on, LEAVES at a time; step 0 is the grey noise.
+    An image depends only on the seed and its number. Noise step 0 gives the grey noise, each later
+    step LEAVES leaves.
     """
     side = config.side
     images = torch.empty(len(rows), side, side, dtype=torch.uint8)
@@ -133,7 +133,7 @@ def draw(config: DeadLeavesConfig, seed: int, rows: Tensor) -> Tensor:
 
 
 def _cover(config: DeadLeavesConfig, seed: int, rows: Tensor) -> Tensor:
-    """Greys without noise, float32 [N, side, side]."""
+    """Draw the greys without noise, float32 [N, side, side]."""
     images = torch.zeros(len(rows), config.side, config.side)
     place, layer, step = torch.arange(len(rows)), images.to(torch.int16), 0
     while len(place):
@@ -147,9 +147,9 @@ def _cover(config: DeadLeavesConfig, seed: int, rows: Tensor) -> Tensor:
 
 
 def _paint(config: DeadLeavesConfig, seed: int, rows: Tensor, step: int) -> Tensor:
-    """LEAVES leaves of each image: 1 + grey, 0 where there is none, int16 [N, side, side]."""
+    """Draw LEAVES leaves per image: 1 + grey, 0 where uncovered, int16 [N, side, side]."""
     side, (low, high) = config.side, config.greys
-    # Images lie innermost: the inner loops are then over many images, not over few columns.
+    # The images are the innermost axis, which makes the inner loops long.
     drawn = counter_noise(seed, rows, step, Stream.DATA).uniform((LEAVES, 4))
     u = drawn.permute(2, 1, 0).contiguous()  # [4, LEAVES, N]
     r = radii(u[0], side, config.r_min, config.r_max)
@@ -158,7 +158,7 @@ def _paint(config: DeadLeavesConfig, seed: int, rows: Tensor, step: int) -> Tens
     x, y = (axis - (v * (side + 2 * r) - r - 0.5)[:, None] for v in u[1:3])
     half_chord = (r[:, None] ** 2 - y**2).clamp(min=0).sqrt()
     x, grey = x.abs(), (1 + low + (u[3] * (high - low + 1)).floor()).to(torch.int16)
-    # The front leaf's code is the greatest: a maximum is many times as fast as torch.where here.
+    # The front leaf has the greatest code: torch.maximum is much faster here than torch.where.
     code = grey + CODES * torch.arange(LEAVES, 0, -1, dtype=torch.int16)[:, None]
     layer = torch.zeros(side, side, len(rows), dtype=torch.int16)
     for k in range(LEAVES):

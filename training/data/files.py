@@ -1,9 +1,9 @@
-"""Files that data sets come in: found in a folder, or downloaded, and checked either way.
+"""Find or download the files of published data sets, and verify their checksums.
 
-The environment variable NONEQ_DATA names a folder with one subfolder a data set (`mnist/`, ...).
-Where it is unset, files are downloaded into the cache folder `~/.cache/noneq`. A file is used only
-if its md5 is the published one. A folder may hold a file compressed, with `.gz` or `.xz` after its
-name; the md5 is that of its bytes uncompressed.
+The environment variable NONEQ_DATA names a folder with one subfolder per data set (`mnist/`, ...).
+If it is unset, files are downloaded to `~/.cache/noneq`. A file is used only if its md5 is the
+published one. Files in NONEQ_DATA may be compressed, with `.gz` or `.xz` appended to their names;
+the md5 is that of the uncompressed bytes.
 """
 
 import gzip
@@ -31,7 +31,7 @@ UNPACK: dict[str, Callable[[bytes], bytes]] = {".gz": gzip.decompress, ".xz": lz
 
 @dataclass(frozen=True)
 class RemoteFile:
-    """A published file: its name, the md5 of its bytes, and the folders on the web that hold it."""
+    """A published file: its name, its md5, and the URLs of the folders that hold it."""
 
     name: str
     md5: str
@@ -39,7 +39,7 @@ class RemoteFile:
 
 
 def fetch(dataset: str, file: RemoteFile) -> Path:
-    """Path of a checked copy of `file`, downloaded if NONEQ_DATA is unset and there is none yet.
+    """Path of a verified copy of `file`, downloaded if NONEQ_DATA is unset and none is cached.
 
     Raises:
         DataError: the folder lacks the file, its bytes are wrong, or it cannot be downloaded.
@@ -67,10 +67,10 @@ def fetch(dataset: str, file: RemoteFile) -> Path:
 
 
 def read(dataset: str, file: RemoteFile) -> bytes:
-    """The checked bytes of `file`: from NONEQ_DATA, where it may be compressed, or as `fetch` does.
+    """The verified bytes of `file`, found as by `fetch`; in NONEQ_DATA it may be compressed.
 
     Raises:
-        DataError: as `fetch`, or a file that is no whole `.gz` or `.xz`.
+        DataError: as `fetch`, or the compressed file is corrupt.
     """
     folder = data_folder(dataset)
     for suffix, unpack in UNPACK.items():
@@ -92,16 +92,16 @@ def read(dataset: str, file: RemoteFile) -> bytes:
 
 
 def data_folder(dataset: str) -> Path | None:
-    """Where NONEQ_DATA says that this data set lies; None where it is unset."""
+    """The folder of a data set in NONEQ_DATA; None if the variable is unset."""
     named = os.environ.get(VARIABLE)
     return Path(named).expanduser() / dataset if named else None
 
 
 def local_folder(name: str) -> Path:
-    """The folder `name` of one's own files, below the one that NONEQ_DATA names.
+    """The folder `name` of the user's own files, in NONEQ_DATA.
 
     Raises:
-        DataError: the variable is unset, or there is no such folder.
+        DataError: the variable is unset, or the folder does not exist.
     """
     folder = data_folder(name)
     if folder is None:
@@ -114,18 +114,18 @@ def local_folder(name: str) -> Path:
 
 
 def cache_folder() -> Path:
-    """Where downloads are kept."""
+    """The folder of downloaded files."""
     return Path.home() / ".cache" / "noneq"
 
 
 def md5(path: Path) -> str:
-    """md5 of a file's bytes, in hexadecimal: as published: against accidents, not malice."""
+    """The md5 of a file in hexadecimal; it detects accidents, not malice."""
     with path.open("rb") as handle:
         return hashlib.file_digest(handle, lambda: hashlib.md5(usedforsecurity=False)).hexdigest()
 
 
 def download(file: RemoteFile, path: Path) -> None:
-    """Download `file` to `path`, whole and checked or not at all; each host has ATTEMPTS."""
+    """Download and verify `file`, trying each host ATTEMPTS times, then move it to `path`."""
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f"{path.name}.{os.getpid()}.part")
     troubles: list[str] = []

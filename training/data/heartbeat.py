@@ -1,9 +1,9 @@
-"""The heartbeat: bits with a one in every fifth place, from a random start.
+"""The heartbeat: binary sequences with a one in every fifth place, from a random start.
 
     phase ~ U{0, ..., period - 1},   x_0[i] = 1 if i = phase (mod period) else 0
 
-With 20 bits and period 5 there are 5 sequences, the entropy is log 5 = 2.322 bits, and a share of
-1 / period = 0.2 of the bits is one, which is the base rate that suits the binomial process.
+With 20 bits and period 5 there are 5 sequences, the entropy is log2 5 = 2.322 bits, and the
+fraction of ones is 1 / period = 0.2, the base rate to use for the binomial process.
 Source: Sohl-Dickstein et al. 2015, Section 3.1.2.
 """
 
@@ -20,7 +20,7 @@ from training.data.dataset import Dataset, DataSetConfig, Split, checksum, gener
 
 
 class HeartbeatConfig(DataSetConfig):
-    """`bits` places, a one in every `period`-th."""
+    """Sequences of `bits` bits with a one in every `period`-th place."""
 
     kind: Literal["heartbeat"] = "heartbeat"
     bits: int = Field(default=20, gt=1)
@@ -58,6 +58,6 @@ class HeartbeatConfig(DataSetConfig):
 
 
 def patterns(bits: int, period: int) -> Tensor:
-    """All the sequences there are, one a phase, float32 [period, bits]."""
+    """All the sequences, one per phase, float32 [period, bits]."""
     place = torch.arange(bits)
     return torch.stack([(place % period == phase).float() for phase in range(period)])

@@ -1,8 +1,8 @@
 """MNIST: 8-bit digits, [1, 28, 28], from the four official idx files.
 
-    magic = 0, 0, 8 (unsigned byte), axes;   then one big-endian uint32 an axis;   then the bytes
+    magic = 0, 0, 8 (unsigned byte), axes;   then one big-endian uint32 per axis;   then the bytes
 
-The first 55,000 images of the training file are fitted, its last 5,000 are `valid`, and the 10,000
+The first 55,000 images of the training file are `train`, the last 5,000 are `valid`, and the 10,000
 images of the test file are `test`. Source: LeCun, Cortes and Burges, "The MNIST database".
 """
 
@@ -33,14 +33,14 @@ SIDE = 28
 
 
 class MnistConfig(DataSetConfig):
-    """`valid` images at the end of the training file are held out of the fit."""
+    """MNIST, with the last `valid` images of the training file held out."""
 
     kind: Literal["mnist"] = "mnist"
     valid: int = Field(default=5_000, gt=0, lt=60_000)
 
     @override
     def load(self) -> Dataset:
-        """Read (and, if need be, download) the images; uint8 [rows, 1, 28, 28]."""
+        """Read the images, uint8 [rows, 1, 28, 28], downloading them if necessary."""
         images = read_idx(fetch("mnist", TRAIN_IMAGES)).unsqueeze(1)
         test = read_idx(fetch("mnist", TEST_IMAGES)).unsqueeze(1)
         cut = images.shape[0] - self.valid
@@ -56,10 +56,10 @@ class MnistConfig(DataSetConfig):
 
 
 def read_idx(path: Path) -> Tensor:
-    """The tensor of one idx file of unsigned bytes, uint8, gzip-compressed.
+    """Read a gzip-compressed idx file of unsigned bytes as a uint8 tensor.
 
     Raises:
-        DataError: the file is no idx file of unsigned bytes or is cut short.
+        DataError: the file is not an idx file of unsigned bytes, or is truncated.
     """
     try:
         content = gzip.decompress(path.read_bytes())
@@ -82,5 +82,5 @@ def read_idx(path: Path) -> Tensor:
 
 
 def labels() -> tuple[Tensor, Tensor]:
-    """The digits' classes, uint8 [60000], of `train` and `valid` in turn, and [10000] of `test`."""
+    """The digits' classes: uint8 [60000] for `train` then `valid`, and [10000] for `test`."""
     return read_idx(fetch("mnist", TRAIN_LABELS)), read_idx(fetch("mnist", TEST_LABELS))

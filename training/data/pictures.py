@@ -1,11 +1,10 @@
-"""Pictures of one's own: every picture in a folder, whole; 8-bit, [1 or 3, side, side].
+"""The user's own pictures: those in a folder, as 8-bit [1 or 3, side, side] images.
 
-    x_0 = the largest square in the middle of a picture, scaled to `side` pixels
+    x_0 = the largest central square of a picture, scaled to `side` pixels
 
-Files are read by the rules of `noneq.reading`; what is transparent is put on white. What cannot be
-read is left out and told. A split is decided by the pixels themselves (their sha256, in order), so
-that a new picture moves few of the others. Pictures that become the same pixels count once: none is
-in two splits.
+Files are read by the rules of `noneq.reading`; transparent parts become white. Unreadable files are
+left out and reported. Pictures are split in the order of their pixels' sha256, so that adding one
+moves few of the others. Pictures with the same pixels count once, so none is in two splits.
 """
 
 import hashlib
@@ -24,14 +23,11 @@ from noneq.reading import folders, pictures
 from noneq.reading.folders import Folder, Skipped
 from training.data.dataset import DataError, Dataset, Shares, eight_bit
 
-LEAST = 10  # pictures, that each split has some
+LEAST = 10  # pictures, so that no split is empty
 
 
 class PicturesConfig(Shares):
-    """The pictures below `folder`, in `colour` or grey.
-
-    `valid` and `test` are shares of them.
-    """
+    """The pictures in `folder` and its subfolders, in `colour` or grey."""
 
     kind: Literal["pictures"] = "pictures"
     folder: str
@@ -40,10 +36,10 @@ class PicturesConfig(Shares):
 
     @override
     def load(self) -> Dataset:
-        """Read the pictures and part them; uint8 [rows, 1 or 3, side, side].
+        """Read the pictures and split them; uint8 [rows, 1 or 3, side, side].
 
         Raises:
-            DataError: too few that can be read.
+            DataError: too few pictures can be read.
         """
         by_digest: dict[bytes, Tensor] = {}
         found = find(Path(self.folder))
@@ -70,7 +66,7 @@ class PicturesConfig(Shares):
             )
         digests = sorted(by_digest)
         rows = torch.stack([by_digest[digest] for digest in digests])
-        test = max(2, round(self.test * len(rows)))  # of one row the error is not known
+        test = max(2, round(self.test * len(rows)))  # one row gives no standard error
         held_out = test + max(1, round(self.valid * len(rows)))
         return Dataset(
             name=self.kind,
@@ -84,7 +80,7 @@ class PicturesConfig(Shares):
 
 
 def find(folder: Path) -> Folder:
-    """What is in a folder and below it; DataError where there are few pictures."""
+    """List the files in a folder and its subfolders; DataError if there are too few pictures."""
     try:
         found = folders.scan(folder)
     except FileError as error:
@@ -99,7 +95,7 @@ def find(folder: Path) -> Folder:
 
 
 def square(picture: pictures.Picture, side: int, colour: bool) -> Tensor:
-    """The middle of a picture, on white where it is transparent, uint8 [1 or 3, side, side]."""
+    """The central square of a picture, on white, scaled; uint8 [1 or 3, side, side]."""
     opaque = picture.on_white()
     levels = opaque.channels(3).transpose(1, 2, 0) if colour else opaque.grey()
     whole = Image.fromarray(np.ascontiguousarray(levels))

@@ -1,4 +1,4 @@
-"""The Swiss roll in the plane, with isotropic noise, scaled to unit variance in closed form:
+"""The Swiss roll in the plane, with isotropic noise, scaled to unit variance in closed form.
 
     u ~ U[0, 1],  phi = 3/2 pi (1 + 2 u),  c(phi) = k (phi cos phi - 2, phi sin phi - 2 / (3 pi)),
     x_0 = c(phi) + noise n,   n ~ N(0, I).
@@ -8,8 +8,7 @@ its total variance 39/4 pi^2 - 4 - 4 / (9 pi^2), so that with
 
     k = sqrt(2 (1 - noise^2) / (39/4 pi^2 - 4 - 4 / (9 pi^2)))
 
-the two coordinates of x_0 have mean 0 and mean variance 1 exactly. Nothing is estimated from the
-draws.
+the two coordinates of x_0 have mean 0 and average variance 1 exactly.
 Source: Sohl-Dickstein et al. 2015, Section 3.1.1 and Figure 1.
 """
 
@@ -27,13 +26,13 @@ from training.data.dataset import Dataset, DataSetConfig, Split, checksum, gener
 
 FIRST, LAST = 1.5 * math.pi, 4.5 * math.pi
 MEAN = (2.0, 2.0 / (3.0 * math.pi))
-#: Noise below which windings, 0.94 apart, do not see each other.
+#: Noise below which windings, 0.94 apart, do not overlap.
 NARROW = 0.03
 TOTAL_VARIANCE = 9.75 * math.pi**2 - MEAN[0] ** 2 - MEAN[1] ** 2
 
 
 class SwissRollConfig(DataSetConfig):
-    """`noise` is the standard deviation across the roll, that of the whole being 1."""
+    """The Swiss roll; `noise` is a standard deviation, in units where the data have variance 1."""
 
     kind: Literal["swissroll"] = "swissroll"
     noise: float = Field(default=0.003, gt=0, lt=1)
@@ -65,7 +64,7 @@ class SwissRollConfig(DataSetConfig):
 
 
 class SwissRoll:
-    """The distribution: draws, exact log-density and entropy."""
+    """The distribution, with draws, exact log-density and entropy."""
 
     def __init__(self, noise: float) -> None:
         self.noise = noise
@@ -82,17 +81,17 @@ class SwissRoll:
         return self.scale * torch.sqrt(1.0 + phi**2)
 
     def draw(self, rows: int, stream: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
-        """Rows x_0 [rows, 2] and what they came from, phi [rows] and n [rows, 2], float64."""
+        """Draw x_0 [rows, 2], and return it with its phi [rows] and n [rows, 2], float64."""
         u = torch.rand(rows, generator=stream, dtype=torch.float64)
         n = torch.randn(rows, 2, generator=stream, dtype=torch.float64)
         phi = FIRST + (LAST - FIRST) * u
         return self.curve(phi) + self.noise * n, phi, n
 
     def nodes(self, width: float | None = None) -> tuple[Tensor, Tensor]:
-        """Gauss-Legendre nodes and weights in phi: eight nodes to a panel of two noise widths.
+        """Gauss-Legendre nodes and weights in phi: eight nodes per panel of two noise widths.
 
-        On such a panel the integrand is a Gaussian bump no narrower than the panel's half, where
-        eight nodes are exact to about 1e-9 relative.
+        On such a panel the integrand is a Gaussian bump at least half as wide as the panel, for
+        which eight nodes give a relative error of about 1e-9.
         """
         length = (LAST - FIRST) * float(self.speed(torch.tensor(LAST, dtype=torch.float64)))
         panels = max(64, math.ceil(length / (2.0 * (self.noise if width is None else width))))
@@ -106,8 +105,8 @@ class SwissRoll:
     def posterior(self, y: Tensor, added: float, rows_at_once: int = 1024) -> tuple[Tensor, Tensor]:
         """Mean [rows, 2] and covariance [rows, 2, 2] of x_0 given y = x_0 + added n, float64.
 
-        Given phi too, x_0 is N(c + g (y - c), g added^2), g = noise^2 / (noise^2 + added^2); phi
-        given y by quadrature.
+        Given y and phi, x_0 ~ N(c + g (y - c), g added^2) with g = noise^2 / (noise^2 + added^2);
+        phi given y is integrated by quadrature.
         """
         gain = self.noise**2 / (self.noise**2 + added**2)
         means, covariances = [], []
@@ -131,15 +130,15 @@ class SwissRoll:
     def _joint(self, y: Tensor, width: float) -> tuple[Tensor, Tensor]:
         """log(weight p(phi) N(y; c(phi), width^2)) and c(phi) at nodes in phi: [rows, n(, 2)].
 
-        Where the width is small against the distance of two windings, only what is near each
-        winding's point nearest to y is integrated over; the rest is below 1e-30 of it.
+        If the width is small compared with the distance between windings, the nodes cover only the
+        neighbourhood of each winding's nearest point to y; the rest is below 1e-30 of the total.
         """
         if width < NARROW:
             phi, weight = self._nodes_near(y, width)
         else:
             phi, weight = (nodes.expand(len(y), -1) for nodes in self.nodes(width))
         centre = self.curve(phi)
-        # |y - c|^2 entry by entry: a matrix product would lose the digits that width^2 needs.
+        # |y - c|^2 by subtraction: expanding the square would lose too many digits.
         square = (y[:, None, :] - centre).square().sum(-1)
         exponent = -0.5 * square / width**2 + torch.log(weight / (LAST - FIRST))
         return exponent - math.log(2.0 * math.pi * width**2), centre
@@ -153,7 +152,7 @@ class SwissRoll:
         there = (start >= FIRST - math.pi) & (start < LAST + math.pi)
         start = start.clamp(FIRST, LAST)
         phi = start
-        for _ in range(6):  # Gauss and Newton's steps to the nearest point, kept to this winding
+        for _ in range(6):  # Gauss-Newton steps to the nearest point of this winding
             along = self.scale * torch.stack(
                 (phi.cos() - phi * phi.sin(), phi.sin() + phi * phi.cos()), dim=-1
             )
@@ -171,9 +170,9 @@ class SwissRoll:
     def entropy(self, rows: int = 4096, seed: int = 0) -> tuple[float, float]:
         """(h, standard error) in nats, h = E[-log p(x)].
 
-        Far from ends and other windings, -log p(x) is g = log(3 pi) + log speed(phi) + 1/2 log(2 pi
-        noise^2) + (normal component of n)^2 / 2, whose mean is known exactly. Only the difference
-        is left to sampling, so a few thousand rows give three digits or more.
+        Control variate: far from the ends and other windings, -log p(x) is g = log(3 pi) + log
+        speed(phi) + 1/2 log(2 pi noise^2) + (normal component of n)^2 / 2, whose mean is known
+        exactly. Only the difference is sampled, so a few thousand rows give at least three digits.
         """
         x, phi, n = self.draw(rows, generator(seed, "test"))
         normal = torch.stack(
@@ -191,7 +190,7 @@ class SwissRoll:
 
 @cache
 def _entropy(noise: float) -> tuple[float, float]:
-    """Takes half a second; once a process, however often the data set is loaded."""
+    """The entropy and its standard error, cached because it takes half a second."""
     return SwissRoll(noise).entropy()
 
 

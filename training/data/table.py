@@ -1,8 +1,8 @@
-"""A table of one's own: numbers, an example a row; vectors [D], or bits where all are 0 or 1.
+"""The user's own table: each row is an example, binary if all values are 0 or 1, else a vector [D].
 
-    z = (x - mean) / deviation,    of each column, over the rows that are fitted
+    z = (x - mean) / deviation,    per column, over the training rows
 
-The order of the rows is shuffled by the seed, then parted into test, valid and train.
+The rows are shuffled by the seed, then split into test, valid and train.
 """
 
 from pathlib import Path
@@ -20,18 +20,15 @@ from noneq.reading import tables
 from training.data.dataset import DataError, Dataset, Shares, checksum, generator
 
 LEAST = 50  # rows
-BLOCK = 4096  # rows that are read at once
-REPEATS = 10  # mean occurrences of a value, from which a column counts as discrete
+BLOCK = 4096  # rows read at once
+REPEATS = 10  # a column counts as discrete if its values occur at least this often on average
 ENDINGS = tables.SUFFIXES
 
 Names = tuple[str, ...] | None
 
 
 class TableConfig(Shares):
-    """The rows of `file`: .csv or .tsv, with or without a line of names, .npy or .npz [rows, D].
-
-    `valid` and `test` are shares of them.
-    """
+    """The rows of `file`: .csv or .tsv, with or without a header, or .npy or .npz [rows, D]."""
 
     kind: Literal["table"] = "table"
     file: str
@@ -39,10 +36,10 @@ class TableConfig(Shares):
 
     @override
     def load(self) -> Dataset:
-        """Read the rows and part them; [rows, D], float64 where float32 would round their spread.
+        """Read and split the rows; [rows, D], float64 if float32 cannot resolve their spread.
 
         Raises:
-            DataError: as `read`, or a column that is the same in every row.
+            DataError: as `read`, or a column is constant.
         """
         path = Path(self.file)
         exact, names, notes = read(path)
@@ -68,10 +65,10 @@ class TableConfig(Shares):
 
 
 def read(path: Path) -> tuple[Tensor, Names, tuple[str, ...]]:
-    """The numbers of a table, float64 [rows, D], its columns' names if it has any, and notes.
+    """Read a table: its numbers, float64 [rows, D], its columns' names if any, and notes.
 
     Raises:
-        DataError: the file is missing, is no table of finite numbers, or has too few of them.
+        DataError: the file is missing, is not a table of finite numbers, or has too few rows.
     """
     names = note = None
     try:
@@ -100,7 +97,7 @@ def read(path: Path) -> tuple[Tensor, Names, tuple[str, ...]]:
 
 
 def _space(rows: Tensor, fitted: Tensor, path: Path, names: Names) -> DataSpace:
-    """Bits where all are 0 or 1, else reals, scaled by the rows numbered `fitted`."""
+    """Binary if all values are 0 or 1, else real, standardised by the rows numbered `fitted`."""
     if bool(((rows == 0) | (rows == 1)).all()):
         return DataSpace(kind="bits", shape=(rows.shape[1],), columns=names)
     train = rows[fitted].double()
@@ -127,7 +124,7 @@ def _space(rows: Tensor, fitted: Tensor, path: Path, names: Names) -> DataSpace:
 
 
 def _doubts(rows: Tensor, names: Names) -> list[str]:
-    """What makes the report on held-out rows say less than it seems to, in sentences."""
+    """Warnings about data that make the held-out results misleading, in sentences."""
     found = []
     different = rows.unique(dim=0)
     copies = len(rows) - len(different)

@@ -1,13 +1,13 @@
-"""Textures: patches of the pictures in a folder; grey, 8-bit, [1, side, side].
+"""Textures: grey 8-bit patches, [1, side, side], of the pictures in a folder.
 
-    picture ~ U{pictures},   corner ~ U{the places where the split's region holds the patch whole}
+    picture ~ U{pictures},   corner ~ U{positions where the patch lies within the split's region}
 
-Each picture is cut into three bands of rows: the top one is `train`, the next `valid`, the bottom
-`test`, so that no pixel of one split is in another one. Patches of one split do overlap: they are
-no independent data, and a standard error over them is too small.
+Each picture is cut into three bands of rows: the top is `train`, the middle `valid`, the bottom
+`test`, so no pixel is in two splits. Patches of one split overlap, so they are not independent, and
+standard errors over them are too small.
 
 Source: patches of one texture as in Sohl-Dickstein et al. (2015), Section 3.2.4, whose picture was
-Lazebnik et al.'s bark (2005).
+the bark of Lazebnik et al. (2005).
 """
 
 import hashlib
@@ -27,10 +27,10 @@ from training.data.files import local_folder
 
 
 class TexturesConfig(DataSetConfig):
-    """Patches of `side` pixels from the pictures of `folder` (in the folder of NONEQ_DATA).
+    """Patches of `side` pixels from the pictures of `folder` (a folder in NONEQ_DATA).
 
-    `pictures` names some of them, () for all; `held_out` is the share of a picture's rows that
-    `valid` and `test` have, each.
+    `pictures` names the files to use, () for all; `held_out` holds the shares of a picture's rows
+    for `valid` and `test`.
     """
 
     kind: Literal["textures"] = "textures"
@@ -56,7 +56,7 @@ class TexturesConfig(DataSetConfig):
         """Read the pictures and draw the three splits; uint8 [rows, 1, side, side].
 
         Raises:
-            DataError: pictures that are missing, cannot be read or are too small.
+            DataError: a picture is missing, unreadable or too small.
         """
         paths = find(self)
         pictures = [read(path) for path in paths]
@@ -86,16 +86,16 @@ class TexturesConfig(DataSetConfig):
 
 
 def bands(height: int, held_out: tuple[float, float]) -> dict[Split, slice]:
-    """The rows of each split of a picture `height` pixels high."""
+    """The rows of each split in a picture `height` pixels high."""
     valid, test = (round(height * (1 - share)) for share in (sum(held_out), held_out[1]))
     return {"train": slice(0, valid), "valid": slice(valid, test), "test": slice(test, height)}
 
 
 def find(config: TexturesConfig) -> list[Path]:
-    """The pictures, in the order of their names.
+    """Paths of the pictures: those configured, or all in the folder.
 
     Raises:
-        DataError: no such folder or picture.
+        DataError: the folder or a picture does not exist.
     """
     folder = local_folder(config.folder)
     found = folders.scan(folder).pictures
@@ -112,10 +112,10 @@ def find(config: TexturesConfig) -> list[Path]:
 
 
 def read(path: Path) -> Tensor:
-    """A picture in grey, on white where it is transparent, uint8 [height, width].
+    """Read a picture in grey, with transparent parts white, uint8 [height, width].
 
     Raises:
-        DataError: it cannot be read by the rules of `noneq.reading.pictures`.
+        DataError: `noneq.reading.pictures` cannot read it.
     """
     try:
         return torch.from_numpy(pictures.read(path).on_white().grey().copy())
@@ -124,9 +124,9 @@ def read(path: Path) -> Tensor:
 
 
 def patches(regions: list[Tensor], side: int, rows: Tensor, seed: int) -> Tensor:
-    """The patches numbered `rows` (int64 [N]) of a seed, uint8 [N, 1, side, side].
+    """Draw the patches numbered `rows` (int64 [N]), uint8 [N, 1, side, side].
 
-    A patch is a function of the regions, the seed and its number alone.
+    A patch depends only on the regions, the seed and its number.
     """
     u = counter_noise(seed, rows, 0, Stream.DATA).uniform((3,)).double()
     which = (u[:, 0] * len(regions)).long()

@@ -1,9 +1,9 @@
-"""Classifiers of noisy data: fitted, measured and written as an artefact, by one command.
+"""Fit, measure and export classifiers of noisy data.
 
     loss = -log p(y | x_t, t),    t spread evenly over 1..T, and a share of the batch at t = 0
 
-whose least, over all functions of (x_t, t), is at the true p(y | x_t). A step is a pure function of
-(seed, step), as in `training.fit.loop`.
+The loss is minimised by the true p(y | x_t). A step is a pure function of (seed, step), as in
+`training.fit.loop`.
 """
 
 import math
@@ -31,7 +31,7 @@ from training.fit.weights import Average
 from training.progress import progress_bar
 from training.provenance import commit, versions
 
-#: Times at which a classifier is measured beside 0, as shares of T, and how many data there.
+#: Times at which a classifier is measured besides t = 0, as fractions of T.
 _TIMES = tuple(i / 10 for i in range(1, 11))
 _ROWS = 2000
 _BINS = 15
@@ -40,7 +40,7 @@ _BINS = 15
 class ClassifierConfig(Frozen):
     """Everything that decides the weights of one classifier.
 
-    `clean` is the share of a batch that is read at t = 0, as data are.
+    `clean` is the share of a batch taken at t = 0, without noise.
     """
 
     name: str
@@ -62,10 +62,10 @@ def is_classifier(name: str) -> bool:
 
 
 def load_config(name: str) -> ClassifierConfig:
-    """The configuration of a classifier.
+    """Load the configuration of a classifier.
 
     Raises:
-        ConfigError: no such file, no TOML, or keys and values that do not fit.
+        ConfigError: no such file, invalid TOML, or keys and values that do not fit.
     """
     try:
         return ClassifierConfig.model_validate(read(name))
@@ -74,13 +74,13 @@ def load_config(name: str) -> ClassifierConfig:
 
 
 def fit(config: ClassifierConfig, x_0: Tensor, y: Tensor, classifier: Classifier) -> Classifier:
-    """The classifier with the averaged weights of a fit, in evaluation mode.
+    """Fit a classifier and return a copy with the averaged weights, in evaluation mode.
 
     Args:
         config: how it is fitted.
         x_0: data units [N, *event].
         y: their labels, int64 [N].
-        classifier: with fresh weights; they are fitted in place.
+        classifier: has fresh weights, which are fitted in place.
     """
     averaged = build(config, classifier)
     average = Average(classifier.network, averaged.network, config.average.decay)
@@ -97,7 +97,7 @@ def fit(config: ClassifierConfig, x_0: Tensor, y: Tensor, classifier: Classifier
         for step in range(config.steps):
             rows = batches.at(step)
             t = times.draw(step, config.batch)[0]
-            # Which rows are clean goes round the batch, for t ascends in it.
+            # Rotate which rows are clean, because t ascends within the batch.
             t = torch.where((place + step) % config.batch < clean, 0, t)
             noise = counter_noise(config.seed, place, step, Stream.TRAINING)
             x = classifier.space.to_model(x_0[rows])
@@ -117,7 +117,7 @@ def fit(config: ClassifierConfig, x_0: Tensor, y: Tensor, classifier: Classifier
 
 
 def build(config: ClassifierConfig, like: Classifier | None = None) -> Classifier:
-    """The classifier of a configuration, with weights drawn from its seed, or those of another."""
+    """Build a classifier with weights drawn from the seed, or copied from `like`."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(stream_seed(config.seed, "weights", 0))
         network = Encoder(config.network)
@@ -133,15 +133,15 @@ def build(config: ClassifierConfig, like: Classifier | None = None) -> Classifie
 def measure(
     classifier: Classifier, x_0: Tensor, y: Tensor, split: str, *, seed: int = 1, batch: int = 500
 ) -> tuple[Reading, ...]:
-    """How well it reads held-out data: all of them at t = 0, the first of them at ten times more.
+    """Measure accuracy on held-out data: all rows at t = 0, the first _ROWS at ten other times.
 
     Args:
         classifier: in evaluation mode.
         x_0: data units [N, *event].
         y: their labels, int64 [N].
-        split: of the data.
+        split: the name of their split.
         seed: of the noise.
-        batch: rows a network call.
+        batch: rows per network call.
     """
     found = []
     process, space = classifier.process, classifier.space
@@ -172,11 +172,13 @@ def measure(
 
 
 def calibration_error(confidence: Tensor, right: Tensor) -> float:
-    """sum over bins of (share of data) |mean confidence - accuracy|, in bins of equal width.
+    """Compute the expected calibration error in bins of equal width.
+
+        sum over bins of (share of data) |mean confidence - accuracy|
 
     Args:
-        confidence: p of the label that was said, [N].
-        right: 1 where it is the true one, [N].
+        confidence: probability of the predicted label, [N].
+        right: 1 where the prediction is correct, else 0, [N].
     """
     place = (confidence * _BINS).long().clamp(max=_BINS - 1)
     gaps = torch.zeros(_BINS, dtype=torch.float64).index_add_(
@@ -186,7 +188,7 @@ def calibration_error(confidence: Tensor, right: Tensor) -> float:
 
 
 def make(name: str, models: Path) -> Path:
-    """Fit, measure and write models/NAME from a configuration; returns the artefact's path."""
+    """Fit, measure and write models/NAME from a configuration; return the artefact's path."""
     config = load_config(name)
     dataset = data.load(config.data)
     train, test = (labels.long() for labels in mnist.labels())
@@ -225,7 +227,7 @@ def write_card(path: Path) -> None:
 
 
 def card(metadata: ClassifierMetadata, classifier: Classifier) -> str:
-    """The card as Markdown."""
+    """Format the model card as Markdown."""
     training, process = metadata.training, metadata.process
     weights = sum(parameter.numel() for parameter in classifier.parameters())
     facts = {
@@ -261,7 +263,7 @@ def card(metadata: ClassifierMetadata, classifier: Classifier) -> str:
 
 
 def table(readings: tuple[Reading, ...]) -> str:
-    """The measurements as a Markdown table."""
+    """Format the measurements as a Markdown table."""
     lines = ["| t | log SNR | split | data | accuracy | cross-entropy (nats) | calibration error |"]
     lines.append("|---|---|---|---|---|---|---|")
     for one in readings:

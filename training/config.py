@@ -1,7 +1,7 @@
-"""One small declared configuration a model: `training/configs/NAME.toml`, frozen once read.
+"""The configuration of each model: `training/configs/NAME.toml`, frozen once read.
 
-What is written there decides the weights; where and how fast they are computed (device, threads,
-compilation) does not belong to it and is said on the command line.
+It holds everything that decides the weights. Device, threads and compilation are command-line
+options.
 """
 
 import math
@@ -24,27 +24,29 @@ from training.data import AnyConfig, DataConfig
 FOLDER = Path(__file__).parent / "configs"
 _DATA: TypeAdapter[AnyConfig] = TypeAdapter(DataConfig)
 
-#: The network, and its outputs' meaning, whose best readouts have a closed form.
+#: The network, prediction and variance whose best readouts have a closed form.
 PROJECTED = ("rbf", "x_0", "moment")
 
 
 class ConfigError(ValueError):
-    """A configuration that is missing or wrong; the message names the file and the fix."""
+    """Raised for a missing or wrong configuration; the message names the file and the fix."""
 
 
 class Frozen(BaseModel):
-    """Frozen, and an unknown key is an error."""
+    """The base of frozen configurations that reject unknown keys."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
 class ObjectiveConfig(Frozen):
-    """loss = bound * (-K / dims) + simple * (square error of eps_hat; bits: cross-entropy of x_0).
+    """The training loss: a weighted sum of the bound and the simple loss.
 
-    `convention` is the last step's (the terms t >= 2 do not know it); None is the data's own.
-    `steps`: t drawn one by one ("uniform"), spread evenly over the batch ("stratified", Kingma et
-    al. 2021), or spread evenly under p(t) proportional to sqrt(E[term_t^2]) ("importance", Nichol
-    and Dhariwal 2021, Section 3.3).
+        loss = bound * (-K / dims) + simple * (square error of eps_hat; bits: cross-entropy of x_0)
+
+    `convention` applies to the last step only (the terms t >= 2 do not depend on it); None means
+    the data's own. `steps` says how t is drawn: independently ("uniform"), evenly spread over the
+    batch ("stratified", Kingma et al. 2021), or evenly spread under p(t) proportional to
+    sqrt(E[term_t^2]) ("importance", Nichol and Dhariwal 2021, Section 3.3).
     """
 
     bound: float = Field(default=1.0, ge=0)
@@ -62,8 +64,8 @@ class ObjectiveConfig(Frozen):
 class OptimiserConfig(Frozen):
     """AdamW (Loshchilov and Hutter 2019): linear warm-up, then cosine decay to `final` * `lr`.
 
-    At each of the steps `restarts` the decay begins anew, from half the rate of the time before
-    (warm restarts, Loshchilov and Hutter 2017): a longer fit goes on where a shorter one ended.
+    The decay starts again at each step of `restarts`, from half the previous starting rate (warm
+    restarts, Loshchilov and Hutter 2017), so that a longer fit can continue a shorter one.
     """
 
     lr: float = Field(default=1e-3, gt=0)
@@ -75,7 +77,7 @@ class OptimiserConfig(Frozen):
     clip: float | None = Field(default=1.0, gt=0)
 
     def rate(self, step: int, steps: int) -> float:
-        """Of optimiser step `step` (0, 1, ...) of `steps`; half a cosine to each restart."""
+        """Return the learning rate at optimiser step `step` (0, 1, ...) of `steps`."""
         if step < self.warmup:
             return self.lr * (step + 1) / self.warmup
         ends = [*self.restarts, steps]
@@ -95,11 +97,11 @@ class OptimiserConfig(Frozen):
 
 
 class ScheduleConfig(Frozen):
-    """A schedule learned with the network, from the process's own as its start.
+    """A schedule learned with the network, starting from the process's own.
 
-    `learn`: beta_2..T, beta_1 fixed ("beta", Sohl-Dickstein et al. 2015, Section 2.4.1), or a
-    falling table of log SNR ("log_snr", Kingma et al. 2021), its `ends` fixed or learned too.
-    `rate` is its learning rate as a multiple of the network's.
+    `learn` is "beta" for beta_2..T with beta_1 fixed (Sohl-Dickstein et al. 2015, Section 2.4.1),
+    or "log_snr" for a decreasing table of log SNR (Kingma et al. 2021) whose `ends` are fixed or
+    learned too. `rate` is its learning rate as a multiple of the network's.
     """
 
     learn: Literal["beta", "log_snr"]
@@ -117,33 +119,33 @@ class ScheduleConfig(Frozen):
 
 
 class ProjectionConfig(Frozen):
-    """A fit by variable projection, in place of AdamW: `training.fit.loop.projection` tells how.
+    """A fit by variable projection instead of AdamW (`training.fit.projection`).
 
-    `steps` of the search are made on the same `batch` rows; the readouts are those of `rows` rows.
+    All `steps` of the search use the same `batch` rows; the readouts are solved on `rows` rows.
     """
 
     rows: int = Field(default=20_000, gt=0)
 
 
 class AverageConfig(Frozen):
-    """Moving average of the weights, of decay min(`decay`, (1 + n) / (10 + n)) at update n."""
+    """Moving average of the weights, with decay min(`decay`, (1 + n) / (10 + n)) at update n."""
 
     decay: float = Field(default=0.999, ge=0, lt=1)
 
 
 class StoppingConfig(Frozen):
-    """Keep the averaged weights of the greatest held-out bound, and stop when it has turned.
+    """Early stopping: keep the averaged weights with the best held-out bound.
 
-    The bound is that of `watch`; the fit ends after `patience` looks without a better one.
+    The fit ends after `patience` evaluations (`watch`) without a better bound.
     """
 
     patience: int = Field(default=10, gt=0)
 
 
 class BaseConfig(Frozen):
-    """How the base of a "corrected" network is fitted, as `densities.Choice` says.
+    """How the base of a "corrected" network is fitted (see `densities.Choice`).
 
-    The network's base has `starts` times as many components as a start.
+    The base is the mean of `starts` mixtures with equal numbers of components.
     """
 
     starts: int = Field(default=1, gt=0)
@@ -151,9 +153,10 @@ class BaseConfig(Frozen):
 
 
 class WatchConfig(Frozen):
-    """What is looked at, `every` so many steps: `data` rows of valid at `terms` steps each.
+    """Monitoring during a fit: every `every` steps, the bound of `data` rows of `valid`.
 
-    A sheet of `samples` is drawn each time, or every `sheets` steps, a multiple of `every`.
+    Each row uses `terms` terms. A sheet of `samples` is drawn each time, or every `sheets` steps, a
+    multiple of `every`.
     """
 
     every: int = Field(default=500, gt=0)
@@ -165,10 +168,10 @@ class WatchConfig(Frozen):
 
 
 class EvaluationConfig(Frozen):
-    """The held-out bound that the card reports.
+    """The held-out evaluation that the model card reports.
 
-    `terms` steps an example, None for all of them, of even strata or by importance. `sampler_steps`
-    of the sheet of samples beside it, None for all T.
+    The bound uses `terms` terms per example (None for all), in even strata or by importance.
+    `sampler_steps` is for the sheet of samples (None for all T).
     """
 
     conventions: tuple[Convention, ...] = ()
@@ -180,17 +183,17 @@ class EvaluationConfig(Frozen):
 
     @property
     def choice(self) -> Choice:
-        """As `bound` takes it."""
+        """The choice of terms, as an argument of `bound`."""
         return Choice(terms=self.terms, strata=self.strata)
 
 
 class FitConfig(Frozen):
     """Everything that decides the weights of one model, and how it is measured.
 
-    `steps` optimiser steps of `batch` rows, the whole batch over all ranks. With variance "optimal"
-    the fit's is "lower", and export reads the other from the profile it makes. `file` is what the
-    commands call it, "gpu/mnist" for training/configs/gpu/mnist.toml, whose `name` is "mnist".
-    `initial` names the artefact whose weights it starts from, a folder of models/ or a file.
+    `batch` counts rows over all ranks. With variance "optimal" the fit uses "lower", and export
+    reads the optimal variance from the profile it makes. `file` is the name that commands use:
+    "gpu/mnist" for training/configs/gpu/mnist.toml, whose `name` is "mnist". `initial` names the
+    artefact whose weights the fit starts from, a folder of models/ or a file.
     """
 
     name: str
@@ -219,12 +222,12 @@ class FitConfig(Frozen):
 
     @property
     def called(self) -> str:
-        """What `python -m training fit` calls it; its run folder is runs/ and that."""
+        """The name for `python -m training fit`, and of the run folder in runs/."""
         return self.file or self.name
 
     @property
     def fitted_variance(self) -> VarianceKind | None:
-        """The variance while fitting."""
+        """The variance used while fitting."""
         return "lower" if self.variance == "optimal" else self.variance
 
     @model_validator(mode="after")
@@ -278,18 +281,18 @@ class FitConfig(Frozen):
 
 
 class ConvertedConfig(Frozen):
-    """The source of a converted artefact, in the place of a fit's configuration.
+    """The source of a converted artefact, stored in place of a fit's configuration.
 
     Attributes:
-        title: of the card.
-        library: that trained it.
-        command: that converts it again.
+        title: title of the card.
+        library: the library that trained the model.
+        command: the command that repeats the conversion.
         files: sha256 of each file that was read, by its name within the source.
-        documents: the source's own settings, by file, or the flags that were given.
-        notes: what the source says of its sampler, and this artefact does not hold.
-        data: what it is measured on; None where nothing was given.
-        evaluation: how.
-        profile: likewise, by `python -m training profile`.
+        documents: the source's own settings by file, or the flags that were given.
+        notes: the source's sampler settings that this artefact does not keep.
+        data: the data to measure it on, if any.
+        evaluation: how to evaluate it.
+        profile: how `python -m training profile` measures it.
     """
 
     kind: Literal["converted"] = "converted"
@@ -305,27 +308,27 @@ class ConvertedConfig(Frozen):
 
 
 def is_converted(config: Mapping[str, Any]) -> bool:
-    """Whether an artefact's configuration is that of a conversion."""
+    """Whether an artefact's configuration describes a conversion."""
     return config.get("kind") == "converted"
 
 
 def artefact_path(models: Path, name: str) -> Path:
-    """Where the artefact of a model is: models/NAME/model.safetensors."""
+    """Return the path of a model's artefact: models/NAME/model.safetensors."""
     return models / name / "model.safetensors"
 
 
 def find_artefact(name: str, models: Path) -> Path:
-    """The artefact that `name` means: a path, or the name of a folder of `models`."""
+    """Resolve `name`, a path or the name of a folder of `models`, to an artefact's path."""
     return Path(name) if name.endswith(".safetensors") else artefact_path(models, name)
 
 
 def path_of(name: str) -> Path:
-    """The file that `name` means: of training/configs, or itself a path."""
+    """Resolve `name`, a path or a name in training/configs, to a configuration file."""
     return Path(name) if name.endswith(".toml") else FOLDER / f"{name}.toml"
 
 
 def read(name: str, overrides: Mapping[str, Any] | None = None) -> dict[str, Any]:
-    """The keys of one configuration, by the name of a file in training/configs or by a path."""
+    """Read the keys of a configuration, given its name in training/configs or its path."""
     path = path_of(name)
     if not path.is_file():
         known = ", ".join(sorted(file.stem for file in FOLDER.glob("*.toml")))
@@ -337,7 +340,7 @@ def read(name: str, overrides: Mapping[str, Any] | None = None) -> dict[str, Any
 
 
 def parse(text: str, where: str) -> dict[str, Any]:
-    """The keys of a TOML text; ConfigError names where it came from."""
+    """Parse TOML text; raises ConfigError naming the source `where`."""
     try:
         return tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
@@ -345,7 +348,7 @@ def parse(text: str, where: str) -> dict[str, Any]:
 
 
 def read_data(keys: Mapping[str, Any]) -> AnyConfig:
-    """The [data] of a configuration alone; ConfigError where its keys do not fit."""
+    """Validate the [data] table of a configuration; raises ConfigError if its keys do not fit."""
     try:
         return _DATA.validate_python(keys)
     except ValidationError as error:
@@ -353,25 +356,25 @@ def read_data(keys: Mapping[str, Any]) -> AnyConfig:
 
 
 def completed(keys: dict[str, Any]) -> dict[str, Any]:
-    """A configuration that a version before this one wrote: what was added since at its default."""
+    """Fill in the keys that a configuration written by an older version lacks."""
     try:
         return FitConfig.model_validate(keys).model_dump(mode="json")
     except ValidationError:
-        return keys  # it says something that this version does not know
+        return keys  # it has keys or values that this version does not know
 
 
 def load(name: str, overrides: Mapping[str, Any] | None = None) -> FitConfig:
-    """The configuration of a fit.
+    """Load the configuration of a fit.
 
     Args:
         name: `mnist` for training/configs/mnist.toml, or the path of a .toml file.
         overrides: top-level keys that replace the file's.
 
     Raises:
-        ConfigError: no such file, no TOML, or keys and values that do not fit.
+        ConfigError: no such file, invalid TOML, or keys and values that do not fit.
     """
     path, keys = path_of(name), read(name, overrides)
-    if path.parent.parent == FOLDER:  # a folder of its own sizes; elsewhere the name says it all
+    if path.parent.parent == FOLDER:  # a subfolder, such as gpu/; elsewhere the name is enough
         keys["file"] = f"{path.parent.name}/{path.stem}"
     try:
         return FitConfig.model_validate(keys)

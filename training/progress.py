@@ -1,4 +1,4 @@
-"""Progress bars: a moving one in a terminal, a line a minute in a log file."""
+"""Progress bars: live in a terminal, one line per minute in a log file."""
 
 import sys
 from collections.abc import Callable
@@ -9,11 +9,11 @@ from tqdm import tqdm
 
 
 def progress_bar(total: int, unit: str, desc: str, **keys: Any) -> "tqdm[Any]":  # noqa: ANN401
-    """A bar of `total` units; `keys` as tqdm takes them.
+    """Make a progress bar.
 
     Args:
         total: units of work.
-        unit: what one is called.
+        unit: the name of a unit.
         desc: what is being done.
         keys: further arguments of tqdm.
     """
@@ -30,7 +30,7 @@ def progress_bar(total: int, unit: str, desc: str, **keys: Any) -> "tqdm[Any]": 
 
 
 def steps_made(bar: "tqdm[Any]", begun: int = 0, each: int = 1) -> Callable[[int, Tensor], None]:
-    """A bar as `sample` reports to it: at `begun` first, `each` further with every step."""
+    """A callback for `sample` that starts the bar at `begun` and adds `each` per step."""
 
     def made(steps: int, _: Tensor) -> None:
         bar.update(begun + each * steps - bar.n)
@@ -39,7 +39,7 @@ def steps_made(bar: "tqdm[Any]", begun: int = 0, each: int = 1) -> Callable[[int
 
 
 def each_step(bar: "tqdm[Any]") -> Callable[[int, Tensor], None]:
-    """A bar as `sample` reports to it, for chains one after another: a unit a step."""
+    """A callback for `sample` that adds one per step, for chains run one after another."""
 
     def made(_: int, __: Tensor) -> None:
         bar.update(1)
@@ -48,7 +48,7 @@ def each_step(bar: "tqdm[Any]") -> Callable[[int, Tensor], None]:
 
 
 def rows_done(bar: "tqdm[Any]") -> Callable[[int], None]:
-    """A bar as `bound` reports to it: by the rows just done."""
+    """A callback for `bound` that adds the rows just done."""
 
     def made(rows: int) -> None:
         bar.update(rows)

@@ -1,9 +1,9 @@
-"""Where weights and figures came from: the code's commit, the libraries' versions, the device.
+"""Record where weights and figures came from: commit, library versions and device.
 
-A measurement is kept as a file with all of them:
+Each measurement is a file that holds all of them:
 
-docs/results/NAME.json     of the page of results
-runs/KIND/...json          of a command by itself
+docs/results/NAME.json     for the page of results
+runs/KIND/...json          for a single command
 """
 
 import json
@@ -23,7 +23,7 @@ LIBRARIES = ("torch", "numpy", "safetensors", "pydantic")
 
 
 def commit() -> str | None:
-    """The code's commit, "-dirty" where what trains has changes; None outside git."""
+    """The code's commit, with "-dirty" if the packages have changes; None outside git."""
     folder = Path(__file__).parents[1]
 
     def git(*words: str) -> str | None:
@@ -42,7 +42,7 @@ def commit() -> str | None:
 
 
 def versions() -> dict[str, str]:
-    """Python's and the libraries' versions."""
+    """The versions of Python and the libraries."""
     found = {"python": platform.python_version()}
     for library in LIBRARIES:
         found[library] = metadata.version(library)
@@ -50,26 +50,26 @@ def versions() -> dict[str, str]:
 
 
 def device_name(device: torch.device) -> str:
-    """A device in words."""
+    """Describe a device in words."""
     if device.type == "cuda":
         return str(torch.cuda.get_device_name(device))
     return f"{device.type}, {torch.get_num_threads()} threads"
 
 
 class RecordError(ValueError):
-    """A file that holds no record; the message names the file and the fix."""
+    """Raised for a file that holds no record; the message names the file and the fix."""
 
 
 class Record(BaseModel):
-    """What was found, and how.
+    """A measurement and how it was made.
 
     Attributes:
-        command: that measures it again.
-        machine: that measured, as a card says it; None where that was not written down.
-        seconds: it took, wall time; of a measurement that went on, of its last part alone.
+        command: the command that repeats it.
+        machine: the device in words; None if it was not recorded.
+        seconds: wall time; for a resumed measurement, only its last part.
         commit: of the code.
         versions: of the libraries.
-        found: what was measured, as its command says it in JSON.
+        found: the result, as JSON.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -83,7 +83,7 @@ class Record(BaseModel):
 
 
 def measure(command: str, device: torch.device, make: Callable[[], Any]) -> Record:
-    """Make a measurement, and note how it was made."""
+    """Make a measurement and record how it was made."""
     began = time.monotonic()
     found = make()
     return Record(
@@ -97,7 +97,7 @@ def measure(command: str, device: torch.device, make: Callable[[], Any]) -> Reco
 
 
 def write(path: Path, record: Record) -> None:
-    """Write a record, whole or not at all, and say where."""
+    """Write a record atomically and print its path."""
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(path.name + ".partial")
     partial.write_text(json.dumps(record.model_dump(mode="json"), indent=2) + "\n")
@@ -106,10 +106,10 @@ def write(path: Path, record: Record) -> None:
 
 
 def read(path: Path) -> Record | None:
-    """The record of a file; None where there is no file.
+    """Read the record in a file; None if there is no file.
 
     Raises:
-        RecordError: a file that holds something else.
+        RecordError: the file holds something else.
     """
     if not path.exists():
         return None

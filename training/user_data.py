@@ -1,7 +1,7 @@
-"""Data of one's own: a folder of pictures or a table of numbers, and a configuration for them.
+"""Make a configuration for a user's own data: a folder of pictures or a table of numbers.
 
-The sizes are for a CPU: a network of a million weights or less, and half an hour rather than a day.
-The configuration is written as a file, which is the place to change them.
+The defaults suit a CPU: at most a million weights, and about half an hour of training. The
+configuration is written to a file, where they can be changed.
 """
 
 import json
@@ -18,17 +18,17 @@ from training.data import SPLITS, AnyConfig, Dataset, load, table
 
 STEPS = {"image": 3000, "vector": 6000, "bits": 6000}
 PASSES = 3000
-"""Times through the data at most, beyond the first 300 steps: few data need no more."""
+"""The most epochs, beyond the first 300 steps: a small data set needs no more."""
 NAMED = "a folder of pictures, a table, or a configuration for its [data]"
 VALID = {"image": 10, "vector": 100, "bits": 100}
-"""Rows that tell whether the held-out bound has turned."""
+"""Rows needed to tell whether the held-out bound has stopped rising."""
 T = {"image": 1000, "vector": 500, "bits": 500}
 
 _OPTIMISER = {"lr": 2e-3, "betas": [0.9, 0.99], "warmup": 100, "clip": 1.0}
 
 
 def settings(dataset: Dataset) -> dict[str, Any]:
-    """All of a configuration but its name, data and steps, by what the data are."""
+    """Choose all settings except name, data and steps, by the kind of data."""
     return {"image": _images, "vector": _vectors, "bits": _bits}[dataset.space.kind](dataset)
 
 
@@ -120,12 +120,12 @@ _WATCH = {"every": 100, "sheets": 500, "data": 250, "terms": 64, "samples": 500}
 
 
 def _valid(rows: int, wanted: int) -> float:
-    """The share to look at meanwhile: a twentieth, or of few rows enough to tell the turn."""
+    """The fraction of rows to monitor: 5%, or up to 15% to reach `wanted` rows."""
     return round(min(0.15, max(0.05, wanted / rows)), 3)
 
 
 def _mlp(rows: int, dims: int) -> dict[str, Any]:
-    """Wider where more rows can tell it more."""
+    """An MLP, larger where there are more rows."""
     width = 64 if rows < 1000 else 128
     size = {"width": width, "depth": 3 if rows < 1000 else 4}
     return {"kind": "mlp", "features": dims, **size, "clock": "log_snr"}
@@ -136,7 +136,7 @@ def _log_snr(first: float, last: float) -> dict[str, Any]:
 
 
 def model_name(path: Path, name: str | None) -> str:
-    """The name that was given, or the path's own made a name; ConfigError if it is none."""
+    """Return `name`, or a name made from the path; raises ConfigError if it is not valid."""
     name = name or re.sub(r"[^a-z0-9]+", "-", path.resolve().stem.lower()).strip("-")
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", name):
         raise configs.ConfigError(
@@ -148,17 +148,17 @@ def model_name(path: Path, name: str | None) -> str:
 def configure(
     path: Path, name: str | None, *, side: int = 32, grey: bool = False, steps: int | None = None
 ) -> tuple[dict[str, Any], Dataset]:
-    """The keys of a configuration for what there is at a path, and the data.
+    """Make the keys of a configuration for the data at a path, and load the data.
 
     Args:
         path: a folder of pictures, or a .csv or .npy.
-        name: of the model; None for the path's own.
-        side: pixels that pictures are scaled to.
-        grey: without their colours.
+        name: of the model; None to derive it from the path.
+        side: side in pixels that pictures are scaled to.
+        grey: convert pictures to grey.
         steps: of the fit; None for a number that suits a CPU.
 
     Raises:
-        ConfigError, DataError: what is there cannot be fitted to.
+        ConfigError, DataError: no model can be fitted to the data.
     """
     name = model_name(path, name)
     keys: dict[str, Any] = {"name": name, "title": path.name, "data": data_of(path, side, grey)}
@@ -181,21 +181,20 @@ def prepare(
     grey: bool | None = None,
     steps: int | None = None,
 ) -> tuple[Path, configs.FitConfig, Dataset]:
-    """The file of settings for what there is at a path, the configuration in it, and the data.
+    """Write or reuse the settings file for the data at a path, and load both.
 
-    A file that is there is used as it stands; `steps` are changed in it, so that
-    a longer fit goes on where a shorter one ended.
+    In an existing file only `steps` is changed, so that a longer fit continues a shorter one.
 
     Args:
-        path: as `configure` takes it.
-        name: of the model; None for the path's own.
+        path: as in `configure`.
+        name: of the model; None to derive it from the path.
         runs: the folder of run folders, where the file is.
-        side: pixels that pictures are scaled to; None for the file's, or 32.
-        grey: without their colours; None for the file's, or not.
+        side: side in pixels that pictures are scaled to; None for the file's, or 32.
+        grey: convert pictures to grey; None for the file's choice, or colour.
         steps: of the fit; None for the file's, or a number that suits a CPU.
 
     Raises:
-        ConfigError, DataError: what is there cannot be fitted to, or the file is of other data.
+        ConfigError, DataError: no model can be fitted to the data, or the file is for other data.
     """
     name = model_name(path, name)
     written = runs / f"{name}.toml"
@@ -206,7 +205,7 @@ def prepare(
         return written, configs.load(str(written)), dataset
     text = written.read_text()
     if steps is not None:
-        # Keys of no table stand before the first one.
+        # Top-level keys come before the first table.
         head, table, rest = text.partition("\n[")
         found, changed = re.subn(r"(?m)^steps\s*=.*$", f"steps = {steps}", head)
         text = (found if changed else f"steps = {steps}\n{head}") + table + rest
@@ -227,10 +226,10 @@ def prepare(
 
 
 def data_of(path: Path, side: int, grey: bool) -> dict[str, Any]:
-    """The [data] of a configuration, by what there is at a path.
+    """Make the [data] table of a configuration for the data at a path.
 
     Raises:
-        ConfigError: neither a folder nor a table.
+        ConfigError: the path is neither a folder nor a table.
     """
     if path.is_dir():
         return {"kind": "pictures", "folder": str(path), "side": side, "colour": not grey}
@@ -242,15 +241,15 @@ def data_of(path: Path, side: int, grey: bool) -> dict[str, Any]:
 
 
 def data_for(name: str, space: DataSpace) -> tuple[AnyConfig, Dataset]:
-    """The data that a name means, for a model of data of this kind.
+    """Load the data that `name` refers to, for a model with this data space.
 
     Args:
-        name: of a configuration, whose [data] they are, or the path of one; of a folder of
-            pictures, which are scaled to the model's side; of a table.
+        name: a configuration (its name or path), a folder of pictures, which are scaled to the
+            model's side, or a table.
         space: of the model.
 
     Raises:
-        ConfigError: there are none, or of another kind or shape.
+        ConfigError: there are no such data, or they differ in kind or shape.
         DataError: they cannot be read.
     """
     path = Path(name)
@@ -279,7 +278,7 @@ def _kind(space: DataSpace) -> str:
 
 
 def _network(config: configs.FitConfig) -> str:
-    """What is fitted, in words."""
+    """Describe the network in words."""
     network = config.network
     if not isinstance(network, CorrectedConfig):
         return f"a {network.kind}"
@@ -292,12 +291,12 @@ def _network(config: configs.FitConfig) -> str:
 
 
 def one_thread(config: configs.FitConfig) -> bool:
-    """Whether a network is so small that threads wait for each other longer than they work."""
+    """Whether a network is so small that one thread is faster than several."""
     return config.network.kind in ("mlp", "rbf", "corrected")
 
 
 def to_toml(keys: Mapping[str, Any], of: str = "") -> str:
-    """A configuration as TOML: plain keys first, then a table for each mapping."""
+    """Format a configuration as TOML: plain keys first, then a table for each mapping."""
     plain = [f"{k} = {_value(v)}" for k, v in keys.items() if not isinstance(v, Mapping)]
     head = [f"[{of}]"] if of else []
     tables = [
@@ -307,12 +306,12 @@ def to_toml(keys: Mapping[str, Any], of: str = "") -> str:
 
 
 def _value(value: object) -> str:
-    """Numbers, strings, truth and lists of them: JSON's form of these is TOML's too."""
+    """Format a number, string, boolean or list; JSON and TOML write these alike."""
     return json.dumps(value, ensure_ascii=False)
 
 
 def expectations(config: configs.FitConfig, dataset: Dataset, weights: int) -> str:
-    """What will be done, in a few lines."""
+    """Summarise the planned fit in a few lines."""
     size = " x ".join(map(str, dataset.space.shape))
     kinds = {"image": "pictures", "vector": "rows of numbers", "bits": "rows of bits"}
     notes = "".join(f"\n{note}" for note in dataset.notes)

@@ -1,1 +1,1 @@
-"""What a model is worth: bounds, profiles, entropies, and simple densities beside it."""
+"""Evaluate models: bounds, profiles, entropies, and simple densities for comparison."""

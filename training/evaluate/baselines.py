@@ -1,10 +1,10 @@
-"""Simple densities beside a model, and the verdict: whether a model of one's own data is ready.
+"""Compare a model with simple densities, and decide whether it is ready for use.
 
     gain_n = K_n - log p_simple(x_n),    standard error of their mean = std(gain_n) / sqrt(N)
 
-Each is fitted to the rows that the model knows and measured on the same `test`, in nats of the
-data's own convention and units. A model is not ready where K - L_null is below 0, or where a simple
-density is better by more than two standard errors and by more than `MARGIN`.
+Each density is fitted to `train` and `valid` and measured on the same `test` rows as the model, in
+nats of the data's own convention and units. A model is not ready if K - L_null is below 0, or if a
+simple density is better by more than two standard errors and by more than `MARGIN`.
 """
 
 import math
@@ -22,24 +22,24 @@ from training.config import FitConfig
 from training.data import Dataset
 
 LARGEST = 3000
-"""Rows that a mixture by BIC and a kernel density are fitted to."""
+"""The most rows that the BIC mixture and the kernel density are fitted to."""
 WIDEST = 100
-"""Columns beyond which those two have no chance, and take long."""
+"""The most columns for those two, which are slow and poor in high dimension."""
 PIXELS = 4096
-"""Elements of a picture beyond which no Gaussian is fitted to it."""
+"""The most elements of an image for which a Gaussian is fitted."""
 BANDWIDTHS = 10.0 ** torch.linspace(-1.5, 0.5, 13)
 
 LogProb = Callable[[Tensor], Tensor]
 
 
 def compare(config: FitConfig, dataset: Dataset, rows: Tensor, values: Tensor) -> list[Baseline]:
-    """The baselines of a fit, the best of them first.
+    """Fit and measure the baselines of a fit, best first.
 
     Args:
-        config: of the fit, whose base is one of them if it has one.
-        dataset: whose `train` and `valid` they are fitted to.
+        config: of the fit; its base, if any, is one of the baselines.
+        dataset: its `train` and `valid` are the training rows.
         rows: held out, data units [N, *event].
-        values: the model's bounds of them in the data's own convention, nats [N].
+        values: the model's bounds on those rows in the data's own convention, nats [N].
     """
     space, convention = dataset.space, dataset.space.default_convention
     found = []
@@ -62,7 +62,7 @@ def compare(config: FitConfig, dataset: Dataset, rows: Tensor, values: Tensor) -
 
 
 def _fitted(config: FitConfig, dataset: Dataset) -> dict[str, LogProb]:
-    """log-densities of rows in model units, by name."""
+    """Fit log-densities of rows in model units, by name."""
     kinds = {"image": _of_images, "vector": _of_vectors, "bits": _of_bits}
     return kinds[dataset.space.kind](config, dataset)
 
@@ -87,7 +87,7 @@ def _of_bits(config: FitConfig, dataset: Dataset) -> dict[str, LogProb]:
 
 
 def _base(config: FitConfig, rows: Tensor, kind: str) -> dict[str, LogProb]:
-    """What the fit begins from, where that is none of the other densities."""
+    """The density that the fit starts from, if it is none of the other baselines."""
     base = densities.base(config, rows)
     if base is None or base.config.components == 1:
         return {}
@@ -101,7 +101,7 @@ def _by_bic(rows: Tensor) -> LogProb:
     data = rows.double().numpy()
     tried = []
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # not converged: its BIC tells
+        warnings.simplefilter("ignore")  # if a fit did not converge, its BIC shows it
         for components in range(1, 1 + min(8, len(rows) // 10)):
             for kind in ("full", "diag"):
                 model = GaussianMixture(
@@ -116,7 +116,7 @@ def _by_bic(rows: Tensor) -> LogProb:
 
 
 def _kernels(rows: Tensor) -> LogProb:
-    """Gaussian kernels in the data's principal axes, of the bandwidth that 5 folds like best."""
+    """Gaussian kernels in whitened coordinates, with the bandwidth chosen by cross-validation."""
     rows = rows.double()
     whole = densities.gaussian(rows, shrunk=True)
     white = (whole.axes[0] / whole.variances[0].sqrt()).double()  # columns [D, D]
@@ -139,9 +139,9 @@ def _kernels(rows: Tensor) -> LogProb:
 
 
 def _of_images(_: FitConfig, dataset: Dataset) -> dict[str, LogProb]:
-    """Independent pixels of one histogram a channel, and one Gaussian of dequantised pixels."""
+    """Independent pixels with a histogram per channel, and one Gaussian of dequantised pixels."""
     train, space = torch.cat((dataset.train, dataset.valid)), dataset.space
-    assert space.levels is not None  # pictures have
+    assert space.levels is not None  # images have levels
     channels, levels = space.shape[0], space.levels
     pixels = train.movedim(1, 0).flatten(1).long()
     counts = torch.stack([row.bincount(minlength=levels) for row in pixels]).double() + 0.5
@@ -159,7 +159,7 @@ def _of_images(_: FitConfig, dataset: Dataset) -> dict[str, LogProb]:
 
 
 def _pixels(train: Tensor, space: DataSpace) -> LogProb:
-    """E_u log N(x + u): at most the log-probability of the levels, u uniform over a level."""
+    """E_u log N(x + u), u uniform over a level: a lower bound on the levels' log-probability."""
     from sklearn.covariance import ledoit_wolf  # a second to import
 
     generator = torch.Generator().manual_seed(0)
@@ -177,16 +177,16 @@ def _pixels(train: Tensor, space: DataSpace) -> LogProb:
 
 
 MARGIN = 0.05
-"""Bits an element by which a simple density may be better: what the chain's steps lose, at most."""
+"""Bits per element by which a simple density may be better: the most that finite T loses."""
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """In words.
+    """Whether a model is ready for use, and why.
 
     Attributes:
-        ready: whether nothing speaks against the model.
-        reasons: what speaks against it, or what it was held against.
+        ready: whether there is no reason against the model.
+        reasons: the reasons against it, or the comparison that it passed.
     """
 
     ready: bool
@@ -198,7 +198,7 @@ class Verdict:
 
 
 def verdict(metadata: Metadata) -> Verdict | None:
-    """The verdict on a model; None where it was not evaluated on `test` in its own convention."""
+    """Judge a model; None if it was not evaluated on `test` in its own convention."""
     convention = metadata.space.default_convention
     found = [
         e
@@ -238,7 +238,7 @@ def verdict(metadata: Metadata) -> Verdict | None:
 
 
 def beside(metadata: Metadata) -> str:
-    """The baselines as a Markdown table, in bits, the best first."""
+    """Format the baselines as a Markdown table, in bits."""
     lines = [
         "| simple density | rows | log2 density a row | the model's gain | standard error |",
         "|---|---|---|---|---|",

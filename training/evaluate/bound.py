@@ -1,10 +1,10 @@
-"""The held-out bound: K averaged over a split, with the standard error of that average.
+"""Evaluate the held-out bound: the mean of K over a split, with its standard error.
 
     bound = (1 / N) sum_n K_n,    standard error = std(K_n) / sqrt(N)
 
-Each K_n is one example's estimate, stratified over the steps, so the spread over data holds both
-the data's own and that of the noise. "paper" shares the network's terms with the convention
-evaluated before it: the two differ only in parts with closed forms.
+Each K_n is one example's estimate, stratified over the steps, so its spread includes both the data
+and the noise. "paper" reuses the network's terms of the convention evaluated before it, because the
+two differ only in parts with closed forms.
 """
 
 import math
@@ -34,7 +34,7 @@ from training.progress import progress_bar, rows_done
 
 ALL_TERMS = Choice()
 PERCENTILES = torch.linspace(0, 1, 101, dtype=torch.float64)
-ROUNDING = 0.01  # standard errors by which a bound may move that is measured again
+ROUNDING = 0.01  # standard errors by which a repeated bound may differ
 
 
 def evaluate(
@@ -50,24 +50,24 @@ def evaluate(
     batch: int = 512,
     keep: dict[Convention, Tensor] | None = None,
 ) -> list[Evaluation]:
-    """The bound of the first `count` rows of a split, one Evaluation a convention.
+    """Evaluate the bound on the first `count` rows of a split, once per convention.
 
     Args:
         model: in evaluation mode.
-        dataset: what it is held against.
+        dataset: has the rows.
         conventions: which; the data's own if empty.
-        split: "test" unless a choice is being made.
-        count: data; None for the whole split.
+        split: "test", or "valid" for model selection.
+        count: number of rows; None for the whole split.
         choice: which terms, of which chain.
-        trajectories: bound by so many of them together, T evaluations each; None for the ordinary
-            bound.
+        trajectories: number of trajectories in a multi-sample bound, T evaluations each; None for
+            the ordinary bound.
         seed: of the noise.
-        batch: rows a network call.
-        keep: takes each row's bound in nats, by convention, where it is given.
+        batch: rows per network call.
+        keep: receives each row's bound in nats, by convention.
 
     Raises:
-        ValueError: a convention that the data do not have; terms of trajectories; fewer than two
-            rows, whose spread is not known.
+        ValueError: a convention that the data do not have; a choice of terms with trajectories; or
+            fewer than two rows, which give no standard error.
     """
     if trajectories is not None and choice != ALL_TERMS:
         raise ValueError(
@@ -84,7 +84,7 @@ def evaluate(
     found: list[Evaluation] = []
     steps: Tensor | None = None
     gain = 0.0
-    # "paper" last, so that it finds another convention's terms.
+    # "paper" last, so that it can reuse another convention's terms.
     for convention in sorted(conventions or (model.space.default_convention,), key="paper".__eq__):
         check_convention(model, convention)
         prior = prior_part(model, x_0, convention).cpu()
@@ -112,7 +112,7 @@ def evaluate(
         mean = float(values.mean())
         quantiles = values.double().quantile(PERCENTILES) if values.isfinite().all() else None
         entropy = dataset.entropy
-        if entropy is not None and convention == "paper":  # in model units, as this convention is
+        if entropy is not None and convention == "paper":  # this convention is in model units
             entropy = (entropy[0] + model.space.log_jacobian(), entropy[1])
         found.append(
             Evaluation(
@@ -147,7 +147,7 @@ def as_planned(
     batch: int = 512,
     keep: dict[Convention, Tensor] | None = None,
 ) -> list[Evaluation]:
-    """The bound on the test split, as a configuration plans its evaluation."""
+    """Evaluate the bound on the test split as the configuration specifies."""
     return evaluate(
         model,
         dataset,
@@ -168,20 +168,17 @@ def measured_again(
     data: int | None = None,
     batch: int = 512,
 ) -> list[Evaluation]:
-    """The ordinary bounds among these, of the same data by the same noise, with their quantiles.
-
-    All else stays as it was.
+    """Repeat the ordinary bounds on the same data and noise, to add their quantiles.
 
     Args:
-        model: that was evaluated.
-        dataset: of the same data.
-        evaluations: that an artefact has.
-        data: measure only so many, from all over the split: some are in order of label; all if
-            None.
-        batch: rows a network call.
+        model: the model that was evaluated.
+        dataset: the same data.
+        evaluations: the artefact's.
+        data: number of rows, evenly spaced because some splits are sorted by label; None for all.
+        batch: rows per network call.
 
     Raises:
-        ValueError: a mean or its standard error does not come out as it was.
+        ValueError: a mean or its standard error differs from the earlier one.
     """
     found: list[Evaluation] = []
     whole = [e for e in evaluations if e.whole]
@@ -219,7 +216,7 @@ def _some(rows: Tensor, count: int) -> Tensor:
 
 
 def _check_same(old: Evaluation, new: Evaluation) -> None:
-    """Raise ValueError where a bound that was measured again, perhaps in part, is another one."""
+    """Raise ValueError if a repeated bound, perhaps on fewer rows, differs from the old one."""
     off, allowed = abs(new.bound - old.bound), 4.5 * new.standard_error
     if new.count == old.count:
         off = max(off, abs(new.standard_error - old.standard_error))
@@ -233,12 +230,12 @@ def _check_same(old: Evaluation, new: Evaluation) -> None:
 
 
 def _chain(evaluation: Evaluation) -> str:
-    """How many steps, and how they are spaced."""
+    """Describe the number of steps and their spacing."""
     return f"{evaluation.steps}, {evaluation.spacing}" if evaluation.steps else "all"
 
 
 def steps_table(evaluations: Sequence[Evaluation]) -> str:
-    """The bound as a function of the number of steps, as a Markdown table, in bits an element."""
+    """Format the bound by number of steps as a Markdown table, in bits per element."""
     columns = sorted({e.spacing for e in evaluations if e.spacing})
     lines = ["| steps | data | " + " | ".join(f"{spacing} spacing" for spacing in columns) + " |"]
     lines.append("|---|---|" + "---|" * len(columns))
@@ -251,13 +248,13 @@ def steps_table(evaluations: Sequence[Evaluation]) -> str:
 
 
 def per_dim(evaluation: Evaluation) -> str:
-    """Bits an element with the standard error."""
+    """Format the bits per element with their standard error."""
     error = evaluation.standard_error * evaluation.bits_per_dim / -evaluation.bound
     return f"{evaluation.bits_per_dim:.4f} ± {error:.4f}"
 
 
 def table(evaluations: Sequence[Evaluation]) -> str:
-    """Evaluations as a Markdown table, in bits."""
+    """Format evaluations as a Markdown table, in bits."""
     lines = [
         "| convention | split | data | steps | terms an example | K (bits) | standard error "
         "| bits/dim | K - L_null (bits) | minus entropy (bits) |",
@@ -275,8 +272,8 @@ def table(evaluations: Sequence[Evaluation]) -> str:
 
 
 def _terms(e: Evaluation) -> str:
-    """Which terms were evaluated, in words."""
+    """Describe the terms that were evaluated."""
     if e.trajectories is None:
         return f"{e.terms or 'all'}{', by importance' if e.strata == 'importance' else ''}"
-    assert e.gain is not None  # `evaluate` sees to it
+    assert e.gain is not None  # `evaluate` sets both
     return f"all of {e.trajectories} trajectories (gain {e.gain / math.log(2):.4f})"

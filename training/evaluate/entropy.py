@@ -1,6 +1,6 @@
-"""A model's report: the entropy of each reverse step, between its bounds (2015, Equation 24).
+"""Report the entropy of each reverse step between its bounds (Sohl-Dickstein 2015, Equation 24).
 
-models/NAME/entropy.csv   t, lower, model, standard_error, upper: bits an element, model units
+models/NAME/entropy.csv   t, lower, model, standard_error, upper: bits per element, model units
 models/NAME/entropy.png   the same as a plot
 """
 
@@ -18,20 +18,20 @@ from diffusion.model import DiffusionModel
 from diffusion.noise import Stream, counter_noise
 from training.data import Dataset
 
-POINTS = 64  # steps that are looked at, evenly spaced
-ROWS = {"image": 32, "vector": 1000, "bits": 1000}  # data of `test` at each, one draw of x_t each
+POINTS = 64  # measured steps, evenly spaced
+ROWS = {"image": 32, "vector": 1000, "bits": 1000}  # rows of `test`, one x_t each
 COLOUR, BAND, LIMIT = "#1f4b99", "#e3e8f2", "#8793a8"
 
 
 @final
 @dataclass(frozen=True)
 class StepEntropies:
-    """Columns of the table, bits an element of the example, float64 [n] each.
+    """Columns of the report in bits per element, float64 [n] each.
 
     Attributes:
-        t: int64 [n], within 2..T; of t = 1 reals have no lower bound.
+        t: int64 [n], within 2..T; at t = 1 real data have no lower bound.
         lower: on H_q(x_{t-1} | x_t).
-        model: the entropy of the model's own kernel, a mean over `ROWS` data.
+        model: the entropy of the model's own kernel, averaged over `ROWS` examples.
         standard_error: of that mean.
         upper: on H_q(x_{t-1} | x_t).
     """
@@ -45,15 +45,15 @@ class StepEntropies:
 
 @torch.inference_mode()
 def measure(model: DiffusionModel, rows: Tensor, seed: int = 0) -> StepEntropies:
-    """The entropies of a model on held-out data.
+    """Measure the entropies of a model on held-out data.
 
     Args:
         model: in evaluation mode.
-        rows: [N, *event], data units; all of them tell the bounds, the first the model's own.
+        rows: [N, *event], data units; the bounds use all, the model's entropy the first `ROWS`.
         seed: of the noise.
 
     Raises:
-        ValueError: a process of one step, which has only the last one.
+        ValueError: the process has only one step.
     """
     if model.T < 2:
         raise ValueError("a process of T = 1 has no reverse steps but the last: no report of it")
@@ -75,7 +75,7 @@ def measure(model: DiffusionModel, rows: Tensor, seed: int = 0) -> StepEntropies
 
 
 def write(path: Path, model: DiffusionModel, dataset: Dataset) -> list[Path]:
-    """Write the report beside an artefact; returns its files."""
+    """Write the report beside an artefact; return its files."""
     found = measure(model, dataset.test)
     table, picture = files(path)
     with table.open("w", newline="") as file:
@@ -89,19 +89,19 @@ def write(path: Path, model: DiffusionModel, dataset: Dataset) -> list[Path]:
 
 
 def files(path: Path) -> tuple[Path, Path]:
-    """Where the table and the plot of an artefact are."""
+    """Return the paths of an artefact's table and plot."""
     return path.with_name("entropy.csv"), path.with_name("entropy.png")
 
 
 def remove(path: Path) -> None:
-    """Take away the report of an artefact that is no more."""
+    """Delete the report of a replaced artefact."""
     for file in files(path):
         file.unlink(missing_ok=True)
 
 
 def plot(found: StepEntropies, path: Path) -> None:
-    """The entropies over t, and where between the bounds the model's own is."""
-    # matplotlib takes a second to import, and nothing else of this file needs it.
+    """Plot the entropies over t, and the model's position between the bounds."""
+    # matplotlib takes a second to import, and only this function needs it.
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -115,7 +115,7 @@ def plot(found: StepEntropies, path: Path) -> None:
     whole.plot(t, found.model.numpy(), color=COLOUR, label="the model's kernel")
     whole.set_ylabel("entropy of a reverse step\nbits an element")
     whole.legend(frameon=False)
-    if bool((found.lower > 0).all()):  # of bits, over several orders of magnitude
+    if bool((found.lower > 0).all()):  # binary data span several orders of magnitude
         whole.set_yscale("log")
     width = (found.upper - found.lower).numpy()
     above = (found.model - found.lower).numpy()

@@ -1,17 +1,17 @@
-"""The Parzen-window log-likelihood: samples, each widened into a Gaussian, held against test data.
+"""Score samples by the Parzen-window log-likelihood of test data.
 
     log p(x) = log (1 / N) sum_n N(x; c_n, sigma^2 I),    x and c_n in [0, 1]^D, nats
 
-by the protocol of its time (Breuleux, Bengio and Vincent 2010; Goodfellow et al. 2014): c_n are
-N = 10,000 samples of the model, sigma is the one of a logarithmic grid that is best on `valid`, and
-the mean over `test` is reported with its standard error over data. Sohl-Dickstein et al. (2015,
-Table 2) report it in bits.
+The protocol is that of Breuleux, Bengio and Vincent (2010) and Goodfellow et al. (2014): c_n are
+N = 10,000 samples of the model, sigma is the best on `valid` from a logarithmic grid, and the mean
+over `test` is reported with its standard error over data. Sohl-Dickstein et al. (2015, Table 2)
+report it in bits.
 
-It is kept to reproduce that table and for nothing else: it says little about the likelihood, and
-models can score better than the very distribution that the data came from (Theis, van den Oord and
-Bethge 2016). So do ours: where chains are stopped at a step t and E[x_0 | x_t] stands for what they
-would have come to, an average of the digits that x_t may become lies nearer to any one of them than
-another digit does. Samples are rounded to the data's levels, as /sample serves them.
+It is kept only to reproduce that table: it says little about the likelihood, and models can score
+better than the true data distribution (Theis, van den Oord and Bethge 2016). Ours do when chains
+stop early at a step t and return E[x_0 | x_t]: an average of the digits that x_t may become lies
+nearer to any one of them than another digit does. Samples are rounded to the data's levels, as
+/sample serves them.
 """
 
 import hashlib
@@ -31,21 +31,21 @@ from diffusion.space import DataSpace
 from training.data.dataset import Dataset, checksum, stream_seed
 from training.progress import progress_bar, steps_made
 
-#: Every other one is Goodfellow et al.'s, np.logspace(-1, 0, 10).
+#: Every second value is from Goodfellow et al.'s grid, np.logspace(-1, 0, 10).
 BANDWIDTHS = tuple(10.0 ** (-1.0 + i / 18) for i in range(19))
-ROWS = 256  # of test data at once: 20 MB of distances to 10,000 samples
-BLOCK = 250  # samples drawn and saved at once
+ROWS = 256  # test rows per batch: 20 MB of distances to 10,000 samples
+BLOCK = 250  # samples per saved file
 
 
 class ParzenScore(BaseModel):
     """A score on a split, in nats; `bits` and `bits_error` are the same in bits.
 
     Attributes:
-        centres: N, how many samples stand for the model.
+        centres: N, the number of samples that represent the model.
         bandwidth: sigma, for data in [0, 1].
-        valid: mean log-likelihood of `valid` at that sigma.
+        valid: mean log-likelihood of `valid` at that sigma, nats.
         nats, error: mean log-likelihood of `test`, and its standard error over data.
-        data: how many test data.
+        data: number of test examples.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -61,7 +61,7 @@ class ParzenScore(BaseModel):
 
     @classmethod
     def of(cls, values: Tensor, *, centres: int, bandwidth: float, valid: float) -> Self:
-        """The score of log-likelihoods [N] of test data."""
+        """Make the score from log-likelihoods [N] of test data, in nats."""
         nats, error = float(values.mean()), float(values.std()) / math.sqrt(len(values))
         bit = math.log(2)
         return cls(
@@ -77,16 +77,16 @@ class ParzenScore(BaseModel):
 
 
 def to_unit(space: DataSpace, x: Tensor) -> Tensor:
-    """Data [N, *shape] as float64 [N, D] in [0, 1].
+    """Scale data [N, *shape] to float64 [N, D] in [0, 1].
 
     Raises:
-        ValueError: data that have no greatest value.
+        ValueError: the data have no greatest value.
     """
     return x.flatten(1).double() / greatest(space)
 
 
 def greatest(space: DataSpace) -> int:
-    """The greatest value of an element: 1 of bits, 255 of 8-bit images."""
+    """Return the greatest value of an element: 1 for binary data, 255 for 8-bit images."""
     if space.greatest is None:
         raise ValueError(
             "the Parzen score is of data in [0, 1]: it needs bits or images with levels, not real "
@@ -101,9 +101,9 @@ def log_density(
     bandwidths: Tensor,
     progress: Callable[[int], object] | None = None,
 ) -> Tensor:
-    """log p(x) in nats at each bandwidth, float64 [N, len(bandwidths)].
+    """Compute log p(x) in nats at each bandwidth, float64 [N, len(bandwidths)].
 
-    |x - c|^2 = |x|^2 + |c|^2 - 2 x.c cancels where x is near c: float64 throughout.
+    Uses float64, because |x|^2 + |c|^2 - 2 x.c cancels when x is near c.
 
     Args:
         x: [N, D].
@@ -134,10 +134,10 @@ def score(
     *,
     bandwidths: tuple[float, ...] = BANDWIDTHS,
 ) -> ParzenScore:
-    """The score of samples `centres` [M, D]; valid and test are [N, D], all in [0, 1].
+    """Score the samples `centres` [M, D] on valid and test [N, D], all in [0, 1].
 
     Raises:
-        ValueError: the best bandwidth is an end of the grid, so that a better one lies beyond it.
+        ValueError: the best bandwidth is an end of the grid, so a better one may lie beyond it.
     """
     grid = torch.tensor(bandwidths, dtype=torch.float64)
     total = len(valid) + len(test)
@@ -156,19 +156,19 @@ def score(
 
 
 def of_samples(dataset: Dataset, drawn: Tensor) -> ParzenScore:
-    """The score of rows [M, *shape] in data units, by a data set's `valid` and `test`."""
+    """Score samples [M, *shape] in data units on a data set's `valid` and `test`."""
     rows = (drawn, dataset.valid, dataset.test)
     centres, valid, test = (to_unit(dataset.space, x) for x in rows)
     return score(centres, valid, test)
 
 
 def of_data(dataset: Dataset, count: int) -> ParzenScore:
-    """The score of the first `count` rows of `train` in the samples' place."""
+    """Score the first `count` rows of `train` as if they were samples."""
     return of_samples(dataset, dataset.train[:count])
 
 
 class ModelScore(ParzenScore):
-    """The score of a model's samples; `sampler`, `seed` and `stop` say which."""
+    """The score of a model's samples, drawn with `sampler`, `seed` and `stop`."""
 
     sampler: Sampler
     seed: int
@@ -185,7 +185,7 @@ def of_model(
     folder: Path,
     stop: int = 0,
 ) -> ModelScore:
-    """The score of `count` samples of a model, kept in `folder` (`samples`)."""
+    """Score `count` samples of a model, kept in `folder` (see `samples`)."""
     drawn = samples(model, count, sampler=sampler, seed=seed, folder=folder, stop=stop)
     found = of_samples(dataset, drawn)
     return ModelScore(**found.model_dump(), sampler=sampler, seed=seed, stop=stop)
@@ -194,9 +194,9 @@ def of_model(
 def run_folder(
     folder: Path, model: DiffusionModel, sampler: Sampler, seed: int, stop: int = 0
 ) -> Path:
-    """Where the samples of this model by this sampler and seed are kept, and no others.
+    """Return the folder for samples of exactly this model, sampler, seed and stop.
 
-    A model is its variance and its tensors: what was measured of it does not move its samples.
+    The model is identified by its variance and tensors, which alone determine its samples.
     """
     tensors = checksum(*(tensor.cpu() for tensor in model.state_dict().values()))
     asked = f"{model.variance} {tensors} {sampler!r} {seed}" + (f" {stop}" if stop else "")
@@ -212,23 +212,23 @@ def samples(
     folder: Path,
     stop: int = 0,
 ) -> Tensor:
-    """`count` samples in data units, [count, *shape], drawn BLOCK at a time and kept in `folder`.
+    """Draw `count` samples in data units, [count, *shape], and keep them in `folder`.
 
-    A block is a function of (model, sampler, seed, stop, its number), so that what is there already
-    is read: a run that was cut off goes on, and more samples begin with those drawn before.
+    Each block of BLOCK samples is a function of (model, sampler, seed, stop, block number), so
+    existing blocks are read and an interrupted run resumes.
 
     Args:
         model: the model.
-        count: how many.
-        sampler: its steps.
+        count: number of samples.
+        sampler: determines the steps.
         seed: of the noise.
-        folder: where they are kept.
-        stop: where chains stop, as of `sample`.
+        folder: of the saved blocks.
+        stop: the step at which chains stop, as in `sample`.
 
     Raises:
-        ValueError: a model whose samples have no score.
+        ValueError: samples of this model cannot be scored.
     """
-    greatest(model.space)  # before the work, not after it
+    greatest(model.space)  # fail before the work
     folder.mkdir(parents=True, exist_ok=True)
     work = BLOCK * sampler.plan(model).until(stop)
     blocks = []

@@ -1,23 +1,23 @@
-"""The peer: Gaussian mixtures of patches of grey images, made densities of whole images.
+"""Fit Gaussian mixtures of patches as peer models: densities of whole grey images.
 
     tiles:    log p(x) = sum over tiles of log p(tile),   a mixture over side^2 pixels
     causal:   log p(x) = sum over pixels i of log p(x_i, N_i) - log p(N_i),   a mixture over a pixel
-              and its neighbours before it: `above` rows of 2 beside + 1, and `beside` on its left
+              and its causal neighbours: `above` rows of 2 beside + 1, and `beside` on its left
 
-Both are normalised. Tiles tell nothing of each other; the causal one is a mixture of conditional
-Gaussians whose weights depend on the neighbours, as in MCGSM (Theis, Hosseini and Bethge 2012), but
-fitted by the joint likelihood (expectation-maximisation, scikit-learn) and with full covariances in
-place of scale mixtures. Neighbours beyond the border are integrated out.
+Both are normalised. Tiles are independent. The causal model is a mixture of conditional Gaussians
+whose weights depend on the neighbours, as in MCGSM (Theis, Hosseini and Bethge 2012), but fitted by
+the joint likelihood (expectation-maximisation, scikit-learn) and with full covariances instead of
+scale mixtures. Neighbours beyond the border are integrated out.
 
 Units. Levels x are dequantised, z = (x + u - 1/2 - mean) / s with u ~ U[0, 1) (Uria, Murray and
-Larochelle 2013) and s^2 = Var(x) + 1/12 of `train`, so that z has unit variance. In bits a pixel
+Larochelle 2013) and s^2 = Var(x) + 1/12 of `train`, so that z has unit variance. In bits per pixel
 
     K = E log2 p(z),   K - L_null with L_null = -1/2 log2(2 pi e),   bits/dim <= log2 s - K
 
-the last because P(x) = E_u of the density over x's cell, and log is concave. The other way about, a
-model of levels gives each cell a density constant over it, whose K is log2 s - bits/dim exactly: so
-the discretised bound of a diffusion model is put beside these. The paper's own bound would be
-infinite on levels, were it not for its fixed last step: they have no density.
+where the last holds because P(x) = E_u of the density over x's cell, and log is concave.
+Conversely, a model of levels defines a density constant over each cell, whose K is exactly
+log2 s - bits/dim; this converts the discretised bound of a diffusion model for comparison. Levels
+have no density, so the paper's own bound would be infinite without its fixed last step.
 """
 
 import math
@@ -36,12 +36,12 @@ from training.data.dataset import split_seed
 from training.progress import progress_bar
 
 L_NULL = -0.5 * math.log2(2 * math.pi * math.e)
-ITERATIONS = 10  # between two moves of the bar
-FLOOR = 1e-6  # added to variances; dequantisation itself has 1e-5 or more
+ITERATIONS = 10  # per update of the progress bar
+FLOOR = 1e-6  # added to variances; dequantisation alone gives 1e-5 or more
 
 
 class PeerConfig(BaseModel):
-    """Sizes of the two mixtures, and how they are fitted."""
+    """The sizes of the two mixtures and their fits."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -55,16 +55,16 @@ class PeerConfig(BaseModel):
 
 
 class Measured(BaseModel):
-    """What a model gives a test image, bits a pixel; `error` is the standard error of each.
+    """A model's mean score on test images, in bits per pixel.
 
     Attributes:
-        model: which.
+        model: its name.
         K: log-density at unit variance.
         gain: K - L_null.
-        bits_per_dim: at most so many for the exact levels.
-        error: over test data.
-        data: how many.
-        parameters: fitted numbers, where they were counted.
+        bits_per_dim: upper bound for the exact levels.
+        error: standard error of each of the three, over test data.
+        data: number of test images.
+        parameters: number of fitted parameters, if counted.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -86,7 +86,7 @@ def measured(
     data: int,
     parameters: int | None = None,
 ) -> Measured:
-    """The three numbers from one of them; `scale` is s, in levels."""
+    """Derive the three scores from bits/dim; `scale` is s, in levels."""
     K = math.log2(scale) - bits_per_dim
     return Measured(
         model=model,
@@ -100,10 +100,10 @@ def measured(
 
 
 def unit_scale(dataset: Dataset) -> tuple[float, float]:
-    """(mean, s) of dequantised `train`, in levels.
+    """Compute (mean, s) of dequantised `train`, in levels.
 
     Raises:
-        DataError: other data than images of levels.
+        DataError: the data are not images with levels.
     """
     space = dataset.space
     if len(space.shape) != 3 or space.levels is None:
@@ -119,14 +119,14 @@ def unit_scale(dataset: Dataset) -> tuple[float, float]:
 
 
 def dequantised(x: Tensor, mean: float, scale: float, seed: int) -> Tensor:
-    """z from levels, both [N, height, width]; float64."""
-    # Not Stream.DATA: data that were generated have used that, under the same seed.
+    """Compute z from levels, both [N, height, width]; float64."""
+    # Not Stream.DATA: generated data have used it with the same seed.
     u = counter_noise(seed, torch.arange(len(x)), 0, Stream.TERM).uniform(x.shape[1:])
     return (x.double() + u - 0.5 - mean) / scale
 
 
 def windows(x: Tensor, height: int, width: int, count: int, seed: int) -> Tensor:
-    """`count` windows of images [N, H, W], at places drawn uniformly, [count, height, width]."""
+    """Cut `count` windows from images [N, H, W] at uniform positions, [count, height, width]."""
     every = x.unfold(1, height, 1).unfold(2, width, 1)
     u = counter_noise(seed, torch.arange(count), 1, Stream.TERM).uniform((3,)).double()
     n, i, j = (u * torch.tensor(every.shape[:3])).long().unbind(1)
@@ -134,10 +134,10 @@ def windows(x: Tensor, height: int, width: int, count: int, seed: int) -> Tensor
 
 
 def fit(patches: Tensor, config: PeerConfig) -> GaussianMixture:
-    """The mixture of patches [N, D] by expectation-maximisation, from k-means.
+    """Fit a mixture to patches [N, D] by expectation-maximisation, starting from k-means.
 
     Raises:
-        DataError: scikit-learn is not there.
+        DataError: scikit-learn is not installed.
     """
     try:
         from sklearn.exceptions import ConvergenceWarning
@@ -157,7 +157,7 @@ def fit(patches: Tensor, config: PeerConfig) -> GaussianMixture:
         warnings.catch_warnings(),
         progress_bar(config.iterations, "iteration", "peer") as bar,
     ):
-        warnings.simplefilter("ignore", ConvergenceWarning)  # it goes on below
+        warnings.simplefilter("ignore", ConvergenceWarning)  # the loop below continues
         while bar.n < config.iterations and not getattr(found, "converged_", False):
             found.fit(data)
             bar.update(found.n_iter_)
@@ -167,20 +167,20 @@ def fit(patches: Tensor, config: PeerConfig) -> GaussianMixture:
 
 
 def parameters(mixture: GaussianMixture) -> int:
-    """Weights, means and covariances that were free."""
+    """Count the free parameters: weights, means and covariances."""
     K, D = mixture.means.shape
     return K - 1 + K * D + K * D * (D + 1) // 2
 
 
 def tile_log_prob(mixture: GaussianMixture, z: Tensor, side: int) -> Tensor:
-    """log p(z) by tiles, nats [N]; z is [N, height, width], in multiples of `side`."""
+    """Compute log p(z) by tiles, nats [N]; z is [N, height, width], multiples of `side`."""
     tiles = z.unfold(1, side, side).unfold(2, side, side).flatten(3)
     each = mixture.log_prob(tiles.flatten(0, 2)).view(tiles.shape[:3])
     return each.sum((1, 2))
 
 
 def offsets(above: int, beside: int) -> list[tuple[int, int]]:
-    """(down, right) of each pixel of a causal patch from its last one, in reading order."""
+    """List the (down, right) offsets of a causal patch from its last pixel, in reading order."""
     return [
         (down, right)
         for down in range(-above, 1)
@@ -192,7 +192,7 @@ def offsets(above: int, beside: int) -> list[tuple[int, int]]:
 def causal_log_prob(
     mixture: GaussianMixture, z: Tensor, places: Sequence[tuple[int, int]]
 ) -> Tensor:
-    """log p(z) pixel by pixel, nats [N]; z is [N, height, width], `places` as from `offsets`."""
+    """Compute log p(z) by pixels, nats [N]; z is [N, height, width], `places` from `offsets`."""
     _, height, width = z.shape
     marginals: dict[tuple[int, ...], Callable[[Tensor], Tensor]] = {}
 
@@ -214,7 +214,7 @@ def causal_log_prob(
 
 
 def marginal(mixture: GaussianMixture, keep: Sequence[int]) -> GaussianMixture:
-    """The mixture of some of the coordinates."""
+    """Return the marginal mixture over the coordinates `keep`."""
     index = torch.tensor(keep)
     covariances = mixture.covariances[:, index][:, :, index]
     return GaussianMixture.from_values(
@@ -223,10 +223,10 @@ def marginal(mixture: GaussianMixture, keep: Sequence[int]) -> GaussianMixture:
 
 
 def compare(dataset: Dataset, config: PeerConfig, count: int | None = None) -> list[Measured]:
-    """Both mixtures, fitted to `train` and measured on the first `count` rows of `test`.
+    """Fit both mixtures to `train` and score them on the first `count` rows of `test`.
 
     Raises:
-        DataError: data that are no grey images of levels, or of sides that tiles do not fill.
+        DataError: the data are not grey images with levels, or tiles do not fill their sides.
     """
     mean, scale = unit_scale(dataset)
     channels, height, width = dataset.space.shape
@@ -244,7 +244,7 @@ def compare(dataset: Dataset, config: PeerConfig, count: int | None = None) -> l
         return dequantised(levels, mean, scale, seed).flatten(1)
 
     def one(name: str, mixture: GaussianMixture, nats: Callable[[Tensor], Tensor]) -> Measured:
-        # 250 images at once: the mixture holds [rows, components, pixels] in float64.
+        # 250 images at once, because the mixture allocates float64 [rows, components, pixels].
         each = torch.cat([nats(z) for z in test.split(250)]) / (height * width * math.log(2))
         error = float(each.std()) / math.sqrt(len(each))
         bits_per_dim = math.log2(scale) - float(each.mean())
@@ -269,7 +269,7 @@ def compare(dataset: Dataset, config: PeerConfig, count: int | None = None) -> l
 
 
 def diffusion(metadata: Metadata, dataset: Dataset) -> Measured | None:
-    """A diffusion model's discretised bound in these units; None where it was not measured."""
+    """Convert a diffusion model's discretised bound to these units; None if not measured."""
     found = [e for e in metadata.evaluation if e.whole and e.convention == "discretised"]
     if not found:
         return None
@@ -279,7 +279,7 @@ def diffusion(metadata: Metadata, dataset: Dataset) -> Measured | None:
 
 
 def table(rows: Sequence[Measured]) -> str:
-    """As Markdown, bits a pixel."""
+    """Format the scores as a Markdown table, in bits per pixel."""
     lines = [
         "| model | K | K - L_null | bits/dim | standard error | data |",
         "|---|---|---|---|---|---|",

@@ -1,13 +1,13 @@
-"""The pass that makes a profile: what the model's errors on training data are, step by step.
+"""Measure a model's profile: its errors on training data, step by step.
 
     x_t ~ q(x_t | x_0) at each measured t, x_0 from the training split, each with two draws
 
-One network call serves everything: the errors, the terms, and the cost of the jumps from t to every
-s < t. Steps between two measured ones are interpolated: errors and terms as powers of t, for they
-fall by orders of magnitude in the first few steps. The last step's log-probability, at t = 1, is
-another quantity than the terms of t >= 2, and no line is drawn between the two. The data and the
-draws are the same at every t, so that tables are as smooth in t as the model: paths chosen by
-noisy tables would follow the noise.
+One network call per measured t gives the errors, the terms, and the cost of the jumps from t to
+every s < t. Between measured steps, errors and terms are interpolated as powers of t, because they
+fall by orders of magnitude in the first few steps. The last step's log-probability, at t = 1, is a
+different quantity from the terms of t >= 2, so there is no interpolation between them. All t share
+the same data and draws, so that the tables are as smooth in t as the model; paths chosen from noisy
+tables would follow the noise.
 """
 
 import math
@@ -25,10 +25,10 @@ from diffusion.process import GaussianProcess, Prediction, VarianceKind, varianc
 from diffusion.profile import Profile, ProfileConfig, pack, shortest
 
 SCALAR: tuple[VarianceKind, ...] = ("lower", "upper", "optimal")
-"""Variances that are one number for all elements, and known before any x_t."""
-_LEAST = 1e-30  # nats; stands for 0 where a logarithm is taken
-_ELEMENTS = 2**21  # of a batch of jumps: some tens of MB
-_FACTORS = torch.arange(-4, 25, dtype=torch.float64) / 4  # powers of 2, of `Profile.last`
+"""Variances that are one number for all elements and do not depend on x_t."""
+_LEAST = 1e-30  # nats; replaces 0 before taking logarithms
+_ELEMENTS = 2**21  # per batch of jumps: tens of MB
+_FACTORS = torch.arange(-4, 25, dtype=torch.float64) / 4  # exponents of 2 to try for `Profile.last`
 
 
 @torch.inference_mode()
@@ -39,16 +39,16 @@ def profiled(
     variance: VarianceKind | None = None,
     progress: Callable[[int], None] | None = None,
 ) -> DiffusionModel:
-    """The same model with its profile.
+    """Measure a model's profile and return a copy of the model that has it.
 
-    Where the variance is not in SCALAR, paths keep to the measured steps, and are no longer.
+    If the variance is not in SCALAR, paths use only the measured steps.
 
     Args:
         model: in evaluation mode.
-        x_0: training data, model units [N, *event]; the first of them are used.
+        x_0: training data, model units [N, *event]; only the first `config.rows // 2` are used.
         config: how much is measured.
-        variance: of the new model; the old one's where it is not given.
-        progress: called with the number of network rows just made.
+        variance: of the new model; None for the old one's.
+        progress: called with the number of network rows just evaluated.
     """
     points = measured_points(model.T, config.points)
     scalar = (variance or model.variance) in SCALAR
@@ -63,7 +63,7 @@ def profiled(
     for i, t in enumerate(points.tolist()):
         here = _Point(found, x_0, t, config)
         error = here.error()
-        # What is written here, "optimal" reads when the kernel is asked for.
+        # Written before `costs`, because the kernel of variance "optimal" reads them.
         profile.error[t], profile.last[t] = error, here.last(error)
         mean, spread = here.terms()
         columns["error"].append(profile.error[t].cpu())
@@ -90,15 +90,15 @@ def measure_terms(
     config: ProfileConfig,
     progress: Callable[[int], None] | None = None,
 ) -> None:
-    """Measure the mean and spread of the bound's terms anew, and the strata by them, in place.
+    """Measure the mean and spread of the bound's terms again, and update the strata, in place.
 
-    Errors, variances and paths stay as they are, and with them the model and its samples.
+    Errors, variances and paths stay the same, so the model's samples do too.
 
     Args:
         model: in evaluation mode, with a profile.
         x_0: as in `profiled`.
         config: how much is measured.
-        progress: called with the number of network rows just made.
+        progress: called with the number of network rows just evaluated.
     """
     profile = model.profile
     if profile is None:
@@ -117,7 +117,7 @@ def measure_terms(
 
 
 def measured_points(T: int, points: int | None) -> Tensor:
-    """The steps that are measured, ascending from 1, 2 to T, int64: closer where t is small."""
+    """Choose the steps to measure, int64, ascending from 1, 2 to T and denser at small t."""
     count = T if points is None else min(points, T)
     if count < 3:
         return torch.linspace(1, T, count, dtype=torch.float64).round().long()
@@ -128,10 +128,10 @@ def measured_points(T: int, points: int | None) -> Tensor:
 
 
 def closed_costs(model: DiffusionModel) -> Tensor:
-    """The expected KL of every jump t -> s, s >= 1, in closed form, nats float64 [T + 1, T + 1].
+    """Compute the expected KL of all jumps t -> s in closed form, nats float64 [T + 1, T + 1].
 
-    E KL = (d / 2) (v / V - 1 + log(V / v) + c_0^2 e_t / V), v the posterior's variance and V the
-    kernel's, one number each. What is not 1 <= s < t is infinite.
+    E KL = (d / 2) (v / V - 1 + log(V / v) + c_0^2 e_t / V), with v the posterior's variance and V
+    the kernel's, both scalar. Entries outside 1 <= s < t are infinite.
     """
     process, profile = model.process, model.profile
     assert isinstance(process, GaussianProcess)
@@ -149,7 +149,7 @@ def closed_costs(model: DiffusionModel) -> Tensor:
 
 
 def table(model: DiffusionModel) -> str:
-    """What the profile says of some of the steps, as text."""
+    """Format the profile at some of the steps as a text table."""
     profile = model.profile
     if profile is None:
         return "not profiled"
@@ -165,13 +165,13 @@ def table(model: DiffusionModel) -> str:
 
 
 class _Point:
-    """All that is measured at one t, from one network call.
+    """The measurements at one t, from one network call.
 
     Args:
         model: the model.
         x_0: [n / 2, *event], model units.
-        t: which step.
-        config: whose seed numbers the noise.
+        t: the step.
+        config: gives the seed of the noise.
     """
 
     def __init__(self, model: DiffusionModel, x_0: Tensor, t: int, config: ProfileConfig) -> None:
@@ -182,17 +182,17 @@ class _Point:
         self.prediction: Prediction = model.predict(self.x_t, self.t)
 
     def error(self) -> Tensor:
-        """E |x_0 - x_0hat|^2 / d; not quite 0, even of a network that makes no error at all."""
+        """Compute E |x_0 - x_0hat|^2 / d, kept above 0 even for a perfect network."""
         found = (self.x_0 - self.prediction.x_0).double().square().mean()
         return found.clamp_min(torch.finfo(torch.float32).tiny)
 
     def terms(self) -> tuple[Tensor, Tensor]:
-        """Mean and spread of the bound's term, nats; at t = 1 of the last step's part."""
+        """Compute the mean and spread of the bound's term, nats; at t = 1 the last step's part."""
         terms = self.costs(self.t[:1].cpu() - 1).view(-1, 2).neg()
         return terms.mean(), (terms.diff(dim=1).square().mean() / 2).sqrt()
 
     def last(self, error: Tensor) -> Tensor:
-        """The variance of a step to x_0 that makes the mean of its part greatest."""
+        """Find the variance of a step to x_0 that maximises the mean of its part of the bound."""
         space = self.model.space
         if space.levels is None:
             return error
@@ -205,7 +205,7 @@ class _Point:
     def costs(self, ends: Tensor) -> Tensor:
         """KL(q(x_s | x_t, x_0) || p(x_s | x_t)) for each s of `ends`, nats float64 [len(ends), n].
 
-        At s = 0 minus the last step's part, in the data's own convention.
+        At s = 0 it is minus the last step's part, in the data's own convention.
         """
         rows, convention = len(self.t), self.model.space.default_convention
         together = max(1, _ELEMENTS // self.x_0.numel())
@@ -227,18 +227,18 @@ class _Point:
 
 
 def _between(points: Tensor, values: Tensor, T: int, first: int = 1) -> Tensor:
-    """Values for t = first..T, linear between `points` in the logarithm of t."""
+    """Interpolate values to t = first..T, linearly in log t between `points`."""
     every = np.arange(first, T + 1)
     return torch.from_numpy(np.interp(np.log(every), points.double().log(), values))
 
 
 def _fill_terms(profile: Profile, points: Tensor, mean: list[Tensor], spread: list[Tensor]) -> None:
-    """Fill in the terms' tables from the measured points, and the strata that follow from them."""
+    """Fill in the tables of terms from the measured points, and the strata from the tables."""
     means, spreads = torch.stack(mean), torch.stack(spread)
     profile.mean[1], profile.spread[1] = means[0], spreads[0]
     if profile.T == 1:
         return
-    # What is not t = 1 is minus a divergence, but for rounding.
+    # For t > 1 the mean is minus a divergence, up to rounding.
     rest = points[1:]
     for table, values, sign in ((profile.mean, -means[1:], -1), (profile.spread, spreads[1:], 1)):
         logs = values.clamp_min(_LEAST).log()
@@ -248,7 +248,7 @@ def _fill_terms(profile: Profile, points: Tensor, mean: list[Tensor], spread: li
 
 
 def _strata_costs(profile: Profile) -> Tensor:
-    """The variance of a stratum a < t <= b of 2..T, drawn once, at [b - 1, a - 1], [T, T].
+    """Compute the variance of each stratum a < t <= b with one draw, at [b - 1, a - 1], [T, T].
 
     (b - a) sum of (spread_t^2 + (mean_t - their mean)^2), as in `diffusion.likelihood.estimator`.
     """
@@ -260,7 +260,7 @@ def _strata_costs(profile: Profile) -> Tensor:
 
 
 def _find_paths(model: DiffusionModel, points: Tensor, costs: list[Tensor]) -> None:
-    """Fill in the best paths: over all steps where costs have a closed form, else over `points`."""
+    """Fill in the best paths, over all steps if costs have a closed form, else over `points`."""
     profile = model.profile
     assert profile is not None
     if model.variance in SCALAR:

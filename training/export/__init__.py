@@ -1,1 +1,1 @@
-"""From a checkpoint to an artefact with its card."""
+"""Export checkpoints as artefacts with their cards."""

@@ -1,4 +1,4 @@
-"""An artefact's facts for people: its model card, and the text of `inspect`."""
+"""Write an artefact's model card and the text of `inspect`."""
 
 import json
 import shlex
@@ -27,13 +27,13 @@ def card(
     pictured: bool = True,
     compared: bool = False,
 ) -> str:
-    """The card as Markdown.
+    """Format the model card as Markdown.
 
     Args:
         metadata: of the artefact.
-        title: its heading.
+        title: heading of the card.
         parameters: the number of fitted weights.
-        reported: whether the files of `report` are beside it.
+        reported: whether the entropy report is beside the artefact.
         pictured: whether the sheet of samples is.
         compared: whether the terms of held-out data are.
     """
@@ -130,7 +130,7 @@ def card(
 
 
 def _beside(metadata: Metadata) -> list[str]:
-    """What simple densities of the same data come to, and the verdict."""
+    """Format the verdict and the comparison with simple densities."""
     found = verdict(metadata)
     said = [] if found is None else [f"**{line}.**" for line in str(found).splitlines()]
     return [
@@ -146,7 +146,7 @@ def _beside(metadata: Metadata) -> list[str]:
 
 
 def _conversion(config: ConvertedConfig) -> list[str]:
-    """What it was converted from, and what was left behind."""
+    """Describe the source of a conversion and the settings that were not kept."""
     lines = [
         "",
         "## Converted",
@@ -173,7 +173,7 @@ def _commands(metadata: Metadata) -> list[str]:
 
 
 def _own(metadata: Metadata) -> str | None:
-    """The command that makes a model of one's own data, None of others."""
+    """Return the `noneq train` command for a model of a user's own data, otherwise None."""
     data = metadata.training.config.get("data") or {}
     place = data.get("folder") if data.get("kind") == "pictures" else data.get("file")
     if data.get("kind") not in ("pictures", "table") or place is None:
@@ -185,24 +185,24 @@ def _own(metadata: Metadata) -> str | None:
 
 
 def named(config: DataSetConfig) -> str:
-    """The kind of data, and the name of one's own folder or file; not where it lies."""
+    """Name the kind of data and the user's folder or file, without its full path."""
     keys = config.model_dump()
     own = keys.get("folder") or keys.get("file")
     return f"Data: {config.kind}" + (f" of {Path(own).name}" if own else "")
 
 
 def settings(config: Any) -> str:  # noqa: ANN401  (any frozen configuration)
-    """A configuration's kind and keys, in a line."""
+    """Format a configuration's kind and keys on one line."""
     keys = config.model_dump(mode="json")
     kind = keys.pop("kind")
     return " ".join([str(kind), *(f"{k}={json.dumps(v)}" for k, v in keys.items())])
 
 
 def describe(path: Path) -> str:
-    """The facts of an artefact as text.
+    """Describe an artefact as text.
 
     Raises:
-        ArtefactError: no artefact there.
+        ArtefactError: there is no artefact at the path.
     """
     metadata = read_metadata(path)
     lines = [f"{metadata.name}  ({path}, {path.stat().st_size:,} bytes)"]

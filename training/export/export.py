@@ -1,11 +1,11 @@
-"""Export: from a fit's checkpoint, or an oracle's configuration, to a folder that can be served.
+"""Export a fit's checkpoint, or an oracle, to a folder that the service can load.
 
-models/NAME/model.safetensors   the artefact: averaged weights and every fact
-models/NAME/README.md           the card: the facts for people
-models/NAME/samples.png         a sheet of its samples
-models/NAME/entropy.png, .csv   its report
-models/NAME/examples.safetensors   held-out data to try things on
-models/NAME/reference.safetensors  the terms of held-out data, that others are compared with
+models/NAME/model.safetensors   the artefact: averaged weights and all metadata
+models/NAME/README.md           the model card
+models/NAME/samples.png         a sheet of samples
+models/NAME/entropy.png, .csv   the entropy report
+models/NAME/examples.safetensors   held-out data to try requests on
+models/NAME/reference.safetensors  the terms of held-out data, for comparing other data with
 """
 
 from pathlib import Path
@@ -47,10 +47,10 @@ Source = configs.FitConfig | oracle.OracleConfig | ConvertedConfig
 def from_checkpoint(
     out: Path, device: torch.device
 ) -> tuple[DiffusionModel, Metadata, data.Dataset]:
-    """The averaged model of a run folder, its document, and its data.
+    """Load the averaged model of a run folder, its metadata and its data.
 
     Raises:
-        CheckpointError: no checkpoint there, or of other data.
+        CheckpointError: there is no checkpoint, or it was fitted to other data.
     """
     document = state.read_state(out)
     config = configs.FitConfig.model_validate(document.config)
@@ -92,7 +92,7 @@ def from_checkpoint(
 
 
 def from_oracle(name: str, device: torch.device) -> tuple[DiffusionModel, Metadata, data.Dataset]:
-    """The model of an oracle's configuration, its document, and exact draws from it."""
+    """Build an oracle from its configuration, with its metadata and exact draws from it."""
     config = oracle.load(name)
     model = oracle.build(config)
     assert isinstance(model.network, GaussianMixture | BitPatterns)  # `oracle.build` makes no other
@@ -119,10 +119,10 @@ def from_oracle(name: str, device: torch.device) -> tuple[DiffusionModel, Metada
 
 
 def source(model: DiffusionModel, metadata: Metadata) -> tuple[Source, data.Dataset]:
-    """The configuration and the data that an artefact was made from.
+    """Load the configuration and the data that an artefact was made from.
 
     Raises:
-        ConfigError: of a converted one, which no data were given.
+        ConfigError: the artefact was converted and has no data.
     """
     document = metadata.training.config
     if is_converted(document):
@@ -143,12 +143,12 @@ def source(model: DiffusionModel, metadata: Metadata) -> tuple[Source, data.Data
 def source_with(
     model: DiffusionModel, metadata: Metadata, name: str
 ) -> tuple[ConvertedConfig, Metadata, data.Dataset]:
-    """As `source`, but for the data that a name means; and the document that remembers them.
+    """Like `source`, but with the data that `name` refers to, and metadata that record them.
 
-    What was evaluated on other data is left out of it.
+    The metadata drop evaluations on other data.
 
     Raises:
-        ConfigError: of an artefact that was not converted, or data of another kind.
+        ConfigError: the artefact was not converted, or the data are of another kind.
     """
     document = metadata.training.config
     if not is_converted(document):
@@ -173,16 +173,16 @@ def export(
     measure: bool = True,
     beside: bool = False,
 ) -> Path:
-    """Write models/NAME from a fit or an oracle; returns the artefact's path.
+    """Write models/NAME from a fit or an oracle; return the artefact's path.
 
     Args:
         name: of the configuration, or its path.
-        out: the run folder; runs/ and what the configuration is called if None.
+        out: the run folder; None for the configuration's folder in runs/.
         models: the folder of models.
-        device: to evaluate and to sample on.
-        measure: profile, evaluate as the configuration says, and report; otherwise the card has no
-            table, and there is a profile only where the variance is read from it.
-        beside: measure simple densities beside a fit (`training.evaluate.baselines`).
+        device: to evaluate and sample on.
+        measure: profile, evaluate as configured, and report; otherwise the card has no table, and
+            there is a profile only if the variance needs it.
+        beside: compare a fit with simple densities (`training.evaluate.baselines`).
     """
     config: configs.FitConfig | oracle.OracleConfig
     if oracle.is_oracle(name):
@@ -192,7 +192,7 @@ def export(
     else:
         folder = out or Path("runs") / configs.load(name).called
         model, metadata, dataset = from_checkpoint(folder, device)
-        config = configs.load(name)  # what is measured is today's wish, not the fit's
+        config = configs.load(name)  # evaluation settings may have changed since the fit
         variance = config.variance if config.variance == "optimal" else metadata.variance
     if measure or variance == "optimal":
         model, metadata = with_profile(model, metadata, dataset, config.profile, variance)
@@ -208,9 +208,9 @@ def export(
     metadata = metadata.model_copy(update=changes)
     path = artefact_path(models, metadata.name)
     save(path, model, metadata)
-    path.chmod(0o644)  # safetensors writes for the owner alone; a server runs as another user
+    path.chmod(0o644)  # safetensors makes it private to the owner; a server runs as another user
     write_examples(path, dataset)
-    report.remove(path)  # that of the artefact before
+    report.remove(path)  # the report of the previous artefact
     path.with_name(reference.FILE).unlink(missing_ok=True)
     if measure:
         write_reference(path, model, dataset)
@@ -229,9 +229,9 @@ def with_profile(
     profile: ProfileConfig,
     variance: VarianceKind | None,
 ) -> tuple[DiffusionModel, Metadata]:
-    """The model with its profile, of training data, and its document; a new variance, perhaps.
+    """Profile the model on training data with this variance; return it and its metadata.
 
-    What was evaluated with another variance is left out.
+    A change of variance drops the earlier evaluations.
     """
     x_0 = model.space.to_model(dataset.train[: profile.rows // 2])
     work = len(measured_points(model.T, profile.points)) * 2 * len(x_0)
@@ -241,7 +241,7 @@ def with_profile(
     assert found.profile is not None
     made = profile.model_copy(update={"longest": found.profile.longest})
     changes = {"profile": made, "variance": variance, "evaluation": kept}
-    # Copied by hand it would not be checked again.
+    # `model_copy` would skip validation.
     document = metadata.model_dump() | changes
     return found, Metadata.model_validate(document)
 
@@ -249,9 +249,9 @@ def with_profile(
 def with_terms(
     model: DiffusionModel, metadata: Metadata, dataset: data.Dataset, profile: ProfileConfig
 ) -> Metadata:
-    """Measure the terms of the model's profile anew, in place; returns its document.
+    """Measure the terms of the model's profile again, in place; return the new metadata.
 
-    The model's answers stay the same, and what was evaluated too.
+    The model's samples and evaluations stay the same.
     """
     if metadata.profile is None:
         raise ValueError("the model has no profile whose terms could be measured: make one first")
@@ -264,7 +264,7 @@ def with_terms(
 
 
 def write_examples(path: Path, dataset: data.Dataset) -> Path:
-    """Write some of the test split beside an artefact, as `diffusion.heldout` has them."""
+    """Write some rows of the test split beside an artefact (see `diffusion.heldout`)."""
     rows = heldout.choose(dataset.test, dataset.space)
     return heldout.write(path.parent, rows, dataset.space)
 
@@ -277,7 +277,7 @@ def write_reference(
     count: int | None = None,
     batch: int = 256,
 ) -> Path:
-    """Write the terms of held-out data beside an artefact, as `likelihood.reference` has them."""
+    """Write the terms of held-out data beside an artefact (see `likelihood.reference`)."""
     x_0 = model.space.to_model(reference.pick(dataset.test, count or reference.MOST)).to(
         model.device
     )
@@ -303,12 +303,12 @@ def write_companions(
         path: of the artefact.
         title: of the card.
         model: the artefact's.
-        rows: samples on the sheet, 0 for no sheet; as many as suit the kind of data if None.
-        sampler: ancestral at all T steps where it is not given.
+        rows: samples on the sheet, 0 for no sheet; None for the default of the kind of data.
+        sampler: None for ancestral sampling at all T steps.
     """
     rows = SHEET_ROWS[model.space.kind] if rows is None else rows
     picture = path.with_name("samples.png")
-    picture.unlink(missing_ok=True)  # that of the artefact before
+    picture.unlink(missing_ok=True)  # the sheet of the previous artefact
     if rows:
         steps = len((sampler or Ancestral()).plan(model))
         with progress_bar(steps, "step", "samples") as bar:
@@ -319,7 +319,7 @@ def write_companions(
 
 
 def write_card(path: Path, title: str, model: DiffusionModel) -> None:
-    """Write the card beside an artefact, of what is there."""
+    """Write the card beside an artefact, from its metadata and the files beside it."""
     reported = all(file.exists() for file in report.files(path))
     pictured = path.with_name("samples.png").exists()
     compared = path.with_name(reference.FILE).exists()
@@ -329,5 +329,5 @@ def write_card(path: Path, title: str, model: DiffusionModel) -> None:
 
 
 def parameters(model: DiffusionModel) -> int:
-    """The number of fitted weights."""
+    """Count the fitted weights."""
     return sum(p.numel() for p in model.network.parameters())

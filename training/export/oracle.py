@@ -1,8 +1,8 @@
-"""Oracles: models with nothing to fit, whose values stand in their configuration.
+"""Build oracles: models in closed form whose parameters are given in their configuration.
 
     values  ->  network in closed form  ->  artefact
 
-so that the exact likelihood, posterior and evidence are at hand beside the served ones.
+Their exact likelihood, posterior and evidence can be compared with the served ones.
 """
 
 from typing import Annotated, Literal
@@ -22,7 +22,7 @@ from training.data.dataset import Dataset, checksum
 
 
 class GaussianMixtureValues(Frozen):
-    """sum_k weights_k N(means_k, covariances_k), in model units."""
+    """A Gaussian mixture, sum_k weights_k N(means_k, covariances_k), in model units."""
 
     kind: Literal["gaussian-mixture"]
     weights: tuple[float, ...]
@@ -30,7 +30,7 @@ class GaussianMixtureValues(Frozen):
     covariances: tuple[tuple[tuple[float, ...], ...], ...]
 
     def model(self, config: "OracleConfig") -> DiffusionModel:
-        """The mixture under the configuration's process, in its units."""
+        """Build the mixture's model with the configuration's process and units."""
         weights, means, covariances = (
             torch.tensor(value, dtype=torch.float64)
             for value in (self.weights, self.means, self.covariances)
@@ -46,14 +46,14 @@ class GaussianMixtureValues(Frozen):
 
 
 class BitPatternsValues(Frozen):
-    """The patterns, as strings of 0 and 1, and their probabilities."""
+    """Bit patterns, as strings of 0 and 1, with their probabilities."""
 
     kind: Literal["bit-patterns"]
     weights: tuple[float, ...]
     patterns: tuple[str, ...]
 
     def model(self, config: "OracleConfig") -> DiffusionModel:
-        """The patterns under the configuration's process."""
+        """Build the patterns' model with the configuration's process."""
         rate = getattr(config.process, "base_rate", None)
         if rate is None:
             raise ValueError("bit patterns need a process of kind 'binomial'")
@@ -66,7 +66,7 @@ class BitPatternsValues(Frozen):
 
 
 class OracleConfig(Frozen):
-    """An oracle, its process and its units."""
+    """The configuration of an oracle: its values, process and units."""
 
     name: str
     title: str
@@ -86,10 +86,10 @@ def is_oracle(name: str) -> bool:
 
 
 def load(name: str) -> OracleConfig:
-    """The configuration of an oracle.
+    """Load the configuration of an oracle.
 
     Raises:
-        ConfigError: no such file, no TOML, or keys and values that do not fit.
+        ConfigError: no such file, invalid TOML, or keys and values that do not fit.
     """
     try:
         return OracleConfig.model_validate(read(name))
@@ -98,10 +98,10 @@ def load(name: str) -> OracleConfig:
 
 
 def build(config: OracleConfig) -> DiffusionModel:
-    """The model that an oracle's configuration describes.
+    """Build the model that an oracle's configuration describes.
 
     Raises:
-        ConfigError: values that do not fit each other or the process.
+        ConfigError: the values do not fit each other or the process.
     """
     try:
         return config.values.model(config)
@@ -110,7 +110,7 @@ def build(config: OracleConfig) -> DiffusionModel:
 
 
 def dataset(config: OracleConfig, model: DiffusionModel) -> Dataset:
-    """Exact draws from the oracle itself: three disjoint splits, with exact density and entropy."""
+    """Draw three disjoint splits from the oracle, with its exact density and entropy."""
     mixture, space = model.network, model.space
     assert isinstance(mixture, GaussianMixture | BitPatterns)  # `build` makes no other
 

@@ -1,4 +1,4 @@
-"""The request bodies of README's curl commands, made of MNIST's test digits.
+"""Make the request bodies of README's curl commands from MNIST's test digits.
 
 observed = x_0 + noise_std n for /denoise;    transparent pixels are not observed for /inpaint
 """
@@ -23,7 +23,7 @@ NOISE_STD = 64.0
 
 
 def png(image: Tensor, known: Tensor | None = None) -> str:
-    """A grey image [H, W] as a base64 PNG; where not `known` its pixels are transparent."""
+    """Encode a grey image [H, W] as a base64 PNG, transparent where not `known`."""
     grey = Image.fromarray(image.to(torch.uint8).numpy())
     if known is not None:
         blank = Image.fromarray(torch.where(known, image, 0).to(torch.uint8).numpy())
@@ -35,7 +35,7 @@ def png(image: Tensor, known: Tensor | None = None) -> str:
 
 
 def requests(test: Tensor) -> dict[str, dict[str, Any]]:
-    """The bodies by name, from the test images [N, 1, 28, 28]."""
+    """Make the request bodies by name from the test images [N, 1, 28, 28]."""
     digits = [test[i, 0] for i in DIGITS]
     rows = torch.arange(len(DIGITS))
     normal = counter_noise(0, rows, 0, Stream.DATA).normal((28, 28))
@@ -63,7 +63,7 @@ def requests(test: Tensor) -> dict[str, dict[str, Any]]:
 
 
 def make(folder: Path) -> list[Path]:
-    """Write `NAME.json` for each request; returns their paths."""
+    """Write `NAME.json` for each request; return their paths."""
     folder.mkdir(parents=True, exist_ok=True)
     made = []
     for name, body in requests(data.load(MnistConfig()).test).items():

@@ -1,8 +1,8 @@
-"""The pictures of the documentation, each made from shipped artefacts.
+"""Draw the documentation's figures from shipped artefacts.
 
-`figure1` and `figure2` are those of Sohl-Dickstein et al. 2015: a Swiss roll forwards, backwards,
-and the drift E_p[x_{t-1} | x_t] - x_t; and the heartbeat, from noise to data. They have no ground
-of their own and middle tones alone, for pages light and dark.
+`figure1` and `figure2` follow Sohl-Dickstein et al. 2015: a Swiss roll forwards, backwards, and the
+drift E_p[x_{t-1} | x_t] - x_t; and the heartbeat, from noise to data. They have a transparent
+background and only middle tones, for light and dark pages.
 """
 
 import math
@@ -32,7 +32,7 @@ INK = "#7d8590"
 
 
 def trajectory(model: DiffusionModel, rows: int, seed: int, keep: set[int]) -> dict[int, Tensor]:
-    """x_t of `rows` ancestral chains at each t of `keep`, model units."""
+    """Sample `rows` ancestral chains and return x_t at each t in `keep`, in model units."""
     row = torch.arange(rows)
     plan = Ancestral().plan(model)
     x = begin(model, counter_noise(seed, row, model.T + 1, Stream.CHAIN), None, rows)
@@ -48,7 +48,7 @@ def trajectory(model: DiffusionModel, rows: int, seed: int, keep: set[int]) -> d
 
 
 def forward(model: DiffusionModel, x_0: Tensor, t: int, seed: int) -> Tensor:
-    """Draws of q(x_t | x_0); x_0 itself at t = 0."""
+    """Sample q(x_t | x_0); x_0 itself at t = 0."""
     if t == 0:
         return x_0
     row = torch.arange(len(x_0))
@@ -57,7 +57,7 @@ def forward(model: DiffusionModel, x_0: Tensor, t: int, seed: int) -> Tensor:
 
 
 def drift(model: DiffusionModel, t: int) -> tuple[Tensor, Tensor]:
-    """A grid [n, 2] and E_p[x_{t-1} | x_t] - x_t on it; at t = 0 that of the last step, t = 1."""
+    """Return a grid [n, 2] and E_p[x_{t-1} | x_t] - x_t on it; t = 0 is treated as t = 1."""
     axis = torch.linspace(-LIMIT, LIMIT, GRID)
     grid = torch.cartesian_prod(axis, axis)
     at = torch.full((len(grid),), max(t, 1))
@@ -67,7 +67,7 @@ def drift(model: DiffusionModel, t: int) -> tuple[Tensor, Tensor]:
 
 
 def figure1(model: DiffusionModel, x_0: Tensor, path: Path, seed: int = 0) -> None:
-    """Write the figure of a two-dimensional model; x_0 [N, 2] are data, model units."""
+    """Write the figure of a two-dimensional model and data x_0 [N, 2], in model units."""
     times = (0, model.T // 2, 3 * model.T // 4, model.T)
     reverse = trajectory(model, len(x_0), seed, set(times))
     figure, axes = panels(3, len(times), 2.5, 2.5)
@@ -79,7 +79,7 @@ def figure1(model: DiffusionModel, x_0: Tensor, path: Path, seed: int = 0) -> No
         for row, here in enumerate(points):
             axes[row, column].scatter(*here.T.numpy(), s=1.2, color=COLOUR, linewidths=0)
         where, arrow = drift(model, t)
-        # Lengths run over four orders of magnitude: shown are their roots, up to the median's.
+        # Lengths span four orders of magnitude: show their square roots, capped at the median.
         length = arrow.norm(dim=1, keepdim=True)
         arrow = arrow / length.clamp_min(1e-12) * (length / length.median()).clamp(max=1).sqrt()
         axes[2, column].scatter(*points[0].T.numpy(), s=0.5, color=INK, alpha=0.25, linewidths=0)
@@ -94,7 +94,7 @@ def figure1(model: DiffusionModel, x_0: Tensor, path: Path, seed: int = 0) -> No
 
 
 def figure2(model: DiffusionModel, path: Path, seed: int = 0, rows: int = 30) -> None:
-    """Write the figure of a model of bits: `rows` chains, their ones filled in, from T to 0."""
+    """Write the figure of a binary model: `rows` chains from T to 0, with ones filled in."""
     times = (model.T, model.T // 2, model.T // 8, 0)
     chains = trajectory(model, rows, seed, set(times))
     figure, axes = panels(1, len(times), 2.5, 3.8)
@@ -111,7 +111,7 @@ def figure2(model: DiffusionModel, path: Path, seed: int = 0, rows: int = 30) ->
 
 
 def panels(rows: int, columns: int, width: float, height: float) -> tuple[Figure, Any]:
-    """A figure of frames without ticks, inches each, and its axes [rows, columns]."""
+    """Make a figure of panels without ticks, each width x height inches; axes [rows, columns]."""
     figure = Figure(figsize=(columns * width, rows * height), layout="constrained")
     axes = figure.subplots(rows, columns, squeeze=False)
     for axis in axes.flat:
@@ -122,14 +122,14 @@ def panels(rows: int, columns: int, width: float, height: float) -> tuple[Figure
 
 
 def write(figure: Figure, path: Path) -> None:
-    """Write a figure without a ground."""
+    """Write a figure with a transparent background."""
     FigureCanvasAgg(figure)
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=110, transparent=True, metadata={"Software": None})
 
 
 def make(models: Path, folder: Path, *, missing: bool = False) -> list[Path]:
-    """Write the pictures whose model is there, or those `missing`; returns their paths."""
+    """Write the figures of all existing models, or only `missing` ones; return their paths."""
     made: list[Path] = []
     for name in SMALL:
         artefact, path = artefact_path(models, name), folder / f"{name}.png"
@@ -146,6 +146,6 @@ def make(models: Path, folder: Path, *, missing: bool = False) -> list[Path]:
 
 
 def of_model(name: str, folder: Path) -> list[Path]:
-    """Where the pictures of a model are, or would be."""
+    """Return the paths of a model's figures, whether or not they exist."""
     drawn = [picture.name for picture in galleries.PICTURES if picture.model == name]
     return [folder / f"{file}.png" for file in [*drawn, *(n for n in SMALL if n == name)]]

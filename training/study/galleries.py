@@ -1,8 +1,8 @@
-"""The paper's figures of images, from artefacts and held-out data.
+"""Draw the paper's figures of images from artefacts and held-out data.
 
-`denoising` is Figure 3 of Sohl-Dickstein et al. 2015, `beside_data` its Figure 4, and `inpainting`
-its Figure 5: with p~(x_s | x_t) proportional to p(x_s | x_t) r(x_s), r what was seen, the same at
-every step. Rows are [N, *event] in data units unless they are said to be in model units.
+`denoising` is Figure 3 of Sohl-Dickstein et al. 2015, `beside_data` Figure 4, and `inpainting`
+Figure 5: p~(x_s | x_t) proportional to p(x_s | x_t) r(x_s), with the observation r the same at
+every step. Rows are [N, *event] in data units unless stated otherwise.
 """
 
 import math
@@ -30,7 +30,7 @@ Panel = tuple[str, Tensor]
 
 
 def draw(model: DiffusionModel, panels: Sequence[Panel], path: Path, columns: int) -> None:
-    """Write panels side by side, each a grid of images `columns` wide under its title."""
+    """Write titled panels side by side, each a grid of images with `columns` columns."""
     pictures = [(title, sheet(model.space, rows, columns)) for title, rows in panels]
     height, width, _ = pictures[0][1].shape
     inches = 3.2
@@ -56,19 +56,19 @@ def denoising(
     seed: int = 0,
     progress: Progress | None = None,
 ) -> None:
-    """Figure 3: data, data with noise, draws of what was there before it, draws of the model.
+    """Draw Figure 3: data, noisy data, samples of the posterior, samples of the model.
 
-    Independent noise on everything is that of some step, so the chain begins there
+    Noise on every pixel matches the noise of some step, so the posterior's chain starts there
     (`posterior.matched_start`).
 
     Args:
         model: of images.
         rows: held-out data [N, C, H, W].
-        path: of the picture.
+        path: of the figure.
         noise: standard deviation, data units.
         steps: of each ancestral chain; None for all.
         seed: of every draw.
-        progress: as in `sampling.sample`.
+        progress: as in `samplers.sample`.
     """
     space, count = model.space, len(rows)
     x_0 = space.to_model(rows)
@@ -99,7 +99,7 @@ def beside_data(
     others: Sequence[Panel] = (),
     progress: Progress | None = None,
 ) -> None:
-    """Figure 4: held-out data, as many draws of the model, and `others` of peers."""
+    """Draw Figure 4: held-out data, as many samples of the model, and panels of `others`."""
     sampler = Ancestral(steps=steps)
     drawn = sample(model, len(rows), seed=seed, sampler=sampler, progress=progress)
     panels = [
@@ -111,7 +111,7 @@ def beside_data(
 
 
 def enlarged(model: DiffusionModel, height: int, width: int) -> DiffusionModel:
-    """The same process and network on images of another size, where the network takes them."""
+    """The same process and network for images of another size, if the network accepts it."""
     shape = (model.event[0], height, width)
     space = model.space.model_copy(update={"shape": shape})
     network = model.network
@@ -130,19 +130,19 @@ def inpainting(
     seed: int = 0,
     progress: Progress | None = None,
 ) -> None:
-    """Figure 5: images, the same with a square in the middle unseen, and draws given the rest.
+    """Draw Figure 5: images, the same with a hidden central square, and samples that fill it in.
 
-    The paper's method, `r` the same at every step. The images may be larger than those that the
-    model was fitted to.
+    Uses the paper's method, with `r` the same at every step. The images may be larger than the
+    training images.
 
     Args:
         model: of images.
         rows: held-out data [N, C, H, W].
-        path: of the picture.
-        hidden: the square's side, pixels.
+        path: of the figure.
+        hidden: side of the square, pixels.
         steps: of the ancestral chain; None for all.
         seed: of the draw.
-        progress: as in `sampling.sample`.
+        progress: as in `samplers.sample`.
     """
     height, width = rows.shape[-2:]
     large = enlarged(model, height, width)
@@ -167,19 +167,19 @@ def inpainting(
     draw(large, panels, path, 1)
 
 
-STEPS = 250  # of the chains that are drawn here
-TEXTURE, HIDDEN = 96, 48  # sides of the picture of Figure 5 and of what is unseen of it, pixels
+STEPS = 250  # of each chain
+TEXTURE, HIDDEN = 96, 48  # sides of Figure 5's images and of their hidden squares, pixels
 
 
 @dataclass(frozen=True)
 class Picture:
-    """A picture of the documentation: `model`'s artefact, the chains it draws, and how.
+    """A figure in the documentation and how to draw it.
 
     Attributes:
         name: of the file.
-        model: whose artefact.
-        chains: how many chains, of STEPS steps or fewer, are drawn one after another.
-        draw: from the model, its data's configuration, the path and the progress.
+        model: the name of its model.
+        chains: how many chains, of STEPS steps or fewer, are run one after another.
+        draw: takes the model, its configuration, the path and a progress callback.
     """
 
     name: str
@@ -195,13 +195,13 @@ def _photographs(model: DiffusionModel, config: FitConfig, path: Path, progress:
 
 def _beside(model: DiffusionModel, config: FitConfig, path: Path, progress: Progress) -> None:
     test = data.load(config.data).test
-    rows = test[:: max(1, len(test) // 64)][:64]  # from all over: some sets are in order of label
+    rows = test[:: max(1, len(test) // 64)][:64]  # evenly spaced: some sets are sorted by label
     beside_data(model, rows, path, steps=STEPS, progress=progress)
 
 
 def _textures(model: DiffusionModel, config: FitConfig, path: Path, progress: Progress) -> None:
-    assert isinstance(config.data, data.TexturesConfig)  # it is that model's picture
-    share = config.data.held_out[1]  # the same rows are `test`; `valid` has room for a picture too
+    assert isinstance(config.data, data.TexturesConfig)  # PICTURES draws it for that model only
+    share = config.data.held_out[1]  # keeps the rows of `test`; `valid` also fits an image
     sizes = {"side": TEXTURE, "held_out": (share, share), "train": 1, "valid": 1, "test": 3}
     larger = config.data.model_copy(update=sizes)
     inpainting(model, data.load(larger).test, path, hidden=HIDDEN, steps=STEPS, progress=progress)
@@ -217,7 +217,7 @@ PICTURES = (
 
 
 def make(models: Path, folder: Path, *, missing: bool = False) -> list[Path]:
-    """Draw the pictures whose model is there, or those `missing`; returns their paths."""
+    """Draw the figures of all existing models, or only `missing` ones; return their paths."""
     made: list[Path] = []
     for picture in PICTURES:
         artefact, path = artefact_path(models, picture.model), folder / f"{picture.name}.png"

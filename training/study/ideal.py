@@ -1,19 +1,18 @@
-"""What the best reverse kernel of a family reaches: the bound K of a model that makes no mistake.
+"""Compute the bound K of the ideal reverse kernel, which no network can beat.
 
     K = prior - sum_{t >= 2} E KL(q(x_{t-1} | x_t, x_0) || p(x_{t-1} | x_t)) + last,
 
-with p the product of elements nearest to q(x_{t-1} | x_t): the moment match for a Gaussian kernel,
-the marginal of each bit for a Bernoulli one. What is left of the KL is what no network can change,
-only more steps, another schedule or another family.
+where p is the factorised kernel nearest to q(x_{t-1} | x_t): the moment match for a Gaussian
+kernel, the marginal of each bit for a Bernoulli one. Only more steps, another schedule or another
+family can reduce the remaining KL.
 
-The best schedule of T steps on the Swiss roll for such a kernel: with V(l) the variances of x_0
-given x_t at log SNR l, a step from l up to l' costs the ideal diagonal kernel
+`best_table` finds the best schedule of T steps on the Swiss roll for such a kernel. With V(l) the
+variances of x_0 given x_t at log SNR l, a step from l up to l' costs the ideal diagonal kernel
 
     E KL = 1/2 E sum_i log(1 + (e^l' - e^l) V_i(l)),
 
-for SNR_s - SNR_t is c_0^2 / v of q(x_s | x_t, x_0). So K is a sum over the jumps of a path through
-levels, from the last step's part to the prior's, and the best path through a grid of them is found
-by dynamic programming.
+because SNR_s - SNR_t is c_0^2 / v of q(x_s | x_t, x_0). K is therefore a sum over the jumps of a
+path through levels of log SNR, and dynamic programming finds the best path on a grid.
 Source: Kingma et al. 2021, Equation 14; Watson, Ho, Norouzi and Chan 2021, Algorithm 1.
 """
 
@@ -40,12 +39,12 @@ _BITS = (1.0, 0.0)
 
 @dataclass(frozen=True)
 class Ideal:
-    """K in nats, mean over data, and what each step costs.
+    """The ideal kernel's mean bound K in nats, and the cost of each step.
 
     Attributes:
         bound: prior - steps.sum() + last, model units.
-        standard_error: of what was left to sampling; 0 where all was enumerated.
-        prior, last: the two ends' parts.
+        standard_error: of the sampled parts; 0 if everything was enumerated.
+        prior, last: the parts of the two ends.
         steps: float64 [T - 1], E KL at t = 2..T.
     """
 
@@ -65,18 +64,18 @@ def swissroll(
     rows: int = 1000,
     seed: int = 0,
 ) -> Ideal:
-    """The best Gaussian kernel on the Swiss roll.
+    """Evaluate the best Gaussian kernel on the Swiss roll.
 
-    With V(x_t) the covariance of x_0 given x_t, c_0 and v those of q(x_s | x_t, x_0), the moment
-    match costs E KL = 1/2 E log det(1 + c_0^2 V / v), V cut to its diagonal unless `full`. V is
-    worked out by quadrature over the roll's parameter, and E over x_t by one draw in each of `rows`
-    equal strata of it.
+    With V(x_t) the covariance of x_0 given x_t, and c_0 and v those of q(x_s | x_t, x_0), the
+    moment match costs E KL = 1/2 E log det(1 + c_0^2 V / v), with V reduced to its diagonal unless
+    `full`. V is computed by quadrature over the roll's parameter, and E over x_t by one draw in
+    each of `rows` equal strata of it.
 
     Args:
         roll: the data.
-        process: T steps under the schedule in question.
-        convention: "paper" or "density", of the two ends.
-        full: a kernel of full covariance instead of a diagonal one.
+        process: has the schedule to evaluate.
+        convention: "paper" or "density", for the two ends.
+        full: use a full covariance instead of a diagonal one.
         rows: strata.
         seed: of the draws.
     """
@@ -100,25 +99,25 @@ def swissroll(
         prior = math.log(1 - signal)  # H_q(x_T | x_0) - H_p(x_T), two elements
         last = -(math.log(noise_1) + _LOG_2PI_E)
     else:
-        # -KL(q(x_T | x_0) || pi) with E|x_0|^2 = 2, exactly so by the roll's scale.
+        # -KL(q(x_T | x_0) || pi) with E|x_0|^2 = 2, which the roll's scale makes exact.
         prior = math.log(1 - signal)
         last = -float(costs[:, 1].mean())
     steps = costs[:, 2:].mean(0)
-    # The draws of different t are independent, and so are those of different strata: what two
-    # neighbours differ by is their noise, and a little of the trend.
+    # Draws are independent across t and across strata, so neighbouring strata differ by their
+    # noise and a little of the trend.
     spread = (costs.diff(dim=0).square().mean(0) / (2 * rows)).sum().sqrt()
     return Ideal(prior - float(steps.sum()) + last, float(spread), prior, steps, last)
 
 
 def left(roll: SwissRoll, level: float, rows: int, seed: int, place: int) -> Tensor:
-    """The covariance of x_0 given y = x_0 + level n, float64 [rows, 2, 2].
+    """Compute the covariance of x_0 given y = x_0 + level n, float64 [rows, 2, 2].
 
     Args:
         roll: the data.
-        level: of the noise, sqrt(1 / SNR).
-        rows: one y in each of so many equal strata of the roll's parameter.
+        level: standard deviation of the noise, sqrt(1 / SNR).
+        rows: number of equal strata of the roll's parameter, with one y in each.
         seed: of the draws.
-        place: numbers them: two places have draws of their own.
+        place: different places have independent draws.
     """
     u = (torch.arange(rows, dtype=torch.float64) + 0.5) / rows
     noise = counter_noise(seed, torch.arange(rows), place, Stream.DATA).normal((2,)).double()
@@ -129,16 +128,16 @@ def left(roll: SwissRoll, level: float, rows: int, seed: int, place: int) -> Ten
 def heartbeat(
     bits: int, period: int, process: BinomialProcess, convention: Convention = "paper"
 ) -> Ideal:
-    """The best factorised kernel on the heartbeat, exact, by enumeration.
+    """Evaluate the best factorised kernel on the heartbeat exactly, by enumeration.
 
     Given x_0 of phase 0 the bits of x_t are independent, and q(phase | x_t) depends on x_t only
-    through the number of ones among the places of each phase, so few states are enumerated. With
-    p_i the marginal q(x_{s,i} = 1 | x_t), E KL = E H(p) - E H(q(x_s | x_t, x_0)).
+    through the number of ones at the positions of each phase, so there are few states to enumerate.
+    With p_i the marginal q(x_{s,i} = 1 | x_t), E KL = E H(p) - E H(q(x_s | x_t, x_0)).
 
     Args:
-        bits: of a sequence, a multiple of `period`.
-        period: the places from a one to the next.
-        process: T steps under the schedule in question.
+        bits: length of a sequence, a multiple of `period`.
+        period: distance between ones.
+        process: has the schedule to evaluate.
         convention: "paper" (the last step fixed) or "discretised" (the best last step).
     """
     if bits % period:
@@ -146,7 +145,7 @@ def heartbeat(
     if convention == "density":
         raise ValueError('bits have no density: ask for "paper" or "discretised"')
     each = bits // period
-    # The places without a one are alike: the order of their counts does not matter.
+    # The positions without a one are exchangeable: the order of their counts does not matter.
     states = [
         (first, *rest)
         for first in range(each + 1)
@@ -157,7 +156,7 @@ def heartbeat(
     pair = torch.tensor([0.0, 1.0], dtype=torch.float64)  # both values of a bit of x_t
 
     def spent(t: Tensor) -> Tensor:
-        """E KL at each t [n]; at t = 1, where q(x_0 | x_1, x_0) is certain, E H(p)."""
+        """E KL at each t [n]; at t = 1, where q(x_0 | x_1, x_0) is deterministic, E H(p)."""
         one, zero = (
             process.marginal(torch.full((len(t), 1, 1), x).double(), t).mean for x in _BITS
         )
@@ -197,7 +196,7 @@ def heartbeat(
 
 
 def ways(counts: tuple[int, ...], each: int) -> int:
-    """How many x_t have these counts, in any order but for the first."""
+    """Count the x_t with these counts, in any order except for the first count."""
     orders = math.factorial(len(counts) - 1)
     for number in Counter(counts[1:]).values():
         orders //= math.factorial(number)
@@ -205,20 +204,20 @@ def ways(counts: tuple[int, ...], each: int) -> int:
 
 
 def _ends(process: BinomialProcess, t: int, ones: int, bits: int) -> float:
-    """H_q(x_t | x_0) of a sequence with so many ones, nats."""
+    """Compute H_q(x_t | x_0) of a sequence with this number of ones, nats."""
     x_0 = (torch.arange(bits) < ones).double()[None]
     return float(process.marginal(x_0, torch.tensor([t])).entropy())
 
 
 def _entropy(p: Bernoulli) -> Tensor:
-    """The entropy of each element, nats."""
+    """Compute the entropy of each element, nats."""
     mean = p.mean
     found: Tensor = torch.special.entr(mean) + torch.special.entr(1 - mean)
     return found
 
 
-LOWEST = -8.0  # log SNR: what is left of x_0 there is worth less than .001 nats
-ABOVE = 4.0  # how far over the first log SNR that is given a learned one may lie
+LOWEST = -8.0  # log SNR: lower levels carry less than .001 nats about x_0
+ABOVE = 4.0  # how far a learned first log SNR may exceed the given one
 
 
 def best_table(
@@ -231,24 +230,24 @@ def best_table(
     rows: int = 300,
     seed: int = 0,
 ) -> Tensor:
-    """beta, float64 [T + 1], of the greatest K in the convention "density".
+    """Find the table beta, float64 [T + 1], with the greatest K in the convention "density".
 
-    With the first level fixed it is the best in the convention "paper" too, whose last step's part
-    is a function of that level alone.
+    With the first level fixed it is also the best in the convention "paper", whose last step
+    depends on that level only.
 
     Args:
         roll: the data.
         T: steps.
         first: log SNR at t = 1.
-        ends: whether it stays there, or may be learned.
-        levels: of the grid, in equal steps of log SNR: a coarse one loses a little of K.
-        rows: draws at each level, the same at all of them, so that K is smooth in the path.
+        ends: whether that level is fixed or learned.
+        levels: size of the grid, in equal steps of log SNR; a coarse grid loses a little of K.
+        rows: draws at each level, the same at all levels, so that K is smooth in the path.
         seed: of the draws.
     """
     highest = first if ends == "fixed" else first + ABOVE
     log_snr = torch.linspace(highest, LOWEST, levels, dtype=torch.float64)
     snr = log_snr.exp()
-    # Node 0 is the data, levels + 1 the prior: T + 1 jumps, through T levels.
+    # Node 0 is the data and levels + 1 the prior: T + 1 jumps through T levels.
     cost = torch.full((levels + 2, levels + 2), math.inf, dtype=torch.float64)
     for node, level in enumerate((1 / snr.sqrt()).tolist(), 1):
         variance = left(roll, level, rows, seed, 0).diagonal(dim1=-2, dim2=-1)  # [rows, 2]

@@ -1,4 +1,4 @@
-"""The figure of labels: digits drawn given each label, and a half-hidden digit given each label.
+"""Draw the figure of labels: digits, and completions of a half-hidden digit, for each label.
 
     p(y | observed) = Z_y / sum over y of Z_y = E[p(y | x_0) | observed],    Z_y = p(y, observed)
 
@@ -33,11 +33,11 @@ MODEL, READER = "mnist", "mnist-classifier"
 
 @dataclass(frozen=True)
 class Drawn:
-    """One posterior for each of K labels.
+    """Posterior samples for each of K labels.
 
     Attributes:
         samples: [K, n, *event], data units.
-        log_evidence: of each label and the observation, nats, [K].
+        log_evidence: log p(label, observation), nats, [K].
         read: the share of each label's samples that the classifier assigns to that label, [K].
         ess: effective sample size of each label's system, the mean over steps, [K].
     """
@@ -63,14 +63,14 @@ def by_label(
     steps: int,
     seed: int = 0,
 ) -> Drawn:
-    """The posterior of one example's observation given each label, one joint system per label.
+    """Sample the posterior of one observed example given each label, one joint system per label.
 
     Args:
         model: of images.
-        reader: of its noisy data.
-        seen: the observation, of one example.
-        samples: n, of each label.
-        particles: of each label's system.
+        reader: the classifier of noisy images.
+        seen: the observation of one example.
+        samples: number of samples n per label.
+        particles: number of particles per label.
         steps: of each chain.
         seed: of every draw.
     """
@@ -103,7 +103,7 @@ def read_off(
     steps: int,
     seed: int = 0,
 ) -> Tensor:
-    """E[p(y | x_0) | observed] over samples drawn without a label, [K]; arguments of `by_label`."""
+    """Estimate E[p(y | x_0) | observed], [K], without labels; arguments as in `by_label`."""
     found = sample_posterior(
         model,
         seen,
@@ -131,16 +131,16 @@ def figure(
 
     Args:
         model: of images.
-        reader: of its noisy data.
+        reader: the classifier of noisy images.
         digit: held-out, data units [1, C, H, W].
-        path: of the picture.
-        samples: of each label.
-        particles: of each label's system, at least `samples`.
+        path: of the figure.
+        samples: number of samples per label.
+        particles: number of particles per label, at least `samples`.
         steps: of each chain.
-        noise: standard deviation of what is seen of it, model units.
+        noise: standard deviation of the observed half, model units.
 
     Returns:
-        The draws given the labels alone and given that half too, and `read_off` of that half.
+        The samples given labels only, those given the observed half too, and `read_off` of it.
     """
     known = torch.zeros(digit.shape, dtype=torch.bool)
     known[..., : digit.shape[2] // 2, :] = True
@@ -177,7 +177,7 @@ def figure(
 
 
 def make(models: Path, folder: Path, number: int = 9) -> list[Path]:
-    """Draw the figure of the test digit of that number if both artefacts are there."""
+    """Draw the figure for test digit `number` if both artefacts exist; return its path."""
     artefact, other = artefact_path(models, MODEL), artefact_path(models, READER)
     if not (artefact.exists() and other.exists()):
         return []

@@ -1,7 +1,7 @@
-"""docs/results.md: every experiment of the paper, its number, ours, and the limit or best known.
+"""Write docs/results.md: each experiment's figure in the paper, ours, and the limit or best known.
 
-A figure is read from a shipped artefact's evaluation (`training.study.page`), or from a
-measurement that `training.study.paper` wrote into docs/results/NAME.json (`training.provenance`).
+Our figures are read from the evaluations of shipped artefacts, or from the measurements that
+`training.study.paper` wrote to docs/results/NAME.json (`training.provenance`).
 """
 
 import json
@@ -22,7 +22,7 @@ from training.evaluate.bound import per_dim
 from training.study import schedules as compare
 
 BIT = math.log(2)
-#: -log2 of the standard normal's density, on average over data of unit variance.
+#: Mean -log2 of the standard normal density over data of unit variance.
 NULL_BITS = 0.5 * math.log2(2 * math.pi * math.e)
 
 Value = tuple[float, float]
@@ -31,13 +31,13 @@ Value = tuple[float, float]
 
 @dataclass(frozen=True)
 class Quantity:
-    """What of an evaluation is reported.
+    """A quantity reported from an evaluation.
 
     Attributes:
         words: its name and unit.
         convention: of the evaluation that it is read from.
-        of: the figure.
-        digits: after the point.
+        of: computes the figure.
+        digits: digits after the decimal point.
     """
 
     words: str
@@ -52,10 +52,10 @@ class Row:
 
     Attributes:
         experiment: in words.
-        model: whose artefact.
-        quantity: what is read.
-        paper: the paper's figure, "" where it has none.
-        limit: the limit, or the best known of others.
+        model: name of the artefact.
+        quantity: what is reported.
+        paper: the paper's figure, "" if it has none.
+        limit: the limit, or the best result known elsewhere.
     """
 
     experiment: str
@@ -82,7 +82,7 @@ def _per_dim(m: Metadata, e: Evaluation) -> Value:
 
 
 def unit_variance(m: Metadata, e: Evaluation) -> Value:
-    """K in bits a pixel of data of unit variance, from bits/dim of 8-bit data.
+    """Convert bits/dim of 8-bit data to K in bits per pixel of data of unit variance.
 
     A level's probability is its density times 1 / deviation, the deviation in levels, so K is
     channels (log2 deviation - bits/dim); the paper's "pixel" sums the channels.
@@ -104,7 +104,7 @@ def deviation_of(m: Metadata) -> float:
 
 
 def unit_variance_over_null(m: Metadata, e: Evaluation) -> Value:
-    """K - L_null in bits a pixel of data of unit variance."""
+    """Compute K - L_null in bits per pixel of data of unit variance."""
     value, error = unit_variance(m, e)
     return value + m.space.shape[0] * NULL_BITS, error
 
@@ -218,7 +218,7 @@ FIGURES = (
 
 
 def line(row: Row, models: Path) -> str | None:
-    """A row of the Markdown table; None where the artefact or its evaluation is not there."""
+    """Format a row of the Markdown table; None if its artefact or evaluation is missing."""
     path = artefact_path(models, row.model)
     if not path.exists():
         return None
@@ -241,14 +241,14 @@ def _made(m: Metadata) -> str:
     return f"[`{m.name}`](../models/{m.name}/README.md), {minutes:.0f} min on {training.device}"
 
 
-def measured(folder: Path, name: str) -> Any:  # noqa: ANN401  (what its command found)
-    """What was found by a measurement, folder/NAME.json; None where there is none."""
+def measured(folder: Path, name: str) -> Any:  # noqa: ANN401  (as its command found it)
+    """Read the result of a measurement, folder/NAME.json; None if there is none."""
     found = provenance.read(folder / f"{name}.json")
     return None if found is None else found.found
 
 
 def parzen_section(folder: Path) -> str | None:
-    """The paper's Table 2, with our lines and the protocol's check on the training data."""
+    """Format the paper's Table 2, with our lines and the score of the training data."""
     found = {name: measured(folder, f"parzen-{name}") for name in ("mnist", "means", "data")}
     if None in found.values():
         return None
@@ -267,7 +267,7 @@ def parzen_section(folder: Path) -> str | None:
 
 
 def peers_section(folder: Path, models: Path) -> str | None:
-    """Dead leaves beside the mixtures fitted to the same images."""
+    """Compare the dead-leaves model with mixtures fitted to the same images."""
     path = artefact_path(models, "deadleaves")
     found = measured(folder, "peers-deadleaves")
     if found is None or not path.exists():
@@ -281,7 +281,7 @@ def peers_section(folder: Path, models: Path) -> str | None:
 
 
 def schedules_section(folder: Path) -> str | None:
-    """Fixed and learned schedules beside the best ones."""
+    """Compare fixed and learned schedules with the best ones."""
     found = measured(folder, "schedules")
     if found is None:
         return None
@@ -290,7 +290,7 @@ def schedules_section(folder: Path) -> str | None:
 
 
 def steps_section(models: Path) -> str | None:
-    """The bound of chains of fewer steps, a line a model and a spacing."""
+    """Tabulate the bound of chains of fewer steps, one line per model and spacing."""
     names = dict.fromkeys(row.model for row in ROWS)
     rows, numbers = [], set()
     for path in (artefact_path(models, name) for name in names):
@@ -315,12 +315,12 @@ def steps_section(models: Path) -> str | None:
 
 
 def _chains(evaluations: Sequence[Evaluation], spacing: Spacing) -> dict[int, Evaluation]:
-    """Of one spacing, by the number of steps."""
+    """Select the evaluations with one spacing, by number of steps."""
     return {e.steps: e for e in evaluations if e.steps and e.spacing == spacing}
 
 
 def figures_section(folder: Path) -> str | None:
-    """The figures that are there."""
+    """Show the figures that exist."""
     found = [
         f"### {title}\n\n![{title}](figures/{name}.png)\n\n{words}"
         for name, title, words in FIGURES
@@ -335,7 +335,7 @@ def _section(title: str, head: str, rows: Sequence[str], text: str) -> str:
 
 
 def write(models: Path, docs: Path) -> Path:
-    """Write docs/results.md from what is there; returns its path."""
+    """Write docs/results.md from the existing files; return its path."""
     lines = [text for row in ROWS if (text := line(row, models)) is not None]
     folder = docs / "results"
     parts = [

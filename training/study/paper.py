@@ -1,12 +1,12 @@
-"""Every experiment of the paper, from one command: fit what is not fitted, measure, write the page.
+"""Reproduce every experiment of the paper: fit, measure, draw and write the results page.
 
-    for each experiment without an artefact:  fit (or go on with a fit), export, evaluate
+    for each experiment without an artefact:  fit (or resume a fit), export, evaluate
     for each measurement without a file:      make it
-    docs/figures/                             what is not drawn
-    docs/results.md                           from what is there
+    docs/figures/                             missing figures
+    docs/results.md                           from all that exists
 
-What has been done is not done again: delete models/NAME or docs/results/NAME.json to have it made
-anew. With a model go the pictures and the measurements that were made of it.
+Existing results are kept: delete models/NAME or docs/results/NAME.json to make them again. A new
+model deletes the figures and measurements of the old one.
 """
 
 from collections.abc import Callable, Sequence
@@ -30,15 +30,15 @@ from training.study import figures, page
 from training.study import schedules as compare
 
 COMMAND = "python -m training paper"
-SAMPLES = 10_000  # of the Parzen score, as in its time
+SAMPLES = 10_000  # of the Parzen score, as in the original protocol
 PEER = peer.PeerConfig()
-PEER_DATA = 2000  # of test, the first ones: those that deadleaves.toml evaluates its model on
+PEER_DATA = 2000  # first rows of `test`, the ones that deadleaves.toml evaluates on
 EXPERIMENTS = tuple(dict.fromkeys(row.model for row in page.ROWS))
 
 
 @dataclass(frozen=True)
 class Places:
-    """Where things are: the artefacts, the runs, and the documents."""
+    """The folders of the artefacts, the runs and the documents."""
 
     models: Path = Path("models")
     runs: Path = Path("runs")
@@ -46,7 +46,7 @@ class Places:
 
     @property
     def figures(self) -> Path:
-        """The folder of pictures."""
+        """The folder of figures."""
         return self.docs / "figures"
 
     def measured(self, name: str) -> Path:
@@ -54,19 +54,19 @@ class Places:
         return self.docs / "results" / f"{name}.json"
 
     def has(self, model: str) -> bool:
-        """Whether a model is there, whole: its card is written last."""
+        """Whether a model exists and is complete: its card is written last."""
         path = artefact_path(self.models, model)
         return path.exists() and path.with_name("README.md").exists()
 
 
 def make_model(name: str, places: Places, device: str, *, large: bool, compiled: bool) -> bool:
-    """Fit and export one experiment, unless it is there; False if it was interrupted.
+    """Fit and export one experiment unless it exists; return False if interrupted.
 
     Args:
         name: of the experiment.
-        places: where things are.
+        places: the folders.
         device: auto, cpu, cuda or cuda:N.
-        large: at a GPU's size, training/configs/gpu, where there is one.
+        large: use the GPU-sized configuration in training/configs/gpu, if any.
         compiled: torch.compile the network.
     """
     if places.has(name):
@@ -85,7 +85,7 @@ def make_model(name: str, places: Places, device: str, *, large: bool, compiled:
 def parzen_of_model(
     places: Places, device: torch.device, *, stopped: bool = False
 ) -> parzen.ModelScore:
-    """Table 2: the Parzen score of samples of `mnist`, or of means where its chains stop."""
+    """Compute Table 2: the Parzen score of samples of `mnist`, or of stopped chains' means."""
     model, metadata = load(artefact_path(places.models, "mnist"), device)
     _, dataset = source(model, metadata)
     # Samples: 500 by DPM-Solver++ in 20 or 40 steps score 50 bits less than 500 ancestral ones.
@@ -99,29 +99,29 @@ def parzen_of_model(
 
 
 def parzen_of_means(places: Places, device: torch.device) -> parzen.ModelScore:
-    """Table 2 with the means E[x_0 | x_t] of stopped chains in the samples' place."""
+    """Compute Table 2 with the means E[x_0 | x_t] of stopped chains instead of samples."""
     return parzen_of_model(places, device, stopped=True)
 
 
 def parzen_of_data(_: Places, __: torch.device) -> parzen.ParzenScore:
-    """Table 2's last line: the score of training images in the samples' place."""
+    """Compute Table 2's last line: the score of training images instead of samples."""
     return parzen.of_data(data.load(configs.load("mnist").data), SAMPLES)
 
 
 def peers(_: Places, __: torch.device) -> list[peer.Measured]:
-    """Gaussian mixtures of the dead leaves."""
+    """Fit and score Gaussian mixtures on the dead leaves."""
     dataset = data.load(configs.load("deadleaves").data)
     return peer.compare(dataset, PEER, PEER_DATA)
 
 
 def schedules(places: Places, device: torch.device) -> list[compare.Row] | None:
-    """Fixed and learned schedules, one fit each; None if interrupted."""
+    """Compare fixed and learned schedules, one fit each; None if interrupted."""
     return compare.compare("schedules", places.runs / "schedules", Ranks(0, 1, device))
 
 
 @dataclass(frozen=True)
 class Measurement:
-    """A file of docs/results: made beside `model`, `of` it or of its data alone."""
+    """A file of docs/results, made if `model` exists: `of` the model, or only of its data."""
 
     model: str
     make: Callable[[Places, torch.device], Any]
@@ -139,12 +139,12 @@ MEASUREMENTS = {
 
 
 def _of_model(name: str, places: Places) -> list[Path]:
-    """The files of what was measured of a model."""
+    """Return the files of measurements of a model."""
     return [places.measured(file) for file, m in MEASUREMENTS.items() if m.of and m.model == name]
 
 
 def measure(name: str, places: Places, device: torch.device) -> bool:
-    """Make one measurement, unless its file is there; False if it was interrupted."""
+    """Make one measurement unless its file exists; return False if interrupted."""
     path = places.measured(name)
     if path.exists():
         return True
@@ -163,14 +163,13 @@ def run(
     large: bool = False,
     compiled: bool = False,
 ) -> list[Path] | None:
-    """All of it; the paths written, or None if it was interrupted.
+    """Run everything; return the paths written, or None if interrupted.
 
     Args:
-        names: which experiments are to be fitted where they have no artefact; the others' lines
-            are written where they have one.
-        places: where things are.
+        names: the experiments to fit if they have no artefact; others are only reported.
+        places: the folders.
         device: auto, cpu, cuda or cuda:N.
-        large: at a GPU's size.
+        large: use GPU-sized configurations.
         compiled: torch.compile the networks that are fitted.
 
     Raises:

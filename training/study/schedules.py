@@ -1,11 +1,11 @@
-"""Schedules held against each other: one roll, one network, one fit, fixed and learned tables.
+"""Compare fixed and learned noise schedules on the Swiss roll.
 
-    loss = E log p(x_0) - K,    bits: what a table's chain loses of the data's own log-density
+    loss = E log p(x_0) - K,    bits: how far the bound is below the data's own log-density
 
-The data's density is known, so the loss of each example is measured and not K alone, whose spread
-is mostly the data's. It is measured of two kernels: the ideal one, which makes no mistake
-(`ideal`), so that its loss is the table's own; and a network's, fitted under the table. Beside them
-stand the best tables that there are (`optimum`), with no network.
+The data's density is known, so the loss of each example can be measured; most of the spread of K
+comes from the data. The loss is measured for the ideal kernel (`ideal`), whose loss is due to the
+table only, and for a network fitted under the table. The best possible tables (`best`) have no
+network.
 """
 
 import math
@@ -36,7 +36,7 @@ FIXED: dict[str, dict[str, Any]] = {
     "geometric": {"kind": "geometric", "first": FIRST, "last": 0.75},
     "linear log SNR": {"kind": "linear-log-snr", "first": 6.9, "last": -4.0},
 }
-#: What is learned, and from which start.
+#: The starting table and the settings of each learned schedule.
 LEARNED: dict[str, tuple[str, dict[str, Any]]] = {
     "beta, learned from linear": ("linear", {"learn": "beta", "rate": 4.0}),
     "log SNR, learned from linear": (
@@ -53,12 +53,12 @@ BEST: dict[str, Literal["fixed", "learned"]] = {
     "the best of all": "learned",
 }
 CONVENTIONS: tuple[Convention, Convention] = ("density", "paper")
-ROWS = 1000  # draws that an ideal loss is a mean over
-GRID = {"levels": 160, "rows": 300}  # that the best tables are looked for on
+ROWS = 1000  # draws per ideal loss
+GRID = {"levels": 160, "rows": 300}  # for the search for the best tables
 
 
 class Loss(BaseModel):
-    """Bits an example, and the standard error."""
+    """A loss in bits per example, with its standard error."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -67,7 +67,7 @@ class Loss(BaseModel):
 
     @classmethod
     def of(cls, nats: float, error: float) -> "Loss":
-        """From nats."""
+        """Convert from nats."""
         return cls(bits=nats / BIT, error=error / BIT)
 
     def __str__(self) -> str:
@@ -75,12 +75,12 @@ class Loss(BaseModel):
 
 
 class Row(BaseModel):
-    """What was measured under one table, by convention.
+    """The losses under one table, by convention.
 
     Attributes:
         schedule: its name.
         ideal: the loss of the ideal diagonal kernel.
-        network: of the fitted one; nothing where none was fitted.
+        network: the loss of the fitted network; empty if none was fitted.
         beta: the table.
         steps, seconds: of the fit.
     """
@@ -96,17 +96,17 @@ class Row(BaseModel):
 
 
 def overrides(base: configs.FitConfig, name: str) -> dict[str, Any]:
-    """What the fit of one schedule has in place of the base configuration's keys."""
+    """Return the keys that one schedule's fit overrides in the base configuration."""
     start, learn = LEARNED.get(name, (name, None))
     process = {**base.process.model_dump(), "schedule": FIXED[start]}
     return {"process": process, "schedule": learn}
 
 
 def roll_of(config: configs.FitConfig) -> SwissRoll:
-    """The distribution of a configuration's data.
+    """Return the Swiss roll that a configuration's data come from.
 
     Raises:
-        ConfigError: data of another kind.
+        ConfigError: the data are of another kind.
     """
     if not isinstance(config.data, SwissRollConfig):
         raise configs.ConfigError(f"schedules are compared on a swissroll, not {config.data.kind}")
@@ -114,7 +114,7 @@ def roll_of(config: configs.FitConfig) -> SwissRoll:
 
 
 def ideal_losses(roll: SwissRoll, beta: Tensor, dataset: data.Dataset) -> dict[Convention, Loss]:
-    """Of the ideal kernel under a table; the entropy is the data set's."""
+    """Compute the losses of the ideal kernel under a table, with the data set's entropy."""
     assert dataset.entropy is not None  # it is a roll
     entropy, error = dataset.entropy
     found: dict[Convention, Loss] = {}
@@ -128,7 +128,7 @@ def ideal_losses(roll: SwissRoll, beta: Tensor, dataset: data.Dataset) -> dict[C
 def network_losses(
     model: DiffusionModel, dataset: data.Dataset, plan: configs.EvaluationConfig
 ) -> dict[Convention, Loss]:
-    """Of a fitted model on the first of `test`; a roll's model units are its data units."""
+    """Compute a fitted model's losses on `test`; a roll's model units are its data units."""
     rows = dataset.test[: plan.data]
     assert dataset.log_density is not None  # it is a roll
     own, x_0 = dataset.log_density(rows), model.space.to_model(rows).to(model.device)
@@ -142,11 +142,11 @@ def network_losses(
 def measure(
     base: configs.FitConfig, schedule: str, dataset: data.Dataset, out: Path, ranks: Ranks
 ) -> Row | None:
-    """Fit a configuration under one schedule, and measure it; None if interrupted.
+    """Fit a configuration under one schedule and measure it; None if interrupted.
 
     Args:
         base: the configuration.
-        schedule: a key of FIXED or LEARNED, in place of its own.
+        schedule: a key of FIXED or LEARNED, which replaces its own.
         dataset: its data.
         out: the folder of run folders.
         ranks: this process's place.
@@ -168,14 +168,14 @@ def measure(
 
 
 def best(base: configs.FitConfig, which: str, dataset: data.Dataset) -> Row:
-    """The best table there is, of a key of BEST; the levels are chosen on other draws."""
+    """Find and measure the best table for a key of BEST; its search uses other draws."""
     roll, log_snr = roll_of(base), -float(torch.logit(torch.tensor(FIRST, dtype=torch.float64)))
     table = ideal.best_table(roll, base.process.T, log_snr, ends=BEST[which], seed=1, **GRID)
     return Row(schedule=which, ideal=ideal_losses(roll, table, dataset), beta=table.tolist())
 
 
 def compare(name: str, out: Path, ranks: Ranks) -> list[Row] | None:
-    """A row of every schedule, or None if a fit was interrupted; called again it goes on."""
+    """Measure every schedule, resuming earlier fits; return None if a fit was interrupted."""
     base, found = configs.load(name), list[Row]()
     roll_of(base)  # before the work, not after it
     dataset = data.load(base.data)
@@ -188,7 +188,7 @@ def compare(name: str, out: Path, ranks: Ranks) -> list[Row] | None:
 
 
 def lines(rows: Sequence[Row]) -> list[str]:
-    """The Markdown table, best first."""
+    """Format the rows as a Markdown table, best first."""
     found = [
         "| table | density: ideal kernel | fitted network | paper: ideal kernel | fitted network |",
         "|---|---|---|---|---|",

@@ -48,7 +48,7 @@ def our_tensors(tensors: Mapping[str, Tensor], config: UNetConfig, where: str) -
         for name, tensor in tensors.items()
     }
     if len(renamed) < len(tensors):
-        raise ConvertError(f"{where}: an attention is there twice, by its old and its new names")
+        raise ConvertError(f"{where}: an attention is present twice, by its old and its new names")
     with torch.device("meta"):
         wanted = build(config).state_dict()
     take(renamed, {diffusers_key(name): tensor for name, tensor in wanted.items()}, where)
@@ -82,7 +82,7 @@ def read_diffusers(folder: Path, size: tuple[int, int] | None, levels: int) -> F
         raise ConvertError(f"{folder}: {error}") from error
     weights = next((unet / name for name in WEIGHTS if (unet / name).exists()), None)
     if weights is None:
-        raise ConvertError(f"{unet}: no weights there: one of {', '.join(WEIGHTS)} was expected")
+        raise ConvertError(f"{unet}: no weights found: expected one of {', '.join(WEIGHTS)}")
     size = size or document.size
     if size is None:
         raise ConvertError(f"{paths[1]}: sample_size is not said: give --size HEIGHT WIDTH")

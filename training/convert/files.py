@@ -37,7 +37,7 @@ def read_json(path: Path) -> dict[str, Any]:
     except (OSError, ValueError) as error:
         raise ConvertError(f"{path}: not readable as JSON ({error})") from error
     if not isinstance(found, dict):
-        raise ConvertError(f"{path}: a JSON object was expected, came {type(found).__name__}")
+        raise ConvertError(f"{path}: expected a JSON object, got {type(found).__name__}")
     return found
 
 
@@ -67,7 +67,7 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
         parts = [read_tensors(shard) for shard in shards(path)]
         whole = {name: tensor for part in parts for name, tensor in part.items()}
         if len(whole) < sum(map(len, parts)):
-            raise ConvertError(f"{path}: tensors of one name are in several of its files")
+            raise ConvertError(f"{path}: some tensor names occur in several of its files")
         return whole
     if path.suffix != ".safetensors":
         return only_tensors(read_pickled(path), path)
@@ -99,8 +99,8 @@ def read_pickled(path: Path) -> Any:  # noqa: ANN401  (a checkpoint's contents)
         asked = str(error).partition("Please file an issue")[0].strip()
         reason = next((line for line in asked.splitlines() if "nsupported" in line), "not weights")
         raise ConvertError(
-            f"{path}: refused, nothing of it was run: it holds more than tensors "
-            f"({reason.strip()}): ask its author for a .safetensors file"
+            f"{path}: refused, and nothing of it was run, because it holds more than tensors "
+            f"({reason.strip()}); ask its author for a .safetensors file"
         ) from error
     except Exception as error:  # a bad file can raise anything
         raise ConvertError(f"{path}: not a readable file of torch.save ({error})") from error
@@ -129,7 +129,7 @@ def as_float32(tensors: Mapping[str, Tensor], path: Path) -> dict[str, Tensor]:
     """
     for name, tensor in tensors.items():
         if not tensor.is_floating_point() or tensor.layout != torch.strided:
-            raise ConvertError(f"{path}: tensor {name} is of {tensor.dtype}, weights are floats")
+            raise ConvertError(f"{path}: tensor {name} is {tensor.dtype}, but weights are floats")
         if not bool(torch.isfinite(tensor).all()):
             raise ConvertError(f"{path}: tensor {name} holds NaN or infinity")
     return {name: tensor.float().contiguous() for name, tensor in tensors.items()}

@@ -108,7 +108,7 @@ def take(tensors: Mapping[str, Tensor], wanted: Mapping[str, Tensor], where: str
     if foreign:
         raise ConvertError(
             f"{where}: the network that its settings describe has no place for {named(foreign)}, "
-            "and nothing is dropped: it was trained with other settings, or is another network"
+            "and no tensor may be dropped: it has other settings, or is another network"
         )
     for name, tensor in wanted.items():
         if tensors[name].shape != tensor.shape:

@@ -83,13 +83,13 @@ class Flags(Frozen):
             raise ValueError("class_cond: only unconditional models are converted")
         if self.timestep_respacing:
             raise ValueError(
-                "timestep_respacing is of their sampler: leave it out, and ask for a number of "
-                "steps when you sample"
+                "timestep_respacing is an option of their sampler: leave it out, and choose the "
+                "number of steps when you sample"
             )
         if self.num_heads_upsample not in (-1, self.num_heads):
             raise ValueError(
                 f"num_heads_upsample = {self.num_heads_upsample} with num_heads = "
-                f"{self.num_heads}: a level of ours has as many heads on both ways"
+                f"{self.num_heads}: our levels have the same number of heads down and up"
             )
         if self.rescale_timesteps is None and self.diffusion_steps != 1000:
             raise ValueError(

@@ -86,13 +86,13 @@ class SchedulerDocument(Frozen):
         if self.variance_type == "learned":
             raise ConvertError(
                 "variance_type = 'learned' reads the network's second output as the variance "
-                "itself, which nothing keeps above 0: only 'learned_range' can be converted"
+                "itself, which nothing keeps above 0; only 'learned_range' can be converted"
             )
         learned = self.class_name == "DDPMScheduler" and self.variance_type == "learned_range"
         if outputs != 1 + learned:
             raise ConvertError(
                 f"{self.class_name} with variance_type = {self.variance_type!r} needs a network "
-                f"with {1 + learned} numbers an element, this one gives {outputs}"
+                f"with {1 + learned} outputs per element, this one has {outputs}"
             )
         return VARIANCES[self.variance_type]
 

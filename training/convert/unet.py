@@ -126,14 +126,14 @@ class UNetDocument(Frozen):
         if down != up:
             raise ConvertError(
                 f"down_block_types attend at levels {_levels(down)}, up_block_types at "
-                f"{_levels(up)}: a level of ours attends both ways or not at all"
+                f"{_levels(up)}: our levels have attention both down and up or not at all"
             )
         if len(self._resamples()) > 1:
             raise ConvertError(
                 "some levels are resampled by a convolution and some by a residual block "
                 f"(down_block_types = {list(self.down_block_types)}, up_block_types = "
                 f"{list(self.up_block_types)}, downsample_type = {self.downsample_type!r}, "
-                f"upsample_type = {self.upsample_type!r}): ours does all of them alike"
+                f"upsample_type = {self.upsample_type!r}): ours resamples all levels alike"
             )
         wide = 4 * self.block_out_channels[0]
         if self.time_embedding_dim not in (None, wide):
@@ -143,7 +143,7 @@ class UNetDocument(Frozen):
         if self.add_attention and groups != self.norm_num_groups:
             raise ConvertError(
                 f"the middle attention's GroupNorm has attn_norm_num_groups = {groups} groups "
-                f"(None with scale_shift: there is none), ours {self.norm_num_groups} like all"
+                f"(None with scale_shift: there is none), ours has {self.norm_num_groups}"
             )
 
     def _outputs(self) -> Literal[1, 2]:
@@ -153,7 +153,7 @@ class UNetDocument(Frozen):
             return 2
         raise ConvertError(
             f"out_channels = {self.out_channels} for in_channels = {self.in_channels}: an "
-            "unconditional model has as many, or twice as many with a learned variance"
+            "unconditional model has equally many, or twice as many with a learned variance"
         )
 
     def _resamples(self) -> set[str]:

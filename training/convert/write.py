@@ -151,7 +151,7 @@ def read(
     if source.is_dir():
         if flags:
             raise ConvertError(
-                f"{source}: a folder says itself what it holds: leave out --{', --'.join(flags)}"
+                f"{source}: a folder takes no flags: leave out --{', --'.join(flags)}"
             )
         if not (source / "model_index.json").exists():
             held = named(path.name for path in source.iterdir()) or "nothing"
@@ -162,7 +162,7 @@ def read(
     if not source.exists():
         raise ConvertError(f"{source}: there is no such file or folder")
     if size is not None:
-        raise ConvertError(f"{source}: leave out --size, say --image_size as it was trained")
+        raise ConvertError(f"{source}: leave out --size and give --image_size as in training")
     found = read_tensors(source) if source.suffix == ".safetensors" else read_pickled(source)
     _refuse_lucidrains(found, source)
     tensors = only_tensors(found, source)
@@ -185,6 +185,6 @@ def _refuse_lucidrains(found: object, source: Path) -> None:
     if any(name.endswith("init_conv.weight") for name in names):
         raise ConvertError(
             f"{source}: a checkpoint of lucidrains' denoising-diffusion-pytorch (init_conv, "
-            "RMSNorm, linear attention): its U-Net is another one than ours, layer by layer, and "
-            "is not converted; give it a network kind of its own (docs/networks.md)"
+            "RMSNorm, linear attention): its U-Net differs from ours in every layer and is not "
+            "converted; add a network kind for it (docs/networks.md)"
         )

@@ -93,7 +93,7 @@ class Shares(DataSetConfig):
     def _shares(self) -> Self:
         if self.valid + self.test >= 1:
             raise ValueError(
-                f"valid and test are shares that leave some for train, came {self.valid} and "
+                f"the shares valid and test must leave some rows for train, got {self.valid} and "
                 f"{self.test}"
             )
         return self

@@ -64,8 +64,8 @@ class DeadLeavesConfig(DataSetConfig):
         margin = TAILS * self.noise
         if not margin <= low < high <= 255 - margin:
             raise ValueError(
-                f"with noise {self.noise} the greys ascend within {margin:g}..{255 - margin:g}, so "
-                f"that it is not cut off at the ends of 0..255; came {low} and {high}"
+                f"with noise {self.noise} greys must ascend within {margin:g}..{255 - margin:g}, "
+                f"so that 0..255 does not clip the noise; got {low} and {high}"
             )
         return self
 

@@ -80,7 +80,7 @@ def read(dataset: str, file: RemoteFile) -> bytes:
         try:
             content = unpack(path.read_bytes())
         except (OSError, EOFError, lzma.LZMAError) as error:
-            raise DataError(f"{path} is no whole {suffix} file ({error}); replace it") from error
+            raise DataError(f"{path} is not a valid {suffix} file ({error}); replace it") from error
         found = hashlib.md5(content, usedforsecurity=False).hexdigest()
         if found != file.md5:
             raise DataError(
@@ -105,9 +105,7 @@ def local_folder(name: str) -> Path:
     """
     folder = data_folder(name)
     if folder is None:
-        raise DataError(
-            f"{name}/ holds your own files: set {VARIABLE} to the folder that it lies in"
-        )
+        raise DataError(f"{name}/ holds your own files: set {VARIABLE} to its parent folder")
     if not folder.is_dir():
         raise DataError(f"{folder} is no folder: {VARIABLE}={folder.parent} should hold {name}/")
     return folder
@@ -150,7 +148,7 @@ def download(file: RemoteFile, path: Path) -> None:
     raise DataError(
         f"could not download {file.name} ({ATTEMPTS} attempts at {len(file.hosts)} hosts). "
         f"Without internet, put it into a folder {path.parent.name}/ and set {VARIABLE} to the "
-        "folder above it. What happened:\n  " + "\n  ".join(troubles)
+        "folder above it. The errors were:\n  " + "\n  ".join(troubles)
     )
 
 

@@ -47,7 +47,7 @@ class TexturesConfig(DataSetConfig):
     def _shares(self) -> Self:
         if min(self.held_out) <= 0 or sum(self.held_out) >= 1:
             raise ValueError(
-                f"held_out is two shares above 0 that leave some for train, came {self.held_out}"
+                f"held_out must be two shares above 0 with sum below 1, got {self.held_out}"
             )
         return self
 
@@ -70,8 +70,8 @@ class TexturesConfig(DataSetConfig):
                 if min(region.shape) < self.side:
                     raise DataError(
                         f"{path.name}: {split} has {region.shape[0]} rows and {region.shape[1]} "
-                        f"columns of it, a patch needs {self.side} of each; give held_out more, "
-                        "or a smaller side"
+                        f"columns of it, a patch needs {self.side} of each; raise held_out, "
+                        "or reduce side"
                     )
             return patches(regions, self.side, torch.arange(count), split_seed(self.seed, split))
 

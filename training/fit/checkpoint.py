@@ -79,7 +79,7 @@ def read_state(out: Path) -> State:
             f"{path} cannot be read ({error}); delete it or start with --restart"
         ) from error
     if KEY not in metadata:
-        raise CheckpointError(f"{path} is no checkpoint of a fit: its metadata has no key {KEY!r}")
+        raise CheckpointError(f"{path} is not a fit's checkpoint: its metadata has no key {KEY!r}")
     document = json.loads(metadata[KEY])
     if document.get("format") != FORMAT:
         raise CheckpointError(
@@ -144,7 +144,7 @@ def check_same(was: dict[str, Any], now: dict[str, Any], out: Path) -> None:
     if changed:
         what = "; ".join(f"{key}: {was.get(key)} there, {now.get(key)} here" for key in changed)
         raise CheckpointError(
-            f"{out} holds a fit of another configuration ({what}); start with --restart or "
+            f"{out} holds a fit with another configuration ({what}); start with --restart or "
             "another --out"
         )
 

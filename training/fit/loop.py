@@ -285,7 +285,7 @@ class Fit:
         state.check_same(completed(found.config), self.config.model_dump(mode="json"), out)
         if found.checksum != self.dataset.checksum:
             raise state.CheckpointError(
-                f"{out} was fitted to data with checksum {found.checksum}, these have "
+                f"{out} was fitted to data with checksum {found.checksum}, but the checksum is now "
                 f"{self.dataset.checksum}; start with --restart or another --out"
             )
         tensors = state.read_tensors(out)

@@ -91,7 +91,7 @@ class OptimiserConfig(Frozen):
     def _ascend(self) -> "OptimiserConfig":
         if any(a >= b for a, b in pairwise((self.warmup, *self.restarts))):
             raise ValueError(
-                f"restarts are ascending steps past the warm-up, came {list(self.restarts)}"
+                f"restarts must be ascending steps after the warm-up, not {list(self.restarts)}"
             )
         return self
 
@@ -112,7 +112,7 @@ class ScheduleConfig(Frozen):
     def _fits(self) -> "ScheduleConfig":
         if self.learn == "beta" and self.ends != "fixed":
             raise ValueError(
-                "schedule: beta_1 is fixed where beta is learned: leave out ends = 'learned', or "
+                "schedule: beta_1 is fixed with learn = 'beta': leave out ends = 'learned', or "
                 "write learn = 'log_snr'"
             )
         return self
@@ -235,12 +235,12 @@ class FitConfig(Frozen):
         kinds = (self.network.kind, self.prediction, self.variance)
         if self.projection is not None and kinds != PROJECTED:
             raise ValueError(
-                "a projection is known of a network, prediction and variance of kinds "
-                f"{PROJECTED}, came {kinds}: leave out [projection]"
+                f"[projection] supports only network, prediction and variance {PROJECTED}, not "
+                f"{kinds}: leave out [projection]"
             )
         if self.projection is not None and self.schedule is not None:
             raise ValueError(
-                "a projection keeps the schedule: leave out [projection] or [schedule]"
+                "[projection] keeps the schedule fixed: leave out [projection] or [schedule]"
             )
         return self
 
@@ -249,7 +249,7 @@ class FitConfig(Frozen):
         network, starts = self.network, self.base.starts
         if isinstance(network, CorrectedConfig) and network.base.components % starts:
             raise ValueError(
-                f"the components of a base are a multiple of its starts ({starts}), came "
+                f"the components of a base must be a multiple of its starts ({starts}), not "
                 f"{network.base.components}"
             )
         return self
@@ -258,8 +258,8 @@ class FitConfig(Frozen):
     def _stops_what_it_can(self) -> "FitConfig":
         if self.stopping is not None and (self.schedule or self.projection):
             raise ValueError(
-                "the best weights are kept of a network alone: leave out [stopping], or [schedule] "
-                "and [projection]"
+                "early stopping keeps the network's best weights only: leave out [stopping], or "
+                "[schedule] and [projection]"
             )
         return self
 

@@ -140,7 +140,7 @@ def model_name(path: Path, name: str | None) -> str:
     name = name or re.sub(r"[^a-z0-9]+", "-", path.resolve().stem.lower()).strip("-")
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", name):
         raise configs.ConfigError(
-            f"{name!r} is no name of a model: write letters, digits, '-', '_' and '.' (--name)"
+            f"{name!r} cannot be the name of a model: use letters, digits, '-', '_', '.' (--name)"
         )
     return name
 

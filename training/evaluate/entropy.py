@@ -56,7 +56,9 @@ def measure(model: DiffusionModel, rows: Tensor, seed: int = 0) -> StepEntropies
         ValueError: the process has only one step.
     """
     if model.T < 2:
-        raise ValueError("a process of T = 1 has no reverse steps but the last: no report of it")
+        raise ValueError(
+            "a process with T = 1 has only the last reverse step: there is nothing to report"
+        )
     t = torch.linspace(2, model.T, min(POINTS, model.T - 1)).round().long()
     data = model.space.to_model(rows)
     power = float(data.double().square().mean())

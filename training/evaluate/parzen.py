@@ -89,8 +89,7 @@ def greatest(space: DataSpace) -> int:
     """Return the greatest value of an element: 1 for binary data, 255 for 8-bit images."""
     if space.greatest is None:
         raise ValueError(
-            "the Parzen score is of data in [0, 1]: it needs bits or images with levels, not real "
-            "vectors"
+            "the Parzen score needs data in [0, 1]: bits or images with levels, not real vectors"
         )
     return (space.levels or 2) - 1
 

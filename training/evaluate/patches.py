@@ -108,7 +108,7 @@ def unit_scale(dataset: Dataset) -> tuple[float, float]:
     space = dataset.space
     if len(space.shape) != 3 or space.levels is None:
         raise DataError(
-            f"the units are of images of levels; {dataset.name} is {space.kind} of shape "
+            f"the units need images of levels; {dataset.name} is {space.kind} of shape "
             f"{list(space.shape)}"
         )
     share = torch.bincount(dataset.train.flatten(), minlength=space.levels).double()

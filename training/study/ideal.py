@@ -141,7 +141,7 @@ def heartbeat(
         convention: "paper" (the last step fixed) or "discretised" (the best last step).
     """
     if bits % period:
-        raise ValueError(f"`bits` is a multiple of the period {period}, came {bits}")
+        raise ValueError(f"`bits` must be a multiple of the period {period}, not {bits}")
     if convention == "density":
         raise ValueError('bits have no density: ask for "paper" or "discretised"')
     each = bits // period

@@ -1,1 +1,1 @@
-"""The probability model: processes, networks, bounds, posteriors, samplers and the artefact."""
+"""The probability model: processes, networks, bounds, posteriors, samplers and artefacts."""

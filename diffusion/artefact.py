@@ -1,8 +1,7 @@
-"""A file of the project: tensors, and one JSON document that says what they are.
+"""The artefact format: a .safetensors file with tensors and a JSON document that describes them.
 
-A .safetensors file whose header's metadata holds the document under the key `noneq`, with a format
-version and a kind: "model" (`diffusion.checkpoint`) or "classifier" (`diffusion.classifier`).
-Nothing is ever unpickled.
+The header's metadata holds the document under the key `noneq`, with a format version and a kind:
+"model" (`diffusion.checkpoint`) or "classifier" (`diffusion.classifier`). Nothing is unpickled.
 """
 
 import json
@@ -25,11 +24,11 @@ Kind = Literal["model", "classifier"]
 
 
 class ArtefactError(ValueError):
-    """A file is no artefact that this version can use; the message names the file and the fix."""
+    """A file is not an artefact that this version can use; the message names the file and a fix."""
 
 
 class Frozen(BaseModel):
-    """A part of a document: frozen, finite, and an unknown key is an error."""
+    """The base of a document's parts, which are immutable and reject unknown keys and NaN."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
@@ -43,15 +42,15 @@ class Provenance(Frozen):
 
     Attributes:
         data: the data set's name.
-        checksum: of the data, "algorithm:hex"; of generated data, of the generator's settings.
-        steps: of training; 0 for a closed form.
-        kept: the step whose weights these are, where the best were kept; None for the last.
+        checksum: of the data, or for generated data of the generator's settings, "algorithm:hex".
+        steps: training steps; 0 for a closed form.
+        kept: the step that these weights are from, if the best were kept; None for the last.
         seed: of training.
-        commit: of the code that trained; "-dirty" where it had changes.
+        commit: of the training code, with "-dirty" if it had uncommitted changes.
         versions: of the libraries.
-        seconds: of training, wall time.
-        device: that trained.
-        config: the whole configuration, as it was.
+        seconds: wall time of training.
+        device: the training device.
+        config: the whole training configuration.
     """
 
     data: str
@@ -67,31 +66,31 @@ class Provenance(Frozen):
 
 
 def write(path: Path, module: nn.Module, document: Frozen) -> None:
-    """Write an artefact; the file appears whole or not at all."""
+    """Write an artefact atomically."""
     tensors = {
         name: tensor.detach().cpu().contiguous() for name, tensor in module.state_dict().items()
     }
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(path.name + ".partial")
     save_file(tensors, partial, {KEY: document.model_dump_json()})
-    partial.chmod(0o644)  # the server may be another user; save_file writes for the owner alone
+    partial.chmod(0o644)  # save_file makes it readable only by its owner; the server may be another
     partial.replace(path)
 
 
 def kind_of(path: Path) -> str:
-    """What a file says it is; a document without a kind is a model's.
+    """Return the kind of an artefact; without one it is "model".
 
     Raises:
-        ArtefactError: not an artefact, or not one of this version.
+        ArtefactError: not an artefact, or not of this version.
     """
     return str(_document(path).get("kind", "model"))
 
 
 def read(path: Path, kind: Kind, of: type[Document]) -> Document:
-    """The document of an artefact of that kind, checked, without its tensors.
+    """Read and validate the document of an artefact of this kind, without its tensors.
 
     Raises:
-        ArtefactError: not an artefact, not one of this version, or one of another kind.
+        ArtefactError: not an artefact, not of this version, or of another kind.
     """
     document = _document(path)
     found = document.get("kind", "model")
@@ -105,7 +104,7 @@ def read(path: Path, kind: Kind, of: type[Document]) -> Document:
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"]) or "as a whole"
-        # A kind that an installed package would bring says itself what to do.
+        # The error about a missing installed network already says what to do.
         fix = "" if where == "network.installed" else ": export it anew"
         raise ArtefactError(
             f"{path}: its metadata does not hold: {where}: {first['msg']}{fix}"
@@ -113,9 +112,9 @@ def read(path: Path, kind: Kind, of: type[Document]) -> Document:
 
 
 def _document(path: Path) -> dict[str, Any]:
-    """The document as it stands, of this version's format."""
+    """Read the unvalidated document and check its format version."""
     try:
-        with path.open("rb"):  # safe_open calls a file that may not be read one that is not there
+        with path.open("rb"):  # safe_open reports an unreadable file as missing
             pass
         with safe_open(path, framework="pt") as file:
             header = file.metadata() or {}
@@ -152,19 +151,19 @@ def restore(
     shapes: Callable[[], dict[str, Tensor]],
     make: Callable[[], Built],
 ) -> Built:
-    """What `make` builds, with the file's tensors.
+    """Build a module with `make` and fill it with the file's tensors.
 
     Args:
-        path: of the artefact.
-        process: of its document.
-        shapes: tensors of all parts but the process, by name; what they hold does not count.
-        make: the whole with fresh weights.
+        path: the artefact's path.
+        process: the process of its document.
+        shapes: returns tensors of the right shapes for all parts except the process, by name.
+        make: builds the module with fresh weights.
 
     Raises:
-        ArtefactError: tensors that do not fit.
+        ArtefactError: the tensors do not fit.
     """
     try:
-        with torch.device("meta"):  # shapes alone: a document may ask for more than there is
+        with torch.device("meta"):  # no allocation: a document may describe more than fits memory
             wanted = shapes()
         fresh = process.build()
         found = _read_tensors(path, wanted | fresh.state_dict(prefix="process."))
@@ -181,7 +180,7 @@ def restore(
 
 
 def _read_tensors(path: Path, wanted: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The file's tensors, of the wanted names and shapes; none is read before all of them fit."""
+    """Read the file's tensors after checking that all names and shapes are the wanted ones."""
     with safe_open(path, framework="pt") as file:
         shapes = {name: file.get_slice(name).get_shape() for name in file.keys()}  # noqa: SIM118, it is no dict
         missing, foreign = (
@@ -207,7 +206,7 @@ def _read_tensors(path: Path, wanted: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _check_table(path: Path, process: ProcessConfig, beta: Tensor, found: Tensor) -> None:
-    """A named schedule's table is its own; only a "table" may hold other values."""
+    """Raise ArtefactError unless the stored beta is valid and matches its schedule's own table."""
     try:
         check_beta(found)
     except ValueError as error:

@@ -1,7 +1,7 @@
-"""A model's artefact: one .safetensors file that holds weights and every fact needed to use them.
+"""A model's artefact: one .safetensors file with the weights and everything needed to use them.
 
-Tensors are the model's state (`network.*`, `process.beta`, `profile.*` if one was made); the
-document is `Metadata`.
+Its tensors are the model's state (`network.*`, `process.beta`, and `profile.*` if it has a
+profile); its document is `Metadata`.
 """
 
 from bisect import bisect_right
@@ -50,25 +50,25 @@ class Evaluation(Frozen):
     Attributes:
         convention: of the bound.
         split: of the data.
-        count: data evaluated.
-        terms: network evaluations an example; None for all steps.
-        trajectories: whose weights were averaged (`iwae.trajectory_bound`); None for the
-            ordinary bound.
-        gain: the part of the bound that exceeds the trajectories' average, nats.
-        steps: of the chain whose bound it is; None for all T.
-        spacing: of those steps.
-        strata: of which the terms were drawn.
+        count: number of data evaluated.
+        terms: network evaluations per example; None for all steps.
+        trajectories: trajectories per example (`iwae.trajectory_bound`); None for the ordinary
+            bound.
+        gain: by how much the bound exceeds the trajectories' average, nats.
+        steps: steps of the chain; None for all T.
+        spacing: spacing of those steps.
+        strata: kind of strata from which the terms were drawn.
         seed: of the noise.
         bound: mean over data, nats.
         standard_error: of that mean, over data and noise, nats.
-        bits: mean bound in bits an example.
-        bits_per_dim: negative mean bound, bits an element.
+        bits: mean bound in bits per example.
+        bits_per_dim: negative mean bound in bits per element.
         null: mean L_null in the same convention, nats.
-        entropy: the data's own, nats, where it is known.
-        machine: that evaluated.
-        quantiles: of the bound of one example, nats: 101 ascending percentiles, or None. Each is
-            an estimate, whose noise widens them.
-        quantiles_count: data of the split that these are of; None for all `count`.
+        entropy: entropy of the data, nats, if known.
+        machine: the machine that evaluated it.
+        quantiles: 101 ascending percentiles of one example's bound, nats, or None; widened by the
+            noise of the estimates.
+        quantiles_count: number of data behind the percentiles; None for all `count`.
     """
 
     convention: Convention
@@ -98,10 +98,10 @@ class Evaluation(Frozen):
         return self
 
     def rarer_than(self, bound: float) -> float | None:
-        """The share of these data with a larger bound, between quantiles as on a line.
+        """Return the fraction of these data with a larger bound, interpolating the percentiles.
 
         Args:
-            bound: of one example, nats, estimated likewise; minus infinity is below all.
+            bound: of one example, nats, estimated in the same way; may be minus infinity.
         """
         if self.quantiles is None:
             return None
@@ -120,19 +120,19 @@ class Evaluation(Frozen):
 
     @property
     def of(self) -> tuple[object, ...]:
-        """What was measured: a later evaluation of the same replaces an earlier one."""
+        """The key of what was measured; a later evaluation replaces one with the same key."""
         return self.convention, self.split, self.steps, self.spacing, self.trajectories
 
 
 class Baseline(Frozen):
-    """A simple density fitted to the model's training rows, measured on the same rows of `test`.
+    """A simple density fitted to the model's training rows and measured on the same `test` rows.
 
     Attributes:
         name: in words.
         convention: of the bounds.
-        count: rows.
+        count: number of rows.
         bound: its mean log-density or log-probability, nats.
-        gain: mean over rows of the model's bound less its own, nats: below 0 where it is better.
+        gain: mean of the model's bound minus the density's, nats; below 0 if the density is better.
         standard_error: of the gain.
     """
 
@@ -186,7 +186,7 @@ class Metadata(Frozen):
         return self
 
     def build(self) -> DiffusionModel:
-        """The model that the document describes, with fresh weights."""
+        """Build the model that the document describes, with fresh weights."""
         return DiffusionModel(
             self.process.build(),
             build(self.network),
@@ -198,30 +198,30 @@ class Metadata(Frozen):
 
 
 def save(path: Path, model: DiffusionModel, metadata: Metadata) -> None:
-    """Write an artefact; the file appears whole or not at all."""
+    """Write an artefact atomically."""
     write(path, model, metadata)
 
 
 def rewrite(path: Path, metadata: Metadata) -> None:
-    """Replace an artefact's document and keep its tensors."""
+    """Replace an artefact's document, keeping its tensors."""
     model, _ = load(path)
     save(path, model, metadata)
 
 
 def read_metadata(path: Path) -> Metadata:
-    """The document of an artefact, checked, without its tensors.
+    """Read and validate the document of an artefact, without its tensors.
 
     Raises:
-        ArtefactError: not a model's artefact, or not one of this version.
+        ArtefactError: not a model's artefact, or not of this version.
     """
     return read(path, "model", Metadata)
 
 
 def load(path: Path, device: str | torch.device = "cpu") -> tuple[DiffusionModel, Metadata]:
-    """The model, in evaluation mode, and its document.
+    """Load a model, in evaluation mode, and its document.
 
     Raises:
-        ArtefactError: not an artefact, not one of this version, or tensors that do not fit it.
+        ArtefactError: not an artefact, not of this version, or its tensors do not fit.
     """
     metadata = read_metadata(path)
     profile = metadata.profile

@@ -1,10 +1,10 @@
-"""A classifier of noisy data, p(y | x_t, t): which of K labels x_0 had, as far as x_t says.
+"""A classifier of noisy data, which predicts the label y of x_0 from x_t among K labels.
 
     p(y | x_t) = softmax(network(x_t, t))_y,    t = 0..T
 
-At t = 0 it reads data. As a factor r(x_0) = p(y | x_0) of a posterior (Sohl-Dickstein et al. 2015,
-Section 2.5) it gives the whole path at once: r_t(x_t) = E[p(y | x_0) | x_t] = p(y | x_t), under the
-process it was fitted under and no other. It is an artefact of its own kind, which stores that
+At t = 0 it classifies clean data. As a factor r(x_0) = p(y | x_0) of a posterior (Sohl-Dickstein et
+al. 2015, Section 2.5) it gives r_t(x_t) = E[p(y | x_0) | x_t] = p(y | x_t) for the whole path, but
+only under the process it was trained with. It is stored as its own kind of artefact, with that
 process.
 """
 
@@ -34,11 +34,11 @@ class Reading(Frozen):
 
     Attributes:
         split: of the data.
-        t: of the noise; 0 for none.
-        log_snr: there, nats; None at t = 0.
-        count: examples.
-        accuracy: share whose likeliest label is the true one.
-        standard_error: of that share.
+        t: noise level; 0 for none.
+        log_snr: log-SNR at t, nats; None at t = 0.
+        count: number of examples.
+        accuracy: fraction whose most likely label is the true one.
+        standard_error: of the accuracy.
         cross_entropy: mean of -log p(true label), nats.
         calibration_error: mean over data of |confidence - accuracy| in 15 bins of confidence
             (Guo, Pleiss, Sun and Weinberger 2017, Equation 3).
@@ -78,18 +78,18 @@ class ClassifierMetadata(Frozen):
         return self
 
     def build(self) -> "Classifier":
-        """The classifier that the document describes, with fresh weights."""
+        """Build the classifier that the document describes, with fresh weights."""
         return Classifier(self.process.build(), Encoder(self.network), self.space, self.labels)
 
 
 @final
 class Classifier(nn.Module):
-    """p(y | x_t, t).
+    """A classifier p(y | x_t, t).
 
     Args:
-        process: the forward process that makes x_t.
-        network: [B, *event] and its clock's time [B] to logits [B, K].
-        space: what an example is.
+        process: the forward process that produces x_t.
+        network: maps [B, *event] and its clock's time [B] to logits [B, K].
+        space: the space of an example.
         labels: the K names, in the order of the logits.
     """
 
@@ -101,10 +101,10 @@ class Classifier(nn.Module):
         self.labels = tuple(labels)
 
     def log_prob(self, x_t: Tensor, t: Tensor) -> Tensor:
-        """log p(y | x_t) of every y, nats, float64 [B, K].
+        """Return log p(y | x_t) for every y, nats, float64 [B, K]; differentiable in x_t.
 
         Args:
-            x_t: [B, *event], model units; its gradient passes.
+            x_t: [B, *event], model units.
             t: int64 [B], or [1] for all rows; 0..T.
         """
         snr = self.network.clock == "log_snr"
@@ -113,7 +113,7 @@ class Classifier(nn.Module):
         return logits.double().log_softmax(1)
 
     def check(self, process: Process, space: DataSpace) -> None:
-        """Raise ValueError unless the classifier reads data of this process and space."""
+        """Raise ValueError unless the classifier fits this process and space."""
         same_process(self.process, process, "this classifier was fitted")
         if not self.space.agrees(space):
             raise ValueError(
@@ -123,12 +123,12 @@ class Classifier(nn.Module):
 
 
 def same_process(ours: Process, theirs: Process, who: str) -> None:
-    """Raise ValueError unless x_t is the same under both.
+    """Raise ValueError unless x_t has the same distribution under both processes.
 
     Args:
-        ours: of what is joined to a model.
-        theirs: the model's.
-        who: of the message, "... under another process".
+        ours: the process of what is combined with a model.
+        theirs: the model's process.
+        who: subject of the message "... under another process".
     """
     rates = [getattr(process, "base_rate", None) for process in (ours, theirs)]
     same = type(ours) is type(theirs) and ours.T == theirs.T and rates[0] == rates[1]
@@ -150,15 +150,15 @@ def _words(process: Process) -> str:
 
 
 def save(path: Path, classifier: Classifier, metadata: ClassifierMetadata) -> None:
-    """Write an artefact; the file appears whole or not at all."""
+    """Write an artefact atomically."""
     write(path, classifier, metadata)
 
 
 def load(path: Path, device: str | torch.device = "cpu") -> tuple[Classifier, ClassifierMetadata]:
-    """The classifier, in evaluation mode, and its document.
+    """Load a classifier, in evaluation mode, and its document.
 
     Raises:
-        ArtefactError: not a classifier's artefact, or tensors that do not fit it.
+        ArtefactError: not a classifier's artefact, or its tensors do not fit.
     """
     metadata = read(path, "classifier", ClassifierMetadata)
     classifier = restore(

@@ -1,7 +1,7 @@
-"""Held-out data beside an artefact, to try things on: models/NAME/examples.safetensors.
+"""Held-out example data stored beside a model's artefact: models/NAME/examples.safetensors.
 
-One tensor `data` [N, *shape] in data units, N at most MOST: bytes where they hold every value,
-float32 elsewhere; no row of it was fitted to.
+The file holds one tensor `data` [N, *shape] in data units, N <= MOST, as bytes if they can hold
+every value and float32 otherwise. The model was not trained on any of it.
 """
 
 import math
@@ -17,39 +17,39 @@ from diffusion.space import DataSpace
 
 FILE = "examples.safetensors"
 MOST = 32
-_BYTES = 100_000  # of the file; more than one example only where they fit
+_BYTES = 100_000  # the most bytes in the file, unless one example alone is larger
 _KEY = "data"
 
 
 def choose(rows: Tensor, space: DataSpace) -> Tensor:
-    """Some of a held-out split [N, *shape], from all over it: some sets are in order of label."""
+    """Choose examples spread evenly over a held-out split [N, *shape], which may be sorted."""
     size = math.prod(space.shape) * _dtype(space).itemsize
     count = min(MOST, max(1, _BYTES // size), len(rows))
     return rows[:: max(1, len(rows) // count)][:count]
 
 
 def write(folder: Path, data: Tensor, space: DataSpace) -> Path:
-    """Write them beside an artefact; returns the path.
+    """Write examples beside an artefact and return the path.
 
     Args:
-        folder: of the artefact.
+        folder: the artefact's folder.
         data: [N, *shape], data units.
-        space: what an example is.
+        space: the space of an example.
 
     Raises:
-        ValueError: they are no data of that space, or more than MOST.
+        ValueError: the data do not belong to the space, or are more than MOST.
     """
     space.check(data.to(space.dtype))
     if len(data) > MOST:
         raise ValueError(f"at most {MOST} examples, came {len(data)}: leave some out")
     path = folder / FILE
     save_file({_KEY: data.to(_dtype(space)).contiguous()}, path)
-    path.chmod(0o644)  # the server may be another user; save_file writes for the owner alone
+    path.chmod(0o644)  # save_file makes it readable only by its owner; the server may be another
     return path
 
 
 def read(folder: Path, space: DataSpace) -> Tensor:
-    """The data beside an artefact, [N, *shape], data units; none where it has no such file.
+    """Read the examples beside an artefact, [N, *shape], data units; N = 0 if it has no such file.
 
     Raises:
         ArtefactError: the file holds something else.

@@ -1,8 +1,8 @@
-"""Noise as a pure function: Philox4x32-10(counter = (block, step, row, stream), key = seed).
+"""Counter-based random noise: Philox4x32-10(counter = (block, step, row, stream), key = seed).
 
-Nothing is drawn from a shared generator. The same (seed, row, step, element) gives the same number
-whatever else is in the batch and on whatever device, so a request has the same answer alone and
-in any batch, and a training run that was killed and resumed sees the same noise.
+Noise is a pure function and uses no shared generator. The same (seed, row, step, element) gives the
+same number in any batch and on any device, so a request gets the same answer alone or batched, and
+a training run that is killed and resumed sees the same noise.
 
 Source: Salmon, Moraes, Dror and Shaw, "Parallel random numbers: as easy as 1, 2, 3" (SC 2011).
 """
@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 from typing_extensions import override
 
-# Tensors, for an operation with one costs a good deal less than with a number.
+# Tensors, because operations with them are much cheaper than with Python numbers.
 _MULTIPLIERS: Final = (torch.tensor(0xD2511F53), torch.tensor(0xCD9E8D57))
 _HALF: Final = torch.tensor(32)
 _LOW: Final = torch.tensor(0xFFFFFFFF)
@@ -27,7 +27,7 @@ MAX_SEED: Final = 2**63 - 1
 
 
 class Stream(IntEnum):
-    """The purpose of a draw: one seed serves several without reusing a number."""
+    """The purpose of a draw; one seed gives different numbers in each stream."""
 
     CHAIN = 0
     TERM = 1
@@ -40,7 +40,7 @@ class Stream(IntEnum):
 
 
 def philox(counter: Tensor, key: Tensor) -> Tensor:
-    """Philox4x32-10: four 32-bit words of noise for each 128-bit counter.
+    """Compute Philox4x32-10: four 32-bit words of noise for each 128-bit counter.
 
     Args:
         counter: int64 [..., 4], each word in 0..2^32 - 1.
@@ -54,47 +54,47 @@ def philox(counter: Tensor, key: Tensor) -> Tensor:
 
 
 def _rounds(counter: Sequence[Tensor], key: Sequence[Tensor]) -> list[Tensor]:
-    """`philox`, a tensor a word, of any shapes that broadcast: the first rounds stay small."""
+    """Compute `philox` with one tensor per word; broadcasting keeps the first rounds small."""
     (c0, c1, c2, c3), (k0, k1) = counter, key
-    full = torch.broadcast_tensors(*counter, *key)[0].shape  # of shapes alone it is a slow one
+    full = torch.broadcast_tensors(*counter, *key)[0].shape  # faster than broadcast_shapes
     rounds = torch.arange(_ROUNDS, device=k0.device).view(-1, *[1] * k0.ndim)
     keys = ((k + weyl * rounds).bitwise_and_(_LOW) for k, weyl in zip(key, _WEYL, strict=True))
 
     def mix(product: Tensor, c: Tensor, k: Tensor) -> Tensor:
         high = product >> _HALF
-        # In place where that can be: new arrays cost as much as the arithmetic.
+        # In place if possible: allocating arrays costs as much as the arithmetic.
         mixed = high.bitwise_xor_(c).bitwise_xor_(k) if high.shape == full else high ^ (c ^ k)
         return mixed.bitwise_and_(_LOW)
 
     for k0, k1 in zip(*(k.unbind() for k in keys), strict=True):
-        # A 64-bit product that wraps still holds the right bits. Its upper half may stay on the
-        # odd words, which are never multiplied: what they are mixed into is masked.
+        # A 64-bit product that wraps still holds the right bits. The odd words may keep its upper
+        # half: they are never multiplied, and what they are mixed into is masked.
         p0, p1 = c0 * _MULTIPLIERS[0], c2 * _MULTIPLIERS[1]
         c0, c1, c2, c3 = mix(p1, c1, k0), p1, mix(p0, c3, k1), p0
     return [c0, c1 & _LOW, c2, c3 & _LOW]
 
 
 class Noise(ABC):
-    """The randomness of distributions: one array of standard draws for a batch of rows."""
+    """A source of one array of standard draws for a batch of rows."""
 
     @abstractmethod
     def normal(self, event: Sequence[int]) -> Tensor:
-        """Standard normal draws, float32 [B, *event]."""
+        """Return standard normal draws, float32 [B, *event]."""
 
     @abstractmethod
     def uniform(self, event: Sequence[int]) -> Tensor:
-        """Uniform draws in the open interval (0, 1), float32 [B, *event]."""
+        """Return uniform draws in the open interval (0, 1), float32 [B, *event]."""
 
 
 @final
 class CounterNoise(Noise):
-    """Counter-based noise of B rows.
+    """Counter-based noise for B rows.
 
     Args:
         seed: int64 [B], 0..2^63 - 1; the key.
-        row: int64 [B], 0..2^32 - 1; which chain or example of the request.
-        step: int64 [B], 0..2^32 - 1; which step of it.
-        stream: what the draws are for.
+        row: int64 [B], 0..2^32 - 1; index of the chain or example in the request.
+        step: int64 [B], 0..2^32 - 1; its step.
+        stream: the purpose of the draws.
     """
 
     def __init__(
@@ -103,7 +103,7 @@ class CounterNoise(Noise):
         self.seed, self.row, self.step, self.stream = seed, row, step, stream
 
     def _words(self, event: Sequence[int]) -> list[Tensor]:
-        """Four words [B, ceil(elements / 4)] for every four elements of each row."""
+        """Return four words [B, ceil(elements / 4)] for every four elements of each row."""
         blocks = -(-math.prod(event) // 4)
         block = torch.arange(blocks, device=self.seed.device)[None]
         stream = torch.full_like(block[:, :1], int(self.stream))
@@ -113,7 +113,7 @@ class CounterNoise(Noise):
     @override
     def normal(self, event: Sequence[int]) -> Tensor:
         words = self._words(event)
-        # Box-Muller; 32 bits under the logarithm put the tail's end at 6.7 standard deviations.
+        # Box-Muller; 32 bits under the logarithm limit the tail to 6.7 standard deviations.
         found: list[Tensor] = []
         for first, second in (words[:2], words[2:]):
             radius = first.to(torch.float32).add_(0.5).mul_(2.0**-32).log_().mul_(-2.0).sqrt_()
@@ -123,7 +123,7 @@ class CounterNoise(Noise):
 
     @override
     def uniform(self, event: Sequence[int]) -> Tensor:
-        # 23 bits and a half: exact in float32, never 0 and never 1.
+        # 23 bits plus one half: exact in float32, never 0 and never 1.
         words = self._words(event)
         found = [(word >> 9).to(torch.float32).add_(0.5).mul_(2.0**-23) for word in words]
         return self._join(found, event)
@@ -136,10 +136,10 @@ class CounterNoise(Noise):
 
 @final
 class DrawnNoise(Noise):
-    """Draws made before, with those of other steps.
+    """Noise that was drawn in advance, together with other steps' noise.
 
     Args:
-        draws: [B, *event], normal or uniform, whichever the distribution that reads them takes.
+        draws: [B, *event], normal or uniform, whichever the distribution needs.
     """
 
     def __init__(self, draws: Tensor) -> None:
@@ -160,6 +160,6 @@ def counter_noise(
     step: int | Tensor,
     stream: Stream = Stream.CHAIN,
 ) -> CounterNoise:
-    """The noise of `rows` (int64 [B]) that share one seed, at one step or one step each."""
+    """Build the noise of `rows` (int64 [B]) that share a seed, at one step or one step each."""
     steps = step if isinstance(step, Tensor) else torch.full_like(rows, step)
     return CounterNoise(torch.full_like(rows, seed), rows, steps, stream)

@@ -1,11 +1,11 @@
-"""The profile: a model's errors and terms at each step, measured in one pass over training data.
+"""The profile of a model: its errors and bound terms at each step, measured on training data.
 
     error_t  = E |x_0 - x_0hat(x_t)|^2 / d
-    last_t   = argmax over v of E log p(x_0 | x_t), a step to x_0 of variance v
+    last_t   = argmax over v of E log p(x_0 | x_t), for a step to x_0 of variance v
     mean_t   = E term_t,    spread_t^2 = E Var(term_t | x_0),    term_t of the bound, nats
 
-From it follow the best variance of the reverse kernel (`process.variance_terms`, "optimal"), the
-best path of N steps, and which terms of the bound to evaluate (`strata`).
+It determines the best variance of the reverse kernel (`process.variance_terms`, "optimal"), the
+best path of N steps, and the terms of the bound to evaluate (`strata`).
 """
 
 from typing import final
@@ -18,13 +18,13 @@ from diffusion.schedule import Tables
 
 
 class ProfileConfig(BaseModel):
-    """How a profile is measured, and what a `Profile` is built from.
+    """The configuration of a `Profile` and of its measurement.
 
     Attributes:
-        rows: at each step that is measured, half as many data with two draws of noise each.
-        points: how many of the T steps are measured, closer where t is small, the others
-            interpolated; None for all.
-        longest: most steps of the paths that are kept.
+        rows: evaluations at each measured step: `rows / 2` data with two draws of noise each.
+        points: how many of the T steps to measure, denser at small t, interpolating the others;
+            None for all.
+        longest: the most steps for which a path is stored.
         seed: of the noise.
     """
 
@@ -35,7 +35,7 @@ class ProfileConfig(BaseModel):
     seed: int = Field(0, ge=0)
 
     def build(self, T: int) -> "Profile":
-        """A profile of T steps, its tables still empty."""
+        """Build a profile of T steps with empty tables."""
         return Profile(T, min(self.longest, T))
 
 
@@ -45,19 +45,19 @@ class Profile(Tables):
 
     Args:
         T: steps of the process.
-        longest: most steps of the paths that are kept.
+        longest: the most steps for which a path is stored.
 
     Attributes:
         error: float64 [T + 1], model units squared; error[0] = 0. For bits x_0hat is a probability.
-        last: float64 [T + 1], likewise; last[0] = 0. `error` itself where data are reals; greater
-            where they are levels, for a level's width of error costs next to nothing, and a few
-            errors are much greater than that.
-        mean: float64 [T + 1], nats; mean[0] = 0. At t = 1 the last step's, in the data's own
+        last: float64 [T + 1], model units squared; last[0] = 0. Equal to `error` for real data;
+            larger for data with levels, where an error within one level costs almost nothing and a
+            few errors are much larger.
+        mean: float64 [T + 1], nats; mean[0] = 0. At t = 1 it is the last step's, in the data's own
             convention.
-        spread: float64 [T + 1], nats; of the noise alone, for one example; spread[0] = 0.
-        paths: int32, `paths.pack` of the best path of each number of steps up to `longest`.
-        strata: int32, likewise, the best division of 2..T into each number of strata.
-        costs: float64 [longest], nats: the expected bound on a path is the prior's part less that.
+        spread: float64 [T + 1], nats; due to the noise alone, for one example; spread[0] = 0.
+        paths: int32, the best path of each number of steps up to `longest`, stored by `pack`.
+        strata: int32, the best division of 2..T into each number of strata, stored by `pack`.
+        costs: float64 [longest], nats: the expected bound on a path is the prior's part minus this.
     """
 
     error: Tensor
@@ -79,18 +79,18 @@ class Profile(Tables):
 
     @property
     def longest_strata(self) -> int:
-        """Most strata of the divisions that are kept."""
+        """The most strata for which a division is stored."""
         return min(self.longest, self.T - 1)
 
     def edges(self, count: int) -> Tensor:
-        """The best `count` strata of 2..T, as in `strata.Strata`, int64 [count + 1], on the CPU."""
+        """Return the edges of the best `count` strata of 2..T, int64 [count + 1], on the CPU."""
         return unpack(self.strata.cpu(), count) + 1
 
     def path(self, steps: int) -> Tensor:
-        """The best 0 = t_0 < ... < t_N = T of N = `steps`, int64 [N + 1], on the CPU.
+        """Return the best path 0 = t_0 < ... < t_N = T with N = `steps`, int64 [N + 1], on the CPU.
 
         Raises:
-            ValueError: a number of steps for which no path is kept.
+            ValueError: no path of this many steps is stored.
         """
         if steps == self.T:
             return torch.arange(self.T + 1)
@@ -102,7 +102,7 @@ class Profile(Tables):
         return unpack(self.paths.cpu(), steps)
 
     def check(self) -> None:
-        """Raise ValueError if a table holds values that cannot have been measured."""
+        """Raise ValueError if a table holds impossible values."""
         if not bool((torch.stack((self.error, self.last))[:, 1:] > 0).all()):
             raise ValueError("a profile's errors and variances are above 0")
         if bool((self.spread < 0).any()):
@@ -119,27 +119,27 @@ class Profile(Tables):
 
 # ------------------------------------------------------------------------------------------ paths
 
-# Which of the T steps a shorter chain takes, 0 = t_0 < t_1 < ... < t_N = T. The bound of that chain
-# is a constant less a sum of costs of its jumps, so the best path of every length comes from
-# dynamic programming (Watson, Ho, Norouzi and Chan 2021, Algorithm 1).
+# A path 0 = t_0 < t_1 < ... < t_N = T holds the steps that a shorter chain takes. The bound of that
+# chain is a constant minus the sum of its jumps' costs, so dynamic programming finds the best path
+# of every length (Watson, Ho, Norouzi and Chan 2021, Algorithm 1).
 
 
 def even(T: int, steps: int) -> Tensor:
-    """N + 1 distinct places from 0 to T, evenly spaced, int64 [steps + 1]."""
+    """Return `steps + 1` distinct, evenly spaced times from 0 to T, int64 [steps + 1]."""
     return (T * torch.arange(steps + 1, dtype=torch.float64) / steps).ceil().long()
 
 
 def shortest(cost: Tensor, longest: int) -> tuple[list[Tensor], Tensor]:
-    """The path of least cost from 0 to the last node, for every number of jumps.
+    """Find the path of least cost from 0 to the last node, for every number of jumps.
 
-    With least(n, t) = min over s < t of least(n - 1, s) + cost[t, s], least(0, 0) = 0.
+    It solves least(n, t) = min over s < t of least(n - 1, s) + cost[t, s], least(0, 0) = 0.
 
     Args:
-        cost: float64 [K + 1, K + 1], of the jump t -> s at [t, s]; what is not s < t is not read.
-        longest: most jumps, 1..K.
+        cost: float64 [K + 1, K + 1], cost of the jump t -> s at [t, s]; only s < t is read.
+        longest: the most jumps, 1..K.
 
     Returns:
-        The path of n jumps at n - 1, int64 [n + 1], and its cost, float64 [longest].
+        The path of n jumps at index n - 1, int64 [n + 1], and the costs, float64 [longest].
     """
     nodes = len(cost)
     cost = torch.where(torch.ones_like(cost).tril(-1).bool(), cost, torch.inf)
@@ -158,12 +158,12 @@ def shortest(cost: Tensor, longest: int) -> tuple[list[Tensor], Tensor]:
 
 
 def pack(paths: list[Tensor]) -> Tensor:
-    """Paths of 1, 2, ..., M jumps one behind the other without their 0, int32 [M (M + 1) / 2]."""
+    """Concatenate paths of 1, 2, ..., M jumps without their leading 0, int32 [M (M + 1) / 2]."""
     return torch.cat([path[1:] for path in paths]).int()
 
 
 def unpack(packed: Tensor, steps: int) -> Tensor:
-    """The path of `steps` jumps, int64 [steps + 1]."""
+    """Extract the path of `steps` jumps, int64 [steps + 1]."""
     first = steps * (steps - 1) // 2
     path = packed[first : first + steps].long()
     return torch.cat((path.new_zeros(1), path))

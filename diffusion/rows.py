@@ -1,4 +1,4 @@
-"""Rows: what everything with a batch axis shares; a row is an example, a chain or a particle."""
+"""Operations on batches of rows; a row is an example, a chain or a particle."""
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import fields
@@ -9,22 +9,22 @@ from torch import Tensor
 
 
 class Rows:
-    """A frozen dataclass of B rows.
+    """The base of frozen dataclasses that hold B rows.
 
-    Its tensors are [B, ...]; fields that are `Rows` have the same rows; all others are shared.
+    Tensor fields are [B, ...], `Rows` fields have the same rows, and all other fields are shared.
     """
 
     def rows(self, index: slice | Tensor) -> Self:
-        """Some of the rows, or one several times; int64 [b]."""
+        """Select rows by a slice or by indices int64 [b], which may repeat."""
         return self._changed(lambda part: part[index], lambda part: part.rows(index))
 
     def each(self, act: Callable[[Tensor], Tensor]) -> Self:
-        """The same with its tensors changed: moved to a device, say."""
+        """Apply a function to every tensor, such as a move to another device."""
         return self._changed(act, lambda part: part.each(act))
 
     @classmethod
     def joined(cls, parts: Sequence[Self]) -> Self:
-        """Their rows in turn; what the rows share is the first one's."""
+        """Concatenate the rows of several parts; shared fields are taken from the first."""
         return cls(*map(_join, zip(*(part._fields() for part in parts), strict=True)))
 
     def _changed(
@@ -49,15 +49,15 @@ def _join(parts: Sequence[object]) -> object:
 
 
 def per_row(values: Tensor, like: Tensor) -> Tensor:
-    """Values [B] shaped to broadcast over the rows of `like` [B, *event], in its type."""
+    """Reshape values [B] to broadcast over the rows of `like` [B, *event], in its dtype."""
     return values.to(like.dtype).view(-1, *[1] * (like.ndim - 1))
 
 
 def blend(a: Tensor, x: Tensor, b: Tensor, y: Tensor) -> Tensor:
-    """a x + b y in two operations; a and b `per_row` of x, or with no axes for all rows."""
+    """Compute a x + b y in two operations; a and b come from `per_row` or are scalar tensors."""
     return torch.addcmul(b * y, a, x)
 
 
 def row_sum(x: Tensor) -> Tensor:
-    """The sum over everything but the rows, [B]."""
+    """Sum over all axes except the rows, [B]."""
     return x.flatten(1).sum(1)

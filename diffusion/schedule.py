@@ -1,9 +1,9 @@
-"""Schedules: tables of beta_t, t = 0..T, in float64, with beta_0 = 0.
+"""Noise schedules: tables of beta_t, t = 0..T, in float64, with beta_0 = 0.
 
     alpha_bar_t = prod_{k <= t} (1 - beta_k),    SNR_t = alpha_bar_t / (1 - alpha_bar_t)
 
-A schedule is a frozen configuration that makes its table; a learned table is a tensor of the
-artefact.
+A schedule is a frozen configuration that computes its table; a learned table is stored as a tensor
+of the artefact.
 """
 
 import math
@@ -17,11 +17,11 @@ from typing_extensions import override
 
 
 class Tables(nn.Module):
-    """Tables of float64, which move to a device and are never cast."""
+    """A module of float64 tables, which move to a device but are never cast."""
 
     @override
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
-        # .float() and .bfloat16() come through here as .to(device) does: only the device is obeyed.
+        # .float(), .bfloat16() and .to(device) all call this: change only the device.
         super()._apply(lambda x: x.to(fn(x).device), recurse)  # type: ignore[no-untyped-call]
         return self
 
@@ -31,7 +31,7 @@ class _Schedule(BaseModel):
 
 
 class LinearSchedule(_Schedule):
-    """beta from `first` to `last` in equal steps (Ho, Jain and Abbeel 2020)."""
+    """beta increases from `first` to `last` in equal steps (Ho, Jain and Abbeel 2020)."""
 
     kind: Literal["linear"] = "linear"
     first: float = Field(1e-4, gt=0, lt=1)
@@ -55,7 +55,7 @@ class CosineSchedule(_Schedule):
 
 
 class GeometricSchedule(_Schedule):
-    """beta from `first` to `last` in equal ratios."""
+    """beta increases from `first` to `last` in equal ratios."""
 
     kind: Literal["geometric"] = "geometric"
     first: float = Field(1e-4, gt=0, lt=1)
@@ -76,7 +76,7 @@ class InverseTimeSchedule(_Schedule):
 
 
 class LogSnrSchedule(_Schedule):
-    """log SNR from `first` at t = 1 to `last` at t = T in equal steps (Kingma et al. 2021)."""
+    """log SNR goes from `first` at t = 1 to `last` at t = T in equal steps (Kingma et al. 2021)."""
 
     kind: Literal["linear-log-snr"] = "linear-log-snr"
     first: float = 13.3
@@ -87,13 +87,13 @@ class LogSnrSchedule(_Schedule):
 
 
 class TableSchedule(_Schedule):
-    """A table of its own, the artefact's tensor `process.beta`: learned, or converted."""
+    """The schedule is the artefact's tensor `process.beta`, learned or converted."""
 
     kind: Literal["table"] = "table"
 
     def beta(self, T: int) -> Tensor:
-        """A placeholder of the right shape: the artefact's tensors fill it."""
-        return LogSnrSchedule().beta(T)  # it fits every prediction: signal is left at t = T
+        """Return a placeholder of the right shape, to be filled from the artefact."""
+        return LogSnrSchedule().beta(T)  # some signal is left at t = T, as any prediction needs
 
 
 Schedule = Annotated[
@@ -108,12 +108,12 @@ Schedule = Annotated[
 
 
 def alpha_bar(beta: Tensor) -> Tensor:
-    """alpha_bar_t = prod_{k <= t} (1 - beta_k), float64 [T + 1]."""
+    """Compute alpha_bar_t = prod_{k <= t} (1 - beta_k), float64 [T + 1]."""
     return (1.0 - beta.double()).cumprod(0)
 
 
 def check_beta(beta: Tensor) -> None:
-    """Raise ValueError unless `beta` is a table: beta_0 = 0, then (0, 1], 1 only at t = T."""
+    """Raise ValueError unless beta_0 = 0 and the rest lies in (0, 1], with 1 only at t = T."""
     inner = beta[1:]
     if beta.ndim != 1 or len(beta) < 2 or beta[0] != 0:
         raise ValueError(
@@ -132,12 +132,11 @@ def _from_beta(beta: Tensor) -> Tensor:
 
 
 def from_log_snr(log_snr: Tensor) -> Tensor:
-    """beta from log SNR at t = 1..T, float64 [T] to [T + 1]; differentiable.
+    """Convert log SNR at t = 1..T to beta, float64 [T] to [T + 1]; differentiable.
 
-    Without the cancellation of 1 - alpha_bar_t / alpha_bar_{t-1}:
+    With s = t - 1 and l_0 = infinity, it avoids the cancellation in 1 - alpha_bar_t / alpha_bar_s:
 
-    beta_t = 1 - alpha_bar_t / alpha_bar_s = -expm1(logsigmoid(l_t) - logsigmoid(l_s)), l_0 =
-    infinity.
+    beta_t = 1 - alpha_bar_t / alpha_bar_s = -expm1(logsigmoid(l_t) - logsigmoid(l_s))
     """
     log_alpha_bar = torch.nn.functional.logsigmoid(log_snr)
     before = torch.cat((log_alpha_bar.new_zeros(1), log_alpha_bar[:-1]))

@@ -1,4 +1,4 @@
-"""The bound K on log p(x_0), term by term (Sohl-Dickstein et al. 2015, Equation 14).
+"""The variational bound K on log p(x_0) and its terms (Sohl-Dickstein et al. 2015, Equation 14).
 
     K = prior + sum_{t = 2..T} -KL(q(x_{t-1} | x_t, x_0) || p(x_{t-1} | x_t)) + last
 
@@ -10,7 +10,7 @@ By convention:
 - "paper": prior = H_q(x_T | x_0) - H_p(x_T), last = -H_q(x_1 | x_0): the last step is fixed,
   p(x_0 | x_1) = T_pi(x_0 | x_1; beta_1); in model units.
 
-Every figure is in nats. A term is estimated with one draw of x_t, so terms need no order.
+All values are in nats. Each term uses its own draw of x_t, so terms can be evaluated in any order.
 """
 
 import math
@@ -32,12 +32,12 @@ from diffusion.space import Convention
 @final
 @dataclass(frozen=True)
 class BoundResult:
-    """The bound of N data, nats, float64 [N] each; `bound` = `prior` + `steps` + `last` + `gain`.
+    """The bounds of N data, nats, float64 [N] each; `bound` = `prior` + `steps` + `last` + `gain`.
 
-    `standard_error` is that of the Monte Carlo estimate of one example's bound, from the spread of
-    the last step's draws, from successive differences between strata, and from a profile
-    (`diffusion.likelihood.uncertainty`); `freedom` its degrees of freedom. `gain` is what several
-    trajectories add to their average (`iwae.weigh`), else 0.
+    `standard_error` is the Monte Carlo error of one example's bound, computed from the spread of
+    the last step's draws, successive differences between strata, and a profile
+    (`diffusion.likelihood.uncertainty`); `freedom` is its degrees of freedom. `gain` is by how much
+    a bound from several trajectories exceeds their average (`iwae.weigh`), else 0.
     """
 
     bound: Tensor
@@ -50,7 +50,7 @@ class BoundResult:
 
     @property
     def interval(self) -> Tensor:
-        """The 95% interval of the bound's expectation, by Student's t, nats [N, 2]."""
+        """The 95% confidence interval of the expected bound, by Student's t, nats [N, 2]."""
         half = quantile(self.freedom) * self.standard_error
         return torch.stack((self.bound - half, self.bound + half), 1)
 
@@ -64,9 +64,9 @@ def evaluate(
     convention: Convention,
     s: Tensor | None = None,
 ) -> Tensor:
-    """Terms of the bound from a network call already made, nats [B].
+    """Compute terms of the bound from an existing prediction, nats [B].
 
-    -KL(q(x_s | x_t, x_0) || p(x_s | x_t)), and at s = 0 the last step's part.
+    A term is -KL(q(x_s | x_t, x_0) || p(x_s | x_t)), or at s = 0 the last step's part.
 
     Args:
         model: the model.
@@ -74,8 +74,8 @@ def evaluate(
         x_0: [B, *event], model units.
         x_t: [B, *event], drawn from q(x_t | x_0).
         t: int64 [B].
-        convention: of the bound; "paper" has a closed form without the network at s = 0.
-        s: int64 [B], where the steps end; t - 1 where it is not given.
+        convention: of the bound; "paper" does not use the prediction at s = 0.
+        s: int64 [B], where the steps end; None for t - 1.
     """
     s = t - 1 if s is None else s
     last = s == 0
@@ -104,22 +104,22 @@ def terms(
     convention: Convention,
     clip: bool = True,
 ) -> Tensor:
-    """Terms of the bound, one for each row, nats [B]; differentiable in the model's parameters.
+    """Draw one term of the bound per row, nats [B]; differentiable in the model's parameters.
 
     Args:
         model: the model.
         x_0: [B, *event], model units.
         t: int64 [B], 1..T.
-        noise: of the forward draw.
+        noise: for the draw of x_t.
         convention: of the bound.
-        clip: as in `DiffusionModel.predict`; training leaves it out.
+        clip: as in `DiffusionModel.predict`; False in training.
     """
     x_t = model.process.marginal(x_0, t).sample(noise)
     return evaluate(model, model.predict(x_t, t, clip), x_0, x_t, t, convention)
 
 
 def prior_part(model: DiffusionModel, x_0: Tensor, convention: Convention) -> Tensor:
-    """The prior's part, which needs no network, nats float64 [N]."""
+    """Return the prior's part of the bound, which needs no network, nats float64 [N]."""
     last = torch.full((len(x_0),), model.T, device=x_0.device)
     marginal = model.process.marginal(x_0.double(), last)
     prior = model.process.prior(model.event, len(x_0))
@@ -129,7 +129,7 @@ def prior_part(model: DiffusionModel, x_0: Tensor, convention: Convention) -> Te
 
 
 def null_log_prob(model: DiffusionModel, x_0: Tensor, convention: Convention) -> Tensor:
-    """L_null, the log-likelihood under pi alone in the same convention, nats float64 [N]."""
+    """Return L_null, the log-likelihood under pi alone in this convention, nats float64 [N]."""
     x_0 = x_0.double()
     prior = model.process.prior(model.event, len(x_0))
     if convention == "discretised":
@@ -139,13 +139,13 @@ def null_log_prob(model: DiffusionModel, x_0: Tensor, convention: Convention) ->
 
 
 def combine(steps: Steps, values: Tensor, prior: Tensor, closed_last: Tensor | None) -> BoundResult:
-    """The bound of each example from its terms' values.
+    """Combine the values of its terms into the bound of each example.
 
     Args:
-        steps: which terms.
+        steps: the terms.
         values: [N, n], nats, in the order of `steps`.
-        prior: [N], `prior_part`.
-        closed_last: [N], the last part where it needs no network ("paper"), else None.
+        prior: [N], from `prior_part`.
+        closed_last: [N], the last part if it has a closed form ("paper"), else None.
     """
     values = values.double()
     weighted = values[:, steps.last :] * steps.weight[steps.last :]
@@ -164,9 +164,9 @@ def combine(steps: Steps, values: Tensor, prior: Tensor, closed_last: Tensor | N
 def closed_last(
     model: DiffusionModel, x_0: Tensor, convention: Convention, end: int = 1
 ) -> Tensor | None:
-    """The last part of "paper", -H_q(x_1 | x_0), which needs no network, float64 [N]; else None.
+    """Return the last part -H_q(x_1 | x_0) in convention "paper", float64 [N]; else None.
 
-    `end` is where a chain that leaves steps out begins its last one, in place of 1.
+    `end` is the t at which the last step begins, 1 unless the chain skips steps.
     """
     if convention != "paper":
         return None
@@ -195,16 +195,16 @@ def bound(
     batch: int = 64,
     progress: Callable[[int], None] | None = None,
 ) -> BoundResult:
-    """The bound on log p(x_0) of N data.
+    """Estimate the bound on log p(x_0) of N data.
 
     Args:
         model: the model.
         x_0: [N, *event], model units.
         seed: of the noise.
         convention: of the bound.
-        terms: network evaluations an example; None for all steps.
-        choice: which terms; takes the place of `terms`.
-        batch: rows a network call.
+        terms: network evaluations per example; None for all steps.
+        choice: the choice of terms, instead of `terms`.
+        batch: rows per network call.
         progress: called with the number of evaluations just made.
     """
     check_convention(model, convention)
@@ -228,15 +228,15 @@ def draw_terms(
     batch: int = 64,
     progress: Callable[[int], None] | None = None,
 ) -> Tensor:
-    """The terms of the bounds of N data, float64 [N, n] on the CPU, in the order of `steps`.
+    """Draw the terms of the bounds of N data, float64 [N, n] on the CPU, ordered as in `steps`.
 
     Args:
         model: the model.
         x_0: [N, *event], model units.
-        steps: which terms.
+        steps: the terms.
         seed: of the noise.
         convention: of the bound.
-        batch: rows a network call.
+        batch: rows per network call.
         progress: called with the number of evaluations just made.
     """
     values = torch.empty(len(x_0) * steps.count, dtype=torch.float64)
@@ -259,5 +259,5 @@ def draw_terms(
 
 
 def bits(nats: Tensor | float) -> Tensor | float:
-    """Nats to bits."""
+    """Convert nats to bits."""
     return nats / math.log(2)

@@ -1,16 +1,17 @@
-"""Which terms of a bound are evaluated: the request's choice, strata of steps, and their weights.
+"""The choice of the bound's terms to evaluate: strata of steps and their weights.
 
-A choice is resolved before any network call: of the chain of all T steps, all terms or some; or of
-the chain of N steps, whose bound is another, lower one, at N evaluations. The estimate is
+A choice is resolved before any network call. It takes all or some terms of the chain of all T
+steps, or those of a chain of N steps, which has another, lower bound and costs N evaluations. The
+estimate is
 
-    K = prior + sum over the chosen of weight * term,     weight = steps of the stratum
+    K = prior + sum over chosen terms of weight * term,     weight = steps in the stratum
 
-It is unbiased for any strata, since one step of each is drawn, all equally likely. Its variance is
-that of the last step's draws and
+It is unbiased for any strata, since one step is drawn uniformly from each. Its variance is the sum
+of the variance of the last step's draws and
 
     sum over strata of k * sum over its k steps of spread_t^2 + (mean_t - their mean)^2
 
-which a profile predicts; strata of even importance minimise it.
+which a profile predicts; strata of equal importance minimise it.
 """
 
 from collections.abc import Callable
@@ -36,16 +37,16 @@ Spacing = Literal["even", "optimal"]
 @final
 @dataclass(frozen=True)
 class Steps:
-    """Which terms of each example's bound are evaluated.
+    """The terms to evaluate for each example's bound.
 
     Attributes:
-        t: int64 [N, n]: each row the last step's draws first, then ascending strata of the others.
+        t: int64 [N, n]: in each row the draws of the last step, then the strata in ascending order.
         s: int64 [N, n]: where each step ends; 0 for the last.
         draw: int64 [N, n]: the noise's step, distinct within a row.
-        weight: float64 [n]: the bound's estimate is the prior's part + sum of weight times term.
-        last: how many of the n are draws of the last step.
-        end: where the last step begins: 1, unless the chain leaves steps out.
-        expected: the mean and variance of each stratum's part, from a profile if there is one.
+        weight: float64 [n]: the estimate is the prior's part + sum of weight * term.
+        last: how many of the n terms are draws of the last step.
+        end: where the last step begins: 1, unless the chain skips steps.
+        expected: the mean and variance of each stratum's part, if the model has a profile.
     """
 
     t: Tensor
@@ -63,18 +64,18 @@ class Steps:
 
     @property
     def nbytes(self) -> int:
-        """Of host memory."""
+        """Bytes of host memory."""
         return self.t.nbytes + self.s.nbytes + self.draw.nbytes
 
     def at(self, row: Tensor, unit: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """t, s and the noise's step of terms, int64 [B] each."""
+        """Return t, s and the noise's step of terms, int64 [B] each."""
         return self.t[row, unit], self.s[row, unit], self.draw[row, unit]
 
 
 @final
 @dataclass(frozen=True)
 class Strata:
-    """A division of the steps 2..T of a chain, and draws of its last.
+    """A division of a chain's steps 2..T into strata, and the number of draws of the last step.
 
     Attributes:
         last: draws of the last step.
@@ -103,22 +104,22 @@ def choose_steps(
     own: bool = True,
     bits: bool = False,
 ) -> Steps:
-    """All T steps, or an unbiased, stratified choice of `terms` of them for each example.
+    """Choose all T steps, or `terms` of them per example by unbiased stratified sampling.
 
-    One t is drawn in each stratum. The last step always has several draws (up to 8), since one draw
-    shows no error; "paper" needs none.
+    One t is drawn in each stratum. The last step has several draws (up to 8), so that their error
+    can be estimated; "paper" needs none.
 
     Args:
         T: steps of the process.
-        rows: int64 [N], which data of the request: the noise's rows.
+        rows: int64 [N], indices of the data in the request, which are the noise's rows.
         seed: of the request.
         convention: of the bound.
-        terms: network evaluations an example, at least 4; None for all steps.
-        strata: of these in place of `even_strata`.
-        path: int64 [steps + 1], 0 = t_0 < ... < t_steps = T, of a chain that leaves steps out.
-        profile: of the model, if there is one; not with `path`, since it is of all T steps.
-        own: whether the convention is the data's own, whose last step the profile measured.
-        bits: whether data are bits.
+        terms: network evaluations per example, at least 4; None for all steps.
+        strata: strata to use instead of `even_strata`.
+        path: int64 [steps + 1], 0 = t_0 < ... < t_steps = T, of a chain that skips steps.
+        profile: the model's profile, if any; not with `path`, since it describes all T steps.
+        own: whether this is the data's own convention, in which the profile measured the last step.
+        bits: whether the data are binary.
 
     Raises:
         ValueError: too few terms.
@@ -143,7 +144,7 @@ def choose_steps(
 
 
 def even_strata(T: int, convention: Convention, terms: int | None = None) -> Strata:
-    """Strata of even width: `terms` in all, or one for each of 2..T.
+    """Divide the steps into strata of equal width: `terms` terms in total, or all steps.
 
     Raises:
         ValueError: too few terms.
@@ -161,10 +162,10 @@ def even_strata(T: int, convention: Convention, terms: int | None = None) -> Str
 
 
 def important_strata(profile: Profile, convention: Convention, terms: int) -> Strata:
-    """The strata and draws of the last step with the least `predicted_error`.
+    """Choose the strata and draws of the last step with the least `predicted_error`.
 
     Raises:
-        ValueError: too few terms, or more than there are strata for.
+        ValueError: too few terms, or more than the profile has strata for.
     """
     draws = [0] if convention == "paper" else range(2, _LAST_DRAWS + 1)
     possible = [n for n in draws if 1 <= terms - n <= profile.longest_strata]
@@ -179,9 +180,10 @@ def important_strata(profile: Profile, convention: Convention, terms: int) -> St
 
 
 def predicted_error(profile: Profile, strata: Strata) -> float:
-    """The standard error of an example's bound, nats: a root mean square over training data.
+    """Predict the standard error of an example's bound, nats (root mean square over training data).
 
-    Of the data's own convention, or "paper", where `strata` have no draws of the last step.
+    It holds for the data's own convention, or for "paper" if `strata` have no draws of the last
+    step.
     """
     spread, mean = profile.spread.cpu(), profile.mean.cpu()
     square, first = (x.cumsum(0)[strata.edges] for x in (spread.square() + mean.square(), mean))
@@ -194,16 +196,17 @@ def predicted_error(profile: Profile, strata: Strata) -> float:
 def strata_for(
     profile: Profile, convention: Convention, target: float, choose: Callable[[int], Strata]
 ) -> Strata:
-    """The fewest terms whose predicted error is at most `target` nats.
+    """Find the strata with the fewest terms whose predicted error is at most `target` nats.
 
     Args:
-        profile: of the model.
+        profile: the model's profile.
         convention: of the bound.
-        target: above 0.
-        choose: the strata of a number of terms; ValueError for too many, then all steps are taken.
+        target: nats, above 0.
+        choose: returns the strata for a number of terms; a ValueError means too many, and all steps
+            are used.
 
     Raises:
-        ValueError: a smaller error than that of all the steps.
+        ValueError: `target` is below the error of all the steps.
     """
     whole = even_strata(profile.T, convention)
     floor = predicted_error(profile, whole)
@@ -230,12 +233,12 @@ def strata_for(
 
 
 def min_terms(T: int, convention: Convention) -> int:
-    """The fewest terms that give an estimate and its error."""
+    """Return the fewest terms that give an estimate and its error."""
     return min(T - 1, 2) + (0 if convention == "paper" else 2)
 
 
 def term_noise(seed: Tensor, row: Tensor, draw: Tensor) -> CounterNoise:
-    """The noise of terms: of the forward draw x_t given x_0, int64 [B] each."""
+    """Build the noise that draws the terms' x_t given x_0; arguments int64 [B]."""
     return CounterNoise(seed, row, draw, Stream.TERM)
 
 
@@ -244,13 +247,13 @@ class Choice(BaseModel):
     """A request's choice of terms.
 
     Attributes:
-        terms: network evaluations a data point; None for all of the chain's steps.
-        strata: of even width, or of even importance: then the same number of terms leaves less
-            error.
-        target_error: nats; in place of `terms`, as many as leave this standard error to the bound
-            of an example like those of the training data.
-        steps: of the chain; None for all T.
-        spacing: of those steps: the profile's best, or even.
+        terms: network evaluations per example; None for all of the chain's steps.
+        strata: strata of equal width, or of equal importance, which give a smaller error with the
+            same number of terms.
+        target_error: nats; instead of `terms`, use as many as give this standard error for examples
+            like the training data.
+        steps: steps of the chain; None for all T.
+        spacing: spacing of those steps: the profile's best, or even.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
@@ -263,10 +266,10 @@ class Choice(BaseModel):
     def resolve(
         self, model: DiffusionModel, rows: Tensor, seed: int, convention: Convention
     ) -> Steps:
-        """The terms of data `rows` (int64 [N], the noise's rows).
+        """Choose the terms for the data `rows` (int64 [N], the noise's rows).
 
         Raises:
-            ValueError: settings that exclude each other, or that this model does not have.
+            ValueError: settings that exclude each other, or that this model does not support.
         """
         T = model.T
         if self.steps is not None:
@@ -291,7 +294,7 @@ class Choice(BaseModel):
         )
 
     def path(self, model: DiffusionModel) -> Tensor:
-        """The chain's places 0 = t_0 < ... < t_N = T, int64 [N + 1]."""
+        """Return the chain's times 0 = t_0 < ... < t_N = T, int64 [N + 1]."""
         steps = model.T if self.steps is None else self.steps
         if steps > model.T:
             raise ValueError(f"this model has {model.T} steps, came {steps}: ask for fewer")

@@ -1,4 +1,4 @@
-"""Trajectories x_1..T of the forward process given x_0, and the bound that several give together.
+"""The importance-weighted bound from several forward trajectories x_1..T given x_0.
 
     K_S = log (1 / S) sum over S trajectories of w,    w = p(x_0..T) / q(x_1..T | x_0),
 
@@ -6,14 +6,14 @@
             + log p(x_0 | x_1)
 
 (Sohl-Dickstein et al. 2015, Equation 9, with the mean inside the logarithm). E K_1 is the ordinary
-bound; E K_S grows with S, to log p(x_0), and never exceeds it (Burda, Grosse and Salakhutdinov
-2016, Theorem 1). Any step of any trajectory is found from its ends by halving,
+bound; E K_S increases with S towards log p(x_0) and never exceeds it (Burda, Grosse and
+Salakhutdinov 2016, Theorem 1). Any step of a trajectory is drawn given its ends by bisection,
 
     x_T ~ q(x_T | x_0),    x_m ~ q(x_m | x_u, x_l),    m = (l + u) // 2,    [l, u] = [0, T] at first
 
-with the noise of x_m numbered by m, so terms need no order. Every figure is in nats. Points and
-densities are float64: a term is a small difference of large ones, which float32 gets wrong by
-thousandths of a nat at the least noise.
+with the noise of x_m numbered by m, so terms can be evaluated in any order. All values are in nats.
+Points and densities are float64: a term is a small difference of large numbers, and in float32 its
+error reaches thousandths of a nat at the lowest noise.
 """
 
 import math
@@ -38,17 +38,17 @@ _ROWS = 4096  # of x_T drawn at once
 @final
 @dataclass(frozen=True)
 class Trajectories:
-    """Which terms of each example's bound are evaluated: all T steps of `each` trajectories.
+    """The terms of an importance-weighted bound: all T steps of `each` trajectories per example.
 
     Row i is trajectory i mod `each` of example i // `each`, and its unit u is the step t = u + 1.
-    The first S of more trajectories are the same as S alone.
+    The first S trajectories do not depend on how many follow.
 
     Args:
-        each: trajectories of an example, at least 2.
+        each: trajectories per example, at least 2.
         T: steps of the process.
 
     Raises:
-        ValueError: one trajectory, which shows no error, or more than noise is numbered for.
+        ValueError: one trajectory, which gives no error, or more than the noise can number.
     """
 
     each: int
@@ -64,25 +64,25 @@ class Trajectories:
 
     @property
     def count(self) -> int:
-        """Network evaluations a row."""
+        """Network evaluations per row."""
         return self.T
 
     @property
     def nbytes(self) -> int:
-        """Of host memory: none, since there is no table."""
+        """Bytes of host memory: none, since there is no table."""
         return 0
 
     def at(self, row: Tensor, unit: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """t, s = t - 1 and the number of the trajectory's first draw, int64 [B] each."""
+        """Return t, s = t - 1 and the number of the trajectory's first draw, int64 [B] each."""
         return unit + 1, unit, row % self.each * (self.T + 1)
 
     def noise(self, seed: int, row: Tensor) -> CounterNoise:
-        """The noise of rows' trajectories, int64 [B]."""
+        """Build the noise of the trajectories of rows, int64 [B]."""
         first = row % self.each * (self.T + 1)
         return CounterNoise(torch.full_like(row, seed), row // self.each, first, Stream.TRAJECTORY)
 
     def steps(self, data: int) -> Steps:
-        """All terms of N data as a table: weights make their sum the trajectories' average."""
+        """Tabulate all terms of N data, weighted so that their sum is the trajectories' average."""
         unit = torch.arange(self.each * self.T)
         t, s, first = self.at(unit // self.T, unit % self.T)
         weight = torch.full((len(unit),), 1 / self.each, dtype=torch.float64)
@@ -93,21 +93,21 @@ class Trajectories:
 def neighbours(
     process: Process, x_0: Tensor, t: Tensor, noise: CounterNoise
 ) -> tuple[Tensor, Tensor]:
-    """x_{t-1} and x_t of one trajectory for each row, float64 [B, *event] each.
+    """Draw x_{t-1} and x_t of one trajectory per row, float64 [B, *event] each.
 
-    Halving ends with [l, u] = [t - 1, t], so one way down finds both, in about log2 T draws.
+    Bisection ends at [l, u] = [t - 1, t], so one pass draws both, in about log2 T draws.
 
     Args:
         process: the forward process.
         x_0: [B, *event], model units.
         t: int64 [B], 1..T.
-        noise: of the trajectory, `Trajectories.noise`; its step is the first draw's number.
+        noise: from `Trajectories.noise`; its step is the number of the first draw.
     """
     low, high = torch.zeros_like(t), torch.full_like(t, process.T)
     x_low = x_0.double()
     x_high = process.marginal(x_low, high).sample(_draw(noise, high))
     for _ in range((process.T - 1).bit_length()):
-        middle = (low + high) // 2  # = low where nothing is left between them: it stays as it is
+        middle = (low + high) // 2  # = low once they are adjacent, which changes nothing
         x = process.bridge(x_low, x_high, high, middle, low).sample(_draw(noise, middle))
         above = t > middle
         low, high = torch.where(above, middle, low), torch.where(above, high, middle)
@@ -125,17 +125,18 @@ def evaluate(
     t: Tensor,
     convention: Convention,
 ) -> Tensor:
-    """Terms of log w from a network call already made, nats float64 [B].
+    """Compute terms of log w from an existing prediction, nats float64 [B].
 
-    At t = 1 the last step's log-probability: of "paper" that of its fixed one, T_pi(x_0 | x_1;
-    beta_1), whose expectation is Equation 14's -H_q(x_1 | x_0) where data have pi's second moment.
+    At t = 1 this is the last step's log-probability. In "paper" the last step is the fixed T_pi(x_0
+    | x_1; beta_1), with expectation -H_q(x_1 | x_0) (Equation 14) if the data have pi's second
+    moment.
 
     Args:
         model: the model.
         prediction: `model.predict(x_t, t)`, x_t in the network's precision.
         x_0: [B, *event], model units.
         before: x_{t-1}, float64 [B, *event].
-        x_t: of the same trajectory, float64 [B, *event].
+        x_t: from the same trajectory, float64 [B, *event].
         t: int64 [B].
         convention: of the bound.
     """
@@ -159,19 +160,20 @@ def evaluate(
 def weigh(
     model: DiffusionModel, x_0: Tensor, trajectories: Trajectories, seed: int, values: Tensor
 ) -> BoundResult:
-    """The bound of each example from the terms of its trajectories; its parts are their averages.
+    """Combine the terms of each example's trajectories into its bound.
 
-    The standard error is the jackknife over trajectories: unlike the delta method it shows a bound
-    that depends on a single weight, and it is on average not too small (Efron and Stein 1981). Its
-    degrees of freedom are the trajectories less one. A profile does not predict it: weights differ
-    by the kernels' errors, not by the variance of single terms.
+    The parts of the result are averages over trajectories. The standard error is the jackknife over
+    trajectories: unlike the delta method it reveals a bound dominated by a single weight, and it is
+    not too small on average (Efron and Stein 1981). It has one degree of freedom fewer than there
+    are trajectories. A profile cannot predict it: weights differ by the kernels' errors, not by the
+    variance of single terms.
 
     Args:
         model: the model.
         x_0: [N, *event], model units.
-        trajectories: which.
+        trajectories: the trajectories of `values`.
         seed: of the noise.
-        values: [N * each, T], nats, by `evaluate`.
+        values: [N * each, T], nats, from `evaluate`.
     """
     prior = torch.empty(len(values), dtype=torch.float64)
     for row in torch.arange(len(values)).split(_ROWS):
@@ -198,15 +200,15 @@ def trajectory_bound(
     batch: int = 64,
     progress: Callable[[int], None] | None = None,
 ) -> BoundResult:
-    """The bound on log p(x_0) of N data from several trajectories each.
+    """Estimate the bound on log p(x_0) of N data from several trajectories each.
 
     Args:
         model: the model.
         x_0: [N, *event], model units.
         seed: of the noise.
         convention: of the bound.
-        trajectories: of each example, at least 2; each is T network evaluations.
-        batch: rows a network call.
+        trajectories: trajectories per example, at least 2; each costs T network evaluations.
+        batch: rows per network call.
         progress: called with the number of evaluations just made.
     """
     check_convention(model, convention)
@@ -225,12 +227,12 @@ def trajectory_bound(
 
 
 def _draw(noise: CounterNoise, t: Tensor) -> CounterNoise:
-    """The noise of a trajectory's x_t."""
+    """Build the noise of a trajectory's x_t."""
     return CounterNoise(noise.seed, noise.row, noise.step + t, Stream.TRAJECTORY)
 
 
 def _prior_part(model: DiffusionModel, x_0: Tensor, noise: CounterNoise) -> Tensor:
-    """log pi(x_T) - log q(x_T | x_0) of each row's trajectory, nats float64 [B]."""
+    """Return log pi(x_T) - log q(x_T | x_0) of each row's trajectory, nats float64 [B]."""
     end = torch.full_like(noise.step, model.T)
     marginal = model.process.marginal(x_0, end)
     x_T = marginal.sample(_draw(noise, end))
@@ -239,9 +241,9 @@ def _prior_part(model: DiffusionModel, x_0: Tensor, noise: CounterNoise) -> Tens
 
 
 def _jackknife(log_w: Tensor) -> Tensor:
-    """The standard error of the log of the mean of w, from leaving out each in turn, [N]."""
+    """Compute the jackknife standard error of the log of the mean of w, [N]."""
     n = log_w.shape[1]
-    # From both ends: to take one weight from the sum of all would cancel where it is most of it.
+    # Sum from both ends: subtracting a dominant weight from the total would cancel.
     none = torch.full_like(log_w[:, :1], -torch.inf)
     left = torch.cat((none, log_w.logcumsumexp(1)[:, :-1]), 1)
     right = torch.cat((log_w.flip(1).logcumsumexp(1).flip(1)[:, 1:], none), 1)

@@ -1,21 +1,21 @@
-"""The terms of held-out examples, to compare others with: models/NAME/reference.safetensors.
+"""The bound's terms for held-out examples, to compare others with: reference.safetensors.
 
-Of each held-out example the file holds one draw of the bound's term in each of many strata. From
-these, any estimate with fewer terms can be drawn again: a stratum of the request takes the draw of
-the file's stratum that a step of it, chosen at random, lies in. So held-out estimates with the very
-noise of the request stand beside the request's own, and
+The file lies in models/NAME. For each held-out example it holds one draw of the bound's term in
+each of many strata, from which an estimate with fewer terms can be redrawn: each stratum of the
+request picks one of its steps at random and takes the draw of the file's stratum that holds it.
+The held-out estimates are then as noisy as the request's own, and
 
-    rarer_than   = share of held-out examples with a larger bound
-    typicality p = (1 + number of held-out examples as far out or farther) / (1 + N)
+    rarer_than   = fraction of held-out examples with a larger bound
+    typicality p = (1 + number of held-out examples at least as far out) / (1 + N)
 
-are uniform on new held-out data at any number of terms. How far out an example is follows from its
-features z: the bound, its prior and last parts, and the terms of t >= 2 in a few bands of noise.
+are uniform on new held-out data for any number of terms. How far out an example is depends on its
+features z: the bound, its prior and last parts, and its terms of t >= 2 in a few bands of noise.
 
     D^2 = (z - mean)^T cov^-1 (z - mean)
 
-with mean and covariance of the held-out examples, leaving out each one for itself (closed form).
-Parts that are minus a divergence or a log-probability enter as the logarithm of their size, so that
-far too little is as far out as far too much: an empty picture has almost none.
+with the mean and covariance of the held-out examples; a held-out example is left out of its own
+(in closed form). Negative parts enter as the logarithm of their size, so that too small is as far
+out as too large: a blank image has almost no divergence.
 """
 
 import hashlib
@@ -39,25 +39,25 @@ from diffusion.model import DiffusionModel
 from diffusion.space import Convention
 
 FILE = "reference.safetensors"
-MOST = 400  # examples
-LEAST = 50  # of them, to compare with
-SMALL = 64  # elements of an example, whose network is small: then all terms are measured
-TERMS = 64  # of each larger one
+MOST = 400  # examples in the file
+LEAST = 50  # examples needed for a comparison
+SMALL = 64  # up to this many elements per example, the network is small and all terms are measured
+TERMS = 64  # terms measured for larger examples
 BANDS = 6
-SEED = 2**62  # of the noise: no request's by accident
-_FLOOR = 0.02  # of a part's mean size, below which its logarithm does not follow it
+SEED = 2**62  # of the noise; no request has it by accident
+_FLOOR = 0.02  # fraction of a part's mean size that is added before the logarithm
 _RIDGE = 1e-6
 
 
 class Band(NamedTuple):
-    """A part of the bound, among held-out examples.
+    """How one part of the bound of N examples compares with held-out examples.
 
     Attributes:
         name: prior, last or steps.
-        first: the least t of it.
-        final: the greatest.
-        nats: of each example, [N].
-        rarer_than: the share of held-out examples in which it is larger, [N].
+        first: its smallest t.
+        final: its largest t.
+        nats: its value for each example, [N].
+        rarer_than: the fraction of held-out examples in which it is larger, [N].
     """
 
     name: Literal["prior", "last", "steps"]
@@ -68,11 +68,11 @@ class Band(NamedTuple):
 
 
 class Standing(NamedTuple):
-    """Where N examples stand among held-out ones.
+    """How N examples compare with held-out ones.
 
     Attributes:
-        rarer_than: [N]; NaN where the bound is no number.
-        typicality: p-values [N]; the least there is where the bound is no finite number.
+        rarer_than: [N]; NaN where the bound is NaN.
+        typicality: p-values [N]; the smallest possible where the bound is not finite.
         bands: the parts of the bound.
     """
 
@@ -84,14 +84,14 @@ class Standing(NamedTuple):
 @final
 @dataclass(frozen=True, eq=False)
 class Reference:
-    """The terms of held-out examples.
+    """The bound's terms for held-out examples.
 
     Attributes:
-        convention: of the last step's draws: the data's own.
+        convention: convention of the last step's draws: the data's own.
         T: steps of the model.
-        last: how many draws of the last step there are.
-        edges: int64 [n - last + 1] of the strata, as in `diffusion.likelihood.estimator`.
-        values: nats, float64 [N, n]: draws of the last step, then of each stratum.
+        last: number of draws of the last step.
+        edges: int64 [n - last + 1], edges of the strata as in `diffusion.likelihood.estimator`.
+        values: nats, float64 [N, n]: draws of the last step, then one per stratum.
         prior: nats, float64 [N].
         paper: nats, float64 [N]: prior and last part in convention "paper".
     """
@@ -108,7 +108,7 @@ class Reference:
         return len(self.values)
 
     def refusal(self, convention: Convention) -> str | None:
-        """Why a bound in this convention cannot be compared; None where it can."""
+        """Say why a bound in this convention cannot be compared; None if it can."""
         if len(self) < LEAST:
             return f"the model ships with {len(self)} held-out examples' terms, {LEAST} are needed"
         if convention not in (self.convention, "paper"):
@@ -123,14 +123,14 @@ class Reference:
         prior: Tensor,
         closed: Tensor | None,
     ) -> Standing:
-        """Where examples stand among these, by their terms.
+        """Compare examples with the held-out ones by their terms.
 
         Args:
-            steps: which terms, of the whole chain.
-            convention: one that `refusal` lets pass.
+            steps: the examples' terms, of the chain of all T steps.
+            convention: one that `refusal` accepts.
             values: [N, n], nats, in the order of `steps`.
-            prior: [N], `bound.prior_part`.
-            closed: [N], `bound.closed_last`; None but for "paper".
+            prior: [N], from `bound.prior_part`.
+            closed: [N], from `bound.closed_last`; None except for "paper".
         """
         crowd = self._crowd(convention, steps.last, tuple(steps.weight[steps.last :].tolist()))
         parts = crowd.parts(values.double(), prior if closed is None else prior + closed)
@@ -149,7 +149,7 @@ class Reference:
 
     @lru_cache(maxsize=32)  # noqa: B019, references live as long as the process
     def _crowd(self, convention: Convention, last: int, sizes: tuple[float, ...]) -> "_Crowd":
-        """These examples, estimated by such terms."""
+        """Estimate the held-out examples' bounds with `last` draws and strata of these sizes."""
         size = torch.tensor(sizes, dtype=torch.float64)
         edges = torch.cat((torch.zeros(1), size.cumsum(0))) + 1
         dice = torch.Generator().manual_seed(len(sizes))
@@ -157,7 +157,7 @@ class Reference:
         t = (edges[:-1] + 1 + (chosen * size).floor()).long()
         # Stratum i holds edges[i] < t <= edges[i + 1].
         stratum = torch.searchsorted(self.edges, t) - 1
-        # Their noise is next to nothing where the file has fewer draws of the last step than these.
+        # Reuse the file's draws of the last step if it has too few: their noise is negligible.
         some = torch.rand(len(self), self.last, generator=dice).argsort(1)
         some = some.repeat(1, -(-last // max(self.last, 1)))[:, :last]
         drawn = self.values.gather(1, torch.cat((some, self.last + stratum), 1))
@@ -172,15 +172,15 @@ class _Crowd:
 
     Attributes:
         last: draws of the last step.
-        size: float64 [n - last], of the strata.
+        size: steps in each stratum, float64 [n - last].
         groups: int64 [bands + 1], the strata at which bands begin.
         spans: the first and last t of each band.
-        own: float64 [N, parts].
-        logs: which parts enter by their logarithm, bool [parts].
-        floor: nats, float64 [parts].
-        mean: of the features, float64 [features].
-        root: of the covariance's inverse, float64 [features, features].
-        own_far: float64 [N], each example's D^2 by the others.
+        own: the examples' parts, nats, float64 [N, parts].
+        logs: which parts enter as logarithms, bool [parts].
+        floor: added to a part's size before the logarithm, nats, float64 [parts].
+        mean: mean of the features, float64 [features].
+        root: root of the inverse covariance, float64 [features, features].
+        own_far: float64 [N], each example's D^2 with respect to the others.
     """
 
     last: int
@@ -196,12 +196,12 @@ class _Crowd:
 
     @property
     def bounds(self) -> Tensor:
-        """Of the held-out examples, [N]."""
+        """The bounds of the held-out examples, [N]."""
         return self.own.sum(1)
 
     @classmethod
     def of(cls, values: Tensor, rest: Tensor, last: int, size: Tensor) -> Self:
-        """From terms [N, n], closed parts [N], and the strata's sizes."""
+        """Build it from terms [N, n], closed-form parts [N], and the strata's sizes."""
         groups = _groups((values[:, last:] * size).abs().mean(0))
         ends = torch.cat((torch.zeros(1, dtype=torch.float64), size.cumsum(0)))[groups] + 1
         spans = tuple((int(a) + 1, int(b)) for a, b in pairwise(ends))
@@ -214,7 +214,7 @@ class _Crowd:
         mean, n = z.mean(0), len(z)
         cov = z.T.cov()
         cov = cov + torch.diag(_RIDGE * cov.diagonal() + 1e-18)
-        # A part that is the same for all examples, up to rounding, has no weight.
+        # Give no weight to a part that is the same for all examples, up to rounding.
         same = cov.diagonal().sqrt() <= 1e-5 * mean.abs() + 1e-8
         cov[same], cov[:, same] = 0.0, 0.0
         cov[same, same] = math.inf
@@ -222,13 +222,13 @@ class _Crowd:
         root = torch.zeros_like(cov)
         inner = torch.linalg.inv(torch.linalg.cholesky(cov[keep][:, keep]))
         root[keep[:, None], keep] = inner
-        # Each by the mean and covariance of the others (Sherman and Morrison).
+        # Each with respect to the mean and covariance of the others (Sherman and Morrison).
         q = ((z - mean) @ root.T).square().sum(1) / (n - 1)
         own_far = (n - 2) * (n / (n - 1)) ** 2 * q / (1 - n / (n - 1) * q).clamp_min(1e-12)
         return cls(last, size, groups, spans, own, logs, floor, mean, root, own_far)
 
     def parts(self, values: Tensor, rest: Tensor) -> Tensor:
-        """The closed part, the last where it is drawn, and the bands, nats [N, parts]."""
+        """Return the closed-form part, the last part if drawn, and the bands, nats [N, parts]."""
         weighted = values[:, self.last :] * self.size
         found = [rest.double()[:, None]]
         if self.last:
@@ -238,12 +238,12 @@ class _Crowd:
         return torch.cat(found, 1)
 
     def features(self, parts: Tensor) -> Tensor:
-        """z, [N, parts + 1]."""
+        """Return the features z, [N, parts + 1]."""
         sizes = ((-parts).clamp_min(0) + self.floor).log()
         return torch.cat((torch.where(self.logs, sizes, parts), parts.sum(1, keepdim=True)), 1)
 
     def far(self, parts: Tensor) -> Tensor:
-        """D^2 [N]; infinite where a part is."""
+        """Return D^2 [N]; infinite where a part is not finite."""
         z = self.features(parts) - self.mean
         return (z @ self.root.T).square().sum(1).nan_to_num(math.inf, posinf=math.inf)
 
@@ -255,7 +255,7 @@ def measure(
     batch: int = 256,
     progress: Callable[[int], None] | None = None,
 ) -> Reference:
-    """The terms of held-out examples x_0 [N, *event], model units."""
+    """Measure the terms of held-out examples x_0 [N, *event], model units."""
     convention = model.space.default_convention
     steps = choice(model).resolve(model, torch.arange(len(x_0)), SEED, convention)
     values = draw_terms(
@@ -270,7 +270,7 @@ def measure(
 
 
 def choice(model: DiffusionModel) -> Choice:
-    """Which terms of each held-out example are measured."""
+    """Choose the terms to measure for each held-out example."""
     if model.space.dims <= SMALL or model.T < TERMS:
         return Choice()
     if model.profile is None:
@@ -279,12 +279,12 @@ def choice(model: DiffusionModel) -> Choice:
 
 
 def pick(rows: Tensor, count: int = MOST) -> Tensor:
-    """The held-out examples that are measured, from all over a split [N, *shape]."""
+    """Pick the held-out examples to measure, evenly spread over a split [N, *shape]."""
     return rows[:: max(1, len(rows) // count)][:count]
 
 
 def fingerprint(model: DiffusionModel) -> str:
-    """A hash of everything that a bound depends on: a reference is of one model."""
+    """Hash everything that a bound depends on, to tie a reference to its model."""
     found = hashlib.sha256()
     for name, tensor in sorted(model.state_dict().items()):
         if name.startswith("profile.") and name not in ("profile.error", "profile.last"):
@@ -296,7 +296,7 @@ def fingerprint(model: DiffusionModel) -> str:
 
 
 def write(folder: Path, model: DiffusionModel, reference: Reference) -> Path:
-    """Write it beside its model's artefact; returns the path."""
+    """Write a reference beside its model's artefact and return the path."""
     if not bool(reference.values.isfinite().all()):
         raise ValueError("a held-out example has a term that is no finite number: leave it out")
     path = folder / FILE
@@ -314,15 +314,15 @@ def write(folder: Path, model: DiffusionModel, reference: Reference) -> Path:
         "model": fingerprint(model),
     }
     save_file({n: x.contiguous() for n, x in tensors.items()}, path, header)
-    path.chmod(0o644)  # the server may be another user; save_file writes for the owner alone
+    path.chmod(0o644)  # save_file makes it readable only by its owner; the server may be another
     return path
 
 
 def read(folder: Path, model: DiffusionModel) -> Reference | None:
-    """The reference beside an artefact; None if there is no such file.
+    """Read the reference beside an artefact; None if there is no such file.
 
     Raises:
-        ArtefactError: the file holds something else, or is of another model.
+        ArtefactError: the file holds something else, or belongs to another model.
     """
     path = folder / FILE
     if not path.exists():
@@ -354,7 +354,7 @@ def read(folder: Path, model: DiffusionModel) -> Reference | None:
 
 
 def _larger(crowd: Tensor, values: Tensor) -> Tensor:
-    """The share of `crowd` [M] above each of `values` [N], half of what is equal; NaN of NaN."""
+    """Return the fraction of `crowd` [M] above each of `values` [N]; ties count half."""
     ordered, values = crowd.sort().values, values.contiguous()
     low = torch.searchsorted(ordered, values)
     high = torch.searchsorted(ordered, values, right=True)
@@ -363,7 +363,7 @@ def _larger(crowd: Tensor, values: Tensor) -> Tensor:
 
 
 def _groups(weight: Tensor) -> Tensor:
-    """Where at most BANDS bands of even weight begin, of strata [n] of these, and the end."""
+    """Divide strata of weights [n] into at most BANDS bands of equal weight; return the edges."""
     n = len(weight)
     count = min(BANDS, n)
     if not count:
@@ -372,6 +372,6 @@ def _groups(weight: Tensor) -> Tensor:
     wanted = torch.arange(1, count, dtype=torch.float64) / count * before[-1]
     places = [0]
     for i, place in enumerate(torch.searchsorted(before, wanted).tolist()):
-        # Each band has one stratum at the least, and leaves one to every later band.
+        # Each band has at least one stratum and leaves one for each later band.
         places.append(min(max(place, places[-1] + 1), n - (count - 1 - i)))
     return torch.tensor([*places, n])

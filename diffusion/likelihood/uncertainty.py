@@ -1,12 +1,12 @@
-"""How uncertain an estimate of the bound is, and how uncertain that error itself is.
+"""The variance of an estimate of the bound, and the degrees of freedom of that variance.
 
     variance = (k V + n v) / (k + n),    freedom = k + n
 
-v is estimated from the terms of this one example, with n degrees of freedom; V comes from a profile
-of training data and counts for k degrees of freedom, since a few terms say little about their own
-spread, most of which is in one or two of them. Where v is far above V the example is unlike
-training data, and V counts for less. The 95% interval is the bound plus and minus the standard
-error times the quantile of Student's t with `freedom` degrees of freedom.
+v is estimated from the terms of this one example, with n degrees of freedom. V comes from a profile
+of training data and counts for k degrees of freedom: a few terms say little about their own spread,
+which one or two of them often dominate. If v is far above V, the example is unlike the training
+data and V counts for less. The 95% interval is the bound plus or minus the standard error times the
+quantile of Student's t with `freedom` degrees of freedom.
 """
 
 from dataclasses import dataclass
@@ -18,8 +18,8 @@ from torch import Tensor
 from diffusion.profile import Profile
 
 PRIOR = 8.0  # degrees of freedom that a profile counts for
-UNLIKE = 3.0  # times the profile's variance, from where it counts for less
-# Of a normal's degrees of freedom, what terms of bits have: most are next to 0, and few are large.
+UNLIKE = 3.0  # ratio of the seen variance to the profile's above which the profile counts for less
+# Degrees of freedom of binary data's terms relative to normal ones: most are near 0, few are large.
 BITS = 0.4
 _95 = 1.959963984540054
 
@@ -30,10 +30,10 @@ class Expected:
     """A profile's prediction of the parts of an estimate.
 
     Attributes:
-        mean: float64 [n], nats, of each stratum.
-        variance: float64 [n], nats squared, of a stratum's estimate by one draw.
-        last: variance of one draw of the last step's part; None where it is not known.
-        share: of a normal's degrees of freedom that a term has.
+        mean: mean of each stratum's part, nats, float64 [n].
+        variance: variance of its estimate from one draw, nats squared, float64 [n].
+        last: variance of one draw of the last step's part; None if unknown.
+        share: degrees of freedom of a term relative to a normal one, see `BITS`.
     """
 
     mean: Tensor
@@ -43,7 +43,7 @@ class Expected:
 
     @classmethod
     def of(cls, profile: Profile, edges: Tensor, own: bool, bits: bool) -> Self:
-        """For strata with these edges; `own`: whether the convention is the data's own."""
+        """Predict for strata with these edges; `own`: whether it is the data's own convention."""
         mean, spread = profile.mean.cpu(), profile.spread.cpu()
         sums = mean.cumsum(0)[edges].diff()
         squares = (mean.square() + spread.square()).cumsum(0)[edges].diff()
@@ -55,13 +55,13 @@ class Expected:
 def pooled(
     seen: Tensor, freedom: Tensor, prior: float | Tensor | None, share: float = 1.0
 ) -> tuple[Tensor, Tensor]:
-    """A variance [N] and its degrees of freedom [N].
+    """Pool a sample variance with a prior one; return it [N] and its degrees of freedom [N].
 
     Args:
-        seen: the variance that is seen, [N].
+        seen: the sample variance, [N].
         freedom: its degrees of freedom, [N]; 0 if it is unknown.
-        prior: the variance known beforehand, or None.
-        share: of the degrees of freedom that each has, see `BITS`.
+        prior: the prior variance, or None.
+        share: degrees of freedom of a term relative to a normal one, see `BITS`.
     """
     if prior is None:
         return seen, freedom
@@ -72,7 +72,7 @@ def pooled(
 
 
 def summed(*parts: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
-    """The variance of a sum of independent parts, and its degrees of freedom (Satterthwaite)."""
+    """Return the variance of a sum of independent parts, and Satterthwaite degrees of freedom."""
     variance = torch.stack([part[0] for part in parts]).sum(0)
     each = torch.stack([v.square() / n.clamp_min(1e-9) for v, n in parts]).sum(0)
     least = torch.stack([n for _, n in parts]).amin(0)
@@ -80,9 +80,9 @@ def summed(*parts: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
 
 
 def of_strata(weighted: Tensor, expected: Expected | None) -> tuple[Tensor, Tensor]:
-    """The variance of the sum of `weighted` [N, n] over its strata, and its degrees of freedom.
+    """Estimate the variance of the sum of `weighted` [N, n] over strata and its degrees of freedom.
 
-    From successive differences, less the profile's trend (slightly too large).
+    It uses successive differences after removing the profile's trend, and is slightly too large.
     """
     strata = weighted.shape[1]
     if expected is not None:
@@ -91,7 +91,7 @@ def of_strata(weighted: Tensor, expected: Expected | None) -> tuple[Tensor, Tens
     squares = weighted.diff(dim=1).square()
     seen = squares.sum(1) / 2 * strata / max(strata - 1, 1)
     if expected is None:
-        # Half of what Normal differences of any variances would have: they seldom are Normal.
+        # Half the value for normal differences of any variances, since they are seldom normal.
         freedom = squares.sum(1).square() / squares.square().sum(1)
         return seen, freedom.nan_to_num(1.0, posinf=1.0).clamp_min(1.0)
     total = expected.variance.sum()
@@ -100,7 +100,7 @@ def of_strata(weighted: Tensor, expected: Expected | None) -> tuple[Tensor, Tens
 
 
 def of_draws(draws: Tensor, expected: Expected | None) -> tuple[Tensor, Tensor]:
-    """The variance of the mean of `draws` [N, n], n >= 2, and its degrees of freedom."""
+    """Estimate the variance of the mean of `draws` [N, n], n >= 2, and its degrees of freedom."""
     n = draws.shape[1]
     prior = None if expected is None or expected.last is None else expected.last / n
     share = 1.0 if expected is None else expected.share
@@ -109,10 +109,10 @@ def of_draws(draws: Tensor, expected: Expected | None) -> tuple[Tensor, Tensor]:
 
 
 def quantile(freedom: Tensor) -> Tensor:
-    """Student's t at 97.5%, within 0.2% at 3 degrees of freedom and more.
+    """Return the 97.5% quantile of Student's t, within 0.2% for 3 degrees of freedom or more.
 
-    By the expansion in 1 / freedom (Abramowitz and Stegun, 26.7.5). Between 1, 2 and 3 degrees the
-    logarithm is a line, which is too wide by up to a quarter.
+    It uses the expansion in 1 / freedom (Abramowitz and Stegun, 26.7.5). Between 1, 2 and 3 degrees
+    it interpolates the logarithm linearly, which is too large by up to a quarter.
     """
     n, z = freedom.double().clamp_min(1.0), _95
     far = n.clamp_min(3.0)

@@ -1,4 +1,4 @@
-"""Networks: one file each, one configuration each, and `build`, which makes one from the other.
+"""The networks, one per file, each built by `build` from its own configuration.
 
     forward(x_t [B, *event], time [B]) -> [B, outputs * event[0], *event[1:]]
 
@@ -37,7 +37,7 @@ def _whose(value: Any) -> str | None:  # noqa: ANN401  (whatever a document hold
     return kind if kind is None or kind in _KINDS else "installed"
 
 
-#: A network's configuration, told apart by `kind`: one of ours, or an installed package's.
+#: A network's configuration, selected by `kind`: one of ours, or an installed package's.
 NetworkConfig = Annotated[
     Annotated[MLPConfig, Tag("mlp")]
     | Annotated[RBFConfig, Tag("rbf")]

@@ -1,9 +1,9 @@
-"""What every network has: a configuration, and its condition on the time, computed apart from x_t.
+"""The base classes of networks and their configurations.
 
     forward(x_t, time) = given(x_t, *condition(time))
 
-The condition is the same for every row at the same step, so a loop over many steps computes it once
-for all of them (`DiffusionModel.tabulate`).
+The condition depends on the time alone, so a loop over many steps computes it once per step for all
+rows (`DiffusionModel.tabulate`).
 """
 
 from abc import ABC, abstractmethod
@@ -17,11 +17,11 @@ from diffusion.networks.embedding import Clock
 
 
 class NetworkSettings(BaseModel, ABC):
-    """A network's sizes; its values are tensors of the artefact.
+    """The settings that a network is built from; its weights are tensors of the artefact.
 
     Attributes:
-        reads: the prediction and variance of a network whose outputs have one fixed meaning, else
-            None.
+        reads: the prediction and variance that the outputs mean, if they have one fixed meaning,
+            else None.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
@@ -29,11 +29,11 @@ class NetworkSettings(BaseModel, ABC):
 
     @abstractmethod
     def check(self, event: tuple[int, ...], T: int) -> None:
-        """Raise ValueError unless the network takes data of this shape and T steps."""
+        """Raise ValueError unless the network accepts data of this shape and T steps."""
 
 
 class Network(nn.Module, ABC):
-    """[B, *event] and time [B] to [B, outputs * event[0], *event[1:]].
+    """A network from [B, *event] and time [B] to [B, outputs * event[0], *event[1:]].
 
     Attributes:
         clock: what `time` is: t - 1 ("step"), or log(alpha_bar / (1 - alpha_bar)) ("log_snr").
@@ -43,15 +43,15 @@ class Network(nn.Module, ABC):
 
     @abstractmethod
     def condition(self, time: Tensor) -> tuple[Tensor, ...]:
-        """The network's condition on the time [B]: tensors [B, ...]."""
+        """Compute from the time [B] the tensors [B, ...] that `given` needs."""
 
     @abstractmethod
     def given(self, x_t: Tensor, *condition: Tensor) -> Tensor:
-        """The output for x_t [B, *event]; a condition has B rows, or one that holds for all."""
+        """Return the output for x_t [B, *event]; a condition has B rows, or one for all rows."""
 
     @override
     def forward(self, x_t: Tensor, time: Tensor | tuple[Tensor, ...]) -> Tensor:
-        """The output for each row at its own time.
+        """Return the output for each row at its own time.
 
         Args:
             x_t: [B, *event] in model units.
@@ -61,7 +61,7 @@ class Network(nn.Module, ABC):
 
 
 def check_vector(event: tuple[int, ...], features: int) -> None:
-    """Raise ValueError unless an event is a vector of so many elements."""
+    """Raise ValueError unless an event is a vector of `features` elements."""
     if event != (features,):
         raise ValueError(
             f"this network takes vectors of {features} elements, the data have shape {list(event)}"

@@ -1,8 +1,8 @@
-"""A mixture of independent bits, the simplest density of bits that knows of classes, with
+"""A mixture of products of Bernoullis, the simplest density for binary data with classes.
 
 P(x_0i = 1 | x_t) = sum_k p(k | x_t) P(x_0i = 1 | x_ti, k)
 
-One component is independent columns. Its bits are not all 0 and 1 as `bit_patterns` has them.
+With one component the columns are independent.
 """
 
 from typing import ClassVar, Literal, Self, final
@@ -19,7 +19,7 @@ _LOGIT_LIMIT = 30.0
 
 
 class BernoulliMixtureConfig(MixtureConfig):
-    """What a `BernoulliMixture` is built from; `base_rate` is the process's rho."""
+    """The configuration of a `BernoulliMixture`; `base_rate` is the process's rho."""
 
     reads: ClassVar[tuple[str, str | None] | None] = ("x_0", None)
     kind: Literal["bernoulli-mixture"] = "bernoulli-mixture"
@@ -27,7 +27,7 @@ class BernoulliMixtureConfig(MixtureConfig):
 
     @property
     def outputs(self) -> Literal[1]:
-        """Logits."""
+        """One output per element: a logit."""
         return 1
 
 
@@ -35,7 +35,7 @@ class BernoulliMixtureConfig(MixtureConfig):
 class BernoulliMixture(Mixture):
     """sum_k w_k prod_i B(x_0i; p_ki), under P(x_t = 1 | x_0) = x_0 alpha_bar + rho (1 - alpha_bar).
 
-    The logits of p are kept, `logits` [K, D].
+    The buffer `logits` [K, D] holds the logits of p.
     """
 
     logits: Tensor
@@ -48,15 +48,15 @@ class BernoulliMixture(Mixture):
 
     @classmethod
     def from_values(cls, weights: Tensor, probabilities: Tensor, base_rate: float = 0.5) -> Self:
-        """The mixture of given components.
+        """Build the mixture of the given components.
 
         Args:
             weights: [K], positive, sum 1.
             probabilities: P(x_0i = 1 | k), within (0, 1), [K, D].
-            base_rate: rho, the process's.
+            base_rate: the process's rho.
 
         Raises:
-            ValueError: shapes that do not fit, weights off the simplex, a probability of 0 or 1.
+            ValueError: mismatched shapes, weights off the simplex, or a probability of 0 or 1.
         """
         K, D = len(weights), probabilities.shape[-1]
         check_components(weights, probabilities, (K, D))
@@ -69,7 +69,7 @@ class BernoulliMixture(Mixture):
 
     @override
     def given(self, x_t: Tensor, *condition: Tensor) -> Tensor:
-        """Logits of P(x_0 = 1 | x_t), kept within +-30, [B, D] in the dtype of x_t.
+        """Return the logits of P(x_0 = 1 | x_t), clamped to +-30, [B, D] in the dtype of x_t.
 
         Args:
             x_t: bits [B, D].
@@ -82,19 +82,19 @@ class BernoulliMixture(Mixture):
         return logits.clamp(-_LOGIT_LIMIT, _LOGIT_LIMIT).to(x_t.dtype)
 
     def log_prob(self, x_0: Tensor) -> Tensor:
-        """log p(x_0), nats, float64 [B]."""
+        """Return log p(x_0), nats, float64 [B]."""
         x = x_0.double()
         log_p, log_q = self._logs()
         log_joint: Tensor = self.weights.log() + x @ log_p.mT + (1 - x) @ log_q.mT
         return log_joint.logsumexp(1)
 
     def _logs(self) -> tuple[Tensor, Tensor]:
-        """log p and log (1 - p), [K, D]."""
+        """Return log p and log (1 - p), [K, D]."""
         logsigmoid = torch.nn.functional.logsigmoid
         return logsigmoid(self.logits), logsigmoid(-self.logits)
 
     def _joint(self, x_t: Tensor, log_snr: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """log p(x_0i = 1, x_ti | k), the same of x_0i = 0, [B, K, D], and log p(k, x_t) [B, K]."""
+        """log p(x_0i = 1, x_ti | k) and the same for x_0i = 0, [B, K, D]; log p(k, x_t) [B, K]."""
         log_snr, rho = log_snr.double()[:, None, None], self.config.base_rate
         signal, noise = log_snr.sigmoid(), (-log_snr).sigmoid()
         x, tiny = x_t.double()[:, None], torch.finfo(torch.float64).tiny

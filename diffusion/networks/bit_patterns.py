@@ -1,4 +1,4 @@
-"""The oracle of bits, a mixture of patterns under the binomial process, with
+"""The exact network for binary data drawn from a finite set of patterns.
 
 P(x_0 = 1 | x_t) = sum_k p(k | x_t) pattern_k
 """
@@ -13,14 +13,14 @@ from typing_extensions import override
 from diffusion.networks.mixture import Mixture, MixtureConfig, check_components
 from diffusion.noise import Noise
 
-#: Stands for log 0: far below any log-probability, and 0 when multiplied by a count of 0.
+#: Stands for log 0: far below any log-probability, and gives 0 when multiplied by a count of 0.
 _LOG_ZERO = -1e6
-#: P(x_0 = 1 | x_t) is kept this many nats from certainty, so that logits are finite.
+#: Logits are clamped to this, so that they are finite.
 _LOGIT_LIMIT = 30.0
 
 
 class BitPatternsConfig(MixtureConfig):
-    """What a `BitPatterns` is built from; `base_rate` is the process's rho."""
+    """The configuration of a `BitPatterns`; `base_rate` is the process's rho."""
 
     reads: ClassVar[tuple[str, str | None] | None] = ("x_0", None)
     kind: Literal["bit-patterns"] = "bit-patterns"
@@ -28,7 +28,7 @@ class BitPatternsConfig(MixtureConfig):
 
     @property
     def outputs(self) -> Literal[1]:
-        """Logits."""
+        """One output per element: a logit."""
         return 1
 
 
@@ -46,15 +46,15 @@ class BitPatterns(Mixture):
 
     @classmethod
     def from_values(cls, weights: Tensor, patterns: Tensor, base_rate: float = 0.5) -> Self:
-        """The mixture of given patterns.
+        """Build the mixture of the given patterns.
 
         Args:
             weights: [K], positive, sum 1.
             patterns: [K, D], zeros and ones.
-            base_rate: rho, the process's.
+            base_rate: the process's rho.
 
         Raises:
-            ValueError: shapes that do not fit, weights off the simplex, values other than 0 and 1.
+            ValueError: mismatched shapes, weights off the simplex, or values other than 0 and 1.
         """
         K, D = len(weights), patterns.shape[-1]
         check_components(weights, patterns, (K, D))
@@ -67,9 +67,9 @@ class BitPatterns(Mixture):
 
     @override
     def given(self, x_t: Tensor, *condition: Tensor) -> Tensor:
-        """Logits of P(x_0 = 1 | x_t), kept within +-30, [B, D] in the dtype of x_t.
+        """Return the logits of P(x_0 = 1 | x_t), clamped to +-30, [B, D] in the dtype of x_t.
 
-        An x_t that cannot be (alpha_bar = 1 and no such pattern) is taken for the nearest ones.
+        An impossible x_t (alpha_bar = 1, matching no pattern) is treated as its nearest patterns.
 
         Args:
             x_t: bits [B, D].
@@ -80,34 +80,34 @@ class BitPatterns(Mixture):
         return logits.clamp(-_LOGIT_LIMIT, _LOGIT_LIMIT).to(x_t.dtype)
 
     def probabilities(self, x_t: Tensor, log_snr: Tensor) -> Tensor:
-        """P(x_0 = 1 | x_t) without clamping, float64 [B, D]."""
+        """Return P(x_0 = 1 | x_t) without clamping, float64 [B, D]."""
         return self.posterior_weights(x_t, log_snr) @ self.patterns
 
     def posterior_weights(self, x_t: Tensor, log_snr: Tensor) -> Tensor:
-        """P(x_0 = pattern_k | x_t), float64 [B, K]."""
+        """Return P(x_0 = pattern_k | x_t), float64 [B, K]."""
         return self._log_joint(x_t, log_snr).softmax(1)
 
     def marginal_log_prob(self, x_t: Tensor, log_snr: Tensor) -> Tensor:
-        """log q(x_t), nats, float64 [B]; -inf where x_t cannot be."""
+        """Return log q(x_t), nats, float64 [B]; -inf where x_t is impossible."""
         found = self._log_joint(x_t, log_snr).logsumexp(1)
         return found.where(found > _LOG_ZERO / 2, -torch.inf)
 
     def log_prob(self, x_0: Tensor) -> Tensor:
-        """log p(x_0), nats, float64 [B]; -inf where x_0 is no pattern."""
+        """Return log p(x_0), nats, float64 [B]; -inf where x_0 matches no pattern."""
         return self.marginal_log_prob(
             x_0, torch.full_like(x_0[:, 0], torch.inf, dtype=torch.float64)
         )
 
     def sample(self, noise: Noise) -> Tensor:
-        """Draws from p(x_0), one for each of the noise's rows, float32 [B, D]."""
+        """Draw from p(x_0) once per row of the noise, float32 [B, D]."""
         return self.patterns[self.choose(noise.uniform((1,))[:, 0])].float()
 
     def mean(self) -> Tensor:
-        """P(x_0 = 1), float64 [D]."""
+        """Return P(x_0 = 1), float64 [D]."""
         return self.weights @ self.patterns
 
     def _log_joint(self, x_t: Tensor, log_snr: Tensor) -> Tensor:
-        """log p(k) q(x_t | pattern_k), [B, K], from how often each pair of bits meets."""
+        """Return log p(k) q(x_t | pattern_k), [B, K], from the counts of each pair of bits."""
         x, log_snr, rho = x_t.double(), log_snr.double()[:, None], self.config.base_rate
         signal, noise = log_snr.sigmoid(), (-log_snr).sigmoid()
         log_joint = self.weights.log()

@@ -9,14 +9,15 @@ from torch.nn import functional as F
 
 @dataclass(frozen=True)
 class Shared:
-    """What all of a network's blocks have in common.
+    """The settings shared by all blocks of a network.
 
     Attributes:
         time_channels: width of the time embedding.
-        groups, eps: of every GroupNorm.
+        groups, eps: settings of every GroupNorm.
         dropout: inside the residual blocks.
-        head_dim: channels of an attention head; where it is None there are so many `heads`.
-        scale_shift: the time scales and shifts what is normalised, instead of being added before.
+        head_dim: channels per attention head; None to use `heads` heads instead.
+        scale_shift: scale and shift the normalised features by the time, instead of adding it to
+            them before the norm.
     """
 
     time_channels: int
@@ -28,15 +29,15 @@ class Shared:
     scale_shift: bool
 
     def norm(self, channels: int) -> nn.GroupNorm:
-        """A GroupNorm of so many channels."""
+        """Build a GroupNorm over `channels` channels."""
         return nn.GroupNorm(self.groups, channels, eps=self.eps)
 
 
 class ResidualLayers(nn.Module):
-    """The layers of a residual block, of one resolution or between two.
+    """The layers of a residual block, which may keep or change the resolution.
 
-    With `scale_shift` the time is norm2(y) (1 + scale(e)) + shift(e) in place of norm2(y + time(e))
-    (Nichol and Dhariwal 2021, appendix A).
+    With `scale_shift`, norm2(y) (1 + scale(e)) + shift(e) replaces norm2(y + time(e)) (Nichol and
+    Dhariwal 2021, appendix A).
     """
 
     def __init__(self, shared: Shared, c_in: int, c_out: int) -> None:
@@ -68,7 +69,7 @@ class ResidualLayers(nn.Module):
 
 
 class Residual(ResidualLayers):
-    """shortcut(h) + conv2(dropout(silu(norm2(conv1(silu(norm1(h))) + time(e)))))."""
+    """A block shortcut(h) + conv2(dropout(silu(norm2(conv1(silu(norm1(h))) + time(e)))))."""
 
     def forward(self, h: Tensor, e: Tensor) -> Tensor:
         """h [B, c_in, H, W] and e [B, time_channels], after its SiLU -> [B, c_out, H, W]."""
@@ -76,7 +77,7 @@ class Residual(ResidualLayers):
 
 
 class ResidualDown(ResidualLayers):
-    """A residual block on the means of 2x2 pixels (Dhariwal and Nichol 2021, after BigGAN)."""
+    """A residual block that averages 2x2 pixels (Dhariwal and Nichol 2021, after BigGAN)."""
 
     def forward(self, h: Tensor, e: Tensor) -> Tensor:
         """h [B, c_in, H, W] -> [B, c_out, H / 2, W / 2], rounded up."""
@@ -85,10 +86,10 @@ class ResidualDown(ResidualLayers):
 
 
 class ResidualUp(ResidualLayers):
-    """A residual block on pixels repeated."""
+    """A residual block that repeats pixels to double the resolution."""
 
     def forward(self, h: Tensor, e: Tensor, size: torch.Size) -> Tensor:
-        """h [B, c_in, H, W] -> [B, c_out, *size]; size: that of the next skip."""
+        """h [B, c_in, H, W] -> [B, c_out, *size], where `size` is the next skip's."""
         y = self.first(h)
         return self.rest(_repeated(h, size), _repeated(y, size), e)
 
@@ -102,7 +103,7 @@ def _repeated(h: Tensor, size: torch.Size) -> Tensor:
 
 
 class Attention(nn.Module):
-    """h + out(softmax(q k^T / sqrt(head_dim)) v), over the pixels, a head at a time."""
+    """Self-attention over pixels, h + out(softmax(q k^T / sqrt(head_dim)) v) with several heads."""
 
     def __init__(self, shared: Shared, channels: int) -> None:
         super().__init__()
@@ -127,7 +128,7 @@ class Attention(nn.Module):
 
 
 class Downsample(nn.Module):
-    """Half the height and width, by a 3x3 convolution of stride 2."""
+    """Halve the height and width by a 3x3 convolution of stride 2."""
 
     def __init__(self, channels: int, padding: int) -> None:
         super().__init__()
@@ -142,13 +143,13 @@ class Downsample(nn.Module):
 
 
 class Upsample(nn.Module):
-    """Each pixel repeated (twice, where the new size is even), then a 3x3 convolution."""
+    """Double the height and width by repeating pixels, then apply a 3x3 convolution."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
         self.conv = nn.Conv2d(channels, channels, 3, padding=1)
 
     def forward(self, h: Tensor, _e: Tensor, size: torch.Size) -> Tensor:
-        """h [B, channels, H, W] -> [B, channels, *size]; size: that of the next skip."""
+        """h [B, channels, H, W] -> [B, channels, *size], where `size` is the next skip's."""
         out: Tensor = self.conv(_repeated(h, size))
         return out

@@ -1,14 +1,15 @@
-"""A simple density in closed form and a dense network that corrects it.
+"""A simple closed-form density plus a dense network that corrects it.
 
     x_0hat = E_base[x_0 | x_t] + U sqrt(l n / (s^2 l + n)) f(u, t),    log-variance = the base's
     u = U^T (x_t - s m) / sqrt(s^2 l + n)
 
-for reals, with s^2 = alpha_bar, n = 1 - alpha_bar, and mean m and covariance U diag(l) U^T of the
-base: f reads and writes in units of one standard deviation along the principal axes, whatever the
-columns have to do with each other. A correction of two outputs adds the second to the log-variance,
-which the bound hardly depends on but at the last step: an optimiser that scales gradients lets it
-wander. For bits, logits = the base's + f(x_t, t). The correction starts
-from zero, so that a fit begins at the base and early stopping can return to it.
+for real data, with s^2 = alpha_bar, n = 1 - alpha_bar, and the base's mean m and covariance
+U diag(l) U^T. The correction f reads and writes in units of one standard deviation along the
+principal axes. If it has a second output, that is added to the log-variance; the bound hardly
+depends on it except at the last step, so an optimiser that scales gradients lets it drift.
+
+For binary data, logits = the base's + f(x_t, t). The correction starts from zero, so training
+begins at the base and early stopping can return to it.
 """
 
 from typing import Annotated, Literal, Self, final
@@ -27,11 +28,11 @@ from diffusion.networks.gaussian_mixture import GaussianMixture, GaussianMixture
 
 
 class CorrectedConfig(NetworkSettings):
-    """What a `Corrected` is built from.
+    """The configuration of a `Corrected`.
 
     Attributes:
-        base: the simple density; its values are put in by `Corrected.place`.
-        correction: of as many features as the base and at most its outputs, on the clock "log_snr".
+        base: the simple density; `Corrected.place` fills in its values.
+        correction: an MLP on the clock "log_snr" with the base's features and at most its outputs.
     """
 
     kind: Literal["corrected"] = "corrected"
@@ -40,12 +41,12 @@ class CorrectedConfig(NetworkSettings):
 
     @property
     def reads(self) -> tuple[str, str | None] | None:  # type: ignore[override]
-        """The meaning of the base's outputs."""
+        """The same as the base's."""
         return self.base.reads
 
     @property
     def outputs(self) -> Literal[1, 2]:
-        """As many as the base has."""
+        """The same number as the base's."""
         return self.base.outputs
 
     @model_validator(mode="after")
@@ -85,7 +86,7 @@ class Corrected(Network):
 
     @torch.no_grad()
     def place(self, base: GaussianMixture | BernoulliMixture) -> None:
-        """Put in the base, a density that was fitted to the data in model units."""
+        """Set the base to a density that was fitted to the data in model units."""
         self.base.load_state_dict(base.state_dict())
         if self.frame is not None:
             assert isinstance(base, GaussianMixture)  # as the configuration says
@@ -95,12 +96,12 @@ class Corrected(Network):
 
     @override
     def condition(self, time: Tensor) -> tuple[Tensor, ...]:
-        """The log-SNR, then what the correction knows of it."""
+        """Return the log-SNR, then the correction's condition on it."""
         return time, *self.correction.condition(time)
 
     @override
     def given(self, x_t: Tensor, *condition: Tensor) -> Tensor:
-        """The base's output, corrected, [B, outputs * D], for x_t [B, D]."""
+        """Return the base's output plus the correction, [B, outputs * D], for x_t [B, D]."""
         log_snr, *known = condition
         output = self.base.given(x_t, log_snr)
         if self.frame is None:
@@ -110,7 +111,7 @@ class Corrected(Network):
         _, inside, total = self.frame.project(x_t, time.sigmoid().sqrt(), noise)
         inside, total = inside[:, 0], total[:, 0]
         found = self.correction.given((inside / total.sqrt()).to(x_t.dtype), *known)
-        missing = output.shape[1] - found.shape[1]  # an output that it lacks is not corrected
+        missing = output.shape[1] - found.shape[1]  # outputs the correction lacks stay the base's
         shift, log_var = F.pad(found.double(), (0, missing)).chunk(2, dim=1)
         spread = (self.frame.variances * noise / total).sqrt()
         moved = (spread * shift) @ self.frame.axes[0].mT

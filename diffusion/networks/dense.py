@@ -1,14 +1,14 @@
-"""Dense networks, for vectors and bits.
+"""Dense networks for vectors of reals or bits.
 
 MLP, with e = act(time(embedding(time))) and `depth` activations:
 
     h_1 = first(x_t) + e_1,   h_i = h_{i-1} + layer_i(act(h_{i-1})) + e_i,   readout(act(h_depth))
 
-RBF, the paper's normalised radial basis functions (Sohl-Dickstein et al. 2015, appendix D.1.1):
+RBF, normalised radial basis functions (Sohl-Dickstein et al. 2015, "the paper", appendix D.1.1):
 
     phi_j(x) = exp(-|x - c_j|^2 / (2 w_j^2)) / sum_k exp(-|x - c_k|^2 / (2 w_k^2)),   W_t phi + b_t
 
-A readout per step gives each t a linear layer of its own, as in both of the paper's small models.
+A readout per step gives each t its own last linear layer, as in both of the paper's small models.
 """
 
 from collections.abc import Callable
@@ -31,7 +31,7 @@ _ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
 
 
 class MLPConfig(NetworkSettings):
-    """What an `MLP` is built from.
+    """The configuration of an `MLP`.
 
     The paper's heartbeat network is `features=20, width=50, depth=3, activation="sigmoid",
     residual=False, embedding=0, readout_steps=2000`.
@@ -40,11 +40,11 @@ class MLPConfig(NetworkSettings):
         features: D, the elements of a vector.
         outputs: 1 (mean part or logits) or 2 (mean and variance part), each of D elements.
         width: units of a hidden layer.
-        depth: hidden layers.
+        depth: number of hidden layers.
         activation: their non-linearity.
         residual: add each layer's output to its input.
         embedding: width of the sinusoidal embedding of time; 0 for none.
-        readout_steps: T for a last layer of its own at each of T steps; None for one for all.
+        readout_steps: T for a separate last layer at each of T steps; None for a shared one.
         zero_out: start from a network that returns zero.
         clock: what `time` is: "step" (t - 1) or "log_snr".
     """
@@ -82,13 +82,13 @@ class MLPConfig(NetworkSettings):
 
 
 class RBFConfig(NetworkSettings):
-    """What an `RBF` is built from; the paper's swiss roll network has 16 units.
+    """The configuration of an `RBF`; the paper's swiss roll network has 16 units.
 
     Attributes:
         features: D, the elements of a vector.
         outputs: 1 (mean part or logits) or 2 (mean and variance part), each of D elements.
-        units: basis functions.
-        T: steps, each with a readout of its own.
+        units: number of basis functions.
+        T: steps, each with its own readout.
         zero_out: start from a network that returns zero.
     """
 
@@ -109,12 +109,12 @@ class RBFConfig(NetworkSettings):
 
 
 class StepReadout(nn.Module):
-    """W_t h + b_t, a linear layer for each of T steps."""
+    """A separate linear layer W_t h + b_t for each of T steps."""
 
     def __init__(self, T: int, c_in: int, c_out: int) -> None:
         super().__init__()
         self.T = T
-        bound = c_in**-0.5  # that of nn.Linear
+        bound = c_in**-0.5  # as in nn.Linear
         self.weight = nn.Parameter(torch.empty(T, c_out, c_in).uniform_(-bound, bound))
         self.bias = nn.Parameter(torch.empty(T, c_out).uniform_(-bound, bound))
 
@@ -122,12 +122,12 @@ class StepReadout(nn.Module):
         """h [B, c_in] and time [B], t - 1 in 0..T - 1 -> [B, c_out]."""
         step = time.round().long()
         if len(step) == 1:  # one for all rows
-            return F.linear(h, self.weight[step][0], self.bias[step][0])  # an accelerator goes on
+            return F.linear(h, self.weight[step][0], self.bias[step][0])  # no device sync
         return torch.einsum("boi,bi->bo", self.weight[step], h) + self.bias[step]
 
 
 class MLP(Network):
-    """A multi-layer perceptron that knows the time; the module's docstring has its equations."""
+    """A multi-layer perceptron conditioned on time; the module's docstring has its equations."""
 
     def __init__(self, config: MLPConfig) -> None:
         super().__init__()
@@ -152,7 +152,7 @@ class MLP(Network):
 
     @override
     def condition(self, time: Tensor) -> tuple[Tensor, ...]:
-        """The layers' biases and e, [B, depth, width], if there is an embedding; then the time."""
+        """Return each layer's bias plus its e_i, [B, depth, width], if embedded; then the time."""
         if self.time is None:
             return (time,)
         embedding = sinusoidal(as_steps(time, self.clock), self.config.embedding)
@@ -165,8 +165,8 @@ class MLP(Network):
         """Return the output [B, outputs * D] for x_t [B, D]."""
         _check(x_t, self.config.features)
         *shifts, time = condition
-        # A small network's time is Python's: its parts are looked up once, and called without
-        # the ceremony of modules.
+        # Python's overhead dominates small networks: look up each part once and avoid calling
+        # modules.
         act, residual, layers = self.act, self.config.residual, (self.first, *self.layers)
         biases = shifts[0].unbind(1) if shifts else [layer.bias for layer in layers]
         h = torch.addmm(biases[0], x_t.to(self.first.weight.dtype), layers[0].weight.t())
@@ -182,8 +182,8 @@ class MLP(Network):
 class RBF(Network):
     """Normalised radial basis functions with a readout per step (the paper's swiss roll network).
 
-    Centres and widths are learned. They start as draws of unit variance, the data's, or where
-    `place` puts them.
+    Centres and widths are learned. Centres start as standard normal draws, since the data have unit
+    variance, or where `place` puts them.
     """
 
     clock: Clock = "step"
@@ -199,16 +199,16 @@ class RBF(Network):
 
     @torch.no_grad()
     def place(self, x_0: Tensor) -> None:
-        """Begin from the data: centres by k-means, widths two thirds of the way to the next.
+        """Initialise from the data: k-means centres, widths 2/3 of the distance to the nearest.
 
-        Units that begin elsewhere seldom find their way to thin data. The classical recipe (Moody
-        and Darken 1989), from the farthest of what is not yet near a centre (Gonzalez 1985).
+        Units that start elsewhere seldom reach sparse data. This is the classical recipe (Moody and
+        Darken 1989), with k-means started by farthest-point sampling (Gonzalez 1985).
 
         Args:
             x_0: data, [N, D], model units.
 
         Raises:
-            ValueError: fewer different data than units.
+            ValueError: fewer distinct data than units.
         """
         different = len(x_0.unique(dim=0))
         if different < len(self.centres):
@@ -230,13 +230,13 @@ class RBF(Network):
         self.log_widths.copy_((apart * (2 / 3)).log())
 
     def basis(self, x: Tensor) -> Tensor:
-        """phi(x) for x [B, D]: positive, sums to one over the units, [B, units]."""
+        """Return phi(x) for x [B, D]: positive, summing to one over the units, [B, units]."""
         squares = (x[:, None] - self.centres).square().sum(-1)
         return (-0.5 * squares * (-2.0 * self.log_widths).exp()).softmax(-1)
 
     @override
     def condition(self, time: Tensor) -> tuple[Tensor, ...]:
-        """The time as it is, t - 1 in 0..T - 1."""
+        """Return the time unchanged, t - 1 in 0..T - 1."""
         return (time,)
 
     @override

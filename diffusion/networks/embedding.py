@@ -1,11 +1,11 @@
-"""Sines and cosines of what a network reads: its time, and the last digits of its input.
+"""Sinusoidal embeddings of a network's time, and Fourier features of its input.
 
 With h = dim / 2 frequencies w_i = 10000^(-i / (h - freq_shift)), i = 0..h-1,
 
     embedding(u) = [sin(w_0 u) .. sin(w_{h-1} u), cos(w_0 u) .. cos(w_{h-1} u)]
 
 (Vaswani et al. 2017, section 3.5; Ho et al. 2020, appendix B). u is measured in steps, 0 to about
-1000: a network on the clock "log_snr" reads log(alpha_bar / (1 - alpha_bar)) as such a number.
+1000; for the clock "log_snr", log(alpha_bar / (1 - alpha_bar)) is rescaled to that range.
 """
 
 import math
@@ -18,7 +18,7 @@ from torch.nn import functional as F
 
 Clock = Literal["step", "log_snr"]
 
-#: Beyond +-20 the noise (or the signal) is below one part in 10^4 of the whole, in amplitude.
+#: Beyond +-20 the amplitude of the noise (or the signal) is below 10^-4 of the total.
 LOG_SNR_LIMIT = 20.0
 #: One nat of log-SNR counts as 25 steps, so that -20..20 fills the 1000 steps the frequencies suit.
 STEPS_PER_NAT = 25.0
@@ -51,7 +51,7 @@ def sinusoidal(
     Args:
         steps: [B], float.
         dim: width of the embedding, at least 2.
-        flip_sin_to_cos: cosines first, as diffusers' UNet2DModel has it by default.
+        flip_sin_to_cos: put cosines first, the default of diffusers' UNet2DModel.
         freq_shift: subtracted from the number of frequencies in the exponent; DDPM's code has 1.
 
     Returns:
@@ -67,14 +67,14 @@ def sinusoidal(
 def with_fourier(x_t: Tensor, exponents: Sequence[int]) -> Tensor:
     """Append sin(2^k pi x_t) and cos(2^k pi x_t), for each k in `exponents`, to the channels.
 
-    They tell neighbouring values of 8-bit data apart (VDM, Kingma et al. 2021, appendix C).
+    They help a network distinguish neighbouring 8-bit values (VDM, Kingma et al. 2021, appendix C).
 
     Args:
         x_t: [B, C, ...] in model units.
-        exponents: the k, which may be none.
+        exponents: the values of k; may be empty.
 
     Returns:
-        [B, C (1 + 2 len(exponents)), ...]: x_t, then the sine and the cosine of each k in turn.
+        [B, C (1 + 2 len(exponents)), ...]: x_t, then the sine and cosine for each k in turn.
     """
     angles = [2.0**k * math.pi * x_t for k in exponents]
     return torch.cat([x_t, *(f(angle) for angle in angles for f in (torch.sin, torch.cos))], dim=1)

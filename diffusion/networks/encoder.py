@@ -1,11 +1,11 @@
-"""The U-Net's way down, read out: of which of K labels a noisy image is.
+"""A classifier of noisy images into K labels: the downward half of a U-Net with a readout.
 
     h = conv_in(x_t);  e = silu(time(embedding(time)))
-    h = res(h, e), `blocks` times a level; halve between levels
+    h = res(h, e), `blocks` times per level; halve between levels
     logits = readout(mean over pixels of silu(norm_out(h)))
 
-Dhariwal and Nichol 2021, Section 4: half a U-Net, with the time, makes a classifier of noisy
-images. The mean over pixels stands in the place of their attention pooling.
+The architecture follows Dhariwal and Nichol 2021, Section 4, with the mean over pixels in place of
+their attention pooling.
 """
 
 from itertools import pairwise
@@ -23,16 +23,16 @@ from diffusion.networks.unet import Down
 
 
 class EncoderConfig(NetworkSettings):
-    """What an `Encoder` is built from.
+    """The configuration of an `Encoder`.
 
     Attributes:
         in_channels: channels C of an image.
         labels: K.
         channels: width of each level, from the full resolution down.
-        blocks: residual blocks a level.
+        blocks: residual blocks per level.
         dropout: inside the residual blocks, when training.
-        norm_groups, norm_eps: of every GroupNorm.
-        patch: side of the squares of pixels that are folded into channels first (1: none).
+        norm_groups, norm_eps: settings of every GroupNorm.
+        patch: side of the squares of pixels that are first folded into channels (1: none).
         clock: what `time` is: "step" (t - 1) or "log_snr".
     """
 
@@ -68,7 +68,7 @@ class EncoderConfig(NetworkSettings):
 
 
 class Encoder(Network):
-    """[B, C, H, W] and time [B] to the logits of labels [B, K]."""
+    """A network from [B, C, H, W] and time [B] to the logits of labels [B, K]."""
 
     def __init__(self, config: EncoderConfig) -> None:
         super().__init__()
@@ -95,13 +95,13 @@ class Encoder(Network):
 
     @override
     def condition(self, time: Tensor) -> tuple[Tensor, ...]:
-        """silu(time(embedding(time))), [B, 4 channels[0]]."""
+        """Return silu(time(embedding(time))), [B, 4 channels[0]]."""
         e = sinusoidal(as_steps(time, self.clock), self.config.channels[0])
         return (F.silu(self.time(e.to(self.time.weight.dtype))),)
 
     @override
     def given(self, x_t: Tensor, *condition: Tensor) -> Tensor:
-        """The logits [B, K] of x_t [B, C, H, W]."""
+        """Return the logits [B, K] for x_t [B, C, H, W]."""
         (e,) = condition
         h = self.conv_in(F.pixel_unshuffle(x_t.to(self.conv_in.weight.dtype), self.config.patch))
         for down in self.down:

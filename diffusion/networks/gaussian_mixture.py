@@ -1,4 +1,4 @@
-"""The oracle of real data, a mixture of Gaussians, with
+"""The exact network for real data drawn from a mixture of Gaussians.
 
 E[x_0 | x_t]   = sum_k p(k | x_t) E[x_0 | x_t, k]
 Cov[x_0 | x_t] = sum_k p(k | x_t) (Cov[x_0 | x_t, k] + (E_k - E)(E_k - E)^T)
@@ -18,14 +18,14 @@ _LOG_2PI = math.log(2.0 * math.pi)
 
 
 class GaussianMixtureConfig(MixtureConfig):
-    """What a `GaussianMixture` is built from."""
+    """The configuration of a `GaussianMixture`."""
 
     reads: ClassVar[tuple[str, str | None] | None] = ("x_0", "moment")
     kind: Literal["gaussian-mixture"] = "gaussian-mixture"
 
     @property
     def outputs(self) -> Literal[2]:
-        """Mean and variance part."""
+        """Two outputs per element: mean and variance part."""
         return 2
 
 
@@ -33,8 +33,8 @@ class GaussianMixtureConfig(MixtureConfig):
 class GaussianMixture(Mixture):
     """sum_k w_k N(x_0; mu_k, U_k diag(l_k) U_k^T), under x_t = sqrt(alpha_bar) x_0 + noise.
 
-    The covariances are kept as their eigenvectors `axes` [K, D, D] (columns) and eigenvalues
-    `variances` [K, D]: in each component's axes noise is added one coordinate at a time.
+    Covariances are stored as eigenvectors `axes` [K, D, D] (columns) and eigenvalues `variances`
+    [K, D], because adding isotropic noise changes only the eigenvalues.
     """
 
     means: Tensor
@@ -51,7 +51,7 @@ class GaussianMixture(Mixture):
 
     @classmethod
     def from_values(cls, weights: Tensor, means: Tensor, covariances: Tensor) -> Self:
-        """The mixture of given components.
+        """Build the mixture of the given components.
 
         Args:
             weights: [K], positive, sum 1.
@@ -59,7 +59,7 @@ class GaussianMixture(Mixture):
             covariances: [K, D, D], symmetric, positive definite.
 
         Raises:
-            ValueError: shapes that do not fit, weights off the simplex, a covariance that is none.
+            ValueError: mismatched shapes, weights off the simplex, or an invalid covariance.
         """
         K, D = len(weights), means.shape[-1]
         check_components(weights, means, (K, D))
@@ -79,19 +79,19 @@ class GaussianMixture(Mixture):
 
     @property
     def covariances(self) -> Tensor:
-        """Covariance of each component, float64 [K, D, D]."""
+        """The covariance of each component, float64 [K, D, D]."""
         return (self.axes * self.variances[:, None, :]) @ self.axes.mT
 
     @override
     def given(self, x_t: Tensor, *condition: Tensor) -> Tensor:
-        """E[x_0 | x_t] and log(Var(x_0 | x_t) / (1 - alpha_bar)), elementwise.
+        """Return E[x_0 | x_t] and log(Var(x_0 | x_t) / (1 - alpha_bar)), elementwise.
 
         Args:
             x_t: [B, D].
             condition: log-SNR, [B], infinite at alpha_bar = 0 and 1.
 
         Returns:
-            [B, 2 D] in the dtype of x_t: the mean, then the log-ratio, which is finite everywhere.
+            [B, 2 D] in the dtype of x_t: the mean, then the log-ratio, which is always finite.
         """
         time = condition[0].double()[:, None]
         signal, noise = time.sigmoid(), (-time).sigmoid()
@@ -99,11 +99,11 @@ class GaussianMixture(Mixture):
         p = log_joint.softmax(1)[:, :, None]  # [B, K, 1]
         means = self._means(signal.sqrt(), r, total)
         mean = (p * means).sum(1)
-        # Var(x_0 | x_t, k) / noise has no division by the noise, so it holds at noise 0 too:
+        # Var(x_0 | x_t, k) / noise, written without dividing by the noise, which may be 0:
         within = torch.einsum("kij,bkj->bki", self.axes.square(), self.variances / total)
         within = (p * within).sum(1)
-        # and between components E_k - E = -(noise / sqrt(signal)) (score_k - score) where there is
-        # much signal; it is taken as it stands where there is little.
+        # Between components, use E_k - E = -(noise / sqrt(signal)) (score_k - score) at high
+        # signal, and E_k - E directly at low signal.
         scores = torch.einsum("kij,bkj->bki", self.axes, r / total)
         spread_scores = (p * (scores - (p * scores).sum(1, keepdim=True)).square()).sum(1)
         spread_means = (p * (means - mean[:, None]).square()).sum(1)
@@ -112,39 +112,39 @@ class GaussianMixture(Mixture):
         return torch.cat([mean, (within + between).log()], dim=1).to(x_t.dtype)
 
     def log_prob(self, x_0: Tensor) -> Tensor:
-        """log p(x_0), nats, float64 [B]."""
+        """Return log p(x_0), nats, float64 [B]."""
         return self.marginal_log_prob(x_0, torch.full_like(x_0[:, 0], torch.inf))
 
     def marginal_log_prob(self, x_t: Tensor, log_snr: Tensor) -> Tensor:
-        """log q(x_t), nats, float64 [B]; log_snr [B]."""
+        """Return log q(x_t), nats, float64 [B]; log_snr [B]."""
         log_snr = log_snr.double()[:, None]
         return self.project(x_t, log_snr.sigmoid().sqrt(), (-log_snr).sigmoid())[0].logsumexp(1)
 
     def sample(self, noise: Noise) -> Tensor:
-        """Draws from p(x_0), one for each of the noise's rows, float32 [B, D]."""
-        # One array, for two calls would read the same numbers; the last of it picks the component.
+        """Draw from p(x_0) once per row of the noise, float32 [B, D]."""
+        # Two calls would return the same numbers, so make one; its last column picks the component.
         normal = noise.normal((self.config.features + 1,)).double()
         k = self.choose(torch.special.ndtr(normal[:, -1]))
         scaled = self.variances[k].sqrt() * normal[:, :-1]
         return (self.means[k] + torch.einsum("bij,bj->bi", self.axes[k], scaled)).float()
 
     def mean(self) -> Tensor:
-        """E[x_0], float64 [D]."""
+        """Return E[x_0], float64 [D]."""
         return self.weights @ self.means
 
     def covariance(self) -> Tensor:
-        """Cov[x_0], float64 [D, D]."""
+        """Return Cov[x_0], float64 [D, D]."""
         off = self.means - self.mean()
         spread = self.covariances + off[:, :, None] * off[:, None, :]
         return torch.einsum("k,kij->ij", self.weights, spread)
 
     def posterior(self, matrix: Tensor, y: Tensor, var: Tensor) -> tuple[Self, float]:
-        """p(x_0 | y), a mixture again, and log p(y) in nats, for y = A x_0 + noise.
+        """Return p(x_0 | y), again a mixture, and log p(y) in nats, for y = A x_0 + noise.
 
         Args:
             matrix: A, [M, D].
             y: [M].
-            var: the noise's variances, [M], above 0.
+            var: variances of the noise, [M], above 0.
         """
         matrix, covariances = matrix.double(), self.covariances
         total = matrix @ covariances @ matrix.mT + torch.diag(var.double())
@@ -154,16 +154,16 @@ class GaussianMixture(Mixture):
         log_joint = self.weights.log() + marginal.log_prob(off)
         means = self.means + (gain @ off[:, :, None])[:, :, 0]
         kept = covariances - gain @ matrix @ covariances
-        # A component that y excludes keeps a weight that a float can hold.
+        # Keep the weight of a component that y excludes above 0.
         weights = log_joint.softmax(0).clamp_min(1e-300)
         found = self.from_values(weights, means, (kept + kept.mT) / 2)
         return found, float(log_joint.logsumexp(0))
 
     def project(self, x: Tensor, scale: Tensor, var: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """What each component says of x = scale x_0 + sqrt(var) n; scale and var [B, 1].
+        """Evaluate x = scale x_0 + sqrt(var) n under each component; scale and var [B, 1].
 
-        First log p(k) p(x | k) [B, K]; then, in the component's axes, x - scale mu_k and its
-        variance, [B, K, D] both.
+        Returns log p(k) p(x | k) [B, K]; then, in the component's axes, x - scale mu_k and its
+        variance, both [B, K, D].
         """
         off = x.double()[:, None] - scale[:, :, None] * self.means
         r = torch.einsum("kij,bki->bkj", self.axes, off)
@@ -172,6 +172,6 @@ class GaussianMixture(Mixture):
         return self.weights.log() + log_normal, r, total
 
     def _means(self, scale: Tensor, r: Tensor, total: Tensor) -> Tensor:
-        """E[x_0 | x, k] = mu_k + U (scale l / total) r, [B, K, D]."""
+        """Return E[x_0 | x, k] = mu_k + U (scale l / total) r, [B, K, D]."""
         gain = scale[:, :, None] * self.variances / total
         return self.means + torch.einsum("kij,bkj->bki", self.axes, gain * r)

@@ -1,10 +1,10 @@
-"""Networks of other packages: kinds found by entry point, among what is installed and nowhere else.
+"""Networks from other installed packages, found by entry point.
 
     [project.entry-points."noneq.networks"]
     my-kind = "my_package.my_module:MyConfig"        a subclass of InstalledConfig
 
-An artefact holds the kind's name and arguments; the code is whatever the installed package has
-under that name. Nothing that an artefact says is ever imported or run.
+An artefact holds only the kind's name and arguments; the code is that of the installed package. An
+artefact never names code to import or run.
 """
 
 from abc import abstractmethod
@@ -20,11 +20,11 @@ GROUP: Final = "noneq.networks"
 
 
 class InstalledConfig(NetworkSettings):
-    """What a network of another package is built from; subclasses add their arguments.
+    """The configuration of another package's network; subclasses add their arguments.
 
     Attributes:
         kind: the entry point's name; a subclass makes it a Literal with a default.
-        outputs: 1 (mean part) or 2 (mean and variance part), each of as many channels as the data.
+        outputs: 1 (mean part) or 2 (mean and variance part), each with the data's channels.
     """
 
     kind: str
@@ -32,19 +32,19 @@ class InstalledConfig(NetworkSettings):
 
     @abstractmethod
     def build(self) -> Network:
-        """The network, with fresh weights."""
+        """Build the network with fresh weights."""
 
 
 def installed_kinds() -> list[str]:
-    """The kinds that installed packages bring, whose code is not imported by this."""
+    """List the kinds that installed packages provide, without importing their code."""
     return sorted({point.name for point in entry_points(group=GROUP)})
 
 
 def find(kind: str) -> type[InstalledConfig]:
-    """The configuration that an installed package has for a kind.
+    """Import the configuration class that an installed package provides for a kind.
 
     Raises:
-        ValueError: there is none, or more than one, or it cannot be used.
+        ValueError: no package or several provide it, or it cannot be used.
     """
     points = list(entry_points(group=GROUP, name=kind))
     if len(points) != 1:
@@ -59,7 +59,7 @@ def find(kind: str) -> type[InstalledConfig]:
         )
     try:
         config = points[0].load()
-    except Exception as error:  # of code that is not ours
+    except Exception as error:  # another package's code may raise anything
         raise ValueError(
             f"the network of kind {kind!r} cannot be imported from {points[0].value} of "
             f"{_package(points[0])} ({type(error).__name__}: {error}): fix or reinstall it"
@@ -82,5 +82,5 @@ def _read(value: Any) -> Any:  # noqa: ANN401  (whatever a document holds)
     )
 
 
-#: Read as the installed package's own configuration, and written with all its arguments.
+#: Parsed as the installed package's own configuration, and written with all its arguments.
 Installed = Annotated[SerializeAsAny[InstalledConfig], BeforeValidator(_read)]

@@ -1,8 +1,8 @@
-"""Mixtures, what the two oracles share: components with weights, known in closed form.
+"""The base of mixture networks, whose weighted components are known in closed form.
 
-With alpha_bar = sigmoid(log_snr) and responsibilities p(k | x_t), E[x_0 | x_t] is the mean over
-components of their own E[x_0 | x_t, k]. They are networks like any other, so that all likelihoods,
-posteriors and evidences can be held against the exact answer.
+With alpha_bar = sigmoid(log_snr) and responsibilities p(k | x_t), E[x_0 | x_t] is the weighted mean
+of E[x_0 | x_t, k] over components. They are networks like any other, so likelihoods, posteriors and
+evidences can be compared with exact answers.
 """
 
 from abc import ABC
@@ -19,7 +19,7 @@ from diffusion.networks.embedding import Clock
 
 
 class MixtureConfig(NetworkSettings):
-    """A mixture's sizes."""
+    """The sizes of a mixture."""
 
     components: int = Field(ge=1)
     features: int = Field(ge=1)
@@ -30,7 +30,7 @@ class MixtureConfig(NetworkSettings):
 
 
 class Mixture(Network, ABC):
-    """sum_k weights_k p(x_0 | k), with buffers in float64 whatever the module is cast to."""
+    """A mixture sum_k weights_k p(x_0 | k) whose buffers stay float64 when the module is cast."""
 
     clock: Clock = "log_snr"
     weights: Tensor
@@ -42,23 +42,23 @@ class Mixture(Network, ABC):
 
     @override
     def condition(self, time: Tensor) -> tuple[Tensor, ...]:
-        """The log-SNR as it is."""
+        """Return the log-SNR unchanged."""
         return (time,)
 
     @override
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
-        # .float() and .bfloat16() come through here as .to(device) does: only the device is obeyed.
+        # .float(), .bfloat16() and .to(device) all call this: change only the device.
         super()._apply(lambda x: x.to(fn(x).device), recurse)  # type: ignore[no-untyped-call]
         return self
 
     def choose(self, uniform: Tensor) -> Tensor:
-        """The component of each uniform number, int64 [B]."""
+        """Map each uniform number to a component, int64 [B]."""
         edges = self.weights.cumsum(0)[:-1]
         return torch.searchsorted(edges, uniform.double(), right=True)
 
 
 def check_components(weights: Tensor, values: Tensor, shape: tuple[int, ...]) -> None:
-    """Raise ValueError unless weights [K] lie on the simplex and values have the shape."""
+    """Raise ValueError unless weights [K] lie on the simplex and values have this shape."""
     if weights.ndim != 1 or not bool((weights > 0).all()) or abs(float(weights.sum()) - 1) > 1e-6:
         raise ValueError(
             f"weights [K] are positive and sum to 1, came {weights.tolist()}: divide by their sum"

@@ -1,13 +1,13 @@
-"""The paper's network for images (Sohl-Dickstein et al. 2015, appendix D.2 and Figure D.1).
+"""The multi-scale network for images of Sohl-Dickstein et al. 2015, appendix D.2 and Figure D.1.
 
     h <- softplus(sum_k up_k(conv_k(down_k(h))))                  multi-scale convolution (D.2.4)
-    d <- tanh(W d + b), of the whole image, beside it             dense path (D.2.5)
-    y  = W tanh(.. tanh(W [h, d])), at each pixel alone           layers of width 1
+    d <- tanh(W d + b), over the whole image, in parallel         dense path (D.2.5)
+    y  = W tanh(.. tanh(W [h, d])), at each pixel                 1x1 convolutions
     z_i = sum_j y_ij g_j(t)                                       Equation 62
     g_j(t) = exp(-(t - tau_j)^2 / 2 w^2) / sum_k exp(-(t - tau_k)^2 / 2 w^2)         Equation 63
 
-down_k is the mean over squares of 2^k pixels a side and up_k repeats a value over its square. z is
-z^mu, then z^Sigma, for the prediction "perturbation" (Equations 64 and 65).
+down_k averages squares of side 2^k pixels and up_k repeats a value over its square. z is z^mu, then
+z^Sigma, for the prediction "perturbation" (Equations 64 and 65).
 """
 
 import itertools
@@ -24,20 +24,20 @@ from diffusion.networks.embedding import Clock
 
 
 class MultiscaleConfig(NetworkSettings):
-    """What a `Multiscale` is built from; at least one of the two paths.
+    """The configuration of a `Multiscale`, with at least one of the two paths.
 
     Attributes:
-        shape: of an image, [C, H, W]; sides are multiples of 2^(scales - 1).
+        shape: shape of an image, [C, H, W]; sides are multiples of 2^(scales - 1).
         T: steps, over which the bumps are spread.
         outputs: 2 (mean and covariance part) or 1, each of C channels.
-        channels: width of each multi-scale layer in turn; empty leaves that path out, as the paper
-            did for MNIST.
-        scales: how many, each half the resolution of the one before.
+        channels: width of each multi-scale layer; empty to omit that path, as the paper did for
+            MNIST.
+        scales: number of scales, each at half the resolution of the one before.
         kernel: side of the convolutions, odd.
-        dense: width of each layer of the dense path in turn; empty leaves it out.
-        dense_channels: channels in which the dense path ends.
-        pixel: width of each layer of width 1 in turn.
-        bumps: J, functions of time.
+        dense: width of each layer of the dense path; empty to omit it.
+        dense_channels: channels of the dense path's output.
+        pixel: width of each 1x1 convolution.
+        bumps: J, the number of functions of time.
         zero_out: start from a network that returns zero.
     """
 
@@ -79,17 +79,17 @@ class MultiscaleConfig(NetworkSettings):
 
 
 class MultiscaleConv(nn.Module):
-    """softplus(sum_k up_k(conv_k(down_k(h)))), [B, c_in, H, W] -> [B, c_out, H, W]."""
+    """A layer softplus(sum_k up_k(conv_k(down_k(h)))), [B, c_in, H, W] -> [B, c_out, H, W]."""
 
     def __init__(self, c_in: int, c_out: int, scales: int, kernel: int) -> None:
         super().__init__()
-        # The scales are summed: one bias does for all.
+        # The scales are summed, so one bias is enough.
         self.convs = nn.ModuleList(
             nn.Conv2d(c_in, c_out, kernel, padding=kernel // 2, bias=not k) for k in range(scales)
         )
 
     def forward(self, h: Tensor) -> Tensor:
-        """The layer."""
+        """h [B, c_in, H, W] -> [B, c_out, H, W]."""
         total = self.convs[0](h)
         for k, conv in enumerate(self.convs):
             if k:
@@ -100,7 +100,7 @@ class MultiscaleConv(nn.Module):
 
 
 class Multiscale(Network):
-    """Multi-scale convolution, a dense path, and bumps of time; the module has the equations."""
+    """The multi-scale network; the module's docstring has its equations."""
 
     clock: Clock = "step"
 
@@ -128,7 +128,7 @@ class Multiscale(Network):
 
     @override
     def condition(self, time: Tensor) -> tuple[Tensor, ...]:
-        """g(t), float32 [B, J], of t - 1 [B]: positive, sums to one (Equation 63)."""
+        """Return g(t), float32 [B, J], from t - 1 [B]: positive, summing to one (Equation 63)."""
         width = self.config.T / self.config.bumps
         t = time.float() + 1.0
         centres = (torch.arange(self.config.bumps, device=t.device) + 0.5) * width

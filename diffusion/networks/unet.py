@@ -1,14 +1,14 @@
 """The U-Net of DDPM, for images.
 
     h = conv_in(x_t);  e = time_out(silu(time_in(embedding(time))))
-    down:  h = attn(res(h, e)), kept as a skip, `blocks` times a level; halve between levels
+    down:  h = attn(res(h, e)), kept as a skip, `blocks` times per level; halve between levels
     mid:   h = res(attn(res(h, e)), e)
-    up:    h = attn(res([h, skip], e)), `blocks + 1` times a level; double between levels
+    up:    h = attn(res([h, skip], e)), `blocks + 1` times per level; double between levels
     out:   conv_out(silu(norm_out(h)))
 
-The architecture of Ho, Jain and Abbeel (2020), appendix B, in the form of diffusers' `UNet2DModel`,
-layer by layer, and with `scale_shift`, `heads`, `resample` and `time_scale` those of Nichol and
-Dhariwal's `UNetModel` (2021): `python -m training convert` brings the weights of either.
+The architecture is that of Ho, Jain and Abbeel (2020), appendix B, and matches diffusers'
+`UNet2DModel` layer by layer; `scale_shift`, `heads`, `resample` and `time_scale` give Nichol and
+Dhariwal's `UNetModel` (2021). `python -m training convert` imports the weights of either.
 """
 
 from collections.abc import Sequence
@@ -34,33 +34,33 @@ from diffusion.networks.embedding import Clock, as_steps, sinusoidal, with_fouri
 
 
 class UNetConfig(NetworkSettings):
-    """What a `UNet` is built from.
+    """The configuration of a `UNet`.
 
     Attributes:
         in_channels: channels C of an image.
         outputs: 1 (mean part) or 2 (mean and variance part), each of C channels.
         channels: width of each level, from the full resolution down.
-        blocks: residual blocks a level on the way down (one more on the way up).
-        attention: which levels have self-attention, one boolean a level; empty for none.
+        blocks: residual blocks per level on the way down (one more on the way up).
+        attention: which levels have self-attention, one boolean per level; empty for none.
         mid_attention: self-attention between the two residual blocks of the lowest level.
-        head_dim: channels of an attention head; None for as many `heads` at every level.
-        heads: of attention where `head_dim` is None; one, as in DDPM.
-        scale_shift: the time's part in a residual block, see `blocks.Residual`.
-        resample: between levels, by a convolution ("conv") or a residual block ("residual").
+        head_dim: channels per attention head; None to use `heads` heads at every level.
+        heads: number of attention heads if `head_dim` is None; 1 in DDPM.
+        scale_shift: how the time enters a residual block, see `blocks.ResidualLayers`.
+        resample: change resolution by a convolution ("conv") or a residual block ("residual").
         dropout: inside the residual blocks, when training.
-        norm_groups, norm_eps: of every GroupNorm.
-        patch: side of the squares of pixels that are folded into channels first and unfolded last
-            (1: none, as in diffusers). The network then works at 1/patch of the resolution, which
-            on a CPU buys width for pixels; height and width are multiples of it.
+        norm_groups, norm_eps: settings of every GroupNorm.
+        patch: side of the squares of pixels that are folded into channels at the input and unfolded
+            at the output (1: none, as in diffusers); it divides height and width. The network works
+            at 1/patch of the resolution, which on a CPU makes wider layers affordable.
         fourier: append sin and cos of 2^k pi x_t for each k to the input (VDM, Kingma et al. 2021,
-            appendix C), so that the last bits of 8-bit data can be told apart.
-        gates: let the last convolution give, pixel by pixel, a weight for each of those features
-            beside the plain output: out = h_0 + sum_k h_k feature_k. Where x_0 is known but for
-            rounding, the noise is such a feature times a smooth weight.
+            appendix C), so that the network can distinguish the last bits of 8-bit data.
+        gates: add the Fourier features to the output with learned weights per pixel, out = h_0 +
+            sum_k h_k feature_k. Where x_0 is known up to rounding, the noise is such a feature
+            times a smooth weight.
         downsample_padding: 1, or 0 for DDPM's own asymmetric padding (right and bottom).
         flip_sin_to_cos, freq_shift: the time embedding, see `embedding.sinusoidal`.
-        time_scale: of the embedded steps; 1000 / T is the "rescaled timesteps" of Nichol and
-            Dhariwal (2021).
+        time_scale: factor on the embedded steps; 1000 / T gives the "rescaled timesteps" of Nichol
+            and Dhariwal (2021).
         zero_out: start from a network that returns zero.
         clock: what `time` is: "step" (t - 1) or "log_snr".
     """
@@ -131,7 +131,7 @@ class UNetConfig(NetworkSettings):
 
 
 class Blocks(nn.Module):
-    """Residual blocks, the first `attended` of them followed by attention, then `resample`."""
+    """Residual blocks, of which the first `attended` have attention, followed by `resample`."""
 
     def __init__(
         self,
@@ -147,7 +147,7 @@ class Blocks(nn.Module):
         self.resample = resample
 
     def block(self, i: int, h: Tensor, e: Tensor) -> Tensor:
-        """h through residual block i, and its attention if it has one."""
+        """Apply residual block i, and its attention if it has one."""
         h = self.res[i](h, e)
         return self.attn[i](h) if i < len(self.attn) else h
 
@@ -156,7 +156,7 @@ class Down(Blocks):
     """One level on the way down."""
 
     def forward(self, h: Tensor, e: Tensor) -> list[Tensor]:
-        """h -> the level's skips, of which the last leads on."""
+        """h -> the level's skips; the last is the input of the next level."""
         skips: list[Tensor] = []
         for i in range(len(self.res)):
             h = self.block(i, h, e)
@@ -165,7 +165,7 @@ class Down(Blocks):
 
 
 class Mid(Blocks):
-    """The bottom."""
+    """The lowest level."""
 
     def forward(self, h: Tensor, e: Tensor) -> Tensor:
         """h -> the same shape."""
@@ -178,7 +178,7 @@ class Up(Blocks):
     """One level on the way up."""
 
     def forward(self, h: Tensor, e: Tensor, skips: list[Tensor]) -> Tensor:
-        """h -> the next level's size; each block takes a skip off the end of `skips`."""
+        """h -> the next level's size; each block pops a skip from the end of `skips`."""
         for i in range(len(self.res)):
             h = self.block(i, torch.cat([h, skips.pop()], dim=1), e)
         return h if self.resample is None else self.resample(h, e, skips[-1].shape[-2:])
@@ -246,7 +246,7 @@ class UNet(Network):
 
     @override
     def condition(self, time: Tensor) -> tuple[Tensor, ...]:
-        """silu(time_out(silu(time_in(embedding(time))))), [B, 4 channels[0]]."""
+        """Return silu(time_out(silu(time_in(embedding(time))))), [B, 4 channels[0]]."""
         config = self.config
         steps, order = as_steps(time, self.clock) * config.time_scale, config.flip_sin_to_cos
         e = sinusoidal(
@@ -260,7 +260,7 @@ class UNet(Network):
         """Return the output [B, outputs * C, H, W] for x_t [B, C, H, W].
 
         Raises:
-            ValueError: `x_t` has not the configured C and patch.
+            ValueError: `x_t` does not have the configured C and patch.
         """
         config, (e,) = self.config, condition
         config.check_image(tuple(x_t.shape[1:]))

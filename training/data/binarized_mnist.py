@@ -58,5 +58,5 @@ def read_amat(content: bytes, name: str) -> Tensor:
     text = torch.frombuffer(bytearray(content), dtype=torch.uint8)
     bits = text.view(-1, LINE)[:, ::2] - ord("0")
     if bool((bits > 1).any()):
-        raise DataError(f"{name} has pixels other than 0 and 1")
+        raise DataError(f"{name} holds other characters than 0 and 1 at the places of its pixels")
     return bits.float().view(-1, 1, SIDE, SIDE)

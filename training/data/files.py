@@ -80,7 +80,7 @@ def read(dataset: str, file: RemoteFile) -> bytes:
         try:
             content = unpack(path.read_bytes())
         except (OSError, EOFError, lzma.LZMAError) as error:
-            raise DataError(f"{path} is not a valid {suffix} file ({error}); replace it") from error
+            raise DataError(f"{path} is no whole {suffix} file ({error}); replace it") from error
         found = hashlib.md5(content, usedforsecurity=False).hexdigest()
         if found != file.md5:
             raise DataError(

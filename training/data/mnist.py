@@ -65,7 +65,7 @@ def read_idx(path: Path) -> Tensor:
         content = gzip.decompress(path.read_bytes())
     except (OSError, EOFError) as error:
         raise DataError(
-            f"{path} is not a valid gzip file ({error}); delete it and try again"
+            f"{path} is no whole gzip file ({error}); delete it and try again"
         ) from error
     if len(content) < 4 or content[:3] != b"\x00\x00\x08":
         raise DataError(

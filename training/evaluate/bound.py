@@ -275,5 +275,5 @@ def _terms(e: Evaluation) -> str:
     """Describe the terms that were evaluated."""
     if e.trajectories is None:
         return f"{e.terms or 'all'}{', by importance' if e.strata == 'importance' else ''}"
-    assert e.gain is not None  # `evaluate` sets both
+    assert e.gain is not None  # `evaluate` sets it with `trajectories`
     return f"all of {e.trajectories} trajectories (gain {e.gain / math.log(2):.4f})"

@@ -63,7 +63,7 @@ def profiled(
     for i, t in enumerate(points.tolist()):
         here = _Point(found, x_0, t, config)
         error = here.error()
-        # Written before `costs`, because the kernel of variance "optimal" reads them.
+        # Set before `terms` and `costs`, whose kernel reads them if the variance is "optimal".
         profile.error[t], profile.last[t] = error, here.last(error)
         mean, spread = here.terms()
         columns["error"].append(profile.error[t].cpu())

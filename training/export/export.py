@@ -95,7 +95,7 @@ def from_oracle(name: str, device: torch.device) -> tuple[DiffusionModel, Metada
     """Build an oracle from its configuration, with its metadata and exact draws from it."""
     config = oracle.load(name)
     model = oracle.build(config)
-    assert isinstance(model.network, GaussianMixture | BitPatterns)  # `oracle.build` makes no other
+    assert isinstance(model.network, GaussianMixture | BitPatterns)  # all that `oracle.build` makes
     dataset = oracle.dataset(config, model)
     training = Provenance(
         data="exact draws of its own",

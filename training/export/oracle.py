@@ -112,7 +112,7 @@ def build(config: OracleConfig) -> DiffusionModel:
 def dataset(config: OracleConfig, model: DiffusionModel) -> Dataset:
     """Draw three disjoint splits from the oracle, with its exact density and entropy."""
     mixture, space = model.network, model.space
-    assert isinstance(mixture, GaussianMixture | BitPatterns)  # `build` makes no other
+    assert isinstance(mixture, GaussianMixture | BitPatterns)  # all that `build` makes
 
     def rows(first: int, count: int) -> Tensor:
         place = torch.arange(first, first + count)

@@ -17,7 +17,7 @@ from diffusion.noise import Stream, counter_noise
 from training import data
 from training.data.mnist import MnistConfig
 
-DIGITS = (4, 9, 12)  # a four and two nines: none of them a digit when upside down
+DIGITS = (4, 9, 12)  # a four and two nines: none is a digit upside down
 HIDDEN = (0, 1, 4)
 NOISE_STD = 64.0
 

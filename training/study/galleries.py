@@ -43,7 +43,9 @@ def draw(model: DiffusionModel, panels: Sequence[Panel], path: Path, columns: in
     figure.tight_layout(pad=0.4)
     FigureCanvasAgg(figure)
     path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=150, bbox_inches="tight", metadata={"Software": None})  # titles whole
+    figure.savefig(
+        path, dpi=150, bbox_inches="tight", metadata={"Software": None}
+    )  # uncropped titles
 
 
 def denoising(

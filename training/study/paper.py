@@ -89,7 +89,7 @@ def parzen_of_model(
     model, metadata = load(artefact_path(places.models, "mnist"), device)
     _, dataset = source(model, metadata)
     # Samples: 500 by DPM-Solver++ in 20 or 40 steps score 50 bits less than 500 ancestral ones.
-    # Means: of stops at .85, .83, .81, .80, .79, .77, .75 T, .81 is the best on 3,000 of `valid`.
+    # Means: of stops at .85, .83, .81, .80, .79, .77, .75 T, .81 scores best on 3,000 `valid` rows.
     steps, stop = (model.T // 10, round(0.81 * model.T)) if stopped else (30, 0)
     sampler = Ancestral(steps=steps)
     folder = parzen.run_folder(places.runs / "parzen" / "mnist", model, sampler, 0, stop)
@@ -128,7 +128,7 @@ class Measurement:
     of: bool = False
 
 
-#: By the name of the file.
+#: Keyed by file name.
 MEASUREMENTS = {
     "parzen-mnist": Measurement("mnist", parzen_of_model, of=True),
     "parzen-means": Measurement("mnist", parzen_of_means, of=True),

@@ -29,7 +29,7 @@ from training.fit.parallel import Ranks
 from training.study import ideal
 
 BIT = math.log(2)
-FIRST = 1e-3  # beta_1 of every table but the cosine, which has its own
+FIRST = 1e-3  # beta_1 of every table except cosine, which has its own
 FIXED: dict[str, dict[str, Any]] = {
     "linear": {"kind": "linear", "first": FIRST, "last": 0.6},
     "cosine": {"kind": "cosine"},
@@ -177,7 +177,7 @@ def best(base: configs.FitConfig, which: str, dataset: data.Dataset) -> Row:
 def compare(name: str, out: Path, ranks: Ranks) -> list[Row] | None:
     """Measure every schedule, resuming earlier fits; return None if a fit was interrupted."""
     base, found = configs.load(name), list[Row]()
-    roll_of(base)  # before the work, not after it
+    roll_of(base)  # fail before the work
     dataset = data.load(base.data)
     for schedule in (*FIXED, *LEARNED):
         row = measure(base, schedule, dataset, out, ranks)

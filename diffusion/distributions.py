@@ -1,10 +1,10 @@
-"""Distributions over rows: independent elements, one row an example.
+"""Distributions over rows of independent elements, one row per example.
 
     log_prob(x) = sum over elements,    KL(q || p) = E_q[log q - log p],
     q(x) r(x) = Z * (q multiplied by r)(x)
 
-Every figure is in nats and summed over a row's elements: [B]. Products have closed forms, kernel
-and normaliser both (Sohl-Dickstein et al. 2015, Section 2.5).
+All results are in nats, summed over the elements of a row: [B]. Products and their normalisers have
+closed forms (Sohl-Dickstein et al. 2015, Section 2.5).
 """
 
 import math
@@ -23,21 +23,21 @@ from diffusion.noise import Noise
 from diffusion.rows import Rows, row_sum
 from diffusion.space import DataSpace
 
-#: log(2 pi), a Normal's share of each element.
+#: log(2 pi)
 LOG_2PI = math.log(2.0 * math.pi)
-_FAR = 1e3  # standard deviations; stands for infinity where a gradient must stay finite
-#: The most by which a tilt widens a Normal's variance: a factor that grows faster than the Normal
-#: falls has no product with it, and weights correct the rest.
+_FAR = 1e3  # standard deviations; a stand-in for infinity that keeps gradients finite
+#: Limit on the factor by which a tilt widens a Normal. A tilt that grows faster than the Normal
+#: falls has no normalised product, so weights correct the rest.
 _WIDEST = 4.0
 
 
 class Distribution(Rows, ABC):
-    """One family over rows [B, *event]; `other` is always of the same family.
+    """A distribution over rows [B, *event]; `other` is always of the same family.
 
-    As a factor it holds what was observed of each element: `values` with `noise`, where `known`.
+    Used as a factor, it holds an observation: `values` with `noise`, where `known`.
 
     Attributes:
-        continuous: whether it is a density.
+        continuous: whether it has a density.
         mean: [B, *event].
         var: broadcastable to `mean`.
     """
@@ -48,27 +48,27 @@ class Distribution(Rows, ABC):
 
     @abstractmethod
     def sample(self, noise: Noise) -> Tensor:
-        """One draw a row, [B, *event]."""
+        """Draw once per row, [B, *event]."""
 
     @abstractmethod
     def log_prob(self, x: Tensor) -> Tensor:
-        """log p(x), nats [B]."""
+        """Return log p(x), nats [B]."""
 
     @abstractmethod
     def kl(self, other: Self) -> Tensor:
-        """KL(self || other), nats [B]."""
+        """Return KL(self || other), nats [B]."""
 
     @abstractmethod
     def entropy(self) -> Tensor:
-        """-E log p, nats [B]."""
+        """Return the entropy -E log p, nats [B]."""
 
     @abstractmethod
     def multiply(self, other: Self) -> tuple[Self, Tensor]:
-        """The normalised product with `other`, and log Z in nats [B]."""
+        """Return the normalised product with `other`, and log Z in nats [B]."""
 
     @abstractmethod
     def observe(self, factor: Self) -> tuple[Self, Tensor]:
-        """`multiply` by an observation, which is 1 where nothing was seen; log Z float64 [B]."""
+        """`multiply` by an observation, which counts as 1 where unknown; log Z is float64 [B]."""
 
     @property
     @abstractmethod
@@ -83,52 +83,51 @@ class Distribution(Rows, ABC):
     @property
     @abstractmethod
     def values(self) -> Tensor:
-        """What a factor observed, [B, *event]."""
+        """The values that a factor observed, [B, *event]."""
 
     @property
     @abstractmethod
     def noise(self) -> Tensor:
-        """A factor's noise, a standard deviation or a flip probability, [B, *event]."""
+        """The noise of a factor: standard deviations or flip probabilities, [B, *event]."""
 
     @abstractmethod
     def log_mass(self, x: Tensor, space: DataSpace) -> Tensor:
-        """log of the probability of the level that each element of x is, nats [B].
+        """Return the log-probability of the discrete levels x, nats [B].
 
         Raises:
-            ValueError: data without levels.
+            ValueError: the data have no levels.
         """
 
     @abstractmethod
     def tilt(self) -> "Tilt":
-        """The density or probability as a factor."""
+        """Return the density or probability as a factor."""
 
     @abstractmethod
     def tilted(self, tilt: "Tilt") -> tuple[Self, Tensor, Tensor]:
-        """The normalised product p' = p f / Z; log Z, float64 [B]; and a missing curvature e.
+        """Return the product p' = p f / Z, log Z (float64 [B]) and a missing curvature e.
 
-        Where f grows faster than p falls p f has no integral: p' is then narrower, and
-        p f / Z = p' exp(e (x - mean)^2 / 2), e float64 [B, *event], 0 elsewhere.
+        Where f grows faster than p falls, p f has no integral. There p' is narrower, and
+        p f / Z = p' exp(e (x - mean)^2 / 2) with e float64 [B, *event]; e is 0 elsewhere.
         """
 
     @property
     @abstractmethod
     def noisy(self) -> bool:
-        """Whether a factor allows for noise in anything that it observed."""
+        """Whether a factor allows for noise in any of its values."""
 
     def double(self) -> Self:
-        """The same in float64."""
+        """Return a copy in float64."""
         return self.each(Tensor.double)
 
 
 @final
 @dataclass(frozen=True)
 class Normal(Distribution):
-    """N(mean, var) elementwise.
+    """A Normal N(mean, var) with independent elements.
 
     Args:
         mean: [B, *event].
-        var: broadcastable to `mean`. As a factor of `multiply`, 0 means known exactly and infinity
-            not known at all.
+        var: broadcastable to `mean`. In a factor, 0 means known exactly and infinity unknown.
     """
 
     mean: Tensor
@@ -136,25 +135,25 @@ class Normal(Distribution):
 
     @override
     def sample(self, noise: Noise) -> Tensor:
-        """mean + sqrt(var) n, [B, *event]; where var is 0 the mean comes back bit for bit."""
+        """Draw mean + sqrt(var) n, [B, *event]; exactly the mean where var is 0."""
         drawn = noise.normal(self.mean.shape[1:]).to(self.mean)
         return torch.addcmul(self.mean, self.var.sqrt(), drawn)
 
     @override
     def log_prob(self, x: Tensor) -> Tensor:
-        """log N(x; mean, var), nats [B]."""
+        """Return log N(x; mean, var), nats [B]."""
         return -0.5 * row_sum((x - self.mean).square() / self.var + self._log_var() + LOG_2PI)
 
     @override
     def kl(self, other: Self) -> Tensor:
-        """KL(self || other), nats [B]."""
+        """Return KL(self || other), nats [B]."""
         ratio = (self.var / other.var).expand_as(self.mean)
         shift = (self.mean - other.mean).square() / other.var
         return 0.5 * row_sum(ratio - 1.0 - ratio.log() + shift)
 
     @override
     def entropy(self) -> Tensor:
-        """(1/2) log(2 pi e var), nats [B]."""
+        """Return (1/2) log(2 pi e var), nats [B]."""
         return 0.5 * row_sum(self._log_var() + (LOG_2PI + 1.0))
 
     @override
@@ -168,14 +167,10 @@ class Normal(Distribution):
 
     @override
     def multiply(self, other: Self) -> tuple[Self, Tensor]:
-        """The normalised product with `other` and log Z = log N(mean; other.mean, var + other.var).
+        """Return the normalised product, and log Z = log N(mean; other.mean, var + other.var).
 
-        Elements where either variance is infinite are not constrained by it: they take the other's
-        parameters and add nothing to log Z. Where `other.var` is 0 the product is `other.mean` bit
-        for bit.
-
-        Returns:
-            The product, and log Z in nats [B].
+        Where one variance is infinite, the element takes the other's parameters and adds nothing to
+        log Z. Where `other.var` is 0 the product is exactly `other.mean`.
         """
         mean, var = torch.broadcast_tensors(self.mean, self.var)
         other_mean, other_var = torch.broadcast_tensors(other.mean, other.var)
@@ -218,7 +213,7 @@ class Normal(Distribution):
 
     @override
     def log_mass(self, x: Tensor, space: DataSpace) -> Tensor:
-        """log of the mass in the bin of each level, the end bins open, nats [B].
+        """Return the log-mass of each level's bin, with open end bins, nats [B].
 
         Phi((x + h - mean) / std) - Phi((x - h - mean) / std), h half a level in model units
         (Ho, Jain and Abbeel 2020, Equation 13).
@@ -233,7 +228,7 @@ class Normal(Distribution):
         std = self.var.double().sqrt()
         below = torch.where(x <= low + half, -_FAR, (x - half - mean) / std).clamp(-_FAR, _FAR)
         above = torch.where(x >= high - half, _FAR, (x + half - mean) / std).clamp(-_FAR, _FAR)
-        # In the upper tail the difference is taken from the other side, where it does not cancel.
+        # In the upper tail, subtract from the other side to avoid cancellation.
         flip = below + above > 0
         lower = log_ndtr(torch.where(flip, -above, below))
         upper = log_ndtr(torch.where(flip, -below, above))
@@ -249,9 +244,10 @@ class Normal(Distribution):
 
     @override
     def tilted(self, tilt: "Tilt") -> tuple[Self, Tensor, Tensor]:
-        """With g = h - k mean the slope of log f at the mean: var' = var / (1 + k var), mean' =
-        mean + var' g and log Z = log f(mean) + g^2 var' / 2 - log(1 + k var) / 2; 1 + k var is
-        taken to be at least 1 / 4.
+        """Multiply by f, whose log has slope g = h - k mean at the mean.
+
+        var' = var / (1 + k var), mean' = mean + var' g, log Z = log f(mean) + g^2 var' / 2 -
+        log(1 + k var) / 2; 1 + k var is clamped to at least 1 / 4.
         """
         mean = self.mean.double()
         var = self.var.double().expand_as(mean)
@@ -277,10 +273,10 @@ class Normal(Distribution):
 @final
 @dataclass(frozen=True)
 class Bernoulli(Distribution):
-    """B(sigmoid(logits)) elementwise, over 0 and 1.
+    """A Bernoulli B(sigmoid(logits)) with independent elements in {0, 1}.
 
     Args:
-        logits: [B, *event]; -inf and inf are certain zeros and ones.
+        logits: [B, *event]; -inf and inf mean certain zeros and ones.
     """
 
     continuous = False
@@ -288,7 +284,7 @@ class Bernoulli(Distribution):
 
     @classmethod
     def of(cls, probability: Tensor) -> Self:
-        """From the probability of a one, [B, *event]."""
+        """Build from the probability of a one, [B, *event]."""
         return cls(torch.logit(probability))
 
     @property
@@ -298,35 +294,34 @@ class Bernoulli(Distribution):
 
     @property
     def var(self) -> Tensor:  # type: ignore[override]
-        """P(1) (1 - P(1)), [B, *event]."""
+        """The variance P(1) (1 - P(1)), [B, *event]."""
         return self.mean * (1 - self.mean)
 
     @override
     def sample(self, noise: Noise) -> Tensor:
-        """1 where a uniform draw falls under the mean, [B, *event]."""
+        """Draw 1 where a uniform number is below the mean, [B, *event]."""
         return (noise.uniform(self.logits.shape[1:]).to(self.mean) < self.mean).to(self.mean)
 
     @override
     def log_prob(self, x: Tensor) -> Tensor:
-        """log B(x), nats [B]; -inf where x is impossible."""
+        """Return log B(x), nats [B]; -inf where x is impossible."""
         return row_sum(torch.where(x > 0.5, F.logsigmoid(self.logits), F.logsigmoid(-self.logits)))
 
     @override
     def kl(self, other: Self) -> Tensor:
-        """KL(self || other), nats [B]."""
+        """Return KL(self || other), nats [B]."""
         return row_sum(self._expect(self._log(1) - other._log(1), self._log(0) - other._log(0)))
 
     @override
     def entropy(self) -> Tensor:
-        """-E log B, nats [B]."""
+        """Return the entropy -E log B, nats [B]."""
         return -row_sum(self._expect(self._log(1), self._log(0)))
 
     @override
     def multiply(self, other: Self) -> tuple[Self, Tensor]:
-        """The normalised product with `other` and log Z = log sum_x self(x) other(x).
+        """Return the normalised product, and log Z = log sum_x self(x) other(x), nats [B].
 
-        Returns:
-            The product, and log Z in nats [B]; -inf where the two exclude each other.
+        log Z is -inf where the two exclude each other.
         """
         log_z = torch.logaddexp(self._log(1) + other._log(1), self._log(0) + other._log(0))
         return type(self)(self.logits + other.logits), row_sum(log_z)
@@ -334,7 +329,7 @@ class Bernoulli(Distribution):
     @override
     def observe(self, factor: Self) -> tuple[Self, Tensor]:
         product, log_z = self.multiply(factor)
-        # A logit of 0 counts 1/2 for a bit of which nothing was seen: it is to count 1.
+        # A logit of 0 gives an unknown bit a factor of 1/2; make it 1.
         log_z = log_z + math.log(2.0) * row_sum(~factor.known)
         return product, log_z.double()
 
@@ -381,7 +376,7 @@ class Bernoulli(Distribution):
         return bool(self.logits[self.known].isfinite().any())
 
     def log_each(self, x: Tensor) -> Tensor:
-        """log-probability of each bit of x, float64 [B, *event]."""
+        """Return the log-probability of each bit of x, float64 [B, *event]."""
         logits = self.logits.double()
         return F.logsigmoid(torch.where(x > 0.5, logits, -logits))
 
@@ -389,7 +384,7 @@ class Bernoulli(Distribution):
         return F.logsigmoid(self.logits if x else -self.logits)
 
     def _expect(self, one: Tensor, zero: Tensor) -> Tensor:
-        """E of a function that is `one` at 1 and `zero` at 0; an impossible value adds nothing."""
+        """Return E of a function that is `one` at 1 and `zero` at 0; impossible values add 0."""
         p = self.mean
         return torch.where(p > 0, p * one, 0.0) + torch.where(p < 1, (1.0 - p) * zero, 0.0)
 
@@ -397,12 +392,12 @@ class Bernoulli(Distribution):
 @final
 @dataclass(frozen=True)
 class Tilt:
-    """A factor f(x) = exp(c + sum_i (h_i x_i - k_i x_i^2 / 2)) of B rows, in canonical form.
+    """A factor f(x) = exp(c + sum_i (h_i x_i - k_i x_i^2 / 2)) over B rows, in canonical form.
 
     Attributes:
         constant: c, float64 [B].
         linear: h, float64 [B, *event].
-        curvature: k, float64, broadcastable to `linear`; of bits 0.
+        curvature: k, float64, broadcastable to `linear`; 0 for binary data.
     """
 
     constant: Tensor
@@ -410,7 +405,7 @@ class Tilt:
     curvature: Tensor
 
     def times(self, other: Self, power: Tensor | float = 1.0) -> Self:
-        """f g^power; power a number, or float64 [B]."""
+        """Return f g^power, with `power` a number or float64 [B]."""
         power = torch.as_tensor(power, dtype=torch.float64, device=self.constant.device)
         each = power.reshape(-1, *[1] * (self.linear.ndim - 1))
         return type(self)(
@@ -420,6 +415,6 @@ class Tilt:
         )
 
     def log(self, x: Tensor) -> Tensor:
-        """log f(x), nats, float64 [B]."""
+        """Return log f(x), nats, float64 [B]."""
         x = x.double()
         return self.constant + row_sum(self.linear * x - self.curvature * x.square() / 2)

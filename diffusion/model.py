@@ -1,4 +1,4 @@
-"""The model: process, network and data space, and p(x_s | x_t), the reverse kernel they give."""
+"""The diffusion model: a process, a network and a data space, which give p(x_s | x_t)."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -20,14 +20,14 @@ AnyPrediction = TypeVar("AnyPrediction", bound=Prediction)
 @final
 @dataclass(frozen=True)
 class Times:
-    """What B steps determine before any x_t is known.
+    """The inputs at B steps that do not depend on x_t.
 
     Attributes:
         t: int64 [B].
-        condition: the network's conditions, [B, ...] each; the time itself for a network that is
-            not a `networks.base.Network`.
-        of_x_0: float32 [B, 2], `Output.affine`, or its two numbers [] for one step; None for
-            predictions of another form.
+        condition: the network's conditions, [B, ...] each; just the time if it is not a
+            `networks.base.Network`.
+        of_x_0: `Output.affine` as float32 [B, 2], or as two numbers [] for one step; None if the
+            prediction is not affine.
     """
 
     t: Tensor
@@ -35,8 +35,8 @@ class Times:
     of_x_0: Tensor | Sequence[Tensor] | None
 
     def rows(self, index: slice | Tensor, t: Tensor | None = None) -> "Times":
-        """Some of them."""
-        assert self.of_x_0 is None or isinstance(self.of_x_0, Tensor)  # one step has no rows
+        """Select some of the steps."""
+        assert self.of_x_0 is None or isinstance(self.of_x_0, Tensor)  # a single step has no rows
         return Times(
             self.t[index] if t is None else t,
             tuple(part[index] for part in self.condition),
@@ -44,7 +44,7 @@ class Times:
         )
 
     def each(self) -> "list[Times]":
-        """The steps one by one, each for any number of rows."""
+        """Split into single steps, each usable for any number of rows."""
         known = zip(*(part.split(1) for part in self.condition), strict=True)
         flat = self.of_x_0.flatten().unbind() if isinstance(self.of_x_0, Tensor) else None
         pairs = [flat and flat[i : i + 2] for i in range(0, 2 * len(self.t), 2)]
@@ -58,12 +58,12 @@ class DiffusionModel(nn.Module):
 
     Args:
         process: the forward process.
-        network: [B, *event] and time [B] to [B, outputs * event[0], ...]; its `clock` says which
-            time.
+        network: maps [B, *event] and a time [B] to [B, outputs * event[0], ...]; `clock` says
+            which time.
         space: what an example is.
         prediction: what the network predicts.
-        variance: the reverse kernel's variance; None for bits, and with "perturbation".
-        profile: what was measured of the model, if anything was; "optimal" needs it.
+        variance: the reverse kernel's variance; None for binary data and for "perturbation".
+        profile: measurements of the model, if any; variance "optimal" needs them.
 
     Raises:
         ValueError: the parts do not fit each other.
@@ -112,22 +112,21 @@ class DiffusionModel(nn.Module):
 
     @property
     def output(self) -> Output:
-        """What the network's output means."""
+        """How to read the network's output."""
         return self.process.output(self.prediction, self.variance, self.profile)
 
     @property
     def device(self) -> torch.device:
-        """Where the model lives."""
+        """The device that holds the model."""
         return self.process.beta.device
 
     def predict(self, x_t: Tensor, t: Tensor | Times, clip: bool = True) -> Prediction:
-        """The network's prediction at x_t; the only place where it is called.
+        """Call the network at x_t; nothing else calls it.
 
         Args:
             x_t: [B, *event], model units.
-            t: int64 [B], 1..T, or `times` of it.
-            clip: whether to clip it, as `clip`; not in training, for a clipped element has no
-                gradient.
+            t: int64 [B], 1..T, or its `times`.
+            clip: whether to apply `clip`; False in training, as clipped elements have no gradient.
         """
         at = t if isinstance(t, Times) else self.times(t)
         ours = isinstance(self.network, Network)
@@ -137,11 +136,11 @@ class DiffusionModel(nn.Module):
         return self.clip(found) if clip else found
 
     def clip(self, prediction: AnyPrediction) -> AnyPrediction:
-        """The same with x_0hat within the data's range, or what the process allows, and z too."""
+        """Clamp x_0hat and z to the data's range, or else to what the process allows."""
         return prediction.clipped(self._low, self._high)
 
     def times(self, t: Tensor) -> Times:
-        """What the steps t, int64 [B], or [1] for all rows, determine; from the table if any."""
+        """Return the inputs at t, int64 [B] or [1] for all rows, from the table if there is one."""
         if self._table is not None:
             return self._table.rows(t - 1, t)
         time = self._time(t)
@@ -149,9 +148,9 @@ class DiffusionModel(nn.Module):
         return Times(t, known, self._of_x_0(t))
 
     def tabulate(self) -> None:
-        """Compute `times` for every t, kept until the model is moved or its weights change."""
+        """Compute `times` for every t and keep it until the model moves or its weights change."""
         self._table = None
-        # Gradients of x_t go through what is looked up here, which inference tensors do not allow.
+        # Gradients of x_t pass through the table, so it must not hold inference tensors.
         with torch.inference_mode(False), torch.no_grad():
             self._table = self.times(torch.arange(1, self.T + 1, device=self.device))
 
@@ -166,10 +165,10 @@ class DiffusionModel(nn.Module):
         return None if found is None else found.float()
 
     def reverse_kernel(self, x_t: Tensor, t: Tensor, s: Tensor) -> Distribution:
-        """p(x_s | x_t), rows [B, *event]; s < t, int64 [B]."""
+        """Return p(x_s | x_t), rows [B, *event]; s < t, int64 [B]."""
         return self.predict(x_t, t).kernel(s)
 
     def _time(self, t: Tensor) -> Tensor:
-        """The network's clock: t - 1 ("step"), or log SNR ("log_snr"), float32 [B]."""
+        """Return the network's time: t - 1 for clock "step", or the log SNR, float32 [B]."""
         snr = self.network.clock == "log_snr"
         return self.process.log_snr(t).float() if snr else (t - 1).float()

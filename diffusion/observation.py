@@ -1,9 +1,9 @@
-"""Observations r(x_0): what was measured of an example, and kernels multiplied by it.
+"""Observations r(x_0) of an example, and the products of kernels with them.
 
     y = A x_0 + noise,     p~(x_s | x_t) = p(x_s | x_t) r(x_s) / Z~_t(x_t)
 
-Products with a Normal or a Bernoulli kernel have closed forms, draws and Z~ both (Sohl-Dickstein et
-al. 2015, Section 2.5).
+With a Normal or a Bernoulli kernel, both the draws and Z~ have closed forms (Sohl-Dickstein et al.
+2015, Section 2.5).
 """
 
 import math
@@ -23,7 +23,7 @@ from diffusion.rows import Rows, row_sum
 from diffusion.space import DataSpace
 
 _ELEMENTS = Mask()
-#: Why a product of models is refused beside some observations.
+#: Why some observations cannot be combined with a product of models.
 TIED = (
     "a product of models is worked out element by element, and what was seen ties them together: "
     "observe elements (operator 'mask'), with covariance 'diagonal' or 'independent'"
@@ -33,11 +33,11 @@ TIED = (
 @final
 @dataclass(frozen=True)
 class Observation(Rows):
-    """What was seen of N data, as a factor over A x_0 in model units.
+    """What was observed of N examples, as a factor over A x_0 in model units.
 
     Attributes:
         factor: [N, *seen]; infinite variance, or a logit of 0, where nothing was seen.
-        operator: A; of bits a `Mask`.
+        operator: A; always a `Mask` for binary data.
     """
 
     factor: Distribution
@@ -45,12 +45,12 @@ class Observation(Rows):
 
     @classmethod
     def of_reals(cls, y: Tensor, known: Tensor, noise_std: Tensor | float = 0.0) -> Self:
-        """y = x_0 + noise_std n where known; with 0 the values themselves.
+        """Observe elements one by one: y = x_0 + noise_std n where known.
 
         Args:
             y: [N, *event], model units; ignored where not known.
             known: bool [N, *event].
-            noise_std: model units, a number or broadcastable to `y`.
+            noise_std: model units, a number or broadcastable to `y`; 0 for exact values.
         """
         var = torch.as_tensor(noise_std, dtype=y.dtype, device=y.device).square()
         seen = torch.where(known, var, torch.inf)
@@ -64,7 +64,7 @@ class Observation(Rows):
         event: tuple[int, ...],
         noise_std: Tensor | float = 0.0,
     ) -> Self:
-        """y = A x_0 + noise_std n.
+        """Observe a linear map: y = A x_0 + noise_std n.
 
         Args:
             operator: A.
@@ -73,7 +73,7 @@ class Observation(Rows):
             noise_std: model units, a number or broadcastable to `y`.
 
         Raises:
-            ValueError: shapes that do not fit, or a singular A seen without noise.
+            ValueError: the shapes do not fit, or A is singular and there is no noise.
         """
         wanted = operator.seen(event)
         if tuple(y.shape[1:]) != wanted:
@@ -85,7 +85,7 @@ class Observation(Rows):
         if not isinstance(operator, Mask):
             exact = (seen.factor.var == 0).flatten(1).any(0)
             rows = operator.matrix(event, y.device)[exact]
-            rows = rows / rows.abs().amax(1, keepdim=True).clamp_min(1e-300)  # of any units
+            rows = rows / rows.abs().amax(1, keepdim=True).clamp_min(1e-300)  # unit-free
             if len(rows) and int(torch.linalg.matrix_rank(rows, rtol=1e-6)) < len(rows):
                 raise ValueError(
                     f"of {len(rows)} numbers seen without noise some follow from the others (a "
@@ -95,13 +95,13 @@ class Observation(Rows):
 
     @classmethod
     def of_bits(cls, y: Tensor, known: Tensor, flip_probability: float = 0.0) -> Self:
-        """y = x_0, each bit flipped with `flip_probability` in [0, 1/2), where known."""
+        """Observe bits where known, each flipped with `flip_probability` in [0, 1/2)."""
         strength = math.inf if flip_probability == 0 else math.log(1 / flip_probability - 1)
         logits = torch.where(y > 0.5, strength, -strength).to(y.dtype)
         return cls(Bernoulli(torch.where(known, logits, 0.0)))
 
     def __len__(self) -> int:
-        """N."""
+        """The number of examples, N."""
         return len(self.known)
 
     @property
@@ -111,35 +111,35 @@ class Observation(Rows):
 
     @property
     def values(self) -> Tensor:
-        """What was seen where all is known, [N, *seen]: numbers, or bits."""
+        """The observed numbers or bits, [N, *seen]; meaningless where nothing is known."""
         return self.factor.values
 
     def one_noise(self, most: float) -> float | None:
-        """The noise that all elements have, each seen for itself, below `most`; else None."""
+        """Return the noise level if all elements are observed with the same one, below `most`."""
         if not isinstance(self.operator, Mask) or not bool(self.known.all()):
             return None
         noise = self.factor.noise
         first = float(noise.flatten()[0])
-        same = bool(((noise - first).abs() <= 1e-5 * first).all())  # to rounding, in other units
+        same = bool(((noise - first).abs() <= 1e-5 * first).all())  # up to rounding
         return first if 0 < first < most and same else None
 
     @property
     def count(self) -> Tensor:
-        """How many numbers were seen of each example, int64 [N]."""
+        """The number of values seen of each example, int64 [N]."""
         return row_sum(self.known)
 
     @property
     def tensors(self) -> tuple[Tensor, ...]:
-        """Mean and variance, or logits, [N, *seen] each."""
+        """The factor's mean and variance, or its logits, [N, *seen] each."""
         return self.factor.tensors
 
     def multiply(self, kernel: Distribution) -> "tuple[Distribution | Conditioned, Tensor]":
-        """p r / Z~ of a kernel p(x_s | x_t) of the process's own family, and log Z~.
+        """Multiply a kernel p(x_s | x_t) of the process's own family by r.
 
-        r(x) is the density of y given x_0 = x; of bits its probability.
+        r(x) is the density of y given x_0 = x, or its probability for binary data.
 
         Returns:
-            What the product is drawn from, and log Z~ in nats, float64 [B].
+            The normalised product p r / Z~, and log Z~ in nats, float64 [B].
         """
         if not isinstance(self.operator, Mask):
             matrix, off, noise = self.linear(kernel.mean)
@@ -150,17 +150,16 @@ class Observation(Rows):
         return kernel.observe(self.factor)
 
     def residual(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """y - A x and the noise's variance, float64 [N, *seen]; 0 and 1 where nothing was seen."""
+        """Return y - A x and the noise variance, float64 [N, *seen]; 0 and 1 where unobserved."""
         factor, known = self.factor, self.known
         off = torch.where(known, (factor.mean - self.operator.forward(x)).double(), 0.0)
         return off, torch.where(known, factor.var.expand_as(factor.mean).double(), 1.0)
 
     def linear(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """A row by row, y - A x and the noise's variances, for N rows x [N, *event].
+        """Return A as a matrix, y - A x and the noise variances, for x [N, *event].
 
-        Masks differ from example to example, so only what was seen has its row; where one example
-        has fewer than another, rows of zeros follow, which have variance 1 / (2 pi) and so add
-        nothing to a log-density.
+        A mask's matrix has a row only for each value seen. Examples with fewer values than others
+        are padded with rows of zeros and variance 1 / (2 pi), which add nothing to a log-density.
 
         Returns:
             float64 [N or 1, M, D], [N, M] and [N, M].
@@ -191,12 +190,12 @@ def in_model_units(
     known: Tensor,
     noise: Tensor,
 ) -> tuple[Observation, Tensor]:
-    """`Process.observe` of reals: r in model units, x = c z + b, and the gain in log p(y).
+    """Build r in model units, x = c z + b, and its gain in log p(y): `Process.observe` for reals.
 
         y = A x + noise n   <=>   (y - A b) / c = A z + (noise / c) n
 
-    where all elements have one scale c; where each is seen for itself, each has its own; else c
-    goes into the matrix, y - A b = (A c) z + noise n.
+    if all elements share one scale c, or if each is observed on its own with its own c. Otherwise c
+    goes into the matrix: y - A b = (A c) z + noise n.
     """
     shift, scale = (part.broadcast_to(space.shape)[None] for part in space.affine)
     if isinstance(operator, Mask):
@@ -220,23 +219,23 @@ def in_model_units(
 @final
 @dataclass(frozen=True)
 class Conditioned(Rows):
-    """A Normal of independent elements, conditioned on numbers y that are linear in it, B rows.
+    """A Normal of independent elements, conditioned on numbers y that are linear in it; B rows.
 
         x ~ N(mean, var),  y - E y = C (x - mean) + noise,  Cov y = S
 
-    In units of the standard deviations, u = (x - mean) / sqrt(var), and with y whitened, y changes
-    u in at most M directions q_k, each with a share rho_k of y's variance that x explains:
+    With u = (x - mean) / sqrt(var) and y whitened, y changes u in at most M directions q_k; x
+    explains a share rho_k of y's variance along each:
 
         u_k | y ~ N(sqrt(rho_k) e_k, 1 - rho_k),     u is unchanged in all other directions
 
-    so draws, densities and normalisers cost one eigenvalue problem of M x M. It is also a proposal
-    beside its `base` (`posterior.proposal`).
+    so draws, densities and normalisers cost one M x M eigenvalue problem. Also serves as a
+    `posterior.proposal.Proposal`.
 
     Attributes:
         base: p(x), [B, *event].
-        axes: q, float64 [B, M, D], orthonormal; zero where rho is.
-        rho: the share explained, float64 [B, M], 0 to 1.
-        surprise: e, y whitened, float64 [B, M]; standard normal before x is known.
+        axes: q, float64 [B, M, D], orthonormal; zero where rho is zero.
+        rho: the explained share of variance, float64 [B, M], 0 to 1.
+        surprise: e, the whitened y, float64 [B, M]; standard normal a priori.
         log_z: log N(y; E y, S), nats, float64 [B].
     """
 
@@ -256,8 +255,8 @@ class Conditioned(Rows):
             base: p(x), [B, *event].
             slope: C, float64 [B or 1, M, D].
             off: y - E y, float64 [B, M].
-            total: S, float64 [B, M, M]; C var C^T and the noise's covariance.
-            most: rho is clamped to it, where S is only an estimate.
+            total: S, float64 [B, M, M]: C var C^T plus the noise covariance.
+            most: upper limit for rho; below 1 where S is only an estimate.
 
         Raises:
             ValueError: S is singular.
@@ -280,7 +279,7 @@ class Conditioned(Rows):
 
     @property
     def drawn(self) -> Self:
-        """What draws come from: this."""
+        """The distribution that draws come from: this one."""
         return self
 
     @property
@@ -293,7 +292,7 @@ class Conditioned(Rows):
     @classmethod
     @override
     def joined(cls, parts: Sequence[Self]) -> Self:
-        """Their rows in turn; axes of zeros are added where there are fewer than elsewhere."""
+        """Concatenate the rows, padding with zero axes to a common number."""
         most = max(part.rho.shape[1] for part in parts)
         padded = [cls._padded(part, most) for part in parts]
         return super().joined(padded)  # type: ignore[arg-type]
@@ -305,36 +304,36 @@ class Conditioned(Rows):
         return replace(part, axes=axes, rho=rho, surprise=F.pad(part.surprise, (0, n)))
 
     def sample(self, noise: Noise) -> Tensor:
-        """One draw a row, [B, *event]."""
+        """Draw once per row, [B, *event]."""
         mean, std = self.base.mean, self.base.var.sqrt()
         n = noise.normal(mean.shape[1:]).to(mean).double().flatten(1)
-        # Along an axis sqrt(1 - rho) of the noise is kept: no other noise is needed.
+        # Each axis keeps sqrt(1 - rho) of the noise, so no second draw is needed.
         along = self._along(n)
         change = (1 - self.rho).sqrt() * along + self.rho.sqrt() * self.surprise - along
         moved = n + (change[:, None] @ self.axes)[:, 0]
         return (mean + std * moved.reshape(mean.shape)).to(mean.dtype)
 
     def log_ratio(self, x: Tensor) -> Tensor:
-        """log p(x | y) - log p(x), nats, float64 [B]; rho below 1."""
+        """Return log p(x | y) - log p(x), nats, float64 [B]; needs rho below 1."""
         u = (x - self.base.mean).double() / self.base.var.double().sqrt()
         along, left = self._along(u.flatten(1)), 1 - self.rho
         missed = (along - self.rho.sqrt() * self.surprise).square() / left
         return -0.5 * (missed - along.square() + left.log()).sum(1)
 
     def tilted(self, tilt: Tilt) -> tuple[Self, Tensor, Tensor]:
-        """`Distribution.tilted` by f(x) = exp(c + h x).
+        """Multiply by f(x) = exp(c + h x), as `Distribution.tilted` does.
 
-        log Z = c + h E[x | y] + h Cov[x | y] h / 2; the base moves by var h, and y is that much
-        less surprising.
+        log Z = c + h E[x | y] + h Cov[x | y] h / 2; the base moves by var h, which makes y less
+        surprising.
 
         Raises:
-            ValueError: a tilt with curvature.
+            ValueError: the tilt has curvature.
         """
         if bool(tilt.curvature.any()):
             raise ValueError(TIED)
         slope = tilt.linear
         mean, std = self.base.mean, self.base.var.double().sqrt()
-        pull = (std * slope).flatten(1)  # in units of the standard deviations
+        pull = (std * slope).flatten(1)  # in standard deviations
         along = self._along(pull)
         base = Normal(mean + (std * std * slope).to(mean.dtype), self.base.var)
         surprise = self.surprise - self.rho.sqrt() * along
@@ -345,5 +344,5 @@ class Conditioned(Rows):
         return moved, log_z, torch.zeros_like(slope)
 
     def _along(self, u: Tensor) -> Tensor:
-        """q u, [B, M]."""
+        """Return q u, [B, M]."""
         return (self.axes @ u[:, :, None])[:, :, 0]

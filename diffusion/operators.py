@@ -1,9 +1,8 @@
-"""Linear operators A, by their kind: what of x_0 an observation sees, y = A x_0 + noise.
+"""Linear operators A: which part of x_0 an observation sees, y = A x_0 + noise.
 
     <A x, y> = <x, A^T y>
 
-A configuration is all there is of one: it comes in requests, and holds no tensors but what it works
-out of its own numbers.
+An operator is its own configuration: requests carry it, and its only tensors are computed from it.
 """
 
 import math
@@ -21,32 +20,32 @@ Event = tuple[int, ...]
 
 
 class LinearOperator(BaseModel, ABC):
-    """A, from events [B, *event] to what is seen of them [B, *seen]."""
+    """A linear map A from events [B, *event] to observed values [B, *seen]."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     @abstractmethod
     def seen(self, event: Event) -> Event:
-        """The shape of A x.
+        """Return the shape of A x.
 
         Raises:
-            ValueError: events of this shape are not what the operator takes.
+            ValueError: the operator does not take events of this shape.
         """
 
     @abstractmethod
     def forward(self, x: Tensor) -> Tensor:
-        """A x, [B, *seen]."""
+        """Return A x, [B, *seen]."""
 
     @abstractmethod
     def adjoint(self, y: Tensor, event: Event) -> Tensor:
-        """A^T y, [B, *event]."""
+        """Return A^T y, [B, *event]."""
 
     @abstractmethod
     def variance(self, var: Tensor) -> Tensor:
-        """The diagonal of A diag(var) A^T, [B, *seen]: the variances of A x for independent x."""
+        """Return the variances of A x for independent x, diag(A diag(var) A^T), [B, *seen]."""
 
     def matrix(self, event: Event, device: torch.device) -> Tensor:
-        """A itself, float64 [numbers seen, elements of the event]; worked out once."""
+        """Return A as a matrix, float64 [numbers seen, elements of the event]; cached."""
         key = "matrix", event, device
         if key not in self._worked_out:
             shape = self.seen(event)
@@ -56,7 +55,7 @@ class LinearOperator(BaseModel, ABC):
         return self._worked_out[key]
 
     def inverse(self, event: Event, device: torch.device) -> Tensor:
-        """Its pseudo-inverse, float64 [elements of the event, numbers seen]; worked out once."""
+        """Return the pseudo-inverse, float64 [elements of the event, numbers seen]; cached."""
         key = "inverse", event, device
         if key not in self._worked_out:
             self._worked_out[key] = torch.linalg.pinv(self.matrix(event, device))
@@ -69,7 +68,7 @@ class LinearOperator(BaseModel, ABC):
 
 @final
 class Mask(LinearOperator):
-    """A = 1: elements as they are; which are known is said by the noise, infinite where not."""
+    """The identity: elements are seen one by one, with infinite noise where they are unknown."""
 
     kind: Literal["mask"] = "mask"
 
@@ -92,10 +91,10 @@ class Mask(LinearOperator):
 
 @final
 class AveragePooling(LinearOperator):
-    """Means of blocks that tile an example, as a coarser camera sees it (super-resolution).
+    """Means of blocks that tile an example, as a coarser camera would see it (super-resolution).
 
     Attributes:
-        size: of a block: `size` elements of a vector, `size` x `size` pixels of an image.
+        size: the block's side: `size` elements of a vector, `size` x `size` pixels of an image.
     """
 
     kind: Literal["average-pooling"] = "average-pooling"
@@ -133,12 +132,12 @@ class AveragePooling(LinearOperator):
 
 @final
 class Blur(LinearOperator):
-    """Each channel's correlation with a kernel, of the same size; beyond the edges lie zeros.
+    """Correlation of each channel with a kernel, zero-padded so that the size stays the same.
 
     (A x)_i = sum_j kernel_j x_{i + j - (size - 1) / 2}
 
     Attributes:
-        kernel: [height, width], odd both; of a vector [1, width].
+        kernel: [height, width], both odd; [1, width] for a vector.
     """
 
     kind: Literal["blur"] = "blur"
@@ -186,7 +185,7 @@ class Blur(LinearOperator):
 
 @final
 class Dense(LinearOperator):
-    """A matrix, a row of weights for each number seen, over the flattened example.
+    """A matrix that acts on the flattened example, with one row of weights per number seen.
 
     Attributes:
         rows: [numbers seen, elements of an example].
@@ -227,12 +226,12 @@ class Dense(LinearOperator):
         return torch.tensor(self.rows, dtype=torch.float64)
 
 
-#: An operator's configuration, told apart by `kind`.
+#: Any operator, discriminated by `kind`.
 Operator = Annotated[Mask | AveragePooling | Blur | Dense, Field(discriminator="kind")]
 
 
 def _spatial(event: Event) -> int:
-    """Which axis of an event is its first in space: 0 of a vector, 1 of [channels, ...]."""
+    """Return the first spatial axis of an event: 0 for a vector, 1 for [channels, ...]."""
     if len(event) not in (1, 3):
         raise ValueError(
             "space is that of vectors [D] and images [channels, height, width], came data of shape "
@@ -242,7 +241,7 @@ def _spatial(event: Event) -> int:
 
 
 def _check_table(table: tuple[tuple[float, ...], ...], name: str) -> None:
-    """Raise ValueError unless all rows have the same length, at least 1."""
+    """Raise ValueError unless all rows have the same length of at least 1."""
     lengths = {len(row) for row in table}
     if len(lengths) > 1 or 0 in lengths:
         raise ValueError(f"`{name}` has rows of one length, came {sorted(lengths)}")

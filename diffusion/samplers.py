@@ -1,12 +1,12 @@
-"""Samplers: which steps a chain takes from x_T to x_0, and what x_s is given x_t at each.
+"""Samplers: the steps that a chain takes from x_T to x_0, and how each draws x_s given x_t.
 
     x_s ~ N(a x_t + b x_0hat + c x_0hat_previous, v_0 + v_1 exp(w z)),    reals
     x_s ~ B(a + b x_t + (c + d x_t) x_0hat),                              bits
 
-z is the network's second output. A sampler writes such coefficients into a table, a row for each
-network evaluation, so one update serves rows of any samplers. A network that gives the kernel
-itself (the paper's perturbation) is drawn from directly. An observation multiplies the kernel of
-each step:
+z is the network's second output. A sampler writes these coefficients into a table with a row per
+network evaluation, so one update can mix rows of different samplers. If the network gives the
+kernel itself (the paper's perturbation), draws come from it directly. An observation multiplies
+the kernel of each step:
 
     p~(x_s | x_t) proportional to p(x_s | x_t) r(x_s)
 """
@@ -28,20 +28,20 @@ from diffusion.observation import Observation
 from diffusion.process import Prediction, Process
 from diffusion.rows import per_row
 
-_NUMBERS = 2**18  # drawn at once: a few MB
+_NUMBERS = 2**18  # random numbers drawn at once: a few MB
 
 
 @final
 @dataclass(frozen=True)
 class Update:
-    """One position of the plans of B rows, or k positions in turn; B = 1 stands for all rows.
+    """One plan position for B rows, or k positions in turn; B = 1 stands for all rows.
 
     Attributes:
         t: int64 [B], or [k, B].
         s: int64 [B], or [k, B].
         table: float64 [B, 6], or [k, B, 6].
         own: which rows draw from the network's own kernel, bool [B]; or one bool for all.
-        shared: the table's columns of one position where B = 1: float [] each.
+        shared: for one position with B = 1, the table's columns, float [] each.
     """
 
     t: Tensor
@@ -51,15 +51,15 @@ class Update:
     shared: Sequence[Tensor] | None = None
 
     def step(self, i: int) -> "Update":
-        """The i-th of k positions."""
+        """Select the i-th of k positions."""
         return Update(self.t[i], self.s[i], self.table[i], self.own)
 
     def steps(self, dtype: torch.dtype) -> list["Update"]:
-        """The k positions one by one, for rows of that type."""
+        """Split into k single positions, for rows of type `dtype`."""
         columns = zip(self.t.unbind(), self.s.unbind(), self.table.unbind(), strict=True)
         if self.t.shape[1] > 1:
             return [Update(t, s, table, self.own) for t, s, table in columns]
-        # Tensors with no axes fit rows of any shape, and cost less than Python's numbers.
+        # Scalar tensors broadcast to rows of any shape and cost less than Python numbers.
         flat, width = self.table.to(dtype).flatten().unbind(), self.table.shape[2]
         return [
             Update(t, s, table, self.own, flat[width * i : width * (i + 1)])
@@ -67,24 +67,24 @@ class Update:
         ]
 
     def columns(self, like: Tensor) -> Sequence[Tensor]:
-        """The table's columns at one position, broadcastable to `like` [B, *event]."""
+        """Return the table's columns at one position, broadcastable to `like` [B, *event]."""
         return self.shared or [per_row(column, like) for column in self.table.unbind(1)]
 
 
 @final
 @dataclass(frozen=True)
 class Plan:
-    """A chain's positions, one network evaluation each, worked out when a request is admitted.
+    """The positions of a chain, one per network evaluation, computed when a request is admitted.
 
-    Most samplers take one position for a step. One that evaluates the network twice a step takes
-    two: the second row starts at the first one's result, and has its x_0hat as `previous`.
+    Most samplers use one position per step. One that evaluates the network twice per step uses two:
+    the second starts from the result of the first and gets its x_0hat as `previous`.
 
     Attributes:
-        t: int64 [n], where the network is evaluated, not ascending.
-        s: int64 [n], where the position ends, s <= t; the last is 0.
+        t: int64 [n], never ascending: where the network is evaluated.
+        s: int64 [n], s <= t: where the position ends; the last is 0.
         table: float64 [n, 6]: a, b, c, v_0, v_1, w; for bits a, b, c, d, 0, 0.
-        own: whether to draw from the network's own kernel; `table` is then not used.
-        points: whether no position has noise.
+        own: whether to draw from the network's own kernel and ignore `table`.
+        points: whether every position is free of noise.
     """
 
     t: Tensor
@@ -94,14 +94,14 @@ class Plan:
     points: bool = False
 
     def __len__(self) -> int:
-        """The number of positions: network evaluations a row."""
+        """The number of positions, which is the network evaluations per row."""
         return len(self.t)
 
     def until(self, stop: int) -> int:
-        """The number of positions up to and including the first at t <= stop; stop = 0: all.
+        """Count the positions up to and including the first at t <= stop; all if stop is 0.
 
         Raises:
-            ValueError: stop is beyond the chain.
+            ValueError: `stop` is outside the chain.
         """
         if not 0 <= stop <= int(self.t[0]):
             raise ValueError(
@@ -111,29 +111,29 @@ class Plan:
 
     @cached_property
     def joined(self) -> Tensor:
-        """t, s and the table side by side, float64 [n, 8]."""
+        """The columns t, s and the table side by side, float64 [n, 8]."""
         return torch.cat((self.t[:, None], self.s[:, None], self.table), 1)
 
     def at(self, step: int, device: torch.device) -> Update:
-        """One position, for all rows."""
+        """Return one position as an update for all rows."""
         return self.whole(device, slice(step, step + 1)).step(0)
 
     def whole(self, device: torch.device, part: slice = slice(None)) -> Update:
-        """All positions in turn, or some, for all rows."""
+        """Return all positions, or a slice of them, as an update for all rows."""
         t, s, table = (x[part, None].to(device) for x in (self.t, self.s, self.table))
         return Update(t, s, table, self.own)
 
 
 class Sampler(BaseModel, ABC):
-    """A sampler's configuration, which makes plans.
+    """The configuration of a sampler, which makes plans.
 
-    To add one: a subclass here, and its name in `SamplerConfig`. Requests, the page, the commands
-    and the generated documentation read them from there.
+    To add one, write a subclass here and add it to `SamplerConfig`, from which requests, the page,
+    the commands and the generated documentation read the samplers.
 
     Attributes:
-        bits: whether it can draw chains of bits too.
-        name: which sampler.
-        steps: of a whole chain; None for T. A chain that starts at t < T takes its share.
+        bits: whether it also serves binary data.
+        name: the sampler's name.
+        steps: steps of a whole chain; None for T. A chain that starts at t < T takes its share.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -143,14 +143,14 @@ class Sampler(BaseModel, ABC):
 
     @classmethod
     def serves(cls, process: Process) -> bool:
-        """Whether it can draw chains of that process."""
+        """Return whether it can draw chains of that process."""
         return cls.bits or process.continuous
 
     def plan(self, model: DiffusionModel, start: int | None = None) -> Plan:
-        """The positions from `start` (default T) down to 0.
+        """Plan the positions from `start` (default T) down to 0.
 
         Raises:
-            ValueError: more steps than the model has, or a sampler for another kind of process.
+            ValueError: more steps than the model has, or a process that it does not serve.
         """
         if not self.serves(model.process):
             raise ValueError(f"sampler '{self.name}' is for real data: bits have 'ancestral'")
@@ -164,12 +164,12 @@ class Sampler(BaseModel, ABC):
 
     @abstractmethod
     def plan_of(self, model: DiffusionModel, t: Tensor, s: Tensor) -> Plan:
-        """The plan of the steps t -> s, int64 [n] each, evenly spaced and descending."""
+        """Plan the steps t -> s, int64 [n] each, evenly spaced and descending."""
 
 
 @final
 class Ancestral(Sampler):
-    """x_s ~ p(x_s | x_t), the model's own kernel, at any number of steps."""
+    """Draw x_s from the model's own kernel p(x_s | x_t), with any number of steps."""
 
     bits: ClassVar[bool] = True
     name: Literal["ancestral"] = "ancestral"
@@ -185,7 +185,7 @@ class Ancestral(Sampler):
 
 @final
 class DDIM(Sampler):
-    """Song, Meng and Ermon 2021, Equation 12; without noise at eta = 0, ancestral at eta = 1.
+    """DDIM: no noise at eta = 0, ancestral at eta = 1 (Song, Meng and Ermon 2021, Equation 12).
 
     d = eta sqrt((1 - alpha_bar_s) / (1 - alpha_bar_t) (1 - alpha_bar_t / alpha_bar_s)),
     a = sqrt((1 - alpha_bar_s - d^2) / (1 - alpha_bar_t)), b = sqrt(alpha_bar_s) - a
@@ -208,7 +208,7 @@ class DDIM(Sampler):
 
 @final
 class DPMSolver(Sampler):
-    """DPM-Solver++(2M), Lu et al. 2022, Algorithm 2, first order at both ends.
+    """DPM-Solver++(2M), first order at both ends (Lu et al. 2022, Algorithm 2).
 
     With lambda = log(sqrt(alpha_bar) / sigma), h = lambda_s - lambda_t and r = h_previous / h:
     x_s = (sigma_s / sigma_t) x_t + sqrt(alpha_bar_s) (1 - e^-h) ((1 + 1/2r) x_0hat - (1/2r)
@@ -223,7 +223,7 @@ class DPMSolver(Sampler):
         at_t, at_s = _signal(model.process, t, s)
         sigma_t, sigma_s = (1 - at_t).sqrt(), (1 - at_s).sqrt()
         a = sigma_s / sigma_t
-        change = at_s.sqrt() - at_t.sqrt() * a  # sqrt(alpha_bar_s) (1 - e^-h), with no infinity
+        change = at_s.sqrt() - at_t.sqrt() * a  # sqrt(alpha_bar_s) (1 - e^-h), always finite
         h = (torch.logit(at_s) - torch.logit(at_t)) / 2
         half_inverse = torch.zeros_like(a)
         half_inverse[1:] = h[1:] / (2 * h[:-1])
@@ -241,13 +241,13 @@ SAMPLERS: dict[str, type[Sampler]] = {
 
 
 def _table(a: Tensor, b: Tensor, c: Tensor, var: Tensor) -> Tensor:
-    """The columns of a plan whose variances do not depend on the network."""
+    """Build the table of a plan whose variances do not depend on the network."""
     zero = torch.zeros_like(a)
     return torch.stack((a, b, c, var, zero, zero), 1)
 
 
 def _signal(process: Process, t: Tensor, s: Tensor) -> tuple[Tensor, Tensor]:
-    """alpha_bar_t and alpha_bar_s, on the CPU."""
+    """Return alpha_bar_t and alpha_bar_s, on the CPU."""
     alpha_bar = process.alpha_bar.cpu()
     return alpha_bar[t], alpha_bar[s]
 
@@ -263,15 +263,15 @@ def advance(
     noise: Noise,
     observation: Observation | None,
 ) -> Tensor:
-    """x_s of B rows from a network call already made, [B, *event].
+    """Draw x_s of B rows from a finished network call, [B, *event].
 
     Args:
         prediction: `model.predict(x_t, update.t)`.
         x_t: [B, *event].
-        previous: the x_0hat of each row's step before, [B, *event]; not used by a first step.
+        previous: x_0hat of each row's previous step, [B, *event]; unused by a first step.
         update: each row's step.
-        noise: of this step.
-        observation: what was seen, [B, *event]; None where nothing was, of any row.
+        noise: the noise of this step.
+        observation: what was seen, [B, *event]; None if nothing was seen of any row.
     """
     columns = () if update.own is True else update.columns(x_t)
     return prediction.draw(x_t, columns, previous, update.own, update.s, noise, observation)
@@ -280,7 +280,7 @@ def advance(
 def begin(
     model: DiffusionModel, noise: Noise, observation: Observation | None, rows: int
 ) -> Tensor:
-    """x_T of new chains, drawn from pi(x_T) r(x_T), [rows, *event]."""
+    """Draw x_T of new chains from pi(x_T) r(x_T), [rows, *event]."""
     prior = model.process.prior(model.event, rows)
     return (prior if observation is None else observation.multiply(prior)[0]).sample(noise)
 
@@ -293,7 +293,7 @@ def step(
     noise: Noise,
     observation: Observation | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """Advance any rows by one step: x_s and x_0hat, [B, *event] each; one network call."""
+    """Advance rows by one step with one network call; returns x_s and x_0hat, [B, *event] each."""
     prediction = model.predict(x_t, update.t)
     return advance(prediction, x_t, previous, update, noise, observation), prediction.x_0
 
@@ -312,22 +312,22 @@ def sample(
 ) -> Tensor:
     """Draw from p(x_0) r(x_0) with one plan for all rows, model units [rows, *event].
 
-    The noise of a step is numbered by its t, and that of x_T by T + 1, so an answer depends on the
-    seed and the row alone.
+    Noise is numbered by a step's t, or T + 1 for x_T, so a sample depends on the seed and its row
+    alone.
 
     Args:
         model: the model.
         rows: how many chains.
-        seed: of the noise.
-        sampler: ancestral at all T steps where it is not given.
-        observation: what was seen, [rows, *event]; nothing where it is not given.
-        start: (t, x_t [rows, *event]) to go on from, in place of x_T.
-        stop: above 0, chains go no further than their first step at t <= stop, and what comes back
-            is x_0hat there: the mean of what they might have come to.
+        seed: the seed of the noise.
+        sampler: the sampler (default: ancestral at all T steps).
+        observation: what was seen, [rows, *event] (default: nothing).
+        start: (t, x_t [rows, *event]) to start from instead of x_T.
+        stop: if above 0, end the chains after their first step at t <= stop and return x_0hat
+            there, the mean of where they could have ended.
         progress: called after each step with the number of steps made and x_0hat.
 
     Raises:
-        ValueError: a sampler that the model or the observation cannot have, or a stop beyond the
+        ValueError: the sampler does not fit the model or the observation, or `stop` is outside the
             chain.
     """
     device = model.device
@@ -360,18 +360,17 @@ def burst(
     observation: Observation | None = None,
     watch: Callable[[int, Tensor, Tensor], None] | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """Several steps in turn: x_s and x_0hat after the last.
+    """Make several steps in turn; returns x_s and x_0hat after the last.
 
-    What does not depend on x_t is worked out for many steps at once: their noise, and the times
-    where they are the same for all rows.
+    Noise is drawn for many steps at once, and times that all rows share are computed up front.
 
     Args:
         model: the model.
         x_t: [B, *event].
-        previous: the x_0hat of the step before, [B, *event].
+        previous: x_0hat of the previous step, [B, *event].
         update: the steps, [k, B].
-        seed: of the noise, int64 [B].
-        row: of the noise, int64 [B].
+        seed: seeds of the noise, int64 [B].
+        row: row numbers in the noise, int64 [B].
         observation: what was seen, [B, *event].
         watch: called after each step with the number of steps made, x_s and x_0hat.
     """
@@ -396,7 +395,7 @@ def burst(
 
 
 def _check_observation(plan: Plan, observation: Observation | None) -> None:
-    """Raise ValueError where a factor would be ignored: a step that is a point cannot follow it."""
+    """Raise ValueError if noise-free steps would ignore a noisy observation."""
     if observation is not None and plan.points and observation.factor.noisy:
         raise ValueError(
             "steps without noise are points, which an observation with noise does not move: use "

@@ -1,4 +1,4 @@
-"""The data space: what an example is, and the affine map between data units and model units.
+"""The data space: what an example is, and the affine map from data units to model units.
 
 z = (x - shift) / scale,    log p(x) = log p(z) - sum over elements of log scale
 """
@@ -12,23 +12,23 @@ from torch import Tensor
 
 Convention = Literal["discretised", "density", "paper"]
 
-#: Of offset over spread. float32 keeps 24 bits: up to here it rounds to 6e-6 of the spread.
+#: Largest offset / spread for float32, whose 24 bits then round to 6e-6 of the spread.
 _FLOAT32_OFFSET = 100.0
-#: float64 keeps 53 bits: up to here it rounds to 1e-6 of the spread.
+#: Largest offset / spread for float64, whose 53 bits then round to 1e-6 of the spread.
 _MOST_OFFSET = 1e10
 
 
 class DataSpace(BaseModel):
-    """What an example is.
+    """The kind, shape and units of an example.
 
     Attributes:
         kind: "image" ([channels, height, width]), "vector" ([D]) or "bits" ([D] or an image of
             bits).
-        shape: the event's shape.
-        shift: subtracted from data; one number, or one for each element of the first axis.
-        scale: then divided by; likewise, above 0.
-        levels: the number of values, 0..levels - 1, where data are integers (256 for 8-bit images).
-        columns: names of the elements, of data [D] that came as a table with a heading.
+        shape: the shape of one example.
+        shift: subtracted from data; one number, or one per element of the first axis.
+        scale: divides the shifted data; above 0, shaped like `shift`.
+        levels: for integer data 0..levels - 1, the number of values (256 for 8-bit images).
+        columns: names of the D elements, for vectors read from a table with a header.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
@@ -73,7 +73,7 @@ class DataSpace(BaseModel):
         return self
 
     def agrees(self, other: "DataSpace") -> bool:
-        """Whether data of one are data of the other: all the same, names where both have them."""
+        """Whether two spaces are equal, ignoring column names that only one of them has."""
         named = None not in (self.columns, other.columns)
         if named and self.columns != other.columns:
             return False
@@ -87,63 +87,63 @@ class DataSpace(BaseModel):
 
     @property
     def greatest(self) -> int | None:
-        """The greatest value of an element where it takes the integers from 0; None of reals."""
+        """The greatest value of an element of integer data; None for reals."""
         if self.kind == "bits":
             return 1
         return None if self.levels is None else self.levels - 1
 
     @property
     def in_pngs(self) -> bool:
-        """Whether a data point is a picture that a PNG can hold."""
+        """Whether a PNG can hold an example."""
         return self.kind != "vector" and len(self.shape) == 3 and self.shape[0] in (1, 3)
 
     @property
     def flips(self) -> bool:
-        """Whether noise flips elements instead of adding to them; then noisy data are data too."""
+        """Whether noise flips elements instead of adding to them, so noisy data are valid data."""
         return self.kind == "bits"
 
     @property
     def drawn_as(self) -> Literal["image", "rows", "points"]:
-        """How a picture shows several examples: each as an image or a row, or all as points."""
+        """How to draw several examples: each as an image or a row, or all as points."""
         if self.kind == "vector":
             return "points"
         return "image" if len(self.shape) == 3 else "rows"
 
     @property
     def noise_name(self) -> Literal["noise_std", "flip_probability"]:
-        """What an observation's noise is: a standard deviation, or a probability of a flip."""
+        """How an observation gives its noise: as a standard deviation or a flip probability."""
         return "flip_probability" if self.flips else "noise_std"
 
     @property
     def unit(self) -> Literal["bits/dim", "bits"]:
-        """The unit that these data's bound is shown in."""
+        """The unit in which to report the bound."""
         return "bits/dim" if self.kind == "image" else "bits"
 
     @property
     def default_convention(self) -> Convention:
-        """Which convention of the bound is this data's own."""
+        """The convention for the bound that suits these data."""
         return "density" if self.greatest is None else "discretised"
 
     @property
     def affine(self) -> tuple[Tensor, Tensor]:
-        """shift and scale, float64, which broadcast over [*shape] from the first axis."""
+        """The shift and the scale, float64, shaped to broadcast over [*shape]."""
         return self._shift(), self._scale()
 
     @property
     def dtype(self) -> torch.dtype:
-        """What data units are held in: float32, or float64 where that would round their spread."""
+        """The type for values in data units: float64 where float32 would round off their spread."""
         scales = self._scale()
         ordinary = float(scales.min()) > 1e-30 and float(scales.max()) < 1e30
         return torch.float32 if ordinary and self._offset <= _FLOAT32_OFFSET else torch.float64
 
     @property
     def _offset(self) -> float:
-        """How many times its spread a column lies from 0, at most."""
+        """The largest offset of any column, in units of its spread."""
         return float((self._shift() / self._scale()).abs().max())
 
     @property
     def bounds(self) -> tuple[Tensor, Tensor] | None:
-        """The least and greatest value in model units where data are levels, else None."""
+        """The least and greatest value in model units; None for data without levels."""
         if self.levels is None:
             return None
         ends = torch.tensor([0.0, self.levels - 1.0], dtype=torch.float64)
@@ -151,22 +151,22 @@ class DataSpace(BaseModel):
         return low, high
 
     def to_model(self, x: Tensor) -> Tensor:
-        """Data units [N, *shape] to model units, float32."""
+        """Convert data units [N, *shape] to model units, float32."""
         return ((x.double() - self._shift(x)) / self._scale(x)).float()
 
     def to_data(self, z: Tensor) -> Tensor:
-        """Model units [N, *shape] to data units; levels are rounded and kept in range."""
+        """Convert model units [N, *shape] to data units, rounded and clamped to any levels."""
         x = self._rescaled(z)
         if self.levels is not None:
             x = x.round().clamp(0, self.levels - 1)
         return x.to(self.dtype)
 
     def to_data_units(self, z: Tensor) -> Tensor:
-        """Model units [N, *shape] to data units, of what is no data point: nothing is rounded."""
+        """Convert model units [N, *shape] to data units without rounding to levels."""
         return self._rescaled(z).to(self.dtype)
 
     def log_jacobian(self) -> float:
-        """log |dz / dx|: what a log-density in model units gains in data units, nats."""
+        """Return log |dz / dx|, which turns a log-density from model to data units, nats."""
         per_element = torch.broadcast_to(self._scale(), self.shape).log().sum()
         return -float(per_element)
 
@@ -201,13 +201,13 @@ class DataSpace(BaseModel):
         return self._column(self.scale, like)
 
     def _column(self, value: float | tuple[float, ...], like: Tensor | None) -> Tensor:
-        """A setting as float64 that broadcasts over [*shape] from the first axis."""
+        """Return a setting as float64, shaped to broadcast over [*shape]."""
         column = torch.tensor(value, dtype=torch.float64).reshape(-1, *[1] * (len(self.shape) - 1))
         return column if like is None else column.to(like.device)
 
 
 def _odd(x: Tensor, wrong: Tensor) -> str:
-    """The first few offending values, in words."""
+    """List the first few offending values, in words."""
     values = x[wrong][:3].tolist()
     more = int(wrong.sum()) - len(values)
     return ", ".join(f"{v:g}" for v in values) + (f" and {more} more" if more > 0 else "")

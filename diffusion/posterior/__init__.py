@@ -1,12 +1,12 @@
-"""Draws from the posterior p(x_0) r(x_0) / Z, by one of several methods, and how far to trust them.
+"""Sampling from the posterior p(x_0) r(x_0) / Z by several methods, with diagnostics.
 
-    twisted   particles that follow a twist: the exact posterior as they grow, and Z
-    matched   independent noise on everything is that of some step: the plain chain from there
-    product   p(x_s | x_t) r(x_s), the 2015 paper's kernel with one r at every step; biased
+    twisted   particles that follow a twist; exact as their number grows, and estimates Z
+    matched   a plain chain from the step whose noise equals the observation's independent noise
+    product   p(x_s | x_t) r(x_s), the 2015 paper's kernel with the same r at every step; biased
     repaint   RePaint's jumps; biased
 
-`auto` takes the matched start where it holds and twisted elsewhere. All are exact at best up to the
-model and the number of its steps.
+`auto` uses matched where it applies and twisted elsewhere. No method is more exact than the model
+and its number of steps.
 """
 
 from diffusion.observation import Observation

@@ -1,11 +1,11 @@
-"""Two biased methods, for comparison: RePaint, and the 2015 paper's product with a constant r.
+"""Two biased methods for comparison: RePaint, and the 2015 paper's product with a constant r.
 
     RePaint  A x_s <- sqrt(alpha_bar_s) y + sqrt(1 - alpha_bar_s) A n,  then `jump` steps back up
     product  x_s ~ p(x_s | x_t) r(x_s) / Z~_t(x_t)
 
-RePaint is a heuristic, biased whatever the model; the product is biased wherever r is not
-E[r(x_0) | x_t]. Where each element was seen for itself a plain chain does the same as the product
-(`diffusion.samplers`); the kernel here takes any linear operator.
+RePaint is a heuristic, biased for any model; the product is biased wherever r is not
+E[r(x_0) | x_t]. For elements seen one by one, plain chains (`diffusion.samplers`) already make the
+product; the kernel here takes any linear operator.
 
 Sources: Lugmayr, Danelljan, Romero, Yu, Timofte and Van Gool 2022, Algorithm 1 and Appendix B;
 Sohl-Dickstein et al. 2015, Section 2.5.
@@ -29,9 +29,9 @@ from diffusion.samplers import Plan, begin, step
 
 
 def timeline(steps: int, jump: int, times: int) -> list[int]:
-    """How many steps have been made, after each move down (one more) or back up (`jump` fewer).
+    """List the steps made after each move down (one more) or back up (`jump` fewer).
 
-    Each time that a multiple of `jump` steps is left, the last `jump` are made `times` times.
+    Whenever a multiple of `jump` steps is left, the last `jump` steps are made `times` times.
     """
     made, found = 0, [0]
     while made < steps:
@@ -46,14 +46,14 @@ def timeline(steps: int, jump: int, times: int) -> list[int]:
 @final
 @dataclass(frozen=True)
 class RepaintKernel(SingleParticle):
-    """Systems of one particle; a position is a step down, after the jump back up before it.
+    """RePaint; a position is a step down, after any jump back up that precedes it.
 
-    Observations with noise are put in while the chain's own noise is the greater of the two.
+    Noisy observations replace x_s only while the chain is noisier than they are.
 
     Args:
         plan: an ancestral plan from T down to 0.
-        jump: how many steps back.
-        times: how often each stretch of `jump` steps is made.
+        jump: the number of steps to jump back.
+        times: how often to make each stretch of `jump` steps.
     """
 
     plan: Plan
@@ -103,7 +103,7 @@ class RepaintKernel(SingleParticle):
 
     @cached_property
     def _moves(self) -> list[list[tuple[int, int, int]]]:
-        """The moves of each position: their number, and the steps made before and after each."""
+        """The moves of each position, as (number, steps made before, steps made after)."""
         moves: list[list[tuple[int, int, int]]] = [[]]
         way = itertools.pairwise(timeline(len(self.plan), self.jump, self.times))
         for move, (before, after) in enumerate(way, 1):
@@ -114,7 +114,7 @@ class RepaintKernel(SingleParticle):
 
 
 def check_repaint(observation: Observation) -> None:
-    """Raise ValueError of bits that may have flipped."""
+    """Raise ValueError for bits observed with flips."""
     factor = observation.factor
     if not factor.continuous and factor.noisy:
         raise ValueError(
@@ -126,7 +126,7 @@ def check_repaint(observation: Observation) -> None:
 def _of_reals(
     model: DiffusionModel, observation: Observation, x: Tensor, s: Tensor, noise: Tensor
 ) -> Tensor:
-    """x_s with A x_s replaced where the chain is noisier than y."""
+    """Replace A x_s where the chain is noisier than y."""
     process, factor, operator = model.process, observation.factor, observation.operator
     at = float(process.alpha_bar[s])
     ones = torch.ones_like(x[:1])
@@ -144,7 +144,7 @@ def _of_reals(
 def _of_bits(
     model: DiffusionModel, observation: Observation, x: Tensor, s: Tensor, noise: Tensor
 ) -> Tensor:
-    """x_s with the known bits drawn from q(x_s | x_0 = y)."""
+    """Draw the known bits of x_s from q(x_s | x_0 = y)."""
     factor = observation.factor
     chance = model.process.marginal(factor.values.to(x.dtype), s)
     drawn = (torch.special.ndtr(noise) < chance.mean).to(x.dtype)
@@ -154,10 +154,10 @@ def _of_bits(
 @final
 @dataclass(frozen=True)
 class ProductKernel(SingleParticle):
-    """Particles of one particle under a constant r.
+    """The 2015 paper's kernel with a constant r.
 
     Args:
-        plan: from T down to 0.
+        plan: a plan from T down to 0.
     """
 
     plan: Plan

@@ -1,11 +1,11 @@
-"""What a model's p(x_0) may be multiplied by, beside what was seen: a label, another model.
+"""Factors that multiply a model's p(x_0) besides an observation: a label, or another model.
 
     p~(x_0) = p(x_0) r(x_0) p(y | x_0) p_2(x_0) / Z
 
-At every step each changes the twist's value: how much x_t is worth by it too, and where x_s is
-better drawn. The particles' weights correct the rest (`particle_filter`), so their evidence is
-that of the whole product: p(y), p(y and what was seen), or the integral of p p_2.
-Ratios of evidences are probabilities: p(y | what was seen) = Z_y / sum over y of Z_y.
+At every step each factor changes the twist's value: the weight of x_t and the proposal of x_s. The
+particles' weights correct the rest (`particle_filter`), so their evidence belongs to the whole
+product: p(y), p(y, observation), or the integral of p p_2. Ratios of evidences are probabilities:
+p(y | observation) = Z_y / sum over y of Z_y.
 """
 
 from abc import ABC, abstractmethod
@@ -24,28 +24,28 @@ from diffusion.rows import Rows, per_row, row_sum
 
 
 class Factor(Rows, ABC):
-    """One factor of N posteriors."""
+    """A factor for each of N posteriors."""
 
     @property
     @abstractmethod
     def evaluations(self) -> int:
-        """Network evaluations that it adds to a step."""
+        """The network evaluations that it adds per step."""
 
     @property
     def elementwise(self) -> bool:
-        """Whether it multiplies only proposals whose elements are independent."""
+        """Whether it needs proposals whose elements are independent."""
         return False
 
     @abstractmethod
     def check(self, model: DiffusionModel, count: int) -> None:
-        """Raise ValueError unless it can multiply that model's p(x_0), for so many posteriors."""
+        """Raise ValueError unless it can multiply that model's p(x_0) for `count` posteriors."""
 
     @abstractmethod
     def multiply(self, here: TwistValue, x_t: Tensor, t: Tensor, s: Tensor) -> TwistValue:
-        """The twist's value at x_t, multiplied by this factor.
+        """Multiply the twist's value at x_t by this factor.
 
         Args:
-            here: of the model and whatever else it is multiplied by.
+            here: the value for the model and the factors multiplied so far.
             x_t: [B, *event].
             t: int64 [B], or [1] for all rows.
             s: int64, likewise; s < t.
@@ -55,18 +55,18 @@ class Factor(Rows, ABC):
 @final
 @dataclass(frozen=True)
 class Label(Factor):
-    """r(x_0) = p(y | x_0), by a classifier: r_t(x_t) = p(y | x_t), without the model's Jacobian.
+    """A label y as a factor p(y | x_0), by a classifier that gives r_t(x_t) = p(y | x_t).
 
-    Where r_t is exact, x_s has the mean E[x_s | x_t] + (1 - k) / sqrt(k) d log r_t / d x_t given y
-    too, k = alpha_bar_t / alpha_bar_s: Tweedie's formula, with and without y, at any stride. (Small
-    steps make it the paper's perturbed kernel, Sohl-Dickstein et al. 2015, Section 2.5, and
-    Dhariwal and Nichol 2021, Equation 10.) A step is never moved further than a label of that
-    probability can move it. Of bits log r_s is taken as linear about x_t
-    (Grathwohl, Swersky, Hashemi, Duvenaud and Maddison 2021).
+    If r_t is exact, the mean of x_s given x_t and y is E[x_s | x_t] + (1 - k) / sqrt(k) d log r_t /
+    d x_t, k = alpha_bar_t / alpha_bar_s, by Tweedie's formula with and without y, at any stride.
+    (For small steps this is the paper's perturbed kernel, Sohl-Dickstein et al. 2015, Section 2.5,
+    and Dhariwal and Nichol 2021, Equation 10.) A step is never moved further than a label of that
+    probability can move it. For binary data log r_s is taken as linear about x_t (Grathwohl,
+    Swersky, Hashemi, Duvenaud and Maddison 2021).
 
     Attributes:
-        classifier: fitted under the model's own process.
-        y: which label, int64 [N].
+        classifier: a classifier fitted under the model's own process.
+        y: the label of each posterior, int64 [N].
     """
 
     classifier: Classifier
@@ -75,7 +75,7 @@ class Label(Factor):
     @property
     @override
     def evaluations(self) -> int:
-        """None of the model's network: the classifier's own call and gradient are not counted."""
+        """Always 0: the classifier's call and gradient are not counted."""
         return 0
 
     @override
@@ -99,7 +99,7 @@ class Label(Factor):
             log_r = self._log_prob(x_t, t, self.y)
 
             def owed(x_0: Tensor, index: Tensor) -> Tensor:
-                """log p(y | x_0) / p(y | x_t)."""
+                """Return log p(y | x_0) / p(y | x_t)."""
                 return self._log_prob(x_0, torch.zeros_like(t), self.y[index]) - log_r[index]
 
             left = both(here.left, owed)
@@ -118,26 +118,26 @@ class Label(Factor):
         return replace(here, log_r=here.log_r + log_r, proposal=steered)
 
     def _log_prob(self, x_t: Tensor, t: Tensor, y: Tensor) -> Tensor:
-        """log p(y | x_t), [B]."""
+        """Return log p(y | x_t), [B]."""
         return self.classifier.log_prob(x_t, t).gather(1, y[:, None])[:, 0]
 
 
 @final
 @dataclass(frozen=True)
 class Expert(Factor):
-    """Another model of the same data and process: p(x_0) p_2(x_0) / Z, a product of experts.
+    """A second model of the same data and process: p(x_0) p_2(x_0) / Z, a product of experts.
 
-    What is aimed at, of the whole path, is p(x_0..T) p_2(x_0..T) / q(x_1..T | x_0): where p_2's
-    chain is the exact reversal of q, p_2(x_0..T) = p_2(x_0) q(x_1..T | x_0), so x_0 has the product
-    (and likewise the other way round). Step by step that is the product of the kernels,
+    The target over paths is p(x_0..T) p_2(x_0..T) / q(x_1..T | x_0). If either chain is the exact
+    reversal of q, as in p_2(x_0..T) = p_2(x_0) q(x_1..T | x_0), then x_0 follows the product. Each
+    step is a product of kernels,
 
         p(x_s | x_t) p_2(x_s | x_t) / q(x_t | x_s),
 
-    Normal or Bernoulli again, normaliser and all. A model of bits that gives some data no
-    probability at all is no exact reversal at any number of steps; one that allows all of them
-    comes as near as 1 / T. On the way x_t is worth
-    r_t = pi(x_t)^-u_t, u_t = (1 - alpha_bar_t) / (1 - alpha_bar_t / 2), for what both models say of
-    x_T counts once, not twice: of two models that are pi itself that is exact.
+    which is Normal or Bernoulli again, with a known normaliser. A binary model that gives some data
+    zero probability is no exact reversal at any number of steps; one that allows all data has an
+    error of order 1 / T. On the way x_t is weighted by
+    r_t = pi(x_t)^-u_t, u_t = (1 - alpha_bar_t) / (1 - alpha_bar_t / 2), because the prior of x_T
+    must count once, not twice; this is exact for two models that both equal pi.
 
     Sources: Hinton 2002 (products of experts); Sohl-Dickstein et al. 2015, Section 2.5; Du,
     Durkan, Strudel, Tenenbaum, Dieleman, Fergus, Sohl-Dickstein, Doucet and Grathwohl 2023
@@ -152,7 +152,7 @@ class Expert(Factor):
     @property
     @override
     def evaluations(self) -> int:
-        """One call."""
+        """Always 1."""
         return 1
 
     @property
@@ -186,14 +186,14 @@ class Expert(Factor):
 
 
 def _share(process: Process, t: Tensor) -> Tensor:
-    """u_t, float64 [B]; 1 at T, where x_T is drawn from pi, and 0 at 0."""
+    """Return u_t, float64 [B]: 1 at T, where x_T is drawn from pi, and 0 at 0."""
     signal = process.alpha_bar[t]
     share = (1 - signal) / (1 - signal / 2)
     return torch.where(t == process.T, 1.0, share)
 
 
 def both(one: Left | None, other: Left) -> Left:
-    """The sum of what two factors leave to weigh."""
+    """Add the log-weights that two factors leave for x_0."""
     if one is None:
         return other
     return lambda x_0, index: one(x_0, index) + other(x_0, index)

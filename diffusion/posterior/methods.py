@@ -1,12 +1,12 @@
-"""Methods: how to draw from a posterior. A method's configuration is also what acts.
+"""Methods of drawing from a posterior; a method's configuration also carries it out.
 
-    twisted   particles that follow a twist: the exact posterior as they grow many, and Z
-    matched   the plain chain from the step whose noise is that of the observation
+    twisted   particles that follow a twist; exact as their number grows, and estimates Z
+    matched   a plain chain from the step whose noise equals the observation's
     product   p(x_s | x_t) r(x_s) at every step, the 2015 paper's kernel; biased
     repaint   RePaint; biased
-    auto      matched where it holds, else twisted
+    auto      matched where it applies, else twisted
 
-To add a method: a subclass of `PosteriorMethod` here, and its name in `Method`.
+To add a method, write a subclass of `PosteriorMethod` here and add it to `Method`.
 """
 
 import math
@@ -30,28 +30,28 @@ from diffusion.posterior.smc import SMCKernel, SMCResult
 from diffusion.posterior.twist import Covariance, Twist
 from diffusion.samplers import Plan, Sampler
 
-#: The share by which a step's noise may differ from the observation's for `auto` to take it. For a
-#: normal x_0 a noise wrong by a share d makes the posterior's deviation wrong by at most d,
-#: and its mean by at most z d standard deviations, z that of y in its own.
+#: The largest relative error of a step's noise that `auto` accepts. For a normal x_0, a relative
+#: error d makes the posterior's standard deviation wrong by at most a share d, and its mean by at
+#: most z d standard deviations, with z the z-score of y.
 CLOSE = 0.02
 
 
 @final
 @dataclass(frozen=True)
 class MatchedStart:
-    """Where a chain that denoises begins: at the step whose noise is the observation's.
+    """The start of a denoising chain, at the step whose noise equals the observation's.
 
         (1 - alpha_bar_t) / alpha_bar_t = sigma^2,    x_t = sqrt(alpha_bar_t) y
 
-    With independent noise on every element sqrt(alpha_bar_t) y is a draw from q(x_t | x_0) as it
-    stands, so the plain chain from there is the posterior, exact up to the model and the steps.
-    Between two steps of a coarse schedule, or beyond its ends, no step has that noise.
+    With independent noise on every element, sqrt(alpha_bar_t) y is itself a draw from q(x_t | x_0),
+    so a plain chain from there samples the posterior, up to the errors of the model and its steps.
+    If the noise falls between the steps of a coarse schedule, or beyond its ends, none has it.
 
     Attributes:
         t: the step, 1..T; `plan(..., start=t)` goes on from there.
         x_t: [N, *event], sqrt(alpha_bar_t) y; for bits y.
-        noise: of that step: a standard deviation in model units, or a flip probability.
-        asked: the observation's.
+        noise: the step's noise: a standard deviation in model units, or a flip probability.
+        asked: the observation's noise.
     """
 
     t: int
@@ -61,17 +61,17 @@ class MatchedStart:
 
     @property
     def off(self) -> float:
-        """The share by which the two noises differ."""
+        """The relative difference of the two noises."""
         return abs(self.noise / self.asked - 1)
 
     @property
     def exact(self) -> bool:
-        """Whether they are close enough."""
+        """Whether the two noises are close enough."""
         return self.off <= CLOSE
 
     @property
     def warning(self) -> str | None:
-        """What is wrong, in words; None where it is exact."""
+        """The problem in words; None if the start is exact."""
         if self.exact:
             return None
         return (
@@ -81,7 +81,7 @@ class MatchedStart:
 
 
 def matched_start(model: DiffusionModel, y: Tensor, noise: float) -> MatchedStart:
-    """The start for an observation y = x_0 + noise n, or flipped bits (`Process.matched_step`).
+    """Find the start for y = x_0 + noise n, or for flipped bits (`Process.matched_step`).
 
     Args:
         model: the model.
@@ -89,8 +89,8 @@ def matched_start(model: DiffusionModel, y: Tensor, noise: float) -> MatchedStar
         noise: a standard deviation in model units, or a flip probability below 1/2; above 0.
 
     Raises:
-        ValueError: no noise, flips of probability 1/2 or more, or bits with a base rate other than
-            1/2, whose process flips zeros and ones unequally.
+        ValueError: no noise, a flip probability of 1/2 or more, or a base rate other than 1/2, with
+            which the process flips zeros and ones unequally.
     """
     if not 0 < noise < math.inf:
         raise ValueError(f"a matched start needs noise above 0, came {noise:g}")
@@ -99,7 +99,7 @@ def matched_start(model: DiffusionModel, y: Tensor, noise: float) -> MatchedStar
 
 
 def _check_start(start: MatchedStart, model: DiffusionModel) -> None:
-    """Raise ValueError where the noise is beyond the schedule's ends."""
+    """Raise ValueError if the noise is beyond the schedule's ends."""
     beyond = "more" if start.asked > start.noise else "less"
     last = model.T if float(model.process.alpha_bar[-1]) > 0 else model.T - 1
     if start.exact or start.t != (last if beyond == "more" else 1):
@@ -112,11 +112,11 @@ def _check_start(start: MatchedStart, model: DiffusionModel) -> None:
 
 
 class PosteriorMethod(BaseModel, ABC):
-    """One way to draw from a posterior, with its settings.
+    """A way to draw from a posterior, with its settings.
 
     Attributes:
-        name: which method.
-        default_steps: of a chain whose length is not given, at most; None: all T.
+        name: the method's name.
+        default_steps: the most steps of a chain if none are requested; None for all T.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
@@ -125,16 +125,16 @@ class PosteriorMethod(BaseModel, ABC):
 
     @property
     def biased(self) -> bool:
-        """Whether it misses the posterior even of a perfect model with all its steps."""
+        """Whether it is biased even with a perfect model and all its steps."""
         return False
 
     def resolve(
         self, model: DiffusionModel, observation: Observation, factors: Sequence[Factor] = ()
     ) -> "PosteriorMethod":
-        """The method that answers: itself, unless it chooses among others.
+        """Return the method to use: itself, unless it chooses among others.
 
         Raises:
-            ValueError: factors that do not fit, or that the method does not support.
+            ValueError: the factors do not fit, or the method does not support them.
         """
         check_factors(model, observation, factors)
         if factors:
@@ -151,41 +151,41 @@ class PosteriorMethod(BaseModel, ABC):
         samples: int,
         sampler: Sampler,
     ) -> SMCKernel | None:
-        """What moves its systems of particles; None where plain chains are enough.
+        """Return the kernel that moves its particle systems; None if plain chains are enough.
 
         Raises:
-            ValueError: a sampler or an observation that the method does not support, or more
-                samples of a joint system than it has particles.
+            ValueError: the method does not support the sampler or the observation, or a joint
+                system has fewer particles than samples.
         """
         del model, observation, samples, sampler
         return None
 
     def start(self, model: DiffusionModel, observation: Observation) -> MatchedStart | None:
-        """Where its plain chains begin; None: at x_T.
+        """Return where its plain chains begin; None for x_T.
 
         Raises:
-            ValueError: an observation without such a start.
+            ValueError: the observation has no such start.
         """
         del model, observation
         return None
 
     def covariance_size(self, observation: Observation) -> int:
-        """The most numbers seen whose covariance each particle computes; 0 for none."""
+        """Return the largest M for which a particle computes an M x M covariance; 0 for none."""
         del observation
         return 0
 
     def diagnose(self, result: SMCResult, count: int, T: int) -> tuple[Diagnostics, ...]:
-        """The diagnostics of `count` posteriors, for a model of T steps."""
+        """Diagnose `count` posteriors, for a model of T steps."""
         del result, T
         return (Diagnostics(),) * count
 
     def gather(self, result: SMCResult, count: int, seed: int) -> tuple[Tensor, Tensor]:
-        """The samples of `count` posteriors, [N, n, *event], and their weights, float64 [N, n]."""
+        """Return samples of `count` posteriors, [N, n, *event], and weights, float64 [N, n]."""
         del seed
         return result.weighted(count)
 
     def _ancestral_plan(self, model: DiffusionModel, sampler: Sampler) -> Plan:
-        """The steps of a sampler that draws from the model's own kernel."""
+        """Plan the steps of a sampler that draws from the model's own kernel."""
         if sampler.name != "ancestral":
             raise ValueError(
                 f"method '{self.name}' follows the model's own kernel p(x_s | x_t), "
@@ -197,7 +197,7 @@ class PosteriorMethod(BaseModel, ABC):
 
 @final
 class Product(PosteriorMethod):
-    """The 2015 paper's kernel (Section 2.5): r_t = r for every t, one row a sample, no weights."""
+    """The 2015 paper's kernel (Section 2.5), r_t = r at every t; one row per sample, no weights."""
 
     name: Literal["product"] = "product"
 
@@ -221,9 +221,9 @@ class Product(PosteriorMethod):
 
 @final
 class Repaint(PosteriorMethod):
-    """RePaint, for comparison: `jump` steps back, each stretch made `repeats` times; biased.
+    """RePaint, for comparison: jumps back `jump` steps, makes each stretch `repeats` times; biased.
 
-    About `steps` * `repeats` network evaluations a sample.
+    Takes about `steps` * `repeats` network evaluations per sample.
     """
 
     default_steps: ClassVar[int | None] = 100
@@ -250,7 +250,7 @@ class Repaint(PosteriorMethod):
 
 @final
 class Matched(PosteriorMethod):
-    """The plain chain from the step whose noise is nearest to the observation's."""
+    """A plain chain from the step whose noise is nearest to the observation's."""
 
     name: Literal["matched"] = "matched"
 
@@ -268,7 +268,7 @@ class Matched(PosteriorMethod):
 
 
 class _Weighted(PosteriorMethod):
-    """The configuration of weighted particles."""
+    """The settings of weighted particles."""
 
     particles: int = Field(8, ge=1, description="Of each system.")
     systems: Literal["independent", "weighted", "joint"] = Field(
@@ -295,10 +295,10 @@ class _Weighted(PosteriorMethod):
 
 @final
 class Twisted(_Weighted):
-    """Particles that follow a twist: the posterior as they grow many, and its evidence.
+    """Particles that follow a twist; exact as their number grows, and they estimate the evidence.
 
-    A step takes 1 + min(numbers seen, `products`) network evaluations a particle with the `full`
-    covariance, 2 with the `diagonal`, 1 with the `independent` and of bits.
+    A step takes 1 + min(numbers seen, `products`) network evaluations per particle with `full`
+    covariance, 2 with `diagonal`, and 1 with `independent` or for binary data.
     """
 
     default_steps: ClassVar[int | None] = 100
@@ -306,7 +306,7 @@ class Twisted(_Weighted):
 
     @property
     def twist(self) -> Twist:
-        """Which r_t."""
+        """The twist r_t that its particles follow."""
         return Twist(covariance=self.covariance, products=self.products)
 
     @property
@@ -356,13 +356,13 @@ class Twisted(_Weighted):
 
 @final
 class Auto(_Weighted):
-    """`matched` where it holds, else `twisted` with these fields."""
+    """`matched` where it applies, else `twisted` with these fields."""
 
     name: Literal["auto"] = "auto"
 
     @property
     def twisted(self) -> Twisted:
-        """What answers where the matched start does not hold."""
+        """The method to use where the matched start does not apply."""
         return Twisted(**self.model_dump(exclude={"name"}))
 
     @override
@@ -371,13 +371,13 @@ class Auto(_Weighted):
     ) -> PosteriorMethod:
         check_factors(model, observation, factors)
         noise = None if factors else observation.one_noise(model.process.most_noise)
-        # Where no step has that noise the plain chain from the nearest is another posterior.
+        # If no step has that noise, the chain from the nearest one samples another posterior.
         if noise is not None and matched_start(model, observation.values, noise).exact:
             return Matched()
         return self.twisted.resolve(model, observation, factors)
 
 
-#: A method's configuration, told apart by `name`.
+#: Any method's configuration, discriminated by `name`.
 Method = Annotated[Auto | Twisted | Matched | Product | Repaint, Field(discriminator="name")]
 
 #: The methods of `Method`, by name.
@@ -389,6 +389,6 @@ METHODS: dict[str, type[PosteriorMethod]] = {
 def check_factors(
     model: DiffusionModel, observation: Observation, factors: Sequence[Factor]
 ) -> None:
-    """Raise ValueError unless each can multiply the model's p(x_0)."""
+    """Raise ValueError unless each factor can multiply the model's p(x_0)."""
     for factor in factors:
         factor.check(model, len(observation))

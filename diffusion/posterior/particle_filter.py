@@ -1,12 +1,11 @@
-"""The particle filter: weighted rows that follow a twist, exact as they grow many, unbiased in Z.
+"""The particle filter: weighted rows that follow a twist; exact in the limit, unbiased in Z.
 
     w_s = w_t p(x_s | x_t) r_s(x_s) / (q(x_s | x_t, y) r_t(x_t)),     Z = E[prod of mean weights]
 
-A system is P particles of one observation. They resample among themselves alone, systematically,
-when their effective sample size falls below P / 2, and at the end, where p(x_0 | x_1) r(x_0) is
-drawn from as it stands; what it is multiplied by beside that (`factors`) weighs the draws
-once more. All noise is numbered by (seed, particle, step), so a system is the same alone and in any
-batch.
+A system is P particles of one observation. It resamples systematically, on its own, when its
+effective sample size falls below P / 2, and at the end. The last step draws from
+p(x_0 | x_1) r(x_0) exactly, and any `factors` then weigh the draws once more. All noise is numbered
+by (seed, particle, step), so a system is the same alone and in any batch.
 
 Sources: Wu, Trippe, Naesseth, Blei and Cunningham 2023; Del Moral, Doucet and Jasra 2006 (weights
 of any proposal, Z without bias); Kitagawa 1996 (systematic resampling).
@@ -39,22 +38,22 @@ from diffusion.posterior.twist import Twist, evaluate_last_twist, evaluate_twist
 from diffusion.samplers import Plan
 
 _TWIST = Twist()
-_FAR = 1e6  # of x_t, whose noise is about 1: no chain of finite probability goes there
+_FAR = 1e6  # limit of |x_t|, whose noise is about 1: only a broken chain goes there
 
 
 @final
 @dataclass(frozen=True)
 class ParticleFilter(SMCKernel):
-    """Particles that follow a twist.
+    """The kernel of particles that follow a twist.
 
     Args:
         plan: an ancestral plan from T down to 0.
         particles: P.
-        draws: samples of each system, at most P.
-        twist: which r_t.
+        draws: samples per system, at most P.
+        twist: the twist r_t.
 
     Raises:
-        ValueError: more draws than particles.
+        ValueError: there are more draws than particles.
     """
 
     plan: Plan
@@ -103,7 +102,7 @@ class ParticleFilter(SMCKernel):
         parts = [place.nonzero()[:, 0] for place in (kind, ~kind)]
         if position == len(self) - 1 or not all(map(len, parts)):
             return self._step(model, systems, position, together)
-        # Covariances that are worked out and those that are not: each system by its own way.
+        # Step systems with and without an exact covariance separately.
         moved = [self._step(model, systems.rows(part), position, together) for part in parts]
         both = Particles.joined(moved).rows(torch.cat(parts).argsort())
         return replace(both, factors=systems.factors)
@@ -118,14 +117,14 @@ class ParticleFilter(SMCKernel):
             [*systems.evaluated, *self._evaluate(model, systems, position, together, S * P)]
         )
         log_w, log_z = systems.log_w + here.log_r.reshape(S, P), systems.log_evidence
-        log_w = torch.where(log_w < math.inf, log_w, -math.inf)  # a lost particle is worth nothing
+        log_w = torch.where(log_w < math.inf, log_w, -math.inf)  # a lost particle has no weight
         size, ancestors, variance = ess(log_w), systems.ancestors, systems.variance
         choose = torch.ones_like(size, dtype=torch.bool) if last else size < P / 2
         place = torch.arange(P, device=device).expand(S, P)
         if bool(choose.any()):
             noise = counter_noise(systems.seed, systems.number, t.expand(S), Stream.RESAMPLING)
             u = noise.uniform((1,))[:, 0].double()
-            final = drawn(log_w, u, self.draws)  # of the last step, before log_w is evened out
+            final = drawn(log_w, u, self.draws)  # before log_w is reset
             place = torch.where(choose[:, None], systematic(log_w, u, P), place)
             log_z = torch.where(choose, log_z + log_mean(log_w), log_z)
             apart = variance + jackknife(log_w)
@@ -154,18 +153,18 @@ class ParticleFilter(SMCKernel):
         if not last:
             ratio = proposal.log_ratio(x)
             moved = moved + ratio.reshape(S, P).nan_to_num(0.0, 0.0, 0.0).mean(1)
-            # Where r_t was 0 nothing weighs anything, and what has been paid does not matter.
+            # Where r_t was 0 the weight is 0 already.
             paid = here.log_r[rows] + ratio
             paid = torch.where(torch.isneginf(here.log_r[rows]), 0.0, paid)
             log_w = log_w - paid.reshape(S, P)
-            # A network sent far from its data may answer anything: such a particle is worth
-            # nothing, and waits at 0 to be replaced.
+            # Far from its data a network may return anything: give such a particle no weight
+            # and park it at 0 until it is replaced.
             lost = ~(x.abs() <= _FAR).flatten(1).all(1) | ~(log_w < math.inf).flatten()
             log_w = torch.where(lost.reshape(S, P), -math.inf, log_w)
             x = torch.where(lost.reshape(-1, *[1] * (x.ndim - 1)), 0.0, x)
         return replace(
             systems,
-            # Where all of a system are lost its evidence is 0, and what is drawn of it any number.
+            # If all of a system is lost its evidence is 0, and its draws may be anything.
             x=x.nan_to_num(0.0).unflatten(0, (S, -1)),
             x_0=here.x_0[rows].nan_to_num(0.0).unflatten(0, (S, -1)),
             log_w=log_w,
@@ -185,7 +184,7 @@ class ParticleFilter(SMCKernel):
         together: int | None,
         end: int,
     ) -> Iterator[TwistValue]:
-        """The twist at each particle not yet evaluated, up to `end`; so many at once."""
+        """Yield the twist at particles not yet evaluated, up to `end`, `together` at a time."""
         x, device = systems.x.flatten(0, 1), systems.x.device
         t, s = (part[position : position + 1].to(device) for part in (self.plan.t, self.plan.s))
         begin = sum(len(here.log_r) for here in systems.evaluated)

@@ -1,13 +1,13 @@
-"""Proposals of a particle's next step, each beside the kernel p(x_s | x_t) that it replaces.
+"""Proposals for a particle's next step, each with the kernel p(x_s | x_t) that it replaces.
 
-A factor whose logarithm is quadratic, element by element,
+A factor with an elementwise quadratic logarithm,
 
-    f(x) = exp(c + sum_i (h_i x_i - k_i x_i^2 / 2)),    of bits k = 0
+    f(x) = exp(c + sum_i (h_i x_i - k_i x_i^2 / 2)),    k = 0 for bits
 
 is held in canonical (information) form (`Tilt`). Every Normal, every Bernoulli, and every product
-or power of them is such a factor, 1 / q(x_t | x_s) as a function of x_s too, so products of models
-stay in closed form (Sohl-Dickstein et al. 2015, Section 2.5). `join` multiplies the target by a
-factor; `steer` moves the draws and leaves the target as it is.
+or power of them is such a factor, including 1 / q(x_t | x_s) as a function of x_s, so products of
+models stay in closed form (Sohl-Dickstein et al. 2015, Section 2.5). `join` multiplies the target
+by a factor; `steer` moves the draws and keeps the target.
 """
 
 from collections.abc import Callable, Sequence
@@ -24,62 +24,62 @@ from diffusion.rows import Rows, row_sum
 
 
 class Proposal(Protocol):
-    """q(x_s | x_t, y), B rows, as `Rows`."""
+    """A proposal q(x_s | x_t, y) of B rows; also a `Rows`."""
 
     @property
     def base(self) -> Distribution:
-        """p(x_s | x_t), the kernel that it replaces."""
+        """The kernel p(x_s | x_t) that it replaces."""
 
     @property
     def drawn(self) -> Distribution | Conditioned:
-        """q, which draws come from."""
+        """The distribution q that draws come from."""
 
     def sample(self, noise: Noise) -> Tensor:
-        """One draw a row, [B, *event]."""
+        """Draw once per row, [B, *event]."""
 
     def log_ratio(self, x: Tensor) -> Tensor:
-        """log q(x) - log p(x), nats, float64 [B]."""
+        """Return log q(x) - log p(x), nats, float64 [B]."""
 
     def rows(self, index: slice | Tensor) -> Self:
-        """Some of the rows, or one several times; int64 [b]."""
+        """Select rows, possibly repeated; int64 [b]."""
 
     @classmethod
     def joined(cls, parts: Sequence[Self]) -> Self:
-        """Their rows in turn."""
+        """Concatenate the rows."""
 
 
 @final
 @dataclass(frozen=True)
 class Independent(Rows):
-    """A proposal of the kernel's own family, element by element."""
+    """A proposal of the kernel's own family, with independent elements."""
 
     base: Distribution
     drawn: Distribution
 
     def sample(self, noise: Noise) -> Tensor:
-        """One draw a row, [B, *event]."""
+        """Draw once per row, [B, *event]."""
         return self.drawn.sample(noise)
 
     def log_ratio(self, x: Tensor) -> Tensor:
-        """log q(x) - log p(x), nats, float64 [B]."""
+        """Return log q(x) - log p(x), nats, float64 [B]."""
         q, p = (part.double().log_prob(x.double()) for part in (self.drawn, self.base))
         return q - p
 
 
-#: log of the weight left to draws x_0 [b, *event] of rows int64 [b], nats, float64 [b].
+#: Maps draws x_0 [b, *event] and their rows, int64 [b], to log-weights still due, nats float64 [b].
 Left = Callable[[Tensor, Tensor], Tensor]
 
 
 @final
 @dataclass(frozen=True)
 class TwistValue:
-    """The value of a twist at x_t, B rows.
+    """The value of a twist at B rows x_t.
 
     Attributes:
         log_r: log r_t(x_t), nats, float64 [B].
-        proposal: of x_s.
+        proposal: the proposal for x_s.
         x_0: the network's estimate, [B, *event].
-        left: at the last step, log of p(x_0 | x_t) r(x_0) / (q(x_0) r_t(x_t)); None where it is 0.
+        left: at the last step, log of p(x_0 | x_t) r(x_0) / (q(x_0) r_t(x_t)); None if it is 0.
     """
 
     log_r: Tensor
@@ -88,7 +88,7 @@ class TwistValue:
     left: Left | None = None
 
     def where(self, good: Tensor, other: "TwistValue") -> "TwistValue":
-        """This where `good`, bool [B], else the other of the same x_0hat and kind of proposal."""
+        """Take this where `good`, bool [B], else `other`; both have the same x_0hat."""
         place = (~good * len(good) + torch.arange(len(good), device=good.device)).long()
         log_r = torch.where(good, self.log_r, other.log_r)
         both = type(self.proposal).joined([self.proposal, other.proposal])
@@ -96,7 +96,7 @@ class TwistValue:
 
     @classmethod
     def joined(cls, parts: "Sequence[TwistValue]") -> "TwistValue":
-        """Values of the same kind, their rows in turn."""
+        """Concatenate the rows of values of the same kind."""
         if len(parts) == 1:
             return parts[0]
         log_r, x_0 = (
@@ -109,7 +109,7 @@ class TwistValue:
 
 
 def _left_of(lefts: Sequence[Left], sizes: Sequence[int]) -> Left:
-    """`left` of several values of so many rows each, side by side."""
+    """Concatenate the `left` of several values with the given numbers of rows."""
 
     def left(x_0: Tensor, index: Tensor) -> Tensor:
         found = torch.empty(len(index), dtype=torch.float64, device=x_0.device)
@@ -140,40 +140,40 @@ class _Tilted(Rows):
 
     @property
     def base(self) -> Distribution:
-        """p(x_s | x_t), the kernel that it replaces."""
+        """The kernel p(x_s | x_t) that it replaces."""
         return self.inner.base
 
     def sample(self, noise: Noise) -> Tensor:
-        """One draw a row, [B, *event]."""
+        """Draw once per row, [B, *event]."""
         return self.drawn.sample(noise)
 
 
 @final
 @dataclass(frozen=True)
 class Joined(_Tilted):
-    """q' for the target multiplied by f.
+    """A proposal q' for the target multiplied by f.
 
     Attributes:
-        missing: e of `Distribution.tilted`.
-        mean: the mean that e is about.
+        missing: the missing curvature e of `Distribution.tilted`.
+        mean: the mean about which e acts.
     """
 
     missing: Tensor
     mean: Tensor
 
     def log_ratio(self, x: Tensor) -> Tensor:
-        """log q'(x) - log p(x) f(x), nats, float64 [B]."""
+        """Return log q'(x) - log p(x) f(x), nats, float64 [B]."""
         return self.inner.log_ratio(x) - self.log_z - self.owed(x)
 
     def owed(self, x: Tensor) -> Tensor:
-        """log q(x) f(x) / (Z q'(x)), nats, float64 [B]; 0 where the product is exact."""
+        """Return log q(x) f(x) / (Z q'(x)), nats, float64 [B]; 0 where the product is exact."""
         return 0.5 * row_sum(self.missing * (x.double() - self.mean.double()).square())
 
 
 @final
 @dataclass(frozen=True)
 class Steered(_Tilted):
-    """q' = q exp(slope x) / Z for the same target.
+    """A proposal q' = q exp(slope x) / Z for an unchanged target.
 
     Attributes:
         slope: float64 [B, *event].
@@ -182,15 +182,15 @@ class Steered(_Tilted):
     slope: Tensor
 
     def log_ratio(self, x: Tensor) -> Tensor:
-        """log q'(x) - log p(x), nats, float64 [B]."""
+        """Return log q'(x) - log p(x), nats, float64 [B]."""
         return self.inner.log_ratio(x) + row_sum(self.slope * x.double()) - self.log_z
 
 
 def join(proposal: Proposal, tilt: Tilt) -> Joined:
-    """The proposal for p f of one for p.
+    """Turn a proposal for p into one for p f.
 
     Raises:
-        ValueError: a proposal whose elements depend on each other.
+        ValueError: the proposal's elements depend on each other.
     """
     drawn = proposal.drawn
     product, log_z, missing = drawn.tilted(tilt)
@@ -198,7 +198,7 @@ def join(proposal: Proposal, tilt: Tilt) -> Joined:
 
 
 def steer(proposal: Proposal, slope: Tensor) -> Steered:
-    """The proposal tilted by exp(slope x), slope [B, *event]."""
+    """Tilt a proposal by exp(slope x), slope [B, *event], for the same target."""
     slope = slope.double()
     zero = torch.zeros_like(slope)
     product, log_z, _ = proposal.drawn.tilted(Tilt(row_sum(zero), slope, zero))

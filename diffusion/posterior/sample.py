@@ -1,4 +1,4 @@
-"""Samples of N posteriors, by plain chains or by systems of particles."""
+"""Draws samples of N posteriors, by plain chains or by systems of particles."""
 
 import math
 from collections.abc import Sequence
@@ -16,7 +16,7 @@ from diffusion.posterior.methods import Auto, MatchedStart, PosteriorMethod
 from diffusion.posterior.smc import SMCKernel, SMCResult, run
 from diffusion.samplers import Ancestral, Sampler, sample
 
-_ELEMENTS = 2**20  # of all the rows that go through the network at once
+_ELEMENTS = 2**20  # elements that go through the network at once, over all rows
 
 
 @final
@@ -26,13 +26,13 @@ class Posterior:
 
     Attributes:
         samples: [N, n, *event], model units.
-        weights: of each sample in averages, [N, n], float64, those of each posterior summing to 1
-            (`smc.weigh`). Equal where samples are not of independent systems.
-        method: the one that answered.
-        biased: whether it misses the posterior even of a perfect model with all its steps.
-        diagnostics: of each posterior.
-        network_evaluations: of all, by the rule of `diffusion.posterior.twist`.
-        start: where the chains began, by "matched".
+        weights: each sample's weight in averages, float64 [N, n], summing to 1 per posterior
+            (`smc.weigh`). Equal unless samples come from independent systems.
+        method: the method that was used.
+        biased: whether it is biased even with a perfect model and all its steps.
+        diagnostics: one per posterior.
+        network_evaluations: the total, by the rule of `diffusion.posterior.twist`.
+        start: where the chains began, for "matched".
     """
 
     samples: Tensor
@@ -59,15 +59,15 @@ def sample_posterior(
     Args:
         model: the model.
         observation: what was seen, [N, *seen].
-        samples: n, of each posterior.
-        seed: of the noise; sample j of posterior i is numbered i n + j.
-        method: how; `Auto()` where it is not given.
-        sampler: the chain's steps; ancestral at all T where it is not given.
-        factors: what else p(x_0) is multiplied by, by "twisted" alone: labels, other models.
+        samples: n, the samples per posterior.
+        seed: the seed of the noise; sample j of posterior i is numbered i n + j.
+        method: the method (default `Auto()`).
+        sampler: the chain's sampler (default: ancestral at all T steps).
+        factors: further factors of p(x_0), labels or other models; only for "twisted".
 
     Raises:
-        ValueError: a method that the observation or the factors do not allow, or a sampler that it
-            does not; a factor of another process or space.
+        ValueError: the method does not suit the observation, the factors or the sampler, or a
+            factor has another process or space.
     """
     resolved = (Auto() if method is None else method).resolve(model, observation, factors)
     start, sampler = resolved.start(model, observation), sampler or Ancestral()
@@ -104,7 +104,7 @@ def _by_particles(
     kernel: SMCKernel,
     factors: Sequence[Factor],
 ) -> Posterior:
-    """`sample_posterior` by systems of particles, as many at once as memory allows."""
+    """Run `sample_posterior` with systems of particles, as many at once as memory allows."""
     N, each = len(observation), samples // kernel.draws
     most = max(1, _ELEMENTS // math.prod(model.event))
     result = SMCResult.joined(

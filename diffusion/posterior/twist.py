@@ -1,19 +1,19 @@
-"""Twists: r_t(x_t), an estimate of E[r(x_0) | x_t], how well x_t agrees with an observation.
+"""Twists r_t(x_t): estimates of E[r(x_0) | x_t], or how well x_t agrees with an observation.
 
     reals  r_t(x_t) = N(y; A x_0hat, sigma^2 + A V_t A^T),  V_t = (1 - alpha_bar) / sqrt(alpha_bar)
            d x_0hat / d x_t, the covariance of x_0 given x_t (Tweedie's formula, second order)
-    bits   r_t(x_t) = prod over the known of (1 - eps) pi_y + eps (1 - pi_y), pi = P(x_0 | x_t)
+    bits   r_t(x_t) = prod over known bits of (1 - eps) pi_y + eps (1 - pi_y), pi = P(x_0 | x_t)
 
-A twist weighs a chain at x_t and steers its next step: the same estimate one step further
-multiplies p(x_s | x_t). Particles (`particle_filter`) correct its errors, so any estimate is
-allowed, and a better one needs fewer of them.
+A twist weighs a chain at x_t and steers its next step: the same estimate one step later multiplies
+p(x_s | x_t). Particles (`particle_filter`) correct its errors, so any estimate is allowed, and a
+better one needs fewer particles.
 
-Cost: one network evaluation for each call, and one for each product with the Jacobian, a gradient
-in x_t alone that takes about as long as the call.
+Cost: one network evaluation per call, plus one per product with the Jacobian, a gradient in x_t
+alone that takes about as long as the call.
 
 Sources: Wu, Trippe, Naesseth, Blei and Cunningham 2023 (twists, their proposals); Rozet, Andry,
 Lanusse and Louppe 2024 (the covariance by Jacobian products and conjugate gradients); Boys,
-Girolami, Pidstrigach, Reich, Mosca and Akyildiz 2023 (its formula).
+Girolami, Pidstrigach, Reich, Mosca and Akyildiz 2023 (the formula).
 """
 
 from collections.abc import Callable
@@ -32,16 +32,16 @@ from diffusion.posterior.proposal import Independent, TwistValue
 from diffusion.process import GaussianPrediction, as_gaussian
 from diffusion.rows import per_row, row_sum
 
-#: V_t is at least so much of 1 - alpha_bar: a network's Jacobian is no perfect covariance.
+#: Lower limit of V_t / (1 - alpha_bar): a network's Jacobian is no perfect covariance.
 _FLOOR = 1e-5
-#: What of a covariance's size may be negative, and what is left of it then; and not symmetric.
+#: Tolerances relative to a covariance's size: negative eigenvalues, their floor, and asymmetry.
 _NEGATIVE, _LEAST, _SKEW = 1e-3, 1e-6, 0.5
-#: A step fixes at most so much of what is seen, for r_s is an estimate: weights stay bounded.
+#: The largest share of a variance that a step may explain: bounds the weights, as r_s is estimated.
 _MOST = 0.95
-#: V_t at t = T, of data of unit variance: early errors of x_0hat are shared by many elements, and
-#: count for less than as many of their own (4 rather than 1 was measured on digits).
+#: V_t at t = T for data of unit variance. Early errors of x_0hat are shared by many elements and
+#: count for less than independent ones would (4 rather than 1 was measured on digits).
 _SHARED = 4.0
-#: Steps of conjugate gradients, which cost no network evaluation.
+#: Conjugate gradient steps without network evaluations.
 _FREE = 32
 
 
@@ -49,14 +49,14 @@ Covariance = Literal["auto", "full", "diagonal", "independent"]
 
 
 class Twist(BaseModel):
-    """Which r_t.
+    """The settings of a twist r_t.
 
     Attributes:
         covariance: of x_0 given x_t: "full", by products with the network's Jacobian; "diagonal",
             the model's own variances (1 - alpha_bar where it has none), and one product;
-            "independent" (`Elements`), no products; "auto", full where at most `products` numbers
-            were seen and independent elsewhere.
-        products: the most products of a step with "full"; where more numbers were seen, steps of
+            "independent" (`Elements`), no products; "auto", full if at most `products` numbers were
+            seen, else independent.
+        products: the most products per step with "full"; if more numbers were seen, the steps of
             conjugate gradients.
     """
 
@@ -65,11 +65,11 @@ class Twist(BaseModel):
     products: int = Field(8, ge=1, le=256)
 
     def exact(self, count: Tensor) -> Tensor:
-        """Whether the whole covariance of `count` numbers seen is computed; int64 [N]."""
+        """Return whether to compute the whole covariance of `count` numbers seen, int64 [N]."""
         return (count <= self.products) & (self.covariance in ("auto", "full"))
 
     def ties(self, observation: Observation) -> bool:
-        """Whether the observation makes a proposal's elements depend on each other."""
+        """Return whether the observation makes a proposal's elements depend on each other."""
         if not observation.factor.continuous:
             return False
         count = observation.count
@@ -78,11 +78,11 @@ class Twist(BaseModel):
 
     @property
     def independent(self) -> bool:
-        """Whether there is no Jacobian where it is not `exact`."""
+        """Whether it does without a Jacobian where it is not `exact`."""
         return self.covariance in ("auto", "independent")
 
     def evaluations(self, model: DiffusionModel, count: Tensor) -> Tensor:
-        """Network evaluations of one step but the last, which takes 1; count int64 [N]."""
+        """Count network evaluations per step for `count` int64 [N]; the last step takes 1."""
         if not model.process.continuous:
             return torch.ones_like(count)
         if self.independent:
@@ -95,7 +95,7 @@ class Twist(BaseModel):
 def evaluate_last_twist(
     model: DiffusionModel, x_t: Tensor, t: Tensor, observation: Observation
 ) -> TwistValue:
-    """At the last step p(x_0 | x_t) r(x_0) has a closed form, and r_t = Z~_t."""
+    """Evaluate the last step, where p(x_0 | x_t) r(x_0) has a closed form and r_t = Z~_t."""
     prediction = model.predict(x_t, t)
     kernel = prediction.kernel(torch.zeros_like(t))
     found, log_z = observation.multiply(kernel)
@@ -112,15 +112,15 @@ def evaluate_twist(
     observation: Observation,
     twist: Twist,
 ) -> TwistValue:
-    """r_t(x_t), and the proposal of x_s for s above 0.
+    """Evaluate r_t(x_t) and the proposal for x_s, s above 0.
 
     Args:
         model: the model.
         x_t: [B, *event].
         t: int64 [B], or [1] for all rows.
         s: int64, likewise; s < t.
-        observation: [B, *seen]; all rows are `Twist.exact`, or none.
-        twist: which r_t.
+        observation: [B, *seen]; `Twist.exact` holds for all rows or for none.
+        twist: the twist's settings.
     """
     count = observation.count
     exact = bool(twist.exact(count).all())
@@ -134,16 +134,16 @@ def evaluate_twist(
     with torch.inference_mode(False), torch.enable_grad():
         x = x_t.clone().requires_grad_()
         seen = model.predict(x, t, clip=False)
-    # A clipped element has no gradient, so the Jacobian is of the unclipped estimate.
+    # A clipped element has no gradient, so take the Jacobian of the unclipped estimate.
     prediction = as_gaussian(model.clip(seen))
     own = own_variance(prediction)
     at = model.process.alpha_bar[t]
     scale = per_row(torch.where(at > 0, (1 - at) / at.sqrt(), 0.0), x_t)
-    blind = per_row(at == 0, x_t).bool()  # x_T without signal says nothing: the prior's variance
+    blind = per_row(at == 0, x_t).bool()  # no signal in x_T: use the prior's variance
     floor = per_row(_FLOOR * (1 - at), x_t)
 
     def spread(u: Tensor) -> Tensor:
-        """V_t u, [B, *event]; V_t is symmetric, so J^T does for J."""
+        """Return V_t u, [B, *event]; V_t is symmetric, so J^T stands in for J."""
         (found,) = torch.autograd.grad(seen.x_0, x, u.to(x_t), retain_graph=True)
         return (torch.where(blind, own * u, scale * found) + floor * u).double()
 
@@ -165,9 +165,9 @@ def _exact(
     spread: Spread,
     observation: Observation,
 ) -> TwistValue:
-    """With the whole S = sigma^2 + A V A^T: Cov(x_s, y | x_t) = c_0 V A^T.
+    """Evaluate with the whole S = sigma^2 + A V A^T, where Cov(x_s, y | x_t) = c_0 V A^T.
 
-    Rows whose A V A^T is no covariance take the V of `Elements`.
+    Rows whose A V A^T is no covariance use the V of `Elements`.
     """
     x_0, kernel = prediction.x_0, prediction.kernel(s)
     matrix, off, noise = observation.linear(x_0)
@@ -182,7 +182,7 @@ def _exact(
     elements = Elements.of(model, prediction, s, surprise_of(observation, x_0))
 
     def through(v: Tensor) -> Tensor:
-        """sigma^2 + A diag(v) A^T, [B, M, M]."""
+        """Return sigma^2 + A diag(v) A^T, [B, M, M]."""
         scaled = matrix * v.expand_as(x_0).flatten(1)[:, None]
         return scaled @ matrix.mT + torch.diag_embed(noise)
 
@@ -198,12 +198,12 @@ def _exact(
 def covariance(
     own: Tensor, matrix: Tensor, prediction: GaussianPrediction
 ) -> tuple[Tensor, Tensor]:
-    """A V A^T as a covariance, and whether it is one; float64 [B, M, M], bool [B].
+    """Make A V A^T a covariance, float64 [B, M, M]; also returns whether it was one, bool [B].
 
-    V comes from a network's Jacobian, which is symmetric and positive only as far as the network is
-    right. It counts as a covariance if it is finite, symmetric to half of its size, without an
-    eigenvalue below -1e-3 of the greatest, and in no direction wider than `most_variance`.
-    Eigenvalues are then raised to 1e-6 of the greatest. `own` is A V A^T and `matrix` A.
+    V comes from a network's Jacobian, which is symmetric and positive only if the network is right.
+    It counts as a covariance if it is finite, symmetric to half of its size, has no eigenvalue
+    below -1e-3 of the greatest, and is nowhere wider than `most_variance`. Eigenvalues are raised
+    to 1e-6 of the greatest. `own` is A V A^T and `matrix` is A.
     """
     finite = own.isfinite().flatten(1).all(1)
     own = torch.where(finite[:, None, None], own, 0.0)
@@ -228,9 +228,9 @@ def _iterated(
     observation: Observation,
     twist: Twist,
 ) -> TwistValue:
-    """With S u = y - A x_0hat solved for u only; the determinant is that of S's diagonal.
+    """Evaluate by solving S u = y - A x_0hat, with the determinant of S's diagonal only.
 
-    Rows whose S is found to be no covariance take the V of `Elements`.
+    Rows whose S turns out to be no covariance use the V of `Elements`.
     """
     x_0, kernel = prediction.x_0, prediction.kernel(s)
     operator, known, event = observation.operator, observation.known, x_0.shape[1:]
@@ -244,7 +244,7 @@ def _iterated(
     else:
 
         def seen(u: Tensor) -> tuple[Tensor, Tensor]:
-            """S u and V A^T u."""
+            """Return S u and V A^T u."""
             nonlocal positive
             pulled = spread(operator.adjoint(u, event))
             image = operator.forward(pulled)
@@ -259,11 +259,11 @@ def _iterated(
     mean = (kernel.mean + gain * pull).to(x_0.dtype)
     var = kernel.var.expand_as(x_0)
     if isinstance(operator, Mask):
-        # What is seen of an element narrows its step; with other operators the weights see to it.
+        # An observed element narrows its step; with other operators the weights account for it.
         narrow = torch.where(known, gain.square() * own.square() / diagonal, 0.0) / var.double()
         var = (var.double() * (1 - narrow.clamp(max=_MOST))).to(x_0.dtype)
     found = TwistValue(log_r, Independent(kernel, Normal(mean, var)), x_0)
-    # |V A^T u|^2 <= (the most of V) u^T A V A^T u of any covariance.
+    # For any covariance |V A^T u|^2 <= max(V) u^T A V A^T u.
     good = positive & log_r.isfinite() & (row_sum(pull * pull) <= prediction.most_variance * fit)
     if bool(good.all()):
         return found
@@ -276,21 +276,21 @@ def _iterated(
 @final
 @dataclass(frozen=True)
 class Elements:
-    """x_s and x_0 given x_t without a Jacobian, each element on its own.
+    """The variances of x_s and x_0 given x_t without a Jacobian, each element on its own.
 
         V_t = 1 / (snr_t + 1 / 4),    snr_t = alpha_bar_t / (1 - alpha_bar_t)
         x_0hat(x_s) = x_0hat(x_t) + h (x_s - mean),    h = v_s snr_s / sqrt(alpha_bar_s)
         v_s = 1 / (1 / v_t + snr_s - snr_t)
 
-    One V_t for all elements and particles, so that particles differ only by how they fit. The
-    proposal is p(x_s | x_t) r_s(x_s) by Kalman's filter with v_t, each element's own variance
-    (`certain`): where x_0hat is certain it does not follow x_s, and moving or narrowing x_s there
-    costs every particle weight for nothing. On images, most of whose background is seen, only this
+    All elements and particles share V_t, so that particles differ only in how well they fit. The
+    proposal is p(x_s | x_t) r_s(x_s) by a Kalman filter with v_t, each element's own variance
+    (`certain`): where x_0hat is certain it does not follow x_s, and moving or narrowing x_s would
+    cost every particle weight for nothing. For images whose background is mostly seen, nothing else
     keeps the weights of several particles alive.
 
     Attributes:
-        var: of x_s, float64 [B, *event].
-        slope: h, by which x_0hat goes with x_s, float64 [B, *event].
+        var: the variance of x_s, float64 [B, *event].
+        slope: h, by which x_0hat follows x_s, float64 [B, *event].
         now: V_t, float64, broadcastable to `var`.
         then: V_s, likewise.
     """
@@ -304,14 +304,14 @@ class Elements:
     def of(
         cls, model: DiffusionModel, prediction: GaussianPrediction, s: Tensor, surprise: Tensor
     ) -> Self:
-        """From a prediction; `surprise` as `certain` takes it."""
+        """Compute from a prediction; see `certain` for `surprise`."""
         x_t, process = prediction.x_t, prediction.process
-        # In float64: 1 - alpha_bar is all but nothing at the end.
+        # In float64, because 1 - alpha_bar is tiny at the end.
         at, later = (per_row(process.alpha_bar[step], x_t.double()) for step in (prediction.t, s))
         snr, snr_s = at / (1 - at), later / (1 - later)
 
         def after(v: Tensor) -> Tensor:
-            """Of x_s, from that of x_t."""
+            """Return the variance at s from the variance v at t."""
             return 1 / (1 / v + snr_s - snr)
 
         wide = 1 / (snr + 1 / _SHARED)
@@ -321,12 +321,12 @@ class Elements:
 
     @property
     def seen(self) -> Tensor:
-        """The variance of x_0hat(x_s) plus V_s: that of y without its noise."""
+        """The variance of y without its noise: that of x_0hat(x_s) plus V_s."""
         return self.slope.square() * self.var + self.then
 
 
 def surprise_of(observation: Observation, x_0: Tensor) -> Tensor:
-    """|y - x_0hat| of elements observed one by one, else 0; float64 [B, *event]."""
+    """Return |y - x_0hat| where elements are seen one by one, else 0; float64 [B, *event]."""
     if not isinstance(observation.operator, Mask):
         return torch.zeros_like(x_0, dtype=torch.float64)
     return observation.residual(x_0)[0].abs()
@@ -336,7 +336,7 @@ def surprise_of(observation: Observation, x_0: Tensor) -> Tensor:
 def evaluate_elements(
     model: DiffusionModel, prediction: GaussianPrediction, s: Tensor, observation: Observation
 ) -> TwistValue:
-    """`evaluate_twist` by `Elements`."""
+    """Run `evaluate_twist` with `Elements`."""
     x_t, x_0, kernel = prediction.x_t, prediction.x_0, prediction.kernel(s)
     operator, known = observation.operator, observation.known
     off, noise = observation.residual(x_0)
@@ -344,7 +344,7 @@ def evaluate_elements(
     var, slope = elements.var, elements.slope
 
     def solve(v: Tensor) -> tuple[Tensor, Tensor]:
-        """(noise + A diag(v) A^T)^-1 off, and that matrix's diagonal."""
+        """Return (noise + A diag(v) A^T)^-1 off, and that matrix's diagonal."""
         v = v.expand_as(x_t)
         diagonal = torch.where(known, noise + operator.variance(v), 1.0)
         if isinstance(operator, Mask):
@@ -362,20 +362,20 @@ def evaluate_elements(
     moves, diagonal = solve(elements.seen)
     mean = kernel.mean + slope * var * operator.adjoint(moves, x_t.shape[1:])
     if isinstance(operator, Mask):
-        # What is seen of an element narrows its step; with other operators the weights see to it.
+        # An observed element narrows its step; with other operators the weights account for it.
         var = var * (1 - torch.where(known, slope.square() * var / diagonal, 0.0))
     proposal = Normal(mean.to(x_t.dtype), var.to(x_t.dtype))
     return TwistValue(log_r, Independent(kernel, proposal), x_0)
 
 
 def certain(model: DiffusionModel, prediction: GaussianPrediction, surprise: Tensor) -> Tensor:
-    """Var(x_0 | x_t) of each element, the model's own or else estimated from x_0hat, [B, *event].
+    """Return Var(x_0 | x_t), the model's own or else estimated from x_0hat, [B, *event].
 
     1 / V_t = snr_t + 1 / b^2,  b = (high - x_0hat) (x_0hat - low) / ((high - low) / 2)
 
     b bounds the variance of a variable between `low` and `high` with mean x_0hat (Bhatia and Davis
     2000), in units of half the range; a network's errors follow its square. It is at least the
-    surprise |y - x_0hat|, so that a certain and wrong element moves. Without a range b = 1.
+    surprise |y - x_0hat|, so that a certain but wrong element moves. Without a range b = 1.
     """
     if prediction.variance == "moment" or prediction.own is not None:
         return own_variance(prediction).double()
@@ -390,7 +390,7 @@ def certain(model: DiffusionModel, prediction: GaussianPrediction, surprise: Ten
 
 
 def own_variance(prediction: GaussianPrediction) -> Tensor:
-    """Var(x_0 | x_t), [B, *event]: the model's own, or that of data of unit variance."""
+    """Return Var(x_0 | x_t), [B, *event]: the model's own, or as for data of unit variance."""
     if prediction.variance == "moment" or prediction.own is not None:
         return prediction.kernel(torch.zeros_like(prediction.t)).var
     at = prediction.process.alpha_bar[prediction.t]
@@ -400,9 +400,9 @@ def own_variance(prediction: GaussianPrediction) -> Tensor:
 def conjugate_gradients(
     apply: Callable[[Tensor], tuple[Tensor, Tensor]], off: Tensor, pull: Tensor, steps: int
 ) -> tuple[Tensor, Tensor]:
-    """u of S u = off after `steps` steps from 0, row by row, and V A^T u.
+    """Solve S u = off row by row by `steps` steps from 0; returns u and V A^T u.
 
-    A row whose S is found not to be positive stops.
+    A row stops if its S turns out not to be positive.
     """
     solved, left = torch.zeros_like(off), off
     towards, size = off, row_sum(off * off)

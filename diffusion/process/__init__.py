@@ -1,7 +1,7 @@
-"""Forward processes q, one file each, and what a network's output means under them.
+"""Forward processes q, one per file, and how each reads a network's output.
 
-To add one: a file with a configuration, a `Process`, a `Prediction` and an `Output`, and its
-configuration's name in `ProcessConfig`.
+To add one, write a file with a configuration, a `Process`, a `Prediction` and an `Output`, and add
+the configuration to `ProcessConfig`.
 """
 
 from typing import Annotated
@@ -24,7 +24,7 @@ from diffusion.process.gaussian import (
     variance_terms,
 )
 
-#: A process's configuration, told apart by `kind`.
+#: Any process's configuration, discriminated by `kind`.
 ProcessConfig = Annotated[GaussianConfig | BinomialConfig, Field(discriminator="kind")]
 
 __all__ = [

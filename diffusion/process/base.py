@@ -1,9 +1,9 @@
-"""What every process has: the forward trajectory q, what a network's output means, and its kernels.
+"""The interface of a process: its trajectory q, its kernels and its reading of network outputs.
 
     q(x_t | x_0) has signal alpha_bar_t
     q(x_s | x_t, x_0) is proportional to q(x_t | x_s) q(x_s | x_0)
 
-`t` and `s` are int64 [B], one entry a row, s < t, at any stride; s = t - 1 is the paper's
+`t` and `s` are int64 [B], one entry per row, s < t, at any stride; the paper has s = t - 1
 (Sohl-Dickstein et al. 2015, Table App.1). Coefficients are computed in float64 and cast once.
 """
 
@@ -30,14 +30,14 @@ VarianceKind = Literal["lower", "upper", "interpolated", "moment", "optimal"]
 
 
 class Config(BaseModel, ABC):
-    """A process's configuration; a subclass has a `kind` and a schedule."""
+    """The configuration of a process; a subclass adds a `kind` and a schedule."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
     T: int = Field(ge=1, le=100_000)
 
     @abstractmethod
     def build(self) -> "Process":
-        """The process, with the schedule's table."""
+        """Build the process with the schedule's table."""
 
 
 class Process(Tables, ABC):
@@ -47,7 +47,7 @@ class Process(Tables, ABC):
         beta: float64 [T + 1], beta[0] = 0.
     """
 
-    #: Whether x_t is real, so that x_0hat and twists have gradients in it.
+    #: Whether x_t is real, so that x_0hat and twists are differentiable in it.
     continuous: ClassVar[bool] = True
     beta: Tensor
     alpha_bar: Tensor
@@ -59,12 +59,12 @@ class Process(Tables, ABC):
         self.register_buffer("alpha_bar", alpha_bar(beta), persistent=False)
 
     def refresh(self) -> None:
-        """Compute alpha_bar again after `beta` was loaded."""
+        """Recompute alpha_bar after `beta` was loaded."""
         check_beta(self.beta)
         self.alpha_bar.copy_(alpha_bar(self.beta))
 
     def take(self, beta: Tensor) -> None:
-        """Use another table, float64 [T + 1], through which gradients pass."""
+        """Replace beta by a table, float64 [T + 1], that gradients pass through."""
         check_beta(beta)
         self.beta, self.alpha_bar = beta, alpha_bar(beta)
 
@@ -74,37 +74,37 @@ class Process(Tables, ABC):
         return len(self.beta) - 1
 
     def log_snr(self, t: Tensor) -> Tensor:
-        """log(alpha_bar_t / (1 - alpha_bar_t)), float64 [B]; infinite at the ends of the signal."""
+        """Return log(alpha_bar_t / (1 - alpha_bar_t)), float64 [B]; infinite if it is 0 or 1."""
         return torch.logit(self.alpha_bar[t])
 
     def rate(self, t: Tensor, s: Tensor) -> Tensor:
-        """The signal kept from s to t, alpha_bar_t / alpha_bar_s, float64 [B]."""
+        """Return the signal kept from s to t, alpha_bar_t / alpha_bar_s, float64 [B]."""
         return self.alpha_bar[t] / self.alpha_bar[s]
 
     @abstractmethod
     def prior(self, event: Sequence[int], rows: int) -> Distribution:
-        """pi(x_T), rows of shape [rows, *event]."""
+        """Return pi(x_T), [rows, *event]."""
 
     @abstractmethod
     def nothing_seen(self, event: Sequence[int], rows: int) -> Observation:
-        """The observation r = 1 of rows [rows, *event]."""
+        """Return the observation r = 1, [rows, *event]."""
 
     @abstractmethod
     def observe(
         self, space: DataSpace, operator: LinearOperator, y: Tensor, known: Tensor, noise: Tensor
     ) -> tuple[Observation, Tensor]:
-        """r in model units, and what log p(y) in those gains in data units, nats [N].
+        """Build r in model units, and the change of log p(y) from model to data units, nats [N].
 
         Args:
-            space: of the data.
-            operator: A; of bits a `Mask`.
+            space: the data space.
+            operator: A; always a `Mask` for binary data.
             y: [N, *seen], data units.
-            known: bool [N, *seen]; all where A is no `Mask`.
-            noise: a standard deviation, data units, broadcastable to `y`; of bits a single flip
-                probability.
+            known: bool [N, *seen]; all True unless A is a `Mask`.
+            noise: a standard deviation in data units, broadcastable to `y`; for binary data, a
+                single flip probability.
 
         Raises:
-            ValueError: an operator that these data do not have, or a singular one without noise.
+            ValueError: the operator does not suit the data, or is singular and noise-free.
         """
 
     @abstractmethod
@@ -114,7 +114,7 @@ class Process(Tables, ABC):
         variance: VarianceKind | None,
         profile: Profile | None = None,
     ) -> "Output":
-        """What a network's output means under this process."""
+        """Return the reader of a network's output under this process."""
 
     def check_signal(self, prediction: PredictionKind) -> None:
         """Raise ValueError if the prediction needs signal at t = T and the schedule leaves none."""
@@ -127,65 +127,65 @@ class Process(Tables, ABC):
     @property
     @abstractmethod
     def most_noise(self) -> float:
-        """Below this an observation's independent noise is that of some step; 0: never."""
+        """The noise level below which a step can match an observation; 0 if none can."""
 
     @abstractmethod
     def matched_step(self, noise: float) -> tuple[int, float, float]:
-        """The step t whose noise is nearest to an observation y's.
+        """Find the step t whose noise is nearest to that of an observation y.
 
         Returns:
-            t; the number c with which x_t = c y; and the noise of that step.
+            t, the factor c of x_t = c y, and the noise of that step.
 
         Raises:
-            ValueError: no step does.
+            ValueError: no step can match.
         """
 
     @property
     @abstractmethod
     def power(self) -> float:
-        """E x_T^2 of an element, under pi."""
+        """The mean square E x_T^2 of an element under pi."""
 
     @abstractmethod
     def step_noise(self, noise: Noise, event: Sequence[int]) -> Tensor:
-        """The random numbers that one step's draw takes, [B, *event]."""
+        """Draw the random numbers that one step uses, [B, *event]."""
 
     @abstractmethod
     def likelihood(self, x_t: Tensor, t: Tensor, s: Tensor) -> Tilt:
-        """q(x_t | x_s) as a function of x_s."""
+        """Return q(x_t | x_s) as a function of x_s."""
 
     @abstractmethod
     def guide(self, slope: Tensor, var: Tensor, t: Tensor, s: Tensor) -> Tensor:
-        """The slope of the tilt of p(x_s | x_t), from the slope of log r_t at x_t.
+        """Return the slope by which to tilt p(x_s | x_t), from the slope of log r_t at x_t.
 
         Args:
             slope: float64 [B, *event].
-            var: of p(x_s | x_t), float64, broadcastable to `slope`.
+            var: variance of p(x_s | x_t), float64, broadcastable to `slope`.
             t: int64 [B], or [1].
             s: int64, likewise.
         """
 
     @abstractmethod
     def marginal(self, x_0: Tensor, t: Tensor) -> Distribution:
-        """q(x_t | x_0)."""
+        """Return q(x_t | x_0)."""
 
     @abstractmethod
     def forward_kernel(self, x_s: Tensor, t: Tensor, s: Tensor | None = None) -> Distribution:
-        """q(x_t | x_s); s = t - 1 where it is not given."""
+        """Return q(x_t | x_s), s = t - 1 by default."""
 
     @abstractmethod
     def bridge(self, x_a: Tensor, x_t: Tensor, t: Tensor, s: Tensor, a: Tensor) -> Distribution:
-        """q(x_s | x_t, x_a), proportional to q(x_t | x_s) q(x_s | x_a), a <= s < t.
+        """Return q(x_s | x_t, x_a), proportional to q(x_t | x_s) q(x_s | x_a), a <= s < t.
 
         At s = a it is the point x_a. x_a and x_t are [B, *event]; t, s and a int64 [B].
         """
 
     def posterior(self, x_0: Tensor, x_t: Tensor, t: Tensor, s: Tensor) -> Distribution:
-        """q(x_s | x_t, x_0), s < t: the bridge from 0; at s = 0 the point x_0."""
+        """Return q(x_s | x_t, x_0), s < t, the bridge from 0; at s = 0 the point x_0."""
         return self.bridge(x_0, x_t, t, s, torch.zeros_like(s))
 
 
 class Prediction(Rows, ABC):
-    """One network call on B rows, as an estimate of x_0 and the kernel p(x_s | x_t).
+    """The result of a network call on B rows: an estimate of x_0 and the kernel p(x_s | x_t).
 
     Attributes:
         x_0: the estimate of x_0, model units [B, *event]; for bits the probability of a one.
@@ -195,7 +195,7 @@ class Prediction(Rows, ABC):
 
     @abstractmethod
     def kernel(self, s: Tensor) -> Distribution:
-        """p(x_s | x_t), s < t, int64 [B]."""
+        """Return p(x_s | x_t) for s < t, int64 [B]."""
 
     @abstractmethod
     def draw(
@@ -208,50 +208,50 @@ class Prediction(Rows, ABC):
         noise: Noise,
         observation: Observation | None,
     ) -> Tensor:
-        """x_s at one position of a plan, [B, *event].
+        """Draw x_s at one position of a plan, [B, *event].
 
         Args:
-            x_t: [B, *event], before it was rounded for the network.
-            columns: of the plan's table, `per_row` of x_t.
-            previous: the x_0hat of each row's last position, [B, *event].
+            x_t: [B, *event], before rounding for the network.
+            columns: the plan's table, each column `per_row` of x_t.
+            previous: x_0hat of each row's previous position, [B, *event].
             own: which rows draw from the network's own kernel, bool [B]; or one bool for all.
             s: int64 [B].
-            noise: of this position.
-            observation: [B, *event]; None where nothing was seen of any row.
+            noise: the noise of this position.
+            observation: [B, *event]; None if nothing was seen of any row.
         """
 
     @abstractmethod
     def given(self, observation: Observation, s: Tensor) -> tuple[Distribution, Tensor] | None:
-        """p(x_s | x_t, y) and log p(y | x_t), nats float64 [B], where Bayes' rule is closed-form.
+        """Return p(x_s | x_t, y) and log p(y | x_t), nats float64 [B], by Bayes' rule.
 
-        None where it is not: then a twist estimates them.
+        None if they have no closed form; a twist then estimates them.
         """
 
     @abstractmethod
     def carried(self, previous: Tensor) -> Tensor:
-        """x_0hat as the next position's `previous`; NaN where the chain has ever been NaN."""
+        """Return x_0hat as the next `previous`; NaN stays NaN for the rest of the chain."""
 
     @abstractmethod
     def error(self, x_0: Tensor) -> Tensor:
-        """The simple loss of each row, a mean over elements, [B]."""
+        """Return the simple loss per row, a mean over elements, [B]."""
 
     @abstractmethod
     def clipped(self, low: Tensor | None = None, high: Tensor | None = None) -> Self:
-        """The same within the data's range, or where they have none what the process allows."""
+        """Clamp to the data's range, or to what the process allows if the data have none."""
 
     @abstractmethod
     def at(self, x_t: Tensor) -> Self:
-        """The same at x_t [B, *event] as it was before it was rounded for the network."""
+        """Return a copy at x_t [B, *event] as it was before rounding for the network."""
 
 
 @dataclass(frozen=True)
 class Output(ABC):
-    """What a network's output means under one kind of process.
+    """How to read a network's output under one kind of process.
 
     Attributes:
         prediction: what the network predicts.
-        variance: of the reverse kernel, if it is chosen.
-        profile: of the model, if one was measured.
+        variance: the reverse kernel's variance; None if the network or the data fix it.
+        profile: the model's profile, if measured.
     """
 
     prediction: PredictionKind
@@ -261,14 +261,14 @@ class Output(ABC):
     @property
     @abstractmethod
     def count(self) -> int:
-        """The network's outputs for each element."""
+        """The number of network outputs per element."""
 
     @abstractmethod
     def check(self, space: DataSpace) -> None:
         """Raise ValueError unless prediction, variance and data fit each other."""
 
     def affine(self, t: Tensor) -> Tensor | None:
-        """(p, q) of x_0hat = p x_t + q f, f the output, float64 [B, 2]; None for other forms."""
+        """Return (p, q) of x_0hat = p x_t + q output, float64 [B, 2]; None if not affine."""
         del t
         return None
 
@@ -280,15 +280,15 @@ class Output(ABC):
         t: Tensor,
         of_x_0: Tensor | Sequence[Tensor] | None = None,
     ) -> Prediction:
-        """A network's output as a prediction.
+        """Read a network's output as a prediction.
 
         Args:
             output: [B, count * event[0], ...].
             x_t: [B, *event].
             t: int64 [B], or [1] for all rows.
-            of_x_0: `affine` where it was computed before, [B, 2], or two numbers [] for all rows.
+            of_x_0: `affine` if already computed, [B, 2], or two numbers [] for all rows.
         """
 
     @abstractmethod
     def table(self, t: Tensor, s: Tensor) -> Tensor:
-        """The table of the ancestral steps t -> s, float64 [n, 6] (`samplers.Plan`)."""
+        """Return the table of the ancestral steps t -> s, float64 [n, 6] (`samplers.Plan`)."""

@@ -1,4 +1,4 @@
-"""The binomial process of bits, and predictions under it.
+"""The binomial process for binary data, and predictions under it.
 
 q(x_t | x_{t-1}) = B(x_{t-1} (1 - beta_t) + rho beta_t),    pi = B(rho)
 p(x_s | x_t) mixes q(x_s | x_t, x_0) over P(x_0 | x_t)
@@ -34,7 +34,7 @@ from diffusion.space import DataSpace
 
 
 class BinomialConfig(Config):
-    """A binomial process of T steps: bits decay to ones with probability `base_rate`."""
+    """A binomial process of T steps whose bits decay to B(`base_rate`)."""
 
     kind: Literal["binomial"] = "binomial"
     schedule: Schedule = InverseTimeSchedule()
@@ -47,7 +47,7 @@ class BinomialConfig(Config):
 
 @final
 class BinomialProcess(Process):
-    """q(x_t | x_{t-1}) = B(x_{t-1} (1 - beta_t) + rho beta_t), pi = B(rho).
+    """The process q(x_t | x_{t-1}) = B(x_{t-1} (1 - beta_t) + rho beta_t), pi = B(rho).
 
     Args:
         beta: float64 [T + 1].
@@ -93,12 +93,12 @@ class BinomialProcess(Process):
     @property
     @override
     def most_noise(self) -> float:
-        """Flips as often as not leave nothing; other base rates flip zeros and ones unequally."""
+        """1/2 for base rate 1/2, else 0: other rates flip zeros and ones unequally."""
         return 0.5 if self.base_rate == 0.5 else 0.0
 
     @override
     def matched_step(self, noise: float) -> tuple[int, float, float]:
-        """alpha_bar_t = 1 - 2 noise, the nearest t; the base rate is 1/2."""
+        """Find the t with alpha_bar_t nearest to 1 - 2 noise; needs base rate 1/2."""
         if self.base_rate != 0.5:
             raise ValueError(
                 "a matched start for flipped bits needs base rate 1/2, this process has "
@@ -131,35 +131,35 @@ class BinomialProcess(Process):
 
     @override
     def guide(self, slope: Tensor, var: Tensor, t: Tensor, s: Tensor) -> Tensor:
-        """The same slope: log r_s is taken as linear about x_t."""
+        """Return the slope unchanged, taking log r_s as linear about x_t."""
         return slope
 
     @override
     def marginal(self, x_0: Tensor, t: Tensor) -> Bernoulli:
-        """B(x_0 alpha_bar_t + rho (1 - alpha_bar_t))."""
+        """Return B(x_0 alpha_bar_t + rho (1 - alpha_bar_t))."""
         return self._decay(x_0, self.alpha_bar[t])
 
     @override
     def forward_kernel(self, x_s: Tensor, t: Tensor, s: Tensor | None = None) -> Bernoulli:
-        """B(x_s r + rho (1 - r)), r = alpha_bar_t / alpha_bar_s."""
+        """Return B(x_s r + rho (1 - r)), r = alpha_bar_t / alpha_bar_s."""
         return self._decay(x_s, self.rate(t, t - 1 if s is None else s))
 
     @override
     def bridge(self, x_a: Tensor, x_t: Tensor, t: Tensor, s: Tensor, a: Tensor) -> Bernoulli:
-        """Bayes in logits: logit q(x_s = 1 | x_a) + log q(x_t | x_s = 1) / q(x_t | x_s = 0)."""
+        """Apply Bayes' rule: logit q(x_s = 1 | x_a) + log q(x_t | x_s = 1) / q(x_t | x_s = 0)."""
         before = self._decay(x_a, self.rate(s, a)).logits
         return Bernoulli(before + self._likelihood_ratio(x_t, self.rate(t, s)))
 
     @override
     def posterior(self, x_0: Tensor, x_t: Tensor, t: Tensor, s: Tensor) -> Bernoulli:
-        """Of `bridge`, from 0."""
+        """Return the bridge from 0."""
         return self.bridge(x_0, x_t, t, s, torch.zeros_like(s))
 
     def mix(self, logits: Tensor, x_t: Tensor, t: Tensor, s: Tensor) -> Bernoulli:
-        """sum over x_0 of P(x_0 | x_t) q(x_s | x_t, x_0), exactly, at any stride.
+        """Return sum over x_0 of P(x_0 | x_t) q(x_s | x_t, x_0), exact at any stride.
 
         Args:
-            logits: of P(x_0 = 1 | x_t), [B, *event].
+            logits: logits of P(x_0 = 1 | x_t), [B, *event].
             x_t: bits [B, *event].
             t: int64 [B].
             s: int64 [B], s < t.
@@ -172,7 +172,10 @@ class BinomialProcess(Process):
         return Bernoulli(up - down)
 
     def mixing(self, t: Tensor, s: Tensor) -> Tensor:
-        """(a, b, c, d) of `mix`'s mean a + b x_t + (c + d x_t) P(x_0 = 1 | x_t), float64 [B, 4]."""
+        """Return (a, b, c, d) of `mix`'s mean, float64 [B, 4].
+
+        mean = a + b x_t + (c + d x_t) P(x_0 = 1 | x_t)
+        """
         none, one = (torch.full_like(t, bit, dtype=torch.float64) for bit in (0, 1))
         at_00, at_01 = (self.posterior(x_0, none, t, s).mean for x_0 in (none, one))
         at_10, at_11 = (self.posterior(x_0, one, t, s).mean for x_0 in (none, one))
@@ -180,20 +183,20 @@ class BinomialProcess(Process):
         return torch.stack((at_00, at_10 - at_00, slope, at_11 - at_10 - slope), 1)
 
     def unmix(self, kernel: Bernoulli, x_t: Tensor, t: Tensor, s: Tensor) -> Tensor:
-        """The P(x_0 = 1 | x_t) whose `mix` is `kernel`, clamped to probabilities, [B, *event]."""
+        """Return the P(x_0 = 1 | x_t) whose `mix` is `kernel`, clamped to [0, 1], [B, *event]."""
         ones = self.posterior(torch.ones_like(x_t), x_t, t, s).mean
         zeros = self.posterior(torch.zeros_like(x_t), x_t, t, s).mean
         return ((kernel.mean - zeros) / (ones - zeros)).clamp(0, 1)
 
     def _decay(self, x: Tensor, rate: Tensor) -> Bernoulli:
-        """B(x rate + rho (1 - rate)) for bits x, from two logits a row worked out in float64."""
+        """Return B(x rate + rho (1 - rate)) for bits x, from two float64 logits per row."""
         lost = self.base_rate * (1 - rate)
         of_one = torch.log(rate + lost) - torch.log((1 - self.base_rate) * (1 - rate))
         of_zero = torch.log(lost) - torch.log1p(-lost)
         return Bernoulli(torch.where(x > 0.5, per_row(of_one, x), per_row(of_zero, x)))
 
     def _likelihood_ratio(self, x_t: Tensor, rate: Tensor) -> Tensor:
-        """log q(x_t | x_s = 1) - log q(x_t | x_s = 0), [B, *event]; rate in [0, 1)."""
+        """Return log q(x_t | x_s = 1) - log q(x_t | x_s = 0), [B, *event]; rate in [0, 1)."""
         lost = self.base_rate * (1 - rate)
         of_one = torch.log(rate + lost) - torch.log(lost)
         of_zero = torch.log((1 - self.base_rate) * (1 - rate)) - torch.log1p(-lost)
@@ -203,11 +206,11 @@ class BinomialProcess(Process):
 @final
 @dataclass(frozen=True)
 class BinomialPrediction(Prediction):
-    """P(x_0 = 1 | x_t) mixed through q(x_s | x_t, x_0); the paper's own f_b at s = t - 1.
+    """A prediction of P(x_0 = 1 | x_t), mixed through q(x_s | x_t, x_0) to give the kernel.
 
     Attributes:
-        logits: of P(x_0 = 1 | x_t), [B, *event].
-        own: the paper's kernel p(x_{t-1} | x_t) where the network gives that, else None.
+        logits: logits of P(x_0 = 1 | x_t), [B, *event].
+        own: the paper's kernel p(x_{t-1} | x_t) if the network gives it, used at s = t - 1.
     """
 
     process: BinomialProcess
@@ -218,7 +221,7 @@ class BinomialPrediction(Prediction):
 
     @cached_property
     def x_0(self) -> Tensor:  # type: ignore[override]
-        """P(x_0 = 1 | x_t), [B, *event]."""
+        """The probability P(x_0 = 1 | x_t), [B, *event]."""
         return self.logits.sigmoid()
 
     @override
@@ -232,7 +235,7 @@ class BinomialPrediction(Prediction):
         noise: Noise,
         observation: Observation | None,
     ) -> Tensor:
-        """x_s = 1 where u < a + b x_t + (c + d x_t) x_0hat; by logits what was seen."""
+        """Draw x_s = 1 where u < a + b x_t + (c + d x_t) x_0hat; observed bits by their logits."""
         if own is not False:
             kernel = self.kernel(s)
             found = kernel if observation is None else observation.multiply(kernel)[0]
@@ -247,23 +250,23 @@ class BinomialPrediction(Prediction):
 
     @override
     def carried(self, previous: Tensor) -> Tensor:
-        # A NaN probability draws a zero: without a Gaussian's arithmetic it is kept by hand.
+        # A NaN probability draws a zero, so NaN has to be carried over by hand.
         return torch.add(self.x_0, previous, alpha=0.0)
 
     @override
     def clipped(self, low: Tensor | None = None, high: Tensor | None = None) -> Self:
-        """The same: a probability has no other range."""
+        """Return it unchanged: a probability needs no clamping."""
         return self
 
     @override
     def error(self, x_0: Tensor) -> Tensor:
-        """-log P(x_0 | x_t)."""
+        """Return -log P(x_0 | x_t), a mean over elements."""
         each = F.binary_cross_entropy_with_logits(self.logits, x_0, reduction="none")
         return each.flatten(1).mean(1)
 
     @override
     def given(self, observation: Observation, s: Tensor) -> tuple[Bernoulli, Tensor]:
-        """By Bayes in x_0, element by element; unobserved ones keep the kernel p(x_s | x_t)."""
+        """Apply Bayes' rule to x_0 element by element; unobserved ones keep p(x_s | x_t)."""
         found, log_r = observation.multiply(Bernoulli(self.logits))
         assert isinstance(found, Bernoulli)
         mixed = self.process.mix(found.logits, self.x_t, self.t, s)
@@ -286,7 +289,7 @@ class BinomialPrediction(Prediction):
 @final
 @dataclass(frozen=True)
 class BinomialOutput(Output):
-    """The logits of x_0, or the paper's own kernel."""
+    """Reads the network's output as the logits of x_0, or as the paper's own kernel."""
 
     process: BinomialProcess = field(kw_only=True)
 
@@ -313,10 +316,10 @@ class BinomialOutput(Output):
         t: Tensor,
         of_x_0: Tensor | Sequence[Tensor] | None = None,
     ) -> BinomialPrediction:
-        """x_0: the logits of P(x_0 = 1 | x_t).
+        """Read the output according to `prediction`.
 
-        perturbation: f_b, the logits of p(x_{t-1} | x_t) less those of the forward kernel's
-        x_t (1 - beta_t) + rho beta_t (Sohl-Dickstein et al. 2015, Table App.1).
+        "x_0": the logits of P(x_0 = 1 | x_t). "perturbation": f_b, the logits of p(x_{t-1} | x_t)
+        minus those of x_t (1 - beta_t) + rho beta_t (Sohl-Dickstein et al. 2015, Table App.1).
         """
         output, process = output.to(x_t.dtype), self.process
         if self.prediction == "x_0":

@@ -1,10 +1,10 @@
-"""The Gaussian process of real data, and predictions under it.
+"""The Gaussian process for real data, and predictions under it.
 
     q(x_t | x_{t-1}) = N(sqrt(1 - beta_t) x_{t-1}, beta_t),    pi = N(0, 1)
     p(x_s | x_t) has the mean c_0(t, s) x_0hat + c_t(t, s) x_t
 
-Every prediction (eps, x_0, v, or the paper's own mean) becomes an estimate of x_0, so every sampler
-and every stride s < t serves every model.
+Every prediction (eps, x_0, v, or the paper's own mean) is turned into an estimate of x_0, so every
+sampler and every stride s < t works with every model.
 """
 
 import math
@@ -33,15 +33,14 @@ from diffusion.rows import blend, per_row, row_sum
 from diffusion.schedule import LogSnrSchedule, Schedule
 from diffusion.space import DataSpace
 
-#: E[eps | x_t], the noise in x_t as it can be told, and its spread are within so many standard
-#: deviations, whatever the data: P(E[eps^2 | x_t] > k^2) <= k exp(-(k^2 - 1) / 2) over x_t ~ q, by
-#: Jensen and Chernoff, for eps is normal; 1.5e-7 an element here.
+#: Bound k, in standard deviations, on E[eps | x_t] and its spread, for any data: by Jensen and
+#: Chernoff, P(E[eps^2 | x_t] > k^2) <= k exp(-(k^2 - 1) / 2) over x_t ~ q, 1.5e-7 per element here.
 _FARTHEST = 6.0
-#: Where x_t itself is far out, x_0hat may at least be in the middle of data of unit variance.
+#: x_0hat may always be this close to 0, however far out x_t is; data have unit variance.
 _MIDDLE = 3.0
-#: Of z in Var(x_0 | x_t) = (1 - alpha_bar_t) e^z: below it a kernel would be a point.
+#: Lower limit of z in Var(x_0 | x_t) = (1 - alpha_bar_t) e^z, so that a kernel is no point.
 _LEAST_LOG = -20.0
-#: Of alpha_bar, where it is divided by.
+#: Lower limit of alpha_bar in divisions.
 _LEAST_SIGNAL = 1e-6
 
 
@@ -58,7 +57,7 @@ class GaussianConfig(Config):
 
 @final
 class GaussianProcess(Process):
-    """q(x_t | x_{t-1}) = N(sqrt(1 - beta_t) x_{t-1}, beta_t), pi = N(0, 1)."""
+    """The process q(x_t | x_{t-1}) = N(sqrt(1 - beta_t) x_{t-1}, beta_t), pi = N(0, 1)."""
 
     @override
     def prior(self, event: Sequence[int], rows: int) -> Normal:
@@ -92,7 +91,7 @@ class GaussianProcess(Process):
 
     @override
     def matched_step(self, noise: float) -> tuple[int, float, float]:
-        """(1 - alpha_bar_t) / alpha_bar_t = noise^2, the nearest such t on a logarithmic scale."""
+        """Find the t with (1 - alpha_bar_t) / alpha_bar_t nearest to noise^2 on a log scale."""
         alpha_bar = self.alpha_bar[1:]
         log_ratio = torch.log1p(-alpha_bar) - torch.log(alpha_bar)
         t = int((log_ratio - 2 * math.log(noise)).abs().argmin()) + 1
@@ -118,32 +117,32 @@ class GaussianProcess(Process):
 
     @override
     def guide(self, slope: Tensor, var: Tensor, t: Tensor, s: Tensor) -> Tensor:
-        """By Tweedie's formula at x_t and at x_s; 0 where x_t has no signal."""
+        """Apply Tweedie's formula at x_t and at x_s; 0 where x_t has no signal."""
         rate = self.rate(t, s)
         gain = torch.where(rate > 0, (1 - rate) / rate.sqrt(), 0.0)
         return per_row(gain, slope) * slope / var
 
     @override
     def marginal(self, x_0: Tensor, t: Tensor) -> Normal:
-        """N(sqrt(alpha_bar_t) x_0, 1 - alpha_bar_t)."""
+        """Return N(sqrt(alpha_bar_t) x_0, 1 - alpha_bar_t)."""
         signal = self.alpha_bar[t]
         return Normal(per_row(signal.sqrt(), x_0) * x_0, per_row(1 - signal, x_0))
 
     @override
     def forward_kernel(self, x_s: Tensor, t: Tensor, s: Tensor | None = None) -> Normal:
-        """N(sqrt(alpha_bar_t / alpha_bar_s) x_s, 1 - alpha_bar_t / alpha_bar_s)."""
+        """Return N(sqrt(alpha_bar_t / alpha_bar_s) x_s, 1 - alpha_bar_t / alpha_bar_s)."""
         rate = self.rate(t, t - 1 if s is None else s)
         return Normal(per_row(rate.sqrt(), x_s) * x_s, per_row(1 - rate, x_s))
 
     @override
     def bridge(self, x_a: Tensor, x_t: Tensor, t: Tensor, s: Tensor, a: Tensor) -> Normal:
-        """N(c_a x_a + c_t x_t, var), of `bridge_coefficients`."""
+        """Return N(c_a x_a + c_t x_t, var), with `bridge_coefficients`."""
         of_x_a, of_x_t, var = self.bridge_coefficients(t, s, a)
         mean = per_row(of_x_a, x_t) * x_a + per_row(of_x_t, x_t) * x_t
         return Normal(mean, per_row(var, x_t))
 
     def posterior_coefficients(self, t: Tensor, s: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """c_0, c_t and the variance of q(x_s | x_t, x_0), float64 [B] each: the bridge from 0.
+        """Return c_0, c_t and the variance of q(x_s | x_t, x_0), float64 [B] each.
 
         With r = alpha_bar_t / alpha_bar_s: c_0 = sqrt(alpha_bar_s) (1 - r) / (1 - alpha_bar_t),
         c_t = sqrt(r) (1 - alpha_bar_s) / (1 - alpha_bar_t), var = (1 - r) (1 - alpha_bar_s) /
@@ -152,11 +151,11 @@ class GaussianProcess(Process):
         return self.bridge_coefficients(t, s, torch.zeros_like(s))
 
     def bridge_coefficients(self, t: Tensor, s: Tensor, a: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """c_a, c_t and the variance of q(x_s | x_t, x_a), float64 [B] each.
+        """Return c_a, c_t and the variance of q(x_s | x_t, x_a), float64 [B] each.
 
         With k_ts = alpha_bar_t / alpha_bar_s: c_a = sqrt(k_sa) (1 - k_ts) / (1 - k_ta), c_t =
-        sqrt(k_ts) (1 - k_sa) / (1 - k_ta), var = (1 - k_ts) (1 - k_sa) / (1 - k_ta): the Brownian
-        bridge of x / sqrt(alpha_bar) in the time (1 - alpha_bar) / alpha_bar.
+        sqrt(k_ts) (1 - k_sa) / (1 - k_ta), var = (1 - k_ts) (1 - k_sa) / (1 - k_ta). This is the
+        Brownian bridge of x / sqrt(alpha_bar) in time (1 - alpha_bar) / alpha_bar.
         """
         after, before, whole = self.rate(t, s), self.rate(s, a), self.rate(t, a)
         of_x_a = before.sqrt() * (1 - after) / (1 - whole)
@@ -167,10 +166,10 @@ class GaussianProcess(Process):
 @final
 @dataclass(frozen=True)
 class GaussianPrediction(Prediction):
-    """x_0hat and the variance of the reverse kernel, elementwise.
+    """A prediction of x_0 and of the reverse kernel's variance, elementwise.
 
-    The variance is that of `variance_terms`; with `own` the paper's Sigma at s = t - 1 (2015,
-    Equation 65) and its moment match elsewhere; where that leaves x_0 no variance, "lower".
+    The variance follows `variance_terms`. With `own` it is the paper's Sigma at s = t - 1 (2015,
+    Equation 65) and its moment match at other s, or "lower" where that leaves x_0 no variance.
     """
 
     process: GaussianProcess
@@ -184,21 +183,21 @@ class GaussianPrediction(Prediction):
 
     @property
     def most_variance(self) -> Tensor:
-        """k^2 (1 - alpha_bar_t) / alpha_bar_t, k = 6, float64 [B].
+        """The bound k^2 (1 - alpha_bar_t) / alpha_bar_t, k = 6, on Var(x_0 | x_t), float64 [B].
 
-        Var(x_0 | x_t) in any direction of length 1 is above it with probability 1.5e-7 over x_t.
+        Along any unit vector the variance exceeds it with probability 1.5e-7 over x_t.
         """
         at = self.process.alpha_bar[self.t].clamp_min(_LEAST_SIGNAL)
         return _FARTHEST**2 * (1 / at - 1)
 
     @override
     def clipped(self, low: Tensor | None = None, high: Tensor | None = None) -> Self:
-        """The same within the data's range, or where they have none what the process allows.
+        """Clamp to the data's range, or to what the process allows if the data have none.
 
-        Far from its data a network may return anything, in e^z above all. x_0hat is clamped to
-        `low` and `high`; without these to where eps_hat is within k = 6 of 0 or x_0hat within 3: a
-        true E[x_0 | x_t] is outside with probability 1.5e-7. z is clamped to -1..1 for
-        "interpolated"; for "moment" Var(x_0 | x_t) to `most_variance`.
+        Far from its data a network may return anything, especially in e^z. x_0hat is clamped to
+        `low` and `high`, or else to where |eps_hat| <= k = 6 or |x_0hat| <= 3, which a true
+        E[x_0 | x_t] leaves with probability 1.5e-7. z is clamped to -1..1 for "interpolated", and
+        Var(x_0 | x_t) to `most_variance` for "moment".
         """
         at = self.process.alpha_bar[self.t].clamp_min(_LEAST_SIGNAL)
         if low is None or high is None:
@@ -236,7 +235,7 @@ class GaussianPrediction(Prediction):
         own: Tensor | bool,
         s: Tensor,
     ) -> Normal:
-        """N(a x_t + b x_0hat + c previous, v_0 + v_1 exp(w z)), or the network's own kernel."""
+        """Return N(a x_t + b x_0hat + c previous, v_0 + v_1 exp(w z)), or `kernel` where `own`."""
         a, b, c, v_0, v_1, w = columns
         mean = torch.addcmul(blend(a, x_t, b, self.x_0), c, previous)
         var = self.var_of(v_0, v_1, w)
@@ -257,7 +256,7 @@ class GaussianPrediction(Prediction):
 
     @override
     def error(self, x_0: Tensor) -> Tensor:
-        """snr_t |x_0hat - x_0|^2."""
+        """Return snr_t |x_0hat - x_0|^2, a mean over elements."""
         snr = torch.exp(self.process.log_snr(self.t))
         return (per_row(snr, x_0) * (self.x_0 - x_0).square()).flatten(1).mean(1)
 
@@ -283,18 +282,18 @@ class GaussianPrediction(Prediction):
             match = per_row(posterior, self.own) + per_row(of_x_0.square(), self.own) * var_x_0
             match = torch.where(var_x_0 > 0, match, per_row(lower, self.own))
             return torch.where(per_row(s == before, self.own).bool(), self.own, match)
-        assert self.variance is not None  # DiffusionModel sees to it
+        assert self.variance is not None  # DiffusionModel ensures it
         terms = variance_terms(self.process, self.variance, self.t, s, self.profile)
         v_0, v_1, w = (per_row(term, self.x_t) for term in terms.unbind(1))
         return self.var_of(v_0, v_1, w)
 
     def var_of(self, v_0: Tensor, v_1: Tensor, w: Tensor) -> Tensor:
-        """v_0 + v_1 exp(w z), z the network's second output where it has one."""
+        """Return v_0 + v_1 exp(w z), with z the network's second output if it has one."""
         return v_0 if self.extra is None else torch.addcmul(v_0, v_1, (w * self.extra).exp())
 
 
 def as_gaussian(prediction: Prediction) -> GaussianPrediction:
-    """The prediction of a Gaussian process's model, as what it is."""
+    """Narrow the type of a prediction of a Gaussian process's model."""
     assert isinstance(prediction, GaussianPrediction)
     return prediction
 
@@ -306,22 +305,22 @@ def variance_terms(
     s: Tensor,
     profile: Profile | None = None,
 ) -> Tensor:
-    """(v_0, v_1, w) of the variance v_0 + v_1 exp(w z) of p(x_s | x_t), float64 [B, 3].
+    """Return (v_0, v_1, w) of the variance v_0 + v_1 exp(w z) of p(x_s | x_t), float64 [B, 3].
 
-    With r = alpha_bar_t / alpha_bar_s, the posterior's own variance v and the network's z:
+    With r = alpha_bar_t / alpha_bar_s, the posterior variance v and the network's output z:
 
     - "lower": v, beta tilde (Ho, Jain and Abbeel 2020);
     - "upper": 1 - r, beta;
     - "interpolated": exp(f log(1 - r) + (1 - f) log v), f = (z + 1) / 2 (Nichol and Dhariwal 2021,
       Equation 15);
     - "moment": v + c_0^2 Var(x_0 | x_t), Var(x_0 | x_t) = (1 - alpha_bar_t) e^z: the moment match,
-      exact as far as a Gaussian kernel goes;
-    - "optimal": v + c_0^2 e_t, e_t the profile's mean square error of x_0hat, and at s = 0 its
-      `last`: the one number for all elements that makes the expected bound greatest (Bao et al.
-      2022b, Theorem 3; of a perfect score that of Bao et al. 2022a).
+      with the kernel's true second moment;
+    - "optimal": v + c_0^2 e_t, with e_t the profile's mean square error of x_0hat, or its `last`
+      at s = 0: the single number that maximises the expected bound (Bao et al. 2022b, Theorem 3;
+      for a perfect score the same as Bao et al. 2022a).
 
-    At s = 0, where v is 0, the first three keep the step before's posterior variance, so that the
-    last step stays a distribution.
+    At s = 0, where v is 0, the first three use the previous step's posterior variance, so that the
+    last step is still a distribution.
     """
     of_x_0, _, posterior = process.posterior_coefficients(t, s)
     zero = torch.zeros_like(posterior)
@@ -329,7 +328,7 @@ def variance_terms(
         scale = of_x_0.square() * (1 - process.alpha_bar[t])
         return torch.stack((posterior, scale, torch.ones_like(zero)), 1)
     if kind == "optimal":
-        assert profile is not None  # DiffusionModel sees to it
+        assert profile is not None  # DiffusionModel ensures it
         var = posterior + of_x_0.square() * profile.error[t]
         return torch.stack((torch.where(s == 0, profile.last[t], var), zero, zero), 1)
     lower = torch.where(s == 0, _last(process, t), posterior)
@@ -342,7 +341,7 @@ def variance_terms(
 
 
 def _last(process: GaussianProcess, t: Tensor) -> Tensor:
-    """The posterior's variance one equal stride earlier, 2t -> t, for rows that step to 0."""
+    """Return the posterior variance one stride earlier, 2t -> t, for rows that step to 0."""
     earlier = (2 * t).clamp(max=process.T)
     _, _, var = process.posterior_coefficients(earlier, t)
     return torch.where(earlier > t, var, 1 - process.alpha_bar[t])
@@ -351,14 +350,14 @@ def _last(process: GaussianProcess, t: Tensor) -> Tensor:
 @final
 @dataclass(frozen=True)
 class GaussianOutput(Output):
-    """eps, x_0, v or the paper's own mean, with or without a variance."""
+    """Reads the network's output as eps, x_0, v or the paper's mean, perhaps with a variance."""
 
     process: GaussianProcess = field(kw_only=True)
 
     @property
     @override
     def count(self) -> int:
-        """2 where the network gives a variance too, else 1."""
+        """The outputs per element: 2 if the network also gives a variance, else 1."""
         own = self.prediction == "perturbation" or self.variance in ("interpolated", "moment")
         return 2 if own else 1
 
@@ -379,8 +378,9 @@ class GaussianOutput(Output):
 
     @override
     def affine(self, t: Tensor) -> Tensor | None:
-        """eps: x_0hat = (x_t - sqrt(1 - alpha_bar) eps) / sqrt(alpha_bar).
+        """Return p and q of x_0hat = p x_t + q output, for eps and v.
 
+        eps: x_0hat = (x_t - sqrt(1 - alpha_bar) eps) / sqrt(alpha_bar).
         v: x_0hat = sqrt(alpha_bar) x_t - sqrt(1 - alpha_bar) v (Salimans and Ho 2022).
         """
         alpha_bar = self.process.alpha_bar[t]
@@ -397,7 +397,7 @@ class GaussianOutput(Output):
         t: Tensor,
         of_x_0: Tensor | Sequence[Tensor] | None = None,
     ) -> GaussianPrediction:
-        """x_0hat by `affine`, or for "perturbation" the paper's mean and variance (Equation 65).
+        """Read x_0hat by `affine`, or by the paper's Equation 65 for "perturbation".
 
         Sigma = sigmoid(z_Sigma + logit beta_t), mean = (x_t - z)(1 - Sigma) + z, and x_0hat is the
         x_0 whose posterior has that mean.
@@ -421,7 +421,7 @@ class GaussianOutput(Output):
 
     @override
     def table(self, t: Tensor, s: Tensor) -> Tensor:
-        assert self.variance is not None  # only "perturbation" has none, whose kernel is its own
+        assert self.variance is not None  # only "perturbation" has none, and it has no table
         b, a, _ = self.process.posterior_coefficients(t, s)
         mean = torch.stack((a, b, torch.zeros_like(a)), 1)
         variance = variance_terms(self.process, self.variance, t, s, self.profile)

@@ -1,4 +1,4 @@
-"""`python -m noneq`: the command of that name."""
+"""Run the `noneq` command: `python -m noneq`."""
 
 import sys
 

@@ -1,7 +1,7 @@
 """The two clients, `Client` and `AsyncClient`.
 
-Both move the bytes of an `Exchange`, which does no input or output: it builds the request, reads
-the response as it arrives, and decides whether to try again.
+Both only move bytes: an `Exchange`, which does no I/O, builds the request, reads the response as it
+arrives, and decides whether to try again.
 """
 
 import json
@@ -39,15 +39,15 @@ T = TypeVar("T")
 
 @final
 class Exchange(Generic[T]):
-    """One call: its request, the response as its bytes arrive, and when to try again.
+    """Handles one call: its request, the response as its bytes arrive, and when to try again.
 
         start(status, reason, headers), feed(chunk) -> events, ..., end() -> the answer
         failed(error) -> seconds until the next attempt, or raises
 
     Args:
-        request: to send, as often as needed.
-        patience: of the client.
-        url: of the service, for messages.
+        request: the request, which may be sent several times.
+        patience: the client's limits on retries.
+        url: the service's address, for messages.
     """
 
     def __init__(self, request: Request[T], patience: Patience, url: str) -> None:
@@ -57,7 +57,7 @@ class Exchange(Generic[T]):
 
     @property
     def http(self) -> dict[str, Any]:
-        """The arguments of httpx's `stream`."""
+        """Return the arguments of httpx's `stream`."""
         request = self._request
         content = None if request.content is None else request.content[0]
         return {
@@ -68,7 +68,7 @@ class Exchange(Generic[T]):
         }
 
     def start(self, response: httpx.Response) -> None:
-        """Take a response's status and headers."""
+        """Read a response's status and headers."""
         self._started = True
         self._status, self._reason = response.status_code, response.reason_phrase
         headers = self._headers = response.headers
@@ -84,7 +84,7 @@ class Exchange(Generic[T]):
         )
 
     def feed(self, chunk: bytes) -> list[Event]:
-        """Take the next bytes of the body; the events in them.
+        """Read the next bytes of the body, and return the events in them.
 
         Raises:
             Refused: the stream ended in a problem.
@@ -116,12 +116,12 @@ class Exchange(Generic[T]):
             yield read_preview(data)
 
     def end(self) -> T:
-        """The answer, once all bytes have been fed.
+        """Return the answer, once all bytes have been fed.
 
         Raises:
             Refused: the response is a problem.
             ConnectionLost: the stream ended before its result.
-            UnreadableAnswer: no noneq service answers like this.
+            UnreadableAnswer: the response is not one of a noneq service.
         """
         raw = b"".join(self._pieces)
         if self._status >= 400:
@@ -154,7 +154,7 @@ class Exchange(Generic[T]):
         return self._request.read(body, self._timing)
 
     def failed(self, error: NoneqError | httpx.HTTPError | httpx.InvalidURL) -> float:
-        """Seconds to wait before the next attempt; raises a `NoneqError` if there is to be none."""
+        """Return the seconds until the next attempt, or raise a `NoneqError` to give up."""
         started, self._started = self._started, False
         if not isinstance(error, NoneqError):
             cause, error = error, _connection_error(error, self._url, started=started)
@@ -165,7 +165,7 @@ class Exchange(Generic[T]):
 def _connection_error(
     error: httpx.HTTPError | httpx.InvalidURL, url: str, *, started: bool
 ) -> ConnectionFailed:
-    """The exception for a failed connection; `started` says whether a response had begun."""
+    """Make the exception for a failed connection; `started`: whether a response had begun."""
     text = str(error) or type(error).__name__
     if isinstance(error, httpx.TimeoutException) and not isinstance(error, httpx.ConnectTimeout):
         return TimedOut(
@@ -184,7 +184,7 @@ def _connection_error(
 
 
 def _settings(url: str, api_key: str | None, timeout: float | None) -> dict[str, Any]:
-    """The arguments of httpx's clients. Connecting may take 10 seconds, whatever `timeout` is."""
+    """Return the arguments of httpx's clients; connecting may always take 10 seconds."""
     connect = 10.0 if timeout is None else min(10.0, timeout)
     headers = {} if api_key is None else {"authorization": f"Bearer {api_key}"}
     return {
@@ -195,7 +195,7 @@ def _settings(url: str, api_key: str | None, timeout: float | None) -> dict[str,
 
 
 def _method(make: Callable[P, Request[T]]) -> "Callable[Concatenate[Client, P], T]":
-    """A function of requests.py as a method."""
+    """Turn a function of requests.py into a method."""
 
     @wraps(make)
     def method(self: "Client", /, *args: P.args, **keys: P.kwargs) -> T:
@@ -213,11 +213,11 @@ class Client:
             digits.image().show()
 
     Args:
-        url: of the service.
-        api_key: if the service requires one.
-        timeout: the longest silence, in seconds; None for no limit.
+        url: the service's address.
+        api_key: the key, if the service requires one.
+        timeout: the longest wait for the next bytes, in seconds; None for no limit.
         patience: how often and how long to retry if the service is busy or the connection breaks.
-        transport: in place of httpx's own.
+        transport: replaces httpx's own.
     """
 
     def __init__(
@@ -243,7 +243,7 @@ class Client:
     examples = _method(requests.examples)
 
     def send(self, request: Request[T]) -> T:
-        """The answer to a request.
+        """Send a request and return its answer.
 
         Raises:
             NoneqError: see errors.py.
@@ -258,7 +258,7 @@ class Client:
     ask = send  # its name before 0.2.0, until 0.3.0
 
     def stream(self, request: Request[T]) -> Iterator[Event | T]:
-        """The progress of a request, event by event; the last item is its answer.
+        """Yield the progress of a request, event by event, and finally its answer.
 
             for event in client.stream(requests.sample(16, model="mnist", previews=4)):
                 ...
@@ -301,7 +301,7 @@ class Client:
 def _coroutine(
     make: Callable[P, Request[T]],
 ) -> "Callable[Concatenate[AsyncClient, P], Awaitable[T]]":
-    """A function of requests.py as an async method."""
+    """Turn a function of requests.py into an async method."""
 
     @wraps(make)
     async def method(self: "AsyncClient", /, *args: P.args, **keys: P.kwargs) -> T:
@@ -312,12 +312,13 @@ def _coroutine(
 
 @final
 class AsyncClient:
-    """`Client` for coroutines, of asyncio or trio; every call is awaited.
+    """A `Client` for asyncio or trio, whose calls are awaited.
 
         async with AsyncClient() as client:
             digits = await client.sample(16, model="mnist")
 
-    Args: as of `Client`; with `transport=httpx.ASGITransport(app)` it calls an app in process.
+    The arguments are those of `Client`; `transport=httpx.ASGITransport(app)` calls an app in
+    process.
     """
 
     def __init__(
@@ -342,7 +343,7 @@ class AsyncClient:
     examples = _coroutine(requests.examples)
 
     async def send(self, request: Request[T]) -> T:
-        """The answer to a request.
+        """Send a request and return its answer.
 
         Raises:
             NoneqError: see errors.py.
@@ -357,14 +358,14 @@ class AsyncClient:
     ask = send  # its name before 0.2.0, until 0.3.0
 
     def stream(self, request: Request[T]) -> AsyncGenerator[Event | T, None]:
-        """The progress of a request, event by event; the last item is its answer.
+        """Yield the progress of a request, event by event, and finally its answer.
 
             async with aclosing(client.stream(requests.sample(16, model="mnist"))) as events:
                 async for event in events:
                     ...
 
-        As `Client.stream`. With `contextlib.aclosing` the request is cancelled as soon as the loop
-        is left; without it, when Python collects the stream.
+        With `contextlib.aclosing` the request is cancelled as soon as the loop is left; without it,
+        when Python collects the stream.
 
         Raises:
             NoneqError: see errors.py.

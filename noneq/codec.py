@@ -1,7 +1,7 @@
-"""Bodies of requests and responses: safetensors both ways, and JSON from a stream's result.
+"""Encodes and decodes bodies: safetensors both ways, and JSON from a stream's result.
 
 A safetensors file holds the arrays, and every other field as one JSON object in its metadata, under
-"request" on the way out and "answer" on the way in. Nothing is ever unpickled.
+"request" in requests and "answer" in responses. Nothing is ever unpickled.
 """
 
 import json
@@ -24,7 +24,7 @@ Array = NDArray[Any]
 Data = ArrayLike | Sequence[ArrayLike]
 Document = Mapping[str, Any]
 
-#: What a likelihood's bound is the sum of.
+#: The summands of a likelihood's bound.
 PARTS = ("prior", "steps", "last", "gain")
 
 
@@ -38,12 +38,12 @@ class Body:
 
 @dataclass(frozen=True)
 class Timing:
-    """What the headers of a response say.
+    """The request id and timings in the headers of a response.
 
     Attributes:
-        request_id: by which the operator finds the request in the log.
-        queue_seconds: waited until the first network call.
-        compute_seconds: from then to the answer.
+        request_id: identifies the request in the operator's log.
+        queue_seconds: the wait until the first network call.
+        compute_seconds: the time from then to the answer.
     """
 
     request_id: str = ""
@@ -52,7 +52,7 @@ class Timing:
 
 
 def encode(body: Body, key: str = "request") -> tuple[bytes, str]:
-    """The bytes and their content type: safetensors if there are arrays, else JSON."""
+    """Encode a body as safetensors if it has arrays, else as JSON; return its bytes and type."""
     text = json.dumps(dict(body.fields), allow_nan=False, default=_to_json)
     if not body.tensors:
         return text.encode(), JSON
@@ -61,17 +61,17 @@ def encode(body: Body, key: str = "request") -> tuple[bytes, str]:
 
 
 def _to_json(value: object) -> object:
-    """Numpy's arrays and numbers as lists and numbers: a kernel, a matrix or a label may be one."""
+    """Convert numpy's arrays and numbers, such as a kernel, a matrix or a label, for JSON."""
     if isinstance(value, np.ndarray | np.generic):
         return value.tolist()
     raise TypeError(f"a request holds numbers, strings, lists and arrays, received {value!r}")
 
 
 def decode(raw: bytes, key: str = "answer") -> Body:
-    """The content of a safetensors file.
+    """Decode a safetensors file.
 
     Raises:
-        UnreadableAnswer: it is not one, or not of noneq.
+        UnreadableAnswer: the bytes are not a safetensors file from noneq.
     """
     try:
         tensors = safetensors.numpy.load(raw)
@@ -86,9 +86,9 @@ def decode(raw: bytes, key: str = "answer") -> Body:
 
 
 def packed(data: Data) -> Array:
-    """Values as they are sent: bytes if they are integers and fit, else float32.
+    """Convert values for sending: to bytes if they are integers that fit, else to float32.
 
-    float64 stays if float32 would round away the differences between the values: data far from 0
+    float64 is kept if float32 would round away the differences between the values: data far from 0
     compared with their spread.
 
     Raises:
@@ -121,11 +121,11 @@ def _too_coarse(rounded: Array, array: Array) -> bool:
         return bool((moved > 1e-5 * spread).any()) and bool(np.isfinite(rounded).all())
 
 
-# ------------------------------------------- JSON answers, as the arrays of the safetensors answers
+# ----------------------------------------- JSON answers, with the arrays of the safetensors answers
 
 
 def samples_from_json(document: Document) -> Body:
-    """The body of a `Samples`."""
+    """Convert a JSON answer to the body of a `Samples`."""
     tensors = {"samples": _float32(document["samples"])}
     if document.get("trajectory") is not None:
         states = document["trajectory"]
@@ -135,7 +135,7 @@ def samples_from_json(document: Document) -> Body:
 
 
 def posterior_from_json(document: Document) -> Body:
-    """The body of a `Posterior`."""
+    """Convert a JSON answer to the body of a `Posterior`."""
     names = ("samples", "mean", "std", "quantiles")
     results = document["results"]
     found = {n: [one.get(n) for one in results] for n in names}
@@ -145,7 +145,7 @@ def posterior_from_json(document: Document) -> Body:
 
 
 def likelihoods_from_json(document: Document) -> Body:
-    """The body of a `Likelihoods`; null stands for minus infinity, or no number."""
+    """Convert a JSON answer, whose null is -inf or NaN, to the body of a `Likelihoods`."""
     results = document["results"]
     tensors = {
         name: _column([one[name] for one in results], -np.inf)

@@ -1,4 +1,4 @@
-"""The exceptions, one class for each thing that a caller would do about it.
+"""The exceptions, one class for each way a caller would react.
 
 NoneqError
   Refused            the service answered with a problem document (RFC 9457), `problem`
@@ -12,10 +12,10 @@ NoneqError
   ConnectionFailed   the service was not reached: start it, or give another address
     ConnectionLost   the connection broke before the answer was complete: try again
     TimedOut         no byte arrived for longer than the client waits
-  UnreadableAnswer   the answer is not that of a noneq service
+  UnreadableAnswer   the answer does not come from a noneq service
   MissingExtra       install what the message names
   FileError          give another file, or save it differently: the message says which and why
-  NotPictured        there is no picture of the answer: save it as numbers
+  NotPictured        the answer cannot be drawn as a picture: save it as numbers
 """
 
 import email.utils
@@ -36,7 +36,7 @@ class Refused(NoneqError):
     """The service answered with a problem. Abstract: a subclass is raised.
 
     Attributes:
-        problem: the document: type, title, status, detail, and if they help expected, received,
+        problem: the document: type, title, status, detail, and where they help expected, received,
             fix, errors and others.
         retry_after: seconds after which to try again; None if waiting does not help.
     """
@@ -53,7 +53,7 @@ class Refused(NoneqError):
 
     @property
     def request_id(self) -> str | None:
-        """With which the operator finds the request in the log."""
+        """The id that identifies the request in the operator's log."""
         found = self.problem.get("request_id")
         return None if found is None else str(found)
 
@@ -67,7 +67,7 @@ class UnknownModel(BadRequest):
 
 
 class TooLarge(BadRequest):
-    """The body is too large, or needs more work than one request may: split it."""
+    """The body is too large, or the request needs too much work: split it."""
 
 
 class Unauthorized(Refused):
@@ -79,7 +79,7 @@ class Busy(Refused):
 
 
 class DeadlineMissed(Refused):
-    """The answer was not, or would not be, ready by the requested deadline."""
+    """The answer was not ready by the requested deadline, or would not have been."""
 
 
 class ServerFault(Refused):
@@ -99,11 +99,11 @@ class TimedOut(ConnectionFailed):
 
 
 class UnreadableAnswer(NoneqError):
-    """The answer is not that of a noneq service."""
+    """The answer does not come from a noneq service."""
 
 
 class MissingExtra(NoneqError):
-    """A package that this needs is not installed."""
+    """A required package is not installed."""
 
 
 class FileError(NoneqError, ValueError):
@@ -122,7 +122,7 @@ class FileError(NoneqError, ValueError):
 
 
 class NotPictured(NoneqError):
-    """There is no picture of these numbers."""
+    """These numbers cannot be drawn as a picture."""
 
 
 _BY_TYPE: dict[str, type[Refused]] = {
@@ -143,16 +143,16 @@ _BY_STATUS: dict[int, type[Refused]] = {
 
 
 def no_pillow() -> MissingExtra:
-    """The exception if Pillow is needed and not installed."""
+    """Make the exception for a missing Pillow."""
     return MissingExtra("pictures need Pillow: pip install 'noneq[client]'")
 
 
 def refusal(problem: Document, retry_after: str | None = None) -> Refused:
-    """The exception for a problem document.
+    """Make the exception for a problem document.
 
     Args:
-        problem: with its `status`.
-        retry_after: the header of that name, which overrides the document's own member.
+        problem: the document, including `status`.
+        retry_after: the `Retry-After` header, which overrides the document's member.
     """
     status = int(problem["status"])
     kind = _BY_TYPE.get(str(problem.get("type")))
@@ -164,7 +164,7 @@ def refusal(problem: Document, retry_after: str | None = None) -> Refused:
 
 
 def read_problem(status: int, reason: str, body: bytes) -> Document:
-    """The document of an unsuccessful response; made up if there is none, as from a proxy."""
+    """Read the document of an unsuccessful response, or make one up if it has none."""
     try:
         document = json.loads(body)
     except ValueError:
@@ -178,7 +178,7 @@ def read_problem(status: int, reason: str, body: bytes) -> Document:
 
 
 def read_retry_after(value: str | None) -> float | None:
-    """Seconds of a `Retry-After` header, which holds seconds or a date (RFC 9110, 10.2.3)."""
+    """Read a `Retry-After` header (seconds or a date; RFC 9110, 10.2.3) as seconds."""
     if value is None:
         return None
     text = value.strip()
@@ -192,7 +192,7 @@ def read_retry_after(value: str | None) -> float | None:
 
 
 def _message(problem: Document) -> str:
-    """The document as a line or two of text."""
+    """Summarise the document in a line or two."""
     words = [str(problem.get("title", "The service refused"))]
     if problem.get("detail"):
         words.append(f": {problem['detail']}")

@@ -1,4 +1,4 @@
-"""Writes arrays to files, and turns them into lists for JSON."""
+"""Writes arrays to files, and converts them to lists for JSON."""
 
 import csv
 import json
@@ -16,26 +16,26 @@ ENDINGS = (".safetensors", ".npz", ".npy", ".csv", ".json", *PICTURES)
 
 
 def write(path: Path, raw: bytes) -> None:
-    """Write all of the bytes or none: an interrupted save leaves the old file as it was."""
+    """Write all of the bytes or none: an interrupted save leaves the old file intact."""
     partial = path.with_name(f".{path.name}.part")
     partial.write_bytes(raw)
     partial.replace(path)
 
 
 def write_npy(path: Path, array: Array) -> None:
-    """One array, as numpy reads it."""
+    """Write one array in numpy's .npy format."""
     with path.open("wb") as out:
         np.save(out, array, allow_pickle=False)
 
 
 def write_npz(path: Path, arrays: Mapping[str, Array]) -> None:
-    """Arrays by name, as numpy reads them."""
+    """Write named arrays in numpy's .npz format."""
     with path.open("wb") as out:
         np.savez_compressed(out, allow_pickle=False, **arrays)
 
 
 def write_csv(path: Path, names: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
-    """A table with a line of names."""
+    """Write a table under a line of column names."""
     with path.open("w", newline="", encoding="utf-8") as out:
         table = csv.writer(out, lineterminator="\n")
         table.writerow(names)
@@ -43,12 +43,12 @@ def write_csv(path: Path, names: Sequence[str], rows: Sequence[Sequence[object]]
 
 
 def write_json(path: Path, document: Mapping[str, Any]) -> None:
-    """One object."""
+    """Write one JSON object."""
     path.write_text(json.dumps(document, allow_nan=False) + "\n", encoding="utf-8")
 
 
 def to_lists(array: Array) -> Any:  # noqa: ANN401  (nested lists of any depth)
-    """Nested lists of numbers: integers without a point, and None for what is not finite."""
+    """Convert to nested lists: whole numbers as integers, None for what is not finite."""
     if array.dtype.kind == "f":
         if not bool(np.isfinite(array).all()):
             return _finite(array.tolist())

@@ -1,7 +1,7 @@
-"""Arrays as pictures: images side by side, points as a density, bits and long vectors as a raster.
+"""Draws arrays: images side by side, points as a density, bits and long vectors as a raster.
 
 The shape decides: [C, H, W] is an image, black and white if it holds only 0 and 1; two elements are
-a point of the plane; anything else is a line of a raster. All of this is numpy; only writing or
+a point in the plane; anything else is a line of a raster. All of this is numpy; only writing or
 showing a file needs Pillow.
 """
 
@@ -21,11 +21,11 @@ if TYPE_CHECKING:
 Pixels = NDArray[np.uint8]
 
 _GAP = 2  # pixels between tiles
-_SIDE = 128  # of a density, in cells
+_SIDE = 128  # side of a density, in cells
 
 
 def sheet(samples: Array) -> Pixels:
-    """[n, *shape] as one picture, uint8 [height, width, 3]."""
+    """Draw samples [n, *shape] as one picture, uint8 [height, width, 3]."""
     if samples.ndim == 4:
         tiles = [tile(x, top(samples)) for x in samples]
         columns = math.ceil(math.sqrt(len(tiles)))
@@ -35,7 +35,7 @@ def sheet(samples: Array) -> Pixels:
 
 
 def strips(samples: Array, mean: Array, std: Array) -> Pixels:
-    """[N, n, *shape] with [N, *shape] each: a line for each example, or a block of the raster."""
+    """Draw samples [N, n, *shape], mean and std [N, *shape]: a line or block per example."""
     if samples.ndim == 5:
         white = top(samples)
         lines = zip(samples, mean, 2 * std, strict=True)
@@ -46,7 +46,7 @@ def strips(samples: Array, mean: Array, std: Array) -> Pixels:
 
 
 def tile(x: Array, white: float) -> Pixels:
-    """[C, H, W] in 0..white as [H, W', 3]; other channels than RGB lie side by side."""
+    """Convert [C, H, W] in 0..white to [H, W', 3]; channels other than RGB lie side by side."""
     levels = np.clip(np.rint(np.nan_to_num(x) * (255.0 / white)), 0, 255).astype(np.uint8)
     if len(levels) == 3:
         return np.ascontiguousarray(np.moveaxis(levels, 0, -1))
@@ -54,7 +54,7 @@ def tile(x: Array, white: float) -> Pixels:
 
 
 def top(samples: Array) -> float:
-    """The value of white: 1 if there are only 0 and 1, else 255."""
+    """Return the value of white: 1 if all values are 0 or 1, else 255."""
     return 1.0 if bool(((samples == 0) | (samples == 1)).all()) else 255.0
 
 
@@ -73,7 +73,7 @@ def _grid(lines: Sequence[Sequence[Pixels]]) -> Pixels:
 
 
 def _density(points: Array) -> Pixels:
-    """How many points [n, 2] fall into each cell of the square around them, dark for many."""
+    """Draw how many points [n, 2] fall into each cell of a square; dark means many."""
     finite = points[np.isfinite(points).all(axis=1)].astype(np.float64)
     if not len(finite):
         return np.full((_SIDE, _SIDE, 3), 255, np.uint8)
@@ -85,7 +85,7 @@ def _density(points: Array) -> Pixels:
 
 
 def _raster(rows: Array) -> Pixels:
-    """A line for each row, from its least value to its greatest."""
+    """Draw one line per row, shaded from its least value to its greatest."""
     values = np.nan_to_num(rows.astype(np.float64))
     low, high = float(values.min()), float(values.max())
     factor = max(1, min(16, 512 // max(rows.shape)))
@@ -99,7 +99,7 @@ def _ink(share: Array) -> Pixels:
 
 
 def to_pillow(pixels: Pixels) -> "Image":
-    """A Pillow image; MissingExtra if Pillow is not installed."""
+    """Convert to a Pillow image; raise MissingExtra if Pillow is not installed."""
     try:
         from PIL import Image
     except ImportError as error:

@@ -1,4 +1,4 @@
-"""What `models()` and `model(name)` answer: the served models and their facts."""
+"""The answers of `models()` and `model(name)`: the served models and their facts."""
 
 from collections.abc import Mapping
 from dataclasses import MISSING, dataclass, field, fields
@@ -11,11 +11,11 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Classifier:
-    """A classifier that reads labels of a model's data.
+    """A classifier of a model's data.
 
     Attributes:
-        name: to request it by.
-        labels: its classes, in order.
+        name: the name to use in requests.
+        labels: the classes, in order.
     """
 
     name: str
@@ -27,16 +27,16 @@ class Model:
     """A served model.
 
     Attributes:
-        name: to request it by.
-        kind: of its data: "image", "vector" or "bits".
-        shape: of one example.
+        name: the name to use in requests.
+        kind: the kind of data: "image", "vector" or "bits".
+        shape: the shape of one example.
         process: "gaussian" or "binomial".
         steps: T.
-        network: its kind.
+        network: the kind of network.
         parameters: number of weights.
-        classifiers: whose labels `posterior` takes.
+        classifiers: the classifiers whose labels `posterior` accepts.
         columns: names of a vector's elements; None if they have none.
-        samplers: that `sample` accepts; empty if the service is of an earlier version.
+        samplers: the samplers that `sample` accepts; empty from an older service.
     """
 
     name: str
@@ -56,11 +56,11 @@ class ModelFacts(Model):
     """A model, with the contents of its artefact.
 
     Attributes:
-        default_convention: of its bounds.
-        checksum: of the artefact's file; empty if the service is of an earlier version.
+        default_convention: the convention of the model's bounds.
+        checksum: SHA-256 of the artefact's file; empty from an older service.
         artefact: process, network, data space, training.
         evaluation: measured bounds, with split and standard error.
-        card: its description in Markdown; None if there is none.
+        card: the model's description in Markdown; None if it has none.
     """
 
     default_convention: str
@@ -75,8 +75,8 @@ class Models:
     """The models of a service.
 
     Attributes:
-        models: that are served.
-        default: answers requests that name no model; None if each has to name one.
+        models: the served models.
+        default: the model for requests that name none; None if each has to name one.
         refused: files that could not be served: file, reason, fix.
     """
 
@@ -86,24 +86,24 @@ class Models:
 
 
 def read_models(document: Mapping[str, Any]) -> Models:
-    """The answer of GET /models."""
+    """Read the answer of GET /models."""
     models = tuple(_read_model(Model, one) for one in document.get("models", ()))
     return _read(Models, {**document, "models": models})
 
 
 def read_model(document: Mapping[str, Any]) -> ModelFacts:
-    """The answer of GET /models/NAME."""
+    """Read the answer of GET /models/NAME."""
     return _read_model(ModelFacts, {"checksum": "", **document})
 
 
 def _read_model(kind: type[T], document: Mapping[str, Any]) -> T:
-    """A model with its classifiers."""
+    """Read a model with its classifiers."""
     classifiers = tuple(_read(Classifier, one) for one in document.get("classifiers", ()))
     return _read(kind, {**document, "classifiers": classifiers})
 
 
 def _read(kind: type[T], document: Mapping[str, Any]) -> T:
-    """A record of this kind; unknown members, of a later version, are ignored."""
+    """Read a record of this kind, ignoring unknown members from a newer service."""
     known = fields(kind)  # type: ignore[arg-type]  # a dataclass
     needed = [one.name for one in known if one.default is MISSING]
     missing = [name for name in needed if name not in document]

@@ -1,4 +1,4 @@
-"""What each call sends: its arguments, checked and packed into a `Request`.
+"""Builds the requests: checks the arguments of each call and packs them into a `Request`.
 
 A request is a value: `Client().sample(16)` is `Client().send(requests.sample(16))`, and
 `Client().stream(requests.sample(16))` yields its progress too. Every call takes `model`, `seed`,
@@ -34,14 +34,14 @@ class Request(Generic[T]):
     """One call of the service.
 
     Attributes:
-        path: of the route.
+        path: the route's path.
         read: makes the response from a body and its timing.
         from_json: makes a body from a JSON document.
-        body: what is sent; None for GET.
+        body: the body to send; None for GET.
         deadline: seconds after which the service drops the request.
         listener: called with the progress while the call waits.
         previews: how many of the first samples the progress shows.
-        streamed: whether the response comes as an event stream; it does if there is a listener.
+        streamed: whether the response is an event stream; always with a listener.
     """
 
     path: str
@@ -60,7 +60,7 @@ class Request(Generic[T]):
 
     @cached_property
     def content(self) -> tuple[bytes, str] | None:
-        """The body's bytes and their content type, made once for all attempts."""
+        """The body's bytes and content type, encoded once for all attempts."""
         return None if self.body is None else codec.encode(self.body)
 
     @property
@@ -82,12 +82,12 @@ class Request(Generic[T]):
 
 
 class CallOptions(TypedDict, total=False):
-    """What every call takes.
+    """Options of every call.
 
     Attributes:
-        model: its name; not needed if one model is served, or a default is set.
-        seed: of the noise. If None, one is drawn and sent, so a repeated request gives the same
-            answer.
+        model: the model's name; not needed if one model is served, or a default is set.
+        seed: seed of the noise. If None, one is drawn and sent, so a repeated request gives the
+            same answer.
         deadline: seconds after which the service drops the request.
         progress: called with each `Progress` and `Preview` on the way to the answer.
     """
@@ -99,7 +99,7 @@ class CallOptions(TypedDict, total=False):
 
 
 class SampleOptions(CallOptions, total=False):
-    """What every call that draws samples takes.
+    """Options of every call that draws samples.
 
     Attributes:
         previews: how many of the first samples the progress shows.
@@ -119,12 +119,12 @@ def sample(
     """Draw from p(x_0): POST /sample.
 
     Args:
-        num_samples: how many.
-        sampler: "ancestral", "ddim" or "dpmpp_2m", or with its settings as the service takes them:
+        num_samples: number of samples.
+        sampler: "ancestral", "ddim" or "dpmpp_2m", or an object with its settings:
             {"name": "ddim", "steps": 50, "eta": 0}.
-        steps: of the sampler; None for all T (dpmpp_2m and ddim: the service's default).
+        steps: the sampler's steps; None for all T (dpmpp_2m and ddim: the service's default).
         frames: how many intermediate states to return after the first, as `trajectory`.
-        options: previews, and what every call takes.
+        options: previews, and the options of every call.
     """
     fields = {
         "num_samples": num_samples,
@@ -136,17 +136,17 @@ def sample(
 
 
 class LoglikOptions(CallOptions, total=False):
-    """How `loglik` estimates a bound; by default from all of its T terms.
+    """Options of `loglik`, which by default uses all T terms of the bound.
 
     Attributes:
         convention: "discretised", "density" or "paper"; None for the default of the data.
-        terms: network evaluations an example.
-        strata: from which the terms are drawn: "even", or of even "importance" by the model's
-            profile.
-        target_error: nats; in place of `terms`, as many as leave this standard error.
+        terms: network evaluations per example.
+        strata: the strata from which the terms are drawn: "even", or of even "importance" by the
+            model's profile.
+        target_error: the wanted standard error, nats; replaces `terms`.
         trajectories: bound by the mean weight of this many whole trajectories.
-        steps: of a shorter chain, whose bound is returned.
-        spacing: of those steps: "optimal" by the model's profile, or "even".
+        steps: bound by a shorter chain of this many steps.
+        spacing: spacing of those steps: "optimal" by the model's profile, or "even".
     """
 
     convention: str | None
@@ -166,7 +166,7 @@ def loglik(
     Args:
         data: [N, *shape] in data units; an array, or a list of arrays.
         per_step: also return every evaluated term.
-        options: terms, trajectories, ... (`LoglikOptions`), and what every call takes.
+        options: terms, trajectories, ... (`LoglikOptions`), and the options of every call.
     """
     array = packed(data)
     dims = math.prod(array.shape[1:])
@@ -179,17 +179,17 @@ def loglik(
 
 
 class PosteriorOptions(SampleOptions, total=False):
-    """What `posterior`, `inpaint` and `denoise` have in common.
+    """Options of `posterior`, `inpaint` and `denoise`.
 
     Attributes:
-        noise_std: of the observation, data units: one number, or an array as `observed`; None for
-            no noise.
-        flip_probability: in place of `noise_std` for bits: the probability that each was flipped.
-        num_samples: for each example; 1 by default.
-        quantiles: of the samples, to return as well.
-        method: its name, or its fields: {"name": "twisted", "particles": 16, "systems": "joint"};
-            None for the service's choice.
-        steps: of the ancestral sampler; None for the service's choice.
+        noise_std: the observation's noise, data units: one number, or an array shaped like
+            `observed`; None for no noise.
+        flip_probability: for bits, instead of `noise_std`: the probability that each was flipped.
+        num_samples: samples per example; 1 by default.
+        quantiles: quantiles of the samples to return as well.
+        method: a method's name, or its fields: {"name": "twisted", "particles": 16, "systems":
+            "joint"}; None for the service's choice.
+        steps: steps of the ancestral sampler; None for the service's choice.
     """
 
     noise_std: Data | None
@@ -206,9 +206,9 @@ def inpaint(observed: Data, known: Data, **options: Unpack[PosteriorOptions]) ->
     Args:
         observed: [N, *shape] in data units; unobserved values may be anything.
         known: 1 or True where a value was observed: [*shape] for all data or [N, *shape]; a mask of
-            pixels [H, W] or [N, H, W] holds for all channels.
-        options: noise_std, num_samples, method, ... (`PosteriorOptions`), and what every call
-            takes.
+            pixels [H, W] or [N, H, W] applies to all channels.
+        options: noise_std, num_samples, method, ... (`PosteriorOptions`), and the options of every
+            call.
     """
     return _posterior("/inpaint", dict(options), observed=observed, known=known)
 
@@ -218,8 +218,8 @@ def denoise(observed: Data, **options: Unpack[PosteriorOptions]) -> Request[Post
 
     Args:
         observed: [N, *shape] in data units.
-        options: noise_std, num_samples, method, ... (`PosteriorOptions`), and what every call
-            takes.
+        options: noise_std, num_samples, method, ... (`PosteriorOptions`), and the options of every
+            call.
     """
     return _posterior("/denoise", dict(options), observed=observed)
 
@@ -239,16 +239,17 @@ def posterior(
 
     Args:
         observed: y, [N, *observed shape] in data units; None if only a label or `expert` is given.
-        known: 1 or True where a value was observed, as `inpaint` has it; None for everything.
-        operator: of the observation: {"kind": "average-pooling", "size": 4}, {"kind": "blur",
-            "kernel": rows}, {"kind": "dense", "rows": rows}; None for the elements themselves.
-        label: that the data should have, by name or index: one for all, or one each. `models()`
-            lists each model's labels.
-        classifier: that reads labels; not needed if only one fits the model.
-        expert: another served model of the same data, by whose density p(x_0) is multiplied.
-        label_probabilities: also return each label's probability, the mean over the samples.
-        options: noise_std, num_samples, method, ... (`PosteriorOptions`), and what every call
-            takes.
+        known: 1 or True where a value was observed, as in `inpaint`; None for everything.
+        operator: the observation's operator: {"kind": "average-pooling", "size": 4}, {"kind":
+            "blur", "kernel": rows}, {"kind": "dense", "rows": rows}; None for the elements
+            themselves.
+        label: the label that the data should have, by name or index: one for all, or one each.
+            `models()` lists each model's labels.
+        classifier: the classifier for `label`; not needed if only one fits the model.
+        expert: another served model of the same data, whose density multiplies p(x_0).
+        label_probabilities: also return each label's probability, averaged over the samples.
+        options: noise_std, num_samples, method, ... (`PosteriorOptions`), and the options of every
+            call.
     """
     fields = {
         "operator": operator, "label": label, "classifier": classifier, "expert": expert,
@@ -258,21 +259,21 @@ def posterior(
 
 
 def models() -> Request[Models]:
-    """What is served: GET /models."""
+    """List the served models: GET /models."""
     return Request("/models", lambda body, _: read_models(body.fields))
 
 
 def model(name: str) -> Request[ModelFacts]:
-    """What a model's artefact says: GET /models/NAME."""
+    """Describe a model by its artefact: GET /models/NAME."""
     return Request(f"/models/{quote(name, safe='')}", lambda body, _: read_model(body.fields))
 
 
 def examples(name: str, count: int = 16) -> Request[Array]:
-    """Held-out data to try a model on: GET /models/NAME/examples; [n, *shape], data units.
+    """Get held-out data to try a model on: GET /models/NAME/examples; [n, *shape], data units.
 
     Args:
-        name: of the model.
-        count: at most this many; a model may come with none.
+        name: the model's name.
+        count: the most examples to return; a model may have none.
     """
     path = f"/models/{quote(name, safe='')}/examples?count={count:d}"
     return Request(path, lambda body, _: np.asarray(body.fields["data"], np.float32))
@@ -296,11 +297,11 @@ def _post(
     options: Mapping[str, Any],
     **tensors: Array,
 ) -> Request[T]:
-    """A POST request of all fields that are not None; `tensors` are those that are arrays."""
+    """Make a POST request of all fields that are not None; `tensors` are its arrays."""
     fields = {name: x for name, x in options.items() if x is not None}
     listener, previews = fields.pop("progress", None), fields.pop("previews", 0)
     deadline = fields.pop("deadline", None)
-    fields.setdefault("seed", secrets.randbelow(2**32))  # which JSON holds exactly
+    fields.setdefault("seed", secrets.randbelow(2**32))  # JSON represents it exactly
     return Request(path, read, from_json, Body(fields, tensors), deadline, listener, previews)
 
 

@@ -1,4 +1,4 @@
-"""What the service answers, as frozen records of numpy arrays in data units.
+"""The service's answers, as frozen records of numpy arrays in data units.
 
 Images are [channels, height, width] in 0..255, vectors [D] in the units of their data set, bits
 0/1. `load` reads what `save` wrote as .safetensors.
@@ -28,11 +28,11 @@ Rows = tuple[Sequence[str], Sequence[Sequence[object]]]
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Response(ABC):
-    """What all responses have. Abstract.
+    """The fields and methods of all responses. Abstract.
 
     Attributes:
-        body: everything that was received: plain fields, and the arrays by name.
-        timing: request id, and seconds; not saved.
+        body: everything received: plain fields, and the arrays by name.
+        timing: request id and timings; not saved.
     """
 
     kind: ClassVar[str]
@@ -62,12 +62,12 @@ class Response(ABC):
 
     @property
     def seed(self) -> int:
-        """With the same request it gives the same answer."""
+        """The seed, with which the same request gives the same answer."""
         return int(self.body.fields["seed"])
 
     @property
     def exact(self) -> bool:
-        """Whether it does so to the last bit, under any load of the service."""
+        """Whether the same request and seed give the same bits, whatever the service's load."""
         return bool(self.body.fields.get("exact", False))
 
     @property
@@ -76,34 +76,35 @@ class Response(ABC):
         return int(self.body.fields.get("network_evaluations", 0))
 
     def elements(self, count: int) -> list[str]:
-        """Names of an example's elements: those of the model's columns, or x0, x1, ..."""
+        """Name an example's elements by the model's columns, or x0, x1, ..."""
         return list(self.body.fields.get("columns") or (f"x{i}" for i in range(count)))
 
     @abstractmethod
     def numpy(self) -> Array:
-        """The main array."""
+        """Return the main array."""
 
     @abstractmethod
     def rows(self) -> Rows:
-        """The main array as a table: names of its columns, and its rows."""
+        """Return the main array as a table: names of its columns, and its rows."""
 
     def image(self) -> "Image":
-        """A picture to look at; MissingExtra without Pillow, NotPictured if there is none."""
+        """Draw as a Pillow image; raise MissingExtra without Pillow, NotPictured if impossible."""
         return images.to_pillow(self.pixels())
 
     def pixels(self) -> images.Pixels:
-        """That picture, uint8 [height, width, 3]."""
+        """Draw as an array, uint8 [height, width, 3]."""
         raise NotPictured(f"{type(self).__name__} are numbers: save them as .csv or .npy")
 
     def save(self, path: str | PathLike[str]) -> Path:
-        """Write the response in the format of the name's ending; returns the path.
+        """Write the response in the format of the name's ending, and return the path.
 
-        `.safetensors` is the whole response, which `load` reads again; `.npz` all its arrays,
-        `.npy` the main one, `.csv` a line for each example, `.json` everything as text, `.png` (or
-        another of Pillow's formats) the picture.
+        `.safetensors` is the whole response, which `load` reads; `.npz` all its arrays, `.npy` the
+        main one, `.csv` one line per example, `.json` everything as text, and `.png` (or another of
+        Pillow's formats) the picture.
 
         Raises:
-            ValueError, MissingExtra, NotPictured: another ending, or as `image`.
+            ValueError: the ending is unknown.
+            MissingExtra, NotPictured: as for `image`.
         """
         target = Path(path)
         match target.suffix.lower():
@@ -126,23 +127,23 @@ class Response(ABC):
         return target
 
     def document(self) -> dict[str, Any]:
-        """Everything as JSON can hold it; numbers that are not finite are None."""
+        """Return everything in a form for JSON; numbers that are not finite are None."""
         arrays = {name: files.to_lists(x) for name, x in self.body.tensors.items()}
         return {**self.body.fields, **arrays}
 
     def _group(self, prefix: str, names: Sequence[str]) -> Mapping[str, Array] | None:
-        """The arrays prefix_name by name; None if there are none."""
+        """Return the arrays prefix_name by name; None if there are none."""
         found = {name: self.body.tensors.get(f"{prefix}_{name}") for name in names}
         return {name: x for name, x in found.items() if x is not None} or None
 
 
 class Trajectory(NamedTuple):
-    """The states of samples at k + 1 steps on their way, data units: not rounded, not clipped.
+    """The states of samples at k + 1 steps from noise to data: data units, not rounded or clipped.
 
     Attributes:
         t: [k + 1], from T down to 0.
         x: [k + 1, num_samples, *shape]; the last are the samples.
-        x_0: the network's estimate of x_0 at each, of bits p(x_0 = 1); the last equals that of `x`.
+        x_0: the network's estimate of x_0 at each (p(x_0 = 1) for bits); the last equals `x[-1]`.
     """
 
     t: Array
@@ -165,13 +166,13 @@ class Samples(Response):
 
     @property
     def trajectory(self) -> Trajectory | None:
-        """Their states on the way, if `frames` were requested."""
+        """Intermediate states of the samples, if `frames` were requested."""
         found = self._group("trajectory", Trajectory._fields)
         return None if found is None else Trajectory(**found)
 
     @property
     def sampler(self) -> Mapping[str, Any]:
-        """The sampler that was used, with its settings."""
+        """The sampler that drew the samples, with its settings."""
         return dict(self.body.fields["sampler"])
 
     def numpy(self) -> Array:
@@ -179,12 +180,12 @@ class Samples(Response):
         return self.samples
 
     def rows(self) -> Rows:
-        """A row for each sample, a column for each element."""
+        """Return one row per sample, one column per element."""
         flat = self.samples.reshape(len(self.samples), -1)
         return self.elements(flat.shape[1]), flat.tolist()
 
     def pixels(self) -> images.Pixels:
-        """The samples side by side."""
+        """Draw the samples side by side."""
         return images.sheet(self.samples)
 
 
@@ -208,12 +209,12 @@ class Posterior(Response):
 
     @property
     def mean(self) -> Array:
-        """Over the samples, [data, *shape]."""
+        """The mean over the samples, [data, *shape]."""
         return self.body.tensors["mean"]
 
     @property
     def std(self) -> Array | None:
-        """Over the samples, [data, *shape]; None if there is one sample."""
+        """The standard deviation over the samples, [data, *shape]; None for one sample."""
         return self.body.tensors.get("std")
 
     @property
@@ -224,17 +225,17 @@ class Posterior(Response):
 
     @property
     def quantiles(self) -> Array | None:
-        """Of the samples, [data, quantiles, *shape]; None if none were requested."""
+        """Quantiles of the samples, [data, quantiles, *shape]; None if none were requested."""
         return self.body.tensors.get("quantiles")
 
     @property
     def method(self) -> str:
-        """The method that answered."""
+        """The method that drew the samples."""
         return str(self.body.fields["method"])
 
     @property
     def biased(self) -> bool:
-        """Whether the method misses the posterior even with all steps."""
+        """Whether the method is biased even with all steps."""
         return bool(self.body.fields.get("biased", False))
 
     @property
@@ -262,7 +263,7 @@ class Posterior(Response):
         return self.samples
 
     def rows(self) -> Rows:
-        """A row for each sample: its example, its number, its weight, its elements."""
+        """Return one row per sample: its example, number, weight and elements."""
         data, count = self.samples.shape[:2]
         elements = self.elements(math.prod(self.mean.shape[1:]))
         each = product(range(data), range(count))
@@ -272,7 +273,7 @@ class Posterior(Response):
         return ["example", "sample", "weight", *elements], table
 
     def pixels(self) -> images.Pixels:
-        """A line for each example: its samples, their mean, and twice their deviation."""
+        """Draw one line per example: its samples, their mean, and twice their deviation."""
         spread = self.std if self.std is not None else np.zeros_like(self.mean)
         return images.strips(self.samples, self.mean, spread)
 
@@ -296,17 +297,17 @@ class Likelihoods(Response):
 
     @property
     def bound(self) -> Array:
-        """Nats, float64 [N]."""
+        """The bound K on log p(x_0), nats, float64 [N]."""
         return self.body.tensors["bound"]
 
     @property
     def standard_error(self) -> Array:
-        """Of this estimate, nats, float64 [N]."""
+        """The standard error of `bound`, nats, float64 [N]."""
         return self.body.tensors["standard_error"]
 
     @property
     def relative_to_prior(self) -> Array:
-        """K - L_null, nats, float64 [N]: gained over pi."""
+        """K - L_null, nats, float64 [N]: the gain over the prior pi."""
         return self.body.tensors["relative_to_prior"]
 
     @property
@@ -316,28 +317,28 @@ class Likelihoods(Response):
 
     @property
     def typicality(self) -> Array | None:
-        """p-values float64 [N], uniform on held-out data; None if not measured.
+        """P-values, float64 [N], uniform on held-out data; None if not measured.
 
-        Near 0 an example is unlike held-out ones, to either side: it may be likelier than they are.
+        Near 0 an example is unlike held-out data; it may even be likelier than they are.
         """
         return self.body.tensors.get("typicality")
 
     @property
     def bands(self) -> Mapping[str, Array] | None:
-        """What `typicality` is computed from, by noise level; None if not measured.
+        """The parts of the bound that `typicality` compares, by noise level; None if not measured.
 
-        t [bands, 2] the least and greatest of each, nats [N, bands], rarer_than [N, bands].
+        t [bands, 2] (the least and greatest of each), nats [N, bands], rarer_than [N, bands].
         """
         return self._group("band", ("t", "nats", "rarer_than"))
 
     @property
     def degrees_of_freedom(self) -> Array | None:
-        """Of `standard_error`, float64 [N]: with few of them it is itself uncertain."""
+        """Degrees of freedom of `standard_error`, float64 [N]; with few, it is itself uncertain."""
         return self.body.tensors.get("degrees_of_freedom")
 
     @property
     def interval(self) -> Array | None:
-        """That holds the bound without this estimate's noise, 95%, nats float64 [N, 2]."""
+        """95% confidence interval of the exact bound, nats, float64 [N, 2]."""
         return self.body.tensors.get("interval")
 
     @property
@@ -347,7 +348,7 @@ class Likelihoods(Response):
 
     @property
     def reasons(self) -> Mapping[int, str]:
-        """Why there is no finite bound, by the example's index."""
+        """Why an example has no finite bound, by its index."""
         found: Mapping[str, str] = self.body.fields.get("reasons") or {}
         return {int(i): reason for i, reason in found.items()}
 
@@ -368,7 +369,7 @@ class Likelihoods(Response):
 
     @property
     def convention(self) -> str:
-        """What `bound` is the probability of: discretised, density or paper."""
+        """The convention of `bound`: discretised, density or paper."""
         return str(self.body.fields["convention"])
 
     def numpy(self) -> Array:
@@ -376,7 +377,7 @@ class Likelihoods(Response):
         return self.bound
 
     def rows(self) -> Rows:
-        """A row for each example."""
+        """Return one row per example."""
         unknown = np.full(len(self.bound), np.nan)
         columns = [getattr(self, name) for name in _COLUMNS]
         rows = zip(*((unknown if x is None else x).tolist() for x in columns), strict=True)
@@ -384,7 +385,7 @@ class Likelihoods(Response):
 
 
 def load(path: str | PathLike[str]) -> Samples | Posterior | Likelihoods:
-    """A response that `save` wrote as `.safetensors`.
+    """Load a response that `save` wrote as `.safetensors`.
 
     Raises:
         UnreadableAnswer: the file holds something else.

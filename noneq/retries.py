@@ -1,8 +1,8 @@
-"""Whether to try again after a failure, and when.
+"""Decides whether to try again after a failure, and when.
 
-Every request carries its seed, so a repeated request gives the same answer. A busy service is tried
-again after its `Retry-After`, and a broken connection after 1/2, 1, 2, ... seconds; any other
-failure would only repeat itself.
+Every request carries its seed, so a repeated request gives the same answer. The client retries
+after the `Retry-After` of a busy service, and 1/2, 1, 2, ... seconds after a broken connection; any
+other failure would only repeat itself.
 """
 
 from dataclasses import dataclass
@@ -18,8 +18,8 @@ class Patience:
     """How often and how long a client tries again.
 
     Attributes:
-        retries: most attempts after the first.
-        seconds: longest wait between attempts, all of one call together.
+        retries: the most attempts after the first.
+        seconds: the longest total wait between the attempts of one call.
     """
 
     retries: int = 4
@@ -28,7 +28,7 @@ class Patience:
 
 @final
 class Attempts:
-    """The attempts at one call."""
+    """Counts the attempts at one call."""
 
     def __init__(self, patience: Patience) -> None:
         self._patience = patience
@@ -36,7 +36,7 @@ class Attempts:
         self._waited = 0.0
 
     def after(self, error: NoneqError) -> float:
-        """Seconds to wait before the next attempt; raises `error` if there is to be none."""
+        """Return the seconds until the next attempt, or raise `error` to give up."""
         pause = min(_LONGEST, float(_FIRST * 2 ** min(self._failed, 10)))
         if isinstance(error, Busy) and error.retry_after is not None:
             pause = error.retry_after

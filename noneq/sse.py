@@ -1,4 +1,4 @@
-"""The events of a response's stream: the request's progress, then its answer.
+"""Reads the events of a response's stream: the request's progress, then its answer.
 
 progress, [preview], progress, ..., progress, result          or, at any point, error
 """
@@ -19,15 +19,15 @@ RowState = Literal["finished", "running", "waiting"]
 
 @dataclass(frozen=True)
 class Progress:
-    """How far a request is.
+    """The progress of a request.
 
     Attributes:
-        state: "waiting" (for others), "running" or "done".
+        state: "waiting" (for other requests), "running" or "done".
         step: network evaluations done, all rows together.
         total: network evaluations needed.
         seconds_left: an estimate; None until there is one.
-        queue_seconds: waited until the first network call.
-        compute_seconds: since then.
+        queue_seconds: the wait until the first network call.
+        compute_seconds: the time since then.
     """
 
     state: Literal["waiting", "running", "done"]
@@ -43,9 +43,9 @@ class Preview:
     """The network's estimates of the first samples while they are drawn.
 
     Attributes:
-        step: network evaluations done when it was taken.
+        step: network evaluations done at that time.
         rows: the state of each row.
-        estimates: of each row, in data units: an image as the bytes of its PNG, other data as an
+        estimates: each row's estimate in data units: an image as PNG bytes, other data as an
             array; None while the row waits.
     """
 
@@ -66,12 +66,12 @@ class EventReader:
         self._end = b""
 
     def feed(self, chunk: bytes) -> Iterator[tuple[str, Any]]:
-        """The events that end in this chunk."""
+        """Yield the events that end in this chunk."""
         self._pieces.append(chunk)
         ends = b"\n\n" in self._end + chunk
         self._end = (self._end + chunk)[-1:]
         if not ends:
-            return  # an answer of megabytes is joined once, not with every chunk
+            return  # join an answer of megabytes once, not with every chunk
         *blocks, rest = b"".join(self._pieces).split(b"\n\n")
         self._pieces = [rest]
         for block in blocks:
@@ -87,12 +87,12 @@ class EventReader:
 
 
 def read_progress(data: Mapping[str, Any]) -> Progress:
-    """A `progress` event."""
+    """Read a `progress` event."""
     return Progress(**{name: data[name] for name in Progress.__dataclass_fields__})
 
 
 def read_preview(data: Mapping[str, Any]) -> Preview:
-    """A `preview` event."""
+    """Read a `preview` event."""
     return Preview(data["step"], tuple(data["rows"]), tuple(map(_estimate, data["estimates"])))
 
 

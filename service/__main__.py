@@ -1,8 +1,8 @@
-"""`python -m service`: the server, with the operator's flags and environment.
+"""Run the server: `python -m service`, with the operator's flags and environment.
 
 The engine runs in the main thread and the server in another. OpenMP counts the main thread even if
-it computes nothing: with the engine elsewhere there would be one thread more than cores, and GNU's
-OpenMP would sleep at every barrier instead of spinning, a sixth of a network's time on a CPU.
+it computes nothing. With the engine elsewhere there would be more threads than cores, so GNU OpenMP
+would sleep at every barrier instead of spinning, which costs a sixth of a network's time on a CPU.
 """
 
 import logging
@@ -38,7 +38,7 @@ _FAULT, _MISTAKE = 1, 2  # exit status: it cannot listen or start; a setting is 
 
 
 class _NoProbes(logging.Filter):
-    """Keeps the probes of /health/ out of the access log: there is one every few seconds."""
+    """Keeps health probes out of the access log, which arrive every few seconds."""
 
     @override
     def filter(self, record: logging.LogRecord) -> bool:
@@ -47,7 +47,7 @@ class _NoProbes(logging.Filter):
 
 
 class _Server(uvicorn.Server):
-    """Starts draining at the signal, not after the waiting requests have been answered."""
+    """Starts draining at the signal instead of after the waiting requests have been answered."""
 
     def __init__(self, config: uvicorn.Config, drain: Callable[[], None]) -> None:
         super().__init__(config)
@@ -60,7 +60,7 @@ class _Server(uvicorn.Server):
 
 
 def main() -> None:
-    """Serve until SIGTERM or SIGINT, then finish what was accepted."""
+    """Serve until SIGTERM or SIGINT, then finish the accepted requests."""
     settings = _settings()
     listener = _listen(settings)
     logging.basicConfig(
@@ -131,7 +131,7 @@ def main() -> None:
         while True:
             for sig in received.recv(16):
                 if not came and isinstance(backend.state(), NotReady):
-                    # Nothing has been accepted, and loading may take for ever.
+                    # Nothing has been accepted, and loading may never end.
                     last = threading.Timer(_LAST_WORDS, os._exit, [_status(sig)])
                     last.daemon = True
                     last.start()
@@ -151,7 +151,7 @@ def _status(*came: int) -> int:
 
 
 def _settings() -> Settings:
-    """The operator's settings; on mistakes the process exits with a line for each."""
+    """Read the operator's settings; on mistakes, print a line for each and exit."""
     try:
         settings = Settings.from_command_line()
         settings.resolve_device()
@@ -177,7 +177,7 @@ def _why_none(folder: Path) -> str:
 
 
 def _listen(settings: Settings) -> socket.socket:
-    """The socket; if it cannot be opened the process exits with a message."""
+    """Open the socket; if that fails, print why and exit."""
     family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
     found = socket.socket(family)
     try:

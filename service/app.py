@@ -1,4 +1,4 @@
-"""The app: create_app(settings) joins routes, middleware and backend. Nothing is global."""
+"""Builds the app: create_app(settings) joins routes, middleware and backend, without globals."""
 
 import asyncio
 from collections.abc import AsyncIterator, Callable, Sequence
@@ -30,10 +30,10 @@ from service.state import Backend
 
 
 class NoneqApp(FastAPI):
-    """FastAPI, with an OpenAPI document that describes the bodies which routes read themselves."""
+    """FastAPI whose OpenAPI document also describes the bodies that routes read themselves."""
 
     def openapi(self) -> dict[str, Any]:
-        """The document, made once."""
+        """Return the OpenAPI document, which is built once."""
         if not self.openapi_schema:
             requests = [endpoint.request for endpoint in routes.ENDPOINTS]
             self.openapi_schema = openapi.document(self, requests)
@@ -46,16 +46,16 @@ def create_app(
     run_loop: RunLoop | None = None,
     fail: Callable[[Problem], None] | None = None,
 ) -> FastAPI:
-    """The service, not yet started.
+    """Create the service without starting it.
 
     Its lifespan loads and warms up the models while the server is running: /health/live answers at
     once, /health/ready when requests are accepted. At the end it drains the engine.
 
     Args:
-        settings: the operator's.
-        announce: called once, in a worker thread, with the models' names when it is ready.
+        settings: the operator's settings.
+        announce: called once, in a worker thread, with the models' names when they are ready.
         run_loop: runs the engine's loop; see `Engine`.
-        fail: called once, likewise, with the problem if it never will be ready.
+        fail: called once, in a worker thread, with the problem if the service cannot start.
     """
     metrics = Metrics()
     backend = Backend(settings, metrics, run_loop)
@@ -86,7 +86,7 @@ def create_app(
     app.add_exception_handler(Problem, _on_problem)
     app.add_exception_handler(HTTPException, _on_http_exception)
     app.add_exception_handler(RequestValidationError, _on_validation_error)
-    # The last added is the outermost.
+    # The middleware added last is the outermost.
     app.add_middleware(ApiKeys, keys=settings.accepted_keys)
     if settings.origins:
         app.add_middleware(
@@ -113,7 +113,7 @@ async def _on_problem(request: Request, error: Exception) -> Response:
 
 
 async def _on_http_exception(request: Request, error: Exception) -> Response:
-    """Problems that the framework finds: paths, methods, bodies."""
+    """Answer with the problem for an unknown path, method or body that the framework refuses."""
     assert isinstance(error, HTTPException)
     return problem_response(_as_problem(request, error), request.scope)
 

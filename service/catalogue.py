@@ -1,8 +1,8 @@
-"""The models folder: NAME/model.safetensors, each served under its folder's name.
+"""Loads the models folder: NAME/model.safetensors, each served under its folder's name.
 
-Classifiers lie in the same folder. They are not listed as models, but used in posteriors of the
-models that they fit. A file that cannot be served is listed with the reason and the fix, and does
-not keep the others from being served.
+Classifiers live in the same folder. They are not listed as models, but used in posteriors of the
+models they fit. A file that cannot be served is listed with the reason and the fix; the others are
+served all the same.
 """
 
 import hashlib
@@ -49,11 +49,11 @@ class ServedClassifier:
 
     @property
     def labels(self) -> tuple[str, ...]:
-        """The names of its classes, in order."""
+        """The names of the classes, in order."""
         return self.classifier.labels
 
     def fits(self, model: DiffusionModel) -> bool:
-        """Whether it was trained on that model's kind of data and process."""
+        """Whether the classifier was trained on that model's kind of data and process."""
         try:
             self.classifier.check(model.process, model.space)
         except ValueError:
@@ -63,17 +63,17 @@ class ServedClassifier:
 
 @dataclass(frozen=True)
 class Served:
-    """A served model: its network and everything its artefact says about it.
+    """A served model: its network and the contents of its artefact.
 
     Attributes:
         name: its folder's.
-        model: on its device.
-        metadata: the artefact's document.
-        checksum: sha256 of its file, in hexadecimal.
-        card: its README, Markdown.
-        classifiers: the classifiers that fit it.
+        model: the model, on its device.
+        metadata: the artefact's metadata.
+        checksum: SHA-256 of the artefact's file, in hexadecimal.
+        card: the model's README, Markdown.
+        classifiers: the classifiers that fit the model.
         examples: held-out data [N, *event], data units; N may be 0.
-        reference: terms of the bound of held-out data, to compare with; None if there are none.
+        reference: terms of the bound of held-out data, for comparison; None if unknown.
     """
 
     name: str
@@ -102,7 +102,7 @@ class Catalogue:
     Attributes:
         served: by name, in alphabetical order.
         refused: the files that are not served.
-        default: the model for requests that name none; None if there is none.
+        default: the model for requests that name none; None if every request has to name one.
         classifiers: by name, in alphabetical order.
     """
 
@@ -113,7 +113,7 @@ class Catalogue:
 
 
 def load_folder(folder: Path, device: str, default: str | None = None) -> Catalogue:
-    """Load every `*/model.safetensors` of a folder; a missing folder is an empty one."""
+    """Load every `*/model.safetensors` of a folder; treat a missing folder as empty."""
     served: dict[str, Served] = {}
     classifiers: dict[str, ServedClassifier] = {}
     refused: list[Refused] = []
@@ -164,7 +164,7 @@ def load_folder(folder: Path, device: str, default: str | None = None) -> Catalo
 
 
 def find_files(folder: Path) -> list[Path]:
-    """Every NAME/model.safetensors, sorted, including those that cannot be read.
+    """List every NAME/model.safetensors, sorted, including those that cannot be read.
 
     Raises:
         OSError: the folder cannot be read.
@@ -234,7 +234,7 @@ def _card(folder: Path) -> str | None:
 
 
 def _examples(folder: Path, space: DataSpace) -> Tensor:
-    """The examples beside the artefact; none if the file cannot be read."""
+    """Load the examples beside the artefact; none if the file cannot be read."""
     try:
         path = folder / heldout.FILE
         if path.exists():
@@ -246,7 +246,7 @@ def _examples(folder: Path, space: DataSpace) -> Tensor:
 
 
 def _reference(folder: Path, model: DiffusionModel) -> Reference | None:
-    """The reference beside the artefact; none if the file cannot be read."""
+    """Load the reference beside the artefact; None if the file cannot be read."""
     try:
         return reference.read(folder, model)
     except (ArtefactError, OSError) as error:

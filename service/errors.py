@@ -1,7 +1,7 @@
 """The problems that a caller can get, each with its HTTP status (RFC 9457).
 
-A problem says what came (`received`), what was expected (`expected`) and how to fix it (`fix`). Any
-other exception is reported as `InternalError`.
+A problem says what was received, what was expected and how to fix it. Any other exception is
+reported as `InternalError`.
 """
 
 import math
@@ -13,7 +13,7 @@ MEDIA_TYPE = "application/problem+json"
 
 
 class Problem(Exception):
-    """A failure that the caller is told about. Abstract: raise one of the subclasses.
+    """A failure reported to the caller. Abstract: raise one of the subclasses.
 
     Args:
         detail: what is wrong with this request.
@@ -27,7 +27,7 @@ class Problem(Exception):
     status: ClassVar[int]
     title: ClassVar[str]
     slug: ClassVar[str]
-    refusal: ClassVar[bool] = False  # for a limit or the load, before anything was computed
+    refusal: ClassVar[bool] = False  # because of a limit or the load, before any computation
 
     def __init__(self, detail: str, **fields: object) -> None:
         super().__init__(detail)
@@ -45,7 +45,7 @@ class Problem(Exception):
         return {}
 
     def to_document(self) -> dict[str, object]:
-        """The RFC 9457 document: type, title, status, detail, and the members that apply."""
+        """Build the RFC 9457 document: type, title, status, detail, and the members that apply."""
         return {
             "type": self.type,
             "title": self.title,
@@ -56,7 +56,7 @@ class Problem(Exception):
 
 
 class MalformedBody(Problem):
-    """The body is not what its content type says: JSON or safetensors."""
+    """The body does not match its content type: JSON or safetensors."""
 
     status = 400
     title = "The body cannot be read"
@@ -77,7 +77,7 @@ class Unauthorized(Problem):
 
 
 class ForeignOrigin(Problem):
-    """A browser sent it for a page of a site that is not allowed to."""
+    """A browser sent the request for a page of a site that is not allowed."""
 
     status = 403
     title = "Another site's page may not ask"
@@ -85,7 +85,7 @@ class ForeignOrigin(Problem):
 
 
 class UnknownHost(Problem):
-    """The header Host is not a name of this service; see `allowed_hosts`."""
+    """The Host header is not a name of this service; see `allowed_hosts`."""
 
     status = 421
     title = "The service does not go by that name"
@@ -93,7 +93,7 @@ class UnknownHost(Problem):
 
 
 class HeadersTooLarge(Problem):
-    """More headers, or longer ones, than a request may have."""
+    """The request has too many headers, or headers that are too long."""
 
     status = 431
     title = "The headers are too large"
@@ -102,7 +102,7 @@ class HeadersTooLarge(Problem):
 
 
 class UnknownRoute(Problem):
-    """No such path."""
+    """The path does not exist."""
 
     status = 404
     title = "No such route"
@@ -118,7 +118,7 @@ class UnknownModel(Problem):
 
 
 class MethodNotAllowed(Problem):
-    """The path does not take this method; `allow` lists those that it takes."""
+    """The path does not support this method; `allow` lists the methods it supports."""
 
     status = 405
     title = "Method not allowed"
@@ -135,7 +135,7 @@ class MethodNotAllowed(Problem):
 
 
 class NotAcceptable(Problem):
-    """The answer has no form that `Accept` allows."""
+    """The answer is not available in any form that `Accept` allows."""
 
     status = 406
     title = "No acceptable form of the answer"
@@ -169,7 +169,7 @@ class UnsupportedMediaType(Problem):
 
 
 class InvalidRequest(Problem):
-    """The request was read, but what it asks for is not possible."""
+    """The request could be read, but not carried out."""
 
     status = 422
     title = "Invalid request"
@@ -177,7 +177,7 @@ class InvalidRequest(Problem):
 
 
 class TooExpensive(Problem):
-    """The request needs more rows, network evaluations or memory than one may."""
+    """The request needs more rows, network evaluations or memory than one request may."""
 
     status = 422
     title = "The request is too expensive"
@@ -186,7 +186,7 @@ class TooExpensive(Problem):
 
 
 class InternalError(Problem):
-    """A fault of the service, which it has logged."""
+    """The service failed, and logged why."""
 
     status = 500
     title = "Internal error"
@@ -234,7 +234,7 @@ class Unavailable(Problem):
 
 
 class NoRoom(Unavailable):
-    """The requests being handled hold `max_queue_bytes`."""
+    """The requests in progress take up all of `max_queue_bytes`."""
 
     title = "No room for the request"
     slug = "no-room"
@@ -248,7 +248,7 @@ class QueueFull(Unavailable):
 
 
 class TooManyConnections(Unavailable):
-    """There are `max_connections`, each with a request."""
+    """All `max_connections` connections are busy with a request."""
 
     title = "Too many connections"
     slug = "too-many-connections"
@@ -262,7 +262,7 @@ class NotReady(Unavailable):
 
 
 class Draining(Unavailable):
-    """The service is stopping: it finishes what it accepted and takes nothing new."""
+    """The service is stopping: it finishes accepted requests and takes no new ones."""
 
     title = "The service is stopping"
     slug = "draining"
@@ -271,11 +271,12 @@ class Draining(Unavailable):
 class DeadlineUnmeetable(Problem):
     """The request would not be done by its deadline; nothing was computed.
 
-    503 and not 504, because it is refused for the load before any wait (RFC 9110, 15.6.4).
+    The status is 503 rather than 504 because the request is refused before any wait
+    (RFC 9110, 15.6.4).
 
     Args:
         detail: as for any problem.
-        estimated_seconds: from now until it would be done, at the least.
+        estimated_seconds: the least time from now until it would be done.
         retry_after: seconds after which it may be accepted; None if waiting does not help.
     """
 
@@ -311,7 +312,7 @@ class DeadlineExceeded(Problem):
 
 
 def refusal(error: ValueError, location: str, received: object = None) -> InvalidRequest:
-    """The library's ValueError ("what is wrong, came value: how to fix it") as a problem."""
+    """Convert the library's ValueError ("what is wrong, came value: how to fix it")."""
     detail, separator, fix = str(error).rpartition(": ")
     detail = detail if separator else str(error)
     return InvalidRequest(

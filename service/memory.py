@@ -1,4 +1,4 @@
-"""Memory: what the process uses, keeps and returns, and the limits of its container."""
+"""Manages the process's memory, and reads the limits of its container."""
 
 import contextlib
 import ctypes
@@ -25,10 +25,10 @@ _IDLE = 5.0  # seconds
 def keep_freed_memory() -> None:
     """Have glibc's malloc keep freed memory while there is work.
 
-    A network call allocates what the previous one freed. By default its blocks return to the system
-    in between, and every call starts with thousands of page faults: a tenth of its time. Blocks of
-    32 MiB and more, such as answers, still return at once. Threads share two arenas, so that each
-    does not keep its own peak.
+    A network call allocates what the previous one freed. By default that memory returns to the
+    system in between, so every call starts with thousands of page faults: a tenth of its time.
+    Blocks of 32 MiB and more, such as answers, still return at once. Threads share two arenas, so
+    that each does not keep its own peak.
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is not None:
@@ -46,11 +46,11 @@ def give_back() -> None:
 
 
 def give_back_when_idle(work: Callable[[], int | None], ended: threading.Event) -> None:
-    """Return freed memory after each spell of work, a few seconds after its end; until `ended`.
+    """Return freed memory a few seconds after each period of work, until `ended`.
 
     Args:
-        work: a number that grows with the work done; None while there is some.
-        ended: set to stop.
+        work: returns a count that grows with the work done; None while work is in progress.
+        ended: stops the loop when set.
     """
     seen = given = work()
     while not ended.wait(_IDLE):
@@ -61,25 +61,25 @@ def give_back_when_idle(work: Callable[[], int | None], ended: threading.Event) 
 
 
 def container_memory(root: Path = _CGROUP) -> int | None:
-    """The lowest memory limit of the process's control groups, bytes; None without one."""
+    """Return the lowest memory limit of the process's control groups, bytes; None without one."""
     limits = [
         int(text)
         for name in ("memory.max", "memory/memory.limit_in_bytes")
         for text in _settings_of(root, name)
-        if text.isdecimal() and int(text) < 2**60  # version 1 has a huge number for no limit
+        if text.isdecimal() and int(text) < 2**60  # version 1 writes no limit as a huge number
     ]
     return min(limits, default=None)
 
 
 def container_cpus(root: Path = _CGROUP) -> int | None:
-    """How many CPUs the control groups allow, rounded up; None without a limit."""
+    """Return how many CPUs the control groups allow, rounded up; None without a limit."""
     shares = [text.split() for text in _settings_of(root, "cpu.max")]
     cpus = [int(quota) / int(period) for quota, period in shares if quota.isdecimal()]
     return max(1, math.ceil(min(cpus))) if cpus else None
 
 
 def fit(settings: Settings, root: Path = _CGROUP) -> Settings:
-    """The settings, with defaults lowered to the container's limits."""
+    """Lower the settings' defaults to the container's limits."""
     found: dict[str, int] = {}
     memory, cpus = container_memory(root), container_cpus(root)
     if memory is not None and "max_queue_bytes" not in settings.model_fields_set:
@@ -91,7 +91,7 @@ def fit(settings: Settings, root: Path = _CGROUP) -> Settings:
 
 
 def _settings_of(root: Path, name: str) -> Iterator[str]:
-    """A setting of the process's control group and of its parents."""
+    """Yield a setting's value in the process's control group and in each parent."""
     own = Path("/")
     with contextlib.suppress(OSError):
         own = Path(_OWN.read_text().rpartition("::")[2].strip() or "/")
@@ -102,7 +102,7 @@ def _settings_of(root: Path, name: str) -> Iterator[str]:
 
 
 def memory_used(device: str) -> int:
-    """Bytes: on CUDA what PyTorch has reserved, on a CPU the process's resident set."""
+    """Return the bytes that PyTorch has reserved on CUDA, or the resident set on a CPU."""
     if torch.device(device).type == "cuda":
         return torch.cuda.memory_reserved(device)
     if _STATM.exists():

@@ -1,9 +1,9 @@
-"""The service's Prometheus metrics, in a registry of the app's own.
+"""The service's Prometheus metrics, in a registry of its own.
 
 fill of a batch = its rows / batch_size;    a request's life = queue_seconds + compute_seconds
 
-One `Metrics` per app, passed to what measures. Nothing is registered globally, so two apps in
-one process (tests) do not meet.
+Each app has one `Metrics`, and nothing is registered globally, so two apps in one process (tests)
+do not share metrics.
 """
 
 from collections.abc import Callable
@@ -21,7 +21,7 @@ class Metrics:
     """The app's metrics; every name begins with `noneq_`.
 
     `requests` and `refused` are counted around the routes (outcome: "ok", or a problem's slug),
-    everything else by the engine. Gauges that are `watch`ed are read when asked for.
+    everything else by the engine. The `watch` methods set gauges that are read on each scrape.
     """
 
     def __init__(self) -> None:
@@ -113,12 +113,12 @@ class Metrics:
         )
 
     def rows(self, running: int, waiting: int) -> None:
-        """Set how many rows there are now."""
+        """Set the current numbers of rows."""
         self.rows_running.set(running)
         self.rows_waiting.set(waiting)
 
     def batch(self, model: str, evaluations: int, fill: float, *, systems: bool = False) -> None:
-        """Count a batch, perhaps of systems: its evaluations, and its rows over the batch size."""
+        """Count a batch: its evaluations, and its fill (rows over the batch size)."""
         self.batches.labels(model).inc()
         if systems:
             self.system_evaluations.labels(model).inc(evaluations)
@@ -130,7 +130,7 @@ class Metrics:
         self.padding_rows.labels(model).inc(rows)
 
     def serve(self, model: str) -> None:
-        """Show a model's counters from the start, at zero."""
+        """Create a model's counters, so that they are exported as zero from the start."""
         counters = (
             self.batches,
             self.network_evaluations,
@@ -141,19 +141,19 @@ class Metrics:
             counter.labels(model)
 
     def watch_queue(self, owed: Callable[[], int], limit: int) -> None:
-        """Ask `owed` for the queue's cost; its limit stays."""
+        """Read the queue's cost from `owed`; its limit is fixed."""
         self.queue_cost.set_function(owed)
         self.queue_cost_limit.set(limit)
 
     def watch_room(self, held: Callable[[], int], limit: int) -> None:
-        """Ask `held` for the bytes of requests in hand; their limit stays."""
+        """Read the bytes of requests in progress from `held`; their limit is fixed."""
         self.queue_bytes.set_function(held)
         self.queue_bytes_limit.set(limit)
 
     def watch_memory(self, device: str, used: Callable[[], int]) -> None:
-        """Ask `used` for the device's bytes."""
+        """Read the device's memory, in bytes, from `used`."""
         self.device_memory.labels(device).set_function(used)
 
     def render(self) -> bytes:
-        """The text exposition; its content type is `CONTENT_TYPE`."""
+        """Render the metrics as text with the content type `CONTENT_TYPE`."""
         return generate_latest(self.registry)

@@ -3,8 +3,8 @@
     python -m service.reference > docs/api.md          # the API, from the OpenAPI document
     python -m service.reference docs/operations.md     # rewrites its tables of settings and metrics
 
-Fields are described by their descriptions, objects and problems by their docstrings. Tests
-compare the pages with the code.
+Fields get their descriptions, objects and problems their docstrings. Tests check that the pages
+match the code.
 """
 
 import inspect
@@ -43,7 +43,7 @@ before anything is computed.
 
 
 def page(document: Document) -> str:
-    """The page, Markdown."""
+    """Render the API page, Markdown."""
     return "\n".join(_lines(document)).rstrip() + "\n"
 
 
@@ -73,7 +73,7 @@ def _lines(document: Document) -> Iterator[str]:
         yield from _answer(answered, operation["responses"], schemas)
     yield "\n## Streams\n"
     answers = (operation["responses"]["200"]["description"] for *_, operation in routes)
-    # It is the same for every route with streams.
+    # The text is the same for every route with streams.
     yield next((about.partition("\n\n")[2].strip() for about in answers if "\n\n" in about), "")
     yield "\n## Objects"
     for name in sorted(schemas.keys() - told):
@@ -89,7 +89,7 @@ def _lines(document: Document) -> Iterator[str]:
 def _request(name: str, schema: Document) -> Iterator[str]:
     yield f"\n**Request** (`{name}`):\n"
     yield from _fields(schema)
-    yield "\nFor example, one body a line:\n\n```json"
+    yield "\nFor example, one body per line:\n\n```json"
     yield from (json.dumps(example, ensure_ascii=False) for example in schema["examples"])
     yield "```"
 
@@ -107,7 +107,7 @@ def _answer(answered: Document, responses: Document, schemas: Document) -> Itera
 
 
 def _fields(schema: Document) -> Iterator[str]:
-    """A table of an object's fields, with defaults if it is a request."""
+    """Render a table of an object's fields, with defaults if it is a request."""
     asked, told = schema.get("additionalProperties") is False, _attributes(schema)
     yield f"| field | type |{' default |' if asked else ''} |"
     yield "|---|---|---|" + ("---|" if asked else "")
@@ -120,14 +120,14 @@ def _fields(schema: Document) -> Iterator[str]:
 
 
 def _default(field: Document) -> str:
-    """A default as JSON; for an object its name only, since its fields have their own."""
+    """Render a default as JSON; for an object only its name, since its fields have their own."""
     value = field.get("default", field.get("x-default"))
     value = dict(list(value.items())[:1]) if isinstance(value, dict) else value
     return f"`{json.dumps(value)}` | "
 
 
 def _type(field: Document) -> str:
-    """A field's type and range."""
+    """Describe a field's type and range."""
     if "$ref" in field:
         name = _name(field)
         return f"[`{name}`](#{name.lower()})"
@@ -145,7 +145,7 @@ def _type(field: Document) -> str:
 
 
 def _range(field: Document, of: str, what: str = "") -> str:
-    """The range in words, of values ("imum") or of a list's length ("Items")."""
+    """Describe the range of values ("imum") or of a list's length ("Items") in words."""
     bounds = {
         "at least": field.get(f"min{of}"),
         "above": field.get("exclusiveMinimum"),
@@ -166,7 +166,7 @@ def _about(schema: Document) -> str:
 
 
 def _attributes(schema: Document) -> dict[str, str]:
-    """What an object's docstring says about its fields."""
+    """Parse the field descriptions in an object's docstring."""
     _, _, attributes = schema.get("description", "").partition("Attributes:\n")
     entries = re.split(r"\n {4}(?=\w+: )", f"\n{attributes.rstrip()}")[1:]
     parts = (entry.partition(": ") for entry in entries)
@@ -174,7 +174,7 @@ def _attributes(schema: Document) -> dict[str, str]:
 
 
 def _plain(text: str) -> str:
-    """Escaped Markdown: x_0 * y is not emphasis; code stays as it is."""
+    """Escape Markdown (x_0 * y is not emphasis), leaving code unchanged."""
     parts = re.split(r"(`[^`]*`)", text)
     return "".join(
         part if part.startswith("`") else re.sub(r"([*<~])", r"\\\1", part) for part in parts
@@ -186,7 +186,7 @@ def _cell(text: str) -> str:
 
 
 def _ref(body: Document) -> str:
-    """The name of a body's JSON schema; empty without one."""
+    """Return the name of a body's JSON schema; empty without one."""
     schema = body.get("content", {}).get(JSON, {}).get("schema", {})
     return _name(schema) if "$ref" in schema else ""
 
@@ -196,21 +196,21 @@ def _name(schema: Document) -> str:
 
 
 def _problems() -> list[type[problems.Problem]]:
-    """Every problem that has a name, by status."""
+    """List every problem that has a name, by status."""
     found = [each for each in vars(problems).values() if inspect.isclass(each)]
     named = [each for each in found if issubclass(each, problems.Problem) and "slug" in vars(each)]
     return sorted(named, key=lambda each: (each.status, each.slug))
 
 
 def with_tables(text: str) -> str:
-    """docs/operations.md with the current tables of settings and metrics."""
+    """Put the current tables of settings and metrics into docs/operations.md."""
     text = _with_rows(text, "Settings", [_setting(name) for name in Settings.model_fields])
     metrics = [x for x in vars(Metrics()).values() if isinstance(x, Counter | Gauge | Histogram)]
     return _with_rows(text, "Watching", [_metric(one) for one in metrics])
 
 
 def _with_rows(text: str, heading: str, rows: list[str]) -> str:
-    """The page with these rows in the first table below a heading."""
+    """Replace the rows of the first table below a heading."""
     before, mark, after = text.partition(f"\n## {heading}\n")
     lines = after.split("\n")
     start = next(i for i, line in enumerate(lines) if line.startswith("|---")) + 1

@@ -1,7 +1,7 @@
 """The service's settings: environment variables `NONEQ_*`, and flags of `python -m service`.
 
-The one place that reads the environment. `Settings.from_command_line()` reads flags first, then the
-environment, then the defaults below; `Settings(...)` in a test takes values as they are.
+Only this module reads the environment. `Settings.from_command_line()` reads flags first, then the
+environment, then the defaults below; `Settings(...)` in a test takes values as given.
 
 Work is counted in network evaluations: a request of 16 samples by 1000 steps costs 16 000.
 """
@@ -19,13 +19,13 @@ from pydantic_settings import BaseSettings, CliApp, SettingsConfigDict
 LogLevel = Literal["debug", "info", "warning", "error", "critical"]
 
 PREFIX = "NONEQ_"
-#: Variables of the client and of `python -m training`, and those that Kubernetes sets beside a
-#: service of the name "noneq".
+#: Variables of the client and of `python -m training`, and those that Kubernetes sets for a service
+#: named "noneq".
 _OTHERS = re.compile(r"NONEQ_(URL|API_KEY|DATA|SERVICE_(HOST|PORT)(_\w+)?|PORT_\d+_\w+)")
 
 
 class Settings(BaseSettings):
-    """Everything an operator may choose. Frozen; the descriptions are the flags' help."""
+    """The operator's settings. Frozen; the descriptions are the flags' help."""
 
     model_config = SettingsConfigDict(
         env_prefix=PREFIX,
@@ -217,39 +217,39 @@ class Settings(BaseSettings):
 
     @classmethod
     def from_command_line(cls, arguments: Sequence[str] | None = None) -> "Settings":
-        """Settings of flags, then environment; `None` reads `sys.argv`. `--help` lists them all.
+        """Read flags, then the environment; `None` reads `sys.argv`. `--help` lists them all.
 
         Raises:
-            ValueError: a value cannot be, or a variable NONEQ_* is no setting.
+            ValueError: a value is not valid, or a variable NONEQ_* is not a setting.
         """
         check_names(name for name, value in os.environ.items() if value)
         return CliApp.run(cls, cli_args=None if arguments is None else list(arguments))
 
     @property
     def accepted_keys(self) -> frozenset[str]:
-        """The API keys, parted; empty when the service is open to all."""
+        """The API keys as a set; empty if the service is open to all."""
         return frozenset(_parts(self.api_keys.get_secret_value()))
 
     @property
     def hosts(self) -> frozenset[str]:
-        """The names of `allowed_hosts`, parted; lower case."""
+        """The names in `allowed_hosts`, in lower case."""
         return frozenset(name.lower() for name in _parts(self.allowed_hosts))
 
     @property
     def origins(self) -> frozenset[str]:
-        """The sites of `allow_origins`, parted, as the header Origin has them."""
+        """The sites in `allow_origins`, written as in the Origin header."""
         return frozenset(site.lower().rstrip("/") for site in _parts(self.allow_origins))
 
     @property
     def prefix(self) -> str:
-        """`root_path` without a slash at its end."""
+        """`root_path` without a trailing slash."""
         return self.root_path.rstrip("/")
 
     def resolve_device(self) -> str:
-        """`device`, with "auto" resolved.
+        """Return `device` with "auto" resolved.
 
         Raises:
-            ValueError: a CUDA device was asked for and PyTorch sees none.
+            ValueError: a CUDA device was requested, but PyTorch finds none.
         """
         import torch  # here, so that reading settings (or their --help) costs no torch import
 
@@ -267,7 +267,7 @@ class Settings(BaseSettings):
 
 
 def check_names(names: Iterable[str]) -> None:
-    """Refuse environment variables that look like settings and are none.
+    """Refuse environment variables that look like settings but are not.
 
     Raises:
         ValueError: each such name, with the setting of the nearest name.

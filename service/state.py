@@ -1,4 +1,4 @@
-"""The backend of the routes: the served models, the engine, and whether they are ready.
+"""The backend of the routes: the served models, the engine, and their state.
 
 opening -> ready -> draining;    opening -> failed, if nothing can be served
 """
@@ -30,7 +30,7 @@ class Backend:
 
     Args:
         settings: the folder, the device, the limits.
-        metrics: for the engine to count in.
+        metrics: the metrics that the engine updates.
         run_loop: runs the engine's loop; see `Engine`.
 
     Attributes:
@@ -55,11 +55,11 @@ class Backend:
         announce: Callable[[Sequence[str]], None] | None = None,
         fail: Callable[[Problem], None] | None = None,
     ) -> None:
-        """Load the folder, start the engine and warm it up; blocks. `state` says what went wrong.
+        """Load the folder, start the engine and warm it up; blocks. `state` reports any failure.
 
         Args:
-            announce: called with the models' names when requests can be answered.
-            fail: called with the problem if they never will be.
+            announce: called with the models' names when the service is ready.
+            fail: called with the problem if the service cannot start.
         """
         try:
             settings = self.settings
@@ -85,7 +85,7 @@ class Backend:
             fail(problem)
 
     def close(self) -> None:
-        """Take nothing new, finish what was accepted, and stop; blocks.
+        """Refuse new requests, finish accepted ones, and stop; blocks.
 
         Jobs that are not finished within `drain_seconds` end with a problem. A second call does
         nothing.
@@ -96,13 +96,13 @@ class Backend:
             _log.warning("stopped with work unfinished")
 
     def _work_done(self) -> int | None:
-        """How many requests there have been; None while there is one."""
+        """Return how many requests have been made; None while one is in progress."""
         engine = self.engine
         return engine.accepted if engine.held == 0 else None
 
     @property
     def catalogue(self) -> Catalogue:
-        """The served models, without those that failed their first network call."""
+        """The served models, except those whose first network call failed."""
         found = self._catalogue
         failed = {} if self._engine is None else self._engine.refused
         if not failed:
@@ -123,11 +123,11 @@ class Backend:
         return self._engine
 
     def find(self, name: str | None) -> Served:
-        """The model of that name, or the default.
+        """Find the model of that name, or the default.
 
         Raises:
-            UnknownModel: no model of that name.
-            InvalidRequest: no name, and more than one model without a default.
+            UnknownModel: no model has that name.
+            InvalidRequest: no name was given, and several models are served without a default.
         """
         catalogue = self.catalogue
         names = list(catalogue.served)
@@ -189,6 +189,6 @@ class Backend:
 
 
 def backend_of(request: Request) -> Backend:
-    """The backend of the request's app."""
+    """Return the backend of the request's app."""
     found: Backend = request.app.state.backend
     return found

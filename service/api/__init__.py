@@ -1,1 +1,1 @@
-"""The HTTP front: routes, streams, bodies and middleware."""
+"""The HTTP layer: routes, streams, bodies and middleware."""

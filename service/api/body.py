@@ -1,11 +1,11 @@
-"""Bodies on the wire: a request's is read within limits, an answer's is sent within a time.
+"""Reads request bodies within limits, and sends answers within a time.
 
-A request's bytes are reserved before the first of them is read, and have to arrive within
-`body_seconds` and the request's deadline: a client that stops halfway would keep others out. JSON
-has a lower limit than safetensors, because nothing else runs while it is decoded.
+A request's bytes are reserved before the first is read, and have to arrive within `body_seconds`
+and the request's deadline, so that a client that stops halfway does not keep others out. JSON has a
+lower limit than safetensors, because nothing else runs while it is decoded.
 
-An answer's bytes stay reserved until the last is sent. Each piece has to be taken within
-`write_seconds`: a client that stops reading would keep its answer in memory for ever.
+An answer's bytes stay reserved until the last is sent. The client has to take each piece within
+`write_seconds`, or it could keep its answer in memory for ever.
 """
 
 import asyncio
@@ -34,14 +34,14 @@ _SECONDS = re.compile(r"\d{1,9}(\.\d{1,9})?")
 
 
 def find_deadline(given: Iterable[str], longest: float) -> float | None:
-    """The time after which nobody wants the answer, in seconds of `time.monotonic`.
+    """Find the request's deadline, in seconds of `time.monotonic`; None without one.
 
     Args:
         given: the values of the header `x-deadline`: seconds from now, a decimal number.
         longest: `deadline_seconds` of the settings; 0 for none.
 
     Raises:
-        InvalidRequest: the header is not such a number, or came twice.
+        InvalidRequest: the header is not such a number, or was sent twice.
     """
     values = list(given)
     seconds = [float(value) for value in values if _SECONDS.fullmatch(value.strip())]
@@ -61,13 +61,14 @@ def find_deadline(given: Iterable[str], longest: float) -> float | None:
 async def body_of(
     request: Request, engine: Engine, settings: Settings, deadline: float | None
 ) -> AsyncIterator[bytes]:
-    """The request's body, its bytes reserved until the block ends: decode and submit within it.
+    """Read the request's body, reserving its bytes until the block ends.
 
-    A compressed body is not unpacked here; the bytes that it may unpack to are reserved too.
+    Decode and submit within the block. A compressed body is not unpacked here, but the bytes it may
+    unpack to are reserved too.
 
     Raises:
         QueueFull, NoRoom, Draining, EngineDead: refused before anything is read.
-        BodyTooLarge: by its declared length, before anything is read, or else as it arrives.
+        BodyTooLarge: by its declared length before anything is read, or as it arrives.
         BodyTimeout, DeadlineExceeded: it did not arrive in time.
         UnsupportedMediaType: its content coding is unknown.
         starlette.requests.ClientDisconnect: the client left.
@@ -85,7 +86,7 @@ async def body_of(
 
 
 def body_limit(content_type: str | None, settings: Settings) -> int:
-    """The most bytes a body may have. Anything but a safetensors file would be read as JSON."""
+    """Return the most bytes a body may have. All but safetensors files are read as JSON."""
     if media_type(content_type) == BINARY:
         return settings.max_body_bytes
     return min(settings.max_json_bytes, settings.max_body_bytes)
@@ -139,10 +140,10 @@ class Stalled(Exception):
 
 
 async def send_within(send: Send, message: Message, seconds: float) -> None:
-    """Send a part of an answer's body, in pieces.
+    """Send part of an answer's body in pieces.
 
     Raises:
-        Stalled: the client did not take a piece within this many seconds.
+        Stalled: the client did not take a piece within `seconds`.
     """
     body, more = message["body"], message["more_body"]
     for i in range(0, len(body), PIECE) or [0]:
@@ -156,13 +157,13 @@ async def send_within(send: Send, message: Message, seconds: float) -> None:
 
 @final
 class Answer(Response):
-    """A whole answer.
+    """An answer sent as a whole.
 
     Args:
-        body: its bytes.
-        media_type: their type.
-        hold: their reservation.
-        seconds: within which the client has to take each piece.
+        body: the answer's bytes.
+        media_type: the body's media type.
+        hold: the reservation of the bytes.
+        seconds: the longest wait for the client to take a piece.
     """
 
     def __init__(self, body: bytes, media_type: str, hold: Hold, seconds: float) -> None:
@@ -171,7 +172,7 @@ class Answer(Response):
 
     @override
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Send it, and release its reservation."""
+        """Send the answer, and release its reservation."""
         try:
             head = {"type": "http.response.start", "status": 200, "headers": self.raw_headers}
             await send(head)
@@ -190,5 +191,5 @@ async def wait_for_disconnect(receive: Receive) -> None:
 
 
 def client_left(scope: Scope) -> None:
-    """Count the request as one whose client did not wait for the answer."""
+    """Count the request as abandoned by its client."""
     scope.setdefault("state", {})["outcome"] = "client-left"

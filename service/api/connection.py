@@ -1,8 +1,8 @@
-"""Limits on connections: their number, and the size and arrival time of request headers.
+"""Limits connections: their number, and the size and arrival time of request headers.
 
 The server uses uvicorn's parser in Python even if faster ones are installed, because those do not
 limit headers. Beyond `max_connections` the connection that has been idle longest is closed, so idle
-connections keep nobody out. A new connection is not idle at first: its request is on its way.
+connections do not block others. A new connection counts as busy at first: its request is coming.
 """
 
 import asyncio
@@ -23,8 +23,8 @@ _log = logging.getLogger(__name__)
 
 HEADER_BYTES = 16 * 2**10  # of a request line and its headers
 _BACKLOG = 1024  # connections that the kernel has accepted but the server has not
-_GRACE = 1.0  # seconds that a connection has for its first bytes before it counts as idle
-CROWDED = "crowded"  # in a request's state: its connection is beyond the limit
+_GRACE = 1.0  # seconds for a connection's first bytes before it counts as idle
+CROWDED = "crowded"  # marks in a request's state that its connection is beyond the limit
 _SPARE = 64  # connections beyond the limit, for /health/ and to answer 503
 _FILES = 128  # other open files: models, log, event loop
 # Bytes read before other connections have their turn: one-byte chunks take 10 us each to parse.
@@ -32,14 +32,14 @@ _READ, _READ_PLAIN = 4 * 2**10, 256 * 2**10
 
 
 class Connection(H11Protocol):
-    """uvicorn's connection with limits. Abstract: `limited` makes a class with the settings.
+    """A uvicorn connection with limits. Abstract: `limited` makes a class with the settings.
 
     Attributes:
-        most: connections at once.
-        header_seconds: time for a request's headers to arrive.
+        most: the most connections at once.
+        header_seconds: the longest wait for a request's headers.
         metrics: counts refusals.
         fresh: connections that have had no request yet, in order of arrival.
-        kept: connections between requests, in order of their last.
+        kept: connections between requests, in order of their last request.
     """
 
     most: ClassVar[int]
@@ -67,7 +67,7 @@ class Connection(H11Protocol):
             self.app_state = {**self.app_state, CROWDED: True}
 
     def _make_room(self) -> bool:
-        """Close the connection that has been idle longest, those without any request first."""
+        """Close the connection idle longest, preferring those that never had a request."""
         oldest = next(iter(self.fresh))  # at least this one
         idle = self._since - oldest._since > _GRACE
         victim = oldest if idle else next(iter(self.kept), None)
@@ -84,7 +84,7 @@ class Connection(H11Protocol):
         self._watch()
 
     def _watch(self) -> None:
-        """Start the timer for the next request's headers, which arriving bytes do not reset."""
+        """Start the timer for the next request's headers; arriving bytes do not reset it."""
         headers = self.cycle.scope["headers"] if self.cycle is not None else ()
         plain = self.conn.their_state is h11.SEND_BODY and not any(
             name == b"transfer-encoding" for name, _ in headers
@@ -96,7 +96,7 @@ class Connection(H11Protocol):
             self._timer = self.loop.call_later(self.header_seconds, self._too_slow)
 
     def _forget(self) -> None:
-        """It is not idle: it has a request, or has ended."""
+        """Stop counting the connection as idle: it has a request, or has ended."""
         self.fresh.pop(self, None)
         self.kept.pop(self, None)
         self._unwatch()
@@ -113,7 +113,7 @@ class Connection(H11Protocol):
 
     @override
     def on_response_complete(self) -> None:
-        self._unwatch()  # it is idle now, which `idle_seconds` limits
+        self._unwatch()  # now idle, which `idle_seconds` limits
         self.kept[self] = None
         super().on_response_complete()
 
@@ -151,7 +151,7 @@ class Connection(H11Protocol):
 
 
 def limited(settings: Settings, metrics: Metrics) -> type[Connection]:
-    """The connection class of a server with these limits."""
+    """Make the connection class for a server with these settings."""
     limits: dict[str, Any] = {
         "most": settings.max_connections,
         "header_seconds": settings.header_seconds,
@@ -163,12 +163,12 @@ def limited(settings: Settings, metrics: Metrics) -> type[Connection]:
 
 
 def backlog_of(connections: int) -> int:
-    """How many connections may wait to be accepted, if this many are allowed."""
+    """Return how many connections may wait to be accepted if `connections` are allowed."""
     return min(_BACKLOG, connections)
 
 
 def room_for(connections: int) -> int:
-    """How many of these connections the open-file limit allows, raising it if possible."""
+    """Return how many of these connections the open-file limit allows; raise it if possible."""
     if sys.platform == "win32":
         return connections
     import resource

@@ -36,7 +36,7 @@ router = APIRouter()
 
 @router.get("/models", tags=["models"], response_model=ModelsAnswer)
 async def list_models(request: Request) -> Response:
-    """The served models, and the files of the folder that are not served, with reasons."""
+    """List the served models, and the files of the folder that are not served, with reasons."""
     catalogue = backend_of(request).catalogue
     answer = ModelsAnswer(
         models=[_summary(served) for served in catalogue.served.values()],
@@ -50,7 +50,7 @@ async def list_models(request: Request) -> Response:
     "/models/{name}", tags=["models"], response_model=ModelAnswer, responses=problems(404, 422)
 )
 async def show_model(request: Request, name: str) -> Response:
-    """What the artefact says about a model: space, process, training, evaluation; and its card."""
+    """Describe a model: its space, process, training, evaluation, and card."""
     served = backend_of(request).find(name)
     facts = served.metadata.model_dump(mode="json")
     evaluation = facts.pop("evaluation")
@@ -76,7 +76,7 @@ async def show_examples(
     name: str,
     count: Annotated[int, Query(ge=1, le=MOST, description="How many, at most.")] = 16,
 ) -> Response:
-    """Held-out data to try requests with, not used for training."""
+    """Return held-out data (not used for training) to try requests with."""
     served = backend_of(request).find(name)
     form = negotiate(", ".join(request.headers.getlist("accept")), EXAMPLE_FORMS)
     body = await to_thread.run_sync(render_examples, served, count, form)
@@ -84,10 +84,10 @@ async def show_examples(
 
 
 def render_examples(served: Served, count: int, form: str) -> bytes:
-    """The first `count` examples, in one of EXAMPLE_FORMS.
+    """Render the first `count` examples in one of EXAMPLE_FORMS.
 
     Raises:
-        NotAcceptable: a picture, but there are no examples.
+        NotAcceptable: a picture was requested, but the model has no examples.
     """
     space, data = served.model.space, served.examples[:count]
     if form == PNG:
@@ -129,7 +129,7 @@ def _summary(served: Served) -> ModelSummary:
 
 @router.get("/health/live", tags=["health"], response_model=Health)
 async def live(request: Request) -> Response:
-    """Whether the process works; anything but 200 means that it has to be restarted."""
+    """Report whether the process works; anything but 200 means that it has to be restarted."""
     problem = backend_of(request).dead()
     if problem is not None:
         raise problem
@@ -138,7 +138,7 @@ async def live(request: Request) -> Response:
 
 @router.get("/health/ready", tags=["health"], response_model=Health, responses=problems(503))
 async def ready(request: Request) -> Response:
-    """Whether requests are accepted now: every model is loaded and warmed up."""
+    """Report whether requests are accepted now: every model is loaded and warmed up."""
     backend = backend_of(request)
     backend.check()
     return _json(Health(status="ready", models=list(backend.catalogue.served)))
@@ -146,7 +146,7 @@ async def ready(request: Request) -> Response:
 
 @router.get("/metrics", tags=["health"])
 async def metrics(request: Request) -> Response:
-    """Metrics in Prometheus' text format."""
+    """Return the metrics in Prometheus' text format."""
     return Response(backend_of(request).metrics.render(), media_type=CONTENT_TYPE)
 
 

@@ -1,6 +1,6 @@
-"""What happens around every request: its id and timings, host and origin checks, API keys.
+"""Middleware around every request: its id and timings, host and origin checks, API keys.
 
-Plain ASGI, so that nothing is buffered and routes see a client disconnect.
+It is plain ASGI, so that nothing is buffered and routes see a client disconnect.
 """
 
 import asyncio
@@ -43,32 +43,32 @@ _OPEN_BELOW = ("/health/", "/docs/", "/static/")
 MOST_HEADERS: Final = 100
 
 _SAFE = ("GET", "HEAD", "OPTIONS")
-_OWN_SITE = ("same-origin", "none")  # none: typed, or a bookmark
-#: Nobody can register a name below these (RFC 6761, 6762, 8375; ICANN's .internal).
+_OWN_SITE = ("same-origin", "none")  # none: a typed address or a bookmark
+#: Domains below which names cannot be registered (RFC 6761, 6762, 8375; ICANN's .internal).
 _LOCAL = (".localhost", ".local", ".internal", ".home.arpa")
 
 
 def problem_document(problem: Problem, scope: Scope) -> dict[str, object]:
-    """A problem's document; also sets the request's outcome for the metrics."""
+    """Build a problem's document, and set the request's outcome for the metrics."""
     state = scope.setdefault("state", {})
     state["outcome"], state["refused"] = problem.slug, problem.refusal
     return {**problem.to_document(), "request_id": state.get("request_id")}
 
 
 def problem_response(problem: Problem, scope: Scope) -> Response:
-    """A problem's response."""
+    """Build a problem's response."""
     body, headers = to_json(problem_document(problem, scope)), dict(problem.headers)
     return Response(body, problem.status, headers, media_type=MEDIA_TYPE)
 
 
 def path_of(scope: Scope) -> str:
-    """The request's path, without the prefix of a proxy."""
+    """Return the request's path without a proxy's prefix."""
     path: str = scope["path"].removeprefix(scope.get("root_path", ""))
     return path
 
 
 def unforeseen() -> InternalError:
-    """The problem for an unexpected exception, whose details are only logged."""
+    """Make the problem for an unexpected exception, whose details are only logged."""
     return InternalError(
         "The service failed unexpectedly.",
         fix="Try again; if it fails again, tell the operator the request_id.",
@@ -76,11 +76,11 @@ def unforeseen() -> InternalError:
 
 
 class RequestContext:
-    """Outermost: request id, timing and deprecation headers, metrics, and unexpected exceptions.
+    """Handles request ids, timing and deprecation headers, metrics and unexpected exceptions.
 
-    Routes leave `queue_seconds` and `compute_seconds` in the request's state; they are 0 for routes
-    that do not use the engine. A stream's headers are sent before these are known: its last
-    progress event has them.
+    This is the outermost middleware. Routes leave `queue_seconds` and `compute_seconds` in the
+    request's state; they are 0 for routes that do not use the engine. A stream's headers are sent
+    before the timings are known: its last progress event has them.
     """
 
     def __init__(self, app: ASGIApp, metrics: Metrics) -> None:
@@ -126,17 +126,17 @@ class RequestContext:
 
 
 class Gate:
-    """Refuses requests of other sites' pages and for other hosts; the health routes are open.
+    """Refuses requests from other sites' pages or for other hosts; the health routes are open.
 
-    A page of another site can make a browser on this machine send requests to a service without
-    keys. A form or a "simple" request (https://fetch.spec.whatwg.org/#cors-safelisted-method) is
-    executed although the page does not see the answer; it is recognised by `Sec-Fetch-Site` and
-    `Origin`, which a page cannot choose. With a host name of its own that resolves to this machine
-    (DNS rebinding) a page sees the answers too; such a name has a domain, which `Host` shows.
+    Another site's page can make a browser on this machine send requests to a service without keys.
+    A form or "simple" request (https://fetch.spec.whatwg.org/#cors-safelisted-method) is executed
+    even though the page cannot read the answer; `Sec-Fetch-Site` and `Origin`, which a page cannot
+    choose, reveal it. A page whose own host name resolves to this machine (DNS rebinding) can read
+    the answers too; `Host` reveals that name.
 
     Args:
         app: the app behind it.
-        settings: `allowed_hosts`, `allow_origins`, `root_path`, whether there are keys.
+        settings: `allowed_hosts`, `allow_origins`, `root_path` and the API keys are used.
     """
 
     def __init__(self, app: ASGIApp, settings: Settings) -> None:
@@ -155,8 +155,8 @@ class Gate:
             self._place(scope)
             problem = self._fault(scope)
             if problem is None and not path_of(scope).startswith("/health/"):
-                # One request per round of the event loop, so that health requests are answered
-                # between a thousand that arrive at once.
+                # Start one request per round of the event loop, so that health requests are
+                # answered even when a thousand requests arrive at once.
                 async with self._turn:
                     await asyncio.sleep(0)
         if problem is None:
@@ -205,7 +205,7 @@ class Gate:
         )
 
     def _of_this_site(self, headers: Headers, host: str) -> bool:
-        """Whether it comes from outside a browser, from our page, or from an allowed site's."""
+        """Whether the request is from our page, an allowed site's page, or no browser at all."""
         origin, site = headers.get("origin", "").lower(), headers.get("sec-fetch-site")
         if site in _OWN_SITE or (origin and (origin in self._origins or "*" in self._origins)):
             return True
@@ -217,7 +217,7 @@ class Gate:
 
 
 def knows(host: str, names: Iterable[str]) -> bool:
-    """Whether a Host header (a name, perhaps with a port) could not be a foreign page's own."""
+    """Whether a Host header (a name, perhaps with a port) cannot be a foreign page's own name."""
     name = host.lower().strip()
     name = name[1 : name.find("]")] if name.startswith("[") else name.partition(":")[0]
     name = name.rstrip(".")
@@ -235,7 +235,7 @@ def knows(host: str, names: Iterable[str]) -> bool:
 
 
 class ApiKeys:
-    """Refuses requests without an accepted key if keys are set; health, docs, page are open."""
+    """Refuses requests without an accepted key if keys are set; health, docs and page are open."""
 
     def __init__(self, app: ASGIApp, keys: Iterable[str]) -> None:
         self.app = app
@@ -250,7 +250,7 @@ class ApiKeys:
         scheme, _, token = headers.get("authorization", "").partition(" ")
         given = token.strip() if scheme.lower() == "bearer" else headers.get("x-api-key", "")
         digest = _digest(given)
-        # Every key is compared, in constant time, so that timing reveals nothing.
+        # Compare every key in constant time, so that timing reveals nothing.
         accepted = [hmac.compare_digest(digest, known) for known in self.digests]
         if any(accepted):
             await self.app(scope, receive, send)

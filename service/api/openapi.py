@@ -1,4 +1,4 @@
-"""The OpenAPI document. Routes read their bodies themselves, so their forms are described here."""
+"""Builds the OpenAPI document, and describes the bodies, which routes read themselves."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -81,7 +81,7 @@ _PROBLEMS = {
 
 
 def request_body(schema: type[BaseModel]) -> dict[str, Any]:
-    """The request body and headers of a route, for FastAPI to add to its operation."""
+    """Describe a route's request body and headers, for FastAPI to add to its operation."""
     content: dict[str, Any] = {
         JSON: {"schema": {"$ref": _REF.format(model=schema.__name__)}},
         BINARY: _BYTES,
@@ -90,7 +90,7 @@ def request_body(schema: type[BaseModel]) -> dict[str, Any]:
 
 
 def responses(offers: Sequence[str]) -> dict[int | str, dict[str, Any]]:
-    """The forms of a route's answer besides JSON, and its problems."""
+    """Describe the forms of a route's answer besides JSON, and its problems."""
     names = {PNG: "a contact sheet", BINARY: "safetensors"}
     forms = [form for form in offers if form in names]
     listed = ", ".join(f"`{form}` ({names[form]})" for form in forms)
@@ -105,14 +105,14 @@ def responses(offers: Sequence[str]) -> dict[int | str, dict[str, Any]]:
 
 
 def examples_responses() -> dict[int | str, dict[str, Any]]:
-    """The forms of an answer with held-out data besides JSON, and its problems."""
+    """Describe the forms of an answer with held-out data besides JSON, and its problems."""
     description = f"The data, as `{JSON}`, `{PNG}` (a contact sheet) or `{BINARY}` (safetensors)."
     content = dict.fromkeys((PNG, BINARY), _BYTES)
     return {200: {"description": description, "content": content}} | problems(404, 406, 422)
 
 
 def problems(*statuses: int) -> dict[int | str, dict[str, Any]]:
-    """Problem documents of these statuses."""
+    """Describe the problem documents of these statuses."""
     ref = {"$ref": _REF.format(model=ProblemDocument.__name__)}
     return {
         status: {"description": _PROBLEMS[status], "content": {MEDIA_TYPE: {"schema": ref}}}
@@ -121,7 +121,7 @@ def problems(*statuses: int) -> dict[int | str, dict[str, Any]]:
 
 
 def document(app: FastAPI, requests: Sequence[type[BaseModel]]) -> dict[str, Any]:
-    """The app's document, with the schemas of the requests that its routes read."""
+    """Build the app's document, including the schemas of the requests that its routes read."""
     found = get_openapi(
         title=app.title,
         version=app.version,
@@ -141,7 +141,7 @@ def document(app: FastAPI, requests: Sequence[type[BaseModel]]) -> dict[str, Any
 
 
 def _plain_defaults(schema: dict[str, Any]) -> None:
-    """Rename the defaults that are objects: client generators refuse a schema that has them."""
+    """Rename defaults that are objects, because client generators refuse a schema with them."""
     for field in schema.get("properties", {}).values():
         if isinstance(field.get("default"), dict):
             field["x-default"] = field.pop("default")

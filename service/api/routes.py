@@ -1,7 +1,7 @@
 """The POST routes: read a request, submit its job, wait, and send the answer.
 
-Bodies are decoded and answers rendered in worker threads, so that one caller's megabytes hold up
-nobody else. While its job runs the connection is watched: a client who leaves frees its rows.
+Bodies are decoded and answers rendered in worker threads, so that one caller's megabytes do not
+delay others. If the client disconnects while the job runs, the job is cancelled.
 """
 
 import asyncio
@@ -47,7 +47,7 @@ from service.state import backend_of
 
 
 class Endpoint(NamedTuple):
-    """A POST route: its path, what a request may say, what handles it, and the answer's schema."""
+    """A POST route: its path, request schema, handler and answer schema."""
 
     path: str
     request: type[BaseRequest]
@@ -116,7 +116,7 @@ async def _serve(request: Request, schema: type[BaseRequest], handler: type[Work
 async def _submit(
     request: Request, schema: type[BaseRequest], handler: type[Work[Any]], form: str
 ) -> tuple[Work[Any], Ticket[Any]]:
-    """Read and decode the request, and submit its job. The body's bytes are freed at the end."""
+    """Read and decode the request, submit its job, and free the body's bytes."""
     backend = backend_of(request)
     backend.check()
     settings, content_type = backend.settings, request.headers.get("content-type")
@@ -132,7 +132,8 @@ async def _submit(
             work.check(form)
             return work
 
-        # Few at once: decoded numbers are larger than their text, and rendering needs threads too.
+        # Only a few at once: decoded numbers take more memory than their text, and rendering
+        # needs threads too.
         async with backend.decoding:
             work = await to_thread.run_sync(prepare)
         return work, backend.engine.submit(work.job, deadline)
@@ -141,7 +142,7 @@ async def _submit(
 def _parse(
     schema: type[BaseRequest], content_type: str | None, raw: bytes, max_json_bytes: int
 ) -> BaseRequest:
-    """The request in a body, checked against its schema."""
+    """Parse a body and check it against the request's schema."""
     body = decode_body(content_type, raw, max_json_bytes)
     try:
         return schema.model_validate({**body.fields, **body.tensors})
@@ -150,7 +151,7 @@ def _parse(
 
 
 def _invalid(schema: type[BaseModel], error: ValidationError) -> InvalidRequest:
-    """Every fault at once: where, what came, what was expected."""
+    """Report every validation error at once: where, what was received, what was expected."""
     faults = []
     for fault in error.errors(include_url=False)[:20]:
         place = ".".join(str(part) for part in fault["loc"])
@@ -177,7 +178,7 @@ def _invalid(schema: type[BaseModel], error: ValidationError) -> InvalidRequest:
 
 
 def _short(value: object) -> object:
-    """A scalar as it is, a string's beginning, or the kind of anything else."""
+    """Return a scalar unchanged, the beginning of a string, or the kind of anything else."""
     if isinstance(value, str):
         return value[:100]
     scalar = value is None or isinstance(value, bool | float)
@@ -186,7 +187,7 @@ def _short(value: object) -> object:
 
 
 async def _finished(request: Request, ticket: Ticket[Any]) -> bool:
-    """Wait for the job. False if the client left first; then the job is cancelled."""
+    """Wait for the job; if the client leaves first, cancel the job and return False."""
     done = asyncio.wrap_future(ticket.future)
     left = asyncio.ensure_future(wait_for_disconnect(request.receive))
     try:

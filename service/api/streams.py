@@ -1,9 +1,9 @@
-"""Answers as a stream of events (text/event-stream) that reports progress until the result.
+"""Sends answers as a stream of events (text/event-stream) that reports progress until the result.
 
     progress, [preview], progress, ..., progress, result          or, at any point, error
 
 A request is refused before its stream begins, as without a stream. A stream ends with the job, or
-with the client, whose leaving cancels the job.
+when the client leaves, which cancels the job.
 """
 
 import asyncio
@@ -39,7 +39,7 @@ Write = Callable[[bytes], Awaitable[None]]
 
 
 def previews_wanted(accept: str, offers: Sequence[str]) -> int:
-    """N of `Accept: text/event-stream; previews=N`: how many rows to show while they are drawn.
+    """Read N from `Accept: text/event-stream; previews=N`: how many rows to preview.
 
     Raises:
         NotAcceptable: N is not a number or too large, or the route has no previews.
@@ -59,20 +59,20 @@ def previews_wanted(accept: str, offers: Sequence[str]) -> int:
 
 
 def event(name: str, data: bytes) -> bytes:
-    """One event. The data are JSON, which has no line breaks as we write it."""
+    """Format one event; `data` is JSON without line breaks."""
     return b"event: %b\ndata: %b\n\n" % (name.encode(), data)
 
 
 @final
 class JobProgress:
-    """How long a job still takes, by its own rate: seconds_left = (total - done) / rate.
+    """Estimates how long a job still takes: seconds_left = (total - done) / rate.
 
-    The rate is that of the last seconds, so it reflects whatever else the engine is doing now. It
-    has no clock of its own: the caller passes the time.
+    The rate is measured over the last seconds, so it reflects the engine's current load. The caller
+    passes the time.
 
     Args:
-        total: network evaluations it needs.
-        started: when its first row was put through the network, seconds.
+        total: network evaluations that the job needs.
+        started: the time of the job's first network call, seconds.
     """
 
     def __init__(self, total: int, started: float) -> None:
@@ -82,7 +82,7 @@ class JobProgress:
         self._evaluations = self._seconds = 0.0
 
     def observe(self, done: int, now: float) -> None:
-        """Take in that `done` evaluations have been made by `now`."""
+        """Record that `done` evaluations have been made by `now`."""
         if done == self._done or now <= self._changed:
             return  # nothing new between batches
         passed = now - self._changed
@@ -93,7 +93,7 @@ class JobProgress:
 
     @property
     def seconds_left(self) -> float | None:
-        """From the last progress on; None until there was some."""
+        """Estimate the time left since the last progress; None before any progress."""
         if not self._evaluations:
             return None
         return (self._total - self._done) * self._seconds / self._evaluations
@@ -101,14 +101,14 @@ class JobProgress:
 
 @final
 class EventStream(Response):
-    """The events of an accepted job.
+    """Sends the events of an accepted job.
 
     Args:
         work: the request.
-        ticket: of its job.
-        engine: which runs it.
-        hold: the bytes that it has reserved.
-        seconds: within which the client has to take each piece.
+        ticket: the job's ticket.
+        engine: the engine that runs the job.
+        hold: the request's reservation of bytes.
+        seconds: the longest wait for the client to take a piece.
         previews: how many rows to show while they are drawn.
     """
 
@@ -123,7 +123,7 @@ class EventStream(Response):
         seconds: float,
         previews: int = 0,
     ) -> None:
-        # As in starlette's StreamingResponse: the length is not known.
+        # As in starlette's StreamingResponse, because the length is not known.
         self.status_code = 200
         self.background = None
         self.init_headers(_HEADERS)
@@ -134,7 +134,7 @@ class EventStream(Response):
 
     @override
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Send events until there are no more."""
+        """Send events until the stream ends."""
         done = asyncio.wrap_future(self._ticket.future)
         done.add_done_callback(lambda future: future.cancelled() or future.exception())  # retrieved
         left = asyncio.ensure_future(wait_for_disconnect(receive))
@@ -188,7 +188,7 @@ class EventStream(Response):
     async def _send_preview(
         self, write: Write, done: "asyncio.Future[Any]", left: "asyncio.Future[None]"
     ) -> bool:
-        """Send a preview, taken between two batches; return whether another would show more."""
+        """Send a preview taken between two batches; return whether another would show more."""
         requested = asyncio.wrap_future(self._ticket.preview(self._previews))
         try:
             wanted = {requested, done, left}
@@ -222,8 +222,8 @@ class EventStream(Response):
         ticket, now = self._ticket, time.monotonic()
         done, queue = ticket.done, ticket.queue_seconds
         if queue is None:
-            # Everything pending has to be done first. If that is this job alone nothing is known
-            # yet: how long it takes depends on how much of a batch it fills.
+            # Everything pending has to finish first. If only this job is pending, nothing is known
+            # yet: its time depends on how much of a batch it fills.
             behind = self._engine.pending > ticket.cost
             left = self._engine.seconds_pending if behind else None
         else:

@@ -1,7 +1,7 @@
-"""The page at /, with its files in static/, and the API documentation at /docs.
+"""Serves the page at /, with its files in static/, and the API documentation at /docs.
 
 The page loads nothing from other sites and runs no inline script. Links are relative, so that it
-works below any path that a proxy serves it at.
+works under any path that a proxy gives it.
 """
 
 from pathlib import Path
@@ -38,7 +38,7 @@ _HEADERS: Final = {
 
 
 class _Files(StaticFiles):
-    """Files with the page's headers."""
+    """Serves files with the page's headers."""
 
     @override
     async def get_response(self, path: str, scope: Scope) -> Response:
@@ -50,7 +50,7 @@ class _Files(StaticFiles):
 def add_page(app: FastAPI) -> None:
     """Serve the page at /, and its files below /static/."""
     files = _Files(directory=_FOLDER)
-    # Only here: answers are streamed, and floats hardly compress.
+    # Only files are compressed: answers are streamed, and floats hardly compress.
     app.mount("/static", GZipMiddleware(files, minimum_size=1000), name="static")
 
     @app.head("/", include_in_schema=False)
@@ -67,7 +67,7 @@ def add_page(app: FastAPI) -> None:
 
 def add_docs(app: FastAPI) -> None:
     """Serve the API documentation at /docs, with its scripts, so that it works offline."""
-    # The package is not imported: it only contains the files of Swagger UI.
+    # The package only contains the files of Swagger UI, so it is not imported.
     app.mount(f"/{_DOCS}", StaticFiles(packages=[("fastapi_offline", "static")]), name="docs")
 
     @app.head("/docs", include_in_schema=False)

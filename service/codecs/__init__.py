@@ -1,1 +1,1 @@
-"""Values in and out: JSON, safetensors, PNGs, contact sheets."""
+"""Reads and writes values: JSON, safetensors, PNGs, contact sheets."""

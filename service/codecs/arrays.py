@@ -1,4 +1,4 @@
-"""Arrays of a request: nested lists, PNGs or tensors, read into tensors of the model's shape.
+"""Reads a request's arrays (nested lists, PNGs or tensors) into tensors of the model's shape.
 
 Images are 0..255 as [C, H, W] (or [H, W] for one channel), vectors [D] in the units of their data
 set, bits 0/1. Shapes are checked here, values by the model's data space.
@@ -27,7 +27,7 @@ class Events:
 
     Attributes:
         values: [N, *event], data units, of the space's dtype.
-        opaque: [N, *event] bool, False where a PNG was transparent; None if nothing was.
+        opaque: [N, *event] bool, False where a PNG was transparent; None if all was opaque.
     """
 
     values: Tensor
@@ -37,16 +37,16 @@ class Events:
 def read_events(
     value: Sequence[Any] | Tensor, space: DataSpace, name: str, dtype: torch.dtype | None = None
 ) -> Events:
-    """N examples, from lists, PNGs, or a tensor.
+    """Read N examples from lists, PNGs, or a tensor.
 
     Args:
         value: the field's value.
-        space: of an example.
-        name: of the field, for problems.
-        dtype: of the values; default the space's.
+        space: the model's data space.
+        name: the field's name, for problems.
+        dtype: the dtype of the result; by default the space's.
 
     Raises:
-        InvalidRequest: not numbers, or of another shape.
+        InvalidRequest: the values are not numbers, or have another shape.
     """
     dtype = dtype or space.dtype
     if isinstance(value, Tensor):
@@ -78,9 +78,9 @@ def check_values(values: Tensor, space: DataSpace, name: str) -> None:
 def read_mask(
     value: Sequence[Any] | str | Tensor, space: DataSpace, count: int, name: str
 ) -> Tensor:
-    """Which elements were observed, [N, *event] bool, from one mask for all N or one each.
+    """Read which elements were observed, [N, *event] bool, from one mask for all N or one each.
 
-    1 or white means observed; a mask of pixels [H, W] holds for all channels.
+    1 or white means observed; a mask of pixels [H, W] applies to all channels.
     """
     if isinstance(value, str):
         mask = torch.from_numpy(decode_mask(value, space, name).copy())[None]
@@ -106,7 +106,7 @@ def read_mask(
 
 
 def _fit(array: Tensor, space: DataSpace, name: str) -> Tensor:
-    """[N, *event], from [N, *event] or, for one channel, [N, H, W]."""
+    """Reshape to [N, *event], from [N, *event] or, for one channel, [N, H, W]."""
     shape, found = space.shape, tuple(array.shape)
     grey = len(shape) == 3 and shape[0] == 1
     if found[1:] == shape and found[0]:
@@ -130,7 +130,7 @@ def _advice(found: tuple[int, ...], shape: tuple[int, ...]) -> str:
 
 
 def _fit_mask(array: Tensor, shape: tuple[int, ...], name: str) -> Tensor:
-    """One mask or N as [1 or N, *event]; a mask of pixels is expanded over the channels."""
+    """Reshape one mask or N to [1 or N, *event], expanding a mask of pixels over the channels."""
     pixels = shape[1:] if len(shape) == 3 else None
     found = tuple(array.shape)
     if found == shape:
@@ -151,7 +151,7 @@ def _fit_mask(array: Tensor, shape: tuple[int, ...], name: str) -> Tensor:
 
 
 def _numbers(value: Sequence[Any], dtype: torch.dtype, name: str) -> Tensor:
-    # Checked first: numpy would store every number as a string of the greatest length.
+    # Checked first, because numpy would store every number as a string of the greatest length.
     other = _other(value)
     if other is not None:
         raise InvalidRequest(
@@ -169,7 +169,7 @@ def _numbers(value: Sequence[Any], dtype: torch.dtype, name: str) -> Tensor:
             location=name,
             fix="Send complete arrays.",
         ) from None
-    return torch.from_numpy(array).to(dtype)  # infinite beyond float32, which is refused later
+    return torch.from_numpy(array).to(dtype)  # beyond float32: infinite, and refused later
 
 
 def _real(value: Tensor, dtype: torch.dtype, name: str) -> Tensor:
@@ -187,7 +187,7 @@ def _real(value: Tensor, dtype: torch.dtype, name: str) -> Tensor:
 
 
 def _other(value: object) -> str | None:
-    """The JSON type of something in nested lists that is not a number; None if all are."""
+    """Return the JSON type of an element of nested lists that is no number; None if all are."""
     waiting = [value]
     while waiting:
         item = waiting.pop()

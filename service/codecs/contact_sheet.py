@@ -1,7 +1,7 @@
-"""Contact sheets: samples as one PNG.
+"""Draws contact sheets: samples as one PNG.
 
-Images become tiles, real vectors a scatter plot of their first two elements, bits a raster with a
-row for each sample. A single image without an observation is not enlarged, so that it can be sent
+Images become tiles, real vectors a scatter plot of their first two elements, and bits a raster with
+one row per sample. A single image without an observation is not enlarged, so that it can be sent
 back as data.
 """
 
@@ -21,7 +21,7 @@ from service.errors import InvalidRequest
 Pixels = NDArray[np.uint8]
 
 MAX_PIXELS = 32_000_000
-_COLUMNS = 16  # most samples of one posterior in a line
+_COLUMNS = 16  # the most samples of one posterior in a line
 _GAP = 2  # pixels between tiles
 _WHITE = (255, 255, 255)
 _HIDDEN = (52, 74, 140)  # colour of unknown elements
@@ -31,13 +31,13 @@ _COLOURS = ((31, 97, 168), (202, 79, 38), (44, 135, 83), (128, 76, 158), (178, 1
 
 @dataclass(frozen=True)
 class Strip:
-    """The samples of one posterior, or of the model itself, in data units.
+    """Samples of one posterior, or of the model itself, in data units.
 
     Attributes:
         samples: [n, *event].
         observed: [*event]; None for samples of the model itself.
-        known: bool [*event], which elements were observed.
-        sequence: whether they are the states of one sample over time: a line, without a mean.
+        known: which elements were observed, bool [*event].
+        sequence: whether `samples` are one sample's states over time, drawn without a mean.
     """
 
     samples: Tensor
@@ -47,7 +47,7 @@ class Strip:
 
 
 def check_sheet(space: DataSpace, strips: int, samples: int) -> None:
-    """Raise InvalidRequest if the sheet of `strips` times `samples` would be too large."""
+    """Raise InvalidRequest if a sheet of `strips` times `samples` would be too large."""
     if space.drawn_as == "points":
         return
     channels, height, width = (1, 1, *space.shape)[-3:]
@@ -62,7 +62,7 @@ def check_sheet(space: DataSpace, strips: int, samples: int) -> None:
 
 
 def contact_sheet(space: DataSpace, strips: Sequence[Strip]) -> bytes:
-    """All strips as one PNG."""
+    """Draw all strips as one PNG."""
     if space.drawn_as == "points":
         picture = _scatter(strips)
     elif space.drawn_as == "rows":
@@ -75,7 +75,7 @@ def contact_sheet(space: DataSpace, strips: Sequence[Strip]) -> bytes:
 
 
 def image(x: Tensor, space: DataSpace) -> bytes | None:
-    """One example or estimate [*event], data units, as a PNG; None if data are not images.
+    """Encode one example or estimate [*event], data units, as a PNG; None if not an image.
 
     Values that are not finite are drawn as 0.
     """
@@ -104,7 +104,7 @@ def _tiles(space: DataSpace, strips: Sequence[Strip]) -> Pixels:
 
 
 def _strip_lines(strip: Strip, top: int) -> list[list[Pixels]]:
-    """The observation, the samples, their mean, and twice their standard deviation."""
+    """Draw the observation, the samples, their mean, and twice their standard deviation."""
     tiles = [_tile(x, top) for x in strip.samples]
     blank = np.full_like(tiles[0], 255)
     seen = blank
@@ -130,7 +130,7 @@ def _strip_lines(strip: Strip, top: int) -> list[list[Pixels]]:
 
 
 def _tile(x: Tensor, top: int) -> Pixels:
-    """[C, H, W] in 0..top as RGB pixels; side by side if there are not 1 or 3 channels."""
+    """Convert [C, H, W] in 0..top to RGB; channels lie side by side unless there are 1 or 3."""
     array = np.clip(np.rint(x.cpu().numpy() * (255.0 / top)), 0, 255).astype(np.uint8)
     if array.shape[0] == 3:
         return np.ascontiguousarray(np.moveaxis(array, 0, -1))
@@ -160,7 +160,7 @@ def _enlarge(sheet: Pixels, factor: int) -> Pixels:
 
 
 def _raster(strips: Sequence[Strip]) -> Pixels:
-    """A row for each sample, ones dark; above them the observation, below them the mean."""
+    """Draw one row per sample, ones dark; above them the observation, below them the mean."""
     blocks: list[Pixels] = []
     for strip in strips:
         n = len(strip.samples)
@@ -189,7 +189,7 @@ def _ink(bits: Tensor) -> Pixels:
 
 
 class _Frame:
-    """A rectangle of the plane, [2] corner and [2] span, drawn on a canvas with axes."""
+    """A rectangle of the plane (corner [2], span [2]) drawn on a canvas with axes."""
 
     def __init__(self, points: NDArray[np.float64], same_unit: bool) -> None:
         low, high = points.min(axis=0), points.max(axis=0)
@@ -221,7 +221,7 @@ class _Frame:
 
 
 def _ticks(start: float, span: float) -> list[float]:
-    """3 to 7 round numbers within [start, start + span]."""
+    """Choose 3 to 7 round numbers within [start, start + span]."""
     power = 10.0 ** math.floor(math.log10(span / 4))
     step = next(m * power for m in (1, 2, 5, 10) if span / (m * power) <= 6)
     first, last = math.ceil(start / step), math.floor((start + span) / step)
@@ -229,7 +229,7 @@ def _ticks(start: float, span: float) -> list[float]:
 
 
 def _scatter(strips: Sequence[Strip]) -> Image.Image:
-    """The first two elements of each sample; a single element against the sample's number.
+    """Plot the first two elements of each sample, or a single element against sample number.
 
     The observation is a black cross, or a line if one of the two elements was observed.
     """

@@ -1,4 +1,4 @@
-"""Bodies as bytes: JSON and safetensors, content codings, and which form `Accept` asks for.
+"""Reads and writes bodies as JSON or safetensors, and negotiates content types and codings.
 
 A binary body is a safetensors file with tensors, and all other fields as one JSON object in its
 metadata, under "request" in requests and "answer" in answers. Nothing is ever unpickled.
@@ -39,7 +39,7 @@ TENSORS = ("data", "observed", "known", "noise_std")
 
 _OBJECTS = 1000  # written at once
 _NUMBERS = 10_000  # likewise, or one row of an array
-_LEVELS = 3  # of an answer that are written in pieces: its fields, the results, their fields
+_LEVELS = 3  # levels of an answer written in pieces: its fields, the results, their fields
 
 #: Content codings of requests (RFC 9110, 8.4.1), and zlib's `wbits` for them.
 CODINGS = {"gzip": 31, "x-gzip": 31, "deflate": 15}
@@ -53,17 +53,17 @@ _BINARY_FORM = (
 
 @dataclass(frozen=True)
 class Body:
-    """A request before it is checked: its fields, and the tensors of a binary one."""
+    """An unchecked request: its fields, and the tensors of a binary body."""
 
     fields: dict[str, Any]
     tensors: dict[str, Tensor] = field(default_factory=dict)
 
 
 def negotiate(accept: str | None, offers: Sequence[str]) -> str:
-    """The offer that an `Accept` header prefers (RFC 9110, 12.5.1); the first of equals.
+    """Return the first of the offers that `Accept` likes best (RFC 9110, 12.5.1).
 
     Raises:
-        NotAcceptable: it allows none of them.
+        NotAcceptable: the header allows none of the offers.
     """
     if not accept or not accept.strip():
         return offers[0]
@@ -89,7 +89,7 @@ def negotiate(accept: str | None, offers: Sequence[str]) -> str:
 
 
 def media_parameter(accept: str, form: str, key: str) -> str | None:
-    """The value of `form; key=value` in an `Accept` header; None if absent."""
+    """Return the value of `form; key=value` in an `Accept` header; None if absent."""
     for item in accept.split(","):
         name, *parameters = (part.strip() for part in item.lower().split(";"))
         for parameter in parameters:
@@ -113,12 +113,12 @@ def _media_range(item: str) -> tuple[str, float]:
 
 
 def media_type(content_type: str | None) -> str:
-    """A body's media type without parameters; JSON if there is no header."""
+    """Return a body's media type without parameters; JSON if there is no header."""
     return (content_type or JSON).split(";")[0].strip().lower()
 
 
 def content_coding(given: Sequence[str]) -> str | None:
-    """A body's coding, from its Content-Encoding headers; None without one.
+    """Return a body's coding, from its Content-Encoding headers; None without one.
 
     Raises:
         UnsupportedMediaType: an unknown coding, or several.
@@ -136,11 +136,11 @@ def content_coding(given: Sequence[str]) -> str | None:
 
 
 def inflate(raw: bytes, coding: str | None, limit: int) -> bytes:
-    """A decompressed body, of which no more than `limit` bytes are ever produced.
+    """Decompress a body, never producing more than `limit` bytes.
 
     Raises:
-        BodyTooLarge: it would be longer.
-        MalformedBody: it does not have this coding, or is cut off.
+        BodyTooLarge: the result would be longer.
+        MalformedBody: the body does not have this coding, or is cut off.
     """
     if coding is None:
         return raw
@@ -171,18 +171,18 @@ def inflate(raw: bytes, coding: str | None, limit: int) -> bytes:
 
 
 def decode_body(content_type: str | None, raw: bytes, max_json_bytes: int) -> Body:
-    """A JSON object, or a safetensors file whose metadata holds the other fields.
+    """Decode a JSON object, or a safetensors file whose metadata holds the other fields.
 
     Args:
-        content_type: the header.
+        content_type: the Content-Type header.
         raw: the body; if JSON, no longer than `max_json_bytes`.
-        max_json_bytes: the most JSON that is decoded.
+        max_json_bytes: the most JSON to decode.
 
     Raises:
-        BodyTooLarge: a safetensors file's header has more JSON.
-        UnsupportedMediaType: neither of them.
-        MalformedBody: not JSON, not an object, or not safetensors.
-        InvalidRequest: NaN or an infinity, which JSON does not have; unknown tensors.
+        BodyTooLarge: the header of a safetensors file has more JSON.
+        UnsupportedMediaType: the body is declared as neither.
+        MalformedBody: the body is not JSON, not an object, or not safetensors.
+        InvalidRequest: the body has NaN or an infinity, which JSON lacks, or unknown tensors.
     """
     kind = media_type(content_type)
     if kind == BINARY:
@@ -273,8 +273,8 @@ def _decode_binary(raw: bytes, max_json_bytes: int) -> Body:
 class Columns:
     """A list of objects with the same fields, held as one array [n] per field.
 
-    Half a million objects would take hundreds of megabytes. Not a dataclass, because pydantic would
-    dump that as a dictionary.
+    Half a million objects would take hundreds of megabytes. This is not a dataclass, because
+    pydantic would dump that as a dictionary.
 
     Args:
         fields: the arrays, by name.
@@ -287,16 +287,16 @@ class Columns:
         return min(len(column) for column in self.fields.values())
 
     def objects(self, start: int, end: int) -> list[dict[str, Any]]:
-        """The objects of a slice."""
+        """Return a slice as objects."""
         parts = [column[start:end].tolist() for column in self.fields.values()]
         return [dict(zip(self.fields, row, strict=True)) for row in zip(*parts, strict=True)]
 
 
 def to_json(answer: Mapping[str, Any]) -> bytes:
-    """JSON with NaN and infinities as null; float32 arrays at float32's own precision.
+    """Write JSON with NaN and infinities as null, and float32 arrays at float32 precision.
 
-    It is written in pieces, because orjson holds the GIL while it writes: the largest answers would
-    block every thread for a third of a second. This also needs less memory.
+    It is written in pieces, because orjson holds the GIL while it writes, so the largest answers
+    would block every thread for a third of a second. Pieces also need less memory.
     """
     out = BytesIO()
     out.writelines(_pieces(answer, _LEVELS))
@@ -339,19 +339,19 @@ def _dumps(value: object) -> bytes:
 
 
 def to_binary(answer: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> bytes:
-    """A safetensors file: tensors as they are; the other fields as JSON under "answer"."""
+    """Write a safetensors file, with the other fields as JSON under "answer"."""
     exact = {name: x.detach().cpu().contiguous() for name, x in tensors.items()}
     return safetensors.torch.save(exact, metadata={ANSWER_KEY: to_json(answer).decode()})
 
 
 def json_kind(value: object) -> str:
-    """JSON's name for the type of a value."""
+    """Return JSON's name for the type of a value."""
     names = {dict: "object", list: "array", str: "string", bool: "boolean", type(None): "null"}
     return names.get(type(value), "number")
 
 
 def plain(x: Tensor, space: DataSpace) -> NDArray[Any]:
-    """Values for JSON: integers if all are whole (bits, 8-bit images), else the space's dtype."""
+    """Convert for JSON: to integers if all are whole (bits, 8-bit images), else to the dtype."""
     array = x.detach().to("cpu", space.dtype).numpy()
     if space.greatest is not None:
         with np.errstate(invalid="ignore"):  # values that do not fit differ below

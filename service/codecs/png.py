@@ -1,7 +1,7 @@
-"""PNGs of a request: base64 to pixels 0..255, or to bits, and which pixels are opaque.
+"""Decodes a request's base64 PNGs to pixels 0..255 or bits, and to a mask of opaque pixels.
 
-`noneq.reading.pictures` checks the size and every chunk before any pixel is decoded, so that a
-small file that decompresses to gigabytes does no harm. Pillow decodes no other format.
+`noneq.reading.pictures` checks the size and every chunk before decoding any pixel, so a small file
+that decompresses to gigabytes does no harm. Pillow may decode no other format.
 """
 
 import base64
@@ -23,20 +23,20 @@ _DATA_URL = "data:image/png;base64,"
 def decode_png(
     text: str, space: DataSpace, place: str
 ) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
-    """A base64 PNG, plain or as a data: URL.
+    """Decode a base64 PNG, plain or as a data: URL.
 
     Args:
         text: the PNG.
-        space: its size and channels; a grey PNG is accepted for three channels too.
-        place: of the field, for problems.
+        space: gives the size and channels; a grey PNG is accepted for three channels too.
+        place: the field's location, for problems.
 
     Returns:
         Values [C, H, W] in data units, 0..255 or bits (white is 1), and opaque [H, W], False for
         pixels with any transparency.
 
     Raises:
-        InvalidRequest: the model's data are not images, or it is not a PNG of their size, or
-            damaged; or the data are bits and it has grey pixels.
+        InvalidRequest: the model's data are not images, the text is not an intact PNG of their
+            size, or the data are bits and the PNG has grey pixels.
     """
     if not space.in_pngs:
         raise InvalidRequest(
@@ -56,7 +56,7 @@ def decode_png(
 
 
 def decode_mask(text: str, space: DataSpace, place: str) -> NDArray[np.bool_]:
-    """A PNG in black (unknown) and white (observed), as [C, H, W]; not opaque means unknown."""
+    """Decode a mask [C, H, W]: white is observed; black or not opaque is unknown."""
     if len(space.shape) != 3:
         raise InvalidRequest(
             f"{place} is text, but this model's data are not images that a PNG can hold.",
@@ -72,7 +72,7 @@ def decode_mask(text: str, space: DataSpace, place: str) -> NDArray[np.bool_]:
 
 
 def _picture(text: str, shape: tuple[int, ...], place: str) -> Picture:
-    """The picture; InvalidRequest unless it has the size of `shape`."""
+    """Decode a picture; raise InvalidRequest unless it has the size of `shape`."""
     raw = _png_bytes(text, place)
     try:
         return pictures.decode(raw, (shape[-1], shape[-2]), formats=("PNG",))
@@ -81,7 +81,7 @@ def _picture(text: str, shape: tuple[int, ...], place: str) -> Picture:
 
 
 def _refused(error: FileError, place: str) -> InvalidRequest:
-    """An error of the picture reader as a problem."""
+    """Convert an error of the picture reader to a problem."""
     detail, _, fix = str(error).partition(": ")
     return InvalidRequest(
         f"{place} is a PNG that cannot be used: {detail}.",

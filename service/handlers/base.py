@@ -1,4 +1,4 @@
-"""What all endpoints share: the forms of an answer, and the limits that are checked first."""
+"""Shared by all endpoints: the forms of an answer, and the limits that are checked first."""
 
 import base64
 import secrets
@@ -23,12 +23,12 @@ AnySampler = TypeVar("AnySampler", bound=Sampler)
 
 
 class Work(ABC, Generic[Result]):
-    """One request, ready to run: a job for the engine, and how its result is rendered.
+    """A request that is ready to run: its job for the engine, and how to render the result.
 
     Attributes:
         served: the model that answers.
-        job: what the engine does.
-        offers: the forms of its answer, the default first.
+        job: the work for the engine.
+        offers: the forms of the answer, the default first.
     """
 
     offers: tuple[str, ...] = (JSON, PNG, BINARY, EVENTS)
@@ -38,7 +38,7 @@ class Work(ABC, Generic[Result]):
     @classmethod
     @abstractmethod
     def prepare(cls, request: Any, backend: Backend) -> Self:  # noqa: ANN401
-        """The work; raises the Problem that forbids it."""
+        """Check a request and prepare its work; raise a Problem if it is not possible."""
 
     def check(self, form: str) -> None:
         """Raise InvalidRequest if the answer does not fit into `form`."""
@@ -46,7 +46,7 @@ class Work(ABC, Generic[Result]):
             check_sheet(self.served.model.space, *self.layout)
 
     def render(self, result: Result, form: str) -> bytes:
-        """The answer in one of `offers`."""
+        """Render the answer in one of `offers`."""
         if form == PNG:
             return contact_sheet(self.served.model.space, self.strips(result))
         if form == BINARY:
@@ -57,27 +57,27 @@ class Work(ABC, Generic[Result]):
     @property
     @abstractmethod
     def arrays(self) -> dict[str, Any]:
-        """The answer's fields that are tensors in its binary form (pydantic's `exclude`)."""
+        """Return the fields that are tensors in a binary answer, as pydantic's `exclude`."""
 
     @abstractmethod
     def answer(self, result: Result) -> BaseModel:
-        """The answer as documented, with arrays for lists."""
+        """Build the documented answer, with arrays in place of lists."""
 
     @abstractmethod
     def tensors(self, result: Result) -> dict[str, Tensor]:
-        """The arrays of a binary answer."""
+        """Return the arrays of a binary answer."""
 
     @property
     def layout(self) -> tuple[int, int]:
-        """How many strips a contact sheet has, and samples a strip."""
+        """Return a contact sheet's number of strips, and of samples per strip."""
         raise NotImplementedError(f"{type(self).__name__} offers no picture")
 
     def strips(self, result: Result) -> list[Strip]:
-        """What a contact sheet shows."""
+        """Return the strips of a contact sheet."""
         raise NotImplementedError(f"{type(self).__name__} offers no picture")
 
     def preview(self, preview: JobPreview, count: int) -> Preview:
-        """The job's first `count` rows as they are now; waits for the device."""
+        """Render the current state of the job's first `count` rows; waits for the device."""
         space = self.served.model.space
         x_0 = self.estimates(preview.x_0())
         drawn: list[Any] = list(plain(x_0, space))
@@ -91,17 +91,17 @@ class Work(ABC, Generic[Result]):
         return Preview(step=preview.done, rows=states, estimates=drawn)
 
     def estimates(self, x_0: Tensor) -> Tensor:
-        """The job's first rows [k, *event] in data units, from model units."""
+        """Convert the job's first rows [k, *event] from model units to data units."""
         return self.served.model.space.to_data(x_0)
 
 
 def seed_or_new(seed: int | None) -> int:
-    """The request's seed, or a new one that every JSON reader can represent exactly."""
+    """Return the request's seed, or a new one that every JSON reader can represent exactly."""
     return secrets.randbelow(2**32) if seed is None else seed
 
 
 def check_rows(count: int, location: str, limit: int, setting: str) -> None:
-    """Raise TooExpensive beyond a limit of the settings."""
+    """Raise TooExpensive if `count` exceeds a limit of the settings."""
     if count > limit:
         raise TooExpensive(
             f"{location} is more than one request may ask for.",
@@ -113,7 +113,7 @@ def check_rows(count: int, location: str, limit: int, setting: str) -> None:
 
 
 def make_plan(sampler: Sampler, served: Served, start: int | None = None) -> Plan:
-    """The sampler's steps for this model; InvalidRequest if it cannot have them."""
+    """Plan the sampler's steps for this model; raise InvalidRequest if it cannot have them."""
     try:
         return sampler.plan(served.model, start)
     except ValueError as error:
@@ -121,5 +121,5 @@ def make_plan(sampler: Sampler, served: Served, start: int | None = None) -> Pla
 
 
 def with_steps(sampler: AnySampler, served: Served) -> AnySampler:
-    """The sampler with its number of steps filled in."""
+    """Fill in the sampler's number of steps."""
     return sampler if sampler.steps else sampler.model_copy(update={"steps": served.model.T})

@@ -1,4 +1,4 @@
-"""The other factors of a /posterior request: a label's classifier, and another served model.
+"""Reads the other factors of a /posterior request: a label's classifier, another served model.
 
 p~(x_0) = p(x_0) r(x_0) p(y | x_0) p_2(x_0) / Z
 """
@@ -13,18 +13,18 @@ from service.catalogue import Catalogue, Served, ServedClassifier
 from service.errors import InvalidRequest, refusal
 from service.schemas.conditions import PosteriorRequest
 
-_BATCH = 256  # samples that are classified at once
+_BATCH = 256  # samples classified at once
 
 
 @dataclass(frozen=True)
 class OtherFactors:
-    """What multiplies p(x_0) r(x_0) in N posteriors.
+    """The factors that multiply p(x_0) r(x_0) in N posteriors.
 
     Attributes:
-        factors: the library's, for N posteriors.
-        labels: the label of each posterior, N names; None without labels.
-        classifier: classifies the samples; None if that was not asked for.
-        gained: what log Z gains in data units by them, nats.
+        factors: the library's factors for N posteriors.
+        labels: the N labels' names; None without labels.
+        classifier: the classifier for the samples; None if label probabilities were not requested.
+        gained: the change of log Z when p_2 is a density in data units, nats.
     """
 
     factors: tuple[Factor, ...] = ()
@@ -34,11 +34,11 @@ class OtherFactors:
 
     @torch.no_grad()
     def label_probabilities(self, x_0: Tensor, weights: Tensor) -> list[dict[str, float]] | None:
-        """Mean of p(label | x_0) over the samples of each of N posteriors.
+        """Average p(label | x_0) over the samples of each of N posteriors.
 
         Args:
             x_0: [N, n, *event], model units.
-            weights: of the samples, float64 [N, n].
+            weights: the samples' weights, float64 [N, n].
         """
         if self.classifier is None:
             return None
@@ -50,7 +50,7 @@ class OtherFactors:
 
 
 def read_factors(request: PosteriorRequest, served: Served, catalogue: Catalogue) -> OtherFactors:
-    """The request's other factors.
+    """Read the request's other factors.
 
     Raises:
         InvalidRequest: a classifier, label or model that does not exist or does not fit.
@@ -71,7 +71,7 @@ def read_factors(request: PosteriorRequest, served: Served, catalogue: Catalogue
 def _classifier(
     request: PosteriorRequest, served: Served, catalogue: Catalogue
 ) -> ServedClassifier | None:
-    """The classifier that the request names, or the only one that fits; None if not needed."""
+    """Find the classifier that the request names, or the only one that fits; None if unused."""
     name = request.classifier
     if request.label is None and not request.label_probabilities:
         if name is not None:
@@ -117,7 +117,7 @@ def _classifier(
 def _labels(
     label: str | int | list[str | int], classifier: ServedClassifier, count: int
 ) -> list[int]:
-    """The position of each posterior's label among the classifier's."""
+    """Find the position of each posterior's label among the classifier's labels."""
     each = label if isinstance(label, list) else [label] * count
     if len(each) != count:
         raise InvalidRequest(
@@ -142,7 +142,7 @@ def _labels(
 
 
 def _expert(name: str, served: Served, catalogue: Catalogue) -> Expert:
-    """The other model, if it has the same data and process."""
+    """Find the other model, and check that it has the same data and process."""
     other = catalogue.served.get(name)
     if other is None:
         raise InvalidRequest(

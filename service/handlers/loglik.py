@@ -1,4 +1,4 @@
-"""/loglik: the bound K on log p(x_0), and how an example compares with held-out data."""
+"""Handles /loglik: the bound K on log p(x_0), and how an example compares with held-out data."""
 
 import math
 from dataclasses import dataclass, replace
@@ -26,13 +26,13 @@ from service.schemas.requests import LoglikRequest
 from service.schemas.responses import Band, Loglik, LoglikAnswer, Parts
 from service.state import Backend
 
-TERM_BYTES = 80  # of a term as JSON, usually less
+TERM_BYTES = 80  # bytes of a term as JSON, usually less
 
 
 @final
 @dataclass(frozen=True)
 class Comparison:
-    """How N examples compare with held-out data, [N] each; None if not known."""
+    """How N examples compare with held-out data, [N] each; None if unknown."""
 
     rarer_than: Tensor | None = None
     typicality: Tensor | None = None
@@ -52,13 +52,13 @@ class LoglikWork(Work[LoglikResult]):
 
     @classmethod
     def prepare(cls, request: LoglikRequest, backend: Backend) -> "LoglikWork":
-        """The work; raises the Problem that forbids it."""
+        """Check a request and prepare its work; raise a Problem if it is not possible."""
         served, settings = backend.find(request.model), backend.settings
         space, count = served.model.space, len(request.data)
         check_rows(count, "data", settings.max_data, "NONEQ_MAX_DATA")
         convention = request.convention or space.default_convention
         seed = seed_or_new(request.seed)
-        # For one example first, so that the cost is known before the data are read.
+        # Choose the terms of one example first, to know the cost before the data are read.
         one = _choose_terms(request, served, 1, seed, convention)
         if not one.count:
             raise InvalidRequest(
@@ -153,7 +153,7 @@ class LoglikWork(Work[LoglikResult]):
         return found
 
     def _bounds(self, result: LoglikResult) -> dict[str, Tensor]:
-        """The bound of each example and its parts."""
+        """Compute the bound of each example and its parts."""
         model, bound = self.served.model, result.bound
         null = null_log_prob(model, self.job.x_0.to(model.device), self.job.convention).cpu()
         return {
@@ -169,7 +169,7 @@ class LoglikWork(Work[LoglikResult]):
         }
 
     def _compare(self, result: LoglikResult) -> Comparison:
-        """How the data compare with held-out data, estimated in the same way."""
+        """Compare the data with held-out data whose bounds were estimated in the same way."""
         asked, steps, found = self.request, self.job.steps, result.bound
         whole = isinstance(steps, Steps) and asked.steps in (None, self.served.model.T)
         known, convention = self.served.reference, self.job.convention
@@ -193,7 +193,7 @@ class LoglikWork(Work[LoglikResult]):
         return Comparison(torch.tensor(rarer, dtype=torch.float64), uncompared=told)
 
     def _measured(self) -> Evaluation | None:
-        """The evaluation of held-out data by the same estimator, and so with the same noise."""
+        """Find the evaluation of held-out data by the same estimator, hence with equal noise."""
         asked, T = self.request, self.served.model.T
         steps = None if asked.steps == T else asked.steps
         every = even_strata(steps or T, self.job.convention).count
@@ -207,7 +207,7 @@ class LoglikWork(Work[LoglikResult]):
         return None
 
     def _reasons(self, result: LoglikResult) -> dict[int, str]:
-        """Why examples have no finite bound, by index."""
+        """Explain why examples have no finite bound, by index."""
         lost = (~result.bound.bound.isfinite()).nonzero().flatten().tolist()
         return {i: self._reason(result, i) for i in lost}
 
@@ -229,7 +229,7 @@ class LoglikWork(Work[LoglikResult]):
         return f"The bound of this example is too large for a number. {where}."
 
     def _steps(self) -> Steps:
-        """The terms of each example as a table."""
+        """Return the terms of each example as a table."""
         steps = self.job.steps
         return steps.steps(len(self.job.x_0)) if isinstance(steps, Trajectories) else steps
 
@@ -242,7 +242,7 @@ class LoglikWork(Work[LoglikResult]):
 def _choose_terms(
     request: LoglikRequest, served: Served, count: int, seed: int, convention: Convention
 ) -> Steps | Trajectories:
-    """The terms of the first `count` examples; raises the Problem that forbids them."""
+    """Choose the terms of the first `count` examples; raise a Problem if that is not possible."""
     model = served.model
     try:
         check_convention(model, convention)
@@ -260,7 +260,7 @@ def _choose_terms(
 
 
 def _whole(request: LoglikRequest, T: int, said: list[str]) -> Trajectories:
-    """Whole trajectories, which exclude any other choice of terms."""
+    """Choose whole trajectories, which exclude any other choice of terms."""
     assert request.trajectories is not None  # the caller has checked
     if said:
         raise InvalidRequest(
@@ -286,5 +286,5 @@ def _interval(low: float, high: float) -> tuple[float, float] | None:
 
 
 def _finite(value: float) -> float | None:
-    """The value, or None, since JSON has no infinity."""
+    """Replace a value that is not finite by None, since JSON has no infinity."""
     return value if math.isfinite(value) else None

@@ -1,4 +1,4 @@
-"""What a request says was observed: y = A x_0 + noise, or bits that may be flipped; data units."""
+"""Reads a request's observation: y = A x_0 + noise, or bits that may be flipped; data units."""
 
 import math
 from dataclasses import dataclass
@@ -12,17 +12,17 @@ from service.codecs.arrays import Events, check_values, read_events, read_mask
 from service.errors import InvalidRequest, TooExpensive, refusal
 from service.schemas.conditions import ConditionalRequest, PosteriorRequest
 
-_MOST_NUMBERS = 1024  # seen through an operator: a step solves for all of them together
+_MOST_NUMBERS = 1024  # observed through an operator: each step solves for all of them together
 _WEIGHTS = 1e-12, 1e12  # least and greatest weight, in absolute value, of an operator's row
 _FARTHEST = 1e6  # an observation from the mean, in deviations of the data or the noise
 _NOISIEST = 1e9  # noise, in standard deviations of the data
-_FINEST = 1e-12  # likewise; less counts as none, because its square underflows in float32
+_FINEST = 1e-12  # likewise; less counts as no noise, because its square underflows in float32
 _SCALED = 2.0  # of 255: an image with no larger value was probably scaled to 0..1 or -1..1
 
 
 @dataclass(frozen=True)
 class Observed:
-    """What was observed of N examples.
+    """The observations of N examples.
 
     Attributes:
         values: y, [N, *seen], data units; 0 where unknown.
@@ -44,11 +44,11 @@ class Observed:
 
     @property
     def exact(self) -> Tensor:
-        """Which elements of x_0 are known exactly, bool [N, *seen]; with a `Mask` only."""
+        """Which elements of x_0 are known exactly, bool [N, *seen]; only for a `Mask`."""
         return self.known & (self.noise == 0) & isinstance(self.operator, Mask)
 
     def warning(self, space: DataSpace, example: int) -> str | None:
-        """A warning if the values of an example are probably in the wrong units."""
+        """Return a warning if an example's values are probably in the wrong units."""
         if space.levels is None or space.levels < 16 or isinstance(self.operator, Dense):
             return None
         top, greatest = space.levels - 1, float(self.values[example].abs().max())
@@ -61,7 +61,7 @@ class Observed:
 
     @property
     def picture(self) -> tuple[Tensor, Tensor] | None:
-        """y and which of it is known, [N, *event], to be drawn as data; None if it cannot be."""
+        """Return y and the known mask, [N, *event], if y can be drawn as data; else None."""
         if self.nothing:
             return None
         if isinstance(self.operator, AveragePooling):
@@ -76,7 +76,7 @@ class Observed:
 
 
 def read_observed(request: ConditionalRequest, space: DataSpace) -> Observed:
-    """What a request says was observed; InvalidRequest if that is not possible."""
+    """Read a request's observation; raise InvalidRequest if it is not possible."""
     if request.observed is None:
         return _nothing(request, space)
     operator = request.through
@@ -105,7 +105,7 @@ def read_observed(request: ConditionalRequest, space: DataSpace) -> Observed:
 
 
 def _nothing(request: ConditionalRequest, space: DataSpace) -> Observed:
-    """Nothing, r = 1, if the request has another factor."""
+    """Return an empty observation, r = 1, if the request has another factor."""
     if not isinstance(request, PosteriorRequest) or (
         request.label is None and request.expert is None
     ):
@@ -127,7 +127,7 @@ def _nothing(request: ConditionalRequest, space: DataSpace) -> Observed:
 
 
 def _seen_space(operator: LinearOperator, space: DataSpace) -> DataSpace:
-    """The space of what is seen through an operator."""
+    """Return the data space of observations through an operator."""
     if space.flips:
         raise InvalidRequest(
             "Bits are observed one by one, each as it is or flipped.",
@@ -151,9 +151,9 @@ def _seen_space(operator: LinearOperator, space: DataSpace) -> DataSpace:
 
 
 def _noise(request: ConditionalRequest, space: DataSpace) -> object:
-    """The request's noise, of the kind that this space has."""
+    """Return the request's noise, checking that its kind fits the data."""
     mine = space.noise_name
-    of = {"noise_std": "bits", "flip_probability": "real data"}  # which data have no such noise
+    of = {"noise_std": "bits", "flip_probability": "real data"}  # data without such noise
     (other,) = of.keys() - {mine}
     if getattr(request, other) is not None:
         raise InvalidRequest(
@@ -166,7 +166,7 @@ def _noise(request: ConditionalRequest, space: DataSpace) -> object:
 
 
 def _fit_noise(noise: object, seen: DataSpace, count: int, request: ConditionalRequest) -> Tensor:
-    """One number for all, or [N, *seen]."""
+    """Convert the noise to one number for all, or [N, *seen]."""
     name = seen.noise_name
     if isinstance(noise, list | Tensor):
         found = _array(noise, seen, count)
@@ -190,7 +190,7 @@ def _fit_noise(noise: object, seen: DataSpace, count: int, request: ConditionalR
 
 
 def _array(noise: "list[object] | Tensor", seen: DataSpace, count: int) -> Tensor:
-    """[N, *seen], from an array for all data or one each."""
+    """Convert an array for all data, or one each, to [N, *seen]."""
     depth = noise.ndim if isinstance(noise, Tensor) else _depth(noise)
     grey = len(seen.shape) == 3 and seen.shape[0] == 1
     if depth == len(seen.shape) or (grey and depth == 2):
@@ -206,7 +206,7 @@ def _array(noise: "list[object] | Tensor", seen: DataSpace, count: int) -> Tenso
 
 
 def _depth(value: object) -> int:
-    """Of nested lists."""
+    """Return the depth of nested lists."""
     return 1 + _depth(value[0]) if isinstance(value, list) and value else 0
 
 
@@ -254,10 +254,10 @@ def _known(request: ConditionalRequest, seen: DataSpace, events: Events) -> Tens
 def _check_sizes(
     values: Tensor, known: Tensor, noise: Tensor, operator: LinearOperator, space: DataSpace
 ) -> Tensor:
-    """The noise, 0 where it is negligible.
+    """Check the sizes of values, weights and noise; return the noise, 0 where negligible.
 
     Raises:
-        InvalidRequest: values so far out that float32 arithmetic would overflow.
+        InvalidRequest: values are so extreme that float32 arithmetic would overflow.
     """
     shift, scale = (part.broadcast_to(space.shape) for part in space.affine)
     if isinstance(operator, Mask):
@@ -303,7 +303,7 @@ def _check_sizes(
 
 
 def _check_range(found: Observed, space: DataSpace) -> None:
-    """Raise InvalidRequest if an exact observation is of no data in range."""
+    """Raise InvalidRequest if no data in range give an exact observation."""
     if space.levels is None:
         return
     exact = (found.noise == 0).expand_as(found.values).flatten(1)

@@ -1,7 +1,7 @@
-"""/posterior, /inpaint and /denoise: draws from p(x_0) r(x_0), r the likelihood of an observation.
+"""Handles /posterior, /inpaint and /denoise: draws from p(x_0) r(x_0), with r a likelihood.
 
 The method (`diffusion.posterior.methods`) decides what the engine runs: systems of particles if it
-has an SMC kernel, else plain chains. The answer is that of `diffusion.posterior.sample_posterior`.
+has an SMC kernel, else plain chains. `diffusion.posterior.sample_posterior` gives the same answer.
 """
 
 from collections.abc import Iterator
@@ -51,7 +51,7 @@ class PosteriorWork(Work[SampleResult | PosteriorResult]):
 
     @classmethod
     def prepare(cls, request: ConditionalRequest, backend: Backend) -> "PosteriorWork":
-        """The work; raises the Problem that forbids it."""
+        """Check a request and prepare its work; raise a Problem if it is not possible."""
         served, settings = backend.find(request.model), backend.settings
         count, each, model = request.count, request.num_samples, served.model
         check_rows(
@@ -172,7 +172,7 @@ class PosteriorWork(Work[SampleResult | PosteriorResult]):
         return [Strip(*each) for each in zip(samples, *shown, strict=True)]
 
     def _drawn(self, result: SampleResult | PosteriorResult) -> tuple[Tensor, Tensor]:
-        """The samples, [N, n, *event], data units; and what each counts, float64 [N, n]."""
+        """Return the samples, [N, n, *event], data units, and their weights, float64 [N, n]."""
         x, weights = result.samples, torch.full(self.layout, 1 / self.layout[1]).double()
         if isinstance(result, PosteriorResult):
             count, seed = len(self.observed.values), self.job.seed
@@ -183,7 +183,7 @@ class PosteriorWork(Work[SampleResult | PosteriorResult]):
 
     @override
     def estimates(self, x_0: Tensor) -> Tensor:
-        """With exact observations put back bit for bit."""
+        """Convert as the base class does, and restore exact observations bit for bit."""
         x, exact = super().estimates(x_0), self.observed.exact
         if not bool(exact.any()):
             return x
@@ -193,14 +193,14 @@ class PosteriorWork(Work[SampleResult | PosteriorResult]):
     def _diagnostics(
         self, result: SampleResult | PosteriorResult
     ) -> tuple[PosteriorDiagnostics, ...]:
-        """The diagnostics of each posterior, in model units."""
+        """Compute the diagnostics of each posterior, in model units."""
         count = len(self.observed.values)
         if isinstance(result, SampleResult):
             return (PosteriorDiagnostics(),) * count
         return self.method.diagnose(result.result, count, self.served.model.T)
 
     def _in_data_units(self, found: PosteriorDiagnostics, example: int) -> Diagnostics:
-        """The same in data units, as the answer has it."""
+        """Convert diagnostics to data units, in the form of the answer."""
         space, start = self.served.model.space, self.start
         gained, units = float(self.gained[example]), self.observed.warning(space, example)
         warnings = found.warning, units, None if start is None else start.warning
@@ -241,7 +241,7 @@ class PosteriorWork(Work[SampleResult | PosteriorResult]):
 
 @contextmanager
 def _refused(location: str) -> Iterator[None]:
-    """Turn the library's ValueError into a problem with that field."""
+    """Convert the library's ValueError into a problem at `location`."""
     try:
         yield
     except ValueError as error:
@@ -261,7 +261,7 @@ def _check_axes(particles: int, seen: int, dims: int) -> None:
 
 
 def _sampler(asked: Ancestral, method: PosteriorMethod, T: int) -> Ancestral:
-    """The request's sampler, with the method's default number of steps if it does not say."""
+    """Return the request's sampler, with the method's default number of steps if it has none."""
     if asked.steps is None and method.default_steps is not None:
         return Ancestral(steps=min(T, method.default_steps))
     return asked

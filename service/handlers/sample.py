@@ -1,4 +1,4 @@
-"""/sample: draws from p(x_0), by chains from x_T down to x_0."""
+"""Handles /sample: draws from p(x_0), by chains from x_T down to x_0."""
 
 from dataclasses import dataclass
 from typing import Any, final
@@ -18,7 +18,7 @@ from service.schemas.requests import SampleRequest
 from service.schemas.responses import SampleAnswer, Trajectory
 from service.state import Backend
 
-_FRAME_BYTES = 12  # per number of a frame as JSON
+_FRAME_BYTES = 12  # bytes per number of a frame as JSON
 
 
 @final
@@ -32,7 +32,7 @@ class SampleWork(Work[SampleResult]):
 
     @classmethod
     def prepare(cls, request: SampleRequest, backend: Backend) -> "SampleWork":
-        """The work; raises the Problem that forbids it."""
+        """Check a request and prepare its work; raise a Problem if it is not possible."""
         rows, served, settings = request.num_samples, backend.find(request.model), backend.settings
         check_rows(rows, "num_samples", settings.max_samples, "NONEQ_MAX_SAMPLES")
         plan = make_plan(request.sampler, served)
@@ -88,7 +88,7 @@ class SampleWork(Work[SampleResult]):
         return [Strip(space.to_data(x), sequence=True) for x in result.frame_states.x.unbind(1)]
 
     def _states(self, kept: FrameStates) -> tuple[Tensor, Tensor, Tensor]:
-        """t, x and x_0 of the frames, in data units."""
+        """Return t, x and x_0 of the frames, in data units."""
         space, plan = self.served.model.space, self.job.plan
         t = torch.cat((plan.t, plan.t.new_zeros(1)))[list(kept.frames.positions)]
         x, x_0 = (space.to_data_units(z.flatten(0, 1)).view_as(z) for z in (kept.x, kept.x_0))

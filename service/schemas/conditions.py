@@ -30,14 +30,14 @@ from service.errors import InvalidRequest
 from service.schemas import examples
 from service.schemas.requests import BaseRequest, DataIn, MaskIn, NoiseIn
 
-#: The header `Deprecation` (RFC 9745) of an answer to an old spelling: the date since when.
+#: The `Deprecation` header (RFC 9745) of an answer to an old spelling: the date it was deprecated.
 DEPRECATED_SINCE: Final = f"@{datetime(2026, 11, 29, tzinfo=UTC).timestamp():.0f}"
 
 _RENAMED: Final = {"times": "expert", "read": "label_probabilities"}
 
 
 class _MethodSchema:
-    """A method in the OpenAPI document: its fields, or its name alone."""
+    """Describes a method in the OpenAPI document: an object of its fields, or its name alone."""
 
     def __get_pydantic_json_schema__(
         self, schema: CoreSchema, handler: GetJsonSchemaHandler
@@ -50,27 +50,27 @@ def _from_name(value: object) -> object:
 
 
 def _about_methods() -> str:
-    """The first sentence of each method's docstring."""
+    """Join the first sentence of each method's docstring."""
     first = {n: (inspect.getdoc(k) or "").partition("\n\n")[0] for n, k in METHODS.items()}
     return " ".join(f"`{name}`: {sentence}" for name, sentence in first.items())
 
 
 def _about_steps() -> str:
-    """How many steps a chain has if the request does not say."""
+    """Describe how many steps a chain has by default."""
     most = {name: kind.default_steps for name, kind in METHODS.items() if kind.default_steps}
     return ", ".join(f"at most {steps} with `{name}`" for name, steps in most.items())
 
 
 MethodIn = Annotated[Method, BeforeValidator(_from_name), _MethodSchema()]
-LabelIn = Annotated[str | int, Field(description="Its name, or its position among the names.")]
+LabelIn = Annotated[str | int, Field(description="A label's name, or its position in the list.")]
 
 
 class ConditionalRequest(BaseRequest):
-    """What requests for a posterior have in common.
+    """The fields that all requests for a posterior share.
 
     Attributes:
-        whole: whether everything was observed unless the request says otherwise.
-        noisy: whether the noise has to be given.
+        whole: whether everything counts as observed by default.
+        noisy: whether the request has to give the noise.
     """
 
     whole: ClassVar[bool] = False
@@ -114,22 +114,22 @@ class ConditionalRequest(BaseRequest):
 
     @property
     def count(self) -> int:
-        """How many posteriors are asked for."""
+        """The number of requested posteriors."""
         return len(self.observed)
 
     @property
     def mask(self) -> Any:  # noqa: ANN401 - read by codecs/arrays.py
-        """Which elements were observed; None if the request does not say."""
+        """The mask of observed elements; None if the request has none."""
         return None
 
     @property
     def through(self) -> LinearOperator:
-        """The operator through which they were observed."""
+        """The operator of the observation."""
         return Mask()
 
 
 class PosteriorRequest(ConditionalRequest):
-    """Draw from p(x_0) r(x_0), r the likelihood of what was observed, and estimate its evidence.
+    """Draw from p(x_0) r(x_0), with r the observation's likelihood, and estimate the evidence.
 
     The observation is y = A x_0 + noise, or bits that may be flipped. A label or another model may
     be a factor too, with or without an observation: p(x_0) r(x_0) p(label | x_0) p_2(x_0).
@@ -194,7 +194,7 @@ class PosteriorRequest(ConditionalRequest):
 
 
 class InpaintRequest(ConditionalRequest):
-    """Draw what was not observed, given what was, exactly or with noise: p(x_0) r(x_0)."""
+    """Draw the unobserved values given the observed ones, which may be noisy: p(x_0) r(x_0)."""
 
     model_config = ConfigDict(json_schema_extra={"examples": examples.INPAINT})
 
@@ -221,14 +221,14 @@ class DenoiseRequest(ConditionalRequest):
 
 
 def _rename(given: Mapping[str, Any], known: Container[str]) -> tuple[dict[str, Any], list[str]]:
-    """A request's fields in the new spelling, and a note on each that was in an old one.
+    """Rename a request's old fields, and return a note on each renamed field.
 
     Args:
-        given: the fields as they came, not validated.
+        given: the fields as received, not validated.
         known: the names of the request's fields.
 
     Raises:
-        InvalidRequest: both spellings came, or particles for a method that has none.
+        InvalidRequest: both spellings were sent, or particles for a method without them.
     """
     fields, notes = dict(given), []
     for old, new in _RENAMED.items():

@@ -1,7 +1,7 @@
-"""Example requests of the OpenAPI document, /docs and docs/api.md: each is answered as it stands.
+"""Example requests of the OpenAPI document, /docs and docs/api.md, which work as they stand.
 
-A test posts every one of them to the shipped models. They name their model, since a service with
-several has no default, and few steps, so that a CPU answers in seconds.
+A test posts each example to the shipped models. The examples name their model, because a service
+with several has no default, and use few steps, so that a CPU answers in seconds.
 """
 
 from typing import Final

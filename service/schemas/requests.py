@@ -1,7 +1,7 @@
-"""What a request may say, as pydantic models; /docs shows them.
+"""Pydantic models of the requests, which /docs shows.
 
-Arrays stay nested lists here: whether their shapes and values fit depends on the model, and is
-checked when they are read (codecs/arrays.py).
+Arrays stay nested lists here: their shapes and values depend on the model and are checked when they
+are read (codecs/arrays.py).
 """
 
 import math
@@ -96,7 +96,7 @@ class BaseRequest(BaseModel):
 
     @property
     def deprecation(self) -> tuple[str, ...]:
-        """A note on each field that was given in an old spelling."""
+        """A note on each field that was sent under an old name."""
         return self._deprecation
 
 

@@ -1,6 +1,6 @@
-"""What an answer says, as pydantic models; /docs shows them.
+"""Pydantic models of the answers, which /docs shows.
 
-Array fields hold numpy arrays until they are written, and terms of the bound are held as columns.
+Array fields hold numpy arrays until they are written; the bound's terms are held as columns.
 """
 
 from typing import Annotated, Any, Literal
@@ -96,7 +96,7 @@ Terms = Annotated[
 
 
 class Band(BaseModel):
-    """A part of the bound compared with held-out data."""
+    """A part of the bound, compared with held-out data."""
 
     part: Literal["prior", "last", "steps"]
     first: int = Field(description="Its smallest t.")
@@ -165,7 +165,7 @@ class LoglikAnswer(_Answer):
 
 
 class Diagnostics(BaseModel):
-    """How far the samples can be trusted as samples of the posterior."""
+    """How far the samples can be trusted as draws from the posterior."""
 
     particles: int = Field(description="Particles of each system; 1 for methods without weights.")
     systems: int = Field(description="Independent systems of particles.")
@@ -294,7 +294,7 @@ class ClassifierSummary(BaseModel):
 
 
 class ModelSummary(BaseModel):
-    """A served model at a glance."""
+    """A summary of a served model."""
 
     name: str
     kind: str = Field(description="image, vector or bits.")
@@ -311,7 +311,7 @@ class ModelSummary(BaseModel):
 
 
 class RefusedFile(BaseModel):
-    """A file of the models folder that is not served."""
+    """A file in the models folder that is not served."""
 
     file: str
     reason: str
@@ -319,7 +319,7 @@ class RefusedFile(BaseModel):
 
 
 class ModelsAnswer(BaseModel):
-    """What is served."""
+    """The served models, and the files that are not served."""
 
     models: list[ModelSummary]
     default: str | None = Field(description="The model for requests that name none.")
@@ -327,7 +327,7 @@ class ModelsAnswer(BaseModel):
 
 
 class ModelAnswer(ModelSummary):
-    """Everything an artefact says about its model, and the model's card."""
+    """The contents of a model's artefact, and the model's card."""
 
     default_convention: Convention
     artefact: dict[str, Any] = Field(
@@ -353,14 +353,14 @@ class ExamplesAnswer(BaseModel):
 
 
 class Health(BaseModel):
-    """Alive, or ready."""
+    """The state of the service."""
 
     status: str
     models: list[str] | None = None
 
 
 class ProblemDocument(BaseModel):
-    """RFC 9457: what came, what was expected, how to fix it."""
+    """An error (RFC 9457): what was received, what was expected, how to fix it."""
 
     model_config = ConfigDict(extra="allow")
 

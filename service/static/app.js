@@ -1,25 +1,25 @@
-// The shell: tabs, the list of models, language, theme, the line that tells how the service is.
+// The page's frame: tabs, the list of models, language, theme, and the service's status line.
 //
 // A view is a module of views/ that exports one object:
 //
 //   export const view = {
 //     id,                      its name in the link; words/ has its tab's title under `${id}.tab`
-//     mount(root, context),    called once, with an empty element; gives { show(state), hide() }
+//     mount(root, context),    called once, with an empty element; returns { show(state), hide() }
 //   };
 //
-//   show(state)   the tab is opened, another model chosen, or the history moved: show what the link
-//                 says. `state` has the link's fields, all strings; `state.model` names a model that
-//                 is served. A link with an answer in it (it has a seed) is to be repeated.
-//   hide()        another tab is opened. Work that runs may go on.
+//   show(state)   called when the tab opens, another model is chosen, or the history moves: show what
+//                 the link says. `state` has the link's fields, all strings; `state.model` names a
+//                 served model. Repeat the request of a link that has a seed.
+//   hide()        called when another tab opens. Running work may go on.
 //
 //   context.model()         the chosen model's entry of GET /models
-//   context.visit(fields)   puts the view's fields into the link, as a new entry of the history
+//   context.visit(fields)   puts the view's fields into the link, as a new history entry
 //   context.announce(text)  tells a screen reader; text is a key of words/, or [key, values]
 //
-// Nothing is told of another language or theme: texts given by key follow by themselves (dom.js),
-// and plots are SVG whose colours are style.css's (lib/plot.js).
+// Views need not handle a change of language or theme: texts given by key follow it (dom.js), and
+// plots are SVG, coloured by style.css (lib/plot.js).
 //
-// To add one: write views/NAME.js, its texts in words/en.js and words/ko.js, and name it in VIEWS.
+// To add a view, write views/NAME.js and its texts in words/en.js and words/ko.js, and add it to VIEWS.
 
 import { button, choice, keyDialog, notice } from "./components/controls.js";
 import { modelCard } from "./components/model-card.js";
@@ -33,16 +33,16 @@ import { preferred, speak, tell } from "./lib/i18n.js";
 
 const VIEWS = [sample, likelihood, repair];
 const KINDS = ["image", "vector", "bits"];
-const [OFTEN, SELDOM] = [3, 20]; // seconds between looks at a service that did not answer, and at one that did
+const [OFTEN, SELDOM] = [3, 20]; // seconds between status checks if the service did not answer, and if it did
 
 const mounted = {}; // view's id -> { show, hide }
 const visited = {}; // view's id -> the fields of its link
 let models = [];
-let open = null; // the id of the view that is shown
-let model = null; // the chosen one's entry
+let open = null; // the id of the current view
+let model = null; // the chosen model's entry
 let preset = null; // the name of the operator's default
-let timer = null; // until the next look at the service
-let lost = false; // whether it did not answer the last time
+let timer = null; // of the next status check
+let lost = false; // whether the last status check failed
 
 // ---------------------------------------------------------------------------------------- the frame
 
@@ -62,7 +62,7 @@ tell(languages, "language.label", "aria-label");
 const card = modelCard();
 const bar = h("section", { class: "model-bar", label: "shell.chosen", hidden: true }, h("label", { for: "model", say: "shell.model" }), picker, facts, card.handle, card.node);
 
-/** A choice with a sign beside it; on narrow screens the sign stands for all of it. */
+/** A choice with an icon beside it; narrow screens show only the icon. */
 function pick(control, ...shapes) {
   const sign = svg("svg", { viewBox: "0 0 20 20", "aria-hidden": "true" }, ...shapes.map((d) => svg("path", { d })));
   return h("div", { class: "pick" }, sign, control);
@@ -88,7 +88,7 @@ for (const view of VIEWS) {
   panels.append(h("section", { role: "tabpanel", id: `panel-${id}`, "aria-labelledby": `tab-${id}`, hidden: true }));
 }
 
-/** Arrows, Home and End move among the tabs, as of any list of tabs (WAI-ARIA). */
+/** Move among the tabs with arrows, Home and End (WAI-ARIA). */
 function moveTab(event) {
   const all = [...tabs.children];
   const at = all.indexOf(document.activeElement);
@@ -110,7 +110,7 @@ const context = {
   announce: (text) => tell(spoken, text),
 };
 
-/** Open a view by what a person did: the fields that the view had come with it where they still fit. */
+/** Open a view on a user action, keeping the view's earlier fields where they still fit. */
 function go(id, { model: name = model.name } = {}) {
   const before = visited[id]?.model === name ? visited[id] : {};
   const state = { ...before, view: id, model: name };
@@ -118,7 +118,7 @@ function go(id, { model: name = model.name } = {}) {
   enter(state);
 }
 
-/** Show what a link says. */
+/** Show the view and model that a link names. */
 function enter(state) {
   const { id } = VIEWS.find((view) => view.id === state.view) ?? VIEWS[0];
   const linked = models.find((entry) => entry.name === state.model);
@@ -206,7 +206,7 @@ function settle(answer) {
   link.onMove(enter);
 }
 
-/** The list of models. */
+/** Fill the list of models. */
 function offer(answer) {
   models = answer.models;
   preset = answer.default ?? null;
@@ -220,7 +220,7 @@ function offer(answer) {
   if (model) picker.value = model.name;
 }
 
-/** Look how the service is in so many seconds, and so on: the line at the foot says it as it is. */
+/** Check the service after some seconds, and repeatedly from then on; show its status in the footer. */
 function later(seconds) {
   clearTimeout(timer);
   timer = setTimeout(look, 1000 * seconds);
@@ -236,14 +236,14 @@ async function look() {
     later(SELDOM);
   } catch (error) {
     if (!(error instanceof Problem)) throw error;
-    lost = error.status !== 401; // a missing key is not requested again by itself
+    lost = error.status !== 401; // do not ask for a missing key again
     const told = { "not-ready": ["status.starting", { n: OFTEN }], draining: "status.stopping" };
     tell(status, lost ? (told[error.slug] ?? "status.down") : "status.locked");
     later(lost ? OFTEN : SELDOM);
   }
 }
 
-/** The model to begin with where the operator named none: images say the most at once. */
+/** The first model if the operator set no default: preferably images. */
 const pleasing = () => (models.find(({ name }) => name === "mnist") ?? models.find(({ kind }) => kind === "image") ?? models[0]).name;
 
 begin();

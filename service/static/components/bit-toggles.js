@@ -1,10 +1,10 @@
-// Bits to switch: one button each. Arrows go from bit to bit, Space switches, 0 and 1 set and go on.
+// A button for each bit. Arrows move between bits, Space switches, 0 and 1 set a bit and move on.
 
 import { h } from "../lib/dom.js";
 import { tell } from "../lib/i18n.js";
 
 /**
- * `show(x)` puts bits on it, null all zeros; `onChange(x)` tells what they have become.
+ * `show(x)` sets the bits (null: all zeros); `onChange(x)` is called with the new bits.
  * @param {object} model an entry of GET /models: its shape is [D]
  * @param {(x: number[]) => void} onChange
  */
@@ -34,7 +34,7 @@ export function toggles({ shape: [count] }, onChange) {
     onChange([...bits]);
   }
 
-  /** One bit is in the order of Tab, as of any group of the kind (WAI-ARIA). */
+  /** Put only one bit into the Tab order (WAI-ARIA). */
   const reach = (i) => keys.forEach((key, j) => (key.tabIndex = i === j ? 0 : -1));
 
   function press(event) {

@@ -1,16 +1,16 @@
-// What was seen of a list: of bits each 0, 1 or hidden; of numbers each typed, or hidden.
+// Inputs for an observed list: each bit is 0, 1 or hidden, and each number is typed or hidden.
 
 import { h } from "../lib/dom.js";
 import { tell } from "../lib/i18n.js";
 
 /**
- * `show(x, known)` shows an example [D] and which of it is seen.
+ * `show(x, known)` shows an example [D] and which elements are observed.
  * @param {object} model an entry of GET /models, of lists
  * @param {(x: number[], known: number[]) => void} onChange
  */
 export const cells = (model, onChange) => (model.kind === "bits" ? bits(model, onChange) : numbers(model, onChange));
 
-/** A click goes from 0 to 1 to hidden. */
+/** A click switches from 0 to 1 to hidden. */
 function bits({ shape: [count] }, onChange) {
   let [x, known] = [Array(count).fill(0), Array(count).fill(0)]; // until there is an example
   const keys = Array.from({ length: count }, (_, i) => h("button", { type: "button", class: "bit", on: { click: () => turn(i) } }));

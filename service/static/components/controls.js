@@ -1,23 +1,23 @@
-// What the views share: fields of a form, the progress bar, the box of problems.
+// Controls that the views share: form fields, the progress bar, the problem box.
 
 import { h } from "../lib/dom.js";
 import { known, number, say, tell } from "../lib/i18n.js";
 
-/** A control with its name, and a line below that tells what it is for. */
+/** A control with its name, and a line of help below. */
 export function field(text, control, hint = null) {
   const below = hint && h("small", { say: hint });
   return h("label", { class: "field" }, h("span", { class: "name", say: text }), control, below);
 }
 
-/** A number to type. */
+/** A number input. */
 export const numberInput = (name, { min, max, step = 1 } = {}) =>
   h("input", { type: "number", name, min, max, step, required: true, inputmode: step === 1 ? "numeric" : "decimal" });
 
-/** A choice among values; each shows the text of its key. */
+/** A drop-down of values, each with the text of its key. */
 export const choice = (name, options) =>
   h("select", { name }, ...options.map(([value, text]) => h("option", { value, say: text })));
 
-/** A choice of a few, all seen at once: `node`, `value()`; `change` is called when it does. */
+/** A choice among a few visible values: `node`, `value()`; `change` is called when it changes. */
 export function segments(text, options, change) {
   const one = ([value, key], i) =>
     h("label", {}, h("input", { type: "radio", name: text, value, checked: i === 0, on: { change } }), h("span", { say: key }));
@@ -25,11 +25,11 @@ export function segments(text, options, change) {
   return { node, value: () => node.querySelector(":checked").value };
 }
 
-/** Something to do, or several of one kind. */
+/** A button. */
 export const button = (text, click, attributes = {}) =>
   h("button", { type: "button", say: text, on: { click }, ...attributes });
 
-/** The values of a form's fields as strings; of those in use. */
+/** The values of a form's enabled fields, as strings. */
 export function read(form) {
   const fields = [...form.elements].filter((control) => control.name && !control.disabled);
   return Object.fromEntries(fields.map((control) => [control.name, valueOf(control)]));
@@ -37,7 +37,7 @@ export function read(form) {
 
 const valueOf = (control) => (control.type === "checkbox" ? String(control.checked) : control.value);
 
-/** Put values into the fields of those names. */
+/** Set the fields with these names. */
 export function fill(form, values) {
   for (const [name, value] of Object.entries(values)) {
     const control = form.elements.namedItem(name);
@@ -47,13 +47,13 @@ export function fill(form, values) {
   }
 }
 
-/** A field that does not apply is neither shown nor sent. */
+/** Hide and disable a field that does not apply, so that it is not sent. */
 export function offer(control, offered) {
   control.disabled = !offered;
   control.closest(".field").hidden = !offered;
 }
 
-/** The bar of a request on its way: `show(progress)`, `pause(seconds)`, `hide()`. */
+/** A request's progress bar: `show(progress)`, `pause(seconds)`, `hide()`. */
 export function meter(cancel) {
   const bar = h("progress", { label: "progress.label" });
   const text = h("p", { class: "progress-text" });
@@ -64,7 +64,7 @@ export function meter(cancel) {
       node.hidden = false;
       bar.max = total ?? 1;
       if (step) bar.value = step;
-      else bar.removeAttribute("value"); // moves to and fro: nothing is known yet
+      else bar.removeAttribute("value"); // indeterminate: the progress is unknown
       const [unit, n] = left < 120 ? ["", Math.ceil(left)] : [".minutes", Math.round(left / 60)];
       if (state === "running" && left !== null) tell(text, [`progress.left${unit}`, { n }]);
       else tell(text, left ? [`progress.queue${unit}`, { n }] : `progress.${state}`);
@@ -80,7 +80,7 @@ export function meter(cancel) {
   };
 }
 
-/** The box that says what came, what was expected and what to do: `show(problem, again)`, `hide()`. */
+/** The box that explains a problem and what to do about it: `show(problem, again)`, `hide()`. */
 export function notice() {
   const node = h("section", { class: "notice", role: "alert", hidden: true });
   return {
@@ -114,7 +114,7 @@ function plain(value) {
   return typeof value === "string" ? value : JSON.stringify(value);
 }
 
-/** Ask for an API key in a dialog, which says if one was `refused`: the key, or null. */
+/** Ask for an API key in a dialog, which says if one was `refused`; return the key, or null. */
 export function keyDialog(refused = false) {
   return new Promise((resolve) => {
     const input = h("input", { type: "password", name: "key", autocomplete: "off", required: true });
@@ -133,7 +133,7 @@ export function keyDialog(refused = false) {
   });
 }
 
-/** Scroll to what has changed, unless its beginning is in view; without motion if the system prefers less of it. */
+/** Scroll to a node unless its top is in view; without motion if the system prefers reduced motion. */
 export function reveal(node) {
   const { top } = node.getBoundingClientRect();
   if (top >= 0 && top < 0.5 * innerHeight) return;
@@ -144,7 +144,7 @@ export function reveal(node) {
 let steered = 0; // how often a person scrolled or typed
 for (const event of ["wheel", "touchmove", "keydown"]) addEventListener(event, () => steered++, { passive: true });
 
-/** A function that reveals a node now and later, as long as the person does not scroll elsewhere. */
+/** Return a function that reveals a node, until the person scrolls or types. */
 export function follower(node) {
   const before = steered;
   return () => {
@@ -152,7 +152,7 @@ export function follower(node) {
   };
 }
 
-/** A button's text for a moment after it has done its work. */
+/** Change a button's text for a moment after its action. */
 export function confirm(node, text) {
   const before = node.textContent;
   node.textContent = say(text);

@@ -1,8 +1,8 @@
-// Editors of an example, by the kind of model: a drawing, bits to switch, a point of the plane, or typed
-// numbers; and held-out data to begin with.
+// Editors of an example, by kind of model: a drawing, bits, a point in the plane, or typed numbers;
+// with held-out data to start from.
 //
-// An editor has `node`, `show(x)` for the current example (null: none), `mark(data)` if it shows all of
-// them; and if it can map the density, `map()`, and `mapped()`: whether it has done so or is about to.
+// An editor has `node`, `show(x)` for the current example (null: none), `mark(data)` if it shows all
+// examples, and, if it can map the density, `map()` and `mapped()` (whether a map exists or is coming).
 
 import { chart } from "./point-canvas.js";
 import { h } from "../lib/dom.js";
@@ -16,17 +16,17 @@ import { sketch } from "./draw-canvas.js";
 import { thumb } from "./thumbnail.js";
 import { toggles } from "./bit-toggles.js";
 
-const plain = (value) => Number(value.toPrecision(6)); // held-out data are float32, longer in a link than they are exact
-const [COARSE, FINE] = [24, 40]; // cells of a density's map, each way: as many as the budget allows
+const plain = (value) => Number(value.toPrecision(6)); // float32 has no more digits, and links get shorter
+const [COARSE, FINE] = [24, 40]; // cells of a density map along each side; the budget decides
 const BUDGET = 80_000; // network evaluations of a map, about
-const LAST = 8; // evaluations of the last step; T + 7 of the whole chain
+const LAST = 8; // evaluations of the last step; the whole chain takes T + 7
 
 /**
  * The editor of a model.
  * @param {object} model an entry of GET /models
  * @param {object} facts GET /models/NAME, with `examples`
- * @param {object} held the tray that takes what is made
- * @param {object} context of the view
+ * @param {object} held the tray for the data
+ * @param {object} context the view's context
  * @param {(problem: Problem) => void} onProblem
  * @param {() => void} onMap called when the density's map is requested
  */
@@ -38,7 +38,7 @@ export function editorOf(model, facts, held, context, onProblem, onMap) {
   return { ...own, node: h("div", { class: "bench" }, own.node, begin(model, facts.examples, held)) };
 }
 
-/** Held-out data, each a button. */
+/** A button for each held-out example. */
 function begin(model, examples, held) {
   if (!examples.length) return h("p", { class: "told", say: "examples.none" });
   const picks = examples.map((x, i) => h("button", { type: "button", class: "tile", label: ["examples.one", { n: i + 1 }], on: { click: () => held.add([x]) } }, thumb(x, model)));
@@ -50,7 +50,7 @@ function atlas(model, { artefact, examples }, held, context, onMap) {
   const own = chart(artefact.space, examples, (point) => held.add([point]));
   const desk = openDesk(context.announce, map);
 
-  /** With every step of the chain: a shorter one's bound is loose just where the data are. */
+  /** Uses every step of the chain, because a shorter chain's bound is loose where the data are. */
   async function map() {
     if (mapped()) return;
     const side = Math.min(FINE, Math.max(COARSE, Math.floor(Math.sqrt(BUDGET / (model.steps + LAST)))));

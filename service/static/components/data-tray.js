@@ -1,4 +1,4 @@
-// The data to be scored, side by side; one of them is at hand: the one that is being drawn.
+// The data to be scored, side by side; one of them is current, the one that the editor changes.
 
 import { h } from "../lib/dom.js";
 import { button } from "./controls.js";
@@ -7,8 +7,8 @@ import { badge, letter, thumb } from "./thumbnail.js";
 export const MOST = 12;
 
 /**
- * `put(x)` is what the example at hand has become (none is at hand: a new one; null: it goes away),
- * `add(xs)` lays some beside it, the last at hand; `fill(xs)` has these alone; `leave()` has none at hand.
+ * `put(x)` replaces the current example, or adds one if none is current (null removes it); `add(xs)`
+ * adds examples and makes the last current; `fill(xs)` replaces all; `leave()` deselects.
  * @param {(x: any) => void} onHand called with the current example, or null, when it changes
  * @param {() => void} onChange called on every change of the data
  */
@@ -85,7 +85,7 @@ export function tray(onHand, onChange) {
   };
 }
 
-/** What else an example could be: beside the one at hand, to be compared with it. */
+/** Variants of an example, to be compared with it. */
 export function twists({ kind, shape }) {
   const [white, picture] = [kind === "bits" ? 1 : 255, shape.length === 3];
   const back = (row) => [...row].reverse();
@@ -103,5 +103,5 @@ export function twists({ kind, shape }) {
   ];
 }
 
-/** The buttons of those. */
+/** The buttons for the variants. */
 export const twistButtons = (model, add) => twists(model).map(([name, turn]) => button(name, () => add(turn)));

@@ -1,17 +1,17 @@
-// Answers as files: a PNG that holds the request it came of, CSV, and npy.
+// Saves answers as files: a PNG that embeds its request, CSV, and npy.
 
 import { h } from "../lib/dom.js";
 import { button } from "./controls.js";
 
-const SIGNATURE = 8; // bytes of a PNG before its first chunk,
-const HEADER = 25; // and of that, which is IHDR
-const ALIGNED = 64; // bytes to a multiple of which npy's header is filled up
+const SIGNATURE = 8; // bytes of a PNG before its first chunk
+const HEADER = 25; // bytes of the first chunk, IHDR
+const ALIGNED = 64; // npy's header is padded to a multiple of this many bytes
 
 /**
  * Buttons that save an answer: `node`, `offer(made)` with `{ name, request, canvas(), rows, array }`, `hide()`.
  *
- * `name` is the files' without their ending, `request` the body that was sent, its seed among it,
- * `canvas` promises a picture, `rows` are CSV's, the heading first, `array` is { values, shape, kind }.
+ * `name` is the file name without its ending, `request` the body that was sent, including its seed,
+ * `canvas` a promise of a picture, `rows` the CSV's, heading first, `array` { values, shape, kind }.
  */
 export function saver() {
   let made = null;
@@ -41,7 +41,7 @@ export function saver() {
   };
 }
 
-/** Samples as CSV's rows and npy's array: a sample a row, its numbers flat. */
+/** Samples as CSV rows and an npy array: one sample per row, flattened. */
 export function tableOf(samples, { shape, kind }) {
   const heading = shape.reduce((a, b) => a * b);
   const rows = [Array.from({ length: heading }, (_, i) => `x${i + 1}`), ...samples.map((x) => x.flat(Infinity))];
@@ -50,7 +50,7 @@ export function tableOf(samples, { shape, kind }) {
 
 const blobOf = (canvas) => new Promise((resolve) => canvas.toBlob(resolve, "image/png"));
 
-/** A value in a CSV file (RFC 4180); nothing where there is none. */
+/** A value in a CSV file (RFC 4180); empty if it is missing. */
 function cell(value) {
   const text = String(value ?? "");
   return /[",\n]/.test(text) ? `"${text.replaceAll('"', '""')}"` : text;
@@ -63,14 +63,14 @@ function npy({ values, shape, kind }) {
   const room = ALIGNED - ((10 + text.length + 1) % ALIGNED);
   const header = `${text}${" ".repeat(room)}\n`;
   const start = [0x93, ...bytesOf("NUMPY"), 1, 0, header.length & 0xff, header.length >> 8, ...bytesOf(header)];
-  const numbers = new Kind(Kind.from(values, (value) => value ?? -Infinity).buffer); // null: no probability at all
+  const numbers = new Kind(Kind.from(values, (value) => value ?? -Infinity).buffer); // null: probability 0
   const whole = new Uint8Array(start.length + numbers.byteLength);
   whole.set(start);
   whole.set(new Uint8Array(numbers.buffer), start.length);
   return whole;
 }
 
-/** A PNG with texts in it, chunks of tEXt behind its header (PNG Specification, 11.3.4.3). */
+/** Add texts to a PNG as tEXt chunks after its header (PNG Specification, 11.3.4.3). */
 async function noted(png, texts) {
   const bytes = new Uint8Array(await png.arrayBuffer());
   const at = SIGNATURE + HEADER;
@@ -100,5 +100,5 @@ function checksum(bytes) {
 
 const bytesOf = (text) => Array.from(text, (letter) => letter.charCodeAt(0));
 
-/** In Latin letters, as tEXt has to be: others as JSON escapes them. */
+/** Escape all but Latin letters as in JSON, because tEXt allows no others. */
 const plain = (text) => text.replace(/[^\x20-\x7e]/g, (letter) => `\\u${letter.charCodeAt(0).toString(16).padStart(4, "0")}`);

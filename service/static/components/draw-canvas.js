@@ -1,7 +1,7 @@
-// A canvas to draw an example on: with mouse, touch or pen, and with the keyboard alone.
+// A canvas to draw an example on, with mouse, touch, pen or keyboard.
 //
-// What is drawn are strokes upon an example (or upon black): the last one can be taken back. A drawing
-// of the size of MNIST's digits can be centred as they are.
+// A drawing consists of strokes on an example (or on black); the last one can be undone. A drawing of
+// the size of MNIST's digits can be centred like them.
 
 import { h } from "../lib/dom.js";
 import { FINE, centred, lay, readSheet, sheetOf } from "../lib/image-fit.js";
@@ -10,7 +10,7 @@ import { button } from "./controls.js";
 const STEP = { ArrowLeft: [-1, 0], ArrowRight: [1, 0], ArrowUp: [0, -1], ArrowDown: [0, 1] };
 
 /**
- * `show(x)` puts an example on it, null clears; `onChange(x)` tells what is drawn, null where nothing is.
+ * `show(x)` shows an example (null clears); `onChange(x)` is called with the drawing (null: empty).
  * @param {object} model an entry of GET /models, of pictures
  * @param {(x: number[][][]|null) => void} onChange
  */
@@ -35,8 +35,8 @@ export function sketch(model, onChange) {
 
   let base = null; // the example below the strokes
   let strokes = []; // { colour, width, points: [[x, y]] }, in pixels of the sheet
-  let stroke = null; // the one that is being drawn
-  let cursor = null; // where the keyboard is, in pixels of the model
+  let stroke = null; // the stroke being drawn
+  let cursor = null; // the keyboard's position, in pixels of the model
 
   function show(x) {
     [base, strokes, stroke] = [x, [], null];
@@ -63,7 +63,7 @@ export function sketch(model, onChange) {
     pen.stroke();
   }
 
-  /** Where the keyboard's pen is: black and white, to be seen on anything. */
+  /** Mark the keyboard's pen in black and white, which shows on any background. */
   function ring(pen) {
     const [x, y] = cursor.map((value) => (value + 0.5) * FINE);
     for (const [ink, wide] of [["#000", 4], ["#fff", 2]]) {
@@ -74,7 +74,7 @@ export function sketch(model, onChange) {
     }
   }
 
-  /** Tell what the drawing has become. */
+  /** Report the changed drawing. */
   function settle() {
     render();
     const drawn = strokes.length && digits && centre.checked ? centred(paper, model) : paper;

@@ -1,5 +1,5 @@
-// Data from files: chosen, dropped on a place, or pasted. Pictures are scaled to the model's size;
-// for vectors and bits a text with an example a line.
+// Reads data from files that are chosen, dropped or pasted. Pictures are scaled to the model's size;
+// vectors and bits are text with one example per line.
 
 import { h } from "../lib/dom.js";
 import { fit } from "../lib/image-fit.js";
@@ -8,8 +8,8 @@ import { isPicture, rowsOf } from "../lib/encode.js";
 import { Problem } from "../lib/api.js";
 
 /**
- * A button that opens a chooser of files, hidden until its view has a model to take them for. What is
- * dropped on `place`, or pasted while that is shown, comes in the same way.
+ * A button that opens a file chooser, hidden until its view has a model. Files dropped on `place`, or
+ * pasted while it is shown, are read too.
  * @param {HTMLElement} place
  * @param {() => object} modelOf the model that the data are for
  * @param {(data: Array) => void} onData
@@ -28,7 +28,7 @@ export function intake(place, modelOf, onData, onProblem) {
     const parts = [...files].map((file) => (isPicture(model) ? pictured(file, model) : file.text().then((found) => rowsOf(found, model))));
     if (!files.length) parts.push(Promise.resolve(isPicture(model) ? null : rowsOf(text, model)));
     const data = await Promise.all(parts);
-    if (modelOf() !== model) return; // another was chosen meanwhile
+    if (modelOf() !== model) return; // another model was chosen meanwhile
     if (data.includes(null)) onProblem(new Problem({ type: `urn:noneq:page:${isPicture(model) ? "no-picture" : "no-rows"}`, expected: `shape [${model.shape.join(", ")}]` }));
     else onData(data.flat());
   }
@@ -48,7 +48,7 @@ export function intake(place, modelOf, onData, onProblem) {
   return node;
 }
 
-/** One picture as a list of one example; null where it is none. */
+/** One picture as a list of one example; null if it is not a picture. */
 async function pictured(file, model) {
   const picture = await createImageBitmap(file).catch(() => null);
   return picture && [fit(picture, model)];

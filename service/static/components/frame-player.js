@@ -1,13 +1,13 @@
-// A slider and a button that plays: scrubs through the frames of a trajectory.
+// A slider and a play button for the frames of a trajectory.
 
 import { h } from "../lib/dom.js";
 import { tell } from "../lib/i18n.js";
 
-const SECONDS = 4; // that playing takes from the first frame to the last
-const STILLS = 8; // shown one a second instead if the system prefers less motion
+const SECONDS = 4; // playing time from the first frame to the last
+const STILLS = 8; // frames shown, one per second, if the system prefers reduced motion
 
 /**
- * `load(count)` shows it at the last frame, `refresh()` shows the frame again, `hide()` puts it away.
+ * `load(count)` shows the player at the last frame, `refresh()` shows the frame again, `hide()` hides it.
  * @param {(index: number) => void} onFrame
  * @param {(index: number) => [string, object]} caption the text beside the slider
  */
@@ -15,7 +15,7 @@ export function player(onFrame, caption) {
   const scrub = () => (stop(), turn(Number(slider.value)));
   const slider = h("input", { type: "range", min: 0, step: 1, label: "player.frame", on: { input: scrub } });
   const play = h("button", { type: "button", class: "play", on: { click: () => (timer ? stop() : start()) } });
-  const text = h("span", { class: "caption" }); // no live region: the slider tells its own value
+  const text = h("span", { class: "caption" }); // no live region: the slider announces its value
   const node = h("div", { class: "player", hidden: true }, play, slider, text);
   let timer = null;
 

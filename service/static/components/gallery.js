@@ -1,8 +1,8 @@
-// What samples look like, by the kind of model: pictures side by side, a raster of bits, points.
+// Shows samples, by kind of model: pictures side by side, a raster of bits, points.
 //
-// A scene has `node`, `show(data, toward)` (one example a sample, null where there is none yet, a string
-// where it is a base64 PNG; points are drawn with arrows towards others, if given), `reach(data)`
-// (makes room for what is to come), and `canvas()`, which promises all of it as one picture to save.
+// A scene has `node`, `show(data, toward)` (one entry per sample: an example, a base64 PNG, or null
+// for none yet; points get arrows to those of `toward`, if given), `reach(data)` (makes room for later
+// data), and `canvas()`, a promise of one picture of everything, to save.
 
 import { h } from "../lib/dom.js";
 import { paint, paintPng, paintRows, sheet } from "../lib/image.js";
@@ -21,7 +21,7 @@ function gallery({ kind, shape }) {
   const node = h("div", { class: "gallery" });
   const white = kind === "bits" ? 1 : 255;
 
-  let shown = []; // a picture that is decoded late must not cover a later one
+  let shown = []; // so that a picture decoded late does not cover a later one
 
   function show(data) {
     shown = data;
@@ -39,7 +39,7 @@ function gallery({ kind, shape }) {
   return { node, show, reach() {}, canvas: async () => sheet([...node.children]) };
 }
 
-/** So few are large, so many fill their rows evenly. */
+/** Show a few pictures large, and arrange many in even rows. */
 const columns = (count) => (count <= 4 ? count : count <= 8 ? 4 : count <= 12 ? 6 : 8);
 
 const frame = (i, [, height, width]) => h("canvas", { role: "img", class: "pixels", height, width, label: ["scene.sample", { n: i + 1 }] });
@@ -63,14 +63,14 @@ function raster({ shape }) {
   };
 }
 
-/** Points of the plane, on one scale. The axes reach as far as any points that have been shown. */
+/** Points in the plane, with one scale for both axes, which include every point shown so far. */
 function plane() {
   const node = h("div", { class: "plane" });
   const low = [Infinity, Infinity];
   const high = [-Infinity, -Infinity];
   let plot = null;
 
-  /** Axes of equal length around all points so far, with a margin. */
+  /** Draw axes of equal length around all points so far, with a margin. */
   function reach(points) {
     const inside = ([a, b]) => a >= low[0] && a <= high[0] && b >= low[1] && b <= high[1];
     if (plot && points.every(inside)) return;
@@ -94,7 +94,7 @@ function plane() {
   return { node, show, reach, canvas: () => toCanvas(plot.node) };
 }
 
-/** Vectors of another length than two: a line each, from number to number. */
+/** Vectors whose length is not two, each as a line through its numbers. */
 function profile() {
   const node = h("div", { class: "plane" });
   let range = [Infinity, -Infinity];

@@ -1,19 +1,19 @@
-// Where data stand among held-out ones, whose bounds are known by 101 percentiles; and the terms of
-// their bounds, step by step.
+// Plots where data stand among held-out data, given the 101 percentiles of their bounds, and the terms
+// of the bounds, step by step.
 
 import { svg } from "../lib/dom.js";
 import { axes, rangeOf } from "../lib/plot.js";
 import { hue, letter } from "./thumbnail.js";
 
 const BARS = 24;
-const [LEFT, RIGHT] = ["← ", " →"]; // where an example lies beyond the plot
+const [LEFT, RIGHT] = ["← ", " →"]; // mark an example beyond the plot
 const HEIGHT = 250; // of the plots
-const BEYOND = 0.6; // of the held-out data's own width that the axis goes further, for data beyond
+const BEYOND = 0.6; // the axis' extension for data beyond, as a share of the held-out data's width
 
-/** Nats as bits/dim: the less the likelier. */
+/** Nats as bits/dim: lower is likelier. */
 export const perDim = (nats, dims) => -nats / Math.LN2 / dims;
 
-/** The evaluation whose percentiles an answer may be held against, or null. */
+/** The evaluation whose percentiles an answer can be compared with, or null. */
 export function evaluationOf(facts, { convention, trajectories, steps }) {
   const whole = (found) => found.quantiles && found.convention === convention && (found.steps ?? facts.steps) === steps && found.trajectories === (trajectories ?? null);
   return facts.evaluation?.find(whole) ?? null;
@@ -40,7 +40,7 @@ export function histogram(quantiles, bounds, dims) {
   const near = places.map((place) => Math.min(high + room, Math.max(low - room, place)));
   const range = rangeOf([low, high, ...near], 0.06);
   const edges = Array.from({ length: BARS + 1 }, (_, i) => low + (i / BARS) * (high - low));
-  const below = edges.map((edge) => shareAbove(quantiles, -edge * Math.LN2 * dims)); // share that is likelier
+  const below = edges.map((edge) => shareAbove(quantiles, -edge * Math.LN2 * dims)); // share of likelier data
   const heights = below.slice(1).map((share, i) => 100 * (share - below[i]));
   const top = 1.25 * Math.max(...heights);
   const plot = axes({ x: { range, name: "standing.x" }, y: { range: [0, top], name: "standing.y" }, label: "standing.label", height: HEIGHT });
@@ -53,7 +53,7 @@ export function histogram(quantiles, bounds, dims) {
   return plot.node;
 }
 
-/** In which row each flag stands, so that those side by side do not cover each other. */
+/** The row of each flag, such that neighbours do not cover each other. */
 function stacked(xs) {
   const rows = [];
   return xs.map((x) => {
@@ -64,7 +64,7 @@ function stacked(xs) {
   });
 }
 
-/** A pole with a letter; an arrow where the example lies beyond the plot. */
+/** A pole with a letter, and an arrow if the example lies beyond the plot. */
 function flag(plot, value, row, i, arrow) {
   const [x, top, bottom] = [plot.X(value), 14 + 16 * row, plot.Y(0)];
   const right = arrow === RIGHT;
@@ -73,7 +73,7 @@ function flag(plot, value, row, i, arrow) {
 }
 
 /**
- * The terms KL(q(x_{t-1} | x_t, x_0) || p(x_{t-1} | x_t)), nats, against t; those of one t averaged.
+ * The terms KL(q(x_{t-1} | x_t, x_0) || p(x_{t-1} | x_t)), nats, against t, averaged for each t.
  * @param {{t: number, value: number}[][]} terms of each example
  * @param {number} T
  */
@@ -86,7 +86,7 @@ export function kernel(terms, T) {
   return plot.node;
 }
 
-/** [t, nats lost] in the order of t, the last step's draws left out: they are no divergence. */
+/** [t, nats lost] in order of t, without the last step's draws, which are not divergences. */
 function averaged(terms) {
   const found = new Map();
   for (const { t, value } of terms) {

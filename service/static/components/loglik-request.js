@@ -1,4 +1,4 @@
-// The request of a likelihood, as the page sends it, as curl and as Python.
+// A likelihood request, as the page sends it, as curl and as Python.
 
 import { paint } from "../lib/image.js";
 import { isPicture, pack } from "../lib/encode.js";
@@ -10,7 +10,7 @@ const PNG = "data:image/png;base64,";
  * The body of POST /loglik.
  * @param {object} model an entry of GET /models
  * @param {Array} data
- * @param {object} fields of the form: `by` tells which of `terms`, `target_error`, `trajectories` holds
+ * @param {object} fields the form's fields; `by` selects `terms`, `target_error` or `trajectories`
  */
 export function bodyOf(model, data, { by, strata, convention, seed, ...counts }) {
   return {
@@ -30,7 +30,7 @@ function png(x, { kind }) {
   return canvas.toDataURL("image/png").slice(PNG.length);
 }
 
-/** The same by curl and by the client: [shell, script]. */
+/** The same request with curl and with the client: [shell, script]. */
 export async function told(model, data, body) {
   const { data: _, ...named } = body;
   const then = 'save("likelihoods.csv")';

@@ -6,18 +6,18 @@ import { badge, letter, thumb } from "./thumbnail.js";
 import { number } from "../lib/i18n.js";
 
 const PARTS = ["prior", "steps", "last", "gain"];
-const ODD = 0.02; // the share of held-out data that would be called unlike them
+const ODD = 0.02; // the share of held-out data that would be called untypical
 const RAISED = "⁰¹²³⁴⁵⁶⁷⁸⁹";
 const digits = (value, count) => number(value, { maximumFractionDigits: count, minimumFractionDigits: count, signDisplay: "negative" }).replace("-", "−");
 
-/** Digits after the point that an error leaves a number: two of its own. */
+/** The number of decimals to show, up to the error's second significant digit. */
 const known = (error) => Math.min(4, Math.max(0, 1 - Math.floor(Math.log10(error))));
 
 /**
  * A card for each example.
  * @param {Array} data
  * @param {object} model an entry of GET /models
- * @param {object[]} results of POST /loglik
+ * @param {object[]} results the results of POST /loglik
  * @param {object|null} held the evaluation of held-out data, with its percentiles
  */
 export function verdicts(data, model, results, held) {
@@ -58,7 +58,7 @@ function place({ rarer_than: share }, held) {
   return h("p", { class: "place", say: [said, values] });
 }
 
-/** Whether it is like held-out data, which its likelihood alone does not show. */
+/** Whether an example is typical of held-out data, which its likelihood alone does not show. */
 function typical({ typicality: share }) {
   if (share === null || share === undefined) return null;
   const odd = share < ODD;
@@ -80,9 +80,9 @@ function partsOf(result) {
 }
 
 /**
- * How much likelier the likeliest is than the least likely, if it exceeds their errors.
- * @param {object[]} results of POST /loglik
- * @returns {[string, object]|null} a text and its values; null where there are no two
+ * How much likelier the likeliest example is than the least likely, if that exceeds the errors.
+ * @param {object[]} results the results of POST /loglik
+ * @returns {[string, object]|null} a text and its values; null for fewer than two examples
  */
 export function comparison(results) {
   const ranked = results.map((result, i) => ({ ...result, name: letter(i) })).filter(({ bound }) => bound !== null).sort((a, b) => b.bound - a.bound);
@@ -94,7 +94,7 @@ export function comparison(results) {
   return [more < 2 * error ? "verdict.level" : "verdict.ratio", values];
 }
 
-/** Ten to some power, in few letters: "35", "10¹⁰⁴". */
+/** A power of ten, written short: "35", "10¹⁰⁴". */
 function power(tens) {
   if (tens < 3) return number(10 ** tens, { maximumSignificantDigits: 2 });
   return `10${[...String(Math.round(tens))].map((digit) => RAISED[digit]).join("")}`;
@@ -103,7 +103,7 @@ function power(tens) {
 /** The letters of the lines. */
 export const legend = (results) => h("p", { class: "legend", "aria-hidden": "true" }, ...results.map((_, i) => badge(i)));
 
-/** The answer as a table, an example a row, and its bounds, nats: for files (download.js). */
+/** The answer as a table with one example per row, and its bounds in nats, for files (download.js). */
 export function scores(results) {
   const flat = results.map(({ parts, ...result }, i) => ({ name: letter(i), ...result, ...parts }));
   const names = Object.keys(flat[0]).filter((name) => flat.every((row) => row[name] === null || typeof row[name] !== "object"));

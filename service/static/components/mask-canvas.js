@@ -1,7 +1,7 @@
-// A picture of which one erases with mouse, touch or pen; and buttons that hide parts of it at once,
-// which need no pointer.
+// A picture to erase from with mouse, touch or pen, and buttons that hide whole parts of it without a
+// pointer.
 //
-// What is hidden is transparent, and shows the chequers that style.css puts behind it.
+// Hidden pixels are transparent, and show the chequers that style.css puts behind them.
 
 import { h } from "../lib/dom.js";
 import { button } from "./controls.js";
@@ -9,7 +9,7 @@ import { paint } from "../lib/image.js";
 import { VEIL_NAMES, veil } from "../lib/observation.js";
 
 /**
- * `show(y, known, erasable)` shows what is seen of a picture.
+ * `show(y, known, erasable)` shows the observed part of a picture.
  * @param {object} model an entry of GET /models, of pictures
  * @param {(known: number[][]) => void} onErase called with the mask, 1 where a pixel is observed
  */
@@ -24,7 +24,7 @@ export function eraser(model, onErase) {
     h("div", { class: "veils", role: "group", label: "eraser.veils" }, ...veils),
   );
   let known = null;
-  let last = null; // where the stroke that is being drawn has come to
+  let last = null; // the last point of the current stroke
 
   function show(y, mask, erasable) {
     known = mask;
@@ -38,7 +38,7 @@ export function eraser(model, onErase) {
     return [((clientX - left) / across) * width, ((clientY - top) / down) * height];
   };
 
-  /** Hide, or bring back, all pixels within the brush of the line from `last` to a point. */
+  /** Hide or bring back all pixels that the brush covers from `last` to a point. */
   function stroke([x, y]) {
     const [from, to] = [last ?? [x, y], [x, y]];
     last = to;
@@ -59,14 +59,14 @@ export function eraser(model, onErase) {
   return { node: h("div", { class: "desk-top" }, canvas, tools), show };
 }
 
-/** How far a point is from a piece of a line. */
+/** The distance of a point from a line segment. */
 function distance([x, y], [a, b], [c, d]) {
   const length = (c - a) ** 2 + (d - b) ** 2;
   const along = length && Math.min(1, Math.max(0, ((x - a) * (c - a) + (y - b) * (d - b)) / length));
   return Math.hypot(x - a - along * (c - a), y - b - along * (d - b));
 }
 
-/** A picture with what is not seen of it transparent; `known` null where all is. */
+/** A picture whose unobserved pixels are transparent; `known` is null if all are observed. */
 export function paintSeen(canvas, y, known, { kind }) {
   paint(canvas, y, kind === "bits" ? 1 : 255);
   canvas.classList.add("seen");

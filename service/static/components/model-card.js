@@ -1,17 +1,17 @@
-// What a model says of itself: a fold-out, read from GET /models/NAME once it is opened.
+// A model's facts in a panel, read from GET /models/NAME when it is opened.
 
 import { h } from "../lib/dom.js";
 import { button, notice } from "./controls.js";
 import { get, Problem } from "../lib/api.js";
 import { number } from "../lib/i18n.js";
 
-/** The fold-out, `node`, and the button that opens it, `handle`: `show(entry)`, an entry of GET /models. */
+/** The panel `node`, the button `handle` that opens it, and `show(entry)` for an entry of GET /models. */
 export function modelCard() {
   const body = h("div", { class: "card-body" });
   const box = notice();
   const node = h("div", { class: "card", id: "card", hidden: true }, box.node, body);
   const handle = button("card.title", toggle, { class: "plain", "aria-controls": "card", "aria-expanded": "false" });
-  const known = new Map(); // name -> what the service said
+  const known = new Map(); // name -> the service's answer
   let name = null;
 
   function toggle() {
@@ -66,7 +66,7 @@ function contents({ name, artefact, card, evaluation, shape, steps, process }) {
   ].filter(Boolean);
 }
 
-/** Its likelihoods, a row each; with the best there can be where the data's entropy is known. */
+/** The model's likelihoods, one per row; with the best possible if the data's entropy is known. */
 function table(evaluations, dims) {
   const bits = (nats) => nats / (Math.LN2 * dims);
   const limited = evaluations.some(({ entropy }) => typeof entropy === "number");

@@ -1,21 +1,22 @@
-// The plane to put points on, for models of two numbers: a click puts one there; held-out data lie
-// below, and the density's map if requested.
+// A plane for models of two numbers: a click adds a point; held-out data and, on request, a map of the
+// density lie below.
 
 import { h, svg } from "../lib/dom.js";
 import { field, numberInput } from "./controls.js";
 import { axes } from "../lib/plot.js";
 import { hue, letter } from "./thumbnail.js";
 
-const SIDE = 420; // of the plot, in its own units
-const REACH = 3.2; // standard deviations each way, if held-out data do not go further
-const SHADED = 0.25; // of the map's cells, the densest, are shaded, the densest the most
+const SIDE = 420; // side of the plot, in its own units
+const REACH = 3.2; // least range, in standard deviations to each side
+const SHADED = 0.25; // share of the map's cells that are shaded: the densest, in proportion
 
 /**
- * `show(points)` draws the points by their letters, `cells(n)` are the middles of n x n cells of the
- * plane, `lay(values)` maps them, `mapped()` says whether a map is there. The plane grows to hold its points, and a map is then gone.
+ * `show(points)` draws the points as letters, `cells(n)` returns the centres of n x n cells of the
+ * plane, `lay(values)` maps them, `mapped()` returns whether there is a map. The plane grows to hold
+ * its points, which removes the map.
  * @param {{shift: number|number[], scale: number|number[]}} space the data's own mean and spread
  * @param {number[][]} held held-out data
- * @param {(point: number[]) => void} onPoint a point was put
+ * @param {(point: number[]) => void} onPoint called with a new point
  */
 export function chart({ shift, scale }, held, onPoint) {
   const frame = h("div", { class: "chart", on: { click: (event) => onPoint(placeOf(event)) } });
@@ -26,7 +27,7 @@ export function chart({ shift, scale }, held, onPoint) {
   let plot = stand();
   let surveyed = null; // the ranges of the requested cells
 
-  /** An empty plane. */
+  /** Draw an empty plane. */
   function stand() {
     const made = axes({ x: { range: ranges[0] }, y: { range: ranges[1] }, label: "chart.label", width: SIDE, square: true });
     frame.replaceChildren(made.node);
@@ -39,7 +40,7 @@ export function chart({ shift, scale }, held, onPoint) {
     inputs[0].focus();
   }
 
-  /** Where a click lies, to a thousandth of the plane. */
+  /** The coordinates of a click, to a thousandth of the plane. */
   function placeOf({ clientX, clientY }) {
     const { x, y } = new DOMPoint(clientX, clientY).matrixTransform(plot.node.getScreenCTM().inverse());
     const back = (place, value, [low, high]) => low + ((value - place(low)) / (place(high) - place(low))) * (high - low);
@@ -61,14 +62,14 @@ export function chart({ shift, scale }, held, onPoint) {
     }
   }
 
-  /** The middles of n x n cells, from the upper left. */
+  /** The centres of n x n cells, from the upper left. */
   function cells(n) {
     surveyed = ranges;
     const middle = ([low, high], i) => low + ((i + 0.5) / n) * (high - low);
     return Array.from({ length: n * n }, (_, k) => [middle(ranges[0], k % n), middle(ranges[1], n - 1 - Math.floor(k / n))]);
   }
 
-  /** A map of n x n log-densities, nats, as `cells` has them: how many nats it spans; null, and none, of a plane that has grown since. */
+  /** Draw a map of n x n log-densities, nats, ordered like `cells`; return the nats it spans, or null if the plane has grown since. */
   function lay(values) {
     if (surveyed !== ranges) return null;
     plot.node.querySelector(".map")?.remove();
@@ -93,7 +94,7 @@ function reachOf(shift, scale, seen) {
   return [Math.min(shift - REACH * scale, ...seen), Math.max(shift + REACH * scale, ...seen)];
 }
 
-/** A range that holds some values: itself where it does, else with a margin. */
+/** Extend a range, with a margin, if it does not hold some values. */
 function wide([low, high], values) {
   const room = 0.08 * (Math.max(high, ...values) - Math.min(low, ...values));
   return [values.some((value) => value < low) ? Math.min(...values) - room : low, values.some((value) => value > high) ? Math.max(...values) + room : high];
@@ -106,7 +107,7 @@ function spanOf(values) {
   return Math.max(1, ranked[0] - last);
 }
 
-/** A mask of them: the denser the whiter, by the logarithm of the nats below the densest, none at `span` and beyond. */
+/** A mask of the cells, whiter where denser, by the logarithm of the nats below the densest; black from `span` on. */
 function shaded(values, n, span) {
   const canvas = document.createElement("canvas");
   Object.assign(canvas, { width: n, height: n });

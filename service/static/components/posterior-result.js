@@ -1,4 +1,4 @@
-// The result of one method: its completions, their mean and spread, how far to trust them, and their cost.
+// One method's result: its completions, their mean and spread, diagnostics, and cost.
 
 import { h } from "../lib/dom.js";
 import { agreement } from "../lib/observation.js";
@@ -9,18 +9,18 @@ import { saver, tableOf } from "./download.js";
 import { sceneOf } from "./gallery.js";
 import { number, tell } from "../lib/i18n.js";
 
-const MOST_READ = 3; // labels to show,
-const LEAST_READ = 0.001; // and the least probability of all but the first
+const MOST_READ = 3; // labels to show
+const LEAST_READ = 0.001; // least probability of a shown label after the first
 
-/** Whether a model's data are points of the plane. */
+/** Whether a model's data are points in the plane. */
 export const isPlane = ({ kind, shape }) => kind === "vector" && shape.length === 1 && shape[0] === 2;
 
 /**
- * A column: `wait()` until its turn, `preview(estimates)`, then `show(found, request)` or `stop()`.
- * @param {string} method its name in a request
+ * A column: `wait()` until its request runs, `preview(estimates)`, then `show(found, request)` or `stop()`.
+ * @param {string} method the method's name in a request
  * @param {object} model an entry of GET /models
- * @param {{y: Array, look: object, prior: Array|null}} seen the observation (observation.js), and points
- *     of the prior to show behind those of the posterior
+ * @param {{y: Array, look: object, prior: Array|null}} seen the observation (observation.js), and prior
+ *     points to show behind the posterior's
  */
 export function column(method, model, seen) {
   const view = isPlane(model) ? cloud(seen) : sceneOf(model);
@@ -75,7 +75,7 @@ function figure(text, x, white) {
   return h("figure", {}, canvas, h("figcaption", { "aria-hidden": "true", say: text }));
 }
 
-/** Of bits their probabilities, as a row of greys over the numbers. */
+/** The probabilities of bits, as a row of greys above numbers. */
 function rows(mean, { look }) {
   const canvas = h("canvas", { class: "pixels raster", "aria-hidden": "true" });
   paintRows(canvas, [mean]);
@@ -83,7 +83,7 @@ function rows(mean, { look }) {
   return h("figure", {}, canvas, h("p", { class: "chances" }, ...cells), h("figcaption", { say: "repair.chances" }));
 }
 
-/** Of numbers mean and deviation, a line each. */
+/** A table of the mean and standard deviation of each number. */
 function table(mean, std, { y, look }) {
   const head = ["cells.column", "repair.column.seen", "repair.column.mean", "repair.column.std"].map((text) => h("th", { scope: "col", say: text }));
   const lines = mean.map((value, i) => {
@@ -93,7 +93,7 @@ function table(mean, std, { y, look }) {
   return h("table", {}, h("thead", {}, h("tr", {}, ...head)), h("tbody", {}, ...lines));
 }
 
-/** The posterior's points over the prior's, and the observed coordinate. */
+/** The posterior's points over the prior's, with the observed coordinates. */
 function cloud({ y, look, prior }) {
   const spans = [0, 1].map((axis) => rangeOf([...prior.map((point) => point[axis]), ...(look.known[axis] ? [y[axis]] : [])]));
   const half = Math.max(...spans.map(([low, high]) => (high - low) / 2));
@@ -121,7 +121,7 @@ function cloud({ y, look, prior }) {
 
 // ----------------------------------------------------------------------------------- how far to trust
 
-/** Whether the observation came back. */
+/** How well the completions reproduce the observation. */
 function agreed(samples, model, { y, look }) {
   const { count, changed, off } = agreement(model, samples, y, look);
   if (look.block === 1 && !look.noise) {
@@ -151,7 +151,7 @@ function trust(answer, found) {
   );
 }
 
-/** The warning about particles, in the page's language and in the service's own words, if the service gives one. */
+/** The service's warning about particles, if any, in the page's language and in its own words. */
 function caution({ warning }) {
   if (!warning) return null;
   return h("div", { class: "caution" }, h("p", { say: "trust.disagree" }), h("p", { say: "trust.fix" }), h("small", { lang: "en" }, warning));

@@ -1,4 +1,4 @@
-// One question on its way: progress, patience with a busy server, cancelling, what went wrong.
+// Runs one request at a time: progress, retries if the server is busy, cancelling, problems.
 
 import { h } from "../lib/dom.js";
 import { meter, notice } from "./controls.js";
@@ -7,12 +7,12 @@ import { Problem, stream } from "../lib/api.js";
 const PATIENCE = 5; // how often a request is repeated if the service is busy
 
 /**
- * A desk at which a view asks its questions, one at a time: a new one cancels the last.
+ * The panel through which a view sends its requests; a new request cancels the last.
  *
- * `ask(path, body, { previews, onPreview })` gives the answer, or null where it was cancelled or
- * failed; `desk.node` then shows why. `cancel()` frees the server's rows.
+ * `ask(path, body, { previews, onPreview })` returns the answer, or null if it was cancelled or failed;
+ * `desk.node` then shows why. `cancel()` frees the server's rows.
  * @param {(text: string|[string, object]) => void} announce tells a screen reader
- * @param {() => void} again asks what failed once more; offered where that may help
+ * @param {() => void} again repeats a failed request; offered if that may help
  */
 export function openDesk(announce, again = null) {
   let work = null;
@@ -80,5 +80,5 @@ export function openDesk(announce, again = null) {
   return { node: h("div", { class: "desk" }, bar.node, box.node), ask, cancel, busy: () => work !== null };
 }
 
-/** Whether the same request may go well later: nothing came back, a key is missing, or the service is at fault. */
+/** Whether a retry may succeed: no answer came, a key is missing, or the service is at fault. */
 const isPassing = ({ status }) => status === 0 || status === 401 || status >= 500;

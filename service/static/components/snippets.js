@@ -1,20 +1,20 @@
-// The exact curl and Python of a request, to copy.
+// The curl command and Python code of a request, to copy.
 
 import { h } from "../lib/dom.js";
 import { button, confirm } from "./controls.js";
 import { keyed, locate } from "../lib/api.js";
 
-const DEFAULT = "http://localhost:8000"; // the client's own
-const KEY = "YOUR_API_KEY"; // never the key itself: what is copied is shown to others
+const DEFAULT = "http://localhost:8000"; // the client's default
+const KEY = "YOUR_API_KEY"; // never the real key, because snippets are shared
 
-/** A name or an expression among the values of a call: written as it stands. */
+/** A name or expression among the values of a call, written verbatim. */
 export class Code {
   constructor(text) {
     this.text = text;
   }
 }
 
-/** A request as curl's words, quoted for a POSIX shell. */
+/** A request as a curl command, quoted for a POSIX shell. */
 export function curl(path, body) {
   const text = JSON.stringify(body).replaceAll("'", "'\\''");
   const key = keyed() ? ` \\\n  -H 'Authorization: Bearer ${KEY}'` : "";
@@ -24,10 +24,10 @@ export function curl(path, body) {
 /**
  * A request as a call of the Python client.
  * @param {string} call "sample"
- * @param {Array} given the arguments without a name
- * @param {object} named those with one; null is None
- * @param {string} then what is done with the answer, say "save(\"samples.png\")"
- * @param {{imports?: string, lines?: string}} before what the arguments need: it ends its own lines
+ * @param {Array} given the positional arguments
+ * @param {object} named the keyword arguments; null is None
+ * @param {string} then a call on the answer, such as "save(\"samples.png\")"
+ * @param {{imports?: string, lines?: string}} before code that the arguments need, with line ends
  */
 export function python(call, given, named, then, { imports = "", lines = "" } = {}) {
   const base = locate("").replace(/\/$/, "");
@@ -48,7 +48,7 @@ export function literal(value) {
   return `{${Object.entries(value).map(([key, item]) => `${JSON.stringify(key)}: ${literal(item)}`).join(", ")}}`;
 }
 
-/** Put a text onto the clipboard, also where the page came by plain http from another computer. */
+/** Copy a text to the clipboard, even if the page was loaded over plain HTTP from another computer. */
 async function copy(text) {
   if (navigator.clipboard) return navigator.clipboard.writeText(text);
   const from = document.activeElement;
@@ -56,12 +56,12 @@ async function copy(text) {
   held.value = text;
   document.body.append(held);
   held.select();
-  document.execCommand("copy"); // deprecated, and the only way there
+  document.execCommand("copy"); // deprecated, but the only way over plain HTTP
   held.remove();
   from.focus();
 }
 
-/** The panel that shows them: `show(curlText, pythonText)`, `hide()`. */
+/** The panel that shows both snippets: `show(curlText, pythonText)`, `hide()`. */
 export function snippets() {
   const texts = { curl: h("code"), python: h("code") };
   const blocks = Object.entries(texts).map(([name, code]) => {

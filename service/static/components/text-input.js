@@ -1,11 +1,11 @@
-// A place to type data of numbers, one a line: for vectors that have no better picture.
+// A text box for vectors, one per line, if the model has no graphical editor.
 
 import { h } from "../lib/dom.js";
 import { button } from "./controls.js";
 import { rowsOf } from "../lib/encode.js";
 
 /**
- * `show()` is of no effect: what was typed is read once, and stays.
+ * `show()` does nothing: the typed text is read once, and stays.
  * @param {object} model an entry of GET /models: its shape is [D]
  * @param {(data: number[][]) => void} onData
  * @param {() => void} onOther called if the text is not data of the model

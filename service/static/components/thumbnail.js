@@ -1,4 +1,4 @@
-// An example as a small picture, by the kind of model; and the letter by which it is spoken of.
+// An example as a small picture, by kind of model, and the letter that names it.
 
 import { h } from "../lib/dom.js";
 import { paint, paintRows } from "../lib/image.js";
@@ -9,13 +9,13 @@ const SHOWN = 4; // numbers of a vector
 /** The name of example `i`: A, B, C, ... */
 export const letter = (i) => String.fromCharCode(65 + i);
 
-/** The class of its colour. There are six, for letters tell data apart, not colours. */
+/** The class of an example's colour. Six are enough, because letters identify the data. */
 export const hue = (i) => `hue-${i % 6}`;
 
-/** Its letter as an element. */
+/** An example's letter as an element. */
 export const badge = (i) => h("b", { class: `badge ${hue(i)}` }, letter(i));
 
-/** An example to look at. What holds it has a name for who cannot see it. */
+/** An example as a picture. Its container has the accessible name. */
 export function thumb(x, { kind, shape }) {
   if (kind === "vector" && shape.length === 1) return h("span", { class: "numbers", "aria-hidden": "true" }, told(x));
   const canvas = h("canvas", { class: shape.length === 3 ? "pixels thumb" : "pixels strip", "aria-hidden": "true" });

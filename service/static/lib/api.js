@@ -1,18 +1,18 @@
-// Requests to the service of this page: JSON, and streams of events.
+// Sends requests to the page's service, and reads JSON and event streams.
 //
-// Every failure is a Problem. Addresses are relative to the page's own, so that a proxy's path is kept.
+// Every failure is a Problem. Addresses are relative to the page's, to keep a proxy's path.
 
 const KEY = "noneq.key";
 
 let askForKey = async () => null; // asks the person for an API key: set by `onKeyWanted`
-let asking = null; // its pending answer: requests that are refused together ask once
-let onLost = () => {}; // called if no answer comes: set by `onUnreachable`
+let asking = null; // the pending key, so that requests refused together ask once
+let onLost = () => {}; // called if the service does not answer: set by `onUnreachable`
 
 /** What went wrong: the service's problem document (RFC 9457), or one of the page's own. */
 export class Problem extends Error {
   /**
    * @param {object} document type, title, detail; expected, received, fix if they help
-   * @param {number} status of HTTP; 0 if no answer came
+   * @param {number} status the HTTP status; 0 if no answer came
    * @param {number|null} retryAfter seconds
    */
   constructor(document, status = 0, retryAfter = null) {
@@ -20,7 +20,7 @@ export class Problem extends Error {
     Object.assign(this, { document, status, retryAfter });
   }
 
-  /** Its name, which never changes: "queue-full". */
+  /** The problem's stable name, such as "queue-full". */
   get slug() {
     return (this.document.type ?? "").split(":").pop();
   }
@@ -31,23 +31,23 @@ const own = (slug, { status = 0 } = {}) => new Problem({ type: `urn:noneq:page:$
 /** Whether this tab sends an API key. */
 export const keyed = () => sessionStorage.getItem(KEY) !== null;
 
-/** Set the async function that asks the person for a key, or gives null; its argument: whether one was refused. */
+/** Set the async function that asks the person for a key or returns null; its argument: whether one was refused. */
 export const onKeyWanted = (asker) => (askForKey = asker);
 
 /** Set the function to call if the service does not answer. */
 export const onUnreachable = (listener) => (onLost = listener);
 
-/** The address of one of the service's routes, absolute. */
+/** The absolute address of one of the service's routes. */
 export const locate = (path) => new URL(path.replace(/^\//, ""), document.baseURI.split(/[?#]/)[0]).href;
 
-/** The JSON that a route answers. */
+/** Get a route's JSON. */
 export async function get(path, { signal } = {}) {
   const response = await send(path, { signal, headers: { accept: "application/json" } });
   return response.json();
 }
 
 /**
- * The events of a POST, as [name, data]: "progress", "preview", and at the end "result".
+ * Yield the events of a POST as [name, data]: "progress", "preview", and at the end "result".
  *
  * Leaving the loop, or aborting the signal, closes the connection, and the service frees the rows.
  * @param {string} path
@@ -77,7 +77,7 @@ async function send(path, options) {
     if (response.ok) return response;
     const problem = await refusal(response);
     if (problem.status !== 401) throw problem;
-    if (sessionStorage.getItem(KEY) !== key) continue; // another was given meanwhile
+    if (sessionStorage.getItem(KEY) !== key) continue; // another key was entered meanwhile
     asking ??= askForKey(key !== null).finally(() => (asking = null));
     const given = await asking;
     options.signal?.throwIfAborted();
@@ -86,7 +86,7 @@ async function send(path, options) {
   }
 }
 
-/** The result of a promise; a network failure becomes a Problem, a cancellation stays as it is. */
+/** Await a promise, turning a network failure into a Problem; a cancellation is passed on. */
 async function reach(act, slug) {
   try {
     return await act();
@@ -107,7 +107,7 @@ async function refusal(response) {
 
 async function* events(body, signal) {
   const reader = body.pipeThrough(new TextDecoderStream()).getReader();
-  let parts = []; // of an incomplete event: joined once, because an answer can be megabytes long
+  let parts = []; // parts of an incomplete event, joined once, because an answer can take megabytes
   try {
     for (;;) {
       const { done, value } = await reach(() => reader.read(), "connection-lost");
@@ -124,6 +124,6 @@ async function* events(body, signal) {
       }
     }
   } finally {
-    reader.cancel().catch(() => {}); // which may have failed already
+    reader.cancel().catch(() => {}); // the stream may have failed already
   }
 }

@@ -1,4 +1,4 @@
-// Elements of the page. Text is given by its key in words/, so that it follows the language.
+// Creates elements. Text is given by its key in words/, so that it follows the language.
 //
 //   h("button", { type: "button", say: "sample.run", on: { click: run } })
 //   h("p", { say: ["scene.sample", { n: 8 }] })
@@ -10,17 +10,16 @@ const SVG = "http://www.w3.org/2000/svg";
 /**
  * An HTML element.
  * @param {string} tag
- * @param {object} attributes `say` is the text's key, `label` that of aria-label, `hint` of title and
- *     `placeholder` of itself, each a key or [key, values]; `on` the listeners by event; what is
- *     false, null or undefined is left out.
- *     An element that is `say`ing something has no children.
+ * @param {object} attributes `say` sets the text, `label` aria-label, `hint` title, and `placeholder`
+ *     itself, each by a key or [key, values]; `on` has the listeners by event; false, null and
+ *     undefined attributes are left out. An element with `say` has no children.
  * @param {...(Node|string)} children
  */
 export function h(tag, attributes = {}, ...children) {
   return furnish(document.createElement(tag), attributes, children);
 }
 
-/** An SVG element, of the same attributes. */
+/** An SVG element, with the same attributes. */
 export function svg(tag, attributes = {}, ...children) {
   return furnish(document.createElementNS(SVG, tag), attributes, children);
 }

@@ -1,31 +1,31 @@
-// Data as a short text for a link, and back.
+// Encodes data as a short text for a link, and decodes it.
 //
 //   pictures   their bytes, zlib-compressed (RFC 1950), in base64 for addresses (RFC 4648, Section 5)
 //   bits       "01101001.11110000"
 //   vectors    "0.5,-1;9,9"
 
-const LONGEST = 6000; // characters, which every server and browser takes in an address
+const LONGEST = 6000; // characters that every server and browser accepts in an address
 
-/** Whether the data are pictures, which go as bytes. */
+/** Whether the data are pictures, which are encoded as bytes. */
 export const isPicture = ({ shape }) => shape.length === 3;
 
-/** The text of some data; null where it would be longer than an address may be. */
+/** Encode data; null if the text would be too long for an address. */
 export async function pack(data, model, longest = LONGEST) {
   const text = isPicture(model) ? await squeeze(data) : model.kind === "bits" ? data.map((x) => x.join("")).join(".") : data.join(";");
   return text.length > longest ? null : text;
 }
 
-/** The data of a text; null where it is none of this model's. */
+/** Decode a text; null if it is not data of this model. */
 export async function unpack(text, model) {
   try {
     const data = isPicture(model) ? await unfold(text, model) : model.kind === "bits" ? text.split(".").map((x) => [...x].map(Number)) : rowsOf(text.replaceAll(";", "\n"), model);
     return data?.length && data.every((x) => fits(x, model)) ? data : null;
   } catch {
-    return null; // cut off or mistyped: whatever it was, no data
+    return null; // cut off or mistyped
   }
 }
 
-/** Rows of numbers that somebody wrote, an example a line; null where they are none of this model's. */
+/** Parse typed numbers, one example per line; null if they are not data of this model. */
 export function rowsOf(text, { shape, kind }) {
   const lines = text.split("\n").map((line) => line.trim()).filter(Boolean);
   const solid = kind === "bits" && lines.every((line) => /^[01]+$/.test(line));

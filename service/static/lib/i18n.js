@@ -1,4 +1,4 @@
-// The page's texts, by key, in the language that was chosen; and elements that follow it.
+// The page's texts, by key, in the chosen language, and elements that follow it.
 //
 // A text is a string with {names} for values, or its plural forms { one, other } chosen by `n`.
 
@@ -7,7 +7,7 @@ import ko from "../words/ko.js";
 
 export const BOOKS = { en, ko };
 
-const bound = new WeakMap(); // element -> { what it shows, by attribute }
+const bound = new WeakMap(); // element -> its texts, by attribute
 const MARK = "data-said";
 
 let language = "en";
@@ -15,13 +15,13 @@ let language = "en";
 /** The language in use: "en" or "ko". */
 export const current = () => language;
 
-/** The language to begin with: what was chosen before, else the browser's first that is known. */
+/** The initial language: the earlier choice, else the browser's first known one. */
 export function preferred() {
   const wanted = [localStorage.getItem("language"), ...navigator.languages];
   return wanted.map((tag) => tag?.slice(0, 2)).find((tag) => tag in BOOKS) ?? "en";
 }
 
-/** Use a language; every element that `tell` has filled follows. */
+/** Set the language, and update every element that `tell` has filled. */
 export function speak(wanted) {
   language = wanted;
   document.documentElement.lang = wanted;
@@ -30,7 +30,7 @@ export function speak(wanted) {
   }
 }
 
-/** The text of a key. Numbers among the values are written as the language does. */
+/** The text of a key. Numbers among the values are formatted for the language. */
 export function say(key, values = {}) {
   let text = BOOKS[language][key];
   if (text === undefined) throw new Error(`words/${language}.js has no "${key}"`);
@@ -44,13 +44,13 @@ export function say(key, values = {}) {
 /** Whether there is a text of that key. */
 export const known = (key) => key in BOOKS[language];
 
-/** A number as the language writes it. */
+/** A number formatted for the language. */
 export function number(value, options = { maximumFractionDigits: Math.abs(value) < 1 ? 4 : 2 }) {
   return new Intl.NumberFormat(language, options).format(value);
 }
 
 /**
- * Show a text in an element, now and in whatever language is chosen later.
+ * Show a text in an element, in the current language and any that is chosen later.
  * @param {Element} node
  * @param {string|[string, object]} text its key, or key and values
  * @param {string} place "textContent", or the attribute that holds it

@@ -1,13 +1,13 @@
-// Pictures of any size as data of a model: [C, H, W] of whole numbers 0..255, or bits.
+// Converts pictures of any size to data of a model: [C, H, W] of whole numbers 0..255, or bits.
 //
-// All of it goes by way of a sheet, a canvas FINE times the model's size, of whose pixels every block
-// of FINE x FINE is averaged: so edges come out soft, as those of a picture that was made smaller.
+// Pictures are drawn on a sheet, a canvas FINE times the model's size, and each block of FINE x FINE
+// pixels is averaged, so that edges are soft, as in a picture that was scaled down.
 
 import { paint } from "./image.js";
 
-export const FINE = 10; // pixels of a sheet to one of the model, each way
+export const FINE = 10; // pixels of a sheet per pixel of the model, along each side
 const DIGIT = 20; // pixels: the longer side of a digit in MNIST (LeCun et al. 1998)
-const INK = 24; // of 255: what is darker counts as paper
+const INK = 24; // of 255: darker pixels count as paper
 
 /** An empty (black) sheet for a model's pictures. */
 export function sheetOf({ shape: [, height, width] }) {
@@ -18,7 +18,7 @@ export function sheetOf({ shape: [, height, width] }) {
   return canvas;
 }
 
-/** An example on a sheet, each of its numbers a block: read again it is the same. */
+/** Draw an example on a sheet, one block per number, such that it can be read back exactly. */
 export function lay(sheet, x, { kind }) {
   const small = document.createElement("canvas");
   paint(small, x, kind === "bits" ? 1 : 255);
@@ -27,7 +27,7 @@ export function lay(sheet, x, { kind }) {
   pen.drawImage(small, 0, 0, sheet.width, sheet.height);
 }
 
-/** The example that a sheet shows: grey by luminance (ITU-R BT.601), bits white from one half. */
+/** Read an example from a sheet: grey by luminance (ITU-R BT.601), bits by a threshold of one half. */
 export function readSheet(sheet, { kind, shape: [channels, height, width] }) {
   const { data } = sheet.getContext("2d").getImageData(0, 0, sheet.width, sheet.height);
   const sums = Array.from({ length: channels }, () => Array.from({ length: height }, () => Array(width).fill(0)));
@@ -43,19 +43,19 @@ export function readSheet(sheet, { kind, shape: [channels, height, width] }) {
   return sums.map((rows) => rows.map((row) => row.map(settle)));
 }
 
-/** A picture's middle, as large as it fits, as an example. */
+/** Convert a picture's largest centred part with the model's aspect ratio to an example. */
 export function fit(picture, model) {
   const sheet = sheetOf(model);
   const scale = Math.max(sheet.width / picture.width, sheet.height / picture.height);
   const [width, height] = [picture.width * scale, picture.height * scale];
   const pen = sheet.getContext("2d");
-  pen.imageSmoothingEnabled = scale < 1; // what is enlarged keeps its edges: of the model's own size it stays as it is
+  pen.imageSmoothingEnabled = scale < 1; // enlarged pictures keep hard edges, so those of the model's size stay exact
   pen.imageSmoothingQuality = "high";
   pen.drawImage(picture, (sheet.width - width) / 2, (sheet.height - height) / 2, width, height);
   return readSheet(sheet, model);
 }
 
-/** A drawing made as large as MNIST's digits are, its centre of mass in the middle; a new sheet. */
+/** Scale a drawing to the size of MNIST's digits, with its centre of mass in the middle, on a new sheet. */
 export function centred(sheet, model) {
   const box = inkOf(sheet);
   if (!box) return sheet;
@@ -71,7 +71,7 @@ export function centred(sheet, model) {
   return whole;
 }
 
-/** Where the ink of a sheet lies, and its centre of mass (x, y); null where there is none. */
+/** The bounding box of a sheet's ink, and its centre of mass (x, y); null without ink. */
 function inkOf(sheet) {
   const { data } = sheet.getContext("2d").getImageData(0, 0, sheet.width, sheet.height);
   let [left, right, top, bottom] = [Infinity, -Infinity, Infinity, -Infinity];

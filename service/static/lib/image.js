@@ -1,8 +1,8 @@
-// Arrays as pictures on a canvas, a canvas pixel a number; CSS enlarges them, pixelated.
+// Draws arrays on a canvas, one pixel per number; CSS enlarges them, pixelated.
 
 /**
  * Draw an image [C, H, W] of 0..255, or bits [1, H, W] of 0..1, C = 1 or 3.
- * @param {HTMLCanvasElement} canvas takes the image's size
+ * @param {HTMLCanvasElement} canvas is resized to the image
  * @param {number[][][]} x
  * @param {number} white the value of white
  */
@@ -14,7 +14,7 @@ export function paint(canvas, x, white = 255) {
   const scale = 255 / white;
   for (let i = 0, at = 0; i < height; i++) {
     for (let j = 0; j < width; j++) {
-      pixels.data[at++] = red[i][j] * scale; // clamped to 0..255 by the array itself
+      pixels.data[at++] = red[i][j] * scale; // the array clamps to 0..255
       pixels.data[at++] = green[i][j] * scale;
       pixels.data[at++] = blue[i][j] * scale;
       pixels.data[at++] = 255;
@@ -23,7 +23,7 @@ export function paint(canvas, x, white = 255) {
   canvas.getContext("2d").putImageData(pixels, 0, 0);
 }
 
-/** Draw a base64 PNG, if it is still wanted when it has been decoded. */
+/** Draw a base64 PNG, if it is still wanted once it is decoded. */
 export async function paintPng(canvas, png, wanted = () => true) {
   const image = new Image();
   image.src = `data:image/png;base64,${png}`;
@@ -33,11 +33,11 @@ export async function paintPng(canvas, png, wanted = () => true) {
   canvas.getContext("2d").drawImage(image, 0, 0);
 }
 
-/** Rows of numbers as one picture: an example a row, a number a pixel; `white` as for `paint`. */
+/** Draw rows of numbers as one picture: one example per row, one number per pixel; `white` as for `paint`. */
 export const paintRows = (canvas, rows, white = 1) => paint(canvas, [rows], white);
 
 /**
- * Several canvases on one, side by side in rows, enlarged by a whole factor.
+ * Put several canvases on one, side by side in rows, enlarged by a whole factor.
  * @param {HTMLCanvasElement[]} canvases of one size
  * @param {{columns?: number, scale?: number, gap?: number}} options
  */

@@ -1,14 +1,14 @@
-// What is seen of an example: some of its elements, or averages of blocks, as they are or through noise.
+// An observation of an example: some of its elements, or averages of blocks, exact or with noise.
 //
-//   y = A x_0 + noise n,   n ~ N(0, 1);      of bits each one seen is flipped with probability `noise`
+//   y = A x_0 + noise n,   n ~ N(0, 1);      each observed bit is flipped with probability `noise`
 //
-// A picture is looked at by the page, which adds the noise; a list of numbers or bits is what a person
-// says was seen, and stays. A look is { known, block, noise }: `known` is [H][W] for pictures and [D]
-// for lists, 1 where an element is seen; `block` is the side of the blocks that are averaged, 1 for none.
+// The page adds noise to a picture; a list of numbers or bits is taken as the observation itself. A look
+// is { known, block, noise }: `known` is [H][W] for pictures and [D] for lists, 1 where an element is
+// observed; `block` is the side of the averaged blocks, 1 for none.
 
 import { isPicture } from "./encode.js";
 
-/** The number of a counter in 0..1, always the same: a finaliser of 32 bits (Steele et al. 2014). */
+/** A deterministic pseudo-random number in 0..1 from a counter: a 32-bit finaliser (Steele et al. 2014). */
 function uniform(counter) {
   let z = (Math.imul(counter, 0x9e3779b9) + 0x85ebca6b) | 0;
   z = Math.imul(z ^ (z >>> 16), 0x21f0aaad);
@@ -16,10 +16,10 @@ function uniform(counter) {
   return (((z ^ (z >>> 15)) >>> 0) + 0.5) / 2 ** 32;
 }
 
-/** A standard normal number of a counter (Box and Muller 1958). */
+/** A standard normal number from a counter (Box and Muller 1958). */
 const normal = (counter) => Math.sqrt(-2 * Math.log(uniform(2 * counter))) * Math.cos(2 * Math.PI * uniform(2 * counter + 1));
 
-/** Call `act(value, flat index)` for every number of nested lists, and give what it gives. */
+/** Apply `act(value, flat index)` to every number of nested lists. */
 function each(x, act, counter = { n: 0 }) {
   return Array.isArray(x) ? x.map((part) => each(part, act, counter)) : act(x, counter.n++);
 }
@@ -33,14 +33,14 @@ export function pool(x, block) {
     sides(rows[0]).map((_, j) => mean(rows.flatMap((row) => row.slice(j * block, (j + 1) * block))))));
 }
 
-/** Whether element `flat` of an example, counted over its channels too, is seen. */
+/** Whether element `flat` of an example (the index includes channels) is observed. */
 const isKnown = (known, { shape }) => {
   const flat = known.flat();
   const size = shape.slice(-2).reduce((a, b) => a * b);
   return (index) => flat[isPicture({ shape }) ? index % size : index] === 1;
 };
 
-/** y, shaped as what is seen is, with 0 where nothing is. */
+/** y in the shape of the observation, 0 where nothing is observed. */
 export function observe(model, x, { known, block, noise }) {
   const seen = block > 1 ? () => true : isKnown(known, model);
   const tell = (value, i) => (seen(i) ? value : 0);
@@ -49,7 +49,7 @@ export function observe(model, x, { known, block, noise }) {
   return each(pool(x, block), (value, i) => tell(Number((value + noise * normal(i)).toFixed(2)), i));
 }
 
-/** The fields of POST /posterior that say what was seen. */
+/** The fields of POST /posterior for an observation. */
 export function fieldsOf(model, y, { known, block, noise }) {
   const hidden = block === 1 && known.flat().includes(0);
   const name = model.kind === "bits" ? "flip_probability" : "noise_std";
@@ -61,15 +61,15 @@ export function fieldsOf(model, y, { known, block, noise }) {
   };
 }
 
-/** Whether there is nothing to repair: all is seen as it is. */
+/** Whether there is nothing to repair: everything is observed exactly. */
 export const isWhole = ({ known, block, noise }) => block === 1 && noise === 0 && !known.flat().includes(0);
 
-/** Whether nothing at all is seen. */
+/** Whether nothing is observed. */
 export const isBlank = ({ known, block }) => block === 1 && !known.flat().includes(1);
 
 /**
- * How samples agree with what was seen: `count` numbers seen, how many of all samples' came back
- * `changed`, and the root mean square difference `off`.
+ * How well samples agree with the observation: the `count` of observed numbers, how many of them are
+ * `changed` over all samples, and the root mean square difference `off`.
  */
 export function agreement(model, samples, y, { known, block }) {
   const seen = block > 1 ? () => true : isKnown(known, model);
@@ -88,7 +88,7 @@ export function agreement(model, samples, y, { known, block }) {
 
 // ------------------------------------------------------------------------------------------ to hide
 
-/** What can be hidden at once, by name: of element (i, j) of [H, W] whether it is seen. */
+/** The parts that a button can hide, by name: whether element (i, j) of [H, W] stays observed. */
 const VEILS = {
   nothing: () => true,
   left: (i, j, H, W) => j >= W / 2,
@@ -107,7 +107,7 @@ function inBox(i, j, H, W) {
 
 export const VEIL_NAMES = Object.keys(VEILS);
 
-/** The mask [H][W] that a veil leaves of pictures; [D] of lists, which only `right` is for. */
+/** The mask that a veil leaves: [H][W] for pictures, [D] for lists (only `right`). */
 export function veil(name, { shape }) {
   const [height, width] = shape.length === 3 ? shape.slice(1) : [1, shape[0]];
   const rows = Array.from({ length: height }, (_, i) => Array.from({ length: width }, (_, j) => Number(VEILS[name](i, j, height, width))));

@@ -1,19 +1,19 @@
-// Plots on SVG, so that they follow the theme and any size: axes, and marks upon them.
+// Plots in SVG, which follow the theme and scale to any size: axes, and marks on them.
 //
 //   const plot = axes({ x: { range: [1, 1000], name: "plot.t" }, y: { range: [0, 3], name: "plot.nats" },
 //                       label: "likelihood.steps.label" });
 //   plot.line(points); plot.bars(edges, heights); plot.dots(points); plot.arrows(from, to);
 //   plot.rule(x, "likelihood.here"); document.body.append(plot.node);
 //
-// Every mark gives its element and takes a class, which style.css colours: "accent", "soft", "warn".
+// Every mark returns its element and takes a class, which style.css colours: "accent", "soft", "warn".
 
 import { svg } from "./dom.js";
 import { number } from "./i18n.js";
 
 const MARGIN = { left: 40, right: 14, top: 12, bottom: 26 };
-const NAME = 17; // more of it for an axis' name
-const LINE = 48; // of a heading on a canvas with several, pixels
-const EDGE = 16; // style.css leaves it beside a plot on the narrowest screens
+const NAME = 17; // extra margin for an axis' name
+const LINE = 48; // height of a heading on a canvas with several plots, pixels
+const EDGE = 16; // the margin that style.css leaves beside a plot on the narrowest screens
 
 /** Round numbers that divide a range into about `count` parts: 1, 2 or 5 times a power of ten apart. */
 export function ticks([low, high], count = 5) {
@@ -25,7 +25,7 @@ export function ticks([low, high], count = 5) {
   return Array.from({ length: last - first + 1 }, (_, i) => Number(((first + i) * step).toPrecision(12)));
 }
 
-/** The least range that holds some numbers, with a margin; of none, or one alone, a range around it. */
+/** The least range that holds some numbers, with a margin; a default width for none or one. */
 export function rangeOf(values, margin = 0.05) {
   let [low, high] = [Infinity, -Infinity];
   for (const value of values) {
@@ -38,11 +38,11 @@ export function rangeOf(values, margin = 0.05) {
 }
 
 /**
- * Axes to mark on.
+ * Axes to draw marks on.
  * @param {object} x, y: `range` [low, high], `name` the key of the axis' name in words/ (or none)
- * @param {string|[string, object]} label what the plot shows, for who cannot see it
- * @param {{width?: number, height?: number, count?: number}} size in the plot's own units, which are
- *     no smaller than the screen's: on a narrow one the plot is narrower, and its letters stay as large
+ * @param {string|[string, object]} label the plot's accessible description
+ * @param {{width?: number, height?: number, count?: number}} size in the plot's own units; on a narrow
+ *     screen the plot gets narrower, so that its letters stay as large
  * @param {boolean} square whether the axes are equally long, so that equal ranges have one scale
  */
 export function axes({ x, y, label, width = 640, height = 360, count = 6, square = false }) {
@@ -73,14 +73,14 @@ export function axes({ x, y, label, width = 640, height = 360, count = 6, square
     X,
     Y,
     clear: () => marks.replaceChildren(),
-    /** Points joined in their order; null is a gap. */
+    /** Points joined in order; null is a gap. */
     line: (points, kind = "accent") => put(svg("path", { class: `line ${kind}`, d: joined(points, at) })),
     /** A histogram: n + 1 edges, n heights. */
     bars: (edges, heights, kind = "soft") =>
       put(svg("path", { class: `bars ${kind}`, d: heights.map((to, i) => `M${at([edges[i], 0])}L${at([edges[i], to])}L${at([edges[i + 1], to])}L${at([edges[i + 1], 0])}Z`).join("") })),
     dots: (points, kind = "accent") => put(svg("path", { class: `dots ${kind}`, d: points.map((point) => `M${at(point)}h0`).join("") })),
     arrows: (from, to, kind = "soft") => put(svg("path", { class: `arrows ${kind}`, d: from.map((point, i) => arrow(X, Y, point, to[i])).join("") })),
-    /** An upright line with its name. */
+    /** A vertical line with its name. */
     rule(value, named, kind = "warn") {
       const flip = X(value) > (left + right) / 2;
       const word = svg("text", { x: X(value) + (flip ? -6 : 6), y: top + 14, "text-anchor": flip ? "end" : "start", say: named });
@@ -103,7 +103,7 @@ function joined(points, at) {
   return parts.join("");
 }
 
-/** A shaft with two barbs, none longer than a third of it; nothing where it goes nowhere. */
+/** An arrow, with barbs at most a third of its length; empty if its length is zero. */
 function arrow(X, Y, [x, y], [u, v]) {
   const [a, b, c, d] = [X(x), Y(y), X(u), Y(v)];
   const length = Math.hypot(c - a, d - b);
@@ -116,12 +116,12 @@ function arrow(X, Y, [x, y], [u, v]) {
 
 const COPIED = ["fill", "stroke", "stroke-width", "stroke-linecap", "opacity", "font-family", "font-size", "font-weight"];
 
-/** A plot as a canvas, `scale` times its own units, on the page's colour. */
+/** Draw a plot on a canvas, `scale` times its own units, on the page's colour. */
 export async function toCanvas(plot, scale = 2) {
   const copy = plot.cloneNode(true);
   const [nodes, copies] = [plot.querySelectorAll("*"), copy.querySelectorAll("*")];
   for (const [i, node] of nodes.entries()) {
-    const style = getComputedStyle(node); // the style sheet does not go with an image
+    const style = getComputedStyle(node); // an image does not use the page's style sheet
     for (const property of COPIED) copies[i].setAttribute(property, style.getPropertyValue(property));
   }
   const { width, height } = plot.viewBox.baseVal;
@@ -141,7 +141,7 @@ export async function toCanvas(plot, scale = 2) {
   return canvas;
 }
 
-/** All plots within an element on one canvas, below each other, each under its heading. */
+/** Draw all plots within an element on one canvas, one below the other, each under its heading. */
 export async function stacked(root) {
   const plots = [...root.querySelectorAll(".plot")];
   const canvases = await Promise.all(plots.map((plot) => toCanvas(plot)));

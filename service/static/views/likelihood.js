@@ -1,5 +1,5 @@
-// How likely are data? Draw, choose or drop them; see their bounds on log p(x_0), where those stand
-// among held-out data, and which steps they come from.
+// The Likelihood tab: draw, choose or drop data; see their bounds on log p(x_0), how those compare with
+// held-out data, and the contribution of each step.
 
 import { editorOf } from "../components/data-editor.js";
 import { openDesk } from "../components/request-panel.js";
@@ -17,28 +17,28 @@ import { kernel, evaluationOf, histogram } from "../components/loglik-plots.js";
 import { tray, twistButtons } from "../components/data-tray.js";
 import { comparison, legend, scores, verdicts } from "../components/loglik-result.js";
 
-const KEPT = 8; // answers to which the history goes back without asking again
-const LEFT_OUT = "-"; // in a link, of data that would not fit into it
+const KEPT = 8; // answers kept for going back in the history
+const LEFT_OUT = "-"; // stands in a link for data that would not fit
 const WAYS = ["terms", "all", "target_error", "trajectories"];
 const STRATA = ["even", "importance"];
 const CONVENTIONS = [["", "convention.own"], ["paper", "convention.paper"]];
 
 export const view = { id: "likelihood", mount };
 
-/** How a model's data are scored by themselves: all terms, but of pictures a hundred. */
+/** The default request of a model: all terms, or a hundred for pictures. */
 const usual = ({ shape, steps: T }) => ({
   by: shape.length === 3 && T > 100 ? "terms" : "all", terms: Math.min(100, T), target_error: 10, trajectories: 16, strata: "even", convention: "", seed: 7,
 });
 
 function mount(root, context) {
   const answers = new Map(); // request as text -> answer
-  const facts = new Map(); // model's name -> what there is to know of it
-  let model = null; // whose editor stands there
+  const facts = new Map(); // model's name -> its facts
+  let model = null; // the editor's model
   let editor = null;
-  let asked = null; // the request whose answer is shown or on its way, as text
-  let moved = 0; // how often a link was shown: what takes its time looks whether it is still wanted
-  let linked = null; // the link that is shown, as text
-  let asking = null; // the last request, and what it is about
+  let asked = null; // the request whose answer is shown or pending, as text
+  let moved = 0; // counts the links shown, so that slow work can check whether it is still wanted
+  let linked = null; // the current link, as text
+  let asking = null; // the last request, and its data
   let follow = () => {}; // scrolls to the result if a person requested it
 
   const bench = h("div", { class: "bench" });
@@ -76,23 +76,23 @@ function mount(root, context) {
     h("div", { class: "wide" }, tools, trouble.node, held.node, form, found),
   );
 
-  /** Controls work only for the chosen model. */
+  /** Enable the controls only for the chosen model. */
   function unlock() {
     for (const part of [bench, tools, held.node, form]) part.inert = model !== context.model();
   }
 
-  /** The fields that make sense together. */
+  /** Show only the fields that apply. */
   function settle() {
     const { by, terms, target_error, trajectories, strata } = form.elements;
     offer(terms, by.value === "terms");
     offer(target_error, by.value === "target_error");
     offer(trajectories, by.value === "trajectories");
     offer(strata, by.value === "terms" || by.value === "target_error");
-    if (model) terms.max = model.steps + 7; // of the last step there are eight draws
+    if (model) terms.max = model.steps + 7; // the last step has eight draws
   }
 
   async function show(state) {
-    if (JSON.stringify(state) === linked) return; // another tab was open: what was begun here stays
+    if (JSON.stringify(state) === linked) return; // back from another tab: keep unfinished work
     linked = JSON.stringify(state);
     const turn = ++moved;
     const wanted = context.model();
@@ -123,7 +123,7 @@ function mount(root, context) {
 
   function hide() {}
 
-  /** Nothing of the last model stays to be taken for the next one's, however long that takes to come. */
+  /** Clear everything of the last model while the next one loads. */
   function leave() {
     if (!model) return;
     clear();
@@ -134,7 +134,7 @@ function mount(root, context) {
     changed();
   }
 
-  /** The editor of a model, with nothing on it. */
+  /** Open a model's editor, empty. */
   async function stand(wanted, still) {
     if (!facts.has(wanted.name)) facts.set(wanted.name, await learn(wanted));
     if (!still()) return;
@@ -146,12 +146,12 @@ function mount(root, context) {
     bench.replaceChildren(editor.node);
     files.hidden = false;
     root.classList.toggle("roomy", Boolean(editor.mark));
-    fresh.hidden = Boolean(editor.mark); // there a click is another
+    fresh.hidden = Boolean(editor.mark); // in such an editor a click adds an example
     others.replaceChildren(...twistButtons(model, (turn) => held.atHand() && held.add([turn(held.atHand())])));
     changed();
   }
 
-  /** What GET /models/NAME tells, and held-out data to begin with. */
+  /** Get a model's facts (GET /models/NAME) and held-out data to start from. */
   async function learn({ name }) {
     const path = `/models/${encodeURIComponent(name)}`;
     const [found, { data }] = await Promise.all([get(path), get(`${path}/examples?count=16`)]);
@@ -185,13 +185,13 @@ function mount(root, context) {
     context.visit(fields);
   }
 
-  /** The density's map was requested: from now on the link has it. */
+  /** Record in the link that the density map was requested. */
   function mapAsked() {
     const { view: _, model: __, ...fields } = link.read();
     visit({ ...fields, map: "1" });
   }
 
-  /** Show the answer to what is there: one that is kept, or a new one. */
+  /** Show the answer to the current request, from the cache or a new one. */
   async function repeat() {
     const [body, data, of] = [request(), [...held.data()], model];
     const mine = JSON.stringify(body);
@@ -204,7 +204,7 @@ function mount(root, context) {
     asking = [mine, body, data, of];
     let answer = answers.get(mine);
     if (!answer) {
-      setTimeout(follow); // once the bar is there
+      setTimeout(follow); // once the bar is shown
       answer = await desk.ask("/loglik", body);
       if (!answer || asked !== mine) return;
       answers.set(mine, answer);

@@ -1,5 +1,5 @@
-// Draw from p(x_0) r(x_0): hide part of an example, or see it through noise, and have it completed; by
-// one method or by several, side by side.
+// The Repair tab: hide part of an example, or add noise, and draw completions from p(x_0) r(x_0) with one
+// method or several, side by side.
 
 import { cells } from "../components/cell-inputs.js";
 import { column, isPlane } from "../components/posterior-result.js";
@@ -16,12 +16,12 @@ import { curl, python, snippets } from "../components/snippets.js";
 import { thumb } from "../components/thumbnail.js";
 import { number } from "../lib/i18n.js";
 
-const KEPT = 24; // answers to which the history goes back without asking again
-const PREVIEWS = 64; // rows, the service's most
+const KEPT = 24; // answers kept for going back in the history
+const PREVIEWS = 64; // rows, the service's limit
 const METHODS = ["auto", "twisted", "product", "repaint"];
 const SYSTEMS = ["independent", "weighted", "joint"];
-const JUMPS = { name: "repaint", jump: 10, repeats: 4 }; // RePaint's ten times would cost ten chains
-const PRIOR = 300; // points of the prior behind the posterior's
+const JUMPS = { name: "repaint", jump: 10, repeats: 4 }; // RePaint's ten repeats would cost ten chains
+const PRIOR = 300; // prior points shown behind the posterior's
 
 export const view = { id: "repair", mount };
 
@@ -35,18 +35,18 @@ function usual({ kind, shape, steps: T, network }) {
 
 const draw = () => String(crypto.getRandomValues(new Uint32Array(1))[0] % 1_000_000);
 
-/** The space of an example's mask, for links: [1, H, W] of pictures, [D] of lists. */
+/** The space of an example's mask, for links: [1, H, W] for pictures, [D] for lists. */
 const maskOf = ({ shape }) => ({ kind: "bits", shape: shape.length === 3 ? [1, ...shape.slice(1)] : shape });
 
 function mount(root, context) {
   const answers = new Map(); // request as text -> { answer, seconds }
   const priors = new Map(); // model's name -> points
-  let model = null; // whose example stands there
-  let bench = null; // what it is edited with
-  let [x, known] = [null, null]; // the example, and which of it is seen
-  let asked = null; // the link's fields whose answer is shown or on its way, as text
+  let model = null; // the example's model
+  let bench = null; // the example's editor
+  let [x, known] = [null, null]; // the example, and its mask of observed elements
+  let asked = null; // the link's fields whose answer is shown or pending, as text
   let follow = () => {}; // scrolls to the result if a person requested it
-  let moves = 0; // how often something else was wanted: what takes its time looks whether it still is
+  let moves = 0; // counts changes of the request, so that slow work can check whether it is still wanted
 
   const trouble = notice();
   const workbench = h("div", { class: "bench" });
@@ -92,19 +92,19 @@ function mount(root, context) {
     results,
   );
 
-  /** Nothing is done for another model than the chosen one, or to an example that is not here yet. */
+  /** Enable the controls only for the chosen model, once its example is loaded. */
   function unlock() {
     const ready = model === context.model();
     for (const part of [origins, form, start]) part.inert = !ready;
     workbench.inert = !ready || !x;
   }
 
-  // ------------------------------------------------------------------------------- what the form says
+  // ---------------------------------------------------------------------------------------- the form
 
   const chosen = () => methods.filter((box) => box.checked && !box.disabled).map(({ value }) => value);
   const look = () => ({ known, block: Number(form.elements.block.value || 1), noise: Number(form.elements.noise.value) });
 
-  /** The fields that make sense together, and the example as it is seen by them. */
+  /** Show only the fields that apply, and the example as they make it observed. */
   function settle({ target } = {}) {
     const { block, label, noise: slider, steps, systems, num_samples: count, particles } = form.elements;
     if (target === block && block.value !== "1" && slider.value === "0") slider.value = 8; // averages are rarely exact
@@ -124,7 +124,7 @@ function mount(root, context) {
     age();
   }
 
-  /** Whether what is shown answers what the form and the bench say now. */
+  /** Whether the result shown belongs to the current form and example. */
   async function age() {
     const now = x && asked !== null ? JSON.stringify(await fieldsNow()) : asked;
     const old = asked !== null && now !== asked;
@@ -132,14 +132,14 @@ function mount(root, context) {
     stage.classList.toggle("stale", old);
   }
 
-  /** Another example, seen as the last one was. */
+  /** Replace the example, keeping the mask. */
   function put(example, mask = known) {
     x = example;
     known = mask ?? veil(isPicture(model) ? "bottom" : "right", model);
     settle();
   }
 
-  // -------------------------------------------------------------------------------- what the link says
+  // ---------------------------------------------------------------------------------------- the link
 
   async function show(state) {
     const turn = ++moves;
@@ -167,7 +167,7 @@ function mount(root, context) {
     if (asked !== JSON.stringify(await fieldsNow())) repeat();
   }
 
-  /** Nothing of the last model stays to be taken for the next one's, however long that takes to come. */
+  /** Clear everything of the last model while the next one loads. */
   function leave() {
     if (!model) return;
     clear();
@@ -177,7 +177,7 @@ function mount(root, context) {
     unlock();
   }
 
-  /** Everything for a model, and its first held-out example. */
+  /** Set up a model, with its first held-out example. */
   async function stand(wanted, still) {
     const { data } = await get(`/models/${encodeURIComponent(wanted.name)}/examples?count=${isPicture(wanted) ? 15 : 6}`);
     if (!still()) return;
@@ -195,7 +195,7 @@ function mount(root, context) {
     else settle();
   }
 
-  /** The choices that a model has. */
+  /** Offer the choices that a model has. */
   function suit() {
     const { block, label } = form.elements;
     const [height, width] = model.shape.slice(-2);
@@ -210,7 +210,7 @@ function mount(root, context) {
     noiseText.hidden = model.kind === "vector";
   }
 
-  /** A sample of the model as the example. */
+  /** Draw a sample of the model as the example. */
   async function drawOne() {
     const turn = ++moves;
     const { steps } = usual(model);
@@ -237,13 +237,13 @@ function mount(root, context) {
     repeat();
   }
 
-  /** Ask once more for what failed: answers that came are kept. */
+  /** Repeat the failed requests, keeping the answers that came. */
   function again() {
     follow = follower(results);
     repeat();
   }
 
-  // --------------------------------------------------------------------------------- what is answered
+  // ------------------------------------------------------------------------------------- the answers
 
   function requestOf(method, y, seen) {
     const { num_samples, particles, systems, steps, seed, label } = read(form);
@@ -260,7 +260,7 @@ function mount(root, context) {
     };
   }
 
-  /** Show the answers to what the form says, one method after the other: those that are kept, or new ones. */
+  /** Show the answers to the form's request, method by method, from the cache or new ones. */
   async function repeat() {
     const turn = ++moves;
     asked = JSON.stringify(await fieldsNow());
@@ -277,7 +277,7 @@ function mount(root, context) {
     const columns = names.map((name) => column(name, of, { y, look: seen, prior }));
     stage.replaceChildren(...(isPicture(of) ? [pair(x, y, seen, of)] : []), h("div", { class: "columns" }, ...columns.map(({ node }) => node)));
     columns.forEach((each, i) => each.wait(bodies[i].num_samples));
-    setTimeout(follow); // once the bar is there
+    setTimeout(follow); // once the bar is shown
     for (const [i, body] of bodies.entries()) {
       const found = await find(body, columns[i]);
       if (turn !== moves) return;
@@ -309,7 +309,7 @@ function mount(root, context) {
     return priors.get(name) ?? null;
   }
 
-  /** What it was, and what was seen of it. */
+  /** Show the original and its observation. */
   function pair(example, y, seen, of) {
     const [whole, part] = ["repair.truth", "repair.seen"].map((text) => h("canvas", { class: "pixels", role: "img", label: text }));
     paintSeen(whole, example, null, of);

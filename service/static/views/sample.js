@@ -1,4 +1,4 @@
-// Draw from p(x_0): choose, watch the chains run, go through the trajectory afterwards.
+// The Sample tab: draw from p(x_0), watch the chains run, and replay the trajectory.
 
 import { openDesk } from "../components/request-panel.js";
 import { h } from "../lib/dom.js";
@@ -9,10 +9,10 @@ import { sceneOf } from "../components/gallery.js";
 import { curl, python, snippets } from "../components/snippets.js";
 import { known, tell } from "../lib/i18n.js";
 
-const PREVIEWS = 64; // rows, the service's most
-const FRAMES = 40; // of a trajectory, at most
-const NUMBERS = 400_000; // that it may hold: a few megabytes of text
-const KEPT = 8; // answers that the history keeps
+const PREVIEWS = 64; // rows, the service's limit
+const FRAMES = 40; // most frames of a trajectory
+const NUMBERS = 400_000; // most numbers in a trajectory: a few megabytes of text
+const KEPT = 8; // answers kept for going back in the history
 
 export const view = { id: "sample", mount };
 
@@ -25,12 +25,12 @@ function usual({ kind, shape, steps: T, network }) {
 
 /** How many intermediate states to request: fewer if each is large; none if it would be only a few. */
 function framesOf({ shape }, count, steps) {
-  const numbers = 2 * count * shape.reduce((a, b) => a * b); // of a state and its estimate
+  const numbers = 2 * count * shape.reduce((a, b) => a * b); // in a state and its estimate
   const frames = Math.min(FRAMES, steps, Math.floor(NUMBERS / numbers) - 1);
   return frames < 4 && frames < steps ? 0 : frames;
 }
 
-/** A sampler to choose, under its name in words/ where it has one. */
+/** An option for a sampler, with its name from words/ if it has one. */
 const optionOf = (value) => {
   const key = `sampler.${value}`;
   return known(key) ? h("option", { value, say: key }) : h("option", { value }, value);
@@ -41,7 +41,7 @@ const draw = () => String(crypto.getRandomValues(new Uint32Array(1))[0] % 1_000_
 function mount(root, context) {
   const answers = new Map(); // link's fields as text -> answer
   let scene = null;
-  let asked = null; // the fields whose answer is shown or on its way, as text
+  let asked = null; // the fields whose answer is shown or pending, as text
 
   const form = h("form", { class: "form", on: { submit: run, change: settle } },
     field("sample.number", numberInput("num_samples", { min: 1, max: 4096 })),
@@ -52,7 +52,7 @@ function mount(root, context) {
     h("label", { class: "check" }, h("input", { type: "checkbox", name: "keep" }), h("span", { say: "sample.keep" })),
     h("button", { class: "primary", say: "sample.run" }),
   );
-  form.elements.seed.addEventListener("input", () => (form.elements.keep.checked = true)); // it is meant
+  form.elements.seed.addEventListener("input", () => (form.elements.keep.checked = true)); // a typed seed is kept
   const desk = openDesk(context.announce, () => {
     fill(form, JSON.parse(asked)[1]);
     settle();
@@ -70,7 +70,7 @@ function mount(root, context) {
   const partial = h("p", { class: "partial", say: "sample.partial", hidden: true });
   const code = snippets();
   let follow = () => {}; // scrolls to the result if a person requested it
-  let trajectory = null; // of the answer that is shown, its last state as the samples are
+  let trajectory = null; // the current answer's, whose last state is the samples
 
   const results = h("div", { class: "wide" }, desk.node, partial, stage, playback.node, tools, code.node);
   root.classList.add("split");
@@ -79,7 +79,7 @@ function mount(root, context) {
     results,
   );
 
-  /** The fields that make sense together. */
+  /** Show only the fields that apply. */
   function settle() {
     const model = context.model();
     const { sampler, steps, seed } = form.elements;
@@ -105,7 +105,7 @@ function mount(root, context) {
     playback.hide();
   }
 
-  /** The request's fields, as the link has them. */
+  /** The request's fields, as in the link. */
   const fieldsNow = () => {
     const { keep, ...fields } = read(form);
     return fields;
@@ -120,7 +120,7 @@ function mount(root, context) {
     repeat();
   }
 
-  /** Show the answer to what the form says: one that is kept, or a new one. */
+  /** Show the answer to the form's request, from the cache or a new one. */
   async function repeat() {
     asked = named();
     const [mine, model, body] = [asked, context.model(), request()];
@@ -128,7 +128,7 @@ function mount(root, context) {
     let answer = answers.get(mine);
     if (!answer) {
       scene.show(Array(body.num_samples).fill(null));
-      setTimeout(follow); // once the bar is there
+      setTimeout(follow); // once the bar is shown
       let seen = false;
       const onPreview = ({ estimates }) => {
         if (asked === mine) scene.show(pad(estimates, body.num_samples));
@@ -157,7 +157,7 @@ function mount(root, context) {
     if (answers.size > KEPT) answers.delete(answers.keys().next().value);
   }
 
-  /** An empty stage for a model. */
+  /** Show an empty scene for a model. */
   function stand(model) {
     scene = sceneOf(model);
     stage.replaceChildren(scene.node);
@@ -179,7 +179,7 @@ function mount(root, context) {
     if (answer.trajectory) {
       const { t, x, x_0 } = answer.trajectory;
       trajectory = { t, x: x.with(-1, answer.samples), x_0: x_0.with(-1, answer.samples) };
-      scene.reach(x.flat()); // estimates may lie far off, where the noise is all there is
+      scene.reach(x.flat()); // only states: estimates from pure noise may lie far away
       playback.load(t.length);
     }
   }

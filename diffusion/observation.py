@@ -25,7 +25,7 @@ from diffusion.space import DataSpace
 _ELEMENTS = Mask()
 #: Why some observations cannot be combined with a product of models.
 TIED = (
-    "a product of models is worked out element by element, and what was seen ties them together: "
+    "a product of models works element by element, and this observation ties them together: "
     "observe elements (operator 'mask'), with covariance 'diagonal' or 'independent'"
 )
 
@@ -78,8 +78,8 @@ class Observation(Rows):
         wanted = operator.seen(event)
         if tuple(y.shape[1:]) != wanted:
             raise ValueError(
-                f"of data of shape {list(event)} this operator sees {list(wanted)}, came values of "
-                f"shape {list(y.shape[1:])}"
+                f"for data of shape {list(event)} this operator sees {list(wanted)}, came values "
+                f"of shape {list(y.shape[1:])}"
             )
         seen = cls.of_reals(y, torch.ones_like(y, dtype=torch.bool), noise_std)
         if not isinstance(operator, Mask):
@@ -88,7 +88,7 @@ class Observation(Rows):
             rows = rows / rows.abs().amax(1, keepdim=True).clamp_min(1e-300)  # unit-free
             if len(rows) and int(torch.linalg.matrix_rank(rows, rtol=1e-6)) < len(rows):
                 raise ValueError(
-                    f"of {len(rows)} numbers seen without noise some follow from the others (a "
+                    f"some of {len(rows)} numbers seen without noise follow from the others (a "
                     "singular operator): leave them out, or give a noise above 0"
                 )
         return cls(seen.factor, operator)

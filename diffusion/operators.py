@@ -149,14 +149,14 @@ class Blur(LinearOperator):
         _check_table(kernel, "kernel")
         sides = len(kernel), len(kernel[0])
         if any(n % 2 == 0 for n in sides):
-            raise ValueError(f"a kernel has a middle: odd sides, came {list(sides)}")
+            raise ValueError(f"a kernel has odd sides, came {list(sides)}")
         return kernel
 
     @override
     def seen(self, event: Event) -> Event:
         _spatial(event)
         if len(event) == 1 and len(self.kernel) > 1:
-            raise ValueError("a vector is blurred by one row of numbers: write [[...]]")
+            raise ValueError("a vector needs a kernel of one row of numbers: write [[...]]")
         return event
 
     @override
@@ -205,7 +205,7 @@ class Dense(LinearOperator):
         if len(self.rows[0]) != math.prod(event):
             raise ValueError(
                 f"an example has {math.prod(event)} elements, came rows of {len(self.rows[0])}: "
-                "write one weight for each element"
+                "write one weight per element"
             )
         return (len(self.rows),)
 
@@ -234,8 +234,8 @@ def _spatial(event: Event) -> int:
     """Return the first spatial axis of an event: 0 for a vector, 1 for [channels, ...]."""
     if len(event) not in (1, 3):
         raise ValueError(
-            "space is that of vectors [D] and images [channels, height, width], came data of shape "
-            f"{list(event)}: use 'dense'"
+            "this operator takes vectors [D] and images [channels, height, width], came data of "
+            f"shape {list(event)}: use 'dense'"
         )
     return 0 if len(event) == 1 else 1
 

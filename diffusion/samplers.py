@@ -398,6 +398,6 @@ def _check_observation(plan: Plan, observation: Observation | None) -> None:
     """Raise ValueError if noise-free steps would ignore a noisy observation."""
     if observation is not None and plan.points and observation.factor.noisy:
         raise ValueError(
-            "steps without noise are points, which an observation with noise does not move: use "
+            "steps without noise cannot follow an observation with noise: use "
             "'ancestral', or 'ddim' with eta above 0"
         )

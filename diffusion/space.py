@@ -67,7 +67,7 @@ class DataSpace(BaseModel):
         names = self.columns
         if names is not None and (self.shape != (len(names),) or len(set(names)) != len(names)):
             raise ValueError(
-                f"`columns` are different names, one for each element where `shape` is [D], came "
+                f"`columns` are D different names for a `shape` of [D], came "
                 f"{list(names)} for {list(self.shape)}"
             )
         return self

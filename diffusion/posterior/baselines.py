@@ -117,10 +117,7 @@ def check_repaint(observation: Observation) -> None:
     """Raise ValueError for bits observed with flips."""
     factor = observation.factor
     if not factor.continuous and factor.noisy:
-        raise ValueError(
-            "method 'repaint' puts in what was seen as it is, and these bits may have flipped: "
-            "use 'twisted'"
-        )
+        raise ValueError("method 'repaint' cannot use bits that may have flipped: use 'twisted'")
 
 
 def _of_reals(

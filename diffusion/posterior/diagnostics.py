@@ -149,7 +149,7 @@ class Summary:
             ValueError: a level is outside 0 to 1.
         """
         if any(not 0 <= level <= 1 for level in levels):
-            raise ValueError(f"quantiles are of levels from 0 to 1, came {list(levels)}")
+            raise ValueError(f"quantiles take levels from 0 to 1, came {list(levels)}")
         N, n = samples.shape[:2]
         if weights is None:
             weights = torch.full((N, n), 1 / n, dtype=torch.float64, device=samples.device)

@@ -165,8 +165,8 @@ class Expert(Factor):
         same_process(self.model.process, model.process, "this model runs")
         if not self.model.space.agrees(model.space):
             raise ValueError(
-                f"a product is of models of the same data: one is of space {model.space!r}, the "
-                f"other of {self.model.space!r}"
+                f"a product needs models of the same data: one has space {model.space!r}, the "
+                f"other {self.model.space!r}"
             )
 
     @override

@@ -76,7 +76,7 @@ class MatchedStart:
             return None
         return (
             f"the step that fits best has {self.noise / self.asked:.3g} times the noise asked "
-            "for, and the answer is that of its noise: use 'auto' or 'twisted'"
+            "for, and the answer is for that noise: use 'auto' or 'twisted'"
         )
 
 
@@ -139,7 +139,7 @@ class PosteriorMethod(BaseModel, ABC):
         check_factors(model, observation, factors)
         if factors:
             raise ValueError(
-                f"method '{self.name}' knows what was seen and no other factor: use 'twisted' for "
+                f"method '{self.name}' takes an observation and no other factor: use 'twisted' for "
                 "labels and products of models"
             )
         return self
@@ -259,8 +259,8 @@ class Matched(PosteriorMethod):
         noise = observation.one_noise(model.process.most_noise)
         if noise is None:
             raise ValueError(
-                "a matched start needs the same independent noise on every element (of bits, base "
-                "rate 1/2): use 'twisted'"
+                "a matched start needs the same independent noise on every element (for bits, also "
+                "base rate 1/2): use 'twisted'"
             )
         start = matched_start(model, observation.values, noise)
         _check_start(start, model)

@@ -76,9 +76,7 @@ class BinomialProcess(Process):
         self, space: DataSpace, operator: LinearOperator, y: Tensor, known: Tensor, noise: Tensor
     ) -> tuple[Observation, Tensor]:
         if not isinstance(operator, Mask):
-            raise ValueError(
-                "bits are seen one by one, each as it is or flipped: leave out `operator`"
-            )
+            raise ValueError("bits can only be observed one by one: leave out `operator`")
         return Observation.of_bits(y, known, float(noise)), torch.zeros(len(y)).double()
 
     @override
@@ -106,8 +104,7 @@ class BinomialProcess(Process):
             )
         if noise >= 0.5:
             raise ValueError(
-                f"flips of probability 1/2 or more leave nothing to go by, came {noise:g}: "
-                "for more than 1/2 invert the bits"
+                f"a flip probability is below 1/2, came {noise:g}: above 1/2 invert the bits"
             )
         alpha_bar = self.alpha_bar[1:]
         t = int((alpha_bar - (1 - 2 * noise)).abs().argmin()) + 1

@@ -111,11 +111,11 @@ class Observation(Rows):
 
     @property
     def values(self) -> Tensor:
-        """The observed numbers or bits, [N, *seen]; meaningless where nothing is known."""
+        """The observed numbers or bits, [N, *seen]; meaningless where unknown."""
         return self.factor.values
 
     def one_noise(self, most: float) -> float | None:
-        """Return the noise level if all elements are observed with the same one, below `most`."""
+        """Return the noise if all elements are seen with the same, below `most`; else None."""
         if not isinstance(self.operator, Mask) or not bool(self.known.all()):
             return None
         noise = self.factor.noise

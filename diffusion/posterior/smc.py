@@ -307,7 +307,7 @@ def ess(log_w: Tensor) -> Tensor:
 
 
 def log_mean(log_w: Tensor) -> Tensor:
-    """Return the log of the mean weight, [S]; -inf if all are."""
+    """Return the log of the mean weight, [S]; -inf if all weights are 0."""
     return log_w.logsumexp(1) - math.log(log_w.shape[1])
 
 

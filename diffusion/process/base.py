@@ -74,7 +74,7 @@ class Process(Tables, ABC):
         return len(self.beta) - 1
 
     def log_snr(self, t: Tensor) -> Tensor:
-        """Return log(alpha_bar_t / (1 - alpha_bar_t)), float64 [B]; infinite if it is 0 or 1."""
+        """Return the log SNR, log(alpha_bar_t / (1 - alpha_bar_t)), float64 [B], maybe infinite."""
         return torch.logit(self.alpha_bar[t])
 
     def rate(self, t: Tensor, s: Tensor) -> Tensor:

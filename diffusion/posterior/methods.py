@@ -270,26 +270,26 @@ class Matched(PosteriorMethod):
 class _Weighted(PosteriorMethod):
     """The settings of weighted particles."""
 
-    particles: int = Field(8, ge=1, description="Of each system.")
+    particles: int = Field(8, ge=1, description="Particles per system.")
     systems: Literal["independent", "weighted", "joint"] = Field(
         "weighted",
-        description="`weighted`: one system for each sample, from which the samples are drawn by "
-        "the systems' evidence, some more than once, where that leaves more than half of them. "
-        "`independent`: each is drawn once, and `weights` say what it counts. `joint`: one for all "
-        "samples of a data point, which is cheaper, and whose samples share ancestors.",
+        description="`weighted`: one system per sample; the samples are drawn from the systems by "
+        "their evidence, some more than once, unless that leaves fewer than half of them. "
+        "`independent`: one sample from each system, with its weight in `weights`. `joint`: one "
+        "system for all samples of an observation, which is cheaper, but they share ancestors.",
     )
     covariance: Covariance = Field(
         Twist().covariance,
-        description="Of x_0 given x_t: `full` by products with the network's Jacobian, `diagonal` "
-        "by one, `independent` by none; `auto` is full up to `products` numbers seen, then "
-        "independent.",
+        description="The covariance of x_0 given x_t: `full` takes products with the network's "
+        "Jacobian, `diagonal` one product, `independent` none; `auto` is `full` up to `products` "
+        "observed numbers and `independent` beyond.",
     )
     products: int = Field(
         Twist().products,
         ge=1,
         le=64,
-        description="Most products of a step with `full`; where more numbers were seen, as many "
-        "steps of conjugate gradients.",
+        description="The most Jacobian products per step with `full`. If more numbers were "
+        "observed, that many steps of conjugate gradients are made.",
     )
 
 

@@ -1,1 +1,1 @@
-"""Speed against peers, each module one command: `python -m benchmarks.small`."""
+"""Benchmarks of speed and accuracy; each module is a command: `python -m benchmarks.small`."""

@@ -1,4 +1,4 @@
-"""An app that does nothing, under uvicorn: what a route costs on this machine at the least.
+"""An empty app under uvicorn, which measures the least that a route costs on this machine.
 
 python -m benchmarks.bare --port 8003
 """
@@ -10,7 +10,7 @@ from starlette.types import Receive, Scope, Send
 
 
 async def app(scope: Scope, receive: Receive, send: Send) -> None:  # noqa: ARG001, ASGI's form
-    """200 to whatever comes."""
+    """Answer every request with 200."""
     headers = [(b"content-type", b"application/json")]
     await send({"type": "http.response.start", "status": 200, "headers": headers})
     await send({"type": "http.response.body", "body": b"{}"})

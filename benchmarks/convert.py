@@ -1,11 +1,10 @@
-"""A converted network as the engine calls it, over diffusers' own module, by CPU time or wall time.
+"""Time a converted network as the engine calls it against diffusers' own module.
 
     python -m benchmarks.convert [--width 128] [--sizes 1 4 16] [--eager] [--wall]
 
 The architecture of google/ddpm-cifar10-32 (35.7 million parameters at --width 128) with random
-weights, saved by diffusers and converted: the same tensors, the same rows at the same steps, each
-call in turn with the other's. CPU time of one thread is for machines on which others work; --wall
-is for idle ones.
+weights is saved by diffusers and converted. Both run the same rows at the same steps, call by call
+in alternation. The default is CPU time of one thread, for busy machines; --wall is for idle ones.
 """
 
 import argparse
@@ -27,7 +26,7 @@ from training.convert import Options, convert
 
 
 def peer(width: int) -> UNet2DModel:
-    """The architecture of google/ddpm-cifar10-32, `width` channels at the full resolution."""
+    """Build google/ddpm-cifar10-32's architecture with `width` channels at full resolution."""
     torch.manual_seed(0)
     plain, attended = "DownBlock2D", "AttnDownBlock2D"
     return UNet2DModel(
@@ -45,7 +44,7 @@ def peer(width: int) -> UNet2DModel:
 
 
 def converted(theirs: UNet2DModel, folder: Path, *, compiled: bool) -> NetworkCalls:
-    """Its weights, through a folder and a conversion, as the engine calls them."""
+    """Save and convert the peer's weights and return the network as the engine calls it."""
     source = folder / "pipeline"
     if not source.exists():
         DDPMPipeline(theirs, DDPMScheduler()).save_pretrained(source)
@@ -57,7 +56,7 @@ def converted(theirs: UNet2DModel, folder: Path, *, compiled: bool) -> NetworkCa
 def measured(
     ours: NetworkCalls, theirs: UNet2DModel, size: int, clock: Callable[..., float], rounds: int
 ) -> list[str]:
-    """A line of the table: milliseconds a call of each, and the ratio.
+    """Measure a row of the table: milliseconds per call of each, and the ratio.
 
     Raises:
         ValueError: the two give different x_0hat.
@@ -66,7 +65,7 @@ def measured(
 
     def our_call() -> Tensor:
         found, _ = ours((x_t, t), None)
-        assert found is not None  # of chains, where there are any
+        assert found is not None  # there are chains
         return found.x_0
 
     def their_call() -> Tensor:
@@ -76,7 +75,7 @@ def measured(
     signal = ours.model.process.alpha_bar[t].view(-1, 1, 1, 1)
     wanted = ((x_t - (1 - signal).sqrt() * their_call()) / signal.sqrt()).clamp(-1, 1)
     difference = float((our_call() - wanted).abs().max())
-    if not difference < 1e-3:  # eps is magnified by up to 158 where there is least signal
+    if not difference < 1e-3:  # eps is magnified by up to 158 at the lowest signal
         raise ValueError(f"x_0hat differs by {difference:.1e}: another network was converted")
     found = compare(partial(clock, our_call), partial(clock, their_call), rounds)
     return found.cells(1e-3)
@@ -95,7 +94,7 @@ def main() -> None:
         torch.set_num_threads(1)  # the thread whose time is counted
     clock = seconds if asked.wall else cpu_seconds
     print(machine())
-    keep_freed_memory()  # as the service does; it serves both
+    keep_freed_memory()  # as the service does; it helps both
     rows: list[list[str]] = []
     with tempfile.TemporaryDirectory() as name:
         theirs = peer(asked.width)

@@ -1,9 +1,9 @@
-"""What a posterior's defaults answer where the exact answer is known and was once missed.
+"""Test a posterior's default settings on problems with exact answers that they once got wrong.
 
     python -m benchmarks.defaults [--only modes ...]
 
-Mode weights of two and of three modes, noise that lies between the steps of a schedule or beyond
-its ends, and one observation eight standard deviations out. Every number has a standard error over
+They are the weights of two and three modes, noise levels between the steps of a schedule or beyond
+its ends, and an observation eight standard deviations out. Every number has a standard error over
 independent answers.
 """
 
@@ -24,9 +24,9 @@ from diffusion.operators import Dense
 from diffusion.posterior import Auto, Method, Posterior, Twisted, sample_posterior
 from diffusion.samplers import Ancestral
 
-#: Steps of `twisted` where a request gives none.
+#: The default number of steps of `twisted`.
 STEPS = 100
-#: Answers of 64 samples each.
+#: Independent answers, of 64 samples each.
 COUNT = 20
 Row = tuple[str, ...]
 
@@ -39,7 +39,7 @@ def answers(
     seed: int = 0,
     method: Method | None = None,
 ) -> Posterior:
-    """So many answers of the defaults; the data of one batch have noise of their own."""
+    """Draw `count` answers with the default settings, in one batch with independent noise."""
     method = method or Auto()
     same = seen.rows(torch.zeros(count, dtype=torch.long))
     sampler = Ancestral(steps=min(STEPS, model.T))
@@ -47,29 +47,29 @@ def answers(
 
 
 def gaussian(covariance: Tensor) -> GaussianMixture:
-    """One normal distribution around 0."""
+    """Build a Gaussian with mean 0."""
     zero = torch.zeros(1, len(covariance), dtype=torch.float64)
     return GaussianMixture.from_values(torch.ones(1), zero, covariance[None].double())
 
 
 def through(rows: Sequence[Sequence[float]], y: Sequence[float], std: float) -> Observation:
-    """Linear combinations of the elements, seen through noise."""
+    """Build an observation of linear combinations of the elements plus noise."""
     dense = Dense(rows=tuple(tuple(row) for row in rows))
     return Observation.of_linear(dense, torch.tensor([list(y)]), (len(rows[0]),), std)
 
 
 def told(value: Tensor | float, error: Tensor | float) -> str:
-    """A mean and its standard error."""
+    """Format a mean and its standard error."""
     return f"{float(value):.3f} +- {float(error):.3f}"
 
 
 def over(each: Tensor) -> str:
-    """The mean of independent answers and its standard error, of [n]."""
+    """Format the mean of independent answers [n] and its standard error."""
     return told(each.mean(), each.std() / len(each) ** 0.5)
 
 
 def evidence(found: Posterior, exact: float) -> Row:
-    """Root mean square error of log p(y), how often the stated error holds, and how many warn."""
+    """Tabulate the RMS error of log p(y), how often the stated error holds, and the warnings."""
     kept = [one for one in found.diagnostics if one.log_evidence is not None]
     off = torch.tensor([(one.log_evidence or 0.0) - exact for one in kept])
     stated = torch.tensor([one.log_evidence_error or 0.0 for one in kept])
@@ -80,7 +80,7 @@ def evidence(found: Posterior, exact: float) -> Row:
 
 
 def modes() -> list[Row]:
-    """Three modes and two, one linear observation: the share of each mode, by the exact weights."""
+    """Compare the shares of three and two modes with the exact weights, given one observation."""
     three = torch.tensor([[-2.0, 0.5], [0.5, -1.5], [2.0, 2.0]]).double()
     two = torch.tensor([[-1.0, 1.0], [1.0, -1.0]]).double()
     cases = {
@@ -113,7 +113,7 @@ def modes() -> list[Row]:
 
 
 def noises() -> list[Row]:
-    """Everything seen through noise that no step has: mean and deviation of the first element."""
+    """Observe everything at noise levels of no step: mean and deviation of the first element."""
     rows = []
     coarse = (
         gaussian(torch.tensor([[1.0]])),
@@ -172,7 +172,7 @@ def noises() -> list[Row]:
 
 
 def surprises() -> list[Row]:
-    """A linear observation so many deviations out of one correlated Gaussian, by its elements."""
+    """Observe a correlated Gaussian far out: means and deviations of its elements."""
     rows = []
     for D in (2, 8):
         place = torch.arange(D)
@@ -202,7 +202,7 @@ HEADS = ["case", "exact", "found", "log p(y) off: mean, root mean square", "erro
 
 
 def main() -> None:
-    """Measure and print."""
+    """Measure and print the tables."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--only", nargs="*", default=list(CASES), choices=list(CASES))
     asked = parser.parse_args()

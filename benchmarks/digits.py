@@ -1,11 +1,11 @@
-"""Real digits: are posteriors calibrated, and what do they make of pixels that are hidden?
+"""Posteriors on real digits: their calibration, and their reconstruction of hidden pixels.
 
-Calibration is that of simulations: x_0 from the model by the same chain, y from x_0, n draws from
-the posterior of y; the rank of f(x_0) among f of the draws is uniform on 0..n for any f when the
-draws are the posterior's (Talts, Betancourt, Simpson, Vehtari and Gelman 2018). Distances of
-histograms from flat are chi-square, sum (count - expected)^2 / expected, of n degrees.
+Calibration is simulation-based: draw x_0 from the model by the same chain, y given x_0, and n draws
+from the posterior given y. For any f, the rank of f(x_0) among the draws' f is uniform on 0..n if
+the posterior is exact (Talts, Betancourt, Simpson, Vehtari and Gelman 2018). A histogram's distance
+from uniform is chi-square, sum (count - expected)^2 / expected, with n degrees of freedom.
 
-Test digits are read by `models/mnist-classifier` at t = 0: a judge that no method here has seen.
+Test digits are classified by `models/mnist-classifier` at t = 0, which no method here uses.
 """
 
 import math
@@ -40,7 +40,7 @@ _EVENT = (1, 28, 28)
 
 @cache
 def model() -> DiffusionModel:
-    """models/mnist, with what its steps say worked out once."""
+    """Load models/mnist with its time conditions precomputed."""
     found, _ = load(Path("models/mnist/model.safetensors"))
     found.eval().requires_grad_(False).tabulate()
     found.network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # as served
@@ -49,13 +49,13 @@ def model() -> DiffusionModel:
 
 @cache
 def reader() -> Classifier:
-    """models/mnist-classifier."""
+    """Load models/mnist-classifier."""
     found, _ = load_classifier(Path("models/mnist-classifier/model.safetensors"))
     return found
 
 
 def known(hidden: str) -> Tensor:
-    """Which pixels are seen, bool [1, 28, 28]."""
+    """Return which pixels are observed, bool [1, 28, 28]."""
     seen = torch.ones(_EVENT, dtype=torch.bool)
     if hidden == "right half":
         seen[:, :, 14:] = False
@@ -68,15 +68,15 @@ def known(hidden: str) -> Tensor:
 
 
 def ranks(name: str, hidden: str, part: int, draws: int, samples: int, steps: int) -> list[Row]:
-    """Counts of the ranks, 0..samples, of three scalars of what is hidden.
+    """Count the ranks, 0..samples, of three scalars of the hidden pixels.
 
     Args:
-        name: a method.
-        hidden: of `known`.
-        part: which of several sets of draws; they add up.
-        draws: data from the model.
-        samples: posterior draws of each.
-        steps: of every chain, the data's own too.
+        name: the method.
+        hidden: as in `known`.
+        part: index of the set of draws; the counts of several sets add up.
+        draws: data drawn from the model.
+        samples: posterior draws per example.
+        steps: steps of every chain, including the data's.
     """
     sampler, seed = Ancestral(steps=steps), 100 + 10 * part
     x_0 = sample(model(), draws, seed=seed, sampler=sampler)
@@ -102,14 +102,14 @@ def ranks(name: str, hidden: str, part: int, draws: int, samples: int, steps: in
 
 
 def hidden_pixels(name: str, hidden: str, part: int, digits: int, samples: int) -> list[Row]:
-    """Test digits with pixels hidden: how near the truth, how sure, and what is read off them.
+    """Measure the error and the classification of test digits with reconstructed pixels.
 
     Args:
-        name: a method.
-        hidden: of `known`.
-        part: which of several stretches of the test set.
-        digits: of each part.
-        samples: posterior draws of each.
+        name: the method.
+        hidden: as in `known`.
+        part: index of the part of the test set.
+        digits: digits per part.
+        samples: posterior draws per digit.
     """
     method, steps = METHODS[name]
     x_0, labels = _test(slice(part * digits, (part + 1) * digits))
@@ -143,14 +143,14 @@ def hidden_pixels(name: str, hidden: str, part: int, digits: int, samples: int) 
 
 
 def _rms(off: Tensor, hidden: str) -> Tensor:
-    """Root mean square over the hidden pixels, levels, [B]."""
+    """Return the root mean square over the hidden pixels, in levels, [B]."""
     scale = model().space.scale
     assert isinstance(scale, float)  # one for all pixels
     return _hidden(off, hidden).square().mean(1).sqrt() * scale
 
 
 def _told(one: Diagnostics) -> dict[str, float]:
-    """What the particles say of themselves; NaN of no particles."""
+    """Return the particles' diagnostics; NaN for methods without particles."""
     return {
         "log_evidence": math.nan if one.log_evidence is None else one.log_evidence,
         "ancestors": float(one.ancestors),
@@ -160,7 +160,7 @@ def _told(one: Diagnostics) -> dict[str, float]:
 
 @cache
 def scalars(hidden: str) -> Tensor:
-    """Total ink, and the first two principal components of training digits; [hidden, 3]."""
+    """Return weights of total ink and of training digits' first two components, [hidden, 3]."""
     images = MnistConfig().load().split("train")[:5000]
     x = _hidden(model().space.to_model(images), hidden)
     _, _, axes = torch.pca_lowrank(x, q=4)
@@ -168,11 +168,11 @@ def scalars(hidden: str) -> Tensor:
 
 
 def _hidden(x: Tensor, hidden: str) -> Tensor:
-    """The hidden pixels, [B, hidden]."""
+    """Return the hidden pixels, [B, hidden]."""
     return x.flatten(1)[:, ~known(hidden).flatten()]
 
 
 def _test(which: slice) -> tuple[Tensor, Tensor]:
-    """Test digits in model units, and their labels."""
+    """Return test digits in model units, and their labels."""
     images = MnistConfig().load().split("test")[which]
     return model().space.to_model(images), mnist.labels()[1][which].long()

@@ -1,9 +1,9 @@
-"""The engine under a mixed load: its rows a second over the bare network's at the same batch size.
+"""Compare the engine's rows per second under a mixed load with the bare network's.
 
     python -m benchmarks.engine [--model models/mnist] [--batch 32] [--device cpu]
 
-The load never lets the batch run empty: chains of 50 and 250 steps by two samplers, half-hidden
-data, and terms of bounds, coming and going.
+Both use the same batch size. The load keeps the batch full with a changing mix of chains of 50 and
+250 steps by two samplers, half-hidden data, and terms of bounds.
 """
 
 import argparse
@@ -34,7 +34,7 @@ _CALLS = 10
 
 
 def load_of(model: DiffusionModel) -> Iterator[Job[Any]]:
-    """Jobs without end."""
+    """Yield jobs endlessly."""
     convention = model.space.default_convention
     x_0 = torch.zeros(2, *model.event)
     known = torch.rand(4, *model.event) < 0.5
@@ -48,7 +48,7 @@ def load_of(model: DiffusionModel) -> Iterator[Job[Any]]:
 
 
 def engine_rate(model: DiffusionModel, batch: int, window: float) -> float:
-    """Rows a second through the engine, kept full for `window` seconds."""
+    """Measure rows per second through the engine, kept full for `window` seconds."""
     settings = Settings(batch_size=batch, max_queue_cost=10**9)
     return hosted({"m": model}, settings, lambda engine: _keep_full(engine, model, window))
 
@@ -73,7 +73,7 @@ def _keep_full(engine: Engine, model: DiffusionModel, window: float) -> float:
 
 @torch.inference_mode()
 def network_rate(model: DiffusionModel, batch: int, window: float) -> float:
-    """Rows a second of nothing but the network, laid out as the engine has it."""
+    """Measure rows per second of the network alone, in the engine's memory layout."""
     NetworkCalls(model)
     device = model.device
     x = torch.randn(batch, *model.event, device=device)
@@ -82,14 +82,14 @@ def network_rate(model: DiffusionModel, batch: int, window: float) -> float:
     count, spent = 0, 0.0
     seconds(lambda: model.network(x, time_))
     while spent < window:
-        # Several between two looks at the clock: a GPU's queue must not run dry.
+        # Make several calls per reading of the clock, so that a GPU's queue does not run dry.
         spent += seconds(lambda: [model.network(x, time_) for _ in range(_CALLS)])
         count += _CALLS * batch
     return count / spent
 
 
 def main() -> None:
-    """Measure in turn and print the ratio."""
+    """Measure both alternately and print the ratio."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--model", type=Path, default=Path("models/mnist"))
     parser.add_argument("--batch", type=int, default=32)

@@ -1,4 +1,4 @@
-"""The figures of `docs/posteriors.md`, from its JSON; for pages light and dark, as the others."""
+"""Draw the figures of `docs/posteriors.md` from its JSON, for light and dark pages."""
 
 from pathlib import Path
 
@@ -14,7 +14,7 @@ SCALARS = ("ink", "component 1", "component 2")
 
 
 def draw_all(results: Results, folder: Path) -> None:
-    """Write what the results hold: distances of the mixture, and ranks on digits."""
+    """Draw the distances on the mixture and the ranks on digits."""
     cells = [title for title in results if title.startswith("mixture")]
     if cells:
         mixtures({title.removeprefix("mixture, "): results[title] for title in cells}, folder)
@@ -24,7 +24,7 @@ def draw_all(results: Results, folder: Path) -> None:
 
 
 def mixtures(cells: Results, folder: Path) -> None:
-    """posterior-mixture.png: distance less the floor, with the mean's 95% confidence interval."""
+    """Draw posterior-mixture.png: distance minus the floor, with a 95% interval of the mean."""
     order = sorted(cells, key=lambda title: [int(n) for n in title.split() if n.isdigit()])
     columns = 4
     figure, axes = panels(-(-len(order) // columns), columns, 3.2, 2.6)
@@ -55,7 +55,7 @@ def mixtures(cells: Results, folder: Path) -> None:
 
 
 def ranks(results: Results) -> dict[str, torch.Tensor]:
-    """Of each method the counts of each rank over all parts, int64 [scalars, ranks]."""
+    """Sum each method's counts of each rank over all parts, int64 [scalars, ranks]."""
     found: dict[str, torch.Tensor] = {}
     for title, rows in results.items():
         if title.startswith("ranks, "):
@@ -67,7 +67,7 @@ def ranks(results: Results) -> dict[str, torch.Tensor]:
 
 
 def histograms(counts: dict[str, torch.Tensor], folder: Path) -> None:
-    """posterior-ranks.png: one row a method, one column a scalar, with the band of 95%."""
+    """Draw posterior-ranks.png: a row per method, a column per scalar, with the 95% band."""
     figure, axes = panels(len(counts), len(SCALARS), 2.4, 1.8)
     for row, (name, table) in enumerate(counts.items()):
         for column, scalar in enumerate(SCALARS):

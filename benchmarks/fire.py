@@ -1,18 +1,18 @@
-"""A service under fire: `python -m benchmarks.fire --queue-bytes 536870912`.
+"""Attack a service with hostile clients: `python -m benchmarks.fire --queue-bytes 536870912`.
 
-All at once, on localhost, each bounded in number and in time:
+On localhost, it runs all at once, each bounded in number and time:
 
-- clients that ask for large answers and stop reading;
-- pictures that unfold to more than they declare;
-- many long requests, each of one sample;
-- a short request now and then, and /health/live all the while.
+- clients that request large answers and stop reading;
+- images that decompress to more than they declare;
+- many long requests, each for one sample;
+- an occasional short request, and /health/live throughout.
 
-Right is: the process lives, what was accepted is answered, health answers within a second, and a
-minute later the memory is back within a fifth of what it was before. `--pid` and `--port` say
-where a service is that has been started otherwise, in a container say.
+It passes if the process survives, every accepted request is answered, health answers within a
+second, and a minute later memory has returned to within a fifth of its level before. `--pid` and
+`--port` name a service that is already running, for example in a container.
 
-Health is asked by a process that does nothing else. It also tells how late it woke from its own
-sleep, which is the wait for a processor that every process here has.
+A separate process probes health. It also reports how late it woke from its own sleep, which is how
+long any process here waits for a processor.
 """
 
 import argparse
@@ -34,17 +34,17 @@ from benchmarks.http import get, post
 from benchmarks.server import HOST, serving
 
 _STALLED = 24
-_SAMPLED = 100_000  # bytes of a stalled client's answer that it does read
-_PAUSE = 0.25  # seconds between two looks at a service
+_SAMPLED = 100_000  # bytes of the answer that a stalled client reads
+_PAUSE = 0.25  # seconds between two probes of a service
 
 
 @dataclass
 class Seen:
-    """What came of it.
+    """The results of an attack.
 
     Attributes:
-        outcomes: how many requests of each kind ended how.
-        short: seconds of each short request that was answered.
+        outcomes: number of requests by kind and outcome.
+        short: seconds taken by each answered short request.
     """
 
     outcomes: Counter[str] = field(default_factory=Counter)
@@ -53,12 +53,12 @@ class Seen:
 
 @dataclass
 class Watched:
-    """A service as it looked from outside, now and then.
+    """Periodic measurements of a service from outside.
 
     Attributes:
-        health: seconds of each answer of /health/live; infinity for none.
-        late: seconds of waking later than was asked for.
-        memory: bytes resident.
+        health: seconds taken by each answer of /health/live; infinity without an answer.
+        late: seconds by which each wake-up was late.
+        memory: resident bytes.
     """
 
     health: list[float] = field(default_factory=list)
@@ -67,7 +67,7 @@ class Watched:
 
 
 def bomb(side: int = 13_300) -> str:
-    """A grey PNG whose second header declares far more than its first, in base64."""
+    """Make a grey PNG whose second header declares far more than its first, in base64."""
 
     def chunk(name: bytes, data: bytes) -> bytes:
         return (
@@ -85,13 +85,13 @@ def bomb(side: int = 13_300) -> str:
 
 
 def resident(pid: int) -> int:
-    """Bytes of memory that a process holds."""
+    """Return a process's resident memory in bytes."""
     pages = int(Path(f"/proc/{pid}/statm").read_text().split()[1])
     return pages * resource.getpagesize()
 
 
 async def stall(port: int, seen: Seen, samples: int, until: float) -> None:
-    """Ask for much, read a little and stop."""
+    """Request a large answer, read a little and stop."""
     sampler = {"name": "ancestral", "steps": 100}
     body = {"model": "heartbeat", "num_samples": samples, "frames": 100, "sampler": sampler}
     raw = orjson.dumps(body)
@@ -114,7 +114,7 @@ async def stall(port: int, seen: Seen, samples: int, until: float) -> None:
 
 
 async def ask(port: int, seen: Seen, kind: str, path: str, body: object) -> None:
-    """One request to its end."""
+    """Send one request and record its outcome."""
     begun = time.monotonic()
     try:
         status = str((await post(port, path, body)).status)
@@ -133,7 +133,7 @@ async def _watch(port: int, pid: int, seconds: float) -> Watched:
             alive = (await get(port, "/health/live")).status == 200
             seen.health.append(time.monotonic() - begun if alive else float("inf"))
             seen.memory.append(resident(pid))
-        except OSError:  # there is no answer, or no process
+        except OSError:  # no answer, or no process
             seen.health.append(float("inf"))
         begun = time.monotonic()
         await asyncio.sleep(_PAUSE)
@@ -142,18 +142,18 @@ async def _watch(port: int, pid: int, seconds: float) -> Watched:
 
 
 def watch(port: int, pid: int, seconds: float) -> Watched:
-    """Health and memory for so long."""
+    """Measure health and memory for `seconds`."""
     return asyncio.run(_watch(port, pid, seconds))
 
 
 async def attack(port: int, long: int, pictures: int, seconds: float) -> Seen:
-    """Everything at once, for so long at most."""
+    """Run all attacks at once, for at most `seconds`."""
     seen, until = Seen(), time.monotonic() + seconds
     picture = bomb()
     slow = {"model": "swissroll", "num_samples": 1, "seed": 2, "sampler": {"name": "ancestral"}}
     quick = {**slow, "sampler": {"name": "ancestral", "steps": 10}}
     tasks = [
-        # The largest may be more than one request may hold; the others are not.
+        # The largest may exceed the limit of one request; the others do not.
         *(stall(port, seen, (4096, 1024)[i % 2], until) for i in range(_STALLED)),
         *(
             ask(port, seen, "picture", "/loglik", {"model": "mnist", "data": [picture]})
@@ -173,7 +173,7 @@ async def attack(port: int, long: int, pictures: int, seconds: float) -> Seen:
 
 
 def judge(seen: Seen, watched: Watched, idle: int, after: int) -> list[str]:
-    """What is not right."""
+    """List what went wrong."""
     wrong = []
     lost = sum(n for kind, n in seen.outcomes.items() if kind.endswith("lost"))
     if lost:
@@ -186,10 +186,10 @@ def judge(seen: Seen, watched: Watched, idle: int, after: int) -> list[str]:
 
 
 def fire(port: int, pid: int, long: int, pictures: int, seconds: float) -> list[str]:
-    """Attack, wait a minute, tell; what is not right."""
+    """Attack, wait a minute, print the results and return what went wrong."""
     with ProcessPoolExecutor(1) as other:
         other.submit(watch, port, pid, 0.0).result()  # started before anything is timed
-        time.sleep(12)  # idle: what its start took has been given back
+        time.sleep(12)  # let it release the memory used at start
         idle = resident(pid)
         watching = other.submit(watch, port, pid, seconds)
         seen = asyncio.run(attack(port, long, pictures, seconds))
@@ -215,7 +215,7 @@ def _tell(what: str, seconds: list[float]) -> None:
 
 
 def main() -> None:
-    """Attack a service that is started here, or one that runs."""
+    """Attack a service that is started here, or a running one."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--models", default="models", help="folder of a service started here")
     parser.add_argument("--queue-bytes", default="", help="its NONEQ_MAX_QUEUE_BYTES")

@@ -1,10 +1,10 @@
-"""Everything that needs a CUDA device, at once: its tests, then the benchmarks; a report as JSON.
+"""Run all tests and benchmarks that need a CUDA device and write a JSON report.
 
     python -m benchmarks.gpu [--out gpu.json] [--seconds 480]
 
-For a machine that is lent for a while and may lack packages: what each part imports and is not
-there is told, and the part left out. Parts run as processes, each for a share of the time left, so
-that one that fails or hangs costs the others nothing. It ends with 1 where a part failed.
+It is meant for a borrowed machine that may lack packages: parts with missing imports are reported
+and skipped. Each part runs in its own process with a share of the remaining time, so that one that
+fails or hangs does not affect the others. The exit status is 1 if a part failed.
 """
 
 import argparse
@@ -41,12 +41,12 @@ _PARTS: Final[dict[str, tuple[tuple[str, ...], list[str]]]] = {  # what it impor
 
 
 def missing(names: tuple[str, ...]) -> list[str]:
-    """Those that cannot be imported here."""
+    """Return the names that cannot be imported here."""
     return [name for name in names if importlib.util.find_spec(name) is None]
 
 
 def run(arguments: list[str], seconds: float) -> dict[str, Any]:
-    """What `python -m` of these said, how it ended, and how long it took."""
+    """Run `python -m` with these arguments; report its output, exit status and duration."""
     command, begun = [sys.executable, "-m", *arguments], time.monotonic()
     try:
         done = subprocess.run(
@@ -64,7 +64,7 @@ def run(arguments: list[str], seconds: float) -> dict[str, Any]:
 
 
 def main() -> None:
-    """Run the parts and write the report after each."""
+    """Run the parts, writing the report after each."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--out", type=Path, default=Path("gpu.json"))
     parser.add_argument("--seconds", type=float, default=480.0, help="for all of it")

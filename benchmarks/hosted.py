@@ -1,7 +1,7 @@
-"""The engine on the caller's thread, as `python -m service` has it, and asked from another.
+"""Run the engine on the calling thread, as `python -m service` does, and submit from another.
 
-On a thread of its own it would be one more than OpenMP counts on, and slow down what is timed
-beside it.
+On its own thread the engine would add one to OpenMP's threads and slow down whatever is timed in
+the same process.
 """
 
 import queue
@@ -20,7 +20,7 @@ Found = TypeVar("Found")
 def hosted(
     models: Mapping[str, DiffusionModel], settings: Settings, act: Callable[[Engine], Found]
 ) -> Found:
-    """What `act` finds, given a warm engine that runs on this thread until it is done."""
+    """Return the result of `act`, called on another thread while a warm engine runs on this one."""
     lent: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
     engine = Engine(models, settings, run_loop=lent.put)
     found: Future[Found] = Future()
@@ -29,7 +29,7 @@ def hosted(
         try:
             engine.warm()
             found.set_result(act(engine))
-        except BaseException as error:  # whatever it is, the caller's to see
+        except BaseException as error:  # pass any error on to the caller
             found.set_exception(error)
         finally:
             engine.stop()

@@ -1,10 +1,10 @@
-"""How the house is kept: files that a request enters, checks of kind, files and lines by folder.
+"""Measure the codebase: files that a request enters, checks of kind, files and lines by folder.
 
     python -m benchmarks.house            # this checkout
-    python -m benchmarks.house --checks   # where the checks of family or kind stand
+    python -m benchmarks.house --checks   # where the checks of family or kind are
 
 A trace follows one warm request through every thread of a service with the closed-form models, from
-the route to the device and back, and counts the project's files that a call entered.
+the route to the device and back, and counts the project's files that it enters.
 """
 
 import argparse
@@ -25,7 +25,7 @@ from service.settings import Settings
 ROOT = Path(__file__).parents[1]
 FOLDERS = ("noneq", "diffusion", "training", "service", "benchmarks", "tests")
 HOUSE = FOLDERS[:4]
-#: The families and kinds that only their own classes should know.
+#: The families and kinds that only their own classes should know about.
 FAMILIES = {
     "Normal", "Bernoulli", "GaussianProcess", "BinomialProcess", "GaussianPrediction",
     "BinomialPrediction", "GaussianConfig", "BinomialConfig",
@@ -50,13 +50,13 @@ MOST = {"/sample": 24, "/loglik": 26, "/posterior": 30}
 
 
 class Trace:
-    """The files of the project that calls enter while it is open, in all threads."""
+    """A context that records the project's files that calls enter, in all threads."""
 
     def __init__(self) -> None:
         self.open, self.files = False, set[str]()
 
     def __call__(self, frame: FrameType, event: str, _: object) -> None:
-        """As `sys.setprofile` calls it."""
+        """Record a call; the signature is that of `sys.setprofile`."""
         if self.open and event == "call" and frame.f_code.co_name != "<module>":
             path = frame.f_code.co_filename
             if path.startswith(str(ROOT)):
@@ -64,7 +64,7 @@ class Trace:
 
 
 def entered() -> dict[str, set[str]]:
-    """The files that one request of each route enters, once it has been asked before."""
+    """Return the files that one warm request of each route enters."""
     trace = Trace()
     threading.setprofile(trace)
     sys.setprofile(trace)
@@ -87,7 +87,7 @@ def entered() -> dict[str, set[str]]:
 
 
 def checks() -> Iterator[tuple[str, int, str]]:
-    """Each place outside the owning modules that asks of which family or kind something is."""
+    """Yield each check of a family or kind outside the owning modules."""
     for folder in HOUSE:
         for file in sorted((ROOT / folder).rglob("*.py")):
             if file.name in OWNERS and folder == "diffusion":
@@ -113,7 +113,7 @@ def _check(node: ast.AST) -> str | None:
 
 
 def sizes() -> dict[str, tuple[int, int]]:
-    """Files and lines of Python by folder."""
+    """Count files and lines of Python by folder."""
     found = {}
     for folder in (*FOLDERS, "service/engine", "diffusion/posterior"):
         files = list((ROOT / folder).rglob("*.py"))
@@ -123,7 +123,7 @@ def sizes() -> dict[str, tuple[int, int]]:
 
 
 def main() -> None:
-    """The command."""
+    """Run the command."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )

@@ -1,6 +1,6 @@
-"""The cheapest HTTP client: one request a connection, read to its end, and no more.
+"""A minimal HTTP client with one request per connection.
 
-The load generator has the servers' own cores to share.
+It is cheap because the load generator shares the servers' cores.
 """
 
 import asyncio
@@ -23,23 +23,23 @@ class Answer:
 
 
 async def post(port: int, path: str, body: Any, accept: str = "*/*") -> Answer:  # noqa: ANN401, JSON
-    """POST `body` as JSON."""
+    """Send `body` as JSON by POST."""
     raw = orjson.dumps(body)
     head = f"content-type: application/json\r\ncontent-length: {len(raw)}\r\naccept: {accept}\r\n"
     return await _ask(port, f"POST {path}", head, raw)
 
 
 async def get(port: int, path: str) -> Answer:
-    """GET."""
+    """Send a GET request."""
     return await _ask(port, f"GET {path}", "", b"")
 
 
 async def _ask(port: int, line: str, head: str, body: bytes) -> Answer:
-    """Ask and read to the connection's end.
+    """Send a request and read until the connection closes.
 
     Raises:
-        OSError: there is no connection.
-        ConnectionError: it ended within the answer.
+        OSError: the connection failed.
+        ConnectionError: the connection closed in the middle of the answer.
     """
     reader, writer = await asyncio.open_connection(HOST, port)
     try:

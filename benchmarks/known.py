@@ -1,4 +1,4 @@
-"""Two kinds of models whose posteriors are enumerated or written down: bits, and one Gaussian."""
+"""Compare methods on models with exact posteriors: enumerated bits, and one Gaussian."""
 
 import torch
 
@@ -16,7 +16,7 @@ EXACT = "exact samples (floor)"
 
 
 def bits(case: str, samples: int, calls: int, start: str = "") -> list[Row]:
-    """Total variation of each method's samples to the exact posterior; of those that begin so."""
+    """Tabulate total variation to the exact posterior for methods that begin with `start`."""
     problem = problems.CASES[case]()
     uniform = counter_noise(1, torch.arange(samples), 0).uniform((1,))[:, 0].double()
     which = torch.searchsorted(problem.posterior.cumsum(0)[:-1], uniform, right=True)
@@ -41,7 +41,7 @@ def bits(case: str, samples: int, calls: int, start: str = "") -> list[Row]:
 
 
 def correlated(samples: int) -> list[Row]:
-    """Posterior means, in posterior standard deviations, and standard deviations, as ratios."""
+    """Tabulate errors of posterior means, in posterior deviations, and ratios of deviations."""
     network = problems.correlated()
     model, matrix = problems.real_model(network, 8), torch.eye(8, dtype=torch.float64)
     x_0 = network.sample(counter_noise(3, torch.arange(1), 0))

@@ -1,9 +1,9 @@
-"""Bounds: data a second by the engine, over a plain loop over t.
+"""Compare the engine's rate of bounds, in data per second, with a plain loop over t.
 
     python -m benchmarks.loglik [--model models/mnist] [--data 1 4 16] [--terms 100] [--device cpu]
 
-The loop is that of improved-diffusion's `calc_bpd_loop`: for each t in turn, one network call on
-the data, one term of each. `--terms` n times n of it; the rest goes on alike.
+The loop follows improved-diffusion's `calc_bpd_loop`: for each t in turn it makes one network call
+on all data, which gives one term for each. `--terms` is the number of terms per example.
 """
 
 import argparse
@@ -26,7 +26,7 @@ from service.settings import Settings
 
 
 def by_engine(model: DiffusionModel, job: BoundJob) -> float:
-    """Seconds through the engine and back."""
+    """Time one job through the engine, seconds."""
     limits = Settings(max_queue_cost=10**9, max_request_cost=10**9)
 
     def ask(engine: Engine) -> float:
@@ -37,7 +37,7 @@ def by_engine(model: DiffusionModel, job: BoundJob) -> float:
 
 @torch.inference_mode()
 def by_loop(model: DiffusionModel, x_0: torch.Tensor, count: int) -> None:
-    """One t after the other."""
+    """Compute `count` terms, one t after the other."""
     row = torch.arange(len(x_0), device=x_0.device)
     for t in range(count, 0, -1):
         noise = counter_noise(0, row, t, Stream.TERM)
@@ -54,7 +54,7 @@ def main() -> None:
     parser.add_argument("--device", default="cpu", help="cpu or cuda")
     asked = parser.parse_args()
     print(machine())
-    keep_freed_memory()  # as the service does; it serves both
+    keep_freed_memory()  # as the service does; it helps both
     model, _ = load(asked.model / "model.safetensors", asked.device)
     convention = model.space.default_convention
     rows: list[list[str]] = []

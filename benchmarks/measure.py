@@ -1,7 +1,7 @@
-"""How things are timed: turn and turn about, medians, ratios within one run.
+"""Timing of two alternatives on a noisy machine.
 
-Machines are noisy and other work comes and goes, so what is compared is run alternately in the same
-process, and what is reported is the median of the ratios of neighbours, with their quartiles.
+They run alternately in one process, and the result is the median of the ratios of neighbouring
+runs, with quartiles.
 """
 
 import platform
@@ -16,7 +16,7 @@ import torch
 
 @dataclass(frozen=True)
 class Ratio:
-    """How many times faster one thing was than another, over `rounds` neighbouring pairs."""
+    """By how many times one thing was faster than another, over `rounds` neighbouring pairs."""
 
     ours: float
     theirs: float
@@ -26,7 +26,7 @@ class Ratio:
     rounds: int
 
     def cells(self, unit: float = 1.0) -> list[str]:
-        """Ours, theirs (both seconds over `unit`), and the ratio with its quartiles."""
+        """Format ours and theirs, in seconds divided by `unit`, and the ratio with quartiles."""
         return [
             f"{self.ours / unit:.3g}",
             f"{self.theirs / unit:.3g}",
@@ -35,7 +35,7 @@ class Ratio:
 
 
 def seconds(act: Callable[[], object]) -> float:
-    """Wall time of one call, and of what it has a GPU do."""
+    """Measure the wall time of one call, including its GPU work."""
     begun = time.perf_counter()
     act()
     if torch.cuda.is_initialized():
@@ -44,7 +44,7 @@ def seconds(act: Callable[[], object]) -> float:
 
 
 def compare(ours: Callable[[], float], theirs: Callable[[], float], rounds: int) -> Ratio:
-    """The seconds that both return, in turn, after one call of each that does not count."""
+    """Compare the seconds that both return, called alternately after one warm-up call each."""
     ours(), theirs()
     pairs = [(ours(), theirs()) for _ in range(rounds)]
     ratios = sorted(b / a for a, b in pairs)
@@ -60,7 +60,7 @@ def compare(ours: Callable[[], float], theirs: Callable[[], float], rounds: int)
 
 
 def machine() -> str:
-    """What it ran on, in a line."""
+    """Describe this machine in a line."""
     name = platform.processor() or platform.machine()
     info = Path("/proc/cpuinfo")
     if info.exists():
@@ -74,6 +74,6 @@ def machine() -> str:
 
 
 def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A Markdown table."""
+    """Format a Markdown table."""
     lines = [head, ["---"] * len(head), *rows]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)

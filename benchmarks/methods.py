@@ -1,4 +1,4 @@
-"""Our methods as they are compared: at about the same number of network evaluations a sample."""
+"""Our methods, run with about the same number of network evaluations per sample."""
 
 import math
 from collections.abc import Callable
@@ -12,7 +12,7 @@ from diffusion.samplers import Ancestral
 
 DIAGONAL = Twist(covariance="diagonal")
 
-#: A method, and the network evaluations of a step of one sample given how many numbers were seen.
+#: A method, and its network evaluations per step and sample given the number of observed values.
 METHODS: dict[str, tuple[Method, Callable[[int], int]]] = {
     "product": (Product(), lambda _: 1),
     "repaint": (Repaint(), lambda _: 10),
@@ -34,7 +34,7 @@ METHODS: dict[str, tuple[Method, Callable[[int], int]]] = {
 def posterior(
     name: str, model: DiffusionModel, seen: Observation, samples: int, calls: int
 ) -> Posterior:
-    """Samples of one example's posterior, in as many steps as the calls allow."""
+    """Sample one example's posterior in as many steps as the calls allow."""
     method, cost = METHODS[name]
     bits = isinstance(model.process, BinomialProcess)  # of which a look is one call
     steps = min(model.T, math.ceil(calls / cost(0 if bits else int(seen.known.sum()))))

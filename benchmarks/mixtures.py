@@ -1,10 +1,10 @@
-"""The mixture of 25 Gaussians, its random observations, and their exact posteriors.
+"""The mixture of 25 Gaussians with random observations and exact posteriors.
 
     x_0 ~ sum_k w_k N(mu_k, 1),     y = A x_0 + sigma n
 
 with mu_k = (-8 i, -8 j) repeated over the coordinates, i and j in -2..2, random weights w, A's
-singular values uniform in [0, 1], sigma uniform below the greatest of them. All covariances are
-alike, so y moves a draw of each component by the same gain (Matheron's rule) and no matrix is
+singular values uniform in [0, 1], and sigma uniform below the largest of them. All components have
+the same covariance, so y moves a draw of each by the same gain (Matheron's rule), and no matrix is
 larger than A.
 
 Source: Cardoso, Janati El Idrissi, Le Corff and Moulines 2023 (MCGDiff), Section 4.
@@ -31,12 +31,12 @@ _VAR = 1 / WIDTH**2
 
 @final
 class UnitMixture(Network):
-    """E[x_0 | x_t] and Var of a mixture whose components have one variance, in model units.
+    """The exact network for a mixture of components with one common variance, in model units.
 
     x_t = sqrt(a) x_0 + sqrt(1 - a) n:  E[x_0 | x_t, k] = mu_k + g (x_t - sqrt(a) mu_k),
     g = sqrt(a) v / (a v + 1 - a)
 
-    `diffusion.networks.GaussianMixture` has full covariances, [K, D, D]: too many numbers in 800
+    `diffusion.networks.GaussianMixture` stores full covariances [K, D, D], too large in 800
     dimensions.
 
     Args:
@@ -59,12 +59,12 @@ class UnitMixture(Network):
 
     @override
     def given(self, x_t: Tensor, *condition: Tensor) -> Tensor:
-        """The mean, then log(Var / (1 - alpha_bar)); [B, 2 D]."""
+        """Return the mean, then log(Var / (1 - alpha_bar)), [B, 2 D]."""
         signal, noise = condition[0].double().sigmoid(), (-condition[0].double()).sigmoid()
         total = (signal * _VAR + noise)[:, None]
         root = signal.sqrt()[:, None]
         x = x_t.double()
-        # log p(k | x_t) without what all components share
+        # log p(k | x_t) up to a term shared by all components
         cross = root * (x @ self.means.mT) - 0.5 * root**2 * self.means.square().sum(1)
         chance = (self.weights.log() + cross / total).softmax(1)
         centre = chance @ self.means
@@ -79,10 +79,10 @@ class UnitMixture(Network):
 @final
 @dataclass(frozen=True)
 class Problem:
-    """What was seen of one example, in model units.
+    """A mixture model and an observation of one example, in model units.
 
     Attributes:
-        model: the mixture's.
+        model: the mixture's model.
         observation: of one example.
         matrix: A, float64 [M, D].
         y: float64 [M].
@@ -99,11 +99,11 @@ class Problem:
 
     @property
     def log_evidence(self) -> float:
-        """log p(y), nats."""
+        """Return log p(y), nats."""
         return float(self._log_joint().logsumexp(0))
 
     def exact(self, count: int, seed: int) -> Tensor:
-        """Draws from the posterior, float64 [count, D]."""
+        """Draw from the exact posterior, float64 [count, D]."""
         x = _draw(self._network, self._log_joint().softmax(0), count, seed)
         again = counter_noise(seed + 1, torch.arange(count), 1).normal(self.y.shape).double()
         off = self.y - x @ self.matrix.mT - self.std * again
@@ -118,12 +118,12 @@ class Problem:
 
     @property
     def _total(self) -> Tensor:
-        """Cov y of each component."""
+        """Return the covariance of y given a component."""
         noise = self.std**2 * torch.eye(len(self.y), dtype=torch.float64)
         return _VAR * self.matrix @ self.matrix.mT + noise
 
     def _log_joint(self) -> Tensor:
-        """log p(k) p(y | k), [K]."""
+        """Return log p(k) p(y | k), [K]."""
         off = self.y - self._network.means @ self.matrix.mT
         normal = torch.distributions.MultivariateNormal(torch.zeros_like(off), self._total)
         given: Tensor = normal.log_prob(off)
@@ -131,7 +131,7 @@ class Problem:
 
 
 def problem(features: int, seen: int, seed: int, mask: bool = False) -> Problem:
-    """One random problem: `seen` numbers of `features`; with `mask` coordinates, without noise."""
+    """Draw a problem that observes `seen` values; with `mask`, coordinates without noise."""
     generator = torch.Generator().manual_seed(seed)
 
     def normal(*shape: int) -> Tensor:
@@ -164,9 +164,9 @@ def problem(features: int, seen: int, seed: int, mask: bool = False) -> Problem:
 
 
 def _draw(network: UnitMixture, chance: Tensor, count: int, seed: int) -> Tensor:
-    """Draws from the mixture with other weights, float64 [count, D]."""
+    """Draw from the mixture with weights `chance`, float64 [count, D]."""
     features = network.means.shape[1]
-    # One array, for two calls would read the same numbers; the last of it picks the component.
+    # Two calls would return the same numbers, so make one; its last column picks the component.
     normal = counter_noise(seed, torch.arange(count), 0).normal((features + 1,)).double()
     edges = chance.cumsum(0)[:-1]
     which = torch.searchsorted(edges, torch.special.ndtr(normal[:, -1].contiguous()), right=True)
@@ -174,11 +174,11 @@ def _draw(network: UnitMixture, chance: Tensor, count: int, seed: int) -> Tensor
 
 
 def sliced(a: Tensor, b: Tensor, directions: int = 1000) -> float:
-    """The sliced Wasserstein distance, order 2, [n, D] from [k n, D].
+    """Compute the sliced Wasserstein distance of order 2 between [n, D] and [k n, D].
 
-    SW^2 = mean over directions of W_2^2 of the projections, whose quantiles are coupled; as POT's
-    `ot.sliced.sliced_wasserstein_distance` with p = 2, which the literature of this mixture uses.
-    Many more samples of the exact posterior than of a method's leave the noise of the latter alone.
+    SW^2 = mean over directions of W_2^2 of the projections, by coupling quantiles. It agrees with
+    POT's `ot.sliced.sliced_wasserstein_distance` with p = 2, used in the literature on this
+    mixture. With many more exact samples than a method's, only the latter's noise is left.
     """
     rows = torch.arange(directions)
     onto = counter_noise(7, rows, 0).normal(a.shape[1:])

@@ -1,10 +1,10 @@
-"""Peers on our denoiser: azula's DPS, MMPS and TDS, and diffusers' RePaint where A is a mask.
+"""Peers run on our denoiser: azula's DPS, MMPS and TDS, and diffusers' RePaint if A is a mask.
 
-Each gets the same network and about the same number of its calls a sample; a product with the
-Jacobian counts as a call, as in `posterior.twist`. What each leaves open is chosen in its favour:
-DPS guides every sample by its own residual (azula's norm is that of a whole batch), MMPS solves
-with as many GMRES iterations as numbers were seen, TDS has all samples in one system, which is
-larger than any of ours, and the variance of its twist is that of an example of unit variance.
+Each gets the same network and about the same number of calls per sample; a product with the
+Jacobian counts as a call, as in `posterior.twist`. Open choices are made in the peer's favour: DPS
+guides every sample by its own residual (azula takes the norm of a whole batch), MMPS solves with as
+many GMRES iterations as observed values, and TDS runs all samples in one system, larger than any of
+ours, with the twist variance of an example of unit variance.
 
     pip install -c constraints.txt '.[bench]'
     pip install -c constraints.txt --no-deps azula  # its dependencies would bring torchvision
@@ -50,7 +50,7 @@ class _Denoiser(Denoiser):  # type: ignore[misc]
 
     def __init__(self, model: DiffusionModel) -> None:
         super().__init__()
-        assert isinstance(model.process, GaussianProcess)  # azula has no other
+        assert isinstance(model.process, GaussianProcess)  # the only kind in azula
         self.model, self.schedule = model, _Schedule(model.process.alpha_bar)
 
     def forward(self, x_t: Tensor, t: Tensor) -> DiracPosterior:
@@ -59,11 +59,11 @@ class _Denoiser(Denoiser):  # type: ignore[misc]
 
 
 def dps(zeta: float, problem: Problem, samples: int, calls: int, seed: int) -> Tensor:
-    """A call and a gradient a step."""
+    """Run DPS, with a call and a gradient per step."""
     matrix, y = problem.matrix.float(), problem.y.float()
 
     def residuals(x: Tensor) -> Tensor:
-        # Of a sum of norms each sample's gradient is that of its own.
+        # Summing the norms gives each sample the gradient of its own norm.
         each: Tensor = torch.linalg.vector_norm(y - x @ matrix.mT, dim=1)
         return -each.sum()[None]
 
@@ -73,7 +73,7 @@ def dps(zeta: float, problem: Problem, samples: int, calls: int, seed: int) -> T
 
 
 def mmps(problem: Problem, samples: int, calls: int, seed: int) -> Tensor:
-    """A call, a product for each iteration, and the last gradient a step."""
+    """Run MMPS, with a call, a product for each iteration and a last gradient per step."""
     matrix, seen = problem.matrix.float(), len(problem.y)
     guided = MMPSDenoiser(
         _Denoiser(problem.model),
@@ -87,7 +87,7 @@ def mmps(problem: Problem, samples: int, calls: int, seed: int) -> Tensor:
 
 
 def tds(problem: Problem, samples: int, calls: int, seed: int) -> Tensor:
-    """A call and a gradient a step; all samples are particles of one system."""
+    """Run TDS with a call and a gradient per step; all samples are particles of one system."""
     matrix, y = problem.matrix.float(), problem.y.float()
     own = problem.std**2 * torch.eye(len(y)) + 1e-6 * torch.eye(len(y))
 
@@ -104,7 +104,7 @@ def tds(problem: Problem, samples: int, calls: int, seed: int) -> Tensor:
 
 
 def repaint(problem: Problem, samples: int, calls: int, seed: int) -> Tensor:
-    """diffusers' scheduler, jumps of 10 made 10 times: for masks, seen without noise."""
+    """Run RePaint by diffusers' scheduler, with 10 jumps of length 10, for noiseless masks."""
     model, process = problem.model, problem.model.process
     assert isinstance(process, GaussianProcess)
     scheduler = RePaintScheduler(
@@ -136,7 +136,7 @@ def repaint(problem: Problem, samples: int, calls: int, seed: int) -> Tensor:
 
 Peer = Callable[[Problem, int, int, int], Tensor]
 
-#: Samples [n, D] of a problem, given how many, the network calls of each, and a seed.
+#: Functions from a problem, a number of samples, calls per sample and a seed to samples [n, D].
 PEERS: dict[str, Peer] = {
     "DPS, step 0.1 (azula)": partial(dps, 0.1),
     "DPS, step 0.3 (azula)": partial(dps, 0.3),
@@ -150,7 +150,7 @@ MASKS: dict[str, Peer] = {"RePaint (diffusers)": repaint}
 def _start(
     sampler: Callable[[Tensor], Tensor], problem: Problem, samples: int, seed: int
 ) -> Tensor:
-    """From the standard normal at T down; azula draws from torch's own generator."""
+    """Run a sampler from standard normal x_T; azula draws from torch's global generator."""
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         return sampler(torch.randn(samples, *problem.model.event))

@@ -1,12 +1,12 @@
-"""Posteriors held against the exact ones, method by method and beside peers, at equal cost.
+"""Compare posterior methods and peers with exact posteriors at equal cost.
 
     python -m benchmarks.posterior [--only "mixture, 8 dimensions, 1 seen" ...] [--again [METHOD]]
 
-Each cell of each table is written to `docs/posteriors.json` when it is done, and not measured anew
-unless asked: whole, or the rows of methods whose names begin so. The figures are drawn from that
+Each finished table is written to `docs/posteriors.json` and measured again only with `--again`,
+optionally just the rows of methods whose names begin with METHOD. The figures are drawn from that
 file. The mixture is measured by sliced Wasserstein distance in data units, bits by total variation,
-one correlated Gaussian by its means and standard deviations, digits by ranks and by what was hidden
-(`benchmarks.digits`).
+a correlated Gaussian by its means and standard deviations, and digits by ranks and the error on
+hidden pixels (`benchmarks.digits`).
 """
 
 import argparse
@@ -32,7 +32,7 @@ from diffusion.posterior.smc import run
 from diffusion.samplers import Ancestral
 
 CALLS = 1000
-#: (dimensions, problems, samples of each): fewer where a sample costs more.
+#: (dimensions, problems, samples per problem): fewer where a sample costs more.
 MIXTURES = ((8, 10, 500), (80, 10, 200), (800, 10, 200))
 SEEN = (1, 2, 4)
 
@@ -40,7 +40,7 @@ SEEN = (1, 2, 4)
 def measured(
     features: int, seen: int, seed: int, samples: int, mask: bool, start: str = ""
 ) -> list[Row]:
-    """Distances to the exact posterior of one problem, data units, of methods that begin so."""
+    """Measure distances to one problem's exact posterior, data units."""
     of = problem(features, seen, seed, mask)
     exact = of.exact(10 * samples, seed)
     rows: list[Row] = []
@@ -60,7 +60,7 @@ def measured(
 
 
 def evidence_of(features: int, seen: int, seed: int, systems: int, steps: int) -> Row:
-    """Root mean square error of log p(y) by one system of 64 particles, and what it costs."""
+    """Measure the RMS error of log p(y) by one system of 64 particles, and its cost."""
     of = problem(features, seen, seed)
     found = run(
         of.model,
@@ -84,7 +84,7 @@ def _named(methods: Iterable[str], start: str) -> list[str]:
 def mixture(
     features: int, seen: int, count: int, samples: int, mask: bool = False, start: str = ""
 ) -> list[Row]:
-    """Mean distance over problems, with the half width of its 95% confidence interval."""
+    """Tabulate the mean distance over problems, with half its 95% confidence interval."""
     found: dict[str, list[Row]] = {}
     for k in range(count):
         begun = time.perf_counter()
@@ -95,7 +95,7 @@ def mixture(
 
 
 def evidence(features: int, count: int, systems: int) -> list[Row]:
-    """By the numbers seen and the steps: error of one system of 64 particles, over problems."""
+    """Tabulate the error of one system of 64 particles by observed values and steps."""
     rows: list[Row] = []
     for seen in SEEN:
         for steps in (63, 250):
@@ -133,14 +133,14 @@ def _summary(name: str, rows: list[Row]) -> Row:
 
 
 def _interval(values: list[float]) -> float:
-    """Half the width of Student's 95% confidence interval of the mean."""
+    """Return half the width of Student's 95% confidence interval of the mean."""
     n = len(values)
     quantile = {5: 2.776, 10: 2.262}[n]
     return float(quantile * statistics.stdev(values) / math.sqrt(n))
 
 
 def cells(start: str = "") -> dict[str, Callable[[], list[Row]]]:
-    """Every table, by its title; of mixtures and bits the rows of methods whose names begin so."""
+    """Return every table by its title; mixtures and bits keep methods beginning with `start`."""
     found: dict[str, Callable[[], list[Row]]] = {}
     found["correlated"] = lambda: known.correlated(2000)
     for case in problems.CASES:
@@ -164,7 +164,7 @@ def cells(start: str = "") -> dict[str, Callable[[], list[Row]]]:
 
 
 def _over(kept: list[Row], rows: list[Row]) -> list[Row]:
-    """Rows in place of those of the same methods; all of them, where some are of none."""
+    """Replace the rows of the same methods, or all rows if some have no method."""
     if not all("distance" in row for row in rows):
         return rows
     new = {row["method"]: row for row in rows}
@@ -172,13 +172,13 @@ def _over(kept: list[Row], rows: list[Row]) -> list[Row]:
 
 
 def show(rows: list[Row]) -> str:
-    """A Markdown table."""
+    """Format a Markdown table."""
     cells = [[v if isinstance(v, str) else f"{v:.3g}" for v in row.values()] for row in rows]
     return table(list(rows[0]), cells)
 
 
 def main() -> None:
-    """Measure what is not there yet, print and write it, and draw the figures."""
+    """Measure missing tables, print and write them, and draw the figures."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--json", type=Path, default=Path("docs/posteriors.json"))
     parser.add_argument("--figures", type=Path, default=Path("docs/figures"))
@@ -196,7 +196,7 @@ def main() -> None:
         begun = time.perf_counter()
         rows = cells(asked.again if title in kept else "")[title]()
         print(f"\n{title}: {time.perf_counter() - begun:.0f} s\n\n{show(rows)}", flush=True)
-        # Read anew: another process may have written other cells meanwhile.
+        # Read again: another process may have written other cells meanwhile.
         kept = json.loads(asked.json.read_text()) if asked.json.exists() else {}
         kept[title] = _over(kept.get(title, []), rows)
         asked.json.write_text(json.dumps(kept, indent=1) + "\n")

@@ -1,10 +1,10 @@
-"""How long GETs take, asked of several servers at a steady beat.
+"""Measure how long GETs take on several servers, probed at a fixed interval.
 
     python -m benchmarks.probe SECONDS PORT/PATH...
 
-A process of its own, so that the load's generator does not hold it up. It prints a list of seconds
-for each server, as JSON. A probe counts from the moment it was due, so that a server that hangs is
-not asked less often while it does.
+It runs as its own process, so that the load generator does not delay it, and prints a JSON list of
+seconds for each server. A probe is timed from when it was due, so that a server that hangs is not
+probed less often.
 """
 
 import asyncio
@@ -19,7 +19,7 @@ _BEAT = 0.02  # seconds between two probes of a server
 
 
 async def probe(seconds: float, targets: Sequence[str]) -> list[list[float]]:
-    """Seconds of every probe, target by target."""
+    """Return the seconds of every probe by target."""
     start = time.perf_counter()
 
     async def ask(target: str, due: float) -> float:

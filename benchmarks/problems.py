@@ -1,4 +1,4 @@
-"""Observations of models that are known exactly, with their posteriors: bits, one Gaussian."""
+"""Exactly known models with observations and posteriors: bits, and one Gaussian."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -16,7 +16,7 @@ from diffusion.space import DataSpace
 
 @dataclass(frozen=True)
 class Bits:
-    """A model of bit patterns, what was seen of one example, and P(pattern | y)."""
+    """A model of bit patterns, an observation of one example, and P(pattern | y)."""
 
     model: DiffusionModel
     observation: Observation
@@ -24,21 +24,21 @@ class Bits:
     posterior: Tensor
 
     def distance(self, samples: Tensor) -> float:
-        """Total variation from the samples [n, D] to the posterior."""
+        """Return the total variation distance from samples [n, D] to the posterior."""
         which = (samples[:, None] == self.patterns).all(2).double()
         elsewhere = 1 - which.sum(1).mean()
         return 0.5 * float((which.mean(0) - self.posterior).abs().sum() + elsewhere)
 
 
 def real_model(network: Network, features: int, T: int = 1000) -> DiffusionModel:
-    """A mixture under a process that begins and ends well beyond its widths."""
+    """Build a mixture's model, with noise levels from far below its widths to far above."""
     process = GaussianProcess(LogSnrSchedule(first=10.0, last=-9.0).beta(T))
     space = DataSpace(kind="vector", shape=(features,))
     return DiffusionModel(process, network, space, "x_0", "moment").eval()
 
 
 def correlated(features: int = 8, correlation: float = 0.9) -> GaussianMixture:
-    """One Gaussian, unit variances, correlations falling off as powers of the distance."""
+    """Build a Gaussian of unit variances with correlations that are powers of the distance."""
     place = torch.arange(features)
     covariance = correlation ** (place[:, None] - place).abs().double()
     zero = torch.zeros(1, features, dtype=torch.float64)
@@ -46,7 +46,7 @@ def correlated(features: int = 8, correlation: float = 0.9) -> GaussianMixture:
 
 
 def bits(weights: Tensor, patterns: Tensor, base_rate: float, y: Tensor, known: Tensor) -> Bits:
-    """Bits y [D], seen exactly where known."""
+    """Build a problem with bits y [D] observed exactly where `known`."""
     network = BitPatterns.from_values(weights, patterns, base_rate)
     process = BinomialProcess(InverseTimeSchedule().beta(2000), base_rate)
     space = DataSpace(kind="bits", shape=tuple(y.shape))
@@ -58,14 +58,14 @@ def bits(weights: Tensor, patterns: Tensor, base_rate: float, y: Tensor, known: 
 
 
 def heartbeat(phase: int) -> Bits:
-    """The 2015 paper's bits, a one in every fifth of 20, with the first four seen."""
+    """Build the 2015 paper's heartbeat: every fifth of 20 bits is 1; the first four observed."""
     place = torch.arange(20)
     patterns = torch.stack([(place % 5 == k).float() for k in range(5)])
     return bits(torch.full((5,), 0.2), patterns, 0.2, patterns[phase], place < 4)
 
 
 def markov_chain(length: int = 8, stay: float = 0.8) -> Bits:
-    """Fair bits that keep their value with probability `stay`; the two ends and two within seen."""
+    """Build a chain whose bits repeat with probability `stay`; both ends and two more observed."""
     patterns = torch.cartesian_prod(*[torch.tensor([0.0, 1.0])] * length)
     same = (patterns.diff(dim=1) == 0).double()
     weights = 0.5 * (same * stay + (1 - same) * (1 - stay)).prod(1)
@@ -75,7 +75,7 @@ def markov_chain(length: int = 8, stay: float = 0.8) -> Bits:
     return bits(weights, patterns, 0.5, y, known)
 
 
-#: The observations of bits that `benchmarks.posterior` holds against enumeration.
+#: The observations of bits that `benchmarks.posterior` compares with enumeration.
 CASES: dict[str, Callable[[], Bits]] = {
     "heartbeat, 1 0 0 0 seen": lambda: heartbeat(0),
     "heartbeat, 0 0 0 0 seen": lambda: heartbeat(4),

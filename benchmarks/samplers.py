@@ -1,12 +1,12 @@
-"""What a sampler's steps buy: how far its samples are from the data, by sampler and steps.
+"""Measure the distance of samples from the data by sampler and number of steps.
 
     python -m benchmarks.samplers [--digits docs/figures/samplers.png]
 
-In the plane the distance is the sliced Wasserstein distance of order 2 to 10,000 held-out data,
-model units (`benchmarks.mixtures.sliced`); of bits the total variation to the data's own five
-patterns. Each cell is the mean over seeds with its standard error; "data" is the same distance of
-as many data as there are samples, the least that can be seen. With --digits, eight digits of
-models/mnist from the same noise by each sampler, as a picture.
+In the plane it is the sliced Wasserstein distance of order 2 to 10,000 held-out data in model units
+(`benchmarks.mixtures.sliced`); for bits, the total variation to the data's five patterns. Each cell
+is the mean over seeds with its standard error; "data" is the distance of as many real data as
+samples, the least that can be detected. --digits draws eight digits of models/mnist from the same
+noise by each sampler.
 """
 
 import argparse
@@ -26,7 +26,7 @@ from training.data.dataset import Dataset
 from training.export.export import source
 from training.study.galleries import draw
 
-ROWS, FAR = 5_000, 10_000  # samples, and the data that they are held against
+ROWS, FAR = 5_000, 10_000  # samples, and the data that they are compared with
 STEPS = (5, 10, 20, 40, 100, 500)
 DIGITS = (
     *(Ancestral(steps=50), Ancestral(steps=250)),
@@ -36,7 +36,7 @@ DIGITS = (
 
 
 def total_variation(patterns: Tensor) -> Callable[[Tensor], float]:
-    """To a uniform distribution over the rows [K, D], which are all different."""
+    """Build the total variation distance to a uniform distribution over distinct rows [K, D]."""
 
     def distance(x: Tensor) -> float:
         shares = (x[:, None] == patterns).all(2).double().mean(0)
@@ -46,7 +46,7 @@ def total_variation(patterns: Tensor) -> Callable[[Tensor], float]:
 
 
 def distance_of(model: DiffusionModel, dataset: Dataset) -> Callable[[Tensor], float]:
-    """How far samples, model units, are from held-out data."""
+    """Build the distance of samples in model units from held-out data."""
     if model.space.kind == "bits":
         return total_variation(dataset.test.unique(dim=0).float())
     far = model.space.to_model(dataset.test[:FAR])
@@ -54,7 +54,7 @@ def distance_of(model: DiffusionModel, dataset: Dataset) -> Callable[[Tensor], f
 
 
 def cell(distances: Sequence[float]) -> str:
-    """Mean and standard error; a sampler whose chains leave the finite numbers has none."""
+    """Format the mean and standard error, if the sampler's chains stayed finite."""
     if not all(map(math.isfinite, distances)):
         return "not finite"
     error = statistics.stdev(distances) / len(distances) ** 0.5
@@ -62,7 +62,7 @@ def cell(distances: Sequence[float]) -> str:
 
 
 def measured(name: str, models: Path, seeds: int) -> str:
-    """The table of one model."""
+    """Measure the table of one model."""
     model, metadata = load(models / name / "model.safetensors")
     _, dataset = source(model, metadata)
     distance, real = distance_of(model, dataset), model.space.kind != "bits"
@@ -87,7 +87,7 @@ def measured(name: str, models: Path, seeds: int) -> str:
 
 
 def main() -> None:
-    """Measure and print the tables; draw the picture."""
+    """Measure and print the tables, and draw the picture."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--models", type=Path, default=Path("models"))
     parser.add_argument(

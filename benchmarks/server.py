@@ -1,4 +1,4 @@
-"""A server as a process of its own: started, waited for until it is ready, ended."""
+"""Start a server as a process, wait until it is ready, and end it."""
 
 import contextlib
 import os
@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import Final
 
 HOST: Final = "127.0.0.1"
-_START = 180.0  # seconds: a first import of everything on a busy machine
+_START = 180.0  # seconds, enough for a first import of everything on a busy machine
 
 
 @dataclass(frozen=True)
@@ -24,8 +24,8 @@ class Server:
 
     Attributes:
         port: on localhost.
-        pid: of its process, the first of them where there are several.
-        seconds: from the process's start to its readiness.
+        pid: of its process, or of the first one if there are several.
+        seconds: from the process's start to readiness.
     """
 
     port: int
@@ -35,15 +35,15 @@ class Server:
 
 @contextlib.contextmanager
 def serving(module: str, arguments: Sequence[str], ready: str) -> Iterator[Server]:
-    """`python -m module ... --port PORT` on a free port, until the block is left.
+    """Run `python -m module ... --port PORT` on a free port until the block is left.
 
     Args:
-        module: to run.
-        arguments: before the port.
-        ready: the path that answers 200 once requests are answered.
+        module: the module to run.
+        arguments: arguments before the port.
+        ready: the path that answers 200 once the server is ready.
 
     Raises:
-        RuntimeError: it ended, or did not get ready; with the last of what it said.
+        RuntimeError: it ended or did not get ready, with the end of its output.
     """
     port = _free_port()
     command = [sys.executable, "-m", module, *arguments, "--port", str(port)]
@@ -63,7 +63,7 @@ def serving(module: str, arguments: Sequence[str], ready: str) -> Iterator[Serve
 
 
 def answers(port: int, path: str) -> bool:
-    """Whether GET answers 200 now."""
+    """Return whether a GET answers 200 now."""
     try:
         with urllib.request.urlopen(f"http://{HOST}:{port}{path}", timeout=10) as answer:
             return bool(answer.status == 200)
@@ -81,7 +81,7 @@ def _until(ready: Callable[[], bool], process: "subprocess.Popen[bytes]") -> boo
 
 
 def _end(process: "subprocess.Popen[bytes]") -> None:
-    """Its workers too, at once: whatever it still has to do is of no use to anyone."""
+    """Kill a process and its workers immediately."""
     with contextlib.suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGKILL)
     process.wait()

@@ -1,11 +1,10 @@
-"""Small networks: samples a second by the engine, over diffusers' own loop at the same network.
+"""Compare the engine's samples per second on small networks with diffusers' own loop.
 
     python -m benchmarks.small [--models models] [--sizes 1 16 256 4096] [--device cpu]
 
-Small networks are bound by what surrounds them. diffusers has no binomial process: for `heartbeat`
-its loop runs the same network as a Gaussian one of as many steps, which is less work than bits are.
-`--alone` leaves the engine out (`diffusion.samplers.sample`) and counts the thread's CPU time: for
-machines on which others work.
+Overhead dominates small networks. diffusers has no binomial process, so for `heartbeat` its loop
+runs the same network as a Gaussian one with as many steps, which is less work. `--alone` bypasses
+the engine (`diffusion.samplers.sample`) and measures the thread's CPU time, for busy machines.
 """
 
 import argparse
@@ -32,7 +31,7 @@ PREDICTION = {"v": "v_prediction", "x_0": "sample", "eps": "epsilon"}
 
 
 def ours(model: DiffusionModel, job: SampleJob) -> float:
-    """Seconds through the engine and back."""
+    """Time one job through the engine, seconds."""
     limits = Settings(max_request_cost=10**9, max_queue_cost=10**9)
 
     def ask(engine: Engine) -> float:
@@ -42,7 +41,7 @@ def ours(model: DiffusionModel, job: SampleJob) -> float:
 
 
 def cpu_seconds(act: Callable[[], object]) -> float:
-    """Time that this thread computes during one call."""
+    """Measure this thread's CPU time during one call."""
     begun = time.thread_time()
     act()
     return time.thread_time() - begun
@@ -50,7 +49,7 @@ def cpu_seconds(act: Callable[[], object]) -> float:
 
 @torch.inference_mode()
 def their_samples(model: DiffusionModel, scheduler: DDPMScheduler, rows: int) -> torch.Tensor:
-    """diffusers' loop, as DDPMPipeline has it."""
+    """Sample by diffusers' loop, as in DDPMPipeline."""
     x = torch.randn(rows, *model.event, device=model.device)
     network, T = model.network, model.T
     snr = model.process.log_snr(torch.arange(T + 1, device=x.device)).float()
@@ -61,7 +60,7 @@ def their_samples(model: DiffusionModel, scheduler: DDPMScheduler, rows: int) ->
 
 
 def their_scheduler(model: DiffusionModel) -> DDPMScheduler:
-    """With the same betas, prediction and kind of variance."""
+    """Build a scheduler with the same betas, prediction and kind of variance."""
     learned = model.variance in ("moment", "interpolated")
     scheduler = DDPMScheduler(
         num_train_timesteps=model.T,
@@ -86,14 +85,14 @@ def main() -> None:
     asked = parser.parse_args()
     clock = cpu_seconds if asked.alone else seconds
     print(machine())
-    keep_freed_memory()  # as the service does; it serves both
+    keep_freed_memory()  # as the service does; it helps both
     rows: list[list[str]] = []
     for name in asked.names:
         path = asked.models / name / "model.safetensors"
         model, _ = load(path, asked.device)
         plain, _ = load(path, asked.device)
         scheduler, plan = their_scheduler(plain), Ancestral().plan(model)
-        NetworkCalls(model)  # its weights laid out as the engine has them
+        NetworkCalls(model)  # puts the weights in the engine's memory layout
         for size in asked.sizes:
             mine = partial(ours, model, SampleJob(name, size, 0, plan))
             if asked.alone:

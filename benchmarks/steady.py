@@ -1,12 +1,11 @@
-"""How steady the server is: its start, its memory, and its event loop under load.
+"""Measure the server's start time, its memory, and its event loop under load.
 
     python -m benchmarks.steady [--models models] [--starts 5] [--requests 10000] [--seconds 30]
 
-Start: from the process's start to 200 on /health/ready. Memory: the process's resident set after
-so many requests of small models, one in a hundred of mnist. Event loop: /health/live of an idle
-server, and of one that draws, bounds and fills in mnist's digits without a pause, with answers of
-64 digits as JSON among them; beside it, at the same time, a server that does nothing: what that
-takes is the machine's share.
+Start: from the process's start to 200 on /health/ready. Memory: the resident set after numbers of
+requests to small models, with one in a hundred to mnist. Event loop: /health/live of an idle server
+and of one that constantly draws, bounds and fills in mnist's digits, with some answers of 64 digits
+as JSON. An empty server is probed at the same time to show the machine's share.
 """
 
 import argparse
@@ -32,7 +31,7 @@ _MARKS: Final = (10, 100, 1000, 10_000, 100_000)
 
 
 def server(models: Path, names: Sequence[str], folder: Path) -> AbstractContextManager[Server]:
-    """noneq with these models alone."""
+    """Start noneq with only these models."""
     chosen = folder / "-".join(names)
     chosen.mkdir(exist_ok=True)
     for name in names:
@@ -43,7 +42,7 @@ def server(models: Path, names: Sequence[str], folder: Path) -> AbstractContextM
 
 
 def starts(models: Path, folder: Path, count: int) -> str:
-    """A table of the times to readiness."""
+    """Tabulate the times to readiness."""
     every = sorted(path.parent.name for path in models.glob("*/model.safetensors"))
     lines = []
     for names in (["swissroll"], ["mnist"], every):
@@ -57,7 +56,7 @@ def starts(models: Path, folder: Path, count: int) -> str:
 
 
 def memory(models: Path, folder: Path, count: int) -> str:
-    """A table of the resident set after more and more requests to one server."""
+    """Tabulate the resident set after increasing numbers of requests to one server."""
     lines, done, calls = [], 0, _small_calls()
     with server(models, ["swissroll", "mnist"], folder) as started:
         for mark in (0, *(mark for mark in _MARKS if mark < count), count):
@@ -68,7 +67,7 @@ def memory(models: Path, folder: Path, count: int) -> str:
 
 
 def health(models: Path, folder: Path, seconds: float) -> str:
-    """A table of how long /health/live takes, idle and under load, beside a bare route."""
+    """Tabulate how long /health/live takes, idle and under load, and a bare route beside it."""
     lines = []
     with server(models, ["mnist"], folder) as ours, serving("benchmarks.bare", [], "/") as bare:
         targets = [f"{ours.port}/health/live", f"{bare.port}/"]
@@ -81,7 +80,7 @@ def health(models: Path, folder: Path, seconds: float) -> str:
 
 
 def _small_calls() -> Iterator[Call]:
-    """Draws and bounds of the Swiss roll; one in a hundred calls of mnist."""
+    """Yield draws and bounds of the Swiss roll, with one in a hundred calls to mnist."""
     for seed in itertools.count():
         few = {"name": "ddim", "steps": 5}
         if seed % 100 == 5:
@@ -94,7 +93,7 @@ def _small_calls() -> Iterator[Call]:
 
 
 def _large_calls() -> Iterator[Call]:
-    """mnist: long draws and short ones of many digits, bounds, digits of which half is hidden."""
+    """Yield calls to mnist: long draws, short draws of many digits, bounds, half-hidden digits."""
     digit = [[[7 * i * j % 256 for j in range(28)] for i in range(28)]]
     mask = [[1] * 28] * 14 + [[0] * 28] * 14
     many = {"num_samples": 64, "sampler": {"name": "ddim", "steps": 5}}
@@ -109,10 +108,10 @@ def _large_calls() -> Iterator[Call]:
 
 
 async def _ask_all(port: int, calls: Iterator[Call], clients: int) -> None:
-    """Send them, `clients` at a time, until there are no more; in JSON, out JSON.
+    """Send all calls as JSON, `clients` at a time.
 
     Raises:
-        ExceptionGroup: of RuntimeErrors, where one was not answered with 200.
+        ExceptionGroup: of RuntimeErrors, if one was not answered with 200.
     """
 
     async def client() -> None:
@@ -129,7 +128,7 @@ async def _ask_all(port: int, calls: Iterator[Call], clients: int) -> None:
 async def _probe_under(
     port: int | None, targets: Sequence[str], seconds: float
 ) -> list[list[float]]:
-    """Probe, with load on `port` if one is named; it has a while to build up."""
+    """Probe the targets after a load on `port`, if any, has built up."""
     load = None if port is None else asyncio.create_task(_ask_all(port, _large_calls(), 12))
     await asyncio.sleep(1.0 if load is None else seconds / 5)
     prober = await asyncio.create_subprocess_exec(
@@ -139,7 +138,7 @@ async def _probe_under(
     said, _ = await prober.communicate()
     if load is not None:
         if load.done():
-            load.result()  # it never ends by itself: raises what went wrong
+            load.result()  # it only ends by an error, raised here
         load.cancel()
         await asyncio.gather(load, return_exceptions=True)
     if prober.returncode:
@@ -149,7 +148,7 @@ async def _probe_under(
 
 
 def _resident(pid: int) -> float:
-    """MiB of memory that a process holds."""
+    """Return a process's resident memory in MiB."""
     command = ["ps", "-o", "rss=", "-p", str(pid)]
     return int(subprocess.run(command, check=True, capture_output=True).stdout) / 1024
 

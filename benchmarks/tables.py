@@ -1,9 +1,11 @@
-"""`noneq train TABLE` by its defaults beside simple densities: `python -m benchmarks.tables`.
+"""Compare `noneq train TABLE` and its defaults with simple densities.
 
-    K = the bound on rows that the fit never saw, log2 density a row, mean over three splits
+    python -m benchmarks.tables
 
-30% of each data set are kept from the fit altogether; of the rest it holds out its own. Simple
-densities are fitted to the rows that the fit knows, and measured on the same 30%.
+    K = the bound on rows that the fit never saw, log2 density per row, mean over three splits
+
+30% of each data set are withheld from the fit, which holds out its own share of the rest. Simple
+densities are fitted to the fit's training rows and measured on the same 30%.
 """
 
 import argparse
@@ -24,7 +26,7 @@ from training.fit.loop import Fit, RunOptions
 from training.fit.parallel import Ranks
 
 Rows = npt.NDArray[np.float64]
-HELD = 1000  # rows kept of data that can be drawn at will
+HELD = 1000  # rows withheld for generated data
 
 
 def _sklearn(name: str) -> Callable[[int], Rows]:
@@ -37,21 +39,21 @@ def _sklearn(name: str) -> Callable[[int], Rows]:
 
 
 def gaussian(seed: int) -> Rows:
-    """300 + HELD rows of a correlated Gaussian of 8 dimensions."""
+    """Draw 300 + HELD rows of a correlated Gaussian in 8 dimensions."""
     dice = np.random.default_rng([100, seed])
     factor = dice.normal(size=(8, 8))
     return dice.normal(size=(300 + HELD, 8)) @ factor.T + dice.normal(size=8)
 
 
 def classes(seed: int) -> Rows:
-    """600 + HELD rows of 60 bits of three classes, each bit .85 or .15 in each."""
+    """Draw 600 + HELD rows of 60 bits in three classes, each 1 with probability .85 or .15."""
     dice = np.random.default_rng([100, seed])
     p = np.where(dice.random((3, 60)) < 0.5, 0.85, 0.15)
     return (dice.random((600 + HELD, 60)) < p[dice.integers(0, 3, 600 + HELD)]).astype(np.float64)
 
 
 def moons(seed: int) -> Rows:
-    """2000 + HELD rows of two moons, as in docs/data.md."""
+    """Draw 2000 + HELD rows of two moons, as in docs/data.md."""
     dice = np.random.default_rng([100, seed])
     n = 2000 + HELD
     turn, lower = dice.uniform(0, np.pi, n), dice.integers(0, 2, n)
@@ -62,14 +64,14 @@ def moons(seed: int) -> Rows:
 
 
 def skewed(seed: int) -> Rows:
-    """500 + HELD rows: log-normal, Student of 3 degrees, both scaled far apart, and one of both."""
+    """Draw 500 + HELD rows: log-normal and Student's t (3) on very different scales, and a mix."""
     dice = np.random.default_rng([100, seed])
     a, b = dice.normal(size=500 + HELD), dice.standard_t(3, size=500 + HELD)
     return np.column_stack([1e6 * np.exp(a), 1e-3 * b, a + b + dice.normal(size=len(a))])
 
 
 def one_column(seed: int) -> Rows:
-    """200 + HELD rows of one column: an exponential."""
+    """Draw 200 + HELD rows of one exponential column."""
     return np.random.default_rng([100, seed]).exponential(5, size=(200 + HELD, 1))
 
 
@@ -86,7 +88,7 @@ DATA: dict[str, Callable[[int], Rows]] = {
 
 
 def measure(name: str, seed: int) -> dict[str, tuple[float, float]]:
-    """(bits, gain of the model in bits) by name of density; the model's own first."""
+    """Return (bits, gain of the model in bits) by name of density, the model first."""
     rows = DATA[name](seed)
     own_data = name in ("iris", "wine", "breast_cancer")
     order = np.random.default_rng(seed).permutation(len(rows))
@@ -102,7 +104,7 @@ def measure(name: str, seed: int) -> dict[str, tuple[float, float]]:
         weights = state.averaged_tensors(state.read_tensors(written.with_suffix("")))
     fit.averaged.network.load_state_dict(weights)
     space = dataset.space
-    # Of few rows the noise of one estimate would be most of the error.
+    # With few rows the noise of one estimate would dominate the error.
     x_0, seeds = space.to_model(test), range(100 * seed, 100 * seed + 1 + 500 // len(test))
     kind = space.default_convention
     each = [bound(fit.averaged, x_0, seed=i, convention=kind, batch=2048).bound for i in seeds]
@@ -112,7 +114,7 @@ def measure(name: str, seed: int) -> dict[str, tuple[float, float]]:
     for b in baselines.compare(config, dataset, test, values):
         label = b.name.split(":")[0]
         found[label] = (b.bound / bit, b.gain / bit)
-    assert fit.best is not None  # a fit of one's own has it
+    assert fit.best is not None  # every fit of the user's data has it
     assert fit.best.looks is not None
     kept = fit.best.looks.step
     print(f"  {name} {seed}: weights of step {kept} of {fit.step}, {seconds:.0f} s of one core")
@@ -120,7 +122,7 @@ def measure(name: str, seed: int) -> dict[str, tuple[float, float]]:
 
 
 def main() -> None:
-    """Print a Markdown table of each data set."""
+    """Print a Markdown table for each data set."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("names", nargs="*", default=list(DATA), help=", ".join(DATA))
     parser.add_argument("--seeds", type=int, default=3)

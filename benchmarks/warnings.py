@@ -1,14 +1,13 @@
-"""Does the warning of a posterior tell good answers from bad, and does its stated error hold?
+"""Test whether a posterior's warnings tell good answers from bad and its stated errors hold.
 
     python -m benchmarks.warnings [--cases 120] [--systems 128] [--first 0]
 
-Random problems whose posterior is exact: mixtures of Gaussians in 1 to 20 dimensions, mixtures of
-bit patterns, and the two oracles of `models/`; observed as they expect it, or 4 or 8 standard
-deviations out. Each is answered by the defaults (8 particles, 100 steps) many times, with one
-sample and with eight. A case is bad where, over all answers, some element's mean is off by more
-than half a posterior standard deviation; the warning is right where it comes with a bad case's
-answer and stays away from a good one's. An error is right where log p(y) is within 1.96 of it as
-often as that says.
+Problems are random with exact posteriors: mixtures of Gaussians in 1 to 20 dimensions, mixtures of
+bit patterns, and the two exact models of `models/`, with observations that are typical or 4 or 8
+standard deviations out. Each is answered many times by the defaults (8 particles, 100 steps), with
+one sample and with eight. A case is bad if, over all answers, some element's mean is off by more
+than half a posterior standard deviation; a warning is right on a bad case's answer and wrong on a
+good one's. A stated error is right if log p(y) is within 1.96 of it in 95% of answers.
 """
 
 import argparse
@@ -42,7 +41,7 @@ BAD = 0.5
 
 @dataclass(frozen=True)
 class Case:
-    """What was seen of one example, and what is right: mean and deviation by element, log p(y)."""
+    """An observation with its exact posterior means and deviations by element, and log p(y)."""
 
     kind: str
     model: DiffusionModel
@@ -52,42 +51,42 @@ class Case:
     log_evidence: float
 
     def off(self, samples: Tensor) -> float:
-        """The worst element's mean, posterior standard deviations, of samples [n, D]."""
+        """Return the largest error of samples' [n, D] means, in posterior standard deviations."""
         apart = (samples.double().mean(0) - self.mean) / self.std
         return float(apart[self.std > 1e-3 * self.std.max()].abs().max())
 
 
 class Chance:
-    """Draws of one seed."""
+    """A source of random draws from one seed."""
 
     def __init__(self, seed: int) -> None:
         self._generator = torch.Generator().manual_seed(seed)
 
     def normal(self, *shape: int) -> Tensor:
-        """Standard normal numbers."""
+        """Draw standard normal numbers."""
         return torch.randn(*shape, generator=self._generator, dtype=torch.float64)
 
     def uniform(self, *shape: int) -> Tensor:
-        """Uniform numbers in 0 to 1."""
+        """Draw uniform numbers from 0 to 1."""
         return torch.rand(*shape, generator=self._generator, dtype=torch.float64)
 
     def one(self, *of: float) -> float:
-        """One of these."""
+        """Draw one of these values."""
         return of[int(torch.randint(len(of), (1,), generator=self._generator))]
 
     def some(self, count: int, of: int) -> Tensor:
-        """So many of 0..of - 1, in random order."""
+        """Draw `count` distinct numbers of 0..of - 1, in random order."""
         return torch.randperm(of, generator=self._generator)[:count]
 
 
 def mixture(seed: int) -> Case:
-    """A random mixture of Gaussians of about unit size."""
+    """Draw a random mixture of Gaussians of about unit size."""
     chance = Chance(seed)
     D, C = int(chance.one(1, 2, 3, 5, 8, 12, 20)), int(chance.one(1, 2, 3, 5, 10, 25))
     weights = chance.uniform(C) + 0.05
     weights = weights / weights.sum()
     means, factor = chance.normal(C, D), chance.normal(C, D, D) / D**0.5
-    size = float(10 ** (2 * chance.uniform(1) - 2))  # of a component's variances
+    size = float(10 ** (2 * chance.uniform(1) - 2))  # scale of a component's variances
     covariances = size * (factor @ factor.mT + 0.2 * torch.eye(D))
     width = (1 + size) ** 0.5
     means, covariances = (means - weights @ means) / width, covariances / width**2
@@ -98,7 +97,7 @@ def mixture(seed: int) -> Case:
 def seen(
     network: GaussianMixture, model: DiffusionModel, chance: Chance, seed: int, kind: str = "reals"
 ) -> Case:
-    """Some of the elements, or a few linear combinations of them, through noise."""
+    """Observe some of the elements, or a few linear combinations of them, with noise."""
     D = network.config.features
     std, masked = chance.one(0.01, 0.1, 0.3, 1.0), bool(chance.one(0, 1))
     index = chance.some(int(chance.one(*range(1, D + 1))), D)
@@ -126,7 +125,7 @@ def seen(
 
 
 def bits(seed: int) -> Case:
-    """A random mixture of bit patterns, some bits seen exactly or one in ten flipped."""
+    """Draw a random mixture of bit patterns, observed exactly or with one bit in ten flipped."""
     chance = Chance(seed)
     D, C = int(chance.one(3, 5, 8, 12)), int(chance.one(2, 4, 8, 16))
     patterns, weights = (chance.uniform(C, D) < 0.5).float(), chance.uniform(C) + 0.05
@@ -139,7 +138,7 @@ def bits(seed: int) -> Case:
 
 
 def told(network: BitPatterns, model: DiffusionModel, chance: Chance, kind: str = "bits") -> Case:
-    """Some bits of one pattern."""
+    """Observe some bits of one pattern."""
     patterns, D = network.patterns.float(), network.patterns.shape[1]
     known = torch.zeros(D, dtype=torch.bool)
     known[chance.some(int(chance.one(*range(1, D))), D)] = True
@@ -150,13 +149,13 @@ def told(network: BitPatterns, model: DiffusionModel, chance: Chance, kind: str 
     joint = network.weights * torch.where(known, agree, 1.0).prod(1)
     chances = joint / joint.sum()
     mean = chances @ patterns.double()
-    std = (mean * (1 - mean)).clamp_min(0.01).sqrt()  # of a bit that is sure too
+    std = (mean * (1 - mean)).clamp_min(0.01).sqrt()  # above 0 for a certain bit too
     observation = Observation.of_bits(y[None], known[None], flips)
     return Case(kind, model, observation, mean, std, float(joint.sum().log()))
 
 
 def cases(first: int, count: int) -> Iterator[Case]:
-    """Three in five of random Gaussians, one of random bits, one of the two oracles."""
+    """Yield cases: in five, three random Gaussians, one of random bits, one shipped exact model."""
     reals, _ = load(Path("models/gaussian-mixture/model.safetensors"))
     ones, _ = load(Path("models/bit-patterns/model.safetensors"))
     for seed in range(first, first + count):
@@ -172,7 +171,7 @@ def cases(first: int, count: int) -> Iterator[Case]:
 
 
 def answers(case: Case, systems: int) -> SMCResult:
-    """So many systems of the defaults."""
+    """Run `systems` systems with the default settings."""
     plan = Ancestral(steps=min(STEPS, case.model.T)).plan(case.model)
     place = torch.zeros(systems, dtype=torch.long)
     kernel = ParticleFilter(plan, Twisted().particles)
@@ -180,22 +179,22 @@ def answers(case: Case, systems: int) -> SMCResult:
 
 
 def judged(case: Case, result: SMCResult, each: int) -> tuple[bool, float, float]:
-    """Of answers with so many samples: whether bad, how many warn, how often the error holds."""
+    """Judge answers of `each` samples: whether bad, how many warn, how often the error holds."""
     count = len(result.log_evidence) // each
     samples, _ = Twisted().gather(result.rows(slice(count * each)), count, 5)
     bad = case.off(samples.flatten(0, 1)) > BAD
     warned, held = 0, 0
     for k in range(count):
         one = Diagnostics.of(result.rows(slice(k * each, (k + 1) * each)), case.model.T)
-        assert one.log_evidence is not None  # weights tell it
-        assert one.log_evidence_error is not None  # of 8 particles
+        assert one.log_evidence is not None  # from the weights
+        assert one.log_evidence_error is not None  # from 8 particles
         warned += one.warning is not None
         held += abs(one.log_evidence - case.log_evidence) < 1.96 * one.log_evidence_error
     return bad, warned / count, held / count
 
 
 def main() -> None:
-    """Measure, and print the confusion by kind."""
+    """Measure and print the confusion matrix by kind."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--cases", type=int, default=120)
     parser.add_argument("--systems", type=int, default=128)

@@ -1,1 +1,1 @@
-"""Random valid requests of every route against every model that is served; see `__main__`."""
+"""Random valid requests to every route and every served model; see `__main__`."""

@@ -1,11 +1,11 @@
-"""Thousands of random valid requests: no 5xx, finite answers, and what was seen comes back exactly.
+"""Send random valid requests; check for 5xx, non-finite answers and changed observed values.
 
     python -m benchmarks.campaign --requests 2000 --seed 0
 
-starts a service with the shipped models, asks it, and prints how many requests of which route and
-kind of data were answered how, and each failure as the curl that shows it. A request that asks for
-the impossible (bits that no pattern of the model has) may be told so, by a 422 that says "no
-probability"; such are counted apart. Exit status 1 where anything failed.
+starts a service with the shipped models, sends the requests, and prints a count of answers by
+route, kind of data and status, and each failure as a curl command that reproduces it. A request for
+the impossible (bits that match no pattern of the model) may get a 422 that says "no probability";
+these are counted separately. The exit status is 1 if anything failed.
 """
 
 import argparse
@@ -23,8 +23,8 @@ from benchmarks.campaign.questions import Question, Questions, Target
 from benchmarks.http import get, post
 from benchmarks.server import serving
 
-_TOGETHER = 6  # requests under way: rows of several share batches
-#: Null where there is nothing to say, each documented in docs/api.md.
+_TOGETHER = 6  # concurrent requests, so that their rows share batches
+#: Fields that may be null, as documented in docs/api.md.
 _EMPTY_ALLOWED = {
     *("std", "quantiles", "label", "labels", "trajectory", "per_step", "warning", "reason"),
     *("start", "start_noise", "columns", "uncompared", "bands", "terms", "trajectories"),
@@ -33,7 +33,7 @@ _EMPTY_ALLOWED = {
 
 
 async def targets(port: int) -> list[Target]:
-    """The models that are served, with held-out data of each."""
+    """List the served models, with held-out data for each."""
     found = []
     for summary in json.loads((await get(port, "/models")).body)["models"]:
         name = summary["name"]
@@ -56,7 +56,7 @@ async def targets(port: int) -> list[Target]:
 
 
 def fault(question: Question, status: int, body: bytes) -> str | None:
-    """What is wrong with an answer, in words; None where nothing is."""
+    """Describe what is wrong with an answer; None if nothing is."""
     if status == 422 and b"no probability" in body:
         return None
     if status != 200:
@@ -68,17 +68,17 @@ def fault(question: Question, status: int, body: bytes) -> str | None:
     if question.exact is not None:
         values, known = question.exact
         for result, wanted, where in zip(answer["results"], values, known, strict=True):
-            samples = np.asarray(result["samples"], np.float32)  # as JSON has them
+            samples = np.asarray(result["samples"], np.float32)  # from JSON
             if not (samples[:, where] == wanted[where].astype(np.float32)).all():
                 return "what was observed did not come back exactly"
     return None
 
 
 def _empty(value: Any, key: str = "") -> set[str]:  # noqa: ANN401 - JSON
-    """Names of the fields that hold null or a number that is not finite, where none may be."""
+    """Name the fields that hold a null or non-finite number but may not."""
     if isinstance(value, dict):
         if "bound" in value and value["bound"] is None and value.get("reason"):
-            return set()  # an example that the model excludes, told so
+            return set()  # an example that the model excludes, reported as such
         return set().union(*(_empty(part, name) for name, part in value.items()))
     if isinstance(value, list):
         return set().union(*(_empty(part, key) for part in value))
@@ -88,7 +88,7 @@ def _empty(value: Any, key: str = "") -> set[str]:  # noqa: ANN401 - JSON
 
 
 async def campaign(port: int, requests: int, seed: int) -> int:
-    """Ask, print, and return how many failed."""
+    """Send the requests, print the results, and return the number of failures."""
     served = await targets(port)
     kinds = {target.name: target.kind for target in served}
     questions = Questions(served, seed)
@@ -118,7 +118,7 @@ async def campaign(port: int, requests: int, seed: int) -> int:
 
 
 def main() -> int:
-    """The command."""
+    """Run the command."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )

@@ -1,7 +1,7 @@
-"""Random valid requests: what may be asked of a model, drawn from a seed.
+"""Random valid requests for a model, drawn from a seed.
 
-Values are those of held-out data, of the model's own scale, far out, constant, tiny: whatever a
-data space allows. Sizes are small, so that thousands of requests take minutes.
+Their data are held-out, at the model's own scale, far out, constant or tiny: anything the data
+space allows. Sizes are small, so that thousands of requests take minutes.
 """
 
 from dataclasses import dataclass, field
@@ -19,13 +19,13 @@ class Target:
     """A served model as a caller sees it.
 
     Attributes:
-        name: of the model.
-        kind: of its data, "image", "vector" or "bits".
-        shape: of a data point.
-        levels: of integer data, else None.
+        name: the model's name.
+        kind: kind of its data, "image", "vector" or "bits".
+        shape: shape of an example.
+        levels: levels of integer data, else None.
         steps: T.
         base_rate: of a binomial process, else None.
-        labels: what its classifier reads, empty without one.
+        labels: labels of its classifier; empty without one.
         examples: held-out data, [N, *shape].
     """
 
@@ -40,7 +40,7 @@ class Target:
 
     @property
     def dear(self) -> bool:
-        """Whether a network evaluation takes milliseconds rather than less."""
+        """Whether a network evaluation takes milliseconds or more."""
         return len(self.shape) == 3
 
 
@@ -50,8 +50,8 @@ class Question:
 
     Attributes:
         path: of the route.
-        fields: its JSON.
-        exact: what has to come back as it was seen: values and where, or None.
+        fields: its JSON body.
+        exact: values that the answer must repeat exactly and where, or None.
     """
 
     path: str
@@ -60,13 +60,13 @@ class Question:
 
 
 class Questions:
-    """A stream of requests of one seed."""
+    """A stream of requests drawn from one seed."""
 
     def __init__(self, targets: list[Target], seed: int) -> None:
         self.targets, self.rng = targets, np.random.default_rng(seed)
 
     def draw(self) -> Question:
-        """The next one."""
+        """Draw the next request."""
         target = self.targets[self.rng.integers(len(self.targets))]
         routes = [self._sample, self._loglik, self._inpaint, self._denoise, self._posterior]
         weights = [1, 1, 2, 1, 2]
@@ -99,7 +99,7 @@ class Questions:
         if choice == 0 and not target.dear:
             fields["trajectories"] = small
         elif choice == 1:
-            # The paper's convention fixes the last step: one step alone has no term.
+            # The paper's convention fixes the last step, so a chain of one step has no terms.
             least = 2 if fields["convention"] == "paper" else 1
             fields["steps"] = int(self.rng.integers(least, 12))
         else:
@@ -165,11 +165,11 @@ class Questions:
         return fields, np.stack([self._data(target) for _ in range(count)])
 
     def _data(self, target: Target) -> Array:
-        """One data point, of one of many kinds; float32 holds it exactly."""
+        """Draw an example of one of many kinds, exactly representable in float32."""
         rng, shape = self.rng, target.shape
         example = target.examples[rng.integers(len(target.examples))].astype(np.float64)
         if target.kind == "bits":
-            # What no pattern allows is told by a 422 of its own; half the time ask of real ones.
+            # Bits that match no pattern get their own 422, so use real examples half of the time.
             return example if self._chance(0.5) else rng.integers(0, 2, shape).astype(np.float64)
         if target.levels is not None:
             top = target.levels - 1
@@ -227,7 +227,7 @@ class Questions:
             parts = [wide[:, i : i + h, j : j + w] for i in range(3) for j in range(3)]
             return np.asarray(sum(parts) / 9)
 
-        if np.prod(shape) > 1024:  # the most numbers that an operator may see
+        if np.prod(shape) > 1024:  # the most numbers that an operator may observe
             return {"kind": "average-pooling", "size": 4}, lambda x: x.reshape(
                 x.shape[0], x.shape[1] // 4, 4, x.shape[2] // 4, 4
             ).mean((2, 4))

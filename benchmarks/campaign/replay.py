@@ -1,10 +1,10 @@
-"""The same requests against two versions of the service: the same answers but for what was renamed.
+"""Replay the same requests against two versions of the service and compare the answers.
 
     python -m benchmarks.campaign.replay keep answers.jsonl --requests 200     # in the old checkout
     python -m benchmarks.campaign.replay compare answers.jsonl                 # in the new one
 
-Requests go one at a time, so that rows share batches with nobody and bits do not depend on it. Each
-difference is printed by its field; a field that only one version has is printed once.
+Requests are sent one at a time, because the bits of an answer may depend on what shares its batch.
+Each difference is printed with its field; a field that only one version has is printed once.
 """
 
 import argparse
@@ -20,11 +20,11 @@ from benchmarks.campaign.questions import Questions
 from benchmarks.http import post
 from benchmarks.server import serving
 
-_OF_THE_CALL = {"request_id"}  # no two calls share it
+_OF_THE_CALL = {"request_id"}  # unique to each call
 
 
 async def keep(port: int, path: Path, requests: int, seed: int) -> None:
-    """Ask `requests` of a seed, a line each with its answer."""
+    """Send `requests` requests drawn from a seed and write each with its answer as a line."""
     questions = Questions(await targets(port), seed)
     with path.open("w") as file:
         for _ in range(requests):
@@ -35,7 +35,7 @@ async def keep(port: int, path: Path, requests: int, seed: int) -> None:
 
 
 async def compare(port: int, path: Path) -> int:
-    """Ask the same and print what differs; how many requests did."""
+    """Send the same requests, print the differences, and return how many requests differ."""
     differing, fields, count = 0, Counter[str](), 0
     with path.open() as file:
         for line in map(json.loads, file):
@@ -55,7 +55,7 @@ async def compare(port: int, path: Path) -> int:
 
 
 def differences(old: Any, new: Any, name: str = "") -> list[str]:  # noqa: ANN401 - JSON
-    """The fields that differ, by their dotted name without places in lists."""
+    """Return the fields that differ, by their dotted name without list indices."""
     if isinstance(old, dict) and isinstance(new, dict):
         found = [f"only before: {name}.{key}" for key in old.keys() - new.keys()]
         found += [f"only now: {name}.{key}" for key in new.keys() - old.keys()]
@@ -68,7 +68,7 @@ def differences(old: Any, new: Any, name: str = "") -> list[str]:  # noqa: ANN40
 
 
 def main() -> int:
-    """The command."""
+    """Run the command."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -78,7 +78,7 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=7, help="of the requests to keep (7)")
     parser.add_argument("--models", type=Path, default=Path("models"), help="the folder")
     given = parser.parse_args()
-    # One batch size and one thread: what the batch-size search finds must not decide the bits.
+    # One batch size and one thread, so that the bits do not depend on the batch-size search.
     arguments = ["--models", str(given.models), "--device", "cpu"]
     arguments += ["--batch-size", "16", "--threads", "1", "--deterministic"]
     with serving("service", arguments, "/health/ready") as server:

@@ -1,1 +1,1 @@
-"""noneq beside diffusers' pipelines and LitServe, over HTTP: `python -m benchmarks.serving`."""
+"""Compare noneq with diffusers and LitServe over HTTP: `python -m benchmarks.serving`."""

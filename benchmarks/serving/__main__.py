@@ -1,28 +1,28 @@
-"""noneq beside its peers, over HTTP: throughput, latencies, refusals, losses.
+"""Compare noneq with its peers over HTTP: throughput, latencies, refusals, losses.
 
     python -m benchmarks.serving [--systems ...] [--loads ...] [--seconds 16] [--rounds 3]
 
-The same U-Net weights (network.py) behind diffusers' pipelines one request at a time
-(pipelines.py), LitServe with whole requests batched (batches.py; `litserve-lanes` with long
-requests apart), and noneq. Each is started anew for every load, alone on the machine, with the same
-CPU threads; this process is the load generator. One sample, or one example, a request.
+The same U-Net weights (network.py) run behind diffusers' pipelines one request at a time
+(pipelines.py), LitServe with whole requests batched (batches.py; `litserve-lanes` separates long
+requests), and noneq. Each is restarted for every load, alone on the machine, with the same CPU
+threads; this process is the load generator. A request is for one sample or one example.
 
-Closed loads keep `--clients` requests under way, for so saturated a server's throughput is its own:
+Closed loads keep `--clients` requests in flight, which saturates the server:
 
     uniform     DDIM of 50 steps
-    mixed       nine of ten DDIM of 20, 30, 40 or 50 steps, one ancestral of 1000
-    likelihood  turn and turn about, DDIM of 50 steps and bounds of 100 terms
+    mixed       nine in ten DDIM of 20, 30, 40 or 50 steps, one ancestral of 1000
+    likelihood  alternately DDIM of 50 steps and bounds of 100 terms
 
-Open loads come by a Poisson process, the same for all systems, whether they keep up or not:
+Open loads arrive by a Poisson process, the same for all systems, whether they keep up or not:
 
-    half, full, triple   the mixed load at 0.5, 1 and 3 times what noneq can do: its evaluations/s
-                         under `uniform`, measured first, by a mixed request's mean cost; or
-                         `--capacity`
+    half, full, triple   the mixed load at 0.5, 1 and 3 times noneq's capacity: its evaluations/s
+                         under `uniform`, measured first, divided by a mixed request's mean cost;
+                         or `--capacity`
 
-A load runs for half of `--seconds` before its window of `--seconds` begins; after an open one up to
-`--grace` seconds remain for the answers. noneq has the settings of an operator who wants nobody to
-wait long: a queue that holds `--queue` seconds of work at its capacity, everything else by default.
-The peers come with no bound on their queues, but for LitServe's default of 30 seconds.
+A load runs for half of `--seconds` before its window of `--seconds` begins; after an open load, up
+to `--grace` seconds remain for answers. noneq has a queue that holds `--queue` seconds of work at
+its capacity, so that nobody waits long, and otherwise its defaults. The peers' queues are unbounded
+except for LitServe's default timeout of 30 seconds.
 """
 
 import argparse
@@ -53,7 +53,7 @@ OPEN: Final = {"half": 0.5, "full": 1.0, "triple": 3.0}
 def measure(
     system: System, load: str, chosen: Deployment, asked: argparse.Namespace, capacity: float
 ) -> Result:
-    """One system under one load."""
+    """Measure one system under one load."""
     begin, end = asked.seconds / 2, 1.5 * asked.seconds
     closed = load in CLOSED
     order = CLOSED[load]() if closed else requests.mixed()
@@ -72,11 +72,11 @@ def measure(
 
 
 def compare(asked: argparse.Namespace, folder: Path) -> tuple[float, list[Result]]:
-    """The capacity, and every system under every load, in rounds."""
+    """Measure the capacity, then every system under every load, in rounds."""
     chosen = Deployment(folder, asked.threads, asked.batch)
     cost = requests.mean_cost(requests.mixed())
     capacity = asked.capacity
-    if not capacity:  # not of the mixed load itself: too few long requests end in a window
+    if not capacity:  # under `uniform`: too few long requests of a mixed load end in a window
         capacity = measure(SYSTEMS["noneq"], "uniform", chosen, asked, 0.0).evaluations / cost
     chosen = chosen.bounded(max(T, round(asked.queue * capacity * cost)))
     print(
@@ -87,7 +87,7 @@ def compare(asked: argparse.Namespace, folder: Path) -> tuple[float, list[Result
     results: list[Result] = []
     for turn in range(asked.rounds):
         for load in asked.loads:
-            # In another order every round, so that no one always comes after the same other.
+            # Change the order every round, so that no system always follows the same other one.
             for name in random.Random(turn).sample(asked.systems, len(asked.systems)):
                 results.append(measure(SYSTEMS[name], load, chosen, asked, capacity))
                 last = results[-1]
@@ -96,7 +96,7 @@ def compare(asked: argparse.Namespace, folder: Path) -> tuple[float, list[Result
 
 
 def report(results: list[Result], loads: list[str], systems: list[str]) -> str:
-    """Markdown: a table for each load, and what noneq is to each of the others."""
+    """Format a Markdown table for each load, with noneq's ratio to each of the others."""
     parts = []
     for load in loads:
         own = [result for result in results if result.load == load]
@@ -108,7 +108,7 @@ def report(results: list[Result], loads: list[str], systems: list[str]) -> str:
 
 
 def arguments() -> argparse.Namespace:
-    """Of the command line."""
+    """Parse the command line."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument(
         "--systems", nargs="+", choices=SYSTEMS, default=["diffusers", "litserve", "noneq"]
@@ -130,7 +130,7 @@ def arguments() -> argparse.Namespace:
 def main() -> None:
     """Measure everything and print the tables."""
     asked = arguments()
-    # A connection for each request that waits, here and (they inherit it) at the servers.
+    # Each waiting request needs a connection, here and at the servers, which inherit the limit.
     most = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
     print(machine())

@@ -1,12 +1,12 @@
-"""diffusers' pipelines under LitServe, whole requests batched.
+"""Serve diffusers' pipelines with LitServe, batching whole requests.
 
-Requests of different numbers of steps cannot share a diffusers loop, so a batch is parted into
-groups of requests alike, which run one after the other, each as one batch; the answers of a batch
-leave together, as LitServe has it. The batch is as large as noneq's and waits 20 ms to fill, which
-costs little beside any request and nothing under load.
+Requests with different numbers of steps cannot share a diffusers loop, so a batch is split into
+groups of similar requests, which run one after the other; LitServe returns all answers of a batch
+together. The batch is as large as noneq's and waits 20 ms to fill, which is little compared with
+any request and nothing under load.
 
-With `--lanes` long draws have an endpoint, a queue and a process of their own: a remedy for what
-short requests suffer behind long ones, if callers keep to it. The lanes share the device.
+With `--lanes`, long draws have their own endpoint, queue and process on the same device, so that
+short requests need not wait behind them if callers use the endpoint.
 
     python -m benchmarks.serving.batches FOLDER --port 8002 --threads 2 --batch 32
 """
@@ -24,22 +24,22 @@ from fastapi import Response
 
 from benchmarks.serving.peer import Peer
 
-Asked = Mapping[str, Any]  # of a JSON body
+Asked = Mapping[str, Any]  # a JSON body
 
 
 class Batches(litserve.LitAPI):  # type: ignore[misc]  # it is Any to mypy
-    """One queue of requests and the worker that takes them by batches."""
+    """A queue of requests and the worker that takes them in batches."""
 
     def __init__(self, folder: Path, threads: int, batch: int, path: str = "/predict") -> None:
         super().__init__(max_batch_size=batch, batch_timeout=0.02, api_path=path)
         self.folder, self.threads = folder, threads
 
     def setup(self, device: str) -> None:  # noqa: ARG002, the peer chooses the same one
-        """In the worker."""
+        """Load the peer in the worker."""
         self.peer = Peer(self.folder, self.threads)
 
     def predict(self, x: Sequence[Asked]) -> list[bytes]:
-        """The answers of a batch, group by group."""
+        """Answer a batch, group by group."""
         groups: dict[Hashable, list[int]] = defaultdict(list)
         for i, asked in enumerate(x):
             groups["data" in asked, asked.get("steps"), asked.get("terms")].append(i)
@@ -49,7 +49,7 @@ class Batches(litserve.LitAPI):  # type: ignore[misc]  # it is Any to mypy
         return [answers[i] for i in range(len(x))]
 
     def encode_response(self, output: bytes) -> Response:
-        """The bytes as they are."""
+        """Return the bytes unchanged."""
         return Response(output, media_type="application/octet-stream")
 
     def _answer(self, group: Sequence[Asked]) -> list[bytes]:

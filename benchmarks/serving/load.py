@@ -1,8 +1,8 @@
-"""The load: requests sent to a server, and what became of each.
+"""Send a load of requests to a server and record the outcome of each.
 
-Closed, `clients` of them are always under way, so the server is saturated and what is measured is
-its throughput. Open, they come when they come, whether the server keeps up or not, and a latency
-counts from the moment of coming.
+A closed load keeps `clients` requests in flight, so the server is saturated and its throughput is
+measured. In an open load requests arrive at given times whether the server keeps up or not, and
+latency counts from the arrival.
 """
 
 import asyncio
@@ -17,18 +17,18 @@ from benchmarks.serving.systems import System, accepted, good
 
 Fate = Literal["answered", "refused", "failed", "waiting"]
 _REFUSALS = (429, 503)
-_PAUSE = 0.1  # seconds before a client whose request came to nothing asks for the next thing
+_PAUSE = 0.1  # seconds that a client waits after a failed request
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of a request.
+    """The outcome of a request.
 
     Attributes:
-        request: that was sent.
-        begun: when it came, seconds from the load's start.
-        ended: when its answer did, or when it was given up.
-        fate: "waiting" where there was no answer when the load ended.
+        request: the request.
+        begun: when it arrived, seconds from the load's start.
+        ended: when it was answered or given up.
+        fate: "waiting" if it had no answer when the load ended.
     """
 
     request: Request
@@ -38,17 +38,17 @@ class Outcome:
 
     @property
     def seconds(self) -> float:
-        """From coming to answer."""
+        """Seconds from arrival to answer."""
         return self.ended - self.begun
 
 
 class Load:
-    """Requests to one server.
+    """A load on one server.
 
     Args:
-        system: how it is asked.
-        port: where it listens.
-        requests: in their order.
+        system: the server's system.
+        port: its port.
+        requests: the requests, in order.
     """
 
     def __init__(self, system: System, port: int, requests: Iterator[Request]) -> None:
@@ -57,13 +57,13 @@ class Load:
         self._start = time.perf_counter()
 
     async def closed(self, clients: int, seconds: float) -> list[Outcome]:
-        """Always `clients` under way, for so many seconds; those not answered then are waiting."""
+        """Keep `clients` requests in flight for `seconds`; unanswered ones end as "waiting"."""
         tasks = [asyncio.create_task(self._client()) for _ in range(clients)]
         await asyncio.sleep(seconds)
         return await self._end(tasks)
 
     async def open(self, arrivals: Iterable[float], seconds: float, grace: float) -> list[Outcome]:
-        """One each arrival, for so many seconds; then `grace` more for the answers to come."""
+        """Send a request at each arrival for `seconds`, then wait `grace` more for answers."""
         tasks: list[asyncio.Task[Any]] = []
         for arrival in arrivals:
             if arrival >= seconds:
@@ -89,7 +89,7 @@ class Load:
             fate = _fate(request, answer)
         except OSError:
             fate = "failed"
-        finally:  # also of those that are cancelled at the end
+        finally:  # also for those cancelled at the end
             self._outcomes.append(Outcome(request, begun, self._now(), fate))
         return fate
 

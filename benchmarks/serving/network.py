@@ -1,8 +1,8 @@
-"""One U-Net, twice: a folder of diffusers' pipelines and a noneq artefact, of the same weights.
+"""Write one U-Net both as a diffusers pipeline folder and as a noneq artefact.
 
-DDPM's form (Ho et al. 2020) at 16 x 16 pixels, attention at the lowest level, T = 1000 linear
-betas, eps, x_0hat clipped to the data's range, the lower variance. The weights are random: what is
-compared is the work, not the pictures.
+It has DDPM's form (Ho et al. 2020) at 16 x 16 pixels with attention at the lowest level, T = 1000
+linear betas, eps, x_0hat clipped to the data's range, and the lower variance. The weights are
+random, since only the speed is compared.
 """
 
 from collections.abc import Sequence
@@ -26,7 +26,7 @@ PIPELINE, MODELS = "pipeline", "models"  # the two folders
 
 
 def write(folder: Path, channels: Sequence[int]) -> None:
-    """Both forms of the network with these channels a level, under `folder`."""
+    """Write both forms of the network with these channels per level under `folder`."""
     torch.manual_seed(0)
     lower = len(channels) - 1
     peer = UNet2DModel(
@@ -65,10 +65,10 @@ def write(folder: Path, channels: Sequence[int]) -> None:
 
 @torch.inference_mode()
 def difference(folder: Path) -> float:
-    """The largest difference of the two networks' outputs, both read from what the servers read.
+    """Return the largest difference between the outputs of the two networks as stored.
 
     Raises:
-        ValueError: it is above 1e-4 or the outputs are zero: the servers would not be comparable.
+        ValueError: it is above 1e-4 or the outputs are zero, so the servers are not comparable.
     """
     peer = UNet2DModel.from_pretrained(
         folder / PIPELINE, subfolder="unet", low_cpu_mem_usage=False

@@ -1,4 +1,4 @@
-"""What both peers run: diffusers' own pipelines, and a bound by a plain loop over t."""
+"""The code that both peers run: diffusers' own pipelines, and a bound by a plain loop over t."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,11 +12,11 @@ from benchmarks.serving.network import PIPELINE, T
 
 
 class Peer:
-    """diffusers on one device; to be made and used in one thread.
+    """diffusers on one device, to be created and used in the same thread.
 
     Args:
-        folder: that `network.write` filled.
-        threads: of the CPU; 0 for PyTorch's choice.
+        folder: the folder that `network.write` filled.
+        threads: CPU threads; 0 for PyTorch's choice.
     """
 
     def __init__(self, folder: Path, threads: int) -> None:
@@ -32,10 +32,10 @@ class Peer:
 
     @torch.inference_mode()
     def sample(self, steps: int, seeds: Sequence[int]) -> list[bytes]:
-        """A sample for each seed, float32: ancestral with all T steps, DDIM with fewer.
+        """Draw a sample per seed, float32: ancestral with all T steps, DDIM with fewer.
 
-        One generator draws for the whole batch, which is faster than one each; a sample then
-        depends on its company, as it does not at noneq.
+        One generator draws for the whole batch, which is faster than one per seed; unlike in noneq,
+        a sample then depends on the rest of its batch.
         """
         pipeline = self.ddpm if steps == T else self.ddim
         images = pipeline(
@@ -48,11 +48,11 @@ class Peer:
 
     @torch.inference_mode()
     def bound(self, data: Sequence[object], terms: int) -> list[float]:
-        """The bound's KL terms of each example, nats, at `terms` evenly spaced t, one t at a time.
+        """Compute each example's KL terms, nats, at `terms` evenly spaced t, one t at a time.
 
-        As `calc_bpd_loop` of improved-diffusion (Nichol and Dhariwal 2021); equal variances leave
-        of KL(q(x_s | x_t, x_0) || p(x_s | x_t)) the squared distance of the means, and the last
-        decoder is left out.
+        This follows `calc_bpd_loop` of improved-diffusion (Nichol and Dhariwal 2021) without the
+        last decoder. With equal variances KL(q(x_s | x_t, x_0) || p(x_s | x_t)) is the scaled
+        squared distance of the means.
         """
         x_0 = torch.tensor(data, device=self.device) / 127.5 - 1
         alpha_bar = self.ddpm.scheduler.alphas_cumprod.to(self.device)
@@ -66,7 +66,7 @@ class Peer:
 
 
 def _divergence(x_0: Tensor, x_t: Tensor, eps: Tensor, at_t: Tensor, at_s: Tensor) -> Tensor:
-    """(sqrt(alpha_bar_s) beta / (1 - alpha_bar_t))^2 |x_0 - x_0hat|^2 / (2 var), [B]."""
+    """Return (sqrt(alpha_bar_s) beta / (1 - alpha_bar_t))^2 |x_0 - x_0hat|^2 / (2 var), [B]."""
     estimate = ((x_t - (1 - at_t).sqrt() * eps) / at_t.sqrt()).clamp(-1, 1)
     beta = 1 - at_t / at_s
     var = beta * (1 - at_s) / (1 - at_t)

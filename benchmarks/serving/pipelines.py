@@ -1,8 +1,7 @@
-"""diffusers' pipelines under FastAPI, one request at a time.
+"""Serve diffusers' pipelines with FastAPI, one request at a time.
 
-The straightforward deployment: one thread owns the network and takes requests in the order of
-their coming; the event loop only waits. There is no bound on the queue, as none comes with the
-parts.
+This is the straightforward deployment: one thread owns the network and takes requests in order of
+arrival; the event loop only waits. The queue is unbounded, as is the default.
 
     python -m benchmarks.serving.pipelines FOLDER --port 8001 --threads 2
 """
@@ -23,21 +22,21 @@ from benchmarks.serving.peer import Peer
 
 
 class Draw(BaseModel):
-    """Draw a sample."""
+    """The body of a request for a sample."""
 
     steps: int
     seed: int
 
 
 class Bound(BaseModel):
-    """Bound an example, [1, side, side] of 0..255."""
+    """The body of a request for the bound of an example, [1, side, side] of 0..255."""
 
     data: list[list[list[int]]]
     terms: int
 
 
 def create_app(folder: Path, threads: int) -> FastAPI:
-    """The service, its network loaded."""
+    """Load the network and build the service."""
     worker = ThreadPoolExecutor(1)  # PyTorch's threads belong to the thread that calls it
     peer = worker.submit(Peer, folder, threads).result()
     app = FastAPI()

@@ -1,4 +1,4 @@
-"""What is asked: short and long draws, likelihoods, in a fixed order without end."""
+"""Endless fixed sequences of requests: short draws, long draws and likelihoods."""
 
 import itertools
 import random
@@ -11,14 +11,14 @@ from benchmarks.serving.network import T
 Kind = Literal["short", "long", "likelihood"]
 KINDS: Final[tuple[Kind, ...]] = ("short", "long", "likelihood")
 
-SHORT_STEPS: Final = (20, 30, 40, 50)  # round numbers, as people choose: peers batch those alike
+SHORT_STEPS: Final = (20, 30, 40, 50)  # round numbers, as people choose, which peers can batch
 UNIFORM_STEPS: Final = 50
 TERMS: Final = 100
 
 
 @dataclass(frozen=True)
 class Request:
-    """One sample or the bound of one example.
+    """A request for one sample or for the bound of one example.
 
     Attributes:
         kind: "short" is DDIM, "long" ancestral, "likelihood" a bound.
@@ -32,13 +32,13 @@ class Request:
 
 
 def uniform() -> Iterator[Request]:
-    """50 steps each."""
+    """Yield draws of 50 steps."""
     for seed in itertools.count():
         yield Request("short", UNIFORM_STEPS, seed)
 
 
 def mixed() -> Iterator[Request]:
-    """Of every ten one of 1000 steps and nine of 20 to 50, in random order."""
+    """Yield draws of which one in ten has 1000 steps and nine 20 to 50, in random order."""
     chance = random.Random(0)
     for block in itertools.count():
         costs = [chance.choice(SHORT_STEPS) for _ in range(9)] + [T]
@@ -48,7 +48,7 @@ def mixed() -> Iterator[Request]:
 
 
 def likelihood() -> Iterator[Request]:
-    """Draws of 50 steps and bounds of 100 terms, turn and turn about."""
+    """Yield draws of 50 steps and bounds of 100 terms alternately."""
     for seed in itertools.count():
         yield (
             Request("likelihood", TERMS, seed)
@@ -58,12 +58,12 @@ def likelihood() -> Iterator[Request]:
 
 
 def mean_cost(order: Iterator[Request], count: int = 1000) -> float:
-    """Network evaluations of a request, on average over the first `count`."""
+    """Return the mean number of network evaluations of the first `count` requests."""
     return sum(request.cost for request in itertools.islice(order, count)) / count
 
 
 def arrivals(rate: float) -> Iterator[float]:
-    """Seconds at which a Poisson process of `rate` a second comes, always the same ones."""
+    """Yield the arrival times of a fixed Poisson process of `rate` per second, in seconds."""
     chance, now = random.Random(1), 0.0
     while True:
         now += chance.expovariate(rate)

@@ -1,4 +1,4 @@
-"""What the outcomes of a load say: throughput, latencies, refusals, losses."""
+"""Summarise the outcomes of a load: throughput, latencies, refusals, losses."""
 
 import math
 import statistics
@@ -9,17 +9,17 @@ from benchmarks.measure import table
 from benchmarks.serving.load import Outcome
 from benchmarks.serving.requests import KINDS, Kind
 
-Quantile = tuple[float, bool]  # seconds, and whether they are only a bound from below
+Quantile = tuple[float, bool]  # seconds, and whether they are only a lower bound
 
 
 @dataclass(frozen=True)
 class Latency:
-    """Of the requests of one kind.
+    """Latencies of the requests of one kind.
 
     Attributes:
-        count: that came in the window, or of closed loads ended in it.
-        refused: of these.
-        p50, p99: of those that were not refused.
+        count: requests that arrived in the window, or for closed loads ended in it.
+        refused: how many of them were refused.
+        p50, p99: latencies of the others.
     """
 
     count: int
@@ -30,14 +30,14 @@ class Latency:
 
 @dataclass(frozen=True)
 class Result:
-    """One system under one load, once.
+    """One measurement of a system under a load.
 
     Attributes:
         system, load: their names.
-        requests, evaluations: a second, of what was answered in the window.
-        latencies: of each kind.
-        failed: requests accepted and then answered with an error, in all of the load.
-        waiting: of open loads, accepted and without an answer when the load ended.
+        requests, evaluations: rates per second, of requests answered in the window.
+        latencies: latencies by kind.
+        failed: requests accepted and then answered with an error, in the whole load.
+        waiting: in open loads, requests accepted but unanswered when the load ended.
     """
 
     system: str
@@ -52,11 +52,11 @@ class Result:
 def summarise(
     system: str, load: str, outcomes: Sequence[Outcome], begin: float, end: float, *, closed: bool
 ) -> Result:
-    """The outcomes in the window from `begin` to `end`.
+    """Summarise the outcomes in the window from `begin` to `end`.
 
-    A closed load's latencies are of what ended in the window: what waits at its end was stopped
-    by the client. An open load's are of what came in it, and those without an answer count
-    with the time they had waited, from below: to leave them out would flatter the slow.
+    A closed load's latencies are of requests that ended in the window, since the client cancels
+    those waiting at its end. An open load's are of requests that arrived in it; unanswered ones
+    count with their waiting time as a lower bound, since omitting them would flatter slow systems.
     """
     ended = [o for o in outcomes if o.fate != "waiting" and begin <= o.ended < end]
     answered = [o for o in ended if o.fate == "answered"]
@@ -81,7 +81,7 @@ def _latency(outcomes: Sequence[Outcome]) -> Latency:
 
 
 def quantile(values: Iterable[Quantile], q: float) -> Quantile:
-    """The q-quantile by nearest rank; a bound from below if one of those up to it is."""
+    """Return the q-quantile by nearest rank; a lower bound if any value up to it is one."""
     ordered = sorted(values)
     if not ordered:
         return math.nan, False
@@ -90,7 +90,7 @@ def quantile(values: Iterable[Quantile], q: float) -> Quantile:
 
 
 def load_table(results: Sequence[Result]) -> str:
-    """A line for each system under one load: medians over the rounds, with their range."""
+    """Format a row per system under one load: medians over the rounds, with their range."""
     systems = dict.fromkeys(result.system for result in results)
     kinds = [kind for kind in KINDS if any(kind in result.latencies for result in results)]
     head = ["", "requests/s", "evaluations/s"]
@@ -110,12 +110,12 @@ def load_table(results: Sequence[Result]) -> str:
 
 
 def ratios(results: Sequence[Result], ours: str, theirs: str) -> str:
-    """How ours compares with another in one load: the median over rounds of each round's ratio."""
+    """Format the median over rounds of our ratio to another system under one load."""
     pairs = list(
         zip(
             [r for r in results if r.system == ours],
             [r for r in results if r.system == theirs],
-            strict=False,  # a run that was cut short
+            strict=False,  # a run may have been cut short
         )
     )
     if not pairs:
@@ -128,7 +128,7 @@ def ratios(results: Sequence[Result], ours: str, theirs: str) -> str:
             for a, b in pairs
             if kind in a.latencies and kind in b.latencies
         ]
-        # Where ours is only known from below nothing follows for the ratio.
+        # If ours is only a lower bound, nothing follows for the ratio.
         slower = [(long / short, bound) for (short, unsure), (long, bound) in tails if not unsure]
         slower = [(times, bound) for times, bound in slower if not math.isnan(times)]
         if slower:
@@ -137,7 +137,7 @@ def ratios(results: Sequence[Result], ours: str, theirs: str) -> str:
 
 
 def spread(values: Sequence[float]) -> str:
-    """The median and, of several, the range."""
+    """Format the median and, for several values, the range."""
     middle = _number(statistics.median(values))
     if len(values) == 1:
         return middle
@@ -145,7 +145,7 @@ def spread(values: Sequence[float]) -> str:
 
 
 def _times(values: Sequence[Quantile]) -> str:
-    """The spread; ">" where one of them is only a bound from below."""
+    """Format the median and range, with ">" if a value is only a lower bound."""
     known = [seconds for seconds, _ in values if not math.isnan(seconds)]
     if not known:
         return "none"

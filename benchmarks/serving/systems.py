@@ -1,4 +1,4 @@
-"""The systems compared: how each is started, and how it is asked."""
+"""The systems compared: how to start each and send it requests."""
 
 import dataclasses
 import random
@@ -18,14 +18,14 @@ Call = tuple[str, Mapping[str, Any]]  # path, body
 
 @dataclass(frozen=True)
 class Deployment:
-    """What an operator chooses, alike for all systems where they have it.
+    """An operator's settings, the same for all systems that have them.
 
     Attributes:
-        folder: that `network.write` filled.
-        threads: of the CPU, for the network.
-        batch: most rows of a network call.
-        queue: network evaluations that noneq accepts before it refuses; 0 for its default. The
-            peers have no such bound.
+        folder: the folder that `network.write` filled.
+        threads: CPU threads for the network.
+        batch: the most rows per network call.
+        queue: network evaluations that noneq queues before it refuses; 0 for its default. The peers
+            have no such bound.
     """
 
     folder: Path
@@ -34,7 +34,7 @@ class Deployment:
     queue: int = 0
 
     def bounded(self, queue: int) -> "Deployment":
-        """The same with a queue of so many network evaluations."""
+        """Return the same settings with this queue size."""
         return dataclasses.replace(self, queue=queue)
 
 
@@ -43,9 +43,9 @@ class System:
     """A way to serve the network.
 
     Attributes:
-        name: as it is reported.
-        start: its process, ready.
-        call: a request in its form.
+        name: name in reports.
+        start: starts its process and waits until it is ready.
+        call: converts a request to its form.
     """
 
     name: str
@@ -54,12 +54,12 @@ class System:
 
 
 def accepted(request: Request) -> str:
-    """The form of its answer: compact, so that no one's encoding decides."""
+    """Choose a compact form of the answer, so that encoding does not decide the comparison."""
     return "application/json" if request.kind == "likelihood" else BINARY
 
 
 def good(request: Request, answer: Answer) -> bool:
-    """Whether an answer is one: a whole sample in float32, or a bound."""
+    """Return whether an answer is complete: a whole sample in float32, or a bound."""
     if answer.status != 200:
         return False
     if request.kind == "likelihood":

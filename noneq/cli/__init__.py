@@ -1,1 +1,1 @@
-"""The command `noneq`: calls a service, and starts the server's and training's programs."""
+"""The `noneq` command: calls a service, and starts the server's and training's programs."""

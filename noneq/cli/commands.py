@@ -18,14 +18,14 @@ from noneq.responses import Posterior, Response
 from noneq.retries import Patience
 
 SOME_FAILED = 1
-#: A command with somebody waiting gives up soon; one that runs overnight does not.
+#: Interactive commands give up soon; scoring, which may run overnight, does not.
 INTERACTIVE = Patience(retries=2)
 SCORING = Patience(retries=100, seconds=900.0)
 
 
 @contextmanager
 def connected(given: argparse.Namespace) -> Iterator[Client]:
-    """A client of the service that the arguments name, or of one started for this command."""
+    """Connect to the service that the arguments name, or start one for this command."""
     if given.local is None:
         with _client(given.url or inputs.url()) as client:
             yield client
@@ -39,7 +39,7 @@ def _client(url: str, patience: Patience = INTERACTIVE) -> Client:
 
 
 def find_model(client: Client, name: str | None) -> ModelFacts:
-    """The model of that name, or the default one if the name is None."""
+    """Find the model of that name, or the default if the name is None."""
     if name is None:
         name = client.models().default
     if name is None:
@@ -49,7 +49,7 @@ def find_model(client: Client, name: str | None) -> ModelFacts:
 
 
 def do_models(given: argparse.Namespace) -> int:
-    """List the models that are served, or show one's facts and card."""
+    """List the served models, or show one's facts and card."""
     with connected(given) as client:
         if given.name is not None:
             facts = client.model(given.name)
@@ -158,7 +158,7 @@ def do_loglik(given: argparse.Namespace) -> int:
 def _write(
     found: Iterator[list[score.Score] | score.Failure], lines: score.Lines
 ) -> tuple[int, int]:
-    """Write scores as they arrive, and print failures; returns the number of each."""
+    """Write scores as they arrive, and print failures; return the number of each."""
     count = failures = 0
     with terminal.counter("scored") as counted:
         for one in found:
@@ -205,7 +205,7 @@ def deliver(response: Response, given: argparse.Namespace) -> int:
 
 
 def _warn(response: Posterior) -> None:
-    """Print to stderr which samples are not to be trusted."""
+    """Print to stderr which samples cannot be trusted."""
     for i, one in enumerate(response.diagnostics):
         if one.get("warning"):
             print(f"noneq: example {i}: {one['warning']}", file=sys.stderr)

@@ -1,4 +1,4 @@
-"""What a command is given: environment variables, files, and the arguments of a posterior."""
+"""Reads a command's inputs: environment variables, files, and the arguments of a posterior."""
 
 import argparse
 import json
@@ -16,22 +16,22 @@ from noneq.models import Model
 
 
 def url() -> str:
-    """NONEQ_URL, or the default address of `noneq serve`."""
+    """Return NONEQ_URL, or the default address of `noneq serve`."""
     return os.environ.get("NONEQ_URL") or URL
 
 
 def api_key() -> str | None:
-    """NONEQ_API_KEY: a variable, since every user of a machine sees its command lines."""
+    """Return NONEQ_API_KEY, a variable because all users of a machine see its command lines."""
     return os.environ.get("NONEQ_API_KEY") or None
 
 
 def true_colour() -> bool:
-    """Whether the terminal says that it shows 24 bits of colour."""
+    """Whether the terminal declares 24-bit colour."""
     return os.environ.get("COLORTERM", "").lower() in ("truecolor", "24bit")
 
 
 def files(given: argparse.Namespace) -> list[Path]:
-    """The files that were named; prints to stderr which ones of folders were skipped."""
+    """List the named files and those in named folders; print skipped ones to stderr."""
     found = reading.find(given.files)
     skipped = reading.describe_skipped(found.skipped)
     if skipped is not None:
@@ -40,7 +40,7 @@ def files(given: argparse.Namespace) -> list[Path]:
 
 
 def observed(given: argparse.Namespace, model: Model) -> tuple[Array, Array]:
-    """The observed values, and where they are known."""
+    """Read the observed values, and which of them are known."""
     values, known = reading.read_all(files(given), model)
     if given.known is not None:
         mask = reading.read_mask(given.known, model)
@@ -51,7 +51,7 @@ def observed(given: argparse.Namespace, model: Model) -> tuple[Array, Array]:
 
 
 def operator(given: argparse.Namespace, model: Model) -> tuple[dict[str, Any] | None, Model]:
-    """The operator of the observation, and the model with the shape of what is observed."""
+    """Return the observation's operator, and the model with the observation's shape."""
     shape = model.shape
     if given.pooling is not None:
         found: dict[str, Any] = {"kind": "average-pooling", "size": given.pooling}
@@ -72,14 +72,14 @@ def operator(given: argparse.Namespace, model: Model) -> tuple[dict[str, Any] | 
 
 
 def posterior_options(given: argparse.Namespace, model: Model) -> dict[str, Any]:
-    """The options that `posterior`, `inpaint` and `denoise` have in common."""
+    """Collect the options that `posterior`, `inpaint` and `denoise` share."""
     names = ("num_samples", "noise_std", "flip_probability", "quantiles", "steps", "seed")
     options = {name: getattr(given, name) for name in names}
     return {"model": model.name, "method": _method(given), **options}
 
 
 def _method(given: argparse.Namespace) -> str | dict[str, Any] | None:
-    """A method by its name, or with the fields that were set."""
+    """Return the method's name, or an object if fields were set."""
     fields: list[str] = list(given.set)
     if given.particles is not None:
         fields.append(f"particles={given.particles}")

@@ -1,8 +1,8 @@
 """Runs other parts of noneq from the command: `python -m service` and `python -m training`.
 
 `python -m noneq.cli.local MODULE ...` runs a module that ends when its parent process does. Its
-stdin is a pipe from the parent, to which nothing is written: the pipe ends with the parent, even if
-that is killed. Then this process gets SIGTERM, and is ended if that does not work.
+stdin is an unused pipe from the parent, which closes when the parent ends, even if it is killed.
+Then this process sends itself SIGTERM, and exits if that does not work.
 """
 
 import os
@@ -30,10 +30,10 @@ class Program:
     """A command of another part of noneq.
 
     Attributes:
-        words: `python -m` what.
-        extra: that installs it, by `pip install 'noneq[extra]'`.
+        words: the arguments of `python -m`.
+        extra: the extra that installs it: `pip install 'noneq[extra]'`.
         needs: modules that the extra installs.
-        about: what it does.
+        about: the help text.
     """
 
     words: tuple[str, ...]
@@ -42,7 +42,7 @@ class Program:
     about: str
 
     def check(self) -> None:
-        """Raise MissingExtra if it is not installed."""
+        """Raise MissingExtra if the program is not installed."""
         missing = [name for name in (self.words[0], *self.needs) if find_spec(name) is None]
         if missing:
             raise MissingExtra(
@@ -61,10 +61,10 @@ PROGRAMS = {
 
 
 def run(verb: str, words: Sequence[str]) -> int:
-    """Replace this process by the program; signals and exit status are its own.
+    """Replace this process by the program, which gets its signals and sets its exit status.
 
     Raises:
-        MissingExtra: it is not installed.
+        MissingExtra: the program is not installed.
     """
     program = PROGRAMS[verb]
     program.check()
@@ -75,18 +75,18 @@ def run(verb: str, words: Sequence[str]) -> int:
 
 @contextmanager
 def local_service(models: str) -> Iterator[str]:
-    """The URL of a service that runs until the block ends, or this process does.
+    """Start a service that runs until the block or this process ends; yield its URL.
 
     Args:
-        models: the folder that it serves.
+        models: the folder to serve.
 
     Raises:
         MissingExtra: the service is not installed.
         FileError: there are no models in the folder, or a setting is wrong.
-        ConnectionFailed: it did not start.
+        ConnectionFailed: the service did not start.
     """
     PROGRAMS["serve"].check()
-    if not any(Path(models).glob("*/model.safetensors")):  # known at once, without its start
+    if not any(Path(models).glob("*/model.safetensors")):  # fail before starting the service
         raise FileError(f"no models in {models}: each is a folder in it with a model.safetensors")
     command = [sys.executable, "-m", "noneq.cli.local", "service", "--port", "0"]
     with subprocess.Popen(
@@ -108,7 +108,7 @@ def local_service(models: str) -> Iterator[str]:
 
 
 def _end_with(pipe: int) -> None:
-    """End this process when the pipe ends."""
+    """End this process when the pipe closes."""
     while os.read(pipe, 1024):
         pass
     os.kill(os.getpid(), signal.SIGTERM)

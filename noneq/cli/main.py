@@ -51,7 +51,7 @@ Run = Callable[[argparse.Namespace], int]
 
 
 def parser() -> argparse.ArgumentParser:
-    """The command line."""
+    """Build the parser of the command line."""
     top = argparse.ArgumentParser(
         prog="noneq", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -99,12 +99,12 @@ def parser() -> argparse.ArgumentParser:
     one.add_argument("-o", "--out", type=Target.for_table, help=about)
     one.add_argument("--seed", type=int, default=0, help="of the noise (default 0)")
     one.add_argument(
-        "--terms", type=int, help="network evaluations an example (default: all steps)"
+        "--terms", type=int, help="network evaluations per example (default: all steps)"
     )
     one.add_argument("--trajectories", type=int, help="bound by this many whole trajectories")
     one.add_argument("--steps", type=int, help="of a shorter chain, to bound with that")
     one.add_argument("--strata", choices=("even", "importance"), help="of the terms")
-    one.add_argument("--target-error", type=float, help="nats an example, in place of --terms")
+    one.add_argument("--target-error", type=float, help="nats per example, instead of --terms")
     one.add_argument("--convention", choices=("discretised", "density", "paper"))
     one.add_argument("--parallel", type=int, default=8, help="requests at a time (default 8)")
 
@@ -161,7 +161,7 @@ def parser() -> argparse.ArgumentParser:
 
 
 def main(words: Sequence[str] | None = None) -> int:
-    """Run one command; an error is printed as one line, and sets the exit status."""
+    """Run one command; print an error as one line, and return the exit status."""
     words = sys.argv[1:] if words is None else list(words)
     try:
         if words and words[0] in local.PROGRAMS:

@@ -1,4 +1,4 @@
-"""Where responses are saved: checked before the request is sent, so nothing is computed in vain."""
+"""Saves responses, and checks the target before the request so that no work is wasted."""
 
 import sys
 import tempfile
@@ -19,9 +19,9 @@ class Target:
     """A file or a folder that the command line names.
 
     Attributes:
-        path: of it.
-        folder: whether it is a folder, for a file for each sample.
-        endings: that a file's name may have.
+        path: the path of the file or folder.
+        folder: whether it is a folder, which gets one file per sample.
+        endings: the endings that a file's name may have.
     """
 
     path: Path
@@ -30,23 +30,23 @@ class Target:
 
     @classmethod
     def for_response(cls, text: str) -> "Target":
-        """A file by its ending, or a folder, which exists or ends in a slash."""
+        """Make a target for a file, or for a folder, which exists or ends in a slash."""
         return cls(Path(text), text.endswith(("/", "\\")) or Path(text).is_dir())
 
     @classmethod
     def for_table(cls, text: str) -> "Target":
-        """A table of scores."""
+        """Make a target for a table of scores."""
         return cls(Path(text), folder=False, endings=TABLES)
 
     def __str__(self) -> str:
         return str(self.path)
 
     def check(self) -> None:
-        """Make the folder, and check that files can be written; an existing file is left as it is.
+        """Create the folder, and check that files can be written, without changing existing files.
 
         Raises:
             FileError: nothing can be written there.
-            MissingExtra: a picture is to be written, and Pillow is not installed.
+            MissingExtra: the target is a picture, and Pillow is not installed.
         """
         ending = self.path.suffix.lower()
         if not self.folder and (ending not in self.endings or self.path.is_dir()):
@@ -69,13 +69,13 @@ class Target:
             raise FileError(f"{self.path}: it cannot be written: {error.strerror}") from error
 
     def save(self, response: Response) -> Path:
-        """Write a response; if that fails it is saved elsewhere, and the error says where.
+        """Write a response; if that fails, save it elsewhere and say where in the error.
 
         Returns:
-            The file, or the folder with a file for each sample.
+            The file, or the folder with one file per sample.
 
         Raises:
-            FileError: it could not be written here.
+            FileError: the response could not be written here.
         """
         try:
             if self.folder:
@@ -87,7 +87,7 @@ class Target:
 
 
 def _save_elsewhere(response: Response, near: Path) -> str:
-    """Save the whole response wherever that works; a sentence that says where."""
+    """Save the whole response wherever that works; return a sentence that says where."""
     name = f"{response.model}-{response.seed}"
     for folder in (near, Path(), Path(tempfile.gettempdir())):
         for number in ("", *(f"-{i}" for i in range(1, 100))):

@@ -1,10 +1,10 @@
-"""Scores of any number of data, in bounded memory and resumable: `noneq loglik`.
+"""Scores any number of data for `noneq loglik`, in bounded memory and resumably.
 
-A score depends only on the model, the example's block, the seed and the settings. Each block has a
-seed of its own, the first 63 bits of sha256("seed/" + its values), so other data, or an
-interruption, change no line. A picture is a block, and so are 256 rows of a table. Each line says
-how and from what it was made: a table can only be continued with the same settings, and what has
-changed since is scored again.
+A score depends only on the model, the example's block, the seed and the settings. A block is a
+picture, or 256 rows of a table. Each block has its own seed, the first 63 bits of
+sha256("seed/" + its values), so other data or an interruption do not change a line. Each line
+records its settings and data: a table can only be continued with the same settings, and data that
+have changed since are scored again.
 """
 
 import csv
@@ -34,20 +34,20 @@ class Score:
     """A line of the table; nats except for `bits_per_dim`.
 
     Attributes:
-        file: as it was named.
-        row: the example's index in it.
-        model: its name.
-        convention: what `bound` is the probability of.
-        seed: of the command.
-        bound: on log p(x_0), from below.
-        standard_error: of this estimate.
+        file: the file, as named in the command.
+        row: the example's index in the file.
+        model: the model's name.
+        convention: the convention of `bound`.
+        seed: the command's seed.
+        bound: a lower bound on log p(x_0).
+        standard_error: the standard error of `bound`.
         bits_per_dim: lower is likelier.
         relative_to_prior: K - L_null.
         rarer_than: the share of held-out data with a larger bound; NaN if not measured.
-        typicality: a p-value, near 0 if the example is unlike held-out ones; NaN likewise.
-        settings: of the estimate, as "steps=8 terms=20".
-        model_checksum: of the model's artefact, the first 16 digits.
-        data_checksum: of the block that the example was scored in.
+        typicality: a p-value, near 0 if the example is unlike held-out data; NaN if not measured.
+        settings: the estimate's settings, such as "steps=8 terms=20".
+        model_checksum: the first 16 digits of the checksum of the model's artefact.
+        data_checksum: the checksum of the example's block.
     """
 
     file: str
@@ -67,19 +67,19 @@ class Score:
 
 
 COLUMNS = tuple(field.name for field in fields(Score))
-#: The columns in which all scores of a table agree.
+#: The columns that have the same values in all lines of a table.
 MADE_BY = ("model", "model_checksum", "convention", "seed", "settings")
-_DIGITS = 16  # of a checksum that are written
+_DIGITS = 16  # digits of a checksum to write
 
 
 @dataclass(frozen=True)
 class Scoring:
-    """How data are scored.
+    """Scores data with one model and one set of settings.
 
     Attributes:
-        client: of the service.
-        model: that scores.
-        seed: of the command.
+        client: the service's client.
+        model: the model to score with.
+        seed: the command's seed.
         settings: further arguments of `Client.loglik`.
         parallel: requests at a time.
     """
@@ -92,7 +92,7 @@ class Scoring:
 
     @property
     def made_by(self) -> dict[str, str]:
-        """The values of these columns."""
+        """Return the values of the columns `MADE_BY`."""
         settings = {n: x for n, x in sorted(self.settings.items()) if n != "convention"}
         return {
             "model": self.model.name,
@@ -103,7 +103,7 @@ class Scoring:
         }
 
     def score(self, block: Block) -> list[Score]:
-        """The scores of a block."""
+        """Score a block."""
         found: Likelihoods = self.client.loglik(
             block.values, model=self.model.name, seed=block_seed(self.seed, block), **self.settings
         )
@@ -117,13 +117,13 @@ class Scoring:
 
 
 def block_seed(seed: int, block: Block) -> int:
-    """The seed of a block's noise."""
+    """Derive the seed of a block's noise."""
     digest = hashlib.sha256(f"{seed}/".encode() + block.values.tobytes()).digest()
     return int.from_bytes(digest[:8], "big") >> 1
 
 
 def block_checksum(block: Block) -> str:
-    """Of the values, not of the file: the same picture in another format has the same one."""
+    """Hash a block's values, so that the same picture in another format has the same checksum."""
     header = f"{block.values.dtype.str}{block.values.shape}".encode()
     return hashlib.sha256(header + block.values.tobytes()).hexdigest()[:_DIGITS]
 
@@ -136,7 +136,7 @@ class Failure:
 
 
 class Lines:
-    """Scores as lines of CSV, or of JSON, on an open file."""
+    """Writes scores as lines of CSV or JSON to an open file."""
 
     def __init__(self, out: TextIO, *, as_json: bool, heading: bool = True) -> None:
         self._out, self._as_json = out, as_json
@@ -146,7 +146,7 @@ class Lines:
             out.flush()
 
     def put(self, scores: Sequence[Score]) -> None:
-        """Write them at once, so that an interruption loses none."""
+        """Write scores at once, so that an interruption loses none."""
         for score in scores:
             line = asdict(score)
             if self._as_json:
@@ -162,12 +162,12 @@ class Lines:
 
 @dataclass
 class Table:
-    """A table of scores that is continued.
+    """A table of scores that later runs continue.
 
     Attributes:
-        path: its file.
-        done: for each score of it, the checksum of the block that it was scored in.
-        replaced: how many of them turned out to be of data that have changed.
+        path: the table's file.
+        done: the block's checksum for each score.
+        replaced: how many scores turned out to be of data that have changed.
     """
 
     path: Path
@@ -177,7 +177,7 @@ class Table:
 
     @classmethod
     def read(cls, path: Path, scoring: Scoring) -> "Table":
-        """The table of an earlier run, if any; a line that was cut off is removed from it.
+        """Read the table of an earlier run, if any, and remove a line that was cut off.
 
         Raises:
             FileError: the file holds something else, or scores of other settings.
@@ -203,7 +203,7 @@ class Table:
         return found
 
     def has(self, block: Block) -> bool:
-        """Whether it has scores of the whole block as it is now; older ones of it become stale."""
+        """Whether the table has current scores of the whole block; outdated ones become stale."""
         checksum = block_checksum(block)
         keys = [(block.file, block.start + i) for i in range(len(block.values))]
         for key in keys:
@@ -214,7 +214,7 @@ class Table:
 
     @contextmanager
     def writing(self) -> Iterator["Lines"]:
-        """The open file, to add lines to; at the end, stale ones are removed."""
+        """Open the file to add lines; at the end, remove stale ones."""
         with self.path.open("a", newline="", encoding="utf-8") as out:
             yield Lines(out, as_json=False, heading=out.tell() == 0)
         if self._stale:
@@ -245,13 +245,13 @@ def _check_settings(path: Path, score: Mapping[str, str], made_by: Mapping[str, 
 def run(
     scoring: Scoring, names: Iterable[Path], table: Table | None = None
 ) -> Iterator[list[Score] | Failure]:
-    """The scores that a table does not have, block by block in the order of the files.
+    """Score what a table does not have yet, block by block in the order of the files.
 
-    A file that cannot be read, or does not fit the model, is a `Failure` in its place; the others
-    are scored. At most two blocks for each of the parallel requests are in memory.
+    A file that cannot be read, or does not fit the model, yields a `Failure` in its place. At most
+    two blocks per parallel request are in memory.
 
     Raises:
-        NoneqError: an error that would happen to the others as well.
+        NoneqError: an error that would affect all blocks.
     """
     done = {} if table is None else table.done
     waiting: deque[Failure | tuple[Block, Future[list[Score]]]] = deque()
@@ -272,7 +272,7 @@ def run(
 
 
 def _blocks(names: Iterable[Path], model: Model, table: Table | None) -> Iterator[Block | Failure]:
-    """The blocks to score."""
+    """Read the blocks to score."""
     for path in names:
         try:
             for block in read(path, model):
@@ -288,7 +288,7 @@ def _blocks(names: Iterable[Path], model: Model, table: Table | None) -> Iterato
 def _result(
     one: "Failure | tuple[Block, Future[list[Score]]]", done: Mapping[Key, str]
 ) -> list[Score] | Failure:
-    """The new scores of a block, once they have been computed."""
+    """Wait for a block's scores, and return the new ones."""
     if isinstance(one, Failure):
         return one
     block, future = one

@@ -1,7 +1,7 @@
-"""Pictures and progress in a terminal.
+"""Shows pictures and progress in a terminal.
 
-Two pixels a character if the terminal has true colour and Unicode: an upper half block, whose
-foreground is the upper pixel and whose background is the lower one; otherwise shades of ASCII.
+A terminal with true colour and Unicode shows two pixels per character: an upper half block, whose
+foreground is the upper pixel and background the lower one. Others show shades of ASCII.
 """
 
 import shutil
@@ -23,7 +23,7 @@ _SHADES = np.array(list(" .:-=+*#%@"))  # from black to white, as most terminals
 
 
 def show(pixels: Pixels, out: TextIO) -> None:
-    """Print a picture as wide and as high as fits."""
+    """Print a picture as large as fits."""
     size = shutil.get_terminal_size()
     unicode = "utf" in (getattr(out, "encoding", "") or "").lower()
     draw = blocks if unicode and inputs.true_colour() else shades
@@ -31,7 +31,7 @@ def show(pixels: Pixels, out: TextIO) -> None:
 
 
 def fitted(pixels: Pixels, columns: int, lines: int) -> Pixels:
-    """The picture by nearest pixels, to fit `columns` by `lines`."""
+    """Scale a picture to fit `columns` by `lines`, by nearest pixels."""
     height, width = pixels.shape[:2]
     scale = min(columns / width, lines / height)
     scale = float(int(scale)) if scale >= 1 else scale
@@ -42,7 +42,7 @@ def fitted(pixels: Pixels, columns: int, lines: int) -> Pixels:
 
 
 def blocks(pixels: Pixels) -> str:
-    """Half blocks in true colour."""
+    """Render as half blocks in true colour."""
     even = np.concatenate([pixels, pixels[-1:]]) if len(pixels) % 2 else pixels
     lines = []
     for upper, lower in zip(even[::2].tolist(), even[1::2].tolist(), strict=True):
@@ -55,7 +55,7 @@ def blocks(pixels: Pixels) -> str:
 
 
 def shades(pixels: Pixels) -> str:
-    """ASCII, by luma (ITU-R 601); a character is twice as high as it is wide."""
+    """Render as ASCII by luma (ITU-R 601); a character is twice as high as it is wide."""
     luma = pixels[::2] @ np.array([0.299, 0.587, 0.114])
     levels = np.rint(luma / 255 * (len(_SHADES) - 1)).astype(int)
     return "".join("".join(line) + "\n" for line in _SHADES[levels])
@@ -63,7 +63,7 @@ def shades(pixels: Pixels) -> str:
 
 @contextmanager
 def progress(what: str) -> Iterator[Listener | None]:
-    """A listener that moves a progress bar on stderr; None if there is no bar."""
+    """Yield a listener that moves a progress bar on stderr; None without a bar."""
     with _bar(what, "call") as bar:
 
         def move(event: Event) -> None:
@@ -76,7 +76,7 @@ def progress(what: str) -> Iterator[Listener | None]:
 
 @contextmanager
 def counter(what: str) -> Iterator[Callable[[int], None]]:
-    """A function that adds to a count on stderr, if there is a bar."""
+    """Yield a function that adds to a count on stderr, if there is a bar."""
     with _bar(what, "example") as bar:
 
         def add(more: int) -> None:
@@ -88,7 +88,7 @@ def counter(what: str) -> Iterator[Callable[[int], None]]:
 
 @contextmanager
 def _bar(what: str, unit: str) -> Iterator["tqdm[Any] | None"]:
-    """A progress bar on stderr; None if that is not a terminal, or tqdm is not installed."""
+    """Open a progress bar on stderr; None if that is no terminal, or tqdm is not installed."""
     if not sys.stderr.isatty():
         yield None
         return

@@ -17,16 +17,16 @@ from noneq.reading.folders import PICTURES, TABLES, Skipped
 from noneq.reading.tables import Array
 
 Names = str | Path | Iterable[str | Path]
-ROWS = 256  # of a table in one block
+ROWS = 256  # rows of a table in one block
 
 
 @dataclass(frozen=True, eq=False)
 class Block:
-    """Some data of one file.
+    """Some of the examples in a file.
 
     Attributes:
-        file: as it was named.
-        start: the index of its first example in the file.
+        file: the file, as named by the user.
+        start: the index of the block's first example in the file.
         values: [n, *shape], data units; arbitrary where unknown.
         known: bool [n, *shape].
     """
@@ -50,19 +50,19 @@ class Block:
 
 @dataclass(frozen=True)
 class Found:
-    """The files that names stand for, and those that were skipped in folders."""
+    """The files that were found by name, and those that were skipped in folders."""
 
     files: list[Path]
     skipped: list[Skipped]
 
 
 def find(names: Iterable[str]) -> Found:
-    """The files that some names stand for: a folder for all files in it and its subfolders.
+    """Find files by name; a folder stands for all files in it and its subfolders.
 
-    In a folder with pictures, tables are skipped: they are probably about the pictures.
+    Tables in a folder with pictures are skipped, because they are probably about the pictures.
 
     Raises:
-        FileError: there is no such file, or the folder has no data.
+        FileError: a file does not exist, or a folder has no data.
     """
     found = Found([], [])
     for name in names:
@@ -87,10 +87,10 @@ def find(names: Iterable[str]) -> Found:
 
 
 def read(path: Path, model: Model, rows: int = ROWS) -> Iterator[Block]:
-    """The data of a file, `rows` at a time.
+    """Read a file's data, `rows` at a time.
 
     Raises:
-        FileError: it cannot be read, or does not fit the model.
+        FileError: the file cannot be read, or does not fit the model.
     """
     suffix = path.suffix.lower()
     if suffix in PICTURES:
@@ -105,17 +105,17 @@ def read(path: Path, model: Model, rows: int = ROWS) -> Iterator[Block]:
 
 
 def read_all(names: Names, model: Model) -> tuple[Array, Array]:
-    """All data of files or folders, and where they are known; [N, *shape] each.
+    """Read all data of files or folders, and which of them are known; [N, *shape] each.
 
     Raises:
-        FileError: one of them cannot be read, or does not fit the model.
+        FileError: a file cannot be read, or does not fit the model.
     """
     found = [block for path in _paths(names) for block in read(path, model)]
     return np.concatenate([b.values for b in found]), np.concatenate([b.known for b in found])
 
 
 def read_whole(names: Names, model: Model) -> Array:
-    """As `read_all`, but FileError if a value is unknown; [N, *shape]."""
+    """Read all data [N, *shape] as `read_all` does; raise FileError if a value is unknown."""
     found = []
     for path in _paths(names):
         for block in read(path, model):
@@ -130,12 +130,12 @@ def _paths(names: Names) -> list[Path]:
 
 
 def read_mask(name: str, model: Model) -> Array:
-    """A mask of known values, bool [1 or N, *shape]; a mask of pixels holds for all channels.
+    """Read a mask, bool [1 or N, *shape]; a mask of pixels applies to all channels.
 
-    Known are the white, opaque pixels of a picture, or the ones of a table or array of 0 and 1.
+    White, opaque pixels of a picture are known, and so are the ones in a table or array of 0 and 1.
 
     Raises:
-        FileError: it has greys or other numbers, or another size or shape.
+        FileError: the mask has greys or other numbers, or another size or shape.
     """
     path = Path(name)
     if path.suffix.lower() in PICTURES:
@@ -156,10 +156,10 @@ def read_mask(name: str, model: Model) -> Array:
 
 
 def read_table(name: str) -> Array:
-    """A kernel or a matrix, [rows, columns], from a table or an array.
+    """Read a kernel or a matrix [rows, columns] from a table or an array.
 
     Raises:
-        FileError: it cannot be read, or has a gap or a number that is not finite.
+        FileError: the file cannot be read, or has a gap or a number that is not finite.
     """
     path = Path(name)
     found = np.atleast_2d(_numbers(path))
@@ -170,7 +170,7 @@ def read_table(name: str) -> Array:
 
 
 def _numbers(path: Path, columns: Sequence[str] | None = None) -> Array:
-    """All the numbers of a table or an array."""
+    """Read all numbers of a table or an array."""
     if path.suffix.lower() in tables.TEXT:
         table = tables.Table(path)
         found = np.concatenate(list(table.blocks(ROWS)))
@@ -230,6 +230,6 @@ def _to_shape(path: Path, array: Array, model: Model) -> Array:
 
 
 def _named(path: Path, error: FileError) -> FileError:
-    """The same error with the name of the file."""
+    """Add the file's name to an error."""
     text = str(error)
     return error if text.startswith(str(path)) else FileError(f"{path}: {text}")

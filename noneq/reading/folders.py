@@ -11,7 +11,7 @@ from noneq.reading import pictures, tables
 
 PICTURES = pictures.SUFFIXES
 TABLES = tables.SUFFIXES
-_NAMED = 3  # of the files that were skipped for one reason
+_NAMED = 3  # files to name of those skipped for one reason
 
 
 @dataclass(frozen=True)
@@ -27,7 +27,7 @@ class Folder:
     """The files in a folder and its subfolders, ordered by name.
 
     Attributes:
-        path: of the folder.
+        path: the folder's path.
         pictures: files with the ending of a picture.
         tables: files with the ending of a table or an array.
         skipped: everything else.
@@ -40,10 +40,10 @@ class Folder:
 
 
 def scan(path: Path) -> Folder:
-    """Everything in a folder and its subfolders.
+    """List everything in a folder and its subfolders.
 
-    Skipped are hidden files and folders (`.DS_Store`, `._x.png`), links to folders, special files
-    and files with other endings.
+    Hidden files and folders (`.DS_Store`, `._x.png`), links to folders, special files and files
+    with other endings are skipped.
 
     Raises:
         FileError: the folder cannot be read.
@@ -81,7 +81,7 @@ def _sort(found: Folder, path: Path) -> None:
 
 
 def describe_skipped(skipped: Iterable[Skipped]) -> str | None:
-    """The skipped files in a line: how many, why, and some names; None if there are none."""
+    """Summarise the skipped files in a line: how many, why, and some names; None without any."""
     by_reason: dict[str, list[str]] = defaultdict(list)
     for one in skipped:
         by_reason[one.why].append(one.path.name)

@@ -1,8 +1,8 @@
 """Reads picture files as arrays, as a viewer shows them.
 
-The same rules hold for every format: rotated by its EXIF orientation; at most 8 bits a channel;
-grey, palette or RGB; one picture a file; complete and undamaged. Any other file is refused with the
-reason. Colour profiles are not applied.
+A file of any format has to be grey, palette or RGB, with at most 8 bits per channel and one picture
+per file, complete and undamaged; other files are refused with the reason. Pictures are rotated by
+their EXIF orientation. Colour profiles are not applied.
 """
 
 from dataclasses import dataclass
@@ -35,7 +35,7 @@ class Picture:
     """A picture as a viewer shows it.
 
     Attributes:
-        levels: uint8, [H, W] if it is grey, or [H, W, 3].
+        levels: uint8, [H, W] for a grey picture, else [H, W, 3].
         alpha: uint8 [H, W], from 0 (transparent) to 255 (opaque); None if all is opaque.
     """
 
@@ -58,7 +58,7 @@ class Picture:
         return bool((coloured & self.opaque).any())
 
     def on_white(self) -> "Picture":
-        """Blended with a white background, as a page shows it."""
+        """Blend the picture with a white background, as a page shows it."""
         if self.alpha is None:
             return self
         share = self.alpha.astype(np.uint16)
@@ -68,14 +68,14 @@ class Picture:
         return Picture(mixed.astype(np.uint8))
 
     def grey(self) -> Pixels:
-        """[H, W]: ITU-R 601 luma, rounded as Pillow does."""
+        """Convert to ITU-R 601 luma [H, W], rounded as Pillow does."""
         if self.levels.ndim == 2:
             return self.levels
         weights = np.array([19595, 38470, 7471], np.uint32)  # of 2^16
         return ((self.levels @ weights + 0x8000) >> 16).astype(np.uint8)
 
     def channels(self, count: int) -> Pixels:
-        """[1 or 3, H, W]; FileError for one channel of a picture in colour."""
+        """Convert to [1 or 3, H, W]; raise FileError for a colour picture as one channel."""
         if count == 1:
             if self.colourful:
                 raise FileError(
@@ -87,10 +87,10 @@ class Picture:
         return np.moveaxis(self.levels, -1, 0)
 
     def white(self, black: str, white: str) -> NDArray[np.bool_]:
-        """Which pixels of a black and white picture are white and opaque, [H, W].
+        """Find the white, opaque pixels [H, W] of a black and white picture.
 
         Raises:
-            FileError: there are greys or colours; the message says what black and white mean.
+            FileError: the picture has greys or colours; the message says what black and white mean.
         """
         level = self.channels(1)[0]
         other = (level != 0) & (level != 255) & self.opaque
@@ -103,7 +103,7 @@ class Picture:
 
 
 def read(path: Path, size: tuple[int, int] | None = None) -> Picture:
-    """A picture file; raises as `decode`, with the file's name."""
+    """Read a picture file; the errors are those of `decode`, with the file's name."""
     try:
         return decode(path.read_bytes(), size)
     except OSError as error:
@@ -115,16 +115,16 @@ def read(path: Path, size: tuple[int, int] | None = None) -> Picture:
 def decode(
     raw: bytes, size: tuple[int, int] | None = None, formats: tuple[str, ...] = FORMATS
 ) -> Picture:
-    """A picture file's bytes.
+    """Decode a picture file's bytes.
 
     Args:
-        raw: the file; its first bytes decide the format, not its name.
+        raw: the file's content, whose first bytes decide the format.
         size: the required width and height; checked before any pixel is decoded.
-        formats: that are accepted.
+        formats: the accepted formats.
 
     Raises:
-        FileError: it is none of these, damaged, cut short, too large, of another size, animated, of
-            more than 8 bits a channel, or in CMYK.
+        FileError: the file has another format, is damaged, cut short, too large, of another size,
+            animated, has more than 8 bits per channel, or is in CMYK.
         MissingExtra: Pillow is not installed.
     """
     try:
@@ -156,7 +156,7 @@ def decode(
 
 
 def _check(image: "Image", size: tuple[int, int] | None) -> None:
-    """Raise FileError if the header shows that it cannot be used."""
+    """Raise FileError if the header shows that the picture cannot be used."""
     _check_size(*image.size, size)
     count = getattr(image, "n_frames", 1) if image.format in _FRAMED else 1
     if count > 1:
@@ -194,7 +194,7 @@ def _check_depth(bits: int) -> None:
 
 
 def _upright(image: "Image") -> "Image":
-    """Rotated by its EXIF orientation; unreadable EXIF is ignored, as viewers do."""
+    """Rotate a picture by its EXIF orientation, ignoring unreadable EXIF, as viewers do."""
     from PIL.Image import Transpose
 
     turns = (

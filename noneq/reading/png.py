@@ -1,7 +1,7 @@
 """Checks the chunks of a PNG before anything is decoded.
 
-Only what was checked is decoded: the file that `checked` returns has the one header that was
-checked, rows that fill it exactly, transparency and orientation, and nothing else.
+Only checked data are decoded: the file that `checked` returns has one header, rows that match it
+exactly, transparency and orientation, and nothing else.
 
 Source: Portable Network Graphics Specification, third edition (W3C, 2025), sections 5, 9 to 11.
 """
@@ -28,11 +28,11 @@ _PASSES = (
     (0, 1, 1, 2),
 )
 _MOST_CHUNKS = 100_000
-_PIECE = 1 << 16  # bytes that are decompressed at once
+_PIECE = 1 << 16  # bytes decompressed at once
 
 
 class Header(NamedTuple):
-    """The fields of the chunk IHDR."""
+    """The fields of the IHDR chunk."""
 
     width: int
     height: int
@@ -44,7 +44,7 @@ class Header(NamedTuple):
 
 
 def header(raw: bytes) -> Header:
-    """The header of a PNG; FileError if it has none, or one that is not allowed."""
+    """Read the header of a PNG; raise FileError if it is missing or not allowed."""
     if len(raw) < 33 or raw[8:16] != b"\x00\x00\x00\rIHDR":
         raise FileError("it is damaged (a PNG begins with its header)")
     found = Header(*struct.unpack(">IIBBBBB", raw[16:29]))
@@ -55,12 +55,12 @@ def header(raw: bytes) -> Header:
 
 
 def checked(raw: bytes) -> bytes:
-    """The same picture with only the chunks that it needs.
+    """Check a PNG, and reduce it to the chunks that it needs.
 
-    Pixels are decompressed in small pieces, and not kept.
+    Pixels are decompressed in small pieces that are not kept.
 
     Raises:
-        FileError: it is cut short, damaged or animated, or has two headers.
+        FileError: the file is cut short, damaged or animated, or has two headers.
     """
     head = header(raw)
     kept: list[bytes] = []
@@ -107,7 +107,7 @@ def _chunk(name: bytes, body: bytes) -> bytes:
 
 
 def _check_rows(head: Header, data: list[bytes]) -> None:
-    """Raise FileError unless there are exactly the rows of the header."""
+    """Raise FileError unless the data hold exactly the rows of the header."""
     wanted = _bytes(head)
     try:
         count, whole = _inflated(data, wanted)
@@ -123,7 +123,7 @@ def _check_rows(head: Header, data: list[bytes]) -> None:
 
 
 def _inflated(data: list[bytes], most: int) -> tuple[int, bool]:
-    """The number of bytes of pixels, counted to just above `most`, and whether they end."""
+    """Count the bytes of pixels, to just above `most`; return the count and whether they end."""
     stream, count = zlib.decompressobj(), 0
     for body in data:
         for start in range(0, len(body), _PIECE):
@@ -137,7 +137,7 @@ def _inflated(data: list[bytes], most: int) -> tuple[int, bool]:
 
 
 def _bytes(head: Header) -> int:
-    """The number of bytes of all rows, each with one byte for its filter."""
+    """Return the number of bytes of all rows, each with one byte for its filter."""
     bits = head.depth * _CHANNELS[head.colour]
     total = 0
     for x, y, across, down in _PASSES if head.interlaced else ((0, 0, 1, 1),):

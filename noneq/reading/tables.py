@@ -1,9 +1,9 @@
-"""Reads numbers from .csv and .tsv, a row for each example, and from .npy and .npz.
+"""Reads numbers from .csv and .tsv, one row per example, and from .npy and .npz.
 
 In a text table cells are separated by commas, semicolons or tabs, numbers have a decimal point,
 True is 1 and False is 0, and a gap (an empty cell, NA, N/A, NaN, null, None or ?) is NaN. The first
-line may be a heading, which has no number in it, nor what looks like one (1,5 or 5%). Rows are
-counted from 0, without blank lines and the heading. Arrays are never unpickled.
+line may be a heading, in which no cell is or resembles a number (1,5 or 5%). Rows are counted from
+0, without blank lines and the heading. Arrays are never unpickled.
 """
 
 import csv
@@ -41,18 +41,18 @@ Line = tuple[int, list[str]]
 
 @final
 class Table:
-    """A .csv or .tsv file, of which only the first line has been read.
+    """A .csv or .tsv file, opened by reading only its first line.
 
     Args:
-        path: of the file.
+        path: the file's path.
 
     Attributes:
-        names: of its columns; None if the first line holds numbers.
-        width: how many columns there are.
+        names: the columns' names; None if the first line holds numbers.
+        width: the number of columns.
         note: a warning if the first line might be a heading; else None.
 
     Raises:
-        FileError: it is empty, not text in UTF-8, or its heading does not name every column once.
+        FileError: the file is empty, not in UTF-8, or its heading does not name every column once.
     """
 
     def __init__(self, path: Path) -> None:
@@ -68,7 +68,7 @@ class Table:
         self.note = None if self.names is not None else _doubt(cells)
 
     def blocks(self, rows: int) -> Iterator[Numbers]:
-        """The numbers, float64 [up to `rows`, width]; a gap is NaN.
+        """Read the numbers in blocks, float64 [up to `rows`, width]; a gap is NaN.
 
         Raises:
             FileError: a row has another length, or a cell is not a number.
@@ -84,10 +84,10 @@ class Table:
             raise FileError(f"{self.path} has a heading ({_listed(self.names or ())}), and no rows")
 
     def order(self, wanted: Sequence[str] | None) -> list[int] | None:
-        """The indices of a model's columns in this table; None if they need no reordering.
+        """Find the indices of a model's columns in this table; None if they are in order.
 
         Raises:
-            FileError: the heading lacks some of them, or has more.
+            FileError: the heading lacks columns, or has more.
         """
         if wanted is None or self.names is None:
             return None
@@ -104,7 +104,7 @@ class Table:
         return [places[name] for name in wanted]
 
     def place(self, row: int, column: int) -> str:
-        """A cell's position, for messages."""
+        """Describe a cell's position, for messages."""
         name = f" ({self.names[column]})" if self.names is not None else ""
         return f"row {row}, column {column}{name}"
 
@@ -128,7 +128,7 @@ class Table:
 
     @contextmanager
     def _lines(self) -> Iterator[Iterator[Line]]:
-        """The lines that are not blank, each with its number in the file."""
+        """Open the file; yield its lines that are not blank, with their numbers."""
         try:
             with self.path.open(newline="", encoding="utf-8-sig") as file:
                 reader = csv.reader(
@@ -151,7 +151,7 @@ class Table:
 
 
 def number(cell: str) -> float | None:
-    """A cell's value: a finite float32, NaN for a gap, None for anything else."""
+    """Parse a cell: a finite float32, NaN for a gap, None for anything else."""
     try:
         found = float(cell)
     except ValueError:
@@ -168,8 +168,8 @@ def check_finite(array: NDArray[np.floating], path: Path, start: int = 0) -> Non
 
     Args:
         array: some rows of a file.
-        path: of the file.
-        start: the index of the first row in it.
+        path: the file's path.
+        start: the index of the first row in the file.
     """
     wrong = np.abs(array) > np.float64(LARGEST)
     if wrong.any():
@@ -179,7 +179,7 @@ def check_finite(array: NDArray[np.floating], path: Path, start: int = 0) -> Non
 
 
 def _heading(cells: Sequence[str], path: Path) -> tuple[str, ...] | None:
-    """The names, if no cell is or looks like a number and not all are gaps."""
+    """Return the column names, if no cell is or resembles a number and not all are gaps."""
     found = list(map(number, cells))
     if None not in found or any(map(_numeric, cells)):
         return None
@@ -199,7 +199,7 @@ def _heading(cells: Sequence[str], path: Path) -> tuple[str, ...] | None:
 
 
 def _doubt(cells: Sequence[str]) -> str | None:
-    """The warning for a first line of numbered columns, or of years."""
+    """Return a warning if the first line is probably a heading of numbers, such as years."""
     if len(cells) < 3 or not all(cell.strip().isdecimal() for cell in cells):
         return None
     counted = list(map(int, cells))
@@ -210,7 +210,7 @@ def _doubt(cells: Sequence[str]) -> str | None:
 
 
 def _numeric(cell: str) -> bool:
-    """Whether a cell is a number, or looks like one in another notation."""
+    """Whether a cell is a number, or resembles one in another notation."""
     found = number(cell)
     if found is not None:
         return not np.isnan(found)
@@ -237,7 +237,7 @@ def _no_number(cell: str) -> str:
 
 
 def _delimiter(path: Path) -> str:
-    """Tab, semicolon or comma: the first of them in the first line outside of quotes."""
+    """Choose the delimiter: the first of tab, semicolon, comma in line one outside quotes."""
     if path.suffix.lower() == ".tsv":
         return "\t"
     try:
@@ -253,10 +253,10 @@ def _delimiter(path: Path) -> str:
 
 
 def load_array(path: Path) -> Array:
-    """The array of a .npy, which is memory-mapped, or of a .npz.
+    """Load the array of a .npy (memory-mapped) or a .npz.
 
     Raises:
-        FileError: it is not an array, cut short, or holds something else than real numbers.
+        FileError: the file is not an array, is cut short, or does not hold real numbers.
     """
     try:
         found = _open(path)
@@ -301,17 +301,17 @@ def _only(file: "np.lib.npyio.NpzFile", path: Path) -> Array:
 
 
 def to_shape(array: Array, shape: tuple[int, ...], model: str) -> Array:
-    """An array of N examples, or of one, as [N, *shape].
+    """Reshape an array of N examples, or of one, to [N, *shape].
 
-    Rows [N, D] are reshaped, and a single channel's axis may be missing; nothing else is changed.
+    Rows [N, D] are reshaped, and a single channel's axis may be missing; no other shapes change.
 
     Args:
-        array: that was read.
-        shape: of an example.
-        model: whose shape it is, for the message.
+        array: the array from a file.
+        shape: the shape of an example.
+        model: the model's name, for the message.
 
     Raises:
-        FileError: it has another shape.
+        FileError: the array has another shape.
     """
     found = array.shape
     grey = len(shape) == 3 and shape[0] == 1
@@ -328,7 +328,7 @@ def to_shape(array: Array, shape: tuple[int, ...], model: str) -> Array:
 
 
 def advice(found: tuple[int, ...], shape: tuple[int, ...]) -> str:
-    """How to fix an array of another shape than [N, *shape]."""
+    """Advise how to fix an array whose shape is not [N, *shape]."""
     if len(shape) == 3 and found[-3:] == (*shape[1:], shape[0]):
         return "its channels are last: move them first, numpy.moveaxis(x, -1, -3)"
     return "cut or reshape it"

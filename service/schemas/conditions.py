@@ -94,7 +94,7 @@ class ConditionalRequest(BaseRequest):
     )
     method: MethodIn = Field(
         default=Auto(name="auto"),
-        description=f"How: a method's name, or an object with its fields. {_about_methods()}",
+        description=f"A method's name, or an object with its fields. {_about_methods()}",
     )
     sampler: Ancestral = Field(
         Ancestral(),

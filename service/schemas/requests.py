@@ -84,7 +84,7 @@ class BaseRequest(BaseModel):
 
     model: str | None = Field(
         None,
-        description="Which model; optional if only one is served or a default is set.",
+        description="The model's name; optional if only one is served or a default is set.",
     )
     seed: int | None = Field(
         None,
@@ -108,7 +108,7 @@ class SampleRequest(BaseRequest):
     num_samples: int = Field(1, ge=1, description="How many.")
     sampler: SamplerIn = Field(
         Ancestral(),
-        description="Which steps: `ancestral` (all, or `steps` of them; the default); for real "
+        description="The sampler: `ancestral` (all steps, or `steps`; the default); for real "
         f"data also {', '.join(f'`{name}`' for name, kind in SAMPLERS.items() if not kind.bits)}.",
     )
     frames: int = Field(

@@ -55,7 +55,7 @@ class SampleAnswer(_Answer):
     shape: list[int] = Field(description="Of one sample.")
     columns: ColumnsOut = None
     samples: ArrayOut = Field(description="[num_samples, *shape], data units.")
-    trajectory: Trajectory | None = Field(None, description="If `frames` were asked for.")
+    trajectory: Trajectory | None = Field(None, description="Present if `frames` were requested.")
     network_evaluations: int = Field(description="Rows put through the network.")
 
 
@@ -112,11 +112,12 @@ class Loglik(BaseModel):
 
     bound: float | None = Field(description="Nats; at most log p(x_0), up to its standard error.")
     standard_error: float | None = Field(
-        description="Of this estimate, nats, from its own terms and the model's profile; with "
-        "trajectories from the jackknife over them and the profile."
+        description="The estimate's standard error, nats, from its own terms and the model's "
+        "profile; with trajectories from the jackknife over them and the profile."
     )
     degrees_of_freedom: float | None = Field(
-        description="Of the standard error, which is uncertain itself with few terms."
+        description="Degrees of freedom of the standard error, which is uncertain itself with few "
+        "terms."
     )
     interval: tuple[float, float] | None = Field(
         description="95% confidence interval of the exact bound, nats: Student's t with those "
@@ -143,7 +144,7 @@ class Loglik(BaseModel):
     bands: list[Band] | None = Field(None, description="The parts that `typicality` compares.")
     reason: str | None = Field(None, description="Why there is no finite bound, if there is none.")
     parts: Parts
-    per_step: Terms | None = Field(None, description="If it was asked for.")
+    per_step: Terms | None = Field(None, description="Present if requested.")
 
 
 class LoglikAnswer(_Answer):
@@ -188,13 +189,14 @@ class Diagnostics(BaseModel):
     )
     log_evidence_error: float | None = Field(
         None,
-        description="Its standard error, from each system's weights and ancestors, the spread of "
-        "independent systems, and the chain's steps; null with one particle.",
+        description="The standard error of `log_evidence`, from each system's weights and "
+        "ancestors, the spread of independent systems, and the chain's steps; null with one "
+        "particle.",
     )
     warning: str | None = Field(
         None,
         description="Set if the samples may be off by half a posterior standard deviation or "
-        "more, or the units look wrong: what is wrong and what to do.",
+        "more, or the units seem wrong: what is wrong and what to do.",
     )
     start: int | None = Field(
         None,
@@ -216,14 +218,14 @@ class Posterior(BaseModel):
         "`independent` systems are weighted by evidence, if that leaves an effective sample size "
         "above half their number; else, and with all other methods, they are equal."
     )
-    mean: ArrayOut = Field(description="Over the samples, [*shape].")
+    mean: ArrayOut = Field(description="The mean over the samples, [*shape].")
     std: ArrayOut | None = Field(
-        description="Over the samples, [*shape]; null if there is only one."
+        description="The standard deviation over the samples, [*shape]; null for one sample."
     )
     quantiles: ArrayOut | None = Field(
         None,
-        description="Of the samples, [number of quantiles, *shape], if asked for: for each "
-        "element the smallest sample value with at least this weight at or below it.",
+        description="Quantiles of the samples, [number of quantiles, *shape], if requested: for "
+        "each element the smallest sample value with at least this weight at or below it.",
     )
     label: str | None = Field(None, description="The requested label's name.")
     labels: dict[str, float] | None = Field(
@@ -333,7 +335,7 @@ class ModelAnswer(ModelSummary):
     artefact: dict[str, Any] = Field(
         description="The artefact's document: process, network, space, training."
     )
-    checksum: str = Field(description="Of the artefact's file: sha256, in hexadecimal.")
+    checksum: str = Field(description="SHA-256 of the artefact's file, in hexadecimal.")
     evaluation: list[dict[str, Any]] = Field(
         description="Measured bounds, with split and error; `quantiles` are the 101 percentiles "
         "of the estimated bound of an example, nats, over `quantiles_count` of the data, or all of "
@@ -346,7 +348,9 @@ class ExamplesAnswer(BaseModel):
     """Held-out data of a model, to try requests with."""
 
     model: str
-    split: Literal["test"] = Field("test", description="Of the data; not used for training.")
+    split: Literal["test"] = Field(
+        "test", description="The split of the data, which was not used for training."
+    )
     data: ArrayOut = Field(
         description="[n, *shape], data units; empty where the model ships without examples."
     )

@@ -107,7 +107,7 @@ def read(path: Path, kind: Kind, of: type[Document]) -> Document:
         # The error about a missing installed network already says what to do.
         fix = "" if where == "network.installed" else ": export it anew"
         raise ArtefactError(
-            f"{path}: its metadata does not hold: {where}: {first['msg']}{fix}"
+            f"{path}: its metadata is invalid: {where}: {first['msg']}{fix}"
         ) from error
 
 
@@ -121,7 +121,7 @@ def _document(path: Path) -> dict[str, Any]:
     except FileNotFoundError:
         raise ArtefactError(f"{path}: there is no such file: check its name") from None
     except PermissionError:
-        raise ArtefactError(f"{path}: it may not be read: give it mode 644") from None
+        raise ArtefactError(f"{path}: it cannot be read: give it mode 644") from None
     except (SafetensorError, OSError) as error:
         raise ArtefactError(
             f"{path}: not a readable .safetensors file ({error}): copy it again or export it anew"

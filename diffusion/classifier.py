@@ -138,7 +138,7 @@ def same_process(ours: Process, theirs: Process, who: str) -> None:
         return
     raise ValueError(
         f"{who} under another process ({_words(ours)}) than the model's ({_words(theirs)}): x_t "
-        "means something else there; join only what has the model's own process"
+        "has another meaning there; use one with the model's own process"
     )
 
 

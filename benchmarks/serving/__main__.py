@@ -21,7 +21,7 @@ Open loads arrive by a Poisson process, the same for all systems, whether they k
 
 A load runs for half of `--seconds` before its window of `--seconds` begins; after an open load, up
 to `--grace` seconds remain for answers. noneq has a queue that holds `--queue` seconds of work at
-its capacity, so that nobody waits long, and otherwise its defaults. The peers' queues are unbounded
+its capacity, to keep waits short, and otherwise its defaults. The peers' queues are unbounded
 except for LitServe's default timeout of 30 seconds.
 """
 

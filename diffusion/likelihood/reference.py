@@ -336,7 +336,7 @@ def read(folder: Path, model: DiffusionModel) -> Reference | None:
             )
         T, last = int(header["T"]), int(header["last"])
         if header["model"] != fingerprint(model):
-            raise ArtefactError(f"{path}: it is of another model: {fix}")
+            raise ArtefactError(f"{path}: it belongs to another model: {fix}")
         convention = model.space.default_convention
         n = len(values)
         strata = values.shape[1] - last

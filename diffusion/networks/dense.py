@@ -213,7 +213,7 @@ class RBF(Network):
         different = len(x_0.unique(dim=0))
         if different < len(self.centres):
             raise ValueError(
-                f"{len(self.centres)} units are placed among as many different data or more, came "
+                f"{len(self.centres)} units need at least as many distinct data, came "
                 f"{different}: fit more data, or fewer units"
             )
         centres = x_0[:1]

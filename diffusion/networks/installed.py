@@ -3,8 +3,8 @@
     [project.entry-points."noneq.networks"]
     my-kind = "my_package.my_module:MyConfig"        a subclass of InstalledConfig
 
-An artefact holds only the kind's name and arguments; the code is that of the installed package. An
-artefact never names code to import or run.
+An artefact holds only the kind's name and arguments, never code to import or run; the code comes
+from the installed package.
 """
 
 from abc import abstractmethod

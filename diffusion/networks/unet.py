@@ -6,7 +6,7 @@
     up:    h = attn(res([h, skip], e)), `blocks + 1` times per level; double between levels
     out:   conv_out(silu(norm_out(h)))
 
-The architecture is that of Ho, Jain and Abbeel (2020), appendix B, and matches diffusers'
+The architecture follows Ho, Jain and Abbeel (2020), appendix B, and matches diffusers'
 `UNet2DModel` layer by layer; `scale_shift`, `heads`, `resample` and `time_scale` give Nichol and
 Dhariwal's `UNetModel` (2021). `python -m training convert` imports the weights of either.
 """

@@ -142,7 +142,7 @@ class Backend:
         if chosen not in catalogue.served:
             aside = any(chosen == found.file.partition("/")[0] for found in catalogue.refused)
             raise UnknownModel(
-                f"No model of that name is served{', for its file was refused' if aside else ''}.",
+                f"No model of that name is served{'; its file was refused' if aside else ''}.",
                 received=chosen[:200],
                 expected=names,
                 fix="GET /models lists the models, and the files that were refused with reasons.",

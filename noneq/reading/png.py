@@ -50,7 +50,7 @@ def header(raw: bytes) -> Header:
     found = Header(*struct.unpack(">IIBBBBB", raw[16:29]))
     allowed = found.depth in _DEPTHS.get(found.colour, ()) and found.interlaced in (0, 1)
     if not allowed or not found.width or not found.height or found.compression or found.filtering:
-        raise FileError("it is damaged (its header is not that of a PNG)")
+        raise FileError("it is damaged (its header is not a PNG header)")
     return found
 
 

@@ -184,7 +184,7 @@ class Gate:
             return None
         if scope.get("state", {}).get(CROWDED, False):
             return TooManyConnections(
-                "All connections that are allowed have requests.",
+                "All allowed connections are busy with requests.",
                 retry_after=1,
                 fix="Try again; the operator sets NONEQ_MAX_CONNECTIONS.",
             )

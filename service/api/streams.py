@@ -50,7 +50,7 @@ def previews_wanted(accept: str, offers: Sequence[str]) -> int:
     most = MAX_PREVIEWS if PNG in offers else 0  # only samples can be previewed
     if not (text.isascii() and text.isdigit() and len(text) < 10 and int(text) <= most):
         raise NotAcceptable(
-            "There cannot be that many previews." if most else "A likelihood has no previews.",
+            "Too many previews were requested." if most else "A likelihood has no previews.",
             received=f"previews={text[:100]}",
             expected=f"{EVENTS}; previews=N, N a whole number up to {most}" if most else EVENTS,
             fix="N is how many rows are shown, from the first.",

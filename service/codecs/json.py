@@ -264,7 +264,7 @@ def _decode_binary(raw: bytes, max_json_bytes: int) -> Body:
     both = sorted(set(fields) & set(tensors))
     if both:
         raise InvalidRequest(
-            f"{', '.join(both)} came twice, as a tensor and as a field.", fix="Send only one."
+            f"{', '.join(both)} were sent twice, as a tensor and as a field.", fix="Send only one."
         )
     return Body(fields, tensors)
 

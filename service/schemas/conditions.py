@@ -254,7 +254,7 @@ def _rename(given: Mapping[str, Any], known: Container[str]) -> tuple[dict[str, 
 def _moved(fields: dict[str, Any], old: str, new: str, location: str) -> object:
     if new in fields:
         raise InvalidRequest(
-            f"`{old}` is the old name of `{new}`, and both came.",
+            f"`{old}` is the old name of `{new}`, and both were sent.",
             location=location,
             fix=f"Send only `{new}`.",
         )

@@ -109,7 +109,7 @@ def read(path: Path, size: tuple[int, int] | None = None) -> Picture:
     except OSError as error:
         raise FileError(f"{path} cannot be read ({error.strerror or error})") from error
     except FileError as error:
-        raise FileError(f"{path} is not a usable picture: {error}") from error
+        raise FileError(f"{path} is no picture that can be used: {error}") from error
 
 
 def decode(

@@ -145,5 +145,5 @@ def test_centres_are_placed_among_the_data() -> None:
     torch.testing.assert_close(network.centres[order], means)
     apart = torch.tensor([2.0, 2.0, 2.0, 8.0**0.5])
     torch.testing.assert_close(network.log_widths[order].exp(), apart * 2 / 3, rtol=0.02, atol=0)
-    with pytest.raises(ValueError, match=r"4 units are placed .* came 3"):
+    with pytest.raises(ValueError, match=r"4 units need .* came 3"):
         network.place(corners[:3].repeat(5, 1))

@@ -49,7 +49,8 @@ class PicturesConfig(Shares):
             try:
                 picture = pictures.read(path)
             except FileError as error:
-                why = str(error).removeprefix(f"{path} is no picture that can be used: ")
+                # The cause does not name the file, so equal reasons are told together.
+                why = error.__cause__ if isinstance(error.__cause__, FileError) else error
                 skipped.append(Skipped(path, f"unreadable: {why}"))
                 continue
             transparent += picture.alpha is not None

@@ -22,6 +22,7 @@ from diffusion.artefact import (
     restore,
     write,
 )
+from diffusion.families import AnyFamily
 from diffusion.likelihood.estimator import Spacing, StrataKind
 from diffusion.model import DiffusionModel
 from diffusion.networks import BitPatternsConfig, NetworkConfig, build
@@ -145,7 +146,10 @@ class Baseline(Frozen):
 
 
 class Metadata(Frozen):
-    """The JSON document of an artefact."""
+    """The JSON document of an artefact.
+
+    `told` has the families of observations that a conditional network was told of in training.
+    """
 
     format: Literal[1] = 1
     kind: Literal["model"] = "model"
@@ -159,6 +163,7 @@ class Metadata(Frozen):
     evaluation: tuple[Evaluation, ...] = ()
     baselines: tuple[Baseline, ...] = ()
     profile: ProfileConfig | None = None
+    told: tuple[AnyFamily, ...] = ()
 
     @model_validator(mode="after")
     def _fits(self) -> Self:

@@ -29,6 +29,8 @@ _FAR = 1e3  # standard deviations; a stand-in for infinity that keeps gradients 
 #: Limit on the factor by which a tilt widens a Normal. A tilt that grows faster than the Normal
 #: falls has no normalised product, so weights correct the rest.
 _WIDEST = 4.0
+#: A variance, and log-odds, that a network is told as if they were certain.
+_FINEST, _SUREST = 1e-7, 14.0
 
 
 class Distribution(Rows, ABC):
@@ -51,8 +53,8 @@ class Distribution(Rows, ABC):
         """Draw once per row, [B, *event]."""
 
     @abstractmethod
-    def log_prob(self, x: Tensor) -> Tensor:
-        """Return log p(x), nats [B]."""
+    def log_prob(self, x: Tensor, among: Tensor | None = None) -> Tensor:
+        """Return log p(x), nats [B]; of the elements `among` alone, bool [B, *event], if given."""
 
     @abstractmethod
     def kl(self, other: Self) -> Tensor:
@@ -91,8 +93,8 @@ class Distribution(Rows, ABC):
         """The noise of a factor: standard deviations or flip probabilities, [B, *event]."""
 
     @abstractmethod
-    def log_mass(self, x: Tensor, space: DataSpace) -> Tensor:
-        """Return the log-probability of the discrete levels x, nats [B].
+    def log_mass(self, x: Tensor, space: DataSpace, among: Tensor | None = None) -> Tensor:
+        """Return the log-probability of the discrete levels x, nats [B]; `among` as in `log_prob`.
 
         Raises:
             ValueError: the data have no levels.
@@ -114,6 +116,23 @@ class Distribution(Rows, ABC):
     @abstractmethod
     def noisy(self) -> bool:
         """Whether a factor allows for noise in any of its values."""
+
+    @property
+    @abstractmethod
+    def exact(self) -> Tensor:
+        """Which elements a factor knows without noise, bool [B, *event]."""
+
+    @abstractmethod
+    def told(self) -> Tensor:
+        """Return a factor as inputs of a network, [B, 3 event[0], ...]; 0 where unknown.
+
+        In turn the values, shrunk towards 0 by their noise; the share that is left of them, 0 to 1;
+        and their precision on a log scale, 0 to 1.
+        """
+
+    @abstractmethod
+    def forget(self, rows: Tensor) -> Self:
+        """Return a factor that is 1 in these rows, bool [B]."""
 
     def double(self) -> Self:
         """Return a copy in float64."""
@@ -140,9 +159,10 @@ class Normal(Distribution):
         return torch.addcmul(self.mean, self.var.sqrt(), drawn)
 
     @override
-    def log_prob(self, x: Tensor) -> Tensor:
+    def log_prob(self, x: Tensor, among: Tensor | None = None) -> Tensor:
         """Return log N(x; mean, var), nats [B]."""
-        return -0.5 * row_sum((x - self.mean).square() / self.var + self._log_var() + LOG_2PI)
+        each = (x - self.mean).square() / self.var + self._log_var() + LOG_2PI
+        return -0.5 * row_sum(each if among is None else torch.where(among, each, 0.0))
 
     @override
     def kl(self, other: Self) -> Tensor:
@@ -212,7 +232,7 @@ class Normal(Distribution):
         return self.var.sqrt().expand_as(self.mean)
 
     @override
-    def log_mass(self, x: Tensor, space: DataSpace) -> Tensor:
+    def log_mass(self, x: Tensor, space: DataSpace, among: Tensor | None = None) -> Tensor:
         """Return the log-mass of each level's bin, with open end bins, nats [B].
 
         Phi((x + h - mean) / std) - Phi((x - h - mean) / std), h half a level in model units
@@ -233,7 +253,7 @@ class Normal(Distribution):
         lower = log_ndtr(torch.where(flip, -above, below))
         upper = log_ndtr(torch.where(flip, -below, above))
         mass = upper + torch.log(-torch.expm1((lower - upper).clamp(max=-1e-30)))
-        return row_sum(mass)
+        return row_sum(mass if among is None else torch.where(among, mass, 0.0))
 
     @override
     def tilt(self) -> "Tilt":
@@ -265,6 +285,26 @@ class Normal(Distribution):
     @override
     def noisy(self) -> bool:
         return bool((torch.isfinite(self.var) & (self.var > 0)).any())
+
+    @property
+    @override
+    def exact(self) -> Tensor:
+        return (self.var == 0).expand_as(self.mean)
+
+    @override
+    def told(self) -> Tensor:
+        """w mean, w and log(1 + 1 / var), with w = 1 / (1 + var), the share for unit variance."""
+        mean, var = self.tensors
+        share = 1 / (1 + var)
+        precision = (1 / var.clamp_min(_FINEST)).log1p() / math.log1p(1 / _FINEST)
+        return torch.cat((share * mean, share, precision), 1)
+
+    @override
+    def forget(self, rows: Tensor) -> Self:
+        gone = rows.view(-1, *[1] * (self.mean.ndim - 1))
+        return type(self)(
+            self.mean.masked_fill(gone, 0.0), self.tensors[1].masked_fill(gone, torch.inf)
+        )
 
     def _log_var(self) -> Tensor:
         return self.var.log().expand_as(self.mean)
@@ -303,9 +343,10 @@ class Bernoulli(Distribution):
         return (noise.uniform(self.logits.shape[1:]).to(self.mean) < self.mean).to(self.mean)
 
     @override
-    def log_prob(self, x: Tensor) -> Tensor:
+    def log_prob(self, x: Tensor, among: Tensor | None = None) -> Tensor:
         """Return log B(x), nats [B]; -inf where x is impossible."""
-        return row_sum(torch.where(x > 0.5, F.logsigmoid(self.logits), F.logsigmoid(-self.logits)))
+        each = torch.where(x > 0.5, F.logsigmoid(self.logits), F.logsigmoid(-self.logits))
+        return row_sum(each if among is None else torch.where(among, each, 0.0))
 
     @override
     def kl(self, other: Self) -> Tensor:
@@ -354,8 +395,8 @@ class Bernoulli(Distribution):
         return (-self.logits.double().abs()).sigmoid()
 
     @override
-    def log_mass(self, x: Tensor, space: DataSpace) -> Tensor:
-        return self.log_prob(x)  # a bit is its own level
+    def log_mass(self, x: Tensor, space: DataSpace, among: Tensor | None = None) -> Tensor:
+        return self.log_prob(x, among)  # a bit is its own level
 
     @override
     def tilt(self) -> "Tilt":
@@ -374,6 +415,23 @@ class Bernoulli(Distribution):
     @override
     def noisy(self) -> bool:
         return bool(self.logits[self.known].isfinite().any())
+
+    @property
+    @override
+    def exact(self) -> Tensor:
+        return self.logits.isinf()
+
+    @override
+    def told(self) -> Tensor:
+        """+-(1 - 2 f), 1 - 2 f and the log-odds of no flip, for a flip probability f."""
+        value = (self.logits / 2).tanh()
+        odds = self.logits.abs().clamp(max=_SUREST) / _SUREST
+        return torch.cat((value, value.abs(), odds), 1)
+
+    @override
+    def forget(self, rows: Tensor) -> Self:
+        gone = rows.view(-1, *[1] * (self.logits.ndim - 1))
+        return type(self)(self.logits.masked_fill(gone, 0.0))
 
     def log_each(self, x: Tensor) -> Tensor:
         """Return the log-probability of each bit of x, float64 [B, *event]."""

@@ -9,7 +9,9 @@ from torch import Tensor, nn
 from typing_extensions import override
 
 from diffusion.distributions import Distribution
+from diffusion.families import Family
 from diffusion.networks import Network
+from diffusion.observation import Observation
 from diffusion.process import Output, Prediction, PredictionKind, Process, VarianceKind
 from diffusion.profile import Profile
 from diffusion.space import DataSpace
@@ -64,6 +66,8 @@ class DiffusionModel(nn.Module):
         prediction: what the network predicts.
         variance: the reverse kernel's variance; None for binary data and for "perturbation".
         profile: measurements of the model, if any; variance "optimal" needs them.
+        certified: the families of observations that the network was told of in training, and whose
+            posteriors held-out data confirm.
 
     Raises:
         ValueError: the parts do not fit each other.
@@ -81,6 +85,7 @@ class DiffusionModel(nn.Module):
         prediction: PredictionKind,
         variance: VarianceKind | None,
         profile: Profile | None = None,
+        certified: Sequence[Family] = (),
     ) -> None:
         super().__init__()
         if prediction not in get_args(PredictionKind):
@@ -90,6 +95,7 @@ class DiffusionModel(nn.Module):
         process.output(prediction, variance, profile).check(space)
         self.process, self.network, self.space = process, network, space
         self.prediction, self.variance, self.profile = prediction, variance, profile
+        self.certified = tuple(certified)
         if variance == "optimal" and profile is None:
             raise ValueError(
                 "variance 'optimal' is read from a profile, and there is none: measure one with "
@@ -106,6 +112,15 @@ class DiffusionModel(nn.Module):
         return self.process.T
 
     @property
+    def conditional(self) -> bool:
+        """Whether the network can be told what was seen."""
+        return bool(getattr(self.network, "conditional", False))
+
+    def certified_for(self, observation: Observation) -> bool:
+        """Return whether a certified family holds the observation."""
+        return any(family.holds(self.process, observation) for family in self.certified)
+
+    @property
     def event(self) -> tuple[int, ...]:
         """The shape of one example."""
         return self.space.shape
@@ -120,20 +135,32 @@ class DiffusionModel(nn.Module):
         """The device that holds the model."""
         return self.process.beta.device
 
-    def predict(self, x_t: Tensor, t: Tensor | Times, clip: bool = True) -> Prediction:
+    def predict(
+        self,
+        x_t: Tensor,
+        t: Tensor | Times,
+        clip: bool = True,
+        observation: Observation | None = None,
+    ) -> Prediction:
         """Call the network at x_t; nothing else calls it.
 
         Args:
             x_t: [B, *event], model units.
             t: int64 [B], 1..T, or its `times`.
             clip: whether to apply `clip`; False in training, as clipped elements have no gradient.
+            observation: what the network is told, in rows where it is (`Observation.told`); x_0hat
+                is then E[x_0 | x_t, y], and y itself where y is exact.
         """
         at = t if isinstance(t, Times) else self.times(t)
         ours = isinstance(self.network, Network)
         time = at.condition if ours else at.condition[0].expand(len(x_t))
-        output = self.network(x_t, time)
+        told = None if observation is None else observation.inputs
+        output = self.network(x_t if told is None else torch.cat((x_t, told.to(x_t)), 1), time)
         found = self.output.read(output, x_t, at.t, at.of_x_0)
-        return self.clip(found) if clip else found
+        found = self.clip(found) if clip else found
+        if observation is None or told is None:
+            return found
+        return found.pinned(observation.values, observation.certain)
 
     def clip(self, prediction: AnyPrediction) -> AnyPrediction:
         """Clamp x_0hat and z to the data's range, or else to what the process allows."""

@@ -38,10 +38,13 @@ class Observation(Rows):
     Attributes:
         factor: [N, *seen]; infinite variance, or a logit of 0, where nothing was seen.
         operator: A; always a `Mask` for binary data.
+        told: which examples' network is told of it, instead of multiplying its kernels by r, bool
+            [N]; None for none.
     """
 
     factor: Distribution
     operator: LinearOperator = _ELEMENTS
+    told: Tensor | None = None
 
     @classmethod
     def of_reals(cls, y: Tensor, known: Tensor, noise_std: Tensor | float = 0.0) -> Self:
@@ -94,11 +97,46 @@ class Observation(Rows):
         return cls(seen.factor, operator)
 
     @classmethod
-    def of_bits(cls, y: Tensor, known: Tensor, flip_probability: float = 0.0) -> Self:
-        """Observe bits where known, each flipped with `flip_probability` in [0, 1/2)."""
-        strength = math.inf if flip_probability == 0 else math.log(1 / flip_probability - 1)
+    def of_bits(cls, y: Tensor, known: Tensor, flip_probability: Tensor | float = 0.0) -> Self:
+        """Observe bits where known, each flipped with `flip_probability` in [0, 1/2).
+
+        The probability is a number or broadcastable to `y`.
+        """
+        flip = torch.as_tensor(flip_probability, dtype=torch.float64, device=y.device)
+        strength = -torch.logit(flip)  # infinite for 0
         logits = torch.where(y > 0.5, strength, -strength).to(y.dtype)
         return cls(Bernoulli(torch.where(known, logits, 0.0)))
+
+    def to_network(self, told: bool = True) -> Self:
+        """Return a copy whose examples are all told to the network, or none of them."""
+        rows = torch.full((len(self),), told, device=self.known.device)
+        return replace(self, told=rows)
+
+    @property
+    def multiplied(self) -> Self:
+        """What is left for kernels to multiply: r = 1 in the examples that the network is told."""
+        if self.told is None:
+            return self
+        return replace(self, factor=self.factor.forget(self.told), told=None)
+
+    @property
+    def inputs(self) -> Tensor | None:
+        """What the network is told, [N, 3 event[0], ...] (`Distribution.told`); None for nothing.
+
+        Raises:
+            ValueError: it was seen through an operator.
+        """
+        if self.told is None:
+            return None
+        if not isinstance(self.operator, Mask):
+            raise ValueError("a network is told of elements, not of what an operator makes of them")
+        return self.factor.forget(~self.told).told()
+
+    @property
+    def certain(self) -> Tensor:
+        """Which elements the network is told without noise, bool [N, *event]."""
+        assert self.told is not None  # as callers know
+        return self.factor.exact & self.told.view(-1, *[1] * (self.known.ndim - 1))
 
     def __len__(self) -> int:
         """The number of examples, N."""
@@ -130,8 +168,8 @@ class Observation(Rows):
 
     @property
     def tensors(self) -> tuple[Tensor, ...]:
-        """The factor's mean and variance, or its logits, [N, *seen] each."""
-        return self.factor.tensors
+        """The factor's mean and variance, or its logits, [N, *seen] each; and `told`, if any."""
+        return self.factor.tensors if self.told is None else (*self.factor.tensors, self.told)
 
     def multiply(self, kernel: Distribution) -> "tuple[Distribution | Conditioned, Tensor]":
         """Multiply a kernel p(x_s | x_t) of the process's own family by r.

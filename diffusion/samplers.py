@@ -266,7 +266,7 @@ def advance(
     """Draw x_s of B rows from a finished network call, [B, *event].
 
     Args:
-        prediction: `model.predict(x_t, update.t)`.
+        prediction: `model.predict(x_t, update.t, observation=observation)`.
         x_t: [B, *event].
         previous: x_0hat of each row's previous step, [B, *event]; unused by a first step.
         update: each row's step.
@@ -274,7 +274,8 @@ def advance(
         observation: what was seen, [B, *event]; None if nothing was seen of any row.
     """
     columns = () if update.own is True else update.columns(x_t)
-    return prediction.draw(x_t, columns, previous, update.own, update.s, noise, observation)
+    seen = None if observation is None else observation.multiplied
+    return prediction.draw(x_t, columns, previous, update.own, update.s, noise, seen)
 
 
 def begin(
@@ -282,7 +283,9 @@ def begin(
 ) -> Tensor:
     """Draw x_T of new chains from pi(x_T) r(x_T), [rows, *event]."""
     prior = model.process.prior(model.event, rows)
-    return (prior if observation is None else observation.multiply(prior)[0]).sample(noise)
+    return (prior if observation is None else observation.multiplied.multiply(prior)[0]).sample(
+        noise
+    )
 
 
 def step(
@@ -294,7 +297,7 @@ def step(
     observation: Observation | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Advance rows by one step with one network call; returns x_s and x_0hat, [B, *event] each."""
-    prediction = model.predict(x_t, update.t)
+    prediction = model.predict(x_t, update.t, observation=observation)
     return advance(prediction, x_t, previous, update, noise, observation), prediction.x_0
 
 
@@ -385,7 +388,8 @@ def burst(
             )
             drawn = model.process.step_noise(noise, model.event)
             draws = drawn.unflatten(0, (len(t), rows)).unbind()
-        prediction = model.predict(x_t, here.t if times is None else times[i])
+        at = here.t if times is None else times[i]
+        prediction = model.predict(x_t, at, observation=observation)
         drawn_here = DrawnNoise(draws[i % together])
         x_t = advance(prediction, x_t, previous, here, drawn_here, observation)
         previous = prediction.carried(previous)

@@ -170,6 +170,11 @@ class DataSpace(BaseModel):
         per_element = torch.broadcast_to(self._scale(), self.shape).log().sum()
         return -float(per_element)
 
+    def log_jacobian_of(self, among: Tensor) -> Tensor:
+        """Return `log_jacobian` of the elements `among` alone, bool [B, *shape]; float64 [B]."""
+        per_element = torch.broadcast_to(self._scale(), self.shape).double().log()
+        return -(among * per_element.to(among.device)).flatten(1).sum(1)
+
     def check(self, x: Tensor) -> None:
         """Raise ValueError unless `x` [N, *shape] is data: finite, in range, of the right shape."""
         if tuple(x.shape[1:]) != self.shape:

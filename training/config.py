@@ -14,6 +14,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, model_validator
 
+from diffusion.families import AnyFamily, Exact
 from diffusion.likelihood.estimator import Choice, StrataKind
 from diffusion.networks import CorrectedConfig, NetworkConfig
 from diffusion.process import ProcessConfig, VarianceKind
@@ -43,14 +44,16 @@ class ObjectiveConfig(Frozen):
 
         loss = bound * (-K / dims) + simple * (square error of eps_hat; bits: cross-entropy of x_0)
 
-    `convention` applies to the last step only (the terms t >= 2 do not depend on it); None means
-    the data's own. `steps` says how t is drawn: independently ("uniform"), evenly spread over the
-    batch ("stratified", Kingma et al. 2021), or evenly spread under p(t) proportional to
-    sqrt(E[term_t^2]) ("importance", Nichol and Dhariwal 2021, Section 3.3).
+    With `bias` the second part is weighted by sigmoid(bias - log SNR_t), so that it counts where
+    noise dominates. `convention` applies to the last step only (the terms t >= 2 do not depend on
+    it); None means the data's own. `steps` says how t is drawn: independently ("uniform"), evenly
+    spread over the batch ("stratified", Kingma et al. 2021), or evenly spread under p(t)
+    proportional to sqrt(E[term_t^2]) ("importance", Nichol and Dhariwal 2021, Section 3.3).
     """
 
     bound: float = Field(default=1.0, ge=0)
     simple: float = Field(default=0.0, ge=0)
+    bias: float | None = None
     convention: Convention | None = None
     steps: Literal["uniform", "stratified", "importance"] = "stratified"
 
@@ -152,6 +155,13 @@ class BaseConfig(Frozen):
     shrunk: bool = False
 
 
+class ObservationsConfig(Frozen):
+    """What a conditional network is told in training: a `share` of rows, by one of the families."""
+
+    share: float = Field(default=0.6, gt=0, lt=1)
+    families: tuple[AnyFamily, ...] = Field(default=(Exact(),), min_length=1)
+
+
 class WatchConfig(Frozen):
     """Monitoring during a fit: every `every` steps, the bound of `data` rows of `valid`.
 
@@ -208,6 +218,7 @@ class FitConfig(Frozen):
     schedule: ScheduleConfig | None = None
     projection: ProjectionConfig | None = None
     base: BaseConfig = BaseConfig()
+    observations: ObservationsConfig | None = None
     objective: ObjectiveConfig = ObjectiveConfig()
     optimiser: OptimiserConfig = OptimiserConfig()
     average: AverageConfig = AverageConfig()
@@ -260,6 +271,17 @@ class FitConfig(Frozen):
             raise ValueError(
                 "early stopping keeps the network's best weights only: leave out [stopping], or "
                 "[schedule] and [projection]"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _tells_what_it_can(self) -> "FitConfig":
+        conditional = bool(getattr(self.network, "conditional", False))
+        if conditional != (self.observations is not None):
+            raise ValueError(
+                "a network that is told what was seen (conditional = true) needs [observations] to "
+                f"learn from, and only it: came conditional = {str(conditional).lower()} and "
+                f"{'no ' if self.observations is None else ''}[observations]"
             )
         return self
 

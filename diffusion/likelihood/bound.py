@@ -90,10 +90,12 @@ def evaluate(
         return values
     if convention == "paper":
         return -model.process.marginal(x_0, t).entropy()
-    kernel = prediction.kernel(s)
+    kernel, fixed, space = prediction.kernel(s), prediction.fixed, model.space
+    among = None if fixed is None else ~fixed
     if convention == "density":
-        return kernel.log_prob(x_0) + model.space.log_jacobian()
-    return kernel.log_mass(x_0, model.space)
+        units = space.log_jacobian() if among is None else space.log_jacobian_of(among)
+        return kernel.log_prob(x_0, among) + units
+    return kernel.log_mass(x_0, space, among)
 
 
 def terms(

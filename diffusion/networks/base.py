@@ -9,11 +9,15 @@ rows (`DiffusionModel.tabulate`).
 from abc import ABC, abstractmethod
 from typing import ClassVar
 
+import torch
 from pydantic import BaseModel, ConfigDict
 from torch import Tensor, nn
 from typing_extensions import override
 
 from diffusion.networks.embedding import Clock
+
+#: Inputs by which a conditional network is told of an element (`Distribution.told`).
+SEEN = 3
 
 
 class NetworkSettings(BaseModel, ABC):
@@ -36,10 +40,13 @@ class Network(nn.Module, ABC):
     """A network from [B, *event] and time [B] to [B, outputs * event[0], *event[1:]].
 
     Attributes:
+        conditional: whether it also takes [B, 4 event[0], *event[1:]]: x_t, then what was seen of
+            x_0 (`Distribution.told`), with zeros for nothing.
         clock: what `time` is: t - 1 ("step"), or log(alpha_bar / (1 - alpha_bar)) ("log_snr").
     """
 
     clock: Clock
+    conditional: bool = False
 
     @abstractmethod
     def condition(self, time: Tensor) -> tuple[Tensor, ...]:
@@ -47,17 +54,25 @@ class Network(nn.Module, ABC):
 
     @abstractmethod
     def given(self, x_t: Tensor, *condition: Tensor) -> Tensor:
-        """Return the output for x_t [B, *event]; a condition has B rows, or one for all rows."""
+        """Return the output for x_t; a condition has B rows, or one for all rows."""
 
     @override
     def forward(self, x_t: Tensor, time: Tensor | tuple[Tensor, ...]) -> Tensor:
         """Return the output for each row at its own time.
 
         Args:
-            x_t: [B, *event] in model units.
+            x_t: [B, *event] in model units; with what was seen if the network is `conditional`.
             time: [B], by `clock`; or the `condition` computed from it.
         """
         return self.given(x_t, *(time if isinstance(time, tuple) else self.condition(time)))
+
+
+def with_seen(x_t: Tensor, channels: int) -> Tensor:
+    """Append zeros, for nothing seen, to x_t [B, C, ...] of a conditional network's C channels."""
+    if x_t.shape[1] == (1 + SEEN) * channels:
+        return x_t
+    nothing = x_t.new_zeros(len(x_t), SEEN * channels, *x_t.shape[2:])
+    return torch.cat((x_t, nothing), 1)
 
 
 def check_vector(event: tuple[int, ...], features: int) -> None:

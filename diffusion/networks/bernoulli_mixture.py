@@ -12,7 +12,7 @@ from pydantic import Field
 from torch import Tensor
 from typing_extensions import override
 
-from diffusion.networks.mixture import Mixture, MixtureConfig, check_components
+from diffusion.networks.mixture import Mixture, MixtureConfig, check_components, split_seen
 
 #: Logits are kept this far from certainty, so that they are finite.
 _LOGIT_LIMIT = 30.0
@@ -75,7 +75,8 @@ class BernoulliMixture(Mixture):
             x_t: bits [B, D].
             condition: log-SNR, [B], infinite at alpha_bar = 0 and 1.
         """
-        ones, zeros, log_joint = self._joint(x_t, condition[0])
+        x, told = split_seen(x_t, self.config.features)
+        ones, zeros, log_joint = self._joint(x, condition[0], told)
         p = log_joint.log_softmax(1)[:, :, None]
         each = torch.logaddexp(ones, zeros)
         logits = (p + ones - each).logsumexp(1) - (p + zeros - each).logsumexp(1)
@@ -93,14 +94,22 @@ class BernoulliMixture(Mixture):
         logsigmoid = torch.nn.functional.logsigmoid
         return logsigmoid(self.logits), logsigmoid(-self.logits)
 
-    def _joint(self, x_t: Tensor, log_snr: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """log p(x_0i = 1, x_ti | k) and the same for x_0i = 0, [B, K, D]; log p(k, x_t) [B, K]."""
+    def _joint(
+        self, x_t: Tensor, log_snr: Tensor, told: tuple[Tensor, ...] | None = None
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """log p(x_0i = 1, x_ti | k) and the same for x_0i = 0, [B, K, D]; log p(k, x_t) [B, K].
+
+        What was seen multiplies both, up to a constant.
+        """
         log_snr, rho = log_snr.double()[:, None, None], self.config.base_rate
         signal, noise = log_snr.sigmoid(), (-log_snr).sigmoid()
         x, tiny = x_t.double()[:, None], torch.finfo(torch.float64).tiny
         # q(x_t | x_0 = 1) and q(x_t | x_0 = 0)
         of_one = torch.where(x > 0.5, signal + rho * noise, (1 - rho) * noise)
         of_zero = torch.where(x > 0.5, rho * noise, signal + (1 - rho) * noise)
+        if told is not None:
+            value = told[0].double()[:, None]  # +-(1 - 2 flip), 0 where unknown
+            of_one, of_zero = of_one * (1 + value), of_zero * (1 - value)
         log_p, log_q = self._logs()
         ones = log_p + of_one.clamp_min(tiny).log()
         zeros = log_q + of_zero.clamp_min(tiny).log()

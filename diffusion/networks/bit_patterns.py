@@ -10,7 +10,7 @@ from pydantic import Field
 from torch import Tensor
 from typing_extensions import override
 
-from diffusion.networks.mixture import Mixture, MixtureConfig, check_components
+from diffusion.networks.mixture import Mixture, MixtureConfig, check_components, split_seen
 from diffusion.noise import Noise
 
 #: Stands for log 0: far below any log-probability, and gives 0 when multiplied by a count of 0.
@@ -75,7 +75,12 @@ class BitPatterns(Mixture):
             x_t: bits [B, D].
             condition: log-SNR, [B], infinite at alpha_bar = 0 and 1.
         """
-        p = self.posterior_weights(x_t, condition[0])
+        x, told = split_seen(x_t, self.config.features)
+        log_joint = self._log_joint(x, condition[0])
+        if told is not None:
+            flip = (1 - told[1].double()) / 2
+            log_joint = log_joint + self._log_seen(told[0].double(), flip)
+        p = log_joint.softmax(1)
         logits = (p @ self.patterns).log() - (p @ (1 - self.patterns)).log()
         return logits.clamp(-_LOGIT_LIMIT, _LOGIT_LIMIT).to(x_t.dtype)
 
@@ -105,6 +110,13 @@ class BitPatterns(Mixture):
     def mean(self) -> Tensor:
         """Return P(x_0 = 1), float64 [D]."""
         return self.weights @ self.patterns
+
+    def _log_seen(self, value: Tensor, flip: Tensor) -> Tensor:
+        """Return log p(y | pattern_k) up to a constant, [B, K]; value is +-(1 - 2 flip)."""
+        agrees, differs = (-flip).log1p(), flip.log().clamp_min(_LOG_ZERO)
+        ones = torch.where(value > 0, agrees, torch.where(value < 0, differs, 0.0))
+        zeros = torch.where(value < 0, agrees, torch.where(value > 0, differs, 0.0))
+        return ones @ self.patterns.mT + zeros @ (1 - self.patterns).mT
 
     def _log_joint(self, x_t: Tensor, log_snr: Tensor) -> Tensor:
         """Return log p(k) q(x_t | pattern_k), [B, K], from the counts of each pair of bits."""

@@ -40,6 +40,11 @@ class CorrectedConfig(NetworkSettings):
     correction: MLPConfig
 
     @property
+    def conditional(self) -> bool:
+        """Whether the correction is told what was seen; the base always can be."""
+        return self.correction.conditional
+
+    @property
     def reads(self) -> tuple[str, str | None] | None:  # type: ignore[override]
         """The same as the base's."""
         return self.base.reads
@@ -83,6 +88,7 @@ class Corrected(Network):
             whole = config.base.model_copy(update={"components": 1})
             self.base, self.frame = GaussianMixture(config.base), GaussianMixture(whole)
         self.correction = MLP(config.correction)
+        self.conditional = config.conditional
 
     @torch.no_grad()
     def place(self, base: GaussianMixture | BernoulliMixture) -> None:
@@ -104,13 +110,17 @@ class Corrected(Network):
         """Return the base's output plus the correction, [B, outputs * D], for x_t [B, D]."""
         log_snr, *known = condition
         output = self.base.given(x_t, log_snr)
+        D = self.config.base.features
+        x_t, told = x_t[:, :D], x_t[:, D:]
         if self.frame is None:
+            x_t = torch.cat((x_t, told), 1)
             return output + self.correction.given(x_t, *known).to(output.dtype)
         time = log_snr.double()[:, None]
         noise = (-time).sigmoid()
         _, inside, total = self.frame.project(x_t, time.sigmoid().sqrt(), noise)
         inside, total = inside[:, 0], total[:, 0]
-        found = self.correction.given((inside / total.sqrt()).to(x_t.dtype), *known)
+        u = (inside / total.sqrt()).to(x_t.dtype)
+        found = self.correction.given(torch.cat((u, told), 1), *known)
         missing = output.shape[1] - found.shape[1]  # outputs the correction lacks stay the base's
         shift, log_var = F.pad(found.double(), (0, missing)).chunk(2, dim=1)
         spread = (self.frame.variances * noise / total).sqrt()

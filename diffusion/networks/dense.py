@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from typing_extensions import override
 
-from diffusion.networks.base import Network, NetworkSettings, check_vector
+from diffusion.networks.base import SEEN, Network, NetworkSettings, check_vector, with_seen
 from diffusion.networks.embedding import Clock, as_steps, sinusoidal
 
 _ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
@@ -45,6 +45,7 @@ class MLPConfig(NetworkSettings):
         residual: add each layer's output to its input.
         embedding: width of the sinusoidal embedding of time; 0 for none.
         readout_steps: T for a separate last layer at each of T steps; None for a shared one.
+        conditional: take what was seen as further inputs (`Network`).
         zero_out: start from a network that returns zero.
         clock: what `time` is: "step" (t - 1) or "log_snr".
     """
@@ -58,6 +59,7 @@ class MLPConfig(NetworkSettings):
     residual: bool = True
     embedding: int = Field(default=64, ge=0)
     readout_steps: PositiveInt | None = None
+    conditional: bool = False
     zero_out: bool = True
     clock: Clock = "step"
 
@@ -133,9 +135,11 @@ class MLP(Network):
         super().__init__()
         self.config = config
         self.clock: Clock = config.clock
+        self.conditional = config.conditional
         width, c_out = config.width, config.outputs * config.features
         self.act = _ACTIVATIONS[config.activation]
-        self.first = nn.Linear(config.features, width)
+        c_in = config.features * (1 + SEEN * config.conditional)
+        self.first = nn.Linear(c_in, width)
         self.layers = nn.ModuleList(nn.Linear(width, width) for _ in range(config.depth - 1))
         timed = config.embedding > 0
         self.time = nn.Linear(config.embedding, width) if timed else None
@@ -163,7 +167,9 @@ class MLP(Network):
     @override
     def given(self, x_t: Tensor, *condition: Tensor) -> Tensor:
         """Return the output [B, outputs * D] for x_t [B, D]."""
-        _check(x_t, self.config.features)
+        if self.conditional:
+            x_t = with_seen(x_t, self.config.features)
+        _check(x_t, self.first.in_features)
         *shifts, time = condition
         # Python's overhead dominates small networks: look up each part once and avoid calling
         # modules.

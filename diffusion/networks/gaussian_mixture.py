@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from typing_extensions import override
 
-from diffusion.networks.mixture import Mixture, MixtureConfig, check_components
+from diffusion.networks.mixture import Mixture, MixtureConfig, check_components, split_seen
 from diffusion.noise import Noise
 
 _LOG_2PI = math.log(2.0 * math.pi)
@@ -93,8 +93,11 @@ class GaussianMixture(Mixture):
         Returns:
             [B, 2 D] in the dtype of x_t: the mean, then the log-ratio, which is always finite.
         """
+        x_t, told = split_seen(x_t, self.config.features)
         time = condition[0].double()[:, None]
         signal, noise = time.sigmoid(), (-time).sigmoid()
+        if told is not None:
+            return self._told(x_t, signal, noise, *told[:2])
         log_joint, r, total = self.project(x_t, signal.sqrt(), noise)
         p = log_joint.softmax(1)[:, :, None]  # [B, K, 1]
         means = self._means(signal.sqrt(), r, total)
@@ -110,6 +113,40 @@ class GaussianMixture(Mixture):
         much = spread_scores * noise / signal.clamp_min(0.5)
         between = torch.where(signal >= 0.5, much, spread_means / noise.clamp_min(0.5))
         return torch.cat([mean, (within + between).log()], dim=1).to(x_t.dtype)
+
+    def _told(
+        self, x_t: Tensor, signal: Tensor, noise: Tensor, value: Tensor, share: Tensor
+    ) -> Tensor:
+        """Return E[x_0 | x_t, y] and log(Var(x_0 | x_t, y) / (1 - alpha_bar)), as `given` does.
+
+        x_t and y are one observation of each element, with the sum P of their precisions and the
+        mean of both, m. With S = diag(s) C diag(s) + 1, s = sqrt(P), E_k = mu_k + C diag(s) S^-1 s
+        (m - mu_k). `value` and `share` are what a network is told (`Normal.told`).
+        """
+        share = share.double().clamp(max=1 - 1e-9)  # a variance of 1e-9 where y is exact
+        seen = share / (1 - share)
+        own = signal / noise.clamp_min(1e-12)  # of x_t / sqrt(alpha_bar)
+        precision = own + seen
+        pulled = signal.sqrt() / noise.clamp_min(1e-12) * x_t.double() + value.double() * (1 + seen)
+        root = precision.sqrt()[:, None]  # [B, 1, D]
+        covariances = self.covariances
+        spread = root[..., None] * covariances * root[:, :, None]  # [B, K, D, D]
+        inner = torch.linalg.cholesky(
+            spread + torch.eye(spread.shape[-1], device=x_t.device).double()
+        )
+        # s (m - mu) = (pulled - P mu) / s; elements with no precision say nothing.
+        off = (pulled[:, None] - precision[:, None] * self.means) / root.clamp_min(1e-150)
+        solved = torch.cholesky_solve(off[..., None], inner)[..., 0]
+        means = self.means + torch.einsum("kij,bkj->bki", covariances, root * solved)
+        log_det = 2 * inner.diagonal(dim1=2, dim2=3).log().sum(2)
+        log_joint = self.weights.log() - 0.5 * ((off * solved).sum(2) + log_det)
+        p = log_joint.softmax(1)[:, :, None]
+        mean = (p * means).sum(1)
+        gain = torch.linalg.solve_triangular(inner, root[..., None] * covariances, upper=False)
+        within = covariances.diagonal(dim1=1, dim2=2) - gain.square().sum(2)
+        var = (p * (within.clamp_min(0) + (means - mean[:, None]).square())).sum(1)
+        log_var = var.clamp_min(1e-12).log() - noise.clamp_min(1e-12).log()
+        return torch.cat([mean, log_var], dim=1).to(x_t.dtype)
 
     def log_prob(self, x_0: Tensor) -> Tensor:
         """Return log p(x_0), nats, float64 [B]."""

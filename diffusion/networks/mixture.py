@@ -14,7 +14,7 @@ from pydantic import Field
 from torch import Tensor
 from typing_extensions import override
 
-from diffusion.networks.base import Network, NetworkSettings, check_vector
+from diffusion.networks.base import SEEN, Network, NetworkSettings, check_vector
 from diffusion.networks.embedding import Clock
 
 
@@ -33,6 +33,7 @@ class Mixture(Network, ABC):
     """A mixture sum_k weights_k p(x_0 | k) whose buffers stay float64 when the module is cast."""
 
     clock: Clock = "log_snr"
+    conditional = True
     weights: Tensor
 
     def __init__(self, components: int) -> None:
@@ -55,6 +56,18 @@ class Mixture(Network, ABC):
         """Map each uniform number to a component, int64 [B]."""
         edges = self.weights.cumsum(0)[:-1]
         return torch.searchsorted(edges, uniform.double(), right=True)
+
+
+def split_seen(x_t: Tensor, features: int) -> tuple[Tensor, tuple[Tensor, ...] | None]:
+    """Split what a conditional network takes into x_t [B, D] and what it is told, [B, D] each.
+
+    None where it is told nothing, of any row.
+    """
+    if x_t.shape[1] == features:
+        return x_t, None
+    x, *told = x_t.split(features, 1)
+    assert len(told) == SEEN  # as `DiffusionModel.predict` makes it
+    return x, tuple(told) if bool(told[1].any()) else None
 
 
 def check_components(weights: Tensor, values: Tensor, shape: tuple[int, ...]) -> None:

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from typing_extensions import override
 
-from diffusion.networks.base import Network, NetworkSettings
+from diffusion.networks.base import SEEN, Network, NetworkSettings, with_seen
 from diffusion.networks.embedding import Clock
 
 
@@ -38,6 +38,7 @@ class MultiscaleConfig(NetworkSettings):
         dense_channels: channels of the dense path's output.
         pixel: width of each 1x1 convolution.
         bumps: J, the number of functions of time.
+        conditional: take what was seen as further channels (`Network`).
         zero_out: start from a network that returns zero.
     """
 
@@ -52,6 +53,7 @@ class MultiscaleConfig(NetworkSettings):
     dense_channels: PositiveInt = 4
     pixel: tuple[PositiveInt, ...] = Field(default=(40, 40), max_length=16)
     bumps: PositiveInt = 10
+    conditional: bool = False
     zero_out: bool = True
 
     @model_validator(mode="after")
@@ -107,8 +109,10 @@ class Multiscale(Network):
     def __init__(self, config: MultiscaleConfig) -> None:
         super().__init__()
         self.config = config
+        self.conditional = config.conditional
         C, H, W = config.shape
-        widths = (C, *config.channels)
+        c_data = C * (1 + SEEN * config.conditional)
+        widths = (c_data, *config.channels)
         self.convs = nn.ModuleList(
             MultiscaleConv(c_in, c_out, config.scales, config.kernel)
             for c_in, c_out in itertools.pairwise(widths)
@@ -116,7 +120,7 @@ class Multiscale(Network):
         c_in = widths[-1] if config.channels else 0
         self.dense = nn.ModuleList()
         if config.dense:
-            sizes = (C * H * W, *config.dense, config.dense_channels * H * W)
+            sizes = (c_data * H * W, *config.dense, config.dense_channels * H * W)
             self.dense.extend(nn.Linear(a, b) for a, b in itertools.pairwise(sizes))
             c_in += config.dense_channels
         sizes = (c_in, *config.pixel)
@@ -138,7 +142,10 @@ class Multiscale(Network):
     def given(self, x_t: Tensor, *condition: Tensor) -> Tensor:
         """Return z [B, outputs * C, H, W] for x_t [B, C, H, W]."""
         config = self.config
-        if x_t.shape[1:] != torch.Size(config.shape):
+        C = config.shape[0]
+        if config.conditional:
+            x_t = with_seen(x_t, C)
+        if x_t.shape[2:] != torch.Size(config.shape[1:]) or x_t.shape[1] not in (C, (1 + SEEN) * C):
             raise ValueError(
                 f"x_t has shape {list(x_t.shape)}; this network takes [rows, "
                 f"{', '.join(map(str, config.shape))}]"

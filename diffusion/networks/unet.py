@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from typing_extensions import override
 
-from diffusion.networks.base import Network, NetworkSettings
+from diffusion.networks.base import SEEN, Network, NetworkSettings, with_seen
 from diffusion.networks.blocks import (
     Attention,
     Downsample,
@@ -61,6 +61,7 @@ class UNetConfig(NetworkSettings):
         flip_sin_to_cos, freq_shift: the time embedding, see `embedding.sinusoidal`.
         time_scale: factor on the embedded steps; 1000 / T gives the "rescaled timesteps" of Nichol
             and Dhariwal (2021).
+        conditional: take what was seen as further channels (`Network`).
         zero_out: start from a network that returns zero.
         clock: what `time` is: "step" (t - 1) or "log_snr".
     """
@@ -86,6 +87,7 @@ class UNetConfig(NetworkSettings):
     flip_sin_to_cos: bool = True
     freq_shift: float = 0.0
     time_scale: PositiveFloat = 1.0
+    conditional: bool = False
     zero_out: bool = True
     clock: Clock = "step"
 
@@ -191,13 +193,15 @@ class UNet(Network):
         super().__init__()
         self.config = config
         self.clock: Clock = config.clock
+        self.conditional = config.conditional
         widths, blocks = config.channels, config.blocks
         attention = config.attention or (False,) * len(widths)
 
         c_time = 4 * widths[0]
         c_pixels, features = config.in_channels * config.patch**2, 2 * len(config.fourier)
         c_image = c_pixels * (1 + features)
-        self.conv_in = nn.Conv2d(c_image, widths[0], 3, padding=1)
+        c_seen = SEEN * c_pixels if config.conditional else 0
+        self.conv_in = nn.Conv2d(c_image + c_seen, widths[0], 3, padding=1)
         self.time_in = nn.Linear(widths[0], c_time)
         self.time_out = nn.Linear(c_time, c_time)
 
@@ -263,10 +267,15 @@ class UNet(Network):
             ValueError: `x_t` does not have the configured C and patch.
         """
         config, (e,) = self.config, condition
+        if config.conditional:
+            x_t, seen = with_seen(x_t, config.in_channels).split(
+                (config.in_channels, SEEN * config.in_channels), 1
+            )
         config.check_image(tuple(x_t.shape[1:]))
         dtype = self.conv_in.weight.dtype
         image = with_fourier(x_t, config.fourier).to(dtype)
-        h = self.conv_in(F.pixel_unshuffle(image, config.patch))
+        inputs = torch.cat((image, seen.to(dtype)), 1) if config.conditional else image
+        h = self.conv_in(F.pixel_unshuffle(inputs, config.patch))
         skips = [h]
         for down in self.down:
             skips += down(skips[-1], e)

@@ -1,10 +1,11 @@
 """Methods of drawing from a posterior; a method's configuration also carries it out.
 
     twisted   particles that follow a twist; exact as their number grows, and estimates Z
+    learned   a plain chain whose network is told what was seen; the data's posterior
     matched   a plain chain from the step whose noise equals the observation's
     product   p(x_s | x_t) r(x_s) at every step, the 2015 paper's kernel; biased
     repaint   RePaint; biased
-    auto      matched where it applies, else twisted
+    auto      matched or learned where they apply, else twisted
 
 To add a method, write a subclass of `PosteriorMethod` here and add it to `Method`.
 """
@@ -169,6 +170,10 @@ class PosteriorMethod(BaseModel, ABC):
         del model, observation
         return None
 
+    def told(self, observation: Observation) -> Observation:
+        """Return the observation as its plain chains take it."""
+        return observation
+
     def covariance_size(self, observation: Observation) -> int:
         """Return the largest M for which a particle computes an M x M covariance; 0 for none."""
         del observation
@@ -267,6 +272,39 @@ class Matched(PosteriorMethod):
         return start
 
 
+@final
+class Learned(PosteriorMethod):
+    """A plain chain of a network that is told what was seen: p(x_s | x_t, y), no particles.
+
+    It samples the posterior of the data that the network was fitted to, as far as the fit goes,
+    where the other methods sample the posterior of the model's own p(x_0).
+    """
+
+    default_steps: ClassVar[int | None] = 40
+    name: Literal["learned"] = "learned"
+
+    @override
+    def resolve(
+        self, model: DiffusionModel, observation: Observation, factors: Sequence[Factor] = ()
+    ) -> PosteriorMethod:
+        super().resolve(model, observation, factors)
+        if not model.conditional:
+            raise ValueError(
+                "this model's network cannot be told what was seen: use 'auto' or 'twisted', or "
+                "fit it with conditional = true"
+            )
+        if not isinstance(observation.operator, Mask):
+            raise ValueError(
+                "the network is told of elements, not of what an operator makes of them: use "
+                "'auto' or 'twisted'"
+            )
+        return self
+
+    @override
+    def told(self, observation: Observation) -> Observation:
+        return observation.to_network()
+
+
 class _Weighted(PosteriorMethod):
     """The settings of weighted particles."""
 
@@ -356,7 +394,10 @@ class Twisted(_Weighted):
 
 @final
 class Auto(_Weighted):
-    """`matched` where it applies, else `twisted` with these fields."""
+    """`matched` or `learned` where they apply, else `twisted` with these fields.
+
+    `learned` applies to observations of a family that the model is certified for.
+    """
 
     name: Literal["auto"] = "auto"
 
@@ -374,11 +415,15 @@ class Auto(_Weighted):
         # If no step has that noise, the chain from the nearest one samples another posterior.
         if noise is not None and matched_start(model, observation.values, noise).exact:
             return Matched()
+        if not factors and model.certified_for(observation):
+            return Learned()
         return self.twisted.resolve(model, observation, factors)
 
 
 #: Any method's configuration, discriminated by `name`.
-Method = Annotated[Auto | Twisted | Matched | Product | Repaint, Field(discriminator="name")]
+Method = Annotated[
+    Auto | Learned | Twisted | Matched | Product | Repaint, Field(discriminator="name")
+]
 
 #: The methods of `Method`, by name.
 METHODS: dict[str, type[PosteriorMethod]] = {

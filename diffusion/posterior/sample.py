@@ -81,7 +81,7 @@ def sample_posterior(
         count,
         seed=seed,
         sampler=sampler,
-        observation=None if start else observation.rows(each),
+        observation=None if start else resolved.told(observation).rows(each),
         start=(start.t, start.x_t.repeat_interleave(samples, 0)) if start else None,
     )
     return Posterior(

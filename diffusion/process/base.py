@@ -108,6 +108,19 @@ class Process(Tables, ABC):
         """
 
     @abstractmethod
+    def saw(self, y: Tensor, known: Tensor, noise: Tensor) -> Observation:
+        """Build r from elements y [N, *event] in model units, seen where known with their noise."""
+
+    @abstractmethod
+    def noisy(self, x_0: Tensor, level: Tensor, u: Tensor) -> Tensor:
+        """Add noise of a level, broadcastable to x_0, from uniform numbers u, [N, *event] both."""
+
+    @property
+    @abstractmethod
+    def noise_levels(self) -> tuple[float, float]:
+        """The least and most noise of observations that a network is trained for by default."""
+
+    @abstractmethod
     def output(
         self,
         prediction: PredictionKind,
@@ -189,9 +202,15 @@ class Prediction(Rows, ABC):
 
     Attributes:
         x_0: the estimate of x_0, model units [B, *event]; for bits the probability of a one.
+        fixed: which elements of x_0 are known, bool [B, *event]; None for none.
     """
 
     x_0: Tensor
+    fixed: Tensor | None
+
+    @abstractmethod
+    def pinned(self, values: Tensor, fixed: Tensor) -> Self:
+        """Return a copy whose x_0 is known to be `values` in elements `fixed`, bool [B, *event]."""
 
     @abstractmethod
     def kernel(self, s: Tensor) -> Distribution:

@@ -77,7 +77,20 @@ class BinomialProcess(Process):
     ) -> tuple[Observation, Tensor]:
         if not isinstance(operator, Mask):
             raise ValueError("bits can only be observed one by one: leave out `operator`")
-        return Observation.of_bits(y, known, float(noise)), torch.zeros(len(y)).double()
+        return self.saw(y, known, noise), torch.zeros(len(y)).double()
+
+    @override
+    def saw(self, y: Tensor, known: Tensor, noise: Tensor) -> Observation:
+        return Observation.of_bits(y, known, noise)
+
+    @override
+    def noisy(self, x_0: Tensor, level: Tensor, u: Tensor) -> Tensor:
+        return torch.where(u < level, 1 - x_0, x_0)
+
+    @property
+    @override
+    def noise_levels(self) -> tuple[float, float]:
+        return 0.01, 0.4
 
     @override
     def output(
@@ -215,6 +228,12 @@ class BinomialPrediction(Prediction):
     t: Tensor
     logits: Tensor
     own: Bernoulli | None = None
+    fixed: Tensor | None = None
+
+    @override
+    def pinned(self, values: Tensor, fixed: Tensor) -> Self:
+        certain = torch.where(values > 0.5, torch.inf, -torch.inf).to(self.logits)
+        return replace(self, logits=torch.where(fixed, certain, self.logits), fixed=fixed)
 
     @cached_property
     def x_0(self) -> Tensor:  # type: ignore[override]
@@ -259,6 +278,8 @@ class BinomialPrediction(Prediction):
     def error(self, x_0: Tensor) -> Tensor:
         """Return -log P(x_0 | x_t), a mean over elements."""
         each = F.binary_cross_entropy_with_logits(self.logits, x_0, reduction="none")
+        if self.fixed is not None:
+            each = torch.where(self.fixed, 0.0, each)
         return each.flatten(1).mean(1)
 
     @override
@@ -276,6 +297,8 @@ class BinomialPrediction(Prediction):
         if self.own is None:
             return mixed
         adjacent = per_row(s == self.t - 1, self.x_t).bool()
+        if self.fixed is not None:
+            adjacent = adjacent & ~self.fixed
         return Bernoulli(torch.where(adjacent, self.own.logits, mixed.logits))
 
     @override

@@ -76,6 +76,21 @@ class GaussianProcess(Process):
         return in_model_units(space, operator, y, known, noise)
 
     @override
+    def saw(self, y: Tensor, known: Tensor, noise: Tensor) -> Observation:
+        return Observation.of_reals(y, known, noise)
+
+    @override
+    def noisy(self, x_0: Tensor, level: Tensor, u: Tensor) -> Tensor:
+        n: Tensor = torch.special.ndtri(u)
+        return x_0 + level * n
+
+    @property
+    @override
+    def noise_levels(self) -> tuple[float, float]:
+        """From what is hardly seen to twice the data's own spread."""
+        return 0.02, 2.0
+
+    @override
     def output(
         self,
         prediction: PredictionKind,
@@ -180,6 +195,11 @@ class GaussianPrediction(Prediction):
     extra: Tensor | None = None
     own: Tensor | None = None
     profile: Profile | None = None
+    fixed: Tensor | None = None
+
+    @override
+    def pinned(self, values: Tensor, fixed: Tensor) -> Self:
+        return replace(self, x_0=torch.where(fixed, values, self.x_0), fixed=fixed)
 
     @property
     def most_variance(self) -> Tensor:
@@ -239,6 +259,8 @@ class GaussianPrediction(Prediction):
         a, b, c, v_0, v_1, w = columns
         mean = torch.addcmul(blend(a, x_t, b, self.x_0), c, previous)
         var = self.var_of(v_0, v_1, w)
+        if self.fixed is not None:
+            var = torch.where(self.fixed, var.minimum(self._bridge_var(s)), var)
         if isinstance(own, bool):
             return Normal(mean, var)
         rows, kernel = per_row(own, x_t).bool(), self.kernel(s)
@@ -271,6 +293,15 @@ class GaussianPrediction(Prediction):
         return replace(self, x_t=x_t)
 
     def _var(self, s: Tensor) -> Tensor:
+        if self.fixed is None:
+            return self._free_var(s)
+        return torch.where(self.fixed, self._bridge_var(s), self._free_var(s))
+
+    def _bridge_var(self, s: Tensor) -> Tensor:
+        """Return the variance of q(x_s | x_t, x_0), where x_0 is known."""
+        return per_row(self.process.posterior_coefficients(self.t, s)[2], self.x_t)
+
+    def _free_var(self, s: Tensor) -> Tensor:
         if self.own is not None:
             of_x_0, _, posterior = self.process.posterior_coefficients(self.t, s)
             lower = torch.where(s == 0, _last(self.process, self.t), posterior)

@@ -94,7 +94,7 @@ class PosteriorWork(Work[SampleResult | PosteriorResult]):
                 seed,
                 plan,
                 start=None if start is None else start.x_t[example],
-                observation=None if start is not None else observation.rows(example),
+                observation=None if start is not None else method.told(observation).rows(example),
             )
         check_cost(job.cost, settings)
         gained = gained + others.gained

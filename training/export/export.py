@@ -87,6 +87,7 @@ def from_checkpoint(
         variance=config.fitted_variance,
         space=dataset.space,
         training=training,
+        told=config.observations.families if config.observations else (),
     )
     return model.to(device).eval().requires_grad_(False), metadata, dataset
 

@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from diffusion.families import observe_some
 from diffusion.likelihood.bound import prior_part
 from diffusion.noise import Stream, counter_noise
 from training import data
@@ -110,7 +111,11 @@ class Fit:
             fused=True,
         )
         convention = config.objective.convention or self.space.default_convention
-        self.objective = Objective(config.objective.bound, config.objective.simple, convention)
+        losses = config.objective
+        self.objective = Objective(losses.bound, losses.simple, convention, losses.bias)
+        if config.observations is not None:
+            for family in config.observations.families:
+                family.check(self.space.shape)
         self.steps = Steps(self.model.T, config.objective.steps, config.seed)
         self.batches = Batches(len(self.rows), config.batch, config.seed)
         self.step, self.seconds, self.commit = 0, 0.0, commit()
@@ -219,8 +224,13 @@ class Fit:
         self.model.train()
         if self.learning:
             self.learning.begin()
+        seen = None
+        if config.observations is not None:
+            told, process = config.observations, self.model.process
+            of = counter_noise(config.seed, place, step, Stream.OBSERVATION)
+            seen = observe_some(told.families, told.share, process, x_0, of)
         with self._precision():
-            loss = self.objective(self.model, x_0, t, weight, noise)
+            loss = self.objective(self.model, x_0, t, weight, noise, seen)
         self.optimiser.zero_grad(set_to_none=True)
         loss.value.backward()
         groups = [group["params"] for group in self.optimiser.param_groups]

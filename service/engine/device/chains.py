@@ -129,7 +129,7 @@ class Chains:
     ) -> None:
         """Advance a batch by one step; one network call."""
         x_t, previous, seen = self.state(rows)
-        prediction = model.predict(x_t, rows.update.t)
+        prediction = model.predict(x_t, rows.update.t, observation=seen)
         x_s = advance(prediction, x_t, previous, rows.update, rows.noise, seen)
         if recorder is not None:
             recorder(1, x_s, prediction.x_0)
@@ -152,6 +152,8 @@ class Chains:
             return
         if seen is None:
             seen = self.nothing(len(slots))
+        elif seen.told is None and self._model.conditional:
+            seen = seen.to_network(False)
         for place, value in zip(self.observe().tensors, seen.tensors, strict=True):
             place[slots] = value
 
@@ -172,8 +174,9 @@ class Chains:
         return None if self._observed is None else self._observed.rows(slots)
 
     def nothing(self, rows: int) -> Observation:
-        """r = 1."""
-        return self._model.process.nothing_seen(self._model.event, rows)
+        """r = 1, and a conditional network is told nothing."""
+        seen = self._model.process.nothing_seen(self._model.event, rows)
+        return seen.to_network(False) if self._model.conditional else seen
 
     def ended(self, entries: Sequence[Entry]) -> Tensor:
         """The samples of a job's rows that ended, on the device."""

@@ -9,6 +9,7 @@ from typing_extensions import override
 
 from diffusion.model import DiffusionModel
 from diffusion.networks import Network
+from diffusion.observation import Observation
 from diffusion.process import Prediction
 
 Precision = Literal["float32", "tf32", "bfloat16"]
@@ -59,21 +60,27 @@ class NetworkCalls:
         self.pad_to = 0
 
     def __call__(
-        self, chains: Rows | None, terms: Rows | None
+        self, chains: Rows | None, terms: Rows | None, seen: Observation | None = None
     ) -> tuple[Prediction | None, Prediction | None]:
-        """The network's prediction for each, padded."""
+        """The network's prediction for each, padded; `seen` is what chains' is told."""
         if chains is None or terms is None or self.sampling is not self.model:
-            return self._apart(self.sampling, chains), self._apart(self.model, terms)
+            return self._apart(self.sampling, chains, seen), self._apart(self.model, terms)
         n, m = len(chains[0]), len(terms[0])
         x_t, t = (self._padded(torch.cat(parts)) for parts in zip(chains, terms, strict=True))
-        found = self.model.predict(x_t, t)
+        if seen is not None and seen.told is not None:
+            nothing = self.model.process.nothing_seen(self.model.event, m).to_network(False)
+            seen = seen.joined([seen, nothing]).each(self._padded)
+        found = self.model.predict(x_t, t, observation=seen)
         return found.rows(self._places(0, n)), found.rows(self._places(n, m))
 
-    def _apart(self, model: DiffusionModel, rows: Rows | None) -> Prediction | None:
+    def _apart(
+        self, model: DiffusionModel, rows: Rows | None, seen: Observation | None = None
+    ) -> Prediction | None:
         if rows is None:
             return None
         x_t, t = rows
-        return model.predict(self._padded(x_t), self._padded(t))
+        told = None if seen is None else seen.each(self._padded)
+        return model.predict(self._padded(x_t), self._padded(t), observation=told)
 
     def _padded(self, rows: Tensor) -> Tensor:
         """The rows, the last of them repeated up to `pad_to`."""
@@ -95,7 +102,7 @@ class _TensorFloat(Network):
 
     def __init__(self, inner: Network) -> None:
         super().__init__()
-        self.inner, self.clock = inner, inner.clock
+        self.inner, self.clock, self.conditional = inner, inner.clock, inner.conditional
 
     @override
     def condition(self, time: Tensor) -> tuple[Tensor, ...]:

@@ -1,0 +1,191 @@
+"""Families of observations: what a network is told of in training, and is certified for.
+
+    y = x_0 in some elements,    or    y = x_0 with noise in all elements or some
+
+A family draws observations at random, and says whether a given one is of its kind.
+"""
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from typing import Annotated, Literal, final
+
+import torch
+from pydantic import BaseModel, ConfigDict, Field
+from torch import Tensor
+from torch.nn import functional as F
+from typing_extensions import override
+
+from diffusion.noise import Noise
+from diffusion.observation import Observation
+from diffusion.operators import Mask
+from diffusion.process import Process
+
+Pattern = Literal["scattered", "half", "box", "blobs"]
+_GRID = 4  # side of the coarse random field whose level sets are blobs
+_SETTINGS = 8  # uniform numbers of a row beside those of its elements
+_SLACK = 1e-3  # relative difference of noise levels that counts as none
+
+
+class Family(BaseModel, ABC):
+    """A kind of observation.
+
+    Attributes:
+        kind: the family's name.
+        patterns: which elements are seen, each with equal chance: each independently at a random
+            rate ("scattered"); for images also one side of a random straight cut ("half"), all but
+            a rectangle ("box"), or a level set of a smooth random field ("blobs").
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+    kind: str
+    patterns: tuple[Pattern, ...] = Field(default=("scattered",), min_length=1)
+
+    @abstractmethod
+    def observe(self, process: Process, x_0: Tensor, noise: Noise) -> Observation:
+        """Observe each row of x_0 [B, *event], model units, at random."""
+
+    @abstractmethod
+    def holds(self, process: Process, observation: Observation) -> bool:
+        """Return whether every example's observation is of this kind."""
+
+    def check(self, event: tuple[int, ...]) -> None:
+        """Raise ValueError if data of this shape do not have the patterns."""
+        others = set(self.patterns) - {"scattered"}
+        if others and len(event) != 3:
+            raise ValueError(
+                f"patterns {sorted(others)} are of images, the data have shape {list(event)}: "
+                "use 'scattered'"
+            )
+
+    def _known(self, u: Tensor, settings: Tensor) -> Tensor:
+        """Choose the elements that are seen, bool [B, *event].
+
+        Args:
+            u: uniform, [B, *event].
+            settings: uniform, [B, 4].
+        """
+        index = (settings[:, 0] * len(self.patterns)).long().clamp(max=len(self.patterns) - 1)
+        found = [_PATTERNS[name](u, settings[:, 1:]).expand_as(u) for name in self.patterns]
+        return torch.stack(found)[index, torch.arange(len(u), device=u.device)]
+
+
+@final
+class Exact(Family):
+    """Values known exactly in some elements."""
+
+    kind: Literal["exact"] = "exact"
+
+    @override
+    def observe(self, process: Process, x_0: Tensor, noise: Noise) -> Observation:
+        u, settings = _uniform(noise, x_0.shape[1:])
+        return process.saw(x_0, self._known(u, settings), torch.zeros_like(x_0))
+
+    @override
+    def holds(self, process: Process, observation: Observation) -> bool:
+        return _elements(observation) and not observation.factor.noisy
+
+
+@final
+class Noisy(Family):
+    """Values with one level of noise, in all elements or in some.
+
+    Attributes:
+        levels: least and most noise, between which its logarithm is uniform: standard deviations
+            in model units, or flip probabilities; None for the process's own.
+        whole: the share of observations that see every element.
+    """
+
+    kind: Literal["noisy"] = "noisy"
+    levels: tuple[float, float] | None = None
+    whole: float = Field(default=0.5, ge=0, le=1)
+
+    @override
+    def observe(self, process: Process, x_0: Tensor, noise: Noise) -> Observation:
+        both, settings = _uniform(noise, (2, *x_0.shape[1:]))
+        u, v = both.unbind(1)
+        (least, most), each = self.levels or process.noise_levels, [-1, *[1] * (x_0.ndim - 1)]
+        known = self._known(u, settings) | (settings[:, 4] < self.whole).view(each)
+        level = (math.log(least) + settings[:, 5] * math.log(most / least)).exp().view(each)
+        return process.saw(process.noisy(x_0, level, v), known, level.expand_as(x_0))
+
+    @override
+    def holds(self, process: Process, observation: Observation) -> bool:
+        if not _elements(observation) or bool(observation.factor.exact.any()):
+            return False
+        least, most = self.levels or process.noise_levels
+        noise, known = observation.factor.noise.double(), observation.known
+        low = torch.where(known, noise, torch.inf).flatten(1).amin(1)
+        high = torch.where(known, noise, -torch.inf).flatten(1).amax(1)
+        inside = (low >= least * (1 - _SLACK)) & (high <= most * (1 + _SLACK))
+        return bool((inside & (high <= low * (1 + _SLACK))).all())
+
+
+AnyFamily = Annotated[Exact | Noisy, Field(discriminator="kind")]
+
+
+def observe_some(
+    families: Sequence[Family], share: float, process: Process, x_0: Tensor, noise: Noise
+) -> Observation:
+    """Tell the network of a share of the rows of x_0 [B, *event], by one of the families each."""
+    choice = noise.uniform((1,))[:, 0] / share
+    rows = torch.arange(len(x_0), device=x_0.device)
+    index = (choice * len(families)).long().clamp(max=len(families) - 1)
+    found = Observation.joined([family.observe(process, x_0, noise) for family in families])
+    return Observation(found.rows(index * len(x_0) + rows).factor, told=choice < 1)
+
+
+def _uniform(noise: Noise, event: Sequence[int]) -> tuple[Tensor, Tensor]:
+    """Return uniform numbers, [B, *event], and the settings, [B, 7]."""
+    size = math.prod(event)
+    found = noise.uniform((_SETTINGS + size,))
+    each = found[:, _SETTINGS:].unflatten(1, tuple(event))
+    return each, found[:, 1:_SETTINGS]  # the first one has chosen the family
+
+
+def _elements(observation: Observation) -> bool:
+    return isinstance(observation.operator, Mask) and bool(observation.count.all())
+
+
+def _scattered(u: Tensor, settings: Tensor) -> Tensor:
+    """Each element (of an image, each pixel) at a rate whose square root is uniform."""
+    pixels = u if u.ndim == 2 else u[:, :1]
+    return pixels < settings[:, 0].square().view(-1, *[1] * (u.ndim - 1))
+
+
+def _half(u: Tensor, settings: Tensor) -> Tensor:
+    """One side of a cut along rows or columns, from 1/5 to 4/5 of the image."""
+    place, upright, after = settings[:, :3, None, None].unbind(1)
+    down, across = _axes(u)
+    at = torch.where(upright < 0.5, across, down)
+    return ((at < 0.2 + 0.6 * place) ^ (after < 0.5))[:, None]
+
+
+def _box(u: Tensor, settings: Tensor) -> Tensor:
+    """All but a square of 1/4 to 3/4 of the sides, anywhere."""
+    size, top, left = settings[:, :3, None, None].unbind(1)
+    size = 0.25 + 0.5 * size
+    down, across = (
+        at - start * (1 - size) for at, start in zip(_axes(u), (top, left), strict=True)
+    )
+    hidden = (down >= 0) & (down < size) & (across >= 0) & (across < size)
+    return ~hidden[:, None]
+
+
+def _blobs(u: Tensor, settings: Tensor) -> Tensor:
+    """Where a smooth field of random numbers is below a random level."""
+    H, W = u.shape[2:]
+    coarse = u[:, :1, :: -(-H // _GRID), :: -(-W // _GRID)]
+    field = F.interpolate(coarse, size=(H, W), mode="bilinear", align_corners=True)
+    return field < 0.2 + 0.6 * settings[:, 0].view(-1, 1, 1, 1)
+
+
+def _axes(u: Tensor) -> tuple[Tensor, Tensor]:
+    """Return each pixel's place down and across, 0 to 1, [1, H, 1] and [1, 1, W]."""
+    H, W = u.shape[2:]
+    down = (torch.arange(H, device=u.device) + 0.5) / H
+    across = (torch.arange(W, device=u.device) + 0.5) / W
+    return down[None, :, None], across[None, None]
+
+
+_PATTERNS = {"scattered": _scattered, "half": _half, "box": _box, "blobs": _blobs}

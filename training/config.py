@@ -156,9 +156,14 @@ class BaseConfig(Frozen):
 
 
 class ObservationsConfig(Frozen):
-    """What a conditional network is told in training: a `share` of rows, by one of the families."""
+    """What a conditional network is told in training: a `share` of rows, by one of the families.
+
+    Nothing is told in the first `after` steps. A fit with an `initial` artefact that cannot be told
+    yet takes its weights for those of step `after`, and begins there.
+    """
 
     share: float = Field(default=0.6, gt=0, lt=1)
+    after: int = Field(default=0, ge=0)
     families: tuple[AnyFamily, ...] = Field(default=(Exact(),), min_length=1)
 
 
@@ -282,6 +287,15 @@ class FitConfig(Frozen):
                 "a network that is told what was seen (conditional = true) needs [observations] to "
                 f"learn from, and only it: came conditional = {str(conditional).lower()} and "
                 f"{'no ' if self.observations is None else ''}[observations]"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _tells_before_the_end(self) -> "FitConfig":
+        if self.observations is not None and self.observations.after >= self.steps:
+            raise ValueError(
+                f"observations: nothing is told in the first {self.observations.after} steps "
+                f"(after) of {self.steps}: write a smaller after, or more steps"
             )
         return self
 

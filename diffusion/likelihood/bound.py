@@ -25,6 +25,7 @@ from diffusion.likelihood.estimator import Choice, Steps, term_noise
 from diffusion.likelihood.uncertainty import of_draws, of_strata, quantile, summed
 from diffusion.model import DiffusionModel
 from diffusion.noise import Noise
+from diffusion.observation import Observation
 from diffusion.process import Prediction
 from diffusion.space import Convention
 
@@ -194,10 +195,11 @@ def bound(
     convention: Convention,
     terms: int | None = None,
     choice: Choice | None = None,
+    observation: Observation | None = None,
     batch: int = 64,
     progress: Callable[[int], None] | None = None,
 ) -> BoundResult:
-    """Estimate the bound on log p(x_0) of N data.
+    """Estimate the bound on log p(x_0) of N data, or on log p(x_0 | y).
 
     Args:
         model: the model.
@@ -206,6 +208,8 @@ def bound(
         convention: of the bound.
         terms: network evaluations per example; None for all steps.
         choice: the choice of terms, instead of `terms`.
+        observation: y, which the network is told, one for each of the data; what it is told without
+            noise adds nothing to the terms.
         batch: rows per network call.
         progress: called with the number of evaluations just made.
     """
@@ -213,7 +217,14 @@ def bound(
     rows = torch.arange(len(x_0))
     steps = (choice or Choice(terms=terms)).resolve(model, rows, seed, convention)
     values = draw_terms(
-        model, x_0, steps, seed=seed, convention=convention, batch=batch, progress=progress
+        model,
+        x_0,
+        steps,
+        seed=seed,
+        convention=convention,
+        observation=observation,
+        batch=batch,
+        progress=progress,
     )
     prior, last = prior_part(model, x_0, convention), closed_last(model, x_0, convention, steps.end)
     return combine(steps, values, prior.cpu(), None if last is None else last.cpu())
@@ -227,6 +238,7 @@ def draw_terms(
     *,
     seed: int,
     convention: Convention,
+    observation: Observation | None = None,
     batch: int = 64,
     progress: Callable[[int], None] | None = None,
 ) -> Tensor:
@@ -238,6 +250,7 @@ def draw_terms(
         steps: the terms.
         seed: of the noise.
         convention: of the bound.
+        observation: what the network is told of each of the data, if anything.
         batch: rows per network call.
         progress: called with the number of evaluations just made.
     """
@@ -253,7 +266,9 @@ def draw_terms(
         x, at = x_0[here.to(device)], t[part].to(device)
         x_t = model.process.marginal(x, at).sample(noise)
         to = s[part].to(device)
-        found = evaluate(model, model.predict(x_t, at), x, x_t, at, convention, to)
+        seen = None if observation is None else observation.rows(here.to(device))
+        prediction = model.predict(x_t, at, observation=seen)
+        found = evaluate(model, prediction, x, x_t, at, convention, to)
         values[part] = found.double().cpu()
         if progress is not None:
             progress(len(here))

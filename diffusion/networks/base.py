@@ -7,7 +7,7 @@ rows (`DiffusionModel.tabulate`).
 """
 
 from abc import ABC, abstractmethod
-from typing import ClassVar
+from typing import ClassVar, Self
 
 import torch
 from pydantic import BaseModel, ConfigDict
@@ -34,6 +34,11 @@ class NetworkSettings(BaseModel, ABC):
     @abstractmethod
     def check(self, event: tuple[int, ...], T: int) -> None:
         """Raise ValueError unless the network accepts data of this shape and T steps."""
+
+    def conditioned(self) -> Self:
+        """Return the settings of the same network told what was seen; the same if none is."""
+        known = "conditional" in type(self).model_fields
+        return self.model_copy(update={"conditional": True}) if known else self
 
 
 class Network(nn.Module, ABC):

@@ -44,6 +44,10 @@ class CorrectedConfig(NetworkSettings):
         """Whether the correction is told what was seen; the base always can be."""
         return self.correction.conditional
 
+    @override
+    def conditioned(self) -> Self:
+        return self.model_copy(update={"correction": self.correction.conditioned()})
+
     @property
     def reads(self) -> tuple[str, str | None] | None:  # type: ignore[override]
         """The same as the base's."""

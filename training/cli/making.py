@@ -37,7 +37,7 @@ def do_fit(arguments: argparse.Namespace) -> int:
             f"{arguments.name} is a classifier, fitted and exported at once; "
             f"write `python -m training classifier {arguments.name}`"
         )
-    given = {"steps": arguments.steps, "seed": arguments.seed, "precision": arguments.precision}
+    given = {key: getattr(arguments, key) for key in ("initial", "steps", "seed", "precision")}
     config = configs.load(arguments.name, {k: v for k, v in given.items() if v is not None})
     options = RunOptions(
         out=arguments.out or Path("runs") / config.called,
@@ -151,6 +151,7 @@ def add_commands(
     one = command("fit", do_fit, device)
     one.add_argument("name", help="of a file in training/configs, or a path ending in .toml")
     one.add_argument("--out", type=Path, help="run folder (default runs/NAME)")
+    one.add_argument("--initial", help="the model whose weights it starts from")
     one.add_argument("--steps", type=int, help="in place of the configuration's")
     one.add_argument("--seed", type=int, help="in place of the configuration's")
     one.add_argument("--precision", choices=("float32", "bfloat16"), help="likewise")

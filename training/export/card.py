@@ -56,6 +56,10 @@ def card(
         batch = training.config.get("batch")
         minutes = (training.seconds or 0.0) / 60
         done = f"{training.steps:,} steps of {batch} rows, {minutes:.0f} minutes"
+        initial, told = training.config.get("initial"), training.config.get("observations") or {}
+        if initial:
+            first = f"the first {told['after']:,} steps" if told.get("after") else "the weights"
+            done += f"; {first} from an earlier artefact of {initial!r}"
         if training.kept is not None:
             done += f"; the best weights by `valid`, of step {training.kept:,}, were kept"
         if training.kept == 0:

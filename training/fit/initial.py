@@ -4,12 +4,14 @@ A network that corrects a simple density gets one fitted to `train` alone, so th
 on rows that neither has seen.
 """
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from diffusion.checkpoint import load
+from diffusion.checkpoint import Provenance, load
 from diffusion.model import DiffusionModel
 from diffusion.networks import RBF, Corrected, build
 from training import densities
@@ -47,11 +49,16 @@ def refit_base(network: nn.Module, config: FitConfig, dataset: Dataset) -> None:
         network.place(density.to(next(network.buffers()).device))
 
 
-def take_weights(network: nn.Module, config: FitConfig) -> None:
+def take_weights(network: nn.Module, config: FitConfig) -> Provenance | None:
     """Load the weights of `config.initial` into a network.
 
-    Network and prediction must match the artefact's. The process may differ if the network's clock
-    is log SNR, which means the same noise level under every schedule.
+    Network and prediction must match the artefact's, except that the network may also be told what
+    was seen: the weights of these inputs, which come last, start from zero, so that the extended
+    network answers as before whatever it is told. The process may differ if the network's clock is
+    log SNR, which means the same noise level under every schedule.
+
+    Returns:
+        The artefact's provenance if the network is told what the artefact's is not; else None.
 
     Raises:
         ConfigError: the artefact is missing, or its network, prediction or clock differs.
@@ -63,17 +70,44 @@ def take_weights(network: nn.Module, config: FitConfig) -> None:
             f"initial = {name!r}: there is no {path}; name a folder of {MODELS}/ or a .safetensors"
         )
     model, found = load(path)
-    for what in ("network", "prediction"):
-        came, wanted = getattr(config, what), getattr(found, what)
-        if came != wanted:
-            raise ConfigError(
-                f"initial = {name!r} has {what} {wanted}, this configuration {came}: "
-                "weights fit only where they are the same"
-            )
+    extended = config.network != found.network and config.network == found.network.conditioned()
+    if config.network != found.network and not extended:
+        there, here = found.network.model_dump(), config.network.model_dump()
+        raise ConfigError(
+            f"initial = {name!r} has another network ({_difference(there, here)}): weights fit "
+            "only where they are the same, except that conditional = true may be added"
+        )
+    if config.prediction != found.prediction:
+        raise ConfigError(
+            f"initial = {name!r} has prediction {found.prediction}, this configuration "
+            f"{config.prediction}: weights fit only where they are the same"
+        )
     clock = getattr(config.network, "clock", "step")
     if clock != "log_snr" and config.process != found.process:
         raise ConfigError(
             f"initial = {name!r} was fitted under process {found.process}, and its network reads "
             f"the step's number, which means other noise under {config.process}: keep the process"
         )
-    network.load_state_dict(model.network.state_dict())
+    taken, own = model.network.state_dict(), network.state_dict()
+    network.load_state_dict({key: _widened(taken[key], to) for key, to in own.items()})
+    return found.training if extended else None
+
+
+def _widened(weight: Tensor, to: Tensor) -> Tensor:
+    """Append zeros for further inputs, the second axis of a weight."""
+    if weight.shape == to.shape:
+        return weight
+    missing = to.shape[1] - weight.shape[1]
+    return torch.cat((weight, weight.new_zeros(len(to), missing, *to.shape[2:])), 1)
+
+
+def _difference(there: Mapping[str, Any], here: Mapping[str, Any], of: str = "") -> str:
+    """Say which settings differ."""
+    found = []
+    for key in dict.fromkeys((*there, *here)):
+        a, b = there.get(key), here.get(key)
+        if isinstance(a, Mapping) and isinstance(b, Mapping):
+            found.append(_difference(a, b, f"{of}{key}."))
+        elif a != b:
+            found.append(f"{of}{key}: {a} there, {b} here")
+    return "; ".join(filter(None, found))

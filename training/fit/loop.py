@@ -83,8 +83,12 @@ class Fit:
         self.rows = self.dataset.train.to(ranks.device)
         self.model = build_model(config, self.dataset)
         begun = not options.restart and state.checkpoint_path(options.out).exists()
+        self.step, self.seconds, self.commit = 0, 0.0, commit()
         if config.initial is not None and not begun:
-            take_weights(self.model.network, config)
+            extended = take_weights(self.model.network, config)
+            if extended is not None and config.observations is not None:
+                # The artefact has made the steps that tell nothing.
+                self.step, self.seconds = config.observations.after, extended.seconds or 0.0
         self.model.to(ranks.device)
         if self.space.kind == "image":
             # torch.nn.Module.to accepts memory_format, but its type stubs do not.
@@ -118,7 +122,6 @@ class Fit:
                 family.check(self.space.shape)
         self.steps = Steps(self.model.T, config.objective.steps, config.seed)
         self.batches = Batches(len(self.rows), config.batch, config.seed)
-        self.step, self.seconds, self.commit = 0, 0.0, commit()
         stopping = config.stopping
         self.best = Best(self.averaged.network, stopping.patience) if stopping else None
         if begun:
@@ -225,8 +228,9 @@ class Fit:
         if self.learning:
             self.learning.begin()
         seen = None
-        if config.observations is not None:
-            told, process = config.observations, self.model.process
+        told = config.observations
+        if told is not None and step >= told.after:
+            process = self.model.process
             of = counter_noise(config.seed, place, step, Stream.OBSERVATION)
             seen = observe_some(told.families, told.share, process, x_0, of)
         with self._precision():
@@ -267,6 +271,7 @@ class Fit:
             self.space.to_model(held_out),
             self.objective.convention,
             self.config.watch,
+            self.config.observations,
             self.options.out,
             self.step,
             last,

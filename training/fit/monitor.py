@@ -2,7 +2,8 @@
 
     held-out estimate = mean of K over a few rows of `valid`, from a few stratified terms each
 
-Rows and noise are the same each time, so the curve shows changes of the model only.
+Rows and noise are the same each time, so the curve shows changes of the model only. A conditional
+network has a second curve: the same rows, each told by a family drawn at random.
 """
 
 import math
@@ -14,12 +15,16 @@ import torch
 from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 
+from diffusion.families import observe_some
 from diffusion.likelihood.bound import bound
 from diffusion.likelihood.estimator import min_terms
 from diffusion.model import DiffusionModel
+from diffusion.noise import Stream, counter_noise
+from diffusion.observation import Observation
+from diffusion.process import Process
 from diffusion.samplers import Ancestral, sample
 from diffusion.space import Convention, DataSpace
-from training.config import WatchConfig
+from training.config import ObservationsConfig, WatchConfig
 from training.progress import progress_bar
 from training.sheet import sheet
 
@@ -38,6 +43,7 @@ class Watch:
         held_out: rows of `valid`, model units, on the model's device.
         convention: convention of the bound that is shown.
         config: how much to measure, and how often.
+        told: what the network is told in training; None for nothing.
         out: the run folder.
         first, last: the steps this run begins and ends at.
     """
@@ -48,12 +54,14 @@ class Watch:
         held_out: Tensor,
         convention: Convention,
         config: WatchConfig,
+        told: ObservationsConfig | None,
         out: Path,
         first: int,
         last: int,
     ) -> None:
         self.model, self.held_out, self.convention = model, held_out, convention
         self.config, self.space = config, model.space
+        self.seen = None if told is None else _observe(model.process, held_out, told)
         self.writer = SummaryWriter(str(out / "tensorboard"), purge_step=first)
         self.bar = progress_bar(last, "step", out.name, initial=first)
         self._smooth: float | None = None
@@ -83,14 +91,28 @@ class Watch:
 
     def look(self, step: int) -> Tensor:
         """Measure the averaged weights on the held-out rows: bounds in nats, float64 [N]."""
-        terms = max(self.config.terms, min_terms(self.model.T, self.convention))
-        found = bound(
-            self.model, self.held_out, seed=0, convention=self.convention, terms=terms, batch=256
-        )
-        nats = float(found.bound.mean())
+        found = self._bounds()
+        nats = float(found.mean())
         self._held = f", held-out {shown(self.space, nats):.4g}"
-        self._scalars(step, {f"valid/{self.space.unit}": shown(self.space, nats)})
-        return found.bound
+        scalars = {f"valid/{self.space.unit}": shown(self.space, nats)}
+        if self.seen is not None:
+            told = shown(self.space, float(self._bounds(self.seen).mean()))
+            self._held += f", told {told:.4g}"
+            scalars[f"told/{self.space.unit}"] = told
+        self._scalars(step, scalars)
+        return found
+
+    def _bounds(self, seen: Observation | None = None) -> Tensor:
+        terms = max(self.config.terms, min_terms(self.model.T, self.convention))
+        return bound(
+            self.model,
+            self.held_out,
+            seed=0,
+            convention=self.convention,
+            terms=terms,
+            observation=seen,
+            batch=256,
+        ).bound
 
     def draw(self, step: int) -> None:
         """Add a sheet of samples from the averaged weights to TensorBoard."""
@@ -103,3 +125,10 @@ class Watch:
     def _scalars(self, step: int, scalars: dict[str, float]) -> None:
         for name, value in scalars.items():
             self.writer.add_scalar(name, value, step)
+
+
+def _observe(process: Process, x_0: Tensor, told: ObservationsConfig) -> Observation:
+    """Tell of every row of x_0 [N, *event], model units, by one of the families each."""
+    rows = torch.arange(len(x_0), device=x_0.device)
+    noise = counter_noise(0, rows, 0, Stream.OBSERVATION)
+    return observe_some(told.families, 1.0, process, x_0, noise).to_network()

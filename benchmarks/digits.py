@@ -1,41 +1,71 @@
-"""Posteriors on real digits: their calibration, and their reconstruction of hidden pixels.
+"""Complete held-out digits by every method: kept labels, errors, calibration and cost.
 
-Calibration is simulation-based: draw x_0 from the model by the same chain, y given x_0, and n draws
-from the posterior given y. For any f, the rank of f(x_0) among the draws' f is uniform on 0..n if
-the posterior is exact (Talts, Betancourt, Simpson, Vehtari and Gelman 2018). A histogram's distance
-from uniform is chi-square, sum (count - expected)^2 / expected, with n degrees of freedom.
+    python -m benchmarks.digits [--only learned product ...] [--cases "right half" ...] [--again]
 
-Test digits are classified by `models/mnist-classifier` at t = 0, which no method here uses.
+Each digit of MNIST's test set is observed in part, or with noise, and completed a few times.
+`models/mnist-classifier`, which no method uses, reads the completions. By digit: whether they keep
+the label, the error of their mean and the CRPS over hidden pixels (levels of 255), and the ranks of
+six scalars of the hidden pixels among the completions': total ink and five random projections.
+Ranks are uniform if the completions are draws from the data's posterior; a histogram's distance
+from uniform is chi-square, sum (count - expected)^2 / expected.
+
+A cell (case, method, part) is written to `docs/digits.json` when it is done, and measured again
+only with `--again`. All methods use the same network; a product with its Jacobian counts as a call.
 """
 
+import argparse
+import json
 import math
+import statistics
+import time
+from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from benchmarks.known import Row
+from benchmarks import figures
+from benchmarks.measure import machine, table
+from benchmarks.pixels import PEERS
 from diffusion.checkpoint import load
 from diffusion.classifier import Classifier
 from diffusion.classifier import load as load_classifier
 from diffusion.model import DiffusionModel
 from diffusion.noise import counter_noise
 from diffusion.observation import Observation
-from diffusion.posterior import Diagnostics, Method, Product, Repaint, Twisted, sample_posterior
-from diffusion.posterior.diagnostics import Summary
-from diffusion.samplers import Ancestral, sample
+from diffusion.posterior import (
+    Learned,
+    Matched,
+    Method,
+    Product,
+    Repaint,
+    Twisted,
+    sample_posterior,
+)
+from diffusion.samplers import Ancestral
 from training.data import MnistConfig, mnist
 
-STEPS = 50
-METHODS: dict[str, tuple[Method, int]] = {
-    "product": (Product(), 250),
-    "repaint": (Repaint(jump=5, repeats=5), STEPS),
-    "twisted, 8 particles": (Twisted(particles=8), STEPS),
-    "twisted, 64 particles": (Twisted(particles=64), STEPS),
-}
-HIDDEN = ("right half", "central box", "90%")
+Row = dict[str, float | str]
+
+CASES = ("right half", "central box", "90% of pixels", "noise 64")
+NOISE = 64.0  # levels
+DIGITS = 25  # in a part
+SCALARS = ("ink", *(f"projection {i}" for i in range(1, 6)))
 _EVENT = (1, 28, 28)
+
+LEARNED = "learned, 40"
+#: Our methods: configuration, steps, completions a digit, parts.
+OURS: dict[str, tuple[Method, int, int, int]] = {
+    LEARNED: (Learned(), 40, 7, 12),
+    "matched": (Matched(), 100, 7, 4),
+    "product, 40": (Product(), 40, 2, 1),
+    "product, 250": (Product(), 250, 2, 1),
+    "repaint, 40": (Repaint(jump=5, repeats=2), 20, 2, 1),
+    "repaint, 250": (Repaint(jump=5, repeats=5), 50, 2, 1),
+    "twisted, 8 particles, 400": (Twisted(particles=8), 50, 2, 1),
+    "twisted, 64 particles, 3200": (Twisted(particles=64), 50, 2, 1),
+}
 
 
 @cache
@@ -54,125 +84,195 @@ def reader() -> Classifier:
     return found
 
 
-def known(hidden: str) -> Tensor:
-    """Return which pixels are observed, bool [1, 28, 28]."""
+def known(case: str) -> Tensor:
+    """Return which pixels are seen, bool [1, 28, 28]."""
     seen = torch.ones(_EVENT, dtype=torch.bool)
-    if hidden == "right half":
+    if case == "right half":
         seen[:, :, 14:] = False
-    elif hidden == "central box":
+    elif case == "central box":
         seen[:, 8:20, 8:20] = False
-    else:
-        uniform = counter_noise(11, torch.arange(1), 0).uniform(_EVENT)[0]
-        seen = uniform < 0.1
+    elif case == "90% of pixels":
+        seen = counter_noise(11, torch.arange(1), 0).uniform(_EVENT)[0] < 0.1
     return seen
 
 
-def ranks(name: str, hidden: str, part: int, draws: int, samples: int, steps: int) -> list[Row]:
-    """Count the ranks, 0..samples, of three scalars of the hidden pixels.
-
-    Args:
-        name: the method.
-        hidden: as in `known`.
-        part: index of the set of draws; the counts of several sets add up.
-        draws: data drawn from the model.
-        samples: posterior draws per example.
-        steps: steps of every chain, including the data's.
-    """
-    sampler, seed = Ancestral(steps=steps), 100 + 10 * part
-    x_0 = sample(model(), draws, seed=seed, sampler=sampler)
-    observation = Observation.of_reals(x_0, known(hidden).expand(draws, *_EVENT))
-    method, _ = METHODS[name]
-    found = sample_posterior(
-        model(), observation, samples, seed=seed + 1, method=method, sampler=sampler
-    )
-    onto = scalars(hidden)
-    of_x_0 = _hidden(x_0, hidden) @ onto
-    of_draws = _hidden(found.samples.flatten(0, 1), hidden) @ onto
-    below = (of_draws.unflatten(0, (draws, samples)) < of_x_0[:, None]).sum(1)
-    calls = found.network_evaluations / (draws * samples)
-    return [
-        {
-            "method": name,
-            "scalar": scalar,
-            "counts": " ".join(map(str, below[:, j].bincount(minlength=samples + 1).tolist())),
-            "calls": calls,
-        }
-        for j, scalar in enumerate(("ink", "component 1", "component 2"))
-    ]
+def hidden(x: Tensor, case: str) -> Tensor:
+    """Return the pixels that are to be completed, [..., hidden]."""
+    flat = known(case).flatten()
+    return x.flatten(-3) if bool(flat.all()) else x.flatten(-3)[..., ~flat]
 
 
-def hidden_pixels(name: str, hidden: str, part: int, digits: int, samples: int) -> list[Row]:
-    """Measure the error and the classification of test digits with reconstructed pixels.
-
-    Args:
-        name: the method.
-        hidden: as in `known`.
-        part: index of the part of the test set.
-        digits: digits per part.
-        samples: posterior draws per digit.
-    """
-    method, steps = METHODS[name]
-    x_0, labels = _test(slice(part * digits, (part + 1) * digits))
-    found = sample_posterior(
-        model(),
-        Observation.of_reals(x_0, known(hidden).expand_as(x_0)),
-        samples,
-        seed=7 + part,
-        method=method,
-        sampler=Ancestral(steps=steps),
-    )
-    errors, weighted = (
-        _rms(mean - x_0, hidden)
-        for mean in (found.samples.mean(1), Summary.of(found.samples, found.weights).mean)
-    )
-    read = reader().log_prob(found.samples.flatten(0, 1), torch.zeros(1, dtype=torch.int64))
-    right = read.argmax(1).unflatten(0, (digits, samples)) == labels[:, None]
-    return [
-        {
-            "method": name,
-            "hidden": hidden,
-            "digit": float(part * digits + i),
-            "rmse": float(errors[i]),
-            "rmse_weighted": float(weighted[i]),
-            "read_right": float(right[i].float().mean()),
-            **_told(found.diagnostics[i]),
-            "calls": found.network_evaluations / (digits * samples),
-        }
-        for i in range(digits)
-    ]
-
-
-def _rms(off: Tensor, hidden: str) -> Tensor:
-    """Return the root mean square over the hidden pixels, in levels, [B]."""
+def observe(x_0: Tensor, case: str, part: int) -> tuple[Observation, float]:
+    """Observe digits in model units; returns the noise's standard deviation too."""
+    if not case.startswith("noise"):
+        return Observation.of_reals(x_0, known(case).expand_as(x_0)), 0.0
     scale = model().space.scale
     assert isinstance(scale, float)  # one for all pixels
-    return _hidden(off, hidden).square().mean(1).sqrt() * scale
+    std = NOISE / scale
+    n = counter_noise(12 + part, torch.arange(len(x_0)), 0).normal(_EVENT)
+    return Observation.of_reals(x_0 + std * n, known(case).expand_as(x_0), std), std
 
 
-def _told(one: Diagnostics) -> dict[str, float]:
-    """Return the particles' diagnostics; NaN for methods without particles."""
-    return {
-        "log_evidence": math.nan if one.log_evidence is None else one.log_evidence,
-        "ancestors": float(one.ancestors),
-        "ess": sum(one.ess) / len(one.ess) if one.ess else math.nan,
-    }
+def applies(name: str, case: str) -> bool:
+    """Whether a method can answer a case: a matched start needs noise, RePaint a mask."""
+    noisy = case.startswith("noise")
+    return noisy if name == "matched" else not (noisy and name.startswith("repaint"))
 
 
-@cache
-def scalars(hidden: str) -> Tensor:
-    """Return weights of total ink and of training digits' first two components, [hidden, 3]."""
-    images = MnistConfig().load().split("train")[:5000]
-    x = _hidden(model().space.to_model(images), hidden)
-    _, _, axes = torch.pca_lowrank(x, q=4)
-    return torch.cat((torch.ones(len(axes), 1), axes[:, :2]), 1)
+def measured(name: str, case: str, part: int) -> list[Row]:
+    """Complete one part of the test digits; a row each."""
+    space = model().space
+    which = slice(part * DIGITS, (part + 1) * DIGITS)
+    x, labels = MnistConfig().load().split("test")[which], mnist.labels()[1][which].long()
+    x_0 = space.to_model(x)
+    seen, std = observe(x_0, case, part)
+    begun = time.perf_counter()
+    if name in OURS:
+        method, steps, draws, _ = OURS[name]
+        found = sample_posterior(
+            model(), seen, draws, seed=7 + part, method=method, sampler=Ancestral(steps=steps)
+        )
+        samples, calls = found.samples, found.network_evaluations / (len(x) * draws)
+    else:
+        peer, calls, draws = PEERS[name], float(PEERS[name].calls), PEERS[name].draws
+        samples = peer(model(), seen, std, draws, 7 + part)
+    spent = time.perf_counter() - begun
+    read = reader().log_prob(samples.flatten(0, 1), torch.zeros(1, dtype=torch.int64))
+    right = read.argmax(1).unflatten(0, (len(x), draws)) == labels[:, None]
+    drawn = hidden(space.to_data(samples.flatten(0, 1)).unflatten(0, (-1, draws)).float(), case)
+    truth = hidden(x.float(), case)
+    error = (drawn.mean(1) - truth).square().mean(1).sqrt()
+    apart = (drawn[:, :, None] - drawn[:, None]).abs().sum((1, 2)) / (2 * draws * (draws - 1))
+    crps = ((drawn - truth[:, None]).abs().mean(1) - apart).mean(1)
+    ranks = _ranks(truth, drawn, part)
+    return [
+        {
+            "digit": float(which.start + i),
+            "kept": float(right[i].float().mean()),
+            "rmse": float(error[i]),
+            "crps": float(crps[i]),
+            "ranks": " ".join(map(str, ranks[i].tolist())),
+            "calls": calls,
+            "seconds": spent / (len(x) * draws),
+        }
+        for i in range(len(x))
+    ]
 
 
-def _hidden(x: Tensor, hidden: str) -> Tensor:
-    """Return the hidden pixels, [B, hidden]."""
-    return x.flatten(1)[:, ~known(hidden).flatten()]
+def _ranks(truth: Tensor, drawn: Tensor, part: int) -> Tensor:
+    """Rank the scalars of each datum among the draws', ties at random, int64 [B, 6]."""
+    size = truth.shape[1]
+    onto = counter_noise(5, torch.arange(5), 0).normal((size,)) / math.sqrt(size)
+    onto = torch.cat((torch.ones(1, size), onto)).T
+    one, many = truth @ onto, drawn @ onto
+    # A digit whose hidden half is blank ties with completions that are blank.
+    coin = counter_noise(99 + part, torch.arange(len(one)), 0).uniform(
+        (drawn.shape[1], len(SCALARS))
+    )
+    below = (many < one[:, None]) | ((many == one[:, None]) & (coin < 0.5))
+    return below.sum(1)
 
 
-def _test(which: slice) -> tuple[Tensor, Tensor]:
-    """Return test digits in model units, and their labels."""
-    images = MnistConfig().load().split("test")[which]
-    return model().space.to_model(images), mnist.labels()[1][which].long()
+def cells() -> Iterator[tuple[str, str, int]]:
+    """Every (case, method, part), the cheap ones first."""
+    for case in CASES:
+        for name, (_, _, _, parts) in OURS.items():
+            if applies(name, case):
+                yield from ((case, name, part) for part in range(parts))
+    for case in CASES:
+        yield from ((case, name, 0) for name in PEERS)
+
+
+def report(kept: dict[str, list[Row]]) -> str:
+    """Format the measured cells: a row a case and method, with standard errors over digits."""
+    lines = []
+    for case in CASES:
+        for name in (*OURS, *PEERS):
+            rows = _rows(kept, case, name)
+            if not rows:
+                continue
+            ranks = _all_ranks(rows)
+            draws = OURS[name][2] if name in OURS else PEERS[name].draws
+            lines.append(
+                [
+                    case,
+                    name,
+                    f"{rows[0]['calls']:.0f}",
+                    str(len(rows)),
+                    f"{_mean(rows, 'kept', 100)}%",
+                    _mean(rows, "rmse"),
+                    _mean(rows, "crps"),
+                    " ".join(f"{c:.1f}" for c in chi_squares(ranks, draws)) if draws > 2 else "",
+                    f"{statistics.median(float(r['seconds']) for r in rows):.3f}",
+                ]
+            )
+    head = ["seen", "method", "evaluations", "digits", "label kept", "RMSE", "CRPS", "ranks", "s"]
+    return table(head, lines)
+
+
+def chi_squares(ranks: Tensor, draws: int) -> list[float]:
+    """The distance of each scalar's rank histogram from uniform, `draws` degrees of freedom."""
+    counts = torch.stack([column.bincount(minlength=draws + 1) for column in ranks.T]).double()
+    expected = len(ranks) / (draws + 1)
+    return list(((counts - expected).square() / expected).sum(1).tolist())
+
+
+def _mean(rows: list[Row], key: str, times: float = 1.0) -> str:
+    values = [times * float(row[key]) for row in rows]
+    error = statistics.stdev(values) / math.sqrt(len(values))
+    return f"{statistics.mean(values):.3g} +- {error:.2g}"
+
+
+def main() -> None:
+    """Measure the cells that are missing, write them, and print the table."""
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--json", type=Path, default=Path("docs/digits.json"))
+    parser.add_argument("--only", nargs="*", default=[""], metavar="METHOD", help="that begin so")
+    parser.add_argument("--cases", nargs="*", default=CASES, choices=CASES)
+    parser.add_argument("--parts", type=int, help="at most so many of a method")
+    parser.add_argument("--again", action="store_true", help="what has been measured too")
+    asked = parser.parse_args()
+    torch.set_num_threads(1)
+    print(machine(), flush=True)
+    for case, name, part in cells():
+        if case not in asked.cases or not any(name.startswith(start) for start in asked.only):
+            continue
+        if asked.parts is not None and part >= asked.parts:
+            continue
+        title = f"{case}, {name}, part {part}"
+        if title in _read(asked.json) and not asked.again:
+            continue
+        begun = time.perf_counter()
+        rows = measured(name, case, part)
+        print(f"{title}: {time.perf_counter() - begun:.0f} s", flush=True)
+        kept = _read(asked.json) | {title: rows}  # another process may have written meanwhile
+        asked.json.write_text(json.dumps(kept) + "\n")
+    kept = _read(asked.json)
+    print(report(kept))
+    counts = {case: _counts(kept, case) for case in CASES}
+    if all(len(each) for each in counts.values()):
+        figures.histograms(counts, SCALARS, asked.json.parent / "figures")
+
+
+def _counts(kept: dict[str, list[Row]], case: str) -> Tensor:
+    """The learned method's counts of each rank, int64 [scalars, ranks]; empty if not measured."""
+    ranks = _all_ranks(_rows(kept, case, LEARNED))
+    draws = OURS[LEARNED][2]
+    return torch.stack([c.bincount(minlength=draws + 1) for c in ranks.T]) if len(ranks) else ranks
+
+
+def _rows(kept: dict[str, list[Row]], case: str, name: str) -> list[Row]:
+    start = f"{case}, {name}, part"
+    return [row for title, part in kept.items() if title.startswith(start) for row in part]
+
+
+def _all_ranks(rows: list[Row]) -> Tensor:
+    return torch.tensor([[int(n) for n in str(row["ranks"]).split()] for row in rows])
+
+
+def _read(path: Path) -> dict[str, list[Row]]:
+    return json.loads(path.read_text()) if path.exists() else {}
+
+
+if __name__ == "__main__":
+    main()

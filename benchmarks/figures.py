@@ -1,5 +1,6 @@
-"""Draw the figures of `docs/posteriors.md` from its JSON, for light and dark pages."""
+"""Draw the figures of `docs/posteriors.md` from its JSON files, for light and dark pages."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -10,17 +11,13 @@ from benchmarks.known import EXACT, Row
 from training.study.figures import COLOUR, INK, panels, write
 
 Results = dict[str, list[Row]]
-SCALARS = ("ink", "component 1", "component 2")
 
 
 def draw_all(results: Results, folder: Path) -> None:
-    """Draw the distances on the mixture and the ranks on digits."""
+    """Draw the distances on the mixture."""
     cells = [title for title in results if title.startswith("mixture")]
     if cells:
         mixtures({title.removeprefix("mixture, "): results[title] for title in cells}, folder)
-    counts = ranks(results)
-    if counts:
-        histograms(counts, folder)
 
 
 def mixtures(cells: Results, folder: Path) -> None:
@@ -54,26 +51,17 @@ def mixtures(cells: Results, folder: Path) -> None:
     write(figure, folder / "posterior-mixture.png")
 
 
-def ranks(results: Results) -> dict[str, torch.Tensor]:
-    """Sum each method's counts of each rank over all parts, int64 [scalars, ranks]."""
-    found: dict[str, torch.Tensor] = {}
-    for title, rows in results.items():
-        if title.startswith("ranks, "):
-            name = title.removeprefix("ranks, ").rpartition(", part ")[0]
-            each = {str(r["scalar"]): [int(n) for n in str(r["counts"]).split()] for r in rows}
-            part = torch.tensor([each[scalar] for scalar in SCALARS])
-            found[name] = found[name] + part if name in found else part
-    return found
+def histograms(counts: dict[str, torch.Tensor], scalars: Sequence[str], folder: Path) -> None:
+    """Draw posterior-ranks.png: a row per case, a column per scalar, with the 95% band.
 
-
-def histograms(counts: dict[str, torch.Tensor], folder: Path) -> None:
-    """Draw posterior-ranks.png: a row per method, a column per scalar, with the 95% band."""
-    figure, axes = panels(len(counts), len(SCALARS), 2.4, 1.8)
+    `counts` is int64 [scalars, ranks] for each case.
+    """
+    figure, axes = panels(len(counts), len(scalars), 1.6, 1.4)
     for row, (name, table) in enumerate(counts.items()):
-        for column, scalar in enumerate(SCALARS):
+        for column, scalar in enumerate(scalars):
             _histogram(axes[row, column], table[column])
             if row == 0:
-                axes[row, column].set_title(scalar, color=INK, fontsize=9)
+                axes[row, column].set_title(scalar, color=INK, fontsize=8)
         axes[row, 0].set_ylabel(name, color=INK, fontsize=7)
     write(figure, folder / "posterior-ranks.png")
 

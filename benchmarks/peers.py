@@ -45,8 +45,8 @@ class _Schedule(Schedule):  # type: ignore[misc]
         return (t * (len(self.alpha_bar) - 1)).round().long()
 
 
-class _Denoiser(Denoiser):  # type: ignore[misc]
-    """Our E[x_0 | x_t]."""
+class AzulaDenoiser(Denoiser):  # type: ignore[misc]
+    """Our E[x_0 | x_t], told nothing; x_t may be flat, [B, D]."""
 
     def __init__(self, model: DiffusionModel) -> None:
         super().__init__()
@@ -54,8 +54,10 @@ class _Denoiser(Denoiser):  # type: ignore[misc]
         self.model, self.schedule = model, _Schedule(model.process.alpha_bar)
 
     def forward(self, x_t: Tensor, t: Tensor) -> DiracPosterior:
-        step = self.schedule.step(t).reshape(1)
-        return DiracPosterior(mean=self.model.predict(x_t, step).x_0)
+        """Return the estimate at time t, 0 to 1."""
+        step = self.schedule.step(t).reshape(1).clamp(min=1)
+        found = self.model.predict(x_t.reshape(-1, *self.model.event), step).x_0
+        return DiracPosterior(mean=found.reshape(x_t.shape))
 
 
 def dps(zeta: float, problem: Problem, samples: int, calls: int, seed: int) -> Tensor:
@@ -67,7 +69,7 @@ def dps(zeta: float, problem: Problem, samples: int, calls: int, seed: int) -> T
         each: Tensor = torch.linalg.vector_norm(y - x @ matrix.mT, dim=1)
         return -each.sum()[None]
 
-    denoiser = _Denoiser(problem.model)
+    denoiser = AzulaDenoiser(problem.model)
     made = DPSSampler(denoiser, torch.zeros(1), residuals, zeta=zeta, steps=calls // 2, silent=True)
     return _start(made, problem, samples, seed)
 
@@ -76,7 +78,7 @@ def mmps(problem: Problem, samples: int, calls: int, seed: int) -> Tensor:
     """Run MMPS, with a call, a product for each iteration and a last gradient per step."""
     matrix, seen = problem.matrix.float(), len(problem.y)
     guided = MMPSDenoiser(
-        _Denoiser(problem.model),
+        AzulaDenoiser(problem.model),
         problem.y.float().expand(samples, -1),
         lambda x: x @ matrix.mT,
         IsotropicCovariance(torch.tensor(problem.std**2)),
@@ -99,7 +101,7 @@ def tds(problem: Problem, samples: int, calls: int, seed: int) -> Tensor:
         found: Tensor = normal.log_prob(y - x @ matrix.mT)
         return found
 
-    made = TDSSampler(_Denoiser(problem.model), twist, steps=calls // 2, silent=True)
+    made = TDSSampler(AzulaDenoiser(problem.model), twist, steps=calls // 2, silent=True)
     return _start(made, problem, samples, seed)
 
 

@@ -5,8 +5,7 @@
 Each finished table is written to `docs/posteriors.json` and measured again only with `--again`,
 optionally just the rows of methods whose names begin with METHOD. The figures are drawn from that
 file. The mixture is measured by sliced Wasserstein distance in data units, bits by total variation,
-a correlated Gaussian by its means and standard deviations, and digits by ranks and the error on
-hidden pixels (`benchmarks.digits`).
+and a correlated Gaussian by its means and standard deviations. Digits: `benchmarks.digits`.
 """
 
 import argparse
@@ -16,12 +15,11 @@ import statistics
 import time
 from collections.abc import Callable, Iterable
 from functools import partial
-from itertools import product
 from pathlib import Path
 
 import torch
 
-from benchmarks import digits, figures, known, problems
+from benchmarks import figures, known, problems
 from benchmarks.known import EXACT, Row
 from benchmarks.measure import machine, table
 from benchmarks.methods import METHODS, posterior
@@ -151,15 +149,6 @@ def cells(start: str = "") -> dict[str, Callable[[], list[Row]]]:
         for seen in SEEN:
             title = f"mixture, {features} dimensions, {seen} seen"
             found[title] = partial(mixture, features, seen, count, samples, start=start)
-    few, many = tuple(digits.METHODS)[:3], tuple(digits.METHODS)[3]
-    for part, name, hidden in product(range(3), few, digits.HIDDEN):
-        title = f"digits, {hidden} hidden, {name}, part {part}"
-        found[title] = partial(digits.hidden_pixels, name, hidden, part, 8, 4)
-    title = f"digits, {digits.HIDDEN[0]} hidden, {many}, part 0"
-    found[title] = partial(digits.hidden_pixels, many, digits.HIDDEN[0], 0, 4, 4)
-    for part, name in product(range(4), digits.METHODS):
-        title = f"ranks, {name}, part {part}"
-        found[title] = partial(digits.ranks, name, digits.HIDDEN[-1], part, 25, 4, 25)
     return found
 
 

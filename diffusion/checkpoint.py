@@ -22,7 +22,8 @@ from diffusion.artefact import (
     restore,
     write,
 )
-from diffusion.families import AnyFamily
+from diffusion.calibration import Calibration, certified
+from diffusion.families import AnyFamily, Family
 from diffusion.likelihood.estimator import Spacing, StrataKind
 from diffusion.model import DiffusionModel
 from diffusion.networks import BitPatternsConfig, NetworkConfig, build
@@ -148,7 +149,8 @@ class Baseline(Frozen):
 class Metadata(Frozen):
     """The JSON document of an artefact.
 
-    `told` has the families of observations that a conditional network was told of in training.
+    `told` has the families of observations that a conditional network was told of in training, and
+    `calibration` how the posteriors of such observations fare on held-out data.
     """
 
     format: Literal[1] = 1
@@ -164,6 +166,7 @@ class Metadata(Frozen):
     baselines: tuple[Baseline, ...] = ()
     profile: ProfileConfig | None = None
     told: tuple[AnyFamily, ...] = ()
+    calibration: tuple[Calibration, ...] = ()
 
     @model_validator(mode="after")
     def _fits(self) -> Self:
@@ -190,6 +193,21 @@ class Metadata(Frozen):
             )
         return self
 
+    @model_validator(mode="after")
+    def _calibrated_as_told(self) -> Self:
+        others = [each.case for each in self.calibration if each.family not in self.told]
+        if others:
+            raise ValueError(
+                f"`calibration` is of the families that the network was told of: {others} are of "
+                "none of them"
+            )
+        return self
+
+    @property
+    def certified(self) -> tuple[Family, ...]:
+        """The families of `told` whose posteriors held-out data confirm."""
+        return certified(self.told, self.calibration)
+
     def build(self) -> DiffusionModel:
         """Build the model that the document describes, with fresh weights."""
         return DiffusionModel(
@@ -199,6 +217,8 @@ class Metadata(Frozen):
             self.prediction,
             self.variance,
             None if self.profile is None else self.profile.build(self.process.T),
+            self.certified,
+            self.calibration,
         )
 
 

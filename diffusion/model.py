@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from typing_extensions import override
 
+from diffusion.calibration import Calibration
 from diffusion.distributions import Distribution
 from diffusion.families import Family
 from diffusion.networks import Network
@@ -68,6 +69,7 @@ class DiffusionModel(nn.Module):
         profile: measurements of the model, if any; variance "optimal" needs them.
         certified: the families of observations that the network was told of in training, and whose
             posteriors held-out data confirm.
+        calibration: what was measured of them, and of families that failed.
 
     Raises:
         ValueError: the parts do not fit each other.
@@ -86,6 +88,7 @@ class DiffusionModel(nn.Module):
         variance: VarianceKind | None,
         profile: Profile | None = None,
         certified: Sequence[Family] = (),
+        calibration: Sequence[Calibration] = (),
     ) -> None:
         super().__init__()
         if prediction not in get_args(PredictionKind):
@@ -95,7 +98,7 @@ class DiffusionModel(nn.Module):
         process.output(prediction, variance, profile).check(space)
         self.process, self.network, self.space = process, network, space
         self.prediction, self.variance, self.profile = prediction, variance, profile
-        self.certified = tuple(certified)
+        self.certified, self.calibration = tuple(certified), tuple(calibration)
         if variance == "optimal" and profile is None:
             raise ValueError(
                 "variance 'optimal' is read from a profile, and there is none: measure one with "
@@ -119,6 +122,11 @@ class DiffusionModel(nn.Module):
     def certified_for(self, observation: Observation) -> bool:
         """Return whether a certified family holds the observation."""
         return any(family.holds(self.process, observation) for family in self.certified)
+
+    def calibrated_for(self, observation: Observation) -> tuple[Calibration, ...]:
+        """Return what was measured of families that hold the observation."""
+        found = self.calibration
+        return tuple(each for each in found if each.family.holds(self.process, observation))
 
     @property
     def event(self) -> tuple[int, ...]:

@@ -60,6 +60,9 @@ class ModelFacts(Model):
         checksum: SHA-256 of the artefact's file; empty from an older service.
         artefact: process, network, data space, training.
         evaluation: measured bounds, with split and standard error.
+        calibration: for each kind of observation that the network was told of in training, how its
+            posteriors fare on held-out data; empty from an older service.
+        certified: the families of observations that `auto` answers by `learned`.
         card: the model's description in Markdown; None if it has none.
     """
 
@@ -68,6 +71,8 @@ class ModelFacts(Model):
     artefact: Mapping[str, Any] = field(repr=False)
     evaluation: tuple[Mapping[str, Any], ...] = field(repr=False)
     card: str | None = field(repr=False)
+    calibration: tuple[Mapping[str, Any], ...] = field(default=(), repr=False, kw_only=True)
+    certified: tuple[Mapping[str, Any], ...] = field(default=(), repr=False, kw_only=True)
 
 
 @dataclass(frozen=True)

@@ -240,7 +240,7 @@ class Posterior(Response):
 
     @property
     def diagnostics(self) -> Sequence[Mapping[str, Any]]:
-        """How far to trust each example's samples: `ess`, `log_evidence`, `warning`."""
+        """How far to trust each example's samples: `ess`, `warning`, `calibration`, ..."""
         return self._each("diagnostics", {})
 
     @property

@@ -47,6 +47,7 @@ class Diagnostics:
         log_evidence_error: its standard error, including the chain's; None if unknown, for a single
             system of one particle or a zero estimate of p(y).
         warning: a problem and how to fix it, in words; None if there is none.
+        calibration: how such posteriors fare on held-out data, in words; None if not measured.
     """
 
     particles: int = 1
@@ -56,6 +57,7 @@ class Diagnostics:
     log_evidence: float | None = None
     log_evidence_error: float | None = None
     warning: str | None = None
+    calibration: str | None = None
 
     @classmethod
     def of(cls, result: SMCResult, most_steps: int) -> Self:

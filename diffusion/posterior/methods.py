@@ -184,6 +184,13 @@ class PosteriorMethod(BaseModel, ABC):
         del result, T
         return (Diagnostics(),) * count
 
+    def diagnose_chains(
+        self, model: DiffusionModel, observation: Observation, steps: int
+    ) -> tuple[Diagnostics, ...]:
+        """Diagnose posteriors that were drawn by plain chains of so many steps."""
+        del model, steps
+        return (Diagnostics(),) * len(observation)
+
     def gather(self, result: SMCResult, count: int, seed: int) -> tuple[Tensor, Tensor]:
         """Return samples of `count` posteriors, [N, n, *event], and weights, float64 [N, n]."""
         del seed
@@ -303,6 +310,28 @@ class Learned(PosteriorMethod):
     @override
     def told(self, observation: Observation) -> Observation:
         return observation.to_network()
+
+    @override
+    def diagnose_chains(
+        self, model: DiffusionModel, observation: Observation, steps: int
+    ) -> tuple[Diagnostics, ...]:
+        found = model.calibrated_for(observation)
+        failed, warning = [each for each in found if not each.passed], None
+        if failed:
+            warning = f"held-out data refute such posteriors: {failed[0]}; use 'twisted'"
+        elif not model.certified_for(observation):
+            warning = (
+                "no held-out data confirm such posteriors: measure them with `python -m training "
+                "calibrate`, or use 'twisted'"
+            )
+        elif found and steps < found[0].steps:
+            warning = (
+                f"held-out data confirm chains of {found[0].steps} steps, these have {steps}: "
+                f"ask for {found[0].steps}"
+            )
+        calibration = str((failed or found)[0]) if found else None
+        one = Diagnostics(warning=warning, calibration=calibration)
+        return (one,) * len(observation)
 
 
 class _Weighted(PosteriorMethod):

@@ -84,13 +84,14 @@ def sample_posterior(
         observation=None if start else resolved.told(observation).rows(each),
         start=(start.t, start.x_t.repeat_interleave(samples, 0)) if start else None,
     )
+    steps = len(sampler.plan(model, start.t if start else None))
     return Posterior(
         x.unflatten(0, (-1, samples)),
         torch.full((len(observation), samples), 1 / samples, dtype=torch.float64),
         resolved,
         biased=resolved.biased,
-        diagnostics=(Diagnostics(),) * len(observation),
-        network_evaluations=len(sampler.plan(model, start.t if start else None)) * count,
+        diagnostics=resolved.diagnose_chains(model, observation, steps),
+        network_evaluations=steps * count,
         start=start,
     )
 

@@ -53,13 +53,15 @@ async def show_model(request: Request, name: str) -> Response:
     """Describe a model: its space, process, training, evaluation, and card."""
     served = backend_of(request).find(name)
     facts = served.metadata.model_dump(mode="json")
-    evaluation = facts.pop("evaluation")
+    evaluation, calibration = facts.pop("evaluation"), facts.pop("calibration")
     answer = ModelAnswer(
         **_summary(served).model_dump(),
         default_convention=served.model.space.default_convention,
         artefact=facts,
         checksum=served.checksum,
         evaluation=evaluation,
+        calibration=calibration,
+        certified=[family.model_dump(mode="json") for family in served.metadata.certified],
         card=served.card,
     )
     return _json(answer)

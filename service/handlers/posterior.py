@@ -48,6 +48,7 @@ class PosteriorWork(Work[SampleResult | PosteriorResult]):
     sampler: Ancestral
     start: MatchedStart | None
     gained: Tensor
+    chains: tuple[PosteriorDiagnostics, ...]
 
     @classmethod
     def prepare(cls, request: ConditionalRequest, backend: Backend) -> "PosteriorWork":
@@ -98,7 +99,8 @@ class PosteriorWork(Work[SampleResult | PosteriorResult]):
             )
         check_cost(job.cost, settings)
         gained = gained + others.gained
-        return cls(served, job, request, seen, others, method, sampler, start, gained)
+        chains = method.diagnose_chains(model, observation, len(plan))
+        return cls(served, job, request, seen, others, method, sampler, start, gained, chains)
 
     @property
     @override
@@ -196,7 +198,7 @@ class PosteriorWork(Work[SampleResult | PosteriorResult]):
         """Compute the diagnostics of each posterior, in model units."""
         count = len(self.observed.values)
         if isinstance(result, SampleResult):
-            return (PosteriorDiagnostics(),) * count
+            return self.chains
         return self.method.diagnose(result.result, count, self.served.model.T)
 
     def _in_data_units(self, found: PosteriorDiagnostics, example: int) -> Diagnostics:
@@ -218,6 +220,7 @@ class PosteriorWork(Work[SampleResult | PosteriorResult]):
             log_evidence=None if evidence is None else evidence + gained,
             log_evidence_error=found.log_evidence_error,
             warning="; ".join(filter(None, warnings)) or None,
+            calibration=found.calibration,
             start=None if start is None else start.t,
             start_noise=noise,
         )

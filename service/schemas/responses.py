@@ -198,6 +198,11 @@ class Diagnostics(BaseModel):
         description="Set if the samples may be off by half a posterior standard deviation or "
         "more, or the units seem wrong: what is wrong and what to do.",
     )
+    calibration: str | None = Field(
+        None,
+        description="For `learned`: how its posteriors of such observations fare on held-out data "
+        "(`python -m training calibrate`); null if not measured.",
+    )
     start: int | None = Field(
         None,
         description="The step of a matched start, whose noise is nearest to the observation's.",
@@ -340,6 +345,14 @@ class ModelAnswer(ModelSummary):
         description="Measured bounds, with split and error; `quantiles` are the 101 percentiles "
         "of the estimated bound of an example, nats, over `quantiles_count` of the data, or all of "
         "them."
+    )
+    calibration: list[dict[str, Any]] = Field(
+        description="For each kind of observation that the network was told of in training, how "
+        "its posteriors fare on held-out data: histograms of ranks, coverage of intervals, CRPS."
+    )
+    certified: list[dict[str, Any]] = Field(
+        description="The families of observations that `auto` answers by `learned`: those whose "
+        "calibration passed."
     )
     card: str | None = Field(description="The model's card, Markdown.")
 

@@ -55,7 +55,9 @@ class NetworkCalls:
         self.model = self.sampling = model
         if network is not model.network:
             kinds = model.space, model.prediction, model.variance, model.profile
-            self.sampling = DiffusionModel(model.process, network, *kinds).to(model.device).eval()
+            known = model.certified, model.calibration
+            sampling = DiffusionModel(model.process, network, *kinds, *known)
+            self.sampling = sampling.to(model.device).eval()
             self.sampling.tabulate()
         self.pad_to = 0
 

@@ -1,0 +1,150 @@
+"""The record of a calibration: its statistics, its verdict, and what follows from it."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from pydantic import ValidationError
+from scipy import stats
+
+from diffusion.calibration import FALSE_ALARM, LEAST_DATA, Calibration, Coverage, Ranks, certified
+from diffusion.checkpoint import Metadata, load, save
+from diffusion.families import AnyFamily, Exact, Noisy
+from diffusion.networks import GaussianMixture, GaussianMixtureConfig
+from diffusion.observation import Observation
+from diffusion.posterior import Auto, Learned, Twisted, sample_posterior
+from diffusion.samplers import Ancestral
+from tests.diffusion.artefacts import fresh, small
+
+EXACT = Exact()
+FLAT = (100,) * 10
+STEEP = tuple(range(55, 155, 10))
+
+
+def record(family: AnyFamily = EXACT, **changes: Any) -> Calibration:  # noqa: ANN401
+    keys: dict[str, Any] = {
+        "family": family,
+        "case": "elements at random",
+        "count": 1000,
+        "draws": 19,
+        "steps": 4,
+        "ranks": (Ranks(scalar="sum", counts=FLAT),),
+        "coverage": (Coverage(level=0.95, share=0.948, standard_error=0.003),),
+        "crps": 1.5,
+        "crps_error": 0.1,
+    }
+    return Calibration.model_validate(keys | changes)
+
+
+def conditional(*calibration: Calibration, told: tuple[AnyFamily, ...] = (Exact(),)) -> Metadata:
+    oracle = GaussianMixtureConfig(components=2, features=2)
+    document = small(network=oracle, prediction="x_0", variance="moment")
+    changes = {"told": told, "calibration": calibration}
+    return Metadata.model_validate(document.model_dump() | changes)
+
+
+def seen(noise: float = 0.0, of: int = 1) -> Observation:
+    known = torch.tensor([[True, False]]).expand(of, 2)
+    return Observation.of_reals(torch.full((of, 2), 0.3), known, noise)
+
+
+@pytest.mark.parametrize("counts", [FLAT, STEEP, (3, 0, 9, 1), (17, 23)])
+def test_the_statistic_and_its_chance_are_the_textbooks(counts: tuple[int, ...]) -> None:
+    ranks = Ranks(scalar="sum", counts=counts)
+    wanted = stats.chisquare(counts)
+    assert ranks.chi_square == pytest.approx(wanted.statistic)
+    assert ranks.p == pytest.approx(wanted.pvalue)
+    assert ranks.degrees == len(counts) - 1
+
+
+def test_the_verdict_counts_every_scalar() -> None:
+    """p / S for S scalars: one in a hundred right posteriors fails, however many there are."""
+    uneven = Ranks(scalar="ink", counts=(126, 74, *FLAT[2:]))
+    for flat in (1, 5, 20):
+        found = record(ranks=(*[Ranks(scalar="sum", counts=FLAT)] * flat, uneven))
+        assert found.p == pytest.approx(min(1, (flat + 1) * uneven.p))
+        assert found.passed == (found.p >= FALSE_ALARM)
+    assert not record(ranks=(Ranks(scalar="sum", counts=STEEP),)).passed
+
+
+@pytest.mark.parametrize(
+    ("share", "error", "off"),
+    [(0.91, 0.003, True), (0.91, 0.02, False), (0.93, 0.001, False), (0.99, 0.001, True)],
+)
+def test_coverage_fails_by_much_and_beyond_doubt_only(
+    share: float, error: float, off: bool
+) -> None:
+    found = Coverage(level=0.95, share=share, standard_error=error)
+    assert found.off == off
+    assert record(coverage=(found,)).passed != off
+
+
+def test_few_data_certify_nothing() -> None:
+    assert record(count=LEAST_DATA).passed
+    assert not record(count=LEAST_DATA - 1).passed
+
+
+def test_a_family_is_certified_if_all_its_cases_passed() -> None:
+    noisy = Noisy()
+    bad = record(case="half", ranks=(Ranks(scalar="sum", counts=STEEP),))
+    assert certified((Exact(), noisy), ()) == ()
+    assert certified((Exact(), noisy), (record(),)) == (Exact(),)
+    assert certified((Exact(), noisy), (record(), bad, record(noisy))) == (noisy,)
+    other = Noisy(whole=0.1)  # as another family: a certificate is for what was measured
+    assert certified((Exact(), other), (record(), record(noisy))) == (Exact(),)
+
+
+def test_an_artefact_keeps_its_calibration_and_refuses_anothers(tmp_path: Path) -> None:
+    document = conditional(record(), record(case="half"))
+    path = tmp_path / "model.safetensors"
+    save(path, fresh(document), document)
+    model, again = load(path)
+    assert again == document
+    assert model.certified == (Exact(),)
+    assert model.calibration == document.calibration
+    with pytest.raises(ValidationError, match="told of"):
+        conditional(record(Noisy()))
+
+
+def test_auto_is_learned_only_where_certified() -> None:
+    for calibration, wanted in (
+        ((), Twisted),
+        ((record(),), Learned),
+        ((record(count=50),), Twisted),
+    ):
+        model = fresh(conditional(*calibration))
+        assert isinstance(model.network, GaussianMixture)
+        assert isinstance(Auto().resolve(model, seen()), wanted)
+        assert isinstance(Auto().resolve(model, seen(0.5)), Twisted)  # of no family told
+        assert isinstance(Learned().resolve(model, seen(0.5)), Learned)  # as asked
+
+
+def test_an_answer_repeats_its_certificate_or_says_what_it_lacks() -> None:
+    steep = record(case="half seen", ranks=(Ranks(scalar="sum", counts=STEEP),))
+    for calibration, noise, steps, said, warned in (
+        ((record(),), 0.0, 4, "95% intervals cover 94.8% ± 0.3% on 1,000 held-out data", None),
+        ((record(),), 0.0, 3, "95% intervals cover", "chains of 4 steps, these have 3"),
+        ((record(),), 0.5, 4, None, "training calibrate"),
+        ((), 0.0, 4, None, "training calibrate"),
+        ((record(), steep), 0.0, 4, "half seen", "refute"),
+    ):
+        model, sampler = fresh(conditional(*calibration)), Ancestral(steps=steps)
+        found = sample_posterior(
+            model, seen(noise, 3), 2, seed=1, method=Learned(), sampler=sampler
+        )
+        assert len(found.diagnostics) == 3
+        for each in found.diagnostics:
+            assert (each.calibration is None) == (said is None)
+            assert said is None or said in (each.calibration or "")
+            assert (each.warning is None) == (warned is None)
+            assert warned is None or warned in (each.warning or "")
+    twisted = sample_posterior(
+        fresh(conditional(record())),
+        seen(),
+        2,
+        seed=1,
+        method=Twisted(),
+        sampler=Ancestral(steps=4),
+    )
+    assert twisted.diagnostics[0].calibration is None

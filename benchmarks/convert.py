@@ -20,7 +20,7 @@ from torch import Tensor
 from benchmarks.measure import compare, machine, seconds, table
 from benchmarks.small import cpu_seconds
 from diffusion.checkpoint import load
-from service.engine.device.network import NetworkCalls
+from service.engine.device.network import NetworkCalls, Rows
 from service.memory import keep_freed_memory
 from training.convert import Options, convert
 
@@ -64,7 +64,7 @@ def measured(
     x_t, t = torch.randn(size, 3, 32, 32), torch.randint(1, 1001, (size,))
 
     def our_call() -> Tensor:
-        found, _ = ours((x_t, t), None)
+        found, _ = ours(Rows(x_t, t), None)
         assert found is not None  # there are chains
         return found.x_0
 

@@ -57,8 +57,8 @@ class Distribution(Rows, ABC):
         """Return log p(x), nats [B]; of the elements `among` alone, bool [B, *event], if given."""
 
     @abstractmethod
-    def kl(self, other: Self) -> Tensor:
-        """Return KL(self || other), nats [B]."""
+    def kl(self, other: Self, among: Tensor | None = None) -> Tensor:
+        """Return KL(self || other), nats [B]; `among` as in `log_prob`."""
 
     @abstractmethod
     def entropy(self) -> Tensor:
@@ -165,11 +165,12 @@ class Normal(Distribution):
         return -0.5 * row_sum(each if among is None else torch.where(among, each, 0.0))
 
     @override
-    def kl(self, other: Self) -> Tensor:
+    def kl(self, other: Self, among: Tensor | None = None) -> Tensor:
         """Return KL(self || other), nats [B]."""
         ratio = (self.var / other.var).expand_as(self.mean)
         shift = (self.mean - other.mean).square() / other.var
-        return 0.5 * row_sum(ratio - 1.0 - ratio.log() + shift)
+        each = ratio - 1.0 - ratio.log() + shift
+        return 0.5 * row_sum(each if among is None else torch.where(among, each, 0.0))
 
     @override
     def entropy(self) -> Tensor:
@@ -349,9 +350,10 @@ class Bernoulli(Distribution):
         return row_sum(each if among is None else torch.where(among, each, 0.0))
 
     @override
-    def kl(self, other: Self) -> Tensor:
+    def kl(self, other: Self, among: Tensor | None = None) -> Tensor:
         """Return KL(self || other), nats [B]."""
-        return row_sum(self._expect(self._log(1) - other._log(1), self._log(0) - other._log(0)))
+        each = self._expect(self._log(1) - other._log(1), self._log(0) - other._log(0))
+        return row_sum(each if among is None else torch.where(among, each, 0.0))
 
     @override
     def entropy(self) -> Tensor:

@@ -9,6 +9,7 @@ With a Normal or a Bernoulli kernel, both the draws and Z~ have closed forms (So
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Self, final
 
 import torch
@@ -112,14 +113,14 @@ class Observation(Rows):
         rows = torch.full((len(self),), told, device=self.known.device)
         return replace(self, told=rows)
 
-    @property
+    @cached_property
     def multiplied(self) -> Self:
         """What is left for kernels to multiply: r = 1 in the examples that the network is told."""
         if self.told is None:
             return self
         return replace(self, factor=self.factor.forget(self.told), told=None)
 
-    @property
+    @cached_property
     def inputs(self) -> Tensor | None:
         """What the network is told, [N, 3 event[0], ...] (`Distribution.told`); None for nothing.
 
@@ -132,7 +133,7 @@ class Observation(Rows):
             raise ValueError("a network is told of elements, not of what an operator makes of them")
         return self.factor.forget(~self.told).told()
 
-    @property
+    @cached_property
     def certain(self) -> Tensor:
         """Which elements the network is told without noise, bool [N, *event]."""
         assert self.told is not None  # as callers know

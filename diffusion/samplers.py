@@ -400,7 +400,7 @@ def burst(
 
 def _check_observation(plan: Plan, observation: Observation | None) -> None:
     """Raise ValueError if noise-free steps would ignore a noisy observation."""
-    if observation is not None and plan.points and observation.factor.noisy:
+    if observation is not None and plan.points and observation.multiplied.factor.noisy:
         raise ValueError(
             "steps without noise cannot follow an observation with noise: use "
             "'ancestral', or 'ddim' with eta above 0"

@@ -11,6 +11,9 @@ By convention:
   p(x_0 | x_1) = T_pi(x_0 | x_1; beta_1); in model units.
 
 All values are in nats. Each term uses its own draw of x_t, so terms can be evaluated in any order.
+
+With an observation y that the network is told of, the same sums over the elements that y leaves
+open are a bound on log p(x_0 | y).
 """
 
 import math
@@ -71,7 +74,7 @@ def evaluate(
 
     Args:
         model: the model.
-        prediction: `model.predict(x_t, t)`.
+        prediction: `model.predict(x_t, t)`; elements that it was told exactly add nothing.
         x_0: [B, *event], model units.
         x_t: [B, *event], drawn from q(x_t | x_0).
         t: int64 [B].
@@ -80,8 +83,9 @@ def evaluate(
     """
     s = t - 1 if s is None else s
     last = s == 0
+    among = None if prediction.fixed is None else ~prediction.fixed
     if not bool(last.any()):
-        return -model.process.posterior(x_0, x_t, t, s).kl(prediction.kernel(s))
+        return -model.process.posterior(x_0, x_t, t, s).kl(prediction.kernel(s), among)
     if not bool(last.all()):
         values = x_0.new_empty(len(t))
         for rows in (last, ~last):
@@ -91,8 +95,7 @@ def evaluate(
         return values
     if convention == "paper":
         return -model.process.marginal(x_0, t).entropy()
-    kernel, fixed, space = prediction.kernel(s), prediction.fixed, model.space
-    among = None if fixed is None else ~fixed
+    kernel, space = prediction.kernel(s), model.space
     if convention == "density":
         units = space.log_jacobian() if among is None else space.log_jacobian_of(among)
         return kernel.log_prob(x_0, among) + units
@@ -121,24 +124,42 @@ def terms(
     return evaluate(model, model.predict(x_t, t, clip), x_0, x_t, t, convention)
 
 
-def prior_part(model: DiffusionModel, x_0: Tensor, convention: Convention) -> Tensor:
+def prior_part(
+    model: DiffusionModel,
+    x_0: Tensor,
+    convention: Convention,
+    observation: Observation | None = None,
+) -> Tensor:
     """Return the prior's part of the bound, which needs no network, nats float64 [N]."""
     last = torch.full((len(x_0),), model.T, device=x_0.device)
     marginal = model.process.marginal(x_0.double(), last)
     prior = model.process.prior(model.event, len(x_0))
     if convention == "paper":
         return (marginal.entropy() - prior.entropy()).double()
-    return -marginal.kl(prior).double()
+    return -marginal.kl(prior, _open(observation)).double()
 
 
-def null_log_prob(model: DiffusionModel, x_0: Tensor, convention: Convention) -> Tensor:
+def null_log_prob(
+    model: DiffusionModel,
+    x_0: Tensor,
+    convention: Convention,
+    observation: Observation | None = None,
+) -> Tensor:
     """Return L_null, the log-likelihood under pi alone in this convention, nats float64 [N]."""
-    x_0 = x_0.double()
+    x_0, among = x_0.double(), _open(observation)
     prior = model.process.prior(model.event, len(x_0))
     if convention == "discretised":
-        return prior.log_mass(x_0, model.space).double()
-    jacobian = model.space.log_jacobian() if convention == "density" else 0.0
-    return prior.log_prob(x_0).double() + jacobian
+        return prior.log_mass(x_0, model.space, among).double()
+    units = torch.zeros(len(x_0), device=x_0.device).double()
+    if convention == "density":
+        everything = torch.ones_like(x_0, dtype=torch.bool)
+        units = model.space.log_jacobian_of(everything if among is None else among)
+    return prior.log_prob(x_0, among).double() + units
+
+
+def _open(observation: Observation | None) -> Tensor | None:
+    """Return the elements that the network is not told exactly; None for all."""
+    return None if observation is None else ~observation.certain
 
 
 def combine(steps: Steps, values: Tensor, prior: Tensor, closed_last: Tensor | None) -> BoundResult:
@@ -177,13 +198,18 @@ def closed_last(
     return -model.process.marginal(x_0.double(), t).entropy()
 
 
-def check_convention(model: DiffusionModel, convention: Convention) -> None:
-    """Raise ValueError if a convention does not fit the data."""
+def check_convention(model: DiffusionModel, convention: Convention, told: bool = False) -> None:
+    """Raise ValueError if a convention does not fit the data, or a network that is told of them."""
     kind, levels = model.space.kind, model.space.levels
     if convention == "discretised" and levels is None and kind != "bits":
         raise ValueError('real data have no discretised bound: use "density" or "paper"')
     if convention == "density" and kind == "bits":
         raise ValueError('bits have no density: use "discretised" or "paper"')
+    if told and convention == "paper":
+        raise ValueError(
+            'convention "paper" fixes the last step of all elements, so it has no bound of some '
+            'given others: use "density" or "discretised"'
+        )
 
 
 @torch.inference_mode()
@@ -208,8 +234,8 @@ def bound(
         convention: of the bound.
         terms: network evaluations per example; None for all steps.
         choice: the choice of terms, instead of `terms`.
-        observation: y, which the network is told, one for each of the data; what it is told without
-            noise adds nothing to the terms.
+        observation: y, [N, *event], as the network is told of it (`Observation.to_network`); x_0
+            agrees with it where it is exact.
         batch: rows per network call.
         progress: called with the number of evaluations just made.
     """
@@ -226,7 +252,8 @@ def bound(
         batch=batch,
         progress=progress,
     )
-    prior, last = prior_part(model, x_0, convention), closed_last(model, x_0, convention, steps.end)
+    prior = prior_part(model, x_0, convention, observation)
+    last = closed_last(model, x_0, convention, steps.end)
     return combine(steps, values, prior.cpu(), None if last is None else last.cpu())
 
 
@@ -250,7 +277,7 @@ def draw_terms(
         steps: the terms.
         seed: of the noise.
         convention: of the bound.
-        observation: what the network is told of each of the data, if anything.
+        observation: what the network is told, [N, *event].
         batch: rows per network call.
         progress: called with the number of evaluations just made.
     """

@@ -115,7 +115,7 @@ class Corrected(Network):
         log_snr, *known = condition
         output = self.base.given(x_t, log_snr)
         D = self.config.base.features
-        x_t, told = x_t[:, :D], x_t[:, D:]
+        x_t, told = x_t[:, :D].contiguous(), x_t[:, D:]
         if self.frame is None:
             x_t = torch.cat((x_t, told), 1)
             return output + self.correction.given(x_t, *known).to(output.dtype)

@@ -96,8 +96,15 @@ class GaussianMixture(Mixture):
         x_t, told = split_seen(x_t, self.config.features)
         time = condition[0].double()[:, None]
         signal, noise = time.sigmoid(), (-time).sigmoid()
-        if told is not None:
-            return self._told(x_t, signal, noise, *told[:2])
+        plain = self._plain(x_t, signal, noise)
+        if told is None:
+            return plain
+        # A row that is told nothing has the same bits beside rows that are.
+        some = told[1].any(1, keepdim=True)
+        return torch.where(some, self._told(x_t, signal, noise, *told[:2]), plain)
+
+    def _plain(self, x_t: Tensor, signal: Tensor, noise: Tensor) -> Tensor:
+        """Return what `given` does of rows that are told nothing."""
         log_joint, r, total = self.project(x_t, signal.sqrt(), noise)
         p = log_joint.softmax(1)[:, :, None]  # [B, K, 1]
         means = self._means(signal.sqrt(), r, total)

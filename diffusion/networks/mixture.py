@@ -61,13 +61,14 @@ class Mixture(Network, ABC):
 def split_seen(x_t: Tensor, features: int) -> tuple[Tensor, tuple[Tensor, ...] | None]:
     """Split what a conditional network takes into x_t [B, D] and what it is told, [B, D] each.
 
-    None where it is told nothing, of any row.
+    None if it is told nothing of any row, which only the width says: reading the values would wait
+    for the device.
     """
     if x_t.shape[1] == features:
         return x_t, None
     x, *told = x_t.split(features, 1)
     assert len(told) == SEEN  # as `DiffusionModel.predict` makes it
-    return x, tuple(told) if bool(told[1].any()) else None
+    return x.contiguous(), tuple(told)
 
 
 def check_components(weights: Tensor, values: Tensor, shape: tuple[int, ...]) -> None:

@@ -79,6 +79,11 @@ def _check_shape(name: str, tensor: Tensor, shape: Sequence[int]) -> None:
         raise ValueError(f"`{name}` has shape {list(shape)}, came {list(tensor.shape)}")
 
 
+def _check_told(observation: Observation, model: DiffusionModel) -> None:
+    if observation.told is not None and not model.conditional:
+        raise ValueError("this model's network cannot be told what was seen")
+
+
 @final
 @dataclass(frozen=True)
 class SampleJob(Job[SampleResult]):
@@ -114,6 +119,7 @@ class SampleJob(Job[SampleResult]):
             _check_shape("start", self.start, shape)
         if self.observation is not None:
             _check_shape("observation", self.observation.known, shape)
+            _check_told(self.observation, model)
         if self.frames is not None and self.frames.positions[-1] != self.positions:
             last = self.frames.positions[-1]
             raise ValueError(f"the last of `frames` is behind step {self.positions}, came {last}")
@@ -159,6 +165,8 @@ class BoundJob(Job[LoglikResult]):
         steps: which terms, `Choice.resolve(model, arange(N), seed, convention)`, or
             `diffusion.likelihood.iwae.Trajectories(S, T)`.
         convention: of the bound.
+        observation: what the network is told, [N, *event]; None for nothing. The bound is then on
+            log p(x_0 | y).
         answer_bytes: of what its caller will write of the terms.
     """
 
@@ -167,6 +175,7 @@ class BoundJob(Job[LoglikResult]):
     seed: int
     steps: Steps | Trajectories
     convention: Convention
+    observation: Observation | None = None
     answer_bytes: int = 0
 
     @override
@@ -176,6 +185,17 @@ class BoundJob(Job[LoglikResult]):
             _check_shape("steps.t", self.steps.t, (self.rows, self.positions))
         elif self.steps.T != model.T:
             raise ValueError(f"`steps.T` is the model's {model.T}, came {self.steps.T}")
+        if self.observation is not None:
+            _check_shape("observation", self.observation.known, self.x_0.shape)
+            _check_told(self.observation, model)
+            if self.observation.told is None:
+                raise ValueError(
+                    "a bound takes what the network is told: `observation.to_network()`"
+                )
+            if isinstance(self.steps, Trajectories):
+                raise ValueError(
+                    "trajectories are of the unconditional chain: leave out what was seen"
+                )
 
     @property
     def each(self) -> int:
@@ -199,7 +219,9 @@ class BoundJob(Job[LoglikResult]):
 
     @override
     def size(self, model: DiffusionModel) -> int:
-        return self.x_0.nbytes + self.steps.nbytes + 8 * self.cost + self.answer_bytes
+        seen = [] if self.observation is None else self.observation.tensors
+        brought = self.x_0.nbytes + sum(part.nbytes for part in seen)
+        return brought + self.steps.nbytes + 8 * self.cost + self.answer_bytes
 
 
 @final

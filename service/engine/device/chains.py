@@ -18,6 +18,7 @@ from diffusion.noise import CounterNoise, Stream, counter_noise
 from diffusion.posterior import Observation
 from diffusion.samplers import Update, advance, begin, burst
 from service.engine.device.frames import FrameRecorder
+from service.engine.device.network import nothing_told
 from service.engine.device.transfer import Collected, slots_of, upload
 from service.engine.jobs import SampleJob
 from service.engine.results import FrameStates, JobPreview, JobStats, SampleResult
@@ -151,7 +152,7 @@ class Chains:
         if seen is None and self._observed is None:
             return
         if seen is None:
-            seen = self.nothing(len(slots))
+            seen = nothing_told(self._model, len(slots))
         elif seen.told is None and self._model.conditional:
             seen = seen.to_network(False)
         for place, value in zip(self.observe().tensors, seen.tensors, strict=True):
@@ -166,17 +167,12 @@ class Chains:
     def observe(self) -> Observation:
         """What was seen of every slot; its memory is taken at the first call."""
         if self._observed is None:
-            self._observed = self.nothing(self.spare + 1)
+            self._observed = nothing_told(self._model, self.spare + 1)
         return self._observed
 
     def observation(self, slots: Tensor) -> Observation | None:
         """What was seen of these chains, [B, *event]; r = 1 where nothing was."""
         return None if self._observed is None else self._observed.rows(slots)
-
-    def nothing(self, rows: int) -> Observation:
-        """r = 1, and a conditional network is told nothing."""
-        seen = self._model.process.nothing_seen(self._model.event, rows)
-        return seen.to_network(False) if self._model.conditional else seen
 
     def ended(self, entries: Sequence[Entry]) -> Tensor:
         """The samples of a job's rows that ended, on the device."""

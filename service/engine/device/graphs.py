@@ -18,6 +18,7 @@ from diffusion.noise import counter_noise
 from diffusion.samplers import Ancestral, Update, begin
 from service.engine.device.chains import ChainBatch, Chains
 from service.engine.device.frames import FrameRecorder
+from service.engine.device.network import nothing_told, something_seen
 from service.engine.faults import describe
 
 _log = logging.getLogger(__name__)
@@ -154,15 +155,17 @@ def _try(
     one = Ancestral().plan(model).at(0, model.device)
     t, s, table = one.t.expand(rows), one.s.expand(rows), one.table.expand(rows, -1)
     batch = ChainBatch(row, row, row, Update(t, s, table, one.own), observed)
+    nothing = nothing_told(model, rows)
+    seen = something_seen(model, rows) if observed else nothing
     found: list[tuple[Tensor, Tensor]] = []
     for recorded in (False, True):
-        state.write(row, x, state.nothing(rows))
+        state.write(row, x, seen)
         if recorded:
             graph.run(batch)
         else:
             state.step(model, batch)
         found.append((state.x[row], state.previous[row]))
-    state.write(row, torch.zeros_like(x), state.nothing(rows))
+    state.write(row, torch.zeros_like(x), nothing)
     (x_s, x_0), (its_x_s, its_x_0) = found
     off = float((its_x_0 - x_0).abs().max() / x_0.abs().max().clamp_min(1.0))
     # A bit near its threshold may fall to the other side.

@@ -1,7 +1,8 @@
 """Calls of a model's network: chains and terms in one call, with precision and padding."""
 
 from copy import deepcopy
-from typing import Literal, final
+from dataclasses import replace
+from typing import Literal, NamedTuple, final
 
 import torch
 from torch import Tensor
@@ -13,7 +14,14 @@ from diffusion.observation import Observation
 from diffusion.process import Prediction
 
 Precision = Literal["float32", "tf32", "bfloat16"]
-Rows = tuple[Tensor, Tensor]  # x_t [B, *event], model units, and t, int64 [B]
+
+
+class Rows(NamedTuple):
+    """What a call is made of: x_t [B, *event], model units, t int64 [B], and what was seen."""
+
+    x_t: Tensor
+    t: Tensor
+    seen: Observation | None = None
 
 
 @final
@@ -62,27 +70,35 @@ class NetworkCalls:
         self.pad_to = 0
 
     def __call__(
-        self, chains: Rows | None, terms: Rows | None, seen: Observation | None = None
+        self, chains: Rows | None, terms: Rows | None
     ) -> tuple[Prediction | None, Prediction | None]:
-        """The network's prediction for each, padded; `seen` is what chains' is told."""
+        """The network's prediction for each, padded."""
         if chains is None or terms is None or self.sampling is not self.model:
-            return self._apart(self.sampling, chains, seen), self._apart(self.model, terms)
-        n, m = len(chains[0]), len(terms[0])
-        x_t, t = (self._padded(torch.cat(parts)) for parts in zip(chains, terms, strict=True))
-        if seen is not None and seen.told is not None:
-            nothing = self.model.process.nothing_seen(self.model.event, m).to_network(False)
-            seen = seen.joined([seen, nothing]).each(self._padded)
-        found = self.model.predict(x_t, t, observation=seen)
+            return self._apart(self.sampling, chains), self._apart(self.model, terms)
+        n, m = len(chains.t), len(terms.t)
+        x_t, t = torch.cat((chains.x_t, terms.x_t)), torch.cat((chains.t, terms.t))
+        found = self._predict(self.model, x_t, t, self._told(chains, terms))
         return found.rows(self._places(0, n)), found.rows(self._places(n, m))
 
-    def _apart(
-        self, model: DiffusionModel, rows: Rows | None, seen: Observation | None = None
-    ) -> Prediction | None:
-        if rows is None:
+    def _apart(self, model: DiffusionModel, rows: Rows | None) -> Prediction | None:
+        return None if rows is None else self._predict(model, rows.x_t, rows.t, self._told(rows))
+
+    def _predict(
+        self, model: DiffusionModel, x_t: Tensor, t: Tensor, told: Observation | None
+    ) -> Prediction:
+        seen = None if told is None else told.each(self._padded)
+        return model.predict(self._padded(x_t), self._padded(t), observation=seen)
+
+    def _told(self, *parts: Rows) -> Observation | None:
+        """What the network is told of rows in turn; None where it is told nothing of any."""
+        if not self.model.conditional or all(part.seen is None for part in parts):
             return None
-        x_t, t = rows
-        told = None if seen is None else seen.each(self._padded)
-        return model.predict(self._padded(x_t), self._padded(t), observation=told)
+        return Observation.joined(
+            [
+                nothing_told(self.model, len(part.t)) if part.seen is None else part.seen
+                for part in parts
+            ]
+        )
 
     def _padded(self, rows: Tensor) -> Tensor:
         """The rows, the last of them repeated up to `pad_to`."""
@@ -97,6 +113,21 @@ class NetworkCalls:
             return slice(first, first + count)
         places = torch.arange(first, first + self.pad_to, device=self.model.device)
         return places.clamp(max=first + count - 1)
+
+
+def nothing_told(model: DiffusionModel, rows: int) -> Observation:
+    """r = 1 of so many rows, and a conditional network is told nothing."""
+    seen = model.process.nothing_seen(model.event, rows)
+    return seen.to_network(False) if model.conditional else seen
+
+
+def something_seen(model: DiffusionModel, rows: int) -> Observation:
+    """Zeros in some elements, of which a conditional network is told in every other row."""
+    x_0 = torch.zeros(rows, *model.event, device=model.device)
+    known = torch.arange(x_0.numel(), device=model.device).view(x_0.shape) % 3 == 0
+    seen = model.process.saw(x_0, known, x_0)
+    told = torch.arange(rows, device=model.device) % 2 == 0
+    return replace(seen, told=told) if model.conditional else seen
 
 
 class _TensorFloat(Network):

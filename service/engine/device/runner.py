@@ -16,7 +16,6 @@ from torch import Tensor
 from typing_extensions import override
 
 from diffusion.model import DiffusionModel
-from diffusion.observation import Observation
 from diffusion.samplers import advance
 from service.engine.device.chains import ChainBatch, Chains
 from service.engine.device.frames import FrameRecorder
@@ -217,13 +216,13 @@ class ChainRunner(Runner[SampleJob | BoundJob]):
         """Terms, and with them one step of chains, n of them without padding."""
         state, data = self.chains, self.terms.gather(self._padded(terms), self.pad_to)
         of_chains: Rows | None = None
-        told: Observation | None = None
         if rows is not None:
             x_t, previous, seen = state.state(rows)
-            of_chains = x_t[:n], rows.update.t[:n]
             told = None if seen is None else seen.rows(slice(n))
+            of_chains = Rows(x_t[:n], rows.update.t[:n], told)
         m = len(terms)
-        chain, term = self.calls(of_chains, (data.x_t[:m], data.t[:m]), told)
+        told = None if data.seen is None else data.seen.rows(slice(m))
+        chain, term = self.calls(of_chains, Rows(data.x_t[:m], data.t[:m], told))
         assert term is not None  # terms were asked for
         values = data.evaluate(self.model, term)
         self.terms.write(data, values)  # may be written again; a chain's step may not

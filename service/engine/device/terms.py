@@ -18,8 +18,10 @@ from diffusion.likelihood.bound import closed_last, combine, evaluate, prior_par
 from diffusion.likelihood.iwae import Trajectories
 from diffusion.model import DiffusionModel
 from diffusion.noise import CounterNoise, Stream
+from diffusion.observation import Observation
 from diffusion.process import Prediction
 from diffusion.space import Convention
+from service.engine.device.network import nothing_told
 from service.engine.device.transfer import slots_of, upload
 from service.engine.jobs import BoundJob
 from service.engine.results import JobStats, LoglikResult
@@ -65,12 +67,14 @@ class TermBatch:
         positions: int64 [B], which of its job's terms.
         t: int64 [B].
         groups: all of them, by kind.
+        seen: what the network is told, [B, *event]; None where it is told nothing of any.
     """
 
     slots: Tensor
     positions: Tensor
     t: Tensor
     groups: list[TermGroup]
+    seen: Observation | None
 
     def join(self, parts: Sequence[Tensor]) -> Tensor:
         """What each group's rows have, in the batch's order, float32 [B, ...]."""
@@ -106,6 +110,7 @@ class Terms:
         self._model = model
         self.x_0 = torch.empty(count, *model.event, device=model.device)
         self.values = torch.zeros(0, model.T, device=model.device)
+        self._seen: Observation | None = None  # of every slot; allocated when a first job has one
         self._jobs: dict[int, tuple[BoundJob, Tensor]] = {}  # with the values, as they come
 
     def __contains__(self, key: int) -> bool:
@@ -126,8 +131,9 @@ class Terms:
         self._reserve(slots=1 + max(entry.slot for entry in entries))
         for key, group in by_job([entry for entry in entries if entry.position == 0]):
             job, _ = self._jobs[key]
-            x_0 = job.x_0[[entry.row // job.each for entry in group]]
-            self.x_0[slots_of(group, device)] = upload(x_0, device)
+            rows, slots = [entry.row // job.each for entry in group], slots_of(group, device)
+            self.x_0[slots] = upload(job.x_0[rows], device)
+            self._see(slots, job.observation, rows)
 
     def gather(self, entries: Sequence[Entry], pad_to: int = 0) -> TermBatch:
         """The batch of these entries' terms, with x_t drawn.
@@ -139,8 +145,10 @@ class Terms:
         device = self._model.device
         rows: list[Tensor] = []
         kinds: list[tuple[Convention, Stream, bool]] = []
+        told = False
         for key, entries_of_job in by_job(entries):
             job, _ = self._jobs[key]
+            told |= job.observation is not None
             row, slot, position = torch.tensor([entry[1:] for entry in entries_of_job]).unbind(1)
             example, seed = row // job.each, torch.full_like(row, job.seed)
             t, s, draw = job.steps.at(row, position)
@@ -159,7 +167,8 @@ class Terms:
             x_0, noise = self.x_0[slots[index]], CounterNoise(seed, example, draw, stream)
             before, x_t = self._draw(x_0, t, noise)
             groups.append(TermGroup(index, t, s, convention, x_0, x_t, before))
-        return TermBatch(slots, positions, columns[2], groups)
+        seen = self._seen.rows(slots) if told and self._seen is not None else None
+        return TermBatch(slots, positions, columns[2], groups, seen)
 
     def write(self, rows: TermBatch, values: Tensor) -> None:
         """The terms of a batch have been evaluated."""
@@ -184,10 +193,26 @@ class Terms:
         if isinstance(job.steps, Trajectories):
             found = iwae.weigh(self._model, x_0, job.steps, job.seed, values)
         else:
-            prior = prior_part(self._model, x_0, job.convention).cpu()
+            seen = job.observation
+            seen = None if seen is None else seen.each(lambda part: part.to(x_0.device))
+            prior = prior_part(self._model, x_0, job.convention, seen).cpu()
             last = closed_last(self._model, x_0, job.convention, job.steps.end)
             found = combine(job.steps, values, prior, None if last is None else last.cpu())
         return LoglikResult(bound=found, values=values, stats=stats)
+
+    def _see(self, slots: Tensor, seen: Observation | None, rows: list[int]) -> None:
+        """Write what the network is told of some slots, which are rows of `seen`."""
+        if seen is None and self._seen is None:
+            return
+        if self._seen is None:
+            self._seen = nothing_told(self._model, len(self.x_0))
+        device = self._model.device
+        if seen is None:
+            found = nothing_told(self._model, len(slots))
+        else:
+            found = seen.rows(torch.tensor(rows)).each(lambda part: upload(part, device))
+        for place, value in zip(self._seen.tensors, found.tensors, strict=True):
+            place[slots] = value
 
     def _draw(self, x_0: Tensor, t: Tensor, noise: CounterNoise) -> tuple[Tensor | None, Tensor]:
         """x_{t-1}, where it is needed, and x_t."""

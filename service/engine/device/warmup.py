@@ -26,6 +26,7 @@ from diffusion.posterior.particle_filter import ParticleFilter
 from diffusion.posterior.twist import Twist
 from diffusion.process import Prediction
 from diffusion.samplers import Ancestral, begin
+from service.engine.device.network import something_seen
 from service.engine.device.runner import ChainRunner
 from service.engine.device.smc import SMCRunner
 from service.engine.faults import out_of_memory
@@ -226,10 +227,11 @@ def _same_in_any_place(model: DiffusionModel, rows: int) -> bool:
     noise = counter_noise(0, torch.arange(rows, device=model.device), 0)
     x_t = model.process.prior(model.event, rows).sample(noise)
     t = torch.randint(1, model.T + 1, (rows,), generator=dice).to(model.device)
-    whole = _numbers(model.predict(x_t, t), t)
+    seen = something_seen(model, rows)
+    whole = _numbers(model.predict(x_t, t, observation=seen), t)
     for _ in range(_SHUFFLES):
         i = torch.randint(rows, (rows,), generator=dice).to(model.device)
-        found = _numbers(model.predict(x_t[i], t[i]), t[i])
+        found = _numbers(model.predict(x_t[i], t[i], observation=seen.rows(i)), t[i])
         if not all(torch.equal(a, b[i]) for a, b in zip(found, whole, strict=True)):
             return False
     return True

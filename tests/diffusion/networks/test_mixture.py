@@ -2,6 +2,7 @@
 
 import itertools
 import math
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -15,6 +16,7 @@ from diffusion.networks import (
     build,
 )
 from diffusion.noise import counter_noise
+from diffusion.observation import Observation
 from tests.diffusion.models import given_noisy
 
 LOG_SNRS = [30.0, 13.3, 4.0, 0.3, 0.0, -0.3, -3.0, -12.0]
@@ -326,3 +328,43 @@ def test_bad_values_teach() -> None:
         BitPatterns.from_values(half, torch.full((2, 3), 0.5))
     with pytest.raises(ValueError, match="is wanted"):
         BitPatterns.from_values(half, torch.zeros(3, 3))
+
+
+# ---- What a mixture is told ----
+
+
+@pytest.mark.parametrize("noise", [0.0, 0.3])
+@pytest.mark.parametrize("log_snr", [8.0, 0.3, -3.0, -12.0])
+def test_a_mixture_that_is_told_conditions_on_both(log_snr: float, noise: float) -> None:
+    """E and Var of x_0 given x_t and y, both numbers that are linear in x_0."""
+    mixture, time = gaussian_mixture(features=3), torch.full((6,), log_snr)
+    x_t, known = noisy(mixture, time), torch.tensor([True, False, True])
+    y = torch.linspace(-1, 1, 18).view(6, 3).double()
+    seen = Observation.of_reals(y, known, noise).to_network()
+    assert seen.inputs is not None
+    mean, log_var = mixture(torch.cat((x_t, seen.inputs), 1), time).chunk(2, 1)
+    signal, rest = float(time[0].double().sigmoid()), float((-time[0].double()).sigmoid())
+    eye = torch.eye(3).double()
+    matrix = torch.cat((math.sqrt(signal) * eye, eye[known]))
+    var = torch.tensor([rest] * 3 + [noise**2 + 1e-9] * 2).double()
+    for i in range(6):
+        found, _ = mixture.posterior(matrix, torch.cat((x_t[i], y[i, known])), var)
+        torch.testing.assert_close(mean[i], found.mean(), rtol=1e-4, atol=1e-5)
+        wanted = found.covariance().diagonal()[~known]
+        torch.testing.assert_close(log_var[i, ~known].exp() * rest, wanted, rtol=1e-3, atol=1e-7)
+
+
+@pytest.mark.parametrize("make", [gaussian_mixture, bit_patterns])
+def test_a_row_that_is_told_nothing_has_its_bits_beside_others(
+    make: Callable[[], GaussianMixture | BitPatterns],
+) -> None:
+    mixture = make()
+    D = mixture.config.features
+    x_t = (torch.arange(6 * D).view(6, D) % 2).float()
+    time = torch.linspace(-6, 6, 6)
+    told = torch.zeros(6, 3 * D)
+    told[::2] = 0.9  # values, shares and precisions
+    beside = mixture(torch.cat((x_t, told), 1), time)
+    alone = mixture(x_t, time)
+    assert torch.equal(beside[1::2], alone[1::2])
+    assert not torch.equal(beside[::2], alone[::2])

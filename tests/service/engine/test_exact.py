@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from diffusion.likelihood.estimator import choose_steps
 from diffusion.likelihood.iwae import Trajectories
 from diffusion.model import DiffusionModel
-from diffusion.networks import MLP, MLPConfig, UNet, UNetConfig
+from diffusion.networks import MLP, BitPatterns, GaussianMixture, MLPConfig, UNet, UNetConfig
 from diffusion.posterior import Observation
 from diffusion.process import BinomialConfig, GaussianConfig
 from diffusion.samplers import DDIM, Ancestral, DPMSolver, Sampler
@@ -58,6 +58,42 @@ def elementwise() -> DiffusionModel:
     return DiffusionModel(process, Elementwise(), space, "v", "lower").eval()
 
 
+def told_unet() -> DiffusionModel:
+    config = UNetConfig(channels=(8, 16), blocks=1, norm_groups=4, zero_out=False, conditional=True)
+    space = DataSpace(kind="image", shape=(1, 8, 8), shift=127.5, scale=127.5, levels=256)
+    return DiffusionModel(GaussianConfig(T=T).build(), UNet(config), space, "v", "lower").eval()
+
+
+def told_vectors() -> DiffusionModel:
+    network = MLP(MLPConfig(features=3, outputs=2, width=32, zero_out=False, conditional=True))
+    space = DataSpace(kind="vector", shape=(3,))
+    return DiffusionModel(GaussianConfig(T=T).build(), network, space, "v", "moment").eval()
+
+
+def told_mixture() -> DiffusionModel:
+    covariance = torch.tensor([[0.5, 0.3, 0.0], [0.3, 0.4, 0.1], [0.0, 0.1, 0.3]])
+    network = GaussianMixture.from_values(
+        torch.tensor([0.4, 0.6]), torch.eye(3)[:2], covariance.expand(2, 3, 3)
+    )
+    space = DataSpace(kind="vector", shape=(3,))
+    return DiffusionModel(GaussianConfig(T=T).build(), network, space, "x_0", "moment").eval()
+
+
+def told_patterns() -> DiffusionModel:
+    network = BitPatterns.from_values(torch.tensor([0.4, 0.6]), torch.ones(2, 5).tril())
+    space = DataSpace(kind="bits", shape=(5,))
+    return DiffusionModel(BinomialConfig(T=T).build(), network, space, "x_0", None).eval()
+
+
+TOLD = [told_unet, told_vectors, told_mixture, told_patterns]
+
+
+def some_of(values: Tensor, seed: int, bits: bool) -> Observation:
+    """About half of the elements."""
+    known = torch.rand(values.shape, generator=torch.Generator().manual_seed(seed)) < 0.5
+    return (Observation.of_bits if bits else Observation.of_reals)(values, known)
+
+
 def job(model: DiffusionModel, dice: random.Random) -> Job:
     """A request of any kind."""
     rows, seed, event = dice.randrange(1, 12), dice.randrange(100), model.event
@@ -69,13 +105,16 @@ def job(model: DiffusionModel, dice: random.Random) -> Job:
         if dice.random() < 0.5:
             return BoundJob("m", values[:3], seed, Trajectories(2, model.T), convention)
         steps = choose_steps(model.T, torch.arange(rows), seed, convention, count)
-        return BoundJob("m", values, seed, steps, convention)
+        seen = None
+        if model.conditional and dice.random() < 0.5:
+            seen = some_of(values, seed, bits).to_network()
+        return BoundJob("m", values, seed, steps, convention, seen)
     sampler = Ancestral() if bits else dice.choice(SAMPLERS)
     seen = None
     if dice.random() < 0.3:
-        known = torch.rand(rows, *event, generator=torch.Generator().manual_seed(seed)) < 0.5
-        of = Observation.of_bits if bits else Observation.of_reals
-        seen = of(values, known)
+        seen = some_of(values, seed, bits)
+        if model.conditional and dice.random() < 0.7:
+            seen = seen.to_network()
     return SampleJob("m", rows, seed, sampler.plan(model), observation=seen)
 
 
@@ -88,7 +127,7 @@ def read(result: SampleResult | LoglikResult) -> tuple[Tensor, bool]:
     return found, result.stats.batch_invariant
 
 
-@pytest.mark.parametrize("make", [unet, vectors, flags, elementwise])
+@pytest.mark.parametrize("make", [unet, vectors, flags, elementwise, *TOLD])
 def test_the_same_bits_alone_and_in_any_company(
     make: Callable[[], DiffusionModel], make_engine: Callable[..., Engine]
 ) -> None:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from diffusion.model import DiffusionModel
-from diffusion.networks import MLP, MLPConfig
+from diffusion.networks import MLP, BitPatterns, GaussianMixture, MLPConfig
 from diffusion.posterior import Observation
 from diffusion.process import BinomialConfig, GaussianConfig, PredictionKind, Process, VarianceKind
 from diffusion.samplers import DDIM, Ancestral, DPMSolver, Sampler
@@ -35,6 +35,26 @@ class Elementwise(nn.Module):
         return (x_t + 0.01 * time[:, None]).tanh().repeat(1, self.outputs)
 
 
+class Told(Elementwise):
+    """The same, of x_t and what was seen."""
+
+    conditional = True
+
+    def forward(self, x_t: Tensor, time: Tensor) -> Tensor:
+        seen = x_t[:, 3:].unflatten(1, (-1, 3)).sum(1)  # 0 where it is told nothing
+        return super().forward(x_t[:, :3] + seen, time)
+
+
+def mixture() -> GaussianMixture:
+    return GaussianMixture.from_values(
+        torch.tensor([0.4, 0.6]), torch.eye(3)[:2], 0.2 * torch.eye(3).expand(2, 3, 3)
+    )
+
+
+def patterns() -> BitPatterns:
+    return BitPatterns.from_values(torch.tensor([0.4, 0.6]), torch.eye(3)[:2])
+
+
 def model_of(
     prediction: PredictionKind,
     variance: VarianceKind | None,
@@ -54,6 +74,10 @@ MODELS: dict[str, Callable[[], DiffusionModel]] = {
     "perturbation": lambda: model_of("perturbation", None),
     "bits": lambda: model_of("x_0", None, bits=True),
     "bits, perturbation": lambda: model_of("perturbation", None, bits=True),
+    "told": lambda: model_of("v", "lower", network=Told()),
+    "told bits": lambda: model_of("x_0", None, bits=True, network=Told()),
+    "told, closed form": lambda: model_of("x_0", "moment", network=mixture()),
+    "told bits, closed form": lambda: model_of("x_0", None, bits=True, network=patterns()),
 }
 
 
@@ -62,7 +86,7 @@ def as_it_is(play: Play) -> Play:
 
 
 def jobs_of(model: DiffusionModel, dice: random.Random) -> dict[int, SampleJob]:
-    """Of every sampler, every other one with something seen."""
+    """Of every sampler, every other one with something seen; a conditional network is told."""
     bits = model.space.kind == "bits"
     samplers: list[Sampler] = [Ancestral(), Ancestral(steps=4)]
     if not bits:
@@ -74,6 +98,8 @@ def jobs_of(model: DiffusionModel, dice: random.Random) -> dict[int, SampleJob]:
             of = Observation.of_bits if bits else Observation.of_reals
             values = torch.ones(SLOTS, 3)
             seen = of(values, torch.rand(SLOTS, 3) < 0.5)
+            if model.conditional and (key > 1 or bits):
+                seen = seen.to_network()
         plan = sampler.plan(model)
         found[key] = SampleJob("m", SLOTS, dice.randrange(2**62), plan, observation=seen)
     return found

@@ -42,7 +42,7 @@ def model_of(network: Network) -> DiffusionModel:
 
 
 def rows(model: DiffusionModel, count: int) -> Rows:
-    return torch.randn(count, *model.event), torch.randint(1, T + 1, (count,))
+    return Rows(torch.randn(count, *model.event), torch.randint(1, T + 1, (count,)))
 
 
 @torch.no_grad()
@@ -51,7 +51,7 @@ def rows(model: DiffusionModel, count: int) -> Rows:
 def test_joined_filled_or_apart(network: Network, fill: int) -> None:
     model = model_of(network)
     chains, terms = rows(model, 3), rows(model, 2)
-    wanted = [model.predict(*part).x_0 for part in (chains, terms)]
+    wanted = [model.predict(part.x_t, part.t).x_0 for part in (chains, terms)]
     calls = NetworkCalls(model)
     calls.pad_to = fill
     for found in (calls(chains, terms), (calls(chains, None)[0], calls(None, terms)[1])):
@@ -99,7 +99,7 @@ def test_products_are_rounded_for_sampling_alone(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(Watched, "allowed", [])
     model = model_of(Watched(MLPConfig(features=3, width=32, zero_out=False)))
     chains, terms = rows(model, 3), rows(model, 2)
-    wanted = [model.predict(*part).x_0 for part in (chains, terms)]
+    wanted = [model.predict(part.x_t, part.t).x_0 for part in (chains, terms)]
     calls = NetworkCalls(model, "tf32")
     Watched.allowed.clear()
     for found, x_0 in zip(calls(chains, terms), wanted, strict=True):

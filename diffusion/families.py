@@ -28,18 +28,10 @@ _SLACK = 1e-3  # relative difference of noise levels that counts as none
 
 
 class Family(BaseModel, ABC):
-    """A kind of observation.
-
-    Attributes:
-        kind: the family's name.
-        patterns: which elements are seen, each with equal chance: each independently at a random
-            rate ("scattered"); for images also one side of a random straight cut ("half"), all but
-            a rectangle ("box"), or a level set of a smooth random field ("blobs").
-    """
+    """A kind of observation; `kind` is its name."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
     kind: str
-    patterns: tuple[Pattern, ...] = Field(default=("scattered",), min_length=1)
 
     @abstractmethod
     def observe(self, process: Process, x_0: Tensor, noise: Noise) -> Observation:
@@ -49,8 +41,65 @@ class Family(BaseModel, ABC):
     def holds(self, process: Process, observation: Observation) -> bool:
         """Return whether every example's observation is of this kind."""
 
+    @abstractmethod
     def check(self, event: tuple[int, ...]) -> None:
-        """Raise ValueError if data of this shape do not have the patterns."""
+        """Raise ValueError if data of this shape cannot be seen so."""
+
+
+@final
+class Given(Family):
+    """Values known exactly in the same elements of a vector each time: the data of a simulator.
+
+    Attributes:
+        columns: the elements that are seen, counted from 0; no other is.
+    """
+
+    kind: Literal["given"] = "given"
+    columns: tuple[int, ...] = Field(min_length=1)
+
+    @override
+    def observe(self, process: Process, x_0: Tensor, noise: Noise) -> Observation:
+        return process.saw(x_0, self._known(x_0).expand_as(x_0), torch.zeros_like(x_0))
+
+    @override
+    def holds(self, process: Process, observation: Observation) -> bool:
+        known, factor = observation.known, observation.factor
+        return (
+            _elements(observation)
+            and not factor.noisy
+            and known.ndim == 2
+            and bool((known == self._known(known)).all())
+        )
+
+    @override
+    def check(self, event: tuple[int, ...]) -> None:
+        size = event[0] if len(event) == 1 else 0
+        if len(set(self.columns)) >= size or not set(self.columns) <= set(range(size)):
+            raise ValueError(
+                f"given columns are some of a vector's elements, not all, counted from 0: came "
+                f"{list(self.columns)} for data of shape {list(event)}"
+            )
+
+    def _known(self, like: Tensor) -> Tensor:
+        """Which elements are seen, bool [1, D], for a tensor [B, D]."""
+        known = torch.zeros(1, like.shape[1], dtype=torch.bool, device=like.device)
+        known[:, list(self.columns)] = True
+        return known
+
+
+class _Patterned(Family, ABC):
+    """Elements that are seen at random.
+
+    Attributes:
+        patterns: which elements are seen, each with equal chance: each independently at a random
+            rate ("scattered"); for images also one side of a random straight cut ("half"), all but
+            a rectangle ("box"), or a level set of a smooth random field ("blobs").
+    """
+
+    patterns: tuple[Pattern, ...] = Field(default=("scattered",), min_length=1)
+
+    @override
+    def check(self, event: tuple[int, ...]) -> None:
         others = set(self.patterns) - {"scattered"}
         if others and len(event) != 3:
             raise ValueError(
@@ -71,7 +120,7 @@ class Family(BaseModel, ABC):
 
 
 @final
-class Exact(Family):
+class Exact(_Patterned):
     """Values known exactly in some elements."""
 
     kind: Literal["exact"] = "exact"
@@ -87,7 +136,7 @@ class Exact(Family):
 
 
 @final
-class Noisy(Family):
+class Noisy(_Patterned):
     """Values with one level of noise, in all elements or in some.
 
     Attributes:
@@ -121,7 +170,7 @@ class Noisy(Family):
         return bool((inside & (high <= low * (1 + _SLACK))).all())
 
 
-AnyFamily = Annotated[Exact | Noisy, Field(discriminator="kind")]
+AnyFamily = Annotated[Exact | Given | Noisy, Field(discriminator="kind")]
 
 
 def observe_some(

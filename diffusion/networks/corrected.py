@@ -6,7 +6,10 @@
 for real data, with s^2 = alpha_bar, n = 1 - alpha_bar, and the base's mean m and covariance
 U diag(l) U^T. The correction f reads and writes in units of one standard deviation along the
 principal axes. If it has a second output, that is added to the log-variance; the bound hardly
-depends on it except at the last step, so an optimiser that scales gradients lets it drift.
+depends on it except at the last step, so an optimiser that scales gradients lets it drift. Where
+something was seen, f is told of it too, and the base is conditioned on it in closed form; the
+correction then shrinks with the base's own standard deviation, sqrt(Var[x_0i | x_t, y] /
+Var[x_0i | x_t]).
 
 For binary data, logits = the base's + f(x_t, t). The correction starts from zero, so training
 begins at the base and early stopping can return to it.
@@ -114,11 +117,10 @@ class Corrected(Network):
         """Return the base's output plus the correction, [B, outputs * D], for x_t [B, D]."""
         log_snr, *known = condition
         output = self.base.given(x_t, log_snr)
+        if self.frame is None:
+            return output + self.correction.given(x_t, *known).to(output.dtype)
         D = self.config.base.features
         x_t, told = x_t[:, :D].contiguous(), x_t[:, D:]
-        if self.frame is None:
-            x_t = torch.cat((x_t, told), 1)
-            return output + self.correction.given(x_t, *known).to(output.dtype)
         time = log_snr.double()[:, None]
         noise = (-time).sigmoid()
         _, inside, total = self.frame.project(x_t, time.sigmoid().sqrt(), noise)
@@ -129,4 +131,7 @@ class Corrected(Network):
         shift, log_var = F.pad(found.double(), (0, missing)).chunk(2, dim=1)
         spread = (self.frame.variances * noise / total).sqrt()
         moved = (spread * shift) @ self.frame.axes[0].mT
+        if told.shape[1]:
+            less = output[:, D:].double() - self.base.given(x_t, log_snr)[:, D:]
+            moved = moved * (less / 2).exp().clamp(max=1)
         return output + torch.cat([moved, log_var], dim=1).to(output.dtype)

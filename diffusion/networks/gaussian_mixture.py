@@ -15,6 +15,12 @@ from diffusion.networks.mixture import Mixture, MixtureConfig, check_components,
 from diffusion.noise import Noise
 
 _LOG_2PI = math.log(2.0 * math.pi)
+#: The largest share that a network is told: a variance of 1e-9 where y is exact.
+_SURE = 1 - 1e-9
+#: The least variance and noise, and the least precision, of an element that nothing is known of.
+_LEAST, _FAINT = 1e-12, 1e-8
+#: Numbers in the matrices of the rows that are told at a time.
+_CACHED = 1 << 17
 
 
 class GaussianMixtureConfig(MixtureConfig):
@@ -95,16 +101,21 @@ class GaussianMixture(Mixture):
         """
         x_t, told = split_seen(x_t, self.config.features)
         time = condition[0].double()[:, None]
-        signal, noise = time.sigmoid(), (-time).sigmoid()
-        plain = self._plain(x_t, signal, noise)
+        plain = self._plain(x_t, time)
         if told is None:
             return plain
-        # A row that is told nothing has the same bits beside rows that are.
-        some = told[1].any(1, keepdim=True)
-        return torch.where(some, self._told(x_t, signal, noise, *told[:2]), plain)
+        time, (value, share, _) = time.expand(len(x_t), 1), told
+        rows = share.any(1)
+        if x_t.is_cuda:  # reading which rows are told would wait for the device
+            return torch.where(rows[:, None], self._told(x_t, time, value, share), plain)
+        # A few rows at a time, so that their matrices stay in the processor's cache.
+        for some in rows.nonzero()[:, 0].split(max(1, _CACHED // self.axes.numel())):
+            plain[some] = self._told(x_t[some], time[some], value[some], share[some])
+        return plain
 
-    def _plain(self, x_t: Tensor, signal: Tensor, noise: Tensor) -> Tensor:
-        """Return what `given` does of rows that are told nothing."""
+    def _plain(self, x_t: Tensor, time: Tensor) -> Tensor:
+        """Return what `given` does of rows that are told nothing, at log-SNR [B, 1]."""
+        signal, noise = time.sigmoid(), (-time).sigmoid()
         log_joint, r, total = self.project(x_t, signal.sqrt(), noise)
         p = log_joint.softmax(1)[:, :, None]  # [B, K, 1]
         means = self._means(signal.sqrt(), r, total)
@@ -121,38 +132,44 @@ class GaussianMixture(Mixture):
         between = torch.where(signal >= 0.5, much, spread_means / noise.clamp_min(0.5))
         return torch.cat([mean, (within + between).log()], dim=1).to(x_t.dtype)
 
-    def _told(
-        self, x_t: Tensor, signal: Tensor, noise: Tensor, value: Tensor, share: Tensor
-    ) -> Tensor:
+    def _told(self, x_t: Tensor, time: Tensor, value: Tensor, share: Tensor) -> Tensor:
         """Return E[x_0 | x_t, y] and log(Var(x_0 | x_t, y) / (1 - alpha_bar)), as `given` does.
 
         x_t and y are one observation of each element, with the sum P of their precisions and the
-        mean of both, m. With S = diag(s) C diag(s) + 1, s = sqrt(P), E_k = mu_k + C diag(s) S^-1 s
-        (m - mu_k). `value` and `share` are what a network is told (`Normal.told`).
+        mean of both, m. With s = sqrt(P) and S = diag(s) C diag(s) + 1, component k has
+        mean = mu_k + (1 - S^-1) s (m - mu_k) / s and variances (1 - diag(S^-1)) / P. S does not
+        depend on x_t: rows that are all told alike at the same time share it, on a CPU.
+
+        Args:
+            x_t: [B, D].
+            time: log-SNR, [B, 1].
+            value: what a network is told first (`Normal.told`), [B, D].
+            share: what it is told next, [B, D].
         """
-        share = share.double().clamp(max=1 - 1e-9)  # a variance of 1e-9 where y is exact
+        if not x_t.is_cuda and bool((time == time[:1]).all() & (share == share[:1]).all()):
+            time, share = time[:1], share[:1]
+        share = share.double().clamp(max=_SURE)
+        signal, noise = time.sigmoid(), (-time).sigmoid().clamp_min(_LEAST)
         seen = share / (1 - share)
-        own = signal / noise.clamp_min(1e-12)  # of x_t / sqrt(alpha_bar)
-        precision = own + seen
-        pulled = signal.sqrt() / noise.clamp_min(1e-12) * x_t.double() + value.double() * (1 + seen)
-        root = precision.sqrt()[:, None]  # [B, 1, D]
-        covariances = self.covariances
-        spread = root[..., None] * covariances * root[:, :, None]  # [B, K, D, D]
-        inner = torch.linalg.cholesky(
-            spread + torch.eye(spread.shape[-1], device=x_t.device).double()
-        )
-        # s (m - mu) = (pulled - P mu) / s; elements with no precision say nothing.
-        off = (pulled[:, None] - precision[:, None] * self.means) / root.clamp_min(1e-150)
-        solved = torch.cholesky_solve(off[..., None], inner)[..., 0]
-        means = self.means + torch.einsum("kij,bkj->bki", covariances, root * solved)
+        precision = (signal / noise + seen).clamp_min(_FAINT)
+        root = precision.sqrt()[:, None]  # [B or 1, 1, D]
+        inner = root[..., None] * self.covariances
+        inner = inner.mul_(root[:, :, None])
+        inner.diagonal(dim1=2, dim2=3).add_(1)
+        inner = torch.linalg.cholesky(inner)  # [B or 1, K, D, D]
         log_det = 2 * inner.diagonal(dim1=2, dim2=3).log().sum(2)
+        inverse = torch.cholesky_inverse(inner)
+        within = (1 - inverse.diagonal(dim1=2, dim2=3)).clamp_min(0) / precision[:, None]
+        pulled = signal.sqrt() / noise * x_t.double() + value.double() * (1 + seen)
+        # s (m - mu) = (pulled - P mu) / s
+        off = (pulled[:, None] - precision[:, None] * self.means) / root
+        solved = (inverse @ off[..., None])[..., 0]
+        means = self.means + (off - solved) / root
         log_joint = self.weights.log() - 0.5 * ((off * solved).sum(2) + log_det)
         p = log_joint.softmax(1)[:, :, None]
         mean = (p * means).sum(1)
-        gain = torch.linalg.solve_triangular(inner, root[..., None] * covariances, upper=False)
-        within = covariances.diagonal(dim1=1, dim2=2) - gain.square().sum(2)
-        var = (p * (within.clamp_min(0) + (means - mean[:, None]).square())).sum(1)
-        log_var = var.clamp_min(1e-12).log() - noise.clamp_min(1e-12).log()
+        var = (p * (within + (means - mean[:, None]).square())).sum(1)
+        log_var = var.clamp_min(_LEAST).log() - noise.log()
         return torch.cat([mean, log_var], dim=1).to(x_t.dtype)
 
     def log_prob(self, x_0: Tensor) -> Tensor:

@@ -21,6 +21,7 @@ from diffusion.networks import (
     MLPConfig,
 )
 from diffusion.noise import Stream, counter_noise
+from diffusion.observation import Observation
 from diffusion.process import BinomialConfig, GaussianConfig
 from diffusion.schedule import LogSnrSchedule
 from diffusion.space import DataSpace
@@ -99,6 +100,69 @@ def test_a_shift_of_one_is_one_posterior_deviation_of_a_gaussian() -> None:
     _, posterior = given_noisy(whole, torch.zeros(1, 2), float((-time / 2).exp()))
     # |U^T moved| is the deviation along each axis, so moved^T Cov^-1 moved is their number.
     assert float(moved @ torch.linalg.solve(posterior[0], moved)) == pytest.approx(2, rel=1e-4)
+
+
+def told_too(base: GaussianMixture | BernoulliMixture) -> Corrected:
+    """A correction that is told what was seen, of a base."""
+    made = corrected(base)
+    again = Corrected(made.config.conditioned())
+    again.place(base)
+    return again.eval().requires_grad_(False)
+
+
+@pytest.mark.parametrize("base", [mixture(), bits()])
+def test_told_it_begins_as_its_base_told(base: GaussianMixture | BernoulliMixture) -> None:
+    made, D = told_too(base), base.config.features
+    assert made.conditional
+    x_t, time = torch.randint(0, 2, (5, D)).float(), torch.linspace(-4, 4, 5)
+    known = torch.arange(D).expand(5, D) < torch.arange(5)[:, None]
+    real = isinstance(base, GaussianMixture)
+    of = Observation.of_reals if real else Observation.of_bits
+    told = of(x_t, known, 0.2).to_network().inputs
+    assert told is not None
+    x = torch.cat((x_t, told), 1)
+    assert torch.equal(made(x, time), base(x, time))
+    torch.nn.init.ones_(made.correction.readout.bias)
+    assert not torch.allclose(made(x, time), base(x, time))
+
+
+def test_a_correction_shrinks_as_what_is_told_leaves_less_to_correct() -> None:
+    made = told_too(mixture())
+    torch.nn.init.ones_(made.correction.readout.bias)
+    torch.nn.init.zeros_(made.correction.readout.weight)
+    x_t, time = torch.randn(4, 3, generator=torch.Generator().manual_seed(0)), torch.zeros(4)
+    known = torch.tensor([True, False, False]).expand(4, 3)
+
+    def moved(noise: float) -> Tensor:
+        told = Observation.of_reals(x_t, known, noise).to_network().inputs
+        assert told is not None
+        x = torch.cat((x_t, told), 1)
+        return (made(x, time) - made.base(x, time))[:, :3].abs()
+
+    free = (made(x_t, time) - made.base(x_t, time))[:, :3].abs()
+    exact, noisy = moved(0.0), moved(1.0)
+    assert bool((exact[:, 0] < 1e-3 * free[:, 0]).all())
+    assert bool((exact[:, 0] < noisy[:, 0]).all())
+    assert bool((noisy <= free * (1 + 1e-6)).all())
+
+
+@pytest.mark.parametrize("log_snr", [-1.0, 1.5])
+@pytest.mark.parametrize("flip", [0.0, 0.2])
+def test_bits_told_are_those_of_enumeration(log_snr: float, flip: float) -> None:
+    base, x_0 = bits(), every(4).double()
+    signal, noise = torch.tensor(log_snr).sigmoid(), torch.tensor(-log_snr).sigmoid()
+    one = torch.stack((noise * RATE, signal + noise * RATE)).double()  # P(x_t = 1 | x_0 = 0, 1)
+    known, y = torch.tensor([True, False, True, False]), torch.tensor([1.0, 0.0, 0.0, 0.0])
+    each = one[x_0.long()]
+    x_t = x_0[:, None]
+    likelihood = torch.where(x_t > 0.5, each, 1 - each).prod(2)  # [x_t, x_0]
+    agree = torch.where(x_0 == y, 1 - flip, flip).where(known, 1.0).prod(1)
+    joint = likelihood * base.log_prob(x_0).exp() * agree
+    wanted = (joint / joint.sum(1, keepdim=True)) @ x_0
+    told = Observation.of_bits(y.expand(16, 4), known.expand(16, 4), flip).to_network().inputs
+    assert told is not None
+    found = base(torch.cat((every(4), told), 1), torch.full((16,), log_snr)).double().sigmoid()
+    torch.testing.assert_close(found, wanted, rtol=0, atol=1e-6)
 
 
 @pytest.mark.parametrize("log_snr", [-1.0, 1.5])

@@ -193,6 +193,51 @@ def test_posterior_given_noisy_is_the_matched_starts() -> None:
     torch.testing.assert_close(var, covariance.diagonal(dim1=1, dim2=2))
 
 
+@pytest.mark.parametrize("log_snr", [12.0, 1.0, -7.0])
+def test_told_it_is_the_posterior_of_both(log_snr: float) -> None:
+    """E and Var of x_0 given x_t and y: Kalman's update with both as one linear observation."""
+    mixture, D = gaussian_mixture(3, 4), 4
+    time = torch.full((6,), log_snr)
+    x_t, y = noisy(mixture, time), noisy(mixture, torch.full((6,), 30.0))
+    dice = torch.Generator().manual_seed(0)
+    known = torch.rand(6, D, generator=dice) < 0.6
+    known[0] = False  # this row is told nothing, and shares the call
+    std = torch.tensor([0.0, 0.1, 0.5, 2.0]).double()[torch.randint(0, 4, (6, D), generator=dice)]
+    told = Observation.of_reals(y, known, std).to_network().inputs
+    assert told is not None
+    found = mixture(torch.cat((x_t, told), 1), time)
+    a, v = 1 / (1 + math.exp(-log_snr)), 1 / (1 + math.exp(log_snr))
+    eye = torch.eye(D, dtype=torch.float64)
+    for i in range(6):
+        rows = torch.cat((math.sqrt(a) * eye, eye[known[i]]))
+        var = torch.cat((torch.full((D,), v).double(), std[i][known[i]].square()))
+        posterior, _ = mixture.posterior(
+            rows, torch.cat((x_t[i], y[i][known[i]])), var.clamp_min(1e-9)
+        )
+        torch.testing.assert_close(found[i, :D], posterior.mean(), rtol=1e-5, atol=1e-6)
+        wanted = posterior.covariance().diag()
+        torch.testing.assert_close(found[i, D:].exp() * v, wanted, rtol=1e-4, atol=1e-8)
+
+
+def test_a_row_does_not_depend_on_what_others_are_told() -> None:
+    mixture, time = gaussian_mixture(3, 4), torch.linspace(-5, 10, 6)
+    x_t = noisy(mixture, time).float()
+    known = torch.tensor([True, False, False, True]).repeat(6, 1)
+    known[::2] = False
+    told = Observation.of_reals(x_t, known, 0.3).to_network().inputs
+    assert told is not None
+    x = torch.cat((x_t, told), 1)
+    together = mixture(x, time)
+    torch.testing.assert_close(together[::2], mixture(x_t[::2], time[::2]), rtol=0, atol=1e-6)
+    alone = torch.cat([mixture(x[i : i + 1], time[i : i + 1]) for i in range(6)])
+    torch.testing.assert_close(together, alone, rtol=0, atol=1e-6)
+    # Rows that are told alike at one time share their matrices.
+    alike = torch.cat((x_t, told[1:2].expand(6, -1)), 1)
+    together = mixture(alike, time[2:3].expand(6))
+    alone = torch.cat([mixture(alike[i : i + 1], time[2:3]) for i in range(6)])
+    torch.testing.assert_close(together, alone, rtol=0, atol=1e-6)
+
+
 # ---- Bit patterns ----
 
 

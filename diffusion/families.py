@@ -7,7 +7,7 @@ A family draws observations at random, and says whether a given one is of its ki
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Annotated, Literal, final
 
 import torch
@@ -20,10 +20,13 @@ from diffusion.noise import Noise
 from diffusion.observation import Observation
 from diffusion.operators import Mask
 from diffusion.process import Process
+from diffusion.space import DataSpace
 
 Pattern = Literal["scattered", "half", "box", "blobs"]
+Observe = Callable[[Process, Tensor, Noise], Observation]
 _GRID = 4  # side of the coarse random field whose level sets are blobs
 _SETTINGS = 8  # uniform numbers of a row beside those of its elements
+_GREY = 64.0  # noise of 8-bit images in a case of its own, grey levels
 _SLACK = 1e-3  # relative difference of noise levels that counts as none
 
 
@@ -44,6 +47,11 @@ class Family(BaseModel, ABC):
     @abstractmethod
     def check(self, event: tuple[int, ...]) -> None:
         """Raise ValueError if data of this shape cannot be seen so."""
+
+    def cases(self, process: Process, space: DataSpace) -> dict[str, Observe]:
+        """Return observations of this kind that are worth measuring apart, with names in words."""
+        del process, space
+        return {f"{self.kind}, as in training": self.observe}
 
 
 @final
@@ -134,6 +142,23 @@ class Exact(_Patterned):
     def holds(self, process: Process, observation: Observation) -> bool:
         return _elements(observation) and not observation.factor.noisy
 
+    @override
+    def cases(self, process: Process, space: DataSpace) -> dict[str, Observe]:
+        found = super().cases(process, space)
+        if len(space.shape) < 3:
+            return found | {"half of the elements seen": _seen(lambda u: u < 0.5)}
+        H, W = space.shape[1:]
+        left, centre = torch.zeros(2, H, W, dtype=torch.bool).unbind()
+        left[:, : W // 2] = True
+        centre[H // 4 : H - H // 4, W // 4 : W - W // 4] = True
+        named = {
+            "scattered": ("10% of pixels seen", _seen(lambda u: u[:, :1] < 0.1)),
+            "half": ("left half seen", _seen(lambda u: left.to(u.device))),
+            "box": ("centre hidden", _seen(lambda u: ~centre.to(u.device))),
+            "blobs": ("blobs seen", Exact(patterns=("blobs",)).observe),
+        }
+        return found | dict(named[pattern] for pattern in self.patterns)
+
 
 @final
 class Noisy(_Patterned):
@@ -169,6 +194,25 @@ class Noisy(_Patterned):
         inside = (low >= least * (1 - _SLACK)) & (high <= most * (1 + _SLACK))
         return bool((inside & (high <= low * (1 + _SLACK))).all())
 
+    @override
+    def cases(self, process: Process, space: DataSpace) -> dict[str, Observe]:
+        found = super().cases(process, space)
+        if not self.whole:
+            return found
+        least, most = self.levels or process.noise_levels
+        scale = float(space.affine[1].flatten()[0])
+        level = _GREY / scale if space.levels == 256 else math.nan
+        level = level if least <= level <= most else math.sqrt(least * most)
+
+        def observe(process: Process, x_0: Tensor, noise: Noise) -> Observation:
+            each = torch.full_like(x_0, level)
+            y = process.noisy(x_0, each, noise.uniform(x_0.shape[1:]))
+            return process.saw(y, torch.ones_like(x_0, dtype=torch.bool), each)
+
+        units = f"{level * scale:.3g}" if space.levels else f"{level:.2g} (model units)"
+        name = f"{level:.1%} of bits flipped" if space.flips else f"noise of {units} on all"
+        return found | {name: observe}
+
 
 AnyFamily = Annotated[Exact | Given | Noisy, Field(discriminator="kind")]
 
@@ -190,6 +234,16 @@ def _uniform(noise: Noise, event: Sequence[int]) -> tuple[Tensor, Tensor]:
     found = noise.uniform((_SETTINGS + size,))
     each = found[:, _SETTINGS:].unflatten(1, tuple(event))
     return each, found[:, 1:_SETTINGS]  # the first one has chosen the family
+
+
+def _seen(choose: Callable[[Tensor], Tensor]) -> Observe:
+    """Observe exactly the elements that `choose` picks by uniform numbers [B, *event]."""
+
+    def observe(process: Process, x_0: Tensor, noise: Noise) -> Observation:
+        known = choose(noise.uniform(x_0.shape[1:])).expand_as(x_0)
+        return process.saw(x_0, known, torch.zeros_like(x_0))
+
+    return observe
 
 
 def _elements(observation: Observation) -> bool:

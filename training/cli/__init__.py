@@ -8,6 +8,7 @@
     python -m training export mnist --to diffusers        an artefact for diffusers
     python -m training profile swissroll      measure its errors step by step, of training data
     python -m training evaluate swissroll     measure an exported artefact
+    python -m training calibrate mnist        rank held-out data among draws of their posteriors
     python -m training quantiles swissroll    add the spread over data to what was measured
     python -m training heldout swissroll      write a few test data beside an artefact
     python -m training reference swissroll    write the terms of test data beside an artefact

@@ -14,6 +14,7 @@ from pydantic import TypeAdapter
 from diffusion.checkpoint import Metadata, load, read_metadata, rewrite, save
 from diffusion.likelihood.estimator import Choice, Spacing, StrataKind
 from diffusion.model import DiffusionModel
+from diffusion.posterior import Learned
 from diffusion.profile import ProfileConfig
 from diffusion.samplers import SAMPLERS, Sampler, SamplerConfig
 from training import config as configs
@@ -24,6 +25,8 @@ from training.evaluate import entropy as report
 from training.evaluate import parzen
 from training.evaluate import patches as peer
 from training.evaluate.bound import evaluate, measured_again, table
+from training.evaluate.calibration import calibrate
+from training.evaluate.calibration import table as calibration_table
 from training.evaluate.profile import SCALAR
 from training.evaluate.profile import table as profile_table
 from training.export import export
@@ -73,6 +76,35 @@ def do_evaluate(arguments: argparse.Namespace) -> int:
         measured = {e.of for e in found}
         kept = [e for e in metadata.evaluation if e.of not in measured]
         rewrite(path, metadata.model_copy(update={"evaluation": (*kept, *found)}))
+        export.write_card(path, config.title, model)
+    return 0
+
+
+def do_calibrate(arguments: argparse.Namespace) -> int:
+    """Rank held-out data among draws of their posteriors; with --write, into artefact and card."""
+    path, model, metadata = _opened(arguments)
+    config, dataset = export.source(model, metadata)
+    if not metadata.told:
+        raise ValueError(
+            f"{path} was told of no observations in training: fit it with conditional = true and "
+            "[observations]; method 'twisted' needs no calibration"
+        )
+    found = calibrate(
+        model,
+        metadata.told,
+        dataset.test,
+        arguments.out or Path("runs") / "calibrate",
+        count=arguments.data,
+        draws=arguments.draws,
+        steps=arguments.steps,
+        seed=arguments.seed,
+        batch=arguments.batch,
+    )
+    print(calibration_table(found))
+    if arguments.json:
+        print(json.dumps([each.model_dump(mode="json") for each in found], indent=2))
+    if arguments.write:
+        rewrite(path, metadata.model_copy(update={"calibration": found}))
         export.write_card(path, config.title, model)
     return 0
 
@@ -244,6 +276,19 @@ def add_commands(
     )
     one.add_argument("--seed", type=int, default=1)
     one.add_argument("--batch", type=int, default=512, help="rows a network call")
+    one.add_argument("--write", action="store_true", help="into the artefact and its card")
+    one.add_argument("--json", action="store_true")
+
+    one = command("calibrate", do_calibrate, device, models)
+    one.add_argument("name", help="of a model, or a path ending in .safetensors")
+    one.add_argument("--data", type=int, default=1000, help="held-out data a case, at most")
+    one.add_argument("--draws", type=int, default=19, help="from each posterior")
+    one.add_argument("--steps", type=int, default=Learned.default_steps, help="of each chain")
+    one.add_argument("--seed", type=int, default=1)
+    one.add_argument("--batch", type=int, default=512, help="rows a network call")
+    one.add_argument(
+        "--out", type=Path, help="folder of finished cases, to go on from (default runs/calibrate)"
+    )
     one.add_argument("--write", action="store_true", help="into the artefact and its card")
     one.add_argument("--json", action="store_true")
 

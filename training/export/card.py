@@ -10,6 +10,7 @@ from training.config import ConvertedConfig, is_converted
 from training.data import DataSetConfig
 from training.evaluate.baselines import beside, verdict
 from training.evaluate.bound import steps_table, table
+from training.evaluate.calibration import table as calibration_table
 
 CONVENTIONS = {
     "discretised": "the log-probability of the exact 8-bit or binary value",
@@ -109,6 +110,8 @@ def card(
             "`rarer_than` and `typicality` of `/loglik` hold data against the terms of held-out",
             "ones ([reference.safetensors](reference.safetensors)), at the noise of the request.",
         ]
+    if m.told:
+        lines += ["", "## Posteriors", "", *_posteriors(m)]
     if m.baselines:
         lines += ["", "## Beside simple densities", "", *_beside(m), ""]
     shorter = [e for e in m.evaluation if e.steps and e.convention == m.space.default_convention]
@@ -131,6 +134,29 @@ def card(
         ]
     lines += ["", "## To remake it", "", "```", *_commands(m), "```", ""]
     return "\n".join(lines)
+
+
+def _posteriors(metadata: Metadata) -> list[str]:
+    """Format the calibration of a network that is told what was seen."""
+    if not metadata.calibration:
+        return [
+            "The network is told what was seen (method `learned`). Whether its posteriors hold on",
+            "held-out data is not measured yet, so `auto` does not use it:",
+            f"`python -m training calibrate {metadata.name} --write`.",
+        ]
+    kinds = [f"`{family.kind}`" for family in metadata.certified]
+    uses = f"observations of kind {', '.join(kinds)}" if kinds else "no observation"
+    return [
+        "The network is told what was seen (method `learned`). Held-out data were observed, and",
+        "ranked among draws from their posteriors:",
+        "",
+        calibration_table(metadata.calibration),
+        "",
+        f"`auto` uses it for {uses}: of these every case holds. p is the chance that",
+        "the right posterior has ranks as uneven, all scalars of a case together, and at least .01",
+        "where a case holds. Intervals are the middle of the draws, with the share of uncertain",
+        "elements that they cover; the CRPS is of a hidden element, in data units.",
+    ]
 
 
 def _beside(metadata: Metadata) -> list[str]:
@@ -210,7 +236,9 @@ def describe(path: Path) -> str:
     """
     metadata = read_metadata(path)
     lines = [f"{metadata.name}  ({path}, {path.stat().st_size:,} bytes)"]
-    document = metadata.model_dump(mode="json", exclude={"name", "evaluation", "training"})
+    document = metadata.model_dump(
+        mode="json", exclude={"name", "evaluation", "calibration", "training"}
+    )
     document |= {
         f"training.{key}": value
         for key, value in metadata.training.model_dump(mode="json", exclude={"config"}).items()
@@ -218,6 +246,8 @@ def describe(path: Path) -> str:
     width = max(len(key) for key in document)
     lines += [f"  {key:<{width}}  {_value(value)}" for key, value in document.items()]
     lines += ["", table(metadata.evaluation) if metadata.evaluation else "  not evaluated"]
+    if metadata.calibration:
+        lines += ["", calibration_table(metadata.calibration)]
     return "\n".join(lines)
 
 

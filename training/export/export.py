@@ -16,6 +16,7 @@ from torch import Tensor
 
 from diffusion import heldout
 from diffusion.checkpoint import Baseline, Evaluation, Metadata, Provenance, read_metadata, save
+from diffusion.families import Exact, Noisy
 from diffusion.likelihood import reference
 from diffusion.model import DiffusionModel
 from diffusion.networks import BitPatterns, GaussianMixture
@@ -115,6 +116,7 @@ def from_oracle(name: str, device: torch.device) -> tuple[DiffusionModel, Metada
         variance=model.variance,
         space=model.space,
         training=training,
+        told=(Exact(), Noisy()),  # its closed form knows any
     )
     return model.to(device).eval().requires_grad_(False), metadata, dataset
 
@@ -232,16 +234,19 @@ def with_profile(
 ) -> tuple[DiffusionModel, Metadata]:
     """Profile the model on training data with this variance; return it and its metadata.
 
-    A change of variance drops the earlier evaluations.
+    A change of variance drops the earlier evaluations; a new table of an "optimal" one changes
+    posteriors, so that drops the calibration too.
     """
     x_0 = model.space.to_model(dataset.train[: profile.rows // 2])
     work = len(measured_points(model.T, profile.points)) * 2 * len(x_0)
     with progress_bar(work, "row", "profile", unit_scale=True) as bar:
         found = profiled(model, x_0, profile, variance, progress=rows_done(bar))
-    kept = metadata.evaluation if variance == metadata.variance else ()
+    same = variance == metadata.variance
+    kept = metadata.evaluation if same else ()
+    held = metadata.calibration if same and variance != "optimal" else ()
     assert found.profile is not None
     made = profile.model_copy(update={"longest": found.profile.longest})
-    changes = {"profile": made, "variance": variance, "evaluation": kept}
+    changes = {"profile": made, "variance": variance, "evaluation": kept, "calibration": held}
     # `model_copy` would skip validation.
     document = metadata.model_dump() | changes
     return found, Metadata.model_validate(document)

@@ -1,0 +1,189 @@
+"""Calibration: a right posterior passes at the rate stated, a wrong one does not."""
+
+import math
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from diffusion.calibration import Calibration
+from diffusion.checkpoint import load, rewrite
+from diffusion.families import Exact, Noisy
+from diffusion.networks import BitPatterns, GaussianMixture
+from diffusion.noise import Stream, counter_noise
+from diffusion.posterior import Auto, Learned
+from diffusion.space import DataSpace
+from tests.diffusion.models import binomial, gaussian
+from training.cli import main
+from training.evaluate.calibration import Ranked, measure, over_data, scalars
+from training.export import export
+
+SPACE = DataSpace(kind="vector", shape=(8,))
+
+
+def ranked(
+    seed: int, width: float = 1.0, shift: float = 0.0, *, data: int = 1000, draws: int = 19
+) -> Ranked:
+    """Eight normal elements, correlated by .9; draws are `width` times as wide as the truth."""
+    dice = torch.Generator().manual_seed(seed)
+    common = torch.randn(data, draws + 1, 1, generator=dice, dtype=torch.float64)
+    own = torch.randn(data, draws + 1, 8, generator=dice, dtype=torch.float64)
+    z = math.sqrt(0.9) * common + math.sqrt(0.1) * own
+    weights, ties = torch.stack(list(scalars(SPACE).values())), torch.arange(data)
+    exact = torch.zeros(data, 8, dtype=torch.bool)
+    return Ranked.of(
+        z[:, 0], width * z[:, 1:] + shift, exact, weights, counter_noise(seed, ties, 0)
+    )
+
+
+def passed(of: Ranked) -> bool:
+    crps, error = over_data(of.crps)
+    return Calibration(
+        family=Exact(), case="", count=len(of.crps), draws=19, steps=1, crps=crps, crps_error=error,
+        ranks=of.histograms(list(scalars(SPACE))), coverage=of.coverage(),
+    ).passed  # fmt: skip
+
+
+def test_right_posteriors_fail_once_in_a_hundred_times_and_wrong_ones_nearly_always() -> None:
+    """Of 100 right ones at most 6 fail: more have a chance below .005 if two in a hundred do."""
+    assert sum(not passed(ranked(seed)) for seed in range(100)) <= 6
+    for width, shift in ((0.8, 0.0), (1.25, 0.0), (1.0, 0.2)):
+        assert not any(passed(ranked(seed, width, shift)) for seed in range(5))
+
+
+def test_the_error_of_a_coverage_is_its_spread_over_repeated_data() -> None:
+    """Elements of an example vary together, and so the error is nearly that of single elements.
+
+    The deviation of 200 repeats has a relative error of 1 / sqrt(400), .05.
+    """
+    found = [ranked(seed, data=100).coverage() for seed in range(200)]
+    for i, level in enumerate((0.5, 0.8, 0.95)):
+        shares = torch.tensor([each[i].share for each in found]).double()
+        errors = torch.tensor([each[i].standard_error for each in found]).double()
+        assert abs(float(shares.mean()) - level) < 4 * float(shares.std()) / math.sqrt(200)
+        assert float(errors.square().mean().sqrt() / shares.std()) == pytest.approx(1, abs=0.2)
+        alone = math.sqrt(level * (1 - level) / 800)  # as if elements were independent
+        assert float(shares.std()) > 1.3 * alone
+
+
+@pytest.mark.parametrize("draws", [2, 19])
+def test_the_score_is_that_of_infinitely_many_draws(draws: int) -> None:
+    """E|x - y| - E|x - x'| / 2 = 1 / sqrt(pi) for standard normal numbers, with few draws too."""
+    score, error = over_data(ranked(3, data=4000, draws=draws).crps)
+    assert abs(score - 1 / math.sqrt(math.pi)) < 4 * error
+
+
+def test_ties_are_broken_at_random_and_what_is_certain_is_left_out() -> None:
+    """Bits that are one in a tenth of cases: places are uniform where not all are alike."""
+    dice = torch.Generator().manual_seed(0)
+    bits = (torch.rand(20_000, 20, 1, generator=dice) < 0.1).double()
+    exact = torch.zeros(20_000, 1, dtype=torch.bool)
+    noise = counter_noise(1, torch.arange(20_000), 0)
+    found = Ranked.of(bits[:, 0], bits[:, 1:], exact, torch.ones(1, 1).double(), noise)
+    alike = (bits == bits[:, :1]).all(1)[:, 0]
+    assert torch.equal(found.place[:, 0].isnan(), alike)
+    assert torch.equal(found.covered.isnan().all(1), alike)
+    (ranks,) = found.histograms(["sum"])
+    assert sum(ranks.counts) == int((~alike).sum())
+    assert ranks.p > 0.001
+    for each in found.coverage():
+        assert abs(each.share - each.level) < 4 * each.standard_error
+
+
+def test_elements_seen_exactly_count_for_nothing() -> None:
+    truth, x = torch.zeros(4, 2).double(), torch.ones(4, 3, 2).double()
+    exact = torch.tensor([[True, False]]).expand(4, 2)
+    weights, noise = torch.eye(2).double(), counter_noise(0, torch.arange(4), 0)
+    found = Ranked.of(truth, x, exact, weights, noise)
+    assert bool(found.place[:, 0].isnan().all())
+    assert bool((found.place[:, 1] < 0.25).all())
+    assert bool((found.crps == 1).all())
+    with pytest.raises(ValueError, match="nothing is uncertain"):
+        over_data(Ranked.of(truth, x, torch.ones_like(exact), weights, noise).crps)
+
+
+def mixture(width: float = 1.0) -> GaussianMixture:
+    """Two correlated components in the plane, their deviations times `width`."""
+    covariances = torch.tensor([[[0.2, 0.1], [0.1, 0.3]], [[0.3, -0.1], [-0.1, 0.1]]]).double()
+    means = torch.tensor([[1.1, -0.6], [-0.9, 0.7]]).double()
+    return GaussianMixture.from_values(torch.tensor([0.4, 0.6]), means, width**2 * covariances)
+
+
+def heartbeat(first: float = 0.2) -> BitPatterns:
+    """20 bits, a one in every fifth, at any of five phases; the first has this probability."""
+    place = torch.arange(20)
+    patterns = torch.stack([(place % 5 == phase).double() for phase in range(5)])
+    weights = torch.tensor([first, *[(1 - first) / 4] * 4])
+    return BitPatterns.from_values(weights, patterns, 0.2)
+
+
+def held_out(network: GaussianMixture | BitPatterns) -> Tensor:
+    return network.sample(counter_noise(9, torch.arange(1000), 0, Stream.DATA))
+
+
+@pytest.mark.parametrize("family", [Exact(), Noisy(levels=(0.1, 1.0))])
+def test_an_oracle_passes_and_one_that_is_too_narrow_does_not(family: Exact | Noisy) -> None:
+    """Posteriors of the data's own mixture, and of one with .7 of its deviations."""
+    rows = held_out(mixture())
+    for width, passes in ((1.0, True), (0.7, False)):
+        model = gaussian(mixture(width), 100, first=10.0)
+        for case in family.cases(model.process, model.space):
+            found = measure(model, rows, family, case, count=240, draws=9, batch=2160)
+            assert (found.count, found.steps) == (240, 40)
+            assert found.passed == passes, case
+
+
+@pytest.mark.parametrize("family", [Exact(), Noisy()])
+def test_bits_of_an_oracle_pass_and_of_one_that_prefers_a_phase_do_not(
+    family: Exact | Noisy,
+) -> None:
+    rows = held_out(heartbeat())
+    for first, passes in ((0.2, True), (0.6, False)):
+        model, case = binomial(heartbeat(first), 50), f"{family.kind}, as in training"
+        found = measure(model, rows, family, case, count=400, draws=9, batch=3600)
+        assert found.passed == passes
+
+
+def test_a_calibration_goes_into_the_artefact_its_card_and_auto(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    models = tmp_path / "models"
+    path = export.export(
+        "gaussian-mixture", out=None, models=models, device=torch.device("cpu"), measure=False
+    )
+    card = path.with_name("README.md")
+    assert "is not measured yet" in card.read_text()
+    words = ["calibrate", "gaussian-mixture", "--models", str(models), "--data", "220"]
+    words += ["--steps", "40", "--draws", "4", "--batch", "880", "--write"]
+    assert main(words) == 0
+    model, metadata = load(path)
+    kinds = ["exact, as in training", "half of the elements seen", "noisy, as in training"]
+    assert [each.case for each in metadata.calibration][:3] == kinds
+    assert all(each.passed for each in metadata.calibration)
+    assert model.certified == metadata.told == (Exact(), Noisy())
+    printed = capsys.readouterr().out
+    for each in metadata.calibration:
+        assert each.case in printed
+        assert each.case in card.read_text()
+    one = torch.tensor([[0.2, 0.0]])
+    seen = model.process.saw(one, torch.tensor([[True, False]]), torch.zeros_like(one))
+    assert isinstance(Auto().resolve(model, seen), Learned)
+    # Again it has nothing left to do, and finds the same.
+    kept = {file: file.stat().st_mtime_ns for file in (tmp_path / "runs").rglob("*.json")}
+    assert len(kept) == len(metadata.calibration)
+    assert main(words) == 0
+    assert {file: file.stat().st_mtime_ns for file in kept} == kept
+    assert load(path)[1] == metadata
+
+
+def test_a_model_that_was_told_nothing_has_nothing_to_calibrate(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = export.export(
+        "gaussian-mixture", out=None, models=tmp_path, device=torch.device("cpu"), measure=False
+    )
+    rewrite(path, load(path)[1].model_copy(update={"told": ()}))
+    assert main(["calibrate", str(path)]) == 2
+    assert "conditional = true" in capsys.readouterr().err

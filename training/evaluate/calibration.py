@@ -1,0 +1,263 @@
+"""Calibrate a conditional model: observe held-out data, draw posteriors, and rank the truth.
+
+    y ~ r(y | x_0),    x_1 .. x_n ~ p(x_0 | y) by method `learned`
+
+Each family of observations that the network was told of in training is measured as training drew
+it, and in cases with names. `diffusion.calibration` says what is recorded, and the verdict.
+Statistics are of data units, images rounded to their levels, as they are served. Elements of one
+example depend on each other, so standard errors are over data.
+"""
+
+import math
+import platform
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Self, final
+
+import torch
+from torch import Tensor
+
+from diffusion.calibration import Calibration, Coverage, Ranks
+from diffusion.families import AnyFamily
+from diffusion.model import DiffusionModel
+from diffusion.noise import Noise, Stream, counter_noise
+from diffusion.posterior import Learned, sample_posterior
+from diffusion.rows import Rows
+from diffusion.samplers import Ancestral
+from diffusion.space import DataSpace
+from training.data.dataset import checksum, stream_seed
+from training.progress import progress_bar
+
+BINS = 10  # of a histogram of ranks
+LEVELS = (0.5, 0.8, 0.95)
+SCALARS = 6
+
+
+def calibrate(
+    model: DiffusionModel,
+    told: Sequence[AnyFamily],
+    rows: Tensor,
+    folder: Path,
+    **settings: int,
+) -> tuple[Calibration, ...]:
+    """Measure all cases of the families told, or those that an interrupted run left.
+
+    Args:
+        model: in evaluation mode.
+        told: the families.
+        rows: held-out data, data units [N, *event].
+        folder: where finished cases are kept.
+        settings: of `measure`.
+    """
+    weights = [tensor.cpu() for tensor in model.state_dict().values()]
+    key = checksum(*weights, rows).removeprefix("sha256:")[:16]
+    words = "-".join(f"{name}{value}" for name, value in settings.items() if name != "batch")
+    found = []
+    for family in told:
+        for case in family.cases(model.process, model.space):
+            asked = stream_seed(0, f"{family!r} {case} {words}", 0)
+            kept = folder / key / f"{asked}.json"
+            if not kept.exists():
+                one = measure(model, rows, family, case, **settings)
+                kept.parent.mkdir(parents=True, exist_ok=True)
+                kept.write_text(one.model_dump_json())
+            found.append(Calibration.model_validate_json(kept.read_bytes()))
+    return tuple(found)
+
+
+@torch.inference_mode()
+def measure(
+    model: DiffusionModel,
+    rows: Tensor,
+    family: AnyFamily,
+    case: str,
+    *,
+    count: int = 1000,
+    draws: int = 19,
+    steps: int = 40,
+    seed: int = 1,
+    batch: int = 512,
+) -> Calibration:
+    """Measure a case on `count` data, or on as many as there are.
+
+    Args:
+        model: in evaluation mode.
+        rows: held-out data, data units [N, *event]; those that the case hides nothing of, or shows
+            nothing of, are passed over.
+        family: a family of observations.
+        case: one of its `cases`.
+        count: how many data.
+        draws: from each posterior.
+        steps: of each chain, at most; T if there are fewer.
+        seed: of the noise.
+        batch: rows per network call.
+
+    Raises:
+        ValueError: fewer than two data or draws, or nothing is uncertain.
+    """
+    if min(count, draws) < 2:
+        raise ValueError(f"ranks need two data and two draws or more, came {count} and {draws}")
+    space, steps = model.space, min(steps, model.T)
+    place, of = torch.arange(len(rows)), stream_seed(seed, case, 0)
+    x_0 = space.to_model(rows).to(model.device)
+    noise = counter_noise(of, place.to(model.device), 0, Stream.OBSERVATION)
+    seen = family.cases(model.process, space)[case](model.process, x_0, noise)
+    exact = seen.factor.exact.flatten(1).cpu()
+    usable = place[seen.count.bool().cpu() & ~exact.all(1)]
+    chosen = usable[:: max(1, len(usable) // count)][:count]  # some splits are sorted
+    if len(chosen) < 2:
+        raise ValueError(
+            f"a standard error needs two held-out data or more, came {len(chosen)} ({case}): "
+            "hold out more"
+        )
+    weights, found = torch.stack(list(scalars(space).values())), []
+    parts = chosen.split(max(1, batch // draws))
+    with progress_bar(len(parts) * steps, "step", case) as bar:
+        for i, part in enumerate(parts, 1):
+            drawn = sample_posterior(
+                model,
+                seen.rows(part.to(model.device)),
+                draws,
+                seed=stream_seed(seed, case, i),
+                method=Learned(),
+                sampler=Ancestral(steps=steps),
+            )
+            x = space.to_data(drawn.samples.flatten(0, 1)).double().cpu().view(len(part), draws, -1)
+            ties = counter_noise(of, part, 1, Stream.OBSERVATION)
+            truth = rows[part].double().flatten(1)
+            found.append(Ranked.of(truth, x, exact[part], weights, ties))
+            bar.update(steps)
+    all_of = Ranked.joined(found)
+    crps, crps_error = over_data(all_of.crps)
+    return Calibration(
+        family=family,
+        case=case,
+        count=len(chosen),
+        draws=draws,
+        steps=steps,
+        seed=seed,
+        ranks=all_of.histograms(list(scalars(space))),
+        coverage=all_of.coverage(),
+        crps=crps,
+        crps_error=crps_error,
+        machine=f"{model.device.type}, {platform.machine()}",
+    )
+
+
+@final
+@dataclass(frozen=True)
+class Ranked(Rows):
+    """Where each of B data is among its draws; NaN where draws and data are all equal.
+
+    Attributes:
+        place: (rank + a uniform number) / (draws + 1) of each scalar, uniform for the right
+            posterior, float64 [B, S].
+        covered: the share of elements that the middle of the draws covers, for each of LEVELS,
+            float64 [B, L].
+        crps: of a hidden element, data units, float64 [B].
+    """
+
+    place: Tensor
+    covered: Tensor
+    crps: Tensor
+
+    @classmethod
+    def of(cls, truth: Tensor, x: Tensor, exact: Tensor, weights: Tensor, noise: Noise) -> Self:
+        """Rank B data.
+
+        Args:
+            truth: data units, float64 [B, D].
+            x: n draws of each, float64 [B, n, D].
+            exact: which elements were seen without noise, bool [B, D].
+            weights: of the elements in each scalar, float64 [S, D].
+            noise: breaks ties, B rows.
+        """
+        D, n = truth.shape[1], x.shape[1]
+        off = torch.where(exact[:, None], 0.0, x - truth[:, None])
+        if not bool(off.isfinite().all()):
+            raise ValueError("a draw is not a finite number: the network returns none")
+        u = noise.uniform((D + len(weights),)).double()
+        each, place = _place(off, u[:, :D]), _place(off @ weights.mT, u[:, D:])
+        levels = torch.tensor(LEVELS, dtype=torch.float64)[:, None]
+        inside = ((each[:, None] - 0.5).abs() <= levels / 2).double()
+        covered = torch.where(each.isnan()[:, None], torch.nan, inside).nanmean(2)
+        # With draws in order, sum over pairs j < k of x_k - x_j = sum over j of (2j - n + 1) x_j.
+        turn = (2 * torch.arange(n) - n + 1).double()[:, None]
+        apart = (turn * off.sort(1).values).sum(1) / (n * (n - 1))
+        scores = torch.where(exact, torch.nan, off.abs().mean(1) - apart)
+        return cls(place, covered, scores.nanmean(1))
+
+    def histograms(self, names: Sequence[str]) -> tuple[Ranks, ...]:
+        """Count the places of each scalar in equally wide bins."""
+        found = []
+        for name, place in zip(names, self.place.unbind(1), strict=True):
+            bins = (place[~place.isnan()] * BINS).long().clamp(max=BINS - 1)
+            found.append(Ranks(scalar=name, counts=tuple(bins.bincount(minlength=BINS).tolist())))
+        return tuple(found)
+
+    def coverage(self) -> tuple[Coverage, ...]:
+        """Return how often intervals of LEVELS cover an element."""
+        found = []
+        for level, covered in zip(LEVELS, self.covered.unbind(1), strict=True):
+            share, error = over_data(covered)
+            found.append(Coverage(level=level, share=share, standard_error=error))
+        return tuple(found)
+
+
+def scalars(space: DataSpace) -> dict[str, Tensor]:
+    """Return weights of the elements, float64 [D], for each scalar whose ranks are counted.
+
+    The elements themselves if they are few; else their sum and random projections, in model units.
+    """
+    D = space.dims
+    scale = space.affine[1].broadcast_to(space.shape).flatten()
+    if D <= SCALARS:
+        names = space.columns or [f"element {i}" for i in range(D)]
+        return dict(zip(names, torch.eye(D, dtype=torch.float64), strict=True))
+    noise = counter_noise(0, torch.arange(SCALARS - 1), 0, Stream.DATA)
+    found = {"sum": 1 / scale}
+    for i, weights in enumerate(noise.normal((D,)).double(), 1):
+        found[f"projection {i}"] = weights / scale
+    return found
+
+
+def over_data(values: Tensor) -> tuple[float, float]:
+    """Return the mean of a value of each example, and its standard error; NaN are left out.
+
+    Raises:
+        ValueError: fewer than two are left.
+    """
+    values = values[~values.isnan()]
+    if len(values) < 2:
+        raise ValueError("draws and data are all equal: nothing is uncertain, so nothing to test")
+    return float(values.mean()), float(values.std()) / math.sqrt(len(values))
+
+
+def table(measured: Sequence[Calibration]) -> str:
+    """Format calibrations as a Markdown table."""
+    levels = [each.level for each in measured[0].coverage]
+    head = [f"{level:.0%} intervals" for level in levels]
+    lines = [
+        f"| observed | data | draws | steps | p of the ranks | {' | '.join(head)} | CRPS | holds |",
+        "|---|---|---|---|---|" + "---|" * len(levels) + "---|---|",
+    ]
+    for one in measured:
+        covered = " | ".join(f"{c.share:.1%} ± {c.standard_error:.1%}" for c in one.coverage)
+        lines.append(
+            f"| {one.case} | {one.count:,} | {one.draws} | {one.steps} | {one.p:.2g} | {covered} "
+            f"| {one.crps:.4g} ± {one.crps_error:.2g} | {'yes' if one.passed else 'no'} |"
+        )
+    return "\n".join(lines)
+
+
+def _place(off: Tensor, u: Tensor) -> Tensor:
+    """Return (rank + u) / (n + 1) of 0 among n numbers, with ties broken by u; NaN if all are 0.
+
+    Args:
+        off: draws minus the truth, float64 [B, n, K].
+        u: uniform, float64 [B, K].
+    """
+    below, ties = (off < 0).sum(1), (off == 0).sum(1)
+    place = (below + u * (ties + 1)) / (off.shape[1] + 1)
+    return torch.where(ties == off.shape[1], torch.nan, place)

@@ -88,6 +88,10 @@ class Given(Family):
                 f"{list(self.columns)} for data of shape {list(event)}"
             )
 
+    def named(self, columns: Sequence[str] | None) -> list[str]:
+        """Return the names of the elements seen, out of those of all; or their numbers."""
+        return [str(at) if columns is None else columns[at] for at in self.columns]
+
     def _known(self, like: Tensor) -> Tensor:
         """Which elements are seen, bool [1, D], for a tensor [B, D]."""
         known = torch.zeros(1, like.shape[1], dtype=torch.bool, device=like.device)

@@ -6,10 +6,11 @@ configuration is written to a file, where they can be changed.
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from diffusion.families import Given
 from diffusion.networks import CorrectedConfig
 from diffusion.space import DataSpace
 from training import config as configs
@@ -30,6 +31,53 @@ _OPTIMISER = {"lr": 2e-3, "betas": [0.9, 0.99], "warmup": 100, "clip": 1.0}
 def settings(dataset: Dataset) -> dict[str, Any]:
     """Choose all settings except name, data and steps, by the kind of data."""
     return {"image": _images, "vector": _vectors, "bits": _bits}[dataset.space.kind](dataset)
+
+
+def settings_given(dataset: Dataset, columns: tuple[int, ...]) -> dict[str, Any]:
+    """Choose them for a table of which some columns will be known and the others asked for."""
+    return {
+        "prediction": "v",
+        "variance": "lower",
+        "batch": 256,
+        "process": {"kind": "gaussian", "T": T["vector"], "schedule": _log_snr(12.0, -7.0)},
+        "network": {
+            "kind": "mlp",
+            "features": dataset.space.dims,
+            "width": 128,
+            "depth": 4,
+            "conditional": True,
+            "masks": True,
+            "clock": "log_snr",
+        },
+        "observations": {"share": 0.95, "families": [{"kind": "given", "columns": list(columns)}]},
+        "optimiser": _OPTIMISER | {"warmup": 200},
+        "average": {"decay": 0.998},
+        "stopping": {"patience": 15},
+        "watch": _WATCH | {"every": 200, "sheets": 1000, "data": 500, "terms": 16},
+        "evaluation": {"data": 2000, "sampler_steps": 100},
+        "profile": {"points": 100, "rows": 400},
+    }
+
+
+def _columns(dataset: Dataset, given: Sequence[str]) -> tuple[int, ...]:
+    """Find the given columns by name, or by number in a table without names.
+
+    Raises:
+        ConfigError: there is no such column, or no other is left to ask for, or the data are no
+            table of reals.
+    """
+    if dataset.space.kind != "vector":
+        raise configs.ConfigError(
+            f"--given is of a table's columns of numbers, these data are of kind "
+            f"{dataset.space.kind!r}: leave it out"
+        )
+    names = dataset.space.columns or tuple(map(str, range(dataset.space.dims)))
+    unknown = [name for name in given if name not in names]
+    if unknown or len(set(given)) == len(names):
+        came = f"--given {','.join(given)}"
+        wrong = f"no column {', '.join(unknown)}" if unknown else "no column is left to ask for"
+        raise configs.ConfigError(f"{came}: {wrong}; the table has {', '.join(names)}")
+    return tuple(sorted({names.index(name) for name in given}))
 
 
 def _images(dataset: Dataset) -> dict[str, Any]:
@@ -146,7 +194,13 @@ def model_name(path: Path, name: str | None) -> str:
 
 
 def configure(
-    path: Path, name: str | None, *, side: int = 32, grey: bool = False, steps: int | None = None
+    path: Path,
+    name: str | None,
+    *,
+    side: int = 32,
+    grey: bool = False,
+    steps: int | None = None,
+    given: Sequence[str] = (),
 ) -> tuple[dict[str, Any], Dataset]:
     """Make the keys of a configuration for the data at a path, and load the data.
 
@@ -156,6 +210,7 @@ def configure(
         side: side in pixels that pictures are scaled to.
         grey: convert pictures to grey.
         steps: of the fit; None for a number that suits a CPU.
+        given: a table's columns that will be known where the others are asked for.
 
     Raises:
         ConfigError, DataError: no model can be fitted to the data.
@@ -166,7 +221,7 @@ def configure(
     total = sum(len(dataset.split(name)) for name in SPLITS)
     keys["data"]["valid"] = _valid(total, VALID[dataset.space.kind])
     dataset = load(configs.read_data(keys["data"]))
-    made = settings(dataset)
+    made = settings_given(dataset, _columns(dataset, given)) if given else settings(dataset)
     most = max(300, PASSES * len(dataset.train) // made["batch"])
     keys |= {"steps": steps or min(STEPS[dataset.space.kind], most), **made}
     return keys, dataset
@@ -180,6 +235,7 @@ def prepare(
     side: int | None = None,
     grey: bool | None = None,
     steps: int | None = None,
+    given: Sequence[str] = (),
 ) -> tuple[Path, configs.FitConfig, Dataset]:
     """Write or reuse the settings file for the data at a path, and load both.
 
@@ -192,6 +248,7 @@ def prepare(
         side: side in pixels that pictures are scaled to; None for the file's, or 32.
         grey: convert pictures to grey; None for the file's choice, or colour.
         steps: of the fit; None for the file's, or a number that suits a CPU.
+        given: as in `configure`; none for the file's.
 
     Raises:
         ConfigError, DataError: no model can be fitted to the data, or the file is for other data.
@@ -199,7 +256,9 @@ def prepare(
     name = model_name(path, name)
     written = runs / f"{name}.toml"
     if not written.exists():
-        keys, dataset = configure(path, name, side=side or 32, grey=bool(grey), steps=steps)
+        keys, dataset = configure(
+            path, name, side=side or 32, grey=bool(grey), steps=steps, given=given
+        )
         runs.mkdir(exist_ok=True)
         written.write_text(f"# Made by `noneq train {path}`.\n{to_toml(keys)}")
         return written, configs.load(str(written)), dataset
@@ -221,8 +280,20 @@ def prepare(
             f"{written} is of other data ({there}) than these ({wanted}): delete it, or give this "
             "model another --name"
         )
+    dataset = load(config.data)
+    if given and not _tells(config, _columns(dataset, given)):
+        raise configs.ConfigError(
+            f"{written} is not of a model that is told of {', '.join(given)}: delete it, or give "
+            "this model another --name"
+        )
     print(f"using {written} as it stands; delete it for the defaults")
-    return written, config, load(config.data)
+    return written, config, dataset
+
+
+def _tells(config: configs.FitConfig, columns: tuple[int, ...]) -> bool:
+    """Whether a configuration's network is told of these columns."""
+    families = config.observations.families if config.observations else ()
+    return Given(columns=columns) in families
 
 
 def data_of(path: Path, side: int, grey: bool) -> dict[str, Any]:
@@ -306,7 +377,11 @@ def to_toml(keys: Mapping[str, Any], of: str = "") -> str:
 
 
 def _value(value: object) -> str:
-    """Format a number, string, boolean or list; JSON and TOML write these alike."""
+    """Format a number, string or boolean, which JSON and TOML write alike, or a list or table."""
+    if isinstance(value, Mapping):
+        return "{ " + ", ".join(f"{k} = {_value(v)}" for k, v in value.items()) + " }"
+    if isinstance(value, list | tuple):
+        return f"[{', '.join(map(_value, value))}]"
     return json.dumps(value, ensure_ascii=False)
 
 

@@ -64,6 +64,7 @@ def do_train(arguments: argparse.Namespace) -> int:
         side=arguments.side,
         grey=arguments.grey or None,
         steps=arguments.steps,
+        given=arguments.given.split(",") if arguments.given else (),
     )
     if not arguments.threads and own.one_thread(config):
         torch.set_num_threads(1)  # with more threads, most of the time goes to synchronisation
@@ -86,7 +87,7 @@ def do_train(arguments: argparse.Namespace) -> int:
         models=arguments.models,
         device=pick_device(arguments.device),
         measure=not arguments.no_evaluation,
-        beside=True,
+        beside=config.observations is None,  # they are no posteriors
     )
     print(describe(path))
     found = verdict(read_metadata(path))
@@ -167,6 +168,11 @@ def add_commands(
     one.add_argument("--grey", action="store_true", help="pictures without their colours")
     one.add_argument(
         "--steps", type=int, help="of the fit, at most; more than before goes on from there"
+    )
+    one.add_argument(
+        "--given",
+        metavar="COLUMNS",
+        help="of a table, x1,x2: will be known when the others are asked for (docs/inference.md)",
     )
     one.add_argument("--plan", action="store_true", help="write the configuration and stop")
     one.add_argument("--restart", action="store_true", help="begin anew over an old run")

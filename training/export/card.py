@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from diffusion.checkpoint import Metadata, read_metadata
+from diffusion.families import Given
 from training.config import ConvertedConfig, is_converted
 from training.data import DataSetConfig
 from training.evaluate.baselines import beside, verdict
@@ -211,6 +212,9 @@ def _own(metadata: Metadata) -> str | None:
     words = ["noneq", "train", place, "--name", metadata.name]
     if data["kind"] == "pictures":
         words += ["--side", str(data["side"])] + ([] if data["colour"] else ["--grey"])
+    for family in metadata.told:
+        if isinstance(family, Given):
+            words += ["--given", ",".join(family.named(metadata.space.columns))]
     return shlex.join(words)
 
 

@@ -3,7 +3,10 @@
     held-out estimate = mean of K over a few rows of `valid`, from a few stratified terms each
 
 Rows and noise are the same each time, so the curve shows changes of the model only. A conditional
-network has a second curve: the same rows, each told by a family drawn at random.
+network has a second curve: the same rows, each told by a family drawn at random. Its best weights
+are the best by both curves, weighted as in training:
+
+    (1 - share) K + share K_told
 """
 
 import math
@@ -60,7 +63,7 @@ class Watch:
         last: int,
     ) -> None:
         self.model, self.held_out, self.convention = model, held_out, convention
-        self.config, self.space = config, model.space
+        self.config, self.space, self.told = config, model.space, told
         self.seen = None if told is None else _observe(model.process, held_out, told)
         self.writer = SummaryWriter(str(out / "tensorboard"), purge_step=first)
         self.bar = progress_bar(last, "step", out.name, initial=first)
@@ -95,10 +98,12 @@ class Watch:
         nats = float(found.mean())
         self._held = f", held-out {shown(self.space, nats):.4g}"
         scalars = {f"valid/{self.space.unit}": shown(self.space, nats)}
-        if self.seen is not None:
-            told = shown(self.space, float(self._bounds(self.seen).mean()))
+        if self.told is not None:
+            share, of_told = self.told.share, self._bounds(self.seen)
+            told = shown(self.space, float(of_told.mean()))
             self._held += f", told {told:.4g}"
             scalars[f"told/{self.space.unit}"] = told
+            found = (1 - share) * found + share * of_told
         self._scalars(step, scalars)
         return found
 

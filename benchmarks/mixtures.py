@@ -21,6 +21,7 @@ from benchmarks.problems import real_model
 from diffusion.model import DiffusionModel
 from diffusion.networks import Network
 from diffusion.networks.embedding import Clock
+from diffusion.networks.mixture import split_seen
 from diffusion.noise import counter_noise
 from diffusion.observation import Observation
 from diffusion.operators import Dense, Mask
@@ -45,6 +46,7 @@ class UnitMixture(Network):
     """
 
     clock: Clock = "log_snr"
+    conditional = True
     weights: Tensor
     means: Tensor
 
@@ -60,20 +62,25 @@ class UnitMixture(Network):
     @override
     def given(self, x_t: Tensor, *condition: Tensor) -> Tensor:
         """Return the mean, then log(Var / (1 - alpha_bar)), [B, 2 D]."""
+        x_t, told = split_seen(x_t, self.means.shape[1])
         signal, noise = condition[0].double().sigmoid(), (-condition[0].double()).sigmoid()
-        total = (signal * _VAR + noise)[:, None]
-        root = signal.sqrt()[:, None]
-        x = x_t.double()
-        # log p(k | x_t) up to a term shared by all components
-        cross = root * (x @ self.means.mT) - 0.5 * root**2 * self.means.square().sum(1)
-        chance = (self.weights.log() + cross / total).softmax(1)
+        signal, noise = signal[:, None], noise[:, None]
+        x, precision = x_t.double(), signal / noise  # of x_t / sqrt(signal)
+        pulled = signal.sqrt() / noise * x
+        if told is not None:  # y is one more observation of each element (`Normal.told`)
+            share = told[1].double().clamp(max=1 - 1e-9)  # a variance of 1e-9 where y is exact
+            seen = share / (1 - share)
+            pulled, precision = pulled + told[0].double() * (1 + seen), precision + seen
+        total = 1 + precision * _VAR
+        # log p(k | x_t, y) up to a term shared by all components
+        fit = (pulled / total) @ self.means.mT
+        fit = fit - 0.5 * (precision / total).expand_as(x) @ self.means.square().mT
+        chance = (self.weights.log() + fit).softmax(1)
         centre = chance @ self.means
         between = (chance @ self.means.square() - centre.square()).clamp_min(0)
-        gain = root * _VAR / total
-        kept = noise[:, None] / total
-        mean = gain * x + kept * centre
-        var = _VAR / total + kept.square() * between / noise[:, None]
-        return torch.cat((mean, var.log()), 1).to(x_t.dtype)
+        mean = (centre + _VAR * pulled) / total
+        var = (_VAR / total + between / total.square()) / noise
+        return torch.cat((mean, var.expand_as(x).log()), 1).to(x_t.dtype)
 
 
 @final

@@ -28,7 +28,7 @@ from diffusion.posterior.diagnostics import Diagnostics
 from diffusion.posterior.factors import Factor
 from diffusion.posterior.particle_filter import ParticleFilter
 from diffusion.posterior.smc import SMCKernel, SMCResult
-from diffusion.posterior.twist import Covariance, Twist
+from diffusion.posterior.twist import Covariance, Told, Twist
 from diffusion.samplers import Plan, Sampler
 
 #: The largest relative error of a step's noise that `auto` accepts. For a normal x_0, a relative
@@ -365,16 +365,24 @@ class Twisted(_Weighted):
     """Particles that follow a twist; exact as their number grows, and they estimate the evidence.
 
     A step takes 1 + min(numbers seen, `products`) network evaluations per particle with `full`
-    covariance, 2 with `diagonal`, and 1 with `independent` or for binary data.
+    covariance, 2 with `diagonal`, and 1 with `independent` or for binary data; with the `learned`
+    proposal always 2.
     """
 
     default_steps: ClassVar[int | None] = 100
     name: Literal["twisted"] = "twisted"
+    proposal: Literal["twist", "learned"] = Field(
+        "twist",
+        description="What a particle's step is drawn from: the model's own step moved by the "
+        "twist, or `learned`, the step of a network that is told what was seen. The weights make "
+        "either exact.",
+    )
 
     @property
     def twist(self) -> Twist:
-        """The twist r_t that its particles follow."""
-        return Twist(covariance=self.covariance, products=self.products)
+        """The twist r_t and the proposal that its particles follow."""
+        kind = Told if self.proposal == "learned" else Twist
+        return kind(covariance=self.covariance, products=self.products)
 
     @property
     @override
@@ -386,6 +394,8 @@ class Twisted(_Weighted):
         self, model: DiffusionModel, observation: Observation, factors: Sequence[Factor] = ()
     ) -> Self:
         check_factors(model, observation, factors)
+        if self.proposal == "learned":
+            Learned().resolve(model, observation)  # which says what cannot be told
         if any(factor.elementwise for factor in factors) and self.twist.ties(observation):
             raise ValueError(TIED)
         return self

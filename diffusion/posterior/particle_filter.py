@@ -2,13 +2,16 @@
 
     w_s = w_t p(x_s | x_t) r_s(x_s) / (q(x_s | x_t, y) r_t(x_t)),     Z = E[prod of mean weights]
 
+A proposal may know more than r_t (`twist.Told`). On the way its paths then follow q (p r_t / q)^u
+with a power u below 1, the twist's `trust`, and p r at the end (a bridge of powers: Neal 2001).
+
 A system is P particles of one observation. It resamples systematically, on its own, when its
 effective sample size falls below P / 2, and at the end. The last step draws from
 p(x_0 | x_1) r(x_0) exactly, and any `factors` then weigh the draws once more. All noise is numbered
 by (seed, particle, step), so a system is the same alone and in any batch.
 
 Sources: Wu, Trippe, Naesseth, Blei and Cunningham 2023; Del Moral, Doucet and Jasra 2006 (weights
-of any proposal, Z without bias); Kitagawa 1996 (systematic resampling).
+of any proposal and powers, Z without bias); Kitagawa 1996 (systematic resampling).
 """
 
 import math
@@ -34,7 +37,7 @@ from diffusion.posterior.smc import (
     spread,
     systematic,
 )
-from diffusion.posterior.twist import Twist, evaluate_last_twist, evaluate_twist
+from diffusion.posterior.twist import Twist, evaluate_last_twist
 from diffusion.samplers import Plan
 
 _TWIST = Twist()
@@ -116,7 +119,9 @@ class ParticleFilter(SMCKernel):
         here = TwistValue.joined(
             [*systems.evaluated, *self._evaluate(model, systems, position, together, S * P)]
         )
-        log_w, log_z = systems.log_w + here.log_r.reshape(S, P), systems.log_evidence
+        trust, log_z = 1.0 if last else self.twist.trust, systems.log_evidence
+        log_r = here.log_r.reshape(S, P)
+        log_w = systems.log_w + trust * (systems.log_path + log_r)
         log_w = torch.where(log_w < math.inf, log_w, -math.inf)  # a lost particle has no weight
         size, ancestors, variance = ess(log_w), systems.ancestors, systems.variance
         choose = torch.ones_like(size, dtype=torch.bool) if last else size < P / 2
@@ -149,18 +154,21 @@ class ParticleFilter(SMCKernel):
             first = torch.arange(S, device=device)[:, None] * P
             picked = (first + drawn(log_w, u, self.draws)).flatten()
             x, rows = x[picked], rows[picked]
-        moved = systems.moved
+        moved, log_path = systems.moved, systems.log_path
         if not last:
-            ratio = proposal.log_ratio(x)
-            moved = moved + ratio.reshape(S, P).nan_to_num(0.0, 0.0, 0.0).mean(1)
-            # Where r_t was 0 the weight is 0 already.
-            paid = here.log_r[rows] + ratio
-            paid = torch.where(torch.isneginf(here.log_r[rows]), 0.0, paid)
-            log_w = log_w - paid.reshape(S, P)
+            ratio = proposal.log_ratio(x).reshape(S, P)
+            moved = moved + ratio.nan_to_num(0.0, 0.0, 0.0).mean(1)
+            log_path = log_path.gather(1, place)
+            # The next step weighs the whole path again. Where r_t was 0 the weight is 0 already.
+            paid = trust * (log_path + here.log_r[rows].reshape(S, P))
+            log_w = log_w - torch.where(torch.isneginf(paid), 0.0, paid)
+            log_path = log_path - ratio
             # Far from its data a network may return anything: give such a particle no weight
             # and park it at 0 until it is replaced.
-            lost = ~(x.abs() <= _FAR).flatten(1).all(1) | ~(log_w < math.inf).flatten()
+            near = (x.abs() <= _FAR).flatten(1).all(1)
+            lost = ~near | ~((log_w < math.inf) & (log_path < math.inf)).flatten()
             log_w = torch.where(lost.reshape(S, P), -math.inf, log_w)
+            log_path = torch.where(lost.reshape(S, P), 0.0, log_path)
             x = torch.where(lost.reshape(-1, *[1] * (x.ndim - 1)), 0.0, x)
         return replace(
             systems,
@@ -168,6 +176,7 @@ class ParticleFilter(SMCKernel):
             x=x.nan_to_num(0.0).unflatten(0, (S, -1)),
             x_0=here.x_0[rows].nan_to_num(0.0).unflatten(0, (S, -1)),
             log_w=log_w,
+            log_path=log_path,
             log_evidence=log_z,
             variance=variance,
             moved=moved,
@@ -196,7 +205,7 @@ class ParticleFilter(SMCKernel):
             if position == len(self) - 1:
                 here = evaluate_last_twist(model, x_t, t, seen)
             else:
-                here = evaluate_twist(model, x_t, t, s, seen, self.twist)
+                here = self.twist.evaluate(model, x_t, t, s, seen)
             for factor in factors:
                 here = factor.multiply(here, x_t, t, s)
             yield here

@@ -37,6 +37,7 @@ class Particles:
         x: x_t, [S, P, *event]; at t = 0 the n draws of each system, [S, n, *event].
         x_0: the network's last estimate, shaped like `x`.
         log_w: log-weights, without the next step's r_t, nats, float64 [S, P].
+        log_path: log p / q of each particle's path so far, nats, float64 [S, P].
         log_evidence: log of the estimate of Z so far, nats, float64 [S].
         variance: variance of `log_evidence`, estimated at each resampling, float64 [S].
         moved: nats by which proposals have left the model's own steps, float64 [S].
@@ -52,6 +53,7 @@ class Particles:
     x: Tensor
     x_0: Tensor
     log_w: Tensor
+    log_path: Tensor
     log_evidence: Tensor
     variance: Tensor
     moved: Tensor
@@ -71,7 +73,8 @@ class Particles:
         ancestors = torch.arange(P, device=device).expand(S, P)
         seen = observation.rows(each)
         x_0, none = torch.zeros_like(x), log_w[:, 0]
-        return cls(seed, number, seen, x, x_0, log_w, none, none, none, log_w[:, :0], ancestors)
+        told = log_w, log_w, none, none, none, log_w[:, :0], ancestors
+        return cls(seed, number, seen, x, x_0, *told)
 
     def multiplied(self, factors: Sequence[Factor]) -> Self:
         """Return the systems with factors of p(x_0), each of S rows."""
@@ -102,9 +105,10 @@ class Particles:
 
     @classmethod
     def _of(cls, seed: int, observation: Observation, tensors: Sequence[Tensor]) -> Self:
-        number, x, x_0, log_w, log_z, variance, moved, ess, ancestors = tensors
-        told = log_z, variance, moved, ess, ancestors
-        return cls(seed, number, observation, x, x_0, log_w, *told)
+        number, x, x_0, log_w, log_path, *rest = tensors
+        log_z, variance, moved, ess, ancestors = rest
+        told = log_w, log_path, log_z, variance, moved, ess, ancestors
+        return cls(seed, number, observation, x, x_0, *told)
 
     def _tensors(self) -> list[Tensor]:
         held = (getattr(self, field.name) for field in fields(self))

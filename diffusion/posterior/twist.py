@@ -18,11 +18,12 @@ Girolami, Pidstrigach, Reich, Mosca and Akyildiz 2023 (the formula).
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal, Self, final
+from typing import ClassVar, Literal, Self, final
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
+from typing_extensions import override
 
 from diffusion.distributions import LOG_2PI, Normal
 from diffusion.model import DiffusionModel
@@ -58,9 +59,11 @@ class Twist(BaseModel):
             seen, else independent.
         products: the most products per step with "full"; if more numbers were seen, the steps of
             conjugate gradients.
+        trust: the power of r_t in the weights before the end (`particle_filter`).
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
+    trust: ClassVar[float] = 1.0
     covariance: Covariance = "auto"
     products: int = Field(8, ge=1, le=256)
 
@@ -89,6 +92,50 @@ class Twist(BaseModel):
             return torch.where(self.exact(count), 1 + count, 1)
         most = 1 if self.covariance == "diagonal" else self.products
         return 1 + count.clamp(max=most)
+
+    def evaluate(
+        self, model: DiffusionModel, x_t: Tensor, t: Tensor, s: Tensor, observation: Observation
+    ) -> TwistValue:
+        """Evaluate r_t(x_t) and the proposal for x_s; see `evaluate_twist`."""
+        return evaluate_twist(model, x_t, t, s, observation, self)
+
+
+@final
+class Told(Twist):
+    """A proposal from a network that is told what was seen, q = p(x_s | x_t, y) as it has learned.
+
+    If it is right, q(x_s | x_t, y) / p(x_s | x_t) = p(y | x_s) / p(y | x_t), and its product along
+    a path is the best r_t there is. r_t of `Elements` (for bits, of each bit) is worse, and only
+    has to find where the network is wrong; so `trust` is low.
+    """
+
+    trust: ClassVar[float] = 0.25
+
+    @override
+    def exact(self, count: Tensor) -> Tensor:
+        return torch.zeros_like(count, dtype=torch.bool)
+
+    @override
+    def ties(self, observation: Observation) -> bool:
+        return False
+
+    @override
+    def evaluations(self, model: DiffusionModel, count: Tensor) -> Tensor:
+        """Two a step: of the network that is told, and of p(x_s | x_t)."""
+        return torch.full_like(count, 2)
+
+    @override
+    def evaluate(
+        self, model: DiffusionModel, x_t: Tensor, t: Tensor, s: Tensor, observation: Observation
+    ) -> TwistValue:
+        told = model.predict(x_t, t, observation=observation.to_network())
+        plain = model.predict(x_t, t)
+        found = plain.given(observation, s)
+        if found is None:
+            log_r = evaluate_elements(model, as_gaussian(plain), s, observation).log_r
+        else:
+            log_r = found[1]
+        return TwistValue(log_r, Independent(plain.kernel(s), told.kernel(s)), told.x_0)
 
 
 @torch.no_grad()

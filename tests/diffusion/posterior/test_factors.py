@@ -26,7 +26,7 @@ from diffusion.posterior import (
 )
 from diffusion.posterior.particle_filter import ParticleFilter
 from diffusion.posterior.smc import SMCResult, run
-from diffusion.posterior.twist import Covariance, Twist
+from diffusion.posterior.twist import Covariance, Told, Twist
 from diffusion.samplers import Ancestral
 from tests.diffusion.models import binomial, gaussian
 from tests.diffusion.posterior.test_particles import check_evidence, cloud, independent_bits
@@ -160,7 +160,7 @@ def test_a_component_s_label_draws_that_component(k: int, mixture: GaussianMixtu
     check_samples(found.samples[:, 0], own)
 
 
-@pytest.mark.parametrize("twist", [Twist(), Twist(covariance="diagonal")])
+@pytest.mark.parametrize("twist", [Twist(), Twist(covariance="diagonal"), Told()])
 def test_labels_given_what_was_seen(twist: Twist, mixture: GaussianMixture) -> None:
     """p(k | y) as a ratio of evidences, and the posterior of a component."""
     model, y, var = gaussian(mixture, 60), torch.tensor([[0.2, 0.0]]), torch.tensor([0.25])
@@ -251,19 +251,19 @@ def test_a_product_of_mixtures(mixture: GaussianMixture) -> None:
     check_samples(found.samples[:, 0], exact)
 
 
-def test_a_product_with_what_was_seen_of_it(mixture: GaussianMixture) -> None:
+@pytest.mark.parametrize("twist", [Twist(covariance="diagonal"), Told()])
+def test_a_product_with_what_was_seen_of_it(twist: Twist, mixture: GaussianMixture) -> None:
     """(p_1 p_2 / Z)(x_0 | y), an element seen; exact values come back bit for bit."""
     model, other = gaussian(mixture, 80), gaussian(other_mixture(), 80)
     both, log_z = product(mixture, other_mixture())
     y, known = torch.tensor([[0.2, 0.0]]), torch.tensor([[True, False]])
-    diagonal = Twist(covariance="diagonal")
     seen = Observation.of_reals(y, known, 0.5)
     exact, of_y = both.posterior(torch.eye(2)[:1], y[0, :1], torch.tensor([0.25]))
-    found = found_by(model, Expert(other), 200, 16, 80, seen, twist=diagonal)
+    found = found_by(model, Expert(other), 200, 16, 80, seen, twist=twist)
     check_evidence(found, log_z + of_y)
     check_samples(found.samples[:, 0], exact)
     seen = Observation.of_reals(y, known)
-    found = found_by(model, Expert(other), 20, 8, 50, seen, twist=diagonal)
+    found = found_by(model, Expert(other), 20, 8, 50, seen, twist=twist)
     assert bool((found.samples[:, 0, 0] == y[0, 0]).all())
 
 

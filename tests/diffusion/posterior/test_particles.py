@@ -15,12 +15,11 @@ from diffusion.networks import BitPatterns, GaussianMixture
 from diffusion.noise import counter_noise
 from diffusion.observation import Observation
 from diffusion.operators import Dense
-from diffusion.posterior import particle_filter
 from diffusion.posterior.factors import Factor
 from diffusion.posterior.particle_filter import ParticleFilter
 from diffusion.posterior.proposal import Independent, TwistValue
 from diffusion.posterior.smc import Particles, SMCResult, drawn, ess, log_mean, run, systematic
-from diffusion.posterior.twist import Twist, evaluate_twist
+from diffusion.posterior.twist import Told, Twist, evaluate_twist
 from diffusion.samplers import Ancestral, sample
 from tests.diffusion.models import binomial, gaussian
 
@@ -29,6 +28,7 @@ TWISTS = [
     Twist(covariance="full", products=1),
     Twist(covariance="diagonal"),
     Twist(covariance="independent"),
+    Told(),
 ]
 
 
@@ -48,7 +48,7 @@ def cloud(
     with pytest.MonkeyPatch.context() as patch:
         if twist_function is not None:
             other = twist_function
-            patch.setattr(particle_filter, "evaluate_twist", lambda _, *parts: other(*parts[:4]))
+            patch.setattr(Twist, "evaluate", lambda _self, _model, *parts: other(*parts))
         return run(model, kernel, seen, 4, torch.arange(systems), factors)
 
 

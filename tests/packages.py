@@ -6,8 +6,9 @@ from pathlib import Path
 import pytest
 
 DOCS = Path(__file__).parents[1] / "docs" / "networks.md"
-#: A network of somebody's own, in their own PyTorch: the very one that the page shows.
-LINES = DOCS.read_text().partition("```python\n")[2].partition("```")[0]
+#: Networks of somebody's own, in their own PyTorch: the very ones that the page shows. The second
+#: may be told what was seen.
+LINES, TILTS = (part.partition("```")[0] for part in DOCS.read_text().split("```python\n")[1:])
 
 
 def install(

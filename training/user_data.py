@@ -23,6 +23,8 @@ PASSES = 3000
 NAMED = "a folder of pictures, a table, or a configuration for its [data]"
 VALID = {"image": 10, "vector": 100, "bits": 100}
 """Rows needed to tell whether the held-out bound has stopped rising."""
+SHARE = 0.4
+"""Rows of a batch whose network is told what was seen of them."""
 T = {"image": 1000, "vector": 500, "bits": 500}
 
 _OPTIMISER = {"lr": 2e-3, "betas": [0.9, 0.99], "warmup": 100, "clip": 1.0}
@@ -97,7 +99,9 @@ def _images(dataset: Dataset) -> dict[str, Any]:
             "fourier": [6, 7, 8],
             "gates": True,
             "clock": "log_snr",
+            "conditional": True,
         },
+        "observations": _told(["scattered", "half", "box", "blobs"]),
         "optimiser": _OPTIMISER,
         "average": {"decay": 0.998},
         "stopping": {"patience": 5},
@@ -133,6 +137,7 @@ def _vectors(dataset: Dataset) -> dict[str, Any]:
             "correction": _mlp(len(dataset.train), dims),
         },
         "base": {"starts": choice.starts, "shrunk": choice.shrunk},
+        "observations": _told(["scattered"]),
         "optimiser": _OPTIMISER | {"lr": 1e-3, "weight_decay": 0.01, "warmup": 500},
         "average": {"decay": 0.998},
         "stopping": {"patience": 15},
@@ -155,6 +160,7 @@ def _bits(dataset: Dataset) -> dict[str, Any]:
             "base": base | {"base_rate": rate},
             "correction": _mlp(len(dataset.train), dims),
         },
+        "observations": _told(["scattered"]),
         "optimiser": _OPTIMISER | {"lr": 5e-4, "weight_decay": 0.01},
         "average": {"decay": 0.995},
         "stopping": {"patience": 8},
@@ -176,7 +182,13 @@ def _mlp(rows: int, dims: int) -> dict[str, Any]:
     """An MLP, larger where there are more rows."""
     width = 64 if rows < 1000 else 128
     size = {"width": width, "depth": 3 if rows < 1000 else 4}
-    return {"kind": "mlp", "features": dims, **size, "clock": "log_snr"}
+    return {"kind": "mlp", "features": dims, **size, "clock": "log_snr", "conditional": True}
+
+
+def _told(patterns: list[str]) -> dict[str, Any]:
+    """What the network is told in training: values without noise or with it, by these patterns."""
+    families = [{"kind": kind, "patterns": patterns} for kind in ("exact", "noisy")]
+    return {"share": SHARE, "families": families}
 
 
 def _log_snr(first: float, last: float) -> dict[str, Any]:
@@ -288,6 +300,12 @@ def prepare(
         )
     print(f"using {written} as it stands; delete it for the defaults")
     return written, config, dataset
+
+
+def asks(config: configs.FitConfig) -> bool:
+    """Whether a model is for one question, the same columns given: no density is beside it."""
+    families = config.observations.families if config.observations else ()
+    return any(isinstance(family, Given) for family in families)
 
 
 def _tells(config: configs.FitConfig, columns: tuple[int, ...]) -> bool:

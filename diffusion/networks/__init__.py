@@ -10,7 +10,7 @@ from typing import Annotated, Any
 
 from pydantic import Discriminator, Tag
 
-from diffusion.networks.base import Network
+from diffusion.networks.base import SEEN, Network, with_seen
 from diffusion.networks.bernoulli_mixture import BernoulliMixture, BernoulliMixtureConfig
 from diffusion.networks.bit_patterns import BitPatterns, BitPatternsConfig
 from diffusion.networks.corrected import Corrected, CorrectedConfig
@@ -54,6 +54,7 @@ NetworkConfig = Annotated[
 __all__ = [
     "MLP",
     "RBF",
+    "SEEN",
     "BernoulliMixture",
     "BernoulliMixtureConfig",
     "BitPatterns",
@@ -72,6 +73,7 @@ __all__ = [
     "UNet",
     "UNetConfig",
     "build",
+    "with_seen",
 ]
 
 

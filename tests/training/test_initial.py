@@ -189,6 +189,16 @@ def test_a_correction_is_extended_and_its_base_kept(small: FitConfig, tmp_path: 
     assert not torch.equal(new(torch.cat((x, seen), 1), time), old(x, time))  # the base is told
 
 
+def test_further_inputs_must_be_further_columns(
+    small: FitConfig, artefact: Path, tmp_path: Path
+) -> None:
+    fit = fit_on(small, artefact, tmp_path, **conditional(small))
+    other = torch.nn.Module()
+    other.first = torch.nn.Linear(8, 17)  # one output more
+    with pytest.raises(ConfigError, match=r"further columns.*first\.bias, first\.weight.*are not"):
+        take_weights(other, fit.config)
+
+
 def taken(
     config: NetworkConfig, event: tuple[int, ...], small: FitConfig, tmp_path: Path
 ) -> tuple[Network, Network]:

@@ -87,7 +87,7 @@ def do_train(arguments: argparse.Namespace) -> int:
         models=arguments.models,
         device=pick_device(arguments.device),
         measure=not arguments.no_evaluation,
-        beside=config.observations is None,  # they are no posteriors
+        beside=not own.asks(config),
     )
     print(describe(path))
     found = verdict(read_metadata(path))

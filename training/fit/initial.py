@@ -89,12 +89,26 @@ def take_weights(network: nn.Module, config: FitConfig) -> Provenance | None:
             f"the step's number, which means other noise under {config.process}: keep the process"
         )
     taken, own = model.network.state_dict(), network.state_dict()
+    odd = [key for key in own.keys() | taken.keys() if not _widens(taken.get(key), own.get(key))]
+    if odd:
+        raise ConfigError(
+            f"initial = {name!r}: what a network is told must be further columns of weights that "
+            f"it has untold, and {', '.join(sorted(odd))} are not: fit it from fresh weights"
+        )
     network.load_state_dict({key: _widened(taken[key], to) for key, to in own.items()})
     return found.training if extended else None
 
 
+def _widens(weight: Tensor | None, to: Tensor | None) -> bool:
+    """Whether a tensor is as another, but for further inputs, its second axis."""
+    if weight is None or to is None or weight.ndim != to.ndim:
+        return False
+    axes = [axis for axis in range(to.ndim) if weight.shape[axis] != to.shape[axis]]
+    return not axes or (axes == [1] and weight.shape[1] < to.shape[1])
+
+
 def _widened(weight: Tensor, to: Tensor) -> Tensor:
-    """Append zeros for further inputs, the second axis of a weight."""
+    """Append zeros for the further inputs."""
     if weight.shape == to.shape:
         return weight
     missing = to.shape[1] - weight.shape[1]

@@ -93,7 +93,10 @@ class Watch:
         self._scalars(step, {f"train/{self.space.unit}": value, **scalars})
 
     def look(self, step: int) -> Tensor:
-        """Measure the averaged weights on the held-out rows: bounds in nats, float64 [N]."""
+        """Measure the averaged weights on the held-out rows: bounds in nats, float64 [N].
+
+        Of a conditional network, what early stopping compares.
+        """
         found = self._bounds()
         nats = float(found.mean())
         self._held = f", held-out {shown(self.space, nats):.4g}"

@@ -94,7 +94,7 @@ class Calibration(Frozen):
         seed: of the noise.
         ranks: of each scalar.
         coverage: of each level.
-        crps: the continuous ranked probability score of an uncertain element, E|x_j - x_0| -
+        crps: the continuous ranked probability score of a hidden element, E|x_j - x_0| -
             E|x_j - x_k| / 2 over pairs of different draws; data units, a mean over data.
         crps_error: its standard error, over data.
         machine: the machine that measured it.

@@ -49,9 +49,14 @@ class Family(BaseModel, ABC):
         """Raise ValueError if data of this shape cannot be seen so."""
 
     def cases(self, process: Process, space: DataSpace) -> dict[str, Observe]:
-        """Return observations of this kind that are worth measuring apart, with names in words."""
+        """Return ways to observe that are worth measuring apart, `observe` first, by name."""
         del process, space
-        return {f"{self.kind}, as in training": self.observe}
+        return {self.words: self.observe}
+
+    @property
+    def words(self) -> str:
+        """What it draws, in words."""
+        return self.kind
 
 
 @final
@@ -109,6 +114,11 @@ class _Patterned(Family, ABC):
     """
 
     patterns: tuple[Pattern, ...] = Field(default=("scattered",), min_length=1)
+
+    @property
+    @override
+    def words(self) -> str:
+        return f"{self.kind}: {', '.join(self.patterns)}"
 
     @override
     def check(self, event: tuple[int, ...]) -> None:

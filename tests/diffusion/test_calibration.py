@@ -120,6 +120,16 @@ def test_auto_is_learned_only_where_certified() -> None:
         assert isinstance(Learned().resolve(model, seen(0.5)), Learned)  # as asked
 
 
+def test_a_case_that_failed_refutes_every_family_that_holds_it() -> None:
+    """Two families of exact values, drawn by other patterns: what one sees the other may see."""
+    halves = Exact(patterns=("half",))
+    bad = record(halves, ranks=(Ranks(scalar="sum", counts=STEEP),))
+    model = fresh(conditional(record(), bad, told=(Exact(), halves)))
+    assert model.certified == (Exact(),)
+    assert not model.certified_for(seen())
+    assert isinstance(Auto().resolve(model, seen()), Twisted)
+
+
 def test_an_answer_repeats_its_certificate_or_says_what_it_lacks() -> None:
     steep = record(case="half seen", ranks=(Ranks(scalar="sum", counts=STEEP),))
     for calibration, noise, steps, said, warned in (

@@ -16,7 +16,7 @@ from diffusion.posterior import Auto, Learned
 from diffusion.space import DataSpace
 from tests.diffusion.models import binomial, gaussian
 from training.cli import main
-from training.evaluate.calibration import Ranked, measure, over_data, scalars
+from training.evaluate.calibration import Ranked, calibrate, measure, over_data, scalars
 from training.export import export
 
 SPACE = DataSpace(kind="vector", shape=(8,))
@@ -140,7 +140,7 @@ def test_bits_of_an_oracle_pass_and_of_one_that_prefers_a_phase_do_not(
 ) -> None:
     rows = held_out(heartbeat())
     for first, passes in ((0.2, True), (0.6, False)):
-        model, case = binomial(heartbeat(first), 50), f"{family.kind}, as in training"
+        model, case = binomial(heartbeat(first), 50), family.words
         found = measure(model, rows, family, case, count=400, draws=9, batch=3600)
         assert found.passed == passes
 
@@ -159,7 +159,7 @@ def test_a_calibration_goes_into_the_artefact_its_card_and_auto(
     words += ["--steps", "40", "--draws", "4", "--batch", "880", "--write"]
     assert main(words) == 0
     model, metadata = load(path)
-    kinds = ["exact, as in training", "half of the elements seen", "noisy, as in training"]
+    kinds = ["exact: scattered", "half of the elements seen", "noisy: scattered"]
     assert [each.case for each in metadata.calibration][:3] == kinds
     assert all(each.passed for each in metadata.calibration)
     assert model.certified == metadata.told == (Exact(), Noisy())
@@ -187,3 +187,15 @@ def test_a_model_that_was_told_nothing_has_nothing_to_calibrate(
     rewrite(path, load(path)[1].model_copy(update={"told": ()}))
     assert main(["calibrate", str(path)]) == 2
     assert "conditional = true" in capsys.readouterr().err
+
+
+def test_a_case_of_two_families_is_measured_once(tmp_path: Path) -> None:
+    model, rows = gaussian(mixture(), 20), held_out(mixture())
+    told = (Noisy(), Exact(), Noisy(levels=(0.02, 2.0), whole=0.9))
+    found = calibrate(model, told, rows, tmp_path, count=10, draws=2, steps=2)
+    cases = [(each.case, told.index(each.family)) for each in found]
+    noise = "noise of 0.2 (model units) on all"
+    assert cases == [
+        ("noisy: scattered", 0), (noise, 0), ("exact: scattered", 1),
+        ("half of the elements seen", 1), ("noisy: scattered", 2),
+    ]  # fmt: skip

@@ -53,9 +53,11 @@ def calibrate(
     weights = [tensor.cpu() for tensor in model.state_dict().values()]
     key = checksum(*weights, rows).removeprefix("sha256:")[:16]
     words = "-".join(f"{name}{value}" for name, value in settings.items() if name != "batch")
-    found = []
+    found: list[Calibration] = []
     for family in told:
         for case in family.cases(model.process, model.space):
+            if case != family.words and case in {each.case for each in found}:
+                continue  # as another family's
             asked = stream_seed(0, f"{family!r} {case} {words}", 0)
             kept = folder / key / f"{asked}.json"
             if not kept.exists():

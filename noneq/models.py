@@ -37,6 +37,7 @@ class Model:
         classifiers: the classifiers whose labels `posterior` accepts.
         columns: names of a vector's elements; None if they have none.
         samplers: the samplers that `sample` accepts; empty from an older service.
+        conditional: whether its network can be told what was seen, for method "learned".
     """
 
     name: str
@@ -49,6 +50,7 @@ class Model:
     classifiers: tuple[Classifier, ...]
     columns: tuple[str, ...] | None = field(default=None, kw_only=True)
     samplers: tuple[str, ...] = field(default=(), kw_only=True)
+    conditional: bool = field(default=False, kw_only=True)
 
 
 @dataclass(frozen=True)

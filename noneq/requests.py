@@ -187,8 +187,8 @@ class PosteriorOptions(SampleOptions, total=False):
         flip_probability: for bits, instead of `noise_std`: the probability that each was flipped.
         num_samples: samples per example; 1 by default.
         quantiles: quantiles of the samples to return as well.
-        method: a method's name, or its fields: {"name": "twisted", "particles": 16, "systems":
-            "joint"}; None for the service's choice.
+        method: a method's name, "learned", "twisted", ..., or its fields: {"name": "twisted",
+            "particles": 16, "systems": "joint"}; None for the service's choice.
         steps: steps of the ancestral sampler; None for the service's choice.
     """
 

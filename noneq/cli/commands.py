@@ -196,9 +196,14 @@ def deliver(response: Response, given: argparse.Namespace) -> int:
         "file": None if path is None else str(path),
     }
     where = f"{path}  " if path is not None else ""
-    words = f"{where}(model {response.model}, seed {response.seed})"
-    print(json.dumps(about) if given.json else words)
+    facts = f"model {response.model}, seed {response.seed}"
+    if isinstance(response, Posterior):
+        facts += f", method {response.method}"
+    print(json.dumps(about) if given.json else f"{where}({facts})")
     if isinstance(response, Posterior) and not given.json:
+        for sentence in dict.fromkeys(one.get("calibration") for one in response.diagnostics):
+            if sentence:
+                print(f"  {sentence}")
         for probabilities in response.labels or ():
             print("  ".join(f"{name} {p:.3f}" for name, p in _most_probable(probabilities)))
     return 0

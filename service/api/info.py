@@ -122,6 +122,7 @@ def _summary(served: Served) -> ModelSummary:
             ClassifierSummary(name=found.name, labels=list(found.labels))
             for found in served.classifiers
         ],
+        conditional=model.conditional,
         columns=model.space.columns,
     )
 

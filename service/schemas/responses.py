@@ -314,6 +314,9 @@ class ModelSummary(BaseModel):
     classifiers: list[ClassifierSummary] = Field(
         description="The classifiers whose labels /posterior accepts for it."
     )
+    conditional: bool = Field(
+        description="Whether its network can be told what was seen: method `learned`."
+    )
     columns: ColumnsOut = None
 
 

@@ -218,6 +218,9 @@ def test_noisy_data_are_denoised(noneq: Run) -> None:
     status, out, _ = noneq(*ask, "--json")
     assert status == 0
     assert json.loads(out)["method"] in ("matched", "twisted")  # by the noise of the steps
+    status, out, err = noneq(*ask, "--method", "learned", "-o", "clean.npy")
+    assert (status, out) == (0, "clean.npy  (model gaussian-mixture, seed 2, method learned)\n")
+    assert "no held-out data confirm" in err
     status, _, err = noneq("denoise", "noisy.npy", *MIXTURE)
     assert status == 2
     assert "noise_std" in err

@@ -19,7 +19,7 @@ from service.app import create_app
 from service.settings import Settings
 from tests.noneq.conftest import listening, on_a_socket
 from tests.page.scoring import GREYS, digits, measured
-from tests.service.http.conftest import bit_patterns, gaussian_mixture, grey_images
+from tests.service.http.conftest import bit_patterns, gaussian_mixture, grey_images, told_images
 
 playwright = pytest.importorskip("playwright.sync_api", reason="Python's playwright is missing")
 
@@ -79,6 +79,14 @@ def scoring_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     makers = (gaussian_mixture, measured, grey_images, digits)
     found = save_all(tmp_path_factory.mktemp("scoring"), makers)
     heldout.write(found / "grey", GREYS, grey_images()[0].space)
+    with listening(settings_of(found)) as at:
+        yield at
+
+
+@pytest.fixture(scope="session")
+def told_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The address of a service with images whose network is told what was seen, and others."""
+    found = save_all(tmp_path_factory.mktemp("told"), (gaussian_mixture, grey_images, told_images))
     with listening(settings_of(found)) as at:
         yield at
 

@@ -35,9 +35,9 @@ def opaque(canvas: "Locator") -> Bits:
     return np.array(canvas.evaluate(CHANNEL, 3)) // 255
 
 
-def begin(visit: Open, model: str, **settings: str) -> "Page":
+def begin(visit: Open, model: str, query: str = "", **settings: str) -> "Page":
     """The view of a model, with an example at hand."""
-    page = visit(f"{START}{model}", **settings)
+    page = visit(f"{START}{model}{query}", **settings)
     page.locator(".primary[form=repair]:enabled").wait_for()
     return page
 
@@ -336,3 +336,42 @@ def test_a_refusal_leaves_the_other_columns_waiting(visit: Open, watch: Watch) -
     page.get_by_role("alert").get_by_text("The request is not valid").wait_for()
     assert page.get_by_text("Not finished.").count() == 2
     watch.faults.clear()  # the browser's own: 422
+
+
+def test_a_certified_observation_is_learned_and_says_how_it_fares(
+    visit: Open, told_url: str
+) -> None:
+    """Four completions by default, one evaluation a step each, and no warning."""
+    page = begin(visit, "told", at=told_url)
+    page.get_by_role("button", name="Left half").click()
+    bodies = sent(page)
+    complete(page)
+    (body,) = bodies
+    assert body["method"]["name"] == "auto"
+    told = page.locator(".completions").inner_text()
+    assert "Method used: learned" in told
+    assert "95% intervals cover 94.8%" in told
+    assert "160 network evaluations in 40 steps" in told
+    assert page.locator(".caution").count() == 0
+    assert page.locator(".completions .gallery canvas").count() == 4
+
+
+def test_what_nothing_confirms_is_warned_of(visit: Open, told_url: str) -> None:
+    """By name, with noise, whose calibration failed: not as if it were the particles' fault."""
+    page = begin(visit, "told", at=told_url, query="&methods=learned&noise=30")
+    page.get_by_role("button", name="Left half").click()
+    complete(page)
+    caution = page.locator(".caution").inner_text()
+    assert "The service warns" in caution
+    assert "refute" in caution
+    assert "particles" not in caution
+
+
+def test_learned_is_offered_where_the_network_can_be_told(visit: Open, told_url: str) -> None:
+    page = begin(visit, "told", at=told_url)
+    box = page.locator(".method[value=learned]")
+    assert box.is_enabled()
+    page.locator("select[name=block]").select_option("2")
+    assert box.is_disabled()  # of elements only, not of averages
+    other = begin(visit, "grey", at=told_url)
+    assert not other.locator(".method[value=learned]").is_visible()

@@ -143,6 +143,7 @@ function trust(answer, found) {
     fact("trust.evidence", nats(told.log_evidence, told.log_evidence_error), ["trust.evidence.why", { n: told.systems }]);
   }
   if (told.start !== null) fact("trust.start", h("span", { say: ["trust.start.at", { t: told.start, noise: number(told.start_noise, { maximumSignificantDigits: 3 }) }] }), "trust.start.why");
+  if (told.calibration) fact("trust.calibration", h("span", { lang: "en" }, told.calibration), "trust.calibration.why");
   if (labels) fact("trust.labels", readings(labels), "trust.labels.why");
   return h("div", { class: "trust" },
     answer.biased && !weighed ? h("p", { class: "told", say: "trust.none" }) : null,
@@ -151,10 +152,11 @@ function trust(answer, found) {
   );
 }
 
-/** The service's warning about particles, if any, in the page's language and in its own words. */
-function caution({ warning }) {
+/** The service's warning, if any, in the page's language and in its own words. */
+function caution({ warning, particles }) {
   if (!warning) return null;
-  return h("div", { class: "caution" }, h("p", { say: "trust.disagree" }), h("p", { say: "trust.fix" }), h("small", { lang: "en" }, warning));
+  const texts = particles > 1 ? ["trust.disagree", "trust.fix"] : ["trust.unsure"];
+  return h("div", { class: "caution" }, ...texts.map((say) => h("p", { say })), h("small", { lang: "en" }, warning));
 }
 
 const share = (some, all) => h("span", { say: ["trust.share", { some: number(some, { maximumFractionDigits: 1 }), all }] });

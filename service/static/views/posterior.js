@@ -18,7 +18,7 @@ import { number } from "../lib/i18n.js";
 
 const KEPT = 24; // answers kept for going back in the history
 const PREVIEWS = 64; // rows, the service's limit
-const METHODS = ["auto", "twisted", "product", "repaint"];
+const METHODS = ["auto", "learned", "twisted", "product", "repaint"];
 const SYSTEMS = ["independent", "weighted", "joint"];
 const JUMPS = { name: "repaint", jump: 10, repeats: 4 }; // RePaint's ten repeats would cost ten chains
 const PRIOR = 300; // prior points shown behind the posterior's
@@ -109,7 +109,10 @@ function mount(root, context) {
     const { block, label, noise: slider, steps, systems, num_samples: count, particles } = form.elements;
     if (target === block && block.value !== "1" && slider.value === "0") slider.value = 8; // averages are rarely exact
     for (const box of methods) {
-      box.disabled = Boolean(label.value) && ["product", "repaint"].includes(box.value); // they take no factors
+      const plain = ["learned", "product", "repaint"].includes(box.value); // they take no factors
+      const told = box.value !== "learned" || (model?.conditional && block.value === "1"); // of elements only
+      box.disabled = (plain && Boolean(label.value)) || !told;
+      box.parentNode.hidden = box.value === "learned" && !model?.conditional;
     }
     if (!chosen().length) methods[0].checked = true;
     const weighed = chosen().some((name) => ["auto", "twisted"].includes(name));
@@ -254,7 +257,7 @@ function mount(root, context) {
       ...(label && { label }),
       ...(model.classifiers.length && { label_probabilities: true }),
       num_samples: Number(num_samples),
-      method: method === "repaint" ? JUMPS : method === "product" ? method : { name: method, ...asked.twisted },
+      method: { repaint: JUMPS, product: method, learned: method }[method] ?? { name: method, ...asked.twisted },
       sampler: { name: "ancestral", steps: Number(steps) },
       seed: Number(seed),
     };

@@ -17,9 +17,11 @@ from numpy.typing import ArrayLike
 from PIL import Image
 from safetensors.torch import save_file
 
+from diffusion.calibration import Calibration, Coverage, Ranks
 from diffusion.checkpoint import Metadata, Provenance, save
 from diffusion.classifier import ClassifierMetadata
 from diffusion.classifier import save as save_classifier
+from diffusion.families import Exact, Noisy
 from diffusion.model import DiffusionModel
 from diffusion.networks import BitPatterns, GaussianMixture, UNetConfig, build
 from diffusion.networks.encoder import EncoderConfig
@@ -104,6 +106,44 @@ def grey_images() -> tuple[DiffusionModel, Metadata]:
         space=space,
         training=PROVENANCE,
     )
+    return model, metadata
+
+
+def calibration(family: Exact | Noisy, *, passed: bool = True) -> Calibration:
+    counts = (100,) * 10 if passed else tuple(range(55, 155, 10))
+    return Calibration(
+        family=family,
+        case="elements at random",
+        count=1000,
+        draws=19,
+        steps=40,
+        ranks=(Ranks(scalar="sum", counts=counts),),
+        coverage=(Coverage(level=0.95, share=0.948, standard_error=0.003),),
+        crps=1.0,
+        crps_error=0.1,
+    )
+
+
+def told_images() -> tuple[DiffusionModel, Metadata]:
+    torch.manual_seed(4)
+    config = UNetConfig(
+        channels=(8,), blocks=1, attention=(False,), norm_groups=4, conditional=True
+    )
+    process = GaussianConfig(T=50, schedule=LogSnrSchedule(first=8.0, last=-6.0))
+    space = DataSpace(kind="image", shape=(1, 6, 8), shift=127.5, scale=127.5, levels=256)
+    family = Exact(patterns=("half",))
+    metadata = Metadata(
+        name="told",
+        process=process,
+        network=config,
+        prediction="v",
+        variance="lower",
+        space=space,
+        training=PROVENANCE,
+        told=(family, Noisy()),
+        calibration=(calibration(family), calibration(Noisy(), passed=False)),
+    )
+    model = DiffusionModel(process.build(), build(config), space, "v", "lower")
     return model, metadata
 
 

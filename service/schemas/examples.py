@@ -89,7 +89,14 @@ INPAINT: Final[list[JsonValue]] = [
         "num_samples": 4,
         "seed": 7,
     },
-    {"model": "mnist", "observed": [_UPPER_HALF], "num_samples": 2, "sampler": {"steps": 25}},
+    {"model": "mnist", "observed": [_UPPER_HALF], "num_samples": 2, "sampler": {"steps": 40}},
+    {
+        "model": "bit-patterns",
+        "observed": [[1, 1, 1, 1, 0, 0, 0, 0]],
+        "known": [1, 1, 1, 0, 0, 0, 0, 0],
+        "method": "learned",
+        "num_samples": 4,
+    },
 ]
 DENOISE: Final[list[JsonValue]] = [
     {

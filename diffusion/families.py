@@ -231,6 +231,19 @@ class Noisy(_Patterned):
 AnyFamily = Annotated[Exact | Given | Noisy, Field(discriminator="kind")]
 
 
+def distinct(families: Sequence[AnyFamily]) -> tuple[AnyFamily, ...]:
+    """Leave out families that only repeat some patterns of another, to weigh them in training."""
+
+    def repeats(one: AnyFamily, other: AnyFamily) -> bool:
+        if not isinstance(one, _Patterned) or not isinstance(other, _Patterned):
+            return False
+        widened = one.model_copy(update={"patterns": other.patterns})
+        return widened == other and set(one.patterns) < set(other.patterns)
+
+    kept = [one for one in families if not any(repeats(one, other) for other in families)]
+    return tuple(dict.fromkeys(kept))
+
+
 def observe_some(
     families: Sequence[Family], share: float, process: Process, x_0: Tensor, noise: Noise
 ) -> Observation:
@@ -261,7 +274,11 @@ def _seen(choose: Callable[[Tensor], Tensor]) -> Observe:
 
 
 def _elements(observation: Observation) -> bool:
-    return isinstance(observation.operator, Mask) and bool(observation.count.all())
+    """Whether something is seen of each example, element by element; of images whole pixels."""
+    known = observation.known
+    if not isinstance(observation.operator, Mask) or not bool(observation.count.all()):
+        return False
+    return known.ndim < 4 or bool((known == known[:, :1]).all())
 
 
 def _scattered(u: Tensor, settings: Tensor) -> Tensor:

@@ -1,10 +1,10 @@
-"""The given columns of a table: drawn, told apart from other observations, and learned."""
+"""Families of observations: given columns, whole pixels, and which of several are one."""
 
 import pytest
 import torch
 from torch import Tensor
 
-from diffusion.families import Exact, Given
+from diffusion.families import Exact, Given, Noisy, distinct
 from diffusion.noise import Stream, counter_noise
 from diffusion.observation import Observation
 from diffusion.process import GaussianConfig, Process
@@ -57,3 +57,18 @@ def test_columns_that_the_data_lack_are_refused(
 ) -> None:
     with pytest.raises(ValueError, match="some of a vector's elements, not all, counted from 0"):
         Given(columns=columns).check(event)
+
+
+def test_a_family_that_weighs_patterns_of_another_is_not_one_of_its_own() -> None:
+    whole, part = Exact(patterns=("scattered", "half")), Exact(patterns=("half",))
+    noisy = Noisy(patterns=("half",))
+    assert distinct((whole, part, noisy, noisy)) == (whole, noisy)
+    assert distinct((part, noisy)) == (part, noisy)
+
+
+def test_images_are_seen_by_whole_pixels(process: Process) -> None:
+    x_0, known = torch.zeros(2, 3, 4, 4), torch.zeros(2, 3, 4, 4, dtype=torch.bool)
+    known[:, :, :2] = True
+    assert Exact().holds(process, process.saw(x_0, known, torch.zeros_like(x_0)))
+    known[1, 0, 3, 3] = True  # one colour of a pixel
+    assert not Exact().holds(process, process.saw(x_0, known, torch.zeros_like(x_0)))

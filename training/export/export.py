@@ -16,7 +16,7 @@ from torch import Tensor
 
 from diffusion import heldout
 from diffusion.checkpoint import Baseline, Evaluation, Metadata, Provenance, read_metadata, save
-from diffusion.families import Exact, Noisy
+from diffusion.families import Exact, Noisy, distinct
 from diffusion.likelihood import reference
 from diffusion.model import DiffusionModel
 from diffusion.networks import BitPatterns, GaussianMixture
@@ -88,7 +88,7 @@ def from_checkpoint(
         variance=config.fitted_variance,
         space=dataset.space,
         training=training,
-        told=config.observations.families if config.observations else (),
+        told=distinct(config.observations.families) if config.observations else (),
     )
     return model.to(device).eval().requires_grad_(False), metadata, dataset
 

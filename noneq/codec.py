@@ -165,6 +165,8 @@ def likelihoods_from_json(document: Document) -> Body:
         for name in ("nats", "rarer_than"):
             rows = [_column([band[name] for band in one], np.nan) for one in bands]
             tensors[f"band_{name}"] = np.array(rows)
+    if results and "elements" in results[0]:  # not from an older service
+        tensors["elements"] = np.array([one["elements"] for one in results])
     for name in PARTS:
         tensors[name] = _column([one["parts"][name] for one in results], -np.inf)
     terms = [one["per_step"] for one in results]

@@ -159,12 +159,17 @@ class LoglikOptions(CallOptions, total=False):
 
 
 def loglik(
-    data: Data, *, per_step: bool = False, **options: Unpack[LoglikOptions]
+    data: Data,
+    known: Data | None = None,
+    *,
+    per_step: bool = False,
+    **options: Unpack[LoglikOptions],
 ) -> Request[Likelihoods]:
-    """Bound log p(x_0) from below: POST /loglik.
+    """Bound log p(x_0), or log p(some elements | the others), from below: POST /loglik.
 
     Args:
         data: [N, *shape] in data units; an array, or a list of arrays.
+        known: 1 or True where an element is given, as in `inpaint`; None for none.
         per_step: also return every evaluated term.
         options: terms, trajectories, ... (`LoglikOptions`), and the options of every call.
     """
@@ -175,7 +180,8 @@ def loglik(
         return Likelihoods(Body({**body.fields, "dims": dims}, body.tensors), timing)
 
     fields = {"per_step": per_step or None, **options}
-    return _post("/loglik", read, codec.likelihoods_from_json, fields, data=array)
+    given = {} if known is None else {"known": packed(known)}
+    return _post("/loglik", read, codec.likelihoods_from_json, fields, data=array, **given)
 
 
 class PosteriorOptions(SampleOptions, total=False):

@@ -354,8 +354,10 @@ class Likelihoods(Response):
 
     @property
     def bits_per_dim(self) -> Array:
-        """-bound / (log 2 * elements of an example), float64 [N]: lower is likelier."""
-        return -self.bound / (math.log(2) * int(self.body.fields["dims"]))
+        """-bound / (log 2 * elements that it is of), float64 [N]: lower is likelier."""
+        elements = self.body.tensors.get("elements", self.body.fields["dims"])
+        found: Array = -self.bound / (math.log(2) * elements)
+        return found
 
     @property
     def parts(self) -> Mapping[str, Array]:

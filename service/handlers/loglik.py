@@ -15,7 +15,7 @@ from diffusion.likelihood.estimator import Choice, Steps, even_strata
 from diffusion.likelihood.iwae import Trajectories
 from diffusion.space import Convention
 from service.catalogue import Served
-from service.codecs.arrays import check_values, read_events
+from service.codecs.arrays import check_values, read_events, read_mask
 from service.codecs.json import BINARY, EVENTS, JSON, Columns
 from service.engine.admission import check_cost
 from service.engine.jobs import BoundJob
@@ -58,6 +58,7 @@ class LoglikWork(Work[LoglikResult]):
         check_rows(count, "data", settings.max_data, "NONEQ_MAX_DATA")
         convention = request.convention or space.default_convention
         seed = seed_or_new(request.seed)
+        known = _known(request, served, count)
         # Choose the terms of one example first, to know the cost before the data are read.
         one = _choose_terms(request, served, 1, seed, convention)
         if not one.count:
@@ -77,8 +78,10 @@ class LoglikWork(Work[LoglikResult]):
             )
         check_values(events.values, space, "data")
         steps = _choose_terms(request, served, count, seed, convention)
-        x_0 = space.to_model(events.values)
-        job = BoundJob(served.name, x_0, seed, steps, convention)
+        x_0, told = space.to_model(events.values), None
+        if known is not None:
+            told = served.model.process.saw(x_0, known, torch.zeros_like(x_0)).to_network()
+        job = BoundJob(served.name, x_0, seed, steps, convention, told)
         check_cost(job.cost, settings)
         if request.per_step:
             job = replace(job, answer_bytes=job.cost * TERM_BYTES)
@@ -92,7 +95,7 @@ class LoglikWork(Work[LoglikResult]):
     @override
     def answer(self, result: LoglikResult) -> LoglikAnswer:
         columns = {name: x.tolist() for name, x in self._bounds(result).items()}
-        per_bit, dims = math.log(2), self.served.model.space.dims
+        per_bit, elements = math.log(2), self._elements.tolist()
         comparison, reasons = self._compare(result), self._reasons(result)
         rarer, typicality = (
             [None] * len(self.job.x_0) if x is None else [_finite(one) for one in x.tolist()]
@@ -105,11 +108,12 @@ class LoglikWork(Work[LoglikResult]):
                 degrees_of_freedom=_finite(columns["degrees_of_freedom"][i] + 0 * bound),
                 interval=_interval(*columns["interval"][i]),
                 bits=_finite(bound / per_bit),
-                bits_per_dim=_finite(-bound / per_bit / dims),
+                bits_per_dim=_finite(-bound / per_bit / elements[i]),
                 relative_to_prior=_finite(columns["relative_to_prior"][i]),
                 rarer_than=rarer[i],
                 typicality=typicality[i],
                 bands=[_band(band, i) for band in comparison.bands] or None,
+                elements=elements[i],
                 reason=reasons.get(i),
                 parts=Parts(
                     prior=_finite(columns["prior"][i]),
@@ -154,8 +158,10 @@ class LoglikWork(Work[LoglikResult]):
 
     def _bounds(self, result: LoglikResult) -> dict[str, Tensor]:
         """Compute the bound of each example and its parts."""
-        model, bound = self.served.model, result.bound
-        null = null_log_prob(model, self.job.x_0.to(model.device), self.job.convention).cpu()
+        model, job, bound = self.served.model, self.job, result.bound
+        told = job.observation
+        told = None if told is None else told.each(lambda part: part.to(model.device))
+        null = null_log_prob(model, job.x_0.to(model.device), job.convention, told).cpu()
         return {
             "bound": bound.bound,
             "standard_error": bound.standard_error,
@@ -166,10 +172,22 @@ class LoglikWork(Work[LoglikResult]):
             "steps": bound.steps,
             "last": bound.last,
             "gain": bound.gain,
+            "elements": self._elements,
         }
+
+    @property
+    def _elements(self) -> Tensor:
+        """How many elements each bound is of, int64 [N]."""
+        told = self.job.observation
+        known = torch.zeros(len(self.job.x_0), dtype=torch.int64) if told is None else told.count
+        return self.served.model.space.dims - known
 
     def _compare(self, result: LoglikResult) -> Comparison:
         """Compare the data with held-out data whose bounds were estimated in the same way."""
+        if self.job.observation is not None:
+            return Comparison(
+                uncompared="Held-out data were bounded whole, not given some elements."
+            )
         asked, steps, found = self.request, self.job.steps, result.bound
         whole = isinstance(steps, Steps) and asked.steps in (None, self.served.model.T)
         known, convention = self.served.reference, self.job.convention
@@ -239,13 +257,44 @@ class LoglikWork(Work[LoglikResult]):
         return Columns({name: x.numpy() for name, x in columns.items()})
 
 
+def _known(request: LoglikRequest, served: Served, count: int) -> Tensor | None:
+    """Read which elements are given, bool [N, *event]; None for a bound of whole examples."""
+    if request.known is None:
+        return None
+    if not served.model.conditional:
+        raise InvalidRequest(
+            "This model's network cannot be told which elements are given.",
+            location="known",
+            fix="Leave out known, or use a model that is `conditional` (GET /models).",
+        )
+    for name in ("trajectories", "target_error"):
+        if getattr(request, name) is not None:
+            raise InvalidRequest(
+                f"`{name}` is of whole examples, so it does not go with `known`.",
+                location=name,
+                received=getattr(request, name),
+                fix=f"Leave out `{name}`; `terms` says how many network evaluations to make.",
+            )
+    known = read_mask(request.known, served.model.space, count, "known")
+    whole = known.flatten(1).all(1).nonzero().flatten().tolist()
+    if whole:
+        raise InvalidRequest(
+            f"Every element of example {whole[0]} is given, so nothing is left to bound.",
+            location="known",
+            index=whole[0],
+            expected="a mask with a 0 where an element is not given",
+            fix="Leave out known, or give fewer elements.",
+        )
+    return known
+
+
 def _choose_terms(
     request: LoglikRequest, served: Served, count: int, seed: int, convention: Convention
 ) -> Steps | Trajectories:
     """Choose the terms of the first `count` examples; raise a Problem if that is not possible."""
     model = served.model
     try:
-        check_convention(model, convention)
+        check_convention(model, convention, told=request.known is not None)
     except ValueError as error:
         raise refusal(error, "convention", convention) from None
     asked = request.model_dump(include=set(Choice.model_fields))
@@ -253,7 +302,9 @@ def _choose_terms(
     if request.trajectories is not None:
         return _whole(request, model.T, [*said, *(["strata"] * (request.strata != "even"))])
     try:
-        return Choice(**asked).resolve(model, torch.arange(count), seed, convention)
+        steps = Choice(**asked).resolve(model, torch.arange(count), seed, convention)
+        # The profile is of whole examples.
+        return steps if request.known is None else replace(steps, expected=None)
     except ValueError as error:
         location = said[0] if said else "strata"
         raise refusal(error, location, asked[location]) from None

@@ -127,6 +127,13 @@ class LoglikRequest(BaseRequest):
     model_config = ConfigDict(json_schema_extra={"examples": examples.LOGLIK})
 
     data: DataIn = Field(description="The data, in data units; images may be base64 PNGs.")
+    known: MaskIn = Field(
+        None,
+        description="Bound log p(the other elements | these) instead: 1 or white where an element "
+        "is given, one mask for all, or one each. For models whose network can be told what was "
+        "seen (`conditional` in GET /models). With the same seed, this and the bound of the whole "
+        "take the same noise, and their difference estimates log p(these) with less.",
+    )
     estimator: Literal["bound"] = Field("bound", description="The variational bound K.")
     convention: Convention | None = Field(
         None,

@@ -124,7 +124,9 @@ class Loglik(BaseModel):
         "degrees of freedom."
     )
     bits: float | None = Field(description="The bound in bits.")
-    bits_per_dim: float | None = Field(description="Minus `bits` per element: lower is better.")
+    bits_per_dim: float | None = Field(
+        description="Minus `bits` per element that it is of: lower is better."
+    )
     relative_to_prior: float | None = Field(
         description="K - L_null, nats: the gain over the prior pi."
     )
@@ -142,6 +144,9 @@ class Loglik(BaseModel):
         "`rarer_than`.",
     )
     bands: list[Band] | None = Field(None, description="The parts that `typicality` compares.")
+    elements: int = Field(
+        description="How many elements the bound is of: all, or those that are not `known`."
+    )
     reason: str | None = Field(None, description="Why there is no finite bound, if there is none.")
     parts: Parts
     per_step: Terms | None = Field(None, description="Present if requested.")

@@ -102,7 +102,12 @@ async def test_the_answer_is_that_of_plain_json(app: FastAPI, client: AsyncClien
         data = {**asked, "data": POINTS.tolist(), "terms": 5}
         said = (await plain.post("/loglik", json=data)).json()
         drawn = (await plain.post("/sample", json={**asked, "num_samples": 3})).json()
+        given = (await plain.post("/loglik", json=data | {"known": [1, 0]})).json()
     found = await client.loglik(POINTS, model="gaussian-mixture", seed=7, terms=5)
+    of_one = await client.loglik(POINTS, [1, 0], model="gaussian-mixture", seed=7, terms=5)
+    for name in ("bound", "bits_per_dim"):  # per element that is not given
+        wanted = [result[name] for result in given["results"]]
+        assert np.allclose(getattr(of_one, name), wanted, rtol=1e-12)
     for i, result in enumerate(said["results"]):
         for name in ("bound", "standard_error", "relative_to_prior", "bits_per_dim"):
             assert getattr(found, name)[i] == pytest.approx(result[name], rel=1e-12)

@@ -235,12 +235,21 @@ def in_model_units(
 
     if all elements share one scale c, or if each is observed on its own with its own c. Otherwise c
     goes into the matrix: y - A b = (A c) z + noise n.
+
+    Raises:
+        ValueError: an element with limits is seen with noise, or through an operator.
     """
+    if space.limits is not None:
+        curved = torch.tensor([each is not None for each in space.limits], device=y.device)
+        if not isinstance(operator, Mask) or bool((curved & known & (noise > 0)).any()):
+            raise ValueError(
+                "elements with limits are seen one by one and exactly, because noise is not added "
+                "to what the model is of, their probits: give them no noise, and no operator"
+            )
     shift, scale = (part.broadcast_to(space.shape)[None] for part in space.affine)
     if isinstance(operator, Mask):
-        gained = -row_sum(torch.where(known, scale.log(), 0.0))
-        std = (noise.double() / scale).float().expand_as(y)
-        return Observation.of_reals(space.to_model(y), known, std), gained
+        z, std = space.to_model(y), (noise.double() / scale).float().expand_as(y)
+        return Observation.of_reals(z, known, std), space.log_jacobian_of(z, known)
     first = float(scale.flatten()[0])
     if bool((scale != first).any()):
         shift = operator.forward(shift).flatten(1)

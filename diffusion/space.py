@@ -16,6 +16,8 @@ Convention = Literal["discretised", "density", "paper"]
 _FLOAT32_OFFSET = 100.0
 #: Largest offset / spread for float64, whose 53 bits then round to 1e-6 of the spread.
 _MOST_OFFSET = 1e10
+#: The least distance of a value from its limits that is told apart, as a share of their distance.
+_NEAREST = 1e-7
 
 
 class DataSpace(BaseModel):
@@ -29,6 +31,8 @@ class DataSpace(BaseModel):
         scale: divides the shifted data; above 0, shaped like `shift`.
         levels: for integer data 0..levels - 1, the number of values (256 for 8-bit images).
         columns: names of the D elements, for vectors read from a table with a header.
+        limits: of a vector, each element's least and greatest value, None for one without; None if
+            none has any. `shift` and `scale` are then of probits.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
@@ -38,6 +42,7 @@ class DataSpace(BaseModel):
     scale: float | tuple[float, ...] = 1.0
     levels: int | None = Field(None, ge=2, le=65536)
     columns: tuple[str, ...] | None = None
+    limits: tuple[tuple[float, float] | None, ...] | None = None
 
     @model_validator(mode="after")
     def _check(self) -> Self:
@@ -64,6 +69,14 @@ class DataSpace(BaseModel):
             )
         if self.kind == "bits" and (self.shift, self.scale, self.levels) != (0.0, 1.0, None):
             raise ValueError("bits are 0 and 1 in every unit: leave `shift`, `scale`, `levels` out")
+        for each in self.limits or ():
+            if each is not None and each[0] >= each[1]:
+                raise ValueError(f"limits are a lesser and a greater number, came {list(each)}")
+        if self.limits is not None and (self.kind, self.shape) != ("vector", (len(self.limits),)):
+            raise ValueError(
+                f"`limits` are of a vector, a pair or null for each of its D elements: came "
+                f"{len(self.limits)} for {self.kind} of shape {list(self.shape)}"
+            )
         names = self.columns
         if names is not None and (self.shape != (len(names),) or len(set(names)) != len(names)):
             raise ValueError(
@@ -126,8 +139,21 @@ class DataSpace(BaseModel):
 
     @property
     def affine(self) -> tuple[Tensor, Tensor]:
-        """The shift and the scale, float64, shaped to broadcast over [*shape]."""
+        """The shift and the scale, float64, shaped to broadcast over [*shape]; `limits` aside."""
         return self._shift(), self._scale()
+
+    @property
+    def extent(self) -> tuple[Tensor, Tensor]:
+        """A middle of the data and their spread, data units, float64, shaped as `affine`."""
+        shift, scale = self.affine
+        if self.limits is None:
+            return shift, scale
+        limited, low, high = self._limits(shift)
+        shift, scale = (part.broadcast_to(self.shape) for part in (shift, scale))
+        return (
+            torch.where(limited, (low + high) / 2, shift),
+            torch.where(limited, (high - low) / 2, scale),
+        )
 
     @property
     def dtype(self) -> torch.dtype:
@@ -152,7 +178,7 @@ class DataSpace(BaseModel):
 
     def to_model(self, x: Tensor) -> Tensor:
         """Convert data units [N, *shape] to model units, float32."""
-        return ((x.double() - self._shift(x)) / self._scale(x)).float()
+        return ((self.unlimited(x) - self._shift(x)) / self._scale(x)).float()
 
     def to_data(self, z: Tensor) -> Tensor:
         """Convert model units [N, *shape] to data units, rounded and clamped to any levels."""
@@ -165,15 +191,38 @@ class DataSpace(BaseModel):
         """Convert model units [N, *shape] to data units without rounding to levels."""
         return self._rescaled(z).to(self.dtype)
 
+    def unlimited(self, x: Tensor) -> Tensor:
+        """Replace elements with limits by their probits, float64; x [N, *shape] in data units."""
+        x = x.double()
+        if self.limits is None:
+            return x
+        limited, low, high = self._limits(x)
+        share = ((x - low) / (high - low)).clamp(_NEAREST, 1 - _NEAREST)
+        return torch.where(limited, torch.special.ndtri(share), x)
+
     def log_jacobian(self) -> float:
-        """Return log |dz / dx|, which turns a log-density from model to data units, nats."""
+        """Return log |dz / dx|, which turns a log-density from model to data units, nats.
+
+        Raises:
+            ValueError: elements have limits, so that it depends on x.
+        """
+        if self.limits is not None:
+            raise ValueError("with limits the Jacobian depends on x: use `log_jacobian_of`")
         per_element = torch.broadcast_to(self._scale(), self.shape).log().sum()
         return -float(per_element)
 
-    def log_jacobian_of(self, among: Tensor) -> Tensor:
-        """Return `log_jacobian` of the elements `among` alone, bool [B, *shape]; float64 [B]."""
-        per_element = torch.broadcast_to(self._scale(), self.shape).double().log()
-        return -(among * per_element.to(among.device)).flatten(1).sum(1)
+    def log_jacobian_of(self, z: Tensor, among: Tensor | None = None) -> Tensor:
+        """Return log |dz / dx| at z [B, *shape], model units; nats, float64 [B].
+
+        `among` selects elements, bool [B, *shape].
+        """
+        each = torch.broadcast_to(self._scale(z), z.shape).log()
+        if self.limits is not None:
+            limited, low, high = self._limits(z)
+            u = z.double() * self._scale(z) + self._shift(z)
+            slope = (high - low).log() - 0.5 * (u.square() + math.log(2 * math.pi))
+            each = each + torch.where(limited, slope, 0.0)
+        return -(each if among is None else torch.where(among, each, 0.0)).flatten(1).sum(1)
 
     def check(self, x: Tensor) -> None:
         """Raise ValueError unless `x` [N, *shape] is data: finite, in range, of the right shape."""
@@ -186,6 +235,16 @@ class DataSpace(BaseModel):
             raise ValueError(
                 "data are finite numbers, came NaN or infinity: remove or replace them"
             )
+        if self.limits is not None:
+            limited, low, high = self._limits(x)
+            wrong = limited & ((x < low) | (x > high))
+            if bool(wrong.any()):
+                at = int(wrong.any(0).nonzero()[0])
+                name = at if self.columns is None else self.columns[at]
+                raise ValueError(
+                    f"element {name} is from {low[at]:g} to {high[at]:g}, came "
+                    f"{_odd(x[:, at], wrong[:, at])}: check its units"
+                )
         if self.kind == "bits" and not bool(((x == 0) | (x == 1)).all()):
             raise ValueError(f"bits are 0 or 1, came {_odd(x, (x != 0) & (x != 1))}")
         if self.levels is not None:
@@ -197,7 +256,19 @@ class DataSpace(BaseModel):
                 )
 
     def _rescaled(self, z: Tensor) -> Tensor:
-        return z.double() * self._scale(z) + self._shift(z)
+        x = z.double() * self._scale(z) + self._shift(z)
+        if self.limits is None:
+            return x
+        limited, low, high = self._limits(z)
+        return torch.where(limited, low + (high - low) * torch.special.ndtr(x), x)
+
+    def _limits(self, like: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Return which elements have limits, bool [D], and these, float64 [D]; 0 and 1 if none."""
+        assert self.limits is not None
+        limited = torch.tensor([each is not None for each in self.limits])
+        ends = torch.tensor([each or (0.0, 1.0) for each in self.limits], dtype=torch.float64)
+        low, high = ends.to(like.device).unbind(1)
+        return limited.to(like.device), low, high
 
     def _shift(self, like: Tensor | None = None) -> Tensor:
         return self._column(self.shift, like)

@@ -55,7 +55,7 @@ def settings_given(dataset: Dataset, columns: tuple[int, ...]) -> dict[str, Any]
         "optimiser": _OPTIMISER | {"warmup": 200},
         "average": {"decay": 0.998},
         "stopping": {"patience": 15},
-        "watch": _WATCH | {"every": 200, "sheets": 1000, "data": 500, "terms": 16},
+        "watch": _WATCH | {"every": 250, "sheets": 3000, "data": 256, "terms": 16},
         "evaluation": {"data": 2000, "sampler_steps": 100},
         "profile": {"points": 100, "rows": 400},
     }
@@ -213,6 +213,7 @@ def configure(
     grey: bool = False,
     steps: int | None = None,
     given: Sequence[str] = (),
+    limits: Mapping[str, tuple[float, float]] | None = None,
 ) -> tuple[dict[str, Any], Dataset]:
     """Make the keys of a configuration for the data at a path, and load the data.
 
@@ -223,12 +224,17 @@ def configure(
         grey: convert pictures to grey.
         steps: of the fit; None for a number that suits a CPU.
         given: a table's columns that will be known where the others are asked for.
+        limits: the least and greatest value of a table's columns that have any.
 
     Raises:
         ConfigError, DataError: no model can be fitted to the data.
     """
     name = model_name(path, name)
-    keys: dict[str, Any] = {"name": name, "title": path.name, "data": data_of(path, side, grey)}
+    keys: dict[str, Any] = {
+        "name": name,
+        "title": path.name,
+        "data": data_of(path, side, grey, limits),
+    }
     dataset = load(configs.read_data(keys["data"]))
     total = sum(len(dataset.split(name)) for name in SPLITS)
     keys["data"]["valid"] = _valid(total, VALID[dataset.space.kind])
@@ -248,6 +254,7 @@ def prepare(
     grey: bool | None = None,
     steps: int | None = None,
     given: Sequence[str] = (),
+    limits: Mapping[str, tuple[float, float]] | None = None,
 ) -> tuple[Path, configs.FitConfig, Dataset]:
     """Write or reuse the settings file for the data at a path, and load both.
 
@@ -261,6 +268,7 @@ def prepare(
         grey: convert pictures to grey; None for the file's choice, or colour.
         steps: of the fit; None for the file's, or a number that suits a CPU.
         given: as in `configure`; none for the file's.
+        limits: as in `configure`; None for the file's.
 
     Raises:
         ConfigError, DataError: no model can be fitted to the data, or the file is for other data.
@@ -269,7 +277,13 @@ def prepare(
     written = runs / f"{name}.toml"
     if not written.exists():
         keys, dataset = configure(
-            path, name, side=side or 32, grey=bool(grey), steps=steps, given=given
+            path,
+            name,
+            side=side or 32,
+            grey=bool(grey),
+            steps=steps,
+            given=given,
+            limits=limits,
         )
         runs.mkdir(exist_ok=True)
         written.write_text(f"# Made by `noneq train {path}`.\n{to_toml(keys)}")
@@ -283,7 +297,7 @@ def prepare(
         configs.parse(text, str(written))
         written.write_text(text)
     config = configs.load(str(written))
-    wanted = data_of(path, side or int(getattr(config.data, "side", 32)), bool(grey))
+    wanted = data_of(path, side or int(getattr(config.data, "side", 32)), bool(grey), limits)
     if grey is None and wanted["kind"] == "pictures":
         wanted["colour"] = getattr(config.data, "colour", True)
     there = {key: getattr(config.data, key, None) for key in wanted}
@@ -314,16 +328,21 @@ def _tells(config: configs.FitConfig, columns: tuple[int, ...]) -> bool:
     return Given(columns=columns) in families
 
 
-def data_of(path: Path, side: int, grey: bool) -> dict[str, Any]:
+def data_of(
+    path: Path, side: int, grey: bool, limits: Mapping[str, tuple[float, float]] | None = None
+) -> dict[str, Any]:
     """Make the [data] table of a configuration for the data at a path.
 
     Raises:
-        ConfigError: the path is neither a folder nor a table.
+        ConfigError: the path is neither a folder nor a table, or limits are of pictures.
     """
+    if path.is_dir() and limits:
+        raise configs.ConfigError("--limits are of a table's columns: leave it out for pictures")
     if path.is_dir():
         return {"kind": "pictures", "folder": str(path), "side": side, "colour": not grey}
     if path.is_file() and path.suffix.lower() in table.ENDINGS:
-        return {"kind": "table", "file": str(path)}
+        keys = {"kind": "table", "file": str(path)}
+        return keys if limits is None else {**keys, "limits": dict(limits)}
     raise configs.ConfigError(
         f"{path} is neither a folder of pictures nor a table ({', '.join(table.ENDINGS)})"
     )
@@ -386,7 +405,7 @@ def one_thread(config: configs.FitConfig) -> bool:
 
 def to_toml(keys: Mapping[str, Any], of: str = "") -> str:
     """Format a configuration as TOML: plain keys first, then a table for each mapping."""
-    plain = [f"{k} = {_value(v)}" for k, v in keys.items() if not isinstance(v, Mapping)]
+    plain = [f"{_key(k)} = {_value(v)}" for k, v in keys.items() if not isinstance(v, Mapping)]
     head = [f"[{of}]"] if of else []
     tables = [
         to_toml(v, f"{of}.{k}" if of else k) for k, v in keys.items() if isinstance(v, Mapping)
@@ -394,10 +413,14 @@ def to_toml(keys: Mapping[str, Any], of: str = "") -> str:
     return "\n".join([*head, *plain, ""]) + "".join(f"\n{one}" for one in tables)
 
 
+def _key(name: str) -> str:
+    return name if re.fullmatch(r"[A-Za-z0-9_-]+", name) else json.dumps(name, ensure_ascii=False)
+
+
 def _value(value: object) -> str:
     """Format a number, string or boolean, which JSON and TOML write alike, or a list or table."""
     if isinstance(value, Mapping):
-        return "{ " + ", ".join(f"{k} = {_value(v)}" for k, v in value.items()) + " }"
+        return "{ " + ", ".join(f"{_key(k)} = {_value(v)}" for k, v in value.items()) + " }"
     if isinstance(value, list | tuple):
         return f"[{', '.join(map(_value, value))}]"
     return json.dumps(value, ensure_ascii=False)

@@ -97,8 +97,8 @@ def evaluate(
         return -model.process.marginal(x_0, t).entropy()
     kernel, space = prediction.kernel(s), model.space
     if convention == "density":
-        units = space.log_jacobian() if among is None else space.log_jacobian_of(among)
-        return kernel.log_prob(x_0, among) + units
+        found = kernel.log_prob(x_0, among)
+        return found + space.log_jacobian_of(x_0, among).to(found.dtype)
     return kernel.log_mass(x_0, space, among)
 
 
@@ -152,8 +152,7 @@ def null_log_prob(
         return prior.log_mass(x_0, model.space, among).double()
     units = torch.zeros(len(x_0), device=x_0.device).double()
     if convention == "density":
-        everything = torch.ones_like(x_0, dtype=torch.bool)
-        units = model.space.log_jacobian_of(everything if among is None else among)
+        units = model.space.log_jacobian_of(x_0, among)
     return prior.log_prob(x_0, among).double() + units
 
 

@@ -117,7 +117,7 @@ def evidence(
         for seen in (None, told)
     )
     noisy = told.known & ~told.certain
-    log_r = told.factor.log_prob(x_0, noisy) + model.space.log_jacobian_of(noisy)
+    log_r = told.factor.log_prob(x_0, noisy) + model.space.log_jacobian_of(x_0, noisy)
     each = (without + log_r.cpu() - given).view(N, n)
     error = each.std(1) / n**0.5
     return Evidence(each.mean(1), error, torch.full_like(error, n - 1))

@@ -62,6 +62,12 @@ def read_factors(request: PosteriorRequest, served: Served, catalogue: Catalogue
         labels = tuple(classifier.labels[i] for i in y)
         factors.append(Label(classifier.classifier, torch.tensor(y)))
     if request.expert is not None:
+        if served.model.space.limits is not None:
+            raise InvalidRequest(
+                "A product of models whose elements have limits has no known evidence.",
+                location="expert",
+                fix="Leave out expert.",
+            )
         factors.append(_expert(request.expert, served, catalogue))
         gained = served.model.space.log_jacobian()  # p_2 is a density too, except for bits
     asked = classifier if request.label_probabilities else None

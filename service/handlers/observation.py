@@ -98,7 +98,8 @@ def read_observed(request: ConditionalRequest, space: DataSpace) -> Observed:
     found = Observed(values, known, noise, operator)
     if isinstance(operator, Mask):
         are_data = known if space.flips else found.exact
-        check_values(torch.where(are_data, values, 0.0), space, "observed")
+        anything = space.to_data(torch.zeros(1, *space.shape))
+        check_values(torch.where(are_data, values, anything), space, "observed")
     else:
         _check_range(found, space)
     return found
@@ -259,7 +260,7 @@ def _check_sizes(
     Raises:
         InvalidRequest: values are so extreme that float32 arithmetic would overflow.
     """
-    shift, scale = (part.broadcast_to(space.shape) for part in space.affine)
+    shift, scale = (part.broadcast_to(space.shape) for part in space.extent)
     if isinstance(operator, Mask):
         centre, spread = shift, scale
     else:

@@ -8,6 +8,8 @@ from pydantic import ValidationError
 from torch import Tensor
 from torch.testing import assert_close
 
+from diffusion.observation import in_model_units
+from diffusion.operators import Dense, Mask
 from diffusion.space import DataSpace
 
 IMAGE = DataSpace(kind="image", shape=(1, 4, 4), shift=127.5, scale=127.5, levels=256)
@@ -146,3 +148,58 @@ def test_spaces_agree_where_the_names_that_both_have_do() -> None:
     assert VECTOR.agrees(named)
     assert not named.agrees(turned)
     assert not VECTOR.agrees(VECTOR.model_copy(update={"scale": (3.0, 0.25, 2.0)}))
+
+
+def limited() -> DataSpace:
+    """Two elements between limits, one of them in a narrow range, and one without."""
+    limits = ((-1.0, 3.0), None, (5.0, 5.5))
+    return DataSpace(
+        kind="vector", shape=(3,), shift=(0.1, 2.0, -0.3), scale=(1.2, 0.5, 0.8), limits=limits
+    )
+
+
+def test_limits_are_never_exceeded_and_the_map_is_undone() -> None:
+    space = limited()
+    u = torch.rand(1000, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    x = torch.stack([4 * u[:, 0] - 1, u[:, 1], 5 + u[:, 2] / 2], 1)
+    back = space.to_data(space.to_model(x)).double()
+    torch.testing.assert_close(back, x, rtol=0, atol=1e-5)
+    far = space.to_data(torch.tensor([[-40.0, 40.0, 40.0], [40.0, 0.0, -40.0]]))
+    assert far[:, [0, 2]].tolist() == [[-1.0, 5.5], [3.0, 5.0]]
+    # What is uniform becomes standard normal, before it is standardised by shift and scale.
+    normal = space.unlimited(x)[:, [0, 2]]
+    assert normal.mean(0).abs().max() < 4 / 1000**0.5
+    assert (normal.square().mean(0) - 1).abs().max() < 4 * (2 / 1000) ** 0.5
+    assert bool(space.to_model(torch.tensor([[-1.0, 0.0, 5.5]])).isfinite().all())
+    space.check(x)
+    with pytest.raises(ValueError, match=r"element 2 is from 5 to 5\.5, came 5\.6"):
+        space.check(torch.tensor([[0.0, 0.0, 5.6]]))
+    with pytest.raises(ValueError, match="a pair or null for each of its D elements"):
+        DataSpace(kind="vector", shape=(2,), limits=((0, 1),))
+    with pytest.raises(ValueError, match="a lesser and a greater number"):
+        DataSpace(kind="vector", shape=(1,), limits=((1, 1),))
+
+
+def test_the_density_of_limited_data_integrates_to_one() -> None:
+    space = limited()
+    x = torch.linspace(5, 5.5, 20_001, dtype=torch.float64)[1:-1]
+    rows = torch.stack([torch.ones_like(x), torch.ones_like(x), x], 1)
+    z = space.to_model(rows).double()
+    among = torch.tensor([False, False, True]).expand_as(z)
+    log_p = -0.5 * (z[:, 2].square() + math.log(2 * math.pi)) + space.log_jacobian_of(z, among)
+    assert float(log_p.exp().mean()) * 0.5 == pytest.approx(1, abs=1e-3)
+    with pytest.raises(ValueError, match="depends on x"):
+        space.log_jacobian()
+
+
+def test_an_element_with_limits_is_seen_exactly_or_not_at_all() -> None:
+    space, y = limited(), torch.tensor([[0.0, 1.0, 5.2]])
+    known = torch.tensor([[True, True, False]])
+    noise = torch.tensor([0.0, 0.2, 0.2])
+    seen, gained = in_model_units(space, Mask(), y, known, noise)
+    assert torch.equal(seen.values[known], space.to_model(y)[known])
+    assert float(seen.factor.var[0, 1]) == pytest.approx((0.2 / 0.5) ** 2)
+    assert float(gained) == float(space.log_jacobian_of(space.to_model(y), known))
+    for operator, where in ((Mask(), known.roll(1)), (Dense(rows=((1.0, 1.0, 1.0),)), known)):
+        with pytest.raises(ValueError, match="seen one by one and exactly"):
+            in_model_units(space, operator, y, where, noise)

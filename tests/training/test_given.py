@@ -71,6 +71,40 @@ def test_given_columns_are_what_the_artefact_is_told_of(table: Path) -> None:
     assert "\nnoneq train joint.csv --name joint --given x\n" in card
 
 
+def test_samples_stay_within_limits(table: Path) -> None:
+    rows = np.loadtxt(table, delimiter=",", skiprows=1)
+    rows[:, 1] = 5 * np.tanh(rows[:, 1])
+    np.savetxt(table, rows, delimiter=",", header="x,theta 1", comments="")
+    words = ["train", str(table), "--device", "cpu", "--no-evaluation", "--steps", "3"]
+    assert main([*words, "--given", "x", "--limits", "theta 1=-5:5"]) == 0
+    model, metadata = load(Path("models/joint/model.safetensors"))
+    assert model.space.limits == (None, (-5.0, 5.0))
+    drawn = model.space.to_data(20 * torch.randn(1000, 2))
+    assert float(drawn[:, 1].abs().max()) <= 5 < float(drawn[:, 0].abs().max())
+    assert main(words) == 0  # the file still says so
+    card = Path("models/joint/README.md").read_text()
+    assert "--limits 'theta 1=-5.0:5.0' --given x\n" in card
+    assert metadata.space == model.space
+
+
+@pytest.mark.parametrize(
+    ("limits", "told"),
+    [
+        ("theta=-1:1", "element theta is from -1 to 1, came"),
+        ("y=0:1", "limits of y: joint.csv has columns x, theta"),
+        ("theta=1:0", "a lesser and a greater number"),
+    ],
+)
+def test_limits_that_do_not_hold_are_told(
+    limits: str, told: str, table: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["train", str(table), "--plan", "--limits", limits]) == 2
+    assert told in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        main(["train", str(table), "--plan", "--limits", "theta"])
+    assert "not of the form COLUMN=LEAST:MOST" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("given", "told"),
     [

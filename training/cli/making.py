@@ -9,14 +9,18 @@ from pathlib import Path
 
 import torch
 
-from diffusion.checkpoint import load, read_metadata
+from diffusion.calibration import LEAST_DATA
+from diffusion.checkpoint import load, read_metadata, rewrite
 from training import classifier
 from training import config as configs
 from training import user_data as own
 from training.config import find_artefact
 from training.convert import Options, convert, write_diffusers
 from training.convert.openai import Flags
+from training.data import Dataset
 from training.evaluate.baselines import verdict
+from training.evaluate.calibration import calibrate
+from training.evaluate.calibration import table as calibration_table
 from training.evaluate.profile import SCALAR
 from training.export import export, oracle
 from training.export.card import describe
@@ -65,6 +69,7 @@ def do_train(arguments: argparse.Namespace) -> int:
         grey=arguments.grey or None,
         steps=arguments.steps,
         given=arguments.given.split(",") if arguments.given else (),
+        limits=arguments.limits,
     )
     if not arguments.threads and own.one_thread(config):
         torch.set_num_threads(1)  # with more threads, most of the time goes to synchronisation
@@ -90,6 +95,17 @@ def do_train(arguments: argparse.Namespace) -> int:
         beside=not own.asks(config),
     )
     print(describe(path))
+    if own.asks(config) and not arguments.no_evaluation:
+        if not _calibrated(path, config, dataset):
+            print(
+                "\nNOT READY: 'auto' does not use this network, as its posteriors do not hold on "
+                f"held-out rows, or these are fewer than {LEAST_DATA}: give it more rows or more "
+                "--steps, or ask for method 'learned' if they are near enough",
+                file=sys.stderr,
+            )
+            return 1
+        print(f"\nready: its posteriors hold\nserve it: noneq serve --models {arguments.models}")
+        return 0
     found = verdict(read_metadata(path))
     if found is not None and not found.ready:
         print(f"\n{found}", file=sys.stderr)
@@ -97,6 +113,31 @@ def do_train(arguments: argparse.Namespace) -> int:
     print("" if found is None else f"\n{found}")
     print(f"serve it: noneq serve --models {arguments.models}")
     return 0
+
+
+def _limits(text: str) -> dict[str, tuple[float, float]]:
+    """Read a:b for each column; argparse's own error where it cannot be."""
+    found = {}
+    for part in text.split(","):
+        name, _, ends = part.rpartition("=")
+        least, _, most = ends.partition(":")
+        try:
+            found[name] = float(least), float(most)
+        except ValueError:
+            raise argparse.ArgumentTypeError(
+                f"{part!r} is not of the form COLUMN=LEAST:MOST, theta=-1:1 say"
+            ) from None
+    return found
+
+
+def _calibrated(path: Path, config: configs.FitConfig, dataset: Dataset) -> bool:
+    """Rank held-out rows among draws from their posteriors, into artefact and card; all hold."""
+    model, metadata = load(path)
+    found = calibrate(model, metadata.told, dataset.test, Path("runs") / "calibrate")
+    rewrite(path, metadata.model_copy(update={"calibration": found}))
+    export.write_card(path, config.title, model)
+    print(f"\n{calibration_table(found)}")
+    return all(each.passed for each in found)
 
 
 def do_classifier(arguments: argparse.Namespace) -> int:
@@ -173,6 +214,12 @@ def add_commands(
         "--given",
         metavar="COLUMNS",
         help="of a table, x1,x2: will be known when the others are asked for (docs/inference.md)",
+    )
+    one.add_argument(
+        "--limits",
+        type=_limits,
+        metavar="COLUMN=LEAST:MOST,...",
+        help="of a table's columns, which no sample then exceeds (a uniform prior's, say)",
     )
     one.add_argument("--plan", action="store_true", help="write the configuration and stop")
     one.add_argument("--restart", action="store_true", help="begin anew over an old run")

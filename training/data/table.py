@@ -2,11 +2,13 @@
 
     z = (x - mean) / deviation,    per column, over the training rows
 
+A column with limits is standardised as its probit (`diffusion.space`).
+
 The rows are shuffled by the seed, then split into test, valid and train.
 """
 
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -25,13 +27,19 @@ REPEATS = 10  # a column counts as discrete if its values occur at least this of
 ENDINGS = tables.SUFFIXES
 
 Names = tuple[str, ...] | None
+Limits = tuple[tuple[float, float] | None, ...] | None
 
 
 class TableConfig(Shares):
-    """The rows of `file`: .csv or .tsv, with or without a header, or .npy or .npz [rows, D]."""
+    """The rows of `file`: .csv or .tsv, with or without a header, or .npy or .npz [rows, D].
+
+    `limits` has the least and greatest value of columns that have any, by name, or by number where
+    the table has no names.
+    """
 
     kind: Literal["table"] = "table"
     file: str
+    limits: dict[str, tuple[float, float]] = Field(default_factory=dict)
     seed: int = Field(default=0, ge=0)
 
     @override
@@ -46,11 +54,11 @@ class TableConfig(Shares):
         order = torch.randperm(len(exact), generator=generator(self.seed, "train"))
         test = max(1, round(self.test * len(exact)))
         held_out = test + max(1, round(self.valid * len(exact)))
-        rows = exact
-        space = _space(rows, order[held_out:], path, names)
+        rows, limits = exact, self._limits(names, exact.shape[1])
+        space = _space(rows, order[held_out:], path, names, limits)
         if space.dtype == torch.float32:
             rows = exact.float()
-            space = _space(rows, order[held_out:], path, names)
+            space = _space(rows, order[held_out:], path, names, limits)
         digest = checksum(rows)
         rows = rows[order]
         return Dataset(
@@ -62,6 +70,20 @@ class TableConfig(Shares):
             checksum=digest,
             notes=(*notes, *(_doubts(exact, names) if space.greatest is None else ())),
         )
+
+    def _limits(self, names: Names, count: int) -> Limits:
+        """Put the limits in the columns' order.
+
+        Raises:
+            DataError: of a column that is not there.
+        """
+        every = names or tuple(map(str, range(count)))
+        unknown = [name for name in self.limits if name not in every]
+        if unknown:
+            raise DataError(
+                f"limits of {', '.join(unknown)}: {self.file} has columns {', '.join(every)}"
+            )
+        return tuple(self.limits.get(name) for name in every) if self.limits else None
 
 
 def read(path: Path) -> tuple[Tensor, Names, tuple[str, ...]]:
@@ -96,9 +118,11 @@ def read(path: Path) -> tuple[Tensor, Names, tuple[str, ...]]:
     return torch.tensor(array), names, () if note is None else (note,)
 
 
-def _space(rows: Tensor, fitted: Tensor, path: Path, names: Names) -> DataSpace:
+def _space(
+    rows: Tensor, fitted: Tensor, path: Path, names: Names, limits: Limits = None
+) -> DataSpace:
     """Binary if all values are 0 or 1, else real, standardised by the rows numbered `fitted`."""
-    if bool(((rows == 0) | (rows == 1)).all()):
+    if limits is None and bool(((rows == 0) | (rows == 1)).all()):
         return DataSpace(kind="bits", shape=(rows.shape[1],), columns=names)
     train = rows[fitted].double()
     flat = (train == train[0]).all(0).nonzero().flatten().tolist()
@@ -109,11 +133,17 @@ def _space(rows: Tensor, fitted: Tensor, path: Path, names: Names) -> DataSpace:
             f"{path}: {_column(flat[0], names)} is the same in every row{but}, which has no "
             "density: leave it out"
         )
+    keys: dict[str, Any] = {"kind": "vector", "shape": rows.shape[1:], "columns": names}
+    try:
+        bare = DataSpace(**keys, limits=limits)
+        bare.check(rows)
+    except (ValidationError, ValueError) as error:
+        raise DataError(f"{path}: {error}") from error
+    train = bare.unlimited(train)
     mean, deviation = train.mean(0), train.std(0)
     shift, scale = tuple(mean.tolist()), tuple(deviation.tolist())
-    shape = (rows.shape[1],)
     try:
-        return DataSpace(kind="vector", shape=shape, shift=shift, scale=scale, columns=names)
+        return DataSpace(**keys, limits=limits, shift=shift, scale=scale)
     except ValidationError as error:
         far = mean.abs() / deviation
         worst = int(far.argmax())

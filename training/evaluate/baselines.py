@@ -44,9 +44,10 @@ def compare(config: FitConfig, dataset: Dataset, rows: Tensor, values: Tensor) -
     space, convention = dataset.space, dataset.space.default_convention
     found = []
     for name, log_prob in _fitted(config, dataset).items():
-        each = log_prob(space.to_model(rows)).double().cpu()
+        z = space.to_model(rows)
+        each = log_prob(z).double().cpu()
         if convention == "density":
-            each = each + space.log_jacobian()
+            each = each + space.log_jacobian_of(z).cpu()
         gain = values.double().cpu() - each
         found.append(
             Baseline(

@@ -212,6 +212,8 @@ def _own(metadata: Metadata) -> str | None:
     words = ["noneq", "train", place, "--name", metadata.name]
     if data["kind"] == "pictures":
         words += ["--side", str(data["side"])] + ([] if data["colour"] else ["--grey"])
+    limits = [f"{name}={low}:{high}" for name, (low, high) in data.get("limits", {}).items()]
+    words += ["--limits", ",".join(limits)] if limits else []
     for family in metadata.told:
         if isinstance(family, Given):
             words += ["--given", ",".join(family.named(metadata.space.columns))]

@@ -21,7 +21,6 @@ from torch import Tensor
 from diffusion.likelihood.estimator import choose_steps
 from diffusion.model import DiffusionModel
 from diffusion.noise import counter_noise
-from diffusion.operators import Mask
 from diffusion.posterior.particle_filter import ParticleFilter
 from diffusion.posterior.twist import Twist
 from diffusion.process import Prediction
@@ -186,7 +185,7 @@ def warm_up_systems(runner: SMCRunner, rows: int) -> tuple[int, int]:
     model = runner.model
     known = torch.ones(1, *model.event, dtype=torch.bool)
     values = torch.zeros(1, *model.event)
-    seen, _ = model.process.observe(model.space, Mask(), values, known, torch.tensor(0.25))
+    seen = model.process.saw(values, known, torch.full_like(values, 0.25))
     kernel = ParticleFilter(Ancestral(steps=min(2, model.T)).plan(model), 1, twist=_DIAGONAL)
     job = SMCJob.of("", model, 1, kernel, seen, rows)
     runner.open(_OTHERS, job)

@@ -8,14 +8,18 @@ import torch
 from torch import Tensor
 
 from diffusion.calibration import Calibration
-from diffusion.checkpoint import load, rewrite
+from diffusion.checkpoint import Metadata, load, rewrite
 from diffusion.families import Exact, Noisy
-from diffusion.networks import BitPatterns, GaussianMixture
+from diffusion.networks import BitPatterns, GaussianMixture, MLPConfig
 from diffusion.noise import Stream, counter_noise
 from diffusion.posterior import Auto, Learned
+from diffusion.process import VarianceKind
+from diffusion.profile import ProfileConfig
 from diffusion.space import DataSpace
+from tests.diffusion.artefacts import small
 from tests.diffusion.models import binomial, gaussian
 from training.cli import main
+from training.data import Dataset
 from training.evaluate.calibration import Ranked, calibrate, measure, over_data, scalars
 from training.export import export
 
@@ -199,3 +203,24 @@ def test_a_case_of_two_families_is_measured_once(tmp_path: Path) -> None:
         ("noisy: scattered", 0), (noise, 0), ("exact: scattered", 1),
         ("half of the elements seen", 1), ("noisy: scattered", 2),
     ]  # fmt: skip
+
+
+@pytest.mark.parametrize(("variance", "kept"), [("lower", True), ("optimal", False)])
+def test_a_profile_that_changes_the_kernel_drops_the_calibration(
+    variance: VarianceKind, kept: bool
+) -> None:
+    """An `optimal` variance is read from it, and the draws with it."""
+    network = MLPConfig(features=8, width=8, depth=2, zero_out=False, conditional=True)
+    document = small(network=network, space=SPACE, variance=variance, profile=ProfileConfig())
+    one = Calibration(
+        family=Exact(), case="x", count=4, draws=2, steps=1, crps=1.0, crps_error=0.1,
+        ranks=ranked(0, data=4, draws=2).histograms(list(scalars(SPACE))),
+        coverage=ranked(0, data=400).coverage(),
+    )  # fmt: skip
+    parts = document.model_dump() | {"told": (Exact(),), "calibration": (one,)}
+    before = Metadata.model_validate(parts)
+    rows = torch.randn(20, 8)
+    dataset = Dataset("x", SPACE, rows, rows, rows, "sha256:00")
+    profile = ProfileConfig(rows=8, points=4, longest=1)
+    _, after = export.with_profile(before.build().eval(), before, dataset, profile, variance)
+    assert after.calibration == ((one,) if kept else ())

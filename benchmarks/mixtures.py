@@ -111,14 +111,15 @@ class Problem:
 
     def exact(self, count: int, seed: int) -> Tensor:
         """Draw from the exact posterior, float64 [count, D]."""
-        x = _draw(self._network, self._log_joint().softmax(0), count, seed)
+        x = draw(self.network, self._log_joint().softmax(0), count, seed)
         again = counter_noise(seed + 1, torch.arange(count), 1).normal(self.y.shape).double()
         off = self.y - x @ self.matrix.mT - self.std * again
         solved: Tensor = torch.linalg.solve(self._total, off.mT)
         return x + solved.mT @ (_VAR * self.matrix)
 
     @property
-    def _network(self) -> UnitMixture:
+    def network(self) -> UnitMixture:
+        """The mixture."""
         network = self.model.network
         assert isinstance(network, UnitMixture)  # `problem` makes it
         return network
@@ -131,10 +132,10 @@ class Problem:
 
     def _log_joint(self) -> Tensor:
         """Return log p(k) p(y | k), [K]."""
-        off = self.y - self._network.means @ self.matrix.mT
+        off = self.y - self.network.means @ self.matrix.mT
         normal = torch.distributions.MultivariateNormal(torch.zeros_like(off), self._total)
         given: Tensor = normal.log_prob(off)
-        return self._network.weights.log() + given
+        return self.network.weights.log() + given
 
 
 def problem(features: int, seen: int, seed: int, mask: bool = False) -> Problem:
@@ -147,19 +148,11 @@ def problem(features: int, seen: int, seed: int, mask: bool = False) -> Problem:
     def uniform(*shape: int) -> Tensor:
         return torch.rand(*shape, generator=generator, dtype=torch.float64)
 
-    place = torch.arange(-2, 3).double()
-    means = -8 * torch.cartesian_prod(place, place).repeat(1, features // 2) / WIDTH
-    weights = uniform(25)
-    network = UnitMixture(weights / weights.sum(), means)
+    network = _mixture(features, uniform(25))
     model = real_model(network, features)
-    x_0 = _draw(network, network.weights, 1, seed)[0]
+    x_0 = draw(network, network.weights, 1, seed)[0]
     if mask:
-        matrix, std = torch.eye(features, dtype=torch.float64)[:seen], 0.0
-        y = matrix @ x_0
-        known = torch.arange(features)[None] < seen
-        observation = Observation.of_reals(x_0[None].float(), known)
-        assert isinstance(observation.operator, Mask)
-        return Problem(model, observation, matrix, y, std, x_0)
+        return _through(model, x_0, torch.arange(features) < seen)
     right, left = torch.linalg.qr(normal(features, seen))[0], torch.linalg.qr(normal(seen, seen))[0]
     values = uniform(seen)
     matrix = left @ (values[:, None] * right.mT)
@@ -170,7 +163,33 @@ def problem(features: int, seen: int, seed: int, mask: bool = False) -> Problem:
     return Problem(model, observation, matrix, y, std, x_0)
 
 
-def _draw(network: UnitMixture, chance: Tensor, count: int, seed: int) -> Tensor:
+def masked(features: int, seed: int) -> Problem:
+    """Draw a problem that observes some coordinates at random, always of the same mixture."""
+    weights, place, count = (
+        torch.rand(n, generator=torch.Generator().manual_seed(at), dtype=torch.float64)
+        for n, at in ((25, features), (features, 1000 + seed), (1, 2000 + seed))
+    )
+    network = _mixture(features, weights)
+    x_0 = draw(network, network.weights, 1, seed)[0]
+    seen = 1 + int(count * (features - 1))  # at least one, and not all
+    return _through(real_model(network, features), x_0, place.argsort() < seen)
+
+
+def _mixture(features: int, weights: Tensor) -> UnitMixture:
+    place = torch.arange(-2, 3).double()
+    means = -8 * torch.cartesian_prod(place, place).repeat(1, features // 2) / WIDTH
+    return UnitMixture(weights / weights.sum(), means)
+
+
+def _through(model: DiffusionModel, x_0: Tensor, known: Tensor) -> Problem:
+    """Observe x_0 [D] without noise where `known`."""
+    matrix = torch.eye(len(x_0), dtype=torch.float64)[known]
+    observation = Observation.of_reals(x_0[None].float(), known[None])
+    assert isinstance(observation.operator, Mask)
+    return Problem(model, observation, matrix, matrix @ x_0, 0.0, x_0)
+
+
+def draw(network: UnitMixture, chance: Tensor, count: int, seed: int) -> Tensor:
     """Draw from the mixture with weights `chance`, float64 [count, D]."""
     features = network.means.shape[1]
     # Two calls would return the same numbers, so make one; its last column picks the component.
@@ -180,11 +199,11 @@ def _draw(network: UnitMixture, chance: Tensor, count: int, seed: int) -> Tensor
     return network.means[which] + normal[:, :-1] / WIDTH
 
 
-def sliced(a: Tensor, b: Tensor, directions: int = 1000) -> float:
-    """Compute the sliced Wasserstein distance of order 2 between [n, D] and [k n, D].
+def sliced(a: Tensor, b: Tensor, directions: int = 1000, order: float = 2) -> float:
+    """Compute the sliced Wasserstein distance of an order p between [n, D] and [k n, D].
 
-    SW^2 = mean over directions of W_2^2 of the projections, by coupling quantiles. It agrees with
-    POT's `ot.sliced.sliced_wasserstein_distance` with p = 2, used in the literature on this
+    SW^p = mean over directions of W_p^p of the projections, by coupling quantiles. It agrees with
+    POT's `ot.sliced.sliced_wasserstein_distance`, used with p = 2 in the literature on this
     mixture. With many more exact samples than a method's, only the latter's noise is left.
     """
     rows = torch.arange(directions)
@@ -192,4 +211,4 @@ def sliced(a: Tensor, b: Tensor, directions: int = 1000) -> float:
     onto = (onto / onto.norm(dim=1, keepdim=True)).mT
     few, many = ((x.float() @ onto).sort(0).values for x in (a, b))
     apart = few.repeat_interleave(len(b) // len(a), 0) - many
-    return float(apart.square().mean().sqrt())
+    return float(apart.abs().pow(order).mean() ** (1 / order))

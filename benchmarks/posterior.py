@@ -19,7 +19,7 @@ from pathlib import Path
 
 import torch
 
-from benchmarks import figures, known, problems
+from benchmarks import figures, known, masks, problems
 from benchmarks.known import EXACT, Row
 from benchmarks.measure import machine, table
 from benchmarks.methods import METHODS, posterior
@@ -92,6 +92,20 @@ def mixture(
     return [_summary(name, rows) for name, rows in found.items()]
 
 
+def random_masks(features: int, count: int, samples: int, start: str = "") -> list[Row]:
+    """Tabulate the mean distances of both orders over observations, with half their intervals."""
+    found: dict[str, list[Row]] = {}
+    for k in range(count):
+        for row in masks.measured(features, k, samples, start):
+            found.setdefault(str(row["method"]), []).append(row)
+    rows = []
+    for name, each in found.items():
+        values = [float(row["order 1"]) for row in each]
+        one: Row = {"order 1": statistics.mean(values), "interval 1": _interval(values)}
+        rows.append(_summary(name, each) | one)
+    return rows
+
+
 def evidence(features: int, count: int, systems: int) -> list[Row]:
     """Tabulate the error of one system of 64 particles by observed values and steps."""
     rows: list[Row] = []
@@ -144,6 +158,9 @@ def cells(start: str = "") -> dict[str, Callable[[], list[Row]]]:
     for case in problems.CASES:
         found[case] = partial(known.bits, case, 1000, CALLS, start)
     found["evidence, 8 dimensions"] = partial(evidence, 8, 10, 16)
+    for features, samples in ((8, 500), (80, 200)):
+        title = f"random masks, {features} dimensions"
+        found[title] = partial(random_masks, features, 10, samples, start)
     found["mixture, 8 dimensions, 2 coordinates"] = partial(mixture, 8, 2, 5, 300, True, start)
     for features, count, samples in MIXTURES:
         for seen in SEEN:

@@ -1,8 +1,8 @@
 """What the pages' commands find: the shipped models where they are quick, stand-ins where not.
 
-A stand-in has the process, data space and prediction of the shipped artefact, but a tenth of its
-steps, and a network of a few thousand weights that returns zero: with v-prediction that is the
-model of independent normal pixels, whose answers are finite whatever is asked.
+A stand-in has the process, data space, prediction and calibration of the shipped artefact, but a
+tenth of its steps, and a network of a few thousand weights that returns zero: with v-prediction
+that is the model of independent normal pixels, whose answers are finite whatever is asked.
 """
 
 import shutil
@@ -31,11 +31,13 @@ def make_models(source: Path, folder: Path) -> None:
         document = checkpoint.Metadata(
             name=name,
             process=process,
-            network=UNET,
+            network=UNET.model_copy(update={"conditional": bool(whole.told)}),
             prediction=whole.prediction,
             variance="lower",
             space=space,
             training=whole.training,
+            told=whole.told,
+            calibration=whole.calibration,
         )
         model = document.build().eval()
         checkpoint.save(folder / name / "model.safetensors", model, document)

@@ -13,7 +13,7 @@ from diffusion.networks import MLP, RBF, MLPConfig, RBFConfig, UNet, UNetConfig
 from diffusion.networks.base import Network
 from diffusion.process import GaussianConfig
 from diffusion.space import DataSpace
-from service.engine.device.network import NetworkCalls, Precision, Rows
+from service.engine.device.network import NetworkCalls, Precision, Rows, something_seen
 
 T = 12
 
@@ -43,6 +43,38 @@ def model_of(network: Network) -> DiffusionModel:
 
 def rows(model: DiffusionModel, count: int) -> Rows:
     return Rows(torch.randn(count, *model.event), torch.randint(1, T + 1, (count,)))
+
+
+def told() -> DiffusionModel:
+    torch.manual_seed(0)
+    return model_of(MLP(MLPConfig(features=3, width=32, zero_out=False, conditional=True)))
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("fill", [0, 8])
+@pytest.mark.parametrize(
+    ("precision", "tolerance"), [("float32", 1e-4), ("tf32", 1e-4), ("bfloat16", 0.05)]
+)
+def test_what_each_row_is_told(fill: int, precision: Precision, tolerance: float) -> None:
+    """Chains and terms in one call or two, padded or not; what is told exactly comes back."""
+    model = told()
+    seen = something_seen(model, 3)
+    chains, terms = rows(model, 3)._replace(seen=seen), rows(model, 2)
+    wanted = [
+        model.predict(part.x_t, part.t, observation=part.seen).x_0 for part in (chains, terms)
+    ]
+    assert not torch.allclose(model.predict(chains.x_t, chains.t).x_0, wanted[0], atol=0.2)
+    calls = NetworkCalls(model, precision)
+    calls.pad_to = fill
+    for found in (calls(chains, terms), (calls(chains, None)[0], calls(None, terms)[1])):
+        for prediction, x_0 in zip(found, wanted, strict=True):
+            assert prediction is not None
+            assert_close(prediction.x_0[: len(x_0)], x_0, rtol=tolerance, atol=tolerance)
+        exact = found[0].x_0[:3][seen.certain]
+        assert torch.equal(exact, torch.zeros_like(exact))
+    both = calls(chains, terms._replace(seen=something_seen(model, 2)))[1]
+    assert both is not None
+    assert not torch.allclose(both.x_0[:2], wanted[1], atol=0.2)
 
 
 @torch.no_grad()

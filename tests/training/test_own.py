@@ -10,6 +10,9 @@ import torch
 from PIL import Image
 
 from diffusion.checkpoint import load as load_artefact
+from diffusion.checkpoint import save
+from diffusion.observation import Observation
+from diffusion.posterior import Auto
 from diffusion.samplers import Ancestral, sample
 from training import user_data as own
 from training.cli import main
@@ -17,7 +20,10 @@ from training.config import ConfigError, FitConfig
 from training.data import DataError, Dataset, load
 from training.data.pictures import PicturesConfig
 from training.data.table import TableConfig
+from training.export import export
 from training.fit.initial import build_model
+from training.fit.loop import Fit, RunOptions
+from training.fit.parallel import Ranks
 
 
 def paint(folder: Path, count: int, size: tuple[int, int] = (10, 8)) -> None:
@@ -243,6 +249,37 @@ def test_a_table_becomes_a_model(
     assert metadata.training.steps == 3
     estimate = model.predict(torch.zeros(2, 3), torch.tensor([1, model.T])).x_0
     assert bool(torch.isfinite(estimate).all())
+
+
+@pytest.mark.parametrize(("rows", "words"), [(4600, "certified on held-out"), (300, "too few")])
+def test_posteriors_of_a_table_are_certified_if_there_are_rows_enough(
+    tmp_path: Path, rows: int, words: str
+) -> None:
+    dice = np.random.default_rng(1)
+    np.save(tmp_path / "pairs.npy", dice.normal(size=(rows, 4)) + dice.normal(size=(rows, 1)))
+    written, config, dataset = own.prepare(tmp_path / "pairs.npy", None, tmp_path / "runs", steps=1)
+    out = written.with_suffix("")
+    Fit(config, RunOptions(out), Ranks(0, 1, torch.device("cpu")), dataset).run()
+    model, metadata, _ = export.from_checkpoint(out, torch.device("cpu"))
+    assert model.conditional
+    assert [family.kind for family in metadata.told] == ["exact", "noisy"]
+    path = tmp_path / "models" / "pairs" / "model.safetensors"
+    path.parent.mkdir(parents=True)
+    save(path, model, metadata)
+    assert words in export.certify(path, "pairs", dataset, out / "calibrate", draws=9)
+    found, _ = load_artefact(path)
+    seen = Observation.of_reals(torch.zeros(1, 4), torch.tensor([[True, False, True, False]]))
+    assert found.certified_for(seen) == (rows == 4600)
+    assert Auto().resolve(found, seen).name == ("learned" if rows == 4600 else "twisted")
+
+
+def test_a_model_of_pictures_is_told_all_patterns(folder: Path) -> None:
+    keys, _ = own.configure(folder, None, side=8)
+    config = FitConfig.model_validate(keys)
+    assert getattr(config.network, "conditional", False)
+    assert config.observations is not None
+    exact, noisy = config.observations.families
+    assert exact.patterns == noisy.patterns == ("scattered", "half", "box", "blobs")
 
 
 def test_badly_scaled_columns_are_fitted_in_their_own_units(

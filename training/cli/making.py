@@ -10,17 +10,14 @@ from pathlib import Path
 import torch
 
 from diffusion.calibration import LEAST_DATA
-from diffusion.checkpoint import load, read_metadata, rewrite
+from diffusion.checkpoint import load, read_metadata
 from training import classifier
 from training import config as configs
 from training import user_data as own
 from training.config import find_artefact
 from training.convert import Options, convert, write_diffusers
 from training.convert.openai import Flags
-from training.data import Dataset
 from training.evaluate.baselines import verdict
-from training.evaluate.calibration import calibrate
-from training.evaluate.calibration import table as calibration_table
 from training.evaluate.profile import SCALAR
 from training.export import export, oracle
 from training.export.card import describe
@@ -94,9 +91,13 @@ def do_train(arguments: argparse.Namespace) -> int:
         measure=not arguments.no_evaluation,
         beside=not own.asks(config),
     )
+    if not arguments.no_evaluation:
+        certificate = export.certify(path, config.title, dataset, options.out / "calibrate")
     print(describe(path))
-    if own.asks(config) and not arguments.no_evaluation:
-        if not _calibrated(path, config, dataset):
+    made = read_metadata(path)
+    if not arguments.no_evaluation:
+        print(f"\n{certificate}")
+        if own.asks(config) and made.certified != made.told:
             print(
                 "\nNOT READY: 'auto' does not use this network, as its posteriors do not hold on "
                 f"held-out rows, or these are fewer than {LEAST_DATA}: give it more rows or more "
@@ -104,9 +105,7 @@ def do_train(arguments: argparse.Namespace) -> int:
                 file=sys.stderr,
             )
             return 1
-        print(f"\nready: its posteriors hold\nserve it: noneq serve --models {arguments.models}")
-        return 0
-    found = verdict(read_metadata(path))
+    found = None if own.asks(config) else verdict(made)
     if found is not None and not found.ready:
         print(f"\n{found}", file=sys.stderr)
         return 1
@@ -128,16 +127,6 @@ def _limits(text: str) -> dict[str, tuple[float, float]]:
                 f"{part!r} is not of the form COLUMN=LEAST:MOST, theta=-1:1 say"
             ) from None
     return found
-
-
-def _calibrated(path: Path, config: configs.FitConfig, dataset: Dataset) -> bool:
-    """Rank held-out rows among draws from their posteriors, into artefact and card; all hold."""
-    model, metadata = load(path)
-    found = calibrate(model, metadata.told, dataset.test, Path("runs") / "calibrate")
-    rewrite(path, metadata.model_copy(update={"calibration": found}))
-    export.write_card(path, config.title, model)
-    print(f"\n{calibration_table(found)}")
-    return all(each.passed for each in found)
 
 
 def do_classifier(arguments: argparse.Namespace) -> int:

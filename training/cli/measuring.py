@@ -285,7 +285,7 @@ def add_commands(
     one.add_argument("--draws", type=int, default=19, help="from each posterior")
     one.add_argument("--steps", type=int, default=Learned.default_steps, help="of each chain")
     one.add_argument("--seed", type=int, default=1)
-    one.add_argument("--batch", type=int, default=512, help="rows a network call")
+    one.add_argument("--batch", type=int, default=128, help="rows a network call; more on a GPU")
     one.add_argument(
         "--out", type=Path, help="folder of finished cases, to go on from (default runs/calibrate)"
     )

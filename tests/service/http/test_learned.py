@@ -19,6 +19,7 @@ from diffusion.model import DiffusionModel
 from diffusion.networks import GaussianMixture
 from diffusion.posterior import Learned, sample_posterior
 from diffusion.samplers import Ancestral
+from noneq.models import read_model
 from service.settings import Settings
 from tests.service.http.caller import Caller, ask, assert_problem, connect, starting
 from tests.service.http.conftest import (
@@ -160,6 +161,19 @@ async def test_what_is_not_certified_is_twisted_or_warned_of(client: httpx.Async
     assert "refute" in answer["results"][0]["diagnostics"]["warning"]
     few = await ask(client, "/inpaint", **HALF, known=LEFT, sampler={"steps": 8})
     assert "chains of 40 steps, these have 8" in few["results"][0]["diagnostics"]["warning"]
+
+
+async def test_a_models_facts_have_its_calibration(client: httpx.AsyncClient) -> None:
+    """The families that passed, and what was measured of all; the client reads both."""
+    document = (await client.get("/models/told")).json()
+    assert document["certified"] == [{"kind": "exact", "patterns": ["half"]}]
+    facts = read_model(document)
+    assert [each["family"]["kind"] for each in facts.calibration] == ["exact", "noisy"]
+    assert facts.calibration[0]["coverage"][0]["share"] == 0.948
+    assert facts.certified == tuple(document["certified"])
+    assert "calibration" not in facts.artefact
+    other = read_model((await client.get("/models/gaussian-mixture")).json())
+    assert other.certified == other.calibration == ()
 
 
 @pytest.mark.usefixtures("hasty")

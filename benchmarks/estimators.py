@@ -31,8 +31,6 @@ from training.fit.parallel import Ranks
 
 #: Draws theta [n, size] given x [seen], by a seed.
 Draw = Callable[[Rows, int, int], Rows]
-#: The least distance of a parameter from its limit, as a share of their distance.
-NEAREST = 1e-7
 
 
 @dataclass(frozen=True)
@@ -51,18 +49,18 @@ class Fitted:
 
 
 def ours(task: Simulator, theta: Rows, x: Rows, folder: Path, steps: int | None = None) -> Fitted:
-    """Fit the table of both, as `noneq train --given` does.
+    """Fit the table of both, as `noneq train --given --limits` does.
 
-    A parameter with limits is fitted as its probit, which is standard normal under the prior.
     `steps` are those of a chain, None for the method's own.
     """
     folder.mkdir(parents=True, exist_ok=True)
     table = folder / "table.csv"
     if not table.exists():
         names = ",".join((*task.parameters, *task.data))
-        rows = np.concatenate([unlimited(task, theta), x], 1)
+        rows = np.concatenate([theta, x], 1)
         np.savetxt(table, rows, delimiter=",", header=names, comments="", fmt="%.9g")
-    written, config, dataset = own.prepare(table, "fit", folder, given=task.data)
+    limits = dict.fromkeys(task.parameters, task.limits) if task.limits else None
+    written, config, dataset = own.prepare(table, "fit", folder, given=task.data, limits=limits)
     options = RunOptions(folder / "fit", save_every=1000)
     fit = Fit(config, options, Ranks(0, 1, torch.device("cpu")), dataset)
     fit.run()
@@ -81,28 +79,11 @@ def ours(task: Simulator, theta: Rows, x: Rows, folder: Path, steps: int | None 
         found = sample_posterior(
             model, observation, n, seed=seed, method=Learned(), sampler=sampler
         )
-        return limited(task, space.to_data(found.samples[0]).double().numpy()[:, : task.size])
+        return space.to_data(found.samples[0]).double().numpy()[:, : task.size]
 
     size = sum(each.numel() for each in model.network.parameters())
     kept = fit.best.looks.step if fit.best and fit.best.looks else fit.step
     return Fitted(draw, fit.seconds, f"{size:,} weights, those of step {kept} of {fit.step}")
-
-
-def unlimited(task: Simulator, theta: Rows) -> Rows:
-    """Return each parameter's probit, if the task has limits."""
-    if task.limits is None:
-        return theta
-    low, high = task.limits
-    share = ((theta - low) / (high - low)).clip(NEAREST, 1 - NEAREST)
-    return np.asarray(torch.special.ndtri(torch.from_numpy(share)).numpy())
-
-
-def limited(task: Simulator, z: Rows) -> Rows:
-    """Undo `unlimited`."""
-    if task.limits is None:
-        return z
-    low, high = task.limits
-    return low + (high - low) * np.asarray(torch.special.ndtr(torch.from_numpy(z)).numpy())
 
 
 def npe(task: Simulator, theta: Rows, x: Rows, folder: Path) -> Fitted:

@@ -1,7 +1,7 @@
 """Simulation-based inference: how near learned posteriors are to exact ones, by C2ST.
 
-    pip download --no-deps sbibm==1.1.0
-    pip install --no-deps sbi nflows zuko skorch umnn tabulate        (for the peers)
+    pip download --no-deps sbibm==1.1.0       (its wheel is read as a file)
+    pip install sbi                           (the peers; this takes the torch that is there)
     python -m benchmarks.inference [--task slcp ...] [--simulations 10000 ...] [--only noneq ...]
 
 Six tasks of the benchmark `sbibm` (`benchmarks.simulators`) with ten observations each; a posterior

@@ -11,6 +11,7 @@ from the exact posterior, and for most the theta that x was simulated from:
 The wheel is read as a zip file: installing it would bring packages that pin old versions of others.
 """
 
+import argparse
 import bz2
 import io
 import zipfile
@@ -237,3 +238,55 @@ def published(wheel: Path, task: Simulator, number: int) -> Published:
 
 def _table(text: bytes) -> Rows:
     return np.asarray(np.loadtxt(io.BytesIO(text), delimiter=",", skiprows=1, ndmin=2))
+
+
+def ranks(wheel: Path, task: Simulator, dice: Generator, draws: int = 999) -> Rows:
+    """Rank each number of the published x among simulations of the theta it is from, 0 to 1.
+
+    Uniform if the simulator is the published one; empty if no theta is told.
+    """
+    found = []
+    for number in OBSERVATIONS:
+        seen = published(wheel, task, number)
+        if seen.theta is not None:
+            again = task.simulate(np.repeat(seen.theta[None], draws, 0), dice)
+            found.append(((again < seen.x).sum(0) + dice.uniform(size=task.seen)) / (draws + 1))
+    return np.array(found).flatten()
+
+
+def score(task: BernoulliGLM, seen: Published) -> Rows:
+    """Return the mean slope of the log-posterior over its published draws, in standard errors.
+
+    E d log p(theta | x) / d theta = 0, with d = x - V^T sigmoid(V theta) - C^-1 theta for prior C.
+    """
+    theta, V = seen.posterior, task.design
+    slope = seen.x - (1 / (1 + np.exp(-theta @ V.T))) @ V - theta @ np.linalg.inv(task.covariance)
+    found: Rows = slope.mean(0) / slope.std(0) * np.sqrt(len(slope))
+    return found
+
+
+def main() -> None:
+    """Check the simulators against what is published."""
+    parser = argparse.ArgumentParser(description="check the simulators against sbibm's files")
+    parser.add_argument("wheel", type=Path)
+    wheel, dice = parser.parse_args().wheel, np.random.default_rng(0)
+    for task in TASKS.values():
+        place = ranks(wheel, task, dice)
+        if len(place):
+            steps = np.arange(len(place)) / len(place)
+            off = np.abs(np.sort(place) - steps).max() * np.sqrt(len(place))
+            print(f"{task.name}: ranks of x given theta: Kolmogorov {off:.2f}, 5% line 1.36")
+    spikes, exact = BernoulliGLM(), TASKS["gaussian_linear"]
+    each = [score(spikes, published(wheel, spikes, number)) for number in OBSERVATIONS]
+    print(f"{spikes.name}: the score is 0, the furthest of 100 {np.abs(each).max():.1f} errors off")
+    drawn = [published(wheel, exact, number) for number in OBSERVATIONS]
+    apart = [(seen.posterior.mean(0) - seen.x / 2) / np.sqrt(0.05 / 10_000) for seen in drawn]
+    spread = np.mean([seen.posterior.var(0) for seen in drawn])
+    print(
+        f"{exact.name}: N(x / 2, .05), variance {spread:.5f}, "
+        f"the furthest of 100 means {np.abs(apart).max():.1f} errors off"
+    )
+
+
+if __name__ == "__main__":
+    main()

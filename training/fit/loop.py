@@ -269,7 +269,7 @@ class Fit:
         return Watch(
             self.averaged,
             self.space.to_model(held_out),
-            self.objective.convention,
+            self.objective,
             self.config.watch,
             self.config.observations,
             self.options.out,

@@ -7,6 +7,8 @@ network has a second curve: the same rows, each told by a family drawn at random
 are the best by both curves, weighted as in training:
 
     (1 - share) K + share K_told
+
+If the bound has no part in the objective, they are the best by the loss instead.
 """
 
 import math
@@ -26,8 +28,9 @@ from diffusion.noise import Stream, counter_noise
 from diffusion.observation import Observation
 from diffusion.process import Process
 from diffusion.samplers import Ancestral, sample
-from diffusion.space import Convention, DataSpace
+from diffusion.space import DataSpace
 from training.config import ObservationsConfig, WatchConfig
+from training.fit.objective import Objective
 from training.progress import progress_bar
 from training.sheet import sheet
 
@@ -44,7 +47,7 @@ class Watch:
     Args:
         model: the model with the averaged weights.
         held_out: rows of `valid`, model units, on the model's device.
-        convention: convention of the bound that is shown.
+        objective: of the fit; its convention is that of the bound that is shown.
         config: how much to measure, and how often.
         told: what the network is told in training; None for nothing.
         out: the run folder.
@@ -55,14 +58,14 @@ class Watch:
         self,
         model: DiffusionModel,
         held_out: Tensor,
-        convention: Convention,
+        objective: Objective,
         config: WatchConfig,
         told: ObservationsConfig | None,
         out: Path,
         first: int,
         last: int,
     ) -> None:
-        self.model, self.held_out, self.convention = model, held_out, convention
+        self.model, self.held_out, self.objective = model, held_out, objective
         self.config, self.space, self.told = config, model.space, told
         self.seen = None if told is None else _observe(model.process, held_out, told)
         self.writer = SummaryWriter(str(out / "tensorboard"), purge_step=first)
@@ -93,9 +96,9 @@ class Watch:
         self._scalars(step, {f"train/{self.space.unit}": value, **scalars})
 
     def look(self, step: int) -> Tensor:
-        """Measure the averaged weights on the held-out rows: bounds in nats, float64 [N].
+        """Measure the averaged weights on the held-out rows: what early stopping compares, [N].
 
-        Of a conditional network, what early stopping compares.
+        Bounds in nats, float64; or minus the loss, if the bound has no part in it.
         """
         found = self._bounds()
         nats = float(found.mean())
@@ -108,15 +111,30 @@ class Watch:
             scalars[f"told/{self.space.unit}"] = told
             found = (1 - share) * found + share * of_told
         self._scalars(step, scalars)
-        return found
+        return found if self.objective.bound else -self._losses()
+
+    @torch.no_grad()
+    def _losses(self) -> Tensor:
+        """Return each row's loss, a mean over `terms` steps from all over 1..T, float64 [N]."""
+        x_0, count, T = self.held_out, self.config.terms, self.model.T
+        share = 0.0 if self.told is None else self.told.share
+        rows, total = torch.arange(len(x_0), device=x_0.device), x_0.new_zeros(len(x_0)).double()
+        for k in range(count):
+            t = 1 + ((k + (rows + 0.5) / len(rows)) / count * T).long().clamp(max=T - 1)
+            noise = counter_noise(0, rows, k, Stream.TRAINING)
+            total += (1 - share) * self.objective.rows(self.model, x_0, t, noise)[0]
+            if share:
+                total += share * self.objective.rows(self.model, x_0, t, noise, self.seen)[0]
+        return total / count
 
     def _bounds(self, seen: Observation | None = None) -> Tensor:
-        terms = max(self.config.terms, min_terms(self.model.T, self.convention))
+        convention = self.objective.convention
+        terms = max(self.config.terms, min_terms(self.model.T, convention))
         return bound(
             self.model,
             self.held_out,
             seed=0,
-            convention=self.convention,
+            convention=convention,
             terms=terms,
             observation=seen,
             batch=256,

@@ -51,6 +51,22 @@ class Objective:
 
         `observation` is what the network is told of some of the rows.
         """
+        each, terms = self.rows(model, x_0, t, noise, observation)
+        value = (weight * each).mean()
+        if model.process.beta.requires_grad:
+            prior = prior_part(model, x_0, self.convention).mean()
+            value = value - self.bound * prior / model.space.dims
+        return Loss(value, terms.detach())
+
+    def rows(
+        self,
+        model: DiffusionModel,
+        x_0: Tensor,
+        t: Tensor,
+        noise: Noise,
+        observation: Observation | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        """Each row's loss without its weight, and its term in nats, [B] both; as in `__call__`."""
         x_t = model.process.marginal(x_0, t).sample(noise)
         prediction = model.predict(x_t, t, clip=False, observation=observation)
         terms = evaluate(model, prediction, x_0, x_t, t, self.convention)
@@ -60,11 +76,7 @@ class Objective:
         if self.simple:
             share = self._share(model, t)
             each = each + self.simple * share * prediction.error(x_0)
-        value = (weight * each).mean()
-        if model.process.beta.requires_grad:
-            prior = prior_part(model, x_0, self.convention).mean()
-            value = value - self.bound * prior / model.space.dims
-        return Loss(value, terms.detach())
+        return each, terms
 
     def _share(self, model: DiffusionModel, t: Tensor) -> Tensor | float:
         """f_t, float32 [B]."""

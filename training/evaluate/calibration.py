@@ -18,7 +18,7 @@ from typing import Self, final
 import torch
 from torch import Tensor
 
-from diffusion.calibration import Calibration, Coverage, Ranks
+from diffusion.calibration import LEAST_DATA, Calibration, Coverage, Ranks
 from diffusion.families import AnyFamily
 from diffusion.model import DiffusionModel
 from diffusion.noise import Noise, Stream, counter_noise
@@ -26,12 +26,13 @@ from diffusion.posterior import Learned, sample_posterior
 from diffusion.rows import Rows
 from diffusion.samplers import Ancestral
 from diffusion.space import DataSpace
-from training.data.dataset import checksum, stream_seed
+from training.data.dataset import Dataset, checksum, stream_seed
 from training.progress import progress_bar
 
 BINS = 10  # of a histogram of ranks
 LEVELS = (0.5, 0.8, 0.95)
 SCALARS = 6
+COUNT, DRAWS, STEPS = 1000, 19, 40  # data of a case, and of each posterior and chain
 
 
 def calibrate(
@@ -70,6 +71,11 @@ def calibrate(
     return tuple(found)
 
 
+def certifiable(dataset: Dataset) -> bool:
+    """Whether `noneq train` calibrates unasked: pictures take too long, few rows tell nothing."""
+    return dataset.space.kind != "image" and len(dataset.test) >= LEAST_DATA
+
+
 @torch.inference_mode()
 def measure(
     model: DiffusionModel,
@@ -77,9 +83,9 @@ def measure(
     family: AnyFamily,
     case: str,
     *,
-    count: int = 1000,
-    draws: int = 19,
-    steps: int = 40,
+    count: int = COUNT,
+    draws: int = DRAWS,
+    steps: int = STEPS,
     seed: int = 1,
     batch: int = 128,
 ) -> Calibration:

@@ -13,9 +13,11 @@ from dataclasses import dataclass
 
 import torch
 
+from diffusion.families import distinct
 from diffusion.likelihood import reference
 from diffusion.likelihood.estimator import min_terms
 from training.evaluate import entropy as report
+from training.evaluate.calibration import COUNT, DRAWS, STEPS, certifiable
 from training.evaluate.profile import measured_points, profiled
 from training.fit.loop import Fit
 from training.sheet import SHEET_ROWS
@@ -73,6 +75,10 @@ def measure(fit: Fit, *, evaluate: bool = True) -> Estimate:
         after += rows * (evaluation.terms or T)
         after += min(reference.MOST, len(dataset.test)) * (reference.choice(model).terms or T)
         after += report.POINTS * min(report.ROWS[dataset.space.kind], len(dataset.test))
+    if evaluate and certifiable(dataset) and config.observations is not None:
+        told, process = distinct(config.observations.families), model.process
+        cases = sum(len(family.cases(process, dataset.space)) for family in told)
+        after += cases * min(COUNT, len(dataset.test)) * DRAWS * STEPS
     return Estimate(left * step + looking * row, after * row + seconds)
 
 

@@ -119,14 +119,18 @@ class Calibration(Frozen):
         return min(1.0, len(self.ranks) * min(each.p for each in self.ranks))
 
     @property
-    def passed(self) -> bool:
-        """Whether enough data leave the posteriors unrefuted.
+    def refuted(self) -> bool:
+        """Whether the data say that these are not the right posteriors.
 
-        A right posterior fails with a chance of at most `FALSE_ALARM` by its ranks, and a further
-        .3 % a level by its intervals.
+        Of right ones they say so with a chance of at most `FALSE_ALARM` by their ranks, and a
+        further .3 % a level by their intervals.
         """
-        off = any(each.off for each in self.coverage)
-        return self.count >= LEAST_DATA and self.p >= FALSE_ALARM and not off
+        return self.p < FALSE_ALARM or any(each.off for each in self.coverage)
+
+    @property
+    def passed(self) -> bool:
+        """Whether the posteriors are not refuted by data that are enough to see a large error."""
+        return self.count >= LEAST_DATA and not self.refuted
 
     def __str__(self) -> str:
         widest = max(self.coverage, key=lambda each: each.level)

@@ -120,9 +120,9 @@ class DiffusionModel(nn.Module):
         return bool(getattr(self.network, "conditional", False))
 
     def certified_for(self, observation: Observation) -> bool:
-        """Return whether a certified family holds the observation, and none that failed does."""
+        """Return whether a certified family holds the observation, and no refuted one does."""
         held = any(family.holds(self.process, observation) for family in self.certified)
-        return held and all(each.passed for each in self.calibrated_for(observation))
+        return held and not any(each.refuted for each in self.calibrated_for(observation))
 
     def calibrated_for(self, observation: Observation) -> tuple[Calibration, ...]:
         """Return what was measured of families that hold the observation."""

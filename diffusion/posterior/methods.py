@@ -315,21 +315,21 @@ class Learned(PosteriorMethod):
     def diagnose_chains(
         self, model: DiffusionModel, observation: Observation, steps: int
     ) -> tuple[Diagnostics, ...]:
-        found = model.calibrated_for(observation)
-        failed, warning = [each for each in found if not each.passed], None
-        if failed:
-            warning = f"held-out data refute such posteriors: {failed[0]}; use 'twisted'"
+        found, warning = model.calibrated_for(observation), None
+        refuted = [each for each in found if each.refuted]
+        if refuted:
+            warning = f"held-out data refute such posteriors: {refuted[0]}; use 'twisted'"
         elif not model.certified_for(observation):
             warning = (
-                "no held-out data confirm such posteriors: measure them with `python -m training "
-                "calibrate`, or use 'twisted'"
+                f"{'too few' if found else 'no'} held-out data confirm such posteriors: measure "
+                "them with `python -m training calibrate`, or use 'twisted'"
             )
         elif found and steps < found[0].steps:
             warning = (
                 f"held-out data confirm chains of {found[0].steps} steps, these have {steps}: "
                 f"ask for {found[0].steps}"
             )
-        calibration = str((failed or found)[0]) if found else None
+        calibration = str((refuted or found)[0]) if found else None
         one = Diagnostics(warning=warning, calibration=calibration)
         return (one,) * len(observation)
 

@@ -82,7 +82,9 @@ def test_coverage_fails_by_much_and_beyond_doubt_only(
 
 def test_few_data_certify_nothing() -> None:
     assert record(count=LEAST_DATA).passed
-    assert not record(count=LEAST_DATA - 1).passed
+    few = record(count=LEAST_DATA - 1)
+    assert not few.passed
+    assert not few.refuted
 
 
 def test_a_family_is_certified_if_all_its_cases_passed() -> None:
@@ -136,7 +138,8 @@ def test_an_answer_repeats_its_certificate_or_says_what_it_lacks() -> None:
         ((record(),), 0.0, 4, "95% intervals cover 94.8% ± 0.3% on 1,000 held-out data", None),
         ((record(),), 0.0, 3, "95% intervals cover", "chains of 4 steps, these have 3"),
         ((record(),), 0.5, 4, None, "training calibrate"),
-        ((), 0.0, 4, None, "training calibrate"),
+        ((), 0.0, 4, None, "no held-out data confirm"),
+        ((record(count=50),), 0.0, 4, "on 50 held-out data", "too few held-out data confirm"),
         ((record(), steep), 0.0, 4, "half seen", "refute"),
     ):
         model, sampler = fresh(conditional(*calibration)), Ancestral(steps=steps)

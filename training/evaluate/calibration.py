@@ -253,10 +253,11 @@ def table(measured: Sequence[Calibration]) -> str:
         "|---|---|---|---|---|" + "---|" * len(levels) + "---|---|",
     ]
     for one in measured:
+        verdict = "yes" if one.passed else "no" if one.refuted else "too few data"
         covered = " | ".join(f"{c.share:.1%} ± {c.standard_error:.1%}" for c in one.coverage)
         lines.append(
             f"| {one.case} | {one.count:,} | {one.draws} | {one.steps} | {one.p:.2g} | {covered} "
-            f"| {one.crps:.4g} ± {one.crps_error:.2g} | {'yes' if one.passed else 'no'} |"
+            f"| {one.crps:.4g} ± {one.crps_error:.2g} | {verdict} |"
         )
     return "\n".join(lines)
 

@@ -5,11 +5,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from diffusion.calibration import Calibration
 from diffusion.checkpoint import Metadata, load, rewrite
 from diffusion.families import Exact, Noisy
+from diffusion.model import DiffusionModel
 from diffusion.networks import BitPatterns, GaussianMixture, MLPConfig
 from diffusion.noise import Stream, counter_noise
 from diffusion.posterior import Auto, Learned
@@ -20,7 +21,14 @@ from tests.diffusion.artefacts import small
 from tests.diffusion.models import binomial, gaussian
 from training.cli import main
 from training.data import Dataset
-from training.evaluate.calibration import Ranked, calibrate, measure, over_data, scalars
+from training.evaluate.calibration import (
+    LIKELIHOOD,
+    Ranked,
+    calibrate,
+    measure,
+    over_data,
+    scalars,
+)
 from training.export import export
 
 SPACE = DataSpace(kind="vector", shape=(8,))
@@ -136,6 +144,33 @@ def test_an_oracle_passes_and_one_that_is_too_narrow_does_not(family: Exact | No
             found = measure(model, rows, family, case, count=240, draws=9, batch=2160)
             assert (found.count, found.steps) == (240, 40)
             assert found.passed == passes, case
+
+
+class Deaf(nn.Module):
+    """A mixture that makes nothing of what it is told."""
+
+    clock, conditional = "log_snr", True
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = mixture()
+
+    def forward(self, x_t: Tensor, time: Tensor) -> Tensor:
+        out: Tensor = self.inner(x_t[:, :2], time)
+        return out
+
+
+def test_draws_of_the_prior_are_uniform_in_all_but_the_likelihood() -> None:
+    rows, oracle = held_out(mixture()), gaussian(mixture(), 100, first=10.0)
+    model = DiffusionModel(oracle.process, Deaf(), oracle.space, "x_0", "moment").eval()
+    family = Noisy(levels=(0.5, 1.0), whole=1.0)
+    found = measure(model, rows, family, family.words, count=240, draws=9, batch=2160)
+    *others, fit = found.ranks
+    assert fit.scalar == LIKELIHOOD
+    assert fit.p < 1e-6
+    assert min(each.p for each in others) > 0.001
+    assert not any(each.off for each in found.coverage)
+    assert not found.passed
 
 
 @pytest.mark.parametrize("family", [Exact(), Noisy()])

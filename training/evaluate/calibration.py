@@ -22,6 +22,7 @@ from diffusion.calibration import LEAST_DATA, Calibration, Coverage, Ranks
 from diffusion.families import AnyFamily
 from diffusion.model import DiffusionModel
 from diffusion.noise import Noise, Stream, counter_noise
+from diffusion.observation import Observation
 from diffusion.posterior import Learned, sample_posterior
 from diffusion.rows import Rows
 from diffusion.samplers import Ancestral
@@ -32,6 +33,7 @@ from training.progress import progress_bar
 BINS = 10  # of a histogram of ranks
 LEVELS = (0.5, 0.8, 0.95)
 SCALARS = 6
+LIKELIHOOD = "log r"  # of what was seen with noise: a scalar of x_0 and y
 COUNT, DRAWS, STEPS = 1000, 19, 40  # data of a case, and of each posterior and chain
 
 
@@ -122,12 +124,15 @@ def measure(
             "hold out more"
         )
     weights, found = torch.stack(list(scalars(space).values())), []
+    noisy = seen.factor.noisy
+    names = [*scalars(space), LIKELIHOOD] if noisy else list(scalars(space))
     parts = chosen.split(max(1, batch // draws))
     with progress_bar(len(parts) * steps, "step", case) as bar:
         for i, part in enumerate(parts, 1):
+            y = seen.rows(part.to(model.device))
             drawn = sample_posterior(
                 model,
-                seen.rows(part.to(model.device)),
+                y,
                 draws,
                 seed=stream_seed(seed, case, i),
                 method=Learned(),
@@ -136,7 +141,8 @@ def measure(
             x = space.to_data(drawn.samples.flatten(0, 1)).double().cpu().view(len(part), draws, -1)
             ties = counter_noise(of, part, 1, Stream.OBSERVATION)
             truth = rows[part].double().flatten(1)
-            found.append(Ranked.of(truth, x, exact[part], weights, ties))
+            more = likelihoods(y, space, truth, x)[:, :, None] if noisy else None
+            found.append(Ranked.of(truth, x, exact[part], weights, ties, more))
             bar.update(steps)
     all_of = Ranked.joined(found)
     crps, crps_error = over_data(all_of.crps)
@@ -147,7 +153,7 @@ def measure(
         draws=draws,
         steps=steps,
         seed=seed,
-        ranks=all_of.histograms(list(scalars(space))),
+        ranks=all_of.histograms(names),
         coverage=all_of.coverage(),
         crps=crps,
         crps_error=crps_error,
@@ -173,7 +179,15 @@ class Ranked(Rows):
     crps: Tensor
 
     @classmethod
-    def of(cls, truth: Tensor, x: Tensor, exact: Tensor, weights: Tensor, noise: Noise) -> Self:
+    def of(
+        cls,
+        truth: Tensor,
+        x: Tensor,
+        exact: Tensor,
+        weights: Tensor,
+        noise: Noise,
+        more: Tensor | None = None,
+    ) -> Self:
         """Rank B data.
 
         Args:
@@ -182,13 +196,16 @@ class Ranked(Rows):
             exact: which elements were seen without noise, bool [B, D].
             weights: of the elements in each scalar, float64 [S, D].
             noise: breaks ties, B rows.
+            more: further scalars of the draws minus those of the truth, float64 [B, n, K].
         """
         D, n = truth.shape[1], x.shape[1]
         off = torch.where(exact[:, None], 0.0, x - truth[:, None])
         if not bool(off.isfinite().all()):
             raise ValueError("a draw is not a finite number: the network returns none")
-        u = noise.uniform((D + len(weights),)).double()
-        each, place = _place(off, u[:, :D]), _place(off @ weights.mT, u[:, D:])
+        sums = off @ weights.mT
+        sums = sums if more is None else torch.cat((sums, more), 2)
+        u = noise.uniform((D + sums.shape[2],)).double()
+        each, place = _place(off, u[:, :D]), _place(sums, u[:, D:])
         levels = torch.tensor(LEVELS, dtype=torch.float64)[:, None]
         inside = ((each[:, None] - 0.5).abs() <= levels / 2).double()
         covered = torch.where(each.isnan()[:, None], torch.nan, inside).nanmean(2)
@@ -230,6 +247,26 @@ def scalars(space: DataSpace) -> dict[str, Tensor]:
     for i, weights in enumerate(noise.normal((D,)).double(), 1):
         found[f"projection {i}"] = weights / scale
     return found
+
+
+def likelihoods(seen: Observation, space: DataSpace, truth: Tensor, x: Tensor) -> Tensor:
+    """Return log r of n draws minus that of the truth, of what was seen with noise, float64 [B, n].
+
+    Draws that make less of an observation than there is in it may have uniform ranks in every
+    scalar of x_0 alone: so have draws of p(x_0). In log r they are too low (Modrák et al. 2023).
+
+    Args:
+        seen: the observations, B rows.
+        space: the data space.
+        truth: data units, float64 [B, D].
+        x: n draws of each, data units, float64 [B, n, D].
+    """
+    B, n, _ = x.shape
+    each = torch.cat((truth[:, None], x), 1).view(-1, *space.shape)
+    of = seen.rows(torch.arange(B, device=seen.known.device).repeat_interleave(n + 1))
+    z = space.to_model(each).to(of.known.device).double()
+    found = of.factor.double().log_prob(z, of.known & ~of.factor.exact).cpu().view(B, n + 1)
+    return found[:, 1:] - found[:, :1]
 
 
 def over_data(values: Tensor) -> tuple[float, float]:

@@ -97,5 +97,6 @@ def fitted(features: int) -> DiffusionModel:
     )
     options = RunOptions(Path("runs") / config.name)
     fit = Fit(config, options, Ranks(0, 1, torch.device("cpu")), data)
-    fit.run()
+    if not fit.run():
+        raise SystemExit(f"interrupted; the fit goes on from {options.out} when asked again")
     return fit.averaged.eval().requires_grad_(False)

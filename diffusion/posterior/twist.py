@@ -109,7 +109,7 @@ class Told(Twist):
     has to find where the network is wrong; so `trust` is low.
     """
 
-    trust: ClassVar[float] = 0.5
+    trust: ClassVar[float] = 0.25
 
     @override
     def exact(self, count: Tensor) -> Tensor:

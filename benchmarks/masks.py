@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 
 from benchmarks.known import EXACT, Row
-from benchmarks.mixtures import WIDTH, draw, masked, sliced
+from benchmarks.mixtures import compared, draw, masked
 from diffusion.families import Exact
 from diffusion.model import DiffusionModel
 from diffusion.networks import MLPConfig
@@ -50,7 +50,7 @@ def measured(features: int, k: int, samples: int, start: str = "") -> list[Row]:
     of = masked(features, k)
     exact = of.exact(10 * samples, k)
     again = of.exact(samples, k + 500_000)
-    rows = [_row(EXACT, again, exact, 0.0)] if EXACT.startswith(start) else []
+    rows = [compared(EXACT, again, exact, 0.0)] if EXACT.startswith(start) else []
     for name, (method, steps, fit) in METHODS.items():
         if name.startswith(start) and (features <= _FITTED or not fit):
             model = fitted(features) if fit else of.model
@@ -63,13 +63,8 @@ def measured(features: int, k: int, samples: int, start: str = "") -> list[Row]:
                 sampler=Ancestral(steps=steps),
             )
             calls = answer.network_evaluations / samples
-            rows.append(_row(name, answer.samples[0], exact, calls))
+            rows.append(compared(name, answer.samples[0], exact, calls))
     return rows
-
-
-def _row(name: str, x: torch.Tensor, exact: torch.Tensor, calls: float) -> Row:
-    two, one = (WIDTH * sliced(x, exact, order=order) for order in (2, 1))
-    return {"method": name, "distance": two, "order 1": one, "calls": calls}
 
 
 @cache

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 from typing_extensions import override
 
+from benchmarks.known import Row
 from benchmarks.problems import real_model
 from diffusion.model import DiffusionModel
 from diffusion.networks import Network
@@ -197,6 +198,12 @@ def draw(network: UnitMixture, chance: Tensor, count: int, seed: int) -> Tensor:
     edges = chance.cumsum(0)[:-1]
     which = torch.searchsorted(edges, torch.special.ndtr(normal[:, -1].contiguous()), right=True)
     return network.means[which] + normal[:, :-1] / WIDTH
+
+
+def compared(method: str, samples: Tensor, exact: Tensor, calls: float) -> Row:
+    """Return a method's distances of order 2 and 1 to exact samples, data units."""
+    two, one = (WIDTH * sliced(samples, exact, order=order) for order in (2, 1))
+    return {"method": method, "distance": two, "order 1": one, "calls": calls}
 
 
 def sliced(a: Tensor, b: Tensor, directions: int = 1000, order: float = 2) -> float:

@@ -23,7 +23,7 @@ from benchmarks import figures, known, masks, problems
 from benchmarks.known import EXACT, Row
 from benchmarks.measure import machine, table
 from benchmarks.methods import METHODS, posterior
-from benchmarks.mixtures import WIDTH, problem, sliced
+from benchmarks.mixtures import compared, problem
 from benchmarks.peers import MASKS, PEERS
 from diffusion.posterior.particle_filter import ParticleFilter
 from diffusion.posterior.smc import run
@@ -43,17 +43,15 @@ def measured(
     exact = of.exact(10 * samples, seed)
     rows: list[Row] = []
     if EXACT.startswith(start):
-        again = of.exact(samples, seed + 500_000)
-        rows.append({"method": EXACT, "distance": WIDTH * sliced(again, exact), "calls": 0.0})
+        rows.append(compared(EXACT, of.exact(samples, seed + 500_000), exact, 0.0))
     for name in _named(METHODS, start):
         answer = posterior(name, of.model, of.observation, samples, CALLS)
-        distance = WIDTH * sliced(answer.samples[0], exact)
-        each = answer.network_evaluations / samples
-        rows.append({"method": name, "distance": distance, "calls": each})
+        calls = answer.network_evaluations / samples
+        rows.append(compared(name, answer.samples[0], exact, calls))
     peers = PEERS | MASKS if mask else PEERS
     for name in _named(peers, start):
-        distance = WIDTH * sliced(peers[name](of, samples, CALLS, seed), exact)
-        rows.append({"method": name, "distance": distance, "calls": float(CALLS)})
+        found = peers[name](of, samples, CALLS, seed)
+        rows.append(compared(name, found, exact, float(CALLS)))
     return rows
 
 
@@ -82,28 +80,27 @@ def _named(methods: Iterable[str], start: str) -> list[str]:
 def mixture(
     features: int, seen: int, count: int, samples: int, mask: bool = False, start: str = ""
 ) -> list[Row]:
-    """Tabulate the mean distance over problems, with half its 95% confidence interval."""
-    found: dict[str, list[Row]] = {}
-    for k in range(count):
-        begun = time.perf_counter()
-        for row in measured(features, seen, _seed(features, seen, k), samples, mask, start):
-            found.setdefault(str(row["method"]), []).append(row)
-        print(f"  problem {k}: {time.perf_counter() - begun:.0f} s", flush=True)
-    return [_summary(name, rows) for name, rows in found.items()]
+    """Tabulate the mean distances over problems, with half their 95% confidence intervals."""
+
+    def one(k: int) -> list[Row]:
+        return measured(features, seen, _seed(features, seen, k), samples, mask, start)
+
+    return _over_problems(one, count)
 
 
 def random_masks(features: int, count: int, samples: int, start: str = "") -> list[Row]:
-    """Tabulate the mean distances of both orders over observations, with half their intervals."""
+    """Tabulate the same over observations of random coordinates."""
+    return _over_problems(lambda k: masks.measured(features, k, samples, start), count)
+
+
+def _over_problems(measure: Callable[[int], list[Row]], count: int) -> list[Row]:
     found: dict[str, list[Row]] = {}
     for k in range(count):
-        for row in masks.measured(features, k, samples, start):
+        begun = time.perf_counter()
+        for row in measure(k):
             found.setdefault(str(row["method"]), []).append(row)
-    rows = []
-    for name, each in found.items():
-        values = [float(row["order 1"]) for row in each]
-        one: Row = {"order 1": statistics.mean(values), "interval 1": _interval(values)}
-        rows.append(_summary(name, each) | one)
-    return rows
+        print(f"  problem {k}: {time.perf_counter() - begun:.0f} s", flush=True)
+    return [_summary(name, rows) for name, rows in found.items()]
 
 
 def evidence(features: int, count: int, systems: int) -> list[Row]:
@@ -134,13 +131,15 @@ def _seed(features: int, seen: int, k: int) -> int:
 
 
 def _summary(name: str, rows: list[Row]) -> Row:
-    values = [float(row["distance"]) for row in rows]
+    two, one = ([float(row[key]) for row in rows] for key in ("distance", "order 1"))
     return {
         "method": name,
-        "distance": statistics.mean(values),
-        "interval": _interval(values),
+        "distance": statistics.mean(two),
+        "interval": _interval(two),
+        "order 1": statistics.mean(one),
+        "interval 1": _interval(one),
         "calls": rows[0]["calls"],
-        "problems": float(len(values)),
+        "problems": float(len(rows)),
     }
 
 

@@ -22,6 +22,7 @@ from diffusion.schedule import LogSnrSchedule
 from training.config import (
     AverageConfig,
     FitConfig,
+    ObjectiveConfig,
     ObservationsConfig,
     OptimiserConfig,
     WatchConfig,
@@ -83,12 +84,13 @@ def fitted(features: int) -> DiffusionModel:
         ),
         prediction="v",
         variance="moment",
+        objective=ObjectiveConfig(bound=1.0, simple=20.0),
         observations=ObservationsConfig(families=(Exact(),)),
-        optimiser=OptimiserConfig(lr=3e-3, warmup=200),
+        optimiser=OptimiserConfig(lr=2e-3, warmup=200),
         average=AverageConfig(decay=0.999),
-        watch=WatchConfig(every=4000, samples=500),
+        watch=WatchConfig(every=3000, samples=500),
         batch=256,
-        steps=8000,
+        steps=6000,
     )
     options = RunOptions(Path("runs") / config.name)
     fit = Fit(config, options, Ranks(0, 1, torch.device("cpu")), data)

@@ -1,13 +1,14 @@
 """Test whether a posterior's warnings tell good answers from bad and its stated errors hold.
 
-    python -m benchmarks.warnings [--cases 120] [--systems 128] [--first 0]
+    python -m benchmarks.warnings [--cases 120] [--systems 128] [--first 0] [--proposal learned]
 
 Problems are random with exact posteriors: mixtures of Gaussians in 1 to 20 dimensions, mixtures of
 bit patterns, and the two exact models of `models/`, with observations that are typical or 4 or 8
 standard deviations out. Each is answered many times by the defaults (8 particles, 100 steps), with
 one sample and with eight. A case is bad if, over all answers, some element's mean is off by more
 than half a posterior standard deviation; a warning is right on a bad case's answer and wrong on a
-good one's. A stated error is right if log p(y) is within 1.96 of it in 95% of answers.
+good one's. A stated error is right if log p(y) is within 1.96 of it in 95% of answers. With a
+proposal, only the cases that a network can be told of (elements seen), by particles drawn so.
 """
 
 import argparse
@@ -25,9 +26,8 @@ from diffusion.model import DiffusionModel
 from diffusion.networks import BitPatterns, GaussianMixture
 from diffusion.noise import counter_noise
 from diffusion.observation import Observation
-from diffusion.operators import Dense
+from diffusion.operators import Dense, Mask
 from diffusion.posterior import Diagnostics, Twisted
-from diffusion.posterior.particle_filter import ParticleFilter
 from diffusion.posterior.smc import SMCResult, run
 from diffusion.process import BinomialProcess
 from diffusion.samplers import Ancestral
@@ -170,11 +170,11 @@ def cases(first: int, count: int) -> Iterator[Case]:
             yield mixture(seed)
 
 
-def answers(case: Case, systems: int) -> SMCResult:
-    """Run `systems` systems with the default settings."""
-    plan = Ancestral(steps=min(STEPS, case.model.T)).plan(case.model)
+def answers(case: Case, systems: int, method: Twisted) -> SMCResult:
+    """Run `systems` systems with the default number of steps."""
+    sampler = Ancestral(steps=min(STEPS, case.model.T))
     place = torch.zeros(systems, dtype=torch.long)
-    kernel = ParticleFilter(plan, Twisted().particles)
+    kernel = method.kernel(case.model, case.observation, systems, sampler)
     return run(case.model, kernel, case.observation.rows(place), 5, torch.arange(systems))
 
 
@@ -199,13 +199,18 @@ def main() -> None:
     parser.add_argument("--cases", type=int, default=120)
     parser.add_argument("--systems", type=int, default=128)
     parser.add_argument("--first", type=int, default=0)
+    parser.add_argument("--proposal", choices=("twist", "learned"))
     asked = parser.parse_args()
     torch.set_num_threads(1)
     print(machine(), flush=True)
     found: dict[tuple[int, str, bool], list[tuple[float, float]]] = {}
     for number, case in enumerate(cases(asked.first, asked.cases), asked.first):
-        result = answers(case, asked.systems)
+        if asked.proposal and not isinstance(case.observation.operator, Mask):
+            continue
+        result = answers(case, asked.systems, Twisted(proposal=asked.proposal or "twist"))
         line = f"{number} {case.kind}: off {case.off(result.samples[:, 0]):.2f}"
+        error = float((result.log_evidence - case.log_evidence).square().mean().sqrt())
+        line += f"; log p(y) off {error:.2f} (root mean square)"
         for each in ANSWERS:
             bad, warned, held = judged(case, result, each)
             found.setdefault((each, case.kind, bad), []).append((warned, held))

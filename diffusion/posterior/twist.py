@@ -100,7 +100,6 @@ class Twist(BaseModel):
         return evaluate_twist(model, x_t, t, s, observation, self)
 
 
-@final
 class Told(Twist):
     """A proposal from a network that is told what was seen, q = p(x_s | x_t, y) as it has learned.
 

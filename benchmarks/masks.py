@@ -88,9 +88,9 @@ def fitted(features: int) -> DiffusionModel:
         observations=ObservationsConfig(families=(Exact(),)),
         optimiser=OptimiserConfig(lr=2e-3, warmup=200),
         average=AverageConfig(decay=0.999),
-        watch=WatchConfig(every=3000, samples=500),
+        watch=WatchConfig(every=2000, samples=500),
         batch=256,
-        steps=6000,
+        steps=4000,
     )
     options = RunOptions(Path("runs") / config.name)
     fit = Fit(config, options, Ranks(0, 1, torch.device("cpu")), data)

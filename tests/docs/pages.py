@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 ROOT = Path(__file__).parents[2]
-PAGES = ("README.md", "docs/tutorial.md", "docs/client.md")
+PAGES = ("README.md", "docs/tutorial.md", "docs/client.md", "docs/inference.md")
 RUN = ("sh", "python")
 SHOWN = ("text", "json")
 

@@ -9,12 +9,16 @@ import shutil
 from pathlib import Path
 
 from diffusion import checkpoint, classifier, heldout
+from diffusion.calibration import Calibration, Coverage, Ranks
+from diffusion.families import Given
 from diffusion.likelihood import reference
-from diffusion.networks import UNetConfig
+from diffusion.networks import MLPConfig, UNetConfig
 from diffusion.networks.encoder import EncoderConfig
+from diffusion.space import DataSpace
 
 SHIPPED = ("gaussian-mixture", "bit-patterns", "swissroll", "swissroll-paper")
 STAND_INS = {"mnist": 28, "shapes": 16}  # pixels of a side
+EPIDEMIC = ("infects", "recovers", "peak", "day", "total")  # the first two between limits
 UNET = UNetConfig(channels=(8,), blocks=1, patch=4, norm_groups=4, zero_out=True)
 
 
@@ -45,6 +49,7 @@ def make_models(source: Path, folder: Path) -> None:
             shown = heldout.read(source / name, space)
             x_0 = space.to_model(shown.repeat(2, 1, 1, 1))
             reference.write(folder / name, model, reference.measure(model, x_0))
+    _epidemic(folder / "epidemic", whole)
     reader = classifier.ClassifierMetadata(
         name="mnist-classifier",
         process=process,
@@ -55,3 +60,39 @@ def make_models(source: Path, folder: Path) -> None:
     )
     path = folder / reader.name / "model.safetensors"
     classifier.save(path, reader.build(), reader)
+
+
+def _epidemic(folder: Path, like: checkpoint.Metadata) -> None:
+    """A model for docs/inference.md that knows nothing, and says it is certified."""
+    seen = Given(columns=(2, 3, 4))
+    document = checkpoint.Metadata(
+        name=folder.name,
+        process=like.process.model_copy(update={"T": 50}),
+        network=MLPConfig(features=5, width=8, conditional=True, masks=True, clock="log_snr"),
+        prediction="v",
+        variance="lower",
+        space=DataSpace(
+            kind="vector",
+            shape=(5,),
+            shift=(0.0, 0.0, 300.0, 30.0, 500.0),
+            scale=(1.0, 1.0, 200.0, 20.0, 300.0),
+            columns=EPIDEMIC,
+            limits=((0.1, 1.0), (0.05, 0.5), None, None, None),
+        ),
+        training=like.training,
+        told=(seen,),
+        calibration=(
+            Calibration(
+                family=seen,
+                case="given",
+                count=1000,
+                draws=19,
+                steps=40,
+                ranks=(Ranks(scalar="infects", counts=(100,) * 10),),
+                coverage=(Coverage(level=0.95, share=0.95, standard_error=0.01),),
+                crps=1.0,
+                crps_error=0.0,
+            ),
+        ),
+    )
+    checkpoint.save(folder / "model.safetensors", document.build().eval(), document)

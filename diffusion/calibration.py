@@ -93,7 +93,7 @@ class Calibration(Frozen):
         steps: of each chain.
         seed: of the noise.
         ranks: of each scalar.
-        coverage: of each level.
+        coverage: of each level; none if fewer than two data were uncertain.
         crps: the continuous ranked probability score of a hidden element, E|x_j - x_0| -
             E|x_j - x_k| / 2 over pairs of different draws; data units, a mean over data.
         crps_error: its standard error, over data.
@@ -108,7 +108,7 @@ class Calibration(Frozen):
     steps: int = Field(ge=1)
     seed: int = 0
     ranks: tuple[Ranks, ...] = Field(min_length=1)
-    coverage: tuple[Coverage, ...] = Field(min_length=1)
+    coverage: tuple[Coverage, ...]
     crps: float
     crps_error: float = Field(ge=0)
     machine: str | None = None
@@ -133,11 +133,12 @@ class Calibration(Frozen):
         return self.count >= LEAST_DATA and not self.refuted
 
     def __str__(self) -> str:
+        data = f"on {self.count:,} held-out data ({self.case})"
+        if not self.coverage:
+            return f"all draws are the truth {data}"
         widest = max(self.coverage, key=lambda each: each.level)
-        return (
-            f"{widest.level:.0%} intervals cover {widest.share:.1%} ± {widest.standard_error:.1%} "
-            f"on {self.count:,} held-out data ({self.case})"
-        )
+        share, error = widest.share, widest.standard_error
+        return f"{widest.level:.0%} intervals cover {share:.1%} ± {error:.1%} {data}"
 
 
 def certified(told: Sequence[Family], measured: Sequence[Calibration]) -> tuple[Family, ...]:

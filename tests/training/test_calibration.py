@@ -28,6 +28,7 @@ from training.evaluate.calibration import (
     measure,
     over_data,
     scalars,
+    table,
 )
 from training.export import export
 
@@ -65,18 +66,30 @@ def test_right_posteriors_fail_once_in_a_hundred_times_and_wrong_ones_nearly_alw
 
 
 def test_the_error_of_a_coverage_is_its_spread_over_repeated_data() -> None:
-    """Elements of an example vary together, and so the error is nearly that of single elements.
+    """Pooled: (30 L (1 - L) + N v) / (30 + N) / N, with v the variance of an example's share.
 
-    The deviation of 200 repeats has a relative error of 1 / sqrt(400), .05.
+    Elements of an example vary together, so that v is far more than L (1 - L) / 8. The deviation of
+    200 repeats has a relative error of 1 / sqrt(400), .05.
     """
     found = [ranked(seed, data=100).coverage() for seed in range(200)]
     for i, level in enumerate((0.5, 0.8, 0.95)):
         shares = torch.tensor([each[i].share for each in found]).double()
         errors = torch.tensor([each[i].standard_error for each in found]).double()
         assert abs(float(shares.mean()) - level) < 4 * float(shares.std()) / math.sqrt(200)
-        assert float(errors.square().mean().sqrt() / shares.std()) == pytest.approx(1, abs=0.2)
-        alone = math.sqrt(level * (1 - level) / 800)  # as if elements were independent
-        assert float(shares.std()) > 1.3 * alone
+        single = level * (1 - level)
+        wanted = (30 * single / 100 + 100 * float(shares.var())) / 130
+        assert float(errors.square().mean()) == pytest.approx(wanted, rel=0.3)
+        assert float(shares.var()) > 1.7 * single / 800  # as if elements were independent
+
+
+def test_a_few_uncertain_data_refute_nothing_by_chance() -> None:
+    """All of eight covered: 100% where 95% should be, which is no surprise."""
+    place, nan = torch.full((1000, 1), 0.5).double(), torch.nan
+    covered = torch.where(torch.arange(1000)[:, None] < 8, 1.0, nan).double().expand(1000, 3)
+    assert not Ranked(place, covered, place).coverage()[-1].off
+    many = torch.where(torch.arange(1000)[:, None] < 400, 1.0, nan).double().expand(1000, 3)
+    assert all(each.off for each in Ranked(place, many, place).coverage())
+    assert Ranked(place, torch.full_like(covered, nan), place).coverage() == ()
 
 
 @pytest.mark.parametrize("draws", [2, 19])
@@ -111,7 +124,7 @@ def test_elements_seen_exactly_count_for_nothing() -> None:
     assert bool(found.place[:, 0].isnan().all())
     assert bool((found.place[:, 1] < 0.25).all())
     assert bool((found.crps == 1).all())
-    with pytest.raises(ValueError, match="nothing is uncertain"):
+    with pytest.raises(ValueError, match="two data or more"):
         over_data(Ranked.of(truth, x, torch.ones_like(exact), weights, noise).crps)
 
 
@@ -171,6 +184,16 @@ def test_draws_of_the_prior_are_uniform_in_all_but_the_likelihood() -> None:
     assert min(each.p for each in others) > 0.001
     assert not any(each.off for each in found.coverage)
     assert not found.passed
+
+
+def test_what_is_certain_and_true_passes() -> None:
+    """A single pattern: no draw can differ from it, and the table says so."""
+    one = BitPatterns.from_values(torch.ones(1), torch.tensor([[1.0, 0, 1, 0, 1, 1, 0]]), 0.4)
+    found = measure(binomial(one, 20), held_out(one), Exact(), Exact().words, draws=2, steps=5)
+    assert found.passed
+    assert found.coverage == ()
+    assert "all draws are the truth on 614 held-out data" in str(found)
+    assert "| certain | certain | certain |" in table((found,))
 
 
 @pytest.mark.parametrize("family", [Exact(), Noisy()])

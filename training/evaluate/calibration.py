@@ -34,6 +34,7 @@ BINS = 10  # of a histogram of ranks
 LEVELS = (0.5, 0.8, 0.95)
 SCALARS = 6
 LIKELIHOOD = "log r"  # of what was seen with noise: a scalar of x_0 and y
+_FEW = 30  # data for which the variance of a single element counts in that of a coverage
 COUNT, DRAWS, STEPS = 1000, 19, 40  # data of a case, and of each posterior and chain
 
 
@@ -106,7 +107,7 @@ def measure(
         batch: rows per network call.
 
     Raises:
-        ValueError: fewer than two data or draws, or nothing is uncertain.
+        ValueError: fewer than two data or draws.
     """
     if min(count, draws) < 2:
         raise ValueError(f"ranks need two data and two draws or more, came {count} and {draws}")
@@ -224,10 +225,19 @@ class Ranked(Rows):
         return tuple(found)
 
     def coverage(self) -> tuple[Coverage, ...]:
-        """Return how often intervals of LEVELS cover an element."""
-        found = []
+        """Return how often intervals of LEVELS cover an element.
+
+        Where few data are uncertain their variance is little known: it is pooled with that of one
+        element, level (1 - level). With fewer than two nothing is returned.
+        """
+        found: list[Coverage] = []
+        if int((~self.covered[:, 0].isnan()).sum()) < 2:
+            return ()
         for level, covered in zip(LEVELS, self.covered.unbind(1), strict=True):
             share, error = over_data(covered)
+            count = int((~covered.isnan()).sum())
+            variance = _FEW * level * (1 - level) + count**2 * error**2
+            error = math.sqrt(variance / (count * (_FEW + count)))
             found.append(Coverage(level=level, share=share, standard_error=error))
         return tuple(found)
 
@@ -277,21 +287,21 @@ def over_data(values: Tensor) -> tuple[float, float]:
     """
     values = values[~values.isnan()]
     if len(values) < 2:
-        raise ValueError("draws and data are all equal: nothing is uncertain, so nothing to test")
+        raise ValueError(f"a standard error needs two data or more, came {len(values)}")
     return float(values.mean()), float(values.std()) / math.sqrt(len(values))
 
 
 def table(measured: Sequence[Calibration]) -> str:
     """Format calibrations as a Markdown table."""
-    levels = [each.level for each in measured[0].coverage]
-    head = [f"{level:.0%} intervals" for level in levels]
+    head = [f"{level:.0%} intervals" for level in LEVELS]
     lines = [
         f"| observed | data | draws | steps | p of the ranks | {' | '.join(head)} | CRPS | holds |",
-        "|---|---|---|---|---|" + "---|" * len(levels) + "---|---|",
+        "|---|---|---|---|---|" + "---|" * len(LEVELS) + "---|---|",
     ]
     for one in measured:
         verdict = "yes" if one.passed else "no" if one.refuted else "too few data"
-        covered = " | ".join(f"{c.share:.1%} ± {c.standard_error:.1%}" for c in one.coverage)
+        shares = [f"{c.share:.1%} ± {c.standard_error:.1%}" for c in one.coverage]
+        covered = " | ".join(shares or ["certain"] * len(LEVELS))
         lines.append(
             f"| {one.case} | {one.count:,} | {one.draws} | {one.steps} | {one.p:.2g} | {covered} "
             f"| {one.crps:.4g} ± {one.crps_error:.2g} | {verdict} |"

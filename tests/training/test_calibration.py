@@ -23,6 +23,7 @@ from training.cli import main
 from training.data import Dataset
 from training.evaluate.calibration import (
     LIKELIHOOD,
+    TOGETHER,
     Ranked,
     calibrate,
     measure,
@@ -173,13 +174,18 @@ class Deaf(nn.Module):
         return out
 
 
-def test_draws_of_the_prior_are_uniform_in_all_but_the_likelihood() -> None:
+@pytest.mark.parametrize(
+    ("family", "scalar"), [(Noisy(levels=(0.5, 1.0), whole=1.0), LIKELIHOOD), (Exact(), TOGETHER)]
+)
+def test_draws_of_the_prior_are_uniform_in_all_but_one_scalar(
+    family: Exact | Noisy, scalar: str
+) -> None:
+    """That of x_0 and y together: log r, or for exact values the sum by what was seen."""
     rows, oracle = held_out(mixture()), gaussian(mixture(), 100, first=10.0)
     model = DiffusionModel(oracle.process, Deaf(), oracle.space, "x_0", "moment").eval()
-    family = Noisy(levels=(0.5, 1.0), whole=1.0)
     found = measure(model, rows, family, family.words, count=240, draws=9, batch=2160)
     *others, fit = found.ranks
-    assert fit.scalar == LIKELIHOOD
+    assert fit.scalar == scalar
     assert fit.p < 1e-6
     assert min(each.p for each in others) > 0.001
     assert not any(each.off for each in found.coverage)

@@ -34,6 +34,7 @@ BINS = 10  # of a histogram of ranks
 LEVELS = (0.5, 0.8, 0.95)
 SCALARS = 6
 LIKELIHOOD = "log r"  # of what was seen with noise: a scalar of x_0 and y
+TOGETHER = "sum by what was seen"  # the same of what was seen exactly
 _FEW = 30  # data for which the variance of a single element counts in that of a coverage
 COUNT, DRAWS, STEPS = 1000, 19, 40  # data of a case, and of each posterior and chain
 
@@ -126,7 +127,8 @@ def measure(
         )
     weights, found = torch.stack(list(scalars(space).values())), []
     noisy = seen.factor.noisy
-    names = [*scalars(space), LIKELIHOOD] if noisy else list(scalars(space))
+    names = [*scalars(space), LIKELIHOOD if noisy else TOGETHER]
+    centre = x_0.mean(0).flatten().double().cpu()
     parts = chosen.split(max(1, batch // draws))
     with progress_bar(len(parts) * steps, "step", case) as bar:
         for i, part in enumerate(parts, 1):
@@ -142,8 +144,12 @@ def measure(
             x = space.to_data(drawn.samples.flatten(0, 1)).double().cpu().view(len(part), draws, -1)
             ties = counter_noise(of, part, 1, Stream.OBSERVATION)
             truth = rows[part].double().flatten(1)
-            more = likelihoods(y, space, truth, x)[:, :, None] if noisy else None
-            found.append(Ranked.of(truth, x, exact[part], weights, ties, more))
+            if noisy:
+                more = likelihoods(y, space, truth, x)
+            else:
+                z = x_0[part.to(model.device)].flatten(1).double().cpu() - centre
+                more = together(exact[part], space, z, truth, x)
+            found.append(Ranked.of(truth, x, exact[part], weights, ties, more[:, :, None]))
             bar.update(steps)
     all_of = Ranked.joined(found)
     crps, crps_error = over_data(all_of.crps)
@@ -257,6 +263,24 @@ def scalars(space: DataSpace) -> dict[str, Tensor]:
     for i, weights in enumerate(noise.normal((D,)).double(), 1):
         found[f"projection {i}"] = weights / scale
     return found
+
+
+def together(exact: Tensor, space: DataSpace, z: Tensor, truth: Tensor, x: Tensor) -> Tensor:
+    """Return the sum of the elements hidden times that of those seen, as `likelihoods` does.
+
+    Hidden elements that are drawn whatever was seen have uniform ranks too; by this scalar they
+    have not, where the two sums depend on each other.
+
+    Args:
+        exact: which elements were seen without noise, bool [B, D].
+        space: the data space.
+        z: the truth, centred, model units, float64 [B, D].
+        truth: data units, float64 [B, D].
+        x: n draws of each, data units, float64 [B, n, D].
+    """
+    scale = space.affine[1].broadcast_to(space.shape).flatten()
+    off = torch.where(exact[:, None], 0.0, (x - truth[:, None]) / scale)
+    return off.sum(2) * torch.where(exact, z, 0.0).sum(1, keepdim=True)
 
 
 def likelihoods(seen: Observation, space: DataSpace, truth: Tensor, x: Tensor) -> Tensor:

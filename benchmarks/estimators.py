@@ -12,6 +12,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -134,8 +135,10 @@ def _float(rows: NDArray[Any]) -> Tensor:
     return torch.from_numpy(np.float32(rows))
 
 
+#: By name; those whose names begin alike share a fit.
 ESTIMATORS: dict[str, Callable[[Simulator, Rows, Rows, Path], Fitted]] = {
     "noneq": ours,
+    "noneq at 150 steps": partial(ours, steps=150),
     "NPE": npe,
     "NPSE": npse,
 }

@@ -2,7 +2,7 @@
 
     pip download --no-deps sbibm==1.1.0       (its wheel is read as a file)
     pip install sbi                           (the peers; this takes the torch that is there)
-    python -m benchmarks.inference [--task slcp ...] [--simulations 10000 ...] [--only noneq ...]
+    python -m benchmarks.inference [--task slcp ...] [--simulations 10000 ...] [--only NPE ...]
 
 Six tasks of the benchmark `sbibm` (`benchmarks.simulators`) with ten observations each; a posterior
 is fitted once to simulations from the prior, and asked for 10,000 draws given each observation
@@ -38,7 +38,8 @@ def fit(name: str, simulations: int, method: str, runs: Path) -> Fitted:
     task, dice = TASKS[name], np.random.default_rng([1, simulations])
     theta = task.prior(simulations, dice)
     x = task.simulate(theta, dice)
-    return ESTIMATORS[method](task, theta, x, runs / f"{name}-{simulations}-{method}")
+    folder = runs / f"{name}-{simulations}-{method.split()[0]}"
+    return ESTIMATORS[method](task, theta, x, folder)
 
 
 def measure(fitted: Fitted, seen: Published, seed: int) -> tuple[float, Cell]:

@@ -164,11 +164,14 @@ class DiffusionModel(nn.Module):
         ours = isinstance(self.network, Network)
         time = at.condition if ours else at.condition[0].expand(len(x_t))
         told = None if observation is None else observation.inputs
-        output = self.network(x_t if told is None else torch.cat((x_t, told.to(x_t)), 1), time)
-        found = self.output.read(output, x_t, at.t, at.of_x_0)
-        found = self.clip(found) if clip else found
         if observation is None or told is None:
-            return found
+            found = self.output.read(self.network(x_t, time), x_t, at.t, at.of_x_0)
+            return self.clip(found) if clip else found
+        fused = self.output.fused(x_t, at.t, observation.telling)
+        x, of_x_0 = (x_t, at.of_x_0) if fused is None else fused
+        output = self.network(torch.cat((x, told.to(x)), 1), time)
+        found = self.output.read(output, x, at.t, of_x_0).at(x_t)
+        found = self.clip(found) if clip else found
         return found.pinned(observation.values, observation.certain)
 
     def clip(self, prediction: AnyPrediction) -> AnyPrediction:

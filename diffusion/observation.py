@@ -121,6 +121,12 @@ class Observation(Rows):
         return replace(self, factor=self.factor.forget(self.told), told=None)
 
     @cached_property
+    def telling(self) -> Distribution:
+        """The factor of the examples whose network is told; 1 in the others."""
+        assert self.told is not None  # as callers know
+        return self.factor.forget(~self.told)
+
+    @cached_property
     def inputs(self) -> Tensor | None:
         """What the network is told, [N, 3 event[0], ...] (`Distribution.told`); None for nothing.
 
@@ -131,7 +137,7 @@ class Observation(Rows):
             return None
         if not isinstance(self.operator, Mask):
             raise ValueError("a network is told of elements, not of what an operator makes of them")
-        return self.factor.forget(~self.told).told()
+        return self.telling.told()
 
     @cached_property
     def certain(self) -> Tensor:

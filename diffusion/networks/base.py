@@ -45,8 +45,9 @@ class Network(nn.Module, ABC):
     """A network from [B, *event] and time [B] to [B, outputs * event[0], *event[1:]].
 
     Attributes:
-        conditional: whether it also takes [B, 4 event[0], *event[1:]]: x_t, then what was seen of
-            x_0 (`Distribution.told`), with zeros for nothing.
+        conditional: whether it also takes [B, 4 event[0], *event[1:]]: x_t, or for eps and v x_t
+            and what was seen as one (`Output.fused`), then what was seen of x_0
+            (`Distribution.told`), with zeros for nothing.
         clock: what `time` is: t - 1 ("step"), or log(alpha_bar / (1 - alpha_bar)) ("log_snr").
     """
 

@@ -291,6 +291,21 @@ class Output(ABC):
         del t
         return None
 
+    def fused(
+        self, x_t: Tensor, t: Tensor, factor: Distribution
+    ) -> tuple[Tensor, Sequence[Tensor]] | None:
+        """Return x_t and what was seen as one x, and the (p, q) of x_0hat = p x + q output.
+
+        None where a network reads what was seen beside x_t alone.
+
+        Args:
+            x_t: [B, *event].
+            t: int64 [B], or [1] for all rows.
+            factor: what the network is told, [B, *event]; nothing of the other rows.
+        """
+        del x_t, t, factor
+        return None
+
     @abstractmethod
     def read(
         self,
@@ -305,7 +320,8 @@ class Output(ABC):
             output: [B, count * event[0], ...].
             x_t: [B, *event].
             t: int64 [B], or [1] for all rows.
-            of_x_0: `affine` if already computed, [B, 2], or two numbers [] for all rows.
+            of_x_0: `affine` if already computed, [B, 2], two numbers [] for all rows, or each
+                element's [B, *event].
         """
 
     @abstractmethod

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from typing_extensions import override
 
-from diffusion.distributions import LOG_2PI, Normal, Tilt
+from diffusion.distributions import LOG_2PI, Distribution, Normal, Tilt
 from diffusion.noise import Noise
 from diffusion.observation import Observation, in_model_units
 from diffusion.operators import LinearOperator
@@ -419,6 +419,34 @@ class GaussianOutput(Output):
         if self.prediction == "eps":
             return torch.stack((1 / signal, -noise / signal), 1)
         return torch.stack((signal, -noise), 1) if self.prediction == "v" else None
+
+    @override
+    def fused(
+        self, x_t: Tensor, t: Tensor, factor: Distribution
+    ) -> tuple[Tensor, Sequence[Tensor]] | None:
+        """Combine x_t and y, two observations of x_0, element by element, for eps and v.
+
+            P = snr_t + 1 / var,    alpha = P / (1 + P),
+            x = sqrt(alpha) (snr_t x_t / sqrt(alpha_bar_t) + y / var) / P
+
+        x is distributed as q(x_t | x_0) at a step with alpha for alpha_bar, and x_0hat is read as
+        at that step: noise that y has removed is no longer for the network to remove.
+        """
+        if self.prediction not in ("eps", "v"):
+            return None
+        y, var = (part.double() for part in factor.tensors)
+        at = per_row(self.process.alpha_bar[t], y)
+        snr, seen, exact = at / (1 - at), 1 / var, var == 0
+        total = snr + seen
+        share = torch.where(exact, 1.0, seen / total.clamp_min(1e-300))
+        mean = (1 - share) * x_t / at.clamp_min(1e-12).sqrt() + share * y
+        # Elements of which nothing was seen keep their bits.
+        alpha = torch.where(seen == 0, at, torch.where(exact, 1.0, total / (1 + total)))
+        noise = torch.where(seen == 0, 1 - at, 1 / (1 + total)).sqrt()
+        signal = alpha.sqrt()
+        x = torch.where(seen == 0, x_t, (signal * mean).to(x_t))
+        pair = (signal, -noise) if self.prediction == "v" else (1 / signal, -noise / signal)
+        return x, [part.to(x_t) for part in pair]
 
     @override
     def read(

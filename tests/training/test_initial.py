@@ -97,7 +97,7 @@ def conditional(small: FitConfig) -> dict[str, object]:
     return {"network": {**small.network.model_dump(), "conditional": True}, **TOLD}
 
 
-def test_an_extended_model_is_the_old_one_whatever_it_is_told(
+def test_an_extended_model_is_the_old_one_at_what_is_told_and_x_t_as_one(
     small: FitConfig, artefact: Path, tmp_path: Path
 ) -> None:
     old = load_artefact(artefact)[0]
@@ -113,8 +113,11 @@ def test_an_extended_model_is_the_old_one_whatever_it_is_told(
         torch.randn(16, 2, generator=torch.Generator().manual_seed(0)),
         torch.arange(16) % 10 + 1,
     )
-    given = new.predict(x_t, t, observation=seen)
-    torch.testing.assert_close(given.x_0, old.predict(x_t, t).x_0)
+    fused = new.output.fused(x_t, t, seen.telling)
+    assert fused is not None  # it predicts v
+    x, pair = fused
+    wanted = old.clip(old.output.read(old.network(x, old.times(t).condition), x, t, pair).at(x_t))
+    torch.testing.assert_close(new.predict(x_t, t, observation=seen).x_0, wanted.x_0)
     fit.run()  # and what it is told can be learned
     moved = fit.network.state_dict()["first.weight"][:, 2:]
     assert bool(moved.abs().sum(0).all())

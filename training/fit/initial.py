@@ -53,9 +53,9 @@ def take_weights(network: nn.Module, config: FitConfig) -> Provenance | None:
     """Load the weights of `config.initial` into a network.
 
     Network and prediction must match the artefact's, except that the network may also be told what
-    was seen: the weights of these inputs, which come last, start from zero, so that the extended
-    network answers as before whatever it is told. The process may differ if the network's clock is
-    log SNR, which means the same noise level under every schedule.
+    was seen: the weights of these inputs, which come last, start from zero, so that the network
+    answers as before, at x_t and what was seen as one (`Output.fused`). The process may differ if
+    the network's clock is log SNR, which means the same noise level under every schedule.
 
     Returns:
         The artefact's provenance if the network is told what the artefact's is not; else None.

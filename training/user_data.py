@@ -48,7 +48,6 @@ def settings_given(dataset: Dataset, columns: tuple[int, ...]) -> dict[str, Any]
             "width": 128,
             "depth": 4,
             "conditional": True,
-            "masks": True,
             "clock": "log_snr",
         },
         # The bound's last term, of noise that no posterior resolves, would drown the others.

@@ -46,8 +46,6 @@ class MLPConfig(NetworkSettings):
         embedding: width of the sinusoidal embedding of time; 0 for none.
         readout_steps: T for a separate last layer at each of T steps; None for a shared one.
         conditional: take what was seen as further inputs (`Network`).
-        masks: with `conditional`, read 0 instead of x_t in elements that are told exactly, of which
-            x_t says nothing more.
         zero_out: start from a network that returns zero.
         clock: what `time` is: "step" (t - 1) or "log_snr".
     """
@@ -62,18 +60,8 @@ class MLPConfig(NetworkSettings):
     embedding: int = Field(default=64, ge=0)
     readout_steps: PositiveInt | None = None
     conditional: bool = False
-    masks: bool = False
     zero_out: bool = True
     clock: Clock = "step"
-
-    @model_validator(mode="after")
-    def _masks_what_it_is_told(self) -> Self:
-        if self.masks and not self.conditional:
-            raise ValueError(
-                "masks = true is of what a network is told: write conditional = true as well, or "
-                "leave it out"
-            )
-        return self
 
     @model_validator(mode="after")
     def _knows_time(self) -> Self:
@@ -181,10 +169,6 @@ class MLP(Network):
         """Return the output [B, outputs * D] for x_t [B, D]."""
         if self.conditional:
             x_t = with_seen(x_t, self.config.features)
-        if self.config.masks:
-            x_t, told = x_t.split((self.config.features, SEEN * self.config.features), 1)
-            _, share, _ = told.chunk(SEEN, 1)
-            x_t = torch.cat((x_t.masked_fill(share == 1, 0.0), told), 1)
         _check(x_t, self.first.in_features)
         *shifts, time = condition
         # Python's overhead dominates small networks: look up each part once and avoid calling

@@ -5,7 +5,6 @@ import torch
 from pydantic import TypeAdapter, ValidationError
 from torch import Tensor
 
-from diffusion.distributions import Normal
 from diffusion.networks import MLP, RBF, MLPConfig, NetworkConfig, RBFConfig, build
 
 D, T = 3, 7
@@ -24,22 +23,6 @@ CONFIGS = [
     ),
     RBFConfig(features=D, outputs=2, T=T, zero_out=False),
 ]
-
-
-def test_what_is_told_exactly_hides_x_t() -> None:
-    network = made(MLPConfig(features=D, conditional=True, masks=True, zero_out=False))
-    x_t, time = data(), torch.arange(float(T))
-    exact, unsure = torch.tensor([0.0, torch.inf, torch.inf]), torch.tensor([0.1, 1.0, 9.0])
-    for var, same in ((exact, [True, False, False]), (unsure, [False] * D)):
-        told = Normal(data().flip(0), var.expand(T, D)).told()
-        before = network(torch.cat((x_t, told), 1), time)
-        for i in range(D):
-            moved = x_t + torch.eye(D)[i]
-            after = network(torch.cat((moved, told), 1), time)
-            assert torch.equal(after, before) == same[i]
-    assert not torch.equal(network(x_t, time), network(x_t + 1, time))  # nothing was seen
-    with pytest.raises(ValidationError, match="conditional = true as well"):
-        MLPConfig(features=D, masks=True)
 
 
 def data(rows: int = T) -> Tensor:

@@ -87,7 +87,7 @@ def imported(folder: str) -> set[str]:
 def test_the_benchmarks_import_what_their_extra_names() -> None:
     names = {canonicalize_name(requirement.name) for requirement in needed("bench")}
     asked = {canonicalize_name(name) for name in imported("benchmarks")}
-    assert asked - names == {"azula"}  # the command beside it says how
+    assert asked - names == {"azula", "sbi"}  # the commands beside them say how
     assert (
         "pip install -c constraints.txt --no-deps azula"
         in (ROOT / "docs" / "posteriors.md").read_text()

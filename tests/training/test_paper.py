@@ -61,6 +61,7 @@ def tiny(name: str, T: int) -> str:
         "process": process,
     }
     keys |= {"steps": STEPS, "batch": 8, "watch": watch, "profile": {"points": 4, "rows": 16}}
+    keys |= {"initial": None, "observations": None}  # the tiny network is told nothing
     keys["evaluation"] |= {"data": 20, "terms": None}
     keys["optimiser"] |= {"restarts": [], "warmup": 1}
     if keys["projection"] is not None:

@@ -15,7 +15,7 @@ from diffusion.checkpoint import Provenance, load
 from diffusion.model import DiffusionModel
 from diffusion.networks import RBF, Corrected, build
 from training import densities
-from training.config import ConfigError, FitConfig, find_artefact
+from training.config import ConfigError, FitConfig, find_artefact, path_of
 from training.data.dataset import Dataset, stream_seed
 
 MODELS = Path("models")
@@ -66,9 +66,9 @@ def take_weights(network: nn.Module, config: FitConfig) -> Provenance | None:
     name = str(config.initial)
     path = find_artefact(name, MODELS)
     if not path.is_file():
-        raise ConfigError(
-            f"initial = {name!r}: there is no {path}; name a folder of {MODELS}/ or a .safetensors"
-        )
+        made = f"make it first (`python -m training fit {name}`, then `export {name}`)"
+        fix = made if path_of(name).is_file() else f"name a folder of {MODELS}/ or a .safetensors"
+        raise ConfigError(f"initial = {name!r}: there is no {path}; {fix}")
     model, found = load(path)
     extended = config.network != found.network and config.network == found.network.conditioned()
     if config.network != found.network and not extended:

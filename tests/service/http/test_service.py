@@ -33,6 +33,7 @@ async def test_models_are_listed_with_those_refused_and_why(client: httpx.AsyncC
         "samplers": ["ancestral", "ddim", "dpmpp_2m"],
         "network": "gaussian-mixture",
         "parameters": 0,
+        "conditional": True,
         "classifiers": [],
         "columns": None,
     }

@@ -68,7 +68,7 @@ def _epidemic(folder: Path, like: checkpoint.Metadata) -> None:
     document = checkpoint.Metadata(
         name=folder.name,
         process=like.process.model_copy(update={"T": 50}),
-        network=MLPConfig(features=5, width=8, conditional=True, masks=True, clock="log_snr"),
+        network=MLPConfig(features=5, width=8, conditional=True, clock="log_snr"),
         prediction="v",
         variance="lower",
         space=DataSpace(

@@ -160,7 +160,7 @@ def measured(name: str, case: str, part: int) -> list[Row]:
 
 
 def _ranks(truth: Tensor, drawn: Tensor, part: int) -> Tensor:
-    """Rank the scalars of each datum among the draws', ties at random, int64 [B, 6]."""
+    """Rank the scalars of each digit among the draws', ties at random, int64 [B, 6]."""
     size = truth.shape[1]
     onto = counter_noise(5, torch.arange(5), 0).normal((size,)) / math.sqrt(size)
     onto = torch.cat((torch.ones(1, size), onto)).T

@@ -231,19 +231,6 @@ class Noisy(_Patterned):
 AnyFamily = Annotated[Exact | Given | Noisy, Field(discriminator="kind")]
 
 
-def distinct(families: Sequence[AnyFamily]) -> tuple[AnyFamily, ...]:
-    """Leave out families that only repeat some patterns of another, to weigh them in training."""
-
-    def repeats(one: AnyFamily, other: AnyFamily) -> bool:
-        if not isinstance(one, _Patterned) or not isinstance(other, _Patterned):
-            return False
-        widened = one.model_copy(update={"patterns": other.patterns})
-        return widened == other and set(one.patterns) < set(other.patterns)
-
-    kept = [one for one in families if not any(repeats(one, other) for other in families)]
-    return tuple(dict.fromkeys(kept))
-
-
 def observe_some(
     families: Sequence[Family], share: float, process: Process, x_0: Tensor, noise: Noise
 ) -> Observation:

@@ -1,10 +1,10 @@
-"""Families of observations: given columns, whole pixels, and which of several are one."""
+"""Families of observations: given columns, and whole pixels."""
 
 import pytest
 import torch
 from torch import Tensor
 
-from diffusion.families import Exact, Given, Noisy, distinct
+from diffusion.families import Exact, Given
 from diffusion.noise import Stream, counter_noise
 from diffusion.observation import Observation
 from diffusion.process import GaussianConfig, Process
@@ -57,13 +57,6 @@ def test_columns_that_the_data_lack_are_refused(
 ) -> None:
     with pytest.raises(ValueError, match="some of a vector's elements, not all, counted from 0"):
         Given(columns=columns).check(event)
-
-
-def test_a_family_that_weighs_patterns_of_another_is_not_one_of_its_own() -> None:
-    whole, part = Exact(patterns=("scattered", "half")), Exact(patterns=("half",))
-    noisy = Noisy(patterns=("half",))
-    assert distinct((whole, part, noisy, noisy)) == (whole, noisy)
-    assert distinct((part, noisy)) == (part, noisy)
 
 
 def test_images_are_seen_by_whole_pixels(process: Process) -> None:

@@ -26,7 +26,7 @@ from diffusion.checkpoint import (
     rewrite,
     save,
 )
-from diffusion.families import Exact, Noisy, distinct
+from diffusion.families import Exact, Noisy
 from diffusion.likelihood import reference
 from diffusion.model import DiffusionModel
 from diffusion.networks import BitPatterns, GaussianMixture
@@ -99,7 +99,7 @@ def from_checkpoint(
         variance=config.fitted_variance,
         space=dataset.space,
         training=training,
-        told=distinct(config.observations.families) if config.observations else (),
+        told=config.observations.families if config.observations else (),
     )
     return model.to(device).eval().requires_grad_(False), metadata, dataset
 

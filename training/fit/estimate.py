@@ -13,7 +13,6 @@ from dataclasses import dataclass
 
 import torch
 
-from diffusion.families import distinct
 from diffusion.likelihood import reference
 from diffusion.likelihood.estimator import min_terms
 from training.evaluate import entropy as report
@@ -76,7 +75,7 @@ def measure(fit: Fit, *, evaluate: bool = True) -> Estimate:
         after += min(reference.MOST, len(dataset.test)) * (reference.choice(model).terms or T)
         after += report.POINTS * min(report.ROWS[dataset.space.kind], len(dataset.test))
     if evaluate and certifiable(dataset) and config.observations is not None:
-        told, process = distinct(config.observations.families), model.process
+        told, process = config.observations.families, model.process
         cases = sum(len(family.cases(process, dataset.space)) for family in told)
         after += cases * min(COUNT, len(dataset.test)) * DRAWS * STEPS
     return Estimate(left * step + looking * row, after * row + seconds)

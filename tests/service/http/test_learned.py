@@ -21,7 +21,7 @@ from diffusion.posterior import Learned, sample_posterior
 from diffusion.samplers import Ancestral
 from noneq.models import read_model
 from service.settings import Settings
-from tests.service.http.caller import Caller, ask, assert_problem, connect, starting
+from tests.service.http.caller import Caller, ask, assert_problem, connect, starting, stepping
 from tests.service.http.conftest import (
     PATTERNS,
     SCALE,
@@ -179,13 +179,14 @@ async def test_a_models_facts_have_its_calibration(client: httpx.AsyncClient) ->
 @pytest.mark.usefixtures("hasty")
 async def test_previews_have_what_was_seen(app: FastAPI) -> None:
     """From the first step on."""
-    caller = Caller(app, HALF | {"known": LEFT}, "text/event-stream; previews=1", path="/inpaint")
-    previews = 0
-    while (found := await caller.next("preview", "result"))[0] == "preview":
-        (estimate,) = found[1]["estimates"]
-        pixels = np.asarray(Image.open(BytesIO(base64.b64decode(estimate))))
-        assert (pixels[:, :4] == 200).all()
-        previews += 1
+    asked, previews = HALF | {"known": LEFT}, 0
+    with stepping(app, "told") as go:
+        caller = Caller(app, asked, "text/event-stream; previews=1", "/inpaint", go)
+        while (found := await caller.next("preview", "result"))[0] == "preview":
+            (estimate,) = found[1]["estimates"]
+            pixels = np.asarray(Image.open(BytesIO(base64.b64decode(estimate))))
+            assert (pixels[:, :4] == 200).all()
+            previews += 1
     assert previews
     assert found[1]["method"] == "learned"
 

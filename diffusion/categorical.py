@@ -123,9 +123,10 @@ class Categorical(Distribution):
         return self.log_prob(x, among)
 
     @override
-    def kl(self, other: Self) -> Tensor:
+    def kl(self, other: Self, among: Tensor | None = None) -> Tensor:
         mine, theirs = self.log_p, other.log_p
-        return row_sum(torch.where(mine > _LOG_ZERO, mine.exp() * (mine - theirs), 0.0))
+        each = torch.where(mine > _LOG_ZERO, mine.exp() * (mine - theirs), 0.0)
+        return row_sum(each if among is None else torch.where(among, each, 0.0))
 
     @override
     def entropy(self) -> Tensor:

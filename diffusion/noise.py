@@ -85,6 +85,13 @@ class Noise(ABC):
     def uniform(self, event: Sequence[int]) -> Tensor:
         """Return uniform draws in the open interval (0, 1), float32 [B, *event]."""
 
+    @abstractmethod
+    def mixed(self, uniform: Tensor) -> Tensor:
+        """Return draws of each element, float32 [B, D]: uniform where `uniform`, bool [D].
+
+        The others are standard normal.
+        """
+
 
 @final
 class CounterNoise(Noise):
@@ -128,6 +135,14 @@ class CounterNoise(Noise):
         found = [(word >> 9).to(torch.float32).add_(0.5).mul_(2.0**-23) for word in words]
         return self._join(found, event)
 
+    @override
+    def mixed(self, uniform: Tensor) -> Tensor:
+        # A normal draw uses two words, so the uniform ones have words of their own.
+        size = len(uniform)
+        words = 4 * -(-size // 4)
+        normal, rest = self.normal((size,)), self.uniform((words + size,))[:, words:]
+        return torch.where(uniform, rest, normal)
+
     @staticmethod
     def _join(fours: list[Tensor], event: Sequence[int]) -> Tensor:
         flat = torch.stack(fours, dim=-1).flatten(1)
@@ -151,6 +166,10 @@ class DrawnNoise(Noise):
 
     @override
     def uniform(self, event: Sequence[int]) -> Tensor:
+        return self.draws
+
+    @override
+    def mixed(self, uniform: Tensor) -> Tensor:
         return self.draws
 
 

@@ -178,7 +178,7 @@ class Ancestral(Sampler):
     @override
     def plan_of(self, model: DiffusionModel, t: Tensor, s: Tensor) -> Plan:
         at = t.to(model.device), s.to(model.device)
-        if model.prediction == "perturbation":
+        if model.output.own:
             return Plan(t, s, torch.zeros(len(t), 6, dtype=torch.float64), own=True)
         return Plan(t, s, model.output.table(*at).cpu(), own=False)
 

@@ -286,6 +286,11 @@ class Output(ABC):
     def check(self, space: DataSpace) -> None:
         """Raise ValueError unless prediction, variance and data fit each other."""
 
+    @property
+    def own(self) -> bool:
+        """Whether steps are drawn from the prediction's own kernel, without a `table`."""
+        return self.prediction == "perturbation"
+
     def affine(self, t: Tensor) -> Tensor | None:
         """Return (p, q) of x_0hat = p x_t + q output, float64 [B, 2]; None if not affine."""
         del t

@@ -312,7 +312,12 @@ class CategoricalOutput(Output):
         log_p = self.process.blocks.normalised(output.to(x_t.dtype))
         return CategoricalPrediction(self.process, x_t, t, log_p)
 
+    @property
+    @override
+    def own(self) -> bool:
+        return True
+
     @override
     def table(self, t: Tensor, s: Tensor) -> Tensor:
-        """Return zeros: steps are drawn from the kernel itself."""
+        """Return zeros: there is no table."""
         return torch.zeros(len(t), 6, dtype=torch.float64)

@@ -82,7 +82,7 @@ def test_chain_draws_the_mixture(model: DiffusionModel) -> None:
 
 
 def test_bound_is_the_log_density(model: DiffusionModel) -> None:
-    """Averaged over many draws of every term, K is below log p by the chain's coarseness at most."""
+    """Averaged over draws of every term, K is below log p by a chain's coarseness at most."""
     x_0 = torch.tensor([[-1.0, 1, 0, 0], [0.9, 0, 0, 1], [0.2, 0, 1, 0]])
     draws, T = 40, model.T
     total = prior_part(model, x_0, "density")

@@ -106,9 +106,7 @@ def observe(x_0: Tensor, case: str, part: int) -> tuple[Observation, float]:
     """Observe digits in model units; returns the noise's standard deviation too."""
     if not case.startswith("noise"):
         return Observation.of_reals(x_0, known(case).expand_as(x_0)), 0.0
-    scale = model().space.scale
-    assert isinstance(scale, float)  # one for all pixels
-    std = NOISE / scale
+    std = NOISE / float(model().space.affine[1])  # one scale for all pixels
     n = counter_noise(12 + part, torch.arange(len(x_0)), 0).normal(_EVENT)
     return Observation.of_reals(x_0 + std * n, known(case).expand_as(x_0), std), std
 

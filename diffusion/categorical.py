@@ -16,7 +16,7 @@ from typing_extensions import override
 from diffusion.distributions import Distribution, Tilt
 from diffusion.noise import Noise
 from diffusion.rows import row_sum
-from diffusion.space import DataSpace
+from diffusion.space import Space
 
 #: Stands for the logarithm of 0 where differences are taken.
 _LOG_ZERO = -1e30
@@ -119,7 +119,7 @@ class Categorical(Distribution):
         return row_sum(each if among is None else torch.where(among, each, 0.0))
 
     @override
-    def log_mass(self, x: Tensor, space: DataSpace, among: Tensor | None = None) -> Tensor:
+    def log_mass(self, x: Tensor, space: Space, among: Tensor | None = None) -> Tensor:
         return self.log_prob(x, among)
 
     @override

@@ -29,7 +29,8 @@ from diffusion.model import DiffusionModel
 from diffusion.networks import BitPatternsConfig, NetworkConfig, build
 from diffusion.process import PredictionKind, ProcessConfig, VarianceKind
 from diffusion.profile import ProfileConfig
-from diffusion.space import Convention, DataSpace
+from diffusion.space import Convention
+from diffusion.table import AnySpace
 
 __all__ = [
     "FORMAT",
@@ -160,7 +161,7 @@ class Metadata(Frozen):
     network: NetworkConfig
     prediction: PredictionKind
     variance: VarianceKind | None = None
-    space: DataSpace
+    space: AnySpace
     training: Provenance
     evaluation: tuple[Evaluation, ...] = ()
     baselines: tuple[Baseline, ...] = ()
@@ -182,7 +183,7 @@ class Metadata(Frozen):
                 f"a network of kind {self.network.kind!r} gives prediction {reads[0]!r} with "
                 f"variance {reads[1]!r}, came {self.prediction!r} with {self.variance!r}"
             )
-        self.network.check(self.space.shape, self.process.T)
+        self.network.check(self.space.event, self.process.T)
         if isinstance(self.network, BitPatternsConfig) and (
             getattr(self.process, "base_rate", None) != self.network.base_rate
         ):

@@ -26,7 +26,8 @@ from diffusion.artefact import (
 from diffusion.networks import Network
 from diffusion.networks.encoder import Encoder, EncoderConfig
 from diffusion.process import Process, ProcessConfig
-from diffusion.space import DataSpace
+from diffusion.space import Space
+from diffusion.table import AnySpace
 
 
 class Reading(Frozen):
@@ -62,7 +63,7 @@ class ClassifierMetadata(Frozen):
     name: str = Field(pattern=r"^[a-z0-9][a-z0-9._-]{0,63}$")
     process: ProcessConfig
     network: EncoderConfig
-    space: DataSpace
+    space: AnySpace
     labels: tuple[str, ...]
     training: Provenance
     evaluation: tuple[Reading, ...] = ()
@@ -74,7 +75,7 @@ class ClassifierMetadata(Frozen):
                 f"a network of {self.network.labels} labels needs as many names, each its own; "
                 f"came {list(self.labels)}"
             )
-        self.network.check(self.space.shape, self.process.T)
+        self.network.check(self.space.event, self.process.T)
         return self
 
     def build(self) -> "Classifier":
@@ -94,7 +95,7 @@ class Classifier(nn.Module):
     """
 
     def __init__(
-        self, process: Process, network: Network, space: DataSpace, labels: Sequence[str]
+        self, process: Process, network: Network, space: Space, labels: Sequence[str]
     ) -> None:
         super().__init__()
         self.process, self.network, self.space = process, network, space
@@ -112,7 +113,7 @@ class Classifier(nn.Module):
         logits: Tensor = self.network(x_t, time.expand(len(x_t)))
         return logits.double().log_softmax(1)
 
-    def check(self, process: Process, space: DataSpace) -> None:
+    def check(self, process: Process, space: Space) -> None:
         """Raise ValueError unless the classifier fits this process and space."""
         same_process(self.process, process, "this classifier was fitted")
         if not self.space.agrees(space):

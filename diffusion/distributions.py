@@ -21,7 +21,7 @@ from typing_extensions import override
 
 from diffusion.noise import Noise
 from diffusion.rows import Rows, row_sum
-from diffusion.space import DataSpace
+from diffusion.space import Space
 
 #: log(2 pi)
 LOG_2PI = math.log(2.0 * math.pi)
@@ -93,7 +93,7 @@ class Distribution(Rows, ABC):
         """The noise of a factor: standard deviations or flip probabilities, [B, *event]."""
 
     @abstractmethod
-    def log_mass(self, x: Tensor, space: DataSpace, among: Tensor | None = None) -> Tensor:
+    def log_mass(self, x: Tensor, space: Space, among: Tensor | None = None) -> Tensor:
         """Return the log-probability of the discrete levels x, nats [B]; `among` as in `log_prob`.
 
         Raises:
@@ -233,7 +233,7 @@ class Normal(Distribution):
         return self.var.sqrt().expand_as(self.mean)
 
     @override
-    def log_mass(self, x: Tensor, space: DataSpace, among: Tensor | None = None) -> Tensor:
+    def log_mass(self, x: Tensor, space: Space, among: Tensor | None = None) -> Tensor:
         """Return the log-mass of each level's bin, with open end bins, nats [B].
 
         Phi((x + h - mean) / std) - Phi((x - h - mean) / std), h half a level in model units
@@ -397,7 +397,7 @@ class Bernoulli(Distribution):
         return (-self.logits.double().abs()).sigmoid()
 
     @override
-    def log_mass(self, x: Tensor, space: DataSpace, among: Tensor | None = None) -> Tensor:
+    def log_mass(self, x: Tensor, space: Space, among: Tensor | None = None) -> Tensor:
         return self.log_prob(x, among)  # a bit is its own level
 
     @override

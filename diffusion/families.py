@@ -20,7 +20,7 @@ from diffusion.noise import Noise
 from diffusion.observation import Observation
 from diffusion.operators import Mask
 from diffusion.process import Process
-from diffusion.space import DataSpace
+from diffusion.space import Space
 
 Pattern = Literal["scattered", "half", "box", "blobs"]
 Observe = Callable[[Process, Tensor, Noise], Observation]
@@ -48,7 +48,7 @@ class Family(BaseModel, ABC):
     def check(self, event: tuple[int, ...]) -> None:
         """Raise ValueError if data of this shape cannot be seen so."""
 
-    def cases(self, process: Process, space: DataSpace) -> dict[str, Observe]:
+    def cases(self, process: Process, space: Space) -> dict[str, Observe]:
         """Return ways to observe that are worth measuring apart, `observe` first, by name."""
         del process, space
         return {self.words: self.observe}
@@ -157,7 +157,7 @@ class Exact(_Patterned):
         return _elements(observation) and not observation.factor.noisy
 
     @override
-    def cases(self, process: Process, space: DataSpace) -> dict[str, Observe]:
+    def cases(self, process: Process, space: Space) -> dict[str, Observe]:
         found = super().cases(process, space)
         if len(space.shape) < 3:
             return found | {"half of the elements seen": _seen(lambda u: u < 0.5)}
@@ -209,7 +209,7 @@ class Noisy(_Patterned):
         return bool((inside & (high <= low * (1 + _SLACK))).all())
 
     @override
-    def cases(self, process: Process, space: DataSpace) -> dict[str, Observe]:
+    def cases(self, process: Process, space: Space) -> dict[str, Observe]:
         found = super().cases(process, space)
         if not self.whole:
             return found

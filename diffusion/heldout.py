@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from diffusion.artefact import ArtefactError
-from diffusion.space import DataSpace
+from diffusion.space import Space
 
 FILE = "examples.safetensors"
 MOST = 32
@@ -21,14 +21,14 @@ _BYTES = 100_000  # the most bytes in the file, unless one example alone is larg
 _KEY = "data"
 
 
-def choose(rows: Tensor, space: DataSpace) -> Tensor:
+def choose(rows: Tensor, space: Space) -> Tensor:
     """Choose examples spread evenly over a held-out split [N, *shape], which may be sorted."""
     size = math.prod(space.shape) * _dtype(space).itemsize
     count = min(MOST, max(1, _BYTES // size), len(rows))
     return rows[:: max(1, len(rows) // count)][:count]
 
 
-def write(folder: Path, data: Tensor, space: DataSpace) -> Path:
+def write(folder: Path, data: Tensor, space: Space) -> Path:
     """Write examples beside an artefact and return the path.
 
     Args:
@@ -48,7 +48,7 @@ def write(folder: Path, data: Tensor, space: DataSpace) -> Path:
     return path
 
 
-def read(folder: Path, space: DataSpace) -> Tensor:
+def read(folder: Path, space: Space) -> Tensor:
     """Read the examples beside an artefact, [N, *shape], data units; N = 0 if it has no such file.
 
     Raises:
@@ -68,6 +68,6 @@ def read(folder: Path, space: DataSpace) -> Tensor:
     return data
 
 
-def _dtype(space: DataSpace) -> torch.dtype:
+def _dtype(space: Space) -> torch.dtype:
     small = space.greatest is not None and space.greatest < 256
     return torch.uint8 if small else space.dtype

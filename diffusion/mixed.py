@@ -16,7 +16,7 @@ from typing_extensions import override
 from diffusion.categorical import Categorical
 from diffusion.distributions import Distribution, Tilt
 from diffusion.noise import DrawnNoise, Noise
-from diffusion.space import DataSpace
+from diffusion.space import Space
 
 
 @final
@@ -75,7 +75,7 @@ class Mixed(Distribution):
         return self._sum(lambda part, own, some: part.log_prob(own, some), x, among)
 
     @override
-    def log_mass(self, x: Tensor, space: DataSpace, among: Tensor | None = None) -> Tensor:
+    def log_mass(self, x: Tensor, space: Space, among: Tensor | None = None) -> Tensor:
         return self._sum(lambda part, own, some: part.log_mass(own, space, some), x, among)
 
     @override

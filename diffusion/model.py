@@ -15,7 +15,7 @@ from diffusion.networks import Network
 from diffusion.observation import Observation
 from diffusion.process import Output, Prediction, PredictionKind, Process, VarianceKind
 from diffusion.profile import Profile
-from diffusion.space import DataSpace
+from diffusion.table import AnySpace
 
 AnyPrediction = TypeVar("AnyPrediction", bound=Prediction)
 
@@ -83,7 +83,7 @@ class DiffusionModel(nn.Module):
         self,
         process: Process,
         network: nn.Module,
-        space: DataSpace,
+        space: AnySpace,
         prediction: PredictionKind,
         variance: VarianceKind | None,
         profile: Profile | None = None,
@@ -131,8 +131,8 @@ class DiffusionModel(nn.Module):
 
     @property
     def event(self) -> tuple[int, ...]:
-        """The shape of one example."""
-        return self.space.shape
+        """The shape of one example in model units."""
+        return self.space.event
 
     @property
     def output(self) -> Output:

@@ -21,7 +21,7 @@ from diffusion.distributions import LOG_2PI, Bernoulli, Distribution, Normal, Ti
 from diffusion.noise import Noise
 from diffusion.operators import Dense, LinearOperator, Mask
 from diffusion.rows import Rows, row_sum
-from diffusion.space import DataSpace
+from diffusion.space import Space
 
 _ELEMENTS = Mask()
 #: Why some observations cannot be combined with a product of models.
@@ -229,7 +229,7 @@ class Observation(Rows):
 
 
 def in_model_units(
-    space: DataSpace,
+    space: Space,
     operator: LinearOperator,
     y: Tensor,
     known: Tensor,

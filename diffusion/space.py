@@ -1,14 +1,18 @@
-"""The data space: what an example is, and the affine map from data units to model units.
+"""The data space: what an example is, and the map from data units to model units.
 
-z = (x - shift) / scale,    log p(x) = log p(z) - sum over elements of log scale
+    z = (x - shift) / scale,    log p(x) = log p(z) - sum over elements of log scale
+
+for images, vectors and bits (`DataSpace`); tables have a map of their own (`diffusion.table`).
 """
 
 import math
-from typing import Literal, Self
+from abc import ABC, abstractmethod
+from typing import TYPE_CHECKING, Literal, Self
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import Tensor
+from typing_extensions import override
 
 Convention = Literal["discretised", "density", "paper"]
 
@@ -20,8 +24,137 @@ _MOST_OFFSET = 1e10
 _NEAREST = 1e-7
 
 
-class DataSpace(BaseModel):
-    """The kind, shape and units of an example.
+class Space(BaseModel, ABC):
+    """What an example is, in the units of its user and in the model's."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    if TYPE_CHECKING:  # fields of some spaces, and facts about others
+
+        @property
+        def kind(self) -> str:
+            """The kind of an example."""
+
+        @property
+        def shape(self) -> tuple[int, ...]:
+            """The shape of one example in data units."""
+
+        @property
+        def levels(self) -> int | None:
+            """For integer data 0..levels - 1, the number of values; else None."""
+
+        @property
+        def limits(self) -> tuple[tuple[float, float] | None, ...] | None:
+            """The least and greatest value of each element of a vector; None without any."""
+
+    @property
+    @abstractmethod
+    def event(self) -> tuple[int, ...]:
+        """The shape of one example in model units."""
+
+    @property
+    @abstractmethod
+    def names(self) -> tuple[str, ...] | None:
+        """The names of the elements in data units, if they have any."""
+
+    @abstractmethod
+    def agrees(self, other: "Space") -> bool:
+        """Whether two spaces are equal, ignoring column names that only one of them has."""
+
+    @property
+    def dims(self) -> int:
+        """The number of elements of an example, in data units."""
+        return math.prod(self.shape)
+
+    @property
+    @abstractmethod
+    def greatest(self) -> int | None:
+        """The greatest value of an element of integer data; None for reals."""
+
+    @property
+    def in_pngs(self) -> bool:
+        """Whether a PNG can hold an example."""
+        return False
+
+    @property
+    def flips(self) -> bool:
+        """Whether noise flips elements instead of adding to them, so noisy data are valid data."""
+        return False
+
+    @property
+    def drawn_as(self) -> Literal["image", "rows", "points"]:
+        """How to draw several examples: each as an image or a row, or all as points."""
+        return "points"
+
+    @property
+    def noise_name(self) -> Literal["noise_std", "flip_probability"]:
+        """How an observation gives its noise: as a standard deviation or a flip probability."""
+        return "flip_probability" if self.flips else "noise_std"
+
+    @property
+    def unit(self) -> Literal["bits/dim", "bits"]:
+        """The unit in which to report the bound."""
+        return "bits"
+
+    @property
+    @abstractmethod
+    def default_convention(self) -> Convention:
+        """The convention for the bound that suits these data."""
+
+    @property
+    @abstractmethod
+    def affine(self) -> tuple[Tensor, Tensor]:
+        """A middle and a scale of the elements, float64, shaped to broadcast over [*shape]."""
+
+    @property
+    @abstractmethod
+    def extent(self) -> tuple[Tensor, Tensor]:
+        """A middle of the data and their spread, data units, float64, shaped as `affine`."""
+
+    @property
+    @abstractmethod
+    def dtype(self) -> torch.dtype:
+        """The type for values in data units."""
+
+    @property
+    def bounds(self) -> tuple[Tensor, Tensor] | None:
+        """The least and greatest value in model units; None for data without levels."""
+        return None
+
+    @abstractmethod
+    def to_model(self, x: Tensor) -> Tensor:
+        """Convert data units [N, *shape] to model units, float32 [N, *event]."""
+
+    @abstractmethod
+    def to_data(self, z: Tensor) -> Tensor:
+        """Convert model units [N, *event] to data, [N, *shape]."""
+
+    @abstractmethod
+    def to_data_units(self, z: Tensor) -> Tensor:
+        """Convert model units [N, *event] to data units without rounding to what data can be."""
+
+    @abstractmethod
+    def log_jacobian(self) -> float:
+        """Return log |dz / dx|, which turns a log-density from model to data units, nats.
+
+        Raises:
+            ValueError: it depends on x.
+        """
+
+    @abstractmethod
+    def log_jacobian_of(self, z: Tensor, among: Tensor | None = None) -> Tensor:
+        """Return log |dz / dx| at z [B, *event], model units; nats, float64 [B].
+
+        `among` selects elements, bool [B, *event].
+        """
+
+    @abstractmethod
+    def check(self, x: Tensor) -> None:
+        """Raise ValueError unless `x` [N, *shape] is data."""
+
+
+class DataSpace(Space):
+    """The kind, shape and units of an example that is an array.
 
     Attributes:
         kind: "image" ([channels, height, width]), "vector" ([D]) or "bits" ([D] or an image of
@@ -35,7 +168,6 @@ class DataSpace(BaseModel):
             none has any. `shift` and `scale` are then of probits.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
     kind: Literal["image", "vector", "bits"]
     shape: tuple[int, ...] = Field(min_length=1, max_length=3)
     shift: float | tuple[float, ...] = 0.0
@@ -85,8 +217,20 @@ class DataSpace(BaseModel):
             )
         return self
 
-    def agrees(self, other: "DataSpace") -> bool:
-        """Whether two spaces are equal, ignoring column names that only one of them has."""
+    @property
+    @override
+    def event(self) -> tuple[int, ...]:
+        return self.shape
+
+    @property
+    @override
+    def names(self) -> tuple[str, ...] | None:
+        return self.columns
+
+    @override
+    def agrees(self, other: Space) -> bool:
+        if not isinstance(other, DataSpace):
+            return False
         named = None not in (self.columns, other.columns)
         if named and self.columns != other.columns:
             return False
@@ -94,11 +238,7 @@ class DataSpace(BaseModel):
         return self.model_copy(update=bare) == other.model_copy(update=bare)
 
     @property
-    def dims(self) -> int:
-        """The number of elements of an example."""
-        return math.prod(self.shape)
-
-    @property
+    @override
     def greatest(self) -> int | None:
         """The greatest value of an element of integer data; None for reals."""
         if self.kind == "bits":
@@ -106,16 +246,19 @@ class DataSpace(BaseModel):
         return None if self.levels is None else self.levels - 1
 
     @property
+    @override
     def in_pngs(self) -> bool:
         """Whether a PNG can hold an example."""
         return self.kind != "vector" and len(self.shape) == 3 and self.shape[0] in (1, 3)
 
     @property
+    @override
     def flips(self) -> bool:
         """Whether noise flips elements instead of adding to them, so noisy data are valid data."""
         return self.kind == "bits"
 
     @property
+    @override
     def drawn_as(self) -> Literal["image", "rows", "points"]:
         """How to draw several examples: each as an image or a row, or all as points."""
         if self.kind == "vector":
@@ -123,26 +266,25 @@ class DataSpace(BaseModel):
         return "image" if len(self.shape) == 3 else "rows"
 
     @property
-    def noise_name(self) -> Literal["noise_std", "flip_probability"]:
-        """How an observation gives its noise: as a standard deviation or a flip probability."""
-        return "flip_probability" if self.flips else "noise_std"
-
-    @property
+    @override
     def unit(self) -> Literal["bits/dim", "bits"]:
         """The unit in which to report the bound."""
         return "bits/dim" if self.kind == "image" else "bits"
 
     @property
+    @override
     def default_convention(self) -> Convention:
         """The convention for the bound that suits these data."""
         return "density" if self.greatest is None else "discretised"
 
     @property
+    @override
     def affine(self) -> tuple[Tensor, Tensor]:
         """The shift and the scale, float64, shaped to broadcast over [*shape]; `limits` aside."""
         return self._shift(), self._scale()
 
     @property
+    @override
     def extent(self) -> tuple[Tensor, Tensor]:
         """A middle of the data and their spread, data units, float64, shaped as `affine`."""
         shift, scale = self.affine
@@ -156,6 +298,7 @@ class DataSpace(BaseModel):
         )
 
     @property
+    @override
     def dtype(self) -> torch.dtype:
         """The type for values in data units: float64 where float32 would round off their spread."""
         scales = self._scale()
@@ -168,6 +311,7 @@ class DataSpace(BaseModel):
         return float((self._shift() / self._scale()).abs().max())
 
     @property
+    @override
     def bounds(self) -> tuple[Tensor, Tensor] | None:
         """The least and greatest value in model units; None for data without levels."""
         if self.levels is None:
@@ -176,10 +320,12 @@ class DataSpace(BaseModel):
         low, high = ((ends[:, *[None] * len(self.shape)] - self._shift()) / self._scale()).unbind(0)
         return low, high
 
+    @override
     def to_model(self, x: Tensor) -> Tensor:
         """Convert data units [N, *shape] to model units, float32."""
         return ((self.unlimited(x) - self._shift(x)) / self._scale(x)).float()
 
+    @override
     def to_data(self, z: Tensor) -> Tensor:
         """Convert model units [N, *shape] to data units, rounded and clamped to any levels."""
         x = self._rescaled(z)
@@ -187,6 +333,7 @@ class DataSpace(BaseModel):
             x = x.round().clamp(0, self.levels - 1)
         return x.to(self.dtype)
 
+    @override
     def to_data_units(self, z: Tensor) -> Tensor:
         """Convert model units [N, *shape] to data units without rounding to levels."""
         return self._rescaled(z).to(self.dtype)
@@ -200,6 +347,7 @@ class DataSpace(BaseModel):
         share = ((x - low) / (high - low)).clamp(_NEAREST, 1 - _NEAREST)
         return torch.where(limited, torch.special.ndtri(share), x)
 
+    @override
     def log_jacobian(self) -> float:
         """Return log |dz / dx|, which turns a log-density from model to data units, nats.
 
@@ -211,6 +359,7 @@ class DataSpace(BaseModel):
         per_element = torch.broadcast_to(self._scale(), self.shape).log().sum()
         return -float(per_element)
 
+    @override
     def log_jacobian_of(self, z: Tensor, among: Tensor | None = None) -> Tensor:
         """Return log |dz / dx| at z [B, *shape], model units; nats, float64 [B].
 
@@ -224,6 +373,7 @@ class DataSpace(BaseModel):
             each = each + torch.where(limited, slope, 0.0)
         return -(each if among is None else torch.where(among, each, 0.0)).flatten(1).sum(1)
 
+    @override
     def check(self, x: Tensor) -> None:
         """Raise ValueError unless `x` [N, *shape] is data: finite, in range, of the right shape."""
         if tuple(x.shape[1:]) != self.shape:

@@ -7,15 +7,19 @@ Numbers come first in model units. A number with a `step` is one of a lattice of
 observed of it is a cell of that width, and its likelihood a probability; another is a density.
 """
 
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import cached_property
 from itertools import pairwise
 from typing import Annotated, Literal, Self, final
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, model_validator
 from torch import Tensor
+from typing_extensions import override
 
 from diffusion.categorical import Blocks
+from diffusion.space import Convention, DataSpace, Space
 
 _FLOAT = torch.float64
 
@@ -62,12 +66,34 @@ class Number(Column):
         """Map data to model units, float64; NaN stays NaN."""
         return _along(x.double(), self.knots, self.scores)[0]
 
+    def to_data_units(self, z: Tensor) -> Tensor:
+        """Map model to data units, float64."""
+        return _along(z.double(), self.scores, self.knots)[0]
+
     def to_data(self, z: Tensor) -> Tensor:
         """Map model to data units, float64, on the lattice and within the limits."""
-        x = _along(z.double(), self.scores, self.knots)[0]
+        x = self.to_data_units(z)
         if self.step is not None:
             x = self.origin + ((x - self.origin) / self.step).round() * self.step
         return x.clamp(self.low, self.high) if (self.low, self.high) != (None, None) else x
+
+    def read(self, cell: "Cell") -> float | None:
+        """Read a cell that is no gap; None if it is no number."""
+        try:
+            return float(cell)  # type: ignore[arg-type]
+        except (TypeError, ValueError):
+            return None
+
+    def shown(self, value: float) -> "Cell":
+        """Write a value: one of a lattice of integers as an integer."""
+        whole = self.step is not None and self.step % 1 == 0 and self.origin % 1 == 0
+        return round(value) if whole else value
+
+    @property
+    def spread(self) -> tuple[float, float]:
+        """A middle in data units and how far it is from there to 1 in model units, about."""
+        low, middle, high = self.to_data_units(torch.tensor([-1.0, 0.0, 1.0])).tolist()
+        return middle, (high - low) / 2
 
     @property
     def origin(self) -> float:
@@ -115,6 +141,20 @@ class Category(Column):
     kind: Literal["category"] = "category"
     labels: tuple[str, ...] = Field(min_length=2, max_length=1000)
 
+    def read(self, cell: "Cell") -> float | None:
+        """Read a cell that is no gap, a label as text or number; None if there is no such label."""
+        texts = [str(cell).strip()]
+        if isinstance(cell, bool):
+            texts += [texts[0].lower(), str(int(cell))]
+        elif isinstance(cell, float) and cell.is_integer():
+            texts.append(str(int(cell)))
+        found = (self.labels.index(text) for text in texts if text in self.labels)
+        return next(found, None)
+
+    def shown(self, value: float) -> "Cell":
+        """Write a place as its label."""
+        return self.labels[round(value)]
+
     @model_validator(mode="after")
     def _differ(self) -> Self:
         if len(set(self.labels)) != len(self.labels):
@@ -134,49 +174,241 @@ class Category(Column):
 AnyColumn = Annotated[Number | Category, Field(discriminator="kind")]
 
 
-@final
-class Layout:
-    """Where the columns of a table are in model units: numbers first, then one-hot blocks."""
+Cell = str | float | bool | None
+"""What a user writes in a cell; None, NaN and "" are gaps."""
 
-    def __init__(self, columns: Sequence[Number | Category]) -> None:
-        self.numbers = [i for i, each in enumerate(columns) if isinstance(each, Number)]
-        self.categories = [i for i, each in enumerate(columns) if isinstance(each, Category)]
-        sizes = (len(each.labels) for each in columns if isinstance(each, Category))
-        self.blocks = Blocks(tuple(sizes))
-        self._columns = columns
+
+@final
+class TableSpace(Space):
+    """Rows of named columns, numbers and categories, with gaps.
+
+    In data units a row is float64 [J]: a number, a category's place, or NaN for a gap.
+
+    Attributes:
+        columns: in the order of data units. In model units numbers come first, then the one-hot
+            blocks of categories.
+    """
+
+    kind: Literal["table"] = "table"
+    columns: tuple[AnyColumn, ...] = Field(min_length=1)
+
+    @model_validator(mode="after")
+    def _differ(self) -> Self:
+        if len(set(self.names)) != len(self.names):
+            raise ValueError(f"two columns have the same name: {', '.join(self.names)}")
+        return self
 
     @property
-    def width(self) -> int:
-        """The elements of a row in model units."""
-        return len(self.numbers) + self.blocks.width
+    @override
+    def shape(self) -> tuple[int, ...]:
+        return (len(self.columns),)
 
+    @property
+    @override
+    def event(self) -> tuple[int, ...]:
+        return (len(self.numbers) + self.blocks.width,)
+
+    @property
+    @override
+    def names(self) -> tuple[str, ...]:
+        return tuple(column.name for column in self.columns)
+
+    @cached_property
+    def numbers(self) -> list[int]:
+        """The places of the columns of numbers."""
+        return [i for i, each in enumerate(self.columns) if isinstance(each, Number)]
+
+    @cached_property
+    def categories(self) -> list[int]:
+        """The places of the columns of categories."""
+        return [i for i, each in enumerate(self.columns) if isinstance(each, Category)]
+
+    @cached_property
+    def blocks(self) -> Blocks:
+        """The blocks of the categories."""
+        sizes = (len(each.labels) for each in self.columns if isinstance(each, Category))
+        return Blocks(tuple(sizes))
+
+    @cached_property
+    def column_of(self) -> Tensor:
+        """The place in data units of each element in model units, int64 [width]."""
+        categories = zip(self.categories, self.blocks.sizes, strict=True)
+        elements = [place for place, size in categories for _ in range(size)]
+        return torch.tensor(self.numbers + elements)
+
+    @property
+    def levels(self) -> None:
+        """None: a column has a lattice of its own."""
+        return None
+
+    @property
+    def limits(self) -> None:
+        """None: a column has limits of its own."""
+        return None
+
+    @override
+    def agrees(self, other: Space) -> bool:
+        return self == other
+
+    @property
+    @override
+    def greatest(self) -> None:
+        return None
+
+    @property
+    @override
+    def default_convention(self) -> Convention:
+        """A density where a column has one, and masses of the others' cells and categories."""
+        return "density"
+
+    @property
+    @override
+    def affine(self) -> tuple[Tensor, Tensor]:
+        """A middle of each number and its spread; 0 and 1 for categories."""
+        ends = [each.spread if isinstance(each, Number) else (0.0, 1.0) for each in self.columns]
+        middle, scale = torch.tensor(ends, dtype=_FLOAT).unbind(1)
+        return middle, scale
+
+    @property
+    @override
+    def extent(self) -> tuple[Tensor, Tensor]:
+        return self.affine
+
+    @property
+    @override
+    def dtype(self) -> torch.dtype:
+        return _FLOAT
+
+    @override
     def to_model(self, x: Tensor) -> Tensor:
         """Rows in data units [N, J] in model units, float32 [N, width]; a gap's elements are 0."""
-        parts = [column.to_model(x[:, i])[:, None] for i, column in self._of(Number)]
+        parts = [column.to_model(x[:, i])[:, None] for i, column in self._of_numbers()]
         if self.categories:
             codes = x[:, self.categories]
             hot = self.blocks.one_hot(codes.nan_to_num().long())
             parts.append(hot * self.blocks.each((~codes.isnan()).to(hot)))
         return torch.cat([part.nan_to_num().float() for part in parts], 1)
 
+    @override
     def to_data(self, z: Tensor) -> Tensor:
-        """Rows in model units [N, width] in data units, float64 [N, J]."""
-        found = torch.empty(len(z), len(self._columns), dtype=_FLOAT, device=z.device)
-        for place, (i, column) in enumerate(self._of(Number)):
-            found[:, i] = column.to_data(z[:, place])
+        """Rows in model units [N, width] in data units, float64 [N, J], without gaps."""
+        return self._to_data(z, Number.to_data)
+
+    @override
+    def to_data_units(self, z: Tensor) -> Tensor:
+        """Likewise, but numbers may be between those of their lattice, and beyond their limits."""
+        return self._to_data(z, Number.to_data_units)
+
+    def spread(self, of_columns: Tensor) -> Tensor:
+        """Give every element in model units its column's entry: [N, J] to [N, width]."""
+        return of_columns[:, self.column_of.to(of_columns.device)]
+
+    def by_column(self, of_elements: Tensor) -> Tensor:
+        """Sum what elements in model units have by column: [N, width] to [N, J]."""
+        found = of_elements.new_zeros(len(of_elements), len(self.columns))
+        return found.index_add(1, self.column_of.to(of_elements.device), of_elements)
+
+    @override
+    def log_jacobian(self) -> float:
+        raise ValueError("the Jacobian of a table depends on x: use `log_jacobian_of`")
+
+    @override
+    def log_jacobian_of(self, z: Tensor, among: Tensor | None = None) -> Tensor:
+        """Return log |dz / dx| of the real columns, nats, float64 [B]; others have no density."""
+        each = self.log_slopes(z)
+        return (each if among is None else torch.where(among, each, 0.0)).sum(1)
+
+    def log_slopes(self, z: Tensor) -> Tensor:
+        """Return log dz / dx of each real column at z [B, width], and 0 elsewhere, float64."""
+        found = torch.zeros(z.shape, dtype=_FLOAT, device=z.device)
+        for place, (_, column) in enumerate(self._of_numbers()):
+            if column.step is None:
+                found[:, place] = column.log_slope(column.to_data_units(z[:, place]))
+        return found
+
+    @override
+    def check(self, x: Tensor) -> None:
+        """Raise ValueError unless `x` [N, J] are rows of these columns; NaN is a gap."""
+        if tuple(x.shape[1:]) != self.shape:
+            raise ValueError(
+                f"a row has {len(self.columns)} columns ({', '.join(self.names)}), came "
+                f"{list(x.shape[1:])}"
+            )
+        for column, values in zip(self.columns, x.unbind(1), strict=True):
+            wrong = column.wrong(values) & ~values.isnan()
+            if bool(wrong.any()):
+                row = int(wrong.nonzero()[0])
+                raise ValueError(_unfit(row, column, f"{float(values[row]):g}"))
+
+    def encode(self, rows: Sequence[Mapping[str, Cell] | Sequence[Cell]]) -> Tensor:
+        """Read rows as their user writes them, float64 [N, J] in data units.
+
+        Args:
+            rows: objects by column name, in which a column that is left out is a gap, or lists in
+                the columns' order. None, NaN and "" are gaps; numbers may be text.
+
+        Raises:
+            ValueError: a column is unknown, or a cell is not what its column holds; says where.
+        """
+        found = torch.full((len(rows), len(self.columns)), math.nan, dtype=_FLOAT)
+        for i, row in enumerate(rows):
+            for j, cell in self._cells(i, row):
+                if not is_gap(cell):
+                    found[i, j] = self._value(i, self.columns[j], cell)
+        return found
+
+    def decode(self, x: Tensor) -> list[list[Cell]]:
+        """Write rows [N, J] in data units for their user: numbers, labels, None for gaps."""
+        columns = zip(self.columns, x.double().T.tolist(), strict=True)
+        shown = [[None if v != v else column.shown(v) for v in own] for column, own in columns]
+        return [list(row) for row in zip(*shown, strict=True)]
+
+    def _cells(
+        self, i: int, row: Mapping[str, Cell] | Sequence[Cell]
+    ) -> Iterable[tuple[int, Cell]]:
+        if isinstance(row, Mapping):
+            places = {name: j for j, name in enumerate(self.names)}
+            unknown = [name for name in row if name not in places]
+            if unknown:
+                raise ValueError(
+                    f"row {i} has a column {unknown[0]!r}: the columns are {', '.join(self.names)}"
+                )
+            return ((places[name], cell) for name, cell in row.items())
+        if len(row) != len(self.columns):
+            raise ValueError(
+                f"row {i} has {len(row)} cells, wanted are {len(self.columns)}: "
+                f"{', '.join(self.names)}"
+            )
+        return enumerate(row)
+
+    def _value(self, i: int, column: Number | Category, cell: Cell) -> float:
+        found = column.read(cell)
+        if found is None or bool(column.wrong(torch.tensor([found], dtype=_FLOAT))):
+            raise ValueError(_unfit(i, column, repr(cell)))
+        return found
+
+    def _of_numbers(self) -> list[tuple[int, Number]]:
+        return [(i, each) for i, each in enumerate(self.columns) if isinstance(each, Number)]
+
+    def _to_data(self, z: Tensor, act: Callable[[Number, Tensor], Tensor]) -> Tensor:
+        found = torch.empty(len(z), len(self.columns), dtype=_FLOAT, device=z.device)
+        for place, (i, column) in enumerate(self._of_numbers()):
+            found[:, i] = act(column, z[:, place])
         if self.categories:
             found[:, self.categories] = self.blocks.codes(z[:, len(self.numbers) :]).double()
         return found
 
-    def spread(self, of_columns: Tensor) -> Tensor:
-        """Give every element in model units its column's entry: [N, J] to [N, width]."""
-        numbers = of_columns[:, self.numbers]
-        if not self.categories:
-            return numbers
-        return torch.cat((numbers, self.blocks.each(of_columns[:, self.categories])), 1)
 
-    def _of(self, kind: type[Number]) -> list[tuple[int, Number]]:
-        return [(i, each) for i, each in enumerate(self._columns) if isinstance(each, kind)]
+AnySpace = Annotated[DataSpace | TableSpace, Field(discriminator="kind")]
+
+
+def is_gap(cell: Cell) -> bool:
+    """Whether a cell is empty: None, NaN, or text that is blank."""
+    return cell is None or cell != cell or (isinstance(cell, str) and not cell.strip())
+
+
+def _unfit(row: int, column: Number | Category, came: str) -> str:
+    return f"row {row}, column {column.name!r}: came {came}, expected is {column.words}"
 
 
 def fitted_number(
@@ -204,8 +436,7 @@ def fitted_number(
     if knots > 2 and len(x) > 2:
         # The mid-ranks of n values, from which ties are averaged.
         share = torch.linspace(0.5 / len(x), 1 - 0.5 / len(x), knots, dtype=_FLOAT)
-        at = torch.quantile(x, share)
-        places, inverse = at.unique(return_inverse=True)
+        places, inverse = torch.quantile(x, share).unique(return_inverse=True)
         scores = torch.special.ndtri(share)
         mean_score = torch.zeros_like(places).scatter_reduce(
             0, inverse, scores, "mean", include_self=False
@@ -213,8 +444,8 @@ def fitted_number(
         wide = places.diff() > 1e-9 * max(1.0, float(places.abs().max()))
         keep = torch.cat((torch.ones(1, dtype=torch.bool), wide))
         if int(keep.sum()) > 2:
-            found = places[keep].tolist(), mean_score[keep].tolist()
-            return Number(name=name, knots=found[0], scores=found[1], step=step, low=low, high=high)
+            at, to = tuple(places[keep].tolist()), tuple(mean_score[keep].tolist())
+            return Number(name=name, knots=at, scores=to, step=step, low=low, high=high)
     ends = (mean - std, mean + std)
     return Number(name=name, knots=ends, scores=(-1.0, 1.0), step=step, low=low, high=high)
 

@@ -24,7 +24,7 @@ from diffusion.classifier import load as load_classifier
 from diffusion.likelihood import reference
 from diffusion.likelihood.reference import Reference
 from diffusion.model import DiffusionModel
-from diffusion.space import DataSpace
+from diffusion.space import Space
 
 _log = logging.getLogger(__name__)
 
@@ -233,7 +233,7 @@ def _card(folder: Path) -> str | None:
         return None
 
 
-def _examples(folder: Path, space: DataSpace) -> Tensor:
+def _examples(folder: Path, space: Space) -> Tensor:
     """Load the examples beside the artefact; none if the file cannot be read."""
     try:
         path = folder / heldout.FILE

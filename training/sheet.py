@@ -10,7 +10,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from diffusion.space import DataSpace
+from diffusion.space import Space
 
 Picture = npt.NDArray[np.uint8]
 
@@ -19,7 +19,7 @@ GAP = 2
 SHEET_ROWS = {"image": 64, "vector": 2000, "bits": 40}
 
 
-def sheet(space: DataSpace, rows: Tensor, columns: int | None = None) -> Picture:
+def sheet(space: Space, rows: Tensor, columns: int | None = None) -> Picture:
     """The picture of `rows` [N, *event], data units.
 
     Args:

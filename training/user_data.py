@@ -12,7 +12,7 @@ from typing import Any
 
 from diffusion.families import Given
 from diffusion.networks import CorrectedConfig
-from diffusion.space import DataSpace
+from diffusion.space import Space
 from training import config as configs
 from training import densities
 from training.data import SPLITS, AnyConfig, Dataset, load, table
@@ -74,7 +74,7 @@ def _columns(dataset: Dataset, given: Sequence[str]) -> tuple[int, ...]:
             f"--given is of a table's columns of numbers, these data are of kind "
             f"{dataset.space.kind!r}: leave it out"
         )
-    names = dataset.space.columns or tuple(map(str, range(dataset.space.dims)))
+    names = dataset.space.names or tuple(map(str, range(dataset.space.dims)))
     unknown = [name for name in given if name not in names]
     if unknown or len(set(given)) == len(names):
         came = f"--given {','.join(given)}"
@@ -349,7 +349,7 @@ def data_of(
     )
 
 
-def data_for(name: str, space: DataSpace) -> tuple[AnyConfig, Dataset]:
+def data_for(name: str, space: Space) -> tuple[AnyConfig, Dataset]:
     """Load the data that `name` refers to, for a model with this data space.
 
     Args:
@@ -381,7 +381,7 @@ def data_for(name: str, space: DataSpace) -> tuple[AnyConfig, Dataset]:
     return config, dataset
 
 
-def _kind(space: DataSpace) -> str:
+def _kind(space: Space) -> str:
     levels = f" with {space.levels} levels" if space.levels else ""
     return f"{space.kind} {list(space.shape)}{levels}"
 

@@ -15,6 +15,7 @@ from diffusion.process.binomial import (
     BinomialPrediction,
     BinomialProcess,
 )
+from diffusion.process.categorical import CategoricalConfig, CategoricalProcess
 from diffusion.process.gaussian import (
     GaussianConfig,
     GaussianOutput,
@@ -23,19 +24,26 @@ from diffusion.process.gaussian import (
     as_gaussian,
     variance_terms,
 )
+from diffusion.process.mixed import MixedConfig, MixedProcess
 
 #: Any process's configuration, discriminated by `kind`.
-ProcessConfig = Annotated[GaussianConfig | BinomialConfig, Field(discriminator="kind")]
+ProcessConfig = Annotated[
+    GaussianConfig | BinomialConfig | CategoricalConfig | MixedConfig, Field(discriminator="kind")
+]
 
 __all__ = [
     "BinomialConfig",
     "BinomialOutput",
     "BinomialPrediction",
     "BinomialProcess",
+    "CategoricalConfig",
+    "CategoricalProcess",
     "GaussianConfig",
     "GaussianOutput",
     "GaussianPrediction",
     "GaussianProcess",
+    "MixedConfig",
+    "MixedProcess",
     "Output",
     "Prediction",
     "PredictionKind",

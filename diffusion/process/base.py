@@ -23,7 +23,7 @@ from diffusion.operators import LinearOperator
 from diffusion.profile import Profile
 from diffusion.rows import Rows
 from diffusion.schedule import Tables, alpha_bar, check_beta
-from diffusion.space import DataSpace
+from diffusion.space import Space
 
 PredictionKind = Literal["eps", "x_0", "v", "perturbation"]
 VarianceKind = Literal["lower", "upper", "interpolated", "moment", "optimal"]
@@ -91,7 +91,7 @@ class Process(Tables, ABC):
 
     @abstractmethod
     def observe(
-        self, space: DataSpace, operator: LinearOperator, y: Tensor, known: Tensor, noise: Tensor
+        self, space: Space, operator: LinearOperator, y: Tensor, known: Tensor, noise: Tensor
     ) -> tuple[Observation, Tensor]:
         """Build r in model units, and the change of log p(y) from model to data units, nats [N].
 
@@ -283,7 +283,7 @@ class Output(ABC):
         """The number of network outputs per element."""
 
     @abstractmethod
-    def check(self, space: DataSpace) -> None:
+    def check(self, space: Space) -> None:
         """Raise ValueError unless prediction, variance and data fit each other."""
 
     @property

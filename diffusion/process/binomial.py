@@ -30,7 +30,7 @@ from diffusion.process.base import (
 from diffusion.profile import Profile
 from diffusion.rows import per_row, row_sum
 from diffusion.schedule import InverseTimeSchedule, Schedule
-from diffusion.space import DataSpace
+from diffusion.space import Space
 
 
 class BinomialConfig(Config):
@@ -73,7 +73,7 @@ class BinomialProcess(Process):
 
     @override
     def observe(
-        self, space: DataSpace, operator: LinearOperator, y: Tensor, known: Tensor, noise: Tensor
+        self, space: Space, operator: LinearOperator, y: Tensor, known: Tensor, noise: Tensor
     ) -> tuple[Observation, Tensor]:
         if not isinstance(operator, Mask):
             raise ValueError("bits can only be observed one by one: leave out `operator`")
@@ -319,7 +319,7 @@ class BinomialOutput(Output):
         return 1
 
     @override
-    def check(self, space: DataSpace) -> None:
+    def check(self, space: Space) -> None:
         if space.kind != "bits":
             raise ValueError(f"a binomial process models bits, came a space of kind {space.kind!r}")
         if self.prediction not in ("x_0", "perturbation") or self.variance is not None:

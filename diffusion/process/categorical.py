@@ -34,7 +34,7 @@ from diffusion.process.base import (
 from diffusion.profile import Profile
 from diffusion.rows import per_row
 from diffusion.schedule import InverseTimeSchedule, Schedule
-from diffusion.space import DataSpace
+from diffusion.space import Space
 
 _TINY = 1e-30
 
@@ -94,7 +94,7 @@ class CategoricalProcess(Process):
 
     @override
     def observe(
-        self, space: DataSpace, operator: LinearOperator, y: Tensor, known: Tensor, noise: Tensor
+        self, space: Space, operator: LinearOperator, y: Tensor, known: Tensor, noise: Tensor
     ) -> tuple[Observation, Tensor]:
         if not isinstance(operator, Mask):
             raise ValueError("categories can only be observed one by one: leave out `operator`")
@@ -293,7 +293,7 @@ class CategoricalOutput(Output):
         return 1
 
     @override
-    def check(self, space: DataSpace) -> None:
+    def check(self, space: Space) -> None:
         if self.prediction != "x_0" or self.variance is not None:
             raise ValueError(
                 "a categorical model predicts 'x_0' and has no variance, came prediction "

@@ -31,7 +31,7 @@ from diffusion.process.base import (
 from diffusion.profile import Profile
 from diffusion.rows import blend, per_row, row_sum
 from diffusion.schedule import LogSnrSchedule, Schedule
-from diffusion.space import DataSpace
+from diffusion.space import Space
 
 #: Bound k, in standard deviations, on E[eps | x_t] and its spread, for any data: by Jensen and
 #: Chernoff, P(E[eps^2 | x_t] > k^2) <= k exp(-(k^2 - 1) / 2) over x_t ~ q, 1.5e-7 per element here.
@@ -71,7 +71,7 @@ class GaussianProcess(Process):
 
     @override
     def observe(
-        self, space: DataSpace, operator: LinearOperator, y: Tensor, known: Tensor, noise: Tensor
+        self, space: Space, operator: LinearOperator, y: Tensor, known: Tensor, noise: Tensor
     ) -> tuple[Observation, Tensor]:
         return in_model_units(space, operator, y, known, noise)
 
@@ -393,7 +393,7 @@ class GaussianOutput(Output):
         return 2 if own else 1
 
     @override
-    def check(self, space: DataSpace) -> None:
+    def check(self, space: Space) -> None:
         if space.kind == "bits":
             raise ValueError("bits need a binomial process, came a Gaussian one")
         if self.prediction == "perturbation":

@@ -32,7 +32,8 @@ from diffusion.process.categorical import CategoricalProcess
 from diffusion.process.gaussian import GaussianProcess
 from diffusion.profile import Profile
 from diffusion.schedule import LogSnrSchedule, Schedule
-from diffusion.space import DataSpace
+from diffusion.space import Space
+from diffusion.table import TableSpace
 
 
 class Reals(BaseModel):
@@ -73,6 +74,23 @@ class MixedConfig(Config):
     kind: Literal["mixed"] = "mixed"
     schedule: Schedule = LogSnrSchedule()
     parts: tuple[Part, ...] = Field(min_length=1)
+
+    @classmethod
+    def of_table(
+        cls, space: TableSpace, T: int, schedule: Schedule, base: Sequence[Sequence[float]]
+    ) -> Self:
+        """Return the process of a table's rows.
+
+        Args:
+            space: the table.
+            T: the number of steps.
+            schedule: of the signal.
+            base: pi of each category column.
+        """
+        width, columns = len(space.numbers), tuple(map(tuple, base))
+        reals: tuple[Part, ...] = (Reals(width=width),) if width else ()
+        categories: tuple[Part, ...] = (Categories(base=columns),) if columns else ()
+        return cls(T=T, schedule=schedule, parts=reals + categories)
 
     @override
     def build(self) -> "MixedProcess":
@@ -118,7 +136,7 @@ class MixedProcess(Process):
 
     def split(self, x: Tensor) -> tuple[Tensor, ...]:
         """Split a row's elements by part."""
-        return x.split(self.widths, 1)
+        return torch.split(x, self.widths, 1)
 
     @override
     def prior(self, event: Sequence[int], rows: int) -> Mixed:
@@ -133,13 +151,18 @@ class MixedProcess(Process):
 
     @override
     def observe(
-        self, space: DataSpace, operator: LinearOperator, y: Tensor, known: Tensor, noise: Tensor
+        self, space: Space, operator: LinearOperator, y: Tensor, known: Tensor, noise: Tensor
     ) -> tuple[Observation, Tensor]:
-        if not isinstance(operator, Mask):
+        """As `Process.observe`: cells y [N, J] of a table, without noise."""
+        if not isinstance(space, TableSpace):
+            raise ValueError(f"rows of several kinds are of a table, came a {space.kind!r}")
+        if not isinstance(operator, Mask) or bool((noise > 0).any()):
             raise ValueError(
-                "a table's cells can only be observed one by one: leave out `operator`"
+                "a table's cells are observed one by one and exactly: leave out `operator` and "
+                f"`{space.noise_name}`"
             )
-        raise NotImplementedError
+        z, seen = space.to_model(torch.where(known, y.double(), torch.nan)), space.spread(known)
+        return self.saw(z, seen, torch.zeros_like(z)), space.log_jacobian_of(z, seen)
 
     @override
     def saw(self, y: Tensor, known: Tensor, noise: Tensor) -> Observation:
@@ -322,7 +345,7 @@ class MixedOutput(Output):
         for part in self.process.parts:
             reals = part.continuous
             kinds = (self.prediction, self.variance) if reals else ("x_0", None)
-            found.append(part.output(*kinds))  # type: ignore[arg-type]
+            found.append(part.output(*kinds))
         return found
 
     @property
@@ -331,7 +354,7 @@ class MixedOutput(Output):
         return max(output.count for output in self.outputs)
 
     @override
-    def check(self, space: DataSpace) -> None:
+    def check(self, space: Space) -> None:
         if self.variance == "optimal":
             raise ValueError("a mixed row has no single error of x_0hat: use 'lower' or 'moment'")
 

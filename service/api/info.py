@@ -123,7 +123,7 @@ def _summary(served: Served) -> ModelSummary:
             for found in served.classifiers
         ],
         conditional=model.conditional,
-        columns=model.space.columns,
+        columns=model.space.names,
     )
 
 

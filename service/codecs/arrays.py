@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from diffusion.space import DataSpace
+from diffusion.space import Space
 from noneq.reading.tables import advice
 from service.codecs.json import json_kind
 from service.codecs.png import decode_mask, decode_png
@@ -35,7 +35,7 @@ class Events:
 
 
 def read_events(
-    value: Sequence[Any] | Tensor, space: DataSpace, name: str, dtype: torch.dtype | None = None
+    value: Sequence[Any] | Tensor, space: Space, name: str, dtype: torch.dtype | None = None
 ) -> Events:
     """Read N examples from lists, PNGs, or a tensor.
 
@@ -67,7 +67,7 @@ def read_events(
     return Events(torch.stack(values), None if bool(solid_all.all()) else solid_all)
 
 
-def check_values(values: Tensor, space: DataSpace, name: str) -> None:
+def check_values(values: Tensor, space: Space, name: str) -> None:
     """Raise InvalidRequest unless [N, *event] are data of this space: finite, in range, whole."""
     try:
         space.check(values)
@@ -75,9 +75,7 @@ def check_values(values: Tensor, space: DataSpace, name: str) -> None:
         raise refusal(error, name) from None
 
 
-def read_mask(
-    value: Sequence[Any] | str | Tensor, space: DataSpace, count: int, name: str
-) -> Tensor:
+def read_mask(value: Sequence[Any] | str | Tensor, space: Space, count: int, name: str) -> Tensor:
     """Read which elements were observed, [N, *event] bool, from one mask for all N or one each.
 
     1 or white means observed; a mask of pixels [H, W] applies to all channels.
@@ -105,7 +103,7 @@ def read_mask(
     return (mask == 1).expand(count, *space.shape)
 
 
-def _fit(array: Tensor, space: DataSpace, name: str) -> Tensor:
+def _fit(array: Tensor, space: Space, name: str) -> Tensor:
     """Reshape to [N, *event], from [N, *event] or, for one channel, [N, H, W]."""
     shape, found = space.shape, tuple(array.shape)
     grey = len(shape) == 3 and shape[0] == 1

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 from torch import Tensor
 
-from diffusion.space import DataSpace
+from diffusion.space import Space
 from service.errors import InvalidRequest
 
 Pixels = NDArray[np.uint8]
@@ -46,7 +46,7 @@ class Strip:
     sequence: bool = False
 
 
-def check_sheet(space: DataSpace, strips: int, samples: int) -> None:
+def check_sheet(space: Space, strips: int, samples: int) -> None:
     """Raise InvalidRequest if a sheet of `strips` times `samples` would be too large."""
     if space.drawn_as == "points":
         return
@@ -61,7 +61,7 @@ def check_sheet(space: DataSpace, strips: int, samples: int) -> None:
         )
 
 
-def contact_sheet(space: DataSpace, strips: Sequence[Strip]) -> bytes:
+def contact_sheet(space: Space, strips: Sequence[Strip]) -> bytes:
     """Draw all strips as one PNG."""
     if space.drawn_as == "points":
         picture = _scatter(strips)
@@ -74,7 +74,7 @@ def contact_sheet(space: DataSpace, strips: Sequence[Strip]) -> bytes:
     return out.getvalue()
 
 
-def image(x: Tensor, space: DataSpace) -> bytes | None:
+def image(x: Tensor, space: Space) -> bytes | None:
     """Encode one example or estimate [*event], data units, as a PNG; None if not an image.
 
     Values that are not finite are drawn as 0.
@@ -87,7 +87,7 @@ def image(x: Tensor, space: DataSpace) -> bytes | None:
 # ------------------------------------------------------------------------------------------- tiles
 
 
-def _tiles(space: DataSpace, strips: Sequence[Strip]) -> Pixels:
+def _tiles(space: Space, strips: Sequence[Strip]) -> Pixels:
     top = space.greatest or 255
     first = strips[0]
     if first.sequence:

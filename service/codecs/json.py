@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError
 from torch import Tensor
 
-from diffusion.space import DataSpace
+from diffusion.space import Space
 from service.errors import (
     BodyTooLarge,
     InvalidRequest,
@@ -350,7 +350,7 @@ def json_kind(value: object) -> str:
     return names.get(type(value), "number")
 
 
-def plain(x: Tensor, space: DataSpace) -> NDArray[Any]:
+def plain(x: Tensor, space: Space) -> NDArray[Any]:
     """Convert for JSON: to integers if all are whole (bits, 8-bit images), else to the dtype."""
     array = x.detach().to("cpu", space.dtype).numpy()
     if space.greatest is not None:

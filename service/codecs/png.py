@@ -10,7 +10,7 @@ import binascii
 import numpy as np
 from numpy.typing import NDArray
 
-from diffusion.space import DataSpace
+from diffusion.space import Space
 from noneq.errors import FileError
 from noneq.reading import pictures
 from noneq.reading.pictures import Picture
@@ -21,7 +21,7 @@ _DATA_URL = "data:image/png;base64,"
 
 
 def decode_png(
-    text: str, space: DataSpace, place: str
+    text: str, space: Space, place: str
 ) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
     """Decode a base64 PNG, plain or as a data: URL.
 
@@ -55,7 +55,7 @@ def decode_png(
     return pixels.astype(np.float32), picture.opaque
 
 
-def decode_mask(text: str, space: DataSpace, place: str) -> NDArray[np.bool_]:
+def decode_mask(text: str, space: Space, place: str) -> NDArray[np.bool_]:
     """Decode a mask [C, H, W]: white is observed; black or not opaque is unknown."""
     if len(space.shape) != 3:
         raise InvalidRequest(

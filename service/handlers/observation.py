@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from diffusion.operators import AveragePooling, Blur, Dense, LinearOperator, Mask
-from diffusion.space import DataSpace
+from diffusion.space import DataSpace, Space
 from service.codecs.arrays import Events, check_values, read_events, read_mask
 from service.errors import InvalidRequest, TooExpensive, refusal
 from service.schemas.conditions import ConditionalRequest, PosteriorRequest
@@ -47,7 +47,7 @@ class Observed:
         """Which elements of x_0 are known exactly, bool [N, *seen]; only for a `Mask`."""
         return self.known & (self.noise == 0) & isinstance(self.operator, Mask)
 
-    def warning(self, space: DataSpace, example: int) -> str | None:
+    def warning(self, space: Space, example: int) -> str | None:
         """Return a warning if an example's values are probably in the wrong units."""
         if space.levels is None or space.levels < 16 or isinstance(self.operator, Dense):
             return None
@@ -75,7 +75,7 @@ class Observed:
         return None
 
 
-def read_observed(request: ConditionalRequest, space: DataSpace) -> Observed:
+def read_observed(request: ConditionalRequest, space: Space) -> Observed:
     """Read a request's observation; raise InvalidRequest if it is not possible."""
     if request.observed is None:
         return _nothing(request, space)
@@ -105,7 +105,7 @@ def read_observed(request: ConditionalRequest, space: DataSpace) -> Observed:
     return found
 
 
-def _nothing(request: ConditionalRequest, space: DataSpace) -> Observed:
+def _nothing(request: ConditionalRequest, space: Space) -> Observed:
     """Return an empty observation, r = 1, if the request has another factor."""
     if not isinstance(request, PosteriorRequest) or (
         request.label is None and request.expert is None
@@ -127,7 +127,7 @@ def _nothing(request: ConditionalRequest, space: DataSpace) -> Observed:
     return Observed(empty, torch.zeros_like(empty, dtype=torch.bool), torch.tensor(0.0), Mask())
 
 
-def _seen_space(operator: LinearOperator, space: DataSpace) -> DataSpace:
+def _seen_space(operator: LinearOperator, space: Space) -> DataSpace:
     """Return the data space of observations through an operator."""
     if space.flips:
         raise InvalidRequest(
@@ -151,7 +151,7 @@ def _seen_space(operator: LinearOperator, space: DataSpace) -> DataSpace:
     return DataSpace(kind="image" if len(shape) == 3 else "vector", shape=shape)
 
 
-def _noise(request: ConditionalRequest, space: DataSpace) -> object:
+def _noise(request: ConditionalRequest, space: Space) -> object:
     """Return the request's noise, checking that its kind fits the data."""
     mine = space.noise_name
     of = {"noise_std": "bits", "flip_probability": "real data"}  # data without such noise
@@ -166,7 +166,7 @@ def _noise(request: ConditionalRequest, space: DataSpace) -> object:
     return getattr(request, mine)
 
 
-def _fit_noise(noise: object, seen: DataSpace, count: int, request: ConditionalRequest) -> Tensor:
+def _fit_noise(noise: object, seen: Space, count: int, request: ConditionalRequest) -> Tensor:
     """Convert the noise to one number for all, or [N, *seen]."""
     name = seen.noise_name
     if isinstance(noise, list | Tensor):
@@ -190,7 +190,7 @@ def _fit_noise(noise: object, seen: DataSpace, count: int, request: ConditionalR
     return found
 
 
-def _array(noise: "list[object] | Tensor", seen: DataSpace, count: int) -> Tensor:
+def _array(noise: "list[object] | Tensor", seen: Space, count: int) -> Tensor:
     """Convert an array for all data, or one each, to [N, *seen]."""
     depth = noise.ndim if isinstance(noise, Tensor) else _depth(noise)
     grey = len(seen.shape) == 3 and seen.shape[0] == 1
@@ -211,7 +211,7 @@ def _depth(value: object) -> int:
     return 1 + _depth(value[0]) if isinstance(value, list) and value else 0
 
 
-def _known(request: ConditionalRequest, seen: DataSpace, events: Events) -> Tensor:
+def _known(request: ConditionalRequest, seen: Space, events: Events) -> Tensor:
     count = len(events.values)
     everything = torch.ones(count, *seen.shape, dtype=torch.bool)
     masked = isinstance(request.through, Mask)
@@ -253,7 +253,7 @@ def _known(request: ConditionalRequest, seen: DataSpace, events: Events) -> Tens
 
 
 def _check_sizes(
-    values: Tensor, known: Tensor, noise: Tensor, operator: LinearOperator, space: DataSpace
+    values: Tensor, known: Tensor, noise: Tensor, operator: LinearOperator, space: Space
 ) -> Tensor:
     """Check the sizes of values, weights and noise; return the noise, 0 where negligible.
 
@@ -303,7 +303,7 @@ def _check_sizes(
     return noise
 
 
-def _check_range(found: Observed, space: DataSpace) -> None:
+def _check_range(found: Observed, space: Space) -> None:
     """Raise InvalidRequest if no data in range give an exact observation."""
     if space.levels is None:
         return

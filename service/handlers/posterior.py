@@ -144,7 +144,7 @@ class PosteriorWork(Work[SampleResult | PosteriorResult]):
             biased=self.method.biased,
             sampler=with_steps(self.sampler, self.served),
             shape=list(space.shape),
-            columns=space.columns,
+            columns=space.names,
             results=results,
             network_evaluations=result.stats.network_evaluations,
             deprecation=list(self.request.deprecation) or None,

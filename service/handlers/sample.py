@@ -60,7 +60,7 @@ class SampleWork(Work[SampleResult]):
             exact=result.stats.batch_invariant,
             sampler=with_steps(self.request.sampler, self.served),
             shape=list(space.shape),
-            columns=space.columns,
+            columns=space.names,
             samples=plain(space.to_data(result.samples), space),
             trajectory=self._trajectory(result.frame_states),
             network_evaluations=result.stats.network_evaluations,

@@ -1,6 +1,7 @@
 """Tables: the way to model units and back, cells, gaps and what does not belong."""
 
 import math
+from pathlib import Path
 
 import pytest
 import torch
@@ -8,13 +9,19 @@ from pydantic import ValidationError
 from torch import Tensor
 from torch.testing import assert_close
 
-from diffusion.table import Category, Layout, Number, fitted_number
+from diffusion.checkpoint import Metadata, Provenance, load, save
+from diffusion.networks import MLPConfig
+from diffusion.operators import Mask
+from diffusion.process import MixedConfig
+from diffusion.samplers import Ancestral, sample
+from diffusion.schedule import LogSnrSchedule
+from diffusion.table import Category, Number, TableSpace, fitted_number
 
 NAN = math.nan
 WIND = Number(name="wind", knots=(0.0, 5.0, 20.0), scores=(-1.0, 0.0, 2.0), low=0.0)
 HOURS = Number(name="hours", knots=(0.0, 24.0), scores=(-1.5, 1.5), step=1.0, low=0.0, high=23.0)
 KIND = Category(name="kind", labels=("a", "b", "c"))
-LAYOUT = Layout((KIND, WIND, HOURS))
+SPACE = TableSpace(columns=(KIND, WIND, HOURS))
 
 
 def rows() -> Tensor:
@@ -23,13 +30,13 @@ def rows() -> Tensor:
 
 def test_rows_go_to_model_units_and_back() -> None:
     x = rows()
-    z = LAYOUT.to_model(x)
+    z = SPACE.to_model(x)
     assert z.shape == (3, 5)
     assert_close(z[0], torch.tensor([1 / 3, -1.5, 0, 0, 1]))
     assert not bool(z[2, [0, 2, 3, 4]].any())  # gaps
     known = ~x.isnan()
-    assert_close(LAYOUT.to_data(z)[known], x[known], rtol=1e-6, atol=1e-6)
-    assert LAYOUT.spread(known)[2].tolist() == [False, True, False, False, False]
+    assert_close(SPACE.to_data(z)[known], x[known], rtol=1e-6, atol=1e-6)
+    assert SPACE.spread(known)[2].tolist() == [False, True, False, False, False]
 
 
 def test_numbers_stay_on_their_lattice_and_within_limits() -> None:
@@ -81,3 +88,72 @@ def test_what_does_not_belong() -> None:
         Number(name="x", knots=(0.0, 0.0), scores=(0.0, 1.0))
     with pytest.raises(ValidationError, match="twice"):
         Category(name="x", labels=("a", "a"))
+
+
+def test_rows_are_read_as_people_write_them_and_written_back() -> None:
+    written = [
+        {"wind": "7.5", "kind": "c", "hours": 0},
+        {"hours": 23, "kind": "a", "wind": 0.0},
+        {"hours": "11"},
+        ["", None, 11],
+        ["b", NAN, 11.0],
+    ]
+    x = SPACE.encode(written)
+    assert_close(x[:3], rows(), equal_nan=True)
+    shown = SPACE.decode(x)
+    assert shown == [
+        ["c", 7.5, 0],
+        ["a", 0.0, 23],
+        [None, None, 11],
+        [None, None, 11],
+        ["b", None, 11],
+    ]
+    assert isinstance(shown[0][2], int)
+    assert_close(SPACE.encode(shown), x, equal_nan=True)
+    digits = Category(name="class", labels=("1", "2"))
+    assert TableSpace(columns=(digits,)).encode([[2], [1.0], ["2"]]).tolist() == [[1], [0], [1]]
+
+
+@pytest.mark.parametrize(
+    ("row", "words"),
+    [
+        ({"kind": "d"}, "row 1, column 'kind': came 'd', expected is one of a, b, c"),
+        ({"hours": 24}, "row 1, column 'hours': came 24, expected is steps of 1 from 0 to 23"),
+        ({"wind": "strong"}, "row 1, column 'wind': came 'strong', expected is numbers from 0"),
+        ({"Wind": 3}, "row 1 has a column 'Wind': the columns are kind, wind, hours"),
+        (["a", 3], "row 1 has 2 cells, wanted are 3"),
+    ],
+)
+def test_a_cell_that_does_not_belong_is_named(row: dict[str, object], words: str) -> None:
+    with pytest.raises(ValueError, match=words):
+        SPACE.encode([{}, row])  # type: ignore[list-item]
+
+
+def test_a_table_is_saved_loaded_and_sampled(tmp_path: Path) -> None:
+    process = MixedConfig.of_table(SPACE, 20, LogSnrSchedule(), [(0.2, 0.3, 0.5)])
+    network = MLPConfig(features=SPACE.event[0], width=8, depth=2, clock="log_snr", zero_out=False)
+    written = Metadata(
+        name="weather",
+        process=process,
+        network=network,
+        prediction="x_0",
+        space=SPACE,
+        variance="lower",
+        training=Provenance(data="none"),
+    )
+    path = tmp_path / "model.safetensors"
+    before = written.build().eval()
+    save(path, before, written)
+    model, found = load(path)
+    assert found == written
+    short = Ancestral(steps=10)
+    x = model.space.to_data(sample(model, 3, seed=1, sampler=short))
+    assert_close(x, SPACE.to_data(sample(before, 3, seed=1, sampler=short)))
+    SPACE.check(x)
+    assert not x.isnan().any()
+    known, nothing = ~rows().isnan(), torch.zeros(1)
+    y, units = model.process.observe(SPACE, Mask(), rows(), known, nothing)
+    assert_close(units, WIND.log_slope(rows()[:, 1]).nan_to_num())
+    filled = SPACE.to_data(sample(model, 3, seed=1, sampler=short, observation=y))
+    assert_close(filled[known], rows()[known], rtol=1e-6, atol=1e-6)
+    assert SPACE.by_column(SPACE.spread(known).double()).tolist() == [[3, 1, 1]] * 2 + [[0, 0, 1]]

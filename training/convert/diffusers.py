@@ -193,10 +193,7 @@ def _problems(metadata: Metadata) -> list[str]:
     space = metadata.space
     ends = None if space.bounds is None else torch.stack(space.bounds).abs()
     if len(space.shape) != 3 or ends is None or not bool((ends == 1).all()):
-        problems.append(
-            "its model units are not levels from -1 to 1 "
-            f"({space.kind}, levels {space.levels}, shift {space.shift}, scale {space.scale})"
-        )
+        problems.append(f"its model units are not levels from -1 to 1 ({space})")
     if not isinstance(metadata.network, UNetConfig):
         problems.append(f"its network is of kind {metadata.network.kind!r}, no U-Net")
     elif len(space.shape) == 3:

@@ -17,6 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import Tensor
 
 from diffusion.space import DataSpace
+from diffusion.table import AnySpace
 
 Split = Literal["train", "valid", "test"]
 SPLITS: tuple[Split, ...] = ("train", "valid", "test")
@@ -50,7 +51,7 @@ class Dataset:
     """
 
     name: str
-    space: DataSpace
+    space: AnySpace
     train: Tensor
     valid: Tensor
     test: Tensor

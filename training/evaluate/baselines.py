@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from diffusion.checkpoint import Baseline, Metadata
-from diffusion.space import DataSpace
+from diffusion.space import Space
 from training import densities
 from training.config import FitConfig
 from training.data import Dataset
@@ -159,7 +159,7 @@ def _of_images(_: FitConfig, dataset: Dataset) -> dict[str, LogProb]:
     return found
 
 
-def _pixels(train: Tensor, space: DataSpace) -> LogProb:
+def _pixels(train: Tensor, space: Space) -> LogProb:
     """E_u log N(x + u), u uniform over a level: a lower bound on the levels' log-probability."""
     from sklearn.covariance import ledoit_wolf  # a second to import
 

@@ -26,7 +26,7 @@ from diffusion.observation import Observation
 from diffusion.posterior import Learned, sample_posterior
 from diffusion.rows import Rows
 from diffusion.samplers import Ancestral
-from diffusion.space import DataSpace
+from diffusion.space import Space
 from training.data.dataset import Dataset, checksum, stream_seed
 from training.progress import progress_bar
 
@@ -248,7 +248,7 @@ class Ranked(Rows):
         return tuple(found)
 
 
-def scalars(space: DataSpace) -> dict[str, Tensor]:
+def scalars(space: Space) -> dict[str, Tensor]:
     """Return weights of the elements, float64 [D], for each scalar whose ranks are counted.
 
     The elements themselves if they are few; else their sum and random projections, in model units.
@@ -256,7 +256,7 @@ def scalars(space: DataSpace) -> dict[str, Tensor]:
     D = space.dims
     scale = space.affine[1].broadcast_to(space.shape).flatten()
     if D <= SCALARS:
-        names = space.columns or [f"element {i}" for i in range(D)]
+        names = space.names or [f"element {i}" for i in range(D)]
         return dict(zip(names, torch.eye(D, dtype=torch.float64), strict=True))
     noise = counter_noise(0, torch.arange(SCALARS - 1), 0, Stream.DATA)
     found = {"sum": 1 / scale}
@@ -265,7 +265,7 @@ def scalars(space: DataSpace) -> dict[str, Tensor]:
     return found
 
 
-def together(exact: Tensor, space: DataSpace, z: Tensor, truth: Tensor, x: Tensor) -> Tensor:
+def together(exact: Tensor, space: Space, z: Tensor, truth: Tensor, x: Tensor) -> Tensor:
     """Return the sum of the elements hidden times that of those seen, as `likelihoods` does.
 
     Hidden elements that are drawn whatever was seen have uniform ranks too; by this scalar they
@@ -283,7 +283,7 @@ def together(exact: Tensor, space: DataSpace, z: Tensor, truth: Tensor, x: Tenso
     return off.sum(2) * torch.where(exact, z, 0.0).sum(1, keepdim=True)
 
 
-def likelihoods(seen: Observation, space: DataSpace, truth: Tensor, x: Tensor) -> Tensor:
+def likelihoods(seen: Observation, space: Space, truth: Tensor, x: Tensor) -> Tensor:
     """Return log r of n draws minus that of the truth, of what was seen with noise, float64 [B, n].
 
     Draws that make less of an observation than there is in it may have uniform ranks in every

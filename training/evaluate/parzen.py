@@ -27,7 +27,7 @@ from torch import Tensor
 
 from diffusion.model import DiffusionModel
 from diffusion.samplers import Sampler, sample
-from diffusion.space import DataSpace
+from diffusion.space import Space
 from training.data.dataset import Dataset, checksum, stream_seed
 from training.progress import progress_bar, steps_made
 
@@ -76,7 +76,7 @@ class ParzenScore(BaseModel):
         )
 
 
-def to_unit(space: DataSpace, x: Tensor) -> Tensor:
+def to_unit(space: Space, x: Tensor) -> Tensor:
     """Scale data [N, *shape] to float64 [N, D] in [0, 1].
 
     Raises:
@@ -85,7 +85,7 @@ def to_unit(space: DataSpace, x: Tensor) -> Tensor:
     return x.flatten(1).double() / greatest(space)
 
 
-def greatest(space: DataSpace) -> int:
+def greatest(space: Space) -> int:
     """Return the greatest value of an element: 1 for binary data, 255 for 8-bit images."""
     if space.greatest is None:
         raise ValueError(

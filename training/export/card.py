@@ -216,7 +216,7 @@ def _own(metadata: Metadata) -> str | None:
     words += ["--limits", ",".join(limits)] if limits else []
     for family in metadata.told:
         if isinstance(family, Given):
-            words += ["--given", ",".join(family.named(metadata.space.columns))]
+            words += ["--given", ",".join(family.named(metadata.space.names))]
     return shlex.join(words)
 
 

@@ -28,14 +28,14 @@ from diffusion.noise import Stream, counter_noise
 from diffusion.observation import Observation
 from diffusion.process import Process
 from diffusion.samplers import Ancestral, sample
-from diffusion.space import DataSpace
+from diffusion.space import Space
 from training.config import ObservationsConfig, WatchConfig
 from training.fit.objective import Objective
 from training.progress import progress_bar
 from training.sheet import sheet
 
 
-def shown(space: DataSpace, nats: float) -> float:
+def shown(space: Space, nats: float) -> float:
     """Convert a mean bound in nats to the data's unit; bits/dim has its sign flipped."""
     bits = nats / math.log(2)
     return -bits / space.dims if space.unit == "bits/dim" else bits

@@ -74,7 +74,7 @@ def denoising(
     """
     space, count = model.space, len(rows)
     x_0 = space.to_model(rows)
-    deviation = noise / float(torch.as_tensor(space.scale).flatten()[0])
+    deviation = noise / float(space.affine[1].flatten()[0])
     row = torch.arange(count)
     y = x_0 + deviation * counter_noise(seed, row, 0, Stream.DATA).normal(model.event)
     start = matched_start(model, y, deviation)

@@ -16,7 +16,6 @@ from typing_extensions import override
 from diffusion.distributions import Distribution, Tilt
 from diffusion.noise import Noise
 from diffusion.rows import row_sum
-from diffusion.space import Space
 
 #: Stands for the logarithm of 0 where differences are taken.
 _LOG_ZERO = -1e30
@@ -114,19 +113,13 @@ class Categorical(Distribution):
         return self.blocks.one_hot(found).to(self.logits)
 
     @override
-    def log_prob(self, x: Tensor, among: Tensor | None = None) -> Tensor:
-        each = torch.where(x > 0.5, self.log_p, 0.0)
-        return row_sum(each if among is None else torch.where(among, each, 0.0))
+    def log_probs(self, x: Tensor) -> Tensor:
+        return torch.where(x > 0.5, self.log_p, 0.0)
 
     @override
-    def log_mass(self, x: Tensor, space: Space, among: Tensor | None = None) -> Tensor:
-        return self.log_prob(x, among)
-
-    @override
-    def kl(self, other: Self, among: Tensor | None = None) -> Tensor:
+    def kls(self, other: Self) -> Tensor:
         mine, theirs = self.log_p, other.log_p
-        each = torch.where(mine > _LOG_ZERO, mine.exp() * (mine - theirs), 0.0)
-        return row_sum(each if among is None else torch.where(among, each, 0.0))
+        return torch.where(mine > _LOG_ZERO, mine.exp() * (mine - theirs), 0.0)
 
     @override
     def entropy(self) -> Tensor:

@@ -26,11 +26,17 @@ from diffusion.space import Space
 #: log(2 pi)
 LOG_2PI = math.log(2.0 * math.pi)
 _FAR = 1e3  # standard deviations; a stand-in for infinity that keeps gradients finite
+#: Stands for the end of a cell without one, in model units.
+_ENDLESS = 1e12
 #: Limit on the factor by which a tilt widens a Normal. A tilt that grows faster than the Normal
 #: falls has no normalised product, so weights correct the rest.
 _WIDEST = 4.0
 #: A variance, and log-odds, that a network is told as if they were certain.
 _FINEST, _SUREST = 1e-7, 14.0
+
+
+#: The lower and upper ends of the cells that values stand for, float64 [B, *event] each.
+Cells = tuple[Tensor, Tensor]
 
 
 class Distribution(Rows, ABC):
@@ -52,13 +58,38 @@ class Distribution(Rows, ABC):
     def sample(self, noise: Noise) -> Tensor:
         """Draw once per row, [B, *event]."""
 
-    @abstractmethod
     def log_prob(self, x: Tensor, among: Tensor | None = None) -> Tensor:
         """Return log p(x), nats [B]; of the elements `among` alone, bool [B, *event], if given."""
+        return sum_of(self.log_probs(x), among)
 
-    @abstractmethod
+    def log_mass(self, x: Tensor, space: Space, among: Tensor | None = None) -> Tensor:
+        """Return the log-probability of the cells of x, nats [B]; `among` as in `log_prob`."""
+        return sum_of(self.log_masses(x, space.cells(x)), among)
+
     def kl(self, other: Self, among: Tensor | None = None) -> Tensor:
         """Return KL(self || other), nats [B]; `among` as in `log_prob`."""
+        return sum_of(self.kls(other), among)
+
+    @abstractmethod
+    def log_probs(self, x: Tensor) -> Tensor:
+        """Return what each element adds to log p(x), nats [B, *event]."""
+
+    def log_masses(self, x: Tensor, cells: Cells | None) -> Tensor:
+        """Return what each element adds to the log-probability of its cell, nats [B, *event].
+
+        Args:
+            x: [B, *event].
+            cells: their lower and upper ends; None for values that are cells themselves.
+
+        Raises:
+            ValueError: the data have no cells.
+        """
+        del cells
+        return self.log_probs(x)
+
+    @abstractmethod
+    def kls(self, other: Self) -> Tensor:
+        """Return what each element adds to KL(self || other), nats [B, *event]."""
 
     @abstractmethod
     def entropy(self) -> Tensor:
@@ -91,14 +122,6 @@ class Distribution(Rows, ABC):
     @abstractmethod
     def noise(self) -> Tensor:
         """The noise of a factor: standard deviations or flip probabilities, [B, *event]."""
-
-    @abstractmethod
-    def log_mass(self, x: Tensor, space: Space, among: Tensor | None = None) -> Tensor:
-        """Return the log-probability of the discrete levels x, nats [B]; `among` as in `log_prob`.
-
-        Raises:
-            ValueError: the data have no levels.
-        """
 
     @abstractmethod
     def tilt(self) -> "Tilt":
@@ -139,6 +162,11 @@ class Distribution(Rows, ABC):
         return self.each(Tensor.double)
 
 
+def sum_of(each: Tensor, among: Tensor | None = None) -> Tensor:
+    """Sum the elements of each row, or some of them, bool [B, *event]: [B, *event] to [B]."""
+    return row_sum(each if among is None else torch.where(among, each, 0.0))
+
+
 @final
 @dataclass(frozen=True)
 class Normal(Distribution):
@@ -159,18 +187,15 @@ class Normal(Distribution):
         return torch.addcmul(self.mean, self.var.sqrt(), drawn)
 
     @override
-    def log_prob(self, x: Tensor, among: Tensor | None = None) -> Tensor:
-        """Return log N(x; mean, var), nats [B]."""
-        each = (x - self.mean).square() / self.var + self._log_var() + LOG_2PI
-        return -0.5 * row_sum(each if among is None else torch.where(among, each, 0.0))
+    def log_probs(self, x: Tensor) -> Tensor:
+        """Return log N(x_i; mean_i, var_i), nats [B, *event]."""
+        return -0.5 * ((x - self.mean).square() / self.var + self._log_var() + LOG_2PI)
 
     @override
-    def kl(self, other: Self, among: Tensor | None = None) -> Tensor:
-        """Return KL(self || other), nats [B]."""
+    def kls(self, other: Self) -> Tensor:
         ratio = (self.var / other.var).expand_as(self.mean)
         shift = (self.mean - other.mean).square() / other.var
-        each = ratio - 1.0 - ratio.log() + shift
-        return 0.5 * row_sum(each if among is None else torch.where(among, each, 0.0))
+        return 0.5 * (ratio - 1.0 - ratio.log() + shift)
 
     @override
     def entropy(self) -> Tensor:
@@ -233,28 +258,25 @@ class Normal(Distribution):
         return self.var.sqrt().expand_as(self.mean)
 
     @override
-    def log_mass(self, x: Tensor, space: Space, among: Tensor | None = None) -> Tensor:
-        """Return the log-mass of each level's bin, with open end bins, nats [B].
+    def log_masses(self, x: Tensor, cells: Cells | None) -> Tensor:
+        """Return log(Phi((above - mean) / std) - Phi((below - mean) / std)), nats [B, *event].
 
-        Phi((x + h - mean) / std) - Phi((x - h - mean) / std), h half a level in model units
-        (Ho, Jain and Abbeel 2020, Equation 13).
+        As Ho, Jain and Abbeel 2020, Equation 13.
         """
-        if space.levels is None or space.bounds is None:
+        if cells is None:
             raise ValueError(
                 'convention "discretised" needs data with levels: use "density" or "paper"'
             )
-        low, high = (bound.to(x.device) for bound in space.bounds)
-        half = (high - low) / (2 * (space.levels - 1))
-        x, mean = x.double(), self.mean.double()
-        std = self.var.double().sqrt()
-        below = torch.where(x <= low + half, -_FAR, (x - half - mean) / std).clamp(-_FAR, _FAR)
-        above = torch.where(x >= high - half, _FAR, (x + half - mean) / std).clamp(-_FAR, _FAR)
+        mean, std = self.mean.double(), self.var.double().sqrt()
+        # Infinite ends would have no gradient.
+        ends = (end.clamp(-_ENDLESS, _ENDLESS) for end in cells)
+        below, above = (((end - mean) / std).clamp(-_FAR, _FAR) for end in ends)
         # In the upper tail, subtract from the other side to avoid cancellation.
         flip = below + above > 0
         lower = log_ndtr(torch.where(flip, -above, below))
         upper = log_ndtr(torch.where(flip, -below, above))
-        mass = upper + torch.log(-torch.expm1((lower - upper).clamp(max=-1e-30)))
-        return row_sum(mass if among is None else torch.where(among, mass, 0.0))
+        found: Tensor = upper + torch.log(-torch.expm1((lower - upper).clamp(max=-1e-30)))
+        return found
 
     @override
     def tilt(self) -> "Tilt":
@@ -344,16 +366,13 @@ class Bernoulli(Distribution):
         return (noise.uniform(self.logits.shape[1:]).to(self.mean) < self.mean).to(self.mean)
 
     @override
-    def log_prob(self, x: Tensor, among: Tensor | None = None) -> Tensor:
-        """Return log B(x), nats [B]; -inf where x is impossible."""
-        each = torch.where(x > 0.5, F.logsigmoid(self.logits), F.logsigmoid(-self.logits))
-        return row_sum(each if among is None else torch.where(among, each, 0.0))
+    def log_probs(self, x: Tensor) -> Tensor:
+        """Return log B(x_i), nats [B, *event]; -inf where x is impossible."""
+        return torch.where(x > 0.5, F.logsigmoid(self.logits), F.logsigmoid(-self.logits))
 
     @override
-    def kl(self, other: Self, among: Tensor | None = None) -> Tensor:
-        """Return KL(self || other), nats [B]."""
-        each = self._expect(self._log(1) - other._log(1), self._log(0) - other._log(0))
-        return row_sum(each if among is None else torch.where(among, each, 0.0))
+    def kls(self, other: Self) -> Tensor:
+        return self._expect(self._log(1) - other._log(1), self._log(0) - other._log(0))
 
     @override
     def entropy(self) -> Tensor:
@@ -395,10 +414,6 @@ class Bernoulli(Distribution):
     @override
     def noise(self) -> Tensor:
         return (-self.logits.double().abs()).sigmoid()
-
-    @override
-    def log_mass(self, x: Tensor, space: Space, among: Tensor | None = None) -> Tensor:
-        return self.log_prob(x, among)  # a bit is its own level
 
     @override
     def tilt(self) -> "Tilt":

@@ -5,7 +5,7 @@
 Parts are independent given what they are given, so densities add up and draws are side by side.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Self, final
 
@@ -14,9 +14,8 @@ from torch import Tensor
 from typing_extensions import override
 
 from diffusion.categorical import Categorical
-from diffusion.distributions import Distribution, Tilt
+from diffusion.distributions import Cells, Distribution, Tilt
 from diffusion.noise import DrawnNoise, Noise
-from diffusion.space import Space
 
 
 @final
@@ -71,17 +70,21 @@ class Mixed(Distribution):
         return found.to(self.parts[0].mean.device)
 
     @override
-    def log_prob(self, x: Tensor, among: Tensor | None = None) -> Tensor:
-        return self._sum(lambda part, own, some: part.log_prob(own, some), x, among)
+    def log_probs(self, x: Tensor) -> Tensor:
+        each = zip(self.parts, x.split(self.widths, 1), strict=True)
+        return torch.cat([part.log_probs(own) for part, own in each], 1)
 
     @override
-    def log_mass(self, x: Tensor, space: Space, among: Tensor | None = None) -> Tensor:
-        return self._sum(lambda part, own, some: part.log_mass(own, space, some), x, among)
+    def log_masses(self, x: Tensor, cells: Cells | None) -> Tensor:
+        assert cells is not None  # some elements have them
+        each = zip(self.parts, *(part.split(self.widths, 1) for part in (x, *cells)), strict=True)
+        found = [part.log_masses(own, (below, above)) for part, own, below, above in each]
+        return torch.cat(found, 1)
 
     @override
-    def kl(self, other: Self, among: Tensor | None = None) -> Tensor:
-        pairs = zip(self.parts, other.parts, self._split(among), strict=True)
-        return torch.stack([mine.kl(theirs, some) for mine, theirs, some in pairs]).sum(0)
+    def kls(self, other: Self) -> Tensor:
+        pairs = zip(self.parts, other.parts, strict=True)
+        return torch.cat([mine.kls(theirs) for mine, theirs in pairs], 1)
 
     @override
     def entropy(self) -> Tensor:
@@ -158,17 +161,3 @@ class Mixed(Distribution):
     def _products(self, found: Sequence[tuple[Distribution, Tensor]]) -> tuple[Self, Tensor]:
         parts, log_z = zip(*found, strict=True)
         return type(self)(parts), torch.stack(log_z).sum(0)
-
-    def _sum(
-        self,
-        value: Callable[[Distribution, Tensor, Tensor | None], Tensor],
-        x: Tensor,
-        among: Tensor | None,
-    ) -> Tensor:
-        each = zip(self.parts, x.split(self.widths, 1), self._split(among), strict=True)
-        return torch.stack([value(part, own, some) for part, own, some in each]).sum(0)
-
-    def _split(self, among: Tensor | None) -> Iterator[Tensor | None]:
-        if among is None:
-            return iter([None] * len(self.parts))
-        return iter(among.split(self.widths, 1))

@@ -85,12 +85,16 @@ class Noise(ABC):
     def uniform(self, event: Sequence[int]) -> Tensor:
         """Return uniform draws in the open interval (0, 1), float32 [B, *event]."""
 
-    @abstractmethod
     def mixed(self, uniform: Tensor) -> Tensor:
         """Return draws of each element, float32 [B, D]: uniform where `uniform`, bool [D].
 
         The others are standard normal.
         """
+        # A normal draw uses two words, so the uniform ones have words of their own.
+        size = len(uniform)
+        words = 4 * -(-size // 4)
+        normal, rest = self.normal((size,)), self.uniform((words + size,))[:, words:]
+        return torch.where(uniform, rest, normal)
 
 
 @final
@@ -134,14 +138,6 @@ class CounterNoise(Noise):
         words = self._words(event)
         found = [(word >> 9).to(torch.float32).add_(0.5).mul_(2.0**-23) for word in words]
         return self._join(found, event)
-
-    @override
-    def mixed(self, uniform: Tensor) -> Tensor:
-        # A normal draw uses two words, so the uniform ones have words of their own.
-        size = len(uniform)
-        words = 4 * -(-size // 4)
-        normal, rest = self.normal((size,)), self.uniform((words + size,))[:, words:]
-        return torch.where(uniform, rest, normal)
 
     @staticmethod
     def _join(fours: list[Tensor], event: Sequence[int]) -> Tensor:

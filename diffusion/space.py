@@ -141,12 +141,32 @@ class Space(BaseModel, ABC):
             ValueError: it depends on x.
         """
 
-    @abstractmethod
     def log_jacobian_of(self, z: Tensor, among: Tensor | None = None) -> Tensor:
         """Return log |dz / dx| at z [B, *event], model units; nats, float64 [B].
 
         `among` selects elements, bool [B, *event].
         """
+        each = self.log_slopes(z)
+        return (each if among is None else torch.where(among, each, 0.0)).flatten(1).sum(1)
+
+    @abstractmethod
+    def log_slopes(self, z: Tensor) -> Tensor:
+        """Return log dz / dx of each element at z, model units; float64 [B, *event].
+
+        0 for elements that have no density.
+        """
+
+    @abstractmethod
+    def cells(self, z: Tensor) -> tuple[Tensor, Tensor] | None:
+        """Return the ends of the cells that z [B, *event] stands for, float64, maybe infinite.
+
+        None where values are cells themselves, or none has a cell.
+        """
+
+    @property
+    def lattice(self) -> Tensor | None:
+        """Which elements have a mass by convention "density" too, bool [*event]; None for none."""
+        return None
 
     @abstractmethod
     def check(self, x: Tensor) -> None:
@@ -360,18 +380,25 @@ class DataSpace(Space):
         return -float(per_element)
 
     @override
-    def log_jacobian_of(self, z: Tensor, among: Tensor | None = None) -> Tensor:
-        """Return log |dz / dx| at z [B, *shape], model units; nats, float64 [B].
-
-        `among` selects elements, bool [B, *shape].
-        """
+    def log_slopes(self, z: Tensor) -> Tensor:
         each = torch.broadcast_to(self._scale(z), z.shape).log()
         if self.limits is not None:
             limited, low, high = self._limits(z)
             u = z.double() * self._scale(z) + self._shift(z)
             slope = (high - low).log() - 0.5 * (u.square() + math.log(2 * math.pi))
             each = each + torch.where(limited, slope, 0.0)
-        return -(each if among is None else torch.where(among, each, 0.0)).flatten(1).sum(1)
+        return -each
+
+    @override
+    def cells(self, z: Tensor) -> tuple[Tensor, Tensor] | None:
+        """Return the ends of the bins of the levels z [B, *shape]; those at the ends are open."""
+        if self.levels is None or self.bounds is None:
+            return None
+        z = z.double()
+        low, high = (bound.to(z.device) for bound in self.bounds)
+        half = (high - low) / (2 * (self.levels - 1))
+        below = torch.where(z <= low + half, -torch.inf, z - half)
+        return below, torch.where(z >= high - half, torch.inf, z + half)
 
     @override
     def check(self, x: Tensor) -> None:

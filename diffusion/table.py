@@ -313,18 +313,31 @@ class TableSpace(Space):
         raise ValueError("the Jacobian of a table depends on x: use `log_jacobian_of`")
 
     @override
-    def log_jacobian_of(self, z: Tensor, among: Tensor | None = None) -> Tensor:
-        """Return log |dz / dx| of the real columns, nats, float64 [B]; others have no density."""
-        each = self.log_slopes(z)
-        return (each if among is None else torch.where(among, each, 0.0)).sum(1)
-
     def log_slopes(self, z: Tensor) -> Tensor:
-        """Return log dz / dx of each real column at z [B, width], and 0 elsewhere, float64."""
         found = torch.zeros(z.shape, dtype=_FLOAT, device=z.device)
         for place, (_, column) in enumerate(self._of_numbers()):
             if column.step is None:
                 found[:, place] = column.log_slope(column.to_data_units(z[:, place]))
         return found
+
+    @cached_property
+    def lattice(self) -> Tensor | None:
+        """Which elements are numbers of a lattice, bool [width]; None for none."""
+        steps = [column.step is not None for _, column in self._of_numbers()]
+        found = torch.tensor(steps + [False] * self.blocks.width)
+        return found if bool(found.any()) else None
+
+    @override
+    def cells(self, z: Tensor) -> tuple[Tensor, Tensor] | None:
+        """Return the ends of the cells of z [B, width]; the whole line where there are none."""
+        if self.lattice is None:
+            return None
+        below = torch.full(z.shape, -torch.inf, dtype=_FLOAT, device=z.device)
+        above = -below
+        for place, (_, column) in enumerate(self._of_numbers()):
+            if column.step is not None:
+                below[:, place], above[:, place] = column.cell(column.to_data(z[:, place]))
+        return below, above
 
     @override
     def check(self, x: Tensor) -> None:

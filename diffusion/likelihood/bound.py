@@ -24,13 +24,14 @@ from typing import final
 import torch
 from torch import Tensor
 
+from diffusion.distributions import Distribution, sum_of
 from diffusion.likelihood.estimator import Choice, Steps, term_noise
 from diffusion.likelihood.uncertainty import of_draws, of_strata, quantile, summed
 from diffusion.model import DiffusionModel
 from diffusion.noise import Noise
 from diffusion.observation import Observation
 from diffusion.process import Prediction
-from diffusion.space import Convention
+from diffusion.space import Convention, Space
 
 
 @final
@@ -84,22 +85,55 @@ def evaluate(
     s = t - 1 if s is None else s
     last = s == 0
     among = None if prediction.fixed is None else ~prediction.fixed
-    if not bool(last.any()):
-        return -model.process.posterior(x_0, x_t, t, s).kl(prediction.kernel(s), among)
-    if not bool(last.all()):
-        values = x_0.new_empty(len(t))
-        for rows in (last, ~last):
-            part = prediction.rows(rows)
-            found = evaluate(model, part, x_0[rows], x_t[rows], t[rows], convention, s[rows])
-            values[rows] = found.to(values.dtype)
-        return values
-    if convention == "paper":
+    if convention == "paper" and bool(last.all()):
         return -model.process.marginal(x_0, t).entropy()
-    kernel, space = prediction.kernel(s), model.space
-    if convention == "density":
-        found = kernel.log_prob(x_0, among)
-        return found + space.log_jacobian_of(x_0, among).to(found.dtype)
-    return kernel.log_mass(x_0, space, among)
+    if convention != "paper" or not bool(last.any()):
+        return sum_of(evaluate_each(model, prediction, x_0, x_t, t, convention, s), among)
+    values = x_0.new_empty(len(t))
+    for rows in (last, ~last):
+        part = prediction.rows(rows)
+        found = evaluate(model, part, x_0[rows], x_t[rows], t[rows], convention, s[rows])
+        values[rows] = found.to(values.dtype)
+    return values
+
+
+def evaluate_each(
+    model: DiffusionModel,
+    prediction: Prediction,
+    x_0: Tensor,
+    x_t: Tensor,
+    t: Tensor,
+    convention: Convention,
+    s: Tensor | None = None,
+) -> Tensor:
+    """Compute what each element adds to the terms of `evaluate`, nats [B, *event].
+
+    Of elements that were told exactly it means nothing. Not of the last step by "paper".
+    """
+    s = t - 1 if s is None else s
+    last = s == 0
+    if not bool(last.any()):
+        return -model.process.posterior(x_0, x_t, t, s).kls(prediction.kernel(s))
+    if bool(last.all()):
+        return _likelihoods(prediction.kernel(s), model.space, x_0, convention)
+    values = torch.empty_like(x_0)
+    for rows in (last, ~last):
+        part = prediction.rows(rows)
+        found = evaluate_each(model, part, x_0[rows], x_t[rows], t[rows], convention, s[rows])
+        values[rows] = found.to(values.dtype)
+    return values
+
+
+def _likelihoods(kernel: Distribution, space: Space, x_0: Tensor, convention: Convention) -> Tensor:
+    """Return the log-density of each element in data units or the mass of its cell, [B, *event]."""
+    if convention == "discretised":
+        return kernel.log_masses(x_0, space.cells(x_0))
+    found = kernel.log_probs(x_0)
+    found = found + space.log_slopes(x_0).to(found.dtype)
+    if space.lattice is None:
+        return found
+    masses = kernel.log_masses(x_0, space.cells(x_0))
+    return torch.where(space.lattice.to(x_0.device), masses.to(found.dtype), found)
 
 
 def terms(
@@ -148,12 +182,9 @@ def null_log_prob(
     """Return L_null, the log-likelihood under pi alone in this convention, nats float64 [N]."""
     x_0, among = x_0.double(), _open(observation)
     prior = model.process.prior(model.event, len(x_0))
-    if convention == "discretised":
-        return prior.log_mass(x_0, model.space, among).double()
-    units = torch.zeros(len(x_0), device=x_0.device).double()
-    if convention == "density":
-        units = model.space.log_jacobian_of(x_0, among)
-    return prior.log_prob(x_0, among).double() + units
+    if convention == "paper":
+        return prior.log_prob(x_0, among).double()
+    return sum_of(_likelihoods(prior, model.space, x_0, convention), among).double()
 
 
 def _open(observation: Observation | None) -> Tensor | None:

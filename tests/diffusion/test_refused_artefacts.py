@@ -121,7 +121,7 @@ def test_another_version(version: object, tmp_path: Path) -> None:
         (lambda d: d["process"].update(colour="red"), "process.gaussian.colour"),
         (lambda d: d["process"]["schedule"].update(colour="red"), "colour"),
         (lambda d: d["network"].update(colour="red"), "network.mlp.colour"),
-        (lambda d: d["space"].update(colour="red"), "space.colour"),
+        (lambda d: d["space"].update(colour="red"), "space.vector.colour"),
         (lambda d: d["training"].update(colour="red"), "training.colour"),
         (lambda d: d.pop("network"), "network"),
         (lambda d: d.pop("training"), "training"),
@@ -134,7 +134,7 @@ def test_another_version(version: object, tmp_path: Path) -> None:
         (lambda d: d.update(variance="moment"), "2 outputs an element, this one has 1"),
         (lambda d: d.update(variance=None), "variance"),
         (lambda d: d["space"].update(kind="bits", shift=0.0, scale=1.0), "binomial process"),
-        (lambda d: d["space"].update(shift=math.nan), "space.shift"),
+        (lambda d: d["space"].update(shift=math.nan), "space.vector.shift"),
     ],
 )
 def test_a_document_that_does_not_hold(

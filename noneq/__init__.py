@@ -32,6 +32,7 @@ from noneq.reading import read_all as read
 from noneq.responses import Likelihoods, Posterior, Samples, Trajectory, load
 from noneq.retries import Patience
 from noneq.sse import Preview, Progress
+from noneq.version import __version__
 
 questions = requests  # its name before 0.2.0, until 0.3.0
 
@@ -65,6 +66,7 @@ __all__ = [
     "Unauthorized",
     "UnknownModel",
     "UnreadableAnswer",
+    "__version__",
     "load",
     "read",
     "requests",

@@ -10,13 +10,24 @@ from collections.abc import AsyncGenerator, Awaitable, Callable, Generator, Iter
 from contextlib import aclosing, closing
 from dataclasses import replace
 from functools import wraps
-from typing import Any, Concatenate, Generic, ParamSpec, Self, TypeVar, final
+from inspect import Parameter, Signature, signature
+from typing import (
+    Any,
+    Concatenate,
+    Generic,
+    ParamSpec,
+    Self,
+    TypeVar,
+    final,
+    get_args,
+    get_type_hints,
+)
 from weakref import finalize
 
 import anyio
 import httpx
 
-from noneq import requests
+from noneq import environment, requests
 from noneq.codec import BINARY, EVENTS, JSON, Timing, decode
 from noneq.errors import (
     ConnectionFailed,
@@ -31,8 +42,6 @@ from noneq.requests import Request
 from noneq.retries import Attempts, Patience
 from noneq.sse import Event, EventReader, Preview, Progress, read_preview, read_progress
 
-URL = "http://localhost:8000"
-
 P = ParamSpec("P")
 T = TypeVar("T")
 
@@ -42,7 +51,7 @@ class Exchange(Generic[T]):
     """Handles one call: its request, the response as its bytes arrive, and when to try again.
 
         start(status, reason, headers), feed(chunk) -> events, ..., end() -> the answer
-        failed(error) -> seconds until the next attempt, or raises
+        failed(error) -> the failure; pause(failure) -> seconds until the next attempt, or raises
 
     Args:
         request: the request, which may be sent several times.
@@ -153,13 +162,19 @@ class Exchange(Generic[T]):
             raise UnreadableAnswer(f"the answer lacks what it should have: {error!r}") from error
         return self._request.read(body, self._timing)
 
-    def failed(self, error: NoneqError | httpx.HTTPError | httpx.InvalidURL) -> float:
-        """Return the seconds until the next attempt, or raise a `NoneqError` to give up."""
+    def failed(self, error: NoneqError | httpx.HTTPError | httpx.InvalidURL) -> NoneqError:
+        """Return the failure that the error means to a caller."""
         started, self._started = self._started, False
-        if not isinstance(error, NoneqError):
-            cause, error = error, _connection_error(error, self._url, started=started)
-            error.__cause__ = cause
-        return self._attempts.after(error)
+        if isinstance(error, NoneqError):
+            return error
+        return _connection_error(error, self._url, started=started)
+
+    def pause(self, failure: NoneqError) -> float:
+        """Return the seconds until the next attempt, or raise `failure` to give up.
+
+        Called outside `except`, so that httpx's trace-backs, which tell nothing more, stay away.
+        """
+        return self._attempts.after(failure)
 
 
 def _connection_error(
@@ -186,12 +201,33 @@ def _connection_error(
 def _settings(url: str, api_key: str | None, timeout: float | None) -> dict[str, Any]:
     """Return the arguments of httpx's clients; connecting may always take 10 seconds."""
     connect = 10.0 if timeout is None else min(10.0, timeout)
-    headers = {} if api_key is None else {"authorization": f"Bearer {api_key}"}
+    key = environment.api_key(api_key)
+    headers = {} if key is None else {"authorization": f"Bearer {key}"}
     return {
         "base_url": url,
         "headers": headers,
         "timeout": httpx.Timeout(timeout, connect=connect),
     }
+
+
+class _Absent:
+    """The default of an option that is then not sent."""
+
+    def __repr__(self) -> str:
+        return "..."
+
+
+def _signature(make: Callable[..., object]) -> Signature:
+    """Return the signature of a method made of `make`: every option by name, and the answer."""
+    hints = get_type_hints(make)
+    own = [one for one in signature(make).parameters.values() if one.kind != one.VAR_KEYWORD]
+    (rest,) = get_args(hints.get("options")) or (None,)  # of Unpack[...]
+    options = [
+        Parameter(name, Parameter.KEYWORD_ONLY, default=_Absent(), annotation=hint)
+        for name, hint in (get_type_hints(rest) if rest else {}).items()
+    ]
+    parameters = [Parameter("self", Parameter.POSITIONAL_ONLY), *own, *options]
+    return Signature(parameters, return_annotation=get_args(hints["return"])[-1])
 
 
 def _method(make: Callable[P, Request[T]]) -> "Callable[Concatenate[Client, P], T]":
@@ -201,6 +237,7 @@ def _method(make: Callable[P, Request[T]]) -> "Callable[Concatenate[Client, P], 
     def method(self: "Client", /, *args: P.args, **keys: P.kwargs) -> T:
         return self.send(make(*args, **keys))
 
+    method.__signature__ = _signature(make)  # type: ignore[attr-defined]
     return method
 
 
@@ -213,8 +250,8 @@ class Client:
             digits.image().show()
 
     Args:
-        url: the service's address.
-        api_key: the key, if the service requires one.
+        url: the service's address; None for NONEQ_URL, or http://localhost:8000.
+        api_key: the key, if the service requires one; None for NONEQ_API_KEY.
         timeout: the longest wait for the next bytes, in seconds; None for no limit.
         patience: how often and how long to retry if the service is busy or the connection breaks.
         transport: replaces httpx's own.
@@ -222,15 +259,15 @@ class Client:
 
     def __init__(
         self,
-        url: str = URL,
+        url: str | None = None,
         *,
         api_key: str | None = None,
         timeout: float | None = 600.0,
         patience: Patience = Patience(),  # noqa: B008  (frozen)
         transport: httpx.BaseTransport | None = None,
     ) -> None:
-        self.url, self._patience = url, patience
-        self._http = httpx.Client(transport=transport, **_settings(url, api_key, timeout))
+        self.url, self._patience = environment.address(url), patience
+        self._http = httpx.Client(transport=transport, **_settings(self.url, api_key, timeout))
         finalize(self, self._http.close)  # for `Client().sample(...)`, which is never closed
 
     sample = _method(requests.sample)
@@ -281,11 +318,11 @@ class Client:
                         yield from exchange.feed(chunk)
                 answer = exchange.end()
             except (NoneqError, httpx.HTTPError, httpx.InvalidURL) as error:
-                pause = exchange.failed(error)
+                failure = exchange.failed(error)
             else:
                 yield answer
                 return
-            time.sleep(pause)
+            time.sleep(exchange.pause(failure))
 
     def close(self) -> None:
         """Close the connections."""
@@ -307,6 +344,7 @@ def _coroutine(
     async def method(self: "AsyncClient", /, *args: P.args, **keys: P.kwargs) -> T:
         return await self.send(make(*args, **keys))
 
+    method.__signature__ = _signature(make)  # type: ignore[attr-defined]
     return method
 
 
@@ -323,15 +361,15 @@ class AsyncClient:
 
     def __init__(
         self,
-        url: str = URL,
+        url: str | None = None,
         *,
         api_key: str | None = None,
         timeout: float | None = 600.0,
         patience: Patience = Patience(),  # noqa: B008  (frozen)
         transport: httpx.AsyncBaseTransport | None = None,
     ) -> None:
-        self.url, self._patience = url, patience
-        self._http = httpx.AsyncClient(transport=transport, **_settings(url, api_key, timeout))
+        self.url, self._patience = environment.address(url), patience
+        self._http = httpx.AsyncClient(transport=transport, **_settings(self.url, api_key, timeout))
 
     sample = _coroutine(requests.sample)
     loglik = _coroutine(requests.loglik)
@@ -383,11 +421,11 @@ class AsyncClient:
                             yield event
                 answer = exchange.end()
             except (NoneqError, httpx.HTTPError, httpx.InvalidURL) as error:
-                pause = exchange.failed(error)
+                failure = exchange.failed(error)
             else:
                 yield answer
                 return
-            await anyio.sleep(pause)
+            await anyio.sleep(exchange.pause(failure))
 
     async def close(self) -> None:
         """Close the connections."""

@@ -89,6 +89,10 @@ class ServerFault(Refused):
 class ConnectionFailed(NoneqError):
     """The service was not reached."""
 
+    def _render_traceback_(self) -> list[str]:
+        """Return what a notebook shows: the message, as no line of the caller's is to blame."""
+        return [f"{type(self).__name__}: {self}"]
+
 
 class ConnectionLost(ConnectionFailed):
     """The connection broke before the answer was complete."""

@@ -5,7 +5,7 @@ import json
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import numpy as np
 
@@ -37,9 +37,14 @@ def write_npz(path: Path, arrays: Mapping[str, Array]) -> None:
 def write_csv(path: Path, names: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
     """Write a table under a line of column names."""
     with path.open("w", newline="", encoding="utf-8") as out:
-        table = csv.writer(out, lineterminator="\n")
-        table.writerow(names)
-        table.writerows(rows)
+        write_table(out, names, rows)
+
+
+def write_table(out: TextIO, names: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
+    """Write a table to an open file."""
+    table = csv.writer(out, lineterminator="\n")
+    table.writerow(names)
+    table.writerows(rows)
 
 
 def write_json(path: Path, document: Mapping[str, Any]) -> None:

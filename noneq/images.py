@@ -7,6 +7,7 @@ showing a file needs Pillow.
 
 import math
 from collections.abc import Sequence
+from io import BytesIO
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -105,3 +106,10 @@ def to_pillow(pixels: Pixels) -> "Image":
     except ImportError as error:
         raise no_pillow() from error
     return Image.fromarray(pixels)
+
+
+def to_png(pixels: Pixels) -> bytes:
+    """Encode as a PNG; raise MissingExtra if Pillow is not installed."""
+    out = BytesIO()
+    to_pillow(pixels).save(out, "PNG")
+    return out.getvalue()

@@ -1,9 +1,11 @@
 """The answers of `models()` and `model(name)`: the served models and their facts."""
 
-from collections.abc import Mapping
+import re
+from collections.abc import Iterator, Mapping
 from dataclasses import MISSING, dataclass, field, fields
 from typing import Any, TypeVar
 
+from noneq import display
 from noneq.errors import UnreadableAnswer
 
 T = TypeVar("T")
@@ -76,6 +78,10 @@ class ModelFacts(Model):
     calibration: tuple[Mapping[str, Any], ...] = field(default=(), repr=False, kw_only=True)
     certified: tuple[Mapping[str, Any], ...] = field(default=(), repr=False, kw_only=True)
 
+    def _repr_markdown_(self) -> str | None:
+        """Return the card for a notebook; its pictures, which are in its folder, are left out."""
+        return None if self.card is None else re.sub(r"!\[[^]]*\]\([^)]*\)", "", self.card)
+
 
 @dataclass(frozen=True)
 class Models:
@@ -90,6 +96,27 @@ class Models:
     models: tuple[Model, ...]
     default: str | None
     refused: tuple[Mapping[str, str], ...]
+
+    def __len__(self) -> int:
+        return len(self.models)
+
+    def __iter__(self) -> Iterator[Model]:
+        return iter(self.models)
+
+    def __getitem__(self, name: str | int) -> Model:
+        """Return a model by its name or its place."""
+        if isinstance(name, int):
+            return self.models[name]
+        for model in self.models:
+            if model.name == name:
+                return model
+        raise KeyError(f"{name}: the models are {', '.join(model.name for model in self)}")
+
+    def _repr_html_(self) -> str:
+        """Return a table for a notebook."""
+        names = ("name", "kind", "shape", "process", "steps", "network", "parameters")
+        rows = [[getattr(model, name) for name in names] for model in self]
+        return display.table(names, rows, [])
 
 
 def read_models(document: Mapping[str, Any]) -> Models:

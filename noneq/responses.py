@@ -1,13 +1,14 @@
 """The service's answers, as frozen records of numpy arrays in data units.
 
 Images are [channels, height, width] in 0..255, vectors [D] in the units of their data set, bits
-0/1. `load` reads what `save` wrote as .safetensors.
+0/1. `load` reads what `save` wrote as .safetensors. A response is also a sequence, and an array to
+numpy: of its main array. A notebook shows it as a picture or a table.
 """
 
 import math
 import warnings
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import product
 from os import PathLike
@@ -16,14 +17,15 @@ from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, final
 
 import numpy as np
 
-from noneq import files, images
+from noneq import display, files, images
 from noneq.codec import PARTS, Array, Body, Timing, decode, encode
-from noneq.errors import NotPictured, UnreadableAnswer
+from noneq.errors import MissingExtra, NotPictured, UnreadableAnswer
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
 Rows = tuple[Sequence[str], Sequence[Sequence[object]]]
+Index = int | slice | Sequence[int] | Array  # of an example, or of several
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -54,6 +56,35 @@ class Response(ABC):
         parts = [f"model={self.model!r}", f"seed={self.seed}"]
         parts += [f"{name}={x.dtype}{list(x.shape)}" for name, x in self.body.tensors.items()]
         return f"{type(self).__name__}({', '.join(parts)})"
+
+    def __len__(self) -> int:
+        return len(self.numpy())
+
+    def __iter__(self) -> Iterator[Array]:
+        return iter(self.numpy())
+
+    def __getitem__(self, index: Index) -> Array:
+        found: Array = self.numpy()[index]
+        return found
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> Array:  # noqa: ANN401
+        return np.array(self.numpy(), dtype=dtype, copy=copy)
+
+    def _repr_png_(self) -> bytes | None:
+        """Return the picture for a notebook; None for numbers of named columns."""
+        if self.body.fields.get("columns"):
+            return None
+        try:
+            return images.to_png(self.pixels())
+        except (MissingExtra, NotPictured):
+            return None
+
+    def _repr_html_(self) -> str:
+        """Return the picture or the table, with what it is of, for a notebook."""
+        png = self._repr_png_()
+        if png is None:
+            return display.table(*self.rows(), self.notes())
+        return display.picture(png, self.pixels().shape[1], self.notes())
 
     @property
     def model(self) -> str:
@@ -86,6 +117,10 @@ class Response(ABC):
     @abstractmethod
     def rows(self) -> Rows:
         """Return the main array as a table: names of its columns, and its rows."""
+
+    @abstractmethod
+    def notes(self) -> list[str]:
+        """Return sentences that belong under a picture or a table: of what, and how good."""
 
     def image(self) -> "Image":
         """Draw as a Pillow image; raise MissingExtra without Pillow, NotPictured if impossible."""
@@ -184,6 +219,10 @@ class Samples(Response):
         flat = self.samples.reshape(len(self.samples), -1)
         return self.elements(flat.shape[1]), flat.tolist()
 
+    def notes(self) -> list[str]:
+        """Return what was drawn."""
+        return [f"{len(self)} samples of {self.model}, seed {self.seed}"]
+
     def pixels(self) -> images.Pixels:
         """Draw the samples side by side."""
         return images.sheet(self.samples)
@@ -271,6 +310,21 @@ class Posterior(Response):
         weights = self.weights.ravel().tolist()
         table = [[i, j, w, *x] for (i, j), w, x in zip(each, weights, flat, strict=True)]
         return ["example", "sample", "weight", *elements], table
+
+    def notes(self) -> list[str]:
+        """Return what was drawn, and how far to trust it."""
+        data, count = self.samples.shape[:2]
+        about = f"{self.model} given {data} observations, method {self.method}, seed {self.seed}"
+        each = f"{count} samples each"
+        if self.samples.ndim == 5:
+            each += ", then their mean, and twice their standard deviation"
+        told = [
+            f"example {i}: {one['warning']}"
+            for i, one in enumerate(self.diagnostics)
+            if one.get("warning")
+        ]
+        fares = dict.fromkeys(one.get("calibration") for one in self.diagnostics)
+        return [f"{about}: {each}", *told, *filter(None, fares)]
 
     def pixels(self) -> images.Pixels:
         """Draw one line per example: its samples, their mean, and twice their deviation."""
@@ -384,6 +438,12 @@ class Likelihoods(Response):
         columns = [getattr(self, name) for name in _COLUMNS]
         rows = zip(*((unknown if x is None else x).tolist() for x in columns), strict=True)
         return _COLUMNS, list(rows)
+
+    def notes(self) -> list[str]:
+        """Return of what the bounds are, and why some are missing."""
+        about = f"bounds on log p of {self.model}, nats, {self.convention}, seed {self.seed}"
+        missing = [f"example {i}: {reason}" for i, reason in self.reasons.items()]
+        return [about, *filter(None, [self.uncompared]), *missing]
 
 
 def load(path: str | PathLike[str]) -> Samples | Posterior | Likelihoods:

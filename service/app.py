@@ -3,7 +3,6 @@
 import asyncio
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
-from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 from anyio import to_thread
@@ -12,6 +11,7 @@ from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
 
+from noneq.version import __version__
 from service.api import info, openapi, routes
 from service.api.middleware import ApiKeys, Gate, RequestContext, problem_response
 from service.api.web import add_docs, add_page
@@ -71,7 +71,7 @@ def create_app(
 
     app = NoneqApp(
         title="noneq",
-        version=_version(),
+        version=__version__,
         description=openapi.DESCRIPTION,
         lifespan=lifespan,
         docs_url=None,
@@ -149,10 +149,3 @@ async def _on_validation_error(request: Request, error: Exception) -> Response:
     place = ".".join(str(part) for part in first["loc"])
     problem = InvalidRequest(f"{place}: {first['msg']}", location=place, fix="See /docs.")
     return problem_response(problem, request.scope)
-
-
-def _version() -> str:
-    try:
-        return version("noneq")
-    except PackageNotFoundError:  # run from a checkout that was not installed
-        return "0"

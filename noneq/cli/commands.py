@@ -20,22 +20,22 @@ from noneq.retries import Patience
 SOME_FAILED = 1
 #: Interactive commands give up soon; scoring, which may run overnight, does not.
 INTERACTIVE = Patience(retries=2)
-SCORING = Patience(retries=100, seconds=900.0)
+SCORING = Patience(retries=100, seconds=900.0, restarts=True)
 
 
 @contextmanager
 def connected(given: argparse.Namespace) -> Iterator[Client]:
     """Connect to the service that the arguments name, or start one for this command."""
     if given.local is None:
-        with _client(given.url or inputs.url()) as client:
+        with _client(given.url) as client:
             yield client
         return
     with local.local_service(given.local) as url, _client(url) as client:
         yield client
 
 
-def _client(url: str, patience: Patience = INTERACTIVE) -> Client:
-    return Client(url, api_key=inputs.api_key(), patience=patience)
+def _client(url: str | None, patience: Patience = INTERACTIVE) -> Client:
+    return Client(url, patience=patience)
 
 
 def find_model(client: Client, name: str | None) -> ModelFacts:
@@ -135,7 +135,7 @@ def do_loglik(given: argparse.Namespace) -> int:
         model = find_model(client, given.model)
         files = inputs.files(given)
         scoring = score.Scoring(patient, model, given.seed, settings, given.parallel)
-        if given.out is None:
+        if given.out is None or given.out.stdout:
             lines = score.Lines(sys.stdout, as_json=given.json)
             _, failures = _write(score.run(scoring, files), lines)
             return SOME_FAILED if failures else 0
@@ -177,7 +177,7 @@ def deliver(response: Response, given: argparse.Namespace) -> int:
     target: Target | None = given.out
     if isinstance(response, Posterior):
         _warn(response)
-    if given.json and target is None:
+    if given.json and (target is None or target.stdout):
         print(json.dumps(response.document(), allow_nan=False))
         return 0
     shown = False
@@ -195,17 +195,20 @@ def deliver(response: Response, given: argparse.Namespace) -> int:
         **response.body.fields,
         "file": None if path is None else str(path),
     }
-    where = f"{path}  " if path is not None else ""
+    to_stdout = target is not None and target.stdout
+    where = "" if path is None or to_stdout else f"{path}  "
+    about_it = sys.stderr if to_stdout else sys.stdout
     facts = f"model {response.model}, seed {response.seed}"
     if isinstance(response, Posterior):
         facts += f", method {response.method}"
-    print(json.dumps(about) if given.json else f"{where}({facts})")
+    print(json.dumps(about) if given.json else f"{where}({facts})", file=about_it)
     if isinstance(response, Posterior) and not given.json:
         for sentence in dict.fromkeys(one.get("calibration") for one in response.diagnostics):
             if sentence:
-                print(f"  {sentence}")
+                print(f"  {sentence}", file=about_it)
         for probabilities in response.labels or ():
-            print("  ".join(f"{name} {p:.3f}" for name, p in _most_probable(probabilities)))
+            line = "  ".join(f"{name} {p:.3f}" for name, p in _most_probable(probabilities))
+            print(line, file=about_it)
     return 0
 
 

@@ -1,28 +1,19 @@
-"""Reads a command's inputs: environment variables, files, and the arguments of a posterior."""
+"""Reads a command's inputs: files, and the arguments of a posterior."""
 
 import argparse
+import atexit
 import json
 import os
 import sys
+import tempfile
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from noneq import reading
-from noneq.client import URL
 from noneq.codec import Array
 from noneq.errors import FileError
 from noneq.models import Model
-
-
-def url() -> str:
-    """Return NONEQ_URL, or the default address of `noneq serve`."""
-    return os.environ.get("NONEQ_URL") or URL
-
-
-def api_key() -> str | None:
-    """Return NONEQ_API_KEY, a variable because all users of a machine see its command lines."""
-    return os.environ.get("NONEQ_API_KEY") or None
 
 
 def true_colour() -> bool:
@@ -30,9 +21,40 @@ def true_colour() -> bool:
     return os.environ.get("COLORTERM", "").lower() in ("truecolor", "24bit")
 
 
+#: What the first bytes of a file may be, and the ending that it should have; else it is a table.
+_BEGINNINGS = (
+    (b"\x93NUMPY", ".npy"),
+    (b"PK\x03\x04", ".npz"),
+    *((of, ".png") for of in (b"\x89PNG", b"\xff\xd8\xff", b"GIF8", b"II*\0", b"MM\0*", b"RIFF")),
+)
+
+
+class StandardInput(type(Path())):  # type: ignore[misc]  # PosixPath, or WindowsPath
+    """The file that stdin was copied to, because readers seek; called "-"."""
+
+    def __fspath__(self) -> str:
+        return str(super().__str__())
+
+    def __str__(self) -> str:
+        return "-"
+
+
+def standard_input() -> Path:
+    """Copy stdin to a file, which is removed at exit: a picture, an array, else a table."""
+    raw = sys.stdin.buffer.read()
+    if not raw:
+        raise FileError("-: nothing came from stdin")
+    folder = tempfile.TemporaryDirectory(prefix="noneq-")
+    atexit.register(folder.cleanup)
+    ending = next((ending for start, ending in _BEGINNINGS if raw.startswith(start)), ".csv")
+    path = StandardInput(folder.name, f"stdin{ending}")
+    path.write_bytes(raw)
+    return path
+
+
 def files(given: argparse.Namespace) -> list[Path]:
     """List the named files and those in named folders; print skipped ones to stderr."""
-    found = reading.find(given.files)
+    found = reading.find(standard_input() if name == "-" else name for name in given.files)
     skipped = reading.describe_skipped(found.skipped)
     if skipped is not None:
         print(f"noneq: {skipped}", file=sys.stderr)

@@ -12,8 +12,8 @@
     noneq convert ddpm-church -o models/church     import a model trained elsewhere
 
 Data come as pictures, .csv, .tsv and .npy, and folders of these; answers go to .png, .csv, .npy,
-.npz, .json, .safetensors. The service is at NONEQ_URL (http://localhost:8000), the key is
-NONEQ_API_KEY.
+.npz, .json, .safetensors. "-" is stdin as data, and stdout as a table. The service is at NONEQ_URL
+(http://localhost:8000), the key is NONEQ_API_KEY.
 
 Exit status: 0 done; 1 data not scored, or a model not ready; 2 the command or the request is wrong;
 3 no service was reached, or the connection broke; 4 the service is busy, or the deadline passed:
@@ -30,6 +30,7 @@ from collections.abc import Callable, Sequence
 from noneq import errors
 from noneq.cli import commands, local
 from noneq.cli.outputs import Target
+from noneq.version import __version__
 
 USAGE, UNREACHED, LATER, KEY, FAULT, MISSING, INTERRUPTED = 2, 3, 4, 5, 6, 7, 130
 
@@ -55,9 +56,12 @@ def parser() -> argparse.ArgumentParser:
     top = argparse.ArgumentParser(
         prog="noneq", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
+    top.add_argument("--version", action="version", version=f"noneq {__version__}")
     verbs = top.add_subparsers(dest="verb", required=True, metavar="VERB")
     service = argparse.ArgumentParser(add_help=False)
-    service.add_argument("--url", help="of the service (default NONEQ_URL, localhost:8000)")
+    service.add_argument(
+        "--url", help="of the service, or host:port (default NONEQ_URL, localhost:8000)"
+    )
     service.add_argument(
         "--local",
         nargs="?",
@@ -78,7 +82,7 @@ def parser() -> argparse.ArgumentParser:
         "-o",
         "--out",
         type=Target.for_response,
-        help="a file, in the format of its ending, or a folder/, which is made",
+        help="a file, in the format of its ending, a folder/, which is made, or - for a table",
     )
 
     def verb(name: str, run: Run, parent: argparse.ArgumentParser) -> argparse.ArgumentParser:
@@ -95,7 +99,7 @@ def parser() -> argparse.ArgumentParser:
 
     one = verb("loglik", commands.do_loglik, request)
     one.add_argument("files", nargs="+", help="pictures, folders, .npy, .csv")
-    about = "a table (.csv); an existing one is continued"
+    about = "a table (.csv), which is continued if it exists; - for stdout (default)"
     one.add_argument("-o", "--out", type=Target.for_table, help=about)
     one.add_argument("--seed", type=int, default=0, help="of the noise (default 0)")
     one.add_argument(

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 
-from noneq import images
+from noneq import files, images
 from noneq.errors import FileError, NoneqError, no_pillow
 from noneq.files import ENDINGS, PICTURES
 from noneq.responses import Response
@@ -16,10 +16,10 @@ TABLES = (".csv",)
 
 @dataclass(frozen=True)
 class Target:
-    """A file or a folder that the command line names.
+    """A file or a folder that the command line names, or stdout.
 
     Attributes:
-        path: the path of the file or folder.
+        path: the path of the file or folder; "-" is stdout.
         folder: whether it is a folder, which gets one file per sample.
         endings: the endings that a file's name may have.
     """
@@ -41,6 +41,11 @@ class Target:
     def __str__(self) -> str:
         return str(self.path)
 
+    @property
+    def stdout(self) -> bool:
+        """Whether the answer goes to stdout, as a table."""
+        return self.path == Path("-")
+
     def check(self) -> None:
         """Create the folder, and check that files can be written, without changing existing files.
 
@@ -48,6 +53,8 @@ class Target:
             FileError: nothing can be written there.
             MissingExtra: the target is a picture, and Pillow is not installed.
         """
+        if self.stdout:
+            return
         ending = self.path.suffix.lower()
         if not self.folder and (ending not in self.endings or self.path.is_dir()):
             what = "is a folder" if self.path.is_dir() else f"ends in {ending or 'nothing'}"
@@ -77,6 +84,9 @@ class Target:
         Raises:
             FileError: the response could not be written here.
         """
+        if self.stdout:
+            files.write_table(sys.stdout, *response.rows())
+            return self.path
         try:
             if self.folder:
                 return _save_each(response, self.path)

@@ -56,7 +56,7 @@ class Found:
     skipped: list[Skipped]
 
 
-def find(names: Iterable[str]) -> Found:
+def find(names: Iterable[str | Path]) -> Found:
     """Find files by name; a folder stands for all files in it and its subfolders.
 
     Tables in a folder with pictures are skipped, because they are probably about the pictures.
@@ -66,7 +66,7 @@ def find(names: Iterable[str]) -> Found:
     """
     found = Found([], [])
     for name in names:
-        path = Path(name)
+        path = name if isinstance(name, Path) else Path(name)
         if not path.is_dir():
             if not path.is_file():
                 raise FileError(f"{name}: there is no such file or folder")
@@ -126,7 +126,7 @@ def read_whole(names: Names, model: Model) -> Array:
 
 
 def _paths(names: Names) -> list[Path]:
-    return find([str(names)] if isinstance(names, str | Path) else map(str, names)).files
+    return find([names] if isinstance(names, str | Path) else names).files
 
 
 def read_mask(name: str, model: Model) -> Array:

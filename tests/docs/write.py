@@ -12,7 +12,7 @@ import shutil
 import tempfile
 from pathlib import Path
 
-from noneq.client import URL
+from noneq.environment import URL
 from tests.docs import pages
 from tests.docs.stage import Stage
 

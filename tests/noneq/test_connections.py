@@ -2,6 +2,7 @@
 
 import json
 import time
+import traceback
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager
@@ -101,17 +102,49 @@ def test_a_broken_answer_is_the_right_exception(
         assert type(raised.value) is kind
 
 
-def test_where_nobody_listens_it_is_said_how_to_start_a_service() -> None:
+def test_where_nobody_listens_it_is_said_how_to_start_a_service(pauses: list[float]) -> None:
+    """At once, in a sentence, without httpx's trace-backs; a notebook shows no other line."""
+    with scripted([]) as (url, _):
+        pass
+    with Client(url) as client, pytest.raises(ConnectionFailed, match="noneq serve") as raised:
+        client.models()
+    assert type(raised.value) is ConnectionFailed
+    assert pauses == []
+    told = traceback.format_exception(raised.value)
+    assert "httpx" not in "".join(told)
+    assert len(told) <= 8
+    (shown,) = raised.value._render_traceback_()
+    assert shown == f"ConnectionFailed: {raised.value}"
+    with Client("nonsense://x") as client, pytest.raises(ConnectionFailed):
+        client.models()
+
+
+def test_a_restart_is_waited_for_where_that_is_wanted(pauses: list[float]) -> None:
     with scripted([]) as (url, _):
         pass
     with (
-        Client(url, patience=ONCE) as client,
-        pytest.raises(ConnectionFailed, match="noneq serve") as raised,
+        Client(url, patience=Patience(retries=2, restarts=True)) as client,
+        pytest.raises(ConnectionFailed),
     ):
         client.models()
-    assert type(raised.value) is ConnectionFailed
-    with Client("nonsense://x", patience=ONCE) as client, pytest.raises(ConnectionFailed):
-        client.models()
+    assert pauses == [0.5, 1.0]
+
+
+def test_the_environment_names_the_service(
+    serve: Callable[..., AbstractContextManager[str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with serve(api_keys="k1") as url:
+        monkeypatch.setenv("NONEQ_URL", url.removeprefix("http://"))
+        monkeypatch.setenv("NONEQ_API_KEY", "k1")
+        with Client() as client:
+            assert client.url == url
+            assert len(client.models()) == 3
+        for key in ("k2", ""):  # what is given comes first; "" is no key
+            with Client(api_key=key) as client, pytest.raises(Unauthorized):
+                client.models()
+        assert Client("https://elsewhere").url == "https://elsewhere"
+    monkeypatch.delenv("NONEQ_URL")
+    assert Client().url == "http://localhost:8000"
 
 
 def test_silence_ends_in_a_timeout_and_is_not_asked_again() -> None:

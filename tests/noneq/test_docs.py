@@ -15,7 +15,8 @@ from training.cli import parser as training_parser
 
 ROOT = Path(__file__).parents[2]
 PAGE = (ROOT / "docs" / "client.md").read_text()
-COMMANDS = re.findall(r"^ *(?:# )?(noneq \w.*)$", PAGE + (help_text or ""), re.MULTILINE)
+LINES = re.findall(r"^ *(?:# )?(noneq \w.*)$", PAGE + (help_text or ""), re.MULTILINE)
+COMMANDS = [command for line in LINES for command in line.split(" | ")]
 
 
 @pytest.mark.parametrize("line", COMMANDS)

@@ -1,7 +1,7 @@
 """Compare `noneq train TABLE` and its defaults with simple densities, and fill gaps.
 
-    python -m benchmarks.tables
-    python -m benchmarks.tables --gaps    # and fitted without what it is told; 30% of cells hidden
+    python -m benchmarks.densities
+    python -m benchmarks.densities --gaps   # and fitted untold; 30% of cells hidden
 
     K = the bound on rows that the fit never saw, log2 density per row, mean over three splits
 

@@ -1,0 +1,6 @@
+"""Command: see the package."""
+
+from benchmarks.tables import main
+
+if __name__ == "__main__":
+    main()

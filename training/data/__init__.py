@@ -17,6 +17,7 @@ from training.data.pictures import PicturesConfig
 from training.data.swissroll import SwissRollConfig
 from training.data.table import TableConfig
 from training.data.textures import TexturesConfig
+from training.data.weather import WeatherConfig
 
 AnyConfig = (
     SwissRollConfig
@@ -28,6 +29,7 @@ AnyConfig = (
     | TexturesConfig
     | PicturesConfig
     | TableConfig
+    | WeatherConfig
 )
 DataConfig = Annotated[AnyConfig, Field(discriminator="kind")]
 
@@ -56,5 +58,6 @@ __all__ = [
     "SwissRollConfig",
     "TableConfig",
     "TexturesConfig",
+    "WeatherConfig",
     "load",
 ]

@@ -47,6 +47,10 @@ check: $(DEV) ## lint, format, types, imports; changes nothing
 	$(VENV)/bin/mypy
 	$(VENV)/bin/lint-imports
 
+.PHONY: docs
+docs: $(DEV) ## the documentation as a site, into build/docs
+	$(RUN) -m sphinx --quiet --fail-on-warning --keep-going -c docs/site . build/docs
+
 .PHONY: format
 format: $(DEV) ## fix what can be fixed by itself: lint and format
 	$(VENV)/bin/ruff check --fix
@@ -75,7 +79,7 @@ $(SERVE): pyproject.toml $(PINS)
 	touch $@
 
 $(DEV): pyproject.toml $(PINS)
-	$(RUN) -m pip install -c $(PINS) -e '.[serve,train,dev]'
+	$(RUN) -m pip install -c $(PINS) -e '.[serve,train,dev,docs]'
 	touch $(SERVE) $@
 
 # The pins in force: the constraints file, with TORCH in the place of its torch. Rewritten on change only.

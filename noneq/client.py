@@ -243,7 +243,7 @@ def _method(make: Callable[P, Request[T]]) -> "Callable[Concatenate[Client, P], 
 
 @final
 class Client:
-    """A client that waits for its answers. Threads may share one.
+    """A client that waits for its answers, which threads may share::
 
         with Client() as client:
             digits = client.sample(16, model="mnist")
@@ -295,7 +295,7 @@ class Client:
     ask = send  # its name before 0.2.0, until 0.3.0
 
     def stream(self, request: Request[T]) -> Iterator[Event | T]:
-        """Yield the progress of a request, event by event, and finally its answer.
+        """Yield the progress of a request, event by event, and finally its answer::
 
             for event in client.stream(requests.sample(16, model="mnist", previews=4)):
                 ...
@@ -350,7 +350,7 @@ def _coroutine(
 
 @final
 class AsyncClient:
-    """A `Client` for asyncio or trio, whose calls are awaited.
+    """A `Client` for asyncio or trio, whose calls are awaited::
 
         async with AsyncClient() as client:
             digits = await client.sample(16, model="mnist")
@@ -396,7 +396,7 @@ class AsyncClient:
     ask = send  # its name before 0.2.0, until 0.3.0
 
     def stream(self, request: Request[T]) -> AsyncGenerator[Event | T, None]:
-        """Yield the progress of a request, event by event, and finally its answer.
+        """Yield the progress of a request, event by event, and finally its answer::
 
             async with aclosing(client.stream(requests.sample(16, model="mnist"))) as events:
                 async for event in events:

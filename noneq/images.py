@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 Pixels = NDArray[np.uint8]
 
 _GAP = 2  # pixels between tiles
-_SIDE = 128  # side of a density, in cells
+_SIDE = 128  # side of a density, in pixels; a cell of it is one or more
 
 
 def sheet(samples: Array) -> Pixels:
@@ -81,8 +81,10 @@ def _density(points: Array) -> Pixels:
     middle = (finite.min(axis=0) + finite.max(axis=0)) / 2
     reach = max(float(np.ptp(finite, axis=0).max()) * 0.55, 1e-6)
     ends = [(float(m) - reach, float(m) + reach) for m in middle]
-    counts, _, _ = np.histogram2d(finite[:, 0], finite[:, 1], bins=_SIDE, range=ends)
-    return _ink(np.sqrt(counts / counts.max()).T[::-1])
+    cells = min(_SIDE, 4 << (len(finite).bit_length() // 2))  # fewer points, larger cells
+    counts, _, _ = np.histogram2d(finite[:, 0], finite[:, 1], bins=cells, range=ends)
+    ink = _ink(np.sqrt(counts / counts.max()).T[::-1])
+    return ink.repeat(_SIDE // cells, axis=0).repeat(_SIDE // cells, axis=1)
 
 
 def _raster(rows: Array) -> Pixels:

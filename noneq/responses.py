@@ -54,7 +54,8 @@ class Response(ABC):
 
     def __repr__(self) -> str:
         parts = [f"model={self.model!r}", f"seed={self.seed}"]
-        parts += [f"{name}={x.dtype}{list(x.shape)}" for name, x in self.body.tensors.items()]
+        tensors = sorted(self.body.tensors.items())
+        parts += [f"{name}={x.dtype}{list(x.shape)}" for name, x in tensors]
         return f"{type(self).__name__}({', '.join(parts)})"
 
     def __len__(self) -> int:

@@ -8,7 +8,7 @@
 import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 ROOT = Path(__file__).parents[2]
 PAGES = ("README.md", "docs/tutorial.md", "docs/client.md", "docs/inference.md")
@@ -62,6 +62,12 @@ def read(page: str) -> list[Block]:
         Block(f"{page}:{text.count(chr(10), 0, one.start()) + 1}", one[1], one[2])
         for one in _FENCE.finditer(text)
     ]
+
+
+def outputs(cell: Any) -> str:  # noqa: ANN401  (a notebook's)
+    """What a cell printed, and its value, as text."""
+    found = [one.get("text") or one["data"]["text/plain"] for one in cell.outputs]
+    return "\n".join(found)
 
 
 def numbers(text: str) -> list[float]:

@@ -47,6 +47,7 @@ def make_models(source: Path, folder: Path) -> None:
         checkpoint.save(folder / name / "model.safetensors", model, document)
         if name == "mnist":  # `rarer_than` and `typicality` are told by what stands beside it
             shown = heldout.read(source / name, space)
+            heldout.write(folder / name, shown, space)
             x_0 = space.to_model(shown.repeat(2, 1, 1, 1))
             reference.write(folder / name, model, reference.measure(model, x_0))
     _epidemic(folder / "epidemic", whole)

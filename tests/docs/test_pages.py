@@ -5,8 +5,10 @@ import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
+import nbformat
 import numpy as np
 import pytest
+from nbclient import NotebookClient
 from PIL import Image
 
 from service.settings import Settings
@@ -65,6 +67,24 @@ def test_every_block_runs_and_prints_what_is_shown(page: str, stage: Stage) -> N
     for figure, drawn in pages.figures(page):
         assert (pages.ROOT / page).with_name("figures").joinpath(Path(figure).name).is_file()
         assert (stage.folder / drawn).is_file()
+
+
+@pytest.mark.parametrize("notebook", sorted((pages.ROOT / "docs").glob("*.ipynb")), ids=str)
+def test_every_notebook_runs_and_shows_what_it_holds(
+    notebook: Path, url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each output as text; a stand-in's is another, but is there."""
+    monkeypatch.setenv("NONEQ_URL", url)
+    monkeypatch.setenv("PYTHONPATH", str(pages.ROOT))
+    shown = nbformat.read(notebook, as_version=4)
+    found = nbformat.read(notebook, as_version=4)
+    NotebookClient(found, resources={"metadata": {"path": str(tmp_path)}}, timeout=60).execute()
+    for one, other in zip(shown.cells, found.cells, strict=True):
+        if one.cell_type == "code":
+            there, here = pages.outputs(one), pages.outputs(other)
+            assert bool(there) == bool(here), one.source
+            if "mnist" not in one.source and "models()" not in one.source:
+                compare(there, here, exact=True)
 
 
 def compare(shown: str, printed: str, *, exact: bool) -> None:

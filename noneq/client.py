@@ -199,12 +199,20 @@ def _connection_error(
 
 
 def _settings(url: str, api_key: str | None, timeout: float | None) -> dict[str, Any]:
-    """Return the arguments of httpx's clients; connecting may always take 10 seconds."""
+    """Return the arguments of httpx's clients; connecting may always take 10 seconds.
+
+    Raises:
+        ValueError: the address cannot be read.
+    """
+    try:
+        base_url = httpx.URL(url)
+    except httpx.InvalidURL as error:
+        raise ValueError(f"{url} is no address ({error}): write http://host:port") from None
     connect = 10.0 if timeout is None else min(10.0, timeout)
     key = environment.api_key(api_key)
     headers = {} if key is None else {"authorization": f"Bearer {key}"}
     return {
-        "base_url": url,
+        "base_url": base_url,
         "headers": headers,
         "timeout": httpx.Timeout(timeout, connect=connect),
     }

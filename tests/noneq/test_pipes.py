@@ -79,6 +79,9 @@ def test_what_is_wrong_with_stdin_is_said_of_it(noneq: Run, piped) -> None:  # n
 def test_an_address_needs_no_scheme(noneq: Run, url: str) -> None:
     _, expected, _ = noneq("models")
     assert noneq("models", "--url", url.removeprefix("http://")) == (0, expected, "")
+    status, _, err = noneq("models", "--url", "localhost:many")
+    assert (status, err.count("\n")) == (2, 1)
+    assert err.startswith("noneq: http://localhost:many is no address (Invalid port: 'many')")
 
 
 def test_the_version_is_told(noneq: Run) -> None:

@@ -39,5 +39,10 @@ def cell(value: object) -> str:
     return "" if value is None else str(value)
 
 
+def number(count: int, noun: str) -> str:
+    """Return "1 sample", "2 samples"."""
+    return f"{count} {noun}{'s' * (count != 1)}"
+
+
 def _notes(notes: Iterable[str]) -> str:
     return "".join(f"<div>{escape(note)}</div>" for note in notes)

@@ -222,7 +222,7 @@ class Samples(Response):
 
     def notes(self) -> list[str]:
         """Return what was drawn."""
-        return [f"{len(self)} samples of {self.model}, seed {self.seed}"]
+        return [f"{display.number(len(self), 'sample')} of {self.model}, seed {self.seed}"]
 
     def pixels(self) -> images.Pixels:
         """Draw the samples side by side."""
@@ -315,8 +315,9 @@ class Posterior(Response):
     def notes(self) -> list[str]:
         """Return what was drawn, and how far to trust it."""
         data, count = self.samples.shape[:2]
-        about = f"{self.model} given {data} observations, method {self.method}, seed {self.seed}"
-        each = f"{count} samples each"
+        seen = display.number(data, "observation")
+        about = f"{self.model} given {seen}, method {self.method}, seed {self.seed}"
+        each = f"{display.number(count, 'sample')} each"
         if self.samples.ndim == 5:
             each += ", then their mean, and twice their standard deviation"
         told = [

@@ -26,6 +26,8 @@ smartquotes = False
 
 html_theme = "furo"
 html_title = f"noneq {__version__}"
+html_copy_source = False
+html_show_copyright = False
 html_extra_path = ["index.html"]  # to README.html
 
 

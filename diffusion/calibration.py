@@ -81,6 +81,25 @@ class Coverage(Frozen):
         return gap > MOST_OFF and gap > _DOUBT * self.standard_error
 
 
+class OfColumn(Frozen):
+    """How posteriors of one column fare.
+
+    Attributes:
+        name: of the column.
+        count: how many data had it hidden.
+        coverage: of each level; none if fewer than two data were uncertain.
+        crps: the continuous ranked probability score, data units; of a category half the Brier
+            score.
+        crps_error: its standard error, over data.
+    """
+
+    name: str
+    count: int = Field(ge=2)
+    coverage: tuple[Coverage, ...] = ()
+    crps: float
+    crps_error: float = Field(ge=0)
+
+
 class Calibration(Frozen):
     """One kind of observation of held-out data, and how their posteriors fare.
 
@@ -95,8 +114,10 @@ class Calibration(Frozen):
         ranks: of each scalar.
         coverage: of each level; none if fewer than two data were uncertain.
         crps: the continuous ranked probability score of a hidden element, E|x_j - x_0| -
-            E|x_j - x_k| / 2 over pairs of different draws; data units, a mean over data.
+            E|x_j - x_k| / 2 over pairs of different draws; a mean over data. In data units; of a
+            table's columns in units of their spread, and of categories with |x - y| = 0 or 1.
         crps_error: its standard error, over data.
+        columns: of a table, those that were hidden of two data or more.
         machine: the machine that measured it.
     """
 
@@ -111,6 +132,7 @@ class Calibration(Frozen):
     coverage: tuple[Coverage, ...]
     crps: float
     crps_error: float = Field(ge=0)
+    columns: tuple[OfColumn, ...] = ()
     machine: str | None = None
 
     @property

@@ -38,7 +38,13 @@ class Blocks:
     @cached_property
     def block(self) -> Tensor:
         """The block of each element, int64 [width]."""
-        return torch.repeat_interleave(torch.tensor(self.sizes))
+        return torch.repeat_interleave(torch.tensor(self.sizes, dtype=torch.int64))
+
+    @cached_property
+    def first(self) -> Tensor:
+        """The place of each block's first element, int64 [J]."""
+        sizes = torch.tensor(self.sizes, dtype=torch.int64)
+        return sizes.cumsum(0) - sizes
 
     def total(self, x: Tensor) -> Tensor:
         """Sum within blocks: [B, width] to [B, J]."""
@@ -66,13 +72,14 @@ class Blocks:
 
     def one_hot(self, codes: Tensor) -> Tensor:
         """Codes 0..K_j - 1 of each block, [B, J], as a one-hot row, float32 [B, width]."""
-        first = torch.tensor([0, *self.sizes[:-1]]).cumsum(0).to(codes.device)
         row = torch.zeros(len(codes), self.width, device=codes.device)
-        return row.scatter_(1, codes.long() + first, 1.0)
+        return row.scatter_(1, codes.long() + self.first.to(codes.device), 1.0)
 
     def codes(self, x: Tensor) -> Tensor:
         """The place of each block's greatest number, the first of equals: int64 [B, J]."""
-        return torch.stack([part.argmax(1) for part in x.split(self.sizes, 1)], 1)
+        empty = torch.empty(len(x), 0, dtype=torch.int64, device=x.device)
+        parts = (part.argmax(1)[:, None] for part in x.split(self.sizes, 1) if self.sizes)
+        return torch.cat([empty, *parts], 1)
 
 
 @final
@@ -184,8 +191,8 @@ class Categorical(Distribution):
         return torch.cat((value, share * known, odds * known), 1)
 
     @override
-    def forget(self, rows: Tensor) -> Self:
-        return type(self)(self.logits.masked_fill(rows[:, None], 0.0), self.blocks)
+    def unseen(self, gone: Tensor) -> Self:
+        return type(self)(self.logits.masked_fill(gone, 0.0), self.blocks)
 
     @override
     def tilt(self) -> Tilt:

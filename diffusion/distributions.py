@@ -154,8 +154,12 @@ class Distribution(Rows, ABC):
         """
 
     @abstractmethod
+    def unseen(self, gone: Tensor) -> Self:
+        """Return a factor that is 1 in these elements, bool [B, *event]."""
+
     def forget(self, rows: Tensor) -> Self:
         """Return a factor that is 1 in these rows, bool [B]."""
+        return self.unseen(rows.view(-1, *[1] * (self.mean.ndim - 1)))
 
     def double(self) -> Self:
         """Return a copy in float64."""
@@ -323,8 +327,7 @@ class Normal(Distribution):
         return torch.cat((share * mean, share, precision), 1)
 
     @override
-    def forget(self, rows: Tensor) -> Self:
-        gone = rows.view(-1, *[1] * (self.mean.ndim - 1))
+    def unseen(self, gone: Tensor) -> Self:
         return type(self)(
             self.mean.masked_fill(gone, 0.0), self.tensors[1].masked_fill(gone, torch.inf)
         )
@@ -446,8 +449,7 @@ class Bernoulli(Distribution):
         return torch.cat((value, value.abs(), odds), 1)
 
     @override
-    def forget(self, rows: Tensor) -> Self:
-        gone = rows.view(-1, *[1] * (self.logits.ndim - 1))
+    def unseen(self, gone: Tensor) -> Self:
         return type(self)(self.logits.masked_fill(gone, 0.0))
 
     def log_each(self, x: Tensor) -> Tensor:

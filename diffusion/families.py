@@ -232,14 +232,36 @@ AnyFamily = Annotated[Exact | Given | Noisy, Field(discriminator="kind")]
 
 
 def observe_some(
-    families: Sequence[Family], share: float, process: Process, x_0: Tensor, noise: Noise
+    families: Sequence[Family],
+    share: float,
+    process: Process,
+    x_0: Tensor,
+    noise: Noise,
+    gaps: Tensor | None = None,
 ) -> Observation:
-    """Tell the network of a share of the rows of x_0 [B, *event], by one of the families each."""
+    """Tell the network of a share of the rows of x_0 [B, *event], by one of the families each.
+
+    What is a gap, bool [B, *event], cannot be seen; None for no gaps.
+    """
     choice = noise.uniform((1,))[:, 0] / share
     rows = torch.arange(len(x_0), device=x_0.device)
     index = (choice * len(families)).long().clamp(max=len(families) - 1)
     found = Observation.joined([family.observe(process, x_0, noise) for family in families])
-    return Observation(found.rows(index * len(x_0) + rows).factor, told=choice < 1)
+    seen = Observation(found.rows(index * len(x_0) + rows).factor, told=choice < 1)
+    return seen if gaps is None else seen.without(gaps)
+
+
+def leave_out(
+    process: Process, share: float, x_0: Tensor, noise: Noise, gaps: Tensor | None
+) -> Tensor:
+    """Take cells of a share of the rows x_0 [B, *event] for gaps, each at a rate of the row.
+
+    Returns these and the gaps that there are, bool [B, *event].
+    """
+    u, settings = _uniform(noise, x_0.shape[1:])
+    chosen, rate = (settings[:, i].view(-1, *[1] * (x_0.ndim - 1)) for i in (0, 1))
+    found = process.together(u < rate) & (chosen < share)
+    return found if gaps is None else found | gaps
 
 
 def _uniform(noise: Noise, event: Sequence[int]) -> tuple[Tensor, Tensor]:

@@ -137,8 +137,9 @@ class Mixed(Distribution):
         return torch.cat([torch.cat(inputs, 1) for inputs in each], 1)
 
     @override
-    def forget(self, rows: Tensor) -> Self:
-        return type(self)(tuple(part.forget(rows) for part in self.parts))
+    def unseen(self, gone: Tensor) -> Self:
+        each = zip(self.parts, gone.expand_as(self.mean).split(self.widths, 1), strict=True)
+        return type(self)(tuple(part.unseen(own) for part, own in each))
 
     @override
     def tilt(self) -> Tilt:

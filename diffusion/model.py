@@ -166,13 +166,26 @@ class DiffusionModel(nn.Module):
         told = None if observation is None else observation.inputs
         if observation is None or told is None:
             found = self.output.read(self.network(x_t, time), x_t, at.t, at.of_x_0)
-            return self.clip(found) if clip else found
+            return (self.clip(found) if clip else found).settled(self.space)
         fused = self.output.fused(x_t, at.t, observation.telling)
         x, of_x_0 = (x_t, at.of_x_0) if fused is None else fused
+        if observation.gaps is not None:
+            x = x.masked_fill(observation.gaps, 0.0)  # x_t of what is not there says nothing
         output = self.network(torch.cat((x, told.to(x)), 1), time)
         found = self.output.read(output, x, at.t, of_x_0).at(x_t)
-        found = self.clip(found) if clip else found
-        return found.pinned(observation.values, observation.certain)
+        found = (self.clip(found) if clip else found).settled(self.space)
+        return found.pinned(observation.values, observation.closed)
+
+    def left_out(self, x: Tensor) -> Observation | None:
+        """Return what a network is told of unseen rows x [N, *shape], data units: their gaps.
+
+        None if they have none.
+        """
+        gaps = self.space.gaps(x)
+        if gaps is None:
+            return None
+        nothing = self.process.nothing_seen(self.event, len(x)).to_network()
+        return nothing.without(gaps.to(self.device))
 
     def clip(self, prediction: AnyPrediction) -> AnyPrediction:
         """Clamp x_0hat and z to the data's range, or else to what the process allows."""

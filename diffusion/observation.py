@@ -41,11 +41,14 @@ class Observation(Rows):
         operator: A; always a `Mask` for binary data.
         told: which examples' network is told of it, instead of multiplying its kernels by r, bool
             [N]; None for none.
+        gaps: which elements are not there at all, neither seen nor asked for, bool [N, *event]; a
+            network is told of them in every example. None for none.
     """
 
     factor: Distribution
     operator: LinearOperator = _ELEMENTS
     told: Tensor | None = None
+    gaps: Tensor | None = None
 
     @classmethod
     def of_reals(cls, y: Tensor, known: Tensor, noise_std: Tensor | float = 0.0) -> Self:
@@ -113,6 +116,10 @@ class Observation(Rows):
         rows = torch.full((len(self),), told, device=self.known.device)
         return replace(self, told=rows)
 
+    def without(self, gaps: Tensor) -> Self:
+        """Return a copy that has not seen what is a gap, bool [N, *event]."""
+        return replace(self, factor=self.factor.unseen(gaps), gaps=gaps)
+
     @cached_property
     def multiplied(self) -> Self:
         """What is left for kernels to multiply: r = 1 in the examples that the network is told."""
@@ -137,13 +144,22 @@ class Observation(Rows):
             return None
         if not isinstance(self.operator, Mask):
             raise ValueError("a network is told of elements, not of what an operator makes of them")
-        return self.telling.told()
+        found = self.telling.told()
+        if self.gaps is None:
+            return found
+        value, share, precision = found.chunk(3, 1)
+        return torch.cat((value, share, precision.masked_fill(self.gaps, -1.0)), 1)
 
     @cached_property
     def certain(self) -> Tensor:
         """Which elements the network is told without noise, bool [N, *event]."""
         assert self.told is not None  # as callers know
         return self.factor.exact & self.told.view(-1, *[1] * (self.known.ndim - 1))
+
+    @cached_property
+    def closed(self) -> Tensor:
+        """Which elements are not asked for: those told without noise, gaps; bool [N, *event]."""
+        return self.certain if self.gaps is None else self.certain | self.gaps
 
     def __len__(self) -> int:
         """The number of examples, N."""
@@ -175,8 +191,9 @@ class Observation(Rows):
 
     @property
     def tensors(self) -> tuple[Tensor, ...]:
-        """The factor's mean and variance, or its logits, [N, *seen] each; and `told`, if any."""
-        return self.factor.tensors if self.told is None else (*self.factor.tensors, self.told)
+        """The factor's mean and variance, or its logits, [N, *seen] each; `told` and `gaps`."""
+        more = (part for part in (self.told, self.gaps) if part is not None)
+        return (*self.factor.tensors, *more)
 
     def multiply(self, kernel: Distribution) -> "tuple[Distribution | Conditioned, Tensor]":
         """Multiply a kernel p(x_s | x_t) of the process's own family by r.

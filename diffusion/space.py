@@ -125,6 +125,19 @@ class Space(BaseModel, ABC):
     def to_model(self, x: Tensor) -> Tensor:
         """Convert data units [N, *shape] to model units, float32 [N, *event]."""
 
+    def standard(self, x: Tensor) -> Tensor:
+        """Scale rows x [N, *shape] in data units to comparable elements, float64; gaps are 0."""
+        return self.to_model(x).double()
+
+    def columns_of(self, chosen: Tensor) -> Tensor:
+        """Choose elements of data units by those of model units, bool [N, *event], [N, *shape]."""
+        return chosen
+
+    def gaps(self, x: Tensor) -> Tensor | None:
+        """Return the elements that rows x [N, *shape] lack, bool [N, *event]; None if none does."""
+        del x
+        return None
+
     @abstractmethod
     def to_data(self, z: Tensor) -> Tensor:
         """Convert model units [N, *event] to data, [N, *shape]."""

@@ -22,6 +22,10 @@ from diffusion.categorical import Blocks
 from diffusion.space import Convention, DataSpace, Space
 
 _FLOAT = torch.float64
+#: Steps from the nearest value of a lattice to those that are weighed.
+_NEAR = torch.arange(-4, 5, dtype=_FLOAT)
+#: The least standard deviation of a number on a lattice, in cells.
+_SURE = 1e-3
 
 
 class Column(BaseModel):
@@ -86,8 +90,10 @@ class Number(Column):
 
     def shown(self, value: float) -> "Cell":
         """Write a value: one of a lattice of integers as an integer."""
-        whole = self.step is not None and self.step % 1 == 0 and self.origin % 1 == 0
-        return round(value) if whole else value
+        if self.step is None:
+            return value
+        whole = self.step % 1 == 0 and self.origin % 1 == 0
+        return round(value) if whole else float(f"{value:.12g}")
 
     @property
     def spread(self) -> tuple[float, float]:
@@ -114,6 +120,28 @@ class Number(Column):
         if self.high is not None:
             above = torch.where(x >= self.high - half, torch.inf, above)
         return below, above
+
+    def settle(self, mean: Tensor, var: Tensor) -> tuple[Tensor, Tensor]:
+        """As `TableSpace.settle`, of this column [B]; a Normal wider than a cell stays as it is."""
+        assert self.step is not None  # reals have no lattice
+        with torch.no_grad():
+            x = self.to_data(mean)[:, None] + self.step * _NEAR.to(mean.device)
+            z, outside = self.to_model(x), torch.zeros_like(x, dtype=torch.bool)
+            for end, sign in ((self.low, 1), (self.high, -1)):
+                if end is not None:
+                    outside |= (x - end) * sign < -self.step / 2
+            width = self.width(x[:, len(_NEAR) // 2])
+        log_p = -0.5 * (z - mean[:, None]).square() / var[:, None]
+        p = log_p.masked_fill(outside, -torch.inf).softmax(1)
+        settled = (p * z).sum(1)
+        spread = (p * (z - settled[:, None]).square()).sum(1) + (_SURE * width).square()
+        narrow = var < width.square()
+        return torch.where(narrow, settled, mean), torch.where(narrow, spread, var)
+
+    def width(self, x: Tensor) -> Tensor:
+        """Return how far the ends of a cell of x are apart, model units; 0 for reals, float64."""
+        half = (self.step or 0.0) / 2
+        return self.to_model(x + half) - self.to_model(x - half)
 
     def wrong(self, x: Tensor) -> Tensor:
         """Which values are none of this column's, bool; NaN is none."""
@@ -290,6 +318,25 @@ class TableSpace(Space):
         return torch.cat([part.nan_to_num().float() for part in parts], 1)
 
     @override
+    def standard(self, x: Tensor) -> Tensor:
+        middle, scale = self.affine
+        return ((x.double() - middle) / scale).nan_to_num()
+
+    @override
+    def columns_of(self, chosen: Tensor) -> Tensor:
+        return self.by_column(chosen.long()) > 0
+
+    @property
+    def nominal(self) -> Tensor:
+        """Which columns have no order, bool [J]."""
+        return torch.tensor([isinstance(each, Category) for each in self.columns])
+
+    @override
+    def gaps(self, x: Tensor) -> Tensor | None:
+        empty = x.isnan()
+        return self.spread(empty) if bool(empty.any()) else None
+
+    @override
     def to_data(self, z: Tensor) -> Tensor:
         """Rows in model units [N, width] in data units, float64 [N, J], without gaps."""
         return self._to_data(z, Number.to_data)
@@ -338,6 +385,27 @@ class TableSpace(Space):
             if column.step is not None:
                 below[:, place], above[:, place] = column.cell(column.to_data(z[:, place]))
         return below, above
+
+    def widths(self, x: Tensor) -> Tensor:
+        """Return how wide cells of numbers are at x [N, J], model units [N, R]; 0 for reals."""
+        found = [column.width(x[:, i]) for i, column in self._of_numbers()]
+        return torch.stack(found, 1) if found else x[:, :0]
+
+    def settle(self, mean: Tensor, var: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the moments of Normal numbers that are known to be on their lattices.
+
+            P(x = v) is proportional to N(v; mean, var),    v on the lattice
+
+        Args:
+            mean: model units, float64 [B, R].
+            var: likewise.
+        """
+        each = [(mean[:, i], var[:, i]) for i in range(len(self.numbers))]
+        for place, (_, column) in enumerate(self._of_numbers()):
+            if column.step is not None:
+                each[place] = column.settle(*each[place])
+        means, variances = zip(*each, strict=True)
+        return torch.stack(means, 1), torch.stack(variances, 1)
 
     @override
     def check(self, x: Tensor) -> None:

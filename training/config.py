@@ -16,7 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError,
 
 from diffusion.families import AnyFamily, Exact
 from diffusion.likelihood.estimator import Choice, StrataKind
-from diffusion.networks import CorrectedConfig, NetworkConfig
+from diffusion.networks import CorrectedConfig, NetworkConfig, TableNetworkConfig
 from diffusion.process import ProcessConfig, VarianceKind
 from diffusion.profile import ProfileConfig
 from diffusion.space import Convention
@@ -146,24 +146,29 @@ class StoppingConfig(Frozen):
 
 
 class BaseConfig(Frozen):
-    """How the base of a "corrected" network is fitted (see `densities.Choice`).
+    """How the base of a "corrected" network is fitted (see `densities.Choice`), or of a "table".
 
-    The base is the mean of `starts` mixtures with equal numbers of components.
+    The base is the mean of `starts` mixtures with equal numbers of components. `shrinkage` is of a
+    table's (`mixture.Choice`).
     """
 
     starts: int = Field(default=1, gt=0)
     shrunk: bool = False
+    shrinkage: float = Field(default=0.0, ge=0, le=1)
 
 
 class ObservationsConfig(Frozen):
     """What a conditional network is told in training: a `share` of rows, by one of the families.
 
-    Nothing is told in the first `after` steps. A fit with an `initial` artefact that cannot be told
-    yet takes its weights for those of step `after`, and begins there.
+    In a share `gaps` of a table's rows some cells are taken for gaps, beside those that are, so
+    that rows with gaps can be scored. Nothing is told in the first `after` steps. A fit with an
+    `initial` artefact that cannot be told yet takes its weights for those of step `after`, and
+    begins there.
     """
 
     share: float = Field(default=0.6, gt=0, lt=1)
     after: int = Field(default=0, ge=0)
+    gaps: float = Field(default=0.0, ge=0, lt=1)
     families: tuple[AnyFamily, ...] = Field(default=(Exact(),), min_length=1)
 
 
@@ -263,7 +268,9 @@ class FitConfig(Frozen):
     @model_validator(mode="after")
     def _starts_fit(self) -> "FitConfig":
         network, starts = self.network, self.base.starts
-        if isinstance(network, CorrectedConfig) and network.base.components % starts:
+        if not isinstance(network, CorrectedConfig | TableNetworkConfig):
+            return self
+        if network.base.components % starts:
             raise ValueError(
                 f"the components of a base must be a multiple of its starts ({starts}), not "
                 f"{network.base.components}"

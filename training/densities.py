@@ -21,7 +21,15 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from diffusion.networks import BernoulliMixture, CorrectedConfig, GaussianMixture
+from diffusion.networks import (
+    BernoulliMixture,
+    CorrectedConfig,
+    GaussianMixture,
+    TableMixture,
+    TableNetworkConfig,
+)
+from diffusion.space import Space
+from training import mixture
 from training.config import FitConfig
 from training.data import Dataset
 
@@ -40,7 +48,7 @@ FLOOR = 3e-5
 Several times the noise of a fit's first step, which would blur what is narrower.
 """
 
-Density = GaussianMixture | BernoulliMixture
+Density = GaussianMixture | BernoulliMixture | TableMixture
 
 
 @dataclass(frozen=True)
@@ -59,24 +67,29 @@ class Choice:
 
 
 def known(dataset: Dataset) -> Tensor:
-    """All rows that are not reported on, `train` and `valid`, in model units."""
-    return dataset.space.to_model(torch.cat((dataset.train, dataset.valid))[:MOST])
+    """All rows that are not reported on, `train` and `valid`, in data units."""
+    return torch.cat((dataset.train, dataset.valid))[:MOST]
 
 
-def base(config: FitConfig, rows: Tensor) -> Density | None:
-    """The density that a configuration's network corrects, fitted to rows [N, D] in model units.
+def base(config: FitConfig, space: Space, rows: Tensor) -> Density | None:
+    """The density that a configuration's network corrects, fitted to rows in data units.
 
     None where the network corrects none.
     """
-    network = config.network
+    network, start, z = config.network, config.base, space.to_model(rows[:MOST])
+    if isinstance(network, TableNetworkConfig):
+        size = network.base.components // start.starts
+        table = mixture.Choice(size, start.starts, start.shrinkage)
+        return mixture.fit(z, mixture.filled(space, rows[:MOST]), network.base.base, table)
     if not isinstance(network, CorrectedConfig):
         return None
-    start = config.base
     choice = Choice(network.base.components // start.starts, start.starts, start.shrunk)
-    return fit(rows[:MOST], choice, getattr(network.base, "base_rate", None))
+    return fit(z, choice, getattr(network.base, "base_rate", None))
 
 
-def fit(rows: Tensor, choice: Choice, base_rate: float | None = None) -> Density:
+def fit(
+    rows: Tensor, choice: Choice, base_rate: float | None = None
+) -> GaussianMixture | BernoulliMixture:
     """The density of a choice, fitted to rows [N, D] in model units.
 
     Args:

@@ -16,7 +16,7 @@ Picture = npt.NDArray[np.uint8]
 
 GAP = 2
 
-SHEET_ROWS = {"image": 64, "vector": 2000, "bits": 40}
+SHEET_ROWS = {"image": 64, "vector": 2000, "bits": 40, "table": 2000}
 
 
 def sheet(space: Space, rows: Tensor, columns: int | None = None) -> Picture:

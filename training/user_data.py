@@ -10,29 +10,37 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor
+
 from diffusion.families import Given
 from diffusion.networks import CorrectedConfig
+from diffusion.process import MixedConfig
+from diffusion.schedule import LogSnrSchedule
 from diffusion.space import Space
+from diffusion.table import TableSpace
 from training import config as configs
-from training import densities
+from training import densities, mixture
 from training.data import SPLITS, AnyConfig, Dataset, load, table
 
-STEPS = {"image": 3000, "vector": 6000, "bits": 6000}
+STEPS = {"image": 3000, "vector": 6000, "bits": 6000, "table": 6000}
 PASSES = 3000
 """The most epochs, beyond the first 300 steps: a small data set needs no more."""
 NAMED = "a folder of pictures, a table, or a configuration for its [data]"
-VALID = {"image": 10, "vector": 100, "bits": 100}
+VALID = {"image": 10, "vector": 100, "bits": 100, "table": 100}
 """Rows needed to tell whether the held-out bound has stopped rising."""
 SHARE = 0.4
 """Rows of a batch whose network is told what was seen of them."""
-T = {"image": 1000, "vector": 500, "bits": 500}
+GAPS = 0.2
+"""Rows of a table of which some cells are taken for gaps."""
+T = {"image": 1000, "vector": 500, "bits": 500, "table": 500}
 
 _OPTIMISER = {"lr": 2e-3, "betas": [0.9, 0.99], "warmup": 100, "clip": 1.0}
 
 
 def settings(dataset: Dataset) -> dict[str, Any]:
     """Choose all settings except name, data and steps, by the kind of data."""
-    return {"image": _images, "vector": _vectors, "bits": _bits}[dataset.space.kind](dataset)
+    made = {"image": _images, "vector": _vectors, "bits": _bits, "table": _tables}
+    return made[dataset.space.kind](dataset)
 
 
 def settings_given(dataset: Dataset, columns: tuple[int, ...]) -> dict[str, Any]:
@@ -121,7 +129,7 @@ def _images(dataset: Dataset) -> dict[str, Any]:
 
 def _vectors(dataset: Dataset) -> dict[str, Any]:
     dims = dataset.space.dims
-    choice = densities.choose(densities.known(dataset), bits=False)
+    choice = densities.choose(dataset.space.to_model(densities.known(dataset)), bits=False)
     base = {
         "kind": "gaussian-mixture",
         "components": choice.components * choice.starts,
@@ -150,7 +158,7 @@ def _vectors(dataset: Dataset) -> dict[str, Any]:
 
 def _bits(dataset: Dataset) -> dict[str, Any]:
     dims, rate = dataset.space.dims, round(min(0.95, max(0.05, float(dataset.train.mean()))), 3)
-    choice = densities.choose(densities.known(dataset), bits=True)
+    choice = densities.choose(dataset.space.to_model(densities.known(dataset)), bits=True)
     base = {"kind": "bernoulli-mixture", "components": choice.components, "features": dims}
     return {
         "prediction": "x_0",
@@ -169,6 +177,52 @@ def _bits(dataset: Dataset) -> dict[str, Any]:
         "evaluation": {"data": 1000, "sampler_steps": 100},
         "profile": {"points": 100, "rows": 200},
     }
+
+
+def _tables(dataset: Dataset) -> dict[str, Any]:
+    space = dataset.space
+    assert isinstance(space, TableSpace)  # as its kind says
+    rows = densities.known(dataset)
+    base = shares(space, dataset.train)
+    choice = mixture.choose(space.to_model(rows), mixture.filled(space, rows), base)
+    schedule = LogSnrSchedule(first=12.0, last=-7.0)
+    process = MixedConfig.of_table(space, T["table"], schedule, base)
+    return {
+        "prediction": "x_0",
+        "variance": "moment" if space.numbers else None,
+        "batch": 256,
+        "process": process.model_dump(mode="json"),
+        "network": {
+            "kind": "table",
+            "base": {
+                "kind": "table-mixture",
+                "components": choice.components * choice.starts,
+                "numbers": len(space.numbers),
+                "base": base,
+            },
+            "correction": _mlp(len(dataset.train), space.event[0]),
+        },
+        "base": {"starts": choice.starts, "shrinkage": choice.shrinkage},
+        "observations": {
+            "share": SHARE,
+            "gaps": GAPS,
+            "families": [{"kind": "exact", "patterns": ["scattered"]}],
+        },
+        "optimiser": _OPTIMISER | {"lr": 1e-3, "weight_decay": 0.01, "warmup": 500},
+        "average": {"decay": 0.998},
+        "stopping": {"patience": 15},
+        "watch": _WATCH,
+        "evaluation": {"data": 2000, "sampler_steps": 100},
+        "profile": {"points": 100, "rows": 400},
+    }
+
+
+def shares(space: TableSpace, rows: Tensor) -> list[list[float]]:
+    """The share of each category of rows, half of it evenly, which the process decays to."""
+    hot = space.to_model(rows)[:, len(space.numbers) :].double().sum(0)
+    parts = hot.split(list(space.blocks.sizes)) if space.categories else ()
+    mixed = [(part / part.sum().clamp_min(1) + 1 / len(part)) / 2 for part in parts]
+    return [[round(p, 6) for p in (part / part.sum()).tolist()] for part in mixed]
 
 
 _WATCH = {"every": 100, "sheets": 500, "data": 250, "terms": 64, "samples": 500}
@@ -215,6 +269,7 @@ def configure(
     steps: int | None = None,
     given: Sequence[str] = (),
     limits: Mapping[str, tuple[float, float]] | None = None,
+    columns: Mapping[str, str] | None = None,
 ) -> tuple[dict[str, Any], Dataset]:
     """Make the keys of a configuration for the data at a path, and load the data.
 
@@ -226,6 +281,7 @@ def configure(
         steps: of the fit; None for a number that suits a CPU.
         given: a table's columns that will be known where the others are asked for.
         limits: the least and greatest value of a table's columns that have any.
+        columns: what a table's columns hold, where that is not to be inferred.
 
     Raises:
         ConfigError, DataError: no model can be fitted to the data.
@@ -234,7 +290,7 @@ def configure(
     keys: dict[str, Any] = {
         "name": name,
         "title": path.name,
-        "data": data_of(path, side, grey, limits),
+        "data": data_of(path, side, grey, limits, columns, reals=bool(given)),
     }
     dataset = load(configs.read_data(keys["data"]))
     total = sum(len(dataset.split(name)) for name in SPLITS)
@@ -256,6 +312,7 @@ def prepare(
     steps: int | None = None,
     given: Sequence[str] = (),
     limits: Mapping[str, tuple[float, float]] | None = None,
+    columns: Mapping[str, str] | None = None,
 ) -> tuple[Path, configs.FitConfig, Dataset]:
     """Write or reuse the settings file for the data at a path, and load both.
 
@@ -270,6 +327,7 @@ def prepare(
         steps: of the fit; None for the file's, or a number that suits a CPU.
         given: as in `configure`; none for the file's.
         limits: as in `configure`; None for the file's.
+        columns: likewise.
 
     Raises:
         ConfigError, DataError: no model can be fitted to the data, or the file is for other data.
@@ -285,6 +343,7 @@ def prepare(
             steps=steps,
             given=given,
             limits=limits,
+            columns=columns,
         )
         runs.mkdir(exist_ok=True)
         written.write_text(f"# Made by `noneq train {path}`.\n{to_toml(keys)}")
@@ -298,7 +357,8 @@ def prepare(
         configs.parse(text, str(written))
         written.write_text(text)
     config = configs.load(str(written))
-    wanted = data_of(path, side or int(getattr(config.data, "side", 32)), bool(grey), limits)
+    side = side or int(getattr(config.data, "side", 32))
+    wanted = data_of(path, side, bool(grey), limits, columns)
     if grey is None and wanted["kind"] == "pictures":
         wanted["colour"] = getattr(config.data, "colour", True)
     there = {key: getattr(config.data, key, None) for key in wanted}
@@ -330,20 +390,31 @@ def _tells(config: configs.FitConfig, columns: tuple[int, ...]) -> bool:
 
 
 def data_of(
-    path: Path, side: int, grey: bool, limits: Mapping[str, tuple[float, float]] | None = None
+    path: Path,
+    side: int,
+    grey: bool,
+    limits: Mapping[str, tuple[float, float]] | None = None,
+    columns: Mapping[str, str] | None = None,
+    *,
+    reals: bool = False,
 ) -> dict[str, Any]:
     """Make the [data] table of a configuration for the data at a path.
 
     Raises:
         ConfigError: the path is neither a folder nor a table, or limits are of pictures.
     """
-    if path.is_dir() and limits:
-        raise configs.ConfigError("--limits are of a table's columns: leave it out for pictures")
+    for option, of in (("limits", limits), ("columns", columns)):
+        if path.is_dir() and of:
+            raise configs.ConfigError(
+                f"--{option} are of a table's columns: leave it out for pictures"
+            )
     if path.is_dir():
         return {"kind": "pictures", "folder": str(path), "side": side, "colour": not grey}
     if path.is_file() and path.suffix.lower() in table.ENDINGS:
-        keys = {"kind": "table", "file": str(path)}
-        return keys if limits is None else {**keys, "limits": dict(limits)}
+        keys: dict[str, Any] = {"kind": "table", "file": str(path)}
+        keys |= {"reals": True} if reals else {}
+        keys |= {} if limits is None else {"limits": dict(limits)}
+        return keys if columns is None else {**keys, "columns": dict(columns)}
     raise configs.ConfigError(
         f"{path} is neither a folder of pictures nor a table ({', '.join(table.ENDINGS)})"
     )
@@ -401,7 +472,7 @@ def _network(config: configs.FitConfig) -> str:
 
 def one_thread(config: configs.FitConfig) -> bool:
     """Whether a network is so small that one thread is faster than several."""
-    return config.network.kind in ("mlp", "rbf", "corrected")
+    return config.network.kind in ("mlp", "rbf", "corrected", "table")
 
 
 def to_toml(keys: Mapping[str, Any], of: str = "") -> str:
@@ -430,7 +501,12 @@ def _value(value: object) -> str:
 def expectations(config: configs.FitConfig, dataset: Dataset, weights: int) -> str:
     """Summarise the planned fit in a few lines."""
     size = " x ".join(map(str, dataset.space.shape))
-    kinds = {"image": "pictures", "vector": "rows of numbers", "bits": "rows of bits"}
+    kinds = {
+        "image": "pictures",
+        "vector": "rows of numbers",
+        "bits": "rows of bits",
+        "table": "rows of columns",
+    }
     notes = "".join(f"\n{note}" for note in dataset.notes)
     epochs = config.steps * config.batch / len(dataset.train)
     stop = " at most, fewer where the held-out bound turns" if config.stopping else ""

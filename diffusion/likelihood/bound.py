@@ -188,8 +188,8 @@ def null_log_prob(
 
 
 def _open(observation: Observation | None) -> Tensor | None:
-    """Return the elements that the network is not told exactly; None for all."""
-    return None if observation is None else ~observation.certain
+    """Return the elements that are asked for; None for all."""
+    return None if observation is None else ~observation.closed
 
 
 def combine(steps: Steps, values: Tensor, prior: Tensor, closed_last: Tensor | None) -> BoundResult:

@@ -36,6 +36,7 @@ from diffusion.artefact import ArtefactError
 from diffusion.likelihood.bound import closed_last, draw_terms, prior_part
 from diffusion.likelihood.estimator import Choice, Steps
 from diffusion.model import DiffusionModel
+from diffusion.observation import Observation
 from diffusion.space import Convention
 
 FILE = "reference.safetensors"
@@ -252,17 +253,28 @@ def measure(
     model: DiffusionModel,
     x_0: Tensor,
     *,
+    gaps: Observation | None = None,
     batch: int = 256,
     progress: Callable[[int], None] | None = None,
 ) -> Reference:
-    """Measure the terms of held-out examples x_0 [N, *event], model units."""
+    """Measure the terms of held-out examples x_0 [N, *event], model units.
+
+    `gaps` says which of their elements are not there (`DiffusionModel.left_out`).
+    """
     convention = model.space.default_convention
     steps = choice(model).resolve(model, torch.arange(len(x_0)), SEED, convention)
     values = draw_terms(
-        model, x_0, steps, seed=SEED, convention=convention, batch=batch, progress=progress
+        model,
+        x_0,
+        steps,
+        seed=SEED,
+        convention=convention,
+        observation=gaps,
+        batch=batch,
+        progress=progress,
     )
     edges = torch.cat((torch.zeros(1), steps.weight[steps.last :].cumsum(0))).round().long() + 1
-    prior = prior_part(model, x_0, convention).cpu()
+    prior = prior_part(model, x_0, convention, gaps).cpu()
     last = closed_last(model, x_0, "paper")
     assert last is not None  # of "paper" it has a closed form
     paper = (prior_part(model, x_0, "paper") + last).cpu()

@@ -18,6 +18,8 @@ from diffusion.networks.dense import MLP, RBF, MLPConfig, RBFConfig
 from diffusion.networks.gaussian_mixture import GaussianMixture, GaussianMixtureConfig
 from diffusion.networks.installed import Installed, InstalledConfig
 from diffusion.networks.multiscale import Multiscale, MultiscaleConfig
+from diffusion.networks.table import TableNetwork, TableNetworkConfig
+from diffusion.networks.table_mixture import TableMixture, TableMixtureConfig
 from diffusion.networks.unet import UNet, UNetConfig
 
 _KINDS = (
@@ -29,6 +31,8 @@ _KINDS = (
     "gaussian-mixture",
     "bernoulli-mixture",
     "bit-patterns",
+    "table",
+    "table-mixture",
 )
 
 
@@ -47,6 +51,8 @@ NetworkConfig = Annotated[
     | Annotated[GaussianMixtureConfig, Tag("gaussian-mixture")]
     | Annotated[BernoulliMixtureConfig, Tag("bernoulli-mixture")]
     | Annotated[BitPatternsConfig, Tag("bit-patterns")]
+    | Annotated[TableNetworkConfig, Tag("table")]
+    | Annotated[TableMixtureConfig, Tag("table-mixture")]
     | Annotated[Installed, Tag("installed")],
     Discriminator(_whose),
 ]
@@ -70,6 +76,10 @@ __all__ = [
     "Network",
     "NetworkConfig",
     "RBFConfig",
+    "TableMixture",
+    "TableMixtureConfig",
+    "TableNetwork",
+    "TableNetworkConfig",
     "UNet",
     "UNetConfig",
     "build",
@@ -100,5 +110,9 @@ def build(config: NetworkConfig) -> Network:
             return BernoulliMixture(config)
         case BitPatternsConfig():
             return BitPatterns(config)
+        case TableNetworkConfig():
+            return TableNetwork(config)
+        case TableMixtureConfig():
+            return TableMixture(config)
         case InstalledConfig():
             return config.build()

@@ -16,7 +16,7 @@ from diffusion.noise import Noise
 
 _LOG_2PI = math.log(2.0 * math.pi)
 #: The largest share that a network is told: a variance of 1e-9 where y is exact.
-_SURE = 1 - 1e-9
+SURE = 1 - 1e-9
 #: The least variance and noise, and the least precision, of an element that nothing is known of.
 _LEAST, _FAINT = 1e-12, 1e-8
 #: Numbers in the matrices of the rows that are told at a time.
@@ -136,9 +136,8 @@ class GaussianMixture(Mixture):
         """Return E[x_0 | x_t, y] and log(Var(x_0 | x_t, y) / (1 - alpha_bar)), as `given` does.
 
         x_t and y are one observation of each element, with the sum P of their precisions and the
-        mean of both, m. With s = sqrt(P) and S = diag(s) C diag(s) + 1, component k has
-        mean = mu_k + (1 - S^-1) s (m - mu_k) / s and variances (1 - diag(S^-1)) / P. S does not
-        depend on x_t: rows that are all told alike at the same time share it, on a CPU.
+        mean of both, m (`conditioned`). Rows that are all told alike at the same time share one P,
+        on a CPU.
 
         Args:
             x_t: [B, D].
@@ -148,10 +147,32 @@ class GaussianMixture(Mixture):
         """
         if not x_t.is_cuda and bool((time == time[:1]).all() & (share == share[:1]).all()):
             time, share = time[:1], share[:1]
-        share = share.double().clamp(max=_SURE)
+        share = share.double().clamp(max=SURE)
         signal, noise = time.sigmoid(), (-time).sigmoid().clamp_min(_LEAST)
         seen = share / (1 - share)
-        precision = (signal / noise + seen).clamp_min(_FAINT)
+        pulled = signal.sqrt() / noise * x_t.double() + value.double() * (1 + seen)
+        log_joint, means, within = self.conditioned(signal / noise + seen, pulled)
+        p = log_joint.softmax(1)[:, :, None]
+        mean = (p * means).sum(1)
+        var = (p * (within + (means - mean[:, None]).square())).sum(1)
+        log_var = var.clamp_min(_LEAST).log() - noise.log()
+        return torch.cat([mean, log_var], dim=1).to(x_t.dtype)
+
+    def conditioned(self, precision: Tensor, pulled: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Condition each component on m = x_0 + noise of precision P, element by element.
+
+        Args:
+            precision: P, float64 [B or 1, D]; 0 for what is not known.
+            pulled: P m, float64 [B, D].
+
+        With s = sqrt(P) and S = diag(s) C diag(s) + 1, component k has mean = mu_k + (1 - S^-1) s
+        (m - mu_k) / s and variances (1 - diag(S^-1)) / P. S does not depend on m.
+
+        Returns:
+            log p(k) + log p(m | k) up to what the components have in common, [B, K], and the means
+            [B, K, D] and variances [B or 1, K, D] of x_0.
+        """
+        precision = precision.clamp_min(_FAINT)
         root = precision.sqrt()[:, None]  # [B or 1, 1, D]
         inner = root[..., None] * self.covariances
         inner = inner.mul_(root[:, :, None])
@@ -160,17 +181,11 @@ class GaussianMixture(Mixture):
         log_det = 2 * inner.diagonal(dim1=2, dim2=3).log().sum(2)
         inverse = torch.cholesky_inverse(inner)
         within = (1 - inverse.diagonal(dim1=2, dim2=3)).clamp_min(0) / precision[:, None]
-        pulled = signal.sqrt() / noise * x_t.double() + value.double() * (1 + seen)
         # s (m - mu) = (pulled - P mu) / s
         off = (pulled[:, None] - precision[:, None] * self.means) / root
         solved = (inverse @ off[..., None])[..., 0]
         means = self.means + (off - solved) / root
-        log_joint = self.weights.log() - 0.5 * ((off * solved).sum(2) + log_det)
-        p = log_joint.softmax(1)[:, :, None]
-        mean = (p * means).sum(1)
-        var = (p * (within + (means - mean[:, None]).square())).sum(1)
-        log_var = var.clamp_min(_LEAST).log() - noise.log()
-        return torch.cat([mean, log_var], dim=1).to(x_t.dtype)
+        return self.weights.log() - 0.5 * ((off * solved).sum(2) + log_det), means, within
 
     def log_prob(self, x_0: Tensor) -> Tensor:
         """Return log p(x_0), nats, float64 [B]."""

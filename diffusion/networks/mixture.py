@@ -55,7 +55,7 @@ class Mixture(Network, ABC):
     def choose(self, uniform: Tensor) -> Tensor:
         """Map each uniform number to a component, int64 [B]."""
         edges = self.weights.cumsum(0)[:-1]
-        return torch.searchsorted(edges, uniform.double(), right=True)
+        return torch.searchsorted(edges, uniform.double().contiguous(), right=True)
 
 
 def split_seen(x_t: Tensor, features: int) -> tuple[Tensor, tuple[Tensor, ...] | None]:

@@ -394,6 +394,11 @@ class Twisted(_Weighted):
         self, model: DiffusionModel, observation: Observation, factors: Sequence[Factor] = ()
     ) -> Self:
         check_factors(model, observation, factors)
+        if not model.process.twists:
+            raise ValueError(
+                "particles need elements of one kind, and a row of a table has several: use "
+                "'learned', without labels and other models"
+            )
         if self.proposal == "learned":
             Learned().resolve(model, observation)  # which says what cannot be told
         if any(factor.elementwise for factor in factors) and self.twist.ties(observation):
@@ -435,7 +440,8 @@ class Twisted(_Weighted):
 class Auto(_Weighted):
     """`matched` or `learned` where they apply, else `twisted` with these fields.
 
-    `learned` applies to observations of a family that the model is certified for.
+    `learned` applies to observations of a family that the model is certified for, and to all of a
+    table, where there are no particles.
     """
 
     name: Literal["auto"] = "auto"
@@ -454,8 +460,9 @@ class Auto(_Weighted):
         # If no step has that noise, the chain from the nearest one samples another posterior.
         if noise is not None and matched_start(model, observation.values, noise).exact:
             return Matched()
-        if not factors and model.certified_for(observation):
-            return Learned()
+        learned = model.certified_for(observation) or not model.process.twists
+        if not factors and learned:
+            return Learned().resolve(model, observation)
         return self.twisted.resolve(model, observation, factors)
 
 

@@ -49,6 +49,8 @@ class Process(Tables, ABC):
 
     #: Whether x_t is real, so that x_0hat and twists are differentiable in it.
     continuous: ClassVar[bool] = True
+    #: Whether twists, and so particles, are known of its rows.
+    twists: ClassVar[bool] = True
     beta: Tensor
     alpha_bar: Tensor
 
@@ -110,6 +112,10 @@ class Process(Tables, ABC):
     @abstractmethod
     def saw(self, y: Tensor, known: Tensor, noise: Tensor) -> Observation:
         """Build r from elements y [N, *event] in model units, seen where known with their noise."""
+
+    def together(self, chosen: Tensor) -> Tensor:
+        """Choose all elements of a column by its first one, bool [N, *event]."""
+        return chosen
 
     @abstractmethod
     def noisy(self, x_0: Tensor, level: Tensor, u: Tensor) -> Tensor:
@@ -257,6 +263,11 @@ class Prediction(Rows, ABC):
     @abstractmethod
     def clipped(self, low: Tensor | None = None, high: Tensor | None = None) -> Self:
         """Clamp to the data's range, or to what the process allows if the data have none."""
+
+    def settled(self, space: Space) -> Self:
+        """Return a copy whose x_0 is one that data can have, where the space knows of a lattice."""
+        del space
+        return self
 
     @abstractmethod
     def at(self, x_t: Tensor) -> Self:

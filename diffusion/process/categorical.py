@@ -103,10 +103,14 @@ class CategoricalProcess(Process):
 
     @override
     def saw(self, y: Tensor, known: Tensor, noise: Tensor) -> Observation:
-        first = torch.tensor([0, *self.blocks.sizes[:-1]]).cumsum(0)
+        first = self.blocks.first.to(y.device)
         return Observation(
             of_codes(self.blocks, self.blocks.codes(y), known[:, first], noise[:, first])
         )
+
+    @override
+    def together(self, chosen: Tensor) -> Tensor:
+        return self.blocks.each(chosen[:, self.blocks.first.to(chosen.device)])
 
     @override
     def noisy(self, x_0: Tensor, level: Tensor, u: Tensor) -> Tensor:
@@ -229,7 +233,9 @@ class CategoricalPrediction(Prediction):
 
     @override
     def pinned(self, values: Tensor, fixed: Tensor) -> Self:
-        certain = torch.where(values > 0.5, 0.0, -torch.inf).to(self.log_p)
+        blocks = self.process.blocks
+        some = blocks.each(blocks.total(values)) > 0.5  # a gap has no category
+        certain = torch.where((values > 0.5) | ~some, 0.0, -torch.inf).to(self.log_p)
         return replace(self, log_p=torch.where(fixed, certain, self.log_p), fixed=fixed)
 
     @override

@@ -8,7 +8,7 @@ sampler and every stride s < t works with every model.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Literal, Self, final, get_args
 
@@ -281,6 +281,17 @@ class GaussianPrediction(Prediction):
         """Return snr_t |x_0hat - x_0|^2, a mean over elements."""
         snr = torch.exp(self.process.log_snr(self.t))
         return (per_row(snr, x_0) * (self.x_0 - x_0).square()).flatten(1).mean(1)
+
+    def on_lattice(self, act: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]) -> Self:
+        """Return a copy whose E[x_0 | x_t] and Var[x_0 | x_t] are what `act` makes of them.
+
+        Only for variance "moment", which knows the variance.
+        """
+        assert self.extra is not None  # "moment" has it
+        noise = per_row((1 - self.process.alpha_bar[self.t]), self.x_0.double())
+        mean, var = act(self.x_0.double(), noise * self.extra.double().exp())
+        extra = (var / noise).log()
+        return replace(self, x_0=mean.to(self.x_0), extra=extra.to(self.extra))
 
     @override
     def kernel(self, s: Tensor) -> Normal:

@@ -29,7 +29,7 @@ from diffusion.process.base import (
     VarianceKind,
 )
 from diffusion.process.categorical import CategoricalProcess
-from diffusion.process.gaussian import GaussianProcess
+from diffusion.process.gaussian import GaussianPrediction, GaussianProcess
 from diffusion.profile import Profile
 from diffusion.schedule import LogSnrSchedule, Schedule
 from diffusion.space import Space
@@ -107,6 +107,7 @@ class MixedProcess(Process):
     """
 
     continuous = False
+    twists = False
 
     def __init__(self, beta: Tensor, parts: Sequence[Reals | Categories]) -> None:
         super().__init__(beta)
@@ -168,6 +169,11 @@ class MixedProcess(Process):
     def saw(self, y: Tensor, known: Tensor, noise: Tensor) -> Observation:
         each = zip(self.parts, *map(self.split, (y, known, noise)), strict=True)
         return Observation(Mixed(tuple(part.saw(*own).factor for part, *own in each)))
+
+    @override
+    def together(self, chosen: Tensor) -> Tensor:
+        each = zip(self.parts, self.split(chosen), strict=True)
+        return torch.cat([part.together(own) for part, own in each], 1)
 
     @override
     def noisy(self, x_0: Tensor, level: Tensor, u: Tensor) -> Tensor:
@@ -320,6 +326,16 @@ class MixedPrediction(Prediction):
     @override
     def clipped(self, low: Tensor | None = None, high: Tensor | None = None) -> Self:
         return replace(self, parts=tuple(part.clipped() for part in self.parts))
+
+    @override
+    def settled(self, space: Space) -> Self:
+        """Weigh the values of each lattice by the prediction's Normal."""
+        first = self.parts[0]
+        if not (isinstance(first, GaussianPrediction) and first.variance == "moment"):
+            return self
+        if not isinstance(space, TableSpace) or space.lattice is None:
+            return self
+        return replace(self, parts=(first.on_lattice(space.settle), *self.parts[1:]))
 
     @override
     def at(self, x_t: Tensor) -> Self:

@@ -83,6 +83,19 @@ class Table:
         if start == 0:
             raise FileError(f"{self.path} has a heading ({_listed(self.names or ())}), and no rows")
 
+    def rows(self) -> Iterator[list[str]]:
+        """Read the text of the cells, a row at a time.
+
+        Raises:
+            FileError: a row has another length.
+        """
+        with self._lines() as lines:
+            if self.names is not None:
+                next(lines)
+            for row, (line, cells) in enumerate(lines):
+                self._check_width(row, line, cells)
+                yield cells
+
     def order(self, wanted: Sequence[str] | None) -> list[int] | None:
         """Find the indices of a model's columns in this table; None if they are in order.
 
@@ -111,11 +124,7 @@ class Table:
     def _numbers(self, start: int, lines: Sequence[Line]) -> Numbers:
         out = np.empty((len(lines), self.width))
         for i, (line, cells) in enumerate(lines):
-            if len(cells) != self.width:
-                raise FileError(
-                    f"{self.path}: row {start + i} (line {line}) has {len(cells)} cells, the first "
-                    f"line has {self.width}"
-                )
+            self._check_width(start + i, line, cells)
             found = list(map(number, cells))
             if None in found:
                 column = found.index(None)
@@ -125,6 +134,13 @@ class Table:
                 )
             out[i] = found
         return out
+
+    def _check_width(self, row: int, line: int, cells: Sequence[str]) -> None:
+        if len(cells) != self.width:
+            raise FileError(
+                f"{self.path}: row {row} (line {line}) has {len(cells)} cells, the first line has "
+                f"{self.width}"
+            )
 
     @contextmanager
     def _lines(self) -> Iterator[Iterator[Line]]:

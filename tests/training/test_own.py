@@ -168,16 +168,11 @@ def test_a_table_of_zeros_and_ones_is_bits(tmp_path: Path) -> None:
     ("text", "told"),
     [
         ("1,2\n" * 10, "at least 50"),
-        ("1,2\n" * 60 + "1,x\n", "row 60"),
+        ("1,2\n" * 60 + "1,x\n", "row 60, column 1: 'x' is no number, and most"),
         ("1,2\n" * 60 + "1\n", "row 60"),
-        ("1,2\n" * 60 + "1,\n", "row 60, column 1"),
-        ("1,2\n" * 59 + "2,2\n" * 30, "column 1 is the same"),
+        ("1,2\n" * 60 + "1,\n", "no column is left to model: 0: left out, as its values are all"),
         ("", "is empty"),
-        ("1,2\n" * 60 + "1,inf\n", "row 60, column 1.*no number that is finite"),
-        ("a,b\nNA,2\n" + "1,2\n" * 60, r"row 0, column 0 \(a\) is a gap"),
-        ("NA,2\n" + "1,2\n" * 60, "row 0, column 0 is a gap"),
-        ("?,2\n" + "1,?\n" * 60, r"row 0, column 0 is a gap \(61 in all\)"),
-        ("a,b\n" + "1,2\n3,2\n" * 60, r"column 1 \(b\) is the same"),
+        ("a,b\n" + "1,2\n" * 60 + "1,inf\n", "row 60, column b: 'inf' is no number"),
     ],
 )
 def test_a_table_that_cannot_be_fitted_is_refused(tmp_path: Path, text: str, told: str) -> None:

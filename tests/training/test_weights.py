@@ -155,8 +155,8 @@ def test_a_simple_density_is_compared_on_rows_it_has_not_seen(
     assert running.best is not None
     assert running.best.looks is not None
     assert running.best.looks.step == kept
-    seen = densities.known(dataset) if kept == 0 else dataset.space.to_model(dataset.train)
-    wanted = densities.base(config, seen)
+    seen = densities.known(dataset) if kept == 0 else dataset.train
+    wanted = densities.base(config, dataset.space, seen)
     assert wanted is not None
     exported = state.averaged_tensors(state.read_tensors(tmp_path / "run"))
     for name, value in wanted.state_dict().items():

@@ -6,6 +6,7 @@ from argparse import ArgumentParser
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import get_args
 
 import torch
 
@@ -17,6 +18,7 @@ from training import user_data as own
 from training.config import find_artefact
 from training.convert import Options, convert, write_diffusers
 from training.convert.openai import Flags
+from training.data.columns import Kind
 from training.evaluate.baselines import verdict
 from training.evaluate.profile import SCALAR
 from training.export import export, oracle
@@ -67,6 +69,7 @@ def do_train(arguments: argparse.Namespace) -> int:
         steps=arguments.steps,
         given=arguments.given.split(",") if arguments.given else (),
         limits=arguments.limits,
+        columns=arguments.columns,
     )
     if not arguments.threads and own.one_thread(config):
         torch.set_num_threads(1)  # with more threads, most of the time goes to synchronisation
@@ -112,6 +115,17 @@ def do_train(arguments: argparse.Namespace) -> int:
     print("" if found is None else f"\n{found}")
     print(f"serve it: noneq serve --models {arguments.models}")
     return 0
+
+
+def _columns(text: str) -> dict[str, str]:
+    """Read COLUMN=KIND,..."""
+    found = dict(one.rsplit("=", 1) for one in text.split(",") if "=" in one)
+    kinds = get_args(Kind)
+    if len(found) != text.count(",") + 1 or not set(found.values()) <= set(kinds):
+        raise argparse.ArgumentTypeError(
+            f"came {text!r}, wanted is COLUMN=KIND,... with a kind of {', '.join(kinds)}"
+        )
+    return found
 
 
 def _limits(text: str) -> dict[str, tuple[float, float]]:
@@ -209,6 +223,12 @@ def add_commands(
         type=_limits,
         metavar="COLUMN=LEAST:MOST,...",
         help="of a table's columns, which no sample then exceeds (a uniform prior's, say)",
+    )
+    one.add_argument(
+        "--columns",
+        type=_columns,
+        metavar="COLUMN=KIND,...",
+        help="what columns hold, if not what is inferred: real, integer, category, or out",
     )
     one.add_argument("--plan", action="store_true", help="write the configuration and stop")
     one.add_argument("--restart", action="store_true", help="begin anew over an old run")

@@ -25,7 +25,7 @@ from training.evaluate import entropy as report
 from training.evaluate import parzen
 from training.evaluate import patches as peer
 from training.evaluate.bound import evaluate, measured_again, table
-from training.evaluate.calibration import calibrate
+from training.evaluate.calibration import by_column, calibrate
 from training.evaluate.calibration import table as calibration_table
 from training.evaluate.profile import SCALAR
 from training.evaluate.profile import table as profile_table
@@ -100,7 +100,7 @@ def do_calibrate(arguments: argparse.Namespace) -> int:
         seed=arguments.seed,
         batch=arguments.batch,
     )
-    print(calibration_table(found))
+    print("\n\n".join(filter(None, (calibration_table(found), by_column(found)))))
     if arguments.json:
         print(json.dumps([each.model_dump(mode="json") for each in found], indent=2))
     if arguments.write:

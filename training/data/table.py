@@ -1,12 +1,18 @@
-"""The user's own table: each row is an example, binary if all values are 0 or 1, else a vector [D].
+"""The user's own table: each row is an example.
+
+It is binary if all values are 0 or 1, and a vector [D] if all are real numbers and there are no
+gaps,
 
     z = (x - mean) / deviation,    per column, over the training rows
 
-A column with limits is standardised as its probit (`diffusion.space`).
+where a column with limits is standardised as its probit (`diffusion.space`). Else, with gaps,
+categories or integers, it is a table of typed columns (`training.data.columns`).
 
 The rows are shuffled by the seed, then split into test, valid and train.
 """
 
+import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -19,6 +25,7 @@ from typing_extensions import override
 from diffusion.space import DataSpace
 from noneq.errors import FileError
 from noneq.reading import tables
+from training.data.columns import Kind, gap_to_blank, infer
 from training.data.dataset import DataError, Dataset, Shares, checksum, generator
 
 LEAST = 50  # rows
@@ -33,27 +40,88 @@ Limits = tuple[tuple[float, float] | None, ...] | None
 class TableConfig(Shares):
     """The rows of `file`: .csv or .tsv, with or without a header, or .npy or .npz [rows, D].
 
-    `limits` has the least and greatest value of columns that have any, by name, or by number where
-    the table has no names.
+    Attributes:
+        file: its path.
+        columns: what a column holds, by name, where that is not to be inferred.
+        reals: take all columns as real numbers: a vector.
+        limits: the least and greatest value of columns that have any; all are then real numbers.
+        seed: of the split.
+
+    Columns are called by their names, or by their numbers where the table has none.
     """
 
     kind: Literal["table"] = "table"
     file: str
+    columns: dict[str, Kind] = Field(default_factory=dict)
+    reals: bool = False
     limits: dict[str, tuple[float, float]] = Field(default_factory=dict)
     seed: int = Field(default=0, ge=0)
 
     @override
     def load(self) -> Dataset:
-        """Read and split the rows; [rows, D], float64 if float32 cannot resolve their spread.
+        """Read and split the rows, in the data units of their space.
 
         Raises:
-            DataError: as `read`, or a column is constant.
+            DataError: the file cannot be read, or its rows cannot be modelled.
         """
         path = Path(self.file)
+        if not (self.reals or self.limits):
+            found = self._typed(path)
+            if found is not None:
+                return found
+        return self._numbers(path)
+
+    def _typed(self, path: Path) -> Dataset | None:
+        """Load a table of typed columns; None if it is one of bits, or of reals without gaps."""
+        names, rows, note = read_cells(path)
+        if path.suffix.lower() not in tables.TEXT and not self.columns and _full(rows):
+            return None
+        if len(rows) < LEAST:
+            raise DataError(
+                f"{path} has {len(rows)} rows; a model needs at least {LEAST}, better thousands"
+            )
+        every = names or tuple(map(str, range(len(rows[0]))))
+        unknown = [name for name in self.columns if name not in every]
+        if unknown:
+            raise DataError(
+                f"--columns {', '.join(unknown)}: {path} has columns {', '.join(every)}"
+            )
+        if not self.columns and _all_bits(rows):
+            return None
+        order = torch.randperm(len(rows), generator=generator(self.seed, "train"))
+        test, held_out = self._parts(len(rows))
+        try:
+            found = infer(every, rows, order[held_out:], self.columns)
+        except ValueError as error:
+            raise DataError(f"{path}: {error}") from error
+        space = found.space
+        if not self.columns and found.plain:
+            return None
+        cells = [[gap_to_blank(row[place]) for place in found.places] for row in rows]
+        x = space.encode(cells)
+        empty = x.isnan().all(1)
+        digest, x = checksum(x.nan_to_num(-1e300)), x[order][~empty[order]]
+        test, held_out = self._parts(len(x))
+        return Dataset(
+            name=self.kind,
+            space=space,
+            train=x[held_out:],
+            valid=x[test:held_out],
+            test=x[:test],
+            checksum=digest,
+            notes=(*(() if note is None else (note,)), *found.notes, *_copies(x)),
+        )
+
+    def _parts(self, rows: int) -> tuple[int, int]:
+        """Return how many rows are `test`, and how many `test` or `valid`."""
+        test = max(1, round(self.test * rows))
+        return test, test + max(1, round(self.valid * rows))
+
+    def _numbers(self, path: Path) -> Dataset:
+        """Load a table of numbers [rows, D], float64 if float32 cannot resolve their spread."""
         exact, names, notes = read(path)
         order = torch.randperm(len(exact), generator=generator(self.seed, "train"))
-        test = max(1, round(self.test * len(exact)))
-        held_out = test + max(1, round(self.valid * len(exact)))
+        test, held_out = self._parts(len(exact))
         rows, limits = exact, self._limits(names, exact.shape[1])
         space = _space(rows, order[held_out:], path, names, limits)
         if space.dtype == torch.float32:
@@ -84,6 +152,37 @@ class TableConfig(Shares):
                 f"limits of {', '.join(unknown)}: {self.file} has columns {', '.join(every)}"
             )
         return tuple(self.limits.get(name) for name in every) if self.limits else None
+
+
+def read_cells(path: Path) -> tuple[Names, list[list[str]], str | None]:
+    """Read a table's names if any, the text of its cells, and a note.
+
+    Raises:
+        DataError: the file is missing or is no table.
+    """
+    try:
+        if path.suffix.lower() in tables.TEXT:
+            table = tables.Table(path)
+            return table.names, list(table.rows()), table.note
+        array = np.asarray(tables.load_array(path), np.float64)
+        tables.check_finite(array, path)
+    except FileError as error:
+        raise DataError(str(error)) from error
+    if array.ndim != 2:
+        raise DataError(
+            f"{path} holds numbers of shape {list(array.shape)}; a model needs [rows, columns]"
+        )
+    return None, [[repr(cell) for cell in row] for row in array.tolist()], None
+
+
+def _full(rows: Sequence[Sequence[str]]) -> bool:
+    """Whether no cell is a gap."""
+    return not any(gap_to_blank(cell) == "" for row in rows for cell in row)
+
+
+def _all_bits(rows: Sequence[Sequence[str]]) -> bool:
+    """Whether all cells are 0 or 1."""
+    return all(tables.number(cell) in (0.0, 1.0) for row in rows for cell in row)
 
 
 def read(path: Path) -> tuple[Tensor, Names, tuple[str, ...]]:
@@ -155,14 +254,7 @@ def _space(
 
 def _doubts(rows: Tensor, names: Names) -> list[str]:
     """Warnings about data that make the held-out results misleading, in sentences."""
-    found = []
-    different = rows.unique(dim=0)
-    copies = len(rows) - len(different)
-    if copies > len(rows) // 100:
-        found.append(
-            f"{copies} of {len(rows)} rows are copies of others: some held-out rows were fitted to "
-            "as well, and the report on them is too good; leave the copies out"
-        )
+    found, different = _copies(rows), rows.unique(dim=0)
     discrete = [
         _column(column, names)
         for column, values in enumerate(different.T)
@@ -175,6 +267,16 @@ def _doubts(rows: Tensor, names: Names) -> list[str]:
             "so samples lie between the values, and a density is as high as its peaks are narrow"
         )
     return found
+
+
+def _copies(rows: Tensor) -> list[str]:
+    copies = len(rows) - len(rows.nan_to_num(math.pi).unique(dim=0))
+    if copies <= len(rows) // 100:
+        return []
+    return [
+        f"{copies} of {len(rows)} rows are copies of others: some held-out rows were fitted to as "
+        "well, and the report on them is too good; leave the copies out"
+    ]
 
 
 def _column(column: int, names: Names) -> str:

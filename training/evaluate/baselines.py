@@ -11,13 +11,16 @@ import math
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
 
 from diffusion.checkpoint import Baseline, Metadata
+from diffusion.networks import TableMixture
 from diffusion.space import Space
-from training import densities
+from diffusion.table import TableSpace
+from training import densities, mixture
 from training.config import FitConfig
 from training.data import Dataset
 
@@ -41,13 +44,10 @@ def compare(config: FitConfig, dataset: Dataset, rows: Tensor, values: Tensor) -
         rows: held out, data units [N, *event].
         values: the model's bounds on those rows in the data's own convention, nats [N].
     """
-    space, convention = dataset.space, dataset.space.default_convention
+    convention = dataset.space.default_convention
     found = []
     for name, log_prob in _fitted(config, dataset).items():
-        z = space.to_model(rows)
-        each = log_prob(z).double().cpu()
-        if convention == "density":
-            each = each + space.log_jacobian_of(z).cpu()
+        each = log_prob(rows).double().cpu()
         gain = values.double().cpu() - each
         found.append(
             Baseline(
@@ -63,14 +63,63 @@ def compare(config: FitConfig, dataset: Dataset, rows: Tensor, values: Tensor) -
 
 
 def _fitted(config: FitConfig, dataset: Dataset) -> dict[str, LogProb]:
-    """Fit log-densities of rows in model units, by name."""
+    """Fit log-densities or log-probabilities of rows in data units, by name."""
+    if isinstance(dataset.space, TableSpace):
+        return _of_tables(config, dataset, dataset.space)
     kinds = {"image": _of_images, "vector": _of_vectors, "bits": _of_bits}
-    return kinds[dataset.space.kind](config, dataset)
+    space, found = dataset.space, kinds[dataset.space.kind](config, dataset)
+
+    def in_data_units(log_prob: LogProb, rows: Tensor) -> Tensor:
+        z = space.to_model(rows)
+        each = log_prob(z).double().cpu()
+        dense = space.default_convention == "density"
+        return each + space.log_jacobian_of(z).cpu() if dense else each
+
+    return {name: partial(in_data_units, log_prob) for name, log_prob in found.items()}
+
+
+def _of_tables(config: FitConfig, dataset: Dataset, space: TableSpace) -> dict[str, LogProb]:
+    rows = densities.known(dataset)
+    z, known = space.to_model(rows), mixture.filled(space, rows)
+    base = [[1 / size] * size for size in space.blocks.sizes]
+
+    def measure(choice: mixture.Choice) -> LogProb:
+        return partial(_of_cells, mixture.fit(z, known, base, choice), space)
+
+    start = mixture.Choice(shrinkage=config.base.shrinkage)
+    found = {
+        "independent columns": measure(mixture.Choice(shrinkage=1.0)),
+        "one Gaussian, categories apart": measure(start),
+    }
+    of_fit = densities.base(config, space, rows)
+    if isinstance(of_fit, TableMixture) and of_fit.config.components > 1:
+        name = f"the fit's base: {of_fit.config.components} classes, by cross-validation"
+        found[name] = partial(_of_cells, of_fit, space)
+    return found
+
+
+def _of_cells(of: TableMixture, space: TableSpace, rows: Tensor) -> Tensor:
+    """The log-density of reals and log-mass of cells and categories, data units, nats [N].
+
+    The mass of a cell of width h is h (p * U)(x), with U uniform over it: as a Gaussian of variance
+    h^2 / 12.
+    """
+    z, known, widths = space.to_model(rows), mixture.filled(space, rows), space.widths(rows)
+    numbers = len(space.numbers)
+    spread = torch.where(known[:, :numbers], widths, torch.nan).nanmedian(0).values.nan_to_num()
+    wide = of
+    if of.gaussians is not None:
+        blurred = of.gaussians.covariances + (spread.square() / 12).diag()
+        values = (of.weights, of.gaussians.means, blurred, of.p)
+        wide = TableMixture.from_values(of.config.base, *values)
+    units = torch.where(widths > 0, widths.clamp_min(1e-300).log(), 0.0)
+    units = units + space.log_slopes(z)[:, :numbers]
+    return wide.log_prob(z, known) + torch.where(known[:, :numbers], units, 0.0).sum(1)
 
 
 def _of_vectors(config: FitConfig, dataset: Dataset) -> dict[str, LogProb]:
-    rows = densities.known(dataset)
-    found = _base(config, rows, "Gaussians")
+    rows = dataset.space.to_model(densities.known(dataset))
+    found = _base(config, dataset, "Gaussians")
     found["independent Gaussian columns"] = densities.independent(rows).log_prob
     found["one Gaussian"] = densities.gaussian(rows, shrunk=False).log_prob
     found["one Gaussian, shrunk"] = densities.gaussian(rows, shrunk=True).log_prob
@@ -81,15 +130,15 @@ def _of_vectors(config: FitConfig, dataset: Dataset) -> dict[str, LogProb]:
 
 
 def _of_bits(config: FitConfig, dataset: Dataset) -> dict[str, LogProb]:
-    rows = densities.known(dataset)
-    found = _base(config, rows, "independent bits")
+    rows = dataset.space.to_model(densities.known(dataset))
+    found = _base(config, dataset, "independent bits")
     found["independent columns"] = densities.fit(rows, densities.Choice(1), 0.5).log_prob
     return found
 
 
-def _base(config: FitConfig, rows: Tensor, kind: str) -> dict[str, LogProb]:
+def _base(config: FitConfig, dataset: Dataset, kind: str) -> dict[str, LogProb]:
     """The density that the fit starts from, if it is none of the other baselines."""
-    base = densities.base(config, rows)
+    base = densities.base(config, dataset.space, densities.known(dataset))
     if base is None or base.config.components == 1:
         return {}
     name = f"the fit's base: {base.config.components} {kind}, by cross-validation"

@@ -80,14 +80,16 @@ def evaluate(
             f"a standard error needs two rows of {split} or more, came {len(rows)}: evaluate more, "
             "or hold out more of the data"
         )
-    x_0 = model.space.to_model(rows).to(model.device)
+    x_0, gaps = model.space.to_model(rows).to(model.device), model.left_out(rows)
+    if gaps is not None and trajectories is not None:
+        raise ValueError("trajectories are drawn of whole rows, and some have gaps: leave them out")
     found: list[Evaluation] = []
     steps: Tensor | None = None
     gain = 0.0
     # "paper" last, so that it can reuse another convention's terms.
     for convention in sorted(conventions or (model.space.default_convention,), key="paper".__eq__):
         check_convention(model, convention)
-        prior = prior_part(model, x_0, convention).cpu()
+        prior = prior_part(model, x_0, convention, gaps).cpu()
         last = closed_last(model, x_0, convention, int(choice.path(model)[1]))
         if steps is not None and last is not None:
             values = prior + steps + last.cpu()
@@ -95,7 +97,7 @@ def evaluate(
             if trajectories is None:
                 place = torch.zeros(1, dtype=torch.int64)
                 each = choice.resolve(model, place, seed, convention).count
-                run = partial(bound, choice=choice)
+                run = partial(bound, choice=choice, observation=gaps)
             else:
                 each = trajectories * Trajectories(trajectories, model.T).count
                 run = partial(trajectory_bound, trajectories=trajectories)
@@ -130,7 +132,7 @@ def evaluate(
                 standard_error=float(values.std()) / math.sqrt(len(values)),
                 bits=mean / math.log(2),
                 bits_per_dim=-mean / math.log(2) / model.space.dims,
-                null=float(null_log_prob(model, x_0, convention).mean()),
+                null=float(null_log_prob(model, x_0, convention, gaps).mean()),
                 entropy=None if entropy is None else entropy[0],
                 machine=f"{model.device.type}, {platform.machine()}",
                 quantiles=None if quantiles is None else tuple(quantiles.tolist()),

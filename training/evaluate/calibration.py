@@ -18,7 +18,7 @@ from typing import Self, final
 import torch
 from torch import Tensor
 
-from diffusion.calibration import LEAST_DATA, Calibration, Coverage, Ranks
+from diffusion.calibration import LEAST_DATA, Calibration, Coverage, OfColumn, Ranks
 from diffusion.families import AnyFamily
 from diffusion.model import DiffusionModel
 from diffusion.noise import Noise, Stream, counter_noise
@@ -27,6 +27,7 @@ from diffusion.posterior import Learned, sample_posterior
 from diffusion.rows import Rows
 from diffusion.samplers import Ancestral
 from diffusion.space import Space
+from diffusion.table import TableSpace
 from training.data.dataset import Dataset, checksum, stream_seed
 from training.progress import progress_bar
 
@@ -114,10 +115,14 @@ def measure(
         raise ValueError(f"ranks need two data and two draws or more, came {count} and {draws}")
     space, steps = model.space, min(steps, model.T)
     place, of = torch.arange(len(rows)), stream_seed(seed, case, 0)
-    x_0 = space.to_model(rows).to(model.device)
+    x_0, gaps = space.to_model(rows).to(model.device), space.gaps(rows)
     noise = counter_noise(of, place.to(model.device), 0, Stream.OBSERVATION)
     seen = family.cases(model.process, space)[case](model.process, x_0, noise)
-    exact = seen.factor.exact.flatten(1).cpu()
+    if gaps is not None:
+        # A posterior fills gaps too; of these there is no truth.
+        seen = Observation(seen.factor.unseen(gaps.to(model.device)), seen.operator)
+    exact = seen.factor.exact.cpu()
+    exact = space.columns_of(exact if gaps is None else exact | gaps).flatten(1)
     usable = place[seen.count.bool().cpu() & ~exact.all(1)]
     chosen = usable[:: max(1, len(usable) // count)][:count]  # some splits are sorted
     if len(chosen) < 2:
@@ -128,7 +133,9 @@ def measure(
     weights, found = torch.stack(list(scalars(space).values())), []
     noisy = seen.factor.noisy
     names = [*scalars(space), LIKELIHOOD if noisy else TOGETHER]
-    centre = x_0.mean(0).flatten().double().cpu()
+    of_table = space if isinstance(space, TableSpace) else None
+    standard = space.standard(rows).flatten(1)
+    centre = standard.mean(0)
     parts = chosen.split(max(1, batch // draws))
     with progress_bar(len(parts) * steps, "step", case) as bar:
         for i, part in enumerate(parts, 1):
@@ -147,9 +154,11 @@ def measure(
             if noisy:
                 more = likelihoods(y, space, truth, x)
             else:
-                z = x_0[part.to(model.device)].flatten(1).double().cpu() - centre
+                z = standard[part] - centre
                 more = together(exact[part], space, z, truth, x)
-            found.append(Ranked.of(truth, x, exact[part], weights, ties, more[:, :, None]))
+            found.append(
+                Ranked.of(truth, x, exact[part], weights, ties, more[:, :, None], of_table)
+            )
             bar.update(steps)
     all_of = Ranked.joined(found)
     crps, crps_error = over_data(all_of.crps)
@@ -164,6 +173,7 @@ def measure(
         coverage=all_of.coverage(),
         crps=crps,
         crps_error=crps_error,
+        columns=() if of_table is None else all_of.columns(of_table.names),
         machine=f"{model.device.type}, {platform.machine()}",
     )
 
@@ -178,12 +188,16 @@ class Ranked(Rows):
             posterior, float64 [B, S].
         covered: the share of elements that the middle of the draws covers, for each of LEVELS,
             float64 [B, L].
-        crps: of a hidden element, data units, float64 [B].
+        crps: of a hidden element, in its unit, float64 [B].
+        each_covered: whether it covers an element, float64 [B, L, D]; None if not asked for.
+        each_crps: of each element, data units, float64 [B, D]; likewise.
     """
 
     place: Tensor
     covered: Tensor
     crps: Tensor
+    each_covered: Tensor | None = None
+    each_crps: Tensor | None = None
 
     @classmethod
     def of(
@@ -194,6 +208,7 @@ class Ranked(Rows):
         weights: Tensor,
         noise: Noise,
         more: Tensor | None = None,
+        space: TableSpace | None = None,
     ) -> Self:
         """Rank B data.
 
@@ -204,6 +219,7 @@ class Ranked(Rows):
             weights: of the elements in each scalar, float64 [S, D].
             noise: breaks ties, B rows.
             more: further scalars of the draws minus those of the truth, float64 [B, n, K].
+            space: of a table, whose columns are measured one by one too; else None.
         """
         D, n = truth.shape[1], x.shape[1]
         off = torch.where(exact[:, None], 0.0, x - truth[:, None])
@@ -215,12 +231,20 @@ class Ranked(Rows):
         each, place = _place(off, u[:, :D]), _place(sums, u[:, D:])
         levels = torch.tensor(LEVELS, dtype=torch.float64)[:, None]
         inside = ((each[:, None] - 0.5).abs() <= levels / 2).double()
-        covered = torch.where(each.isnan()[:, None], torch.nan, inside).nanmean(2)
+        covered = torch.where(each.isnan()[:, None], torch.nan, inside)
         # With draws in order, sum over pairs j < k of x_k - x_j = sum over j of (2j - n + 1) x_j.
         turn = (2 * torch.arange(n) - n + 1).double()[:, None]
         apart = (turn * off.sort(1).values).sum(1) / (n * (n - 1))
-        scores = torch.where(exact, torch.nan, off.abs().mean(1) - apart)
-        return cls(place, covered, scores.nanmean(1))
+        scores = off.abs().mean(1) - apart
+        if space is None:
+            scores = torch.where(exact, torch.nan, scores)
+            return cls(place, covered.nanmean(2), scores.nanmean(1))
+        # Categories are equal or not.
+        pairs = (x[:, :, None] != x[:, None]).double().sum((1, 2)) / (n * (n - 1))
+        scores = torch.where(space.nominal, (off != 0).double().mean(1) - pairs / 2, scores)
+        scores = torch.where(exact, torch.nan, scores)
+        mean = (scores / space.affine[1]).nanmean(1)
+        return cls(place, covered.nanmean(2), mean, covered, scores)
 
     def histograms(self, names: Sequence[str]) -> tuple[Ranks, ...]:
         """Count the places of each scalar in equally wide bins."""
@@ -236,16 +260,36 @@ class Ranked(Rows):
         Where few data are uncertain their variance is little known: it is pooled with that of one
         element, level (1 - level). With fewer than two nothing is returned.
         """
-        found: list[Coverage] = []
-        if int((~self.covered[:, 0].isnan()).sum()) < 2:
-            return ()
-        for level, covered in zip(LEVELS, self.covered.unbind(1), strict=True):
-            share, error = over_data(covered)
-            count = int((~covered.isnan()).sum())
-            variance = _FEW * level * (1 - level) + count**2 * error**2
-            error = math.sqrt(variance / (count * (_FEW + count)))
-            found.append(Coverage(level=level, share=share, standard_error=error))
+        return _coverage(self.covered)
+
+    def columns(self, names: Sequence[str]) -> tuple[OfColumn, ...]:
+        """Return how each column fares that is hidden of two data or more."""
+        found: list[OfColumn] = []
+        assert self.each_crps is not None  # as `of` was asked
+        assert self.each_covered is not None
+        for i, name in enumerate(names):
+            hidden = int((~self.each_crps[:, i].isnan()).sum())
+            if hidden > 1:
+                crps, error = over_data(self.each_crps[:, i])
+                covered = _coverage(self.each_covered[:, :, i])
+                found.append(
+                    OfColumn(name=name, count=hidden, coverage=covered, crps=crps, crps_error=error)
+                )
         return tuple(found)
+
+
+def _coverage(of: Tensor) -> tuple[Coverage, ...]:
+    """Return the coverage of each level from that of each datum, float64 [B, L]."""
+    found: list[Coverage] = []
+    if int((~of[:, 0].isnan()).sum()) < 2:
+        return ()
+    for level, covered in zip(LEVELS, of.unbind(1), strict=True):
+        share, error = over_data(covered)
+        count = int((~covered.isnan()).sum())
+        variance = _FEW * level * (1 - level) + count**2 * error**2
+        error = math.sqrt(variance / (count * (_FEW + count)))
+        found.append(Coverage(level=level, share=share, standard_error=error))
+    return tuple(found)
 
 
 def scalars(space: Space) -> dict[str, Tensor]:
@@ -313,6 +357,24 @@ def over_data(values: Tensor) -> tuple[float, float]:
     if len(values) < 2:
         raise ValueError(f"a standard error needs two data or more, came {len(values)}")
     return float(values.mean()), float(values.std()) / math.sqrt(len(values))
+
+
+def by_column(measured: Sequence[Calibration]) -> str:
+    """Format how the columns of a table fare as a Markdown table; "" if there are none."""
+    head = [f"{level:.0%} intervals" for level in LEVELS]
+    lines = [
+        f"| observed | column | data | {' | '.join(head)} | CRPS |",
+        "|---|---|---|" + "---|" * len(LEVELS) + "---|",
+    ]
+    for case in measured:
+        for one in case.columns:
+            shares = [f"{c.share:.1%} ± {c.standard_error:.1%}" for c in one.coverage]
+            covered = " | ".join(shares or ["certain"] * len(LEVELS))
+            lines.append(
+                f"| {case.case} | {one.name} | {one.count:,} | {covered} "
+                f"| {one.crps:.4g} ± {one.crps_error:.2g} |"
+            )
+    return "\n".join(lines) if len(lines) > 2 else ""
 
 
 def table(measured: Sequence[Calibration]) -> str:

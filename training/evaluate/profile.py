@@ -21,6 +21,7 @@ from diffusion.distributions import Normal
 from diffusion.likelihood.bound import evaluate
 from diffusion.model import DiffusionModel
 from diffusion.noise import Stream, counter_noise
+from diffusion.observation import Observation
 from diffusion.process import GaussianProcess, Prediction, VarianceKind, variance_terms
 from diffusion.profile import Profile, ProfileConfig, pack, shortest
 
@@ -38,6 +39,7 @@ def profiled(
     config: ProfileConfig,
     variance: VarianceKind | None = None,
     progress: Callable[[int], None] | None = None,
+    gaps: Observation | None = None,
 ) -> DiffusionModel:
     """Measure a model's profile and return a copy of the model that has it.
 
@@ -49,6 +51,7 @@ def profiled(
         config: how much is measured.
         variance: of the new model; None for the old one's.
         progress: called with the number of network rows just evaluated.
+        gaps: which elements of x_0 are not there (`DiffusionModel.left_out`).
     """
     points = measured_points(model.T, config.points)
     scalar = (variance or model.variance) in SCALAR
@@ -61,7 +64,7 @@ def profiled(
     costs: list[Tensor] = []
     x_0 = x_0[: config.rows // 2].to(model.device)
     for i, t in enumerate(points.tolist()):
-        here = _Point(found, x_0, t, config)
+        here = _Point(found, x_0, t, config, gaps)
         error = here.error()
         # Set before `terms` and `costs`, whose kernel reads them if the variance is "optimal".
         profile.error[t], profile.last[t] = error, here.last(error)
@@ -89,6 +92,7 @@ def measure_terms(
     x_0: Tensor,
     config: ProfileConfig,
     progress: Callable[[int], None] | None = None,
+    gaps: Observation | None = None,
 ) -> None:
     """Measure the mean and spread of the bound's terms again, and update the strata, in place.
 
@@ -99,6 +103,7 @@ def measure_terms(
         x_0: as in `profiled`.
         config: how much is measured.
         progress: called with the number of network rows just evaluated.
+        gaps: as in `profiled`.
     """
     profile = model.profile
     if profile is None:
@@ -108,7 +113,7 @@ def measure_terms(
     means: list[Tensor] = []
     spreads: list[Tensor] = []
     for t in points.tolist():
-        mean, spread = _Point(model, x_0, t, config).terms()
+        mean, spread = _Point(model, x_0, t, config, gaps).terms()
         means.append(mean)
         spreads.append(spread)
         if progress is not None:
@@ -172,14 +177,24 @@ class _Point:
         x_0: [n / 2, *event], model units.
         t: the step.
         config: gives the seed of the noise.
+        gaps: as in `profiled`.
     """
 
-    def __init__(self, model: DiffusionModel, x_0: Tensor, t: int, config: ProfileConfig) -> None:
+    def __init__(
+        self,
+        model: DiffusionModel,
+        x_0: Tensor,
+        t: int,
+        config: ProfileConfig,
+        gaps: Observation | None,
+    ) -> None:
         self.model, self.x_0 = model, x_0.repeat_interleave(2, 0)
         self.t = torch.full((len(self.x_0),), t, device=x_0.device)
         noise = counter_noise(config.seed, torch.arange(len(self.x_0)), 0, Stream.TRAINING)
         self.x_t = model.process.marginal(self.x_0, self.t).sample(noise)
-        self.prediction: Prediction = model.predict(self.x_t, self.t)
+        place = torch.arange(len(x_0), device=x_0.device).repeat_interleave(2)
+        told = None if gaps is None else gaps.rows(place)
+        self.prediction: Prediction = model.predict(self.x_t, self.t, observation=told)
 
     def error(self) -> Tensor:
         """Compute E |x_0 - x_0hat|^2 / d, kept above 0 even for a perfect network."""

@@ -11,6 +11,7 @@ from training.config import ConvertedConfig, is_converted
 from training.data import DataSetConfig
 from training.evaluate.baselines import beside, verdict
 from training.evaluate.bound import steps_table, table
+from training.evaluate.calibration import by_column
 from training.evaluate.calibration import table as calibration_table
 
 CONVENTIONS = {
@@ -156,7 +157,9 @@ def _posteriors(metadata: Metadata) -> list[str]:
         f"`auto` uses it for {uses}: of these every case holds. p is the chance that",
         "the right posterior has ranks as uneven, all scalars of a case together, and at least .01",
         "where a case holds. Intervals are the middle of the draws, with the share of uncertain",
-        "elements that they cover; the CRPS is of a hidden element, in data units.",
+        "elements that they cover; the CRPS is of a hidden element, in data units (of a table, in",
+        "units of a column's spread).",
+        *(["", by_column(metadata.calibration)] if by_column(metadata.calibration) else []),
     ]
 
 
@@ -214,6 +217,8 @@ def _own(metadata: Metadata) -> str | None:
         words += ["--side", str(data["side"])] + ([] if data["colour"] else ["--grey"])
     limits = [f"{name}={low}:{high}" for name, (low, high) in data.get("limits", {}).items()]
     words += ["--limits", ",".join(limits)] if limits else []
+    kinds = [f"{name}={kind}" for name, kind in (data.get("columns") or {}).items()]
+    words += ["--columns", ",".join(kinds)] if kinds else []
     for family in metadata.told:
         if isinstance(family, Given):
             words += ["--given", ",".join(family.named(metadata.space.names))]

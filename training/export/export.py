@@ -30,6 +30,7 @@ from diffusion.families import Exact, Noisy
 from diffusion.likelihood import reference
 from diffusion.model import DiffusionModel
 from diffusion.networks import BitPatterns, GaussianMixture
+from diffusion.observation import Observation
 from diffusion.process import VarianceKind
 from diffusion.profile import ProfileConfig
 from diffusion.samplers import DDIM, Ancestral, sample
@@ -228,7 +229,7 @@ def export(
     path.with_name(reference.FILE).unlink(missing_ok=True)
     if measure:
         write_reference(path, model, dataset)
-    if measure and model.T > 1:
+    if measure and model.T > 1 and model.space.kind in report.ROWS:
         report.write(path, model, dataset)
     steps = config.evaluation.sampler_steps
     sampler = None if steps is None else Ancestral(steps=min(steps, model.T))
@@ -289,10 +290,10 @@ def with_profile(
     A change of variance drops the earlier evaluations; a new table of an "optimal" one changes
     posteriors, so that drops the calibration too.
     """
-    x_0 = model.space.to_model(dataset.train[: profile.rows // 2])
+    x_0, gaps = _measured(model, dataset, profile)
     work = len(measured_points(model.T, profile.points)) * 2 * len(x_0)
     with progress_bar(work, "row", "profile", unit_scale=True) as bar:
-        found = profiled(model, x_0, profile, variance, progress=rows_done(bar))
+        found = profiled(model, x_0, profile, variance, progress=rows_done(bar), gaps=gaps)
     same = variance == metadata.variance
     kept = metadata.evaluation if same else ()
     held = metadata.calibration if same and variance != "optimal" else ()
@@ -313,12 +314,20 @@ def with_terms(
     """
     if metadata.profile is None:
         raise ValueError("the model has no profile whose terms could be measured: make one first")
-    x_0 = model.space.to_model(dataset.train[: profile.rows // 2])
+    x_0, gaps = _measured(model, dataset, profile)
     work = len(measured_points(model.T, profile.points)) * 2 * len(x_0)
     with progress_bar(work, "row", "terms", unit_scale=True) as bar:
-        measure_terms(model, x_0, profile, progress=rows_done(bar))
+        measure_terms(model, x_0, profile, progress=rows_done(bar), gaps=gaps)
     made = profile.model_copy(update={"longest": metadata.profile.longest})
     return metadata.model_copy(update={"profile": made})
+
+
+def _measured(
+    model: DiffusionModel, dataset: data.Dataset, profile: ProfileConfig
+) -> tuple[Tensor, Observation | None]:
+    """The training data that a profile is measured on, model units, and their gaps."""
+    rows = dataset.train[: profile.rows // 2]
+    return model.space.to_model(rows), model.left_out(rows)
 
 
 def write_examples(path: Path, dataset: data.Dataset) -> Path:
@@ -336,14 +345,15 @@ def write_reference(
     batch: int = 256,
 ) -> Path:
     """Write the terms of held-out data beside an artefact (see `likelihood.reference`)."""
-    x_0 = model.space.to_model(reference.pick(dataset.test, count or reference.MOST)).to(
-        model.device
-    )
+    rows = reference.pick(dataset.test, count or reference.MOST)
+    x_0 = model.space.to_model(rows).to(model.device)
     place = torch.zeros(1, dtype=torch.int64)
     one = reference.choice(model).resolve(model, place, 0, model.space.default_convention)
     work = one.count * len(x_0)
     with progress_bar(work, "term", "held-out", unit_scale=True) as bar:
-        found = reference.measure(model, x_0, batch=batch, progress=rows_done(bar))
+        found = reference.measure(
+            model, x_0, gaps=model.left_out(rows), batch=batch, progress=rows_done(bar)
+        )
     return reference.write(path.parent, model, found)
 
 

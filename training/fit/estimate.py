@@ -51,7 +51,7 @@ def measure(fit: Fit, *, evaluate: bool = True) -> Estimate:
 
     batch = min(256, config.batch)
     x_t = dataset.space.to_model(dataset.train[:1]).to(fit.ranks.device)
-    x_t = x_t.expand(batch, *dataset.space.shape).contiguous()
+    x_t = x_t.expand(batch, *dataset.space.event).contiguous()
     t = torch.arange(batch, device=x_t.device) % T + 1
 
     @torch.inference_mode()
@@ -73,7 +73,7 @@ def measure(fit: Fit, *, evaluate: bool = True) -> Estimate:
         rows = min(evaluation.data or len(dataset.test), len(dataset.test))
         after += rows * (evaluation.terms or T)
         after += min(reference.MOST, len(dataset.test)) * (reference.choice(model).terms or T)
-        after += report.POINTS * min(report.ROWS[dataset.space.kind], len(dataset.test))
+        after += report.POINTS * min(report.ROWS.get(dataset.space.kind, 0), len(dataset.test))
     if evaluate and certifiable(dataset) and config.observations is not None:
         told, process = config.observations.families, model.process
         cases = sum(len(family.cases(process, dataset.space)) for family in told)
@@ -84,12 +84,13 @@ def measure(fit: Fit, *, evaluate: bool = True) -> Estimate:
 def _profile(fit: Fit) -> float:
     """Seconds of a profile at all its points, extrapolated from a few."""
     config, few = fit.config, (2, 5)
-    x_0 = fit.dataset.space.to_model(fit.dataset.train[: config.profile.rows // 2])
+    rows = fit.dataset.train[: config.profile.rows // 2]
+    x_0, gaps = fit.dataset.space.to_model(rows), fit.averaged.left_out(rows)
     spent = []
     for points in few:
         began = time.monotonic()
         settings = config.profile.model_copy(update={"points": points})
-        profiled(fit.averaged, x_0, settings, config.variance)
+        profiled(fit.averaged, x_0, settings, config.variance, gaps=gaps)
         spent.append(time.monotonic() - began)
     points = len(measured_points(fit.model.T, config.profile.points))
     each = max(0.0, spent[1] - spent[0]) / (few[1] - few[0])

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from diffusion.checkpoint import Provenance, load
 from diffusion.model import DiffusionModel
-from diffusion.networks import RBF, Corrected, build
+from diffusion.networks import RBF, Corrected, TableMixture, TableNetwork, build
 from training import densities
 from training.config import ConfigError, FitConfig, find_artefact, path_of
 from training.data.dataset import Dataset, stream_seed
@@ -31,22 +31,27 @@ def build_model(config: FitConfig, dataset: Dataset, seed: int | None = None) ->
     model = DiffusionModel(
         config.process.build(), network, dataset.space, config.prediction, config.fitted_variance
     )
-    train = dataset.space.to_model(dataset.train[: densities.MOST])
     if isinstance(network, RBF):
-        network.place(train[:PLACING])
-    density = densities.base(config, train)
-    if density is not None:
-        assert isinstance(network, Corrected)  # as the configuration says
-        network.place(density)
+        network.place(dataset.space.to_model(dataset.train[:PLACING]))
+    _place(network, densities.base(config, dataset.space, dataset.train))
     return model
 
 
 def refit_base(network: nn.Module, config: FitConfig, dataset: Dataset) -> None:
     """Refit the simple density to `train` and `valid`, for a network that corrects nothing."""
-    density = densities.base(config, densities.known(dataset))
+    density = densities.base(config, dataset.space, densities.known(dataset))
     if density is not None:
-        assert isinstance(network, Corrected)  # as the configuration says
-        network.place(density.to(next(network.buffers()).device))
+        _place(network, density.to(next(network.buffers()).device))
+
+
+def _place(network: nn.Module, density: densities.Density | None) -> None:
+    """Set the density that a network corrects, if it corrects one."""
+    if isinstance(density, TableMixture):
+        assert isinstance(network, TableNetwork)  # as the configuration says
+        network.place(density)
+    elif density is not None:
+        assert isinstance(network, Corrected)  # likewise
+        network.place(density)
 
 
 def take_weights(network: nn.Module, config: FitConfig) -> Provenance | None:

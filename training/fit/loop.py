@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from diffusion.families import observe_some
+from diffusion.families import leave_out, observe_some
 from diffusion.likelihood.bound import prior_part
 from diffusion.noise import Stream, counter_noise
 from training import data
@@ -218,7 +218,8 @@ class Fit:
         t, weight = ranks.share(all_t).to(ranks.device), ranks.share(all_weight).to(ranks.device)
         place = ranks.share(torch.arange(config.batch)).to(ranks.device)
         noise = counter_noise(config.seed, place, step, Stream.TRAINING)
-        x_0 = self.space.to_model(self.rows[index])
+        rows = self.rows[index]
+        x_0, gaps = self.space.to_model(rows), self.space.gaps(rows)
         # Only dropout draws from torch's own generator.
         torch.manual_seed(stream_seed(config.seed, f"dropout {ranks.rank}", step))
         rate = config.optimiser.rate(step, config.steps)
@@ -232,7 +233,10 @@ class Fit:
         if told is not None and step >= told.after:
             process = self.model.process
             of = counter_noise(config.seed, place, step, Stream.OBSERVATION)
-            seen = observe_some(told.families, told.share, process, x_0, of)
+            if told.gaps:
+                more = counter_noise(config.seed, place, step, Stream.DATA)
+                gaps = leave_out(process, told.gaps, x_0, more, gaps)
+            seen = observe_some(told.families, told.share, process, x_0, of, gaps)
         with self._precision():
             loss = self.objective(self.model, x_0, t, weight, noise, seen)
         self.optimiser.zero_grad(set_to_none=True)
@@ -253,7 +257,7 @@ class Fit:
             self.learning.update(step)
         terms = ranks.gather(loss.terms.float()).cpu()
         self.steps.record(all_t, terms)
-        prior = float(prior_part(self.model, x_0, self.objective.convention).detach().mean())
+        prior = float(prior_part(self.model, x_0, self.objective.convention, seen).detach().mean())
         nats = prior + self.model.T * float((all_weight * terms).mean())
         return nats, {"train/gradient norm": float(norm), "train/lr": rate}
 
@@ -269,6 +273,7 @@ class Fit:
         return Watch(
             self.averaged,
             self.space.to_model(held_out),
+            self.averaged.left_out(held_out),
             self.objective,
             self.config.watch,
             self.config.observations,

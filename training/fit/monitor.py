@@ -47,6 +47,7 @@ class Watch:
     Args:
         model: the model with the averaged weights.
         held_out: rows of `valid`, model units, on the model's device.
+        gaps: what they lack (`DiffusionModel.left_out`); None for nothing.
         objective: of the fit; its convention is that of the bound that is shown.
         config: how much to measure, and how often.
         told: what the network is told in training; None for nothing.
@@ -58,6 +59,7 @@ class Watch:
         self,
         model: DiffusionModel,
         held_out: Tensor,
+        gaps: Observation | None,
         objective: Objective,
         config: WatchConfig,
         told: ObservationsConfig | None,
@@ -66,8 +68,9 @@ class Watch:
         last: int,
     ) -> None:
         self.model, self.held_out, self.objective = model, held_out, objective
+        self.gaps = gaps
         self.config, self.space, self.told = config, model.space, told
-        self.seen = None if told is None else _observe(model.process, held_out, told)
+        self.seen = None if told is None else _observe(model.process, held_out, told, gaps)
         self.writer = SummaryWriter(str(out / "tensorboard"), purge_step=first)
         self.bar = progress_bar(last, "step", out.name, initial=first)
         self._smooth: float | None = None
@@ -100,7 +103,7 @@ class Watch:
 
         Bounds in nats, float64; or minus the loss, if the bound has no part in it.
         """
-        found = self._bounds()
+        found = self._bounds(self.gaps)
         nats = float(found.mean())
         self._held = f", held-out {shown(self.space, nats):.4g}"
         scalars = {f"valid/{self.space.unit}": shown(self.space, nats)}
@@ -122,7 +125,7 @@ class Watch:
         for k in range(count):
             t = 1 + ((k + (rows + 0.5) / len(rows)) / count * T).long().clamp(max=T - 1)
             noise = counter_noise(0, rows, k, Stream.TRAINING)
-            total += (1 - share) * self.objective.rows(self.model, x_0, t, noise)[0]
+            total += (1 - share) * self.objective.rows(self.model, x_0, t, noise, self.gaps)[0]
             if share:
                 total += share * self.objective.rows(self.model, x_0, t, noise, self.seen)[0]
         return total / count
@@ -153,8 +156,11 @@ class Watch:
             self.writer.add_scalar(name, value, step)
 
 
-def _observe(process: Process, x_0: Tensor, told: ObservationsConfig) -> Observation:
+def _observe(
+    process: Process, x_0: Tensor, told: ObservationsConfig, gaps: Observation | None
+) -> Observation:
     """Tell of every row of x_0 [N, *event], model units, by one of the families each."""
     rows = torch.arange(len(x_0), device=x_0.device)
     noise = counter_noise(0, rows, 0, Stream.OBSERVATION)
-    return observe_some(told.families, 1.0, process, x_0, noise).to_network()
+    empty = None if gaps is None else gaps.gaps
+    return observe_some(told.families, 1.0, process, x_0, noise, empty).to_network()

@@ -1,0 +1,230 @@
+"""The columns of a table, from the text of its cells: what each holds, and what is left out.
+
+A column is, in this order,
+
+- left out, if all its values are the same, or all differ as an id's or a date's do;
+- a category, if it is text, or has two values, or few integers (`CODES`);
+- a number on a lattice, if its values are multiples of a step and come again and again;
+- a real number, else, along its quantiles if its values are skewed.
+
+`kinds` overrides this by column.
+"""
+
+import math
+import re
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from diffusion.table import Category, Number, TableSpace, fitted_number
+from noneq.reading import tables
+
+Kind = Literal["real", "integer", "category", "out"]
+
+CODES = 5  # integers up to so many different ones are codes
+LABELS = 100  # categories of a column, at most
+OFTEN = 3  # rows a label of text has on average, if it is a category
+AGAIN = 2  # rows a value has on average, if it is one of a lattice
+FINEST = 300  # steps of a lattice in a standard deviation, at most
+PLACES = 6  # decimal places that a step may have
+SKEWED = 1.0  # skewness from which numbers follow their quantiles
+HEAVY = 6.0  # kurtosis from which they do
+KNOTS = (10, 101)  # points of a map along quantiles: least and most
+ROWS_A_KNOT = 10
+NEAR = 0.25  # deviations between 0 and the least value for which 0 is a limit
+
+_DATE = re.compile(r"\d{4}-\d\d?-\d\d?([T ].*)?|\d\d?[/.]\d\d?[/.]\d{2,4}.*|\d\d?:\d\d(:\d\d)?")
+
+
+@dataclass(frozen=True)
+class Found:
+    """What was found in a table.
+
+    Attributes:
+        space: the columns that are modelled.
+        places: theirs in the table.
+        notes: what was inferred, in sentences.
+        plain: whether all columns of the table are real numbers without gaps.
+    """
+
+    space: TableSpace
+    places: tuple[int, ...]
+    notes: tuple[str, ...]
+    plain: bool
+
+
+@dataclass(frozen=True)
+class Column:
+    """The cells of a column.
+
+    Attributes:
+        name: of the column.
+        cells: text, stripped; "" for a gap.
+        numbers: the same as numbers, NaN for a gap, or None if a cell is no number.
+    """
+
+    name: str
+    cells: tuple[str, ...]
+
+    @property
+    def filled(self) -> list[str]:
+        """The cells that are no gaps."""
+        return [cell for cell in self.cells if cell]
+
+    @property
+    def numbers(self) -> list[float] | None:
+        """The cells that are no gaps as numbers; None if one is none."""
+        found = [tables.number(cell) for cell in self.filled]
+        return None if None in found else [n for n in found if n is not None]
+
+
+def infer(
+    names: Sequence[str],
+    rows: Sequence[Sequence[str]],
+    fitted: Tensor,
+    kinds: Mapping[str, Kind],
+) -> Found:
+    """Find what the columns of a table hold.
+
+    Args:
+        names: of the columns.
+        rows: the text of the cells.
+        fitted: the rows that numbers are scaled by, int64.
+        kinds: of columns whose kind is given.
+
+    Raises:
+        ValueError: a column cannot be of the kind given, or none is left.
+    """
+    columns: list[Number | Category] = []
+    places: list[int] = []
+    notes: list[str] = []
+    wanted = set(fitted.tolist())
+    for place, name in enumerate(names):
+        cells = [gap_to_blank(row[place]) for row in rows]
+        whole = Column(name, tuple(cells))
+        part = Column(name, tuple(cell for i, cell in enumerate(cells) if i in wanted))
+        made, why = _column(whole, part, kinds.get(name))
+        if made is None:
+            notes.append(f"{name}: left out, {why}")
+            continue
+        columns.append(made)
+        places.append(place)
+        gaps = len(cells) - len(whole.filled)
+        empty = f"; {gaps:,} of {len(cells):,} are gaps" if gaps else ""
+        notes.append(f"{name}: {why}{empty}")
+    if not columns:
+        raise ValueError(f"no column is left to model: {'; '.join(notes)}")
+    reals = all(isinstance(each, Number) and each.step is None for each in columns)
+    full = not any(gap_to_blank(cell) == "" for row in rows for cell in row)
+    plain = reals and full and len(columns) == len(names)
+    return Found(TableSpace(columns=tuple(columns)), tuple(places), tuple(notes), plain)
+
+
+def gap_to_blank(cell: str) -> str:
+    """Return a cell stripped, and "" for a gap."""
+    text = cell.strip()
+    return "" if text.lower() in tables.GAPS else text
+
+
+def _column(whole: Column, part: Column, kind: Kind | None) -> tuple[Number | Category | None, str]:
+    """Return a column and what it is, in words; or None and why it is left out."""
+    counts, numbers = Counter(whole.filled), whole.numbers
+    if kind == "out":
+        return None, "as asked"
+    if numbers is None and kind != "category":
+        _check_numbers(whole, kind)
+    if len(set(part.filled)) < 2:
+        return None, "as its values are all the same" if counts else "as it is empty"
+    if kind == "category":
+        return _category(whole, counts)
+    if numbers is None:
+        return _text(whole, counts)
+    different = len(set(numbers))
+    integers = all(n == round(n) for n in numbers)
+    if kind is None and integers and different <= CODES:
+        return _category(whole, counts)
+    if kind is None and _is_id(numbers):
+        return None, "as an id: its values are the numbers of the rows"
+    x = torch.tensor(part.numbers, dtype=torch.float64)
+    step = _step(numbers) if kind != "real" else None
+    if kind is None and step is not None:
+        fine = float(x.std()) / step > FINEST
+        step = None if fine or different * AGAIN > len(numbers) else step
+    if kind == "integer" and not (integers and step):
+        raise ValueError(f"column {whole.name!r} is no integer: {whole.filled[0]!r} comes in it")
+    return _number(whole.name, x, min(numbers), step)
+
+
+def _number(name: str, x: Tensor, least: float, step: float | None) -> tuple[Number, str]:
+    off = x - x.mean()
+    scale = float(off.square().mean().sqrt()) or 1.0
+    skew = float(off.pow(3).mean()) / scale**3
+    kurtosis = float(off.pow(4).mean()) / scale**4 - 3
+    bent = abs(skew) > SKEWED or kurtosis > HEAVY
+    knots = min(KNOTS[1], max(KNOTS[0], len(x) // ROWS_A_KNOT)) if bent else 2
+    low = 0.0 if 0 <= least <= NEAR * scale else None
+    found = fitted_number(name, x, knots=knots, step=step, low=low)
+    along = ", along its quantiles" if len(found.knots) > 2 else ""
+    kind = "real" if step is None else "integer" if step == 1 else f"steps of {step:g}"
+    limit = ", not below 0" if low is not None else ""
+    return found, f"{kind}{limit}{along}"
+
+
+def _text(column: Column, counts: Counter[str]) -> tuple[Category | None, str]:
+    if sum(bool(_DATE.fullmatch(cell)) for cell in column.filled) > len(column.filled) // 2:
+        return None, "as a date or time: write what matters of it (hour, month) in columns"
+    if len(counts) > LABELS or len(counts) * OFTEN > len(column.filled):
+        return None, f"as text: {len(counts)} different values"
+    return _category(column, counts)
+
+
+def _check_numbers(column: Column, kind: Kind | None) -> None:
+    """Raise ValueError if a column with text should hold numbers, as asked or as most cells do."""
+    cells = [bool(cell) and tables.number(cell) is None for cell in column.cells]
+    if kind is None and sum(cells) * 2 > len(column.filled):
+        return
+    row = cells.index(True)
+    most = "" if kind else ", and most cells of its column are"
+    raise ValueError(
+        f"row {row}, column {column.name}: {column.cells[row]!r} is no number{most}: write it as "
+        "one or leave it empty, or say that the column is a category (--columns)"
+    )
+
+
+def _category(column: Column, counts: Counter[str]) -> tuple[Category, str]:
+    if len(counts) > 1000:
+        raise ValueError(
+            f"column {column.name!r} has {len(counts)} different values, at most 1000 are "
+            "categories: leave it out"
+        )
+    labels = sorted(counts, key=_order)
+    shown = ", ".join(labels[:6]) + (", ..." if len(labels) > 6 else "")
+    return Category(name=column.name, labels=tuple(labels)), f"category ({shown})"
+
+
+def _order(label: str) -> tuple[float, str]:
+    number = tables.number(label)
+    return (math.inf if number is None else number, label)
+
+
+def _is_id(numbers: Sequence[float]) -> bool:
+    """Whether the numbers are ascending integers, most of them one more than the last."""
+    apart = [b - a for a, b in pairwise(numbers)]
+    return all(d > 0 and d % 1 == 0 for d in apart) and 2 * apart.count(1) > len(apart)
+
+
+def _step(numbers: Sequence[float]) -> float | None:
+    """Return the greatest decimal step that all numbers are multiples of; None for none."""
+    for place in range(PLACES + 1):
+        scale = 10**place
+        scaled = [n * scale for n in numbers]
+        whole = [round(n) for n in scaled]
+        if all(abs(a - b) <= 1e-6 * max(1.0, abs(a)) for a, b in zip(scaled, whole, strict=True)):
+            divisor = math.gcd(*whole)
+            return divisor / scale if divisor else None
+    return None

@@ -1,0 +1,216 @@
+"""Fit a mixture to a table with gaps: what a fit of a table starts from, chosen in seconds.
+
+Expectation and maximisation over components and gaps at once: a gap adds the mean and the
+covariance that its component gives it. With N_k rows in component k and their scatter S_k,
+
+    C_k = (N_k S_k + nu C) / (N_k + nu),    C = (1 - a) S + a diag(S),    S = sum_k N_k S_k / N
+
+with nu = R + 10 for R numbers; categories and means have priors of a few rows at those of the whole
+table. The mean of several such mixtures from different starts is a mixture again, and better. The
+number of components and a are chosen by cross-validation (`choose`).
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from diffusion.networks import TableMixture
+from diffusion.space import Space
+
+COMPONENTS = (2, 3, 4, 5, 8, 12, 20)
+SHRINKAGE = (0.0, 0.03, 0.1, 0.3)
+FOLDS, STARTS = 5, 3
+LARGEST = 2000
+"""Rows that a choice is made on; more tell it no better and take longer."""
+MOST = 20_000
+"""Rows that a mixture is fitted to."""
+FLOOR = 3e-5
+"""Added to variances of columns of unit variance: a direction without any has a density."""
+_ROUNDS, _ENOUGH = 100, 1e-3  # of expectation and maximisation; nats a row that end it
+_PRIOR = 2.0  # rows of categories as they are in the whole table, in each component
+_OF_MEANS = 0.1  # likewise of means
+_LLOYD = 10  # rounds of k-means
+_CHUNK = 1 << 22  # numbers of matrices by row that are made at a time
+
+Base = Sequence[Sequence[float]]
+
+
+@dataclass(frozen=True)
+class Choice:
+    """Which mixture.
+
+    Attributes:
+        components: of each start.
+        starts: mixtures whose mean is taken.
+        shrinkage: a, by which columns of numbers are taken as independent.
+    """
+
+    components: int = 1
+    starts: int = 1
+    shrinkage: float = 0.0
+
+
+def filled(space: Space, rows: Tensor) -> Tensor:
+    """Return which elements in model units of rows in data units are no gaps, bool [N, D]."""
+    gaps = space.gaps(rows)
+    return torch.ones(len(rows), *space.event, dtype=torch.bool) if gaps is None else ~gaps
+
+
+def fit(z: Tensor, known: Tensor, base: Base, choice: Choice) -> TableMixture:
+    """Fit the mixture of a choice.
+
+    Args:
+        z: rows in model units, [N, D], numbers first.
+        known: which elements are no gaps, bool [N, D].
+        base: the probabilities that the process decays to, of each category column.
+        choice: which.
+    """
+    z, known = z[:MOST].double(), known[:MOST]
+    found = [_climbed(z, known, base, choice, seed) for seed in range(choice.starts)]
+    parts = zip(*found, strict=True)
+    weights, *values = (torch.cat(part) for part in parts)
+    return TableMixture.from_values(base, weights / choice.starts, *values)
+
+
+def choose(z: Tensor, known: Tensor, base: Base) -> Choice:
+    """Choose the mixture with the greatest log-density of rows that it was not fitted to."""
+    z, known = z[:LARGEST].double(), known[:LARGEST]
+    start = max((Choice(shrinkage=a) for a in SHRINKAGE), key=lambda c: score(z, known, base, c))
+    found = [(start, score(z, known, base, start))]
+    for components in COMPONENTS:
+        if components > len(z) // 10:
+            break
+        one = replace(start, components=components)
+        found.append((one, score(z, known, base, one)))
+        if len(found) > 2 and found[-1][1] < found[-2][1] < found[-3][1]:
+            break
+    best = max(found, key=lambda pair: pair[1])[0]
+    # More starts are no better for a choice, and better for the mixture that is chosen.
+    return replace(best, starts=STARTS) if best.components > 1 else best
+
+
+def score(z: Tensor, known: Tensor, base: Base, choice: Choice) -> float:
+    """Return the mean log-density of each of 5 folds by the other four, nats a row."""
+    fold, total = torch.arange(len(z)) % FOLDS, 0.0
+    for one in fold.unique():
+        out = fold == one
+        made = fit(z[~out], known[~out], base, choice)
+        total += float(made.log_prob(z[out], known[out]).sum())
+    return total / len(z)
+
+
+def _climbed(
+    z: Tensor, known: Tensor, base: Base, choice: Choice, seed: int
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Return weights [K], means [K, R], covariances [K, R, R] and probabilities [K, W]."""
+    rows = _Rows(z, known, base)
+    share = _start(rows, choice.components, seed)
+    filled = rows.filled[:, None].expand(-1, choice.components, -1)
+    none = filled.new_zeros(choice.components, *[rows.filled.shape[1]] * 2)
+    values = rows.maximised(share, filled, none, choice.shrinkage)
+    before = -math.inf
+    for _ in range(_ROUNDS):
+        now, share, means, spread = rows.expected(*values)
+        if now - before < _ENOUGH:
+            break
+        before = now
+        values = rows.maximised(share, means, spread, choice.shrinkage)
+    return values
+
+
+class _Rows:
+    """The rows that a mixture is fitted to, grouped by which numbers are gaps."""
+
+    def __init__(self, z: Tensor, known: Tensor, base: Base) -> None:
+        self.sizes = [len(column) for column in base]
+        R = z.shape[1] - sum(self.sizes)
+        self.x, self.c = z[:, :R], z[:, R:]
+        self.seen, self.some = known[:, :R], known[:, R:]
+        self.patterns, self.pattern = self.seen.unique(dim=0, return_inverse=True)
+        count = self.seen.sum(0).clamp_min(1)
+        self.mean = torch.where(self.seen, self.x, 0.0).sum(0) / count
+        self.filled = torch.where(self.seen, self.x, self.mean)
+        hot = self.c * self.some
+        self.hot = hot
+        self.p = self._shares(hot.sum(0, keepdim=True) + 0.5)[0]
+
+    def expected(
+        self, weights: Tensor, means: Tensor, covariances: Tensor, p: Tensor
+    ) -> tuple[float, Tensor, Tensor, Tensor]:
+        """Return the log-density, p(k | row) [N, K], E[x | row, k] [N, K, R] and what gaps add.
+
+        Gaps add the sums over rows of p(k | row) Cov[x | row, k], [K, R, R].
+        """
+        (N, R), K = self.x.shape, len(weights)
+        log_joint = weights.log() + self.hot @ p.log().T
+        filled, spread = self.x.new_empty(N, K, R), self.x.new_zeros(K, R, R)
+        within: list[tuple[Tensor, Tensor, Tensor, Tensor]] = []
+        for i, seen in enumerate(self.patterns):
+            rows = (self.pattern == i).nonzero()[:, 0]
+            gap = ~seen
+            of = covariances[:, seen][:, :, seen]
+            root = torch.linalg.cholesky(of)
+            off = self.x[rows][:, None, seen] - means[:, seen]
+            white = torch.linalg.solve_triangular(root, off.permute(1, 2, 0), upper=False)
+            log_det = 2 * root.diagonal(dim1=1, dim2=2).log().sum(1)
+            constant = math.log(2 * math.pi) * int(seen.sum())
+            log_p = -0.5 * (white.square().sum(1) + log_det[:, None] + constant)
+            log_joint[rows] += log_p.T
+            filled[rows] = self.x[rows][:, None].expand(-1, K, -1)
+            if bool(gap.any()):
+                across = covariances[:, gap][:, :, seen]
+                gain = torch.cholesky_solve(across.mT, root)  # [K, seen, gaps]
+                guess = means[:, None, gap] + off.permute(1, 0, 2) @ gain
+                at = filled[rows]
+                at[:, :, gap] = guess.permute(1, 0, 2)
+                filled[rows] = at
+                left = covariances[:, gap][:, :, gap] - across @ gain
+                within.append((rows, gap, left, gain))
+        share = log_joint.softmax(1)
+        for rows, gap, left, _ in within:
+            place = gap.nonzero()[:, 0]
+            spread[:, place[:, None], place] += share[rows].sum(0)[:, None, None] * left
+        return float(log_joint.logsumexp(1).mean()), share, filled, spread
+
+    def maximised(
+        self, share: Tensor, filled: Tensor, spread: Tensor, shrinkage: float
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Return the values that p(k | row) [N, K] and the numbers [N, K, R] make likeliest."""
+        N, K, R = filled.shape
+        count = share.sum(0)
+        weights = (count + 1) / (N + K)
+        sums = torch.einsum("nk,nkr->kr", share, filled)
+        means = (sums + _OF_MEANS * self.mean) / (count[:, None] + _OF_MEANS)
+        scatter = spread.clone()
+        for rows in torch.arange(N).split(max(1, _CHUNK // max(1, K * R))):
+            off = filled[rows] - means
+            scatter += torch.einsum("nk,nkr,nks->krs", share[rows], off, off)
+        tied = scatter.sum(0) / N
+        tied = (1 - shrinkage) * tied + shrinkage * tied.diagonal().diag()
+        freedom = R + 10
+        covariances = (scatter + freedom * tied) / (count + freedom)[:, None, None]
+        covariances = (covariances + covariances.mT) / 2 + FLOOR * torch.eye(R).double()
+        return weights, means, covariances, self._shares(share.T @ self.hot + _PRIOR * self.p)
+
+    def _shares(self, counts: Tensor) -> Tensor:
+        """Return each block's counts [K, W] divided by their sum."""
+        if not self.sizes:
+            return counts
+        parts = counts.split(self.sizes, 1)
+        return torch.cat([part / part.sum(1, keepdim=True) for part in parts], 1)
+
+
+def _start(rows: _Rows, components: int, seed: int) -> Tensor:
+    """Return p(k | row) by k-means of the rows, gaps at their means, softened, [N, K]."""
+    data = torch.cat((rows.filled, torch.where(rows.some, rows.c, rows.p)), 1)
+    order = torch.randperm(len(data), generator=torch.Generator().manual_seed(seed))
+    centres = data[order[:components]]
+    for _ in range(_LLOYD):
+        nearest = torch.cdist(data, centres).argmin(1)
+        each = torch.nn.functional.one_hot(nearest, components).double()
+        count = each.sum(0)[:, None]
+        centres = torch.where(count > 0, each.T @ data / count.clamp_min(1), centres)
+    return 0.9 * each + 0.1 / components

@@ -29,6 +29,7 @@ from diffusion.networks import (
     TableNetworkConfig,
 )
 from diffusion.space import Space
+from diffusion.table import TableSpace
 from training import mixture
 from training.config import FitConfig
 from training.data import Dataset
@@ -80,7 +81,8 @@ def base(config: FitConfig, space: Space, rows: Tensor) -> Density | None:
     if isinstance(network, TableNetworkConfig):
         size = network.base.components // start.starts
         table = mixture.Choice(size, start.starts, start.shrinkage)
-        return mixture.fit(z, mixture.filled(space, rows[:MOST]), network.base.base, table)
+        assert isinstance(space, TableSpace)  # as its network
+        return mixture.fit(mixture.Cells.of(space, rows, network.base.base), table)
     if not isinstance(network, CorrectedConfig):
         return None
     choice = Choice(network.base.components // start.starts, start.starts, start.shrunk)

@@ -6,8 +6,8 @@ covariance that its component gives it. With N_k rows in component k and their s
     C_k = (N_k S_k + nu C) / (N_k + nu),    C = (1 - a) S + a diag(S),    S = sum_k N_k S_k / N
 
 with nu = R + 10 for R numbers; categories and means have priors of a few rows at those of the whole
-table. The mean of several such mixtures from different starts is a mixture again, and better. The
-number of components and a are chosen by cross-validation (`choose`).
+table. The mean of several such mixtures, each of rows weighed at random, is a mixture again, and
+less sure of what few rows tell. The number of components and a are chosen by cross-validation.
 """
 
 import math
@@ -18,11 +18,14 @@ import torch
 from torch import Tensor
 
 from diffusion.networks import TableMixture
-from diffusion.space import Space
+from diffusion.table import TableSpace
 
 COMPONENTS = (2, 3, 4, 5, 8, 12, 20)
-SHRINKAGE = (0.0, 0.03, 0.1, 0.3)
-FOLDS, STARTS = 5, 3
+SHRINKAGE = (0.0, 0.03, 0.1, 0.3, 0.6)
+FOLDS = 5
+FEW = 1000
+"""Rows below which more starts are taken, because a mixture of them is less certain."""
+STARTS = (8, 3)
 LARGEST = 2000
 """Rows that a choice is made on; more tell it no better and take longer."""
 MOST = 20_000
@@ -53,64 +56,101 @@ class Choice:
     shrinkage: float = 0.0
 
 
-def filled(space: Space, rows: Tensor) -> Tensor:
-    """Return which elements in model units of rows in data units are no gaps, bool [N, D]."""
-    gaps = space.gaps(rows)
-    return torch.ones(len(rows), *space.event, dtype=torch.bool) if gaps is None else ~gaps
+@dataclass(frozen=True)
+class Cells:
+    """The rows that a mixture is fitted to.
 
-
-def fit(z: Tensor, known: Tensor, base: Base, choice: Choice) -> TableMixture:
-    """Fit the mixture of a choice.
-
-    Args:
-        z: rows in model units, [N, D], numbers first.
+    Attributes:
+        z: model units, numbers first, float64 [N, D].
         known: which elements are no gaps, bool [N, D].
         base: the probabilities that the process decays to, of each category column.
-        choice: which.
+        floor: the least variance of each number, [R]: of one on a lattice that of a uniform number
+            in its cell.
     """
-    z, known = z[:MOST].double(), known[:MOST]
-    found = [_climbed(z, known, base, choice, seed) for seed in range(choice.starts)]
+
+    z: Tensor
+    known: Tensor
+    base: Base
+    floor: Tensor
+
+    @classmethod
+    def of(cls, space: TableSpace, rows: Tensor, base: Base) -> "Cells":
+        """The cells of rows [N, J] in data units."""
+        rows = rows[:MOST]
+        gaps, numbers = space.gaps(rows), len(space.numbers)
+        z = space.to_model(rows).double()
+        known = torch.ones_like(z, dtype=torch.bool) if gaps is None else ~gaps
+        widths = torch.where(known[:, :numbers], space.widths(rows), torch.nan)
+        floor = FLOOR + widths.nanmedian(0).values.nan_to_num().square() / 12
+        return cls(z, known, base, floor)
+
+    def rows(self, index: Tensor) -> "Cells":
+        """Some of the rows."""
+        return replace(self, z=self.z[index], known=self.known[index])
+
+
+def fit(cells: Cells, choice: Choice) -> TableMixture:
+    """Fit the mixture of a choice."""
+    found = [_climbed(cells, choice, seed) for seed in range(choice.starts)]
     parts = zip(*found, strict=True)
     weights, *values = (torch.cat(part) for part in parts)
-    return TableMixture.from_values(base, weights / choice.starts, *values)
+    return TableMixture.from_values(cells.base, weights / choice.starts, *values)
 
 
-def choose(z: Tensor, known: Tensor, base: Base) -> Choice:
+def choose(cells: Cells) -> Choice:
     """Choose the mixture with the greatest log-density of rows that it was not fitted to."""
-    z, known = z[:LARGEST].double(), known[:LARGEST]
-    start = max((Choice(shrinkage=a) for a in SHRINKAGE), key=lambda c: score(z, known, base, c))
-    found = [(start, score(z, known, base, start))]
+    cells = cells.rows(torch.arange(min(LARGEST, len(cells.z))))
+    start = max((Choice(shrinkage=a) for a in SHRINKAGE), key=lambda c: score(cells, c))
+    found = [(start, score(cells, start))]
     for components in COMPONENTS:
-        if components > len(z) // 10:
+        if components > len(cells.z) // 10:
             break
         one = replace(start, components=components)
-        found.append((one, score(z, known, base, one)))
+        found.append((one, score(cells, one)))
         if len(found) > 2 and found[-1][1] < found[-2][1] < found[-3][1]:
             break
     best = max(found, key=lambda pair: pair[1])[0]
     # More starts are no better for a choice, and better for the mixture that is chosen.
-    return replace(best, starts=STARTS) if best.components > 1 else best
+    return replace(best, starts=STARTS[0] if len(cells.z) < FEW else STARTS[1])
 
 
-def score(z: Tensor, known: Tensor, base: Base, choice: Choice) -> float:
+def suited(space: TableSpace, rows: Tensor, base: Base) -> float:
+    """Return the log-density of rows by folds under the mixture chosen, data units, nats a row.
+
+    Maps of the columns can be compared by it.
+    """
+    cells = Cells.of(space, rows[:LARGEST], base)
+    return score(cells, choose(cells)) + float(in_data_units(space, rows[:LARGEST]).mean())
+
+
+def in_data_units(space: TableSpace, rows: Tensor) -> Tensor:
+    """Return what log-densities of rows [N, J] in model units lack, nats float64 [N].
+
+    That is log dz / dx of reals, and the log of the width of the others' cells, whose mass it makes
+    of a density.
+    """
+    widths = space.widths(rows)
+    slopes = space.log_slopes(space.to_model(rows))[:, : widths.shape[1]]
+    each = torch.where(widths > 0, widths.clamp_min(1e-300).log(), slopes)
+    return torch.where(rows[:, space.numbers].isnan(), 0.0, each).sum(1)
+
+
+def score(cells: Cells, choice: Choice) -> float:
     """Return the mean log-density of each of 5 folds by the other four, nats a row."""
-    fold, total = torch.arange(len(z)) % FOLDS, 0.0
+    fold, total = torch.arange(len(cells.z)) % FOLDS, 0.0
     for one in fold.unique():
-        out = fold == one
-        made = fit(z[~out], known[~out], base, choice)
-        total += float(made.log_prob(z[out], known[out]).sum())
-    return total / len(z)
+        out = cells.rows(fold == one)
+        total += float(fit(cells.rows(fold != one), choice).log_prob(out.z, out.known).sum())
+    return total / len(cells.z)
 
 
-def _climbed(
-    z: Tensor, known: Tensor, base: Base, choice: Choice, seed: int
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def _climbed(cells: Cells, choice: Choice, seed: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Return weights [K], means [K, R], covariances [K, R, R] and probabilities [K, W]."""
-    rows = _Rows(z, known, base)
+    rows = _Rows(cells, seed if choice.starts > 1 else None)
     share = _start(rows, choice.components, seed)
     filled = rows.filled[:, None].expand(-1, choice.components, -1)
     none = filled.new_zeros(choice.components, *[rows.filled.shape[1]] * 2)
-    values = rows.maximised(share, filled, none, choice.shrinkage)
+    values = rows.maximised(share * rows.weight, filled, none, choice.shrinkage)
     before = -math.inf
     for _ in range(_ROUNDS):
         now, share, means, spread = rows.expected(*values)
@@ -124,8 +164,15 @@ def _climbed(
 class _Rows:
     """The rows that a mixture is fitted to, grouped by which numbers are gaps."""
 
-    def __init__(self, z: Tensor, known: Tensor, base: Base) -> None:
-        self.sizes = [len(column) for column in base]
+    def __init__(self, cells: Cells, seed: int | None = None) -> None:
+        z, known, self.floor = cells.z, cells.known, cells.floor
+        # Rows weighed at random (Rubin 1981): what is uncertain of a mixture differs by start.
+        self.weight = torch.ones(len(z), 1, dtype=torch.float64)
+        if seed is not None:
+            dice = torch.Generator().manual_seed(seed)
+            self.weight = -torch.rand(len(z), 1, generator=dice).double().clamp_min(1e-9).log()
+            self.weight *= len(z) / self.weight.sum()
+        self.sizes = [len(column) for column in cells.base]
         R = z.shape[1] - sum(self.sizes)
         self.x, self.c = z[:, :R], z[:, R:]
         self.seen, self.some = known[:, :R], known[:, R:]
@@ -169,11 +216,12 @@ class _Rows:
                 filled[rows] = at
                 left = covariances[:, gap][:, :, gap] - across @ gain
                 within.append((rows, gap, left, gain))
-        share = log_joint.softmax(1)
+        share = log_joint.softmax(1) * self.weight
         for rows, gap, left, _ in within:
             place = gap.nonzero()[:, 0]
             spread[:, place[:, None], place] += share[rows].sum(0)[:, None, None] * left
-        return float(log_joint.logsumexp(1).mean()), share, filled, spread
+        total = (log_joint.logsumexp(1) * self.weight[:, 0]).mean()
+        return float(total), share, filled, spread
 
     def maximised(
         self, share: Tensor, filled: Tensor, spread: Tensor, shrinkage: float
@@ -192,7 +240,7 @@ class _Rows:
         tied = (1 - shrinkage) * tied + shrinkage * tied.diagonal().diag()
         freedom = R + 10
         covariances = (scatter + freedom * tied) / (count + freedom)[:, None, None]
-        covariances = (covariances + covariances.mT) / 2 + FLOOR * torch.eye(R).double()
+        covariances = (covariances + covariances.mT) / 2 + self.floor.diag()
         return weights, means, covariances, self._shares(share.T @ self.hot + _PRIOR * self.p)
 
     def _shares(self, counts: Tensor) -> Tensor:

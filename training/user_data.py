@@ -8,7 +8,7 @@ import json
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from torch import Tensor
 
@@ -21,6 +21,7 @@ from diffusion.table import TableSpace
 from training import config as configs
 from training import densities, mixture
 from training.data import SPLITS, AnyConfig, Dataset, load, table
+from training.data.columns import Maps
 
 STEPS = {"image": 3000, "vector": 6000, "bits": 6000, "table": 6000}
 PASSES = 3000
@@ -184,7 +185,7 @@ def _tables(dataset: Dataset) -> dict[str, Any]:
     assert isinstance(space, TableSpace)  # as its kind says
     rows = densities.known(dataset)
     base = shares(space, dataset.train)
-    choice = mixture.choose(space.to_model(rows), mixture.filled(space, rows), base)
+    choice = mixture.choose(mixture.Cells.of(space, rows, base))
     schedule = LogSnrSchedule(first=12.0, last=-7.0)
     process = MixedConfig.of_table(space, T["table"], schedule, base)
     return {
@@ -295,11 +296,25 @@ def configure(
     dataset = load(configs.read_data(keys["data"]))
     total = sum(len(dataset.split(name)) for name in SPLITS)
     keys["data"]["valid"] = _valid(total, VALID[dataset.space.kind])
+    keys["data"] |= _mapped(keys["data"])
     dataset = load(configs.read_data(keys["data"]))
     made = settings_given(dataset, _columns(dataset, given)) if given else settings(dataset)
     most = max(300, PASSES * len(dataset.train) // made["batch"])
     keys |= {"steps": steps or min(STEPS[dataset.space.kind], most), **made}
     return keys, dataset
+
+
+def _mapped(data: dict[str, Any]) -> dict[str, str]:
+    """Choose which numbers of a table go along their quantiles, by cross-validation."""
+    found: dict[str, float] = {}
+    for maps in get_args(Maps):
+        own = {"maps": maps} if data["kind"] == "table" else {}
+        dataset = load(configs.read_data(data | own))
+        if not isinstance(dataset.space, TableSpace):
+            return {}
+        base = shares(dataset.space, dataset.train)
+        found[maps] = mixture.suited(dataset.space, densities.known(dataset), base)
+    return {"maps": max(found, key=lambda maps: found[maps])}
 
 
 def prepare(

@@ -10,6 +10,7 @@ import torch
 from diffusion.checkpoint import load as load_artefact
 from diffusion.families import Exact
 from diffusion.table import Category, Number, TableSpace
+from training import mixture
 from training.cli import main
 from training.data import DataError, load
 from training.data.table import TableConfig
@@ -108,6 +109,8 @@ def test_a_table_with_gaps_becomes_a_model(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(mixture, "COMPONENTS", (2,))
+    monkeypatch.setattr(mixture, "SHRINKAGE", (0.0,))
     table(Path("birds.csv"), gaps=0.1)
     out = "note=out,rain=out,wing=out,bill=out,mass=out"
     words = ["train", "birds.csv", "--columns", out, "--steps", "2", "--no-evaluation"]

@@ -5,7 +5,9 @@ A column is, in this order,
 - left out, if all its values are the same, or all differ as an id's or a date's do;
 - a category, if it is text, or has two values, or few integers (`CODES`);
 - a number on a lattice, if its values are multiples of a step and come again and again;
-- a real number, else, along its quantiles if its values are skewed.
+- a real number, else.
+
+Numbers are scaled, or go along their quantiles to those of a Normal (`Maps`).
 
 `kinds` overrides this by column.
 """
@@ -25,6 +27,8 @@ from diffusion.table import Category, Number, TableSpace, fitted_number
 from noneq.reading import tables
 
 Kind = Literal["real", "integer", "category", "out"]
+Maps = Literal["scaled", "skewed", "quantiles"]
+"""Which columns of numbers go along their quantiles: none, those that are skewed, or all."""
 
 CODES = 5  # integers up to so many different ones are codes
 LABELS = 100  # categories of a column, at most
@@ -88,6 +92,7 @@ def infer(
     rows: Sequence[Sequence[str]],
     fitted: Tensor,
     kinds: Mapping[str, Kind],
+    maps: Maps = "skewed",
 ) -> Found:
     """Find what the columns of a table hold.
 
@@ -96,6 +101,7 @@ def infer(
         rows: the text of the cells.
         fitted: the rows that numbers are scaled by, int64.
         kinds: of columns whose kind is given.
+        maps: which go along their quantiles.
 
     Raises:
         ValueError: a column cannot be of the kind given, or none is left.
@@ -108,7 +114,7 @@ def infer(
         cells = [gap_to_blank(row[place]) for row in rows]
         whole = Column(name, tuple(cells))
         part = Column(name, tuple(cell for i, cell in enumerate(cells) if i in wanted))
-        made, why = _column(whole, part, kinds.get(name))
+        made, why = _column(whole, part, kinds.get(name), maps)
         if made is None:
             notes.append(f"{name}: left out, {why}")
             continue
@@ -131,7 +137,9 @@ def gap_to_blank(cell: str) -> str:
     return "" if text.lower() in tables.GAPS else text
 
 
-def _column(whole: Column, part: Column, kind: Kind | None) -> tuple[Number | Category | None, str]:
+def _column(
+    whole: Column, part: Column, kind: Kind | None, maps: Maps
+) -> tuple[Number | Category | None, str]:
     """Return a column and what it is, in words; or None and why it is left out."""
     counts, numbers = Counter(whole.filled), whole.numbers
     if kind == "out":
@@ -157,15 +165,18 @@ def _column(whole: Column, part: Column, kind: Kind | None) -> tuple[Number | Ca
         step = None if fine or different * AGAIN > len(numbers) else step
     if kind == "integer" and not (integers and step):
         raise ValueError(f"column {whole.name!r} is no integer: {whole.filled[0]!r} comes in it")
-    return _number(whole.name, x, min(numbers), step)
+    return _number(whole.name, x, min(numbers), step, maps)
 
 
-def _number(name: str, x: Tensor, least: float, step: float | None) -> tuple[Number, str]:
+def _number(
+    name: str, x: Tensor, least: float, step: float | None, maps: Maps
+) -> tuple[Number, str]:
     off = x - x.mean()
     scale = float(off.square().mean().sqrt()) or 1.0
     skew = float(off.pow(3).mean()) / scale**3
     kurtosis = float(off.pow(4).mean()) / scale**4 - 3
-    bent = abs(skew) > SKEWED or kurtosis > HEAVY
+    skewed = abs(skew) > SKEWED or kurtosis > HEAVY
+    bent = maps == "quantiles" or (maps == "skewed" and skewed)
     knots = min(KNOTS[1], max(KNOTS[0], len(x) // ROWS_A_KNOT)) if bent else 2
     low = 0.0 if 0 <= least <= NEAR * scale else None
     found = fitted_number(name, x, knots=knots, step=step, low=low)

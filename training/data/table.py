@@ -25,7 +25,7 @@ from typing_extensions import override
 from diffusion.space import DataSpace
 from noneq.errors import FileError
 from noneq.reading import tables
-from training.data.columns import Kind, gap_to_blank, infer
+from training.data.columns import Kind, Maps, gap_to_blank, infer
 from training.data.dataset import DataError, Dataset, Shares, checksum, generator
 
 LEAST = 50  # rows
@@ -43,6 +43,7 @@ class TableConfig(Shares):
     Attributes:
         file: its path.
         columns: what a column holds, by name, where that is not to be inferred.
+        maps: which numbers of a table of typed columns go along their quantiles.
         reals: take all columns as real numbers: a vector.
         limits: the least and greatest value of columns that have any; all are then real numbers.
         seed: of the split.
@@ -53,6 +54,7 @@ class TableConfig(Shares):
     kind: Literal["table"] = "table"
     file: str
     columns: dict[str, Kind] = Field(default_factory=dict)
+    maps: Maps = "skewed"
     reals: bool = False
     limits: dict[str, tuple[float, float]] = Field(default_factory=dict)
     seed: int = Field(default=0, ge=0)
@@ -91,7 +93,7 @@ class TableConfig(Shares):
         order = torch.randperm(len(rows), generator=generator(self.seed, "train"))
         test, held_out = self._parts(len(rows))
         try:
-            found = infer(every, rows, order[held_out:], self.columns)
+            found = infer(every, rows, order[held_out:], self.columns, self.maps)
         except ValueError as error:
             raise DataError(f"{path}: {error}") from error
         space = found.space

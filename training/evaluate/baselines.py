@@ -80,11 +80,10 @@ def _fitted(config: FitConfig, dataset: Dataset) -> dict[str, LogProb]:
 
 def _of_tables(config: FitConfig, dataset: Dataset, space: TableSpace) -> dict[str, LogProb]:
     rows = densities.known(dataset)
-    z, known = space.to_model(rows), mixture.filled(space, rows)
-    base = [[1 / size] * size for size in space.blocks.sizes]
+    cells = mixture.Cells.of(space, rows, [[1 / size] * size for size in space.blocks.sizes])
 
     def measure(choice: mixture.Choice) -> LogProb:
-        return partial(_of_cells, mixture.fit(z, known, base, choice), space)
+        return partial(_of_cells, mixture.fit(cells, choice), space)
 
     start = mixture.Choice(shrinkage=config.base.shrinkage)
     found = {
@@ -99,22 +98,9 @@ def _of_tables(config: FitConfig, dataset: Dataset, space: TableSpace) -> dict[s
 
 
 def _of_cells(of: TableMixture, space: TableSpace, rows: Tensor) -> Tensor:
-    """The log-density of reals and log-mass of cells and categories, data units, nats [N].
-
-    The mass of a cell of width h is h (p * U)(x), with U uniform over it: as a Gaussian of variance
-    h^2 / 12.
-    """
-    z, known, widths = space.to_model(rows), mixture.filled(space, rows), space.widths(rows)
-    numbers = len(space.numbers)
-    spread = torch.where(known[:, :numbers], widths, torch.nan).nanmedian(0).values.nan_to_num()
-    wide = of
-    if of.gaussians is not None:
-        blurred = of.gaussians.covariances + (spread.square() / 12).diag()
-        values = (of.weights, of.gaussians.means, blurred, of.p)
-        wide = TableMixture.from_values(of.config.base, *values)
-    units = torch.where(widths > 0, widths.clamp_min(1e-300).log(), 0.0)
-    units = units + space.log_slopes(z)[:, :numbers]
-    return wide.log_prob(z, known) + torch.where(known[:, :numbers], units, 0.0).sum(1)
+    """The log-density of reals and log-mass of cells and categories, data units, nats [N]."""
+    cells = mixture.Cells.of(space, rows, of.config.base)
+    return of.log_prob(cells.z, cells.known) + mixture.in_data_units(space, rows)
 
 
 def _of_vectors(config: FitConfig, dataset: Dataset) -> dict[str, LogProb]:

@@ -394,11 +394,6 @@ class Twisted(_Weighted):
         self, model: DiffusionModel, observation: Observation, factors: Sequence[Factor] = ()
     ) -> Self:
         check_factors(model, observation, factors)
-        if not model.process.twists:
-            raise ValueError(
-                "particles need elements of one kind, and a row of a table has several: use "
-                "'learned', without labels and other models"
-            )
         if self.proposal == "learned":
             Learned().resolve(model, observation)  # which says what cannot be told
         if any(factor.elementwise for factor in factors) and self.twist.ties(observation):
@@ -441,7 +436,7 @@ class Auto(_Weighted):
     """`matched` or `learned` where they apply, else `twisted` with these fields.
 
     `learned` applies to observations of a family that the model is certified for, and to all of a
-    table, where there are no particles.
+    table, whose particles are many.
     """
 
     name: Literal["auto"] = "auto"
@@ -460,8 +455,8 @@ class Auto(_Weighted):
         # If no step has that noise, the chain from the nearest one samples another posterior.
         if noise is not None and matched_start(model, observation.values, noise).exact:
             return Matched()
-        learned = model.certified_for(observation) or not model.process.twists
-        if not factors and learned:
+        told = model.conditional and not model.process.by_particles
+        if not factors and (told or model.certified_for(observation)):
             return Learned().resolve(model, observation)
         return self.twisted.resolve(model, observation, factors)
 

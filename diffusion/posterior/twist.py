@@ -25,12 +25,13 @@ from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 from typing_extensions import override
 
-from diffusion.distributions import LOG_2PI, Normal
+from diffusion.distributions import LOG_2PI, Distribution, Normal
 from diffusion.model import DiffusionModel
 from diffusion.observation import Conditioned, Observation
 from diffusion.operators import Mask
 from diffusion.posterior.proposal import Independent, TwistValue
-from diffusion.process import GaussianPrediction, as_gaussian
+from diffusion.process import GaussianPrediction, Prediction, as_gaussian
+from diffusion.process.base import Estimate
 from diffusion.rows import per_row, row_sum
 
 #: Lower limit of V_t / (1 - alpha_bar): a network's Jacobian is no perfect covariance.
@@ -129,11 +130,7 @@ class Told(Twist):
     ) -> TwistValue:
         told = model.predict(x_t, t, observation=observation.to_network())
         plain = model.predict(x_t, t)
-        found = plain.given(observation, s)
-        if found is None:
-            log_r = evaluate_elements(model, as_gaussian(plain), s, observation).log_r
-        else:
-            log_r = found[1]
+        _, log_r = plain.given(observation, s, by_elements(model))
         return TwistValue(log_r, Independent(plain.kernel(s), told.kernel(s)), told.x_0)
 
 
@@ -173,10 +170,8 @@ def evaluate_twist(
     by_jacobian = model.process.continuous and bool(count.any())
     if not by_jacobian or (twist.independent and not exact):
         plain = model.predict(x_t, t)
-        found = plain.given(observation, s)
-        if found is None:
-            return evaluate_elements(model, as_gaussian(plain), s, observation)
-        return TwistValue(found[1], Independent(plain.kernel(s), found[0]), plain.x_0)
+        found, log_r = plain.given(observation, s, by_elements(model))
+        return TwistValue(log_r, Independent(plain.kernel(s), found), plain.x_0)
     with torch.inference_mode(False), torch.enable_grad():
         x = x_t.clone().requires_grad_()
         seen = model.predict(x, t, clip=False)
@@ -412,6 +407,20 @@ def evaluate_elements(
         var = var * (1 - torch.where(known, slope.square() * var / diagonal, 0.0))
     proposal = Normal(mean.to(x_t.dtype), var.to(x_t.dtype))
     return TwistValue(log_r, Independent(kernel, proposal), x_0)
+
+
+def by_elements(model: DiffusionModel) -> Estimate:
+    """Return the estimate by `Elements` for `Prediction.given`: of a row, or of its reals."""
+
+    def estimate(
+        prediction: Prediction, observation: Observation, s: Tensor
+    ) -> tuple[Distribution, Tensor]:
+        found = evaluate_elements(model, as_gaussian(prediction), s, observation)
+        drawn = found.proposal.drawn
+        assert not isinstance(drawn, Conditioned)  # its elements are independent
+        return drawn, found.log_r
+
+    return estimate
 
 
 def certain(model: DiffusionModel, prediction: GaussianPrediction, surprise: Tensor) -> Tensor:

@@ -8,7 +8,7 @@
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Literal, Self
 
@@ -49,8 +49,9 @@ class Process(Tables, ABC):
 
     #: Whether x_t is real, so that x_0hat and twists are differentiable in it.
     continuous: ClassVar[bool] = True
-    #: Whether twists, and so particles, are known of its rows.
-    twists: ClassVar[bool] = True
+    #: Whether particles are what `auto` takes where no family is certified. A row of several kinds
+    #: has a twist of each part on its own, which misses how they depend on each other.
+    by_particles: ClassVar[bool] = True
     beta: Tensor
     alpha_bar: Tensor
 
@@ -246,10 +247,15 @@ class Prediction(Rows, ABC):
         """
 
     @abstractmethod
-    def given(self, observation: Observation, s: Tensor) -> tuple[Distribution, Tensor] | None:
+    def given(
+        self, observation: Observation, s: Tensor, estimate: "Estimate"
+    ) -> tuple[Distribution, Tensor]:
         """Return p(x_s | x_t, y) and log p(y | x_t), nats float64 [B], by Bayes' rule.
 
-        None if they have no closed form; a twist then estimates them.
+        Args:
+            observation: y, [B, *seen].
+            s: int64 [B], s < t.
+            estimate: gives them of reals, where they have no closed form.
         """
 
     @abstractmethod
@@ -272,6 +278,10 @@ class Prediction(Rows, ABC):
     @abstractmethod
     def at(self, x_t: Tensor) -> Self:
         """Return a copy at x_t [B, *event] as it was before rounding for the network."""
+
+
+#: Estimates p(x_s | x_t, y) and log p(y | x_t) as `Prediction.given` returns them.
+Estimate = Callable[[Prediction, Observation, Tensor], tuple[Distribution, Tensor]]
 
 
 @dataclass(frozen=True)

@@ -21,6 +21,7 @@ from diffusion.observation import Observation
 from diffusion.operators import LinearOperator, Mask
 from diffusion.process.base import (
     Config,
+    Estimate,
     Output,
     Prediction,
     PredictionKind,
@@ -283,7 +284,9 @@ class BinomialPrediction(Prediction):
         return each.flatten(1).mean(1)
 
     @override
-    def given(self, observation: Observation, s: Tensor) -> tuple[Bernoulli, Tensor]:
+    def given(
+        self, observation: Observation, s: Tensor, estimate: Estimate
+    ) -> tuple[Bernoulli, Tensor]:
         """Apply Bayes' rule to x_0 element by element; unobserved ones keep p(x_s | x_t)."""
         found, log_r = observation.multiply(Bernoulli(self.logits))
         assert isinstance(found, Bernoulli)

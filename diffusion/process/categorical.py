@@ -25,6 +25,7 @@ from diffusion.observation import Observation
 from diffusion.operators import LinearOperator, Mask
 from diffusion.process.base import (
     Config,
+    Estimate,
     Output,
     Prediction,
     PredictionKind,
@@ -271,7 +272,9 @@ class CategoricalPrediction(Prediction):
         return -log_p.log_prob(x_0, among) / len(self.process.blocks.sizes)
 
     @override
-    def given(self, observation: Observation, s: Tensor) -> tuple[Categorical, Tensor]:
+    def given(
+        self, observation: Observation, s: Tensor, estimate: Estimate
+    ) -> tuple[Categorical, Tensor]:
         """Apply Bayes' rule to x_0 column by column; unobserved ones keep p(x_s | x_t)."""
         found, log_r = observation.multiply(Categorical(self.log_p, self.process.blocks))
         assert isinstance(found, Categorical)

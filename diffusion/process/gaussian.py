@@ -22,6 +22,7 @@ from diffusion.observation import Observation, in_model_units
 from diffusion.operators import LinearOperator
 from diffusion.process.base import (
     Config,
+    Estimate,
     Output,
     Prediction,
     PredictionKind,
@@ -267,9 +268,11 @@ class GaussianPrediction(Prediction):
         return Normal(torch.where(rows, kernel.mean, mean), torch.where(rows, kernel.var, var))
 
     @override
-    def given(self, observation: Observation, s: Tensor) -> tuple[Normal, Tensor] | None:
+    def given(
+        self, observation: Observation, s: Tensor, estimate: Estimate
+    ) -> tuple[Distribution, Tensor]:
         if bool(observation.count.any()):
-            return None
+            return estimate(self, observation, s)
         return self.kernel(s), self.x_t.new_zeros(len(self.x_t), dtype=torch.float64)
 
     @override

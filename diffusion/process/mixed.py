@@ -22,6 +22,7 @@ from diffusion.observation import Observation
 from diffusion.operators import LinearOperator, Mask
 from diffusion.process.base import (
     Config,
+    Estimate,
     Output,
     Prediction,
     PredictionKind,
@@ -107,7 +108,7 @@ class MixedProcess(Process):
     """
 
     continuous = False
-    twists = False
+    by_particles = False
 
     def __init__(self, beta: Tensor, parts: Sequence[Reals | Categories]) -> None:
         super().__init__(beta)
@@ -300,16 +301,16 @@ class MixedPrediction(Prediction):
         return kernel.sample(noise)
 
     @override
-    def given(self, observation: Observation, s: Tensor) -> tuple[Mixed, Tensor] | None:
+    def given(
+        self, observation: Observation, s: Tensor, estimate: Estimate
+    ) -> tuple[Mixed, Tensor]:
         factor = observation.factor
         assert isinstance(factor, Mixed)  # of the same process
         found = [
-            part.given(Observation(own), s)
+            part.given(Observation(own), s, estimate)
             for part, own in zip(self.parts, factor.parts, strict=True)
         ]
-        if None in found:
-            return None
-        kernels, log_r = zip(*filter(None, found), strict=True)
+        kernels, log_r = zip(*found, strict=True)
         return Mixed(kernels), torch.stack(log_r).sum(0)
 
     @override

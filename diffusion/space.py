@@ -7,7 +7,8 @@ for images, vectors and bits (`DataSpace`); tables have a map of their own (`dif
 
 import math
 from abc import ABC, abstractmethod
-from typing import TYPE_CHECKING, Literal, Self
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, Literal, Self
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field, model_validator
@@ -184,6 +185,38 @@ class Space(BaseModel, ABC):
     @abstractmethod
     def check(self, x: Tensor) -> None:
         """Raise ValueError unless `x` [N, *shape] is data."""
+
+    def spread(self, of_data: Tensor) -> Tensor:
+        """Give every element in model units what its element in data units has, [N, *event]."""
+        return of_data
+
+    @property
+    def parts(self) -> int:
+        """Into how many parts a bound is divided: a table's columns, or 1."""
+        return 1
+
+    def by_part(self, each: Tensor) -> Tensor:
+        """Sum what elements in model units have by part: [B, *event] to [B, parts]."""
+        return each.flatten(1).sum(1, keepdim=True)
+
+    @property
+    def table(self) -> list[dict[str, Any]] | None:
+        """What a user has to know of each column of a table; None for other data."""
+        return None
+
+    def encode(self, rows: Sequence[Any]) -> Tensor | None:
+        """Read rows as their user writes them, [N, *shape], gaps NaN; None if data are arrays.
+
+        Raises:
+            ValueError: a row is none of a table; says where.
+        """
+        del rows
+        return None
+
+    def decode(self, x: Tensor) -> list[list[Any]] | None:
+        """Write rows [N, *shape] for their user, gaps None; None if data are arrays."""
+        del x
+        return None
 
 
 class DataSpace(Space):

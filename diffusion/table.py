@@ -11,7 +11,7 @@ import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cached_property
 from itertools import pairwise
-from typing import Annotated, Literal, Self, final
+from typing import Annotated, Any, Literal, Self, final
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, model_validator
@@ -346,9 +346,19 @@ class TableSpace(Space):
         """Likewise, but numbers may be between those of their lattice, and beyond their limits."""
         return self._to_data(z, Number.to_data_units)
 
+    @override
     def spread(self, of_columns: Tensor) -> Tensor:
         """Give every element in model units its column's entry: [N, J] to [N, width]."""
         return of_columns[:, self.column_of.to(of_columns.device)]
+
+    @property
+    @override
+    def parts(self) -> int:
+        return len(self.columns)
+
+    @override
+    def by_part(self, each: Tensor) -> Tensor:
+        return self.by_column(each)
 
     def by_column(self, of_elements: Tensor) -> Tensor:
         """Sum what elements in model units have by column: [N, width] to [N, J]."""
@@ -419,8 +429,14 @@ class TableSpace(Space):
             wrong = column.wrong(values) & ~values.isnan()
             if bool(wrong.any()):
                 row = int(wrong.nonzero()[0])
-                raise ValueError(_unfit(row, column, f"{float(values[row]):g}"))
+                raise Unfit(row, column, f"{float(values[row]):g}")
 
+    @property
+    @override
+    def table(self) -> list[dict[str, Any]]:
+        return [column.model_dump(exclude={"knots", "scores"}) for column in self.columns]
+
+    @override
     def encode(self, rows: Sequence[Mapping[str, Cell] | Sequence[Cell]]) -> Tensor:
         """Read rows as their user writes them, float64 [N, J] in data units.
 
@@ -431,13 +447,23 @@ class TableSpace(Space):
         Raises:
             ValueError: a column is unknown, or a cell is not what its column holds; says where.
         """
-        found = torch.full((len(rows), len(self.columns)), math.nan, dtype=_FLOAT)
+        found = [[math.nan] * len(self.columns) for _ in rows]
         for i, row in enumerate(rows):
             for j, cell in self._cells(i, row):
                 if not is_gap(cell):
-                    found[i, j] = self._value(i, self.columns[j], cell)
-        return found
+                    value = self.columns[j].read(cell)
+                    if value is None:
+                        raise Unfit(i, self.columns[j], _written(cell))
+                    found[i][j] = math.inf if math.isnan(value) else value  # "nan" is no gap
+        x = torch.tensor(found, dtype=_FLOAT).reshape(len(rows), len(self.columns))
+        for j, column in enumerate(self.columns):
+            wrong = (column.wrong(x[:, j]) & ~x[:, j].isnan()).nonzero().flatten().tolist()
+            if wrong:
+                cell = dict(self._cells(wrong[0], rows[wrong[0]]))[j]
+                raise Unfit(wrong[0], column, _written(cell))
+        return x
 
+    @override
     def decode(self, x: Tensor) -> list[list[Cell]]:
         """Write rows [N, J] in data units for their user: numbers, labels, None for gaps."""
         columns = zip(self.columns, x.double().T.tolist(), strict=True)
@@ -445,8 +471,14 @@ class TableSpace(Space):
         return [list(row) for row in zip(*shown, strict=True)]
 
     def _cells(
-        self, i: int, row: Mapping[str, Cell] | Sequence[Cell]
+        self, i: int, row: Mapping[str, Cell] | Sequence[Cell] | float
     ) -> Iterable[tuple[int, Cell]]:
+        if isinstance(row, str) or not isinstance(row, Mapping | Sequence):  # as JSON may hold
+            kind = "a string" if isinstance(row, str) else "a number"
+            raise ValueError(
+                f"row {i} is {kind}, wanted is an object or a list: the columns are "
+                f"{', '.join(self.names)}"
+            )
         if isinstance(row, Mapping):
             places = {name: j for j, name in enumerate(self.names)}
             unknown = [name for name in row if name not in places]
@@ -461,12 +493,6 @@ class TableSpace(Space):
                 f"{', '.join(self.names)}"
             )
         return enumerate(row)
-
-    def _value(self, i: int, column: Number | Category, cell: Cell) -> float:
-        found = column.read(cell)
-        if found is None or bool(column.wrong(torch.tensor([found], dtype=_FLOAT))):
-            raise ValueError(_unfit(i, column, repr(cell)))
-        return found
 
     def _of_numbers(self) -> list[tuple[int, Number]]:
         return [(i, each) for i, each in enumerate(self.columns) if isinstance(each, Number)]
@@ -488,8 +514,24 @@ def is_gap(cell: Cell) -> bool:
     return cell is None or cell != cell or (isinstance(cell, str) and not cell.strip())
 
 
-def _unfit(row: int, column: Number | Category, came: str) -> str:
-    return f"row {row}, column {column.name!r}: came {came}, expected is {column.words}"
+def _written(cell: Cell) -> str:
+    return repr(cell) if isinstance(cell, str) else str(cell)
+
+
+class Unfit(ValueError):
+    """A cell is not what its column holds.
+
+    Attributes:
+        row: its row.
+        column: the column's name.
+        came: the cell.
+        expected: what the column holds, in words.
+    """
+
+    def __init__(self, row: int, column: Number | Category, came: str) -> None:
+        words = column.words
+        super().__init__(f"row {row}, column {column.name!r}: came {came}, expected is {words}")
+        self.row, self.column, self.came, self.expected = row, column.name, came, words
 
 
 def fitted_number(

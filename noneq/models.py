@@ -1,7 +1,7 @@
 """The answers of `models()` and `model(name)`: the served models and their facts."""
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import MISSING, dataclass, field, fields
 from typing import Any, TypeVar
 
@@ -25,19 +25,40 @@ class Classifier:
 
 
 @dataclass(frozen=True)
+class Column:
+    """A column of a table.
+
+    Attributes:
+        name: its name.
+        kind: "number" or "category".
+        labels: the categories; None of numbers.
+        step: the distance of neighbouring numbers, 1 for integers; None for reals.
+        low, high: the least and greatest number; None for no limit.
+    """
+
+    name: str
+    kind: str
+    labels: tuple[str, ...] | None = None
+    step: float | None = None
+    low: float | None = None
+    high: float | None = None
+
+
+@dataclass(frozen=True)
 class Model:
     """A served model.
 
     Attributes:
         name: the name to use in requests.
-        kind: the kind of data: "image", "vector" or "bits".
+        kind: the kind of data: "image", "vector", "bits" or "table".
         shape: the shape of one example.
-        process: "gaussian" or "binomial".
+        process: the kind of process: "gaussian", "binomial" or "mixed".
         steps: T.
         network: the kind of network.
         parameters: number of weights.
         classifiers: the classifiers whose labels `posterior` accepts.
-        columns: names of a vector's elements; None if they have none.
+        columns: names of the elements of a vector or a table; None if they have none.
+        table: the columns of a table; None for other data.
         samplers: the samplers that `sample` accepts; empty from an older service.
         conditional: whether its network can be told what was seen, for method "learned".
     """
@@ -51,6 +72,7 @@ class Model:
     parameters: int
     classifiers: tuple[Classifier, ...]
     columns: tuple[str, ...] | None = field(default=None, kw_only=True)
+    table: tuple[Column, ...] | None = field(default=None, kw_only=True)
     samplers: tuple[str, ...] = field(default=(), kw_only=True)
     conditional: bool = field(default=False, kw_only=True)
 
@@ -131,9 +153,15 @@ def read_model(document: Mapping[str, Any]) -> ModelFacts:
 
 
 def _read_model(kind: type[T], document: Mapping[str, Any]) -> T:
-    """Read a model with its classifiers."""
+    """Read a model with its classifiers and columns."""
     classifiers = tuple(_read(Classifier, one) for one in document.get("classifiers", ()))
-    return _read(kind, {**document, "classifiers": classifiers})
+    table = read_columns(document.get("table"))
+    return _read(kind, {**document, "classifiers": classifiers, "table": table})
+
+
+def read_columns(found: Sequence[Mapping[str, Any]] | None) -> tuple[Column, ...] | None:
+    """Read the columns of a table; None for other data."""
+    return None if found is None else tuple(_read(Column, one) for one in found)
 
 
 def _read(kind: type[T], document: Mapping[str, Any]) -> T:

@@ -124,6 +124,24 @@ def evaluate_each(
     return values
 
 
+def evaluate_parts(
+    model: DiffusionModel,
+    prediction: Prediction,
+    x_0: Tensor,
+    x_t: Tensor,
+    t: Tensor,
+    convention: Convention,
+    s: Tensor | None = None,
+) -> Tensor:
+    """Compute the terms of `evaluate` by part (`Space.by_part`), nats [B, parts]."""
+    if model.space.parts == 1:
+        return evaluate(model, prediction, x_0, x_t, t, convention, s)[:, None]
+    each = evaluate_each(model, prediction, x_0, x_t, t, convention, s)
+    if prediction.fixed is not None:
+        each = torch.where(prediction.fixed, 0.0, each)
+    return model.space.by_part(each)
+
+
 def _likelihoods(kernel: Distribution, space: Space, x_0: Tensor, convention: Convention) -> Tensor:
     """Return the log-density of each element in data units or the mass of its cell, [B, *event]."""
     if convention == "discretised":
@@ -171,6 +189,30 @@ def prior_part(
     if convention == "paper":
         return (marginal.entropy() - prior.entropy()).double()
     return -marginal.kl(prior, _open(observation)).double()
+
+
+def prior_parts(
+    model: DiffusionModel, x_0: Tensor, observation: Observation | None = None
+) -> Tensor:
+    """Return the prior's part of the bound by column of a table, nats float64 [N, parts]."""
+    last = torch.full((len(x_0),), model.T, device=x_0.device)
+    marginal = model.process.marginal(x_0.double(), last)
+    each = -marginal.kls(model.process.prior(model.event, len(x_0)))
+    among = _open(observation)
+    return model.space.by_part(each if among is None else torch.where(among, each, 0.0)).double()
+
+
+def combine_parts(steps: Steps, parts: Tensor, prior: Tensor) -> Tensor:
+    """Combine terms by column of a table into the bound's part of each column, nats [N, parts].
+
+    Args:
+        steps: the terms.
+        parts: [N, n, parts], nats, in the order of `steps`.
+        prior: [N, parts], from `prior_parts`.
+    """
+    weighted = parts[:, steps.last :] * steps.weight[steps.last :, None]
+    drawn = parts[:, : steps.last].sum(1) / max(steps.last, 1)
+    return prior + drawn + weighted.sum(1)
 
 
 def null_log_prob(
@@ -287,7 +329,6 @@ def bound(
     return combine(steps, values, prior.cpu(), None if last is None else last.cpu())
 
 
-@torch.inference_mode()
 def draw_terms(
     model: DiffusionModel,
     x_0: Tensor,
@@ -301,6 +342,34 @@ def draw_terms(
 ) -> Tensor:
     """Draw the terms of the bounds of N data, float64 [N, n] on the CPU, ordered as in `steps`.
 
+    The arguments are those of `draw_parts`, which this sums.
+    """
+    return draw_parts(
+        model,
+        x_0,
+        steps,
+        seed=seed,
+        convention=convention,
+        observation=observation,
+        batch=batch,
+        progress=progress,
+    ).sum(2)
+
+
+@torch.inference_mode()
+def draw_parts(
+    model: DiffusionModel,
+    x_0: Tensor,
+    steps: Steps,
+    *,
+    seed: int,
+    convention: Convention,
+    observation: Observation | None = None,
+    batch: int = 64,
+    progress: Callable[[int], None] | None = None,
+) -> Tensor:
+    """Draw the terms of bounds by column of a table, float64 [N, n, parts] on the CPU.
+
     Args:
         model: the model.
         x_0: [N, *event], model units.
@@ -311,7 +380,8 @@ def draw_terms(
         batch: rows per network call.
         progress: called with the number of evaluations just made.
     """
-    values = torch.empty(len(x_0) * steps.count, dtype=torch.float64)
+    parts = model.space.parts
+    values = torch.empty(len(x_0) * steps.count, parts, dtype=torch.float64)
     example = torch.arange(len(x_0)).repeat_interleave(steps.count)
     t, s, draw = steps.t.flatten(), steps.s.flatten(), steps.draw.flatten()
     for start in range(0, len(values), batch):
@@ -325,11 +395,11 @@ def draw_terms(
         to = s[part].to(device)
         seen = None if observation is None else observation.rows(here.to(device))
         prediction = model.predict(x_t, at, observation=seen)
-        found = evaluate(model, prediction, x, x_t, at, convention, to)
+        found = evaluate_parts(model, prediction, x, x_t, at, convention, to)
         values[part] = found.double().cpu()
         if progress is not None:
             progress(len(here))
-    return values.view(len(x_0), steps.count)
+    return values.view(len(x_0), steps.count, parts)
 
 
 def bits(nats: Tensor | float) -> Tensor | float:

@@ -33,7 +33,13 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from diffusion.artefact import ArtefactError
-from diffusion.likelihood.bound import closed_last, draw_terms, prior_part
+from diffusion.likelihood.bound import (
+    closed_last,
+    combine_parts,
+    draw_parts,
+    prior_part,
+    prior_parts,
+)
 from diffusion.likelihood.estimator import Choice, Steps
 from diffusion.model import DiffusionModel
 from diffusion.observation import Observation
@@ -95,6 +101,8 @@ class Reference:
         values: nats, float64 [N, n]: draws of the last step, then one per stratum.
         prior: nats, float64 [N].
         paper: nats, float64 [N]: prior and last part in convention "paper".
+        columns: nats, float64 [N, J]: the bound's part of each column of a table, from all of the
+            terms, NaN for a gap; None for other data.
     """
 
     convention: Convention
@@ -104,6 +112,7 @@ class Reference:
     values: Tensor
     prior: Tensor
     paper: Tensor
+    columns: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.values)
@@ -115,6 +124,25 @@ class Reference:
         if convention not in (self.convention, "paper"):
             return f"held-out examples were measured in convention {self.convention!r} and 'paper'"
         return None
+
+    def rarer_columns(self, parts: Tensor) -> Tensor | None:
+        """Return the fraction of held-out rows in which each column's part is larger, [N, J].
+
+        None of data without columns. A column without a part, NaN, has none here.
+        """
+        if self.columns is None:
+            return None
+        each = zip(self.columns.T, parts.T, strict=True)
+        return torch.stack([_larger(own[~own.isnan()], x) for own, x in each], 1)
+
+    def alike(self, gaps: Tensor) -> Tensor:
+        """Whether some held-out row has the same gaps as each of rows, bool [N, J], or none: [N].
+
+        Rows whose gaps come as those of the held-out rows do can be compared with them all.
+        """
+        if self.columns is None:
+            return ~gaps.flatten(1).any(1)
+        return (gaps[:, None] == self.columns.isnan()).all(2).any(1)
 
     def stand(
         self,
@@ -263,7 +291,7 @@ def measure(
     """
     convention = model.space.default_convention
     steps = choice(model).resolve(model, torch.arange(len(x_0)), SEED, convention)
-    values = draw_terms(
+    parts = draw_parts(
         model,
         x_0,
         steps,
@@ -278,7 +306,12 @@ def measure(
     last = closed_last(model, x_0, "paper")
     assert last is not None  # of "paper" it has a closed form
     paper = (prior_part(model, x_0, "paper") + last).cpu()
-    return Reference(convention, model.T, steps.last, edges, values, prior, paper)
+    columns = None
+    if model.space.table is not None:
+        columns = combine_parts(steps, parts, prior_parts(model, x_0, gaps).cpu())
+        if gaps is not None and gaps.gaps is not None:
+            columns = columns.masked_fill(model.space.columns_of(gaps.gaps).cpu(), math.nan)
+    return Reference(convention, model.T, steps.last, edges, parts.sum(2), prior, paper, columns)
 
 
 def choice(model: DiffusionModel) -> Choice:
@@ -319,6 +352,8 @@ def write(folder: Path, model: DiffusionModel, reference: Reference) -> Path:
         "prior": reference.prior,
         "paper": reference.paper,
     }
+    if reference.columns is not None:
+        tensors["columns"] = reference.columns
     header = {
         "convention": reference.convention,
         "T": str(reference.T),
@@ -346,6 +381,7 @@ def read(folder: Path, model: DiffusionModel) -> Reference | None:
             edges, values, prior, paper = (
                 file.get_tensor(name) for name in ("edges", "values", "prior", "paper")
             )
+            columns = file.get_tensor("columns") if "columns" in file.keys() else None  # noqa: SIM118
         T, last = int(header["T"]), int(header["last"])
         if header["model"] != fingerprint(model):
             raise ArtefactError(f"{path}: it belongs to another model: {fix}")
@@ -356,12 +392,16 @@ def read(folder: Path, model: DiffusionModel) -> Reference | None:
             raise ValueError("its shapes are not the model's")
         if prior.shape != (n,) or paper.shape != (n,) or not bool(values.isfinite().all()):
             raise ValueError("its values are not held-out examples' terms")
+        if (model.space.table is None) != (columns is None) or (
+            columns is not None and columns.shape != (n, model.space.parts)
+        ):
+            raise ValueError("its columns are not the model's")
     except (KeyError, SafetensorError, ValueError, IndexError) as error:
         if isinstance(error, ArtefactError):
             raise
         raise ArtefactError(f"{path}: it holds no reference: {error}: {fix}") from error
     return Reference(
-        convention, T, last, edges.long(), values.double(), prior.double(), paper.double()
+        convention, T, last, edges.long(), values.double(), prior.double(), paper.double(), columns
     )
 
 

@@ -199,6 +199,11 @@ def _picture(path: Path, model: Model) -> Block:
 
 
 def _table(path: Path, model: Model, rows: int) -> Iterator[Block]:
+    if model.table is not None:
+        raise FileError(
+            f"{path}: {model.name} takes rows of typed columns: `noneq impute` fills their gaps, "
+            "`noneq score` scores them"
+        )
     table = tables.Table(path)
     order = table.order(model.columns)
     start = 0

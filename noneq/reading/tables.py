@@ -197,7 +197,7 @@ def check_finite(array: NDArray[np.floating], path: Path, start: int = 0) -> Non
 def _heading(cells: Sequence[str], path: Path) -> tuple[str, ...] | None:
     """Return the column names, if no cell is or resembles a number and not all are gaps."""
     found = list(map(number, cells))
-    if None not in found or any(map(_numeric, cells)):
+    if None not in found or any(map(numeric, cells)):
         return None
     names = [cell.strip() for cell in cells]
     names[0] = names[0].lstrip("#").strip()  # as numpy.savetxt writes it
@@ -225,7 +225,7 @@ def _doubt(cells: Sequence[str]) -> str | None:
     return f"the first line ({first}, ...) was read as numbers; a heading has none in it"
 
 
-def _numeric(cell: str) -> bool:
+def numeric(cell: str) -> bool:
     """Whether a cell is a number, or resembles one in another notation."""
     found = number(cell)
     if found is not None:

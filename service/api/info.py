@@ -13,6 +13,7 @@ from service.api.openapi import examples_responses, problems
 from service.catalogue import Served
 from service.codecs.contact_sheet import Strip, contact_sheet
 from service.codecs.json import BINARY, JSON, PNG, negotiate, plain, to_binary, to_json
+from service.codecs.rows import CSV, check_rows_form, lines_of, names_of, to_csv
 from service.errors import NotAcceptable
 from service.metrics import CONTENT_TYPE
 from service.schemas.responses import (
@@ -23,10 +24,11 @@ from service.schemas.responses import (
     ModelsAnswer,
     ModelSummary,
     RefusedFile,
+    TableColumn,
 )
 from service.state import backend_of
 
-EXAMPLE_FORMS = (JSON, PNG, BINARY)
+EXAMPLE_FORMS = (JSON, PNG, BINARY, CSV)
 
 router = APIRouter()
 
@@ -90,6 +92,7 @@ def render_examples(served: Served, count: int, form: str) -> bytes:
 
     Raises:
         NotAcceptable: a picture was requested, but the model has no examples.
+        InvalidRequest: CSV was requested, but the data are no rows.
     """
     space, data = served.model.space, served.examples[:count]
     if form == PNG:
@@ -101,6 +104,9 @@ def render_examples(served: Served, count: int, form: str) -> bytes:
                 fix=f"`python -m training heldout {served.name}` writes {FILE} beside it.",
             )
         return contact_sheet(space, [Strip(data)])
+    if form == CSV:
+        check_rows_form(space)
+        return to_csv(names_of(space), lines_of(data, space))
     answer = ExamplesAnswer(model=served.name, data=plain(data, space))
     if form == BINARY:
         return to_binary(answer.model_dump(exclude={"data"}), {"data": data})
@@ -124,6 +130,7 @@ def _summary(served: Served) -> ModelSummary:
         ],
         conditional=model.conditional,
         columns=model.space.names,
+        table=TableColumn.all_of(model.space),
     )
 
 

@@ -10,11 +10,14 @@ from pydantic.json_schema import models_json_schema
 
 from service.api.body import DEADLINE
 from service.codecs.json import BINARY, EVENTS, JSON, PNG
+from service.codecs.rows import CSV
 from service.errors import MEDIA_TYPE
+from service.schemas.requests import BaseRequest
 from service.schemas.responses import Preview, ProblemDocument, Progress
 
 _REF = "#/components/schemas/{model}"
 _BYTES = {"schema": {"type": "string", "format": "binary"}}
+_TEXT = {"schema": {"type": "string"}}
 
 DESCRIPTION = """
 Diffusion probabilistic models as probability distributions: draw from them, ask how likely an
@@ -24,10 +27,15 @@ Values are in **data units**: images 0..255 as `[channels, height, width]` (or `
 one channel), vectors in the units of their data set, bits 0/1. An image may also be a base64 PNG:
 complete, not animated, with at most 8 bits per channel. It is read as a viewer shows it (EXIF
 orientation applied, converted to grey if the model is grey), and only its opaque pixels count as
-observed. Elements of a vector are in the order of the model's `columns`. Requests are JSON, or
-safetensors with the other fields as JSON in the metadata under `request`. The answer's form follows
-`Accept`: JSON, a PNG contact sheet, safetensors with the other fields under `answer`, or a stream
-of progress that ends with the JSON answer. The same request with the same seed gets the same
+observed. Elements of a vector are in the order of the model's `columns`. Rows of a table are
+objects by column name, `{"species": "Adelie", "mass": null}`, or lists in the order of the model's
+`table`; null, "" and a column that is left out are gaps.
+
+Requests are JSON, or safetensors with the other fields as JSON in the metadata under `request`, or
+the rows of a table as CSV (`Content-Type: text/csv`), below a line of column names, with the other
+fields in the address: `/inpaint?model=penguins&num_samples=20`. The answer's form follows `Accept`:
+JSON, a PNG contact sheet, safetensors with the other fields under `answer`, CSV for rows, or a
+stream of progress that ends with the JSON answer. The same request with the same seed gets the same
 answer, whatever else is being served.
 
 The header `x-deadline` says for how many seconds from now the answer is wanted. A request that
@@ -80,25 +88,27 @@ _PROBLEMS = {
 }
 
 
-def request_body(schema: type[BaseModel]) -> dict[str, Any]:
+def request_body(schema: type[BaseRequest]) -> dict[str, Any]:
     """Describe a route's request body and headers, for FastAPI to add to its operation."""
     content: dict[str, Any] = {
         JSON: {"schema": {"$ref": _REF.format(model=schema.__name__)}},
         BINARY: _BYTES,
+        **({CSV: _TEXT} if schema.rows else {}),
     }
     return {"requestBody": {"required": True, "content": content}, "parameters": [_DEADLINE]}
 
 
 def responses(offers: Sequence[str]) -> dict[int | str, dict[str, Any]]:
     """Describe the forms of a route's answer besides JSON, and its problems."""
-    names = {PNG: "a contact sheet", BINARY: "safetensors"}
+    names = {PNG: "a contact sheet", BINARY: "safetensors", CSV: "rows of numbers or of a table"}
     forms = [form for form in offers if form in names]
     listed = ", ".join(f"`{form}` ({names[form]})" for form in forms)
     streams = [EVENTS, f"{EVENTS}; previews=4"] if PNG in forms else [EVENTS]
     found: dict[int | str, dict[str, Any]] = {
         200: {
             "description": f"The answer, as `{JSON}`, {listed} or `{EVENTS}`. {_STREAM}",
-            "content": dict.fromkeys(forms, _BYTES) | dict.fromkeys(streams, _EVENTS),
+            "content": {form: _TEXT if form == CSV else _BYTES for form in forms}
+            | dict.fromkeys(streams, _EVENTS),
         }
     }
     return found | problems(*_PROBLEMS)
@@ -106,8 +116,10 @@ def responses(offers: Sequence[str]) -> dict[int | str, dict[str, Any]]:
 
 def examples_responses() -> dict[int | str, dict[str, Any]]:
     """Describe the forms of an answer with held-out data besides JSON, and its problems."""
-    description = f"The data, as `{JSON}`, `{PNG}` (a contact sheet) or `{BINARY}` (safetensors)."
-    content = dict.fromkeys((PNG, BINARY), _BYTES)
+    description = (
+        f"The data, as `{JSON}`, `{PNG}` (a contact sheet), `{BINARY}` (safetensors) or `{CSV}`."
+    )
+    content = dict.fromkeys((PNG, BINARY), _BYTES) | {CSV: _TEXT}
     return {200: {"description": description, "content": content}} | problems(404, 406, 422)
 
 

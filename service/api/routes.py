@@ -6,7 +6,7 @@ delay others. If the client disconnects while the job runs, the job is cancelled
 
 import asyncio
 import inspect
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from difflib import get_close_matches
 from typing import Any, Final, NamedTuple
 
@@ -126,7 +126,8 @@ async def _submit(
 
         def prepare() -> Work[Any]:
             body = inflate(raw, content_coding(coding), limit)
-            asked = _parse(schema, content_type, body, settings.max_json_bytes)
+            query = request.query_params
+            asked = _parse(schema, content_type, body, settings.max_json_bytes, query)
             request.state.deprecated = bool(asked.deprecation)
             work = handler.prepare(asked, backend)
             work.check(form)
@@ -140,10 +141,14 @@ async def _submit(
 
 
 def _parse(
-    schema: type[BaseRequest], content_type: str | None, raw: bytes, max_json_bytes: int
+    schema: type[BaseRequest],
+    content_type: str | None,
+    raw: bytes,
+    max_json_bytes: int,
+    query: Mapping[str, str],
 ) -> BaseRequest:
     """Parse a body and check it against the request's schema."""
-    body = decode_body(content_type, raw, max_json_bytes)
+    body = decode_body(content_type, raw, max_json_bytes, schema.rows, query)
     try:
         return schema.model_validate({**body.fields, **body.tensors})
     except ValidationError as error:

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from diffusion.space import Space
+from diffusion.table import Unfit
 from noneq.reading.tables import advice
 from service.codecs.json import json_kind
 from service.codecs.png import decode_mask, decode_png
@@ -27,7 +28,8 @@ class Events:
 
     Attributes:
         values: [N, *event], data units, of the space's dtype.
-        opaque: [N, *event] bool, False where a PNG was transparent; None if all was opaque.
+        opaque: [N, *event] bool, False where a PNG was transparent or a table has a gap; None if
+            all was opaque.
     """
 
     values: Tensor
@@ -37,7 +39,7 @@ class Events:
 def read_events(
     value: Sequence[Any] | Tensor, space: Space, name: str, dtype: torch.dtype | None = None
 ) -> Events:
-    """Read N examples from lists, PNGs, or a tensor.
+    """Read N examples from lists, PNGs, a tensor, or rows of a table, whose gaps are not opaque.
 
     Args:
         value: the field's value.
@@ -50,7 +52,23 @@ def read_events(
     """
     dtype = dtype or space.dtype
     if isinstance(value, Tensor):
-        return Events(_fit(_real(value, dtype, name), space, name))
+        found = _fit(_real(value, dtype, name), space, name)
+        return Events(found, None if space.table is None else ~found.isnan())
+    try:
+        rows = space.encode(value)
+    except Unfit as error:
+        raise unfit(error, name) from None
+    except ValueError as error:
+        raise refusal(error, name) from None
+    if rows is not None:
+        return Events(rows, ~rows.isnan())
+    if any(isinstance(item, dict) for item in value):
+        raise InvalidRequest(
+            f"{name} holds objects or CSV, and this model's data are not a table.",
+            location=name,
+            expected=f"arrays of shape {list(space.shape)}",
+            fix="Send nested lists of numbers, or use a model of kind table (GET /models).",
+        )
     if not any(isinstance(item, str) for item in value):
         return Events(_fit(_numbers(value, dtype, name), space, name))
     values, opaque = [], []
@@ -71,8 +89,23 @@ def check_values(values: Tensor, space: Space, name: str) -> None:
     """Raise InvalidRequest unless [N, *event] are data of this space: finite, in range, whole."""
     try:
         space.check(values)
+    except Unfit as error:
+        raise unfit(error, name) from None
     except ValueError as error:
         raise refusal(error, name) from None
+
+
+def unfit(error: Unfit, name: str) -> InvalidRequest:
+    """Report a cell that is not what its column holds."""
+    return InvalidRequest(
+        f"Row {error.row}, column '{error.column}', is not what the column holds.",
+        location=name,
+        index=error.row,
+        column=error.column,
+        received=error.came.strip("'")[:100],
+        expected=error.expected,
+        fix="Correct the cell, or leave it empty: then it is a gap.",
+    )
 
 
 def read_mask(value: Sequence[Any] | str | Tensor, space: Space, count: int, name: str) -> Tensor:

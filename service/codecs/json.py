@@ -20,6 +20,7 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from diffusion.space import Space
+from service.codecs.rows import CSV, decode_csv, objects
 from service.errors import (
     BodyTooLarge,
     InvalidRequest,
@@ -170,23 +171,33 @@ def inflate(raw: bytes, coding: str | None, limit: int) -> bytes:
     return bytes(out)
 
 
-def decode_body(content_type: str | None, raw: bytes, max_json_bytes: int) -> Body:
-    """Decode a JSON object, or a safetensors file whose metadata holds the other fields.
+def decode_body(
+    content_type: str | None,
+    raw: bytes,
+    max_json_bytes: int,
+    rows: str | None = None,
+    query: Mapping[str, str] | None = None,
+) -> Body:
+    """Decode a JSON object, or rows (CSV) or tensors (safetensors) with the other fields.
 
     Args:
         content_type: the Content-Type header.
-        raw: the body; if JSON, no longer than `max_json_bytes`.
+        raw: the body; unless safetensors, no longer than `max_json_bytes`.
         max_json_bytes: the most JSON to decode.
+        rows: the request's field that holds rows; None if it has none.
+        query: the other fields of a CSV body.
 
     Raises:
         BodyTooLarge: the header of a safetensors file has more JSON.
         UnsupportedMediaType: the body is declared as neither.
-        MalformedBody: the body is not JSON, not an object, or not safetensors.
+        MalformedBody: the body is not JSON, not an object, not CSV, or not safetensors.
         InvalidRequest: the body has NaN or an infinity, which JSON lacks, or unknown tensors.
     """
     kind = media_type(content_type)
     if kind == BINARY:
         return _decode_binary(raw, max_json_bytes)
+    if kind == CSV:
+        return Body(decode_csv(raw, rows, query or {}))
     # `curl -d` labels its body as a form by default: a brace shows that it is JSON.
     form = kind == "application/x-www-form-urlencoded" and raw.lstrip()[:1] in (b"{", b"")
     if kind in (JSON, "text/json", "text/plain") or kind.endswith("+json") or form:
@@ -194,8 +205,8 @@ def decode_body(content_type: str | None, raw: bytes, max_json_bytes: int) -> Bo
     raise UnsupportedMediaType(
         "The body's content type is not supported.",
         received=kind[:100],
-        expected=[JSON, BINARY],
-        fix=f"Send JSON with 'Content-Type: {JSON}', or {_BINARY_FORM}.",
+        expected=[JSON, BINARY, CSV],
+        fix=f"Send JSON with 'Content-Type: {JSON}', rows as {CSV}, or {_BINARY_FORM}.",
     )
 
 
@@ -350,8 +361,14 @@ def json_kind(value: object) -> str:
     return names.get(type(value), "number")
 
 
-def plain(x: Tensor, space: Space) -> NDArray[Any]:
-    """Convert for JSON: to integers if all are whole (bits, 8-bit images), else to the dtype."""
+def plain(x: Tensor, space: Space) -> NDArray[Any] | list[Any]:
+    """Convert for JSON: to integers if all are whole (bits, 8-bit images), else to the dtype.
+
+    Rows of a table are objects by column name.
+    """
+    rows = objects(x, space)
+    if rows is not None:
+        return rows
     array = x.detach().to("cpu", space.dtype).numpy()
     if space.greatest is not None:
         with np.errstate(invalid="ignore"):  # values that do not fit differ below

@@ -175,10 +175,13 @@ class LoglikResult(JobResult):
         values: float64 [rows, positions] nats, the terms in the order of the job's `steps`. A term
             of minus infinity is an answer: the example is impossible under the model. NaN too: the
             example is so far out that the network's arithmetic ends there.
+        columns: the bound's part of each column of a table, float64 [N, J] nats; None for other
+            data, for trajectories, and by "paper".
     """
 
     bound: BoundResult
     values: Tensor
+    columns: Tensor | None = None
 
 
 @final

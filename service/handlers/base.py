@@ -12,6 +12,7 @@ from diffusion.samplers import Plan, Sampler
 from service.catalogue import Served
 from service.codecs.contact_sheet import Strip, check_sheet, contact_sheet, image
 from service.codecs.json import BINARY, EVENTS, JSON, PNG, plain, to_binary, to_json
+from service.codecs.rows import CSV, Table, check_rows_form, to_csv
 from service.engine.jobs import Job
 from service.engine.results import JobPreview
 from service.errors import TooExpensive, refusal
@@ -31,7 +32,7 @@ class Work(ABC, Generic[Result]):
         offers: the forms of the answer, the default first.
     """
 
-    offers: tuple[str, ...] = (JSON, PNG, BINARY, EVENTS)
+    offers: tuple[str, ...] = (JSON, PNG, BINARY, EVENTS, CSV)
     served: Served
     job: Job[Any]
 
@@ -44,11 +45,15 @@ class Work(ABC, Generic[Result]):
         """Raise InvalidRequest if the answer does not fit into `form`."""
         if form == PNG:
             check_sheet(self.served.model.space, *self.layout)
+        if form == CSV:
+            check_rows_form(self.served.model.space)
 
     def render(self, result: Result, form: str) -> bytes:
         """Render the answer in one of `offers`."""
         if form == PNG:
             return contact_sheet(self.served.model.space, self.strips(result))
+        if form == CSV:
+            return to_csv(*self.lines(result))
         if form == BINARY:
             answer = self.answer(result).model_dump(exclude=self.arrays)
             return to_binary(answer, self.tensors(result))
@@ -66,6 +71,10 @@ class Work(ABC, Generic[Result]):
     @abstractmethod
     def tensors(self, result: Result) -> dict[str, Tensor]:
         """Return the arrays of a binary answer."""
+
+    @abstractmethod
+    def lines(self, result: Result) -> Table:
+        """Return the names and lines of an answer as CSV."""
 
     @property
     def layout(self) -> tuple[int, int]:

@@ -13,20 +13,32 @@ from diffusion.likelihood import reference
 from diffusion.likelihood.bound import check_convention, null_log_prob
 from diffusion.likelihood.estimator import Choice, Steps, even_strata
 from diffusion.likelihood.iwae import Trajectories
+from diffusion.model import DiffusionModel
+from diffusion.observation import Observation
 from diffusion.space import Convention
 from service.catalogue import Served
-from service.codecs.arrays import check_values, read_events, read_mask
+from service.codecs.arrays import Events, check_values, read_events, read_mask
 from service.codecs.json import BINARY, EVENTS, JSON, Columns
+from service.codecs.rows import CSV, Table
 from service.engine.admission import check_cost
 from service.engine.jobs import BoundJob
 from service.engine.results import LoglikResult
 from service.errors import InvalidRequest, refusal
 from service.handlers.base import Work, check_rows, seed_or_new
 from service.schemas.requests import LoglikRequest
-from service.schemas.responses import Band, Loglik, LoglikAnswer, Parts
+from service.schemas.responses import (
+    Band,
+    ColumnPart,
+    Loglik,
+    LoglikAnswer,
+    Parts,
+    TableColumn,
+)
 from service.state import Backend
 
+_OTHER_GAPS = "Rows are not compared if no held-out row has the same gaps."
 TERM_BYTES = 80  # bytes of a term as JSON, usually less
+_COLUMNS = ("bound", "standard_error", "relative_to_prior", "rarer_than", "typicality")
 
 
 @final
@@ -43,12 +55,13 @@ class Comparison:
 @final
 @dataclass(frozen=True)
 class LoglikWork(Work[LoglikResult]):
-    """Bounds on log p(x_0)."""
+    """Bounds on log p(x_0), of what is there; `gaps` are the others, bool [N, *shape]."""
 
     served: Served
     job: BoundJob
     request: LoglikRequest
-    offers = (JSON, BINARY, EVENTS)
+    gaps: Tensor
+    offers = (JSON, BINARY, EVENTS, CSV)
 
     @classmethod
     def prepare(cls, request: LoglikRequest, backend: Backend) -> "LoglikWork":
@@ -70,22 +83,27 @@ class LoglikWork(Work[LoglikResult]):
             )
         check_cost(count * (request.trajectories or 1) * one.count, settings)
         events = read_events(request.data, space, "data")
-        if events.opaque is not None:
-            raise InvalidRequest(
-                "A PNG in data has transparent pixels, but a likelihood needs every pixel.",
-                location="data",
-                fix="Send opaque PNGs; /inpaint draws unknown pixels.",
-            )
+        gaps = _gaps(events, request, served)
         check_values(events.values, space, "data")
         steps = _choose_terms(request, served, count, seed, convention)
-        x_0, told = space.to_model(events.values), None
-        if known is not None:
-            told = served.model.process.saw(x_0, known, torch.zeros_like(x_0)).to_network()
+        if bool(gaps.any()) and isinstance(steps, Steps):
+            steps = replace(steps, expected=None)  # the profile is of whole examples
+        x_0 = space.to_model(events.values)
+        told = _told(served.model, events.values, known, gaps)
         job = BoundJob(served.name, x_0, seed, steps, convention, told)
         check_cost(job.cost, settings)
         if request.per_step:
             job = replace(job, answer_bytes=job.cost * TERM_BYTES)
-        return cls(served, job, request)
+        if known is not None and bool((known | gaps).flatten(1).all(1).any()):
+            row = int((known | gaps).flatten(1).all(1).nonzero()[0])
+            raise InvalidRequest(
+                f"Every element of example {row} is given or a gap, so nothing is left to bound.",
+                location="known",
+                index=row,
+                expected="a mask with a 0 where an element is there and not given",
+                fix="Leave out known, or give fewer elements.",
+            )
+        return cls(served, job, request, gaps)
 
     @property
     @override
@@ -97,6 +115,7 @@ class LoglikWork(Work[LoglikResult]):
         columns = {name: x.tolist() for name, x in self._bounds(result).items()}
         per_bit, elements = math.log(2), self._elements.tolist()
         comparison, reasons = self._compare(result), self._reasons(result)
+        parts = self._columns(result)
         rarer, typicality = (
             [None] * len(self.job.x_0) if x is None else [_finite(one) for one in x.tolist()]
             for x in (comparison.rarer_than, comparison.typicality)
@@ -113,6 +132,7 @@ class LoglikWork(Work[LoglikResult]):
                 rarer_than=rarer[i],
                 typicality=typicality[i],
                 bands=[_band(band, i) for band in comparison.bands] or None,
+                columns=None if parts is None else parts[i],
                 elements=elements[i],
                 reason=reasons.get(i),
                 parts=Parts(
@@ -134,11 +154,28 @@ class LoglikWork(Work[LoglikResult]):
             terms=self.job.positions * self.job.each,
             trajectories=self.request.trajectories,
             steps=self.request.steps or self.served.model.T,
+            columns=self.served.model.space.names,
+            table=TableColumn.all_of(self.served.model.space),
             uncompared=comparison.uncompared,
             reasons={str(i): reason for i, reason in reasons.items()},
             results=results,
             network_evaluations=result.stats.network_evaluations,
         )
+
+    @override
+    def check(self, form: str) -> None:
+        """Accept every form: scores are numbers, whatever the data are."""
+
+    @override
+    def lines(self, result: LoglikResult) -> Table:
+        found = self.tensors(result)
+        names = [name for name in _COLUMNS if name in found]
+        rows = list(zip(*(found[name].tolist() for name in names), strict=True))
+        if "column_nats" not in found:
+            return names, rows
+        parts = found["column_nats"].tolist()
+        columns = [f"nats of {name}" for name in self.served.model.space.names or ()]
+        return names + columns, [[*row, *part] for row, part in zip(rows, parts, strict=True)]
 
     @override
     def tensors(self, result: LoglikResult) -> dict[str, Tensor]:
@@ -151,6 +188,12 @@ class LoglikWork(Work[LoglikResult]):
             found["band_t"] = torch.tensor([[band.first, band.final] for band in comparison.bands])
             found["band_nats"] = torch.stack([band.nats for band in comparison.bands], 1)
             found["band_rarer_than"] = torch.stack([b.rarer_than for b in comparison.bands], 1)
+        parts = self._parts(result)
+        if parts is not None:
+            found["column_nats"] = parts
+            rarer = self._rarer_columns(parts)
+            if rarer is not None:
+                found["column_rarer_than"] = rarer
         if self.request.per_step:
             steps, values = self._steps(), result.values.view(len(self.job.x_0), -1)
             found |= {"term_t": steps.t, "term_weight": steps.weight, "term_value": values}
@@ -178,37 +221,80 @@ class LoglikWork(Work[LoglikResult]):
     @property
     def _elements(self) -> Tensor:
         """How many elements each bound is of, int64 [N]."""
-        told = self.job.observation
-        known = torch.zeros(len(self.job.x_0), dtype=torch.int64) if told is None else told.count
-        return self.served.model.space.dims - known
+        return (~self._left_out).flatten(1).sum(1)
+
+    @property
+    def _left_out(self) -> Tensor:
+        """Which elements the bound is not of: gaps, and those that are given; bool [N, *shape]."""
+        known = _known(self.request, self.served, len(self.job.x_0))
+        return self.gaps if known is None else self.gaps | known
+
+    def _parts(self, result: LoglikResult) -> Tensor | None:
+        """Return each column's part of the bounds, nats [N, J], NaN where there is none."""
+        if result.columns is None:
+            return None
+        return result.columns.where(~self._left_out, torch.nan)
+
+    def _rarer_columns(self, parts: Tensor) -> Tensor | None:
+        """Return the share of held-out rows whose part is larger; None if not comparable."""
+        reference = self.served.reference
+        if self._refusal() is not None or reference is None or self.request.known is not None:
+            return None
+        rarer, alike = reference.rarer_columns(parts), reference.alike(self.gaps)
+        return None if rarer is None else rarer.where(alike[:, None], torch.nan)
+
+    def _columns(self, result: LoglikResult) -> list[list[ColumnPart]] | None:
+        """Return each column's part of the bounds, for the answer."""
+        parts, names = self._parts(result), self.served.model.space.names
+        if parts is None or names is None:
+            return None
+        compared = self._rarer_columns(parts)
+        shares = torch.full_like(parts, math.nan) if compared is None else compared
+        each = zip(parts.tolist(), shares.tolist(), self._left_out.tolist(), strict=True)
+        return [
+            [
+                ColumnPart(name=name, nats=_finite(nats), rarer_than=_finite(share), given=out)
+                for name, nats, share, out in zip(names, *row, strict=True)
+            ]
+            for row in each
+        ]
 
     def _compare(self, result: LoglikResult) -> Comparison:
         """Compare the data with held-out data whose bounds were estimated in the same way."""
-        if self.job.observation is not None:
+        if self.request.known is not None:
             return Comparison(
                 uncompared="Held-out data were bounded whole, not given some elements."
             )
-        asked, steps, found = self.request, self.job.steps, result.bound
-        whole = isinstance(steps, Steps) and asked.steps in (None, self.served.model.T)
-        known, convention = self.served.reference, self.job.convention
-        if not whole:
-            why = "held-out data's terms are known only for the whole chain"
-        elif known is None:
-            why = "the model ships without held-out data's terms"
-        else:
-            why = known.refusal(convention) or ""
-        if not why and known is not None and isinstance(steps, Steps):
+        steps, found = self.job.steps, result.bound
+        known, convention, why = self.served.reference, self.job.convention, self._refusal()
+        if why is None and known is not None and isinstance(steps, Steps):
+            alike = known.alike(self.gaps)
+            if not bool(alike.any()):
+                return Comparison(uncompared=_OTHER_GAPS)
             closed = found.last if convention == "paper" else None
             among = known.stand(steps, convention, result.values, found.prior, closed)
-            return Comparison(among.rarer_than, among.typicality, among.bands)
-        measured = self._measured()
+            if bool(alike.all()):
+                return Comparison(among.rarer_than, among.typicality, among.bands)
+            rarer, typicality = (
+                x.where(alike, math.nan) for x in (among.rarer_than, among.typicality)
+            )
+            return Comparison(rarer, typicality, among.bands, _OTHER_GAPS)
+        measured = None if bool(self.gaps.any()) else self._measured()
         if measured is None:
             return Comparison(uncompared=f"Not measured on held-out data: {why}.")
-        rarer = [
-            math.nan if math.isnan(x) else measured.rarer_than(x) for x in found.bound.tolist()
-        ]
+        each = [math.nan if math.isnan(x) else measured.rarer_than(x) for x in found.bound.tolist()]
         told = f"Typicality is not known: {why}."
-        return Comparison(torch.tensor(rarer, dtype=torch.float64), uncompared=told)
+        return Comparison(torch.tensor(each, dtype=torch.float64), uncompared=told)
+
+    def _refusal(self) -> str | None:
+        """Say why the bounds cannot be compared with the reference; None if they can."""
+        known, convention = self.served.reference, self.job.convention
+        whole = self.request.steps in (None, self.served.model.T)
+        if not (whole and isinstance(self.job.steps, Steps)):
+            return "held-out data's terms are known only for the whole chain"
+        if known is None:
+            return "the model ships without held-out data's terms"
+        return known.refusal(convention)
 
     def _measured(self) -> Evaluation | None:
         """Find the evaluation of held-out data by the same estimator, hence with equal noise."""
@@ -286,6 +372,59 @@ def _known(request: LoglikRequest, served: Served, count: int) -> Tensor | None:
             fix="Leave out known, or give fewer elements.",
         )
     return known
+
+
+def _gaps(events: Events, request: LoglikRequest, served: Served) -> Tensor:
+    """Return which elements are not there, bool [N, *shape]; raise a Problem if some have to be."""
+    gaps = torch.zeros(events.values.shape, dtype=torch.bool)
+    if events.opaque is None or bool(events.opaque.all()):
+        return gaps
+    if served.model.space.table is None:
+        raise InvalidRequest(
+            "A PNG in data has transparent pixels, but a likelihood needs every pixel.",
+            location="data",
+            fix="Send opaque PNGs; /inpaint draws unknown pixels.",
+        )
+    gaps = ~events.opaque
+    empty = gaps.all(1).nonzero().flatten().tolist()
+    if empty:
+        raise InvalidRequest(
+            f"Row {empty[0]} has only gaps, so there is nothing to bound.",
+            location="data",
+            index=empty[0],
+            expected="at least one value",
+            fix="Leave the row out.",
+        )
+    row = int(gaps.any(1).nonzero()[0])
+    for name in ("trajectories", "target_error"):
+        if getattr(request, name) is not None:
+            raise InvalidRequest(
+                f"`{name}` is of whole rows, and row {row} has gaps.",
+                location=name,
+                received=getattr(request, name),
+                fix=f"Leave out `{name}`; `terms` says how many network evaluations to make.",
+            )
+    if not served.model.conditional:
+        raise InvalidRequest(
+            f"This model's network cannot be told of gaps, and row {row} has some.",
+            location="data",
+            index=row,
+            fix="Fill them, as /inpaint does, or use a model that is `conditional` (GET /models).",
+        )
+    return gaps
+
+
+def _told(
+    model: DiffusionModel, x: Tensor, known: Tensor | None, gaps: Tensor
+) -> Observation | None:
+    """Return what the network is told of data x: which elements are given, and which are gaps."""
+    if known is None:
+        found = model.left_out(x)
+        return None if found is None else found.each(Tensor.cpu)
+    space = model.space
+    x_0 = space.to_model(x)
+    seen = model.process.saw(x_0, space.spread(known & ~gaps), torch.zeros_like(x_0)).to_network()
+    return seen.without(space.spread(gaps)) if bool(gaps.any()) else seen
 
 
 def _choose_terms(

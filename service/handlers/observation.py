@@ -98,7 +98,7 @@ def read_observed(request: ConditionalRequest, space: Space) -> Observed:
     found = Observed(values, known, noise, operator)
     if isinstance(operator, Mask):
         are_data = known if space.flips else found.exact
-        anything = space.to_data(torch.zeros(1, *space.shape))
+        anything = space.to_data(torch.zeros(1, *space.event))
         check_values(torch.where(are_data, values, anything), space, "observed")
     else:
         _check_range(found, space)
@@ -129,6 +129,13 @@ def _nothing(request: ConditionalRequest, space: Space) -> Observed:
 
 def _seen_space(operator: LinearOperator, space: Space) -> DataSpace:
     """Return the data space of observations through an operator."""
+    if space.table is not None:
+        raise InvalidRequest(
+            "The cells of a table are observed one by one.",
+            location="operator",
+            received=operator.model_dump(include={"kind"}),
+            fix="Leave out operator; a cell that was not observed is null.",
+        )
     if space.flips:
         raise InvalidRequest(
             "Bits are observed one by one, each as it is or flipped.",

@@ -20,6 +20,7 @@ from diffusion.samplers import Ancestral
 from service.catalogue import Served
 from service.codecs.contact_sheet import Strip
 from service.codecs.json import plain
+from service.codecs.rows import Table, lines_of, names_of, numeric, probabilities, summaries
 from service.engine.admission import check_cost
 from service.engine.jobs import SampleJob, SMCJob
 from service.engine.results import PosteriorResult, SampleResult
@@ -28,7 +29,7 @@ from service.handlers.base import Work, check_rows, make_plan, seed_or_new, with
 from service.handlers.factors import OtherFactors, read_factors
 from service.handlers.observation import Observed, read_observed
 from service.schemas.conditions import ConditionalRequest, PosteriorRequest
-from service.schemas.responses import Diagnostics, Posterior, PosteriorAnswer
+from service.schemas.responses import Diagnostics, Posterior, PosteriorAnswer, TableColumn
 from service.state import Backend
 
 _MOST_AXES = 2**26  # numbers in the covariances of a system's particles with the observation
@@ -118,18 +119,20 @@ class PosteriorWork(Work[SampleResult | PosteriorResult]):
         space, found = self.served.model.space, self.tensors(result)
         _, weights = self._drawn(result)
         std, quantiles = found.get("std"), found.get("quantiles")
-        x_0 = space.to_model(found["samples"].flatten(0, 1)).reshape(found["samples"].shape)
-        probabilities = self.others.label_probabilities(x_0, weights)
-        labels = self.others.labels
+        x_0 = space.to_model(found["samples"].flatten(0, 1)).unflatten(0, self.layout)
+        read = self.others.label_probabilities(x_0, weights)
+        labels, of_labels = self.others.labels, probabilities(found["samples"], weights, space)
+        show = (lambda x: summaries(x, space)) if space.table is not None else Tensor.numpy
         results = [
             Posterior(
                 samples=plain(samples, space),
                 weights=weights[i].tolist(),
-                mean=found["mean"][i].numpy(),
-                std=None if std is None else std[i].numpy(),
-                quantiles=None if quantiles is None else quantiles[i].numpy(),
+                mean=show(found["mean"][i]),
+                std=None if std is None else show(std[i]),
+                quantiles=None if quantiles is None else show(quantiles[i]),
+                probabilities=None if of_labels is None else of_labels[i],
                 label=None if labels is None else labels[i],
-                labels=None if probabilities is None else probabilities[i],
+                labels=None if read is None else read[i],
                 diagnostics=self._in_data_units(diagnostics, i),
             )
             for i, (samples, diagnostics) in enumerate(
@@ -145,6 +148,7 @@ class PosteriorWork(Work[SampleResult | PosteriorResult]):
             sampler=with_steps(self.sampler, self.served),
             shape=list(space.shape),
             columns=space.names,
+            table=TableColumn.all_of(space),
             results=results,
             network_evaluations=result.stats.network_evaluations,
             deprecation=list(self.request.deprecation) or None,
@@ -159,7 +163,21 @@ class PosteriorWork(Work[SampleResult | PosteriorResult]):
             found["std"] = summary.std
         if self.request.quantiles is not None:
             found["quantiles"] = summary.quantiles
-        return found
+        of_numbers = numeric(self.served.model.space)
+        return {
+            name: x if name == "samples" else x.where(of_numbers, torch.nan)
+            for name, x in found.items()
+        }
+
+    @override
+    def lines(self, result: SampleResult | PosteriorResult) -> Table:
+        space, (samples, weights) = self.served.model.space, self._drawn(result)
+        names, rows = names_of(space), lines_of(samples.flatten(0, 1), space)
+        if samples.shape[1] == 1:
+            return names, rows
+        numbers = torch.cartesian_prod(*map(torch.arange, samples.shape[:2])).tolist()
+        each = zip(numbers, weights.flatten().tolist(), rows, strict=True)
+        return ["row", "draw", "weight", *names], [[*at, w, *row] for at, w, row in each]
 
     @property
     @override

@@ -10,12 +10,13 @@ from typing_extensions import override
 from service.catalogue import Served
 from service.codecs.contact_sheet import Strip
 from service.codecs.json import plain
+from service.codecs.rows import Table, lines_of, names_of
 from service.engine.admission import check_cost
 from service.engine.jobs import SampleJob
 from service.engine.results import Frames, FrameStates, SampleResult
 from service.handlers.base import Work, check_rows, make_plan, seed_or_new, with_steps
 from service.schemas.requests import SampleRequest
-from service.schemas.responses import SampleAnswer, Trajectory
+from service.schemas.responses import SampleAnswer, TableColumn, Trajectory
 from service.state import Backend
 
 _FRAME_BYTES = 12  # bytes per number of a frame as JSON
@@ -61,6 +62,7 @@ class SampleWork(Work[SampleResult]):
             sampler=with_steps(self.request.sampler, self.served),
             shape=list(space.shape),
             columns=space.names,
+            table=TableColumn.all_of(space),
             samples=plain(space.to_data(result.samples), space),
             trajectory=self._trajectory(result.frame_states),
             network_evaluations=result.stats.network_evaluations,
@@ -73,6 +75,11 @@ class SampleWork(Work[SampleResult]):
             t, x, x_0 = self._states(result.frame_states)
             found |= {"trajectory_t": t, "trajectory_x": x, "trajectory_x_0": x_0}
         return found
+
+    @override
+    def lines(self, result: SampleResult) -> Table:
+        space = self.served.model.space
+        return names_of(space), lines_of(space.to_data(result.samples), space)
 
     @property
     @override
@@ -91,7 +98,10 @@ class SampleWork(Work[SampleResult]):
         """Return t, x and x_0 of the frames, in data units."""
         space, plan = self.served.model.space, self.job.plan
         t = torch.cat((plan.t, plan.t.new_zeros(1)))[list(kept.frames.positions)]
-        x, x_0 = (space.to_data_units(z.flatten(0, 1)).view_as(z) for z in (kept.x, kept.x_0))
+        x, x_0 = (
+            space.to_data_units(z.flatten(0, 1)).unflatten(0, z.shape[:2])
+            for z in (kept.x, kept.x_0)
+        )
         return t, x, x_0
 
     def _trajectory(self, kept: FrameStates | None) -> Trajectory | None:

@@ -73,10 +73,14 @@ class ConditionalRequest(BaseRequest):
         noisy: whether the request has to give the noise.
     """
 
+    rows: ClassVar[str | None] = "observed"
     whole: ClassVar[bool] = False
     noisy: ClassVar[bool] = False
 
-    observed: DataIn = Field(description="What was observed, in data units: arrays or PNGs.")
+    observed: DataIn = Field(
+        description="What was observed, in data units: arrays or PNGs. Of a table rows, as objects "
+        "by column name or as lists: a column that is left out, null or empty is a gap."
+    )
     noise_std: NoiseIn = Field(
         None,
         description="Real data: the noise's standard deviation in data units, one number, an array "
@@ -141,7 +145,8 @@ class PosteriorRequest(ConditionalRequest):
 
     observed: DataIn | None = Field(
         None,
-        description="What was observed, in data units: arrays or PNGs. May be absent with `label` "
+        description="What was observed, in data units: arrays, PNGs or a table's rows. May be "
+        "absent with `label` "
         "or `expert`: then there is one posterior for each label given, or one.",
     )
     label: LabelIn | Annotated[list[LabelIn], Field(min_length=1)] | None = Field(
@@ -202,7 +207,7 @@ class InpaintRequest(ConditionalRequest):
         None,
         description="One mask for all, or one each: 1 or white where a value was observed. A mask "
         "of pixels [H, W] holds for all channels; what is not opaque in a PNG mask is unknown. Not "
-        "needed with transparent PNGs.",
+        "needed with transparent PNGs, or for a table, whose gaps are unknown.",
     )
 
     @property

@@ -5,7 +5,7 @@ are read (codecs/arrays.py).
 """
 
 import math
-from typing import Annotated, Any, Final, Literal
+from typing import Annotated, Any, ClassVar, Final, Literal
 
 from pydantic import (
     AfterValidator,
@@ -25,7 +25,10 @@ from service.schemas import examples
 
 MAX_SEED: Final = 2**63 - 1
 
-_ARRAY = {"description": "Nested lists of numbers, or a base64 PNG of an image."}
+_ARRAY = {
+    "description": "Nested lists of numbers, or a base64 PNG of an image; of a table a row, as an "
+    "object by column name or a list in which null is a gap."
+}
 
 
 def _is_list(value: object) -> object:
@@ -78,9 +81,14 @@ SamplerIn = Annotated[SamplerConfig, BeforeValidator(_with_name)]
 
 
 class BaseRequest(BaseModel):
-    """The fields of every request."""
+    """The fields of every request.
+
+    Attributes:
+        rows: the field that a CSV body fills; None if it has no rows.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+    rows: ClassVar[str | None] = None
 
     model: str | None = Field(
         None,
@@ -126,7 +134,12 @@ class LoglikRequest(BaseRequest):
 
     model_config = ConfigDict(json_schema_extra={"examples": examples.LOGLIK})
 
-    data: DataIn = Field(description="The data, in data units; images may be base64 PNGs.")
+    rows: ClassVar[str | None] = "data"
+
+    data: DataIn = Field(
+        description="The data, in data units; images may be base64 PNGs. Of a table rows, as "
+        "objects by column name or as lists; gaps are left out of the bound."
+    )
     known: MaskIn = Field(
         None,
         description="Bound log p(the other elements | these) instead: 1 or white where an element "

@@ -18,12 +18,39 @@ from pydantic.json_schema import JsonSchemaValue
 from pydantic_core.core_schema import is_instance_schema
 
 from diffusion.samplers import Ancestral, SamplerConfig
-from diffusion.space import Convention
+from diffusion.space import Convention, Space
 from service.codecs.json import Columns
 
 ColumnsOut = Annotated[
     tuple[str, ...] | None,
     Field(description="Names of the elements if the training data were a table, else null."),
+]
+
+
+class TableColumn(BaseModel):
+    """A column of a table."""
+
+    name: str
+    kind: Literal["number", "category"]
+    labels: list[str] | None = Field(None, description="The categories; null for numbers.")
+    step: float | None = Field(
+        None, description="The distance of neighbouring numbers, 1 for integers; null for reals."
+    )
+    low: float | None = Field(None, description="The least number; null for no limit.")
+    high: float | None = Field(None, description="The greatest number; null for no limit.")
+
+    @classmethod
+    def all_of(cls, space: Space) -> "list[TableColumn] | None":
+        """Describe the columns of a table; None for other data."""
+        return None if space.table is None else [cls(**column) for column in space.table]
+
+
+TableOut = Annotated[
+    list[TableColumn] | None,
+    Field(
+        description="The columns of a table, else null. In safetensors a category is a number: its "
+        "place among the `labels`."
+    ),
 ]
 ArrayOut = Annotated[Any, WithJsonSchema({"type": "array", "items": {}})]
 
@@ -54,7 +81,10 @@ class SampleAnswer(_Answer):
     sampler: SamplerConfig
     shape: list[int] = Field(description="Of one sample.")
     columns: ColumnsOut = None
-    samples: ArrayOut = Field(description="[num_samples, *shape], data units.")
+    table: TableOut = None
+    samples: ArrayOut = Field(
+        description="[num_samples, *shape], data units; of a table objects by column name."
+    )
     trajectory: Trajectory | None = Field(None, description="Present if `frames` were requested.")
     network_evaluations: int = Field(description="Rows put through the network.")
 
@@ -107,6 +137,22 @@ class Band(BaseModel):
     )
 
 
+class ColumnPart(BaseModel):
+    """A column's part of the bound of a row."""
+
+    name: str
+    nats: float | None = Field(
+        description="Its part: a log-density, or of integers and categories a log-probability; the "
+        "parts of a row sum to its bound. Null for a gap."
+    )
+    rarer_than: float | None = Field(
+        None,
+        description="The share of held-out rows in which this part is larger, measured with all "
+        "terms; near 1 the cell is unlike what the rest of the row lets expect.",
+    )
+    given: bool = Field(False, description="Whether the bound is not of it: a gap, or `known`.")
+
+
 class Loglik(BaseModel):
     """An example's bound. Null means minus infinity or not a number; `reason` says which."""
 
@@ -144,8 +190,12 @@ class Loglik(BaseModel):
         "`rarer_than`.",
     )
     bands: list[Band] | None = Field(None, description="The parts that `typicality` compares.")
+    columns: list[ColumnPart] | None = Field(
+        None, description="Of a table: each column's part of the bound."
+    )
     elements: int = Field(
-        description="How many elements the bound is of: all, or those that are not `known`."
+        description="How many elements the bound is of: all, or those that are neither gaps nor "
+        "`known`."
     )
     reason: str | None = Field(None, description="Why there is no finite bound, if there is none.")
     parts: Parts
@@ -160,6 +210,8 @@ class LoglikAnswer(_Answer):
     terms: int = Field(description="Network evaluations made for each example.")
     trajectories: int | None = Field(None, description="As asked.")
     steps: int = Field(description="Number of steps of the chain whose bound it is.")
+    columns: ColumnsOut = None
+    table: TableOut = None
     uncompared: str | None = Field(
         None, description="Why `rarer_than` or `typicality` is null for all data, if one is."
     )
@@ -222,13 +274,19 @@ class Diagnostics(BaseModel):
 class Posterior(BaseModel):
     """Samples of one posterior."""
 
-    samples: ArrayOut = Field(description="[num_samples, *shape], data units.")
+    samples: ArrayOut = Field(
+        description="[num_samples, *shape], data units; of a table objects by column name. What "
+        "was observed exactly is unchanged."
+    )
     weights: list[float] = Field(
         description="The samples' weights in the summaries below; they sum to 1. Samples of "
         "`independent` systems are weighted by evidence, if that leaves an effective sample size "
         "above half their number; else, and with all other methods, they are equal."
     )
-    mean: ArrayOut = Field(description="The mean over the samples, [*shape].")
+    mean: ArrayOut = Field(
+        description="The mean over the samples, [*shape]; of a table an object with its columns of "
+        "numbers, and so are the two below."
+    )
     std: ArrayOut | None = Field(
         description="The standard deviation over the samples, [*shape]; null for one sample."
     )
@@ -236,6 +294,10 @@ class Posterior(BaseModel):
         None,
         description="Quantiles of the samples, [number of quantiles, *shape], if requested: for "
         "each element the smallest sample value with at least this weight at or below it.",
+    )
+    probabilities: dict[str, dict[str, float]] | None = Field(
+        None,
+        description="Of a table's categories: the share of the samples with each label, by column.",
     )
     label: str | None = Field(None, description="The requested label's name.")
     labels: dict[str, float] | None = Field(
@@ -256,6 +318,7 @@ class PosteriorAnswer(_Answer):
     sampler: Ancestral
     shape: list[int]
     columns: ColumnsOut = None
+    table: TableOut = None
     results: list[Posterior]
     network_evaluations: int
     deprecation: list[str] | None = Field(
@@ -309,7 +372,7 @@ class ModelSummary(BaseModel):
     """A summary of a served model."""
 
     name: str
-    kind: str = Field(description="image, vector or bits.")
+    kind: str = Field(description="image, vector, bits or table.")
     shape: list[int]
     process: str
     steps: int = Field(description="T.")
@@ -323,6 +386,7 @@ class ModelSummary(BaseModel):
         description="Whether its network can be told what was seen: method `learned`."
     )
     columns: ColumnsOut = None
+    table: TableOut = None
 
 
 class RefusedFile(BaseModel):
@@ -373,7 +437,8 @@ class ExamplesAnswer(BaseModel):
         "test", description="The split of the data, which was not used for training."
     )
     data: ArrayOut = Field(
-        description="[n, *shape], data units; empty where the model ships without examples."
+        description="[n, *shape], data units, of a table objects by column name; empty where the "
+        "model ships without examples."
     )
 
 

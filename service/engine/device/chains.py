@@ -18,7 +18,7 @@ from diffusion.noise import CounterNoise, Stream, counter_noise
 from diffusion.posterior import Observation
 from diffusion.samplers import Update, advance, begin, burst
 from service.engine.device.frames import FrameRecorder
-from service.engine.device.network import nothing_told
+from service.engine.device.network import as_held, nothing_told
 from service.engine.device.transfer import Collected, slots_of, upload
 from service.engine.jobs import SampleJob
 from service.engine.results import FrameStates, JobPreview, JobStats, SampleResult
@@ -153,8 +153,7 @@ class Chains:
             return
         if seen is None:
             seen = nothing_told(self._model, len(slots))
-        elif seen.told is None and self._model.conditional:
-            seen = seen.to_network(False)
+        seen = as_held(self._model, seen)
         for place, value in zip(self.observe().tensors, seen.tensors, strict=True):
             place[slots] = value
 

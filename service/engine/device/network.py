@@ -117,8 +117,17 @@ class NetworkCalls:
 
 def nothing_told(model: DiffusionModel, rows: int) -> Observation:
     """r = 1 of so many rows, and a conditional network is told nothing."""
-    seen = model.process.nothing_seen(model.event, rows)
-    return seen.to_network(False) if model.conditional else seen
+    return as_held(model, model.process.nothing_seen(model.event, rows))
+
+
+def as_held(model: DiffusionModel, seen: Observation) -> Observation:
+    """What was seen in the form that all rows of a model share: who is told, and a table's gaps."""
+    if not model.conditional:
+        return seen
+    told = seen.to_network(False) if seen.told is None else seen
+    if model.space.table is None or told.gaps is not None:
+        return told
+    return replace(told, gaps=torch.zeros_like(told.known))
 
 
 def something_seen(model: DiffusionModel, rows: int) -> Observation:
@@ -127,7 +136,7 @@ def something_seen(model: DiffusionModel, rows: int) -> Observation:
     known = torch.arange(x_0.numel(), device=model.device).view(x_0.shape) % 3 == 0
     seen = model.process.saw(x_0, known, x_0)
     told = torch.arange(rows, device=model.device) % 2 == 0
-    return replace(seen, told=told) if model.conditional else seen
+    return as_held(model, replace(seen, told=told) if model.conditional else seen)
 
 
 class _TensorFloat(Network):

@@ -12,16 +12,24 @@ from typing import final
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from diffusion.likelihood import iwae
-from diffusion.likelihood.bound import closed_last, combine, evaluate, prior_part
+from diffusion.likelihood.bound import (
+    closed_last,
+    combine,
+    combine_parts,
+    evaluate_parts,
+    prior_part,
+    prior_parts,
+)
 from diffusion.likelihood.iwae import Trajectories
 from diffusion.model import DiffusionModel
 from diffusion.noise import CounterNoise, Stream
 from diffusion.observation import Observation
 from diffusion.process import Prediction
 from diffusion.space import Convention
-from service.engine.device.network import nothing_told
+from service.engine.device.network import as_held, nothing_told
 from service.engine.device.transfer import slots_of, upload
 from service.engine.jobs import BoundJob
 from service.engine.results import JobStats, LoglikResult
@@ -51,11 +59,15 @@ class TermGroup:
     before: Tensor | None
 
     def evaluate(self, model: DiffusionModel, prediction: Prediction) -> Tensor:
-        """Their nats [G], from what the network says of x_t."""
+        """Their nats by part [G, parts], from what the network says of x_t.
+
+        Of trajectories the first part is all, as the log of a mean of weights has no parts.
+        """
         x_0, x_t, t = self.x_0, self.x_t, self.t
         if self.before is None:
-            return evaluate(model, prediction, x_0, x_t, t, self.convention, self.s)
-        return iwae.evaluate(model, prediction, x_0, self.before, x_t, t, self.convention)
+            return evaluate_parts(model, prediction, x_0, x_t, t, self.convention, self.s)
+        found = iwae.evaluate(model, prediction, x_0, self.before, x_t, t, self.convention)
+        return F.pad(found[:, None], (0, model.space.parts - 1))
 
 
 @dataclass(frozen=True)
@@ -91,7 +103,7 @@ class TermBatch:
         return self.join([group.x_t for group in self.groups])
 
     def evaluate(self, model: DiffusionModel, prediction: Prediction) -> Tensor:
-        """Their nats [B], from what the network says of x_t."""
+        """Their nats by part [B, parts], from what the network says of x_t."""
         return self.join(
             [group.evaluate(model, prediction.rows(group.index)) for group in self.groups]
         )
@@ -103,13 +115,13 @@ class Terms:
 
     Attributes:
         x_0: [count, *event], model units.
-        values: nats [slots in use, positions], each term where it has been evaluated.
+        values: nats [slots in use, positions, parts], each term where it has been evaluated.
     """
 
     def __init__(self, model: DiffusionModel, count: int) -> None:
         self._model = model
         self.x_0 = torch.empty(count, *model.event, device=model.device)
-        self.values = torch.zeros(0, model.T, device=model.device)
+        self.values = torch.zeros(0, model.T, model.space.parts, device=model.device)
         self._seen: Observation | None = None  # of every slot; allocated when a first job has one
         self._jobs: dict[int, tuple[BoundJob, Tensor]] = {}  # with the values, as they come
 
@@ -118,7 +130,8 @@ class Terms:
 
     def open(self, key: int, job: BoundJob) -> None:
         """Get ready for rows of this job."""
-        self._jobs[key] = job, torch.zeros(job.rows, job.positions, dtype=torch.float64)
+        shape = job.rows, job.positions, self._model.space.parts
+        self._jobs[key] = job, torch.zeros(shape, dtype=torch.float64)
         self._reserve(positions=job.positions)
 
     def close(self, key: int) -> None:
@@ -188,8 +201,8 @@ class Terms:
 
     def result(self, key: int, stats: JobStats) -> LoglikResult:
         """The result of a job whose rows have all been received."""
-        job, values = self._jobs[key]
-        x_0 = job.x_0.to(self._model.device)
+        job, parts = self._jobs[key]
+        x_0, values, columns = job.x_0.to(self._model.device), parts.sum(2), None
         if isinstance(job.steps, Trajectories):
             found = iwae.weigh(self._model, x_0, job.steps, job.seed, values)
         else:
@@ -198,7 +211,9 @@ class Terms:
             prior = prior_part(self._model, x_0, job.convention, seen).cpu()
             last = closed_last(self._model, x_0, job.convention, job.steps.end)
             found = combine(job.steps, values, prior, None if last is None else last.cpu())
-        return LoglikResult(bound=found, values=values, stats=stats)
+            if self._model.space.table is not None and last is None:
+                columns = combine_parts(job.steps, parts, prior_parts(self._model, x_0, seen).cpu())
+        return LoglikResult(bound=found, values=values, columns=columns, stats=stats)
 
     def _see(self, slots: Tensor, seen: Observation | None, rows: list[int]) -> None:
         """Write what the network is told of some slots, which are rows of `seen`."""
@@ -210,7 +225,9 @@ class Terms:
         if seen is None:
             found = nothing_told(self._model, len(slots))
         else:
-            found = seen.rows(torch.tensor(rows)).each(lambda part: upload(part, device))
+            found = as_held(
+                self._model, seen.rows(torch.tensor(rows)).each(lambda part: upload(part, device))
+            )
         for place, value in zip(self._seen.tensors, found.tensors, strict=True):
             place[slots] = value
 
@@ -223,9 +240,9 @@ class Terms:
 
     def _reserve(self, positions: int = 0, slots: int = 0) -> None:
         """Make room for `positions` terms per example, in the first `slots` slots."""
-        rows, columns = self.values.shape
+        rows, columns, _ = self.values.shape
         wide, long = max(0, positions - columns), max(0, slots - rows)
         if wide or long:
             # By half more at least, so that it happens seldom.
             long = max(long, min(rows // 2, len(self.x_0) - rows)) if long else 0
-            self.values = torch.nn.functional.pad(self.values, (0, wide, 0, long))
+            self.values = F.pad(self.values, (0, 0, 0, wide, 0, long))

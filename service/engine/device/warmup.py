@@ -125,7 +125,7 @@ def _slots(model: DiffusionModel, batch_size: int, room: int) -> int:
     A job without a slot waits for others to end, however short it is. So there is one for the first
     row of every job that the queue can hold. On a CPU only slots that are used take memory.
     """
-    size = 4 * (4 * math.prod(model.event) + model.T)
+    size = 4 * (4 * math.prod(model.event) + model.T * model.space.parts)
     held = _HELD if model.device.type == "cpu" else _HELD // 4
     return max(2 * batch_size, min(held // size, room // _SHARE // size, _MOST))
 

@@ -23,12 +23,13 @@ from diffusion.classifier import ClassifierMetadata
 from diffusion.classifier import save as save_classifier
 from diffusion.families import Exact, Noisy
 from diffusion.model import DiffusionModel
-from diffusion.networks import BitPatterns, GaussianMixture, UNetConfig, build
+from diffusion.networks import BitPatterns, GaussianMixture, TableMixture, UNetConfig, build
 from diffusion.networks.encoder import EncoderConfig
-from diffusion.process import BinomialConfig, GaussianConfig
+from diffusion.process import BinomialConfig, GaussianConfig, MixedConfig
 from diffusion.profile import ProfileConfig, even, pack
 from diffusion.schedule import LogSnrSchedule
 from diffusion.space import DataSpace
+from diffusion.table import Category, Number, TableSpace
 from service.api import streams
 from service.settings import Settings
 from tests.service.http.caller import connect, starting
@@ -107,6 +108,40 @@ def grey_images() -> tuple[DiffusionModel, Metadata]:
         training=PROVENANCE,
     )
     return model, metadata
+
+
+KINDS = ((0.3, 0.3, 0.4), (0.5, 0.5))  # what a table's categories decay to
+
+
+def table() -> tuple[DiffusionModel, Metadata]:
+    """Penguins, or so: a mass, a kind, a number of eggs and an answer, of three components."""
+    columns = (
+        Number(name="mass", knots=(3000.0, 4000.0, 6000.0), scores=(-1.5, 0.0, 1.5), low=0.0),
+        Category(name="kind", labels=("Adelie", "Chinstrap", "Gentoo")),
+        Number(name="eggs", knots=(0.0, 8.0), scores=(-2.0, 2.0), step=1.0, low=0.0),
+        Category(name="ringed", labels=("no", "yes")),
+    )
+    network = TableMixture.from_values(
+        KINDS,
+        torch.tensor([0.5, 0.3, 0.2], dtype=torch.float64),
+        torch.tensor([[-1.2, 0.5], [0.8, -0.9], [0.3, 1.4]], dtype=torch.float64),
+        torch.eye(2, dtype=torch.float64).mul(0.1).expand(3, 2, 2),
+        torch.tensor(
+            [[0.7, 0.2, 0.1, 0.9, 0.1], [0.1, 0.3, 0.6, 0.3, 0.7], [0.2, 0.6, 0.2, 0.5, 0.5]]
+        ),
+    )
+    space = TableSpace(columns=columns)
+    process = MixedConfig.of_table(space, 100, LogSnrSchedule(first=9.0, last=-9.0), KINDS)
+    metadata = Metadata(
+        name="table",
+        process=process,
+        network=network.config,
+        prediction="x_0",
+        variance="moment",
+        space=space,
+        training=PROVENANCE,
+    )
+    return DiffusionModel(process.build(), network, space, "x_0", "moment"), metadata
 
 
 def calibration(family: Exact | Noisy, *, passed: bool = True) -> Calibration:

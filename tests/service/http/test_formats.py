@@ -31,8 +31,8 @@ def metadata(raw: bytes) -> dict[str, Any]:
 async def test_a_sample_is_answered_as_documented(client: httpx.AsyncClient) -> None:
     answer = await ask(client, "/sample", model="gaussian-mixture", num_samples=3, seed=7)
     assert set(answer) == {
-        "model", "seed", "exact", "sampler", "shape", "columns", "samples", "trajectory",
-        "network_evaluations",
+        "model", "seed", "exact", "sampler", "shape", "columns", "table", "samples",
+        "trajectory", "network_evaluations",
     }  # fmt: skip
     assert answer["exact"] is False
     assert answer["model"] == "gaussian-mixture"

@@ -22,7 +22,7 @@ MIXTURE: dict[str, Any] = {"model": "gaussian-mixture"}
 GREY: dict[str, Any] = {"model": "grey"}
 BITS: dict[str, Any] = {"model": "bit-patterns"}
 IMAGE = [[7] * 8] * 6
-UNSEEN = ("application/octet-stream", "text/event-stream")
+UNSEEN = ("application/octet-stream", "text/event-stream", "text/csv")
 PREVIEWS = "text/event-stream; previews=N, N a whole number up to 64"
 
 
@@ -229,7 +229,7 @@ async def test_another_content_type_is_told_the_known_ones(client: httpx.AsyncCl
     headers = {"content-type": "application/x-python-pickle"}
     response = await client.post("/loglik", content=b"\x80\x04.", headers=headers)
     document = assert_problem(response, 415, "unsupported-media-type")
-    assert document["expected"] == ["application/json", "application/octet-stream"]
+    assert document["expected"] == ["application/json", "application/octet-stream", "text/csv"]
 
 
 async def test_a_png_of_two_headers_is_refused_before_it_is_decoded(

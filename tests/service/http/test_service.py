@@ -36,6 +36,7 @@ async def test_models_are_listed_with_those_refused_and_why(client: httpx.AsyncC
         "conditional": True,
         "classifiers": [],
         "columns": None,
+        "table": None,
     }
     assert answer["default"] is None
     refused = {entry["file"]: entry for entry in answer["refused"]}
@@ -132,7 +133,8 @@ async def test_openapi_documents_every_question(client: httpx.AsyncClient) -> No
     for name in ("Sample", "Loglik", "Posterior", "Inpaint", "Denoise"):
         operation = document["paths"][f"/{name.lower()}"]["post"]
         content = operation["requestBody"]["content"]
-        assert set(content) == {"application/json", "application/octet-stream"}
+        rows = set() if name == "Sample" else {"text/csv"}
+        assert set(content) == {"application/json", "application/octet-stream"} | rows
         assert content["application/json"]["schema"]["$ref"].endswith(f"/{name}Request")
         assert schemas[f"{name}Request"]["examples"]
         assert {"application/json", "text/event-stream"} <= set(

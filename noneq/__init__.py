@@ -27,11 +27,13 @@ from noneq.errors import (
     UnknownModel,
     UnreadableAnswer,
 )
-from noneq.models import Classifier, Model, ModelFacts, Models
+from noneq.models import Classifier, Column, Model, ModelFacts, Models
 from noneq.reading import read_all as read
 from noneq.responses import Likelihoods, Posterior, Samples, Trajectory, load
 from noneq.retries import Patience
+from noneq.rubin import Pooled, pool
 from noneq.sse import Preview, Progress
+from noneq.tables import Estimate, Imputed, Scores
 from noneq.version import __version__
 
 questions = requests  # its name before 0.2.0, until 0.3.0
@@ -42,10 +44,13 @@ __all__ = [
     "Busy",
     "Classifier",
     "Client",
+    "Column",
     "ConnectionFailed",
     "ConnectionLost",
     "DeadlineMissed",
+    "Estimate",
     "FileError",
+    "Imputed",
     "Likelihoods",
     "MissingExtra",
     "Model",
@@ -54,11 +59,13 @@ __all__ = [
     "NoneqError",
     "NotPictured",
     "Patience",
+    "Pooled",
     "Posterior",
     "Preview",
     "Progress",
     "Refused",
     "Samples",
+    "Scores",
     "ServerFault",
     "TimedOut",
     "TooLarge",
@@ -68,6 +75,7 @@ __all__ = [
     "UnreadableAnswer",
     "__version__",
     "load",
+    "pool",
     "read",
     "requests",
 ]

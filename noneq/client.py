@@ -9,7 +9,7 @@ import time
 from collections.abc import AsyncGenerator, Awaitable, Callable, Generator, Iterator
 from contextlib import aclosing, closing
 from dataclasses import replace
-from functools import wraps
+from functools import partial, wraps
 from inspect import Parameter, Signature, signature
 from typing import (
     Any,
@@ -27,7 +27,7 @@ from weakref import finalize
 import anyio
 import httpx
 
-from noneq import environment, requests
+from noneq import environment, requests, tasks
 from noneq.codec import BINARY, EVENTS, JSON, Timing, decode
 from noneq.errors import (
     ConnectionFailed,
@@ -41,6 +41,7 @@ from noneq.errors import (
 from noneq.requests import Request
 from noneq.retries import Attempts, Patience
 from noneq.sse import Event, EventReader, Preview, Progress, read_preview, read_progress
+from noneq.tasks import Task
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -249,6 +250,17 @@ def _method(make: Callable[P, Request[T]]) -> "Callable[Concatenate[Client, P], 
     return method
 
 
+def _task(make: Callable[P, Task[T]]) -> "Callable[Concatenate[Client, P], T]":
+    """Turn a function of tasks.py into a method."""
+
+    @wraps(make)
+    def method(self: "Client", /, *args: P.args, **keys: P.kwargs) -> T:
+        return self.run(make(*args, **keys))
+
+    method.__signature__ = _signature(make)  # type: ignore[attr-defined]
+    return method
+
+
 @final
 class Client:
     """A client that waits for its answers, which threads may share::
@@ -286,6 +298,9 @@ class Client:
     models = _method(requests.models)
     model = _method(requests.model)
     examples = _method(requests.examples)
+    impute = _task(tasks.impute)
+    score = _task(tasks.score)
+    generate = _task(tasks.generate)
 
     def send(self, request: Request[T]) -> T:
         """Send a request and return its answer.
@@ -301,6 +316,19 @@ class Client:
         return event
 
     ask = send  # its name before 0.2.0, until 0.3.0
+
+    def run(self, task: Task[T]) -> T:
+        """Send a task's requests, one after the other, and return its result."""
+        act: Callable[[], Request[Any]] = partial(next, task)
+        while True:
+            try:
+                request = act()
+            except StopIteration as ended:
+                return ended.value  # type: ignore[no-any-return]
+            try:
+                act = partial(task.send, self.send(request))
+            except NoneqError as error:
+                act = partial(task.throw, error)
 
     def stream(self, request: Request[T]) -> Iterator[Event | T]:
         """Yield the progress of a request, event by event, and finally its answer::
@@ -356,6 +384,19 @@ def _coroutine(
     return method
 
 
+def _async_task(
+    make: Callable[P, Task[T]],
+) -> "Callable[Concatenate[AsyncClient, P], Awaitable[T]]":
+    """Turn a function of tasks.py into an async method."""
+
+    @wraps(make)
+    async def method(self: "AsyncClient", /, *args: P.args, **keys: P.kwargs) -> T:
+        return await self.run(make(*args, **keys))
+
+    method.__signature__ = _signature(make)  # type: ignore[attr-defined]
+    return method
+
+
 @final
 class AsyncClient:
     """A `Client` for asyncio or trio, whose calls are awaited::
@@ -387,6 +428,9 @@ class AsyncClient:
     models = _coroutine(requests.models)
     model = _coroutine(requests.model)
     examples = _coroutine(requests.examples)
+    impute = _async_task(tasks.impute)
+    score = _async_task(tasks.score)
+    generate = _async_task(tasks.generate)
 
     async def send(self, request: Request[T]) -> T:
         """Send a request and return its answer.
@@ -402,6 +446,19 @@ class AsyncClient:
         return event
 
     ask = send  # its name before 0.2.0, until 0.3.0
+
+    async def run(self, task: Task[T]) -> T:
+        """Send a task's requests, one after the other, and return its result."""
+        act: Callable[[], Request[Any]] = partial(next, task)
+        while True:
+            try:
+                request = act()
+            except StopIteration as ended:
+                return ended.value  # type: ignore[no-any-return]
+            try:
+                act = partial(task.send, await self.send(request))
+            except NoneqError as error:
+                act = partial(task.throw, error)
 
     def stream(self, request: Request[T]) -> AsyncGenerator[Event | T, None]:
         """Yield the progress of a request, event by event, and finally its answer::

@@ -126,7 +126,7 @@ def _too_coarse(rounded: Array, array: Array) -> bool:
 
 def samples_from_json(document: Document) -> Body:
     """Convert a JSON answer to the body of a `Samples`."""
-    tensors = {"samples": _float32(document["samples"])}
+    tensors = {"samples": _values(document["samples"], document)}
     if document.get("trajectory") is not None:
         states = document["trajectory"]
         tensors |= {f"trajectory_{name}": _float32(states[name]) for name in ("x", "x_0")}
@@ -139,7 +139,7 @@ def posterior_from_json(document: Document) -> Body:
     names = ("samples", "mean", "std", "quantiles")
     results = document["results"]
     found = {n: [one.get(n) for one in results] for n in names}
-    tensors = {n: _float32(x) for n, x in found.items() if None not in x}
+    tensors = {n: _values(x, document) for n, x in found.items() if None not in x}
     rest = [{n: v for n, v in one.items() if n not in names} for one in results]
     return Body({**document, "results": rest}, tensors)
 
@@ -167,6 +167,11 @@ def likelihoods_from_json(document: Document) -> Body:
             tensors[f"band_{name}"] = np.array(rows)
     if results and "elements" in results[0]:  # not from an older service
         tensors["elements"] = np.array([one["elements"] for one in results])
+    columns = [one.get("columns") for one in results]
+    if columns and None not in columns:
+        for name in ("nats", "rarer_than"):
+            rows = [_column([column[name] for column in one], np.nan) for one in columns]
+            tensors[f"column_{name}"] = np.array(rows)
     for name in PARTS:
         tensors[name] = _column([one["parts"][name] for one in results], -np.inf)
     terms = [one["per_step"] for one in results]
@@ -176,6 +181,19 @@ def likelihoods_from_json(document: Document) -> Body:
         values = [_column([term["value"] for term in one], np.inf) for one in terms]
         tensors["term_value"] = np.array(values)
     return Body({n: x for n, x in document.items() if n != "results"}, tensors)
+
+
+def _values(value: Any, document: Document) -> Array:  # noqa: ANN401  (nested lists)
+    """Convert lists of numbers; or of a table's rows, objects by name, to float64 [..., J]."""
+    columns = document.get("table")
+    if columns is None:
+        return _float32(value)
+    if isinstance(value, list):
+        return np.array([_values(one, document) for one in value])
+    places = [{label: i for i, label in enumerate(one["labels"] or ())} for one in columns]
+    cells = [value.get(one["name"]) for one in columns]
+    each = [labels.get(cell, cell) for labels, cell in zip(places, cells, strict=True)]
+    return np.array([np.nan if cell is None else cell for cell in each], np.float64)
 
 
 def _float32(value: object) -> Array:

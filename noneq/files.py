@@ -56,13 +56,14 @@ def to_lists(array: Array) -> Any:  # noqa: ANN401  (nested lists of any depth)
     """Convert to nested lists: whole numbers as integers, None for what is not finite."""
     if array.dtype.kind == "f":
         if not bool(np.isfinite(array).all()):
-            return _finite(array.tolist())
+            return finite(array.tolist())
         if bool((array == np.rint(array)).all()) and bool((np.abs(array) < 2**53).all()):
             return array.astype(np.int64).tolist()
     return array.tolist()
 
 
-def _finite(value: Any) -> Any:  # noqa: ANN401
+def finite(value: Any) -> Any:  # noqa: ANN401
+    """Replace numbers of nested lists that are not finite by None."""
     if isinstance(value, list):
-        return [_finite(item) for item in value]
-    return value if math.isfinite(value) else None
+        return [finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

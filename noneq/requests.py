@@ -25,6 +25,7 @@ __all__ = ["denoise", "examples", "inpaint", "loglik", "model", "models", "poste
 
 T = TypeVar("T")
 Label = str | int
+Rows = Sequence[Mapping[str, Any]]
 SamplerName = str | Mapping[str, Any]
 
 
@@ -184,6 +185,21 @@ def loglik(
     return _post("/loglik", read, codec.likelihoods_from_json, fields, data=array, **given)
 
 
+def rate(data: Rows, **options: Unpack[LoglikOptions]) -> Request[Likelihoods]:
+    """Bound log p of rows of a table, gaps left out: POST /loglik.
+
+    Args:
+        data: rows as objects by column name.
+        options: as of `loglik`.
+    """
+
+    def read(body: Body, timing: Timing) -> Likelihoods:
+        dims = len(body.fields["columns"])
+        return Likelihoods(Body({**body.fields, "dims": dims}, body.tensors), timing)
+
+    return _post("/loglik", read, codec.likelihoods_from_json, {"data": data, **options})
+
+
 class PosteriorOptions(SampleOptions, total=False):
     """Options of `posterior`, `inpaint` and `denoise`.
 
@@ -217,6 +233,16 @@ def inpaint(observed: Data, known: Data, **options: Unpack[PosteriorOptions]) ->
             call.
     """
     return _posterior("/inpaint", dict(options), observed=observed, known=known)
+
+
+def fill(observed: Rows, **options: Unpack[PosteriorOptions]) -> Request[Posterior]:
+    """Draw the gaps of rows of a table: POST /inpaint.
+
+    Args:
+        observed: rows as objects by column name; what is not there is a gap.
+        options: num_samples, method, ... (`PosteriorOptions`), and the options of every call.
+    """
+    return _posterior("/inpaint", {"observed": observed, **options})
 
 
 def denoise(observed: Data, **options: Unpack[PosteriorOptions]) -> Request[Posterior]:

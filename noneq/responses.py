@@ -17,11 +17,13 @@ from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, final
 
 import numpy as np
 
-from noneq import display, files, images
+from noneq import display, files, images, tables
 from noneq.codec import PARTS, Array, Body, Timing, decode, encode
 from noneq.errors import MissingExtra, NotPictured, UnreadableAnswer
+from noneq.models import Column, read_columns
 
 if TYPE_CHECKING:
+    import pandas
     from PIL.Image import Image
 
 Rows = tuple[Sequence[str], Sequence[Sequence[object]]]
@@ -111,9 +113,28 @@ class Response(ABC):
         """Name an example's elements by the model's columns, or x0, x1, ..."""
         return list(self.body.fields.get("columns") or (f"x{i}" for i in range(count)))
 
+    @property
+    def table(self) -> tuple[Column, ...] | None:
+        """The columns of a table; None for other data. A category is its place among `labels`."""
+        return read_columns(self.body.fields.get("table"))
+
+    def frame(self) -> "pandas.DataFrame":
+        """Return `rows` as a pandas DataFrame; raise MissingExtra without pandas."""
+        return tables.frame(*self.rows())
+
     @abstractmethod
     def numpy(self) -> Array:
         """Return the main array."""
+
+    def _cells(self, flat: Array) -> list[list[Any]]:
+        """Return rows [N, J] as lists; of a table with labels, and None for gaps."""
+        columns = self.table
+        if columns is None:
+            return flat.tolist()  # type: ignore[no-any-return]
+        return [
+            [tables.shown(value, column) for value, column in zip(row, columns, strict=True)]
+            for row in flat.tolist()
+        ]
 
     @abstractmethod
     def rows(self) -> Rows:
@@ -218,7 +239,7 @@ class Samples(Response):
     def rows(self) -> Rows:
         """Return one row per sample, one column per element."""
         flat = self.samples.reshape(len(self.samples), -1)
-        return self.elements(flat.shape[1]), flat.tolist()
+        return self.elements(flat.shape[1]), self._cells(flat)
 
     def notes(self) -> list[str]:
         """Return what was drawn."""
@@ -307,7 +328,7 @@ class Posterior(Response):
         data, count = self.samples.shape[:2]
         elements = self.elements(math.prod(self.mean.shape[1:]))
         each = product(range(data), range(count))
-        flat = self.samples.reshape(data * count, -1).tolist()
+        flat = self._cells(self.samples.reshape(data * count, -1))
         weights = self.weights.ravel().tolist()
         table = [[i, j, w, *x] for (i, j), w, x in zip(each, weights, flat, strict=True)]
         return ["example", "sample", "weight", *elements], table
@@ -424,6 +445,11 @@ class Likelihoods(Response):
     def per_step(self) -> Mapping[str, Array] | None:
         """Every evaluated term, if requested: t and value [N, terms], weight [terms]."""
         return self._group("term", ("t", "weight", "value"))
+
+    @property
+    def columns(self) -> Mapping[str, Array] | None:
+        """The bound's parts by a table's columns: nats and rarer_than, [N, J]; NaN for a gap."""
+        return self._group("column", ("nats", "rarer_than"))
 
     @property
     def convention(self) -> str:

@@ -52,6 +52,21 @@ def standard_input() -> Path:
     return path
 
 
+def text(name: str) -> str:
+    """Return the text of a CSV file, or of stdin for "-".
+
+    Raises:
+        FileError: it cannot be read, or is not in UTF-8.
+    """
+    try:
+        raw = sys.stdin.buffer.read() if name == "-" else Path(name).read_bytes()
+        return raw.decode("utf-8-sig") + "\n"
+    except OSError as error:
+        raise FileError(f"{name} cannot be read ({error.strerror})") from error
+    except UnicodeDecodeError:
+        raise FileError(f"{name} is no text in UTF-8: save it as CSV UTF-8") from None
+
+
 def files(given: argparse.Namespace) -> list[Path]:
     """List the named files and those in named folders; print skipped ones to stderr."""
     found = reading.find(standard_input() if name == "-" else name for name in given.files)

@@ -7,6 +7,8 @@
     noneq denoise noisy.png -m mnist --noise-std 64
     noneq posterior -m mnist --label 3 -n 8        draw data with this label
     noneq posterior small.npy -m mnist --pooling 4 --noise-std 8
+    noneq impute gaps.csv -o filled.csv            fill the gaps of a table
+    noneq score table.csv -o scores.csv            find its strange rows, and why
     noneq serve --models models                    start a service
     noneq train photographs/ --name photographs    fit a model to your own data
     noneq convert ddpm-church -o models/church     import a model trained elsewhere
@@ -29,6 +31,7 @@ from collections.abc import Callable, Sequence
 
 from noneq import errors
 from noneq.cli import commands, local
+from noneq.cli import tabular as tables
 from noneq.cli.outputs import Target
 from noneq.version import __version__
 
@@ -111,6 +114,24 @@ def parser() -> argparse.ArgumentParser:
     one.add_argument("--target-error", type=float, help="nats per example, instead of --terms")
     one.add_argument("--convention", choices=("discretised", "density", "paper"))
     one.add_argument("--parallel", type=int, default=8, help="requests at a time (default 8)")
+
+    tabular = argparse.ArgumentParser(add_help=False, parents=[request])
+    tabular.add_argument("file", help="a table (.csv); - for stdin")
+    about = "a table (.csv); - for stdout (default)"
+    tabular.add_argument("-o", "--out", type=Target.for_table, help=about)
+    tabular.add_argument("--seed", type=int, help="of the noise (default: a random one)")
+
+    one = verb("impute", tables.do_impute, tabular)
+    one.add_argument("-n", "--draws", type=int, default=20, help="of each gap (default 20)")
+    about = "what stands in a gap: the draws' median (default) or mean, or each draw's own value"
+    one.add_argument("--fill", choices=tables.FILLS, default="median", help=about)
+    about = "of each gap, in columns of their own"
+    one.add_argument("--quantiles", type=float, nargs="+", metavar="Q", help=about)
+    one.add_argument("--steps", type=int, help="of the chain (default: the service's choice)")
+    one.add_argument("--method", help="one of the service's (default: its choice)")
+
+    one = verb("score", tables.do_score, tabular)
+    one.add_argument("--terms", type=int, help="network evaluations per row (default: all steps)")
 
     observed = argparse.ArgumentParser(add_help=False, parents=[draws])
     observed.add_argument("--noise-std", type=float, help="of the observation, data units")

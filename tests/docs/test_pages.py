@@ -18,6 +18,12 @@ from tests.docs.stage import Stage
 from tests.docs.standins import SHIPPED, STAND_INS, make_models
 from tests.noneq.conftest import listening
 
+PENGUINS = """name,kind,mass,bill
+Pia,Adelie,3450,38.5
+Ulf,Gentoo,,47.1
+Ida,,5100,46.0
+Bo,Adelie,5900,
+"""
 CLOSE = {"rel": 0.02, "abs": 0.02}  # of shown numbers: rounding, and another machine's kernels
 
 
@@ -46,6 +52,7 @@ def stage(tmp_path: Path, models: Path, url: str) -> Stage:
     Image.fromarray(np.stack([grey, seen.astype(np.uint8)], axis=-1)).save(tmp_path / "torn.png")
     np.save(tmp_path / "noisy.npy", grey[None, None].astype(np.float32) - 20)
     Image.fromarray(grey[::4, ::4]).save(tmp_path / "small.png")
+    (tmp_path / "penguins.csv").write_text(PENGUINS)
     (tmp_path / "digits").mkdir()
     Image.fromarray(grey).save(tmp_path / "digits" / "one.png")
     return made

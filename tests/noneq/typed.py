@@ -5,6 +5,7 @@ from typing import assert_type
 from noneq import (
     AsyncClient,
     Client,
+    Imputed,
     Likelihoods,
     Model,
     ModelFacts,
@@ -13,6 +14,7 @@ from noneq import (
     Preview,
     Progress,
     Samples,
+    Scores,
     requests,
 )
 from noneq.codec import Array
@@ -31,6 +33,9 @@ def answers(client: Client) -> None:
     assert_type(client.models()["mnist"], Model)
     assert_type(client.model("mnist"), ModelFacts)
     assert_type(client.examples("mnist"), Array)
+    assert_type(client.impute("gaps.csv", draws=5, seed=7), Imputed)
+    assert_type(client.score([{"mass": 4000}], terms=20), Scores)
+    assert_type(client.generate(5, model="penguins").samples, Array)
     for event in client.stream(requests.sample(4)):
         assert_type(event, Progress | Preview | Samples)
     client.sample(4, modle="mnist")  # type: ignore[call-arg]  # an option that is misspelt

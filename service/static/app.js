@@ -4,6 +4,7 @@
 //
 //   export const view = {
 //     id,                      its name in the link; words/ has its tab's title under `${id}.tab`
+//     kinds,                   of models that it is for; others do not show its tab
 //     mount(root, context),    called once, with an empty element; returns { show(state), hide() }
 //   };
 //
@@ -29,10 +30,11 @@ import { get, onKeyWanted, onUnreachable, Problem } from "./lib/api.js";
 import { view as likelihood } from "./views/likelihood.js";
 import { view as repair } from "./views/posterior.js";
 import { view as sample } from "./views/sample.js";
+import { view as table } from "./views/table.js";
 import { preferred, speak, tell } from "./lib/i18n.js";
 
-const VIEWS = [sample, likelihood, repair];
-const KINDS = ["image", "vector", "bits"];
+const VIEWS = [sample, likelihood, repair, table];
+const KINDS = ["image", "vector", "bits", "table"];
 const [OFTEN, SELDOM] = [3, 20]; // seconds between status checks if the service did not answer, and if it did
 
 const mounted = {}; // view's id -> { show, hide }
@@ -90,7 +92,7 @@ for (const view of VIEWS) {
 
 /** Move among the tabs with arrows, Home and End (WAI-ARIA). */
 function moveTab(event) {
-  const all = [...tabs.children];
+  const all = [...tabs.children].filter((tab) => !tab.hidden);
   const at = all.indexOf(document.activeElement);
   const to = { ArrowRight: at + 1, ArrowLeft: at - 1, Home: 0, End: all.length - 1 }[event.key];
   if (to === undefined) return;
@@ -111,16 +113,22 @@ const context = {
 };
 
 /** Open a view on a user action, keeping the view's earlier fields where they still fit. */
-function go(id, { model: name = model.name } = {}) {
+function go(wanted, { model: name = model.name } = {}) {
+  const id = fitting(wanted, models.find((entry) => entry.name === name));
   const before = visited[id]?.model === name ? visited[id] : {};
   const state = { ...before, view: id, model: name };
   link.write(state);
   enter(state);
 }
 
+/** The view of this id if it is for such a model, else the first that is. */
+function fitting(id, { kind }) {
+  const all = VIEWS.filter(({ kinds }) => kinds.includes(kind));
+  return (all.find((view) => view.id === id) ?? all[0]).id;
+}
+
 /** Show the view and model that a link names. */
 function enter(state) {
-  const { id } = VIEWS.find((view) => view.id === state.view) ?? VIEWS[0];
   const linked = models.find((entry) => entry.name === state.model);
   trouble.hide();
   if (state.model && !linked) {
@@ -128,6 +136,7 @@ function enter(state) {
     state = {}; // the other fields were meant for that model
   }
   model = linked ?? model ?? models.find(({ name }) => name === (preset ?? pleasing()));
+  const id = fitting(state.view, model);
   picker.value = model.name;
   document.title = `${model.name} · noneq`;
   tell(facts, [`facts.${model.kind}`, { shape: model.shape.join(" × "), T: model.steps, n: model.parameters }]);
@@ -138,6 +147,7 @@ function enter(state) {
     const [tab, panel] = [document.getElementById(`tab-${view.id}`), document.getElementById(`panel-${view.id}`)];
     tab.setAttribute("aria-selected", view.id === id);
     tab.tabIndex = view.id === id ? 0 : -1;
+    tab.hidden = !view.kinds.includes(model.kind);
     panel.hidden = view.id !== id;
     if (view.id === id) mounted[id] ??= view.mount(panel, context);
   }

@@ -23,7 +23,7 @@ const WAYS = ["terms", "all", "target_error", "trajectories"];
 const STRATA = ["even", "importance"];
 const CONVENTIONS = [["", "convention.own"], ["paper", "convention.paper"]];
 
-export const view = { id: "likelihood", mount };
+export const view = { id: "likelihood", kinds: ["image", "vector", "bits"], mount };
 
 /** The default request of a model: all terms, or a hundred for pictures. */
 const usual = ({ shape, steps: T }) => ({

@@ -23,7 +23,7 @@ const SYSTEMS = ["independent", "weighted", "joint"];
 const JUMPS = { name: "repaint", jump: 10, repeats: 4 }; // RePaint's ten repeats would cost ten chains
 const PRIOR = 300; // prior points shown behind the posterior's
 
-export const view = { id: "repair", mount };
+export const view = { id: "repair", kinds: ["image", "vector", "bits"], mount };
 
 /** The default request of a model: seconds on a CPU. */
 function usual({ kind, shape, steps: T, network }) {

@@ -14,7 +14,7 @@ const FRAMES = 40; // most frames of a trajectory
 const NUMBERS = 400_000; // most numbers in a trajectory: a few megabytes of text
 const KEPT = 8; // answers kept for going back in the history
 
-export const view = { id: "sample", mount };
+export const view = { id: "sample", kinds: ["image", "vector", "bits"], mount };
 
 /** The default request of a model: seconds on a CPU. */
 function usual({ kind, shape, steps: T, network }) {

@@ -2,10 +2,11 @@
 
 import math
 from base64 import b64encode
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from html import escape
 
-_ROWS, _COLUMNS = 10, 12  # of a table; more are counted
+_ROWS, _COLUMNS = 10, 12  # of a table, and of notes; more are counted
+_LIKELIEST = 3  # of probabilities
 _WIDTH, _SCALE = 480, 4  # a picture is enlarged, but not beyond either
 
 
@@ -36,6 +37,9 @@ def cell(value: object) -> str:
     """Format a cell: five digits of a number; nothing for None and NaN, which are not measured."""
     if isinstance(value, float):
         return "" if math.isnan(value) else f"{value:.5g}"
+    if isinstance(value, Mapping):
+        likeliest = sorted(value.items(), key=lambda item: -item[1])[:_LIKELIEST]
+        return ", ".join(f"{name} {share:.2f}" for name, share in likeliest)
     return "" if value is None else str(value)
 
 
@@ -45,4 +49,6 @@ def number(count: int, noun: str) -> str:
 
 
 def _notes(notes: Iterable[str]) -> str:
-    return "".join(f"<div>{escape(note)}</div>" for note in notes)
+    found = list(notes)
+    more = [f"and {len(found) - _ROWS} more"] if len(found) > _ROWS else []
+    return "".join(f"<div>{escape(note)}</div>" for note in [*found[:_ROWS], *more])

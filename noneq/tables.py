@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Self, final
 
 import numpy as np
 
+from noneq import display
 from noneq.codec import Array
 from noneq.errors import FileError, MissingExtra
 from noneq.models import Column, ModelFacts
@@ -149,6 +150,15 @@ class Imputed:
     def __repr__(self) -> str:
         gaps = int(self.open.sum())
         return f"Imputed({len(self.table.cells)} rows, {gaps} gaps, {len(self)} draws)"
+
+    def _repr_html_(self) -> str:
+        """Return what was drawn for each gap, for a notebook."""
+        gaps = display.number(int(self.open.sum()), "gap")
+        rows = display.number(len(self.table.cells), "row")
+        by = f"{self.model}, method {self.method}, seed {self.seed}"
+        about = f"{gaps} of {rows}, {len(self)} draws by {by}"
+        warned = [f"row {i}: {warning}" for i, warning in self.warnings.items()]
+        return display.table(*self.gaps(), [about, *filter(None, [self.calibration]), *warned])
 
     def cells(self, draw: int) -> list[list[Cell]]:
         """Return the whole table with the gaps of one draw, [N][J]."""
@@ -301,6 +311,11 @@ class Scores:
     model: str
     seed: int
     uncompared: str | None
+
+    def _repr_html_(self) -> str:
+        """Return the lines for a notebook."""
+        about = f"bounds on log p of rows of {self.model}, nats, seed {self.seed}"
+        return display.table(*self.lines(), [about, *filter(None, [self.uncompared])])
 
     @property
     def worst(self) -> list[str | None]:

@@ -8,9 +8,20 @@ import pytest
 from PIL import Image
 
 import noneq
-from noneq import AsyncClient, Client, Likelihoods, Models, Posterior, Samples
+from noneq import (
+    AsyncClient,
+    Client,
+    Column,
+    Imputed,
+    Likelihoods,
+    Models,
+    Posterior,
+    Samples,
+    Scores,
+)
 from noneq.codec import PARTS, Body
 from noneq.models import read_models
+from noneq.tables import Table
 
 FACTS = {"model": "m", "seed": 3}
 IMAGES = np.arange(5 * 12, dtype=np.float32).reshape(5, 1, 3, 4)
@@ -87,6 +98,36 @@ def test_without_pillow_there_is_a_table(monkeypatch: pytest.MonkeyPatch) -> Non
     found = samples(IMAGES)
     assert found._repr_png_() is None
     assert found._repr_html_().startswith("<table>")
+
+
+def test_a_filled_table_shows_what_was_drawn() -> None:
+    columns = (Column("height", "number"), Column("sex", "category", labels=("f", "m")))
+    table = Table(("height", "sex"), [[1.5, "f"], [None, None]])
+    values = np.array([[[1.0, 0.0], [2.0, 1.0], [3.0, 1.0], [4.0, 1.0]]])
+    drawn = np.array([[True, True]])
+    warned = dict.fromkeys(range(12), "doubtful")
+    found = Imputed(table, columns, [1], drawn, values, "people", 3, "learned", warned, "It fares.")
+    shown = found._repr_html_()
+    assert "2 gaps of 2 rows, 4 draws by people, method learned, seed 3" in shown
+    assert "<td>height</td><td>2.5</td>" in shown
+    assert "m 0.75, f 0.25" in shown
+    assert "<div>It fares.</div><div>row 0: doubtful</div>" in shown
+    assert "and 4 more" in shown
+    nats = np.array([[-1.0, np.nan]])
+    scores = Scores(
+        table,
+        columns,
+        nats[:, 0],
+        nats[:, 0],
+        nats[:, 0],
+        nats[:, 0],
+        nats,
+        nats,
+        "people",
+        3,
+        None,
+    )
+    assert "<th>nats of height</th>" in scores._repr_html_()
 
 
 def models() -> Models:

@@ -5,9 +5,10 @@
 
 30% of the rows of each table (`data`) are withheld, and of these some cells are hidden: 30% of all
 at random, the same 30% of columns in every row, or seven neighbouring hours of a day. Each method
-(`peers`) is fitted to the other rows, with the gaps of their own, and draws every hidden cell 39
-times given the rest of its row. All get the same rows and cells (`scores`). Each number is written
-to `docs/tables.json` when it is known, and not measured again; `--table` prints what is there.
+(`peers`, `own`) is fitted to the other rows, with the gaps of their own, and draws every hidden
+cell 39 times given the rest of its row. All get the same rows and cells (`scores`). Each number is
+written to `docs/tables.json` when it is known, and not measured again; `--table` prints what is
+there.
 """
 
 import argparse
@@ -23,12 +24,13 @@ import torch
 
 from benchmarks.measure import machine
 from benchmarks.tables.data import TABLES, Rows, Table, patterns
+from benchmarks.tables.own import noneq
 from benchmarks.tables.peers import PEERS, Fill, some
 from benchmarks.tables.scores import DRAWS, score
 from benchmarks.tables.show import show
 
 Cell = dict[str, Any]
-METHODS = PEERS
+METHODS = PEERS | {"noneq": noneq}
 
 
 def key_of(data: str, pattern: str, seed: int, method: str) -> str:

@@ -25,9 +25,12 @@ import torch
 from scipy import stats
 
 from benchmarks.measure import machine, table
-from benchmarks.tables import read, write
+from benchmarks.tables import own, read, write
 from benchmarks.tables.data import HELD, TABLES, Bools, Ints, Rows, Table
 from benchmarks.tables.peers import Coding, fitted_normal
+from diffusion.likelihood import reference
+from diffusion.likelihood.bound import closed_last, combine, draw_terms, prior_part
+from diffusion.model import DiffusionModel
 
 #: From a table and the rows to fit to a score of any rows, the larger the stranger.
 Detect = Callable[[Table, Rows, int], Callable[[Rows], Rows]]
@@ -78,11 +81,24 @@ def _with_errors(whole: Table, which: Ints, dice: np.random.Generator) -> tuple[
     wrong[:, list(whole.given)] = False
     sign = dice.choice([-1.0, 1.0], rows.shape)
     moved = rows + sign * dice.uniform(*MOVED, rows.shape) * whole.scale()
+    for j in whole.numbers:
+        moved[:, j] = _like(whole.rows[:, j], rows[:, j], moved[:, j])
     for j in whole.categories:
         size = len(whole.columns[j].labels)
         moved[:, j] = (rows[:, j] + dice.integers(1, size, len(rows))) % size
     own = whole.wrong[which] if whole.wrong.size else np.zeros_like(wrong)
     return np.where(wrong, moved, rows), wrong | own
+
+
+def _like(column: Rows, rows: Rows, moved: Rows) -> Rows:
+    """Moved values on the column's lattice, if it has one, with as many decimals as it has."""
+    values = np.unique(column[~np.isnan(column)])
+    step = np.diff(values).min()
+    steps = (values - values[0]) / step
+    if np.allclose(steps, steps.round(), atol=1e-3):
+        moved = rows + ((moved - rows) / step).round() * step
+    places = next((p for p in range(8) if np.allclose(values.round(p), values, atol=1e-9)), 8)
+    return moved.round(places)
 
 
 def pyod(name: str) -> Detect:
@@ -126,11 +142,51 @@ def gaussian(whole: Table, rows: Rows, seed: int) -> Callable[[Rows], Rows]:
     return score
 
 
+def noneq(whole: Table, rows: Rows, seed: int) -> Callable[[Rows], Rows]:
+    """-K of what is there; infinite for a row with a value that a column cannot hold."""
+    del seed
+    model, _ = own.fitted(whole, rows)
+    return lambda x: _scores(model, whole, x)[0]
+
+
+def typical(whole: Table, rows: Rows, seed: int) -> Callable[[Rows], Rows]:
+    """-log of the typicality beside held-out rows; NaN where there are too few of them."""
+    del seed
+    model, dataset = own.fitted(whole, rows)
+    held = reference.pick(dataset.test)
+    if len(held) < reference.LEAST:
+        return lambda x: np.full(len(x), np.nan)
+    crowd = reference.measure(model, model.space.to_model(held), gaps=model.left_out(held))
+    return lambda x: _scores(model, whole, x, crowd)[1]
+
+
+def _scores(
+    model: DiffusionModel, whole: Table, x: Rows, crowd: reference.Reference | None = None
+) -> tuple[Rows, Rows]:
+    """-K and, beside a crowd, -log typicality."""
+    found = own.encoded(model, whole, x)
+    names = [column.name for column in whole.columns]
+    there = ~np.isnan(x[:, [names.index(name) for name in model.space.names or names]])
+    refused = (there & found.isnan().numpy()).any(1)
+    x_0, gaps = model.space.to_model(found), model.left_out(found)
+    convention = model.space.default_convention
+    steps = reference.choice(model).resolve(model, torch.arange(len(x_0)), 0, convention)
+    values = draw_terms(
+        model, x_0, steps, seed=0, convention=convention, observation=gaps, batch=256
+    )
+    prior = prior_part(model, x_0, convention, gaps).cpu()
+    bound = combine(steps, values, prior, closed_last(model, x_0, convention)).bound.numpy()
+    if crowd is None:
+        return np.where(refused, np.inf, -bound), np.zeros(len(x))
+    typicality = crowd.stand(steps, convention, values, prior, None).typicality.numpy()
+    return -bound, np.where(refused, np.inf, -np.log(typicality))
+
+
 PEERS: dict[str, Detect] = {
     **{name: pyod(name) for name in ("IForest", "ECOD", "KNN", "LOF")},
     "Gaussian": gaussian,
 }
-METHODS = PEERS
+METHODS = PEERS | {"noneq": noneq, "noneq, typicality": typical}
 
 
 def auroc(score: Rows, strange: Bools) -> tuple[float, float]:
@@ -158,7 +214,7 @@ def measure(kind: str, data: str, seed: int, method: str) -> dict[str, Any]:
     took = time.process_time() - begun
     found = auroc(score, strange)
     return {
-        "auroc": [round(each, 5) for each in found],
+        "auroc": None if np.isnan(score).any() else [round(each, 5) for each in found],
         "strange": int(strange.sum()),
         "rows": len(asked),
         "fitted": len(train),
@@ -175,13 +231,15 @@ def show(kept: dict[str, dict[str, Any]]) -> str:
         found = []
         for method in methods:
             keys = [f"{kind}, {data}, {seed}, {method}" for seed in range(9)]
-            found.append([kept[key]["auroc"][0] for key in keys if key in kept])
-        if all(found) and len({len(each) for each in found}) == 1:
-            ranks.append(stats.rankdata([-np.mean(each) for each in found]))
+            values = [kept[key]["auroc"] for key in keys if key in kept]
+            found.append([value[0] for value in values if value])
         rows.append([f"{data}, {kind}", *map(_with_error, found)])
-    if ranks:
-        mean = np.mean(ranks, 0)
-        rows.append([f"mean rank over {len(ranks)}", *(f"{each:.2f}" for each in mean)])
+        full = [i for i, each in enumerate(found) if len(each) == max(map(len, found))]
+        best = stats.rankdata([-np.mean(found[i]) for i in full])
+        ranks.append(np.full(len(methods), np.nan))
+        ranks[-1][full] = best
+    mean = np.nanmean(ranks, 0)
+    rows.append(["mean rank", *(f"{each:.2f}" for each in mean)])
     return table(["looked for", *methods], rows)
 
 
@@ -208,7 +266,7 @@ def main() -> None:
         if data in asked.data and key not in read(asked.json):
             cell = measure(kind, data, seed, method)
             write(asked.json, key, cell)
-            print(f"{key}: {cell['auroc'][0]:.3f} ({cell['seconds']:.0f} s)", flush=True)
+            print(f"{key}: {cell['auroc']} ({cell['seconds']:.0f} s)", flush=True)
     print(show(read(asked.json)))
 
 

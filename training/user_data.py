@@ -271,6 +271,7 @@ def configure(
     given: Sequence[str] = (),
     limits: Mapping[str, tuple[float, float]] | None = None,
     columns: Mapping[str, str] | None = None,
+    reals: bool = False,
 ) -> tuple[dict[str, Any], Dataset]:
     """Make the keys of a configuration for the data at a path, and load the data.
 
@@ -283,6 +284,7 @@ def configure(
         given: a table's columns that will be known where the others are asked for.
         limits: the least and greatest value of a table's columns that have any.
         columns: what a table's columns hold, where that is not to be inferred.
+        reals: take them all as real numbers, a vector.
 
     Raises:
         ConfigError, DataError: no model can be fitted to the data.
@@ -291,7 +293,7 @@ def configure(
     keys: dict[str, Any] = {
         "name": name,
         "title": path.name,
-        "data": data_of(path, side, grey, limits, columns, reals=bool(given)),
+        "data": data_of(path, side, grey, limits, columns, reals=reals or bool(given)),
     }
     dataset = load(configs.read_data(keys["data"]))
     total = sum(len(dataset.split(name)) for name in SPLITS)
@@ -328,6 +330,7 @@ def prepare(
     given: Sequence[str] = (),
     limits: Mapping[str, tuple[float, float]] | None = None,
     columns: Mapping[str, str] | None = None,
+    reals: bool = False,
 ) -> tuple[Path, configs.FitConfig, Dataset]:
     """Write or reuse the settings file for the data at a path, and load both.
 
@@ -343,6 +346,7 @@ def prepare(
         given: as in `configure`; none for the file's.
         limits: as in `configure`; None for the file's.
         columns: likewise.
+        reals: as in `configure`; False for the file's.
 
     Raises:
         ConfigError, DataError: no model can be fitted to the data, or the file is for other data.
@@ -359,6 +363,7 @@ def prepare(
             given=given,
             limits=limits,
             columns=columns,
+            reals=reals,
         )
         runs.mkdir(exist_ok=True)
         written.write_text(f"# Made by `noneq train {path}`.\n{to_toml(keys)}")
@@ -373,7 +378,7 @@ def prepare(
         written.write_text(text)
     config = configs.load(str(written))
     side = side or int(getattr(config.data, "side", 32))
-    wanted = data_of(path, side, bool(grey), limits, columns)
+    wanted = data_of(path, side, bool(grey), limits, columns, reals=reals)
     if grey is None and wanted["kind"] == "pictures":
         wanted["colour"] = getattr(config.data, "colour", True)
     there = {key: getattr(config.data, key, None) for key in wanted}

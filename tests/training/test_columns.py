@@ -94,10 +94,14 @@ def test_what_a_column_holds_can_be_said(tmp_path: Path) -> None:
         load(TableConfig(file=str(path), columns={"wing": "integer"}))
 
 
-def test_numbers_alone_stay_a_vector_and_gaps_make_a_table(tmp_path: Path) -> None:
+def test_numbers_without_names_are_a_vector_and_gaps_or_names_make_a_table(tmp_path: Path) -> None:
     x = np.random.default_rng(0).normal(size=(80, 3))
-    np.savetxt(tmp_path / "full.csv", x, delimiter=",", header="a,b,c", comments="")
-    assert load(TableConfig(file=str(tmp_path / "full.csv"))).space.kind == "vector"
+    path = str(tmp_path / "full.csv")
+    np.savetxt(path, x, delimiter=",")
+    assert load(TableConfig(file=path)).space.kind == "vector"
+    np.savetxt(path, x, delimiter=",", header="a,b,c", comments="")
+    assert load(TableConfig(file=path)).space.kind == "table"
+    assert load(TableConfig(file=path, reals=True)).space.kind == "vector"
     x[3, 1] = np.nan
     np.save(tmp_path / "gaps.npy", x)
     dataset = load(TableConfig(file=str(tmp_path / "gaps.npy")))

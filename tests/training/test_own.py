@@ -126,12 +126,12 @@ def test_the_names_of_columns_are_kept(tmp_path: Path) -> None:
     lines = "\n".join(f"{a!r};{b!r}" for a, b in rows.tolist())
     path = tmp_path / "rows.csv"
     path.write_text(f"\ufeffwidth;height\n{lines}\n")
-    dataset = load(TableConfig(file=str(path)))
-    assert dataset.space.columns == ("width", "height")
+    dataset = load(TableConfig(file=str(path), reals=True))
+    assert dataset.space.names == ("width", "height")
     assert dataset.notes == ()
     path.write_text(f"\ufeff{lines}\n")
     bare = load(TableConfig(file=str(path)))
-    assert bare.space.columns is None
+    assert bare.space.names is None
     assert bare.checksum == dataset.checksum  # no row was taken for a heading
     path.write_text("2019,2020,2021\n" + "".join(f"{i},{i * i},{-i}\n" for i in range(60)))
     assert "the first line (2019, 2020, 2021, ...)" in load(TableConfig(file=str(path))).notes[0]
@@ -147,14 +147,14 @@ def test_a_table_is_read_shuffled_and_standardised(tmp_path: Path, ending: str) 
         np.savez(path, rows)
     else:
         path.write_text("a,b\n" + "\n".join(f"{a!r},{b!r}" for a, b in rows.tolist()))
-    dataset = load(TableConfig(file=str(path)))
+    dataset = load(TableConfig(file=str(path), reals=True))
     train, valid, test = rows_of(dataset)
     assert (len(train), len(valid), len(test)) == (170, 10, 20)
     assert train | valid | test == {row.tobytes() for row in rows}
     model_units = dataset.space.to_model(dataset.train).double()
     assert torch.allclose(model_units.mean(0), torch.zeros(2, dtype=torch.float64), atol=1e-5)
     assert torch.allclose(model_units.std(0), torch.ones(2, dtype=torch.float64), atol=1e-5)
-    other = load(TableConfig(file=str(path), seed=1))
+    other = load(TableConfig(file=str(path), reals=True, seed=1))
     assert other.checksum == dataset.checksum
     assert not torch.equal(other.train, dataset.train)
 
@@ -236,11 +236,11 @@ def test_a_table_becomes_a_model(
     rows = normal if kind == "vector" else generator.integers(0, 2, (200, 3))
     np.savetxt("rows.csv", rows, delimiter=",", header="a,b,c")
     words = ["train", "rows.csv", "--steps", "3", "--no-evaluation", "--device", "cpu"]
-    assert main(words) == 0
+    assert main([*words, "--reals"]) == 0
     model, metadata = load_artefact(Path("models/rows/model.safetensors"), "cpu")
     assert metadata.name == "rows"
     assert (model.space.kind, model.space.shape) == (kind, (3,))
-    assert model.space.columns == ("a", "b", "c")
+    assert model.space.names == ("a", "b", "c")
     assert metadata.training.steps == 3
     estimate = model.predict(torch.zeros(2, 3), torch.tensor([1, model.T])).x_0
     assert bool(torch.isfinite(estimate).all())
@@ -286,13 +286,13 @@ def test_badly_scaled_columns_are_fitted_in_their_own_units(
     times = 1.7e9 + 50 * dice.standard_normal(400)
     rows = np.column_stack([times, 1e-9 * (3 + (times - 1.7e9) / 50)])
     np.savetxt("log.csv", rows, delimiter=",", header="time,current", comments="", fmt="%.17g")
-    dataset = load(TableConfig(file="log.csv"))
+    dataset = load(TableConfig(file="log.csv", reals=True))
     assert dataset.train.dtype == torch.float64
     found = torch.cat([dataset.train, dataset.valid, dataset.test]).numpy()
     assert np.array_equal(np.sort(found, axis=0), np.sort(rows, axis=0))
     z = dataset.space.to_model(dataset.train)
     assert torch.allclose(z.std(0), torch.ones(2), atol=1e-3)
-    assert main(["train", "log.csv", "--steps", "2", "--no-evaluation"]) == 0
+    assert main(["train", "log.csv", "--reals", "--steps", "2", "--no-evaluation"]) == 0
     model, metadata = load_artefact(Path("models/log/model.safetensors"))
     assert metadata.space.dtype == torch.float64
     drawn = metadata.space.to_data(sample(model, 200, seed=0, sampler=Ancestral(steps=50)))

@@ -32,7 +32,7 @@ def _rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def train(*words: str) -> int:
-    return main(["train", "rows.csv", "--device", "cpu", *words])
+    return main(["train", "rows.csv", "--reals", "--device", "cpu", *words])
 
 
 def test_an_edited_file_is_used_and_a_fit_goes_on(capsys: pytest.CaptureFixture[str]) -> None:
@@ -56,7 +56,7 @@ def test_an_edited_file_is_used_and_a_fit_goes_on(capsys: pytest.CaptureFixture[
     assert main(["train", "other.csv", "--name", "rows"]) == 2
     assert "is of other data" in capsys.readouterr().err
     card = ARTEFACT.with_name("README.md").read_text()
-    assert "\nnoneq train rows.csv --name rows\n" in card
+    assert "\nnoneq train rows.csv --name rows --reals\n" in card
 
 
 def test_the_command_of_a_card_of_pictures_works(
@@ -148,6 +148,6 @@ def test_one_row_has_no_standard_error() -> None:
 
 
 def test_small_networks_take_one_thread() -> None:
-    keys, _ = own.configure(Path("rows.csv"), None)
+    keys, _ = own.configure(Path("rows.csv"), None, reals=True)
     assert own.one_thread(config.FitConfig.model_validate(keys))
     assert not own.one_thread(config.load("mnist"))

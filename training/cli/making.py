@@ -70,6 +70,7 @@ def do_train(arguments: argparse.Namespace) -> int:
         given=arguments.given.split(",") if arguments.given else (),
         limits=arguments.limits,
         columns=arguments.columns,
+        reals=arguments.reals,
     )
     if not arguments.threads and own.one_thread(config):
         torch.set_num_threads(1)  # with more threads, most of the time goes to synchronisation
@@ -229,6 +230,11 @@ def add_commands(
         type=_columns,
         metavar="COLUMN=KIND,...",
         help="what columns hold, if not what is inferred: real, integer, category, or out",
+    )
+    one.add_argument(
+        "--reals",
+        action="store_true",
+        help="take all columns as real numbers, which can also be seen with noise or through A",
     )
     one.add_argument("--plan", action="store_true", help="write the configuration and stop")
     one.add_argument("--restart", action="store_true", help="begin anew over an old run")

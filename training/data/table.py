@@ -1,12 +1,11 @@
 """The user's own table: each row is an example.
 
-It is binary if all values are 0 or 1, and a vector [D] if all are real numbers and there are no
-gaps,
+It is binary if all values are 0 or 1. With a heading, gaps, categories or integers it is a table of
+typed columns (`training.data.columns`). Else, or if asked for, it is a vector [D],
 
     z = (x - mean) / deviation,    per column, over the training rows
 
-where a column with limits is standardised as its probit (`diffusion.space`). Else, with gaps,
-categories or integers, it is a table of typed columns (`training.data.columns`).
+where a column with limits is standardised as its probit (`diffusion.space`).
 
 The rows are shuffled by the seed, then split into test, valid and train.
 """
@@ -97,7 +96,7 @@ class TableConfig(Shares):
         except ValueError as error:
             raise DataError(f"{path}: {error}") from error
         space = found.space
-        if not self.columns and found.plain:
+        if not self.columns and found.plain and names is None:
             return None
         cells = [[gap_to_blank(row[place]) for place in found.places] for row in rows]
         x = space.encode(cells)

@@ -37,6 +37,7 @@ SCALARS = 6
 LIKELIHOOD = "log r"  # of what was seen with noise: a scalar of x_0 and y
 TOGETHER = "sum by what was seen"  # the same of what was seen exactly
 _FEW = 30  # data for which the variance of a single element counts in that of a coverage
+LEAST_ROWS = 20  # held out, below which a table's posteriors are not measured
 COUNT, DRAWS, STEPS = 1000, 19, 40  # data of a case, and of each posterior and chain
 
 
@@ -78,7 +79,8 @@ def calibrate(
 
 def certifiable(dataset: Dataset) -> bool:
     """Whether `noneq train` calibrates unasked: pictures take too long, few rows tell nothing."""
-    return dataset.space.kind != "image" and len(dataset.test) >= LEAST_DATA
+    least = LEAST_ROWS if isinstance(dataset.space, TableSpace) else LEAST_DATA
+    return dataset.space.kind != "image" and len(dataset.test) >= least
 
 
 @torch.inference_mode()

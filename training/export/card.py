@@ -219,9 +219,10 @@ def _own(metadata: Metadata) -> str | None:
     words += ["--limits", ",".join(limits)] if limits else []
     kinds = [f"{name}={kind}" for name, kind in (data.get("columns") or {}).items()]
     words += ["--columns", ",".join(kinds)] if kinds else []
-    for family in metadata.told:
-        if isinstance(family, Given):
-            words += ["--given", ",".join(family.named(metadata.space.names))]
+    given = [family for family in metadata.told if isinstance(family, Given)]
+    words += ["--reals"] if data.get("reals") and not given else []
+    for family in given:
+        words += ["--given", ",".join(family.named(metadata.space.names))]
     return shlex.join(words)
 
 

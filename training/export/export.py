@@ -42,7 +42,7 @@ from training.config import ConvertedConfig, artefact_path, is_converted
 from training.evaluate import baselines
 from training.evaluate import entropy as report
 from training.evaluate.bound import as_planned
-from training.evaluate.calibration import calibrate
+from training.evaluate.calibration import LEAST_ROWS, by_column, calibrate
 from training.evaluate.profile import measure_terms, measured_points, profiled
 from training.export import oracle
 from training.export.card import card
@@ -250,6 +250,8 @@ def certify(path: Path, title: str, dataset: data.Dataset, folder: Path, **setti
         settings: of `calibration.measure`.
     """
     model, metadata = load(path)
+    if not model.process.by_particles:
+        return _certify_table(path, title, dataset, folder, **settings)
     again = f"`python -m training calibrate {metadata.name} --write`"
     if not metadata.told:
         return "posteriors are drawn by particles: the network is not told what was seen"
@@ -276,6 +278,27 @@ def certify(path: Path, title: str, dataset: data.Dataset, folder: Path, **setti
             f"told: {'; '.join(why)}. Particles draw the others"
         )
     return f"posteriors at the price of a sample, certified on held-out rows: {found[0]}"
+
+
+def _certify_table(
+    path: Path, title: str, dataset: data.Dataset, folder: Path, **settings: int
+) -> str:
+    """Calibrate a table's posteriors, which only the network draws, and say how they fare."""
+    model, metadata = load(path)
+    if len(dataset.test) < LEAST_ROWS:
+        return (
+            f"how well gaps are filled is not known: {len(dataset.test)} rows are held out, it "
+            f"takes {LEAST_ROWS}"
+        )
+    found = calibrate(model, metadata.told, dataset.test, folder, **settings)
+    rewrite(path, metadata.model_copy(update={"calibration": found}))
+    write_card(path, title, model)
+    said = [
+        f"{one}: {'REFUTED by these data' if one.refuted else 'they hold'}"
+        + ("" if one.count >= LEAST_DATA else f", as far as so few tell ({LEAST_DATA} certify)")
+        for one in found
+    ]
+    return "\n".join(["how well gaps are filled:", *said, "", by_column(found)])
 
 
 def with_profile(

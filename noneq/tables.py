@@ -380,7 +380,7 @@ def to_csv(names: Sequence[str], rows: Iterable[Sequence[Cell]]) -> str:
     return out.getvalue()
 
 
-def is_bound(cell: Cell) -> bool:
+def is_limit(cell: Cell) -> bool:
     """Whether a cell limits a number instead of giving it: "<0.01", {"below": 0.01}."""
     return isinstance(cell, Mapping) or (isinstance(cell, str) and cell.strip()[:1] in ("<", ">"))
 
@@ -412,7 +412,7 @@ def _plain(series: "pandas.Series[Any]") -> list[Cell]:
 
 def _number(cell: Cell, column: Column) -> float:
     """Return a given cell as a number, or a label's place; NaN for a gap."""
-    if cell is None or is_bound(cell):
+    if cell is None or is_limit(cell):
         return math.nan
     if column.labels is None:
         return float(cell)

@@ -18,7 +18,7 @@ from noneq.errors import BadRequest, FileError, TooLarge
 from noneq.models import ModelFacts
 from noneq.requests import LoglikOptions, PosteriorOptions, Request, SampleOptions
 from noneq.responses import Likelihoods, Posterior, Samples
-from noneq.tables import Imputed, Scores, Table, is_bound
+from noneq.tables import Imputed, Scores, Table, is_limit
 
 __all__ = ["generate", "impute", "score"]
 
@@ -47,7 +47,7 @@ def impute(
     table, columns = Table.read(data, facts), facts.table or ()
     places = table.places(columns)
     free = np.array(
-        [[row[j] is None or is_bound(row[j]) for j in places] for row in table.cells]
+        [[row[j] is None or is_limit(row[j]) for j in places] for row in table.cells]
     ).reshape(-1, len(columns))
     rows = np.flatnonzero(free.any(1)).tolist()
     empty = [i for i in rows if all(table.cells[i][j] is None for j in places)]

@@ -16,6 +16,7 @@ from diffusion.space import Space
 from diffusion.table import Unfit
 from noneq.reading.tables import advice
 from service.codecs.json import json_kind
+from service.codecs.limits import Limits, read_limits
 from service.codecs.png import decode_mask, decode_png
 from service.errors import InvalidRequest, refusal
 
@@ -30,10 +31,12 @@ class Events:
         values: [N, *event], data units, of the space's dtype.
         opaque: [N, *event] bool, False where a PNG was transparent or a table has a gap; None if
             all was opaque.
+        limits: of numbers of a table that have no value; None for none.
     """
 
     values: Tensor
     opaque: Tensor | None = None
+    limits: Limits | None = None
 
 
 def read_events(
@@ -54,6 +57,7 @@ def read_events(
     if isinstance(value, Tensor):
         found = _fit(_real(value, dtype, name), space, name)
         return Events(found, None if space.table is None else ~found.isnan())
+    value, limits = read_limits(value, space, name)
     try:
         rows = space.encode(value)
     except Unfit as error:
@@ -61,7 +65,7 @@ def read_events(
     except ValueError as error:
         raise refusal(error, name) from None
     if rows is not None:
-        return Events(rows, ~rows.isnan())
+        return Events(rows, ~rows.isnan(), limits)
     if any(isinstance(item, dict) for item in value):
         raise InvalidRequest(
             f"{name} holds objects or CSV, and this model's data are not a table.",

@@ -376,6 +376,14 @@ def _known(request: LoglikRequest, served: Served, count: int) -> Tensor | None:
 
 def _gaps(events: Events, request: LoglikRequest, served: Served) -> Tensor:
     """Return which elements are not there, bool [N, *shape]; raise a Problem if some have to be."""
+    if events.limits is not None:
+        row = int(events.limits.rows.nonzero()[0])
+        raise InvalidRequest(
+            f"Row {row} has a limit in place of a number, and a bound is of values.",
+            location="data",
+            index=row,
+            fix="Give the number, or leave the cell empty; /inpaint takes limits.",
+        )
     gaps = torch.zeros(events.values.shape, dtype=torch.bool)
     if events.opaque is None or bool(events.opaque.all()):
         return gaps

@@ -9,6 +9,7 @@ from torch import Tensor
 from diffusion.operators import AveragePooling, Blur, Dense, LinearOperator, Mask
 from diffusion.space import DataSpace, Space
 from service.codecs.arrays import Events, check_values, read_events, read_mask
+from service.codecs.limits import Limits
 from service.errors import InvalidRequest, TooExpensive, refusal
 from service.schemas.conditions import ConditionalRequest, PosteriorRequest
 
@@ -30,12 +31,14 @@ class Observed:
         noise: standard deviations in data units, [N, *seen] or one for all, or the flip
             probability of bits; 0: observed exactly.
         operator: A.
+        limits: of a table's numbers that have no value; None for none.
     """
 
     values: Tensor
     known: Tensor
     noise: Tensor
     operator: LinearOperator
+    limits: Limits | None = None
 
     @property
     def nothing(self) -> bool:
@@ -95,7 +98,7 @@ def read_observed(request: ConditionalRequest, space: Space) -> Observed:
         )
     if not space.flips:
         noise = _check_sizes(values, known, noise, operator, space)
-    found = Observed(values, known, noise, operator)
+    found = Observed(values, known, noise, operator, events.limits)
     if isinstance(operator, Mask):
         are_data = known if space.flips else found.exact
         anything = space.to_data(torch.zeros(1, *space.event))
@@ -248,7 +251,10 @@ def _known(request: ConditionalRequest, seen: Space, events: Events) -> Tensor:
         known = read_mask(request.mask, seen, count, "known")
     if events.opaque is not None:
         known = known & events.opaque
-    empty = (~known.flatten(1).any(1)).nonzero().flatten().tolist()
+    something = known.flatten(1).any(1)
+    if events.limits is not None:
+        something |= events.limits.rows
+    empty = (~something).nonzero().flatten().tolist()
     if empty:
         raise InvalidRequest(
             f"Nothing is observed of example {empty[0]}: its mask is all zero.",

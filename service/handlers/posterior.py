@@ -32,13 +32,17 @@ from service.schemas.conditions import ConditionalRequest, PosteriorRequest
 from service.schemas.responses import Diagnostics, Posterior, PosteriorAnswer, TableColumn
 from service.state import Backend
 
+_TRIES = 16  # draws for each sample of rows with limits
 _MOST_AXES = 2**26  # numbers in the covariances of a system's particles with the observation
 
 
 @final
 @dataclass(frozen=True)
 class PosteriorWork(Work[SampleResult | PosteriorResult]):
-    """Draws from p(x_0) r(x_0); sample i n + j of the job is sample j of example i."""
+    """Draws from p(x_0) r(x_0); sample i n + j of the job is sample j of example i.
+
+    With limits a sample is one of `tries` draws, of which those within the limits are taken.
+    """
 
     served: Served
     job: SampleJob | SMCJob
@@ -50,6 +54,7 @@ class PosteriorWork(Work[SampleResult | PosteriorResult]):
     start: MatchedStart | None
     gained: Tensor
     chains: tuple[PosteriorDiagnostics, ...]
+    tries: int = 1
 
     @classmethod
     def prepare(cls, request: ConditionalRequest, backend: Backend) -> "PosteriorWork":
@@ -64,6 +69,7 @@ class PosteriorWork(Work[SampleResult | PosteriorResult]):
         )
         check_rows(count * each, "num_samples", settings.max_samples, "NONEQ_MAX_SAMPLES")
         seen, others = read_observed(request, model.space), OtherFactors()
+        tries = 1 if seen.limits is None else _TRIES
         if isinstance(request, PosteriorRequest):
             others = read_factors(request, served, backend.catalogue)
         with _refused("operator"):
@@ -78,6 +84,14 @@ class PosteriorWork(Work[SampleResult | PosteriorResult]):
         with _refused("method"):
             kernel = method.kernel(model, observation, each, sampler)
         seed = seed_or_new(request.seed)
+        if kernel is not None and tries > 1:
+            raise InvalidRequest(
+                "Particles do not take limits, which plain chains meet by leaving draws out.",
+                location="method",
+                received=method.name,
+                expected="learned",
+                fix="Use method 'learned', or leave out what is limited.",
+            )
         if kernel is not None:
             systems = each // kernel.draws
             most = settings.max_particles
@@ -88,11 +102,11 @@ class PosteriorWork(Work[SampleResult | PosteriorResult]):
                 served.name, model, seed, kernel, observation, systems, others.factors
             )
         else:
-            check_cost(count * each * len(plan), settings)
-            example = torch.arange(count).repeat_interleave(each)
+            check_cost(count * each * tries * len(plan), settings)
+            example = torch.arange(count).repeat_interleave(each * tries)
             job = SampleJob(
                 served.name,
-                count * each,
+                count * each * tries,
                 seed,
                 plan,
                 start=None if start is None else start.x_t[example],
@@ -101,7 +115,9 @@ class PosteriorWork(Work[SampleResult | PosteriorResult]):
         check_cost(job.cost, settings)
         gained = gained + others.gained
         chains = method.diagnose_chains(model, observation, len(plan))
-        return cls(served, job, request, seen, others, method, sampler, start, gained, chains)
+        return cls(
+            served, job, request, seen, others, method, sampler, start, gained, chains, tries
+        )
 
     @property
     @override
@@ -112,6 +128,7 @@ class PosteriorWork(Work[SampleResult | PosteriorResult]):
     @override
     def render(self, result: SampleResult | PosteriorResult, form: str) -> bytes:
         self._check_possible(self._diagnostics(result))
+        self._check_within(result)
         return super().render(result, form)
 
     @override
@@ -122,6 +139,7 @@ class PosteriorWork(Work[SampleResult | PosteriorResult]):
         x_0 = space.to_model(found["samples"].flatten(0, 1)).unflatten(0, self.layout)
         read = self.others.label_probabilities(x_0, weights)
         labels, of_labels = self.others.labels, probabilities(found["samples"], weights, space)
+        within = self._within(result)
         show = (lambda x: summaries(x, space)) if space.table is not None else Tensor.numpy
         results = [
             Posterior(
@@ -133,7 +151,9 @@ class PosteriorWork(Work[SampleResult | PosteriorResult]):
                 probabilities=None if of_labels is None else of_labels[i],
                 label=None if labels is None else labels[i],
                 labels=None if read is None else read[i],
-                diagnostics=self._in_data_units(diagnostics, i),
+                diagnostics=self._in_data_units(
+                    diagnostics, i, None if within is None else within[i]
+                ),
             )
             for i, (samples, diagnostics) in enumerate(
                 zip(found["samples"], self._diagnostics(result), strict=True)
@@ -198,8 +218,31 @@ class PosteriorWork(Work[SampleResult | PosteriorResult]):
             count, seed = len(self.observed.values), self.job.seed
             picked, weights = self.method.gather(result.result, count, seed)
             x = picked.flatten(0, 1)
-        shape = *self.layout, *self.served.model.space.shape
-        return self.estimates(x).reshape(shape), weights
+        found = self.estimates(x).unflatten(0, (self.layout[0], -1))
+        if self.observed.limits is not None:
+            found = self.observed.limits.choose(found, self.layout[1])
+        return found, weights
+
+    def _within(self, result: SampleResult | PosteriorResult) -> list[int] | None:
+        """Count each row's draws within its limits; None without limits."""
+        if self.observed.limits is None:
+            return None
+        found = self.estimates(result.samples).unflatten(0, (self.layout[0], -1))
+        counts: list[int] = self.observed.limits.within(found).sum(1).tolist()
+        return counts
+
+    def _check_within(self, result: SampleResult | PosteriorResult) -> None:
+        """Raise InvalidRequest if no draw of a row is within its limits."""
+        counts = self._within(result) or []
+        if 0 in counts:
+            raise InvalidRequest(
+                f"None of {self.layout[1] * self.tries} draws of row {counts.index(0)} is within "
+                "its limits.",
+                location="observed",
+                index=counts.index(0),
+                expected="limits that are likely, given the row's other cells",
+                fix="Check the limits and the other cells, or ask for more samples.",
+            )
 
     @override
     def estimates(self, x_0: Tensor) -> Tensor:
@@ -207,7 +250,7 @@ class PosteriorWork(Work[SampleResult | PosteriorResult]):
         x, exact = super().estimates(x_0), self.observed.exact
         if not bool(exact.any()):
             return x
-        example = torch.arange(len(x)) // self.request.num_samples
+        example = torch.arange(len(x)) // (self.request.num_samples * self.tries)
         return torch.where(exact[example], self.observed.values[example], x)
 
     def _diagnostics(
@@ -219,11 +262,25 @@ class PosteriorWork(Work[SampleResult | PosteriorResult]):
             return self.chains
         return self.method.diagnose(result.result, count, self.served.model.T)
 
-    def _in_data_units(self, found: PosteriorDiagnostics, example: int) -> Diagnostics:
-        """Convert diagnostics to data units, in the form of the answer."""
+    def _in_data_units(
+        self, found: PosteriorDiagnostics, example: int, within: int | None
+    ) -> Diagnostics:
+        """Convert diagnostics to data units, in the form of the answer.
+
+        Args:
+            found: the diagnostics of a posterior.
+            example: its place.
+            within: how many of its draws are within the row's limits; None without limits.
+        """
         space, start = self.served.model.space, self.start
         gained, units = float(self.gained[example]), self.observed.warning(space, example)
-        warnings = found.warning, units, None if start is None else start.warning
+        made, few = self.layout[1] * self.tries, None
+        if within is not None and within < self.layout[1]:
+            few = (
+                f"{within} of {made} draws are within the limits, so some samples are there more "
+                "than once: ask for more samples"
+            )
+        warnings = found.warning, units, None if start is None else start.warning, few
         scale = space.affine[1].flatten()
         noise = None  # one deviation does not describe elements with different scales
         if start is not None and bool((scale == scale[0]).all()):
@@ -239,6 +296,7 @@ class PosteriorWork(Work[SampleResult | PosteriorResult]):
             log_evidence_error=found.log_evidence_error,
             warning="; ".join(filter(None, warnings)) or None,
             calibration=found.calibration,
+            within=None if within is None else within / made,
             start=None if start is None else start.t,
             start_noise=noise,
         )

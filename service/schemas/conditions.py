@@ -79,7 +79,9 @@ class ConditionalRequest(BaseRequest):
 
     observed: DataIn = Field(
         description="What was observed, in data units: arrays or PNGs. Of a table rows, as objects "
-        "by column name or as lists: a column that is left out, null or empty is a gap."
+        "by column name or as lists: a column that is left out, null or empty is a gap. A number "
+        'may have limits in place of a value: `"<0.01"`, `{"below": 0.01}`, `{"above": 5}` or '
+        '`{"between": [1, 2]}`; draws outside are left out, so 16 are made for each sample.'
     )
     noise_std: NoiseIn = Field(
         None,

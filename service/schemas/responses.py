@@ -260,6 +260,11 @@ class Diagnostics(BaseModel):
         description="For `learned`: how its posteriors of such observations fare on held-out data "
         "(`python -m training calibrate`); null if not measured.",
     )
+    within: float | None = Field(
+        None,
+        description="Of a row with limits: the share of draws, given its other cells alone, that "
+        "are within them. The samples are among these.",
+    )
     start: int | None = Field(
         None,
         description="The step of a matched start, whose noise is nearest to the observation's.",

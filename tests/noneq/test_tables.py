@@ -171,6 +171,15 @@ async def test_other_columns_stay_beside_the_models(client: AsyncClient) -> None
     assert whole.method is None
 
 
+async def test_limits_are_drawn_within(client: AsyncClient) -> None:
+    rows = [{"mass": "<3500", "eggs": 5}, {"mass": {"between": [4000, 5000]}, "eggs": 2}]
+    found = await client.impute(rows, draws=4, **OPTIONS)
+    low, high = ([draw["mass"][i] for draw in found.draws] for i in range(2))
+    assert max(low) < 3500
+    assert 4000 <= min(high) <= max(high) <= 5000
+    assert found.open[:, 0].all()
+
+
 async def test_a_response_of_rows_has_labels(client: AsyncClient) -> None:
     options = {"model": "table", "seed": 7, "steps": 10}
     samples = await client.sample(3, **options)

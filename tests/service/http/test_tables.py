@@ -206,7 +206,6 @@ async def test_csv_goes_in_and_comes_out(client: httpx.AsyncClient) -> None:
         ({"eggs": 1.5}, "eggs", "steps of 1 from 0"),
         ({"mass": "heavy"}, "mass", "numbers from 0"),
         ({"mass": [1]}, "mass", "numbers from 0"),
-        ({"mass": {"below": 1}}, "mass", "numbers from 0"),
         ({"eggs": "nan"}, "eggs", "steps of 1 from 0"),
         ({"mass": "1e999"}, "mass", "numbers from 0"),
     ],
@@ -391,3 +390,78 @@ async def test_strange_rows_are_found_and_the_column_that_is_to_blame(
     }
     by_mass = torch.tensor([other["columns"][0]["rarer_than"] for other in others]).sort().values
     assert float((by_mass - even).abs().max()) < 1.63 * (1 / 120 + 1 / 200) ** 0.5
+
+
+@pytest.mark.parametrize(
+    ("limit", "low", "high"),
+    [
+        ("<3300", 0, 3300),
+        ({"above": 4500}, 4500, 1e9),
+        ({"between": [3400, 4200]}, 3400, 4200),
+    ],
+)
+async def test_numbers_with_limits_are_drawn_within_them(
+    client: httpx.AsyncClient, model: DiffusionModel, limit: object, low: float, high: float
+) -> None:
+    """As the oracle's draws given the other cells are, once those outside are left out."""
+    space, n, row = space_of(model), 100, {"eggs": 3, "ringed": "yes"}
+    asked = {**SHORT, "sampler": {"steps": 40}, "num_samples": n}
+    answer = await ask(client, "/inpaint", **asked, observed=[{**row, "mass": limit}])
+    (found,) = answer["results"]
+    mass = torch.tensor([sample["mass"] for sample in found["samples"]]).double()
+    assert bool(((mass >= low) & (mass <= high)).all())
+    free = sample_rows(model, row, 4000)
+    inside = free[(free >= low) & (free <= high)]
+    share = len(inside) / len(free)
+    error = (share * (1 - share) * (1 / 1600 + 1 / 4000)) ** 0.5
+    assert found["diagnostics"]["within"] == pytest.approx(share, abs=SIGMAS * error)
+    spread = float(inside.std()) * (1 / min(n, 1600 * share) + 1 / len(inside)) ** 0.5
+    assert abs(float(mass.mean() - inside.mean())) < SIGMAS * spread
+    assert len(space.names) == 4
+
+
+def sample_rows(model: DiffusionModel, row: dict[str, Any], count: int) -> Tensor:
+    """Draws of the mass given a row's cells, offline."""
+    space = space_of(model)
+    x = space.encode([row])
+    z = space.to_model(x)
+    seen = model.process.saw(z, space.spread(~x.isnan()), torch.zeros_like(z)).to_network()
+    rows = seen.rows(torch.zeros(count, dtype=torch.int64))
+    drawn = sample(model, count, seed=99, sampler=Ancestral(steps=40), observation=rows)
+    return space.to_data(drawn)[:, 0]
+
+
+async def test_limits_of_integers_and_of_csv(client: httpx.AsyncClient) -> None:
+    text = "eggs,kind\n<4,Adelie\n>=6,Adelie\n3,Adelie\n"
+    path = "/inpaint?model=table&seed=7&num_samples=20"
+    lines = read((await client.post(path, content=text, headers=CSV)).text)
+    eggs = [{int(line["eggs"]) for line in lines if line["row"] == str(i)} for i in range(3)]
+    assert max(eggs[0]) == 3
+    assert min(eggs[1]) == 6
+    assert eggs[2] == {3}
+    assert len(eggs[1]) > 1
+
+
+@pytest.mark.parametrize(
+    ("path", "row", "words"),
+    [
+        ("/inpaint", {"kind": "<3", "eggs": 1}, "Row 0, column 'kind', has a limit"),
+        ("/inpaint", {"mass": "<light", "eggs": 1}, "Row 0, column 'mass', has a limit"),
+        ("/inpaint", {"mass": {"between": [2, 1]}}, "Row 0, column 'mass', has a limit"),
+        ("/inpaint", {"mass": {"under": 1}}, "Row 0, column 'mass', has a limit"),
+        ("/inpaint", {"mass": {"above": 1e7}, "eggs": 1}, "draws of row 0 is within its limits"),
+        ("/loglik", {"mass": "<3", "eggs": 1}, "Row 0 has a limit in place of a number"),
+    ],
+)
+async def test_limits_that_cannot_be_met_say_why(
+    client: httpx.AsyncClient, path: str, row: dict[str, Any], words: str
+) -> None:
+    field = "data" if path == "/loglik" else "observed"
+    response = await client.post(path, json={"model": "table", field: [row]})
+    assert words in assert_problem(response, 422, "invalid-request")["detail"]
+
+
+async def test_particles_do_not_take_limits(client: httpx.AsyncClient) -> None:
+    asked = {**SHORT, "observed": [{"mass": "<4000", "eggs": 2}], "method": "twisted"}
+    document = assert_problem(await client.post("/inpaint", json=asked), 422, "invalid-request")
+    assert document["location"] == "method"

@@ -21,7 +21,7 @@ from diffusion.networks import TableMixture
 from diffusion.table import TableSpace
 
 COMPONENTS = (2, 3, 4, 5, 8, 12, 20)
-SHRINKAGE = (0.0, 0.03, 0.1, 0.3, 0.6)
+SHRINKAGE = (0.0, 0.03, 0.1, 0.3, 0.6, 1.0)
 FOLDS = 5
 FEW = 1000
 """Rows below which more starts are taken, because a mixture of them is less certain."""
@@ -109,9 +109,9 @@ def choose(cells: Cells) -> Choice:
         found.append((one, score(cells, one)))
         if len(found) > 2 and found[-1][1] < found[-2][1] < found[-3][1]:
             break
-    best = max(found, key=lambda pair: pair[1])[0]
-    # More starts are no better for a choice, and better for the mixture that is chosen.
-    return replace(best, starts=STARTS[0] if len(cells.z) < FEW else STARTS[1])
+    best, its = max(found, key=lambda pair: pair[1])
+    many = replace(best, starts=STARTS[0] if len(cells.z) < FEW else STARTS[1])
+    return many if score(cells, many) > its else best
 
 
 def suited(space: TableSpace, rows: Tensor, base: Base) -> float:

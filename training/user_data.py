@@ -209,12 +209,13 @@ def _tables(dataset: Dataset) -> dict[str, Any]:
             "gaps": GAPS,
             "families": [{"kind": "exact", "patterns": ["scattered"]}],
         },
-        "optimiser": _OPTIMISER | {"lr": 1e-3, "weight_decay": 0.01, "warmup": 500},
+        "optimiser": _OPTIMISER | {"lr": 1e-3, "weight_decay": 0.01, "warmup": 200},
         "average": {"decay": 0.998},
-        "stopping": {"patience": 15},
+        # Few rows seldom tell a network anything that the mixture does not know.
+        "stopping": {"patience": 5 if len(dataset.train) < 1000 else 10},
         "watch": _WATCH,
         "evaluation": {"data": 2000, "sampler_steps": 100},
-        "profile": {"points": 100, "rows": 400},
+        "profile": {"points": 50, "rows": 400},
     }
 
 

@@ -13,11 +13,9 @@ from diffusion.likelihood import reference
 from diffusion.likelihood.bound import check_convention, null_log_prob
 from diffusion.likelihood.estimator import Choice, Steps, even_strata
 from diffusion.likelihood.iwae import Trajectories
-from diffusion.model import DiffusionModel
-from diffusion.observation import Observation
 from diffusion.space import Convention
 from service.catalogue import Served
-from service.codecs.arrays import Events, check_values, read_events, read_mask
+from service.codecs.arrays import check_values, read_events
 from service.codecs.json import BINARY, EVENTS, JSON, Columns
 from service.codecs.rows import CSV, Table
 from service.engine.admission import check_cost
@@ -25,6 +23,7 @@ from service.engine.jobs import BoundJob
 from service.engine.results import LoglikResult
 from service.errors import InvalidRequest, refusal
 from service.handlers.base import Work, check_rows, seed_or_new
+from service.handlers.given import read_gaps, read_known, told_of
 from service.schemas.requests import LoglikRequest
 from service.schemas.responses import (
     Band,
@@ -55,12 +54,18 @@ class Comparison:
 @final
 @dataclass(frozen=True)
 class LoglikWork(Work[LoglikResult]):
-    """Bounds on log p(x_0), of what is there; `gaps` are the others, bool [N, *shape]."""
+    """Bounds on log p(x_0), of what is there and not given.
+
+    Attributes:
+        gaps: which elements are not there, bool [N, *shape].
+        left_out: those and the ones that are given, which the bounds are not of.
+    """
 
     served: Served
     job: BoundJob
     request: LoglikRequest
     gaps: Tensor
+    left_out: Tensor
     offers = (JSON, BINARY, EVENTS, CSV)
 
     @classmethod
@@ -71,7 +76,7 @@ class LoglikWork(Work[LoglikResult]):
         check_rows(count, "data", settings.max_data, "NONEQ_MAX_DATA")
         convention = request.convention or space.default_convention
         seed = seed_or_new(request.seed)
-        known = _known(request, served, count)
+        known = read_known(request, served, count)
         # Choose the terms of one example first, to know the cost before the data are read.
         one = _choose_terms(request, served, 1, seed, convention)
         if not one.count:
@@ -83,19 +88,21 @@ class LoglikWork(Work[LoglikResult]):
             )
         check_cost(count * (request.trajectories or 1) * one.count, settings)
         events = read_events(request.data, space, "data")
-        gaps = _gaps(events, request, served)
+        gaps = read_gaps(events, request, served)
         check_values(events.values, space, "data")
         steps = _choose_terms(request, served, count, seed, convention)
         if bool(gaps.any()) and isinstance(steps, Steps):
             steps = replace(steps, expected=None)  # the profile is of whole examples
         x_0 = space.to_model(events.values)
-        told = _told(served.model, events.values, known, gaps)
+        told = told_of(served.model, events.values, known, gaps)
         job = BoundJob(served.name, x_0, seed, steps, convention, told)
         check_cost(job.cost, settings)
         if request.per_step:
             job = replace(job, answer_bytes=job.cost * TERM_BYTES)
-        if known is not None and bool((known | gaps).flatten(1).all(1).any()):
-            row = int((known | gaps).flatten(1).all(1).nonzero()[0])
+        left_out = gaps if known is None else gaps | known
+        empty = left_out.flatten(1).all(1).nonzero().flatten().tolist()
+        if empty:
+            row = empty[0]
             raise InvalidRequest(
                 f"Every element of example {row} is given or a gap, so nothing is left to bound.",
                 location="known",
@@ -103,7 +110,7 @@ class LoglikWork(Work[LoglikResult]):
                 expected="a mask with a 0 where an element is there and not given",
                 fix="Leave out known, or give fewer elements.",
             )
-        return cls(served, job, request, gaps)
+        return cls(served, job, request, gaps, left_out)
 
     @property
     @override
@@ -221,19 +228,13 @@ class LoglikWork(Work[LoglikResult]):
     @property
     def _elements(self) -> Tensor:
         """How many elements each bound is of, int64 [N]."""
-        return (~self._left_out).flatten(1).sum(1)
-
-    @property
-    def _left_out(self) -> Tensor:
-        """Which elements the bound is not of: gaps, and those that are given; bool [N, *shape]."""
-        known = _known(self.request, self.served, len(self.job.x_0))
-        return self.gaps if known is None else self.gaps | known
+        return (~self.left_out).flatten(1).sum(1)
 
     def _parts(self, result: LoglikResult) -> Tensor | None:
         """Return each column's part of the bounds, nats [N, J], NaN where there is none."""
         if result.columns is None:
             return None
-        return result.columns.where(~self._left_out, torch.nan)
+        return result.columns.where(~self.left_out, torch.nan)
 
     def _rarer_columns(self, parts: Tensor) -> Tensor | None:
         """Return the share of held-out rows whose part is larger; None if not comparable."""
@@ -250,7 +251,7 @@ class LoglikWork(Work[LoglikResult]):
             return None
         compared = self._rarer_columns(parts)
         shares = torch.full_like(parts, math.nan) if compared is None else compared
-        each = zip(parts.tolist(), shares.tolist(), self._left_out.tolist(), strict=True)
+        each = zip(parts.tolist(), shares.tolist(), self.left_out.tolist(), strict=True)
         return [
             [
                 ColumnPart(name=name, nats=_finite(nats), rarer_than=_finite(share), given=out)
@@ -341,98 +342,6 @@ class LoglikWork(Work[LoglikResult]):
         steps, values = self._steps(), result.values.view(len(self.job.x_0), -1)
         columns = {"t": steps.t[example], "weight": steps.weight, "value": values[example]}
         return Columns({name: x.numpy() for name, x in columns.items()})
-
-
-def _known(request: LoglikRequest, served: Served, count: int) -> Tensor | None:
-    """Read which elements are given, bool [N, *event]; None for a bound of whole examples."""
-    if request.known is None:
-        return None
-    if not served.model.conditional:
-        raise InvalidRequest(
-            "This model's network cannot be told which elements are given.",
-            location="known",
-            fix="Leave out known, or use a model that is `conditional` (GET /models).",
-        )
-    for name in ("trajectories", "target_error"):
-        if getattr(request, name) is not None:
-            raise InvalidRequest(
-                f"`{name}` is of whole examples, so it does not go with `known`.",
-                location=name,
-                received=getattr(request, name),
-                fix=f"Leave out `{name}`; `terms` says how many network evaluations to make.",
-            )
-    known = read_mask(request.known, served.model.space, count, "known")
-    whole = known.flatten(1).all(1).nonzero().flatten().tolist()
-    if whole:
-        raise InvalidRequest(
-            f"Every element of example {whole[0]} is given, so nothing is left to bound.",
-            location="known",
-            index=whole[0],
-            expected="a mask with a 0 where an element is not given",
-            fix="Leave out known, or give fewer elements.",
-        )
-    return known
-
-
-def _gaps(events: Events, request: LoglikRequest, served: Served) -> Tensor:
-    """Return which elements are not there, bool [N, *shape]; raise a Problem if some have to be."""
-    if events.limits is not None:
-        row = int(events.limits.rows.nonzero()[0])
-        raise InvalidRequest(
-            f"Row {row} has a limit in place of a number, and a bound is of values.",
-            location="data",
-            index=row,
-            fix="Give the number, or leave the cell empty; /inpaint takes limits.",
-        )
-    gaps = torch.zeros(events.values.shape, dtype=torch.bool)
-    if events.opaque is None or bool(events.opaque.all()):
-        return gaps
-    if served.model.space.table is None:
-        raise InvalidRequest(
-            "A PNG in data has transparent pixels, but a likelihood needs every pixel.",
-            location="data",
-            fix="Send opaque PNGs; /inpaint draws unknown pixels.",
-        )
-    gaps = ~events.opaque
-    empty = gaps.all(1).nonzero().flatten().tolist()
-    if empty:
-        raise InvalidRequest(
-            f"Row {empty[0]} has only gaps, so there is nothing to bound.",
-            location="data",
-            index=empty[0],
-            expected="at least one value",
-            fix="Leave the row out.",
-        )
-    row = int(gaps.any(1).nonzero()[0])
-    for name in ("trajectories", "target_error"):
-        if getattr(request, name) is not None:
-            raise InvalidRequest(
-                f"`{name}` is of whole rows, and row {row} has gaps.",
-                location=name,
-                received=getattr(request, name),
-                fix=f"Leave out `{name}`; `terms` says how many network evaluations to make.",
-            )
-    if not served.model.conditional:
-        raise InvalidRequest(
-            f"This model's network cannot be told of gaps, and row {row} has some.",
-            location="data",
-            index=row,
-            fix="Fill them, as /inpaint does, or use a model that is `conditional` (GET /models).",
-        )
-    return gaps
-
-
-def _told(
-    model: DiffusionModel, x: Tensor, known: Tensor | None, gaps: Tensor
-) -> Observation | None:
-    """Return what the network is told of data x: which elements are given, and which are gaps."""
-    if known is None:
-        found = model.left_out(x)
-        return None if found is None else found.each(Tensor.cpu)
-    space = model.space
-    x_0 = space.to_model(x)
-    seen = model.process.saw(x_0, space.spread(known & ~gaps), torch.zeros_like(x_0)).to_network()
-    return seen.without(space.spread(gaps)) if bool(gaps.any()) else seen
 
 
 def _choose_terms(

@@ -38,6 +38,9 @@ class Progress:
     compute_seconds: float
 
 
+Estimated = bytes | Array | Mapping[str, Any] | None
+
+
 @dataclass(frozen=True, eq=False)
 class Preview:
     """The network's estimates of the first samples while they are drawn.
@@ -45,13 +48,13 @@ class Preview:
     Attributes:
         step: network evaluations done at that time.
         rows: the state of each row.
-        estimates: each row's estimate in data units: an image as PNG bytes, other data as an
-            array; None while the row waits.
+        estimates: each row's estimate in data units: an image as PNG bytes, a row of a table as an
+            object by column name, other data as an array; None while the row waits.
     """
 
     step: int
     rows: Sequence[RowState]
-    estimates: Sequence[bytes | Array | None]
+    estimates: Sequence[Estimated]
 
 
 Event = Progress | Preview
@@ -96,7 +99,9 @@ def read_preview(data: Mapping[str, Any]) -> Preview:
     return Preview(data["step"], tuple(data["rows"]), tuple(map(_estimate, data["estimates"])))
 
 
-def _estimate(value: object) -> bytes | Array | None:
+def _estimate(value: object) -> Estimated:
     if isinstance(value, str):
         return base64.b64decode(value)
+    if isinstance(value, Mapping):
+        return value
     return None if value is None else np.asarray(value, np.float32)

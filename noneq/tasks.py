@@ -7,7 +7,7 @@ A block that is too much for one request is halved.
 import re
 import secrets
 from collections import deque
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from typing import Any, TypeVar, Unpack
 
 import numpy as np
@@ -118,25 +118,32 @@ def score(data: Any, **options: Unpack[LoglikOptions]) -> Task[Scores]:  # noqa:
 
 
 def generate(
-    count: int = 1, *, steps: int | None = None, **options: Unpack[SampleOptions]
+    count: int = 1,
+    given: Mapping[str, Any] | None = None,
+    *,
+    steps: int | None = None,
+    **options: Unpack[SampleOptions],
 ) -> Task[Samples]:
-    """Draw rows of a table, or other data: POST /sample, in as many requests as it takes.
+    """Draw rows of a table: POST /sample, or /inpaint where cells are given.
 
     Args:
         count: how many.
-        steps: the sampler's steps; None for all.
+        given: cells that all of them have, by column: {"kind": "Gentoo", "mass": ">5000"}.
+        steps: the chain's steps; None for the service's choice.
         options: of every call.
     """
     seed = _seed(options)
 
-    def asking(block: Block) -> Request[Samples]:
+    def asking(block: Block) -> Request[Any]:
         options["seed"] = (seed + block[0]) % 2**63
-        return requests.sample(len(block), steps=steps, **options)
+        if given is None:
+            return requests.sample(len(block), steps=steps, **options)
+        return requests.fill([given], num_samples=len(block), steps=steps, **options)
 
     found = yield from _each(range(count), _DRAWS, asking)
-    samples = np.concatenate([answer.samples for _, answer in found])
-    first = found[0][1]
-    return Samples(Body(first.body.fields, {**first.body.tensors, "samples": samples}), Timing())
+    parts = [answer.samples if given is None else answer.samples[0] for _, answer in found]
+    fields = {name: x for name, x in found[0][1].body.fields.items() if name != "results"}
+    return Samples(Body(fields, {"samples": np.concatenate(parts)}), Timing())
 
 
 def _facts(options: Any) -> Task[tuple[ModelFacts, str]]:  # noqa: ANN401

@@ -13,6 +13,7 @@ from fastapi import FastAPI
 from diffusion.checkpoint import save
 from diffusion.families import Exact
 from noneq import AsyncClient, BadRequest, FileError, Patience, requests
+from noneq.sse import read_preview
 from service.settings import Settings
 from tests.service.http.caller import starting
 from tests.service.http.conftest import calibration, gaussian_mixture, table
@@ -135,6 +136,10 @@ async def test_rows_are_drawn_and_a_large_table_is_asked_in_pieces(client: Async
     assert np.array_equal(alone.values, found.values[:7])
     with pytest.raises(BadRequest):
         await client.impute(frame, draws=5000, **OPTIONS)
+    some = await client.generate(40, {"kind": "Gentoo", "eggs": "<3"}, **OPTIONS)
+    assert set(some.frame()["kind"]) == {"Gentoo"}
+    assert some.frame()["eggs"].max() == 2
+    assert len(some) == 40
 
 
 @pytest.mark.parametrize(
@@ -171,6 +176,12 @@ async def test_other_columns_stay_beside_the_models(client: AsyncClient) -> None
     assert whole.method is None
 
 
+def test_a_preview_of_a_row_is_an_object_by_name() -> None:
+    row = {"mass": 4000.5, "kind": "Gentoo"}
+    found = read_preview({"step": 3, "rows": ["running", "waiting"], "estimates": [row, None]})
+    assert found.estimates == (row, None)
+
+
 async def test_limits_are_drawn_within(client: AsyncClient) -> None:
     rows = [{"mass": "<3500", "eggs": 5}, {"mass": {"between": [4000, 5000]}, "eggs": 2}]
     found = await client.impute(rows, draws=4, **OPTIONS)
@@ -187,7 +198,7 @@ async def test_a_response_of_rows_has_labels(client: AsyncClient) -> None:
     assert samples.rows()[0] == NAMES
     assert samples.rows()[1][0][1] in ("Adelie", "Chinstrap", "Gentoo")
     seen: list[object] = []
-    streamed = await client.sample(3, progress=seen.append, **options)
+    streamed = await client.sample(3, progress=seen.append, previews=2, **options)
     assert seen
     assert np.array_equal(streamed.samples, samples.samples)
     filled = await client.send(requests.fill(ROWS[1:2], num_samples=2, quantiles=[0.5], **OPTIONS))

@@ -76,10 +76,14 @@ class Number(Column):
 
     def to_data(self, z: Tensor) -> Tensor:
         """Map model to data units, float64, on the lattice and within the limits."""
-        x = self.to_data_units(z)
-        if self.step is not None:
-            x = self.origin + ((x - self.origin) / self.step).round() * self.step
+        x = self.nearest(self.to_data_units(z))
         return x.clamp(self.low, self.high) if (self.low, self.high) != (None, None) else x
+
+    def nearest(self, x: Tensor) -> Tensor:
+        """Return the values of the lattice in whose cells x lies; x of a real column."""
+        if self.step is None:
+            return x
+        return self.origin + ((x - self.origin) / self.step).round() * self.step
 
     def read(self, cell: "Cell") -> float | None:
         """Read a cell that is no gap; None if it is no number."""
@@ -144,14 +148,17 @@ class Number(Column):
         return self.to_model(x + half) - self.to_model(x - half)
 
     def wrong(self, x: Tensor) -> Tensor:
-        """Which values are none of this column's, bool; NaN is none."""
+        """Which values are none of this column's, bool; NaN is none.
+
+        A value between two of a lattice is of the nearer one's cell, unless the lattice has only
+        integers.
+        """
         bad = ~x.isfinite()
         for end, sign in ((self.low, 1), (self.high, -1)):
             if end is not None:
                 bad = bad | ((x - end) * sign < -1e-9 * max(1.0, abs(end)))
-        if self.step is not None:
-            off = (x - self.origin) / self.step
-            bad = bad | ((off - off.round()).abs() > 1e-3)
+        if self.step is not None and self.step % 1 == self.origin % 1 == 0:
+            bad = bad | ((x - x.round()).abs() > 1e-6)
         return bad
 
     @property
@@ -310,7 +317,8 @@ class TableSpace(Space):
     @override
     def to_model(self, x: Tensor) -> Tensor:
         """Rows in data units [N, J] in model units, float32 [N, width]; a gap's elements are 0."""
-        parts = [column.to_model(x[:, i])[:, None] for i, column in self._of_numbers()]
+        numbers = ((column, column.nearest(x[:, i].double())) for i, column in self._of_numbers())
+        parts = [column.to_model(own)[:, None] for column, own in numbers]
         if self.categories:
             codes = x[:, self.categories]
             hot = self.blocks.one_hot(codes.nan_to_num().long())

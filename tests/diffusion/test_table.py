@@ -83,6 +83,11 @@ def test_a_constant_column_is_no_fault() -> None:
 def test_what_does_not_belong() -> None:
     assert HOURS.wrong(torch.tensor([0.0, 23, 24, -1, 2.5, NAN])).tolist() == [0, 0, 1, 1, 1, 1]
     assert KIND.wrong(torch.tensor([0.0, 2, 3, 0.5, NAN])).tolist() == [0, 0, 1, 1, 1]
+    coarse = Number(name="mass", knots=(0.0, 900.0), scores=(-1.0, 1.0), step=25.0)
+    assert coarse.wrong(torch.tensor([3712.0, 3700.5])).tolist() == [0, 1]
+    space = TableSpace(columns=(coarse,))
+    cells = space.to_data(space.to_model(torch.tensor([[3712.0], [3713.0]])))
+    assert cells.tolist() == [[3700], [3725]]
     assert HOURS.words == "steps of 1 from 0 to 23"
     with pytest.raises(ValidationError, match="ascend"):
         Number(name="x", knots=(0.0, 0.0), scores=(0.0, 1.0))

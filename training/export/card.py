@@ -7,6 +7,7 @@ from typing import Any
 
 from diffusion.checkpoint import Metadata, read_metadata
 from diffusion.families import Given
+from diffusion.table import AnySpace, TableSpace
 from training.config import ConvertedConfig, is_converted
 from training.data import DataSetConfig
 from training.evaluate.baselines import beside, verdict
@@ -46,6 +47,7 @@ def card(
         space += f", {m.space.levels} levels"
     facts = [
         ("data", space),
+        *_columns(m.space),
         ("process", f"{m.process.kind}, T = {m.process.T}, {settings(m.process.schedule)}"),
         ("network", f"{settings(m.network)}"),
         ("weights", f"{parameters:,}" if parameters else "none: closed form"),
@@ -136,6 +138,13 @@ def card(
         ]
     lines += ["", "## To remake it", "", "```", *_commands(m), "```", ""]
     return "\n".join(lines)
+
+
+def _columns(space: AnySpace) -> list[tuple[str, str]]:
+    """State what the columns of a table hold."""
+    if not isinstance(space, TableSpace):
+        return []
+    return [("columns", "; ".join(f"{each.name}: {each.words}" for each in space.columns))]
 
 
 def _posteriors(metadata: Metadata) -> list[str]:

@@ -319,8 +319,8 @@ class Output(ABC):
 
     def fused(
         self, x_t: Tensor, t: Tensor, factor: Distribution
-    ) -> tuple[Tensor, Sequence[Tensor]] | None:
-        """Return x_t and what was seen as one x, and the (p, q) of x_0hat = p x + q output.
+    ) -> tuple[Tensor, Sequence[Tensor] | None] | None:
+        """Return x_t and what was seen as one x, and the (p, q) of x_0hat = p x + q output, if any.
 
         None where a network reads what was seen beside x_t alone.
 

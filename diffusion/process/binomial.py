@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from typing_extensions import override
 
-from diffusion.distributions import Bernoulli, Tilt
+from diffusion.distributions import Bernoulli, Distribution, Tilt
 from diffusion.noise import Noise
 from diffusion.observation import Observation
 from diffusion.operators import LinearOperator, Mask
@@ -330,6 +330,11 @@ class BinomialOutput(Output):
                 "a binomial model predicts 'x_0' or 'perturbation' and has no variance, came "
                 f"prediction {self.prediction!r}, variance {self.variance!r}"
             )
+
+    @override
+    def fused(self, x_t: Tensor, t: Tensor, factor: Distribution) -> tuple[Tensor, None]:
+        """Put what was seen exactly in place of x_t, which says nothing more of it."""
+        return torch.where(factor.exact, factor.values.to(x_t), x_t), None
 
     @override
     def read(

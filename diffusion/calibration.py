@@ -104,7 +104,7 @@ class Calibration(Frozen):
     """One kind of observation of held-out data, and how their posteriors fare.
 
     Attributes:
-        family: the family of observations, of `Metadata.told`.
+        family: the family of observations: of `Metadata.told`, or a part of one.
         case: which of its observations, in words.
         split: of the data.
         count: how many data.
@@ -167,7 +167,7 @@ def certified(told: Sequence[Family], measured: Sequence[Calibration]) -> tuple[
     """Return the families of training that were measured, and all of whose cases passed."""
 
     def passed(family: Family) -> bool:
-        cases = [each.passed for each in measured if each.family == family]
-        return bool(cases) and all(cases)
+        cases = [each.passed for each in measured if family.includes(each.family)]
+        return any(each.family == family for each in measured) and all(cases)
 
     return tuple(filter(passed, told))

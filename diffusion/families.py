@@ -8,6 +8,7 @@ A family draws observations at random, and says whether a given one is of its ki
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Annotated, Literal, final
 
 import torch
@@ -30,6 +31,19 @@ _GREY = 64.0  # noise of 8-bit images in a case of its own, grey levels
 _SLACK = 1e-3  # relative difference of noise levels that counts as none
 
 
+@dataclass(frozen=True)
+class Case:
+    """A way to observe.
+
+    Attributes:
+        family: of the observations, which may be a part of the family whose case it is.
+        observe: as `Family.observe`.
+    """
+
+    family: "Family"
+    observe: Observe
+
+
 class Family(BaseModel, ABC):
     """A kind of observation; `kind` is its name."""
 
@@ -48,10 +62,14 @@ class Family(BaseModel, ABC):
     def check(self, event: tuple[int, ...]) -> None:
         """Raise ValueError if data of this shape cannot be seen so."""
 
-    def cases(self, process: Process, space: Space) -> dict[str, Observe]:
-        """Return ways to observe that are worth measuring apart, `observe` first, by name."""
+    def cases(self, process: Process, space: Space) -> dict[str, "Case"]:
+        """Return ways to observe that are worth measuring apart, the own one first, by name."""
         del process, space
-        return {self.words: self.observe}
+        return {self.words: Case(self, self.observe)}
+
+    def includes(self, other: "Family") -> bool:
+        """Whether another family draws nothing that this one does not."""
+        return self == other
 
     @property
     def words(self) -> str:
@@ -129,6 +147,14 @@ class _Patterned(Family, ABC):
                 "use 'scattered'"
             )
 
+    @override
+    def includes(self, other: Family) -> bool:
+        """Whether the other has some of these patterns, and all else alike."""
+        if not isinstance(other, _Patterned):
+            return False
+        some = set(other.patterns) <= set(self.patterns)
+        return some and self == other.model_copy(update={"patterns": self.patterns})
+
     def _known(self, u: Tensor, settings: Tensor) -> Tensor:
         """Choose the elements that are seen, bool [B, *event].
 
@@ -143,7 +169,11 @@ class _Patterned(Family, ABC):
 
 @final
 class Exact(_Patterned):
-    """Values known exactly in some elements."""
+    """Values known exactly in some elements.
+
+    A half or a box of an image is of these patterns alone; all else that is seen is as scattered,
+    and as blobs, as anything.
+    """
 
     kind: Literal["exact"] = "exact"
 
@@ -154,13 +184,21 @@ class Exact(_Patterned):
 
     @override
     def holds(self, process: Process, observation: Observation) -> bool:
-        return _elements(observation) and not observation.factor.noisy
+        if not _elements(observation) or observation.factor.noisy:
+            return False
+        known = observation.known
+        if known.ndim < 4:
+            return True
+        half, box = _is_half(known[:, 0]), _is_box(known[:, 0])
+        other = ~(half | box)
+        classes = {"half": half, "box": box & ~half}
+        return bool(torch.stack([classes.get(each, other) for each in self.patterns]).any(0).all())
 
     @override
-    def cases(self, process: Process, space: Space) -> dict[str, Observe]:
+    def cases(self, process: Process, space: Space) -> dict[str, Case]:
         found = super().cases(process, space)
         if len(space.shape) < 3:
-            return found | {"half of the elements seen": _seen(lambda u: u < 0.5)}
+            return found | {"half of the elements seen": Case(self, _seen(lambda u: u < 0.5))}
         H, W = space.shape[1:]
         left, centre = torch.zeros(2, H, W, dtype=torch.bool).unbind()
         left[:, : W // 2] = True
@@ -171,7 +209,10 @@ class Exact(_Patterned):
             "box": ("centre hidden", _seen(lambda u: ~centre.to(u.device))),
             "blobs": ("blobs seen", Exact(patterns=("blobs",)).observe),
         }
-        return found | dict(named[pattern] for pattern in self.patterns)
+        return found | {
+            named[pattern][0]: Case(Exact(patterns=(pattern,)), named[pattern][1])
+            for pattern in self.patterns
+        }
 
 
 @final
@@ -209,7 +250,7 @@ class Noisy(_Patterned):
         return bool((inside & (high <= low * (1 + _SLACK))).all())
 
     @override
-    def cases(self, process: Process, space: Space) -> dict[str, Observe]:
+    def cases(self, process: Process, space: Space) -> dict[str, Case]:
         found = super().cases(process, space)
         if not self.whole:
             return found
@@ -225,7 +266,7 @@ class Noisy(_Patterned):
 
         units = f"{level * scale:.3g}" if space.levels else f"{level:.2g} (model units)"
         name = f"{level:.1%} of bits flipped" if space.flips else f"noise of {units} on all"
-        return found | {name: observe}
+        return found | {name: Case(self, observe)}
 
 
 AnyFamily = Annotated[Exact | Given | Noisy, Field(discriminator="kind")]
@@ -321,6 +362,31 @@ def _blobs(u: Tensor, settings: Tensor) -> Tensor:
     coarse = u[:, :1, :: -(-H // _GRID), :: -(-W // _GRID)]
     field = F.interpolate(coarse, size=(H, W), mode="bilinear", align_corners=True)
     return field < 0.2 + 0.6 * settings[:, 0].view(-1, 1, 1, 1)
+
+
+def _is_half(known: Tensor) -> Tensor:
+    """Which masks, bool [B, H, W], `_half` can draw, up to a row or column."""
+    found = []
+    for rows in (known, known.mT):
+        along, n = rows[:, 0], rows.shape[2]
+        straight = (rows == rows[:, :1]).flatten(1).all(1)
+        once = along.diff(dim=1).sum(1) == 1
+        count = along.sum(1)
+        found.append(straight & once & (count >= n // 5) & (count <= n - n // 5))
+    return found[0] | found[1]
+
+
+def _is_box(known: Tensor) -> Tensor:
+    """Which masks, bool [B, H, W], `_box` can draw, up to a row or column; rectangles too."""
+    hidden = ~known
+    sides = hidden.any(2), hidden.any(1)
+    found = (hidden == sides[0][:, :, None] & sides[1][:, None]).flatten(1).all(1)
+    for side in sides:
+        count, n = side.sum(1), side.shape[1]
+        padded = F.pad(side, (1, 1))
+        whole = padded.diff(dim=1).sum(1) == 2
+        found = found & whole & (count >= n // 4) & (count <= -(-3 * n // 4))
+    return found
 
 
 def _axes(u: Tensor) -> tuple[Tensor, Tensor]:

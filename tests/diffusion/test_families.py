@@ -144,6 +144,27 @@ def test_noise_of_two_levels_or_beyond_the_ends_is_not_held() -> None:
     assert not Exact().holds(GAUSSIAN, through)
 
 
+@pytest.mark.parametrize("size", [(12, 12), (28, 28), (32, 20)])
+def test_halves_and_boxes_are_told_from_other_patterns(size: tuple[int, int]) -> None:
+    """By a family of one pattern, every draw; none of another's but by chance, and nothing less."""
+    for pattern in IMAGES:
+        _, seen = observed(Exact(patterns=(pattern,)), (1, *size), 200)
+        seen = seen.rows((seen.count > 1) & (seen.count < math.prod(size)))
+        rows = [seen.rows(slice(i, i + 1)) for i in range(len(seen))]
+        for other in IMAGES:
+            held = sum(Exact(patterns=(other,)).holds(GAUSSIAN, row) for row in rows)
+            if pattern in ("half", "box") or other in ("half", "box"):
+                assert held == (len(rows) if other == pattern else 0), (pattern, other)
+            else:
+                assert held > 0.95 * len(rows), (pattern, other)
+        assert Exact(patterns=IMAGES).holds(GAUSSIAN, seen)
+    thin = torch.ones(1, 1, *size, dtype=torch.bool)
+    thin[:, :, 3:5, 3:5] = False  # a box finer than those of training
+    seen = Observation.of_reals(torch.zeros(1, 1, *size), thin)
+    assert not Exact(patterns=("half", "box")).holds(GAUSSIAN, seen)
+    assert Exact(patterns=IMAGES).holds(GAUSSIAN, seen)
+
+
 def test_patterns_of_images_are_refused_for_vectors() -> None:
     for family in (Exact(patterns=IMAGES), Noisy(patterns=("box",))):
         family.check((1, 8, 8))
@@ -177,15 +198,18 @@ def test_the_cases_of_images_are_of_the_family(family: AnyFamily) -> None:
     space = DataSpace(kind="image", shape=(1, 8, 8), shift=127.5, scale=128.0, levels=256)
     x_0 = data((1, 8, 8), 50)
     found = family.cases(GAUSSIAN, space)
-    for name, observe in found.items():
-        seen = observe(GAUSSIAN, x_0, counter_noise(1, torch.arange(50), 1))
+    for name, case in found.items():
+        seen = case.observe(GAUSSIAN, x_0, counter_noise(1, torch.arange(50), 1))
         assert family.holds(GAUSSIAN, seen.rows(seen.count > 0)), name
+        assert family.includes(case.family)
     if isinstance(family, Noisy):
-        seen = found["noise of 64 on all"](GAUSSIAN, x_0, counter_noise(1, torch.arange(50), 1))
+        seen = found["noise of 64 on all"].observe(
+            GAUSSIAN, x_0, counter_noise(1, torch.arange(50), 1)
+        )
         assert bool((seen.factor.noise == 0.5).all())
     else:
-        seen = found["left half seen"](GAUSSIAN, x_0, counter_noise(1, torch.arange(50), 1))
+        seen = found["left half seen"].observe(GAUSSIAN, x_0, counter_noise(1, torch.arange(50), 1))
         assert bool(seen.known[..., :4].all())
         assert not bool(seen.known[..., 4:].any())
-        seen = found["centre hidden"](GAUSSIAN, x_0, counter_noise(1, torch.arange(50), 1))
+        seen = found["centre hidden"].observe(GAUSSIAN, x_0, counter_noise(1, torch.arange(50), 1))
         assert int(seen.count[0]) == 64 - 16

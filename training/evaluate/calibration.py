@@ -13,7 +13,7 @@ import platform
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Self, final
+from typing import Self, cast, final
 
 import torch
 from torch import Tensor
@@ -119,7 +119,8 @@ def measure(
     place, of = torch.arange(len(rows)), stream_seed(seed, case, 0)
     x_0, gaps = space.to_model(rows).to(model.device), space.gaps(rows)
     noise = counter_noise(of, place.to(model.device), 0, Stream.OBSERVATION)
-    seen = family.cases(model.process, space)[case](model.process, x_0, noise)
+    asked = family.cases(model.process, space)[case]
+    seen = asked.observe(model.process, x_0, noise)
     if gaps is not None:
         # A posterior fills gaps too; of these there is no truth.
         seen = Observation(seen.factor.unseen(gaps.to(model.device)), seen.operator)
@@ -165,7 +166,7 @@ def measure(
     all_of = Ranked.joined(found)
     crps, crps_error = over_data(all_of.crps)
     return Calibration(
-        family=family,
+        family=cast(AnyFamily, asked.family),
         case=case,
         count=len(chosen),
         draws=draws,

@@ -155,8 +155,8 @@ def _posteriors(metadata: Metadata) -> list[str]:
             "held-out data is not measured yet, so `auto` does not use it:",
             f"`python -m training calibrate {metadata.name} --write`.",
         ]
-    kinds = [f"`{family.kind}`" for family in metadata.certified]
-    uses = f"observations of kind {', '.join(kinds)}" if kinds else "no observation"
+    kinds = [f"`{family.words}`" for family in metadata.certified]
+    uses = f"observations of {', '.join(kinds)}" if kinds else "no observation"
     return [
         "The network is told what was seen (method `learned`). Held-out data were observed, and",
         "ranked among draws from their posteriors:",

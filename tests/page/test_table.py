@@ -127,3 +127,16 @@ def test_each_kind_of_model_has_its_own_tabs(visit: Open) -> None:
 def test_a_link_that_is_cut_off_says_so(visit: Open) -> None:
     page = visit('?model=table&view=table&row={"mass":40')
     page.get_by_text("The link's data cannot be read").wait_for()
+
+
+@pytest.mark.parametrize(("scheme", "width"), [("light", 1200), ("dark", 390)])
+def test_it_can_be_used_without_seeing_it(visit: Open, scheme: str, width: int) -> None:
+    axe = pytest.importorskip("axe_playwright_python.sync_playwright", reason="axe-core is missing")
+    row = json.dumps({"eggs": 3, "ringed": "yes"})
+    size = {"width": width, "height": 800}
+    page = visit(f"?model=table&row={row}&seed=7", color_scheme=scheme, viewport=size)
+    page.locator(".row-verdict p").first.wait_for()
+    found = axe.Axe().run(page).response["violations"]
+    assert not found, [(rule["id"], rule["nodes"]) for rule in found]
+    wide = page.evaluate("document.documentElement.scrollWidth")
+    assert wide <= width

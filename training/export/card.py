@@ -157,13 +157,16 @@ def _posteriors(metadata: Metadata) -> list[str]:
         ]
     kinds = [f"`{family.words}`" for family in metadata.certified]
     uses = f"observations of {', '.join(kinds)}" if kinds else "no observation"
+    uses = f"`auto` uses it for {uses}: of these every case holds."
+    if not metadata.process.build().by_particles:
+        uses = "`auto` uses it for all that is seen of a table."
     return [
         "The network is told what was seen (method `learned`). Held-out data were observed, and",
         "ranked among draws from their posteriors:",
         "",
         calibration_table(metadata.calibration),
         "",
-        f"`auto` uses it for {uses}: of these every case holds. p is the chance that",
+        f"{uses} p is the chance that",
         "the right posterior has ranks as uneven, all scalars of a case together, and at least .01",
         "where a case holds. Intervals are the middle of the draws, with the share of uncertain",
         "elements that they cover; the CRPS is of a hidden element, in data units (of a table, in",

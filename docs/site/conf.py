@@ -24,8 +24,6 @@ autodoc_member_order = "bysource"
 autodoc_typehints = "none"  # numpy's are long, and the text says what is meant
 smartquotes = False
 
-suppress_warnings = ["toc.empty_glob"]  # docs/tables.md may not be there
-
 html_theme = "furo"
 html_title = f"noneq {__version__}"
 html_copy_source = False

@@ -24,13 +24,13 @@ import torch
 
 from benchmarks.measure import machine
 from benchmarks.tables.data import TABLES, Rows, Table, patterns
-from benchmarks.tables.own import noneq
+from benchmarks.tables.own import base, noneq
 from benchmarks.tables.peers import PEERS, Fill, some
 from benchmarks.tables.scores import DRAWS, score
 from benchmarks.tables.show import show
 
 Cell = dict[str, Any]
-METHODS = PEERS | {"noneq": noneq}
+METHODS = PEERS | {"noneq": noneq, "noneq, its base": base}
 
 
 def key_of(data: str, pattern: str, seed: int, method: str) -> str:

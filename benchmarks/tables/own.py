@@ -36,25 +36,32 @@ def write(table: Table, rows: Rows, path: Path) -> None:
     path.write_text("\n".join(lines) + "\n")
 
 
-def fitted(table: Table, rows: Rows, runs: Path = RUNS) -> tuple[DiffusionModel, Dataset]:
-    """Fit the model of `noneq train` to rows, or go on with that."""
+def fitted(table: Table, rows: Rows, steps: int | None = None) -> tuple[DiffusionModel, Dataset]:
+    """Fit the model of `noneq train` to rows, or go on with that; None for its default steps."""
     digest = hashlib.sha256(rows.tobytes() + repr(table.columns).encode()).hexdigest()[:12]
-    folder = runs / f"{len(rows)}x{len(table.columns)}-{digest}"
+    name = f"{len(rows)}x{len(table.columns)}-{digest}"
+    folder = RUNS / (name if steps is None else f"{name}-{steps}")
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / "table.csv"
     write(table, rows, path)
-    written, config, dataset = user_data.prepare(path, None, folder)
+    written, config, dataset = user_data.prepare(path, None, folder, steps=steps)
     options = RunOptions(written.with_suffix(""), save_every=200)
     made = Fit(config, options, Ranks(0, 1, torch.device("cpu")), dataset)
-    made.run()
+    if not made.run():
+        raise SystemExit("interrupted and saved; the same command goes on")
     weights = state.averaged_tensors(state.read_tensors(options.out))
     made.averaged.network.load_state_dict(weights)
     return made.averaged, dataset
 
 
-def noneq(table: Table, rows: Rows, seed: int) -> Fill:
+def base(table: Table, rows: Rows, seed: int) -> Fill:
+    """What the fit begins from: a mixture in closed form, which one step leaves as it is."""
+    return noneq(table, rows, seed, steps=1)
+
+
+def noneq(table: Table, rows: Rows, seed: int, steps: int | None = None) -> Fill:
     """Columns that `noneq train` leaves out are drawn from the rows that were fitted."""
-    model, _ = fitted(table, rows)
+    model, _ = fitted(table, rows, steps)
     names = [column.name for column in table.columns]
     places = [names.index(name) for name in model.space.names or names]
     rest = marginal(table, rows, seed)

@@ -30,7 +30,7 @@ from benchmarks.tables.scores import DRAWS, score
 from benchmarks.tables.show import show
 
 Cell = dict[str, Any]
-METHODS = PEERS | {"noneq": noneq, "noneq, its base": base}
+METHODS = PEERS | {"noneq": noneq, "base of noneq": base}
 
 
 def key_of(data: str, pattern: str, seed: int, method: str) -> str:

@@ -186,7 +186,7 @@ PEERS: dict[str, Detect] = {
     **{name: pyod(name) for name in ("IForest", "ECOD", "KNN", "LOF")},
     "Gaussian": gaussian,
 }
-METHODS = PEERS | {"noneq": noneq, "noneq, typicality": typical}
+METHODS = PEERS | {"noneq": noneq, "typicality of noneq": typical}
 
 
 def auroc(score: Rows, strange: Bools) -> tuple[float, float]:

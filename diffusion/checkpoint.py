@@ -196,7 +196,11 @@ class Metadata(Frozen):
 
     @model_validator(mode="after")
     def _calibrated_as_told(self) -> Self:
-        others = [each.case for each in self.calibration if each.family not in self.told]
+        others = [
+            each.case
+            for each in self.calibration
+            if not any(family.includes(each.family) for family in self.told)
+        ]
         if others:
             raise ValueError(
                 f"`calibration` is of the families that the network was told of: {others} are of "

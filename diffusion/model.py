@@ -125,9 +125,10 @@ class DiffusionModel(nn.Module):
         return held and not any(each.refuted for each in self.calibrated_for(observation))
 
     def calibrated_for(self, observation: Observation) -> tuple[Calibration, ...]:
-        """Return what was measured of families that hold the observation."""
-        found = self.calibration
-        return tuple(each for each in found if each.family.holds(self.process, observation))
+        """Return what was measured of families that hold the observation, the narrowest first."""
+        found = [each for each in self.calibration if each.family.holds(self.process, observation)]
+        wider = [sum(each.family.includes(other.family) for other in found) for each in found]
+        return tuple(each for _, each in sorted(zip(wider, found, strict=True), key=lambda e: e[0]))
 
     @property
     def event(self) -> tuple[int, ...]:

@@ -132,6 +132,18 @@ def test_a_case_that_failed_refutes_every_family_that_holds_it() -> None:
     assert isinstance(Auto().resolve(model, seen()), Twisted)
 
 
+def test_a_family_is_as_good_as_its_parts_and_the_narrowest_is_named_first() -> None:
+    wide, narrow = Exact(patterns=("scattered", "half")), Exact(patterns=("half",))
+    part = record(narrow, case="left half seen")
+    model = fresh(conditional(record(wide), part, told=(wide,)))
+    assert model.certified == (wide,)
+    assert model.calibrated_for(seen()) == (part, record(wide))
+    bad = record(narrow, ranks=(Ranks(scalar="sum", counts=STEEP),))
+    assert fresh(conditional(record(wide), bad, told=(wide,))).certified == ()
+    with pytest.raises(ValueError, match="of none of them"):
+        conditional(part, told=(Exact(),))
+
+
 def test_an_answer_repeats_its_certificate_or_says_what_it_lacks() -> None:
     steep = record(case="half seen", ranks=(Ranks(scalar="sum", counts=STEEP),))
     for calibration, noise, steps, said, warned in (

@@ -63,16 +63,16 @@ def _row(found: list[list[Cell]], name: str) -> list[str]:
     best = int(np.nanargmin(means)) if name in ("score", "crps", "rmse", "brier", "log") else None
     out = []
     for v in values:
-        if not len(v):
-            out.append("")
+        if len(v) < full:  # means over other splits cannot be compared
+            out.append(f"{len(v)} of {full}" if len(v) else "")
             continue
         error = np.sqrt((v[:, 1] ** 2).sum()) / len(v)
         text = f"{v[:, 0].mean():.3f} ± {error:.3f}"
-        if best is not None and len(v) == full:
+        if best is not None:
             apart = v[:, 0] - values[best][:, 0]
             near = apart.std(ddof=1) / len(v) ** 0.5 if len(v) > 1 else 0.0
             text = f"**{text}**" if apart.mean() <= near else text
-        out.append(text if len(v) == full else f"{text} ({len(v)} of {full})")
+        out.append(text)
     return out
 
 

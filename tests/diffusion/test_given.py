@@ -61,7 +61,7 @@ def test_columns_that_the_data_lack_are_refused(
 
 def test_images_are_seen_by_whole_pixels(process: Process) -> None:
     x_0, known = torch.zeros(2, 3, 4, 4), torch.zeros(2, 3, 4, 4, dtype=torch.bool)
-    known[:, :, :2] = True
+    known[:, :, :2, 1:] = True
     assert Exact().holds(process, process.saw(x_0, known, torch.zeros_like(x_0)))
     known[1, 0, 3, 3] = True  # one colour of a pixel
     assert not Exact().holds(process, process.saw(x_0, known, torch.zeros_like(x_0)))

@@ -21,6 +21,9 @@ CONVENTIONS = {
     "paper": "Equation 14 of Sohl-Dickstein et al. 2015, with its fixed last step, in model units",
 }
 
+#: Numbers of a list that `describe` shows one by one.
+_MOST_SHOWN = 8
+
 
 def card(
     metadata: Metadata,
@@ -276,4 +279,15 @@ def describe(path: Path) -> str:
 
 
 def _value(value: object) -> str:
-    return value if isinstance(value, str) else json.dumps(value)
+    return value if isinstance(value, str) else json.dumps(_brief(value))
+
+
+def _brief(value: object) -> object:
+    """Put its length and its ends in the place of a long list of numbers."""
+    if isinstance(value, dict):
+        return {key: _brief(each) for key, each in value.items()}
+    if not isinstance(value, list):
+        return value
+    if len(value) > _MOST_SHOWN and all(isinstance(each, int | float) for each in value):
+        return f"{len(value)} numbers from {min(value):g} to {max(value):g}"
+    return [_brief(each) for each in value]

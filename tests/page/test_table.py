@@ -91,8 +91,10 @@ def test_a_strange_row_and_the_column_to_blame(visit: Open, ask: Ask) -> None:
     assert answer["typicality"] < 0.05
     verdict = page.locator(".row-verdict").inner_text()
     assert "Unlike held-out data" in verdict
-    assert page.locator(".found .unusual").count() == 1
-    assert "The rarest cell" in page.locator("tr", has_text="mass").locator(".found").inner_text()
+    # By chance another cell may be rare too: the seed differs each time.
+    found = page.locator("tr", has_text="mass").locator(".found")
+    assert found.locator(".unusual").count() == 1
+    assert "The rarest cell" in found.inner_text()
     page.get_by_label("Value of mass").fill("4000")
     assert page.get_by_text("The row has changed since").is_visible()
     page.get_by_text("The same request in curl and Python").click()

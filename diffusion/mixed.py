@@ -13,7 +13,6 @@ import torch
 from torch import Tensor
 from typing_extensions import override
 
-from diffusion.categorical import Categorical
 from diffusion.distributions import Cells, Distribution, Tilt
 from diffusion.noise import DrawnNoise, Noise
 
@@ -65,7 +64,7 @@ class Mixed(Distribution):
     @property
     def uniform(self) -> Tensor:
         """Which elements are drawn from uniform numbers rather than normal ones, bool [D]."""
-        kinds = torch.tensor([isinstance(part, Categorical) for part in self.parts])
+        kinds = torch.tensor([not part.continuous for part in self.parts])
         found = kinds.repeat_interleave(torch.tensor(self.widths))
         return found.to(self.parts[0].mean.device)
 

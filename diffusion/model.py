@@ -127,8 +127,9 @@ class DiffusionModel(nn.Module):
     def calibrated_for(self, observation: Observation) -> tuple[Calibration, ...]:
         """Return what was measured of families that hold the observation, the narrowest first."""
         found = [each for each in self.calibration if each.family.holds(self.process, observation)]
-        wider = [sum(each.family.includes(other.family) for other in found) for each in found]
-        return tuple(each for _, each in sorted(zip(wider, found, strict=True), key=lambda e: e[0]))
+        included = [sum(one.family.includes(other.family) for other in found) for one in found]
+        order = sorted(range(len(found)), key=included.__getitem__)
+        return tuple(found[i] for i in order)
 
     @property
     def event(self) -> tuple[int, ...]:

@@ -5,6 +5,8 @@
 The cost of the job itself does not count, or short jobs would always fit into a nearly full queue
 and long ones never. So the last one may go past the limit.
 
+Background jobs wait while there are others, so that only their bytes count.
+
 A caller who is refused because the queue is full gets a `retry_after`: the time until there is room
 behind those who were refused before and have not come back yet.
 
@@ -68,6 +70,8 @@ class Backlog:
     Equal jobs that wait are one kind with a number, so thirty thousand of them cost a forecast as
     much as one. Those that run differ, and there are no more of them than slots.
 
+    Of background jobs only the bytes count.
+
     Attributes:
         pending: network evaluations accepted and not yet done.
         held: bytes of bodies being read, of accepted jobs and of answers on their way.
@@ -84,23 +88,29 @@ class Backlog:
 
     def add(self, record: ActiveJob) -> None:
         """Count a new job as waiting."""
+        self.held += record.size
+        if record.background:
+            return
         self._waiting[record.job.lane][record.job.shape.load] += 1
         self._size += 1
         self.pending += record.job.cost
-        self.held += record.size
 
     def start(self, record: ActiveJob) -> None:
         """Move it from waiting to running."""
+        if record.background:
+            return
         self._leave_waiting(record)
         self._running[record.job.lane][record.key] = record
 
     def remove(self, record: ActiveJob, unspent: int) -> None:
         """Forget an ended job; `unspent` evaluations were not made."""
+        self.held -= record.size
+        if record.background:
+            return
         if self._running[record.job.lane].pop(record.key, None) is None:
             self._leave_waiting(record)
         self._size -= 1
         self.pending -= unspent
-        self.held -= record.size
 
     def loads(self) -> dict[Lane, Loads]:
         """What is left of all, by lane; only of lanes that have some."""
@@ -147,22 +157,23 @@ class Admission:
             self._until_empty = now, self._forecast.until_empty(self.backlog.loads())
         return min(1.0, share) * self._until_empty[1]
 
-    def check_body(self, size: int) -> None:
+    def check_body(self, size: int, background: bool) -> None:
         """Raise QueueFull or NoRoom where a job with a body of `size` bytes would be refused."""
-        self._check_queue()
+        if not background:
+            self._check_queue()
         self._check_room(size)
 
-    def check_job(self, job: Job[Any], size: int, deadline: float | None) -> None:
+    def check_job(self, job: Job[Any], size: int, deadline: float | None, background: bool) -> None:
         """Raise QueueFull, NoRoom, DeadlineUnmeetable or DeadlineExceeded.
 
         Args:
             job: what would be accepted.
             size: bytes that it would hold.
             deadline: when its result is no longer wanted, monotonic seconds.
+            background: whether it waits while there are others; then only bytes count.
         """
-        self._check_queue()
-        self._check_room(size)
-        if deadline is not None:
+        self.check_body(size, background)
+        if deadline is not None and not background:
             self._check_deadline(job, deadline - time.monotonic())
 
     def _check_queue(self) -> None:

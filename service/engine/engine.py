@@ -152,20 +152,32 @@ class Engine:
         if not self.alive:
             raise self._queue.obituary()
 
-    def reserve(self, size: int) -> AbstractContextManager[None]:
+    def reserve(self, size: int, *, background: bool = False) -> AbstractContextManager[None]:
         """Reserve bytes for a body while it is read, decoded and submitted.
 
         Entering raises QueueFull, NoRoom, Draining or EngineDead where its job would be refused.
         """
-        return self._queue.reserve(size)
+        return self._queue.reserve(size, background=background)
 
-    def submit(self, job: Job[Result_co], deadline: float | None = None) -> Ticket[Result_co]:
+    def check(self, job: Job[Any]) -> int:
+        """Return the bytes that a job would hold; raises what `submit` does whatever the load."""
+        model = self._models.served.get(job.model)
+        if model is None:
+            raise self._unknown(job.model)
+        job.check(model)
+        return check_limits(job, model, self._settings)
+
+    def submit(
+        self, job: Job[Result_co], deadline: float | None = None, *, background: bool = False
+    ) -> Ticket[Result_co]:
         """Accept a job; from here on it will end, one way or another. From any thread.
 
         Args:
             job: what to do.
             deadline: when nobody wants the result any more (`time.monotonic`); the job is dropped
                 at the next batch, and its ticket raises DeadlineExceeded.
+            background: run it only while there are no other jobs. It is never refused for the
+                evaluations that wait, or for a deadline to come, and cancelled by `drain`.
 
         Raises:
             UnknownModel: no such model, or one that failed its warm-up.
@@ -178,14 +190,10 @@ class Engine:
             Draining: the engine is stopping.
             EngineDead: the engine's thread has ended by an error.
         """
-        model = self._models.served.get(job.model)
-        if model is None:
-            raise self._unknown(job.model)
-        job.check(model)
-        size = check_limits(job, model, self._settings)
+        size = self.check(job)
         if not self._started:
             raise NotReady("The engine has not been started.")
-        return self._queue.accept(job, size, deadline)
+        return self._queue.accept(job, size, deadline, background=background)
 
     def _unknown(self, name: str) -> UnknownModel:
         why = self._models.refused.get(name, "is not served")
@@ -259,7 +267,7 @@ class Engine:
             self._queue.end(record, job.cost, self._unknown(job.model))
             return
         self._jobs[record.key] = record
-        self._scheduler.add(record.key, job.shape)
+        self._scheduler.add(record.key, job.shape, record.background)
         try:
             self._models.runners[job.lane].open(record.key, job)
         except Exception as error:
@@ -296,14 +304,17 @@ class Engine:
         begun = time.monotonic()
         for record in self._live(batch.shares):
             if not record.started:
-                self._metrics.queue_seconds.observe(self._queue.start(record, begun))
+                waited = self._queue.start(record, begun)
+                if not record.background:
+                    self._metrics.queue_seconds.observe(waited)
         runner, throughput = self._models.runners[batch.lane], self._throughput[batch.lane]
         ran = self._run(runner, batch)
         if throughput.grow(ran, batch.num_steps):
             runner.set_batch_size(throughput.batch_size)
         seconds = runner.timer.seconds(batch.num_steps, time.monotonic() - begun)
         self._scheduler.retire(batch, seconds)
-        self._queue.complete(batch.evaluations)
+        if not batch.background:
+            self._queue.complete(batch.evaluations)
         model, systems = batch.lane
         fill = min(1.0, batch.network_rows / runner.batch_size)
         self._metrics.batch(model, batch.evaluations, fill, systems=systems)
@@ -396,7 +407,8 @@ class Engine:
             result = runner.result(record.key, stats)
         except Exception as error:
             return problem_unless_fatal(error, "putting a result together")
-        self._metrics.compute_seconds.observe(stats.compute_seconds)
+        if not record.background:
+            self._metrics.compute_seconds.observe(stats.compute_seconds)
         return result
 
     def _fail(self, batch: Batch, error: Exception) -> None:

@@ -326,6 +326,7 @@ class ActiveJob:
         rows_left: rows whose result is outstanding.
         accepted: when it came, monotonic seconds.
         size: bytes that it holds.
+        background: whether it waits while there are others.
     """
 
     key: int
@@ -334,6 +335,7 @@ class ActiveJob:
     rows_left: int
     accepted: float
     size: int
+    background: bool = False
 
     @property
     def started(self) -> bool:

@@ -91,7 +91,7 @@ class RequestQueue:
             return self._backlog.held
 
     @contextmanager
-    def reserve(self, size: int) -> Iterator[None]:
+    def reserve(self, size: int, *, background: bool = False) -> Iterator[None]:
         """Bytes for a body, until it has been read and its job accepted.
 
         Raises:
@@ -100,7 +100,7 @@ class RequestQueue:
         size += REQUEST_OVERHEAD
         with self._wake:
             self._check_open()
-            self._admission.check_body(size)
+            self._admission.check_body(size, background)
             self._backlog.held += size
         try:
             yield
@@ -109,13 +109,18 @@ class RequestQueue:
                 self._backlog.held -= size
 
     def accept(
-        self, job: Job[Result_co], size: int = 0, deadline: float | None = None
+        self,
+        job: Job[Result_co],
+        size: int = 0,
+        deadline: float | None = None,
+        *,
+        background: bool = False,
     ) -> Ticket[Result_co]:
         """Take a job in, which holds `size` bytes until its end; raises as `Engine.submit` does."""
         size += REQUEST_OVERHEAD
         with self._wake:
             self._check_open()
-            self._admission.check_job(job, size, deadline)
+            self._admission.check_job(job, size, deadline, background)
             key = self.accepted
             ticket: Ticket[Result_co] = Ticket(
                 job.cost,
@@ -123,7 +128,8 @@ class RequestQueue:
                 partial(self._preview, key),
                 partial(self._hold_bytes, key, size),
             )
-            record = ActiveJob(key, job, ticket, job.shape.rows, time.monotonic(), size)
+            accepted = time.monotonic()
+            record = ActiveJob(key, job, ticket, job.shape.rows, accepted, size, background)
             self.accepted += 1
             self._records[key] = record
             self._backlog.add(record)
@@ -210,9 +216,16 @@ class RequestQueue:
         resolve(record.ticket.future, outcome)
 
     def drain(self, timeout: float) -> bool:
-        """Refuse new jobs and wait until the accepted ones have ended; whether they all did."""
+        """Refuse new jobs and wait until the accepted ones have ended; whether they all did.
+
+        Background jobs are cancelled: who submitted them submits them again after a restart.
+        """
         with self._wake:
             self._draining = True
+            waiting = [record.ticket for record in self._records.values() if record.background]
+        for ticket in waiting:
+            ticket.cancel()
+        with self._wake:
             self._wake.wait_for(lambda: not self._records or self._closed, timeout)
             return not self._records and self._error is None
 

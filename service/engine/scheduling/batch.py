@@ -115,6 +115,7 @@ class Batch:
         width: network rows per entry (a system's particles).
         piece: of a single system, how many more of its particles this batch advances; the
             position is over with the last of them. None where every position is made whole.
+        background: whether its jobs are those that wait while there are others.
     """
 
     lane: Lane
@@ -125,6 +126,7 @@ class Batch:
     num_steps: int = 1
     width: int = 1
     piece: int | None = None
+    background: bool = False
 
     def __len__(self) -> int:
         return len(self.chains) + len(self.terms)

@@ -11,6 +11,7 @@ each job calls the network in its own way, a batch is of one job.
   however many evaluations a step of another job takes.
 - A wave begins when its particles fit beside those that are held, or when none are held; until then
   the waves that have begun go on.
+- Background jobs move only where no other can.
 - A batch takes several steps, for about as long as the caller's budget; and a system that is wider
   than a batch makes a step in several batches, a piece of its particles in each, so that no other
   job waits for all of it.
@@ -34,6 +35,7 @@ class _Gang:
     work: JobShape
     service: int  # evaluations it has had, and those it joined at
     left: int  # evaluations not scheduled
+    background: bool
     first: int = 0
     wave: int = 0
     position: int = 0
@@ -55,7 +57,7 @@ class GangScheduler:
     def __init__(self, lane: Lane, slots: int, throughput: Throughput) -> None:
         self._lane, self._slots, self._throughput = lane, slots, throughput
         self._jobs: dict[int, _Gang] = {}
-        self._now = 0
+        self._now = [0, 0]  # of those in the background apart
 
     def __len__(self) -> int:
         """How many jobs are not finished."""
@@ -71,17 +73,18 @@ class GangScheduler:
         """Systems that have not started."""
         return sum(job.work.rows - job.first - job.wave for job in self._jobs.values())
 
-    def demand(self) -> float:
+    def demand(self, background: bool) -> float:
         """How many batches its jobs could fill now, at least one: a batch is never less."""
         usable = sum(
             min(self._throughput.batch_size, (job.work.rows - job.first) * job.work.width)
             for job in self._jobs.values()
+            if job.background == background
         )
         return max(1.0, usable / self._throughput.batch_size)
 
-    def add(self, key: int, work: JobShape) -> None:
+    def add(self, key: int, work: JobShape, background: bool) -> None:
         """Take in a job."""
-        self._jobs[key] = _Gang(key, work, self._now, work.cost)
+        self._jobs[key] = _Gang(key, work, self._now[background], work.cost, background)
 
     def remove(self, key: int) -> int:
         """Drop a job; the evaluations that were not scheduled."""
@@ -92,10 +95,18 @@ class GangScheduler:
         job = self._jobs[key]
         return job.first + job.wave, dict.fromkeys(range(job.first, job.first + job.wave), 0)
 
-    def next(self, budget: float) -> Batch:
-        """The next batch, which may take about `budget` seconds."""
-        job = min(filter(self._movable, self._jobs.values()), key=lambda job: job.service)
-        work, self._now = job.work, job.service
+    def next(self, budget: float, background: bool) -> Batch:
+        """The next batch, which may take about `budget` seconds.
+
+        Args:
+            budget: seconds.
+            background: whether it is of a background job; it is in any case where the particles of
+                no other fit beside theirs.
+        """
+        movable = list(filter(self._movable, self._jobs.values()))
+        wanted = [job for job in movable if job.background == background]
+        job = min(wanted or movable, key=lambda job: job.service)
+        work, self._now[job.background] = job.work, job.service
         job.wave = job.wave or self._wave(job)
         rows = range(job.first, job.first + job.wave)
         entries = [Entry(job.key, row, 0, job.position) for row in rows]
@@ -117,7 +128,8 @@ class GangScheduler:
         job.service += cost
         job.left -= cost
         ends = entries if job.position == work.positions else []
-        return Batch(self._lane, entries, [], ends, {job.key: cost}, num_steps, work.width, piece)
+        shares, width = {job.key: cost}, work.width
+        return Batch(self._lane, entries, [], ends, shares, num_steps, width, piece, job.background)
 
     def retire(self, batch: Batch, seconds: float) -> list[int]:
         """Take in that a batch is done; returns the jobs that are over."""

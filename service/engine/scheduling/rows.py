@@ -19,6 +19,8 @@ independent: any number in a batch. A row holds a slot from its first position t
   steps of the longest row.
 - Chains go first and terms fill the batch. While chains alone could fill it, `term_share` of it is
   kept for terms.
+- Background jobs are in a batch only where no other job has a row in it. The slots that their rows
+  hold are theirs meanwhile; they take none of the quarter that is kept for first rows.
 - Where no terms wait, the chains of a batch advance several steps (a multi-step batch), for about
   as long as the caller's budget: the bookkeeping of a batch takes longer than a small network, and
   a job that waits is delayed by no more than the budget.
@@ -49,6 +51,7 @@ class Progress:
 
     key: int
     work: JobShape
+    background: bool = False
     running: list[Row] = field(default_factory=list)
     waiting: int = 0
     batch: int = -1
@@ -74,16 +77,21 @@ class Rotation:
 
     def __init__(self, slots: int) -> None:
         self.free = list(range(slots - 1, -1, -1))
-        self.kept = -(-slots // 4)
-        self.jobs: deque[Progress] = deque()
+        self.slots, self.kept = slots, -(-slots // 4)
+        self._jobs: tuple[deque[Progress], deque[Progress]] = deque(), deque()
 
-    def take(self, room: int, batch: int) -> list[Entry]:
+    def jobs(self, background: bool) -> deque[Progress]:
+        """The jobs that are in the background, or those that are not."""
+        return self._jobs[background]
+
+    def take(self, room: int, batch: int, background: bool) -> list[Entry]:
         """Up to `room` entries, a row per turn; the next batch goes on where this one stopped."""
+        jobs = self._jobs[background]
         entries: list[Entry] = []
         blocked: list[Progress] = []
         satisfied: list[Progress] = []
-        while len(entries) < room and self.jobs:
-            job = self.jobs.popleft()
+        while len(entries) < room and jobs:
+            job = jobs.popleft()
             if job.batch != batch:
                 job.batch, job.taken = batch, 0
             row = self._next_row(job)
@@ -91,14 +99,14 @@ class Rotation:
                 entries.append(Entry(job.key, row.row, row.slot, row.position))
                 row.position += 1
                 job.taken += 1
-                self.jobs.append(job)
+                jobs.append(job)
             elif job.taken:
                 satisfied.append(job)
             else:
                 blocked.append(job)
         # A job that got nothing because no slot was free has the first turn in the next batch.
-        self.jobs.extendleft(reversed(blocked))
-        self.jobs.extend(satisfied)
+        jobs.extendleft(reversed(blocked))
+        jobs.extend(satisfied)
         return entries
 
     def _next_row(self, job: Progress) -> Row | None:
@@ -109,8 +117,10 @@ class Rotation:
                 return running[-1]
         elif job.taken < len(running):
             return running[job.taken]
-        # A first row may have any slot; further rows leave a quarter of them to new jobs.
-        if job.waiting == work.rows or len(self.free) <= (self.kept if running else 0):
+        # A first row may have any slot; further rows leave a quarter of them to new jobs, and so do
+        # those in the background, but for one that is alone.
+        further = running or (job.background and len(self.free) < self.slots)
+        if job.waiting == work.rows or len(self.free) <= (self.kept if further else 0):
             return None
         row = Row(job.waiting, self.free.pop())
         running.append(row)
@@ -125,7 +135,7 @@ class Rotation:
     def drop(self, job: Progress) -> None:
         """Take the job out, whatever it was doing."""
         self.free.extend(row.slot for row in job.running)
-        self.jobs.remove(job)
+        self._jobs[job.background].remove(job)
 
 
 @final
@@ -161,15 +171,16 @@ class RowScheduler:
         """Rows that have not started."""
         return sum(job.work.rows - job.waiting for job in self._jobs.values())
 
-    def demand(self) -> float:
+    def demand(self, background: bool) -> float:
         """How many batches its jobs could fill now, at least one: a batch is never less."""
-        usable = sum(job.usable(self._throughput.batch_size) for job in self._jobs.values())
+        jobs = (job for job in self._jobs.values() if job.background == background)
+        usable = sum(job.usable(self._throughput.batch_size) for job in jobs)
         return max(1.0, usable / self._throughput.batch_size)
 
-    def add(self, key: int, work: JobShape) -> None:
+    def add(self, key: int, work: JobShape, background: bool) -> None:
         """Take in a job, behind those that came before."""
-        job = self._jobs[key] = Progress(key, work)
-        self._rotation(work).jobs.append(job)
+        job = self._jobs[key] = Progress(key, work, background)
+        self._rotation(work).jobs(background).append(job)
 
     def remove(self, key: int) -> int:
         """Drop a job and free its slots; the evaluations that were not scheduled."""
@@ -182,17 +193,26 @@ class RowScheduler:
         job = self._jobs[key]
         return job.waiting, {row.row: row.slot for row in job.running}
 
-    def next(self, budget: float) -> Batch:
-        """The next batch, which may take about `budget` seconds if it has no terms."""
+    def next(self, budget: float, background: bool) -> Batch:
+        """The next batch, which may take about `budget` seconds if it has no terms.
+
+        Args:
+            budget: seconds.
+            background: whether it is of background jobs; it is in any case where all others wait
+                for slots that these hold.
+        """
         self._number += 1
-        chains, terms = self._fill()
-        num_steps = self._extend(budget)
+        chains, terms = self._fill(background)
+        if not (chains or terms):
+            background = True
+            chains, terms = self._fill(background)
+        num_steps = self._extend(budget, background)
         entries = [*chains, *terms]
         counts = Counter(entry.key for entry in entries)
         positions = {key: self._jobs[key].work.positions for key in counts}
         ends = [entry for entry in entries if entry.position + num_steps == positions[entry.key]]
         shares = {key: count * num_steps for key, count in counts.items()}
-        return Batch(self._lane, chains, terms, ends, shares, num_steps)
+        return Batch(self._lane, chains, terms, ends, shares, num_steps, background=background)
 
     def retire(self, batch: Batch, seconds: float) -> list[int]:
         """Free the slots of rows that ended in a batch; returns the jobs that are over."""
@@ -210,11 +230,11 @@ class RowScheduler:
     def _rotation(self, work: JobShape) -> Rotation:
         return self._terms if work.parallel else self._chains
 
-    def _extend(self, budget: float) -> int:
+    def _extend(self, budget: float, background: bool) -> int:
         """Advance the chosen rows further within this batch; returns its number of steps."""
-        if self._terms.jobs:
+        if self._terms.jobs(background):
             return 1
-        taken = [job for job in self._chains.jobs if job.batch == self._number]
+        taken = [job for job in self._chains.jobs(background) if job.batch == self._number]
         rows = [(job, row) for job in taken for row in job.running[: job.taken]]
         left = min(job.work.positions - row.position for job, row in rows)
         seconds = self._throughput.seconds(len(rows))
@@ -223,15 +243,16 @@ class RowScheduler:
             row.position += more
         return 1 + more
 
-    def _fill(self) -> tuple[list[Entry], list[Entry]]:
+    def _fill(self, background: bool) -> tuple[list[Entry], list[Entry]]:
         room = self._throughput.batch_size
         kept = 0
-        if self._chains.jobs and self._terms.jobs:
+        if self._chains.jobs(background) and self._terms.jobs(background):
             # A share below one row adds up over batches, so it holds for batches of any size.
             self._term_credit += self._term_share * room
             kept = int(self._term_credit)
             self._term_credit -= kept
-        chains = self._chains.take(room - kept, self._number)
-        terms = self._terms.take(room - len(chains), self._number)
-        chains += self._chains.take(room - len(chains) - len(terms), self._number)
+        chains = self._chains.take(room - kept, self._number, background)
+        terms = self._terms.take(room - len(chains), self._number, background)
+        left = room - len(chains) - len(terms)
+        chains += self._chains.take(left, self._number, background)
         return chains, terms

@@ -176,6 +176,14 @@ class InvalidRequest(Problem):
     slug = "invalid-request"
 
 
+class ModelFailed(Problem):
+    """A model could not be loaded; what was served before is still served."""
+
+    status = 422
+    title = "The model cannot be loaded"
+    slug = "model-failed"
+
+
 class TooExpensive(Problem):
     """The request needs more rows, network evaluations or memory than one request may."""
 
@@ -259,6 +267,13 @@ class NotReady(Unavailable):
 
     title = "The service is starting"
     slug = "not-ready"
+
+
+class ModelRetired(Unavailable):
+    """The version of the model that the request was prepared for has been replaced or unloaded."""
+
+    title = "The model is being replaced"
+    slug = "model-retired"
 
 
 class Draining(Unavailable):

@@ -14,8 +14,8 @@ Nothing here is thread-safe: callers hold the queue's lock.
 """
 
 import time
-from collections import Counter, deque
-from collections.abc import Iterable, Mapping
+from collections import Counter, defaultdict, deque
+from collections.abc import Mapping
 from typing import Any, final
 
 from diffusion.model import DiffusionModel
@@ -77,10 +77,10 @@ class Backlog:
         held: bytes of bodies being read, of accepted jobs and of answers on their way.
     """
 
-    def __init__(self, lanes: Iterable[Lane]) -> None:
+    def __init__(self) -> None:
         self.pending = self.held = 0
-        self._waiting: dict[Lane, Counter[Load]] = {name: Counter() for name in lanes}
-        self._running: dict[Lane, dict[int, ActiveJob]] = {name: {} for name in self._waiting}
+        self._waiting: defaultdict[Lane, Counter[Load]] = defaultdict(Counter)
+        self._running: defaultdict[Lane, dict[int, ActiveJob]] = defaultdict(dict)
         self._size = 0
 
     def __len__(self) -> int:
@@ -107,18 +107,20 @@ class Backlog:
         self.held -= record.size
         if record.background:
             return
-        if self._running[record.job.lane].pop(record.key, None) is None:
+        lane = record.job.lane
+        if self._running[lane].pop(record.key, None) is None:
             self._leave_waiting(record)
+        if not self._running[lane]:
+            del self._running[lane]
         self._size -= 1
         self.pending -= unspent
 
     def loads(self) -> dict[Lane, Loads]:
         """What is left of all, by lane; only of lanes that have some."""
         found: dict[Lane, Loads] = {}
-        for name, waiting in self._waiting.items():
-            running = [(record.left, 1) for record in self._running[name].values()]
-            if waiting or running:
-                found[name] = [*waiting.items(), *running]
+        for name in self._waiting.keys() | self._running.keys():
+            running = [(record.left, 1) for record in self._running.get(name, {}).values()]
+            found[name] = [*self._waiting.get(name, {}).items(), *running]
         return found
 
     def _leave_waiting(self, record: ActiveJob) -> None:
@@ -126,6 +128,8 @@ class Backlog:
         waiting[load] -= 1
         if not waiting[load]:
             del waiting[load]
+        if not waiting:
+            del self._waiting[record.job.lane]
 
 
 @final
@@ -142,7 +146,7 @@ class Admission:
 
     def __init__(self, throughput: Mapping[Lane, Throughput], settings: Settings) -> None:
         self._limit, self._room = settings.max_queue_cost, settings.max_queue_bytes
-        self.backlog = Backlog(throughput)
+        self.backlog = Backlog()
         self._forecast = Forecast(throughput, settings.term_share)
         self._until_empty = -_REFRESH, 0.0  # when it was worked out, and the seconds from then
         # Callers who were refused: when each comes back, and the share of the backlog it brings.

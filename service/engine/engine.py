@@ -15,7 +15,8 @@ What happens to a request, in the order to read:
      takes in those of the batch before.
 4. When the last row of a job has arrived, `_end` gives the result to the ticket's future.
 
-Before the first turn every model is warmed up (`device.models`, `device.warmup`).
+Before the first turn every model is warmed up (`device.models`, `device.warmup`). Later ones are
+warmed up between batches, and those that are retired leave when their jobs have ended (`loading`).
 
 A fault ends as few jobs as possible. If `run` raises, it is tried again (`faults`) with half the
 rows when memory ran out (for particle systems: with smaller network calls), otherwise job by job,
@@ -30,6 +31,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Iterable, Mapping
+from concurrent.futures import Future
 from contextlib import AbstractContextManager
 from typing import Any, final
 
@@ -42,12 +44,20 @@ from service.engine.device.runner import Runner
 from service.engine.device.transfer import Collected
 from service.engine.faults import describe, fatal, problem_unless_fatal, retries
 from service.engine.jobs import ActiveJob, Job
+from service.engine.loading import Loader
 from service.engine.queue import RequestQueue, resolve
 from service.engine.results import JobPreview, JobResult, PreviewRequest, Result_co, Ticket
-from service.engine.scheduling.batch import Batch, Lane
+from service.engine.scheduling.batch import Batch, Lane, ModelVersion
 from service.engine.scheduling.latency import Throughput
 from service.engine.scheduling.scheduler import Scheduler
-from service.errors import NotReady, NumericalFailure, OutOfMemory, Problem, UnknownModel
+from service.errors import (
+    ModelRetired,
+    NotReady,
+    NumericalFailure,
+    OutOfMemory,
+    Problem,
+    UnknownModel,
+)
 from service.metrics import Metrics
 from service.settings import Settings
 
@@ -65,7 +75,7 @@ class Engine:
     """Runs jobs in shared batches: `submit` them from any thread.
 
     Args:
-        models: by name, each in eval mode on its device.
+        models: those of the start by name, each in eval mode on its device.
         settings: batch size, slots, limits.
         metrics: where it counts; its own where none is given.
         run_loop: runs the engine's loop, which returns when the engine has ended. By default in a
@@ -86,6 +96,7 @@ class Engine:
         self._throughput = {lane: Throughput() for lane in lanes}
         self._queue = RequestQueue(self._throughput, settings)
         self._models = LoadedModels(models, settings, self._scheduler, self._throughput)
+        self._loader = Loader(self._models, self._scheduler)
         for name in models:
             self._metrics.serve(name)
         self._metrics.watch_queue(lambda: self._queue.pending, settings.max_queue_cost)
@@ -111,7 +122,7 @@ class Engine:
 
     @property
     def refused(self) -> Mapping[str, str]:
-        """Models that failed their warm-up, and why; complete once warm."""
+        """Models of the start that failed their warm-up, and why; complete once warm."""
         return dict(self._models.refused)
 
     @property
@@ -161,11 +172,26 @@ class Engine:
 
     def check(self, job: Job[Any]) -> int:
         """Return the bytes that a job would hold; raises what `submit` does whatever the load."""
-        model = self._models.served.get(job.model)
+        model = self._models.served.get(ModelVersion(job.model, job.version))
         if model is None:
-            raise self._unknown(job.model)
+            raise self._unknown(job)
         job.check(model)
         return check_limits(job, model, self._settings)
+
+    def load(self, key: ModelVersion, model: DiffusionModel) -> "Future[None]":
+        """Warm up a model and serve it beside the others; from any thread.
+
+        The future is resolved once it is served, or raises ModelFailed, Draining or EngineDead.
+        """
+        self._metrics.serve(key.model)
+        return self._queue.load(key, model)
+
+    def retire(self, key: ModelVersion) -> "Future[None]":
+        """Take no new jobs of a version, and close it when the accepted ones have ended.
+
+        The future is resolved when it is closed.
+        """
+        return self._queue.retire(key)
 
     def submit(
         self, job: Job[Result_co], deadline: float | None = None, *, background: bool = False
@@ -181,6 +207,7 @@ class Engine:
 
         Raises:
             UnknownModel: no such model, or one that failed its warm-up.
+            ModelRetired: this version of it takes no more jobs.
             ValueError: the job's parts do not fit its model (a mistake of the caller's code).
             TooExpensive: it costs, or holds, more than one request may.
             NotReady: the engine has not been started.
@@ -195,9 +222,11 @@ class Engine:
             raise NotReady("The engine has not been started.")
         return self._queue.accept(job, size, deadline, background=background)
 
-    def _unknown(self, name: str) -> UnknownModel:
+    def _unknown(self, job: Job[Any]) -> Problem:
+        name, served = job.model, self._models.names
+        if name in served:
+            return ModelRetired("The model has been replaced.", received=name)
         why = self._models.refused.get(name, "is not served")
-        served = sorted(self._models.served)
         return UnknownModel(f"The model {why}.", received=name, expected=served)
 
     def drain(self, timeout: float | None = None) -> bool:
@@ -230,6 +259,7 @@ class Engine:
                     batch = self._scheduler.next()
                     if batch is not None:
                         self._perform(batch)
+                    self._loader.step()
                     if not len(self._scheduler):
                         # No batch follows behind which the last results could travel: wait for them
                         # now.
@@ -238,6 +268,7 @@ class Engine:
             _log.critical("the engine's thread has ended", exc_info=caught)
             error = caught
         self._queue.close(error)
+        self._loader.end(self._queue.obituary())
         self._warm.set()
         self._ended.set()
 
@@ -246,14 +277,16 @@ class Engine:
 
         It sleeps while there is nothing to do.
         """
-        polled = self._queue.poll(wait=len(self._scheduler) == 0)
+        travelling = self._travelling
+        self._loader.close_retired(None if travelling is None else travelling.batch.lane)
+        polled = self._queue.poll(wait=len(self._scheduler) == 0 and not self._loader.busy)
         if polled is None:
             return False
-        new, cancelled = polled
-        for record in new:
+        for record in polled.new:
             self._open(record)
-        for key in cancelled:
+        for key in polled.cancelled:
             self._end(key, None)
+        self._loader.take(polled.loads, polled.retired)
         for key, problem in self._queue.overdue().items():
             self._end(key, problem)
         self._answer_previews()
@@ -264,7 +297,7 @@ class Engine:
         """Make a job known to its model's runner and to the scheduler."""
         job = record.job
         if job.model in self._models.refused:  # it was accepted while the models were tried
-            self._queue.end(record, job.cost, self._unknown(job.model))
+            self._queue.end(record, job.cost, self._unknown(job))
             return
         self._jobs[record.key] = record
         self._scheduler.add(record.key, job.shape, record.background)
@@ -315,7 +348,8 @@ class Engine:
         self._scheduler.retire(batch, seconds)
         if not batch.background:
             self._queue.complete(batch.evaluations)
-        model, systems = batch.lane
+        self._loader.charge(time.monotonic() - begun)
+        model, systems, _ = batch.lane
         fill = min(1.0, batch.network_rows / runner.batch_size)
         self._metrics.batch(model, batch.evaluations, fill, systems=systems)
         self._metrics.pad(model, max(0, runner.pad_to - len(batch)) * batch.num_steps)

@@ -41,9 +41,11 @@ class Job(ABC, Generic[Result_co]):
 
     Attributes:
         model: name of the model.
+        version: of that model, which may be loaded anew while the job waits.
     """
 
     model: str
+    version: int
 
     @property
     @abstractmethod
@@ -101,6 +103,7 @@ class SampleJob(Job[SampleResult]):
         observation: what was seen, [rows, *event]; None where nothing was.
         frames: which of their states are kept; None for none.
         answer_bytes: of what its caller will write of these states.
+        version: of the model.
     """
 
     model: str
@@ -111,6 +114,7 @@ class SampleJob(Job[SampleResult]):
     observation: Observation | None = None
     frames: Frames | None = None
     answer_bytes: int = 0
+    version: int = 0
 
     @override
     def check(self, model: DiffusionModel) -> None:
@@ -132,7 +136,7 @@ class SampleJob(Job[SampleResult]):
     @cached_property
     @override
     def shape(self) -> JobShape:
-        return JobShape(Lane(self.model), self.rows, self.positions)
+        return JobShape(Lane(self.model, False, self.version), self.rows, self.positions)
 
     @override
     def size(self, model: DiffusionModel) -> int:
@@ -168,6 +172,7 @@ class BoundJob(Job[LoglikResult]):
         observation: what the network is told, [N, *event]; None for nothing. The bound is then on
             log p(x_0 | y).
         answer_bytes: of what its caller will write of the terms.
+        version: of the model.
     """
 
     model: str
@@ -177,6 +182,7 @@ class BoundJob(Job[LoglikResult]):
     convention: Convention
     observation: Observation | None = None
     answer_bytes: int = 0
+    version: int = 0
 
     @override
     def check(self, model: DiffusionModel) -> None:
@@ -215,7 +221,9 @@ class BoundJob(Job[LoglikResult]):
     @cached_property
     @override
     def shape(self) -> JobShape:
-        return JobShape(Lane(self.model), self.rows, self.positions, parallel=True)
+        return JobShape(
+            Lane(self.model, False, self.version), self.rows, self.positions, parallel=True
+        )
 
     @override
     def size(self, model: DiffusionModel) -> int:
@@ -241,6 +249,7 @@ class SMCJob(Job[PosteriorResult]):
         costs: network evaluations of each system by every position but its last; see `of`.
         factors: what else p(x_0) is multiplied by, each of N examples; their networks are on the
             model's device, and a method's `resolve` has checked them.
+        version: of the model.
     """
 
     model: str
@@ -250,6 +259,7 @@ class SMCJob(Job[PosteriorResult]):
     each: int
     costs: tuple[int, ...]
     factors: tuple[Factor, ...] = ()
+    version: int = 0
 
     @classmethod
     def of(
@@ -261,12 +271,13 @@ class SMCJob(Job[PosteriorResult]):
         observation: Observation,
         each: int,
         factors: Sequence[Factor] = (),
+        version: int = 0,
     ) -> "SMCJob":
         """The job, with what it costs worked out."""
         others = kernel.particles * sum(factor.evaluations for factor in factors)
         spent = (kernel.evaluations(model, observation.count) + others).repeat_interleave(each)
         costs = tuple(spent.tolist())
-        return cls(name, seed, kernel, observation, each, costs, tuple(factors))
+        return cls(name, seed, kernel, observation, each, costs, tuple(factors), version)
 
     @override
     def check(self, model: DiffusionModel) -> None:
@@ -298,7 +309,7 @@ class SMCJob(Job[PosteriorResult]):
     @cached_property
     @override
     def shape(self) -> JobShape:
-        lane = Lane(self.model, systems=True)
+        lane = Lane(self.model, True, self.version)
         costs, last = self.costs, self.last
         return JobShape(lane, self.rows, self.positions, False, self.width, costs, last)
 

@@ -14,11 +14,13 @@ from collections.abc import Iterator, Mapping
 from concurrent.futures import Future
 from contextlib import contextmanager
 from functools import partial
-from typing import Any, final
+from typing import Any, NamedTuple, final
 
+from diffusion.model import DiffusionModel
 from service.engine.admission import REQUEST_OVERHEAD, Admission
 from service.engine.faults import describe
 from service.engine.jobs import ActiveJob, Job
+from service.engine.loading import LoadRequest, RetireRequest
 from service.engine.results import (
     Hold,
     JobPreview,
@@ -27,14 +29,23 @@ from service.engine.results import (
     Result_co,
     Ticket,
 )
-from service.engine.scheduling.batch import Lane
+from service.engine.scheduling.batch import Lane, ModelVersion
 from service.engine.scheduling.latency import Throughput
-from service.errors import DeadlineExceeded, Draining, EngineDead, Problem
+from service.errors import DeadlineExceeded, Draining, EngineDead, ModelRetired, Problem
 from service.settings import Settings
 
 _ENDED_DEADLINES = (
     64  # deadlines of ended jobs that may be kept, and as many more as there are jobs
 )
+
+
+class Polled(NamedTuple):
+    """What came since the last poll: jobs, keys of cancelled ones, models to load and to close."""
+
+    new: list[ActiveJob]
+    cancelled: list[int]
+    loads: list[LoadRequest]
+    retired: list[RetireRequest]
 
 
 @final
@@ -59,6 +70,9 @@ class RequestQueue:
         self._new: list[ActiveJob] = []
         self._cancelled: list[int] = []
         self._previews: list[PreviewRequest] = []
+        self._loads: list[LoadRequest] = []
+        self._retired: list[RetireRequest] = []
+        self._oldest: dict[str, int] = {}  # by model, the first version that is not retired
         self._draining = self._stopping = self._closed = False
         self._error: BaseException | None = None
 
@@ -120,6 +134,7 @@ class RequestQueue:
         size += REQUEST_OVERHEAD
         with self._wake:
             self._check_open()
+            self._check_version(job)
             self._admission.check_job(job, size, deadline, background)
             key = self.accepted
             ticket: Ticket[Result_co] = Ticket(
@@ -140,8 +155,27 @@ class RequestQueue:
         ticket.on_cancel(lambda: self._cancel(key))
         return ticket
 
-    def poll(self, *, wait: bool) -> tuple[list[ActiveJob], list[int]] | None:
-        """The jobs that are new, and the keys of cancelled ones; None when it is time to stop.
+    def load(self, key: ModelVersion, model: DiffusionModel) -> "Future[None]":
+        """Have a model warmed up; the future raises the problem if that fails."""
+        request = LoadRequest(key, model, Future())
+        with self._wake:
+            self._check_open()
+            self._loads.append(request)
+            self._wake.notify_all()
+        return request.future
+
+    def retire(self, key: ModelVersion) -> "Future[None]":
+        """Accept no more jobs of a version; the future is resolved once the others have ended."""
+        request = RetireRequest(key, Future())
+        with self._wake:
+            self._check_open()
+            self._oldest[key.model] = key.version + 1
+            self._retired.append(request)
+            self._wake.notify_all()
+        return request.future
+
+    def poll(self, *, wait: bool) -> Polled | None:
+        """What came since the last poll; None when it is time to stop.
 
         Args:
             wait: sleep until there is something.
@@ -149,13 +183,20 @@ class RequestQueue:
         with self._wake:
             if wait:
                 self._wake.wait_for(
-                    lambda: self._new or self._cancelled or self._previews or self._stopping
+                    lambda: (
+                        self._new
+                        or self._cancelled
+                        or self._previews
+                        or self._loads
+                        or self._retired
+                        or self._stopping
+                    )
                 )
             if self._stopping:
                 return None
-            new, self._new = self._new, []
-            cancelled, self._cancelled = self._cancelled, []
-            return new, cancelled
+            polled = Polled(self._new, self._cancelled, self._loads, self._retired)
+            self._new, self._cancelled, self._loads, self._retired = [], [], [], []
+            return polled
 
     def overdue(self) -> dict[int, DeadlineExceeded]:
         """The polled jobs whose deadline has passed, and the problems of their callers."""
@@ -242,9 +283,13 @@ class RequestQueue:
             left = list(self._records.values())
             self._records.clear()
             previews, self._previews = self._previews, []
+            changes = [load.future for load in self._loads]
+            changes += [request.future for request in self._retired]
             self._wake.notify_all()
         for record in left:
             resolve(record.ticket.future, self.obituary())
+        for change in changes:
+            change.set_exception(self.obituary())
         for request in previews:
             resolve(request.future, None)
 
@@ -256,6 +301,10 @@ class RequestQueue:
             f"The engine ended by an error: {describe(self._error)}",
             fix="The service must be restarted; its log has the rest.",
         )
+
+    def _check_version(self, job: Job[Any]) -> None:
+        if job.version < self._oldest.get(job.model, 0):
+            raise ModelRetired("The model has been replaced or unloaded.", received=job.model)
 
     def _check_open(self) -> None:
         if self._closed:

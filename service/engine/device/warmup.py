@@ -5,15 +5,18 @@
 - Warm-up batches let allocators and kernels settle and tell how long a step takes.
 - `make_batch_invariant` tests the claim of the deterministic mode on this machine: the bits of a
   row depend neither on the other rows of its batch nor on its place among them.
+
+Each is done in steps that take a batch's time, so that the engine can serve its other models in
+between: they are generators that yield after each, and return what they found.
 """
 
 import math
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Generator
 from dataclasses import dataclass
 from functools import partial
-from typing import final
+from typing import TypeVar, final
 
 import torch
 from torch import Tensor
@@ -48,6 +51,9 @@ _LANE = Lane("")  # of warm-up batches; runners do not read it
 # Elements that a CPU's kernels take at once, at most (two registers of AVX-512). Those left over at
 # the end of a tensor go through other code, with other bits, which tells their rows by their place.
 _VECTOR = 32
+_T = TypeVar("_T")
+Steps = Generator[None, None, _T]  # of a warm-up; what it found is returned
+
 _DIAGONAL = Twist(covariance="diagonal")
 _OTHERS, _CHAIN, _TERM, _OTHER_TERMS = range(-4, 0)  # keys of jobs, in the order of a batch
 
@@ -65,7 +71,17 @@ class Capacity:
     slots: int
 
 
-def survey(model: DiffusionModel, rows: int, settings: Settings) -> Capacity:
+def finish(steps: Steps[_T]) -> _T:
+    """Do all steps at once; what they found."""
+    while True:
+        try:
+            next(steps)
+        except StopIteration as end:
+            found: _T = end.value
+            return found
+
+
+def survey(model: DiffusionModel, rows: int, settings: Settings) -> Steps[Capacity]:
     """A model's capacity: what the settings leave open is found by trying.
 
     Args:
@@ -73,14 +89,15 @@ def survey(model: DiffusionModel, rows: int, settings: Settings) -> Capacity:
         rows: most rows of a batch; 0 where that is to be found.
         settings: of the service.
     """
-    batch_size = rows or (FIXED if settings.deterministic else _best_batch(model))
+    if rows == 0:
+        rows = FIXED if settings.deterministic else (yield from _best_batch(model))
+    batch_size = rows
     return Capacity(
         batch_size, settings.slots or _slots(model, batch_size, settings.max_queue_bytes)
     )
 
 
-@torch.inference_mode()
-def _best_batch(model: DiffusionModel) -> int:
+def _best_batch(model: DiffusionModel) -> Steps[int]:
     """The fewest rows next to which a network call's fixed time is small.
 
     A call of k rows takes about a + b k. 1 / b is the best rate of all sizes, a + b the time of one
@@ -95,18 +112,22 @@ def _best_batch(model: DiffusionModel) -> int:
             if not seconds or not out_of_memory(error):
                 raise
             break
+        yield
         if 2 * seconds[size] > _LONGEST:
             break
     # Other sizes come between the tries of each, so that a slow moment is not one size's alone.
     for _ in range(_TRIES - 1):
         for size in seconds:
             seconds[size] = min(seconds[size], _seconds(model, size))
+            yield
     alone = min(seconds[1], *(_seconds(model, 1) for _ in range(_ALONE)))
+    yield
     rate = max(size / taken for size, taken in seconds.items())
     wanted = _LOSS * (alone * rate - 1)
     return next((size for size in seconds if size >= wanted), max(seconds))
 
 
+@torch.inference_mode()
 def _seconds(model: DiffusionModel, rows: int) -> float:
     """A network call's; on a CPU the thread's own time, for others may use it as well."""
     clock = time.thread_time if model.device.type == "cpu" else time.perf_counter
@@ -137,30 +158,33 @@ def warm_up(runner: ChainRunner, rows: int) -> None:
     jobs.close()
 
 
-def time_steps(runner: ChainRunner) -> tuple[dict[int, float], dict[int, float]]:
+def time_steps(runner: ChainRunner) -> Steps[tuple[dict[int, float], dict[int, float]]]:
     """Seconds of a step by rows: of chains alone, which advance several a batch, and of terms."""
     alone, terms = {}, {}
     for rows in _sizes(runner.batch_size):
         jobs = _WarmUpJobs(runner, rows, runner.model.T)
         run = partial(jobs.run, own_chain=False, own_term=False)
-        once = _usual(partial(run, rows, 0))
+        once = several = yield from _usual(partial(run, rows, 0))
         num_steps = max(1, min(jobs.steps, int(MULTI_STEP_SECONDS / once)))
-        several = _usual(partial(run, rows, 0, num_steps=num_steps)) if num_steps > 1 else once
+        if num_steps > 1:
+            several = yield from _usual(partial(run, rows, 0, num_steps=num_steps))
         alone[rows] = min(once, several / num_steps)
-        terms[rows] = _usual(partial(run, 0, rows))
+        terms[rows] = yield from _usual(partial(run, 0, rows))
         jobs.close()
     return alone, terms
 
 
-def time_systems(runner: SMCRunner) -> dict[int, float]:
+def time_systems(runner: SMCRunner) -> Steps[dict[int, float]]:
     """Seconds of a step of systems by its evaluations."""
     found = {}
     for rows in _sizes(runner.batch_size):
         warm_up_systems(runner, rows)  # the first of a size is another one
+        yield
         begun = time.perf_counter()
         evaluations, steps = warm_up_systems(runner, rows)
         seconds = time.perf_counter() - begun
         found[evaluations // steps] = seconds / steps
+        yield
     return found
 
 
@@ -169,14 +193,16 @@ def _sizes(most: int) -> list[int]:
     return sorted({1, most, *(8**i for i in range(1, 4) if 8**i < most)})
 
 
-def _usual(act: Callable[[], object]) -> float:
+def _usual(act: Callable[[], object]) -> Steps[float]:
     """Seconds: the median of a few tries after a first one; the shortest may be luck."""
     act()
+    yield
     seconds = []
     for _ in range(_TRIES):
         begun = time.perf_counter()
         act()
         seconds.append(time.perf_counter() - begun)
+        yield
     return statistics.median(seconds)
 
 
@@ -197,7 +223,7 @@ def warm_up_systems(runner: SMCRunner, rows: int) -> tuple[int, int]:
     return job.cost, job.positions
 
 
-def make_batch_invariant(runner: ChainRunner) -> bool:
+def make_batch_invariant(runner: ChainRunner) -> Steps[bool]:
     """Whether rows get the same bits alone and among others, wherever they stand.
 
     Where calls are padded and that is not so, they are padded to whole vectors.
@@ -207,20 +233,21 @@ def make_batch_invariant(runner: ChainRunner) -> bool:
     if pad_to == 0:
         return False
     for calls.pad_to in (pad_to, -(-pad_to // _VECTOR) * _VECTOR):
-        if _batch_invariant(runner):
+        if (yield from _batch_invariant(runner)):
             return True
     calls.pad_to = pad_to
     return False
 
 
-def _batch_invariant(runner: ChainRunner) -> bool:
+def _batch_invariant(runner: ChainRunner) -> Steps[bool]:
     calls = runner.calls
-    return all(
-        _same_in_any_place(model, calls.pad_to) for model in {calls.model, calls.sampling}
-    ) and _same_beside_others(runner)
+    for model in {calls.model, calls.sampling}:
+        if not (yield from _same_in_any_place(model, calls.pad_to)):
+            return False
+    return (yield from _same_beside_others(runner))
 
 
-def _same_in_any_place(model: DiffusionModel, rows: int) -> bool:
+def _same_in_any_place(model: DiffusionModel, rows: int) -> Steps[bool]:
     """Random rows at random steps, in random other places, some of them several times."""
     dice = torch.Generator().manual_seed(0)
     noise = counter_noise(0, torch.arange(rows, device=model.device), 0)
@@ -229,6 +256,7 @@ def _same_in_any_place(model: DiffusionModel, rows: int) -> bool:
     seen = something_seen(model, rows)
     whole = _numbers(model.predict(x_t, t, observation=seen), t)
     for _ in range(_SHUFFLES):
+        yield
         i = torch.randint(rows, (rows,), generator=dice).to(model.device)
         found = _numbers(model.predict(x_t[i], t[i], observation=seen.rows(i)), t[i])
         if not all(torch.equal(a, b[i]) for a, b in zip(found, whole, strict=True)):
@@ -242,7 +270,7 @@ def _numbers(prediction: Prediction, t: Tensor) -> list[Tensor]:
     return [prediction.x_0, *kernel.tensors]
 
 
-def _same_beside_others(runner: ChainRunner) -> bool:
+def _same_beside_others(runner: ChainRunner) -> Steps[bool]:
     """One chain and one term: alone, apart, beside chains and terms, and in a multi-step batch."""
     pad_to = min(runner.calls.pad_to, runner.batch_size)
     jobs = _WarmUpJobs(runner, pad_to)
@@ -257,6 +285,7 @@ def _same_beside_others(runner: ChainRunner) -> bool:
     for others, other_terms in others_and_terms if pad_to > 2 else []:
         for position in range(jobs.steps):
             jobs.run(others, other_terms, position=position)
+            yield
         chains.append(runner.chains.x[0].clone())
         terms.append(runner.terms.values[0, jobs.positions].clone())
     for position in range(jobs.steps):

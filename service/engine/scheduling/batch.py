@@ -6,14 +6,28 @@ from itertools import groupby
 from typing import NamedTuple
 
 
+class ModelVersion(NamedTuple):
+    """A model as it was loaded: its name, and the number of times it had been loaded before."""
+
+    model: str
+    version: int = 0
+
+
 class Lane(NamedTuple):
     """The key of the jobs that may share a batch: a model, and whether they are particle systems.
 
-    Systems need other network calls than chains and terms, and so batches of their own.
+    Systems need other network calls than chains and terms, and so batches of their own. So does
+    each version of a model, of which two are there while the older one's jobs end.
     """
 
     model: str
     systems: bool = False
+    version: int = 0
+
+    @property
+    def model_version(self) -> ModelVersion:
+        """Whose lane it is."""
+        return ModelVersion(self.model, self.version)
 
 
 class Load(NamedTuple):

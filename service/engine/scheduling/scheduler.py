@@ -72,6 +72,15 @@ class Scheduler:
         else:
             self._schedulers[lane] = RowScheduler(lane, slots, throughput, self._term_share)
 
+    def idle(self, lane: Lane) -> bool:
+        """Whether the lane has no jobs."""
+        return lane not in self._busy
+
+    def close(self, lane: Lane) -> None:
+        """Forget a lane, which has no jobs and takes none."""
+        self._schedulers.pop(lane, None)
+        self._virtual_time.pop(lane, None)
+
     def add(self, key: int, work: JobShape, background: bool = False) -> None:
         """Take in a job; `key` names it, unique among those that are not finished."""
         lane = work.lane

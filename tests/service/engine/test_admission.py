@@ -34,7 +34,7 @@ def test_it_holds_what_is_left_of_each(
     asked: list[tuple[str, int]], starts: set[int], ends: set[int]
 ) -> None:
     throughput = {Lane(name): Throughput() for name in "gh"}
-    door, backlog = RequestQueue(throughput, Settings()), Backlog(throughput)
+    door, backlog = RequestQueue(throughput, Settings()), Backlog()
     for model, rows in asked:
         door.accept(job(model, rows))
     taken = door.poll(wait=False)
@@ -67,7 +67,7 @@ def test_equal_jobs_that_wait_are_one_kind() -> None:
         door.accept(job("g", 2))
     taken = door.poll(wait=False)
     assert taken is not None
-    backlog = Backlog([Lane("g")])
+    backlog = Backlog()
     for record in taken[0]:
         backlog.add(record)
     assert backlog.loads() == {Lane("g"): [(job("g", 2).shape.load, 100)]}

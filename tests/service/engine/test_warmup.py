@@ -11,7 +11,7 @@ import torch
 from diffusion.model import DiffusionModel
 from service.engine.admission import REQUEST_OVERHEAD
 from service.engine.device import warmup as room
-from service.engine.device.warmup import Capacity, survey
+from service.engine.device.warmup import Capacity, finish, survey
 from service.settings import Settings
 
 
@@ -29,7 +29,7 @@ def test_rows_enough_that_a_calls_fixed_time_is_small(
     full: int, gaussian: DiffusionModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(room, "_seconds", slow_beyond(full))
-    found = survey(gaussian, 0, Settings())
+    found = finish(survey(gaussian, 0, Settings()))
     assert found.batch_size == min(4096, 8 * full if full > 1 else 1)
     assert found.slots >= 2 * found.batch_size
 
@@ -39,7 +39,7 @@ def test_no_batch_is_tried_that_would_keep_others_waiting(
 ) -> None:
     calls: list[int] = []
     monkeypatch.setattr(room, "_seconds", lambda _, rows: calls.append(rows) or 0.02 * rows)
-    survey(gaussian, 0, Settings())
+    finish(survey(gaussian, 0, Settings()))
     assert calls == [1, 2, 4, 8] * room._TRIES + [1] * room._ALONE
 
 
@@ -52,7 +52,7 @@ def test_memory_that_runs_out_ends_the_search(
         return 0.001
 
     monkeypatch.setattr(room, "_seconds", seconds)
-    assert survey(gaussian, 0, Settings()).batch_size == 16
+    assert finish(survey(gaussian, 0, Settings())).batch_size == 16
 
 
 def test_what_is_asked_for_is_not_tried(
@@ -60,14 +60,14 @@ def test_what_is_asked_for_is_not_tried(
 ) -> None:
     """And deterministic answers do not hang on a measurement."""
     monkeypatch.setattr(room, "_seconds", lambda *_: pytest.fail("it was tried"))
-    assert survey(gaussian, 5, Settings(slots=9)) == Capacity(5, 9)
-    assert survey(gaussian, 0, Settings(deterministic=True)).batch_size == 32
+    assert finish(survey(gaussian, 5, Settings(slots=9))) == Capacity(5, 9)
+    assert finish(survey(gaussian, 0, Settings(deterministic=True))).batch_size == 32
 
 
 def test_slots_stay_within_memory(gaussian: DiffusionModel, bits: DiffusionModel) -> None:
     for model in (gaussian, bits):
         for batch_size in (1, 32, 4096):
-            found = survey(model, batch_size, Settings())
+            found = finish(survey(model, batch_size, Settings()))
             held = found.slots * 4 * (4 * math.prod(model.event) + model.T)
             assert found.slots == 2 * batch_size or held <= 2**28
 
@@ -76,7 +76,7 @@ def test_there_is_a_slot_for_every_request_that_can_be_there(gaussian: Diffusion
     """A job without one waits until others end, however short it is."""
     settings = Settings()
     requests = settings.max_queue_bytes // REQUEST_OVERHEAD
-    assert survey(gaussian, 32, settings).slots >= requests
+    assert finish(survey(gaussian, 32, settings)).slots >= requests
 
 
 def test_the_search_finds_the_same_size_on_a_noisy_machine(
@@ -90,5 +90,5 @@ def test_the_search_finds_the_same_size_on_a_noisy_machine(
         return (0.002 + 0.0005 * rows) * slow
 
     monkeypatch.setattr(room, "_seconds", seconds)
-    found = Counter(survey(gaussian, 0, Settings()).batch_size for _ in range(50))
+    found = Counter(finish(survey(gaussian, 0, Settings())).batch_size for _ in range(50))
     assert max(found) <= 2 * min(found), found

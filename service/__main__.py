@@ -154,7 +154,7 @@ def _settings() -> Settings:
     """Read the operator's settings; on mistakes, print a line for each and exit."""
     try:
         settings = Settings.from_command_line()
-        settings.resolve_device()
+        settings.resolve_devices()
         if not find_files(settings.models):
             raise ValueError(f"no models in {settings.models}: {_why_none(settings.models)}")
         most = room_for(settings.max_connections)

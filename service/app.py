@@ -16,6 +16,7 @@ from service.api import info, openapi, routes
 from service.api.middleware import ApiKeys, Gate, RequestContext, problem_response
 from service.api.web import add_docs, add_page
 from service.engine.engine import RunLoop
+from service.engine.router import Remote
 from service.errors import (
     InternalError,
     InvalidRequest,
@@ -45,6 +46,7 @@ def create_app(
     announce: Callable[[Sequence[str]], None] | None = None,
     run_loop: RunLoop | None = None,
     fail: Callable[[Problem], None] | None = None,
+    remote: Remote | None = None,
 ) -> FastAPI:
     """Create the service without starting it.
 
@@ -56,9 +58,10 @@ def create_app(
         announce: called once, in a worker thread, with the models' names when they are ready.
         run_loop: runs the engine's loop; see `Engine`.
         fail: called once, in a worker thread, with the problem if the service cannot start.
+        remote: engines of other processes, which take parts of large requests.
     """
     metrics = Metrics()
-    backend = Backend(settings, metrics, run_loop)
+    backend = Backend(settings, metrics, run_loop, remote)
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:

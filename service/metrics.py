@@ -26,6 +26,7 @@ class Metrics:
 
     def __init__(self) -> None:
         self.registry = registry = CollectorRegistry()
+        self._rows: dict[object, tuple[int, int]] = {}  # running and waiting, by engine
         self.requests = Counter(
             "noneq_requests_total",
             "Requests answered.",
@@ -95,6 +96,12 @@ class Metrics:
         self.queue_cost_limit = Gauge(
             "noneq_queue_cost_limit", "Limit of noneq_queue_cost; beyond it 503.", registry=registry
         )
+        self.owed_seconds = Gauge(
+            "noneq_owed_seconds",
+            "Seconds of work that noneq_queue_cost is, in full batches at the measured rates; of "
+            "several devices the mean.",
+            registry=registry,
+        )
         self.queue_bytes = Gauge(
             "noneq_queue_bytes",
             "Bytes of bodies being read and of accepted requests' data and answers.",
@@ -112,10 +119,12 @@ class Metrics:
             registry=registry,
         )
 
-    def rows(self, running: int, waiting: int) -> None:
-        """Set the current numbers of rows."""
-        self.rows_running.set(running)
-        self.rows_waiting.set(waiting)
+    def rows(self, running: int, waiting: int, engine: object = None) -> None:
+        """Set an engine's current numbers of rows."""
+        self._rows[engine] = running, waiting
+        totals = [sum(numbers) for numbers in zip(*list(self._rows.values()), strict=True)]
+        self.rows_running.set(totals[0])
+        self.rows_waiting.set(totals[1])
 
     def batch(self, model: str, evaluations: int, fill: float, *, systems: bool = False) -> None:
         """Count a batch: its evaluations, and its fill (rows over the batch size)."""
@@ -144,6 +153,10 @@ class Metrics:
         """Read the queue's cost from `owed`; its limit is fixed."""
         self.queue_cost.set_function(owed)
         self.queue_cost_limit.set(limit)
+
+    def watch_owed(self, seconds: Callable[[], float]) -> None:
+        """Read the seconds of work that a device owes from `seconds`."""
+        self.owed_seconds.set_function(seconds)
 
     def watch_room(self, held: Callable[[], int], limit: int) -> None:
         """Read the bytes of requests in progress from `held`; their limit is fixed."""

@@ -49,8 +49,9 @@ class Settings(BaseSettings):
     )
     device: str = Field(
         "auto",
-        pattern=r"^(auto|cpu|cuda(:\d+)?)$",
-        description="cpu, cuda, cuda:N, or auto: CUDA where there is one.",
+        pattern=r"^(auto|cpu(,cpu)*|cuda(:\d+)?(,cuda:\d+)*)$",
+        description="cpu, cuda, cuda:N, or auto: CUDA where there is one. Several, separated by "
+        "commas, get an engine each: cuda:0,cuda:1.",
     )
     threads: int = Field(
         0,
@@ -245,25 +246,29 @@ class Settings(BaseSettings):
         """`root_path` without a trailing slash."""
         return self.root_path.rstrip("/")
 
-    def resolve_device(self) -> str:
-        """Return `device` with "auto" resolved.
+    def resolve_devices(self) -> list[str]:
+        """Return the names in `device`, with "auto" resolved.
 
         Raises:
-            ValueError: a CUDA device was requested, but PyTorch finds none.
+            ValueError: a CUDA device was requested that PyTorch does not find, or one twice.
         """
         import torch  # here, so that reading settings (or their --help) costs no torch import
 
         if self.device == "auto":
-            return "cuda" if torch.cuda.is_available() else "cpu"
-        if self.device.startswith("cuda"):
-            index = int(self.device.partition(":")[2] or 0)
-            count = torch.cuda.device_count()
-            if index >= count:
-                raise ValueError(
-                    f"NONEQ_DEVICE={self.device}, but PyTorch sees {count} CUDA devices: "
-                    "use cpu or auto, or install a CUDA build of PyTorch and its driver"
-                )
-        return self.device
+            return ["cuda" if torch.cuda.is_available() else "cpu"]
+        names = self.device.split(",")
+        if names[0] == "cpu":
+            return names
+        indices = [int(name.partition(":")[2] or 0) for name in names]
+        count = torch.cuda.device_count()
+        if max(indices) >= count:
+            raise ValueError(
+                f"NONEQ_DEVICE={self.device}, but PyTorch sees {count} CUDA devices: "
+                "use cpu or auto, or install a CUDA build of PyTorch and its driver"
+            )
+        if len(set(indices)) < len(indices):
+            raise ValueError(f"NONEQ_DEVICE={self.device} names a device twice: name each once")
+        return names
 
 
 def check_names(names: Iterable[str]) -> None:

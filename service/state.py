@@ -6,14 +6,18 @@ opening -> ready -> draining;    opening -> failed, if nothing can be served
 import asyncio
 import logging
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from copy import deepcopy
 from functools import partial
 from typing import final
 
+import torch
 from starlette.requests import Request
 
+from diffusion.model import DiffusionModel
 from service.catalogue import Catalogue, Refused, Served, load_folder
 from service.engine.engine import Engine, RunLoop
+from service.engine.router import Remote, Router
 from service.errors import Draining, EngineDead, InvalidRequest, NotReady, Problem, UnknownModel
 from service.memory import fit, give_back, give_back_when_idle, memory_used
 from service.metrics import Metrics
@@ -32,18 +36,23 @@ class Backend:
         settings: the folder, the device, the limits.
         metrics: the metrics that the engine updates.
         run_loop: runs the engine's loop; see `Engine`.
+        remote: engines of other processes, which take parts of large requests.
 
     Attributes:
         decoding: held while a body is decoded.
     """
 
     def __init__(
-        self, settings: Settings, metrics: Metrics, run_loop: RunLoop | None = None
+        self,
+        settings: Settings,
+        metrics: Metrics,
+        run_loop: RunLoop | None = None,
+        remote: Remote | None = None,
     ) -> None:
         self.settings, self.metrics = fit(settings), metrics
-        self._run_loop = run_loop
+        self._run_loop, self._remote = run_loop, remote
         self._catalogue = Catalogue()
-        self._engine: Engine | None = None
+        self._engine: Engine | Router | None = None
         self._opened = threading.Event()
         self._failure: str | None = None
         self._closing = False
@@ -63,13 +72,14 @@ class Backend:
         """
         try:
             settings = self.settings
-            device = settings.resolve_device()
-            catalogue = load_folder(settings.models, device, settings.default_model)
+            devices = settings.resolve_devices()
+            catalogue = load_folder(settings.models, devices[0], settings.default_model)
             self._catalogue = catalogue
-            self.metrics.watch_memory(device, lambda: memory_used(device))
+            for device in dict.fromkeys(devices):
+                self.metrics.watch_memory(device, partial(memory_used, device))
             if catalogue.served:
                 models = {name: served.model for name, served in catalogue.served.items()}
-                self._engine = Engine(models, settings, self.metrics, self._run_loop)
+                self._engine = self._engines(models, devices)
                 self._engine.warm()
                 give_back()  # trials at start need more memory than serving
                 keeper = partial(give_back_when_idle, self._work_done, self._ended)
@@ -83,6 +93,28 @@ class Backend:
             announce(list(self.catalogue.served))
         if problem is not None and fail is not None and not self._closing:
             fail(problem)
+
+    def _engines(
+        self, models: Mapping[str, DiffusionModel], devices: Sequence[str]
+    ) -> Engine | Router:
+        """The engine, or one for each device, which share the limits of memory and threads."""
+        count, settings = len(devices), self.settings
+        if count == 1 and self._remote is None:
+            return Engine(models, settings, self.metrics, self._run_loop)
+        threads = settings.threads or torch.get_num_threads()
+        shares = {"max_queue_bytes": settings.max_queue_bytes // count}
+        if devices[0] == "cpu":
+            shares["threads"] = max(1, threads // count)
+        share = settings.model_copy(update=shares)
+        engines = [Engine(models, share, self.metrics, self._run_loop)]
+        for device in devices[1:]:
+            copies = {name: deepcopy(model).to(device) for name, model in models.items()}
+            engines.append(Engine(copies, share, self.metrics))
+        router = Router(engines, devices, self._remote)
+        self.metrics.watch_queue(lambda: router.pending, count * settings.max_queue_cost)
+        self.metrics.watch_room(lambda: router.held, count * share.max_queue_bytes)
+        self.metrics.watch_owed(lambda: router.owed)
+        return router
 
     def close(self) -> None:
         """Refuse new requests, finish accepted ones, and stop; blocks.
@@ -116,7 +148,7 @@ class Backend:
         return Catalogue(served, (*found.refused, *refused), default, found.classifiers)
 
     @property
-    def engine(self) -> Engine:
+    def engine(self) -> Engine | Router:
         """The engine, once `check` has passed."""
         if self._engine is None:
             raise NotReady("There is no engine: no model is served.")

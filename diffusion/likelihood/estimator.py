@@ -15,8 +15,8 @@ which a profile predicts; strata of equal importance minimise it.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Literal, final
+from dataclasses import dataclass, replace
+from typing import Literal, Self, final
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field
@@ -66,6 +66,10 @@ class Steps:
     def nbytes(self) -> int:
         """Bytes of host memory."""
         return self.t.nbytes + self.s.nbytes + self.draw.nbytes
+
+    def rows(self, index: slice) -> Self:
+        """Select examples."""
+        return replace(self, t=self.t[index], s=self.s[index], draw=self.draw[index])
 
     def at(self, row: Tensor, unit: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Return t, s and the noise's step of terms, int64 [B] each."""

@@ -158,7 +158,12 @@ def evaluate(
 
 
 def weigh(
-    model: DiffusionModel, x_0: Tensor, trajectories: Trajectories, seed: int, values: Tensor
+    model: DiffusionModel,
+    x_0: Tensor,
+    trajectories: Trajectories,
+    seed: int,
+    values: Tensor,
+    first: int = 0,
 ) -> BoundResult:
     """Combine the terms of each example's trajectories into its bound.
 
@@ -174,11 +179,13 @@ def weigh(
         trajectories: the trajectories of `values`.
         seed: of the noise.
         values: [N * each, T], nats, from `evaluate`.
+        first: the number of the first example under the seed.
     """
     prior = torch.empty(len(values), dtype=torch.float64)
     for row in torch.arange(len(values)).split(_ROWS):
-        noise = trajectories.noise(seed, row.to(x_0.device))
-        prior[row] = _prior_part(model, x_0[noise.row].double(), noise).cpu()
+        number = row.to(x_0.device) + first * trajectories.each
+        noise = trajectories.noise(seed, number)
+        prior[row] = _prior_part(model, x_0[noise.row - first].double(), noise).cpu()
     prior, values = prior.view(-1, trajectories.each), values.double()
     parts = values.view(*prior.shape, trajectories.T)
     steps, last = parts[:, :, 1:].sum(2), parts[:, :, 0]

@@ -24,6 +24,7 @@ from typing_extensions import override
 from service.codecs.json import BINARY, content_coding, media_type
 from service.engine.engine import Engine
 from service.engine.results import Hold
+from service.engine.router import Router
 from service.errors import BodyTimeout, BodyTooLarge, DeadlineExceeded, InvalidRequest
 from service.settings import Settings
 
@@ -59,7 +60,7 @@ def find_deadline(given: Iterable[str], longest: float) -> float | None:
 
 @asynccontextmanager
 async def body_of(
-    request: Request, engine: Engine, settings: Settings, deadline: float | None
+    request: Request, engine: Engine | Router, settings: Settings, deadline: float | None
 ) -> AsyncIterator[bytes]:
     """Read the request's body, reserving its bytes until the block ends.
 

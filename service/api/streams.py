@@ -23,6 +23,7 @@ from service.api.middleware import problem_document, unforeseen
 from service.codecs.json import EVENTS, JSON, PNG, media_parameter, to_json
 from service.engine.engine import Engine
 from service.engine.results import Hold, JobResult, Ticket
+from service.engine.router import Router
 from service.errors import NotAcceptable, Problem
 from service.handlers.base import Work
 from service.schemas.responses import Progress
@@ -118,7 +119,7 @@ class EventStream(Response):
         self,
         work: Work[Any],
         ticket: Ticket[Any],
-        engine: Engine,
+        engine: Engine | Router,
         hold: Hold,
         seconds: float,
         previews: int = 0,

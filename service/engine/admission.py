@@ -74,6 +74,7 @@ class Backlog:
 
     Attributes:
         pending: network evaluations accepted and not yet done.
+        by_lane: the same, by lane.
         held: bytes of bodies being read, of accepted jobs and of answers on their way.
     """
 
@@ -81,10 +82,16 @@ class Backlog:
         self.pending = self.held = 0
         self._waiting: defaultdict[Lane, Counter[Load]] = defaultdict(Counter)
         self._running: defaultdict[Lane, dict[int, ActiveJob]] = defaultdict(dict)
+        self.by_lane: Counter[Lane] = Counter()
         self._size = 0
 
     def __len__(self) -> int:
         return self._size
+
+    def complete(self, lane: Lane, evaluations: int) -> None:
+        """Count evaluations of a lane as done, or as not wanted any more."""
+        self.pending -= evaluations
+        self.by_lane[lane] -= evaluations
 
     def add(self, record: ActiveJob) -> None:
         """Count a new job as waiting."""
@@ -94,6 +101,7 @@ class Backlog:
         self._waiting[record.job.lane][record.job.shape.load] += 1
         self._size += 1
         self.pending += record.job.cost
+        self.by_lane[record.job.lane] += record.job.cost
 
     def start(self, record: ActiveJob) -> None:
         """Move it from waiting to running."""
@@ -113,7 +121,7 @@ class Backlog:
         if not self._running[lane]:
             del self._running[lane]
         self._size -= 1
-        self.pending -= unspent
+        self.complete(lane, unspent)
 
     def loads(self) -> dict[Lane, Loads]:
         """What is left of all, by lane; only of lanes that have some."""

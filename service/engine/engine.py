@@ -101,6 +101,7 @@ class Engine:
             self._metrics.serve(name)
         self._metrics.watch_queue(lambda: self._queue.pending, settings.max_queue_cost)
         self._metrics.watch_room(lambda: self._queue.held, settings.max_queue_bytes)
+        self._metrics.watch_owed(lambda: self._queue.owed)
         self._jobs: dict[int, ActiveJob] = {}  # the engine thread's own: polled, not ended
         self._travelling: Collected | None = None  # the results of the batch before
         self._run_loop = run_loop or _in_own_thread
@@ -129,6 +130,11 @@ class Engine:
     def pending(self) -> int:
         """Network evaluations accepted and not yet done."""
         return self._queue.pending
+
+    @property
+    def owed(self) -> float:
+        """Seconds of work that the pending evaluations are, in full batches."""
+        return self._queue.owed
 
     @property
     def held(self) -> int:
@@ -222,6 +228,15 @@ class Engine:
             raise NotReady("The engine has not been started.")
         return self._queue.accept(job, size, deadline, background=background)
 
+    def parts_of(self, job: Job[Any], seconds: float) -> int:
+        """Into how many parts a job may be split that each fill batches for so many seconds."""
+        throughput = self._throughput.get(job.lane)
+        if throughput is None:
+            return 1
+        rows = max(1, throughput.batch_size // job.shape.width)
+        full = job.shape.rows // max(rows, job.each)
+        return max(1, min(full, int(job.cost * throughput.evaluation / seconds)))
+
     def _unknown(self, job: Job[Any]) -> Problem:
         name, served = job.model, self._models.names
         if name in served:
@@ -290,7 +305,7 @@ class Engine:
         for key, problem in self._queue.overdue().items():
             self._end(key, problem)
         self._answer_previews()
-        self._metrics.rows(self._scheduler.rows_running, self._scheduler.rows_waiting)
+        self._count_rows()
         return True
 
     def _open(self, record: ActiveJob) -> None:
@@ -347,7 +362,7 @@ class Engine:
         seconds = runner.timer.seconds(batch.num_steps, time.monotonic() - begun)
         self._scheduler.retire(batch, seconds)
         if not batch.background:
-            self._queue.complete(batch.evaluations)
+            self._queue.complete(batch.lane, batch.evaluations)
         self._loader.charge(time.monotonic() - begun)
         model, systems, _ = batch.lane
         fill = min(1.0, batch.network_rows / runner.batch_size)
@@ -355,7 +370,7 @@ class Engine:
         self._metrics.pad(model, max(0, runner.pad_to - len(batch)) * batch.num_steps)
         for record in self._live(batch.shares):
             record.ticket.done += batch.shares[record.key]
-        self._metrics.rows(self._scheduler.rows_running, self._scheduler.rows_waiting)
+        self._count_rows()
         self._send(runner, batch)
         # What callers wait for is the whole turn, with what surrounds its network calls.
         throughput.measure(batch, max(seconds, time.monotonic() - begun))
@@ -459,6 +474,10 @@ class Engine:
         left = self._scheduler.remove(key)
         self._models.runners[record.job.lane].close(key)
         self._queue.end(record, left, outcome)
+
+    def _count_rows(self) -> None:
+        scheduler = self._scheduler
+        self._metrics.rows(scheduler.rows_running, scheduler.rows_waiting, self)
 
     def _live(self, keys: Iterable[int]) -> list[ActiveJob]:
         return [self._jobs[key] for key in keys if key in self._jobs]

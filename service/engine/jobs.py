@@ -9,10 +9,11 @@ import math
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any, Generic, final
+from typing import Any, Generic, Self, final
 
+import torch
 from torch import Tensor
 from typing_extensions import override
 
@@ -25,13 +26,13 @@ from diffusion.posterior.smc import SMCKernel
 from diffusion.samplers import Plan
 from diffusion.space import Convention
 from service.engine.results import (
+    EngineTicket,
     Frames,
     JobStats,
     LoglikResult,
     PosteriorResult,
     Result_co,
     SampleResult,
-    Ticket,
 )
 from service.engine.scheduling.batch import JobShape, Lane, Load
 
@@ -46,6 +47,16 @@ class Job(ABC, Generic[Result_co]):
 
     model: str
     version: int
+
+    @property
+    def each(self) -> int:
+        """Rows that stay together, as they are of one example; 1 where any may be apart."""
+        return 1
+
+    @property
+    def movable(self) -> bool:
+        """Whether another device may do it, or a part of it."""
+        return True
 
     @property
     @abstractmethod
@@ -64,6 +75,13 @@ class Job(ABC, Generic[Result_co]):
     @abstractmethod
     def size(self, model: DiffusionModel) -> int:
         """Bytes of host memory that it holds from acceptance to its end."""
+
+    @abstractmethod
+    def part(self, first: int, last: int) -> Self:
+        """Rows first..last - 1 of it, multiples of `each`, with the noise that they have in it.
+
+        So the parts' results, joined (`JobResult.joined`), are the result of the whole.
+        """
 
     @property
     def cost(self) -> int:
@@ -104,6 +122,7 @@ class SampleJob(Job[SampleResult]):
         frames: which of their states are kept; None for none.
         answer_bytes: of what its caller will write of these states.
         version: of the model.
+        first: the number of its first row under the seed, where it is a part of another job.
     """
 
     model: str
@@ -115,6 +134,19 @@ class SampleJob(Job[SampleResult]):
     frames: Frames | None = None
     answer_bytes: int = 0
     version: int = 0
+    first: int = 0
+
+    @override
+    def part(self, first: int, last: int) -> Self:
+        of = slice(first, last)
+        return replace(
+            self,
+            rows=last - first,
+            start=None if self.start is None else self.start[of],
+            observation=None if self.observation is None else self.observation.rows(of),
+            answer_bytes=self.answer_bytes * (last - first) // self.rows,
+            first=self.first + first,
+        )
 
     @override
     def check(self, model: DiffusionModel) -> None:
@@ -173,6 +205,7 @@ class BoundJob(Job[LoglikResult]):
             log p(x_0 | y).
         answer_bytes: of what its caller will write of the terms.
         version: of the model.
+        first: the number of its first example under the seed, where it is a part of another job.
     """
 
     model: str
@@ -183,6 +216,19 @@ class BoundJob(Job[LoglikResult]):
     observation: Observation | None = None
     answer_bytes: int = 0
     version: int = 0
+    first: int = 0
+
+    @override
+    def part(self, first: int, last: int) -> Self:
+        of = slice(first // self.each, last // self.each)
+        return replace(
+            self,
+            x_0=self.x_0[of],
+            steps=self.steps if isinstance(self.steps, Trajectories) else self.steps.rows(of),
+            observation=None if self.observation is None else self.observation.rows(of),
+            answer_bytes=self.answer_bytes * (last - first) // self.rows,
+            first=self.first + of.start,
+        )
 
     @override
     def check(self, model: DiffusionModel) -> None:
@@ -204,6 +250,7 @@ class BoundJob(Job[LoglikResult]):
                 )
 
     @property
+    @override
     def each(self) -> int:
         """Rows per example: row i is of example i // each."""
         return self.steps.each if isinstance(self.steps, Trajectories) else 1
@@ -245,21 +292,41 @@ class SMCJob(Job[PosteriorResult]):
         seed: of the noise, 0..2^63 - 1.
         kernel: what the systems do.
         observation: what was seen, [N, *seen].
-        each: systems of an example.
+        repeats: systems of an example: system i is of example i // repeats.
         costs: network evaluations of each system by every position but its last; see `of`.
         factors: what else p(x_0) is multiplied by, each of N examples; their networks are on the
             model's device, and a method's `resolve` has checked them.
         version: of the model.
+        first: the number of its first system under the seed, where it is a part of another job.
     """
 
     model: str
     seed: int
     kernel: SMCKernel
     observation: Observation
-    each: int
+    repeats: int
     costs: tuple[int, ...]
     factors: tuple[Factor, ...] = ()
     version: int = 0
+    first: int = 0
+
+    @property
+    @override
+    def movable(self) -> bool:
+        """Whether it has no networks of its own, which are on one device."""
+        return not self.factors
+
+    @override
+    def part(self, first: int, last: int) -> Self:
+        number = torch.arange(first, last)
+        return replace(
+            self,
+            observation=self.observation.rows(number // self.repeats),
+            repeats=1,
+            costs=self.costs[first:last],
+            factors=tuple(factor.rows(number // self.repeats) for factor in self.factors),
+            first=self.first + first,
+        )
 
     @classmethod
     def of(
@@ -269,15 +336,15 @@ class SMCJob(Job[PosteriorResult]):
         seed: int,
         kernel: SMCKernel,
         observation: Observation,
-        each: int,
+        repeats: int,
         factors: Sequence[Factor] = (),
         version: int = 0,
     ) -> "SMCJob":
         """The job, with what it costs worked out."""
         others = kernel.particles * sum(factor.evaluations for factor in factors)
-        spent = (kernel.evaluations(model, observation.count) + others).repeat_interleave(each)
+        spent = (kernel.evaluations(model, observation.count) + others).repeat_interleave(repeats)
         costs = tuple(spent.tolist())
-        return cls(name, seed, kernel, observation, each, costs, tuple(factors), version)
+        return cls(name, seed, kernel, observation, repeats, costs, tuple(factors), version)
 
     @override
     def check(self, model: DiffusionModel) -> None:
@@ -289,7 +356,7 @@ class SMCJob(Job[PosteriorResult]):
     @property
     def rows(self) -> int:
         """How many systems."""
-        return len(self.observation) * self.each
+        return len(self.observation) * self.repeats
 
     @property
     def positions(self) -> int:
@@ -342,7 +409,7 @@ class ActiveJob:
 
     key: int
     job: Job[Any]
-    ticket: Ticket[Any]
+    ticket: EngineTicket[Any]
     rows_left: int
     accepted: float
     size: int

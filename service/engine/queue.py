@@ -22,12 +22,12 @@ from service.engine.faults import describe
 from service.engine.jobs import ActiveJob, Job
 from service.engine.loading import LoadRequest, RetireRequest
 from service.engine.results import (
+    EngineTicket,
     Hold,
     JobPreview,
     JobResult,
     PreviewRequest,
     Result_co,
-    Ticket,
 )
 from service.engine.scheduling.batch import Lane, ModelVersion
 from service.engine.scheduling.latency import Throughput
@@ -63,6 +63,7 @@ class RequestQueue:
     def __init__(self, throughput: Mapping[Lane, Throughput], settings: Settings) -> None:
         self.accepted = 0
         self._wake = threading.Condition()  # and the lock of everything here
+        self._throughput = throughput
         self._admission = Admission(throughput, settings)
         self._backlog = self._admission.backlog
         self._deadlines: list[tuple[float, int]] = []  # a heap; some are of jobs that have ended
@@ -99,6 +100,13 @@ class RequestQueue:
             return self._admission.seconds_until(1.0)
 
     @property
+    def owed(self) -> float:
+        """Seconds of work that the pending evaluations are, in full batches."""
+        with self._wake:
+            lanes = list(self._backlog.by_lane.items())
+        return sum(count * self._throughput[lane].evaluation for lane, count in lanes if count)
+
+    @property
     def held(self) -> int:
         """Bytes of bodies being read and of accepted jobs."""
         with self._wake:
@@ -129,7 +137,7 @@ class RequestQueue:
         deadline: float | None = None,
         *,
         background: bool = False,
-    ) -> Ticket[Result_co]:
+    ) -> EngineTicket[Result_co]:
         """Take a job in, which holds `size` bytes until its end; raises as `Engine.submit` does."""
         size += REQUEST_OVERHEAD
         with self._wake:
@@ -137,7 +145,7 @@ class RequestQueue:
             self._check_version(job)
             self._admission.check_job(job, size, deadline, background)
             key = self.accepted
-            ticket: Ticket[Result_co] = Ticket(
+            ticket: EngineTicket[Result_co] = EngineTicket(
                 job.cost,
                 Future(),
                 partial(self._preview, key),
@@ -230,10 +238,10 @@ class RequestQueue:
             previews, self._previews = self._previews, []
             return previews
 
-    def complete(self, evaluations: int) -> None:
-        """Subtract `evaluations` from the pending ones."""
+    def complete(self, lane: Lane, evaluations: int) -> None:
+        """Subtract `evaluations` from the lane's pending ones."""
         with self._wake:
-            self._backlog.pending -= evaluations
+            self._backlog.complete(lane, evaluations)
 
     def start(self, record: ActiveJob, now: float) -> float:
         """Count a job as running from `now`, its first batch; return the seconds it waited."""

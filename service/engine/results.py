@@ -5,13 +5,15 @@ caller asks. The engine's thread first receives the results that are still trave
 snapshot on the device without waiting for it; the caller copies that to the host.
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass
-from typing import Generic, Literal, NamedTuple, TypeVar, final
+from dataclasses import dataclass, fields
+from typing import Generic, Literal, NamedTuple, Self, TypeVar, final
 
 import torch
 from torch import Tensor
+from typing_extensions import override
 
 from diffusion.likelihood.bound import BoundResult
 from diffusion.posterior.smc import SMCResult
@@ -65,6 +67,12 @@ class FrameStates:
         """Zeros, for chains that have not begun."""
         x = torch.zeros(len(frames.positions), rows, *event)
         return cls(frames, x, torch.zeros_like(x))
+
+    @classmethod
+    def joined(cls, parts: Sequence[Self]) -> Self:
+        """The frames of a job's parts, in order, as those of its rows."""
+        x, x_0 = (torch.cat(each, 1) for each in zip(*((p.x, p.x_0) for p in parts), strict=True))
+        return cls(parts[0].frames, x, x_0)
 
     def keep(self, rows: FrameRows, states: Tensor) -> None:
         """Write the states of some rows, [len(rows), *event]."""
@@ -143,12 +151,29 @@ class JobStats:
     network_evaluations: int
     batch_invariant: bool
 
+    @classmethod
+    def joined(cls, parts: Sequence[Self]) -> Self:
+        """What parts of a job took that began at the same time."""
+        waited = min(part.queue_seconds for part in parts)
+        ended = max(part.queue_seconds + part.compute_seconds for part in parts)
+        return cls(
+            queue_seconds=waited,
+            compute_seconds=ended - waited,
+            network_evaluations=sum(part.network_evaluations for part in parts),
+            batch_invariant=all(part.batch_invariant for part in parts),
+        )
+
 
 @dataclass(frozen=True, kw_only=True)
-class JobResult:
+class JobResult(ABC):
     """What a job's caller gets when it has been done; `stats` is what it took."""
 
     stats: JobStats
+
+    @classmethod
+    @abstractmethod
+    def joined(cls, parts: Sequence[Self]) -> Self:
+        """The result of a job from those of its parts (`Job.part`), in order."""
 
 
 @final
@@ -163,6 +188,16 @@ class SampleResult(JobResult):
 
     samples: Tensor
     frame_states: FrameStates | None = None
+
+    @classmethod
+    @override
+    def joined(cls, parts: Sequence[Self]) -> Self:
+        frames = [part.frame_states for part in parts if part.frame_states is not None]
+        return cls(
+            samples=torch.cat([part.samples for part in parts]),
+            frame_states=FrameStates.joined(frames) if frames else None,
+            stats=JobStats.joined([part.stats for part in parts]),
+        )
 
 
 @final
@@ -183,6 +218,19 @@ class LoglikResult(JobResult):
     values: Tensor
     columns: Tensor | None = None
 
+    @classmethod
+    @override
+    def joined(cls, parts: Sequence[Self]) -> Self:
+        names = [field.name for field in fields(BoundResult)]
+        each = [[getattr(part.bound, name) for part in parts] for name in names]
+        columns = [part.columns for part in parts if part.columns is not None]
+        return cls(
+            bound=BoundResult(*map(torch.cat, each)),
+            values=torch.cat([part.values for part in parts]),
+            columns=torch.cat(columns) if columns else None,
+            stats=JobStats.joined([part.stats for part in parts]),
+        )
+
 
 @final
 @dataclass(frozen=True, kw_only=True)
@@ -190,6 +238,14 @@ class PosteriorResult(JobResult):
     """`result`: what the systems found, on the CPU, in the order of their numbers."""
 
     result: SMCResult
+
+    @classmethod
+    @override
+    def joined(cls, parts: Sequence[Self]) -> Self:
+        return cls(
+            result=SMCResult.joined([part.result for part in parts]),
+            stats=JobStats.joined([part.stats for part in parts]),
+        )
 
     @property
     def samples(self) -> Tensor:
@@ -227,30 +283,42 @@ class Hold:
         return self._size
 
 
-@final
-class Ticket(Generic[Result_co]):
+class Ticket(ABC, Generic[Result_co]):
     """An accepted job.
+
+    Args:
+        cost: its network evaluations.
+        future: see below.
 
     Attributes:
         cost: its network evaluations.
-        done: those made so far.
-        queue_seconds: from acceptance to the first network call with a row of it; None until then.
         future: its result, or the `service.errors.Problem` that ended it. Cancelling the future
             (also through `asyncio.wrap_future`) is cancelling the job.
     """
 
-    def __init__(
-        self,
-        cost: int,
-        future: "Future[Result_co]",
-        preview: "Callable[[int], Future[JobPreview | None]]",
-        hold_bytes: Callable[[], Hold],
-    ) -> None:
-        self.cost = cost
-        self.done = 0
-        self.queue_seconds: float | None = None
-        self.future = future
-        self._preview, self._hold_bytes = preview, hold_bytes
+    def __init__(self, cost: int, future: "Future[Result_co]") -> None:
+        self.cost, self.future = cost, future
+
+    @property
+    @abstractmethod
+    def done(self) -> int:
+        """Network evaluations made so far."""
+
+    @property
+    @abstractmethod
+    def queue_seconds(self) -> float | None:
+        """From acceptance to the first network call with a row of it; None until then."""
+
+    @abstractmethod
+    def preview(self, rows: int) -> "Future[JobPreview | None]":
+        """Ask for its first `rows` rows as they are; None where it has ended or draws none."""
+
+    @abstractmethod
+    def hold_bytes(self) -> Hold:
+        """From now on the caller, not the job, frees the job's bytes.
+
+        Call `release` when the answer has been sent.
+        """
 
     def cancel(self) -> bool:
         """Cancel the job: its rows leave at the next batch. False when it has already ended."""
@@ -260,17 +328,32 @@ class Ticket(Generic[Result_co]):
         """Wait for the result; raises the problem that ended the job."""
         return self.future.result(timeout)
 
-    def preview(self, rows: int) -> "Future[JobPreview | None]":
-        """Ask for its first `rows` rows as they are; None where it has ended or draws none."""
-        return self._preview(rows)
-
-    def hold_bytes(self) -> Hold:
-        """From now on the caller, not the job, frees the job's bytes.
-
-        Call `release` when the answer has been sent.
-        """
-        return self._hold_bytes()
-
     def on_cancel(self, act: Callable[[], None]) -> None:
         """Call `act` (in the canceller's thread) should the job be cancelled."""
         self.future.add_done_callback(lambda future: act() if future.cancelled() else None)
+
+
+@final
+class EngineTicket(Ticket[Result_co]):
+    """The ticket of a job that one engine does."""
+
+    done: int = 0
+    queue_seconds: float | None = None
+
+    def __init__(
+        self,
+        cost: int,
+        future: "Future[Result_co]",
+        preview: "Callable[[int], Future[JobPreview | None]]",
+        hold_bytes: Callable[[], Hold],
+    ) -> None:
+        super().__init__(cost, future)
+        self._preview, self._hold_bytes = preview, hold_bytes
+
+    @override
+    def preview(self, rows: int) -> "Future[JobPreview | None]":
+        return self._preview(rows)
+
+    @override
+    def hold_bytes(self) -> Hold:
+        return self._hold_bytes()

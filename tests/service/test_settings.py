@@ -106,10 +106,14 @@ def test_a_root_path_is_a_path(given: str) -> None:
 
 
 def test_devices() -> None:
-    assert Settings(device="cpu").resolve_device() == "cpu"
-    assert Settings(device="auto").resolve_device() in ("cpu", "cuda")
+    assert Settings(device="cpu").resolve_devices() == ["cpu"]
+    assert Settings(device="auto").resolve_devices() in (["cpu"], ["cuda"])
     with pytest.raises(ValueError, match="PyTorch sees"):
-        Settings(device="cuda:999").resolve_device()
+        Settings(device="cuda:999").resolve_devices()
+    assert Settings(device="cpu,cpu").resolve_devices() == ["cpu", "cpu"]
+    for mixed in ("cpu,cuda", "cuda:0,cpu", "auto,cpu", "cuda,cuda"):
+        with pytest.raises(ValidationError, match="device"):
+            Settings(device=mixed)
 
 
 def test_compose_passes_every_setting_on() -> None:

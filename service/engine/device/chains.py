@@ -32,7 +32,7 @@ class ChainBatch:
     Attributes:
         slots: int64 [B], where their state is.
         seed: int64 [B].
-        row: int64 [B], which chain of its job.
+        row: int64 [B], which chain under the seed.
         update: their steps: one [B], or k in turn [k, B].
         observed: whether something was seen of one of them.
     """
@@ -107,7 +107,7 @@ class Chains:
         steps = torch.arange(num_steps)[:, None]
         for key, group in groups:
             (job, _), positions = self._jobs[key], [entry.position for entry in group]
-            rows += [(entry.slot, job.seed, entry.row) for entry in group]
+            rows += [(entry.slot, job.seed, job.first + entry.row) for entry in group]
             own += [job.plan.own] * len(group)
             observed |= job.observation is not None
             alike = share and len(groups) == 1 and num_steps > 1 and len(set(positions)) == 1
@@ -189,7 +189,8 @@ class Chains:
             if not finite and entry.key in self._jobs:
                 plan = self._jobs[entry.key][0].plan
                 t = int(plan.t[entry.position + batch.num_steps - 1])
-                found[entry.key] = f"sample {entry.row} became NaN or infinite by step t = {t}"
+                row = self._jobs[entry.key][0].first + entry.row
+                found[entry.key] = f"sample {row} became NaN or infinite by step t = {t}"
         return found
 
     def result(self, key: int, stats: JobStats) -> SampleResult:
@@ -214,5 +215,6 @@ class Chains:
             seen = job.observation.rows(rows).each(lambda part: upload(part, device))
         if job.start is not None:
             return upload(job.start[rows], device), seen
-        noise = counter_noise(job.seed, upload(rows, device), self._model.T + 1, Stream.CHAIN)
+        number = upload(rows + job.first, device)
+        noise = counter_noise(job.seed, number, self._model.T + 1, Stream.CHAIN)
         return begin(self._model, noise, seen, len(rows)), seen

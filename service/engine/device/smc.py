@@ -92,13 +92,13 @@ class SMCRunner(Runner[SMCJob]):
         """`count` systems of a job from number `first` on, at x_T."""
         job, device = self._open[key].job, self.model.device
         number = torch.arange(first, first + count)
-        example = number // job.each
+        example = number // job.repeats
 
         def there(part: Tensor) -> Tensor:
             return upload(part, device)
 
         seen = job.observation.rows(example).each(there)
-        systems = job.kernel.begin(self.model, seen, job.seed, there(number))
+        systems = job.kernel.begin(self.model, seen, job.seed, there(number + job.first))
         return systems.multiplied([factor.rows(example).each(there) for factor in job.factors])
 
     @override
@@ -131,7 +131,9 @@ class SMCRunner(Runner[SMCJob]):
             if not finite and entry.key in self._open:
                 job = self._open[entry.key].job
                 step = f"step {entry.position + batch.num_steps} of {job.positions}"
-                what = f"the particles of example {entry.row // job.each} became NaN or infinite by"
+                what = (
+                    f"the particles of example {entry.row // job.repeats} became NaN or infinite by"
+                )
                 return {entry.key: f"{what} {step}"}
         return {}
 

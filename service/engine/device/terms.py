@@ -163,7 +163,7 @@ class Terms:
             job, _ = self._jobs[key]
             told |= job.observation is not None
             row, slot, position = torch.tensor([entry[1:] for entry in entries_of_job]).unbind(1)
-            example, seed = row // job.each, torch.full_like(row, job.seed)
+            example, seed = job.first + row // job.each, torch.full_like(row, job.seed)
             t, s, draw = job.steps.at(row, position)
             rows.append(torch.stack((slot, position, seed, example, t, s, draw), 1))
             stream = Stream.TRAJECTORY if isinstance(job.steps, Trajectories) else Stream.TERM
@@ -204,7 +204,7 @@ class Terms:
         job, parts = self._jobs[key]
         x_0, values, columns = job.x_0.to(self._model.device), parts.sum(2), None
         if isinstance(job.steps, Trajectories):
-            found = iwae.weigh(self._model, x_0, job.steps, job.seed, values)
+            found = iwae.weigh(self._model, x_0, job.steps, job.seed, values, job.first)
         else:
             seen = job.observation
             seen = None if seen is None else seen.each(lambda part: part.to(x_0.device))

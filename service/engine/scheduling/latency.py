@@ -150,6 +150,11 @@ class Throughput:
         """Seconds of a step of `rows` rows, with terms or without; 0 where none was measured."""
         return self._times[terms].seconds(rows, time.monotonic())
 
+    @property
+    def evaluation(self) -> float:
+        """Seconds of one network evaluation, as one of a full batch; 0 before any was measured."""
+        return self.seconds(self.batch_size) / self.batch_size
+
 
 class Span(NamedTuple):
     """A number of batches, and the rows each has on average."""

@@ -63,7 +63,7 @@ def job(model: DiffusionModel, kernel: str, seen: str, each: int = 3, seed: int 
 
 def offline(model: DiffusionModel, asked: SMCJob) -> SMCResult:
     number = torch.arange(asked.rows)
-    example = number // asked.each
+    example = number // asked.repeats
     factors = [factor.rows(example) for factor in asked.factors]
     seen = asked.observation.rows(example)
     return run(model, asked.kernel, seen, asked.seed, number, factors)

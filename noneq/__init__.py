@@ -27,7 +27,7 @@ from noneq.errors import (
     UnknownModel,
     UnreadableAnswer,
 )
-from noneq.models import Classifier, Column, Model, ModelFacts, Models
+from noneq.models import Classifier, Column, Model, ModelChange, ModelFacts, Models
 from noneq.reading import read_all as read
 from noneq.responses import Likelihoods, Posterior, Samples, Trajectory, load
 from noneq.retries import Patience
@@ -54,6 +54,7 @@ __all__ = [
     "Likelihoods",
     "MissingExtra",
     "Model",
+    "ModelChange",
     "ModelFacts",
     "Models",
     "NoneqError",

@@ -6,7 +6,7 @@ NoneqError
       UnknownModel   ask for another model: `models()` lists them
       TooLarge       split it: 413, or more work than one request may need
     Unauthorized     give a key: 401, 403
-    Busy             try again in `retry_after` seconds: 502, 503, 504
+    Busy             try again in `retry_after` seconds: 429, 502, 503, 504
     DeadlineMissed   allow more time, or ask for less
     ServerFault      tell the operator the `request_id`: 500
   ConnectionFailed   the service was not reached: start it, or give another address
@@ -140,6 +140,7 @@ _BY_STATUS: dict[int, type[Refused]] = {
     401: Unauthorized,
     403: Unauthorized,
     413: TooLarge,
+    429: Busy,
     502: Busy,
     503: Busy,
     504: Busy,

@@ -106,6 +106,23 @@ class ModelFacts(Model):
 
 
 @dataclass(frozen=True)
+class ModelChange:
+    """What loading or unloading a model did.
+
+    Attributes:
+        name: of the model or classifier.
+        checksum: SHA-256 of the file that is served now; None if none is.
+        replaced: of the file that was served before; None if none was.
+        seconds: how long it took.
+    """
+
+    name: str
+    checksum: str | None
+    replaced: str | None
+    seconds: float
+
+
+@dataclass(frozen=True)
 class Models:
     """The models of a service.
 
@@ -145,6 +162,11 @@ def read_models(document: Mapping[str, Any]) -> Models:
     """Read the answer of GET /models."""
     models = tuple(_read_model(Model, one) for one in document.get("models", ()))
     return _read(Models, {**document, "models": models})
+
+
+def read_change(document: Mapping[str, Any]) -> ModelChange:
+    """Read the answer of POST /models/NAME/load and /unload."""
+    return _read(ModelChange, document)
 
 
 def read_model(document: Mapping[str, Any]) -> ModelFacts:

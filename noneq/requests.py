@@ -17,11 +17,22 @@ import numpy as np
 
 from noneq import codec
 from noneq.codec import BINARY, EVENTS, JSON, Array, Body, Data, Timing, packed
-from noneq.models import ModelFacts, Models, read_model, read_models
+from noneq.models import ModelChange, ModelFacts, Models, read_change, read_model, read_models
 from noneq.responses import Likelihoods, Posterior, Samples
 from noneq.sse import Listener
 
-__all__ = ["denoise", "examples", "inpaint", "loglik", "model", "models", "posterior", "sample"]
+__all__ = [
+    "denoise",
+    "examples",
+    "inpaint",
+    "load",
+    "loglik",
+    "model",
+    "models",
+    "posterior",
+    "sample",
+    "unload",
+]
 
 T = TypeVar("T")
 Label = str | int
@@ -298,6 +309,25 @@ def models() -> Request[Models]:
 def model(name: str) -> Request[ModelFacts]:
     """Describe a model by its artefact: GET /models/NAME."""
     return Request(f"/models/{quote(name, safe='')}", lambda body, _: read_model(body.fields))
+
+
+def load(name: str) -> Request[ModelChange]:
+    """Have a model loaded, or what its file holds now: POST /models/NAME/load.
+
+    It returns once the new version is served; requests that wait keep the old one. Who may is told
+    in docs/operations.md.
+    """
+    return _change(name, "load")
+
+
+def unload(name: str) -> Request[ModelChange]:
+    """Have a model served no longer: POST /models/NAME/unload; accepted requests are finished."""
+    return _change(name, "unload")
+
+
+def _change(name: str, what: str) -> Request[ModelChange]:
+    path = f"/models/{quote(name, safe='')}/{what}"
+    return Request(path, lambda body, _: read_change(body.fields), body=Body({}))
 
 
 def examples(name: str, count: int = 16) -> Request[Array]:

@@ -100,6 +100,11 @@ class Response(ABC):
         return int(self.body.fields["seed"])
 
     @property
+    def checksum(self) -> str:
+        """SHA-256 of the model's file that answered; empty from an older service."""
+        return str(self.body.fields.get("checksum", ""))
+
+    @property
     def exact(self) -> bool:
         """Whether the same request and seed give the same bits, whatever the service's load."""
         return bool(self.body.fields.get("exact", False))

@@ -75,7 +75,8 @@ def main() -> None:
     url = ""
 
     def announce(models: Sequence[str]) -> None:
-        print(f"noneq is ready with {', '.join(models)}; a page to try it on: {url}", flush=True)
+        served = ", ".join(models) or "no model yet"
+        print(f"noneq is ready with {served}; a page to try it on: {url}", flush=True)
 
     def fail(problem: Problem) -> None:
         nonlocal failed
@@ -86,7 +87,11 @@ def main() -> None:
             _tell(f"  {reason}")
         server.should_exit = True
 
-    app = create_app(settings, announce, lent.put, fail)
+    try:
+        app = create_app(settings, announce, lent.put, fail)
+    except ValueError as error:  # of the key file
+        _tell(str(error))
+        sys.exit(_MISTAKE)
     backend: Backend = app.state.backend
     config = uvicorn.Config(
         app,
@@ -155,7 +160,7 @@ def _settings() -> Settings:
     try:
         settings = Settings.from_command_line()
         settings.resolve_devices()
-        if not find_files(settings.models):
+        if not (settings.watch or find_files(settings.models)):
             raise ValueError(f"no models in {settings.models}: {_why_none(settings.models)}")
         most = room_for(settings.max_connections)
         return settings.model_copy(update={"max_connections": most})

@@ -12,7 +12,7 @@ from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
 
 from noneq.version import __version__
-from service.api import info, openapi, routes
+from service.api import control, info, openapi, routes
 from service.api.middleware import ApiKeys, Gate, RequestContext, problem_response
 from service.api.web import add_docs, add_page
 from service.engine.engine import RunLoop
@@ -25,6 +25,7 @@ from service.errors import (
     Problem,
     UnknownRoute,
 )
+from service.keys import Keys
 from service.metrics import Metrics
 from service.settings import Settings
 from service.state import Backend
@@ -84,13 +85,15 @@ def create_app(
     app.state.backend = backend
     app.include_router(routes.router)
     app.include_router(info.router)
+    app.include_router(control.router)
     add_docs(app)
     add_page(app)
     app.add_exception_handler(Problem, _on_problem)
     app.add_exception_handler(HTTPException, _on_http_exception)
     app.add_exception_handler(RequestValidationError, _on_validation_error)
     # The middleware added last is the outermost.
-    app.add_middleware(ApiKeys, keys=settings.accepted_keys)
+    keys = app.state.keys = Keys(settings, metrics)
+    app.add_middleware(ApiKeys, keys=keys)
     if settings.origins:
         app.add_middleware(
             CORSMiddleware,

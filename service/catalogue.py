@@ -8,7 +8,7 @@ served all the same.
 import hashlib
 import logging
 import stat
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from copy import deepcopy
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -25,6 +25,8 @@ from diffusion.likelihood import reference
 from diffusion.likelihood.reference import Reference
 from diffusion.model import DiffusionModel
 from diffusion.space import Space
+from service.engine.scheduling.batch import ModelVersion
+from service.errors import ModelFailed, NoDeviceMemory, Problem
 
 _log = logging.getLogger(__name__)
 
@@ -39,13 +41,19 @@ class ServedClassifier:
 
     Attributes:
         name: its folder's.
+        checksum: SHA-256 of its file, in hexadecimal.
         classifier: on the models' device, as a factor of posteriors.
         host: the same on the CPU, to classify samples.
     """
 
     name: str
+    checksum: str
     classifier: Classifier
     host: Classifier
+
+    def refreshed(self, _: Path) -> "ServedClassifier":
+        """The same: nothing beside a classifier's file is read."""
+        return self
 
     @property
     def labels(self) -> tuple[str, ...]:
@@ -74,6 +82,7 @@ class Served:
         classifiers: the classifiers that fit the model.
         examples: held-out data [N, *event], data units; N may be 0.
         reference: terms of the bound of held-out data, for comparison; None if unknown.
+        version: how many times a model of that name had been loaded before.
     """
 
     name: str
@@ -84,6 +93,26 @@ class Served:
     classifiers: tuple[ServedClassifier, ...] = ()
     examples: Tensor = field(default_factory=lambda: torch.zeros(0))
     reference: Reference | None = None
+    version: int = 0
+
+    @property
+    def key(self) -> ModelVersion:
+        """What the engine knows it by."""
+        return ModelVersion(self.name, self.version)
+
+    @property
+    def weight_bytes(self) -> int:
+        """Bytes of its weights on the device."""
+        return sum(each.nbytes for each in self.model.state_dict().values())
+
+    def refreshed(self, folder: Path) -> "Served":
+        """The same model with what lies beside its file now."""
+        return replace(
+            self,
+            card=_card(folder),
+            examples=_examples(folder, self.model.space),
+            reference=_reference(folder, self.model),
+        )
 
 
 @dataclass(frozen=True)
@@ -94,73 +123,155 @@ class Refused:
     reason: str
     fix: str
 
+    @classmethod
+    def of(cls, name: str, failure: Problem) -> "Refused":
+        """The file of a model of that name, which could not be loaded."""
+        return cls(f"{name}/{FILE}", failure.detail, str(failure.fields.get("fix", "")))
+
+    @property
+    def name(self) -> str:
+        """Of its folder."""
+        return self.file.partition("/")[0]
+
 
 @dataclass(frozen=True)
 class Catalogue:
-    """The contents of a models folder.
+    """The contents of a models folder, as they are served.
 
     Attributes:
         served: by name, in alphabetical order.
-        refused: the files that are not served.
-        default: the model for requests that name none; None if every request has to name one.
+        refused: the files that are not served, or not as they are now.
+        wanted: the default by the settings.
         classifiers: by name, in alphabetical order.
     """
 
     served: Mapping[str, Served] = field(default_factory=dict)
     refused: tuple[Refused, ...] = ()
-    default: str | None = None
+    wanted: str | None = None
     classifiers: Mapping[str, ServedClassifier] = field(default_factory=dict)
 
+    @property
+    def default(self) -> str | None:
+        """The model for requests that name none; None if every request has to name one."""
+        if self.wanted in self.served:
+            return self.wanted
+        return next(iter(self.served)) if len(self.served) == 1 else None
 
-def load_folder(folder: Path, device: str, default: str | None = None) -> Catalogue:
-    """Load every `*/model.safetensors` of a folder; treat a missing folder as empty."""
-    served: dict[str, Served] = {}
-    classifiers: dict[str, ServedClassifier] = {}
-    refused: list[Refused] = []
+    def find(self, name: str) -> Served | ServedClassifier | None:
+        """The model or classifier of that name."""
+        return self.served.get(name) or self.classifiers.get(name)
+
+    def including(self, found: Served | ServedClassifier) -> "Catalogue":
+        """The same with a model or a classifier, in place of any of its name."""
+        rest = self.without(found.name)
+        served, classifiers = dict(rest.served), dict(rest.classifiers)
+        if isinstance(found, Served):
+            served[found.name] = found
+        else:
+            classifiers[found.name] = found
+        return _matched(served, rest.refused, self.wanted, classifiers)
+
+    def without(self, name: str) -> "Catalogue":
+        """The same without what has that name, served or refused."""
+        return _matched(
+            {key: model for key, model in self.served.items() if key != name},
+            tuple(each for each in self.refused if each.name != name),
+            self.wanted,
+            {key: each for key, each in self.classifiers.items() if key != name},
+        )
+
+    def refusing(self, refused: Refused) -> "Catalogue":
+        """The same with a file refused; what is served under its name stays."""
+        others = [each for each in self.refused if each.name != refused.name]
+        return replace(self, refused=(*others, refused))
+
+
+def _matched(
+    served: Mapping[str, Served],
+    refused: tuple[Refused, ...],
+    wanted: str | None,
+    classifiers: Mapping[str, ServedClassifier],
+) -> Catalogue:
+    """A catalogue in order, each model with the classifiers that fit it."""
+    ordered = dict(sorted(classifiers.items()))
+    matched = {}
+    for name, model in sorted(served.items()):
+        fitting = tuple(each for each in ordered.values() if each.fits(model.model))
+        matched[name] = replace(model, classifiers=fitting)
+    return Catalogue(matched, refused, wanted, ordered)
+
+
+def load_folder(
+    folder: Path,
+    device: str,
+    default: str | None = None,
+    check: Callable[[Path], None] = lambda _: None,
+) -> Catalogue:
+    """Load every `*/model.safetensors` of a folder; treat a missing folder as empty.
+
+    Args:
+        folder: of the models.
+        device: to load them on.
+        default: name of the model for requests that name none.
+        check: raises NoDeviceMemory where a file does not fit.
+    """
+    catalogue = Catalogue(wanted=default)
     files = find_files(folder)
     if not files:
         _log.warning("no %s/*/%s: nothing to serve", folder, FILE)
     for path in files:
-        name = path.parent.name
         try:
-            _check_file(path)
-            if kind_of(path) == "classifier":
-                classifier, _ = load_classifier(path, device)
-                host = deepcopy(classifier).cpu()
-                classifiers[name] = ServedClassifier(name, classifier, host)
-                continue
-            model, metadata = load(path, device)
-            with path.open("rb") as file:
-                checksum = hashlib.file_digest(file, "sha256").hexdigest()
-        except (ArtefactError, OSError) as error:
-            refused.append(_refuse(path, folder, error))
-            continue
-        except Exception as error:  # a hostile file must not keep the others from being served
-            _log.exception("loading %s failed", path)
-            refused.append(_refuse(path, folder, error))
-            continue
-        served[name] = Served(
-            name,
-            model,
-            metadata,
-            checksum,
-            _card(path.parent),
-            examples=_examples(path.parent, model.space),
-            reference=_reference(path.parent, model),
-        )
-    for name, found in served.items():
-        fitting = tuple(each for each in classifiers.values() if each.fits(found.model))
-        served[name] = replace(found, classifiers=fitting)
-    if default is not None and default not in served:
+            catalogue = catalogue.including(load_file(path, device, check))
+        except ModelFailed as failure:
+            catalogue = catalogue.refusing(Refused.of(path.parent.name, failure))
+    if default is not None and default not in catalogue.served:
         _log.error(
             "NONEQ_DEFAULT_MODEL=%s is not among the served models (%s): requests have to name one",
             default,
-            ", ".join(served) or "none",
+            ", ".join(catalogue.served) or "none",
         )
-        default = None
-    if default is None and len(served) == 1:
-        default = next(iter(served))
-    return Catalogue(served, tuple(refused), default, classifiers)
+    return catalogue
+
+
+def load_file(
+    path: Path, device: str, check: Callable[[Path], None] = lambda _: None
+) -> Served | ServedClassifier:
+    """Load a model or a classifier, under its folder's name.
+
+    Raises:
+        ModelFailed: it cannot be served.
+    """
+    name = path.parent.name
+    try:
+        before = _check_file(path)
+        check(path)
+        checksum = checksum_of(path)
+        if kind_of(path) == "classifier":
+            classifier, _ = load_classifier(path, device)
+            found: Served | ServedClassifier = ServedClassifier(
+                name, checksum, classifier, deepcopy(classifier).cpu()
+            )
+        else:
+            model, metadata = load(path, device)
+            found = Served(name, model, metadata, checksum).refreshed(path.parent)
+        if _check_file(path) != before:
+            raise ArtefactError(
+                f"{path}: it was written while it was read: write it beside and rename it"
+            )
+    except NoDeviceMemory:
+        raise
+    except (ArtefactError, OSError) as error:
+        raise _failure(path, error) from error
+    except Exception as error:  # a hostile file must not keep the others from being served
+        _log.exception("loading %s failed", path)
+        raise _failure(path, error) from error
+    return found
+
+
+def checksum_of(path: Path) -> str:
+    """SHA-256 of a file, in hexadecimal."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def find_files(folder: Path) -> list[Path]:
@@ -196,11 +307,19 @@ _KINDS = {
 }
 
 
-def _check_file(path: Path) -> None:
-    """Raise ArtefactError unless it is a readable file; a pipe would never end."""
+Stamp = tuple[int, int, int]
+
+
+def _check_file(path: Path) -> Stamp:
+    """Raise ArtefactError unless it is a readable file; a pipe would never end.
+
+    Returns:
+        What differs once it has been written again.
+    """
     fix = "put the artefact itself there, readable for the service's user"
     try:
-        kind = stat.S_IFMT(path.stat().st_mode)
+        found = path.stat()
+        kind = stat.S_IFMT(found.st_mode)
         if kind != stat.S_IFREG:
             raise ArtefactError(f"{path}: it is a {_KINDS.get(kind, 'thing')}, not a file: {fix}")
         with path.open("rb"):
@@ -209,17 +328,18 @@ def _check_file(path: Path) -> None:
         raise ArtefactError(f"{path}: it is a link to a file that is not there: {fix}") from None
     except OSError as error:
         raise ArtefactError(f"{path}: it cannot be read ({error.strerror}): {fix}") from error
+    return found.st_ino, found.st_size, found.st_mtime_ns
 
 
-def _refuse(path: Path, folder: Path, error: Exception) -> Refused:
-    file = path.relative_to(folder).as_posix()
+def _failure(path: Path, error: Exception) -> ModelFailed:
+    file = f"{path.parent.name}/{path.name}"
     _log.error("refused %s: %s", file, error)
     # An ArtefactError reads "path: reason: fix"; the path is not for callers.
     text = str(error).replace(f"{path}: ", "").replace(str(path), file) or type(error).__name__
     reason, separator, fix = text.rpartition(": ")
     if not separator or not isinstance(error, ArtefactError):
         reason, fix = text, "Export the artefact anew with `python -m training export`."
-    return Refused(file, reason, fix)
+    return ModelFailed(reason, received=file, fix=fix)
 
 
 def _card(folder: Path) -> str | None:

@@ -76,6 +76,14 @@ class Unauthorized(Problem):
         return {"www-authenticate": "Bearer"}
 
 
+class Forbidden(Problem):
+    """The caller may not do this: it needs an admin key, or to be on the service's machine."""
+
+    status = 403
+    title = "Not allowed"
+    slug = "forbidden"
+
+
 class ForeignOrigin(Problem):
     """A browser sent the request for a page of a site that is not allowed."""
 
@@ -269,6 +277,14 @@ class NotReady(Unavailable):
     slug = "not-ready"
 
 
+class BudgetExceeded(Unavailable):
+    """The key has used up its network evaluations of a minute."""
+
+    status = 429
+    title = "The key's budget is used up"
+    slug = "budget-exceeded"
+
+
 class ModelRetired(Unavailable):
     """The version of the model that the request was prepared for has been replaced or unloaded."""
 
@@ -316,6 +332,15 @@ class DeadlineUnmeetable(Problem):
     @override
     def headers(self) -> dict[str, str]:
         return {} if self.retry_after is None else {"retry-after": str(self.retry_after)}
+
+
+class NoDeviceMemory(ModelFailed):
+    """A model does not fit into the device's memory beside what is there."""
+
+    status = 507
+    title = "The model does not fit"
+    slug = "no-device-memory"
+    refusal = True
 
 
 class DeadlineExceeded(Problem):

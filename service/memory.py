@@ -9,9 +9,11 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import final
 
 import torch
 
+from service.errors import NoDeviceMemory
 from service.settings import Settings
 
 _STATM = Path("/proc/self/statm")
@@ -101,10 +103,70 @@ def _settings_of(root: Path, name: str) -> Iterator[str]:
             yield (root / base / group.relative_to("/") / leaf).read_text().strip()
 
 
-def memory_used(device: str) -> int:
-    """Return the bytes that PyTorch has reserved on CUDA, or the resident set on a CPU."""
+@final
+class DeviceMemory:
+    """The device's memory: on CUDA what PyTorch's tensors take, on a CPU the resident set.
+
+    Args:
+        device: cpu, cuda or cuda:N.
+        limit: most bytes with which a model is still loaded; 0 for what there is.
+
+    Attributes:
+        limit: the bytes that may be used.
+    """
+
+    def __init__(self, device: str, limit: int = 0) -> None:
+        self.device = device
+        self.limit = limit or _device_memory(device)
+
+    @property
+    def used(self) -> int:
+        """Bytes that are in use."""
+        return memory_used(self.device)
+
+    def check(self, path: Path) -> None:
+        """Raise NoDeviceMemory unless the weights in this file fit beside what is there."""
+        self._check(path.parent.name, path.stat().st_size)
+
+    def check_now(self, name: str) -> None:
+        """Raise NoDeviceMemory if the warm-up of this model has passed the limit."""
+        self._check(name, 0)
+
+    def _check(self, name: str, needed: int) -> None:
+        if self.used + needed <= self.limit:
+            return
+        give_back()
+        used = self.used
+        if used + needed <= self.limit:
+            return
+        what = f"has {needed} bytes of weights" if needed else "passed the limit when warmed up"
+        raise NoDeviceMemory(
+            f"{name} {what}; {used} bytes of the device's memory are used of {self.limit}",
+            received=needed,
+            expected=f"at most {max(0, self.limit - used)} bytes",
+            used=used,
+            limit=self.limit,
+            fix="Unload another model, or raise NONEQ_MAX_DEVICE_BYTES if the device has more.",
+        )
+
+
+def _device_memory(device: str) -> int:
+    """The bytes that this process could have: of the device, of its container or machine."""
     if torch.device(device).type == "cuda":
-        return torch.cuda.memory_reserved(device)
+        free, _ = torch.cuda.mem_get_info(device)
+        return free + torch.cuda.memory_reserved(device)
+    container = container_memory()
+    names = getattr(os, "sysconf_names", {})
+    if "SC_PHYS_PAGES" not in names:  # not POSIX
+        return container or 2**62
+    machine = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    return min(machine, container or machine)
+
+
+def memory_used(device: str) -> int:
+    """Return the bytes of PyTorch's tensors on CUDA, or the resident set on a CPU."""
+    if torch.device(device).type == "cuda":
+        return torch.cuda.memory_allocated(device)
     if _STATM.exists():
         return int(_STATM.read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
     import resource  # not available everywhere

@@ -6,7 +6,7 @@ Each app has one `Metrics`, and nothing is registered globally, so two apps in o
 do not share metrics.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from prometheus_client.exposition import CONTENT_TYPE_LATEST
@@ -114,10 +114,49 @@ class Metrics:
         )
         self.device_memory = Gauge(
             "noneq_device_memory_bytes",
-            "Device memory that the service holds; on a CPU, the process's resident set.",
+            "Device memory that the service's tensors take; on a CPU, the process's resident set.",
             ("device",),
             registry=registry,
         )
+        self.device_memory_limit = Gauge(
+            "noneq_device_memory_limit_bytes",
+            "Limit of noneq_device_memory_bytes beyond which no model is loaded.",
+            ("device",),
+            registry=registry,
+        )
+        self.model_weights = Gauge(
+            "noneq_model_weight_bytes",
+            "Device memory of a served model's weights.",
+            ("model",),
+            registry=registry,
+        )
+        self.loads = Counter(
+            "noneq_model_loads_total",
+            "Models loaded or unloaded while serving, by outcome: loaded, unchanged, failed, "
+            "unloaded.",
+            ("outcome",),
+            registry=registry,
+        )
+        self.key_requests = Counter(
+            "noneq_key_requests_total",
+            "Requests answered, by the name of the API key's holder.",
+            ("key", "outcome"),
+            registry=registry,
+        )
+        self.key_evaluations = Counter(
+            "noneq_key_evaluations_total",
+            "Network evaluations of accepted requests, by the name of the API key's holder.",
+            ("key",),
+            registry=registry,
+        )
+        self.key_budget = Gauge(
+            "noneq_key_budget",
+            "Network evaluations a minute that a holder's key has.",
+            ("key",),
+            registry=registry,
+        )
+        for outcome in ("loaded", "unchanged", "failed", "unloaded"):
+            self.loads.labels(outcome)
 
     def rows(self, running: int, waiting: int, engine: object = None) -> None:
         """Set an engine's current numbers of rows."""
@@ -163,9 +202,22 @@ class Metrics:
         self.queue_bytes.set_function(held)
         self.queue_bytes_limit.set(limit)
 
-    def watch_memory(self, device: str, used: Callable[[], int]) -> None:
-        """Read the device's memory, in bytes, from `used`."""
+    def watch_memory(self, device: str, used: Callable[[], int], limit: int) -> None:
+        """Read the device's memory, in bytes, from `used`; its limit is fixed."""
         self.device_memory.labels(device).set_function(used)
+        self.device_memory_limit.labels(device).set(limit)
+
+    def models(self, weights: Mapping[str, int]) -> None:
+        """Set the bytes of the served models' weights, by name."""
+        self.model_weights.clear()
+        for name, size in weights.items():
+            self.model_weights.labels(name).set(size)
+
+    def budgets(self, per_minute: Mapping[str, float]) -> None:
+        """Set the budgets of keys, by their holders' names."""
+        self.key_budget.clear()
+        for name, budget in per_minute.items():
+            self.key_budget.labels(name).set(budget)
 
     def render(self) -> bytes:
         """Render the metrics as text with the content type `CONTENT_TYPE`."""

@@ -47,6 +47,12 @@ class Settings(BaseSettings):
     default_model: str | None = Field(
         None, description="Model for requests that name none; not needed if only one is served."
     )
+    watch: float = Field(
+        0.0,
+        ge=0,
+        description="Seconds between looks at the models folder: what is new, changed or gone "
+        "there is loaded, reloaded or unloaded. 0: never.",
+    )
     device: str = Field(
         "auto",
         pattern=r"^(auto|cpu(,cpu)*|cuda(:\d+)?(,cuda:\d+)*)$",
@@ -63,6 +69,17 @@ class Settings(BaseSettings):
     api_keys: SecretStr = Field(
         SecretStr(""),
         description="Accepted API keys, separated by commas; empty: open to everybody.",
+    )
+    admin_keys: SecretStr = Field(
+        SecretStr(""),
+        description="API keys that may also load and unload models, separated by commas; without "
+        "any, also in the key file, only callers on the same machine by the same user may.",
+    )
+    api_key_file: Path | None = Field(
+        None,
+        description="TOML file of API keys with names and budgets, read again when it changes; a "
+        "table for each holder, with `key`, and perhaps `budget` (network evaluations a minute) "
+        "and `admin = true`.",
     )
     allowed_hosts: str = Field(
         "",
@@ -133,6 +150,12 @@ class Settings(BaseSettings):
         description="Most bytes of bodies being read, and of accepted requests' data and answers "
         "until these are sent; beyond it 503. Unless set, at most a quarter of the "
         "container's memory.",
+    )
+    max_device_bytes: int = Field(
+        0,
+        ge=0,
+        description="Most bytes of device memory (on a CPU, of the process's) with which a further "
+        "model is loaded; beyond it 507. 0: all that the device, the container or the machine has.",
     )
     body_seconds: float = Field(
         60.0, gt=0, description="Longest wait for a request's body, in seconds; beyond it 408."
@@ -227,9 +250,19 @@ class Settings(BaseSettings):
         return CliApp.run(cls, cli_args=None if arguments is None else list(arguments))
 
     @property
-    def accepted_keys(self) -> frozenset[str]:
-        """The API keys as a set; empty if the service is open to all."""
-        return frozenset(_parts(self.api_keys.get_secret_value()))
+    def accepted_keys(self) -> list[str]:
+        """The keys in `api_keys`."""
+        return _parts(self.api_keys.get_secret_value())
+
+    @property
+    def accepted_admin_keys(self) -> list[str]:
+        """The keys in `admin_keys`."""
+        return _parts(self.admin_keys.get_secret_value())
+
+    @property
+    def key_required(self) -> bool:
+        """Whether every caller needs a key; else the service is open to all."""
+        return bool(self.accepted_keys) or self.api_key_file is not None
 
     @property
     def hosts(self) -> frozenset[str]:

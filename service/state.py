@@ -6,22 +6,24 @@ opening -> ready -> draining;    opening -> failed, if nothing can be served
 import asyncio
 import logging
 import threading
-from collections.abc import Callable, Mapping, Sequence
-from copy import deepcopy
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import final
 
-import torch
 from starlette.requests import Request
 
-from diffusion.model import DiffusionModel
-from service.catalogue import Catalogue, Refused, Served, load_folder
+from service.catalogue import Catalogue, Served
 from service.engine.engine import Engine, RunLoop
+from service.engine.jobs import Job
+from service.engine.results import Result_co, Ticket
 from service.engine.router import Remote, Router
 from service.errors import Draining, EngineDead, InvalidRequest, NotReady, Problem, UnknownModel
-from service.memory import fit, give_back, give_back_when_idle, memory_used
+from service.keys import Holder
+from service.memory import fit, give_back_when_idle
 from service.metrics import Metrics
+from service.repository import Repository
 from service.settings import Settings
+from service.watch import Watcher
 
 _log = logging.getLogger(__name__)
 
@@ -40,6 +42,8 @@ class Backend:
 
     Attributes:
         decoding: held while a body is decoded.
+        changing: held while a model is loaded or unloaded.
+        repository: loads and unloads models.
     """
 
     def __init__(
@@ -50,14 +54,13 @@ class Backend:
         remote: Remote | None = None,
     ) -> None:
         self.settings, self.metrics = fit(settings), metrics
-        self._run_loop, self._remote = run_loop, remote
-        self._catalogue = Catalogue()
-        self._engine: Engine | Router | None = None
+        self.repository = Repository(self.settings, metrics, run_loop, remote)
         self._opened = threading.Event()
         self._failure: str | None = None
         self._closing = False
         self._ended = threading.Event()
         self.decoding = asyncio.Semaphore(_DECODERS)
+        self.changing = asyncio.Lock()
 
     def open(
         self,
@@ -71,50 +74,25 @@ class Backend:
             fail: called with the problem if the service cannot start.
         """
         try:
-            settings = self.settings
-            devices = settings.resolve_devices()
-            catalogue = load_folder(settings.models, devices[0], settings.default_model)
-            self._catalogue = catalogue
-            for device in dict.fromkeys(devices):
-                self.metrics.watch_memory(device, partial(memory_used, device))
-            if catalogue.served:
-                models = {name: served.model for name, served in catalogue.served.items()}
-                self._engine = self._engines(models, devices)
-                self._engine.warm()
-                give_back()  # trials at start need more memory than serving
+            watcher = Watcher(self.repository) if self.settings.watch else None
+            self.repository.open()
+            if self.repository.engine is not None:
                 keeper = partial(give_back_when_idle, self._work_done, self._ended)
                 threading.Thread(target=keeper, name="noneq-memory", daemon=True).start()
+            if watcher is not None:
+                looks = partial(watcher.watch, self.settings.watch, self._ended)
+                threading.Thread(target=looks, name="noneq-watch", daemon=True).start()
         except Exception as error:
             _log.exception("the service cannot start")
             self._failure = f"{type(error).__name__}: {error}"
         self._opened.set()
         problem = self.state()
+        if problem is not None and self.settings.watch and self._failure is None:
+            problem = None  # models may come yet
         if problem is None and announce is not None:
             announce(list(self.catalogue.served))
         if problem is not None and fail is not None and not self._closing:
             fail(problem)
-
-    def _engines(
-        self, models: Mapping[str, DiffusionModel], devices: Sequence[str]
-    ) -> Engine | Router:
-        """The engine, or one for each device, which share the limits of memory and threads."""
-        count, settings = len(devices), self.settings
-        if count == 1 and self._remote is None:
-            return Engine(models, settings, self.metrics, self._run_loop)
-        threads = settings.threads or torch.get_num_threads()
-        shares = {"max_queue_bytes": settings.max_queue_bytes // count}
-        if devices[0] == "cpu":
-            shares["threads"] = max(1, threads // count)
-        share = settings.model_copy(update=shares)
-        engines = [Engine(models, share, self.metrics, self._run_loop)]
-        for device in devices[1:]:
-            copies = {name: deepcopy(model).to(device) for name, model in models.items()}
-            engines.append(Engine(copies, share, self.metrics))
-        router = Router(engines, devices, self._remote)
-        self.metrics.watch_queue(lambda: router.pending, count * settings.max_queue_cost)
-        self.metrics.watch_room(lambda: router.held, count * share.max_queue_bytes)
-        self.metrics.watch_owed(lambda: router.owed)
-        return router
 
     def close(self) -> None:
         """Refuse new requests, finish accepted ones, and stop; blocks.
@@ -124,7 +102,8 @@ class Backend:
         """
         self._closing = True
         self._ended.set()
-        if self._engine is not None and not self._engine.drain():
+        engine = self.repository.engine
+        if engine is not None and not engine.drain():
             _log.warning("stopped with work unfinished")
 
     def _work_done(self) -> int | None:
@@ -134,25 +113,16 @@ class Backend:
 
     @property
     def catalogue(self) -> Catalogue:
-        """The served models, except those whose first network call failed."""
-        found = self._catalogue
-        failed = {} if self._engine is None else self._engine.refused
-        if not failed:
-            return found
-        served = {name: model for name, model in found.served.items() if name not in failed}
-        fix = "See the log; export the artefact again, or choose another device (NONEQ_DEVICE)."
-        refused = [Refused(name, reason, fix) for name, reason in failed.items()]
-        default = found.default if found.default in served else None
-        if default is None and len(served) == 1:
-            default = next(iter(served))
-        return Catalogue(served, (*found.refused, *refused), default, found.classifiers)
+        """What is served now; a later call may return another."""
+        return self.repository.catalogue
 
     @property
     def engine(self) -> Engine | Router:
         """The engine, once `check` has passed."""
-        if self._engine is None:
+        engine = self.repository.engine
+        if engine is None:
             raise NotReady("There is no engine: no model is served.")
-        return self._engine
+        return engine
 
     def find(self, name: str | None) -> Served:
         """Find the model of that name, or the default.
@@ -172,7 +142,7 @@ class Backend:
                 fix="Name one in `model`; the operator may set NONEQ_DEFAULT_MODEL.",
             )
         if chosen not in catalogue.served:
-            aside = any(chosen == found.file.partition("/")[0] for found in catalogue.refused)
+            aside = any(chosen == found.name for found in catalogue.refused)
             raise UnknownModel(
                 f"No model of that name is served{'; its file was refused' if aside else ''}.",
                 received=chosen[:200],
@@ -181,15 +151,49 @@ class Backend:
             )
         return catalogue.served[chosen]
 
+    def submit(
+        self,
+        job: Job[Result_co],
+        deadline: float | None = None,
+        holder: Holder | None = None,
+        *,
+        background: bool = False,
+    ) -> Ticket[Result_co]:
+        """Submit a job to the engine, at the expense of a key's holder.
+
+        Raises:
+            BudgetExceeded: the holder has not enough evaluations left.
+            Problem: see `Engine.submit`; the budget is then as before.
+        """
+        budget = None if holder is None else holder.budget
+        if budget is not None:
+            budget.take(job.cost)
+        try:
+            ticket = self.engine.submit(job, deadline, background=background)
+        except BaseException:
+            if budget is not None:
+                budget.give_back(job.cost)
+            raise
+
+        def account(_: object) -> None:
+            if budget is not None:
+                budget.give_back(ticket.cost - ticket.done)
+            if holder is not None:
+                self.metrics.key_evaluations.labels(holder.name).inc(ticket.done)
+
+        if holder is not None:
+            ticket.future.add_done_callback(account)
+        return ticket
+
     def dead(self) -> EngineDead | None:
         """The problem that only a restart fixes."""
-        engine = self._engine
+        engine = self.repository.engine
         if self._opened.is_set() and not self._closing and engine is not None and not engine.alive:
             return EngineDead("The engine's thread has ended.", fix="Restart the service.")
         return None
 
-    def state(self) -> Problem | None:
-        """Why requests are not accepted now; None if they are."""
+    def ended(self) -> Problem | None:
+        """Why nothing can be asked of the service, whatever models there are; None if it can."""
         if self._closing:
             return Draining(
                 "The service is stopping.", fix="Use another replica, or try again later."
@@ -202,6 +206,13 @@ class Backend:
                 retry_after=60,
                 fix="Fix the cause and restart the service.",
             )
+        return self.dead()
+
+    def state(self) -> Problem | None:
+        """Why requests are not accepted now; None if they are."""
+        problem = self.ended()
+        if problem is not None:
+            return problem
         if not self.catalogue.served:
             return NotReady(
                 "No model is served.",
@@ -209,9 +220,10 @@ class Backend:
                 expected="NAME/model.safetensors in the folder named by NONEQ_MODELS",
                 received=[f"{refused.file}: {refused.reason}" for refused in self.catalogue.refused]
                 or "no such file",
-                fix="Put an artefact there (`python -m training export` makes one) and restart.",
+                fix="Put an artefact there (`python -m training export` makes one) and load it: "
+                "POST /models/NAME/load, NONEQ_WATCH, or a restart.",
             )
-        return self.dead()
+        return None
 
     def check(self) -> None:
         """Raise the problem of `state`, if there is one."""

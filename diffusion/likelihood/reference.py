@@ -335,7 +335,9 @@ def fingerprint(model: DiffusionModel) -> str:
         if name.startswith("profile.") and name not in ("profile.error", "profile.last"):
             continue
         found.update(name.encode())
-        found.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
+        found.update(
+            tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes()
+        )
     found.update(str(model.variance).encode())
     return found.hexdigest()
 

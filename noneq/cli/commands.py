@@ -13,7 +13,7 @@ from noneq.cli import inputs, local, score, terminal
 from noneq.cli.outputs import Target
 from noneq.client import Client
 from noneq.errors import FileError, NotPictured
-from noneq.models import ModelFacts
+from noneq.models import ModelChange, ModelFacts
 from noneq.responses import Posterior, Response
 from noneq.retries import Patience
 
@@ -49,8 +49,12 @@ def find_model(client: Client, name: str | None) -> ModelFacts:
 
 
 def do_models(given: argparse.Namespace) -> int:
-    """List the served models, or show one's facts and card."""
+    """List the served models, show one's facts and card, or load or unload one."""
     with connected(given) as client:
+        if given.load is not None or given.unload is not None:
+            change = client.unload(given.unload) if given.load is None else client.load(given.load)
+            print(json.dumps(asdict(change)) if given.json else _told(change))
+            return 0
         if given.name is not None:
             facts = client.model(given.name)
             text = json.dumps(asdict(facts)) if given.json else facts.card or f"{facts}"
@@ -69,6 +73,16 @@ def do_models(given: argparse.Namespace) -> int:
     for refused in found.refused:
         print(f"  {refused['file']}: not served: {refused['reason']}", file=sys.stderr)
     return 0
+
+
+def _told(change: ModelChange) -> str:
+    """What a change of a model did, in a line."""
+    if change.checksum is None:
+        return f"{change.name} is served no longer"
+    if change.checksum == change.replaced:
+        return f"{change.name} is served already, sha256 {change.checksum[:12]}"
+    done = "loaded" if change.replaced is None else "reloaded"
+    return f"{done} {change.name} in {change.seconds:.1f} s, sha256 {change.checksum[:12]}"
 
 
 def do_sample(given: argparse.Namespace) -> int:

@@ -1,6 +1,6 @@
 """noneq: call a service of diffusion models; start a service; train models.
 
-    noneq models                                   what is served
+    noneq models                                   what is served; --load NAME after a change
     noneq sample -m mnist -n 16                    draw; in the terminal, or -o digits.png
     noneq loglik digits/ -m mnist -o scores.csv    score a folder; repeat it to continue
     noneq inpaint torn.png -m mnist -n 4           draw what is transparent
@@ -95,6 +95,10 @@ def parser() -> argparse.ArgumentParser:
 
     one = verb("models", commands.do_models, service)
     one.add_argument("name", nargs="?", help="of a model, for its facts and card")
+    change = one.add_mutually_exclusive_group()
+    about = "have the service load this model, or what its file holds now"
+    change.add_argument("--load", metavar="NAME", help=about)
+    change.add_argument("--unload", metavar="NAME", help="have it serve this model no longer")
 
     one = verb("sample", commands.do_sample, draws)
     about = "one that the model has, as `noneq models NAME --json` lists (default ancestral)"

@@ -4,8 +4,6 @@ It is plain ASGI, so that nothing is buffered and routes see a client disconnect
 """
 
 import asyncio
-import hashlib
-import hmac
 import logging
 import re
 import socket
@@ -31,6 +29,7 @@ from service.errors import (
     Unauthorized,
     UnknownHost,
 )
+from service.keys import Keys
 from service.metrics import Metrics
 from service.schemas.conditions import DEPRECATED_SINCE
 from service.settings import Settings
@@ -123,6 +122,8 @@ class RequestContext:
             self.metrics.requests.labels(path, outcome).inc()
             if state.get("refused", False):
                 self.metrics.refused.labels(outcome).inc()
+            if (holder := state.get("holder")) is not None:
+                self.metrics.key_requests.labels(holder.name, outcome).inc()
 
 
 class Gate:
@@ -146,7 +147,7 @@ class Gate:
         self._hosts = settings.hosts | {name for name in own if name}
         self._turn = asyncio.Lock()
         # A foreign page has no key, whatever host name it uses.
-        self._any_host = "*" in self._hosts or (bool(settings.accepted_keys) and not settings.hosts)
+        self._any_host = "*" in self._hosts or (settings.key_required and not settings.hosts)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one request."""
@@ -235,24 +236,28 @@ def knows(host: str, names: Iterable[str]) -> bool:
 
 
 class ApiKeys:
-    """Refuses requests without an accepted key if keys are set; health, docs and page are open."""
+    """Finds out whose key a request has, and refuses those without one where it is required.
 
-    def __init__(self, app: ASGIApp, keys: Iterable[str]) -> None:
-        self.app = app
-        self.digests = [_digest(key) for key in keys]
+    Health, docs and page are open. The holder is left in the request's state as `holder`.
+
+    Args:
+        app: the app behind it.
+        keys: the accepted keys.
+    """
+
+    def __init__(self, app: ASGIApp, keys: Keys) -> None:
+        self.app, self.keys = app, keys
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one request."""
-        if scope["type"] != "http" or not self.digests or self._open(path_of(scope)):
+        if scope["type"] != "http" or self._open(path_of(scope)):
             await self.app(scope, receive, send)
             return
         headers = Headers(scope=scope)
         scheme, _, token = headers.get("authorization", "").partition(" ")
         given = token.strip() if scheme.lower() == "bearer" else headers.get("x-api-key", "")
-        digest = _digest(given)
-        # Compare every key in constant time, so that timing reveals nothing.
-        accepted = [hmac.compare_digest(digest, known) for known in self.digests]
-        if any(accepted):
+        holder = scope.setdefault("state", {})["holder"] = self.keys.find(given) if given else None
+        if holder is not None or not self.keys.required:
             await self.app(scope, receive, send)
             return
         problem = Unauthorized(
@@ -265,7 +270,3 @@ class ApiKeys:
     @staticmethod
     def _open(path: str) -> bool:
         return path in _OPEN or path.startswith(_OPEN_BELOW)
-
-
-def _digest(key: str) -> bytes:
-    return hashlib.sha256(key.encode()).digest()

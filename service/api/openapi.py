@@ -76,16 +76,19 @@ _EVENTS = {
 _PROBLEMS = {
     400: "The body cannot be read.",
     401: "An API key is needed.",
-    403: "A page of another site sent it.",
+    403: "A page of another site sent it, or the caller may not do this.",
     404: "No such model.",
     406: "The answer has no form that Accept allows.",
     408: "The body took too long to arrive.",
     413: "The body is too large.",
     415: "The body's type or coding is not supported.",
+    429: "The key's budget is used up; see Retry-After.",
     422: "Invalid request; nothing was computed.",
     503: "Queue full, no room, deadline unmeetable, starting or stopping; see Retry-After.",
     504: "The deadline passed; the request was dropped.",
 }
+
+_OTHERS = {507: "The model does not fit into the device's memory."}
 
 
 def request_body(schema: type[BaseRequest]) -> dict[str, Any]:
@@ -127,7 +130,10 @@ def problems(*statuses: int) -> dict[int | str, dict[str, Any]]:
     """Describe the problem documents of these statuses."""
     ref = {"$ref": _REF.format(model=ProblemDocument.__name__)}
     return {
-        status: {"description": _PROBLEMS[status], "content": {MEDIA_TYPE: {"schema": ref}}}
+        status: {
+            "description": (_PROBLEMS | _OTHERS)[status],
+            "content": {MEDIA_TYPE: {"schema": ref}},
+        }
         for status in statuses
     }
 

@@ -35,7 +35,7 @@ from service.codecs.json import (
     negotiate,
 )
 from service.engine.results import Ticket
-from service.errors import InvalidRequest
+from service.errors import InvalidRequest, ModelRetired
 from service.handlers.base import Work
 from service.handlers.loglik import LoglikWork
 from service.handlers.posterior import PosteriorWork
@@ -44,6 +44,8 @@ from service.schemas.conditions import DenoiseRequest, InpaintRequest, Posterior
 from service.schemas.requests import BaseRequest, LoglikRequest, SampleRequest
 from service.schemas.responses import LoglikAnswer, PosteriorAnswer, SampleAnswer
 from service.state import backend_of
+
+_VERSIONS: Final = 3  # of a model, that a request is prepared for while they are replaced
 
 
 class Endpoint(NamedTuple):
@@ -133,11 +135,18 @@ async def _submit(
             work.check(form)
             return work
 
-        # Only a few at once: decoded numbers take more memory than their text, and rendering
-        # needs threads too.
-        async with backend.decoding:
-            work = await to_thread.run_sync(prepare)
-        return work, backend.engine.submit(work.job, deadline)
+        for left in reversed(range(_VERSIONS)):
+            # Only a few at once: decoded numbers take more memory than their text, and rendering
+            # needs threads too.
+            async with backend.decoding:
+                work = await to_thread.run_sync(prepare)
+            try:
+                holder = getattr(request.state, "holder", None)
+                return work, backend.submit(work.job, deadline, holder)
+            except ModelRetired:  # its model was replaced meanwhile: prepare it for the new one
+                if not left:
+                    raise
+        raise AssertionError("the last try returns or raises")
 
 
 def _parse(

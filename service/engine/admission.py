@@ -92,6 +92,8 @@ class Backlog:
         """Count evaluations of a lane as done, or as not wanted any more."""
         self.pending -= evaluations
         self.by_lane[lane] -= evaluations
+        if not self.by_lane[lane]:
+            del self.by_lane[lane]  # lanes come and go
 
     def add(self, record: ActiveJob) -> None:
         """Count a new job as waiting."""

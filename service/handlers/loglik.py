@@ -95,7 +95,7 @@ class LoglikWork(Work[LoglikResult]):
             steps = replace(steps, expected=None)  # the profile is of whole examples
         x_0 = space.to_model(events.values)
         told = told_of(served.model, events.values, known, gaps)
-        job = BoundJob(served.name, x_0, seed, steps, convention, told)
+        job = BoundJob(served.name, x_0, seed, steps, convention, told, version=served.version)
         check_cost(job.cost, settings)
         if request.per_step:
             job = replace(job, answer_bytes=job.cost * TERM_BYTES)
@@ -167,6 +167,7 @@ class LoglikWork(Work[LoglikResult]):
             reasons={str(i): reason for i, reason in reasons.items()},
             results=results,
             network_evaluations=result.stats.network_evaluations,
+            checksum=self.served.checksum,
         )
 
     @override

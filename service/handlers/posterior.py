@@ -99,7 +99,14 @@ class PosteriorWork(Work[SampleResult | PosteriorResult]):
             check_cost(count * systems * kernel.particles * len(kernel), settings)
             _check_axes(kernel.particles, method.covariance_size(observation), model.space.dims)
             job: SampleJob | SMCJob = SMCJob.of(
-                served.name, model, seed, kernel, observation, systems, others.factors
+                served.name,
+                model,
+                seed,
+                kernel,
+                observation,
+                systems,
+                others.factors,
+                served.version,
             )
         else:
             check_cost(count * each * tries * len(plan), settings)
@@ -111,6 +118,7 @@ class PosteriorWork(Work[SampleResult | PosteriorResult]):
                 plan,
                 start=None if start is None else start.x_t[example],
                 observation=None if start is not None else method.told(observation).rows(example),
+                version=served.version,
             )
         check_cost(job.cost, settings)
         gained = gained + others.gained
@@ -171,6 +179,7 @@ class PosteriorWork(Work[SampleResult | PosteriorResult]):
             table=TableColumn.all_of(space),
             results=results,
             network_evaluations=result.stats.network_evaluations,
+            checksum=self.served.checksum,
             deprecation=list(self.request.deprecation) or None,
         )
 

@@ -43,7 +43,15 @@ class SampleWork(Work[SampleResult]):
             numbers = 2 * len(frames.positions) * rows * served.model.space.dims
             text = numbers * _FRAME_BYTES
         seed = seed_or_new(request.seed)
-        job = SampleJob(served.name, rows, seed, plan, frames=frames, answer_bytes=text)
+        job = SampleJob(
+            served.name,
+            rows,
+            seed,
+            plan,
+            frames=frames,
+            answer_bytes=text,
+            version=served.version,
+        )
         check_cost(job.cost, settings)
         return cls(served, job, request)
 
@@ -66,6 +74,7 @@ class SampleWork(Work[SampleResult]):
             samples=plain(space.to_data(result.samples), space),
             trajectory=self._trajectory(result.frame_states),
             network_evaluations=result.stats.network_evaluations,
+            checksum=self.served.checksum,
         )
 
     @override

@@ -64,6 +64,11 @@ class _Answer(BaseModel):
     )
 
 
+ChecksumOut = Annotated[
+    str, Field(description="SHA-256 of the file of the model's version that answered.")
+]
+
+
 class Trajectory(BaseModel):
     """k + 1 states of the samples from noise to data, in data units, not rounded or clipped."""
 
@@ -87,6 +92,7 @@ class SampleAnswer(_Answer):
     )
     trajectory: Trajectory | None = Field(None, description="Present if `frames` were requested.")
     network_evaluations: int = Field(description="Rows put through the network.")
+    checksum: ChecksumOut
 
 
 class Parts(BaseModel):
@@ -220,6 +226,7 @@ class LoglikAnswer(_Answer):
     )
     results: list[Loglik]
     network_evaluations: int
+    checksum: ChecksumOut
 
 
 class Diagnostics(BaseModel):
@@ -326,6 +333,7 @@ class PosteriorAnswer(_Answer):
     table: TableOut = None
     results: list[Posterior]
     network_evaluations: int
+    checksum: ChecksumOut
     deprecation: list[str] | None = Field(
         None,
         description="Fields of the request that have new names; the next release drops the old.",
@@ -445,6 +453,20 @@ class ExamplesAnswer(BaseModel):
         description="[n, *shape], data units, of a table objects by column name; empty where the "
         "model ships without examples."
     )
+
+
+class ModelChange(BaseModel):
+    """What loading or unloading a model did."""
+
+    name: str
+    checksum: str | None = Field(
+        description="SHA-256 of the file that is served now; null if none is."
+    )
+    replaced: str | None = Field(
+        description="SHA-256 of the file that was served before; null if none was. Equal to "
+        "`checksum` if the file had not changed, and nothing was done."
+    )
+    seconds: float = Field(description="How long it took.")
 
 
 class Health(BaseModel):

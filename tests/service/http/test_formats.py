@@ -32,7 +32,7 @@ async def test_a_sample_is_answered_as_documented(client: httpx.AsyncClient) -> 
     answer = await ask(client, "/sample", model="gaussian-mixture", num_samples=3, seed=7)
     assert set(answer) == {
         "model", "seed", "exact", "sampler", "shape", "columns", "table", "samples",
-        "trajectory", "network_evaluations",
+        "trajectory", "network_evaluations", "checksum",
     }  # fmt: skip
     assert answer["exact"] is False
     assert answer["model"] == "gaussian-mixture"

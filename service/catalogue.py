@@ -41,15 +41,15 @@ class ServedClassifier:
 
     Attributes:
         name: its folder's.
-        checksum: SHA-256 of its file, in hexadecimal.
         classifier: on the models' device, as a factor of posteriors.
         host: the same on the CPU, to classify samples.
+        checksum: SHA-256 of its file, in hexadecimal.
     """
 
     name: str
-    checksum: str
     classifier: Classifier
     host: Classifier
+    checksum: str = ""
 
     def refreshed(self, _: Path) -> "ServedClassifier":
         """The same: nothing beside a classifier's file is read."""
@@ -249,7 +249,7 @@ def load_file(
         if kind_of(path) == "classifier":
             classifier, _ = load_classifier(path, device)
             found: Served | ServedClassifier = ServedClassifier(
-                name, checksum, classifier, deepcopy(classifier).cpu()
+                name, classifier, deepcopy(classifier).cpu(), checksum
             )
         else:
             model, metadata = load(path, device)

@@ -290,6 +290,7 @@ class ModelRetired(Unavailable):
 
     title = "The model is being replaced"
     slug = "model-retired"
+    refusal = False
 
 
 class Draining(Unavailable):

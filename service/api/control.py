@@ -95,7 +95,7 @@ class IndexEntry(BaseModel):
     reason: str
 
 
-@router.post("/v2/repository/index", tags=["models"], response_model=list[IndexEntry])
+@router.post("/v2/repository/index", response_model=list[IndexEntry], include_in_schema=False)
 async def repository_index(request: Request, asked: IndexRequest | None = None) -> list[IndexEntry]:
     """List the models of the folder with their state, in Triton's form."""
     catalogue = backend_of(request).catalogue
@@ -115,7 +115,7 @@ async def repository_index(request: Request, asked: IndexRequest | None = None) 
     return entries
 
 
-@router.post("/v2/repository/models/{name}/load", tags=["models"], responses=problems(403, 404))
+@router.post("/v2/repository/models/{name}/load", include_in_schema=False)
 async def repository_load(
     request: Request, name: str, _: RepositoryRequest | None = None
 ) -> Response:
@@ -124,7 +124,7 @@ async def repository_load(
     return Response(status_code=200)
 
 
-@router.post("/v2/repository/models/{name}/unload", tags=["models"], responses=problems(403, 404))
+@router.post("/v2/repository/models/{name}/unload", include_in_schema=False)
 async def repository_unload(
     request: Request, name: str, _: RepositoryRequest | None = None
 ) -> Response:

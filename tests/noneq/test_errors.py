@@ -19,6 +19,7 @@ def closed_set(kind: type[problems.Problem] = problems.Problem) -> Iterator[type
 
 EXPECTED = {
     "unauthorized": errors.Unauthorized,
+    "forbidden": errors.Unauthorized,
     "unknown-model": errors.UnknownModel,
     "body-too-large": errors.TooLarge,
     "too-expensive": errors.TooLarge,
@@ -27,12 +28,15 @@ EXPECTED = {
     "too-many-connections": errors.Busy,
     "not-ready": errors.Busy,
     "draining": errors.Busy,
+    "budget-exceeded": errors.Busy,
+    "model-retired": errors.Busy,
     "deadline-unmeetable": errors.DeadlineMissed,
     "deadline-exceeded": errors.DeadlineMissed,
     "internal-error": errors.ServerFault,
     "numerical-failure": errors.ServerFault,
     "out-of-memory": errors.ServerFault,
     "engine-dead": errors.ServerFault,
+    "no-device-memory": errors.ServerFault,
 }
 
 

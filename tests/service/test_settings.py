@@ -15,7 +15,7 @@ def test_defaults() -> None:
     assert settings.port == 8000
     assert settings.batch_size == 0
     assert settings.models == Path("models")
-    assert settings.accepted_keys == frozenset()
+    assert settings.accepted_keys == []
 
 
 def test_the_environment_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -25,7 +25,7 @@ def test_the_environment_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("NONEQ_LOG_LEVEL", "DEBUG")
     settings = Settings()
     assert settings.port == 9000
-    assert settings.accepted_keys == {"one", "two"}
+    assert settings.accepted_keys == ["one", "two"]
     assert settings.default_model is None
     assert settings.log_level == "debug"
 

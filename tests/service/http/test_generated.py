@@ -62,7 +62,7 @@ def test_operations_have_the_names_of_what_they_do() -> None:
     found = {one["operationId"] for methods in paths.values() for one in methods.values()}
     assert found == {
         "sample", "loglik", "posterior", "inpaint", "denoise", "list_models", "show_model",
-        "show_examples", "live", "ready", "metrics",
+        "show_examples", "live", "ready", "metrics", "load_model", "unload_model",
     }  # fmt: skip
 
 

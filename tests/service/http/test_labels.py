@@ -65,9 +65,10 @@ async def client(labelled: Path, mixture: DiffusionModel) -> AsyncIterator[httpx
     exact = classifier(mixture, Components(network), 3)
     reader = ServedClassifier("components", exact, exact)
     async with starting(Settings(models=labelled, device="cpu", batch_size=256), True) as app:
-        catalogue = app.state.backend._catalogue
+        repository = app.state.backend.repository
+        catalogue = repository.catalogue
         readable = replace(catalogue.served["gaussian-mixture"], classifiers=(reader,))
-        app.state.backend._catalogue = replace(
+        repository.catalogue = replace(
             catalogue, served={**catalogue.served, "gaussian-mixture": readable}
         )
         async with connect(app) as found:

@@ -1,4 +1,4 @@
-"""API keys: whose they are, what their holders may do, and how much.
+"""API keys: whose they are, what their holders may do, and how much of it.
 
 A key file is TOML, a table for each holder, and is read again when it changes::
 

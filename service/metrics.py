@@ -214,7 +214,7 @@ class Metrics:
             self.model_weights.labels(name).set(size)
 
     def budgets(self, per_minute: Mapping[str, float]) -> None:
-        """Set the budgets of keys, by their holders' names."""
+        """Set the budgets of API keys, by their holders' names."""
         self.key_budget.clear()
         for name, budget in per_minute.items():
             self.key_budget.labels(name).set(budget)

@@ -1,4 +1,4 @@
-"""The folder of models and what is served of it: load, unload and reload one while others answer.
+"""The folder of models, and what is served of it: load, unload, reload one while others answer.
 
 load NAME:  read the file -> warm it up beside the others -> switch -> retire the old version
 

@@ -148,13 +148,14 @@ class StoppingConfig(Frozen):
 class BaseConfig(Frozen):
     """How the base of a "corrected" network is fitted (see `densities.Choice`), or of a "table".
 
-    The base is the mean of `starts` mixtures with equal numbers of components. `shrinkage` is of a
-    table's (`mixture.Choice`).
+    The base is the mean of `starts` mixtures with equal numbers of components. `shrinkage` and
+    `spread` are of a table's (`mixture.Choice`).
     """
 
     starts: int = Field(default=1, gt=0)
     shrunk: bool = False
     shrinkage: float = Field(default=0.0, ge=0, le=1)
+    spread: float = Field(default=1.0, gt=0)
 
 
 class ObservationsConfig(Frozen):

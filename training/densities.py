@@ -80,7 +80,7 @@ def base(config: FitConfig, space: Space, rows: Tensor) -> Density | None:
     network, start, z = config.network, config.base, space.to_model(rows[:MOST])
     if isinstance(network, TableNetworkConfig):
         size = network.base.components // start.starts
-        table = mixture.Choice(size, start.starts, start.shrinkage)
+        table = mixture.Choice(size, start.starts, start.shrinkage, start.spread)
         assert isinstance(space, TableSpace)  # as its network
         return mixture.fit(mixture.Cells.of(space, rows, network.base.base), table)
     if not isinstance(network, CorrectedConfig):

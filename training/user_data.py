@@ -185,7 +185,7 @@ def _tables(dataset: Dataset) -> dict[str, Any]:
     assert isinstance(space, TableSpace)  # as its kind says
     rows = densities.known(dataset)
     base = shares(space, dataset.train)
-    choice = mixture.choose(mixture.Cells.of(space, rows, base))
+    choice = mixture.choose(mixture.Cells.of(space, rows, base, dataset.groups))
     schedule = LogSnrSchedule(first=12.0, last=-7.0)
     process = MixedConfig.of_table(space, T["table"], schedule, base)
     return {
@@ -203,7 +203,7 @@ def _tables(dataset: Dataset) -> dict[str, Any]:
             },
             "correction": _mlp(len(dataset.train), space.event[0]),
         },
-        "base": {"starts": choice.starts, "shrinkage": choice.shrinkage},
+        "base": {"starts": choice.starts, "shrinkage": choice.shrinkage, "spread": choice.spread},
         "observations": {
             "share": SHARE,
             "gaps": GAPS,
@@ -298,7 +298,9 @@ def configure(
     }
     dataset = load(configs.read_data(keys["data"]))
     total = sum(len(dataset.split(name)) for name in SPLITS)
-    keys["data"]["valid"] = _valid(total, VALID[dataset.space.kind])
+    share = _valid(total, VALID[dataset.space.kind])
+    # A stretch of a series is hardly more than one row.
+    keys["data"]["valid"] = share if dataset.groups is None else max(share, 0.1)
     keys["data"] |= _mapped(keys["data"])
     dataset = load(configs.read_data(keys["data"]))
     made = settings_given(dataset, _columns(dataset, given)) if given else settings(dataset)
@@ -316,7 +318,7 @@ def _mapped(data: dict[str, Any]) -> dict[str, str]:
         if not isinstance(dataset.space, TableSpace):
             return {}
         base = shares(dataset.space, dataset.train)
-        found[maps] = mixture.suited(dataset.space, densities.known(dataset), base)
+        found[maps] = mixture.suited(dataset.space, densities.known(dataset), base, dataset.groups)
     return {"maps": max(found, key=lambda maps: found[maps])}
 
 

@@ -19,7 +19,7 @@ from diffusion.networks.base import Network, NetworkSettings
 from diffusion.networks.dense import MLP, MLPConfig
 from diffusion.networks.embedding import Clock
 from diffusion.networks.mixture import split_seen
-from diffusion.networks.table_mixture import TableMixture, TableMixtureConfig
+from diffusion.networks.table_mixture import FAR, TableMixture, TableMixtureConfig
 
 _SEEN = 0.999  # the share from which x_t says nothing that what was seen does not
 
@@ -104,7 +104,7 @@ class TableNetwork(Network):
         x, told = split_seen(x_t, D)
         value, share, scale = (torch.zeros_like(x),) * 3 if told is None else told
         guess = torch.cat((output[:, :R], output[:, R:D].exp()), 1)
-        x = torch.where(share > _SEEN, value, x)
+        x = torch.where(share > _SEEN, value, x).clamp(-FAR, FAR)
         f = self.correction.given(torch.cat((x, guess, share, scale), 1), *known).to(output.dtype)
         noise = (-log_snr.double()).sigmoid()[:, None].log()
         spread = ((output[:, D : D + R].double() + noise) / 2).exp().to(output.dtype)

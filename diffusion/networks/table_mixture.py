@@ -7,6 +7,7 @@ Given x_t and what was seen, the numbers of a component are conditioned as those
 known of any cells.
 """
 
+import copy
 import math
 from collections.abc import Sequence
 from typing import Literal, Self, final
@@ -23,6 +24,9 @@ from diffusion.networks.mixture import Mixture, split_seen
 from diffusion.noise import Noise
 
 _LEAST, _IMPOSSIBLE = 1e-12, 1e-30
+#: Deviations beyond which a number that was seen moves the others no further: one is wrong, hardly
+#: all of them.
+FAR = 5.0
 _EXACT = SURE / (1 - SURE)  # the precision of a number that was seen
 _LOG_2PI = math.log(2 * math.pi)
 #: Numbers in the matrices that are made at a time, to keep them in the processor's cache.
@@ -124,6 +128,7 @@ class TableMixture(Mixture):
         x_t, told = split_seen(x_t, self.config.features)
         nothing = torch.zeros_like(x_t)
         value, share, scale = (nothing,) * 3 if told is None else told
+        value = value.clamp(-FAR, FAR)
         (x, c), (y, d), (share, _), (gap, empty) = map(self._split, (x_t, value, share, scale < 0))
         time = condition[0].double()[:, None]
         signal, noise = time.sigmoid(), (-time).sigmoid().clamp_min(_LEAST)
@@ -154,13 +159,16 @@ class TableMixture(Mixture):
         """
         known = torch.ones_like(z, dtype=torch.bool) if known is None else known
         (_, _), (seen, _) = self._split(z), self._split(known)
-        log_joint = self.joint(z, known)[0]
+        log_joint = self._known(z, known)[0]
         # What `conditioned` leaves out, as it is common to the components.
         constant = 0.5 * (math.log(_EXACT) - _LOG_2PI) * seen.sum(1)
         return log_joint.logsumexp(1) + constant
 
-    def joint(self, z: Tensor, known: Tensor) -> tuple[Tensor, Tensor]:
-        """Return log p(k, what is known) up to a constant of the row [N, K], and E[numbers | k].
+    def _known(self, z: Tensor, known: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Condition each component on what is known.
+
+        Returns log p(k, what is known) up to a constant of the row [N, K], and the mean and the
+        variance of each number given k and what is known, [N, K, R].
 
         Args:
             z: [N, D], model units.
@@ -169,8 +177,28 @@ class TableMixture(Mixture):
         (x, c), (seen, filled) = self._split(z.double()), self._split(known)
         precision = seen.double() * _EXACT
         likelihood = torch.where(filled, c, 1.0)
-        log_joint, means, _, _ = self._components(precision, precision * x, likelihood)
-        return log_joint, means
+        log_joint, means, within, _ = self._components(precision, precision * x, likelihood)
+        return log_joint, means, within
+
+    def spread(self, factor: float) -> "TableMixture":
+        """The mixture with all covariances times a factor."""
+        made = copy.deepcopy(self)
+        if made.gaussians is not None:
+            made.gaussians.variances *= factor
+        return made
+
+    def places(self, z: Tensor, known: Tensor, ends: Tensor) -> Tensor:
+        """Return P(number < end | what is known) of each end, float64 as `ends` [E, N, R].
+
+        Args:
+            z: [N, D], model units.
+            known: which elements are, bool [N, D].
+            ends: of numbers that are not, [E, N, R].
+        """
+        log_joint, means, within = self._known(z, known)
+        p, deviation = log_joint.softmax(1)[:, :, None], within.clamp_min(_LEAST).sqrt()
+        below = [torch.special.ndtr((end[:, None] - means) / deviation) for end in ends.double()]
+        return torch.stack([(p * each).sum(1) for each in below])
 
     def sample(self, noise: Noise) -> Tensor:
         """Draw from p(x_0) once per row of the noise, float32 [B, D]."""

@@ -41,6 +41,7 @@ HEAVY = 6.0  # kurtosis from which they do
 KNOTS = (10, 101)  # points of a map along quantiles: least and most
 ROWS_A_KNOT = 10
 NEAR = 0.25  # deviations between 0 and the least value for which 0 is a limit
+FAR, BEYOND = 20.0, 3  # times as far from the median as all but so many values are: a gross error
 
 _DATE = re.compile(r"\d{4}-\d\d?-\d\d?([T ].*)?|\d\d?[/.]\d\d?[/.]\d{2,4}.*|\d\d?:\d\d(:\d\d)?")
 
@@ -60,6 +61,10 @@ class Found:
     places: tuple[int, ...]
     notes: tuple[str, ...]
     plain: bool
+
+    def encode(self, rows: Sequence[Sequence[str]]) -> Tensor:
+        """The rows of the table in data units, float64 [N, J]; gaps are NaN."""
+        return self.space.encode([[gap_to_blank(row[i]) for i in self.places] for row in rows])
 
 
 @dataclass(frozen=True)
@@ -131,6 +136,42 @@ def infer(
     return Found(TableSpace(columns=tuple(columns)), tuple(places), tuple(notes), plain)
 
 
+def gross(x: Tensor, values: Tensor) -> Tensor:
+    """Which of x are gross errors beside a column's values without gaps, bool.
+
+    A value is one if it is `FAR` times as far from the median as the value that only `BEYOND`
+    others are beyond, as a wind of 1,048 miles an hour is. One that is fitted to spoils a scale.
+    """
+    ordered = values.double().sort().values
+    if len(ordered) <= 2 * BEYOND:
+        return torch.zeros_like(x, dtype=torch.bool)
+    middle = ordered[len(ordered) // 2]
+    low, high = ordered[BEYOND] - middle, ordered[-BEYOND - 1] - middle
+    off = x.double() - middle
+    return ((off > FAR * high) & (high > 0)) | ((off < FAR * low) & (low < 0))
+
+
+def without_errors(space: TableSpace, rows: Tensor, fitted: int) -> tuple[Tensor, list[str]]:
+    """Make gaps of gross errors, and say of which.
+
+    Args:
+        space: of the rows.
+        rows: data units, float64 [N, J].
+        fitted: how many of them, the first ones, say what is gross.
+    """
+    rows, notes = rows.clone(), []
+    for place in space.numbers:
+        own = rows[:, place]
+        wrong = gross(own, own[:fitted][~own[:fitted].isnan()])
+        if bool(wrong.any()):
+            came = ", ".join(f"{value:.6g}" for value in own[wrong].tolist()[:3])
+            notes.append(
+                f"{space.names[place]}: {came} so far from all others that it is not fitted to"
+            )
+            rows[wrong, place] = torch.nan
+    return rows, notes
+
+
 def gap_to_blank(cell: str) -> str:
     """Return a cell stripped, and "" for a gap."""
     text = cell.strip()
@@ -171,6 +212,7 @@ def _column(
 def _number(
     name: str, x: Tensor, least: float, step: float | None, maps: Maps
 ) -> tuple[Number, str]:
+    x = x[~gross(x, x)]
     off = x - x.mean()
     scale = float(off.square().mean().sqrt()) or 1.0
     skew = float(off.pow(3).mean()) / scale**3

@@ -48,6 +48,8 @@ class Dataset:
         entropy: the data's entropy per example, if known: (nats, standard error).
         log_density: exact log-density (or log-probability) in nats of rows in data units, if known.
         notes: sentences on what was left out of the source files, or changed.
+        groups: of the rows of `train`, then `valid`: those of one group are alike, and no other
+            split has rows of it, int64; None if rows are independent.
     """
 
     name: str
@@ -59,6 +61,7 @@ class Dataset:
     entropy: tuple[float, float] | None = None
     log_density: Callable[[Tensor], Tensor] | None = None
     notes: tuple[str, ...] = ()
+    groups: Tensor | None = None
 
     def split(self, name: Split) -> Tensor:
         """Rows of one split, [rows, *event], in data units."""

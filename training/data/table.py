@@ -7,7 +7,8 @@ typed columns (`training.data.columns`). Else, or if asked for, it is a vector [
 
 where a column with limits is standardised as its probit (`diffusion.space`).
 
-The rows are shuffled by the seed, then split into test, valid and train.
+The rows are shuffled by the seed, then split into test, valid and train; of a series
+(`training.data.series`) stretches of rows are.
 """
 
 import math
@@ -24,7 +25,8 @@ from typing_extensions import override
 from diffusion.space import DataSpace
 from noneq.errors import FileError
 from noneq.reading import tables
-from training.data.columns import Kind, Maps, gap_to_blank, infer
+from training.data import series
+from training.data.columns import Kind, Maps, gap_to_blank, infer, without_errors
 from training.data.dataset import DataError, Dataset, Shares, checksum, generator
 
 LEAST = 50  # rows
@@ -90,28 +92,48 @@ class TableConfig(Shares):
         if not self.columns and _all_bits(rows):
             return None
         order = torch.randperm(len(rows), generator=generator(self.seed, "train"))
-        test, held_out = self._parts(len(rows))
+        found = series.find(every, rows)
+        test, valid, train = self._split(order, found)
         try:
-            found = infer(every, rows, order[held_out:], self.columns, self.maps)
+            of = infer(every, rows, train, self.columns, self.maps)
         except ValueError as error:
             raise DataError(f"{path}: {error}") from error
-        space = found.space
-        if not self.columns and found.plain and names is None:
+        space = of.space
+        if not self.columns and of.plain and names is None:
             return None
-        cells = [[gap_to_blank(row[place]) for place in found.places] for row in rows]
-        x = space.encode(cells)
-        empty = x.isnan().all(1)
-        digest, x = checksum(x.nan_to_num(-1e300)), x[order][~empty[order]]
-        test, held_out = self._parts(len(x))
+        x = of.encode(rows)
+        digest, full = checksum(x.nan_to_num(-1e300)), ~x.isnan().all(1)
+        test, valid, train = (part[full[part]] for part in (test, valid, train))
+        known, errors = without_errors(space, x[torch.cat((train, valid))], len(train))
         return Dataset(
             name=self.kind,
             space=space,
-            train=x[held_out:],
-            valid=x[test:held_out],
-            test=x[:test],
+            train=known[: len(train)],
+            valid=known[len(train) :],
+            test=x[test],
             checksum=digest,
-            notes=(*(() if note is None else (note,)), *found.notes, *_copies(x)),
+            notes=(
+                *(() if note is None else (note,)),
+                *of.notes,
+                *errors,
+                *(() if found is None else (found.words,)),
+                *_copies(x[full]),
+            ),
+            groups=None if found is None else found.groups[torch.cat((train, valid))],
         )
+
+    def _split(self, order: Tensor, found: series.Series | None) -> tuple[Tensor, Tensor, Tensor]:
+        """Return the numbers of the rows of test, valid and train, in a random order."""
+        if found is None:
+            test, held_out = self._parts(len(order))
+            return order[:test], order[test:held_out], order[held_out:]
+        names = found.groups.unique()
+        names = names[torch.randperm(len(names), generator=generator(self.seed, "test"))]
+        test, held_out = self._parts(len(names))
+        of = found.groups[order]
+        parts = names[:test], names[test:held_out], names[held_out:]
+        tested, watched, fitted = (order[torch.isin(of, part)] for part in parts)
+        return tested, watched, fitted
 
     def _parts(self, rows: int) -> tuple[int, int]:
         """Return how many rows are `test`, and how many `test` or `valid`."""

@@ -10,6 +10,7 @@ from torch.testing import assert_close
 from diffusion.likelihood.bound import bound
 from diffusion.model import DiffusionModel
 from diffusion.networks import MLPConfig, TableMixture, TableNetwork, TableNetworkConfig
+from diffusion.networks.table_mixture import FAR
 from diffusion.noise import counter_noise
 from diffusion.operators import Mask
 from diffusion.posterior import Auto, Twisted, sample_posterior
@@ -198,3 +199,22 @@ def test_a_table_of_categories_alone_and_of_numbers_alone() -> None:
     assert_close(numbers.log_prob(x), numbers.gaussians.log_prob(x), rtol=1e-6, atol=1e-6)
     told = torch.cat((x, torch.zeros(1, 6)), 1)
     assert_close(numbers(told, torch.zeros(1)), numbers.gaussians(x, torch.zeros(1)))
+
+
+def test_a_wrong_number_that_was_seen_is_kept_and_moves_others_no_further(
+    model: DiffusionModel,
+) -> None:
+    """A size of 5 deviations and one of a thousand leave the count with the same posterior."""
+    x = torch.tensor([[2 * FAR, NAN, NAN], [2000.0, NAN, NAN]], dtype=torch.float64)
+    known = ~x.isnan()
+    seen, _ = model.process.observe(SPACE, Mask(), x.nan_to_num(), known, torch.zeros_like(x))
+    same = [
+        sample_posterior(
+            model, seen.rows(torch.tensor([i])), 50, seed=1, sampler=Ancestral(steps=20)
+        )
+        for i in (0, 1)
+    ]
+    low, high = (SPACE.to_data(each.samples.flatten(0, 1)) for each in same)
+    assert_close(low[:, 1:], high[:, 1:])
+    assert_close(high[:, 0], torch.full((50,), 2000.0).double())
+    assert len(low[:, 2].unique()) > 5

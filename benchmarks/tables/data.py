@@ -29,7 +29,6 @@ Ints = npt.NDArray[np.int64]
 HIDDEN = 0.3  # share of cells, of columns, or of a day's hours
 HELD = 0.3  # share of rows, or of weeks
 TESTED = 250  # withheld rows that are asked about, at most
-GROSS = 200.0  # miles an hour; the one wind beyond it is wrong
 
 
 @dataclass(frozen=True)
@@ -211,7 +210,7 @@ def _weather(names: list[str], x: Tensor, given: Sequence[str]) -> Table:
         rows,
         (rows[:, names.index("day")].astype(np.int64) - 1) // 7,
         given=tuple(names.index(name) for name in given),
-        wrong=wind & (rows > GROSS),
+        wrong=wind & (rows > training_weather.GROSS),
     )
 
 

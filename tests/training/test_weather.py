@@ -31,6 +31,17 @@ def test_no_week_is_in_two_splits_and_all_rows_are_in_one(rows: str) -> None:
     assert [len(each) for each in weeks] == [39, 5, 8]
     whole = hours() if rows == "hours" else days()
     assert sum(map(len, (dataset.train, dataset.valid, dataset.test))) == len(whole[1])
+    assert dataset.groups is not None
+    assert set(dataset.groups[: len(dataset.train)].tolist()) == weeks[0]
+
+
+@pytest.mark.parametrize("rows", ["hours", "days"])
+def test_nothing_is_fitted_to_the_wrong_wind(rows: str) -> None:
+    dataset = WeatherConfig.model_validate({"rows": rows}).load()
+    for column, values in zip(dataset.space.columns, dataset.train.T, strict=True):
+        if column.name.startswith("wind_speed"):
+            assert float(values.nan_to_num().max()) < 60
+            assert column.spread[1] < 10  # type: ignore[union-attr]
 
 
 @pytest.mark.parametrize("rows", ["hours", "days"])
@@ -40,7 +51,6 @@ def test_values_fit_their_columns_and_come_back_from_model_units(rows: str) -> N
         dataset.space.check(part)
         back = dataset.space.to_data(dataset.space.to_model(part[:500]))
         seen = ~part[:500].isnan()
-        # Float32 resolves the wrong wind to a knot or so.
         torch.testing.assert_close(back[seen], part[:500][seen], atol=1e-3, rtol=0)
 
 

@@ -213,19 +213,24 @@ def _number(
     name: str, x: Tensor, least: float, step: float | None, maps: Maps
 ) -> tuple[Number, str]:
     x = x[~gross(x, x)]
+    scale = float(x.std(correction=0)) or 1.0
+    low = 0.0 if 0 <= least <= NEAR * scale else None
+    found = fitted_number(name, x, knots=knots(x, maps), step=step, low=low)
+    along = ", along its quantiles" if len(found.knots) > 2 else ""
+    kind = "real" if step is None else "integer" if step == 1 else f"steps of {step:g}"
+    limit = ", not below 0" if low is not None else ""
+    return found, f"{kind}{limit}{along}"
+
+
+def knots(x: Tensor, maps: Maps) -> int:
+    """Return how many points the map of a column's values has: two for a scale."""
     off = x - x.mean()
     scale = float(off.square().mean().sqrt()) or 1.0
     skew = float(off.pow(3).mean()) / scale**3
     kurtosis = float(off.pow(4).mean()) / scale**4 - 3
     skewed = abs(skew) > SKEWED or kurtosis > HEAVY
     bent = maps == "quantiles" or (maps == "skewed" and skewed)
-    knots = min(KNOTS[1], max(KNOTS[0], len(x) // ROWS_A_KNOT)) if bent else 2
-    low = 0.0 if 0 <= least <= NEAR * scale else None
-    found = fitted_number(name, x, knots=knots, step=step, low=low)
-    along = ", along its quantiles" if len(found.knots) > 2 else ""
-    kind = "real" if step is None else "integer" if step == 1 else f"steps of {step:g}"
-    limit = ", not below 0" if low is not None else ""
-    return found, f"{kind}{limit}{along}"
+    return min(KNOTS[1], max(KNOTS[0], len(x) // ROWS_A_KNOT)) if bent else 2
 
 
 def _text(column: Column, counts: Counter[str]) -> tuple[Category | None, str]:

@@ -4,7 +4,8 @@
 
 Whole weeks are withheld, since neighbouring hours are nearly copies. The gaps are the data's own:
 no gust is written where there was none, and pressure is missing in an hour of ten. So is one gross
-error, a wind of 1,048 miles an hour at Newark on 12 February at 3 o'clock, in `train`.
+error, a wind of 1,048 miles an hour at Newark on 12 February at 3 o'clock: it is of `train`, where
+it is a gap, so that nothing is fitted to it.
 
 Degrees Fahrenheit, percent, miles an hour, inches, millibars, miles. The direction that the wind
 comes from is a category, for 360 is beside 10, and calm is none. Other columns have the steps in
@@ -27,12 +28,13 @@ from torch import Tensor
 from typing_extensions import override
 
 from diffusion.table import Category, Number, TableSpace, fitted_number
+from training.data.columns import Maps, knots
 from training.data.dataset import Dataset, DataSetConfig, checksum
 
 FILE = Path(__file__).with_name("weather.csv.xz")
 AIRPORTS = ("EWR", "JFK", "LGA")
 DIRECTIONS = ("calm", *(f"{tens}0°" for tens in range(1, 37)))
-KNOTS = 101  # of the maps of columns, through their quantiles
+GROSS = 200.0  # miles an hour; the one wind beyond it is wrong
 
 #: Of each measure: the step of its lattice, and its least and greatest value.
 LATTICES: dict[str, tuple[float, float | None, float | None]] = {
@@ -52,10 +54,15 @@ Record = dict[str, str]
 
 
 class WeatherConfig(DataSetConfig):
-    """A row is an hour (date, hour, and nine measures), or a day of 24 temperatures and winds."""
+    """A row is an hour (date, hour, and nine measures), or a day of 24 temperatures and winds.
+
+    Attributes:
+        maps: which measures go along their quantiles.
+    """
 
     kind: Literal["weather"] = "weather"
     rows: Literal["hours", "days"] = "hours"
+    maps: Maps = "skewed"
 
     @override
     def load(self) -> Dataset:
@@ -63,19 +70,28 @@ class WeatherConfig(DataSetConfig):
         names, rows = hours() if self.rows == "hours" else days()
         weeks = ((rows[:, names.index("day")] - 1) // 7).long()
         test, valid = weeks % 6 == 5, weeks % 12 == 2
-        train = rows[~test & ~valid]
-        columns = [column(name, values) for name, values in zip(names, train.T, strict=True)]
+        train = ~test & ~valid
+        known = torch.cat((rows[train], rows[valid]))
+        wind = torch.tensor([name.startswith("wind_speed") for name in names])
+        wrong = wind & (known > GROSS)
+        known = known.masked_fill(wrong, math.nan)
+        fitted = known[: int(train.sum())]
+        columns = [
+            column(name, values, self.maps) for name, values in zip(names, fitted.T, strict=True)
+        ]
         return Dataset(
             name=self.kind,
             space=TableSpace(columns=tuple(columns)),
-            train=train,
-            valid=rows[valid],
+            train=fitted,
+            valid=known[len(fitted) :],
             test=rows[test],
             checksum=checksum(rows),
+            notes=("a wind of 1,048 miles an hour is not fitted to",),
+            groups=torch.cat((weeks[train], weeks[valid])),
         )
 
 
-def column(name: str, values: Tensor) -> Number | Category:
+def column(name: str, values: Tensor, maps: Maps) -> Number | Category:
     """Describe a column; the map of a measure is fitted to its values, [N]."""
     if name == "origin":
         return Category(name=name, labels=AIRPORTS)
@@ -87,7 +103,7 @@ def column(name: str, values: Tensor) -> Number | Category:
     if name == "hour":
         return fitted_number(name, seen, step=1, low=0, high=23)
     step, low, high = LATTICES[name.rstrip("_0123456789")]
-    return fitted_number(name, seen, knots=KNOTS, step=step, low=low, high=high)
+    return fitted_number(name, seen, knots=knots(seen, maps), step=step, low=low, high=high)
 
 
 def hours() -> tuple[list[str], Tensor]:

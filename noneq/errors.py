@@ -6,7 +6,7 @@ NoneqError
       UnknownModel   ask for another model: `models()` lists them
       TooLarge       split it: 413, or more work than one request may need
     Unauthorized     give a key: 401, 403
-    Busy             try again in `retry_after` seconds: 429, 502, 503, 504
+    Busy             try again in `retry_after` seconds: 429, 502 to 504, and a proxy's own 500
     DeadlineMissed   allow more time, or ask for less
     ServerFault      tell the operator the `request_id`: 500
   ConnectionFailed   the service was not reached: start it, or give another address
@@ -136,6 +136,7 @@ _BY_TYPE: dict[str, type[Refused]] = {
     "urn:noneq:problem:deadline-unmeetable": DeadlineMissed,
     "urn:noneq:problem:deadline-exceeded": DeadlineMissed,
 }
+_NO_DOCUMENT = "about:blank"
 _BY_STATUS: dict[int, type[Refused]] = {
     401: Unauthorized,
     403: Unauthorized,
@@ -161,6 +162,8 @@ def refusal(problem: Document, retry_after: str | None = None) -> Refused:
     """
     status = int(problem["status"])
     kind = _BY_TYPE.get(str(problem.get("type")))
+    if status == 500 and problem.get("type") == _NO_DOCUMENT:
+        kind = Busy  # the service's own failures have a document: this is a proxy that lost it
     kind = kind or _BY_STATUS.get(status) or (BadRequest if status < 500 else ServerFault)
     seconds = read_retry_after(retry_after)
     if seconds is None and isinstance(problem.get("retry_after"), int | float):
@@ -177,7 +180,7 @@ def read_problem(status: int, reason: str, body: bytes) -> Document:
     if isinstance(document, dict) and "title" in document:
         return {**document, "status": status}
     text = body[:200].decode("utf-8", "replace").strip()
-    return {"type": "about:blank", "title": reason or "No reason given", "status": status} | (
+    return {"type": _NO_DOCUMENT, "title": reason or "No reason given", "status": status} | (
         {"detail": text} if text else {}
     )
 

@@ -80,6 +80,9 @@ class Engine:
         metrics: where it counts; its own where none is given.
         run_loop: runs the engine's loop, which returns when the engine has ended. By default in a
             thread of its own; `python -m service` uses the main thread, which is faster (OpenMP).
+
+    Attributes:
+        busy_seconds: spent on batches so far.
     """
 
     def __init__(
@@ -110,6 +113,7 @@ class Engine:
         self._starting = threading.Lock()
         self._started = False
         self._warm = threading.Event()
+        self.busy_seconds = 0.0
 
     @property
     def alive(self) -> bool:
@@ -228,6 +232,11 @@ class Engine:
             raise NotReady("The engine has not been started.")
         return self._queue.accept(job, size, deadline, background=background)
 
+    def seconds_of(self, job: Job[Any]) -> float:
+        """Seconds of work that a job is, in full batches; 0 of an unknown model."""
+        throughput = self._throughput.get(job.lane)
+        return 0.0 if throughput is None else job.cost * throughput.evaluation
+
     def parts_of(self, job: Job[Any], seconds: float) -> int:
         """Into how many parts a job may be split that each fill batches for so many seconds."""
         throughput = self._throughput.get(job.lane)
@@ -235,7 +244,7 @@ class Engine:
             return 1
         rows = max(1, throughput.batch_size // job.shape.width)
         full = job.shape.rows // max(rows, job.each)
-        return max(1, min(full, int(job.cost * throughput.evaluation / seconds)))
+        return max(1, min(full, int(self.seconds_of(job) / seconds)))
 
     def _unknown(self, job: Job[Any]) -> Problem:
         name, served = job.model, self._models.names
@@ -373,7 +382,9 @@ class Engine:
         self._count_rows()
         self._send(runner, batch)
         # What callers wait for is the whole turn, with what surrounds its network calls.
-        throughput.measure(batch, max(seconds, time.monotonic() - begun))
+        turn = max(seconds, time.monotonic() - begun)
+        throughput.measure(batch, turn)
+        self.busy_seconds += turn
 
     def _run(self, runner: Runner[Any], batch: Batch) -> int:
         """Run a batch, whole or in parts: then each entry has run, or its job has failed.

@@ -294,7 +294,10 @@ class Ticket(ABC, Generic[Result_co]):
         cost: its network evaluations.
         future: its result, or the `service.errors.Problem` that ended it. Cancelling the future
             (also through `asyncio.wrap_future`) is cancelling the job.
+        tells: whether `done` is known before the end.
     """
+
+    tells = True
 
     def __init__(self, cost: int, future: "Future[Result_co]") -> None:
         self.cost, self.future = cost, future

@@ -17,6 +17,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager
 from copy import deepcopy
+from dataclasses import replace
 from typing import Any, final
 
 from typing_extensions import override
@@ -32,6 +33,7 @@ from service.errors import InternalError, Problem
 
 _log = logging.getLogger(__name__)
 
+_NEWEST = 0.05  # weight of the newest job in the usual one
 MIN_SECONDS = 0.25  # of work in a part: shorter ones cost more than they save
 
 
@@ -56,6 +58,9 @@ class Router:
         engines: at least one, with the same models.
         devices: where they are, all of one kind.
         remote: engines of other processes; None for none.
+
+    Attributes:
+        usual: seconds of work of a job that came of late, on average.
     """
 
     def __init__(
@@ -63,6 +68,7 @@ class Router:
     ) -> None:
         self._engines, self._devices, self._remote = list(engines), list(devices), remote
         self._turn = itertools.count()
+        self.usual = 0.0
 
     @property
     def alive(self) -> bool:
@@ -88,6 +94,15 @@ class Router:
     def owed(self) -> float:
         """Seconds of work that an engine owes, on average."""
         return sum(engine.owed for engine in self._engines) / len(self._engines)
+
+    @property
+    def busy_seconds(self) -> float:
+        """Seconds that an engine has spent on batches so far, on average."""
+        return sum(engine.busy_seconds for engine in self._engines) / len(self._engines)
+
+    def seconds_of(self, job: Job[Any]) -> float:
+        """Seconds of work that a job is, in full batches."""
+        return self._engines[0].seconds_of(job)
 
     @property
     def held(self) -> int:
@@ -139,19 +154,20 @@ class Router:
         self, job: Job[Result_co], deadline: float | None = None, *, background: bool = False
     ) -> Ticket[Result_co]:
         """Accept a job, whole or in parts; raises what `Engine.submit` does."""
+        self.usual += _NEWEST * (self.seconds_of(job) - self.usual)
         if not job.movable:  # its own networks are on the first device
             return self._engines[0].submit(job, deadline, background=background)
         # Background work runs where there is no other, and may take its time: it stays whole.
         parts = [job] if background else self._split(job)
         if len(parts) == 1:
-            return self._least().submit(job, deadline, background=background)
+            return self.accept(job, deadline, background=background)
         others = 0 if self._remote is None else self._remote.count
         ours = max(1, len(parts) * len(self._engines) // (len(self._engines) + others))
         tickets: list[Ticket[Result_co]] = []
         try:
             for i, part in enumerate(parts):
                 if i < ours or self._remote is None:
-                    tickets.append(self._least().submit(part, deadline))
+                    tickets.append(self.accept(part, deadline))
                 else:
                     tickets.append(self._remote.submit(part, deadline))
         except BaseException:
@@ -159,6 +175,12 @@ class Router:
                 ticket.cancel()
             raise
         return JoinedTicket(tickets)
+
+    def accept(
+        self, job: Job[Result_co], deadline: float | None = None, *, background: bool = False
+    ) -> Ticket[Result_co]:
+        """Accept a job whole, on the engine of this process that owes the least."""
+        return self._least().submit(job, deadline, background=background)
 
     def drain(self, timeout: float | None = None) -> bool:
         """Refuse new jobs, finish the accepted ones and stop; whether they were all finished."""
@@ -206,7 +228,11 @@ class JoinedTicket(Ticket[Result_co]):
     @property
     @override
     def done(self) -> int:
-        return sum(part.done for part in self._parts)
+        telling = [part for part in self._parts if part.tells or part.future.done()]
+        silent = sum(part.cost for part in self._parts) - sum(part.cost for part in telling)
+        done = sum(part.done for part in telling)
+        # All began at once, and are about as long.
+        return done + silent * done // max(1, sum(part.cost for part in telling))
 
     @property
     @override
@@ -217,7 +243,14 @@ class JoinedTicket(Ticket[Result_co]):
     @override
     def preview(self, rows: int) -> "Future[JobPreview | None]":
         # The first part's rows are the job's first; a preview shows few.
-        return self._parts[0].preview(rows)
+        asked, found = self._parts[0].preview(rows), Future[JobPreview | None]()
+
+        def answered(future: "Future[JobPreview | None]") -> None:
+            seen = None if future.cancelled() else future.result()
+            resolve(found, None if seen is None else replace(seen, done=self.done))
+
+        asked.add_done_callback(answered)
+        return found
 
     @override
     def hold_bytes(self) -> Hold:

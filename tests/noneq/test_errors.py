@@ -74,3 +74,8 @@ def test_a_proxys_own_page_is_told_by_its_status() -> None:
     assert isinstance(found, errors.Busy)
     assert "nginx" in str(found)
     assert "Bad Gateway" in str(found)
+    # A 500 without a document is a proxy's whose replica has died: the service's own have one.
+    lost = errors.read_problem(500, "Internal Server Error", b"Internal Server Error")
+    assert isinstance(errors.refusal(lost), errors.Busy)
+    ours = b'{"type": "urn:noneq:problem:internal-error", "title": "Internal error"}'
+    assert isinstance(errors.refusal(errors.read_problem(500, "", ours)), errors.ServerFault)

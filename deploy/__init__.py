@@ -1,0 +1,1 @@
+"""Where the service runs: dashboards, and the adapters of cluster engines."""

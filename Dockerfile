@@ -34,7 +34,9 @@ RUN pip install --no-deps --no-build-isolation .
 
 
 FROM python:${PYTHON}-slim-bookworm
-RUN useradd --uid 10001 --no-create-home --home-dir /tmp --shell /usr/sbin/nologin noneq
+# A volume for jobs (NONEQ_JOBS) that is mounted on /jobs gets its owner from here.
+RUN useradd --uid 10001 --no-create-home --home-dir /tmp --shell /usr/sbin/nologin noneq \
+    && mkdir /jobs && chown noneq /jobs
 COPY --from=build /opt/noneq /opt/noneq
 ENV PATH=/opt/noneq/bin:${PATH} \
     PYTHONDONTWRITEBYTECODE=1 \

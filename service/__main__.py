@@ -26,6 +26,7 @@ from service.api.connection import backlog_of, limited, room_for
 from service.app import create_app
 from service.catalogue import FILE, find_files
 from service.errors import NotReady, Problem
+from service.jobs.folder import check_folder
 from service.memory import keep_freed_memory
 from service.settings import Settings
 from service.state import Backend
@@ -160,6 +161,8 @@ def _settings() -> Settings:
     try:
         settings = Settings.from_command_line()
         settings.resolve_devices()
+        if settings.jobs is not None:
+            check_folder(settings.jobs)
         if not (settings.watch or find_files(settings.models)):
             raise ValueError(f"no models in {settings.models}: {_why_none(settings.models)}")
         most = room_for(settings.max_connections)

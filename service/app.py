@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
+from functools import partial
 from typing import Any
 
 from anyio import to_thread
@@ -10,9 +11,10 @@ from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
+from starlette.routing import Match
 
 from noneq.version import __version__
-from service.api import control, info, openapi, routes
+from service.api import control, info, jobs, openapi, routes
 from service.api.middleware import ApiKeys, Gate, RequestContext, problem_response
 from service.api.web import add_docs, add_page
 from service.engine.engine import RunLoop
@@ -25,6 +27,7 @@ from service.errors import (
     Problem,
     UnknownRoute,
 )
+from service.jobs.runner import JobRunner
 from service.keys import Keys
 from service.metrics import Metrics
 from service.settings import Settings
@@ -63,14 +66,18 @@ def create_app(
     """
     metrics = Metrics()
     backend = Backend(settings, metrics, run_loop, remote)
+    keys = Keys(settings, metrics)
+    runner = JobRunner(backend, keys, partial(routes.restore, backend=backend))
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         opening = asyncio.create_task(to_thread.run_sync(backend.open, announce, fail))
+        runner.start()
         try:
             yield
         finally:
             await opening
+            await to_thread.run_sync(runner.close)
             await to_thread.run_sync(backend.close)
 
     app = NoneqApp(
@@ -82,8 +89,9 @@ def create_app(
         redoc_url=None,
         generate_unique_id_function=lambda route: route.name,
     )
-    app.state.backend = backend
+    app.state.backend, app.state.jobs, app.state.keys = backend, runner, keys
     app.include_router(routes.router)
+    app.include_router(jobs.router)
     app.include_router(info.router)
     app.include_router(control.router)
     add_docs(app)
@@ -92,13 +100,12 @@ def create_app(
     app.add_exception_handler(HTTPException, _on_http_exception)
     app.add_exception_handler(RequestValidationError, _on_validation_error)
     # The middleware added last is the outermost.
-    keys = app.state.keys = Keys(settings, metrics)
     app.add_middleware(ApiKeys, keys=keys)
     if settings.origins:
         app.add_middleware(
             CORSMiddleware,
             allow_origins=sorted(settings.origins),
-            allow_methods=["GET", "HEAD", "POST"],
+            allow_methods=["GET", "HEAD", "POST", "DELETE"],
             allow_headers=["*"],
             expose_headers=[
                 "x-request-id",
@@ -106,6 +113,8 @@ def create_app(
                 "x-compute-time",
                 "retry-after",
                 "deprecation",
+                "location",
+                "preference-applied",
             ],
         )
     app.add_middleware(Gate, settings=settings)
@@ -135,8 +144,7 @@ def _as_problem(request: Request, error: HTTPException) -> Problem:
             fix="/docs shows every route with examples.",
         )
     if error.status_code == 405:
-        allow = (error.headers or {}).get("Allow", "")
-        allow = "GET, HEAD" if allow in ("GET", "HEAD") else allow  # two routes, see info.py
+        allow = ", ".join(_methods(request))
         return MethodNotAllowed(
             "The path does not take this method.",
             allow=allow,
@@ -147,6 +155,17 @@ def _as_problem(request: Request, error: HTTPException) -> Problem:
     if error.status_code < 500:
         return MalformedBody(str(error.detail), received=came, fix="/docs shows every route.")
     return InternalError(str(error.detail), received=came)
+
+
+def _methods(request: Request) -> list[str]:
+    """List the methods of all routes of the path, of which the framework names the first's."""
+    asked = ({**request.scope, "method": method} for method in ("DELETE", "GET", "HEAD", "POST"))
+    routes = request.app.router.routes
+    return [
+        scope["method"]
+        for scope in asked
+        if any(route.matches(scope)[0] == Match.FULL for route in routes)
+    ]
 
 
 async def _on_validation_error(request: Request, error: Exception) -> Response:

@@ -5,7 +5,8 @@ reported as `InternalError`.
 """
 
 import math
-from typing import ClassVar
+from collections.abc import Mapping
+from typing import Any, ClassVar
 
 from typing_extensions import override
 
@@ -125,6 +126,14 @@ class UnknownModel(Problem):
     slug = "unknown-model"
 
 
+class UnknownJob(Problem):
+    """There is no such job, or it is of another API key."""
+
+    status = 404
+    title = "No such job"
+    slug = "unknown-job"
+
+
 class MethodNotAllowed(Problem):
     """The path does not support this method; `allow` lists the methods it supports."""
 
@@ -148,6 +157,23 @@ class NotAcceptable(Problem):
     status = 406
     title = "No acceptable form of the answer"
     slug = "not-acceptable"
+
+
+class JobNotDone(Problem):
+    """The job has no result yet; `retry_after`: seconds, rounded up."""
+
+    status = 409
+    title = "The job is not done"
+    slug = "job-not-done"
+
+    def __init__(self, detail: str, *, retry_after: float, **fields: object) -> None:
+        self.retry_after = max(1, math.ceil(retry_after))
+        super().__init__(detail, retry_after=self.retry_after, **fields)
+
+    @property
+    @override
+    def headers(self) -> dict[str, str]:
+        return {"retry-after": str(self.retry_after)}
 
 
 class BodyTimeout(Problem):
@@ -190,6 +216,14 @@ class ModelFailed(Problem):
     status = 422
     title = "The model cannot be loaded"
     slug = "model-failed"
+
+
+class KeyReused(Problem):
+    """The Idempotency-Key belongs to a job with another request."""
+
+    status = 422
+    title = "The key was used for another request"
+    slug = "key-reused"
 
 
 class TooExpensive(Problem):
@@ -261,6 +295,13 @@ class QueueFull(Unavailable):
 
     title = "The queue is full"
     slug = "queue-full"
+
+
+class JobsFull(Unavailable):
+    """The stored jobs have reached `max_jobs` or `max_jobs_bytes`."""
+
+    title = "No room for another job"
+    slug = "jobs-full"
 
 
 class TooManyConnections(Unavailable):
@@ -350,6 +391,24 @@ class DeadlineExceeded(Problem):
     status = 504
     title = "The deadline has passed"
     slug = "deadline-exceeded"
+
+
+class DiskFull(Problem):
+    """A job or its answer could not be written to the disk."""
+
+    status = 507
+    title = "The job cannot be stored"
+    slug = "disk-full"
+
+
+def from_document(document: Mapping[str, Any]) -> Problem:
+    """Make the problem of a document that was stored."""
+    fields = dict(document)
+    facts = {name: fields.pop(name) for name in ("status", "title")}
+    slug = fields.pop("type").rpartition(":")[2]
+    kind = type("StoredProblem", (Problem,), {**facts, "slug": slug})
+    found: Problem = kind(fields.pop("detail"), **fields)
+    return found
 
 
 def refusal(error: ValueError, location: str, received: object = None) -> InvalidRequest:

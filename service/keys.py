@@ -120,11 +120,14 @@ class Holder:
         name: for logs and metrics.
         admin: whether it may load and unload models.
         budget: its network evaluations; None without a limit.
+        owner: whose jobs are its own, the same after a restart: the name in the key file, or the
+            digest of a key that has no name.
     """
 
     name: str
     admin: bool = False
     budget: Budget | None = None
+    owner: str = ""
 
 
 @final
@@ -148,7 +151,8 @@ class Keys:
             ("admin", settings.accepted_admin_keys, True),
         ):
             for number, key in enumerate(keys, 1):
-                self._fixed[_digest(key)] = Holder(f"{kind}-{number}", admin)
+                digest = _digest(key)
+                self._fixed[digest] = Holder(f"{kind}-{number}", admin, owner=digest.hex())
         self._budgets: dict[str, Budget] = {}
         self._lock = threading.Lock()
         self._looked, self._stamp = time.monotonic(), self._stamp_now()
@@ -169,6 +173,11 @@ class Keys:
             if hmac.compare_digest(digest, known):
                 found = holder
         return found
+
+    def owner(self, owner: str) -> Holder | None:
+        """Who the owner of a job is; None where there are no keys, or the key is gone."""
+        self._refresh()
+        return next((one for one in self._holders.values() if one.owner == owner), None)
 
     def _refresh(self) -> None:
         """Read the file again if it has changed; one that cannot be read changes nothing."""
@@ -206,7 +215,8 @@ class Keys:
                     f"{self._file}: {name} has the same key as {holders[digest].name}: "
                     "give each its own"
                 )
-            holders[digest] = Holder(name, entry.admin, self._budget(name, entry.budget))
+            budget = self._budget(name, entry.budget)
+            holders[digest] = Holder(name, entry.admin, budget, owner=name)
         self._metrics.budgets(
             {
                 holder.name: holder.budget.per_minute

@@ -87,6 +87,9 @@ def fit(settings: Settings, root: Path = _CGROUP) -> Settings:
     if memory is not None and "max_queue_bytes" not in settings.model_fields_set:
         least = 2 * settings.max_body_bytes
         found["max_queue_bytes"] = max(least, min(settings.max_queue_bytes, memory // 4))
+    in_memory = settings.jobs is None and "max_jobs_bytes" not in settings.model_fields_set
+    if memory is not None and in_memory:
+        found["max_jobs_bytes"] = max(2**20, min(settings.max_jobs_bytes, memory // 8))
     if cpus is not None and settings.threads == 0:
         found["threads"] = min(cpus, torch.get_num_threads())
     return settings.model_copy(update=found)

@@ -7,6 +7,7 @@ do not share metrics.
 """
 
 from collections.abc import Callable, Mapping
+from functools import partial
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from prometheus_client.exposition import CONTENT_TYPE_LATEST
@@ -112,6 +113,31 @@ class Metrics:
             "Limit of noneq_queue_bytes; beyond it 503.",
             registry=registry,
         )
+        self.jobs = Gauge(
+            "noneq_jobs",
+            "Stored jobs: waiting, running, done and failed.",
+            ("state",),
+            registry=registry,
+        )
+        self.jobs_limit = Gauge(
+            "noneq_jobs_limit", "Limit of noneq_jobs in all; beyond it 503.", registry=registry
+        )
+        self.jobs_bytes = Gauge(
+            "noneq_jobs_bytes",
+            "Bytes of stored jobs, with what answers to come are expected to take.",
+            registry=registry,
+        )
+        self.jobs_bytes_limit = Gauge(
+            "noneq_jobs_bytes_limit",
+            "Limit of noneq_jobs_bytes; beyond it 503.",
+            registry=registry,
+        )
+        self.jobs_ended = Counter(
+            "noneq_jobs_ended_total",
+            "Stored jobs that ended: ok, or the problem's slug.",
+            ("outcome",),
+            registry=registry,
+        )
         self.device_memory = Gauge(
             "noneq_device_memory_bytes",
             "Device memory that the service's tensors take; on a CPU, the process's resident set.",
@@ -201,6 +227,16 @@ class Metrics:
         """Read the bytes of requests in progress from `held`; their limit is fixed."""
         self.queue_bytes.set_function(held)
         self.queue_bytes_limit.set(limit)
+
+    def watch_jobs(
+        self, count: Callable[[str], int], used: Callable[[], int], most: int, most_bytes: int
+    ) -> None:
+        """Read the number of stored jobs by state from `count`, their bytes from `used`."""
+        for state in ("waiting", "running", "done", "failed"):
+            self.jobs.labels(state).set_function(partial(count, state))
+        self.jobs_bytes.set_function(used)
+        self.jobs_limit.set(most)
+        self.jobs_bytes_limit.set(most_bytes)
 
     def watch_memory(self, device: str, used: Callable[[], int], limit: int) -> None:
         """Read the device's memory, in bytes, from `used`; its limit is fixed."""

@@ -62,6 +62,7 @@ def _lines(document: Document) -> Iterator[str]:
         first = operation["description"].split("\n\n")[0]
         yield f"| [`{method} {path}`](#{anchor}) | {_cell(first)} |"
     told: set[str] = set()
+    later = {_ref(operation["responses"].get("202", {})) for *_, operation in routes}
     for method, path, operation in routes:
         yield f"\n## {method} {path}\n\n{_plain(operation['description'])}"
         asked = _ref(operation.get("requestBody", {}))
@@ -69,12 +70,13 @@ def _lines(document: Document) -> Iterator[str]:
             told.add(asked)
             yield from _request(asked, schemas[asked])
         answered = operation["responses"]["200"]
-        told.add(_ref(answered))
-        yield from _answer(answered, operation["responses"], schemas)
+        own = _ref(answered) not in later  # those are among the objects
+        told |= {_ref(answered)} if own else set()
+        yield from _answer(answered, operation["responses"], schemas, own=own)
     yield "\n## Streams\n"
-    answers = (operation["responses"]["200"]["description"] for *_, operation in routes)
+    texts = (operation["responses"]["200"]["description"] for *_, operation in routes)
     # The text is the same for every route with streams.
-    yield next((about.partition("\n\n")[2].strip() for about in answers if "\n\n" in about), "")
+    yield next((about.partition("\n\n")[2].strip() for about in texts if "\n\n" in about), "")
     yield "\n## Objects"
     for name in sorted(schemas.keys() - told):
         yield f"\n### {name}\n\n{_about(schemas[name])}\n"
@@ -94,14 +96,24 @@ def _request(name: str, schema: Document) -> Iterator[str]:
     yield "```"
 
 
-def _answer(answered: Document, responses: Document, schemas: Document) -> Iterator[str]:
+def _answer(
+    answered: Document, responses: Document, schemas: Document, *, own: bool
+) -> Iterator[str]:
     name = _ref(answered)
     forms = answered["description"].split("\n\n")[0].strip()
-    if name:
+    if name and not own:
+        yield f"\n**Answer** ([`{name}`](#{name.lower()})): {_about(schemas[name])}"
+        yield from [forms] if len(answered["content"]) > 1 else []
+    elif name:
         yield f"\n**Answer** (`{name}`): {_about(schemas[name])}"
         yield f"{forms}\n" if len(answered["content"]) > 1 else ""
         yield from _fields(schemas[name])
-    statuses = [status for status in responses if status != "200"]
+    elif len(answered.get("content", {})) > 1:
+        yield f"\n{forms}"
+    later = _ref(responses.get("202", {}))
+    if later:
+        yield f"\nWith `Prefer: respond-async` it is 202 and a [`{later}`](#{later.lower()})."
+    statuses = [status for status in responses if status >= "400"]
     if statuses:
         yield f"\n[Problems](#problems): {', '.join(statuses)}."
 

@@ -173,6 +173,28 @@ class Settings(BaseSettings):
         "less. 0: no deadline but the header's.",
     )
 
+    jobs: Path | None = Field(
+        None,
+        description="Folder of the jobs that are answered later (Prefer: respond-async), so that "
+        "they survive a restart; one for each service. Empty: a temporary folder, which does not.",
+    )
+    max_jobs: int = Field(
+        1000,
+        ge=0,
+        description="Most jobs that are kept, waiting, running and ended; beyond it 503. 0: none, "
+        "and every request is answered at once.",
+    )
+    max_jobs_bytes: int = Field(
+        2**30,
+        ge=2**20,
+        description="Most bytes of all jobs: requests, answers, and what answers to come are "
+        "expected to take; beyond it 503. Unless set, at most an eighth of the container's memory "
+        "where the folder is temporary, as it may be in memory.",
+    )
+    jobs_seconds: float = Field(
+        86400.0, gt=0, description="How long an ended job and its answer are kept, in seconds."
+    )
+
     batch_size: int = Field(
         0,
         ge=0,

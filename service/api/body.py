@@ -60,9 +60,16 @@ def find_deadline(given: Iterable[str], longest: float) -> float | None:
 
 @asynccontextmanager
 async def body_of(
-    request: Request, engine: Engine | Router, settings: Settings, deadline: float | None
+    request: Request,
+    engine: Engine | Router,
+    settings: Settings,
+    deadline: float | None,
+    *,
+    background: bool = False,
 ) -> AsyncIterator[bytes]:
     """Read the request's body, reserving its bytes until the block ends.
+
+    A job of the background does not need room in the queue.
 
     Decode and submit within the block. A compressed body is not unpacked here, but the bytes it may
     unpack to are reserved too.
@@ -82,7 +89,7 @@ async def body_of(
         size = int(declared[:18])  # Python reads no number of thousands of digits
         if size > limit or len(declared) > 18:
             raise _too_large(f"{size} bytes", limit, settings)
-    with engine.reserve(size + limit if packed else size):
+    with engine.reserve(size + limit if packed else size, background=background):
         yield await _read(request, settings, limit, deadline)
 
 

@@ -1,7 +1,7 @@
 """Builds the OpenAPI document, and describes the bodies, which routes read themselves."""
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Final
 
 from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
@@ -12,6 +12,7 @@ from service.api.body import DEADLINE
 from service.codecs.json import BINARY, EVENTS, JSON, PNG
 from service.codecs.rows import CSV
 from service.errors import MEDIA_TYPE
+from service.schemas.jobs import JobAnswer
 from service.schemas.requests import BaseRequest
 from service.schemas.responses import Preview, ProblemDocument, Progress
 
@@ -42,6 +43,12 @@ The header `x-deadline` says for how many seconds from now the answer is wanted.
 cannot be done by then is refused before anything is computed; one that is not done by then is
 dropped.
 
+With `Prefer: respond-async` every POST below is answered later: with 202, a job in JSON, and its
+path `/jobs/ID` in `Location`. `GET /jobs/ID` says where it stands, `GET /jobs/ID/result` has the
+answer in any form of the route, in one after the other if they are wanted, and `DELETE /jobs/ID`
+cancels it. Jobs run while there are no other requests, so they delay none and a full queue refuses
+none. An `Idempotency-Key` makes a repeated request the same job.
+
 Errors are RFC 9457 problem documents: what came, what was expected, how to fix it.
 """
 
@@ -53,6 +60,36 @@ _DEADLINE = {
     "is refused at once (503, with `estimated_seconds`), and dropped when it passes (504).",
     "schema": {"type": "number", "exclusiveMinimum": 0},
     "example": 60,  # /docs fills it in: enough for the examples on a CPU
+}
+
+_PREFER = {
+    "name": "Prefer",
+    "in": "header",
+    "required": False,
+    "description": "`respond-async` makes the request a job, which is answered at once with 202 "
+    "and runs while there are no other requests. With `respond-async, wait=N` the result "
+    "is the answer if it is there within N seconds, 60 at most.",
+    "schema": {"type": "string"},
+}
+#: What a route adds to its operation if it waits for a job.
+WAIT: Final = {
+    "parameters": [
+        {
+            "name": "Prefer",
+            "in": "header",
+            "required": False,
+            "description": "`wait=N`: wait up to N seconds, 60 at most, for the job's end.",
+            "schema": {"type": "string"},
+        }
+    ]
+}
+_KEY = {
+    "name": "Idempotency-Key",
+    "in": "header",
+    "required": False,
+    "description": "Of a job: the same request with the same key is the same job, however often it "
+    "is sent; another request with it is refused (422).",
+    "schema": {"type": "string", "minLength": 1, "maxLength": 255},
 }
 
 _STREAM = """
@@ -80,13 +117,17 @@ _PROBLEMS = {
     404: "No such model.",
     406: "The answer has no form that Accept allows.",
     408: "The body took too long to arrive.",
+    409: "The job is not done.",
     413: "The body is too large.",
     415: "The body's type or coding is not supported.",
     429: "The key's budget is used up; see Retry-After.",
     422: "Invalid request; nothing was computed.",
+    500: "The service failed.",
     503: "Queue full, no room, deadline unmeetable, starting or stopping; see Retry-After.",
     504: "The deadline passed; the request was dropped.",
+    507: "A job could not be written to the disk.",
 }
+_POST = (400, 401, 403, 404, 406, 408, 413, 415, 422, 503, 504, 507)
 
 _OTHERS = {507: "The model does not fit into the device's memory."}
 
@@ -98,7 +139,8 @@ def request_body(schema: type[BaseRequest]) -> dict[str, Any]:
         BINARY: _BYTES,
         **({CSV: _TEXT} if schema.rows else {}),
     }
-    return {"requestBody": {"required": True, "content": content}, "parameters": [_DEADLINE]}
+    parameters = [_DEADLINE, _PREFER, _KEY]
+    return {"requestBody": {"required": True, "content": content}, "parameters": parameters}
 
 
 def responses(offers: Sequence[str]) -> dict[int | str, dict[str, Any]]:
@@ -114,7 +156,29 @@ def responses(offers: Sequence[str]) -> dict[int | str, dict[str, Any]]:
             | dict.fromkeys(streams, _EVENTS),
         }
     }
-    return found | problems(*_PROBLEMS)
+    job = {"schema": {"$ref": _REF.format(model=JobAnswer.__name__)}}
+    location = {"description": "Path of the job.", "schema": {"type": "string"}}
+    found[202] = {
+        "description": "With `Prefer: respond-async`: the job that the request has become.",
+        "content": {JSON: job},
+        "headers": {"Location": location},
+    }
+    return found | problems(*_POST)
+
+
+def job_responses() -> dict[int | str, dict[str, Any]]:
+    """Describe a job's state as JSON or a stream, and its problems."""
+    about = f"The job, as `{JSON}`, or `{EVENTS}` with its progress that ends with the job."
+    found = {200: {"description": about, "content": {EVENTS: _TEXT}}}
+    return found | problems(401, 403, 404, 406, 422)
+
+
+def result_responses() -> dict[int | str, dict[str, Any]]:
+    """Describe the forms of a job's answer, and its problems."""
+    about = "The answer, in the forms of the job's route."
+    content = {JSON: {}, BINARY: _BYTES, PNG: _BYTES, CSV: _TEXT, EVENTS: _TEXT}
+    found = {200: {"description": about, "content": content}}
+    return found | problems(401, 403, 404, 406, 409, 422, 500, 504)
 
 
 def examples_responses() -> dict[int | str, dict[str, Any]]:

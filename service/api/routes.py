@@ -1,4 +1,4 @@
-"""The POST routes: read a request, submit its job, wait, and send the answer.
+"""The POST routes: read a request, submit its job, wait, and send the answer; or keep it as a job.
 
 Bodies are decoded and answers rendered in worker threads, so that one caller's megabytes do not
 delay others. If the client disconnects while the job runs, the job is cancelled.
@@ -6,6 +6,7 @@ delay others. If the client disconnects while the job runs, the job is cancelled
 
 import asyncio
 import inspect
+import time
 from collections.abc import Awaitable, Callable, Mapping
 from difflib import get_close_matches
 from typing import Any, Final, NamedTuple
@@ -15,6 +16,7 @@ from fastapi import APIRouter, Request, Response
 from pydantic import BaseModel, ValidationError
 from starlette.requests import ClientDisconnect
 
+from service.api import jobs
 from service.api.body import (
     DEADLINE,
     Answer,
@@ -24,7 +26,9 @@ from service.api.body import (
     find_deadline,
     wait_for_disconnect,
 )
+from service.api.middleware import path_of
 from service.api.openapi import request_body, responses
+from service.api.preferences import Preferences, idempotency_key
 from service.api.streams import EventStream, previews_wanted
 from service.codecs.json import (
     EVENTS,
@@ -35,15 +39,18 @@ from service.codecs.json import (
     negotiate,
 )
 from service.engine.results import Ticket
-from service.errors import InvalidRequest, ModelRetired
-from service.handlers.base import Work
+from service.errors import InvalidRequest, ModelRetired, UnknownRoute
+from service.handlers.base import Work, seed_or_new
 from service.handlers.loglik import LoglikWork
 from service.handlers.posterior import PosteriorWork
 from service.handlers.sample import SampleWork
+from service.jobs.folder import new_id
+from service.jobs.record import Record, fingerprint
+from service.jobs.store import StoredJob
 from service.schemas.conditions import DenoiseRequest, InpaintRequest, PosteriorRequest
 from service.schemas.requests import BaseRequest, LoglikRequest, SampleRequest
 from service.schemas.responses import LoglikAnswer, PosteriorAnswer, SampleAnswer
-from service.state import backend_of
+from service.state import Backend, backend_of
 
 _VERSIONS: Final = 3  # of a model, that a request is prepared for while they are replaced
 
@@ -91,6 +98,13 @@ for _endpoint in ENDPOINTS:
 async def _serve(request: Request, schema: type[BaseRequest], handler: type[Work[Any]]) -> Response:
     accept = ", ".join(request.headers.getlist("accept"))
     form = negotiate(accept, handler.offers)
+    preferences = Preferences.of(request)
+    if preferences.later and backend_of(request).settings.max_jobs:
+        try:
+            job = await _store(request, schema, handler, form)
+        except ClientDisconnect:
+            return _no_answer(request)
+        return await jobs.accepted(request, job, form, preferences.wait)
     previews = previews_wanted(accept, handler.offers) if form == EVENTS else 0
     try:
         work, ticket = await _submit(request, schema, handler, form)
@@ -147,6 +161,69 @@ async def _submit(
                 if not left:
                     raise
         raise AssertionError("the last try returns or raises")
+
+
+async def _store(
+    request: Request, schema: type[BaseRequest], handler: type[Work[Any]], form: str
+) -> StoredJob:
+    """Read and check the request, fix its seed, and keep it as a job.
+
+    A request that could not be carried out is refused as it is without a job.
+    """
+    backend, store = backend_of(request), jobs.runner_of(request).store
+    backend.check()
+    settings, content_type = backend.settings, request.headers.get("content-type")
+    coding, limit = request.headers.getlist("content-encoding"), body_limit(content_type, settings)
+    # The operator's own limit is on the wait for an answer, and nobody waits.
+    deadline = find_deadline(request.headers.getlist(DEADLINE), 0.0)
+    owner, key = jobs.owner_of(request), idempotency_key(request)
+    path, query = path_of(request.scope), tuple(request.query_params.multi_items())
+    async with body_of(request, backend.engine, settings, deadline, background=True) as raw:
+
+        def keep() -> StoredJob:
+            body = inflate(raw, content_coding(coding), limit)
+            hashed = fingerprint(path, query, content_type, body)
+            known = store.find_key(owner, key, hashed)
+            if known is not None:
+                return known
+            asked = _parse(schema, content_type, body, settings.max_json_bytes, dict(query))
+            request.state.deprecated = bool(asked.deprecation)
+            seed = seed_or_new(asked.seed)
+            work = handler.prepare(asked.model_copy(update={"seed": seed}), backend)
+            work.check(form)
+            size = backend.engine.check(work.job)
+            now = time.time()
+            record = Record(
+                id=new_id(),
+                owner=owner,
+                path=path,
+                query=query,
+                content_type=content_type,
+                fingerprint=hashed,
+                key=key,
+                model=work.served.name,
+                seed=seed,
+                cost=work.job.cost,
+                created=now,
+                deadline=None if deadline is None else deadline - time.monotonic() + now,
+                room=work.room(size),
+            )
+            return store.create(record, body)
+
+        async with backend.decoding:
+            return await to_thread.run_sync(keep)
+
+
+def restore(job: StoredJob, backend: Backend) -> Work[Any]:
+    """Make the work of a stored job, as `_store` did: the same model, seed and data."""
+    record = job.record
+    endpoint = next((one for one in ENDPOINTS if one.path == record.path), None)
+    if endpoint is None:
+        raise UnknownRoute("The job's route does not exist any more.", received=record.path)
+    most, query = backend.settings.max_json_bytes, dict(record.query)
+    asked = _parse(endpoint.request, record.content_type, job.body(), most, query)
+    fixed = asked.model_copy(update={"seed": record.seed, "model": record.model})
+    return endpoint.work.prepare(fixed, backend)
 
 
 def _parse(

@@ -34,7 +34,7 @@ CADENCE: Final = 0.2  # seconds between events while something changes
 HEARTBEAT: Final = 15.0  # seconds of silence that every proxy tolerates
 MAX_PREVIEWS: Final = 64  # rows
 _WINDOW: Final = 10.0  # seconds after which a measured rate has lost most of its weight
-_HEADERS: Final = {"cache-control": "no-store", "x-accel-buffering": "no"}  # nginx must not buffer
+HEADERS: Final = {"cache-control": "no-store", "x-accel-buffering": "no"}  # nginx must not buffer
 
 Write = Callable[[bytes], Awaitable[None]]
 
@@ -127,7 +127,7 @@ class EventStream(Response):
         # As in starlette's StreamingResponse, because the length is not known.
         self.status_code = 200
         self.background = None
-        self.init_headers(_HEADERS)
+        self.init_headers(HEADERS)
         self._work, self._ticket, self._engine, self._previews = work, ticket, engine, previews
         self._hold, self._seconds = hold, seconds
         self._accepted = time.monotonic()

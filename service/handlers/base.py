@@ -41,6 +41,15 @@ class Work(ABC, Generic[Result]):
     def prepare(cls, request: Any, backend: Backend) -> Self:  # noqa: ANN401
         """Check a request and prepare its work; raise a Problem if it is not possible."""
 
+    def room(self, size: int) -> int:
+        """Estimate the bytes of the answer in all forms, of a job that holds `size` bytes.
+
+        It holds 4 bytes of each number, which takes as many in JSON and CSV if it is one of 0..255,
+        else up to 20.
+        """
+        short = self.served.model.space.greatest is not None
+        return (4 if short else 12) * size + 2**16
+
     def check(self, form: str) -> None:
         """Raise InvalidRequest if the answer does not fit into `form`."""
         if form == PNG:

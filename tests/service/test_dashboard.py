@@ -32,6 +32,8 @@ def exposed() -> dict[str, list[str]]:
     metrics.key_requests.labels("alice", "ok").inc()
     metrics.key_evaluations.labels("alice").inc()
     metrics.budgets({"alice": 1.0})
+    metrics.watch_jobs(lambda _: 1, lambda: 1, 1, 1)
+    metrics.jobs_ended.labels("ok").inc()
     metrics.queue_seconds.observe(1.0)
     metrics.compute_seconds.observe(1.0)
     families = text_string_to_metric_families(metrics.render().decode())

@@ -69,6 +69,7 @@ class Caller:
         accept: str,
         path: str = "/sample",
         go: threading.Semaphore | None = None,
+        method: str = "POST",
     ) -> None:
         self.go = go
         self.body = json.dumps(asked).encode()
@@ -80,7 +81,7 @@ class Caller:
             "type": "http",
             "asgi": {"version": "3.0"},
             "http_version": "1.1",
-            "method": "POST",
+            "method": method,
             "scheme": "http",
             "path": path,
             "raw_path": path.encode(),

@@ -115,6 +115,7 @@ def test_what_the_drain_does_not_finish_is_told_so_and_nothing_new_is_taken(sing
         ("NONEQ_DEVICE", "tpu", "NONEQ_DEVICE"),
         ("NONEQ_BATCH_SIZE", "-1", "NONEQ_BATCH_SIZE"),
         ("NONEQ_DEVICE", "cuda:99", "CUDA"),
+        ("NONEQ_JOBS", "/dev/null/jobs", "NONEQ_JOBS"),
     ],
 )
 def test_a_mistaken_setting_ends_the_command_with_a_line(

@@ -54,7 +54,7 @@ def test_an_example_is_answered(
     headers = {
         parameter["name"]: str(parameter["example"])
         for parameter in operation["parameters"]  # type: ignore[attr-defined]
-        if parameter["in"] == "header"
+        if parameter["in"] == "header" and "example" in parameter
     }
     response = httpx.post(url + path, json=example, headers=headers, timeout=120)
     assert response.status_code == 200, response.text

@@ -63,6 +63,7 @@ def test_operations_have_the_names_of_what_they_do() -> None:
     assert found == {
         "sample", "loglik", "posterior", "inpaint", "denoise", "list_models", "show_model",
         "show_examples", "live", "ready", "metrics", "load_model", "unload_model",
+        "list_jobs", "show_job", "show_result", "cancel_job",
     }  # fmt: skip
 
 
@@ -101,3 +102,10 @@ def test_it_asks_and_is_answered(folder: Path) -> None:
             assert answer.status == 404
             found = get("api.models.list_models").sync(client=client)
             assert "grey" in [one.name for one in found.models]
+            asked = models.SampleRequest(model="gaussian-mixture", num_samples=2, seed=7)
+            job = get("api.distributions.sample").sync(
+                client=client, body=asked, prefer="respond-async"
+            )
+            assert isinstance(job, models.JobAnswer)
+            job = get("api.jobs.show_job").sync(job.id, client=client, prefer="wait=60")
+            assert (job.state, job.seed) == ("done", 7)

@@ -124,6 +124,11 @@ def test_compose_passes_every_setting_on() -> None:
     fixed = {
         name: value for name, value in service["environment"].items() if "${" not in str(value)
     }
-    assert fixed == {"NONEQ_HOST": "0.0.0.0", "NONEQ_PORT": 8000, "NONEQ_MODELS": "/models"}
+    assert fixed == {
+        "NONEQ_HOST": "0.0.0.0",
+        "NONEQ_PORT": 8000,
+        "NONEQ_MODELS": "/models",
+        "NONEQ_JOBS": "/jobs",
+    }
     known = {f"NONEQ_{name.upper()}" for name in Settings.model_fields}
     assert set(service["environment"]) <= known

@@ -166,7 +166,7 @@ class JobNotDone(Problem):
     title = "The job is not done"
     slug = "job-not-done"
 
-    def __init__(self, detail: str, *, retry_after: float, **fields: object) -> None:
+    def __init__(self, detail: str, *, retry_after: float = 1.0, **fields: object) -> None:
         self.retry_after = max(1, math.ceil(retry_after))
         super().__init__(detail, retry_after=self.retry_after, **fields)
 

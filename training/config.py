@@ -45,15 +45,18 @@ class ObjectiveConfig(Frozen):
         loss = bound * (-K / dims) + simple * (square error of eps_hat; bits: cross-entropy of x_0)
 
     With `bias` the second part is weighted by sigmoid(bias - log SNR_t), so that it counts where
-    noise dominates. `convention` applies to the last step only (the terms t >= 2 do not depend on
-    it); None means the data's own. `steps` says how t is drawn: independently ("uniform"), evenly
-    spread over the batch ("stratified", Kingma et al. 2021), or evenly spread under p(t)
-    proportional to sqrt(E[term_t^2]) ("importance", Nichol and Dhariwal 2021, Section 3.3).
+    noise dominates. With `target` "v" it is the square error of v_hat, which is larger by 1 + 1 /
+    SNR_t: it counts most where next to no signal is left. `convention` applies to the last step
+    only (the terms t >= 2 do not depend on it); None means the data's own. `steps` says how t is
+    drawn: independently ("uniform"), evenly spread over the batch ("stratified", Kingma et al.
+    2021), or evenly spread under p(t) proportional to sqrt(E[term_t^2]) ("importance", Nichol and
+    Dhariwal 2021, Section 3.3).
     """
 
     bound: float = Field(default=1.0, ge=0)
     simple: float = Field(default=0.0, ge=0)
     bias: float | None = None
+    target: Literal["eps", "v"] = "eps"
     convention: Convention | None = None
     steps: Literal["uniform", "stratified", "importance"] = "stratified"
 

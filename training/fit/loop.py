@@ -116,7 +116,9 @@ class Fit:
         )
         convention = config.objective.convention or self.space.default_convention
         losses = config.objective
-        self.objective = Objective(losses.bound, losses.simple, convention, losses.bias)
+        self.objective = Objective(
+            losses.bound, losses.simple, convention, losses.bias, losses.target
+        )
         if config.observations is not None:
             for family in config.observations.families:
                 family.check(self.space.shape)

@@ -4,14 +4,17 @@
 
 With "bound" alone this is -K / dims without the prior's part, which does not depend on the weights;
 it is added for a learned schedule, which does change it. error_t is the mean square of eps -
-eps_hat = sqrt(SNR_t) (x_0hat - x_0) over elements (Ho, Jain and Abbeel 2020, Equation 14), and for
-binary data the cross-entropy of x_0. f_t = sigmoid(b - log SNR_t) favours steps with much noise,
-which decide what an example shows, over those that decide its last bits (Kingma and Gao 2023); 1
-without a b. What a row's network is told of x_0 without noise adds nothing to its terms.
+eps_hat = sqrt(SNR_t) (x_0hat - x_0) over elements (Ho, Jain and Abbeel 2020, Equation 14), or of
+v - v_hat, which is 1 + 1 / SNR_t times that; for binary data the cross-entropy of x_0.
+f_t = sigmoid(b - log SNR_t) favours steps with much noise, which decide what an example shows, over
+those that decide its last bits (Kingma and Gao 2023); 1 without a b. What a row's network is told
+of x_0 without noise adds nothing to its terms.
 """
 
 from dataclasses import dataclass
+from typing import Literal
 
+import torch
 from torch import Tensor
 
 from diffusion.likelihood.bound import evaluate, prior_part
@@ -31,12 +34,16 @@ class Loss:
 
 @dataclass(frozen=True)
 class Objective:
-    """The weights of the two losses, and the convention of the last step's term; b or None."""
+    """The weights of the two losses, and the convention of the last step's term; b or None.
+
+    `target` is what the simple loss is the square error of, for reals.
+    """
 
     bound: float
     simple: float
     convention: Convention
     bias: float | None = None
+    target: Literal["eps", "v"] = "eps"
 
     def __call__(
         self,
@@ -78,8 +85,12 @@ class Objective:
             each = each + self.simple * share * prediction.error(x_0)
         return each, terms
 
-    def _share(self, model: DiffusionModel, t: Tensor) -> Tensor | float:
-        """f_t, float32 [B]."""
-        if self.bias is None:
-            return 1.0
-        return (self.bias - model.process.log_snr(t)).sigmoid().float()
+    def _share(self, model: DiffusionModel, t: Tensor) -> Tensor:
+        """The weight of the simple error of a row at t [B], float32 [B]."""
+        log_snr = model.process.log_snr(t)
+        share = torch.ones_like(log_snr)
+        if self.bias is not None:
+            share = share * (self.bias - log_snr).sigmoid()
+        if self.target == "v":
+            share = share * (1 + (-log_snr).exp())
+        return share.float()

@@ -13,7 +13,7 @@ from diffusion.distributions import Distribution
 from diffusion.families import Family
 from diffusion.networks import Network
 from diffusion.observation import Observation
-from diffusion.process import Output, Prediction, PredictionKind, Process, VarianceKind
+from diffusion.process import MEASURED, Output, Prediction, PredictionKind, Process, VarianceKind
 from diffusion.profile import Profile
 from diffusion.table import AnySpace
 
@@ -66,7 +66,7 @@ class DiffusionModel(nn.Module):
         space: what an example is.
         prediction: what the network predicts.
         variance: the reverse kernel's variance; None for binary data and for "perturbation".
-        profile: measurements of the model, if any; variance "optimal" needs them.
+        profile: measurements of the model, if any; variances "optimal" and "contrast" need them.
         certified: the families of observations that the network was told of in training, and whose
             posteriors held-out data confirm.
         calibration: what was measured of them, and of families that failed.
@@ -99,10 +99,10 @@ class DiffusionModel(nn.Module):
         self.process, self.network, self.space = process, network, space
         self.prediction, self.variance, self.profile = prediction, variance, profile
         self.certified, self.calibration = tuple(certified), tuple(calibration)
-        if variance == "optimal" and profile is None:
+        if variance in MEASURED and profile is None:
             raise ValueError(
-                "variance 'optimal' is read from a profile, and there is none: measure one with "
-                "`python -m training profile`, or use 'lower'"
+                f"variance '{variance}' is read from a profile, and there is none: measure one "
+                "with `python -m training profile`, or use 'lower'"
             )
         bounds = space.bounds
         self.register_buffer("_low", bounds[0].float() if bounds else None, persistent=False)

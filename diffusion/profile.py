@@ -26,6 +26,7 @@ class ProfileConfig(BaseModel):
             None for all.
         longest: the most steps for which a path is stored.
         seed: of the noise.
+        contrast: whether it has the table of that name.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -33,10 +34,11 @@ class ProfileConfig(BaseModel):
     points: int | None = Field(None, ge=2)
     longest: int = Field(256, ge=1, le=1024)
     seed: int = Field(0, ge=0)
+    contrast: bool = False
 
     def build(self, T: int) -> "Profile":
         """Build a profile of T steps with empty tables."""
-        return Profile(T, min(self.longest, T))
+        return Profile(T, min(self.longest, T), self.contrast)
 
 
 @final
@@ -46,12 +48,15 @@ class Profile(Tables):
     Args:
         T: steps of the process.
         longest: the most steps for which a path is stored.
+        contrast: whether there is a table of contrasts.
 
     Attributes:
         error: float64 [T + 1], model units squared; error[0] = 0. For bits x_0hat is a probability.
         last: float64 [T + 1], model units squared; last[0] = 0. Equal to `error` for real data;
             larger for data with levels, where an error within one level costs almost nothing and a
             few errors are much larger.
+        contrast: float64 [T + 1], mean of (high - x_0hat)(x_0hat - low), model units squared, for
+            data with a range; None if not measured.
         mean: float64 [T + 1], nats; mean[0] = 0. At t = 1 it is the last step's, in the data's own
             convention.
         spread: float64 [T + 1], nats; due to the noise alone, for one example; spread[0] = 0.
@@ -62,17 +67,20 @@ class Profile(Tables):
 
     error: Tensor
     last: Tensor
+    contrast: Tensor | None
     mean: Tensor
     spread: Tensor
     paths: Tensor
     strata: Tensor
     costs: Tensor
 
-    def __init__(self, T: int, longest: int) -> None:
+    def __init__(self, T: int, longest: int, contrast: bool = False) -> None:
         super().__init__()
         self.T, self.longest = T, longest
         for name in ("error", "last", "mean", "spread"):
             self.register_buffer(name, torch.zeros(T + 1, dtype=torch.float64))
+        table = torch.zeros(T + 1, dtype=torch.float64) if contrast else None
+        self.register_buffer("contrast", table)
         for name, most in (("paths", longest), ("strata", self.longest_strata)):
             self.register_buffer(name, torch.zeros(most * (most + 1) // 2, dtype=torch.int32))
         self.register_buffer("costs", torch.zeros(longest, dtype=torch.float64))
@@ -103,8 +111,9 @@ class Profile(Tables):
 
     def check(self) -> None:
         """Raise ValueError if a table holds impossible values."""
-        if not bool((torch.stack((self.error, self.last))[:, 1:] > 0).all()):
-            raise ValueError("a profile's errors and variances are above 0")
+        positive = [self.error, self.last, *([] if self.contrast is None else [self.contrast])]
+        if not bool((torch.stack(positive)[:, 1:] > 0).all()):
+            raise ValueError("a profile's errors, variances and contrasts are above 0")
         if bool((self.spread < 0).any()):
             raise ValueError("a profile's spreads are not below 0")
         for packed, last, longest in (

@@ -17,7 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError,
 from diffusion.families import AnyFamily, Exact
 from diffusion.likelihood.estimator import Choice, StrataKind
 from diffusion.networks import CorrectedConfig, NetworkConfig, TableNetworkConfig
-from diffusion.process import ProcessConfig, VarianceKind
+from diffusion.process import MEASURED, ProcessConfig, VarianceKind
 from diffusion.profile import ProfileConfig
 from diffusion.space import Convention
 from training.data import AnyConfig, DataConfig
@@ -214,8 +214,8 @@ class EvaluationConfig(Frozen):
 class FitConfig(Frozen):
     """Everything that decides the weights of one model, and how it is measured.
 
-    `batch` counts rows over all ranks. With variance "optimal" the fit uses "lower", and export
-    reads the optimal variance from the profile it makes. `file` is the name that commands use:
+    `batch` counts rows over all ranks. With variance "optimal" or "contrast" the fit uses "lower",
+    and export reads the variance from the profile it makes. `file` is the name that commands use:
     "gpu/mnist" for training/configs/gpu/mnist.toml, whose `name` is "mnist". `initial` names the
     artefact whose weights the fit starts from, a folder of models/ or a file.
     """
@@ -253,7 +253,7 @@ class FitConfig(Frozen):
     @property
     def fitted_variance(self) -> VarianceKind | None:
         """The variance used while fitting."""
-        return "lower" if self.variance == "optimal" else self.variance
+        return "lower" if self.variance in MEASURED else self.variance
 
     @model_validator(mode="after")
     def _projects_what_can_be(self) -> "FitConfig":

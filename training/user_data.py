@@ -97,7 +97,7 @@ def _images(dataset: Dataset) -> dict[str, Any]:
     patch = 2 if side % 4 == 0 else 1
     return {
         "prediction": "v",
-        "variance": "optimal",
+        "variance": "contrast",
         "batch": 64,
         "process": {"kind": "gaussian", "T": T["image"], "schedule": _log_snr(13.3, -5.0)},
         "network": {

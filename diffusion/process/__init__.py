@@ -8,7 +8,14 @@ from typing import Annotated
 
 from pydantic import Field
 
-from diffusion.process.base import Output, Prediction, PredictionKind, Process, VarianceKind
+from diffusion.process.base import (
+    MEASURED,
+    Output,
+    Prediction,
+    PredictionKind,
+    Process,
+    VarianceKind,
+)
 from diffusion.process.binomial import (
     BinomialConfig,
     BinomialOutput,
@@ -32,6 +39,7 @@ ProcessConfig = Annotated[
 ]
 
 __all__ = [
+    "MEASURED",
     "BinomialConfig",
     "BinomialOutput",
     "BinomialPrediction",

@@ -26,7 +26,9 @@ from diffusion.schedule import Tables, alpha_bar, check_beta
 from diffusion.space import Space
 
 PredictionKind = Literal["eps", "x_0", "v", "perturbation"]
-VarianceKind = Literal["lower", "upper", "interpolated", "moment", "optimal"]
+VarianceKind = Literal["lower", "upper", "interpolated", "moment", "optimal", "contrast"]
+#: Variances that are read from a profile; a fit uses "lower" in their place.
+MEASURED: tuple[VarianceKind, ...] = ("optimal", "contrast")
 
 
 class Config(BaseModel, ABC):

@@ -21,6 +21,7 @@ from diffusion.noise import Noise
 from diffusion.observation import Observation, in_model_units
 from diffusion.operators import LinearOperator
 from diffusion.process.base import (
+    MEASURED,
     Config,
     Estimate,
     Output,
@@ -43,6 +44,8 @@ _MIDDLE = 3.0
 _LEAST_LOG = -20.0
 #: Lower limit of alpha_bar in divisions.
 _LEAST_SIGNAL = 1e-6
+#: Lower limit of a contrast, as a share of the largest: what seems certain still varies.
+_LEAST_CONTRAST = 1e-4
 
 
 class GaussianConfig(Config):
@@ -218,21 +221,25 @@ class GaussianPrediction(Prediction):
         Far from its data a network may return anything, especially in e^z. x_0hat is clamped to
         `low` and `high`, or else to where |eps_hat| <= k = 6 or |x_0hat| <= 3, which a true
         E[x_0 | x_t] leaves with probability 1.5e-7. z is clamped to -1..1 for "interpolated", and
-        Var(x_0 | x_t) to `most_variance` for "moment".
+        Var(x_0 | x_t) to `most_variance` for "moment"; for "contrast" it is made of x_0hat.
         """
         at = self.process.alpha_bar[self.t].clamp_min(_LEAST_SIGNAL)
         if low is None or high is None:
             far = per_row(_FARTHEST * (1 / at - 1).sqrt(), self.x_t)
             centre = per_row(at.rsqrt(), self.x_t) * self.x_t
             low, high = (centre - far).clamp(max=-_MIDDLE), (centre + far).clamp(min=_MIDDLE)
-        extra = self.extra
+        x_0, extra = self.x_0.clamp(low, high), self.extra
+        if self.variance == "contrast":
+            most = (high - low).square() / 4
+            extra = ((high - x_0) * (x_0 - low)).maximum(_LEAST_CONTRAST * most).log()
+            return replace(self, x_0=x_0, extra=extra)
         if extra is not None:
             if self.variance == "moment":
                 most = per_row(2 * math.log(_FARTHEST) - at.log(), self.x_t)
                 extra = extra.clamp_min(_LEAST_LOG).minimum(most)
             else:
                 extra = extra.clamp(-1.0, 1.0)
-        return replace(self, x_0=self.x_0.clamp(low, high), extra=extra)
+        return replace(self, x_0=x_0, extra=extra)
 
     @override
     def draw(
@@ -362,7 +369,10 @@ def variance_terms(
       with the kernel's true second moment;
     - "optimal": v + c_0^2 e_t, with e_t the profile's mean square error of x_0hat, or its `last`
       at s = 0: the single number that maximises the expected bound (Bao et al. 2022b, Theorem 3;
-      for a perfect score the same as Bao et al. 2022a).
+      for a perfect score the same as Bao et al. 2022a);
+    - "contrast": v + c_0^2 e_t C / m_t, with C = (high - x_0hat)(x_0hat - low) of each element and
+      m_t the profile's mean of it: for data with a range, where no variance of x_0 exceeds C
+      (Bhatia and Davis 2000) and that of two values, low and high, is C. z = log C.
 
     At s = 0, where v is 0, the first three use the previous step's posterior variance, so that the
     last step is still a distribution.
@@ -372,10 +382,16 @@ def variance_terms(
     if kind == "moment":
         scale = of_x_0.square() * (1 - process.alpha_bar[t])
         return torch.stack((posterior, scale, torch.ones_like(zero)), 1)
-    if kind == "optimal":
+    if kind in MEASURED:
         assert profile is not None  # DiffusionModel ensures it
-        var = posterior + of_x_0.square() * profile.error[t]
-        return torch.stack((torch.where(s == 0, profile.last[t], var), zero, zero), 1)
+        more = of_x_0.square() * profile.error[t]
+        if kind == "optimal":
+            var = torch.where(s == 0, profile.last[t], posterior + more)
+            return torch.stack((var, zero, zero), 1)
+        assert profile.contrast is not None  # GaussianOutput ensures it
+        var = torch.where(s == 0, profile.last[t], posterior)
+        each = torch.where(s == 0, zero, more / profile.contrast[t])
+        return torch.stack((var, each, torch.ones_like(zero)), 1)
     lower = torch.where(s == 0, _last(process, t), posterior)
     upper = 1 - process.rate(t, s)
     if kind == "interpolated":
@@ -419,6 +435,16 @@ class GaussianOutput(Output):
             return
         if self.variance not in get_args(VarianceKind):
             raise ValueError(f"variance is one of {get_args(VarianceKind)}, came {self.variance!r}")
+        if self.variance == "contrast":
+            if space.bounds is None:
+                raise ValueError(
+                    "variance 'contrast' is of data with a range, these have none: use 'optimal'"
+                )
+            if self.profile is None or self.profile.contrast is None:
+                raise ValueError(
+                    "variance 'contrast' is read from a profile that has measured it: measure one "
+                    "with `python -m training profile --variance contrast`"
+                )
         self.process.check_signal(self.prediction)
 
     @override

@@ -21,6 +21,7 @@ from diffusion.noise import Noise
 from diffusion.observation import Observation
 from diffusion.operators import LinearOperator, Mask
 from diffusion.process.base import (
+    MEASURED,
     Config,
     Estimate,
     Output,
@@ -372,7 +373,7 @@ class MixedOutput(Output):
 
     @override
     def check(self, space: Space) -> None:
-        if self.variance == "optimal":
+        if self.variance in MEASURED:
             raise ValueError("a mixed row has no single error of x_0hat: use 'lower' or 'moment'")
 
     @override

@@ -264,7 +264,7 @@ def spoilt(path: Path, change: Callable[[dict[str, Tensor]], None]) -> None:
     [
         (lambda x: x.pop("profile.error"), "missing ['profile.error']"),
         (lambda x: x.update({"profile.last": x["profile.last"][1:]}), "profile.last has shape"),
-        (lambda x: x["profile.error"][3:5].zero_(), "errors and variances are above 0"),
+        (lambda x: x["profile.error"][3:5].zero_(), "errors, variances and contrasts are above 0"),
         (lambda x: x["profile.spread"][2:].neg_(), "spreads are not below 0"),
         (lambda x: x["profile.paths"][3:].fill_(T), "path of 3 steps ascends"),
         (lambda x: x["profile.strata"][3:].fill_(T), "path of 3 steps ascends"),

@@ -20,7 +20,7 @@ from training.convert import Options, convert, write_diffusers
 from training.convert.openai import Flags
 from training.data.columns import Kind
 from training.evaluate.baselines import verdict
-from training.evaluate.profile import SCALAR
+from training.evaluate.profile import CLOSED
 from training.export import export, oracle
 from training.export.card import describe
 from training.fit import estimate
@@ -263,7 +263,7 @@ def add_commands(
     one.add_argument("--data", help=f"that the bound is evaluated on: {own.NAMED}")
     one.add_argument(
         "--variance",
-        choices=SCALAR,
+        choices=CLOSED,
         help="of the model from now on, measured on that data (default the source's)",
     )
     one.add_argument("--points", type=int, help="steps at which it is measured (default all)")

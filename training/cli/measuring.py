@@ -27,7 +27,7 @@ from training.evaluate import patches as peer
 from training.evaluate.bound import evaluate, measured_again, table
 from training.evaluate.calibration import by_column, calibrate
 from training.evaluate.calibration import table as calibration_table
-from training.evaluate.profile import SCALAR
+from training.evaluate.profile import CLOSED
 from training.evaluate.profile import table as profile_table
 from training.export import export
 from training.export.card import describe
@@ -333,8 +333,8 @@ def add_commands(
     one.add_argument("--seed", type=int, help="of the noise")
     one.add_argument(
         "--variance",
-        choices=SCALAR,
-        help="of the model from now on (default as it was; these three need no other network)",
+        choices=CLOSED,
+        help="of the model from now on (default as it was; these need no other network)",
     )
     one.add_argument(
         "--terms",

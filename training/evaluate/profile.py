@@ -22,11 +22,18 @@ from diffusion.likelihood.bound import evaluate
 from diffusion.model import DiffusionModel
 from diffusion.noise import Stream, counter_noise
 from diffusion.observation import Observation
-from diffusion.process import GaussianProcess, Prediction, VarianceKind, variance_terms
+from diffusion.process import (
+    GaussianPrediction,
+    GaussianProcess,
+    Prediction,
+    VarianceKind,
+    variance_terms,
+)
 from diffusion.profile import Profile, ProfileConfig, pack, shortest
 
-SCALAR: tuple[VarianceKind, ...] = ("lower", "upper", "optimal")
-"""Variances that are one number for all elements and do not depend on x_t."""
+CLOSED: tuple[VarianceKind, ...] = ("lower", "upper", "optimal", "contrast")
+"""Variances that need no output of the network; the cost of any jump has a closed form."""
+_GROUPS = 32  # of elements with about as much contrast
 _LEAST = 1e-30  # nats; replaces 0 before taking logarithms
 _ELEMENTS = 2**21  # per batch of jumps: tens of MB
 _FACTORS = torch.arange(-4, 25, dtype=torch.float64) / 4  # exponents of 2 to try for `Profile.last`
@@ -43,7 +50,7 @@ def profiled(
 ) -> DiffusionModel:
     """Measure a model's profile and return a copy of the model that has it.
 
-    If the variance is not in SCALAR, paths use only the measured steps.
+    If the variance is not in CLOSED, paths use only the measured steps.
 
     Args:
         model: in evaluation mode.
@@ -54,35 +61,43 @@ def profiled(
         gaps: which elements of x_0 are not there (`DiffusionModel.left_out`).
     """
     points = measured_points(model.T, config.points)
-    scalar = (variance or model.variance) in SCALAR
-    longest = min(config.longest, model.T if scalar else len(points))
-    profile = Profile(model.T, longest)
+    closed = (variance or model.variance) in CLOSED
+    longest = min(config.longest, model.T if closed else len(points))
     kinds = model.prediction, variance or model.variance
+    profile = Profile(model.T, longest, contrast=kinds[1] == "contrast")
     found = DiffusionModel(model.process, model.network, model.space, *kinds, profile)
     found = found.to(model.device).eval()
-    columns: dict[str, list[Tensor]] = {n: [] for n in ("error", "last", "mean", "spread")}
+    tables = ("error", "last") if profile.contrast is None else ("error", "last", "contrast")
+    columns: dict[str, list[Tensor]] = {name: [] for name in (*tables, "mean", "spread")}
     costs: list[Tensor] = []
+    groups: list[Tensor] = []
     x_0 = x_0[: config.rows // 2].to(model.device)
     for i, t in enumerate(points.tolist()):
         here = _Point(found, x_0, t, config, gaps)
         error = here.error()
-        # Set before `terms` and `costs`, whose kernel reads them if the variance is "optimal".
+        # Set before `terms` and `costs`, whose kernel reads them if the variance is in MEASURED.
         profile.error[t], profile.last[t] = error, here.last(error)
+        if profile.contrast is not None:
+            groups.append(here.groups())
+            profile.contrast[t] = groups[-1][0].mean()
         mean, spread = here.terms()
-        columns["error"].append(profile.error[t].cpu())
-        columns["last"].append(profile.last[t].cpu())
+        for name in tables:
+            columns[name].append(getattr(profile, name)[t].cpu())
         columns["mean"].append(mean)
         columns["spread"].append(spread)
         ends = torch.cat((torch.zeros(1, dtype=torch.long), points[:i]))
-        ends = ends[:1] if scalar else ends
+        ends = ends[:1] if closed else ends
         costs.append(here.costs(ends).mean(1))
         if progress is not None:
             progress(len(here.t))
-    for name in ("error", "last"):
+    for name in tables:
         table = _between(points, torch.stack(columns[name]).log(), model.T).exp()
         getattr(profile, name)[1:] = table.to(model.device)
     _fill_terms(profile, points, columns["mean"], columns["spread"])
-    _find_paths(found, points, costs)
+    each = None
+    if groups:
+        each = _between(points, torch.stack(groups).log(), model.T).exp()
+    _find_paths(found, points, costs, each)
     return found
 
 
@@ -132,11 +147,17 @@ def measured_points(T: int, points: int | None) -> Tensor:
     return torch.cat((torch.ones(1, dtype=torch.int64), rest))
 
 
-def closed_costs(model: DiffusionModel) -> Tensor:
+def closed_costs(model: DiffusionModel, groups: Tensor | None = None) -> Tensor:
     """Compute the expected KL of all jumps t -> s in closed form, nats float64 [T + 1, T + 1].
 
-    E KL = (d / 2) (v / V - 1 + log(V / v) + c_0^2 e_t / V), with v the posterior's variance and V
-    the kernel's, both scalar. Entries outside 1 <= s < t are infinite.
+    E KL = (d / 2) mean of (v / V - 1 + log(V / v) + c_0^2 e / V), with v the posterior's variance
+    and V the kernel's, over groups of elements with the same V. Entries outside 1 <= s < t are
+    infinite.
+
+    Args:
+        model: with a profile.
+        groups: for variance "contrast", the contrast and the square error of as many elements each,
+            model units squared, float64 [T, 2, G] for t = 1..T; None where V is one number.
     """
     process, profile = model.process, model.profile
     assert isinstance(process, GaussianProcess)
@@ -145,11 +166,15 @@ def closed_costs(model: DiffusionModel) -> Tensor:
     t, s = torch.tril_indices(model.T + 1, model.T + 1, -1)
     t, s = t[s > 0].to(model.device), s[s > 0].to(model.device)
     of_x_0, _, v = process.posterior_coefficients(t, s)
-    V = variance_terms(process, model.variance, t, s, profile)[:, 0]
-    shift = of_x_0.square() * profile.error[t]
+    v_0, v_1, _ = variance_terms(process, model.variance, t, s, profile).unbind(1)
+    if groups is None:
+        groups = torch.stack((torch.zeros_like(profile.error), profile.error), 1)[1:, :, None]
+    found = torch.zeros_like(v)
+    for contrast, error in groups.to(v).permute(2, 1, 0):
+        V = v_0 + v_1 * contrast[t - 1]
+        found += v / V - 1 - (v / V).log() + of_x_0.square() * error[t - 1] / V
     costs = torch.full((model.T + 1, model.T + 1), torch.inf, dtype=torch.float64)
-    found = model.space.dims / 2 * (v / V - 1 - (v / V).log() + shift / V)
-    costs[t.cpu(), s.cpu()] = found.cpu()
+    costs[t.cpu(), s.cpu()] = (model.space.dims / 2 / groups.shape[2] * found).cpu()
     return costs
 
 
@@ -201,6 +226,21 @@ class _Point:
         found = (self.x_0 - self.prediction.x_0).double().square().mean()
         return found.clamp_min(torch.finfo(torch.float32).tiny)
 
+    def groups(self) -> Tensor:
+        """Return means of the contrast and the square error over groups of elements, [2, G].
+
+        Of a model with variance "contrast": elements are grouped by it, as many in each group.
+        """
+        prediction = self.prediction
+        assert isinstance(prediction, GaussianPrediction)
+        assert prediction.extra is not None  # as it is clipped
+        contrast, order = prediction.extra.double().exp().flatten().sort()
+        errors = (self.x_0 - prediction.x_0).double().square().flatten()[order]
+        count = min(_GROUPS, len(order))
+        size = len(order) // count
+        found = torch.stack((contrast, errors))[:, : size * count]
+        return found.view(2, count, size).mean(2).clamp_min(_LEAST).cpu()
+
     def terms(self) -> tuple[Tensor, Tensor]:
         """Compute the mean and spread of the bound's term, nats; at t = 1 the last step's part."""
         terms = self.costs(self.t[:1].cpu() - 1).view(-1, 2).neg()
@@ -242,9 +282,11 @@ class _Point:
 
 
 def _between(points: Tensor, values: Tensor, T: int, first: int = 1) -> Tensor:
-    """Interpolate values to t = first..T, linearly in log t between `points`."""
-    every = np.arange(first, T + 1)
-    return torch.from_numpy(np.interp(np.log(every), points.double().log(), values))
+    """Interpolate values [P, ...] to t = first..T, linearly in log t between `points` [P]."""
+    every = np.log(np.arange(first, T + 1))
+    columns = values.flatten(1).unbind(1) if values.ndim > 1 else [values]
+    found = [torch.from_numpy(np.interp(every, points.double().log(), one)) for one in columns]
+    return torch.stack(found, 1).view(len(every), *values.shape[1:])
 
 
 def _fill_terms(profile: Profile, points: Tensor, mean: list[Tensor], spread: list[Tensor]) -> None:
@@ -274,13 +316,15 @@ def _strata_costs(profile: Profile) -> Tensor:
     return size * squares - sums.square()
 
 
-def _find_paths(model: DiffusionModel, points: Tensor, costs: list[Tensor]) -> None:
+def _find_paths(
+    model: DiffusionModel, points: Tensor, costs: list[Tensor], groups: Tensor | None
+) -> None:
     """Fill in the best paths, over all steps if costs have a closed form, else over `points`."""
     profile = model.profile
     assert profile is not None
-    if model.variance in SCALAR:
+    if model.variance in CLOSED:
         nodes = torch.arange(model.T + 1)
-        cost = closed_costs(model)
+        cost = closed_costs(model, groups)
         cost[1:, 0] = _between(points, torch.cat(costs), model.T)
     else:
         nodes = torch.cat((torch.zeros(1, dtype=torch.long), points))

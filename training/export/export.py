@@ -31,7 +31,7 @@ from diffusion.likelihood import reference
 from diffusion.model import DiffusionModel
 from diffusion.networks import BitPatterns, GaussianMixture
 from diffusion.observation import Observation
-from diffusion.process import VarianceKind
+from diffusion.process import MEASURED, VarianceKind
 from diffusion.profile import ProfileConfig
 from diffusion.samplers import DDIM, Ancestral, sample
 from diffusion.schedule import TableSchedule
@@ -208,8 +208,8 @@ def export(
         folder = out or Path("runs") / configs.load(name).called
         model, metadata, dataset = from_checkpoint(folder, device)
         config = configs.load(name)  # evaluation settings may have changed since the fit
-        variance = config.variance if config.variance == "optimal" else metadata.variance
-    if measure or variance == "optimal":
+        variance = config.variance if config.variance in MEASURED else metadata.variance
+    if measure or variance in MEASURED:
         model, metadata = with_profile(model, metadata, dataset, config.profile, variance)
     evaluations: list[Evaluation] = []
     found: list[Baseline] = []
@@ -310,7 +310,7 @@ def with_profile(
 ) -> tuple[DiffusionModel, Metadata]:
     """Profile the model on training data with this variance; return it and its metadata.
 
-    A change of variance drops the earlier evaluations; a new table of an "optimal" one changes
+    A change of variance drops the earlier evaluations; a new table of a measured one changes
     posteriors, so that drops the calibration too.
     """
     x_0, gaps = _measured(model, dataset, profile)
@@ -319,9 +319,10 @@ def with_profile(
         found = profiled(model, x_0, profile, variance, progress=rows_done(bar), gaps=gaps)
     same = variance == metadata.variance
     kept = metadata.evaluation if same else ()
-    held = metadata.calibration if same and variance != "optimal" else ()
+    held = metadata.calibration if same and variance not in MEASURED else ()
     assert found.profile is not None
-    made = profile.model_copy(update={"longest": found.profile.longest})
+    table = found.profile.contrast is not None
+    made = profile.model_copy(update={"longest": found.profile.longest, "contrast": table})
     changes = {"profile": made, "variance": variance, "evaluation": kept, "calibration": held}
     # `model_copy` would skip validation.
     document = metadata.model_dump() | changes

@@ -18,6 +18,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from diffusion.process import MEASURED
 from training.fit.weights import Looks
 
 FORMAT = 1
@@ -152,7 +153,7 @@ def check_same(was: dict[str, Any], now: dict[str, Any], out: Path) -> None:
 def _deciding(config: dict[str, Any]) -> dict[str, Any]:
     """The settings that affect the weights; an optimal variance is fitted as "lower"."""
     free = {"file", "title", "steps", "stopping", "watch", "evaluation", "profile"}
-    fitted = {"optimal": "lower"}.get(config.get("variance") or "", config.get("variance"))
+    fitted = "lower" if config.get("variance") in MEASURED else config.get("variance")
     return {key: value for key, value in config.items() if key not in free} | {"variance": fitted}
 
 

@@ -15,6 +15,7 @@ import torch
 
 from diffusion.likelihood import reference
 from diffusion.likelihood.estimator import min_terms
+from diffusion.process import MEASURED
 from training.evaluate import entropy as report
 from training.evaluate.calibration import COUNT, DRAWS, STEPS, certifiable
 from training.evaluate.profile import measured_points, profiled
@@ -67,7 +68,7 @@ def measure(fit: Fit, *, evaluate: bool = True) -> Estimate:
     looking = left // watch.every * look + left // (watch.sheets or watch.every) * sheet
     after = SHEET_ROWS[dataset.space.kind] * (evaluation.sampler_steps or T)
     seconds = 0.0
-    if evaluate or config.variance == "optimal":
+    if evaluate or config.variance in MEASURED:
         seconds = _profile(fit)
     if evaluate:
         rows = min(evaluation.data or len(dataset.test), len(dataset.test))

@@ -33,6 +33,8 @@ SHARE = 0.4
 """Rows of a batch whose network is told what was seen of them."""
 GAPS = 0.2
 """Rows of a table of which some cells are taken for gaps."""
+COSTLY = 1_000_000
+"""Components times numbers cubed, from which a table's steps take fewer rows."""
 T = {"image": 1000, "vector": 500, "bits": 500, "table": 500}
 
 _OPTIMISER = {"lr": 2e-3, "betas": [0.9, 0.99], "warmup": 100, "clip": 1.0}
@@ -186,18 +188,19 @@ def _tables(dataset: Dataset) -> dict[str, Any]:
     rows = densities.known(dataset)
     base = shares(space, dataset.train)
     choice = mixture.choose(mixture.Cells.of(space, rows, base, dataset.groups))
+    components = choice.components * choice.starts
     schedule = LogSnrSchedule(first=12.0, last=-7.0)
     process = MixedConfig.of_table(space, T["table"], schedule, base)
     return {
         "prediction": "x_0",
         "variance": "moment" if space.numbers else None,
-        "batch": 256,
+        "batch": 256 if components * len(space.numbers) ** 3 < COSTLY else 64,
         "process": process.model_dump(mode="json"),
         "network": {
             "kind": "table",
             "base": {
                 "kind": "table-mixture",
-                "components": choice.components * choice.starts,
+                "components": components,
                 "numbers": len(space.numbers),
                 "base": base,
             },

@@ -158,12 +158,15 @@ class GaussianMixture(Mixture):
         log_var = var.clamp_min(_LEAST).log() - noise.log()
         return torch.cat([mean, log_var], dim=1).to(x_t.dtype)
 
-    def conditioned(self, precision: Tensor, pulled: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def conditioned(
+        self, precision: Tensor, pulled: Tensor, covariances: Tensor | None = None
+    ) -> tuple[Tensor, Tensor, Tensor]:
         """Condition each component on m = x_0 + noise of precision P, element by element.
 
         Args:
             precision: P, float64 [B or 1, D]; 0 for what is not known.
             pulled: P m, float64 [B, D].
+            covariances: `covariances`, where they are at hand.
 
         With s = sqrt(P) and S = diag(s) C diag(s) + 1, component k has mean = mu_k + (1 - S^-1) s
         (m - mu_k) / s and variances (1 - diag(S^-1)) / P. S does not depend on m.
@@ -174,7 +177,7 @@ class GaussianMixture(Mixture):
         """
         precision = precision.clamp_min(_FAINT)
         root = precision.sqrt()[:, None]  # [B or 1, 1, D]
-        inner = root[..., None] * self.covariances
+        inner = root[..., None] * (self.covariances if covariances is None else covariances)
         inner = inner.mul_(root[:, :, None])
         inner.diagonal(dim1=2, dim2=3).add_(1)
         inner = torch.linalg.cholesky(inner)  # [B or 1, K, D, D]
@@ -186,6 +189,29 @@ class GaussianMixture(Mixture):
         solved = (inverse @ off[..., None])[..., 0]
         means = self.means + (off - solved) / root
         return self.weights.log() - 0.5 * ((off * solved).sum(2) + log_det), means, within
+
+    def conditioned_evenly(
+        self, precision: Tensor, pulled: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Do what `conditioned` does where a row's P is the same of all its elements.
+
+        S = P C + 1 has the axes of C, so that no matrix is factored.
+
+        Args:
+            precision: P, float64 [B, 1].
+            pulled: P m, float64 [B, D].
+
+        Returns:
+            As `conditioned`, variances [B, K, D].
+        """
+        P = precision.clamp_min(_FAINT)[:, :, None]  # [B, 1, 1]
+        total = P * self.variances + 1
+        off = torch.einsum("kij,bki->bkj", self.axes, pulled[:, None] - P * self.means)
+        moved = torch.einsum("kij,bkj->bki", self.axes, self.variances / total * off)
+        within = torch.einsum("kij,bkj->bki", self.axes.square(), self.variances / total)
+        square = (off.square() / (P * total)).sum(2)
+        log_joint = self.weights.log() - 0.5 * (square + total.log().sum(2))
+        return log_joint, self.means + moved, within
 
     def log_prob(self, x_0: Tensor) -> Tensor:
         """Return log p(x_0), nats, float64 [B]."""

@@ -218,3 +218,13 @@ def test_a_wrong_number_that_was_seen_is_kept_and_moves_others_no_further(
     assert_close(low[:, 1:], high[:, 1:])
     assert_close(high[:, 0], torch.full((50,), 2000.0).double())
     assert len(low[:, 2].unique()) > 5
+
+
+def test_even_precisions_need_no_matrix(mixture: TableMixture) -> None:
+    assert mixture.gaussians is not None
+    P = torch.tensor([[1e-9], [0.3], [40.0], [1e9]]).double()
+    pulled = P * torch.linspace(-2, 2, 8).double().view(4, 2)
+    quick = mixture.gaussians.conditioned_evenly(P, pulled)
+    slow = mixture.gaussians.conditioned(P.expand(4, 2), pulled)
+    for a, b in zip(quick, slow, strict=True):
+        assert_close(a, b, rtol=1e-6, atol=1e-9)

@@ -19,13 +19,10 @@ from torch import Tensor
 from typing_extensions import override
 
 from diffusion.categorical import Blocks
+from diffusion.numbers import Numbers
 from diffusion.space import Convention, DataSpace, Space
 
 _FLOAT = torch.float64
-#: Steps from the nearest value of a lattice to those that are weighed.
-_NEAR = torch.arange(-4, 5, dtype=_FLOAT)
-#: The least standard deviation of a number on a lattice, in cells.
-_SURE = 1e-3
 
 
 class Column(BaseModel):
@@ -66,24 +63,21 @@ class Number(Column):
             raise ValueError(f"column {self.name!r}: `low` is below `high`, came {self.low}")
         return self
 
+    @cached_property
+    def _alone(self) -> Numbers:
+        return of_columns([self])
+
     def to_model(self, x: Tensor) -> Tensor:
-        """Map data to model units, float64; NaN stays NaN."""
-        return _along(x.double(), self.knots, self.scores)[0]
+        """Map data [N] to model units, float64; NaN stays NaN."""
+        return self._alone.to_model(x[:, None])[:, 0]
 
     def to_data_units(self, z: Tensor) -> Tensor:
-        """Map model to data units, float64."""
-        return _along(z.double(), self.scores, self.knots)[0]
+        """Map model to data units, float64 [N]."""
+        return self._alone.to_data_units(z[:, None])[:, 0]
 
     def to_data(self, z: Tensor) -> Tensor:
-        """Map model to data units, float64, on the lattice and within the limits."""
-        x = self.nearest(self.to_data_units(z))
-        return x.clamp(self.low, self.high) if (self.low, self.high) != (None, None) else x
-
-    def nearest(self, x: Tensor) -> Tensor:
-        """Return the values of the lattice in whose cells x lies; x of a real column."""
-        if self.step is None:
-            return x
-        return self.origin + ((x - self.origin) / self.step).round() * self.step
+        """Map model to data units, float64 [N], on the lattice and within the limits."""
+        return self._alone.to_data(z[:, None])[:, 0]
 
     def read(self, cell: "Cell") -> float | None:
         """Read a cell that is no gap; None if it is no number."""
@@ -111,41 +105,8 @@ class Number(Column):
         return next((end for end in (self.low, self.high) if end is not None), 0.0)
 
     def log_slope(self, x: Tensor) -> Tensor:
-        """Return log dz / dx at data x, float64."""
-        return _along(x.double(), self.knots, self.scores)[1].log()
-
-    def cell(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the ends of the cells of values x in model units, float64, maybe infinite."""
-        assert self.step is not None  # reals have no cells
-        x, half = x.double(), self.step / 2
-        below, above = self.to_model(x - half), self.to_model(x + half)
-        if self.low is not None:
-            below = torch.where(x <= self.low + half, -torch.inf, below)
-        if self.high is not None:
-            above = torch.where(x >= self.high - half, torch.inf, above)
-        return below, above
-
-    def settle(self, mean: Tensor, var: Tensor) -> tuple[Tensor, Tensor]:
-        """As `TableSpace.settle`, of this column [B]; a Normal wider than a cell stays as it is."""
-        assert self.step is not None  # reals have no lattice
-        with torch.no_grad():
-            x = self.to_data(mean)[:, None] + self.step * _NEAR.to(mean.device)
-            z, outside = self.to_model(x), torch.zeros_like(x, dtype=torch.bool)
-            for end, sign in ((self.low, 1), (self.high, -1)):
-                if end is not None:
-                    outside |= (x - end) * sign < -self.step / 2
-            width = self.width(x[:, len(_NEAR) // 2])
-        log_p = -0.5 * (z - mean[:, None]).square() / var[:, None]
-        p = log_p.masked_fill(outside, -torch.inf).softmax(1)
-        settled = (p * z).sum(1)
-        spread = (p * (z - settled[:, None]).square()).sum(1) + (_SURE * width).square()
-        narrow = var < width.square()
-        return torch.where(narrow, settled, mean), torch.where(narrow, spread, var)
-
-    def width(self, x: Tensor) -> Tensor:
-        """Return how far the ends of a cell of x are apart, model units; 0 for reals, float64."""
-        half = (self.step or 0.0) / 2
-        return self.to_model(x + half) - self.to_model(x - half)
+        """Return log dz / dx at data x [N], float64."""
+        return self._alone.log_slope(x[:, None])[:, 0]
 
     def wrong(self, x: Tensor) -> Tensor:
         """Which values are none of this column's, bool; NaN is none.
@@ -317,8 +278,8 @@ class TableSpace(Space):
     @override
     def to_model(self, x: Tensor) -> Tensor:
         """Rows in data units [N, J] in model units, float32 [N, width]; a gap's elements are 0."""
-        numbers = ((column, column.nearest(x[:, i].double())) for i, column in self._of_numbers())
-        parts = [column.to_model(own)[:, None] for column, own in numbers]
+        numbers = self._maps.nearest(x[:, self.numbers].double())
+        parts = [self._maps.to_model(numbers)]
         if self.categories:
             codes = x[:, self.categories]
             hot = self.blocks.one_hot(codes.nan_to_num().long())
@@ -347,12 +308,12 @@ class TableSpace(Space):
     @override
     def to_data(self, z: Tensor) -> Tensor:
         """Rows in model units [N, width] in data units, float64 [N, J], without gaps."""
-        return self._to_data(z, Number.to_data)
+        return self._to_data(z, self._maps.to_data)
 
     @override
     def to_data_units(self, z: Tensor) -> Tensor:
         """Likewise, but numbers may be between those of their lattice, and beyond their limits."""
-        return self._to_data(z, Number.to_data_units)
+        return self._to_data(z, self._maps.to_data_units)
 
     @override
     def spread(self, of_columns: Tensor) -> Tensor:
@@ -380,15 +341,16 @@ class TableSpace(Space):
     @override
     def log_slopes(self, z: Tensor) -> Tensor:
         found = torch.zeros(z.shape, dtype=_FLOAT, device=z.device)
-        for place, (_, column) in enumerate(self._of_numbers()):
-            if column.step is None:
-                found[:, place] = column.log_slope(column.to_data_units(z[:, place]))
+        own = z[:, : len(self.numbers)]
+        slopes = self._maps.log_slope(self._maps.to_data_units(own))
+        of_lattice = torch.tensor(self._maps.step, device=z.device) > 0
+        found[:, : len(self.numbers)] = slopes.masked_fill(of_lattice, 0.0)
         return found
 
     @cached_property
     def lattice(self) -> Tensor | None:
         """Which elements are numbers of a lattice, bool [width]; None for none."""
-        steps = [column.step is not None for _, column in self._of_numbers()]
+        steps = [step > 0 for step in self._maps.step]
         found = torch.tensor(steps + [False] * self.blocks.width)
         return found if bool(found.any()) else None
 
@@ -398,32 +360,24 @@ class TableSpace(Space):
         if self.lattice is None:
             return None
         below = torch.full(z.shape, -torch.inf, dtype=_FLOAT, device=z.device)
-        above = -below
-        for place, (_, column) in enumerate(self._of_numbers()):
-            if column.step is not None:
-                below[:, place], above[:, place] = column.cell(column.to_data(z[:, place]))
+        above, own, R = -below, z[:, : len(self.numbers)], len(self.numbers)
+        lattice = self.lattice[:R].to(z.device)
+        for ends, whole in zip(
+            self._maps.cell(self._maps.to_data(own)), (below, above), strict=True
+        ):
+            whole[:, :R] = torch.where(lattice, ends, whole[:, :R])
         return below, above
 
     def widths(self, x: Tensor) -> Tensor:
         """Return how wide cells of numbers are at x [N, J], model units [N, R]; 0 for reals."""
-        found = [column.width(x[:, i]) for i, column in self._of_numbers()]
-        return torch.stack(found, 1) if found else x[:, :0]
+        return self._maps.width(x[:, self.numbers])
 
     def settle(self, mean: Tensor, var: Tensor) -> tuple[Tensor, Tensor]:
         """Return the moments of Normal numbers that are known to be on their lattices.
 
-            P(x = v) is proportional to N(v; mean, var),    v on the lattice
-
-        Args:
-            mean: model units, float64 [B, R].
-            var: likewise.
+        As `Numbers.settle`, of model units, float64 [B, R].
         """
-        each = [(mean[:, i], var[:, i]) for i in range(len(self.numbers))]
-        for place, (_, column) in enumerate(self._of_numbers()):
-            if column.step is not None:
-                each[place] = column.settle(*each[place])
-        means, variances = zip(*each, strict=True)
-        return torch.stack(means, 1), torch.stack(variances, 1)
+        return self._maps.settle(mean, var)
 
     @override
     def check(self, x: Tensor) -> None:
@@ -502,13 +456,13 @@ class TableSpace(Space):
             )
         return enumerate(row)
 
-    def _of_numbers(self) -> list[tuple[int, Number]]:
-        return [(i, each) for i, each in enumerate(self.columns) if isinstance(each, Number)]
+    @cached_property
+    def _maps(self) -> Numbers:
+        return of_columns([each for each in self.columns if isinstance(each, Number)])
 
-    def _to_data(self, z: Tensor, act: Callable[[Number, Tensor], Tensor]) -> Tensor:
+    def _to_data(self, z: Tensor, act: Callable[[Tensor], Tensor]) -> Tensor:
         found = torch.empty(len(z), len(self.columns), dtype=_FLOAT, device=z.device)
-        for place, (i, column) in enumerate(self._of_numbers()):
-            found[:, i] = act(column, z[:, place])
+        found[:, self.numbers] = act(z[:, : len(self.numbers)])
         if self.categories:
             found[:, self.categories] = self.blocks.codes(z[:, len(self.numbers) :]).double()
         return found
@@ -540,6 +494,20 @@ class Unfit(ValueError):
         words = column.words
         super().__init__(f"row {row}, column {column.name!r}: came {came}, expected is {words}")
         self.row, self.column, self.came, self.expected = row, column.name, came, words
+
+
+def of_columns(columns: Sequence[Number]) -> Numbers:
+    """The maps and lattices of columns."""
+    low = [-math.inf if each.low is None else each.low for each in columns]
+    high = [math.inf if each.high is None else each.high for each in columns]
+    return Numbers(
+        [each.knots for each in columns],
+        [each.scores for each in columns],
+        [each.step or 0.0 for each in columns],
+        low,
+        high,
+        [each.origin for each in columns],
+    )
 
 
 def fitted_number(
@@ -579,11 +547,3 @@ def fitted_number(
             return Number(name=name, knots=at, scores=to, step=step, low=low, high=high)
     ends = (mean - std, mean + std)
     return Number(name=name, knots=ends, scores=(-1.0, 1.0), step=step, low=low, high=high)
-
-
-def _along(x: Tensor, at: Sequence[float], to: Sequence[float]) -> tuple[Tensor, Tensor]:
-    """Interpolate linearly through points (at, to), and beyond; returns values and slopes."""
-    place, value = (torch.tensor(part, dtype=_FLOAT, device=x.device) for part in (at, to))
-    slope = value.diff() / place.diff()
-    i = torch.searchsorted(place, x.contiguous(), right=True).sub(1).clamp(0, len(slope) - 1)
-    return value[i] + (x - place[i]) * slope[i], torch.where(x.isnan(), torch.nan, slope[i])

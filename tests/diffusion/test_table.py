@@ -15,7 +15,7 @@ from diffusion.operators import Mask
 from diffusion.process import MixedConfig
 from diffusion.samplers import Ancestral, sample
 from diffusion.schedule import LogSnrSchedule
-from diffusion.table import Category, Number, TableSpace, fitted_number
+from diffusion.table import Category, Number, TableSpace, fitted_number, of_columns
 
 NAN = math.nan
 WIND = Number(name="wind", knots=(0.0, 5.0, 20.0), scores=(-1.0, 0.0, 2.0), low=0.0)
@@ -54,7 +54,7 @@ def test_slopes_are_derivatives() -> None:
 
 def test_cells_cover_the_line_once() -> None:
     x = torch.arange(24.0)
-    below, above = HOURS.cell(x)
+    below, above = (end[:, 0] for end in of_columns([HOURS]).cell(x[:, None]))
     assert below[0] == -torch.inf
     assert above[-1] == torch.inf
     assert_close(below[1:], above[:-1])
@@ -162,3 +162,32 @@ def test_a_table_is_saved_loaded_and_sampled(tmp_path: Path) -> None:
     filled = SPACE.to_data(sample(model, 3, seed=1, sampler=short, observation=y))
     assert_close(filled[known], rows()[known], rtol=1e-6, atol=1e-6)
     assert SPACE.by_column(SPACE.spread(known).double()).tolist() == [[3, 1, 1]] * 2 + [[0, 0, 1]]
+
+
+def test_columns_together_are_as_each_alone() -> None:
+    """Maps of 2, 3 and 101 knots, lattices beside reals, with gaps and values beyond the ends."""
+    dice = torch.Generator().manual_seed(1)
+    rain = torch.randn(500, generator=dice, dtype=torch.float64).exp()
+    long = fitted_number("rain", rain, knots=101, step=0.1, low=0.0)
+    columns = (HOURS, WIND, long)
+    x = torch.stack(
+        (torch.linspace(0, 23, 60).round(), *torch.linspace(-9, 90, 120).view(2, 60)), 1
+    )
+    x[3, 1] = NAN
+    together = of_columns(columns)
+    alone = [of_columns([each]) for each in columns]
+    z, mean = together.to_model(x), torch.linspace(-1, 2, 180).double().view(60, 3)
+    var = torch.full_like(mean, 1e-3)
+    for i, one in enumerate(alone):
+        own = slice(i, i + 1)
+        for act in ("to_model", "nearest", "width", "log_slope"):
+            assert_close(
+                getattr(together, act)(x)[:, own], getattr(one, act)(x[:, own]), equal_nan=True
+            )
+        assert_close(together.to_data(z)[:, own], one.to_data(z[:, own]), equal_nan=True)
+        for found, expected in zip(
+            together.settle(mean, var), one.settle(mean[:, own], var[:, own]), strict=True
+        ):
+            assert_close(found[:, own], expected)
+        for found, expected in zip(together.cell(x), one.cell(x[:, own]), strict=True):
+            assert_close(found[:, own], expected, equal_nan=True)

@@ -178,7 +178,9 @@ def test_numbers_settle_on_their_lattice() -> None:
     column = Number(name="n", knots=(0.0, 4.0, 9.0), scores=(-1.0, 0.5, 1.2), step=1.0, low=0.0)
     mean = torch.tensor([-1.1, -0.42, 0.48, 0.6, 1.0], dtype=torch.float64)
     var = torch.tensor([0.05, 0.01, 0.02, 1e-4, 4.0], dtype=torch.float64)
-    found, spread = column.settle(mean, var)
+    found, spread = (
+        moment[:, 0] for moment in TableSpace(columns=(column,)).settle(mean[:, None], var[:, None])
+    )
     z = column.to_model(torch.arange(200.0))
     p = (-0.5 * (z - mean[:, None]).square() / var[:, None]).softmax(1)
     exact = (p * z).sum(1)

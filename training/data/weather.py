@@ -1,6 +1,6 @@
 """New York's weather in 2013: an hour at one of three airports, or a day of 24 hours, with gaps.
 
-    week = (day of the year - 1) // 7;   test: week % 6 = 5;   valid: week % 12 = 2;   else train
+    week = (day of the year - 1) // 7;   test: week % 5 = 4;   valid: week % 10 = 2;   else train
 
 Whole weeks are withheld, since neighbouring hours are nearly copies. The gaps are the data's own:
 no gust is written where there was none, and pressure is missing in an hour of ten. So is one gross
@@ -69,7 +69,7 @@ class WeatherConfig(DataSetConfig):
         """Read and split the rows, float64 [rows, columns]; gaps are NaN."""
         names, rows = hours() if self.rows == "hours" else days()
         weeks = ((rows[:, names.index("day")] - 1) // 7).long()
-        test, valid = weeks % 6 == 5, weeks % 12 == 2
+        test, valid = weeks % 5 == 4, weeks % 10 == 2
         train = ~test & ~valid
         known = torch.cat((rows[train], rows[valid]))
         wind = torch.tensor([name.startswith("wind_speed") for name in names])

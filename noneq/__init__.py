@@ -27,6 +27,7 @@ from noneq.errors import (
     UnknownModel,
     UnreadableAnswer,
 )
+from noneq.jobs import AsyncJob, Job, JobStatus
 from noneq.models import Classifier, Column, Model, ModelChange, ModelFacts, Models
 from noneq.reading import read_all as read
 from noneq.responses import Likelihoods, Posterior, Samples, Trajectory, load
@@ -40,6 +41,7 @@ questions = requests  # its name before 0.2.0, until 0.3.0
 
 __all__ = [
     "AsyncClient",
+    "AsyncJob",
     "BadRequest",
     "Busy",
     "Classifier",
@@ -51,6 +53,8 @@ __all__ = [
     "Estimate",
     "FileError",
     "Imputed",
+    "Job",
+    "JobStatus",
     "Likelihoods",
     "MissingExtra",
     "Model",

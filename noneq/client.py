@@ -27,7 +27,7 @@ from weakref import finalize
 import anyio
 import httpx
 
-from noneq import environment, requests, tasks
+from noneq import environment, jobs, requests, tasks
 from noneq.codec import BINARY, EVENTS, JSON, Timing, decode
 from noneq.errors import (
     ConnectionFailed,
@@ -38,6 +38,7 @@ from noneq.errors import (
     read_problem,
     refusal,
 )
+from noneq.jobs import AsyncJob, Job
 from noneq.requests import Request
 from noneq.retries import Attempts, Patience
 from noneq.sse import Event, EventReader, Preview, Progress, read_preview, read_progress
@@ -303,6 +304,7 @@ class Client:
     impute = _task(tasks.impute)
     score = _task(tasks.score)
     generate = _task(tasks.generate)
+    jobs = _method(jobs.jobs)
 
     def send(self, request: Request[T]) -> T:
         """Send a request and return its answer.
@@ -347,7 +349,7 @@ class Client:
         return self._events(replace(request, streamed=True))
 
     def _events(self, request: Request[T]) -> Generator[Event | T, None, None]:
-        exchange = Exchange(request, self._patience, self.url)
+        exchange = Exchange(request, request.patience or self._patience, self.url)
         while True:
             try:
                 with self._http.stream(**exchange.http) as response:
@@ -361,6 +363,26 @@ class Client:
                 yield answer
                 return
             time.sleep(exchange.pause(failure))
+
+    def submit(self, request: Request[T], *, idempotency_key: str | None = None) -> Job[T]:
+        """Have a request answered later, and return a handle on the job that it becomes::
+
+            job = client.submit(requests.sample(4096, model="mnist"))
+            digits = job.result()
+
+        Args:
+            request: what to ask.
+            idempotency_key: the same request with the same key is the same job; None for a new one.
+
+        Raises:
+            NoneqError: see errors.py; a request that could not be carried out is refused at once.
+        """
+        found = self.send(jobs.submission(request, idempotency_key))
+        return Job(self, found.id, request.read, request.from_json)
+
+    def job(self, id_: str) -> Job[Any]:
+        """Return a handle on a job by its id; raises BadRequest if there is none."""
+        return Job(self, id_, *self.run(jobs.finding(id_)))
 
     def close(self) -> None:
         """Close the connections."""
@@ -435,6 +457,7 @@ class AsyncClient:
     impute = _async_task(tasks.impute)
     score = _async_task(tasks.score)
     generate = _async_task(tasks.generate)
+    jobs = _coroutine(jobs.jobs)
 
     async def send(self, request: Request[T]) -> T:
         """Send a request and return its answer.
@@ -480,7 +503,7 @@ class AsyncClient:
         return self._events(replace(request, streamed=True))
 
     async def _events(self, request: Request[T]) -> AsyncGenerator[Event | T, None]:
-        exchange = Exchange(request, self._patience, self.url)
+        exchange = Exchange(request, request.patience or self._patience, self.url)
         while True:
             try:
                 async with self._http.stream(**exchange.http) as response:
@@ -495,6 +518,17 @@ class AsyncClient:
                 yield answer
                 return
             await anyio.sleep(exchange.pause(failure))
+
+    async def submit(
+        self, request: Request[T], *, idempotency_key: str | None = None
+    ) -> AsyncJob[T]:
+        """Have a request answered later; the arguments are those of `Client.submit`."""
+        found = await self.send(jobs.submission(request, idempotency_key))
+        return AsyncJob(self, found.id, request.read, request.from_json)
+
+    async def job(self, id_: str) -> AsyncJob[Any]:
+        """Return a handle on a job by its id; raises BadRequest if there is none."""
+        return AsyncJob(self, id_, *await self.run(jobs.finding(id_)))
 
     async def close(self) -> None:
         """Close the connections."""

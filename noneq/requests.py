@@ -8,7 +8,7 @@ A request is a value: `Client().sample(16)` is `Client().send(requests.sample(16
 import math
 import secrets
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, Generic, TypedDict, TypeVar, Unpack, final
 from urllib.parse import quote
@@ -19,6 +19,7 @@ from noneq import codec
 from noneq.codec import BINARY, EVENTS, JSON, Array, Body, Data, Timing, packed
 from noneq.models import ModelChange, ModelFacts, Models, read_change, read_model, read_models
 from noneq.responses import Likelihoods, Posterior, Samples
+from noneq.retries import Patience
 from noneq.sse import Listener
 
 __all__ = [
@@ -49,11 +50,15 @@ class Request(Generic[T]):
         path: the route's path.
         read: makes the response from a body and its timing.
         from_json: makes a body from a JSON document.
-        body: the body to send; None for GET.
+        body: the body to send; None without one.
         deadline: seconds after which the service drops the request.
         listener: called with the progress while the call waits.
         previews: how many of the first samples the progress shows.
         streamed: whether the response is an event stream; always with a listener.
+        method: of HTTP.
+        accept: the form of a response that is no stream.
+        extra: further HTTP headers.
+        patience: the limits on retries; None for the client's.
     """
 
     path: str
@@ -64,11 +69,10 @@ class Request(Generic[T]):
     listener: Listener | None = None
     previews: int = 0
     streamed: bool = False
-
-    @property
-    def method(self) -> str:
-        """GET or POST."""
-        return "GET" if self.body is None else "POST"
+    method: str = "GET"
+    accept: str = JSON
+    extra: Mapping[str, str] = field(default_factory=dict)
+    patience: Patience | None = None
 
     @cached_property
     def content(self) -> tuple[bytes, str] | None:
@@ -78,7 +82,7 @@ class Request(Generic[T]):
     @property
     def headers(self) -> dict[str, str]:
         """The HTTP headers."""
-        found = {"accept": self._accept()}
+        found = {"accept": self._accept(), **self.extra}
         if self.content is not None:
             found["content-type"] = self.content[1]
         if self.deadline is not None:
@@ -86,10 +90,8 @@ class Request(Generic[T]):
         return found
 
     def _accept(self) -> str:
-        if self.body is None:
-            return JSON
         if self.listener is None and not self.streamed:
-            return BINARY
+            return self.accept
         return f"{EVENTS}; previews={self.previews}" if self.previews else EVENTS
 
 
@@ -203,12 +205,16 @@ def rate(data: Rows, **options: Unpack[LoglikOptions]) -> Request[Likelihoods]:
         data: rows as objects by column name.
         options: as of `loglik`.
     """
+    return _post(
+        "/loglik", read_likelihoods, codec.likelihoods_from_json, {"data": data, **options}
+    )
 
-    def read(body: Body, timing: Timing) -> Likelihoods:
-        dims = len(body.fields["columns"])
-        return Likelihoods(Body({**body.fields, "dims": dims}, body.tensors), timing)
 
-    return _post("/loglik", read, codec.likelihoods_from_json, {"data": data, **options})
+def read_likelihoods(body: Body, timing: Timing) -> Likelihoods:
+    """Read bounds where only the response says of how many elements."""
+    columns, elements = body.fields["columns"], body.tensors.get("elements")
+    dims = len(columns) if columns or elements is None else int(elements.max())
+    return Likelihoods(Body({**body.fields, "dims": dims}, body.tensors), timing)
 
 
 class PosteriorOptions(SampleOptions, total=False):
@@ -327,7 +333,7 @@ def unload(name: str) -> Request[ModelChange]:
 
 def _change(name: str, what: str) -> Request[ModelChange]:
     path = f"/models/{quote(name, safe='')}/{what}"
-    return Request(path, lambda body, _: read_change(body.fields), body=Body({}))
+    return Request(path, lambda body, _: read_change(body.fields), body=Body({}), method="POST")
 
 
 def examples(name: str, count: int = 16) -> Request[Array]:
@@ -364,7 +370,10 @@ def _post(
     listener, previews = fields.pop("progress", None), fields.pop("previews", 0)
     deadline = fields.pop("deadline", None)
     fields.setdefault("seed", secrets.randbelow(2**32))  # JSON represents it exactly
-    return Request(path, read, from_json, Body(fields, tensors), deadline, listener, previews)
+    body = Body(fields, tensors)
+    return Request(
+        path, read, from_json, body, deadline, listener, previews, method="POST", accept=BINARY
+    )
 
 
 def _sampler(sampler: SamplerName, steps: int | None) -> dict[str, Any]:

@@ -5,15 +5,17 @@ import json
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any
 
-from noneq import reading
+from noneq import reading, requests
 from noneq.cli import inputs, local, score, terminal
 from noneq.cli.outputs import Target
 from noneq.client import Client
 from noneq.errors import FileError, NotPictured
+from noneq.jobs import JobStatus
 from noneq.models import ModelChange, ModelFacts
+from noneq.requests import Request
 from noneq.responses import Posterior, Response
 from noneq.retries import Patience
 
@@ -26,6 +28,11 @@ SCORING = Patience(retries=100, seconds=900.0, restarts=True)
 @contextmanager
 def connected(given: argparse.Namespace) -> Iterator[Client]:
     """Connect to the service that the arguments name, or start one for this command."""
+    if given.local is not None and getattr(given, "submit", False):
+        raise ValueError(
+            "--submit leaves the answer with the service, and that of --local ends with the "
+            "command: start one with `noneq serve`"
+        )
     if given.local is None:
         with _client(given.url) as client:
             yield client
@@ -87,16 +94,33 @@ def _told(change: ModelChange) -> str:
 
 def do_sample(given: argparse.Namespace) -> int:
     """Draw samples."""
-    with connected(given) as client, terminal.progress("sample") as listener:
-        response = client.sample(
-            given.num_samples,
-            model=given.model,
-            seed=given.seed,
-            sampler=given.sampler,
-            steps=given.steps,
-            progress=listener,
-        )
+    request = requests.sample(
+        given.num_samples,
+        model=given.model,
+        seed=given.seed,
+        sampler=given.sampler,
+        steps=given.steps,
+    )
+    with connected(given) as client:
+        return _answer(client, request, given)
+
+
+def _answer(client: Client, request: Request[Any], given: argparse.Namespace) -> int:
+    """Send a request and deliver its answer; with --submit, print the job that it becomes."""
+    if given.submit:
+        return _submitted(client.submit(request).status(), as_json=given.json)
+    with terminal.progress(given.verb) as listener:
+        response = client.send(replace(request, listener=listener))
     return deliver(response, given)
+
+
+def _submitted(status: JobStatus, *, as_json: bool) -> int:
+    """Print the id of a job that has been submitted, and to people how to get its answer."""
+    print(json.dumps(asdict(status)) if as_json else status.id)
+    if not as_json:
+        kept = "" if status.durable else "; it does not survive a restart of the service"
+        print(f"noneq: get its answer with: noneq jobs wait {status.id}{kept}", file=sys.stderr)
+    return 0
 
 
 def do_inpaint(given: argparse.Namespace) -> int:
@@ -105,9 +129,7 @@ def do_inpaint(given: argparse.Namespace) -> int:
         model = find_model(client, given.model)
         options = inputs.posterior_options(given, model)
         values, known = inputs.observed(given, model)
-        with terminal.progress("inpaint") as listener:
-            response = client.inpaint(values, known, **options, progress=listener)
-    return deliver(response, given)
+        return _answer(client, requests.inpaint(values, known, **options), given)
 
 
 def do_denoise(given: argparse.Namespace) -> int:
@@ -116,9 +138,7 @@ def do_denoise(given: argparse.Namespace) -> int:
         model = find_model(client, given.model)
         options = inputs.posterior_options(given, model)
         values = reading.read_whole(inputs.files(given), model)
-        with terminal.progress("denoise") as listener:
-            response = client.denoise(values, **options, progress=listener)
-    return deliver(response, given)
+        return _answer(client, requests.denoise(values, **options), given)
 
 
 def do_posterior(given: argparse.Namespace) -> int:
@@ -136,9 +156,7 @@ def do_posterior(given: argparse.Namespace) -> int:
             options["observed"] = reading.read_whole(inputs.files(given), seen_as)
         elif given.files:
             options["observed"], options["known"] = inputs.observed(given, model)
-        with terminal.progress("posterior") as listener:
-            response = client.posterior(**options, progress=listener)
-    return deliver(response, given)
+        return _answer(client, requests.posterior(**options), given)
 
 
 def do_loglik(given: argparse.Namespace) -> int:

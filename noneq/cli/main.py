@@ -9,6 +9,8 @@
     noneq posterior small.npy -m mnist --pooling 4 --noise-std 8
     noneq impute gaps.csv -o filled.csv            fill the gaps of a table
     noneq score table.csv -o scores.csv            find its strange rows, and why
+    noneq sample -m mnist -n 4096 --submit         leave it to the service, as a job
+    noneq jobs                                     list jobs; and jobs get, wait, cancel ID
     noneq serve --models models                    start a service
     noneq train photographs/ --name photographs    fit a model to your own data
     noneq convert ddpm-church -o models/church     import a model trained elsewhere
@@ -28,9 +30,10 @@ import json
 import os
 import sys
 from collections.abc import Callable, Sequence
+from typing import Any
 
 from noneq import errors
-from noneq.cli import commands, local
+from noneq.cli import commands, jobs, local
 from noneq.cli import tabular as tables
 from noneq.cli.outputs import Target
 from noneq.version import __version__
@@ -61,18 +64,7 @@ def parser() -> argparse.ArgumentParser:
     )
     top.add_argument("--version", action="version", version=f"noneq {__version__}")
     verbs = top.add_subparsers(dest="verb", required=True, metavar="VERB")
-    service = argparse.ArgumentParser(add_help=False)
-    service.add_argument(
-        "--url", help="of the service, or host:port (default NONEQ_URL, localhost:8000)"
-    )
-    service.add_argument(
-        "--local",
-        nargs="?",
-        const="models",
-        metavar="FOLDER",
-        help="start a service of the models in FOLDER for this command",
-    )
-    service.add_argument("--json", action="store_true", help="print JSON, for machines")
+    service = _service()
     request = argparse.ArgumentParser(add_help=False, parents=[service])
     request.add_argument("-m", "--model", help="its name; not needed if one is served")
     draws = argparse.ArgumentParser(add_help=False, parents=[request])
@@ -81,12 +73,10 @@ def parser() -> argparse.ArgumentParser:
     draws.add_argument(
         "--seed", type=int, help="of the noise (default: a random one, which is printed)"
     )
-    draws.add_argument(
-        "-o",
-        "--out",
-        type=Target.for_response,
-        help="a file, in the format of its ending, a folder/, which is made, or - for a table",
-    )
+    to = "a file, in the format of its ending, a folder/, which is made, or - for a table"
+    draws.add_argument("-o", "--out", type=Target.for_response, help=to)
+    about = "leave it to the service as a job, and print the job's id"
+    draws.add_argument("--submit", action="store_true", help=about)
 
     def verb(name: str, run: Run, parent: argparse.ArgumentParser) -> argparse.ArgumentParser:
         made = verbs.add_parser(name, help=run.__doc__, parents=[parent])
@@ -184,9 +174,49 @@ def parser() -> argparse.ArgumentParser:
         help="also print the probability of each label",
     )
 
+    one = verb("jobs", jobs.do_list, service)
+    listing = argparse.ArgumentParser(add_help=False, argument_default=argparse.SUPPRESS)
+    listing.add_argument("--state", choices=jobs.STATES, help="only those")
+    listing.add_argument("--limit", type=int, help="how many, at most (default 100)")
+    one.set_defaults(state=None, limit=100, out=None, timeout=None)
+    deeds = one.add_subparsers(metavar="list|get|wait|cancel")
+    again = _service(argument_default=argparse.SUPPRESS)  # what stands before the deed holds too
+    one = deeds.add_parser("list", help=jobs.do_list.__doc__, parents=[again, listing])
+    one.set_defaults(run=jobs.do_list)
+    for name, run, about in (
+        ("get", jobs.do_get, "of the job"),
+        ("wait", jobs.do_wait, "of the job"),
+        ("cancel", jobs.do_cancel, "of the jobs"),
+    ):
+        one = deeds.add_parser(name, help=run.__doc__, parents=[again])
+        one.set_defaults(run=run)
+        one.add_argument("id", nargs="+" if run is jobs.do_cancel else None, help=about)
+        if run is not jobs.do_cancel:
+            one.add_argument("-o", "--out", type=Target.for_response, help=to)
+        if run is jobs.do_wait:
+            about = "seconds after which to give up; the job goes on"
+            one.add_argument("--timeout", type=float, help=about)
+
     for name, program in local.PROGRAMS.items():
         verbs.add_parser(name, help=program.about, add_help=False)
     return top
+
+
+def _service(**settings: Any) -> argparse.ArgumentParser:  # noqa: ANN401  (argparse's)
+    """Build the options that say which service is called."""
+    found = argparse.ArgumentParser(add_help=False, **settings)
+    found.add_argument(
+        "--url", help="of the service, or host:port (default NONEQ_URL, localhost:8000)"
+    )
+    found.add_argument(
+        "--local",
+        nargs="?",
+        const="models",
+        metavar="FOLDER",
+        help="start a service of the models in FOLDER for this command",
+    )
+    found.add_argument("--json", action="store_true", help="print JSON, for machines")
+    return found
 
 
 def main(words: Sequence[str] | None = None) -> int:

@@ -245,6 +245,8 @@ async def _wait(request: Request, job: StoredJob) -> bool:
         while not (job.over or left.done() or draining()) and time.monotonic() < ends:
             await asyncio.wait({left}, timeout=_LOOK)
         _find(request, job.record.id)  # raises if it was cancelled meanwhile
+        if draining() and not job.over:
+            raise _stopping()
         return not left.done()
     finally:
         left.cancel()
@@ -253,6 +255,10 @@ async def _wait(request: Request, job: StoredJob) -> bool:
 def _draining(backend: Backend) -> bool:
     """Whether the service stops, so that nobody may wait for what comes."""
     return isinstance(backend.state(), Draining)
+
+
+def _stopping() -> Draining:
+    return Draining("The service stops, and goes on with the job when it is started again.")
 
 
 def _nobody(request: Request) -> Response:
@@ -330,7 +336,7 @@ class JobStream(Response):
                 if self._job.forgotten:
                     raise UnknownJob("The job was cancelled.")
                 if not self._job.over:
-                    raise Draining("The service stops, and goes on with the job at its start.")
+                    raise _stopping()
                 await write(event("result", await to_thread.run_sync(self._answer)))
             except Problem as problem:
                 await write(event("error", to_json(problem_document(problem, scope))))

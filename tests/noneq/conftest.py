@@ -60,9 +60,9 @@ def listening(settings: Settings) -> Iterator[str]:
 
 
 @contextmanager
-def on_a_socket(app: FastAPI) -> Iterator[str]:
+def on_a_socket(app: FastAPI, port: int = 0) -> Iterator[str]:
     """The URL of the app on a socket."""
-    config = uvicorn.Config(app, port=0, log_config=None, lifespan="on")
+    config = uvicorn.Config(app, port=port, log_config=None, lifespan="on")
     socket = config.bind_socket()
     server = uvicorn.Server(config)
     thread = threading.Thread(target=server.run, kwargs={"sockets": [socket]})

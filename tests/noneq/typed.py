@@ -6,6 +6,8 @@ from noneq import (
     AsyncClient,
     Client,
     Imputed,
+    Job,
+    JobStatus,
     Likelihoods,
     Model,
     ModelFacts,
@@ -36,6 +38,11 @@ def answers(client: Client) -> None:
     assert_type(client.impute("gaps.csv", draws=5, seed=7), Imputed)
     assert_type(client.score([{"mass": 4000}], terms=20), Scores)
     assert_type(client.generate(5, model="penguins").samples, Array)
+    job = client.submit(requests.sample(4))
+    assert_type(job, Job[Samples])
+    assert_type(job.wait(progress=True), JobStatus)
+    assert_type(job.result(), Samples)
+    assert_type(client.jobs(state="done"), list[JobStatus])
     for event in client.stream(requests.sample(4)):
         assert_type(event, Progress | Preview | Samples)
     client.sample(4, modle="mnist")  # type: ignore[call-arg]  # an option that is misspelt

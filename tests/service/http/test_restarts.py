@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from service.settings import Settings
-from tests.service.http.caller import connect, held, starting, until
+from tests.service.http.caller import assert_problem, connect, held, starting, until
 from tests.service.http.command import running
 
 LATER = {"prefer": "respond-async"}
@@ -60,7 +60,9 @@ async def test_who_waits_for_a_job_learns_that_the_service_stops(
                 text = (await caller.get(path, headers={"accept": "text/event-stream"})).text
                 assert last in text.rsplit("event: error", 1)[1]
             waited = await caller.get(f"/jobs/{job['id']}", headers={"prefer": "wait=60"})
-            assert waited.json()["state"] == "running"
+            assert_problem(waited, 503, "draining")
+            stands = await caller.get(f"/jobs/{job['id']}")
+            assert stands.json()["state"] == "running"
             gate.set()
     async with starting(settings) as app, connect(app) as caller:
         waited = await caller.get(f"/jobs/{job['id']}", headers={"prefer": "wait=60"})

@@ -18,6 +18,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from ray import serve
 from ray.serve import Application
 from ray.serve.config import AutoscalingConfig, AutoscalingPolicy
+from ray.serve.request_router import ReplicaID
 from starlette.datastructures import MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -91,7 +92,8 @@ class Replica:
         keep_freed_memory()
         context = serve.get_replica_context()
         self._others = remote.Replicas(
-            lambda: serve.get_deployment_handle(context.deployment, context.app_name)
+            context.replica_id,
+            lambda: serve.get_deployment_handle(context.deployment, context.app_name),
         )
         self._app = create_app(Settings.model_validate(values), remote=self._others)
         self._app.add_middleware(OneRequestId)
@@ -136,9 +138,10 @@ class Replica:
         job: Job[Any],
         seconds: float | None,
         *,
-        owed: float,  # noqa: ARG002  (for the router)
+        owed: float,  # noqa: ARG002
+        sender: ReplicaID,  # noqa: ARG002
     ) -> JobResult | Problem:
-        """Do a part of another replica's request."""
+        """Do a part of another replica's request; `owed` and `sender` are for the router."""
         return await remote.answer(self._router, job, seconds)
 
     @property

@@ -18,6 +18,7 @@ from typing import Any, final
 
 from ray.exceptions import RayActorError
 from ray.serve.handle import DeploymentHandle
+from ray.serve.request_router import ReplicaID
 from typing_extensions import override
 
 from service.engine.faults import describe
@@ -75,14 +76,15 @@ class Replicas(Remote):
     """The other replicas of a deployment.
 
     Args:
+        own: this replica.
         handle: makes the deployment's handle, at the first use.
 
     Attributes:
         owed: seconds of work that a job is, for the router.
     """
 
-    def __init__(self, handle: Callable[[], DeploymentHandle]) -> None:
-        self._make = handle
+    def __init__(self, own: ReplicaID, handle: Callable[[], DeploymentHandle]) -> None:
+        self._own, self._make = own, handle
         self._handle: DeploymentHandle | None = None
         self.owed: Callable[[Job[Any]], float] = lambda _: 0.0
         self._tasks: set[asyncio.Task[None]] = set()
@@ -133,7 +135,7 @@ class Replicas(Remote):
     async def _ask(self, job: Job[Any], deadline: float | None) -> JobResult | Problem:
         assert self._handle is not None  # there are others, so it is connected
         seconds = None if deadline is None else deadline - time.monotonic()
-        response = self._handle.remote(job, seconds, owed=self.owed(job))
+        response = self._handle.remote(job, seconds, owed=self.owed(job), sender=self._own)
         try:
             return await response  # type: ignore[no-any-return]
         except asyncio.CancelledError:

@@ -49,15 +49,19 @@ class OwedWork(RequestRouter):  # type: ignore[misc]
     async def choose_replicas(
         self,
         candidate_replicas: list[RunningReplica],
-        pending_request: PendingRequest | None = None,  # noqa: ARG002
+        pending_request: PendingRequest | None = None,
     ) -> list[list[RunningReplica]]:
-        """Rank the replicas that owe the least, in random order where they owe the same."""
+        """Rank the replicas that owe the least, in random order where they owe the same.
+
+        A replica that sends a part of a request does one itself, so it comes last.
+        """
         now = time.time()
+        sender = None if pending_request is None else pending_request.kwargs.get("sender")
         keyed = [
-            (self.estimate(replica, now), random.random(), i)
+            (replica.replica_id == sender, self.estimate(replica, now), random.random(), i)
             for i, replica in enumerate(candidate_replicas)
         ]
-        return [[candidate_replicas[i]] for _, _, i in heapq.nsmallest(_CHOICES, keyed)]
+        return [[candidate_replicas[i]] for *_, i in heapq.nsmallest(_CHOICES, keyed)]
 
     def on_request_routed(
         self,

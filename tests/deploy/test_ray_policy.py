@@ -66,10 +66,13 @@ async def test_what_was_sent_since_the_report_counts() -> None:
         asked: Any = SimpleNamespace(kwargs={})
         ours.on_request_routed(asked, chosen, None)  # type: ignore[arg-type]
     assert set(counts.values()) == {10}
-    # A part of a request says what it is; the next report has it all.
+    # A part of a request says what it is, and does not go to its sender; a report has it all.
     heavy: Any = SimpleNamespace(kwargs={"owed": 50.0})
     ours.on_request_routed(heavy, "a", None)  # type: ignore[arg-type]
     assert ours.estimate(replicas[0], now) > 50
+    part: Any = SimpleNamespace(kwargs={"owed": 1.0, "sender": "b"})
+    ranks = await ours.choose_replicas(replicas, part)
+    assert [one.replica_id for (one,) in ranks] == ["c", "a", "b"]
     assert ours.estimate(replica("a", owed=1.0, usual=0.5, time=time.time() + 1), now) == 1.0
 
 

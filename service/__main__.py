@@ -22,6 +22,7 @@ import uvicorn
 from pydantic import ValidationError
 from typing_extensions import override
 
+from service import logs
 from service.api.connection import backlog_of, limited, room_for
 from service.app import create_app
 from service.catalogue import FILE, find_files
@@ -64,11 +65,7 @@ def main() -> None:
     """Serve until SIGTERM or SIGINT, then finish the accepted requests."""
     settings = _settings()
     listener = _listen(settings)
-    logging.basicConfig(
-        level=settings.log_level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s"
-    )
-    if settings.log_level != "debug":  # its messages at start would hide the line below
-        logging.getLogger("uvicorn.error").setLevel(max(logging.WARNING, logging.root.level))
+    logs.configure(settings)
     logging.getLogger("uvicorn.access").addFilter(_NoProbes())
     keep_freed_memory()
     lent: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
@@ -90,7 +87,7 @@ def main() -> None:
 
     try:
         app = create_app(settings, announce, lent.put, fail)
-    except ValueError as error:  # of the key file
+    except ValueError as error:  # of the key file, or an extra that is missing
         _tell(str(error))
         sys.exit(_MISTAKE)
     backend: Backend = app.state.backend

@@ -16,6 +16,7 @@ from starlette.routing import Match
 from noneq.version import __version__
 from service.api import control, info, jobs, openapi, routes
 from service.api.middleware import ApiKeys, Gate, RequestContext, problem_response
+from service.api.tracing import Tracing, tracing_of
 from service.api.web import add_docs, add_page
 from service.engine.engine import RunLoop
 from service.engine.router import Remote
@@ -51,6 +52,7 @@ def create_app(
     run_loop: RunLoop | None = None,
     fail: Callable[[Problem], None] | None = None,
     remote: Remote | None = None,
+    tracing: Tracing | None = None,
 ) -> FastAPI:
     """Create the service without starting it.
 
@@ -63,8 +65,13 @@ def create_app(
         run_loop: runs the engine's loop; see `Engine`.
         fail: called once, in a worker thread, with the problem if the service cannot start.
         remote: engines of other processes, which take parts of large requests.
+        tracing: in place of the settings' own.
+
+    Raises:
+        ValueError: the key file cannot be read, or tracing is not installed.
     """
     metrics = Metrics()
+    spans = tracing or tracing_of(settings)
     backend = Backend(settings, metrics, run_loop, remote)
     keys = Keys(settings, metrics)
     runner = JobRunner(backend, keys, partial(routes.restore, backend=backend))
@@ -79,6 +86,7 @@ def create_app(
             await opening
             await to_thread.run_sync(runner.close)
             await to_thread.run_sync(backend.close)
+            await to_thread.run_sync(spans.close)
 
     app = NoneqApp(
         title="noneq",
@@ -111,6 +119,7 @@ def create_app(
                 "x-request-id",
                 "x-queue-time",
                 "x-compute-time",
+                "traceparent",
                 "retry-after",
                 "deprecation",
                 "location",
@@ -118,7 +127,7 @@ def create_app(
             ],
         )
     app.add_middleware(Gate, settings=settings)
-    app.add_middleware(RequestContext, metrics=metrics)
+    app.add_middleware(RequestContext, metrics=metrics, tracing=spans)
     return app
 
 

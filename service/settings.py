@@ -240,6 +240,18 @@ class Settings(BaseSettings):
         60.0, ge=0, description="On SIGTERM, the longest wait for accepted work to finish."
     )
     log_level: LogLevel = Field("info", description="Least severe message that is logged.")
+    log_format: Literal["text", "json"] = Field(
+        "text",
+        description="json: an object a line, with request and trace ids, and a line for each "
+        "request.",
+    )
+    otlp_endpoint: str = Field(
+        "",
+        pattern=r"^(https?://.+)?$",
+        description="Where traces are sent, OTLP over HTTP, for example http://localhost:4318; "
+        "empty: no tracing. Needs the extra `otel`; OpenTelemetry's own `OTEL_*` variables set the "
+        "sampler, the service's name, headers and more.",
+    )
 
     @field_validator("log_level", mode="before")
     @classmethod
@@ -285,6 +297,11 @@ class Settings(BaseSettings):
     def key_required(self) -> bool:
         """Whether every caller needs a key; else the service is open to all."""
         return bool(self.accepted_keys) or self.api_key_file is not None
+
+    @property
+    def traced(self) -> bool:
+        """Whether requests are traced."""
+        return bool(self.otlp_endpoint)
 
     @property
     def hosts(self) -> frozenset[str]:

@@ -7,8 +7,9 @@ import asyncio
 import logging
 import re
 import socket
+import time
 import uuid
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from ipaddress import ip_address
 from typing import Any, Final
 from urllib.parse import urlsplit
@@ -18,6 +19,7 @@ from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from service.api.connection import CROWDED
+from service.api.tracing import UNTRACED, Tracing
 from service.codecs.json import EVENTS, to_json
 from service.errors import (
     MEDIA_TYPE,
@@ -30,11 +32,13 @@ from service.errors import (
     UnknownHost,
 )
 from service.keys import Keys
+from service.logs import FIELDS, REQUEST
 from service.metrics import Metrics
 from service.schemas.conditions import DEPRECATED_SINCE
 from service.settings import Settings
 
 _log = logging.getLogger(__name__)
+_requests = logging.getLogger("service.request")  # a line for each, where the log is JSON
 
 _SANE_ID = re.compile(r"[A-Za-z0-9._~:/+=-]{1,128}")
 _OPEN = ("/", "/favicon.ico", "/docs", "/openapi.json")
@@ -82,8 +86,8 @@ class RequestContext:
     before the timings are known: its last progress event has them.
     """
 
-    def __init__(self, app: ASGIApp, metrics: Metrics) -> None:
-        self.app, self.metrics = app, metrics
+    def __init__(self, app: ASGIApp, metrics: Metrics, tracing: Tracing) -> None:
+        self.app, self.metrics, self.tracing = app, metrics, tracing
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one request."""
@@ -93,14 +97,19 @@ class RequestContext:
         state: dict[str, Any] = scope.setdefault("state", {})
         given = Headers(scope=scope).get("x-request-id", "")
         state["request_id"] = given if _SANE_ID.fullmatch(given) else uuid.uuid4().hex
-        started = False
+        probe = path_of(scope).startswith("/health/")
+        trace = state["trace"] = UNTRACED if probe else self.tracing.begin(scope)
+        token = REQUEST.set({"request_id": state["request_id"], **trace.ids})
+        begun, status, started = time.monotonic(), 0, False
 
         async def send_with_headers(message: Message) -> None:
-            nonlocal started
+            nonlocal started, status
             if message["type"] == "http.response.start":
-                started = True
+                started, status = True, message["status"]
                 headers = MutableHeaders(scope=message)
                 headers["x-request-id"] = state["request_id"]
+                if trace.parent is not None:
+                    headers["traceparent"] = trace.parent
                 if state.get("deprecated", False):
                     headers["deprecation"] = DEPRECATED_SINCE
                 if not headers.get("content-type", "").startswith(EVENTS):
@@ -119,11 +128,46 @@ class RequestContext:
         finally:
             path = getattr(scope.get("route"), "path", "other")
             outcome = state.get("outcome", "ok")
+            facts = _facts(state, status, outcome)
+            failed = status >= 500 or outcome == InternalError.slug
+            trace.end(f"{scope['method']} {path}", {**facts, "http.route": path}, failed=failed)
+            if failed or not probe:
+                _log_request(scope, facts, time.monotonic() - begun)
+            REQUEST.reset(token)
             self.metrics.requests.labels(path, outcome).inc()
             if state.get("refused", False):
                 self.metrics.refused.labels(outcome).inc()
             if (holder := state.get("holder")) is not None:
                 self.metrics.key_requests.labels(holder.name, outcome).inc()
+
+
+def _facts(state: Mapping[str, Any], status: int, outcome: str) -> dict[str, str | int | float]:
+    """What a request was, for its span and its line in the log."""
+    found: dict[str, str | int | float] = {
+        "http.response.status_code": status,
+        "noneq.request_id": state["request_id"],
+        "noneq.outcome": outcome,
+    }
+    for name in ("model", "network_evaluations", "queue_seconds", "compute_seconds"):
+        if name in state:
+            found[f"noneq.{name}"] = state[name]
+    if (holder := state.get("holder")) is not None:
+        found["noneq.key"] = holder.name
+    return found
+
+
+def _log_request(scope: Scope, facts: Mapping[str, str | int | float], seconds: float) -> None:
+    if not _requests.isEnabledFor(logging.INFO):
+        return
+    method, path, status = scope["method"], scope["path"], facts["http.response.status_code"]
+    names = {"http.response.status_code": "status"}
+    fields: dict[str, object] = {
+        names.get(name, name.removeprefix("noneq.")): fact for name, fact in facts.items()
+    }
+    client = scope.get("client")
+    fields |= {"method": method, "path": path, "seconds": round(seconds, 6)}
+    fields["client"] = None if client is None else client[0]
+    _requests.info("%s %s %s", method, path, status, extra={FIELDS: fields})
 
 
 class Gate:

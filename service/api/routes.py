@@ -30,6 +30,7 @@ from service.api.middleware import path_of
 from service.api.openapi import request_body, responses
 from service.api.preferences import Preferences, idempotency_key
 from service.api.streams import EventStream, previews_wanted
+from service.api.tracing import Trace
 from service.codecs.json import (
     EVENTS,
     content_coding,
@@ -111,6 +112,7 @@ async def _serve(request: Request, schema: type[BaseRequest], handler: type[Work
     except ClientDisconnect:
         return _no_answer(request)
     backend, hold = backend_of(request), ticket.hold_bytes()
+    trace: Trace = request.state.trace
     seconds = backend.settings.write_seconds
     if form == EVENTS:
         return EventStream(work, ticket, backend.engine, hold, seconds, previews)
@@ -121,7 +123,8 @@ async def _serve(request: Request, schema: type[BaseRequest], handler: type[Work
         result = ticket.result()
         request.state.queue_seconds = result.stats.queue_seconds
         request.state.compute_seconds = result.stats.compute_seconds
-        body = await to_thread.run_sync(work.render, result, form)
+        with trace.stage("encode"):
+            body = await to_thread.run_sync(work.render, result, form)
     except BaseException:
         hold.release()
         raise
@@ -135,6 +138,8 @@ async def _submit(
     """Read and decode the request, submit its job, and free the body's bytes."""
     backend = backend_of(request)
     backend.check()
+    trace: Trace = request.state.trace
+    begun = time.monotonic()
     settings, content_type = backend.settings, request.headers.get("content-type")
     coding, limit = request.headers.getlist("content-encoding"), body_limit(content_type, settings)
     deadline = find_deadline(request.headers.getlist(DEADLINE), settings.deadline_seconds)
@@ -154,9 +159,14 @@ async def _submit(
             # needs threads too.
             async with backend.decoding:
                 work = await to_thread.run_sync(prepare)
+            trace.note("decode", begun, time.monotonic())
+            request.state.model = work.served.name
+            request.state.network_evaluations = work.job.cost
             try:
                 holder = getattr(request.state, "holder", None)
-                return work, backend.submit(work.job, deadline, holder)
+                ticket = backend.submit(work.job, deadline, holder)
+                trace.follow(ticket)
+                return work, ticket
             except ModelRetired:  # its model was replaced meanwhile: prepare it for the new one
                 if not left:
                     raise

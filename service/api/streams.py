@@ -20,6 +20,7 @@ from typing_extensions import override
 
 from service.api.body import Stalled, client_left, send_within, wait_for_disconnect
 from service.api.middleware import problem_document, unforeseen
+from service.api.tracing import Trace
 from service.codecs.json import EVENTS, JSON, PNG, media_parameter, to_json
 from service.engine.engine import Engine
 from service.engine.results import Hold, JobResult, Ticket
@@ -150,7 +151,7 @@ class EventStream(Response):
             try:
                 await self._send_progress(write, done, left)
                 if done.done() and not done.cancelled():
-                    await self._send_result(write, done.result())
+                    await self._send_result(write, done.result(), scope["state"]["trace"])
                 else:
                     client_left(scope)
             except Problem as problem:
@@ -203,9 +204,10 @@ class EventStream(Response):
         await write(event("preview", await to_thread.run_sync(to_json, preview.model_dump())))
         return any(row != "finished" for row in preview.rows)
 
-    async def _send_result(self, write: Write, result: JobResult) -> None:
+    async def _send_result(self, write: Write, result: JobResult, trace: Trace) -> None:
         """Send the last progress and the answer, the same as without a stream."""
-        answer = await to_thread.run_sync(self._work.render, result, JSON)
+        with trace.stage("encode"):
+            answer = await to_thread.run_sync(self._work.render, result, JSON)
         self._hold.resize(self._hold.size + len(answer))
         cost = self._ticket.cost
         progress = Progress(

@@ -50,6 +50,7 @@ from service.engine.results import JobPreview, JobResult, PreviewRequest, Result
 from service.engine.scheduling.batch import Batch, Lane, ModelVersion
 from service.engine.scheduling.latency import Throughput
 from service.engine.scheduling.scheduler import Scheduler
+from service.engine.timeline import BatchSpan
 from service.errors import (
     ModelRetired,
     NotReady,
@@ -378,7 +379,12 @@ class Engine:
         self._metrics.batch(model, batch.evaluations, fill, systems=systems)
         self._metrics.pad(model, max(0, runner.pad_to - len(batch)) * batch.num_steps)
         for record in self._live(batch.shares):
-            record.ticket.done += batch.shares[record.key]
+            share = batch.shares[record.key]
+            record.ticket.done += share
+            if record.ticket.log is not None:
+                record.ticket.log.add(
+                    BatchSpan(begun, begun + seconds, 1, share, batch.network_rows)
+                )
         self._count_rows()
         self._send(runner, batch)
         # What callers wait for is the whole turn, with what surrounds its network calls.

@@ -31,6 +31,7 @@ from service.engine.results import (
 )
 from service.engine.scheduling.batch import Lane, ModelVersion
 from service.engine.scheduling.latency import Throughput
+from service.engine.timeline import BatchLog
 from service.errors import DeadlineExceeded, Draining, EngineDead, ModelRetired, Problem
 from service.settings import Settings
 
@@ -64,6 +65,7 @@ class RequestQueue:
         self.accepted = 0
         self._wake = threading.Condition()  # and the lock of everything here
         self._throughput = throughput
+        self._recording = settings.traced
         self._admission = Admission(throughput, settings)
         self._backlog = self._admission.backlog
         self._deadlines: list[tuple[float, int]] = []  # a heap; some are of jobs that have ended
@@ -152,6 +154,8 @@ class RequestQueue:
                 partial(self._hold_bytes, key, size),
             )
             accepted = time.monotonic()
+            if self._recording:
+                ticket.log = BatchLog()
             record = ActiveJob(key, job, ticket, job.shape.rows, accepted, size, background)
             self.accepted += 1
             self._records[key] = record

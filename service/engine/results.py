@@ -17,6 +17,7 @@ from typing_extensions import override
 
 from diffusion.likelihood.bound import BoundResult
 from diffusion.posterior.smc import SMCResult
+from service.engine.timeline import BatchLog, BatchSpan
 
 
 @final
@@ -312,6 +313,11 @@ class Ticket(ABC, Generic[Result_co]):
     def queue_seconds(self) -> float | None:
         """From acceptance to the first network call with a row of it; None until then."""
 
+    @property
+    def batches(self) -> Sequence[BatchSpan]:
+        """The batches that it was in so far; none where they are not recorded."""
+        return ()
+
     @abstractmethod
     def preview(self, rows: int) -> "Future[JobPreview | None]":
         """Ask for its first `rows` rows as they are; None where it has ended or draws none."""
@@ -342,6 +348,7 @@ class EngineTicket(Ticket[Result_co]):
 
     done: int = 0
     queue_seconds: float | None = None
+    log: BatchLog | None = None  # where batches are recorded
 
     def __init__(
         self,
@@ -352,6 +359,11 @@ class EngineTicket(Ticket[Result_co]):
     ) -> None:
         super().__init__(cost, future)
         self._preview, self._hold_bytes = preview, hold_bytes
+
+    @property
+    @override
+    def batches(self) -> Sequence[BatchSpan]:
+        return () if self.log is None else self.log.spans
 
     @override
     def preview(self, rows: int) -> "Future[JobPreview | None]":

@@ -29,6 +29,7 @@ from service.engine.jobs import Job
 from service.engine.queue import resolve
 from service.engine.results import Hold, JobPreview, JobResult, Result_co, Ticket
 from service.engine.scheduling.batch import ModelVersion
+from service.engine.timeline import BatchSpan
 from service.errors import InternalError, Problem
 
 _log = logging.getLogger(__name__)
@@ -239,6 +240,12 @@ class JoinedTicket(Ticket[Result_co]):
     def queue_seconds(self) -> float | None:
         waited = [part.queue_seconds for part in self._parts]
         return min((seconds for seconds in waited if seconds is not None), default=None)
+
+    @property
+    @override
+    def batches(self) -> Sequence[BatchSpan]:
+        spans = [span for part in self._parts for span in part.batches]
+        return sorted(spans, key=lambda span: span.begun)
 
     @override
     def preview(self, rows: int) -> "Future[JobPreview | None]":

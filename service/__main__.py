@@ -24,6 +24,7 @@ from typing_extensions import override
 
 from service import logs
 from service.api.connection import backlog_of, limited, room_for
+from service.api.middleware import HEALTH
 from service.app import create_app
 from service.catalogue import FILE, find_files
 from service.errors import NotReady, Problem
@@ -45,7 +46,7 @@ class _NoProbes(logging.Filter):
     @override
     def filter(self, record: logging.LogRecord) -> bool:
         words = record.args if isinstance(record.args, tuple) else ()
-        return not (len(words) > 2 and str(words[2]).startswith("/health/"))
+        return not (len(words) > 2 and str(words[2]).startswith(HEALTH))
 
 
 class _Server(uvicorn.Server):

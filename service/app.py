@@ -14,7 +14,7 @@ from starlette.middleware.cors import CORSMiddleware
 from starlette.routing import Match
 
 from noneq.version import __version__
-from service.api import control, info, jobs, openapi, routes
+from service.api import control, inference, info, jobs, openapi, routes
 from service.api.middleware import ApiKeys, Gate, RequestContext, problem_response
 from service.api.tracing import Tracing, tracing_of
 from service.api.web import add_docs, add_page
@@ -102,6 +102,7 @@ def create_app(
     app.include_router(jobs.router)
     app.include_router(info.router)
     app.include_router(control.router)
+    app.include_router(inference.router)
     add_docs(app)
     add_page(app)
     app.add_exception_handler(Problem, _on_problem)

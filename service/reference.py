@@ -34,6 +34,51 @@ Headers, keys, limits and settings are in [operations.md](operations.md), the Py
 command in [client.md](client.md), and advice on what to request in [choosing.md](choosing.md).
 """
 
+INFERENCE = """## Open Inference Protocol (v2)
+
+What KServe and Triton speak, over the same work: `GET /v2`, `/v2/health/live`, `/v2/health/ready`,
+`/v2/models/NAME` and `/v2/models/NAME/ready`, and `POST /v2/models/NAME/infer`; a model's also with
+`/versions/1` behind its name. Tensors are JSON or binary (`binary_tensor_data`). Inputs and
+parameters have the names of the fields above, and what is sent says what is asked. No input is
+required, and all outputs come if none is named:
+
+- No input: samples, as of [`POST /sample`](#post-sample). Output `samples` [n, ...].
+- `data` [N, ...], perhaps `known`: their likelihood, as of [`POST /loglik`](#post-loglik). Outputs
+  `bound`, `standard_error`, `relative_to_prior` [N], and `typicality` and others where there are.
+- `observed` [N, ...], perhaps `known` and `noise_std`, or a parameter such as `label`: a posterior,
+  as of [`POST /posterior`](#post-posterior). Outputs `samples` [N, n, ...], `mean`, `std`.
+
+Parameters are numbers, text, or JSON as text: `{"num_samples": 4, "steps": 50, "sampler": "ddim"}`,
+`{"quantiles": "[0.05, 0.95]"}`; `steps` are the sampler's. As elements of BYTES an image may be a
+PNG, and a row of a table a JSON object. The response's `parameters` have `seed`, `exact` and other
+numbers, and under `answer` the rest of the answer as JSON text, with the diagnostics. `x-deadline`
+works as above; `timeout` and `priority` change nothing, and there are no sequences, streams or
+jobs. An error is `{"error": "..."}`, with the status of the problem.
+
+```sh
+curl localhost:8000/v2/models/gaussian-mixture/infer -d '{"parameters": {"num_samples": 2}}'
+curl localhost:8000/v2/models/gaussian-mixture/infer -d '{"outputs": [{"name": "bound"}],
+  "inputs": [{"name": "data", "datatype": "FP32", "shape": [1, 2], "data": [0.5, -1]}]}'
+```
+
+```python
+import numpy as np
+import tritonclient.http as triton
+
+client = triton.InferenceServerClient("localhost:8000")
+asked = {"num_samples": 4, "steps": 20}
+drawn = client.infer("mnist", [], parameters=asked).as_numpy("samples")
+observed = triton.InferInput("observed", [1, 1, 28, 28], "FP32")
+observed.set_data_from_numpy(drawn[:1])
+known = triton.InferInput("known", [28, 28], "BOOL")
+known.set_data_from_numpy(np.arange(28 * 28).reshape(28, 28) < 14 * 28)
+found = client.infer("mnist", [observed, known], parameters=asked)
+print(found.as_numpy("samples").shape, found.get_response()["parameters"]["method"])
+```
+
+[operations.md](operations.md) has Triton's routes that load and unload models.
+"""
+
 PROBLEMS = """## Problems
 
 An error is `application/problem+json`, schema [`ProblemDocument`](#problemdocument); `type` is
@@ -77,6 +122,7 @@ def _lines(document: Document) -> Iterator[str]:
     texts = (operation["responses"]["200"]["description"] for *_, operation in routes)
     # The text is the same for every route with streams.
     yield next((about.partition("\n\n")[2].strip() for about in texts if "\n\n" in about), "")
+    yield f"\n{INFERENCE}"
     yield "\n## Objects"
     for name in sorted(schemas.keys() - told):
         yield f"\n### {name}\n\n{_about(schemas[name])}\n"

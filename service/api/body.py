@@ -66,10 +66,12 @@ async def body_of(
     deadline: float | None,
     *,
     background: bool = False,
+    limit: int | None = None,
 ) -> AsyncIterator[bytes]:
     """Read the request's body, reserving its bytes until the block ends.
 
-    A job of the background does not need room in the queue.
+    A job of the background does not need room in the queue. Without a `limit` the body's type says
+    how long it may be.
 
     Decode and submit within the block. A compressed body is not unpacked here, but the bytes it may
     unpack to are reserved too.
@@ -81,7 +83,8 @@ async def body_of(
         UnsupportedMediaType: its content coding is unknown.
         starlette.requests.ClientDisconnect: the client left.
     """
-    limit = body_limit(request.headers.get("content-type"), settings)
+    if limit is None:
+        limit = body_limit(request.headers.get("content-type"), settings)
     packed = content_coding(request.headers.getlist("content-encoding")) is not None
     declared = request.headers.get("content-length", "")
     size = limit  # of a chunked body, whose length is not declared

@@ -20,7 +20,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from service.api.connection import CROWDED
 from service.api.tracing import UNTRACED, Tracing
-from service.codecs.json import EVENTS, to_json
+from service.codecs.json import EVENTS, JSON, to_json
 from service.errors import (
     MEDIA_TYPE,
     ForeignOrigin,
@@ -42,7 +42,8 @@ _requests = logging.getLogger("service.request")  # a line for each, where the l
 
 _SANE_ID = re.compile(r"[A-Za-z0-9._~:/+=-]{1,128}")
 _OPEN = ("/", "/favicon.ico", "/docs", "/openapi.json")
-_OPEN_BELOW = ("/health/", "/docs/", "/static/")
+HEALTH = ("/health/", "/v2/health/")
+_OPEN_BELOW = (*HEALTH, "/docs/", "/static/")
 MOST_HEADERS: Final = 100
 
 _SAFE = ("GET", "HEAD", "OPTIONS")
@@ -59,9 +60,15 @@ def problem_document(problem: Problem, scope: Scope) -> dict[str, object]:
 
 
 def problem_response(problem: Problem, scope: Scope) -> Response:
-    """Build a problem's response."""
-    body, headers = to_json(problem_document(problem, scope)), dict(problem.headers)
-    return Response(body, problem.status, headers, media_type=MEDIA_TYPE)
+    """Build a problem's response; below /v2 as the Open Inference Protocol has it."""
+    document, headers = problem_document(problem, scope), dict(problem.headers)
+    if f"{path_of(scope)}/".startswith("/v2/"):
+        expected = document.get("expected")
+        told = [problem.detail, f"Expected: {expected}." if expected is not None else ""]
+        told.append("" if "errors" in document else str(document.get("fix", "")))
+        text = to_json({"error": " ".join(filter(None, told))})
+        return Response(text, problem.status, headers, media_type=JSON)
+    return Response(to_json(document), problem.status, headers, media_type=MEDIA_TYPE)
 
 
 def path_of(scope: Scope) -> str:
@@ -97,7 +104,7 @@ class RequestContext:
         state: dict[str, Any] = scope.setdefault("state", {})
         given = Headers(scope=scope).get("x-request-id", "")
         state["request_id"] = given if _SANE_ID.fullmatch(given) else uuid.uuid4().hex
-        probe = path_of(scope).startswith("/health/")
+        probe = path_of(scope).startswith(HEALTH)
         trace = state["trace"] = UNTRACED if probe else self.tracing.begin(scope)
         token = REQUEST.set({"request_id": state["request_id"], **trace.ids})
         begun, status, started = time.monotonic(), 0, False
@@ -199,7 +206,7 @@ class Gate:
         if scope["type"] == "http":
             self._place(scope)
             problem = self._fault(scope)
-            if problem is None and not path_of(scope).startswith("/health/"):
+            if problem is None and not path_of(scope).startswith(HEALTH):
                 # Start one request per round of the event loop, so that health requests are
                 # answered even when a thousand requests arrive at once.
                 async with self._turn:
@@ -225,7 +232,7 @@ class Gate:
                 fix="Send fewer.",
             )
         headers = Headers(scope=scope)
-        if path_of(scope).startswith("/health/"):
+        if path_of(scope).startswith(HEALTH):
             return None
         if scope.get("state", {}).get(CROWDED, False):
             return TooManyConnections(

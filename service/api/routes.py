@@ -104,22 +104,22 @@ async def _serve(request: Request, schema: type[BaseRequest], handler: type[Work
         try:
             job = await _store(request, schema, handler, form)
         except ClientDisconnect:
-            return _no_answer(request)
+            return no_answer(request)
         return await jobs.accepted(request, job, form, preferences.wait)
     previews = previews_wanted(accept, handler.offers) if form == EVENTS else 0
     try:
         work, ticket = await _submit(request, schema, handler, form)
     except ClientDisconnect:
-        return _no_answer(request)
+        return no_answer(request)
     backend, hold = backend_of(request), ticket.hold_bytes()
     trace: Trace = request.state.trace
     seconds = backend.settings.write_seconds
     if form == EVENTS:
         return EventStream(work, ticket, backend.engine, hold, seconds, previews)
     try:
-        if not await _finished(request, ticket):
+        if not await finished(request, ticket):
             hold.release()
-            return _no_answer(request)
+            return no_answer(request)
         result = ticket.result()
         request.state.queue_seconds = result.stats.queue_seconds
         request.state.compute_seconds = result.stats.compute_seconds
@@ -138,7 +138,6 @@ async def _submit(
     """Read and decode the request, submit its job, and free the body's bytes."""
     backend = backend_of(request)
     backend.check()
-    trace: Trace = request.state.trace
     begun = time.monotonic()
     settings, content_type = backend.settings, request.headers.get("content-type")
     coding, limit = request.headers.getlist("content-encoding"), body_limit(content_type, settings)
@@ -154,23 +153,32 @@ async def _submit(
             work.check(form)
             return work
 
-        for left in reversed(range(_VERSIONS)):
-            # Only a few at once: decoded numbers take more memory than their text, and rendering
-            # needs threads too.
-            async with backend.decoding:
-                work = await to_thread.run_sync(prepare)
-            trace.note("decode", begun, time.monotonic())
-            request.state.model = work.served.name
-            request.state.network_evaluations = work.job.cost
-            try:
-                holder = getattr(request.state, "holder", None)
-                ticket = backend.submit(work.job, deadline, holder)
-                trace.follow(ticket)
-                return work, ticket
-            except ModelRetired:  # its model was replaced meanwhile: prepare it for the new one
-                if not left:
-                    raise
-        raise AssertionError("the last try returns or raises")
+        return await submit(request, prepare, deadline, begun)
+
+
+async def submit(
+    request: Request, prepare: Callable[[], Work[Any]], deadline: float | None, begun: float
+) -> tuple[Work[Any], Ticket[Any]]:
+    """Prepare a request in a worker thread, and submit its job; its body was wanted at `begun`."""
+    backend = backend_of(request)
+    trace: Trace = request.state.trace
+    for left in reversed(range(_VERSIONS)):
+        # Only a few at once: decoded numbers take more memory than their text, and rendering
+        # needs threads too.
+        async with backend.decoding:
+            work = await to_thread.run_sync(prepare)
+        trace.note("decode", begun, time.monotonic())
+        request.state.model = work.served.name
+        request.state.network_evaluations = work.job.cost
+        try:
+            holder = getattr(request.state, "holder", None)
+            ticket = backend.submit(work.job, deadline, holder)
+            trace.follow(ticket)
+            return work, ticket
+        except ModelRetired:  # its model was replaced meanwhile: prepare it for the new one
+            if not left:
+                raise
+    raise AssertionError("the last try returns or raises")
 
 
 async def _store(
@@ -201,6 +209,7 @@ async def _store(
             seed = seed_or_new(asked.seed)
             work = handler.prepare(asked.model_copy(update={"seed": seed}), backend)
             work.check(form)
+            request.state.model = work.served.name
             size = backend.engine.check(work.job)
             now = time.time()
             record = Record(
@@ -245,8 +254,13 @@ def _parse(
 ) -> BaseRequest:
     """Parse a body and check it against the request's schema."""
     body = decode_body(content_type, raw, max_json_bytes, schema.rows, query)
+    return validate(schema, {**body.fields, **body.tensors})
+
+
+def validate(schema: type[BaseRequest], fields: Mapping[str, object]) -> BaseRequest:
+    """Check fields against a request's schema; raises InvalidRequest."""
     try:
-        return schema.model_validate({**body.fields, **body.tensors})
+        return schema.model_validate(fields)
     except ValidationError as error:
         raise _invalid(schema, error) from None
 
@@ -287,7 +301,7 @@ def _short(value: object) -> object:
     return value if scalar or whole else json_kind(value)
 
 
-async def _finished(request: Request, ticket: Ticket[Any]) -> bool:
+async def finished(request: Request, ticket: Ticket[Any]) -> bool:
     """Wait for the job; if the client leaves first, cancel the job and return False."""
     done = asyncio.wrap_future(ticket.future)
     left = asyncio.ensure_future(wait_for_disconnect(request.receive))
@@ -302,6 +316,7 @@ async def _finished(request: Request, ticket: Ticket[Any]) -> bool:
         ticket.cancel()  # no effect if it has ended
 
 
-def _no_answer(request: Request) -> Response:
+def no_answer(request: Request) -> Response:
+    """Answer a request whose client has left."""
     client_left(request.scope)
     return Response(status_code=499)  # nobody reads it; the metrics count it

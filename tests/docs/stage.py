@@ -90,6 +90,7 @@ class Stage:
 
     def _python(self, block: Block) -> str:
         text = block.text.replace("Client()", f"Client({self.url!r})")
+        text = text.replace(f'"{ADDRESS}"', repr(self.url.removeprefix("http://")))
         out = io.StringIO()
         with contextlib.chdir(self.folder), contextlib.redirect_stdout(out):
             exec(compile(text, block.place, "exec"), self._names)

@@ -76,6 +76,14 @@ def test_every_block_runs_and_prints_what_is_shown(page: str, stage: Stage) -> N
         assert (stage.folder / drawn).is_file()
 
 
+def test_every_block_of_the_reference_runs(stage: Stage) -> None:
+    pytest.importorskip("tritonclient.http", reason="tritonclient[http] is not installed")
+    blocks = [one for one in pages.read("docs/api.md") if one.language in pages.RUN]
+    assert {block.language for block in blocks} == {"sh", "python"}
+    for block in blocks:
+        stage.run(block)
+
+
 @pytest.mark.parametrize("notebook", sorted((pages.ROOT / "docs").glob("*.ipynb")), ids=str)
 def test_every_notebook_runs_and_shows_what_it_holds(
     notebook: Path, url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -31,6 +31,8 @@ LARGEST = 2000
 """Rows that a choice is made on; more tell it no better and take longer."""
 MOST = 20_000
 """Rows that a mixture is fitted to."""
+COSTLY = 30_000_000
+"""Components times numbers cubed, at most: what a row costs."""
 FLOOR = 3e-5
 """Added to variances of columns of unit variance: a direction without any has a density."""
 SPREADS = (1.0, 1.1, 1.2, 1.35, 1.5, 1.75, 2.0)
@@ -137,10 +139,11 @@ def choose(cells: Cells) -> Choice:
     a standard error.
     """
     cells = cells.rows(torch.arange(min(LARGEST, len(cells.z))))
+    numbers = len(cells.floor)
     start = max((Choice(shrinkage=a) for a in SHRINKAGE), key=lambda c: score(cells, c))
     found = [(start, score(cells, start))]
     for components in COMPONENTS:
-        if components > len(cells.z) // 10:
+        if components > len(cells.z) // 10 or components * numbers**3 > COSTLY:
             break
         one = replace(start, components=components)
         found.append((one, score(cells, one)))
@@ -148,7 +151,8 @@ def choose(cells: Cells) -> Choice:
             break
     best, its = max(found, key=lambda pair: pair[1])
     many = replace(best, starts=STARTS[0] if len(cells.z) < FEW else STARTS[1])
-    best = many if score(cells, many) > its else best
+    if many.starts * best.components * numbers**3 <= COSTLY and score(cells, many) > its:
+        best = many
     shares, error = covered(cells, best)
     near = [spread for spread in SPREADS if abs(shares[spread] - LEVEL) <= error]
     closest = min(SPREADS, key=lambda spread: abs(shares[spread] - LEVEL))
@@ -250,7 +254,10 @@ class _Rows:
         R = z.shape[1] - sum(self.sizes)
         self.x, self.c = z[:, :R], z[:, R:]
         self.seen, self.some = known[:, :R], known[:, R:]
-        self.patterns, self.pattern = self.seen.unique(dim=0, return_inverse=True)
+        if R:
+            self.patterns, self.pattern = self.seen.unique(dim=0, return_inverse=True)
+        else:  # of which torch knows no different ones
+            self.patterns, self.pattern = self.seen[:1], torch.zeros(len(z), dtype=torch.long)
         count = self.seen.sum(0).clamp_min(1)
         self.mean = torch.where(self.seen, self.x, 0.0).sum(0) / count
         self.filled = torch.where(self.seen, self.x, self.mean)

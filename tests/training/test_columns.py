@@ -131,3 +131,27 @@ def test_a_table_with_gaps_becomes_a_model(
     assert "| exact: scattered | species |" in shown
     found = json.loads(shown[shown.index("[\n") :])
     assert {each["name"] for each in found[0]["columns"]} <= set(model.space.names)
+
+
+@pytest.mark.parametrize("cell", ["0,5", "1,234.50", "12.5%", "€3.20"])
+def test_numbers_in_another_notation_are_refused_with_what_to_write(
+    tmp_path: Path, cell: str
+) -> None:
+    path = tmp_path / "prices.csv"
+    rows = [f"{cell[:-1]}{i}{cell[-1]};{i % 9}" for i in range(100)]
+    path.write_text("price;n\n" + "\n".join(rows))
+    with pytest.raises(DataError, match=r"'price'.*resembles a number: write 1234\.5"):
+        load(TableConfig(file=str(path)))
+
+
+def test_a_table_of_categories_alone_is_one(tmp_path: Path) -> None:
+    path = tmp_path / "answers.csv"
+    rows = [f"{['yes', 'no'][i % 2]},{'abc'[i % 3]}" for i in range(120)]
+    path.write_text("u,v\n" + "\n".join(rows))
+    dataset = load(TableConfig(file=str(path)))
+    assert isinstance(dataset.space, TableSpace)
+    cells = mixture.Cells.of(dataset.space, dataset.train, [[0.5] * 2, [1 / 3] * 3])
+    choice = mixture.choose(cells)
+    assert choice.spread == 1.0
+    assert mixture.score(cells, choice) == pytest.approx(-float(np.log(6)), abs=0.1)
+    assert not any("copies" in note for note in dataset.notes)

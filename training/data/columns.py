@@ -43,6 +43,7 @@ ROWS_A_KNOT = 10
 NEAR = 0.25  # deviations between 0 and the least value for which 0 is a limit
 FAR, BEYOND = 20.0, 3  # times as far from the median as all but so many values are: a gross error
 
+_NUMBER = re.compile(r"[-+]?[€$£]?\d[\d.,']*\s?[%€$£]?")  # in any notation
 _DATE = re.compile(r"\d{4}-\d\d?-\d\d?([T ].*)?|\d\d?[/.]\d\d?[/.]\d{2,4}.*|\d\d?:\d\d(:\d\d)?")
 
 
@@ -236,8 +237,18 @@ def knots(x: Tensor, maps: Maps) -> int:
 def _text(column: Column, counts: Counter[str]) -> tuple[Category | None, str]:
     if sum(bool(_DATE.fullmatch(cell)) for cell in column.filled) > len(column.filled) // 2:
         return None, "as a date or time: write what matters of it (hour, month) in columns"
-    if len(counts) > LABELS or len(counts) * OFTEN > len(column.filled):
-        return None, f"as text: {len(counts)} different values"
+    few = len(counts) <= LABELS and len(counts) * OFTEN <= len(column.filled)
+    alike = sum(bool(_NUMBER.fullmatch(cell)) for cell in column.filled) * 2 > len(column.filled)
+    if alike and not few:
+        cell = next(cell for cell in column.filled if tables.number(cell) is None)
+        raise ValueError(
+            f"column {column.name!r}: {cell!r} resembles a number: write 1234.5, with a decimal "
+            "point, nothing between thousands and no unit, or leave the column out (--columns "
+            f"{column.name}=out)"
+        )
+    if not few:
+        most = f"a category has {LABELS} at most, and each {OFTEN} times on average"
+        return None, f"as text: {len(counts)} different values ({most})"
     return _category(column, counts)
 
 

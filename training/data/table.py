@@ -117,7 +117,7 @@ class TableConfig(Shares):
                 *of.notes,
                 *errors,
                 *(() if found is None else (found.words,)),
-                *_copies(x[full]),
+                *(_copies(x[full]) if space.numbers else ()),
             ),
             groups=None if found is None else found.groups[torch.cat((train, valid))],
         )

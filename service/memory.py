@@ -131,19 +131,32 @@ class DeviceMemory:
         """Raise NoDeviceMemory unless the weights in this file fit beside what is there."""
         self._check(path.parent.name, path.stat().st_size)
 
-    def check_now(self, name: str) -> None:
-        """Raise NoDeviceMemory if the warm-up of this model has passed the limit."""
-        self._check(name, 0)
+    def begin(self) -> None:
+        """Measure the most that is used from now on, where the device tells."""
+        if torch.device(self.device).type == "cuda":
+            torch.cuda.reset_peak_memory_stats(self.device)
+
+    def check_peak(self, name: str) -> None:
+        """Raise NoDeviceMemory if the limit was passed since `begin`, as by a model's warm-up.
+
+        On CUDA that counts what its largest batch takes beside the weights. On a CPU, where no such
+        number is to be had, it is what is used now: malloc keeps what a batch took.
+        """
+        cuda = torch.device(self.device).type == "cuda"
+        used = torch.cuda.max_memory_allocated(self.device) if cuda else self.used
+        if used > self.limit:
+            raise self._refusal(name, "passed the limit when it was warmed up", 0, used)
 
     def _check(self, name: str, needed: int) -> None:
         if self.used + needed <= self.limit:
             return
         give_back()
         used = self.used
-        if used + needed <= self.limit:
-            return
-        what = f"has {needed} bytes of weights" if needed else "passed the limit when warmed up"
-        raise NoDeviceMemory(
+        if used + needed > self.limit:
+            raise self._refusal(name, f"has {needed} bytes of weights", needed, used)
+
+    def _refusal(self, name: str, what: str, needed: int, used: int) -> NoDeviceMemory:
+        return NoDeviceMemory(
             f"{name} {what}; {used} bytes of the device's memory are used of {self.limit}",
             received=needed,
             expected=f"at most {max(0, self.limit - used)} bytes",

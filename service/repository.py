@@ -211,13 +211,15 @@ class Repository:
             memory.check(path)
 
     def _warm_up(self, found: Served, engine: Engine | Router) -> None:
+        for memory in self._memories:
+            memory.begin()
         try:
             engine.load(found.key, found.model).result()
         except ModelFailed as failure:
             raise _failed(failure.detail) from failure
         try:
             for memory in self._memories:
-                memory.check_now(found.name)
+                memory.check_peak(found.name)
         except NoDeviceMemory:
             engine.retire(found.key)
             raise

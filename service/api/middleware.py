@@ -157,7 +157,8 @@ def _facts(state: Mapping[str, Any], status: int, outcome: str) -> dict[str, str
     }
     for name in ("model", "network_evaluations", "queue_seconds", "compute_seconds"):
         if name in state:
-            found[f"noneq.{name}"] = state[name]
+            value = state[name]
+            found[f"noneq.{name}"] = round(value, 6) if isinstance(value, float) else value
     if (holder := state.get("holder")) is not None:
         found["noneq.key"] = holder.name
     return found

@@ -4,9 +4,17 @@ import threading
 from pathlib import Path
 
 import pytest
+import torch
 
 from service import memory
-from service.memory import container_cpus, container_memory, fit, give_back_when_idle
+from service.errors import NoDeviceMemory
+from service.memory import (
+    DeviceMemory,
+    container_cpus,
+    container_memory,
+    fit,
+    give_back_when_idle,
+)
 from service.settings import Settings
 
 GIB = 2**30
@@ -70,3 +78,25 @@ def test_memory_goes_back_once_after_work_has_ended(monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(memory, "give_back", lambda: given.append(at[0]))
     give_back_when_idle(work, ended)
     assert given == [3, 7]
+
+
+def test_a_models_workspace_counts_where_the_device_tells(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On CUDA the most that its warm-up took is held against the limit, not what is left of it."""
+    peak = [0]
+    monkeypatch.setattr(torch.cuda, "memory_allocated", lambda _: 600)
+    monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda _: peak[0])
+    monkeypatch.setattr(torch.cuda, "reset_peak_memory_stats", lambda _: peak.__setitem__(0, 600))
+    device = DeviceMemory("cuda:0", 1000)
+    peak[0] = 2000  # of another time
+    device.begin()
+    peak[0] = 1000
+    device.check_peak("m")
+    peak[0] = 1001
+    with pytest.raises(NoDeviceMemory, match="1001 bytes of the device's memory are used of 1000"):
+        device.check_peak("m")
+
+
+def test_the_limit_is_what_there_is() -> None:
+    device = DeviceMemory("cpu")
+    assert 0 < device.used < device.limit
+    assert DeviceMemory("cpu", 7).limit == 7

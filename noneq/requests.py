@@ -321,7 +321,7 @@ def load(name: str) -> Request[ModelChange]:
     """Have a model loaded, or what its file holds now: POST /models/NAME/load.
 
     It returns once the new version is served; requests that wait keep the old one. Who may is told
-    in docs/operations.md.
+    in docs/operate.md.
     """
     return _change(name, "load")
 

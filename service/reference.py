@@ -1,7 +1,7 @@
 """Generates the reference pages from the code.
 
     python -m service.reference > docs/api.md          # the API, from the OpenAPI document
-    python -m service.reference docs/operations.md     # rewrites its tables of settings and metrics
+    python -m service.reference docs/operate.md        # rewrites its tables of settings and metrics
 
 Fields get their descriptions, objects and problems their docstrings. Tests check that the pages
 match the code.
@@ -30,7 +30,7 @@ HEAD = """# API reference
 
 Generated from the OpenAPI document (`/openapi.json`; try it at `/docs`) by
 `python -m service.reference > docs/api.md`: change the descriptions in the code, not this page.
-Headers, keys, limits and settings are in [operations.md](operations.md), the Python client and the
+Headers, keys, limits and settings are in [operate.md](operate.md), the Python client and the
 command in [client.md](client.md), and advice on what to request in [choosing.md](choosing.md).
 """
 
@@ -261,7 +261,7 @@ def _problems() -> list[type[problems.Problem]]:
 
 
 def with_tables(text: str) -> str:
-    """Put the current tables of settings and metrics into docs/operations.md."""
+    """Put the current tables of settings and metrics into docs/operate.md."""
     text = _with_rows(text, "Settings", [_setting(name) for name in Settings.model_fields])
     metrics = [x for x in vars(Metrics()).values() if isinstance(x, Counter | Gauge | Histogram)]
     return _with_rows(text, "Watching", [_metric(one) for one in metrics])
@@ -293,7 +293,7 @@ def _metric(one: Counter | Gauge | Histogram) -> str:
 
 if __name__ == "__main__":
     if len(sys.argv) > 1:
-        operations = Path(sys.argv[1])
-        operations.write_text(with_tables(operations.read_text(encoding="utf-8")), encoding="utf-8")
+        operate = Path(sys.argv[1])
+        operate.write_text(with_tables(operate.read_text(encoding="utf-8")), encoding="utf-8")
     else:
         sys.stdout.write(page(create_app(Settings()).openapi()))

@@ -1,4 +1,4 @@
-"""docs/operations.md has every setting, metric and limit, as the code has them."""
+"""docs/operate.md has every setting, metric and limit, as the code has them."""
 
 from pathlib import Path
 
@@ -9,7 +9,7 @@ from service.errors import Problem
 from service.reference import with_tables
 from service.settings import Settings
 
-PAGE = (Path(__file__).parents[2] / "docs" / "operations.md").read_text(encoding="utf-8")
+PAGE = (Path(__file__).parents[2] / "docs" / "operate.md").read_text(encoding="utf-8")
 
 
 def part(heading: str) -> list[str]:
@@ -20,7 +20,7 @@ def part(heading: str) -> list[str]:
 
 
 def test_the_tables_of_settings_and_metrics_are_current() -> None:
-    assert with_tables(PAGE) == PAGE, "python -m service.reference docs/operations.md"
+    assert with_tables(PAGE) == PAGE, "python -m service.reference docs/operate.md"
 
 
 def test_every_setting_and_metric_has_a_row() -> None:

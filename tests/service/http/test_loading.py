@@ -2,7 +2,6 @@
 
 import asyncio
 import os
-import shutil
 import socket
 import threading
 from collections.abc import AsyncIterator
@@ -20,7 +19,7 @@ from service.engine.device import models as loaded
 from service.memory import DeviceMemory
 from service.settings import Settings
 from tests.service.http.caller import ask, assert_problem, connect, held, starting, until
-from tests.service.http.conftest import gaussian_mixture, save_animals, save_models
+from tests.service.http.conftest import gaussian_mixture, grey_images, save_animals
 
 pytestmark = pytest.mark.anyio
 
@@ -31,8 +30,8 @@ FILE = Path(NAME) / "model.safetensors"
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    save_models(tmp_path)
-    shutil.rmtree(tmp_path / "bit-patterns")
+    """A small model, which is warm within a moment."""
+    save(tmp_path / FILE, *gaussian_mixture())
     return tmp_path
 
 
@@ -192,7 +191,9 @@ async def test_what_does_not_fit_is_refused_with_the_numbers(
 
 async def test_a_model_comes_and_goes(app: FastAPI, folder: Path) -> None:
     """A classifier too; models that it fits can be asked about its labels from then on."""
+    save(folder / "grey" / "model.safetensors", *grey_images())
     async with connect(app) as client:
+        await change(client, "grey", "load")
         changed = await change(client, NAME, "unload")
         assert changed["checksum"] is None
         response = await client.post("/sample", json={"model": NAME})
@@ -212,24 +213,24 @@ async def test_a_model_comes_and_goes(app: FastAPI, folder: Path) -> None:
         await ask(client, "/sample", sampler={"steps": 2})
 
 
-@pytest.mark.parametrize("name", ["nothing", "..", "%2e%2e", "..%2f..%2fetc", "grey%00", "new/x"])
-async def test_only_folders_of_the_models_folder_can_be_named(
-    app: FastAPI, folder: Path, name: str
-) -> None:
+async def test_only_folders_of_the_models_folder_can_be_named(app: FastAPI, folder: Path) -> None:
     save(folder.parent / "outside" / "model.safetensors", *gaussian_mixture())
+    names = ["nothing", "..", "%2e%2e", "..%2f..%2fetc", f"{NAME}%00", f"{NAME}/x", "..%2foutside"]
     async with connect(app) as client:
-        for what in (name, f"..%2f{name}", "..%2foutside"):
-            response = await client.post(f"/models/{what}/load", headers=ADMIN)
-            assert response.status_code in (404, 405)
-    assert set(app.state.backend.catalogue.served) == {NAME, "grey"}
+        for name in names:
+            response = await client.post(f"/models/{name}/load", headers=ADMIN)
+            assert response.status_code in (404, 405), name
+    assert set(app.state.backend.catalogue.served) == {NAME}
 
 
 async def test_who_has_no_admin_key_may_not(app: FastAPI) -> None:
     async with connect(app) as client:
-        for path in (f"/models/{NAME}/unload", f"/v2/repository/models/{NAME}/unload"):
-            assert_problem(await client.post(path), 403, "forbidden")
-            response = await client.post(path, headers={"x-api-key": "guess"})
+        for headers in ({}, {"x-api-key": "guess"}):
+            response = await client.post(f"/models/{NAME}/unload", headers=headers)
             assert_problem(response, 403, "forbidden")
+            response = await client.post(f"/v2/repository/models/{NAME}/unload", headers=headers)
+            assert response.status_code == 403
+            assert "may not load or unload" in response.json()["error"]
         await ask(client, "/sample", model=NAME, sampler={"steps": 2})  # which needs no key
 
 
@@ -256,23 +257,24 @@ async def test_tritons_repository_routes_do_the_same(app: FastAPI, folder: Path)
     save_animals(folder)
     async with connect(app) as client:
         path = f"/v2/repository/models/{NAME}"
+        await change(client, "animals", "load")
         options = {"parameters": {"unload_dependents": False}}
         response = await client.post(f"{path}/unload", json=options, headers=ADMIN)
         assert (response.status_code, response.content) == (200, b"")
         index = (await client.post("/v2/repository/index", json={})).json()
         assert {each["name"]: each["state"] for each in index} == {
             NAME: "UNAVAILABLE",
-            "animals": "UNAVAILABLE",
-            "grey": "READY",
+            "animals": "READY",
         }
         ready = (await client.post("/v2/repository/index", json={"ready": True})).json()
-        assert [each["name"] for each in ready] == ["grey"]
+        assert [each["name"] for each in ready] == ["animals"]
         response = await client.post(f"{path}/load", headers=ADMIN, timeout=60)
         assert (response.status_code, response.content) == (200, b"")
         assert NAME in app.state.backend.catalogue.served
         foreign = {"parameters": {"file:1/model.onnx": "AAAA"}}
         response = await client.post(f"{path}/load", json=foreign, headers=ADMIN)
-        assert_problem(response, 422, "invalid-request")
+        assert response.status_code == 422
+        assert "file:1/model.onnx" in response.json()["error"]
 
 
 async def test_the_client_loads_and_unloads(app: FastAPI, folder: Path) -> None:

@@ -9,7 +9,7 @@ equal, and only those are counted: where nothing is uncertain there is nothing t
 """
 
 from collections.abc import Sequence
-from typing import Self
+from typing import Literal, Self
 
 import torch
 from pydantic import Field, model_validator
@@ -106,6 +106,7 @@ class Calibration(Frozen):
     Attributes:
         family: the family of observations: of `Metadata.told`, or a part of one.
         case: which of its observations, in words.
+        method: that drew the posteriors: "learned", or "matched", of which no network is told.
         split: of the data.
         count: how many data.
         draws: from each posterior.
@@ -123,6 +124,7 @@ class Calibration(Frozen):
 
     family: AnyFamily
     case: str
+    method: Literal["learned", "matched"] = "learned"
     split: str = "test"
     count: int = Field(ge=2)
     draws: int = Field(ge=2)
@@ -164,10 +166,12 @@ class Calibration(Frozen):
 
 
 def certified(told: Sequence[Family], measured: Sequence[Calibration]) -> tuple[Family, ...]:
-    """Return the families of training that were measured, and all of whose cases passed."""
+    """Return the families of training that were measured, or parts, all of whose cases passed."""
 
     def passed(family: Family) -> bool:
-        cases = [each.passed for each in measured if family.includes(each.family)]
-        return any(each.family == family for each in measured) and all(cases)
+        own = [each for each in measured if each.method == "learned"]
+        cases = [each.passed for each in own if family.includes(each.family)]
+        return any(each.family == family for each in own) and all(cases)
 
-    return tuple(filter(passed, told))
+    each = dict.fromkeys(one for family in told for one in (family, *family.parts))
+    return tuple(filter(passed, each))

@@ -199,7 +199,8 @@ class Metadata(Frozen):
         others = [
             each.case
             for each in self.calibration
-            if not any(family.includes(each.family) for family in self.told)
+            if each.method == "learned"
+            and not any(family.includes(each.family) for family in self.told)
         ]
         if others:
             raise ValueError(

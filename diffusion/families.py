@@ -72,6 +72,11 @@ class Family(BaseModel, ABC):
         return self == other
 
     @property
+    def parts(self) -> "tuple[Family, ...]":
+        """Families that draw all of this one between them, and are answered in different ways."""
+        return (self,)
+
+    @property
     def words(self) -> str:
         """What it draws, in words."""
         return self.kind
@@ -229,6 +234,27 @@ class Noisy(_Patterned):
     levels: tuple[float, float] | None = None
     whole: float = Field(default=0.5, ge=0, le=1)
 
+    @property
+    @override
+    def parts(self) -> tuple[Family, ...]:
+        if self.whole in (0, 1):
+            return (self,)
+        return tuple(self.model_copy(update={"whole": share}) for share in (0.0, 1.0))
+
+    @property
+    @override
+    def words(self) -> str:
+        return f"{self.kind}: all elements" if self.whole == 1 else super().words
+
+    @override
+    def includes(self, other: Family) -> bool:
+        if not isinstance(other, Noisy):
+            return False
+        patterns = self.patterns if other.whole == 1 else other.patterns
+        alike = other.model_copy(update={"whole": self.whole, "patterns": patterns})
+        part = 0 < self.whole < 1 and other.whole in (0, 1)
+        return (part or self.whole == other.whole) and super().includes(alike)
+
     @override
     def observe(self, process: Process, x_0: Tensor, noise: Noise) -> Observation:
         both, settings = _uniform(noise, (2, *x_0.shape[1:]))
@@ -247,26 +273,30 @@ class Noisy(_Patterned):
         low = torch.where(known, noise, torch.inf).flatten(1).amin(1)
         high = torch.where(known, noise, -torch.inf).flatten(1).amax(1)
         inside = (low >= least * (1 - _SLACK)) & (high <= most * (1 + _SLACK))
+        if self.whole in (0, 1):
+            inside &= known.flatten(1).all(1) == bool(self.whole)
         return bool((inside & (high <= low * (1 + _SLACK))).all())
 
     @override
     def cases(self, process: Process, space: Space) -> dict[str, Case]:
-        found = super().cases(process, space)
-        if not self.whole:
-            return found
+        """Return its own way to observe; of noise on all, three levels."""
+        if self.whole < 1:
+            return super().cases(process, space) | {
+                name: case
+                for part in self.parts[1:]
+                for name, case in part.cases(process, space).items()
+            }
         least, most = self.levels or process.noise_levels
         scale = float(space.affine[1].flatten()[0])
-        level = _GREY / scale if space.levels == 256 else math.nan
-        level = level if least <= level <= most else math.sqrt(least * most)
-
-        def observe(process: Process, x_0: Tensor, noise: Noise) -> Observation:
-            each = torch.full_like(x_0, level)
-            y = process.noisy(x_0, each, noise.uniform(x_0.shape[1:]))
-            return process.saw(y, torch.ones_like(x_0, dtype=torch.bool), each)
-
-        units = f"{level * scale:.3g}" if space.levels else f"{level:.2g} (model units)"
-        name = f"{level:.1%} of bits flipped" if space.flips else f"noise of {units} on all"
-        return found | {name: Case(self, observe)}
+        found = {}
+        for share in (0.25, 0.5, 0.75):
+            level = least * (most / least) ** share
+            if space.levels == 256 and share == 0.5 and least <= _GREY / scale <= most:
+                level = _GREY / scale
+            units = f"{level * scale:.3g}" if space.levels else f"{level:.2g} (model units)"
+            name = f"{level:.1%} of bits flipped" if space.flips else f"noise of {units} on all"
+            found[name] = Case(self, _noise_on_all(level))
+        return found
 
 
 AnyFamily = Annotated[Exact | Given | Noisy, Field(discriminator="kind")]
@@ -319,6 +349,17 @@ def _seen(choose: Callable[[Tensor], Tensor]) -> Observe:
     def observe(process: Process, x_0: Tensor, noise: Noise) -> Observation:
         known = choose(noise.uniform(x_0.shape[1:])).expand_as(x_0)
         return process.saw(x_0, known, torch.zeros_like(x_0))
+
+    return observe
+
+
+def _noise_on_all(level: float) -> Observe:
+    """Observe every element with noise of this level."""
+
+    def observe(process: Process, x_0: Tensor, noise: Noise) -> Observation:
+        each = torch.full_like(x_0, level)
+        y = process.noisy(x_0, each, noise.uniform(x_0.shape[1:]))
+        return process.saw(y, torch.ones_like(x_0, dtype=torch.bool), each)
 
     return observe
 

@@ -124,9 +124,12 @@ class DiffusionModel(nn.Module):
         held = any(family.holds(self.process, observation) for family in self.certified)
         return held and not any(each.refuted for each in self.calibrated_for(observation))
 
-    def calibrated_for(self, observation: Observation) -> tuple[Calibration, ...]:
+    def calibrated_for(
+        self, observation: Observation, method: str = "learned"
+    ) -> tuple[Calibration, ...]:
         """Return what was measured of families that hold the observation, the narrowest first."""
-        found = [each for each in self.calibration if each.family.holds(self.process, observation)]
+        of = [each for each in self.calibration if each.method == method]
+        found = [each for each in of if each.family.holds(self.process, observation)]
         included = [sum(one.family.includes(other.family) for other in found) for one in found]
         order = sorted(range(len(found)), key=included.__getitem__)
         return tuple(found[i] for i in order)

@@ -278,6 +278,27 @@ class Matched(PosteriorMethod):
         _check_start(start, model)
         return start
 
+    @classmethod
+    def serves(cls, model: DiffusionModel, observation: Observation) -> bool:
+        """Whether some step has just the observation's noise, and this one noise on everything."""
+        noise = observation.one_noise(model.process.most_noise)
+        return noise is not None and matched_start(model, observation.values, noise).exact
+
+    @override
+    def diagnose_chains(
+        self, model: DiffusionModel, observation: Observation, steps: int
+    ) -> tuple[Diagnostics, ...]:
+        start = self.start(model, observation)
+        pace = steps * model.T / start.t  # of a chain from x_T, as it was measured
+        of = model.calibrated_for(observation, "matched")
+        refuted = [each for each in of if each.refuted and pace < each.steps + 0.5]
+        found = refuted or [each for each in of if not each.refuted and pace > each.steps - 0.5]
+        warning = None
+        if refuted:
+            warning = f"held-out data refute posteriors of so few steps: {refuted[0]}; ask for more"
+        one = Diagnostics(warning=warning, calibration=str(found[0]) if found else None)
+        return (one,) * len(observation)
+
 
 @final
 class Learned(PosteriorMethod):
@@ -451,9 +472,8 @@ class Auto(_Weighted):
         self, model: DiffusionModel, observation: Observation, factors: Sequence[Factor] = ()
     ) -> PosteriorMethod:
         check_factors(model, observation, factors)
-        noise = None if factors else observation.one_noise(model.process.most_noise)
         # If no step has that noise, the chain from the nearest one samples another posterior.
-        if noise is not None and matched_start(model, observation.values, noise).exact:
+        if not factors and Matched.serves(model, observation):
             return Matched()
         told = model.conditional and not model.process.by_particles
         if not factors and (told or model.certified_for(observation)):

@@ -13,9 +13,10 @@ from diffusion.families import Exact, Noisy
 from diffusion.model import DiffusionModel
 from diffusion.networks import BitPatterns, GaussianMixture, MLPConfig
 from diffusion.noise import Stream, counter_noise
-from diffusion.posterior import Auto, Learned
+from diffusion.posterior import Auto, Learned, Matched, sample_posterior
 from diffusion.process import VarianceKind
 from diffusion.profile import ProfileConfig
+from diffusion.samplers import Ancestral
 from diffusion.space import DataSpace
 from tests.diffusion.artefacts import small
 from tests.diffusion.models import binomial, gaussian
@@ -148,7 +149,7 @@ def held_out(network: GaussianMixture | BitPatterns) -> Tensor:
     return network.sample(counter_noise(9, torch.arange(1000), 0, Stream.DATA))
 
 
-@pytest.mark.parametrize("family", [Exact(), Noisy(levels=(0.1, 1.0))])
+@pytest.mark.parametrize("family", [Exact(), Noisy(levels=(0.3, 2.0))])
 def test_an_oracle_passes_and_one_that_is_too_narrow_does_not(family: Exact | Noisy) -> None:
     """Posteriors of the data's own mixture, and of one with .7 of its deviations."""
     rows = held_out(mixture())
@@ -175,7 +176,7 @@ class Deaf(nn.Module):
 
 
 @pytest.mark.parametrize(
-    ("family", "scalar"), [(Noisy(levels=(0.5, 1.0), whole=1.0), LIKELIHOOD), (Exact(), TOGETHER)]
+    ("family", "scalar"), [(Noisy(levels=(0.5, 1.0), whole=0.0), LIKELIHOOD), (Exact(), TOGETHER)]
 )
 def test_draws_of_the_prior_are_uniform_in_all_but_one_scalar(
     family: Exact | Noisy, scalar: str
@@ -230,12 +231,24 @@ def test_a_calibration_goes_into_the_artefact_its_card_and_auto(
     kinds = ["exact: scattered", "half of the elements seen", "noisy: scattered"]
     assert [each.case for each in metadata.calibration][:3] == kinds
     assert all(each.passed for each in metadata.calibration)
-    assert model.certified == metadata.told == (Exact(), Noisy())
+    assert metadata.told == (Exact(), Noisy())
+    assert model.certified == (Exact(), Noisy(whole=0.0))  # noise on all is for `matched`
+    methods = {each.case: each.method for each in metadata.calibration}
+    assert [name for name, method in methods.items() if method == "matched"] == [
+        f"noise of {level} (model units) on all" for level in ("0.063", "0.2", "0.63")
+    ]
     printed = capsys.readouterr().out
     for each in metadata.calibration:
         assert each.case in printed
         assert each.case in card.read_text()
     one = torch.tensor([[0.2, 0.0]])
+    level = 0.02 * 100**0.25  # the first of them, as `Noisy.cases` has it
+    noisy = model.process.saw(one, torch.ones_like(one).bool(), torch.full_like(one, level))
+    found = sample_posterior(model, noisy, 2, seed=1, sampler=Ancestral(steps=40))
+    assert found.method == Matched()
+    said = found.diagnostics[0].calibration
+    assert said is not None
+    assert "noise of 0.063 (model units) on all" in said
     seen = model.process.saw(one, torch.tensor([[True, False]]), torch.zeros_like(one))
     assert isinstance(Auto().resolve(model, seen), Learned)
     # Again it has nothing left to do, and finds the same.
@@ -261,12 +274,11 @@ def test_a_case_of_two_families_is_measured_once(tmp_path: Path) -> None:
     model, rows = gaussian(mixture(), 20), held_out(mixture())
     told = (Noisy(), Exact(), Noisy(levels=(0.02, 2.0), whole=0.9))
     found = calibrate(model, told, rows, tmp_path, count=10, draws=2, steps=2)
-    cases = [(each.case, told.index(each.family)) for each in found]
-    noise = "noise of 0.2 (model units) on all"
-    assert cases == [
-        ("noisy: scattered", 0), (noise, 0), ("exact: scattered", 1),
-        ("half of the elements seen", 1), ("noisy: scattered", 2),
-    ]  # fmt: skip
+    places = [next(i for i, one in enumerate(told) if one.includes(each.family)) for each in found]
+    noise = [f"noise of {level} (model units) on all" for level in ("0.063", "0.2", "0.63")]
+    names = ["noisy: scattered", *noise, "exact: scattered", "half of the elements seen"]
+    assert [each.case for each in found] == [*names, "noisy: scattered"]
+    assert places == [0, 0, 0, 0, 1, 1, 2]
 
 
 @pytest.mark.parametrize(("variance", "kept"), [("lower", True), ("optimal", False)])

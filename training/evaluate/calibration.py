@@ -1,6 +1,8 @@
 """Calibrate a conditional model: observe held-out data, draw posteriors, and rank the truth.
 
-    y ~ r(y | x_0),    x_1 .. x_n ~ p(x_0 | y) by method `learned`
+    y ~ r(y | x_0),    x_1 .. x_n ~ p(x_0 | y)
+
+by method `learned`, or `matched` where noise of a step's own level is on all elements.
 
 Each family of observations that the network was told of in training is measured as training drew
 it, and in cases with names. `diffusion.calibration` says what is recorded, and the verdict.
@@ -19,11 +21,11 @@ import torch
 from torch import Tensor
 
 from diffusion.calibration import LEAST_DATA, Calibration, Coverage, OfColumn, Ranks
-from diffusion.families import AnyFamily
+from diffusion.families import AnyFamily, Family
 from diffusion.model import DiffusionModel
 from diffusion.noise import Noise, Stream, counter_noise
 from diffusion.observation import Observation
-from diffusion.posterior import Learned, sample_posterior
+from diffusion.posterior import Learned, Matched, sample_posterior
 from diffusion.rows import Rows
 from diffusion.samplers import Ancestral
 from diffusion.space import Space
@@ -43,7 +45,7 @@ COUNT, DRAWS, STEPS = 1000, 19, 40  # data of a case, and of each posterior and 
 
 def calibrate(
     model: DiffusionModel,
-    told: Sequence[AnyFamily],
+    told: Sequence[Family],
     rows: Tensor,
     folder: Path,
     **settings: int,
@@ -63,7 +65,7 @@ def calibrate(
     # Convolutions of a few rows are faster in this layout.
     model.network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     found: list[Calibration] = []
-    for family in told:
+    for family in (part for each in told for part in each.parts):
         for case in family.cases(model.process, model.space):
             if case != family.words and case in {each.case for each in found}:
                 continue  # as another family's
@@ -87,7 +89,7 @@ def certifiable(dataset: Dataset) -> bool:
 def measure(
     model: DiffusionModel,
     rows: Tensor,
-    family: AnyFamily,
+    family: Family,
     case: str,
     *,
     count: int = COUNT,
@@ -135,6 +137,7 @@ def measure(
         )
     weights, found = torch.stack(list(scalars(space).values())), []
     noisy = seen.factor.noisy
+    method = Matched() if Matched.serves(model, seen) else Learned()
     names = [*scalars(space), LIKELIHOOD if noisy else TOGETHER]
     of_table = space if isinstance(space, TableSpace) else None
     standard = space.standard(rows).flatten(1)
@@ -148,7 +151,7 @@ def measure(
                 y,
                 draws,
                 seed=stream_seed(seed, case, i),
-                method=Learned(),
+                method=method,
                 sampler=Ancestral(steps=steps),
             )
             x = space.to_data(drawn.samples.flatten(0, 1)).double().cpu().view(len(part), draws, -1)
@@ -168,6 +171,7 @@ def measure(
     return Calibration(
         family=cast(AnyFamily, asked.family),
         case=case,
+        method=method.name,
         count=len(chosen),
         draws=draws,
         steps=steps,

@@ -93,7 +93,7 @@ async def body_of(
         if size > limit or len(declared) > 18:
             raise _too_large(f"{size} bytes", limit, settings)
     with engine.reserve(size + limit if packed else size, background=background):
-        yield await _read(request, settings, limit, deadline)
+        yield await read_body(request, settings, limit, deadline)
 
 
 def body_limit(content_type: str | None, settings: Settings) -> int:
@@ -120,7 +120,10 @@ def _too_large(received: str, limit: int, settings: Settings) -> BodyTooLarge:
     )
 
 
-async def _read(request: Request, settings: Settings, limit: int, deadline: float | None) -> bytes:
+async def read_body(
+    request: Request, settings: Settings, limit: int, deadline: float | None
+) -> bytes:
+    """Read a body of at most `limit` bytes, which has to arrive in time."""
     longest = settings.body_seconds
     left = math.inf if deadline is None else deadline - time.monotonic()
     pieces, seen = [], 0

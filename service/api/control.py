@@ -10,23 +10,27 @@ import os
 from collections.abc import Callable
 from ipaddress import ip_address
 from pathlib import Path
-from typing import Final
+from typing import Final, TypeVar
 
 from anyio import to_thread
 from fastapi import APIRouter, Request, Response
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, ValidationError
 from starlette.datastructures import Headers
 from starlette.types import Scope
 
+from service.api.body import read_body
 from service.api.openapi import problems
 from service.codecs.json import JSON, to_json
-from service.errors import Forbidden
+from service.errors import BodyTooLarge, Forbidden, InvalidRequest
 from service.keys import Keys
 from service.repository import Change
 from service.schemas.responses import ModelChange
 from service.state import Backend, backend_of
 
 router = APIRouter()
+
+Options = TypeVar("Options", bound=BaseModel)
+_LONGEST: Final = 2**16  # bytes of a body
 
 _FORWARDED: Final = ("forwarded", "via", "x-forwarded-for", "x-forwarded-host", "x-real-ip")
 _SOCKETS: Final = (Path("/proc/net/tcp"), Path("/proc/net/tcp6"))
@@ -96,8 +100,9 @@ class IndexEntry(BaseModel):
 
 
 @router.post("/v2/repository/index", response_model=list[IndexEntry], include_in_schema=False)
-async def repository_index(request: Request, asked: IndexRequest | None = None) -> list[IndexEntry]:
+async def repository_index(request: Request) -> list[IndexEntry]:
     """List the models of the folder with their state, in Triton's form."""
+    asked = await _options(request, IndexRequest)
     catalogue = backend_of(request).catalogue
     names = await to_thread.run_sync(backend_of(request).repository.files)
     refused = {each.name: each.reason for each in catalogue.refused}
@@ -110,32 +115,67 @@ async def repository_index(request: Request, asked: IndexRequest | None = None) 
             state="READY" if ready else "UNAVAILABLE",
             reason=refused.get(name, "" if ready else "unloaded"),
         )
-        if ready or asked is None or not asked.ready:
+        if ready or not asked.ready:
             entries.append(entry)
     return entries
 
 
 @router.post("/v2/repository/models/{name}/load", include_in_schema=False)
-async def repository_load(
-    request: Request, name: str, _: RepositoryRequest | None = None
-) -> Response:
+async def repository_load(request: Request, name: str) -> Response:
     """Load a model as POST /models/NAME/load does, in Triton's form."""
-    await _change(request, lambda backend: backend.repository.load(name))
+    await _change(request, lambda backend: backend.repository.load(name), RepositoryRequest)
     return Response(status_code=200)
 
 
 @router.post("/v2/repository/models/{name}/unload", include_in_schema=False)
-async def repository_unload(
-    request: Request, name: str, _: RepositoryRequest | None = None
-) -> Response:
+async def repository_unload(request: Request, name: str) -> Response:
     """Unload a model as POST /models/NAME/unload does, in Triton's form."""
-    await _change(request, lambda backend: backend.repository.unload(name))
+    await _change(request, lambda backend: backend.repository.unload(name), RepositoryRequest)
     return Response(status_code=200)
 
 
-async def _change(request: Request, act: Callable[[Backend], Change]) -> Change:
-    """Do it if the caller may; one at a time, so that those that wait hold no threads."""
+async def _options(request: Request, schema: type[Options]) -> Options:
+    """Read a short body as JSON, whatever its content type: Triton's clients send none.
+
+    Raises:
+        BodyTooLarge, BodyTimeout: it is no such body.
+        InvalidRequest: it is not as the schema says.
+    """
+    try:
+        raw = await read_body(request, backend_of(request).settings, _LONGEST, None)
+    except BodyTooLarge:
+        raise BodyTooLarge(
+            f"The body is larger than {_LONGEST} bytes.",
+            expected=f"at most {_LONGEST} bytes",
+            fix="Models are read from the service's own folder; send no parameters.",
+        ) from None
+    try:
+        return schema.model_validate_json(raw or b"{}")
+    except ValidationError as error:
+        fault = error.errors(include_url=False, include_input=False)[0]
+        place = ".".join(map(str, fault["loc"]))
+        raise InvalidRequest(
+            f"{place or 'The body'}: {fault['msg']}",
+            location=place,
+            fix="Models are read from the service's own folder; send no parameters.",
+        ) from None
+
+
+async def _change(
+    request: Request,
+    act: Callable[[Backend], Change],
+    schema: type[BaseModel] | None = None,
+) -> Change:
+    """Do it if the caller may; one at a time, so that those that wait hold no threads.
+
+    Args:
+        request: whose.
+        act: what to do.
+        schema: of a body that it may have.
+    """
     await to_thread.run_sync(_check_allowed, request)
+    if schema is not None:
+        await _options(request, schema)
     backend = backend_of(request)
     problem = backend.ended()
     if problem is not None:

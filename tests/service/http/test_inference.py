@@ -187,6 +187,20 @@ def test_an_error_is_the_protocols(
     assert told in refused.value.message()
 
 
+def test_models_are_loaded_and_unloaded(client: Peer) -> None:
+    client.unload_model("bit-patterns")
+    states = {each["name"]: each["state"] for each in client.get_model_repository_index()}
+    assert (states["bit-patterns"], states["grey"]) == ("UNAVAILABLE", "READY")
+    assert not client.is_model_ready("bit-patterns")
+    client.load_model("bit-patterns")
+    assert client.is_model_ready("bit-patterns")
+    with pytest.raises(triton.InferenceServerException, match="no model of that name"):
+        client.load_model("nothing")
+    with pytest.raises(triton.InferenceServerException) as refused:
+        client.load_model("grey", config="{}")
+    assert refused.value.status() == "422"
+
+
 def test_an_output_that_does_not_exist_is_refused_before_anything_is_computed(
     client: Peer, url: str
 ) -> None:

@@ -275,6 +275,9 @@ async def test_tritons_repository_routes_do_the_same(app: FastAPI, folder: Path)
         response = await client.post(f"{path}/load", json=foreign, headers=ADMIN)
         assert response.status_code == 422
         assert "file:1/model.onnx" in response.json()["error"]
+        for where in ("/v2/repository/index", f"{path}/load"):
+            response = await client.post(where, content=bytes(70_000), headers=ADMIN)
+            assert response.status_code == 413
 
 
 async def test_the_client_loads_and_unloads(app: FastAPI, folder: Path) -> None:

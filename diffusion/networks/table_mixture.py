@@ -24,8 +24,7 @@ from diffusion.networks.mixture import Mixture, split_seen
 from diffusion.noise import Noise
 
 _LEAST, _IMPOSSIBLE = 1e-12, 1e-30
-#: Deviations beyond which a number that was seen moves the others no further: one is wrong, hardly
-#: all of them.
+#: Deviations beyond which a number moves the others no further: it is wrong, hardly all of them.
 FAR = 5.0
 _EXACT = SURE / (1 - SURE)  # the precision of a number that was seen
 _LOG_2PI = math.log(2 * math.pi)
@@ -128,7 +127,6 @@ class TableMixture(Mixture):
         x_t, told = split_seen(x_t, self.config.features)
         nothing = torch.zeros_like(x_t)
         value, share, scale = (nothing,) * 3 if told is None else told
-        value = value.clamp(-FAR, FAR)
         (x, c), (y, d), (share, _), (gap, empty) = map(self._split, (x_t, value, share, scale < 0))
         time = condition[0].double()[:, None]
         signal, noise = time.sigmoid(), (-time).sigmoid().clamp_min(_LEAST)
@@ -137,12 +135,17 @@ class TableMixture(Mixture):
         seen = share.double().clamp(max=SURE)
         seen = seen / (1 - seen)
         precision = torch.where(gap, 0.0, signal / noise + seen)
-        pulled = torch.where(gap, 0.0, signal.sqrt() / noise * x.double())
-        pulled = pulled + y.double() * (1 + seen)
+        own = torch.where(gap, 0.0, signal.sqrt() / noise * x.double()) + y.double() * (1 + seen)
+        most = FAR * precision + FAR * precision.sqrt()
+        pulled = own.clamp(-most, most)
         log_joint, means, within, log_z = self._components(precision, pulled, likelihood)
         p = log_joint.softmax(1)[:, :, None]
         mean = (p * means).sum(1)
         var = (p * (within + (means - mean[:, None]).square())).sum(1)
+        # Of itself it says all: its prior is a standard Normal's, as the map makes it.
+        far = own.abs() > most
+        mean = torch.where(far, own / (1 + precision), mean)
+        var = torch.where(far, 1 / (1 + precision), var)
         prior = (p * (self.p.log() - self._each(log_z)).exp()).sum(1)
         log_p = (likelihood * prior).clamp_min(_IMPOSSIBLE).log()
         outputs = [mean, log_p]

@@ -1,9 +1,12 @@
 """New York's weather: as it was read, with its gaps, and weeks apart."""
 
+import math
+
 import pytest
 import torch
+from torch import Tensor
 
-from training.data.weather import WeatherConfig, days, hours, records
+from training.data.weather import WARMEST, WeatherConfig, days, hours, records
 
 
 def test_every_reading_is_a_row_with_its_gaps_and_the_one_wrong_wind() -> None:
@@ -22,17 +25,22 @@ def test_every_reading_is_a_row_with_its_gaps_and_the_one_wrong_wind() -> None:
 @pytest.mark.parametrize("rows", ["hours", "days"])
 def test_no_week_is_in_two_splits_and_all_rows_are_in_one(rows: str) -> None:
     dataset = WeatherConfig.model_validate({"rows": rows}).load()
-    place = [column.name for column in dataset.space.columns].index("day")
-    weeks = [
-        set(((part[:, place] - 1) // 7).tolist())
-        for part in (dataset.train, dataset.valid, dataset.test)
-    ]
+    parts = dataset.train, dataset.valid, dataset.test
+    weeks = [set(((_day(rows, part) - 1) // 7).tolist()) for part in parts]
     assert len(set.union(*weeks)) == sum(map(len, weeks)) == 52
     assert [len(each) for each in weeks] == [37, 5, 10]
     whole = hours() if rows == "hours" else days()
     assert sum(map(len, (dataset.train, dataset.valid, dataset.test))) == len(whole[1])
     assert dataset.groups is not None
     assert set(dataset.groups[: len(dataset.train)].tolist()) == weeks[0]
+
+
+def _day(kind: str, rows: Tensor) -> Tensor:
+    """The day of the year, from where the year is in a row of a day."""
+    if kind == "hours":
+        return rows[:, 1]
+    turn = torch.atan2(-rows[:, 2], rows[:, 1]) / (2 * math.pi) * 365
+    return (WARMEST + turn - 1).round().remainder(365) + 1
 
 
 @pytest.mark.parametrize("rows", ["hours", "days"])

@@ -34,6 +34,8 @@ from training.data.dataset import Dataset, DataSetConfig, checksum
 FILE = Path(__file__).with_name("weather.csv.xz")
 AIRPORTS = ("EWR", "JFK", "LGA")
 DIRECTIONS = ("calm", *(f"{tens}0°" for tens in range(1, 37)))
+SEASON = ("summer", "spring")
+WARMEST = 200  # the day of the year, 19 July
 GROSS = 200.0  # miles an hour; the one wind beyond it is wrong
 
 #: Of each measure: the step of its lattice, and its least and greatest value.
@@ -56,6 +58,9 @@ Record = dict[str, str]
 class WeatherConfig(DataSetConfig):
     """A row is an hour (date, hour, and nine measures), or a day of 24 temperatures and winds.
 
+    The date of a day is where the year is, twice from -1 to 1 (`season`): the weather does not go
+    with the day's number on a line.
+
     Attributes:
         maps: which measures go along their quantiles.
     """
@@ -69,6 +74,9 @@ class WeatherConfig(DataSetConfig):
         """Read and split the rows, float64 [rows, columns]; gaps are NaN."""
         names, rows = hours() if self.rows == "hours" else days()
         weeks = ((rows[:, names.index("day")] - 1) // 7).long()
+        if self.rows == "days":
+            names = [names[0], *SEASON, *names[2:]]
+            rows = torch.cat((rows[:, :1], season(rows[:, 1]), rows[:, 2:]), 1)
         test, valid = weeks % 5 == 4, weeks % 10 == 2
         train = ~test & ~valid
         known = torch.cat((rows[train], rows[valid]))
@@ -100,10 +108,21 @@ def column(name: str, values: Tensor, maps: Maps) -> Number | Category:
     seen = values[~values.isnan()]
     if name == "day":
         return fitted_number(name, seen, step=1, low=1, high=366)
+    if name in SEASON:
+        return fitted_number(name, seen, low=-1, high=1)
     if name == "hour":
         return fitted_number(name, seen, step=1, low=0, high=23)
     step, low, high = LATTICES[name.rstrip("_0123456789")]
     return fitted_number(name, seen, knots=knots(seen, maps), step=step, low=low, high=high)
+
+
+def season(day: Tensor) -> Tensor:
+    """Return where the year is, [N, 2]: 1 in the middle of summer, and 1 in the middle of spring.
+
+    cos, -sin of 2 pi (day - 200) / 365
+    """
+    turn = 2 * math.pi * (day - WARMEST) / 365
+    return torch.stack((turn.cos(), -turn.sin()), 1)
 
 
 def hours() -> tuple[list[str], Tensor]:

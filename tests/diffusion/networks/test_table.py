@@ -222,6 +222,21 @@ def test_a_wrong_number_that_was_seen_is_kept_and_moves_others_no_further(
     assert len(low[:, 2].unique()) > 5
 
 
+@pytest.mark.parametrize("log_snr", [-3.0, 2.0, 11.0])
+def test_a_wrong_number_moves_no_other(mixture: TableMixture, log_snr: float) -> None:
+    """At x_t of 50 deviations and of 5,000 only its own prediction differs, and is near."""
+    snr = torch.full((2,), log_snr)
+    signal, noise = snr.double().sigmoid(), (-snr.double()).sigmoid()
+    off = torch.tensor([50.0, 5000.0]).double()
+    x_t = torch.tensor([[0.0, -0.3, 0, 1, 0]] * 2)
+    x_t[:, 0] = (signal.sqrt() * off).float()
+    found = mixture.given(x_t, snr)
+    assert_close(found[0, 1:5], found[1, 1:5])
+    precision = signal / noise
+    assert_close(found[:, 0].double(), off * precision / (1 + precision), rtol=1e-4, atol=0)
+    assert_close(found[:, 5].double().exp() * noise, 1 / (1 + precision), rtol=1e-4, atol=0)
+
+
 def test_even_precisions_need_no_matrix(mixture: TableMixture) -> None:
     assert mixture.gaussians is not None
     P = torch.tensor([[1e-9], [0.3], [40.0], [1e9]]).double()

@@ -4,8 +4,12 @@
     categories    logits = log P(x_0 | x_t, y) + f
 
 f is an MLP that reads, of each element, x_t or the value that was seen of it, the mixture's mean or
-probability, the share that was seen, and whether it is a gap. It starts from zero, so training
-begins at the mixture and early stopping can return to it.
+probability, and the share that was seen. It starts from zero, so training begins at the mixture and
+early stopping can return to it.
+
+Of a gap f reads what the mixture makes of it, as if x_t were x_0 of the mixture with noise. Were it
+told that there is a gap it would learn what gaps tell (no gust is written where there is no wind),
+and of a gap that is to be filled would believe that it is none.
 """
 
 from typing import Literal, Self, final
@@ -104,7 +108,13 @@ class TableNetwork(Network):
         x, told = split_seen(x_t, D)
         value, share, scale = (torch.zeros_like(x),) * 3 if told is None else told
         guess = torch.cat((output[:, :R], output[:, R:D].exp()), 1)
+        gap, signal = scale < 0, log_snr.sigmoid()[:, None]
+        ratio = output[:, D : D + R].exp()  # of the mixture's variance to the noise's
+        # x_t of a gap is noise alone.
+        drawn = signal.sqrt() * guess[:, :R] + (signal * ratio + 1).sqrt() * x[:, :R]
+        x = torch.where(gap, torch.cat((drawn, guess[:, R:]), 1), x)
         x = torch.where(share > _SEEN, value, x).clamp(-FAR, FAR)
+        scale = scale.clamp_min(0)
         f = self.correction.given(torch.cat((x, guess, share, scale), 1), *known).to(output.dtype)
         noise = (-log_snr.double()).sigmoid()[:, None].log()
         spread = ((output[:, D : D + R].double() + noise) / 2).exp().to(output.dtype)

@@ -21,7 +21,7 @@ RUN python -m venv --without-pip /opt/noneq
 # First what noneq depends on: this layer is built anew only when pyproject.toml or the pins change.
 COPY pyproject.toml constraints.txt ./
 RUN --mount=type=cache,target=/root/.cache/pip \
-    python -c "import tomllib; p = tomllib.load(open('pyproject.toml', 'rb'))['project']; e = p['optional-dependencies']; print(*(r for r in [*p['dependencies'], *e['model'], *e['serve']] if not r.startswith('noneq[')), sep='\n')" >requirements.txt \
+    python -c "import tomllib; p = tomllib.load(open('pyproject.toml', 'rb'))['project']; e = p['optional-dependencies']; print(*(r for r in [*p['dependencies'], *e['model'], *e['serve'], *e['otel']] if not r.startswith('noneq[')), sep='\n')" >requirements.txt \
     && sed -e "${TORCH:+/^torch==/d}" constraints.txt >pins.txt \
     && echo "${TORCH}" >>pins.txt \
     && pip install -c pins.txt ${TORCH_INDEX:+--extra-index-url "${TORCH_INDEX}"} -r requirements.txt

@@ -132,6 +132,7 @@ class NotPictured(NoneqError):
 _BY_TYPE: dict[str, type[Refused]] = {
     "urn:noneq:problem:foreign-origin": BadRequest,
     "urn:noneq:problem:unknown-model": UnknownModel,
+    "urn:noneq:problem:job-not-done": Busy,
     "urn:noneq:problem:too-expensive": TooLarge,
     "urn:noneq:problem:deadline-unmeetable": DeadlineMissed,
     "urn:noneq:problem:deadline-exceeded": DeadlineMissed,

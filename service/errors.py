@@ -159,23 +159,6 @@ class NotAcceptable(Problem):
     slug = "not-acceptable"
 
 
-class JobNotDone(Problem):
-    """The job has no result yet; `retry_after`: seconds, rounded up."""
-
-    status = 409
-    title = "The job is not done"
-    slug = "job-not-done"
-
-    def __init__(self, detail: str, *, retry_after: float = 1.0, **fields: object) -> None:
-        self.retry_after = max(1, math.ceil(retry_after))
-        super().__init__(detail, retry_after=self.retry_after, **fields)
-
-    @property
-    @override
-    def headers(self) -> dict[str, str]:
-        return {"retry-after": str(self.retry_after)}
-
-
 class BodyTimeout(Problem):
     """The body did not arrive within `body_seconds`."""
 
@@ -302,6 +285,15 @@ class JobsFull(Unavailable):
 
     title = "No room for another job"
     slug = "jobs-full"
+
+
+class JobNotDone(Unavailable):
+    """The job has no result yet."""
+
+    status = 409
+    title = "The job is not done"
+    slug = "job-not-done"
+    refusal = False
 
 
 class TooManyConnections(Unavailable):

@@ -331,7 +331,8 @@ def test_the_exit_status_says_what_to_do(
         assert noneq("models", "--url", url)[0] == 5
         monkeypatch.setenv("NONEQ_API_KEY", "secret")
         assert noneq("models", "--url", url)[0] == 0
-    with scripted([response("500 Internal Server Error", b"{}")]) as (url, _):
+    fault = json.dumps({"title": "Internal error"}).encode()
+    with scripted([response("500 Internal Server Error", fault)]) as (url, _):
         assert noneq("sample", "--url", url)[0] == 6
 
 
@@ -352,7 +353,7 @@ def test_an_interruption_ends_in_130(noneq: Run, monkeypatch: pytest.MonkeyPatch
     def interrupted(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(Client, "sample", interrupted)
+    monkeypatch.setattr(Client, "send", interrupted)
     status, _, err = noneq("sample", "-m", "grey")
     assert status == 130
     assert "interrupted" in err

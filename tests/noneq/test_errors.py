@@ -37,6 +37,9 @@ EXPECTED = {
     "out-of-memory": errors.ServerFault,
     "engine-dead": errors.ServerFault,
     "no-device-memory": errors.ServerFault,
+    "disk-full": errors.ServerFault,
+    "job-not-done": errors.Busy,
+    "jobs-full": errors.Busy,
 }
 
 

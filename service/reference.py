@@ -76,7 +76,7 @@ found = client.infer("mnist", [observed, known], parameters=asked)
 print(found.as_numpy("samples").shape, found.get_response()["parameters"]["method"])
 ```
 
-[operations.md](operations.md) has Triton's routes that load and unload models.
+[operate.md](operate.md) has Triton's routes that load and unload models.
 """
 
 PROBLEMS = """## Problems

@@ -209,10 +209,11 @@ def is_local(scope: Scope) -> bool:
     if client is None or server is None or any(name in headers for name in _FORWARDED):
         return False
     try:
-        loopback = ip_address(client[0]).is_loopback
+        address = ip_address(client[0])
     except ValueError:
         return False
-    if not loopback:
+    # A server that listens on :: sees 127.0.0.1 as ::ffff:127.0.0.1.
+    if not (getattr(address, "ipv4_mapped", None) or address).is_loopback:
         return False
     # A proxy on this machine that adds no header connects from here too, but as another user.
     owner = _owner(client[1], server[1])

@@ -244,6 +244,8 @@ def test_without_admin_keys_the_services_own_user_may_on_its_machine(
             client = caller.getsockname()
             scope = {"type": "http", "client": client, "server": ("127.0.0.1", port), "headers": []}
             assert control.is_local(scope)
+            mapped = (f"::ffff:{client[0]}", client[1])
+            assert control.is_local({**scope, "client": mapped})
             through = {**scope, "headers": [(b"x-forwarded-for", b"127.0.0.1")]}
             assert not control.is_local(through)
             assert not control.is_local({**scope, "client": ("192.0.2.1", client[1])})

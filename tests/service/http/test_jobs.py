@@ -266,6 +266,35 @@ async def test_each_key_has_jobs_of_its_own(
         assert [job["id"] for job in listed] == [other["id"]]
 
 
+async def test_a_job_waits_for_its_keys_budget_and_is_found_by_a_new_key(
+    single: Path,
+    tmp_path: Path,
+    serve: Callable[..., AbstractAsyncContextManager[httpx.AsyncClient]],
+) -> None:
+    keys = tmp_path / "keys.toml"
+    keys.write_text('[alice]\nkey = "old"\nbudget = 30\n[bob]\nkey = "b"\n')
+    given = {"models": single, "device": "cpu", "batch_size": 4, "jobs": tmp_path / "jobs"}
+    settings = Settings.model_validate({**given, "api_key_file": keys})
+    old, new, bob = ({"authorization": f"Bearer {key}"} for key in ("old", "new", "b"))
+    async with serve(settings) as caller:
+        first, second = await submit(caller, **old), await submit(caller, **old)  # 24 each
+        wait = {"prefer": "wait=60"}
+        done = await caller.get(f"/jobs/{first['id']}", headers={**old, **wait})
+        assert done.json()["state"] == "done"
+        direct = await caller.post("/sample", json=ASKED["/sample"], headers=old)
+        assert_problem(direct, 429, "budget-exceeded")
+        others = await submit(caller, **bob)  # which nothing holds up
+        assert (await caller.get(f"/jobs/{others['id']}", headers={**bob, **wait})).json()["ended"]
+        stands = await caller.get(f"/jobs/{second['id']}", headers=old)
+        assert stands.json()["state"] == "waiting"
+    keys.write_text('[alice]\nkey = "new"\n[bob]\nkey = "b"\n')
+    async with serve(settings) as caller:
+        done = await caller.get(f"/jobs/{second['id']}", headers={**new, **wait})
+        assert done.json()["state"] == "done"
+        listed = (await caller.get("/jobs", headers=new)).json()["jobs"]
+        assert [one["id"] for one in listed] == [second["id"], first["id"]]
+
+
 async def test_a_deadline_holds_for_a_job(app: FastAPI, caller: httpx.AsyncClient) -> None:
     with held(app) as gate:
         job = await submit(caller, **{"x-deadline": "0.05"})

@@ -253,5 +253,6 @@ async def test_the_header_is_documented_on_every_question(client: httpx.AsyncCli
     paths = (await client.get("/openapi.json")).json()["paths"]
     for name in ("sample", "loglik", "inpaint", "denoise"):
         operation = paths[f"/{name}"]["post"]
-        assert [given["name"] for given in operation["parameters"]] == ["x-deadline"]
+        names = [given["name"] for given in operation["parameters"]]
+        assert names == ["x-deadline", "Prefer", "Idempotency-Key"]
         assert {"408", "503", "504"} <= set(operation["responses"])

@@ -26,7 +26,7 @@ PINS = {
 }
 #: Peers with dependencies of their own: the commands beside them say how to install them.
 PEERS = {"azula", "sbi", "forestdiffusion", "hyperimpute", "miceforest", "pandas", "pyod"}
-OURS = {"benchmarks", "diffusion", "noneq", "service", "training"}
+OURS = {"benchmarks", "diffusion", "noneq", "service", "training", "deploy"}
 
 
 def named(texts: list[str], extras: set[str]) -> Iterator[Requirement]:

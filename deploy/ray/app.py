@@ -153,7 +153,11 @@ class Replica:
 
 def app(arguments: Arguments) -> Application:
     """Build the application; Ray calls it where the application is deployed."""
-    settings = Settings.from_command_line([])
+    return build(arguments, Settings.from_command_line([]))
+
+
+def build(arguments: Arguments, settings: Settings) -> Application:
+    """Build the application with these settings, where they differ from their defaults."""
     values = settings.model_dump(mode="json", exclude_unset=True)
     values = {**LIMITS, "threads": max(1, int(arguments.cpus)), **values}
     if "api_keys" in values:

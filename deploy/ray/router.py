@@ -1,13 +1,14 @@
-"""Routes each request to the replica that owes the least work, in seconds.
+"""Routes each request to a replica that owes little work, in seconds: the best of a few at random.
 
     estimate = max(0, owed - age of the report) + what this router has sent since the report
+
+The best of all would be everybody's choice until the next report (`benchmarks.replicas`).
 
 Replicas report what they owe every `request_routing_stats_period_s`; in between, requests that this
 router has sent count with what a request of theirs usually is, or with what it is said to be. Ray
 copies this module into its proxies by value, so it imports nothing of noneq.
 """
 
-import heapq
 import random
 import time
 from collections import defaultdict, deque
@@ -22,7 +23,7 @@ from ray.serve.request_router import (
 )
 
 PERIOD = 0.25  # seconds between a replica's reports
-_CHOICES = 3  # replicas that are offered, should the first one not take the request
+_SOME = 4  # replicas that are compared
 
 
 class OwedWork(RequestRouter):  # type: ignore[misc]
@@ -51,17 +52,15 @@ class OwedWork(RequestRouter):  # type: ignore[misc]
         candidate_replicas: list[RunningReplica],
         pending_request: PendingRequest | None = None,
     ) -> list[list[RunningReplica]]:
-        """Rank the replicas that owe the least, in random order where they owe the same.
+        """Rank a few replicas by what they owe, in random order where they owe the same.
 
         A replica that sends a part of a request does one itself, so it comes last.
         """
         now = time.time()
         sender = None if pending_request is None else pending_request.kwargs.get("sender")
-        keyed = [
-            (replica.replica_id == sender, self.estimate(replica, now), random.random(), i)
-            for i, replica in enumerate(candidate_replicas)
-        ]
-        return [[candidate_replicas[i]] for *_, i in heapq.nsmallest(_CHOICES, keyed)]
+        some = random.sample(candidate_replicas, min(_SOME, len(candidate_replicas)))
+        some.sort(key=lambda one: (one.replica_id == sender, self.estimate(one, now)))
+        return [[replica] for replica in some]
 
     def on_request_routed(
         self,

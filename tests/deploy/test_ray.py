@@ -22,7 +22,7 @@ from tests.noneq.conftest import listening
 from tests.service.http.conftest import save_animals, save_models
 
 pytest.importorskip("ray", reason="Ray is an extra: pip install 'noneq[ray]'")
-pytestmark = pytest.mark.timeout(240)
+pytestmark = pytest.mark.timeout(600)
 
 SETTINGS = {"batch_size": 16, "deterministic": True, "max_queue_cost": 60_000, "threads": 1}
 LARGE = 1_000  # samples: seconds of work

@@ -22,7 +22,14 @@ from diffusion.schedule import LogSnrSchedule
 from diffusion.space import DataSpace
 from diffusion.table import Category, Number, TableSpace
 
-SHIPPED = ("gaussian-mixture", "bit-patterns", "swissroll", "swissroll-paper")
+SHIPPED = (
+    "gaussian-mixture",
+    "bit-patterns",
+    "swissroll",
+    "swissroll-paper",
+    "weather",
+    "weather-day",
+)
 STAND_INS = {"mnist": 28, "shapes": 16}  # pixels of a side
 EPIDEMIC = ("infects", "recovers", "peak", "day", "total")  # the first two between limits
 UNET = UNetConfig(channels=(8,), blocks=1, patch=4, norm_groups=4, zero_out=True)

@@ -319,11 +319,18 @@ class Scores:
 
     @property
     def worst(self) -> list[str | None]:
-        """The column of each row that is rarest; None for a row without values."""
+        """The column of each row that is rarest; None for a row without values.
+
+        Of columns that are rarer than in any held-out row, the one with the least part.
+        """
         names = [column.name for column in self.columns]
-        rank = -self.parts if bool(np.isnan(self.rarer).all()) else self.rarer
-        filled = np.where(np.isnan(rank), -np.inf, rank).tolist()
-        return [names[row.index(max(row))] if max(row) > -math.inf else None for row in filled]
+        rank = np.zeros_like(self.parts) if bool(np.isnan(self.rarer).all()) else self.rarer
+        found = []
+        for parts, ranks in zip(self.parts, rank, strict=True):
+            there = np.flatnonzero(~np.isnan(parts) & ~np.isnan(ranks))
+            worst = max(there, key=lambda j: (ranks[j], -parts[j]), default=None)
+            found.append(None if worst is None else names[worst])
+        return found
 
     def lines(self) -> tuple[list[str], list[list[Any]]]:
         """Return a line for each row: its scores, its rarest column, and each column's part."""

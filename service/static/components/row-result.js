@@ -59,7 +59,8 @@ export function whyRare(part, parts) {
   const nats = number(part.nats, { maximumFractionDigits: 2, minimumFractionDigits: 2 });
   if (part.rarer_than === null) return [h("p", { class: "soft", say: ["table.part", { nats }] })];
   const most = Math.max(...parts.map((one) => one.rarer_than ?? 0));
-  const rare = part.rarer_than >= RARE && part.rarer_than === most;
+  const least = Math.min(...parts.filter((one) => one.rarer_than === most).map((one) => one.nats));
+  const rare = part.rarer_than >= RARE && part.rarer_than === most && part.nats === least;
   const share = percent(part.rarer_than);
   return [h("p", { class: rare ? "unusual" : "soft", say: [rare ? "table.rare" : "table.usual", { share, nats }] })];
 }

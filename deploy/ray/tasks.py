@@ -87,6 +87,9 @@ class Impute(Task):
         else:
             lines = found.median() if self.fill == "median" else found.mean()
         columns = dict(zip(found.table.names, map(list, zip(*lines, strict=True)), strict=True))
+        for column in facts.table or ():  # what was given in CSV is text, what was drawn a number
+            if not column.labels:
+                columns[column.name] = [float(x) for x in columns[column.name]]
         warnings = [found.warnings.get(i) for i in range(block.count)]
         return {**columns, "warning": warnings}
 

@@ -45,7 +45,7 @@ def calibrated(kind: str, data: int, width: float, shift: float, seed: int) -> C
         count=data,
         draws=DRAWS,
         steps=1,
-        ranks=found.histograms(list(named)),
+        ranks=found.histograms(list(named), DRAWS),
         coverage=found.coverage(),
         crps=crps,
         crps_error=error,

@@ -1,6 +1,7 @@
 """Calibration: a right posterior passes at the rate stated, a wrong one does not."""
 
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -56,7 +57,7 @@ def passed(of: Ranked) -> bool:
     crps, error = over_data(of.crps)
     return Calibration(
         family=Exact(), case="", count=len(of.crps), draws=19, steps=1, crps=crps, crps_error=error,
-        ranks=of.histograms(list(scalars(SPACE))), coverage=of.coverage(),
+        ranks=of.histograms(list(scalars(SPACE)), 19), coverage=of.coverage(),
     ).passed  # fmt: skip
 
 
@@ -111,11 +112,24 @@ def test_ties_are_broken_at_random_and_what_is_certain_is_left_out() -> None:
     alike = (bits == bits[:, :1]).all(1)[:, 0]
     assert torch.equal(found.place[:, 0].isnan(), alike)
     assert torch.equal(found.covered.isnan().all(1), alike)
-    (ranks,) = found.histograms(["sum"])
+    (ranks,) = found.histograms(["sum"], 19)
     assert sum(ranks.counts) == int((~alike).sum())
     assert ranks.p > 0.001
     for each in found.coverage():
         assert abs(each.share - each.level) < 4 * each.standard_error
+
+
+@pytest.mark.parametrize(("draws", "bins"), [(2, 3), (3, 4), (5, 6), (9, 10), (12, 10), (19, 10)])
+def test_bins_hold_as_many_ranks_each_where_they_can(draws: int, bins: int) -> None:
+    """So ties that are broken otherwise move nothing, and the right posterior still passes."""
+    of = ranked(7, data=4000, draws=draws)
+    names = list(scalars(SPACE))
+    found = of.histograms(names, draws)
+    assert {len(each.counts) for each in found} == {bins}
+    assert min(each.p for each in found) > 0.001
+    if bins == draws + 1:
+        middle = ((of.place * bins).floor() + 0.5) / bins  # of each rank
+        assert replace(of, place=middle).histograms(names, draws) == found
 
 
 def test_elements_seen_exactly_count_for_nothing() -> None:
@@ -290,7 +304,7 @@ def test_a_profile_that_changes_the_kernel_drops_the_calibration(
     document = small(network=network, space=SPACE, variance=variance, profile=ProfileConfig())
     one = Calibration(
         family=Exact(), case="x", count=4, draws=2, steps=1, crps=1.0, crps_error=0.1,
-        ranks=ranked(0, data=4, draws=2).histograms(list(scalars(SPACE))),
+        ranks=ranked(0, data=4, draws=2).histograms(list(scalars(SPACE)), 2),
         coverage=ranked(0, data=400).coverage(),
     )  # fmt: skip
     parts = document.model_dump() | {"told": (Exact(),), "calibration": (one,)}

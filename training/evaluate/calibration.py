@@ -33,7 +33,7 @@ from diffusion.table import TableSpace
 from training.data.dataset import Dataset, checksum, stream_seed
 from training.progress import progress_bar
 
-BINS = 10  # of a histogram of ranks
+BINS = 10  # of a histogram of ranks, at most
 LEVELS = (0.5, 0.8, 0.95)
 SCALARS = 6
 LIKELIHOOD = "log r"  # of what was seen with noise: a scalar of x_0 and y
@@ -176,7 +176,7 @@ def measure(
         draws=draws,
         steps=steps,
         seed=seed,
-        ranks=all_of.histograms(names),
+        ranks=all_of.histograms(names, draws),
         coverage=all_of.coverage(),
         crps=crps,
         crps_error=crps_error,
@@ -253,12 +253,17 @@ class Ranked(Rows):
         mean = (scores / space.affine[1]).nanmean(1)
         return cls(place, covered.nanmean(2), mean, covered, scores)
 
-    def histograms(self, names: Sequence[str]) -> tuple[Ranks, ...]:
-        """Count the places of each scalar in equally wide bins."""
+    def histograms(self, names: Sequence[str], draws: int) -> tuple[Ranks, ...]:
+        """Count the places of each scalar in equally wide bins, as many ranks in each.
+
+        Bins that part a rank would test the numbers that break ties, too.
+        """
+        fitting = (bins for bins in range(min(BINS, draws + 1), 2, -1) if (draws + 1) % bins == 0)
+        most = next(fitting, BINS)
         found = []
         for name, place in zip(names, self.place.unbind(1), strict=True):
-            bins = (place[~place.isnan()] * BINS).long().clamp(max=BINS - 1)
-            found.append(Ranks(scalar=name, counts=tuple(bins.bincount(minlength=BINS).tolist())))
+            bins = (place[~place.isnan()] * most).long().clamp(max=most - 1)
+            found.append(Ranks(scalar=name, counts=tuple(bins.bincount(minlength=most).tolist())))
         return tuple(found)
 
     def coverage(self) -> tuple[Coverage, ...]:

@@ -81,6 +81,7 @@ def conditional(model: DiffusionModel, row: dict[str, Any]) -> Tensor:
     inputs = seen.inputs
     assert inputs is not None
     first = space.to_model(torch.zeros(1, 4))  # x_T, which says nothing
+    first[:, : network.config.numbers] = 0.0
     start = torch.cat((first, inputs), 1).double()
     return network(start, torch.tensor([-60.0]).double())[0]
 
@@ -160,7 +161,7 @@ async def test_completions_have_the_exact_conditional(
     p = exact[2:5].exp()
     shares = torch.tensor(list(found["probabilities"]["kind"].values())).double()
     assert bool(((shares - p).abs() < SIGMAS * (p * (1 - p) / n).sqrt() + 0.02).all())
-    mass = torch.tensor([[sample["mass"] for sample in found["samples"]]]).double()
+    mass = torch.tensor([sample["mass"] for sample in found["samples"]]).double()
     z = space_of(model).columns[0].to_model(mass)  # type: ignore[union-attr]
     std = exact[7].exp().sqrt()
     assert abs(z.mean() - exact[0]) < SIGMAS * std / n**0.5 + 0.02

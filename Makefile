@@ -79,7 +79,7 @@ $(SERVE): pyproject.toml $(PINS)
 	touch $@
 
 $(DEV): pyproject.toml $(PINS)
-	$(RUN) -m pip install -c $(PINS) -e '.[serve,train,ray,dev,docs]'
+	$(RUN) -m pip install -c $(PINS) -e '.[serve,train,ray,otel,dev,docs]'
 	touch $(SERVE) $@
 
 # The pins in force: the constraints file, with TORCH in the place of its torch. Rewritten on change only.

@@ -124,6 +124,11 @@ class Plan:
         return Update(t, s, table, self.own)
 
 
+def share_of(steps: int, start: int, T: int) -> int:
+    """Return how many of a whole chain's steps one that starts at `start`, 1..T, takes."""
+    return max(1, round(steps * start / T))
+
+
 class Sampler(BaseModel, ABC):
     """The configuration of a sampler, which makes plans.
 
@@ -158,7 +163,7 @@ class Sampler(BaseModel, ABC):
         start, steps = T if start is None else start, T if self.steps is None else self.steps
         if steps > T:
             raise ValueError(f"this model has {T} steps, came {steps}: ask for {T} or fewer")
-        count = max(1, round(steps * start / T))
+        count = share_of(steps, start, T)
         t = (start * torch.arange(count, 0, -1, dtype=torch.float64) / count).ceil().long()
         return self.plan_of(model, t, torch.cat((t[1:], t.new_zeros(1))))
 

@@ -29,7 +29,7 @@ from diffusion.posterior.factors import Factor
 from diffusion.posterior.particle_filter import ParticleFilter
 from diffusion.posterior.smc import SMCKernel, SMCResult
 from diffusion.posterior.twist import Covariance, Told, Twist
-from diffusion.samplers import Plan, Sampler
+from diffusion.samplers import Plan, Sampler, share_of
 
 #: The largest relative error of a step's noise that `auto` accepts. For a normal x_0, a relative
 #: error d makes the posterior's standard deviation wrong by at most a share d, and its mean by at
@@ -288,11 +288,11 @@ class Matched(PosteriorMethod):
     def diagnose_chains(
         self, model: DiffusionModel, observation: Observation, steps: int
     ) -> tuple[Diagnostics, ...]:
-        start = self.start(model, observation)
-        pace = steps * model.T / start.t  # of a chain from x_T, as it was measured
-        of = model.calibrated_for(observation, "matched")
-        refuted = [each for each in of if each.refuted and pace < each.steps + 0.5]
-        found = refuted or [each for each in of if not each.refuted and pace > each.steps - 0.5]
+        start, of = self.start(model, observation), model.calibrated_for(observation, "matched")
+        # A measured chain's steps are those of one from x_T, of which this one takes its share.
+        asked = [(each, steps - share_of(each.steps, start.t, model.T)) for each in of]
+        refuted = [each for each, more in asked if each.refuted and more <= 0]
+        found = refuted or [each for each, more in asked if not each.refuted and more >= 0]
         warning = None
         if refuted:
             warning = f"held-out data refute posteriors of so few steps: {refuted[0]}; ask for more"

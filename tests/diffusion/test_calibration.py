@@ -14,7 +14,7 @@ from diffusion.families import AnyFamily, Exact, Noisy
 from diffusion.networks import GaussianMixture, GaussianMixtureConfig
 from diffusion.observation import Observation
 from diffusion.posterior import Auto, Learned, Twisted, sample_posterior
-from diffusion.samplers import Ancestral
+from diffusion.samplers import Ancestral, share_of
 from tests.diffusion.artefacts import fresh, small
 
 EXACT = Exact()
@@ -173,3 +173,23 @@ def test_an_answer_repeats_its_certificate_or_says_what_it_lacks() -> None:
         sampler=Ancestral(steps=4),
     )
     assert twisted.diagnostics[0].calibration is None
+
+
+def test_an_answer_from_a_matched_step_repeats_what_was_found_at_its_pace() -> None:
+    """At every step that it may start from, though its share of the steps is rounded."""
+    family = Noisy(whole=1.0, levels=(1e-4, 1e4))
+    good = record(family, method="matched", steps=4)
+    steep = good.model_copy(update={"ranks": (Ranks(scalar="sum", counts=STEEP),)})
+    for one in (good, steep):
+        model = fresh(conditional(one))
+        x = torch.zeros(2, 2)
+        for t in range(1, model.T):
+            at = float(model.process.alpha_bar[t])
+            noisy = Observation.of_reals(x, torch.ones(2, 2).bool(), ((1 - at) / at) ** 0.5)
+            for steps in (2, 4, model.T):
+                found = sample_posterior(model, noisy, 2, seed=1, sampler=Ancestral(steps=steps))
+                taken, measured = (share_of(each, t, model.T) for each in (steps, 4))
+                for each in found.diagnostics:
+                    warned, said = each.warning is not None, each.calibration is not None
+                    assert warned == (one is steep and taken <= measured)
+                    assert said == (warned or (one is good and taken >= measured))

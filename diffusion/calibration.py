@@ -107,6 +107,8 @@ class Calibration(Frozen):
         family: the family of observations: of `Metadata.told`, or a part of one.
         case: which of its observations, in words.
         method: that drew the posteriors: "learned", or "matched", of which no network is told.
+        level: of the noise, where that is always the same: a standard deviation in model units, or
+            a flip probability.
         split: of the data.
         count: how many data.
         draws: from each posterior.
@@ -125,6 +127,7 @@ class Calibration(Frozen):
     family: AnyFamily
     case: str
     method: Literal["learned", "matched"] = "learned"
+    level: float | None = Field(default=None, gt=0)
     split: str = "test"
     count: int = Field(ge=2)
     draws: int = Field(ge=2)
@@ -155,6 +158,16 @@ class Calibration(Frozen):
     def passed(self) -> bool:
         """Whether the posteriors are not refuted by data that are enough to see a large error."""
         return self.count >= LEAST_DATA and not self.refuted
+
+    @property
+    def fault(self) -> str:
+        """What refutes it, in words."""
+        data = f"on {self.count:,} held-out data ({self.case})"
+        if self.p < FALSE_ALARM:
+            return f"ranks as uneven have a chance of {self.p:.2g} {data}"
+        worst = max(self.coverage, key=lambda each: abs(each.share - each.level))
+        share = f"{worst.share:.1%} ± {worst.standard_error:.1%}"
+        return f"{worst.level:.0%} intervals cover {share} {data}"
 
     def __str__(self) -> str:
         data = f"on {self.count:,} held-out data ({self.case})"

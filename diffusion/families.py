@@ -38,10 +38,12 @@ class Case:
     Attributes:
         family: of the observations, which may be a part of the family whose case it is.
         observe: as `Family.observe`.
+        level: of its noise, where that is always the same: as `Noisy.levels`.
     """
 
     family: "Family"
     observe: Observe
+    level: float | None = None
 
 
 class Family(BaseModel, ABC):
@@ -295,7 +297,7 @@ class Noisy(_Patterned):
                 level = _GREY / scale
             units = f"{level * scale:.3g}" if space.levels else f"{level:.2g} (model units)"
             name = f"{level:.1%} of bits flipped" if space.flips else f"noise of {units} on all"
-            found[name] = Case(self, _noise_on_all(level))
+            found[name] = Case(self, _noise_on_all(level), level)
         return found
 
 

@@ -288,14 +288,20 @@ class Matched(PosteriorMethod):
     def diagnose_chains(
         self, model: DiffusionModel, observation: Observation, steps: int
     ) -> tuple[Diagnostics, ...]:
-        start, of = self.start(model, observation), model.calibrated_for(observation, "matched")
+        start = self.start(model, observation)
+        of = sorted(  # the nearest level
+            model.calibrated_for(observation, "matched"),
+            key=lambda each: abs(math.log((each.level or 1.0) / start.asked)),
+        )[:1]
         # A measured chain's steps are those of one from x_T, of which this one takes its share.
         asked = [(each, steps - share_of(each.steps, start.t, model.T)) for each in of]
         refuted = [each for each, more in asked if each.refuted and more <= 0]
         found = refuted or [each for each, more in asked if not each.refuted and more >= 0]
         warning = None
         if refuted:
-            warning = f"held-out data refute posteriors of so few steps: {refuted[0]}; ask for more"
+            warning = (
+                f"held-out data refute posteriors of so few steps: {refuted[0].fault}; ask for more"
+            )
         one = Diagnostics(warning=warning, calibration=str(found[0]) if found else None)
         return (one,) * len(observation)
 
@@ -339,7 +345,7 @@ class Learned(PosteriorMethod):
         found, warning = model.calibrated_for(observation), None
         refuted = [each for each in found if each.refuted]
         if refuted:
-            warning = f"held-out data refute such posteriors: {refuted[0]}; use 'twisted'"
+            warning = f"held-out data refute such posteriors: {refuted[0].fault}; use 'twisted'"
         elif not model.certified_for(observation):
             warning = (
                 f"{'too few' if found else 'no'} held-out data confirm such posteriors: measure "

@@ -178,7 +178,7 @@ def test_an_answer_repeats_its_certificate_or_says_what_it_lacks() -> None:
 def test_an_answer_from_a_matched_step_repeats_what_was_found_at_its_pace() -> None:
     """At every step that it may start from, though its share of the steps is rounded."""
     family = Noisy(whole=1.0, levels=(1e-4, 1e4))
-    good = record(family, method="matched", steps=4)
+    good = record(family, method="matched", steps=4, level=0.3)
     steep = good.model_copy(update={"ranks": (Ranks(scalar="sum", counts=STEEP),)})
     for one in (good, steep):
         model = fresh(conditional(one))
@@ -193,3 +193,19 @@ def test_an_answer_from_a_matched_step_repeats_what_was_found_at_its_pace() -> N
                     warned, said = each.warning is not None, each.calibration is not None
                     assert warned == (one is steep and taken <= measured)
                     assert said == (warned or (one is good and taken >= measured))
+
+
+def test_of_several_levels_the_nearest_is_told_and_what_failed_there() -> None:
+    family = Noisy(whole=1.0, levels=(1e-4, 1e4))
+    flat = {"family": family, "method": "matched", "steps": 4}
+    far = record(**flat, case="far", level=30.0, ranks=(Ranks(scalar="sum", counts=STEEP),))
+    narrow = (Coverage(level=0.5, share=0.4, standard_error=0.004),)
+    model = fresh(conditional(far, record(**flat, case="near", level=0.4, coverage=narrow)))
+    at = float(model.process.alpha_bar[model.T // 2])
+    noise = ((1 - at) / at) ** 0.5
+    assert noise < 3
+    noisy = Observation.of_reals(torch.zeros(1, 2), torch.ones(1, 2).bool(), noise)
+    found = sample_posterior(model, noisy, 2, seed=1, sampler=Ancestral(steps=4)).diagnostics[0]
+    assert "50% intervals cover 40.0% ± 0.4%" in (found.warning or "")
+    assert "(near)" in (found.warning or "")
+    assert "chance" in far.fault

@@ -172,6 +172,7 @@ def measure(
         family=cast(AnyFamily, asked.family),
         case=case,
         method=method.name,
+        level=asked.level,
         count=len(chosen),
         draws=draws,
         steps=steps,
